@@ -1,0 +1,42 @@
+"""Everything FedShelf raises on purpose.
+
+    FedShelfError                 the message is for a person: what, where, why, what to do
+    ├── UsageError                a wrong flag, key or path (exit code 2)
+    ├── DataError                 photos, catalogue or tables that cannot be used
+    ├── ModelError                an unknown model, a checkpoint that does not fit
+    ├── RefusedError              a message that fails a check: nothing of it is kept
+    ├── RunError                  a run directory that cannot be used or resumed
+    └── TransportError            the other side cannot be reached or does not speak our protocol
+"""
+
+
+class FedShelfError(Exception):
+    """Base of all expected failures; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(FedShelfError):
+    """The caller asked for something that makes no sense; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(FedShelfError):
+    """Photos, a catalogue or a table that cannot be used."""
+
+
+class ModelError(FedShelfError):
+    """A model that cannot be built or weights that do not fit it."""
+
+
+class RefusedError(FedShelfError):
+    """A message that failed a check. Its sender is told the reason; the receiver keeps nothing of it."""
+
+
+class RunError(FedShelfError):
+    """A run directory that cannot be used: locked, of another configuration, or damaged."""
+
+
+class TransportError(FedShelfError):
+    """The other side cannot be reached, is not who it should be, or does not speak our protocol."""

@@ -1,0 +1,138 @@
+"""What happens in a run, as facts that sinks (database, console, …) write down.
+
+Accuracies are fractions in [0, 1], losses nats, times seconds, sizes bytes.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+
+class ClientStatus(StrEnum):
+    """How a member of the cohort ended a round."""
+
+    COUNTED = "counted"
+    LATE = "late"
+    REFUSED = "refused"
+    FAILED = "failed"
+    OFFLINE = "offline"
+
+
+class RunStatus(StrEnum):
+    """How a run stands; `running` with a dead process reads as stopped."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Participation:
+    """One cohort member's round. `reason` is empty for those counted; `accuracy` is of the model after the round
+    on the client's own validation photos."""
+
+    client: str
+    status: ClientStatus
+    reason: str = ""
+    num_examples: int | None = None
+    train_loss: float | None = None
+    accuracy: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    """`first_round` is the round that comes next: above 1 where the run was resumed."""
+
+    run_id: str
+    num_rounds: int
+    first_round: int
+    num_parameters: int
+    num_classes: int
+    min_clients: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientJoined:
+    client: str
+    num_train: int
+    num_validation: int
+    num_left_out: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientRefused:
+    """Somebody who may not take part, or a message that was not accepted outside of a client's own round."""
+
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientLeft:
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundStarted:
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadReceived:
+    """One cohort member has answered, well or not; `num_done` of `num_cohort` have."""
+
+    round: int
+    client: str
+    status: ClientStatus
+    reason: str
+    num_done: int
+    num_cohort: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundVoid:
+    """An attempt that ended without a quorum; the round is tried again."""
+
+    round: int
+    attempt: int
+    reason: str
+    clients: tuple[Participation, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundFinished:
+    round: int
+    attempt: int
+    clients: tuple[Participation, ...]
+    train_loss: float | None
+    accuracy: float | None
+    central_accuracy: float | None
+    central_loss: float | None
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    best_round: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnded:
+    status: RunStatus
+    reason: str = ""
+
+
+Event: TypeAlias = (
+    RunStarted
+    | ClientJoined
+    | ClientRefused
+    | ClientLeft
+    | RoundStarted
+    | UploadReceived
+    | RoundVoid
+    | RoundFinished
+    | RunEnded
+)

@@ -1,0 +1,146 @@
+"""What the server and a client say to each other. All are frozen; none names a file or holds a photo.
+
+    client                     server
+      Join        ──────────▶            who I am, which classes I hold
+                  ◀──────────  Setup     the run's configuration, the catalogue, the layout's digest
+      Ready       ──────────▶            how many photos that leaves me with
+                  ◀──────────  Broadcast train (or evaluate) this model
+      Upload      ──────────▶            what training changed
+      Evaluation  ──────────▶            how the model does on my validation photos
+      Failure     ──────────▶            why there is neither
+
+Everything that leaves a client is one of these objects and nothing else (docs/explanation/what-leaves-a-store.md).
+Shapes: S shared values of the model (see `params`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from torch import Tensor
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class TaskKey:
+    """Names one piece of work for ever; the same key asked twice is answered with the same bytes."""
+
+    run_id: str
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class ClassFolder:
+    """A class as a client sees it: the folder's own name, and its path below the data folder ('/' between)."""
+
+    leaf: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Join:
+    """A client introduces itself.
+
+    `identity` is a random token that the client made on first start: the same name with another identity is
+    somebody else.
+    """
+
+    protocol: int
+    version: str
+    client: str
+    identity: str
+    classes: tuple[ClassFolder, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """Everything a client needs before its first round.
+
+    `config` is the client's part of the run's configuration (TOML text); `catalogue` maps class index to name
+    and member paths (JSON text).
+    """
+
+    run_id: str
+    config: str
+    catalogue: str
+    layout_digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """The client has built the model; the digests prove that both sides mean the same."""
+
+    run_id: str
+    layout_digest: str
+    catalogue_digest: str
+    config_digest: str
+    num_train: int
+    num_validation: int
+    num_left_out: int
+
+
+class Purpose(StrEnum):
+    """What to do with a broadcast model."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Broadcast:
+    """The server hands out work: the shared values [S] as they are after `key.round - 1` rounds (or, to evaluate,
+    after `key.round`).
+
+    `counted` is the key of this client's newest upload that the server counted: state the client holds pending
+    for that key is committed, any other pending state is rolled back.
+    """
+
+    key: TaskKey
+    purpose: Purpose
+    params: Tensor
+    client_lr: float
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    counted: TaskKey | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Upload:
+    """What one client's training changed.
+
+    `delta` [S] is local minus global: *add* it to move toward the client. `auxiliary` vectors (control variates,
+    say) are payload like any other. `num_examples` counts photos, `train_loss` is their mean loss in nats over
+    the local training, `seconds` the time it took.
+    """
+
+    key: TaskKey
+    delta: Tensor
+    num_examples: int
+    num_steps: int
+    train_loss: float
+    seconds: float
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How the broadcast model does on the client's own validation photos: counts and the sum of losses (nats)."""
+
+    key: TaskKey
+    num_examples: int
+    num_correct: int
+    loss_sum: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """The client could not do the work; `reason` is for a person. `key` is absent where no task was named."""
+
+    reason: str
+    key: TaskKey | None = None
+
+
+ServerMessage: TypeAlias = Setup | Broadcast
+ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Failure

@@ -1,0 +1,212 @@
+"""A model as one flat vector.
+
+`Params` owns one contiguous float32 vector and binds the module's tensors to it as views. An upload is then a
+slice, and averaging, clipping, noise and quantization are single passes at memory bandwidth.
+
+The vector is ordered ``[shared trainable | shared statistics | personal]``; inside the personal segment the
+trainable tensors come first. Integer buffers (``num_batches_tracked``) are not in it: they are never averaged or sent.
+
+Shapes: T shared trainable values, S shared values (trainable and statistics), P all values.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Segment(StrEnum):
+    """Where a tensor belongs; see the module's text."""
+
+    TRAINABLE = "trainable"
+    STATISTICS = "statistics"
+    PERSONAL = "personal"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One named tensor's place in the vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    segment: Segment
+    trainable: bool
+    nonnegative: bool = False
+
+    @property
+    def size(self) -> int:
+        return _product(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order, shapes and strides of all floating tensors of a model."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    @cached_property
+    def num_trainable(self) -> int:
+        """T: values in the shared trainable segment."""
+        return sum(t.size for t in self.tensors if t.segment is Segment.TRAINABLE)
+
+    @cached_property
+    def num_shared(self) -> int:
+        """S: values that travel."""
+        return sum(t.size for t in self.tensors if t.segment is not Segment.PERSONAL)
+
+    @cached_property
+    def size(self) -> int:
+        """P: all values."""
+        return sum(t.size for t in self.tensors)
+
+    @cached_property
+    def num_personal_trainable(self) -> int:
+        """Personal values that the optimizer moves; they are the first of the personal segment."""
+        return sum(t.size for t in self.tensors if t.segment is Segment.PERSONAL and t.trainable)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable values, shared and personal: what papers call the size of the model."""
+        return self.num_trainable + self.num_personal_trainable
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what travels; two sides with the same digest agree on the meaning of every value."""
+        shared = [t for t in self.tensors if t.segment is not Segment.PERSONAL]
+        text = "\n".join(f"{t.name} {t.shape} {t.stride} {t.offset} {t.segment}" for t in shared)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def at(self, index: int) -> TensorSpec:
+        """The tensor that holds value `index` of the vector."""
+        for spec in self.tensors:
+            if spec.offset <= index < spec.offset + spec.size:
+                return spec
+        raise IndexError(f"value {index} lies outside a layout of {self.size} values")
+
+    def clamp(self, vector: Tensor) -> Tensor:
+        """Clamp the shared variances of `vector` [S] at zero, in place: an average may round below it."""
+        for spec in self.tensors:
+            if spec.nonnegative and spec.segment is Segment.STATISTICS:
+                vector[spec.offset : spec.offset + spec.size].clamp_(min=0)
+        return vector
+
+
+@dataclass(frozen=True, eq=False)
+class Params:
+    """One vector [P] and what it means. Slices and views share its memory."""
+
+    vector: Tensor
+    layout: Layout
+
+    @property
+    def shared(self) -> Tensor:
+        """[S]: the part that travels."""
+        return self.vector[: self.layout.num_shared]
+
+    @property
+    def trainable(self) -> Tensor:
+        """[T]: what server optimizers, proximal terms and clipping norms act on."""
+        return self.vector[: self.layout.num_trainable]
+
+    @property
+    def personal(self) -> Tensor:
+        """[P - S]: the part that never leaves the client."""
+        return self.vector[self.layout.num_shared :]
+
+    def views(self) -> dict[str, Tensor]:
+        """The named tensors, without copying."""
+        return {t.name: torch.as_strided(self.vector, t.shape, t.stride, t.offset) for t in self.layout.tensors}
+
+
+def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name: False) -> Params:
+    """Move the floating tensors of `module` into one vector; from then on they are views of it.
+
+    Convolution weights are laid out channels_last (the fast order on CPUs and tensor cores). Call this once
+    the module is on its device; moving it afterwards would break the views.
+
+    Args:
+        module: its parameters and floating buffers are rebound in place.
+        is_personal: tells by a tensor's name whether it stays at the client.
+
+    Returns:
+        The vector [P] with its layout; gradients are not bound (see `bind_gradients`).
+    """
+    tensors = dict(_floating_tensors(module))
+    trainable = {name for name, _ in module.named_parameters()}
+    nonnegative = _variance_names(module)
+
+    def order(name: str) -> tuple[int, bool]:
+        return (2 if is_personal(name) else 0 if name in trainable else 1), name not in trainable
+
+    specs: list[TensorSpec] = []
+    offset = 0
+    for name in sorted(tensors, key=order):  # the sort is stable: the module's own order inside a segment
+        shape = tuple(tensors[name].shape)
+        segment = (Segment.TRAINABLE, Segment.STATISTICS, Segment.PERSONAL)[order(name)[0]]
+        specs.append(
+            TensorSpec(
+                name=name, shape=shape, stride=_channels_last_stride(shape), offset=offset, segment=segment,
+                trainable=name in trainable, nonnegative=name in nonnegative,
+            )
+        )  # fmt: skip
+        offset += specs[-1].size
+    layout = Layout(tuple(specs))
+    device = next(iter(tensors.values())).device
+    params = Params(torch.empty(layout.size, dtype=torch.float32, device=device), layout)
+    with torch.no_grad():
+        for name, view in params.views().items():
+            view.copy_(tensors[name])
+            tensors[name].data = view
+    return params
+
+
+def bind_gradients(module: nn.Module, params: Params) -> Tensor:
+    """Give every trainable tensor a gradient that is a view of one zeroed vector [P], and return that vector."""
+    gradients = Params(torch.zeros_like(params.vector), params.layout)
+    views = gradients.views()
+    for name, parameter in module.named_parameters():
+        parameter.grad = views[name]
+    return gradients.vector
+
+
+def copy_into(params: Params, tensors: Mapping[str, Tensor]) -> None:
+    """Copy named tensors into the vector; every floating tensor of the layout must be there, shapes equal."""
+    with torch.no_grad():
+        for name, view in params.views().items():
+            view.copy_(tensors[name])
+
+
+def _floating_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point():
+            yield name, buffer
+
+
+def _variance_names(module: nn.Module) -> set[str]:
+    return {
+        f"{name}.running_var" if name else "running_var"
+        for name, child in module.named_modules()
+        if isinstance(child, _BatchNorm)
+    }
+
+
+def _channels_last_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 4:
+        _, channels, height, width = shape
+        return (channels * height * width, 1, width * channels, channels)
+    return tuple(_product(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _product(values: Iterable[int]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result

@@ -1,0 +1,122 @@
+"""What the rounds need from the world, as protocols. Each has a real adapter (deploy, simulate, tracking) and an
+in-memory fake in `tests/fakes.py`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from fedshelf.core.events import Event
+from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
+from fedshelf.core.state import ClientState, OpenRound, ServerState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joined:
+    """A client is there and introduced itself (again, after a restart of either side). `address` names this
+    connection: the transport knows clients by it until the server accepts their name."""
+
+    address: str
+    join: Join
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Left:
+    """The connection has been silent for too long, or was closed."""
+
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Reply:
+    """A client's answer. `num_bytes` is the payload's size on the wire."""
+
+    address: str
+    message: ClientMessage
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Undecodable:
+    """An answer whose bytes could not be read (truncated, wrong digest, not our format); `reason` says why."""
+
+    address: str
+    reason: str
+    num_bytes: int
+
+
+Arrival: TypeAlias = Joined | Left | Reply | Undecodable
+
+
+class Transport(Protocol):
+    """Carries messages between the server and its clients. Addresses are opaque: one per live connection.
+
+    Whether payloads travel inside messages or beside them is the adapter's own business.
+    """
+
+    def send(self, address: str, message: ServerMessage) -> int:
+        """Hand `message` to a client and return the bytes this puts on the wire; never waits for the answer.
+
+        Sending to an address that has gone is no error: `Left` tells.
+        """
+
+    def receive(self, timeout: float) -> Arrival | None:
+        """The next arrival, or None once `timeout` seconds have passed without one."""
+
+    def refuse(self, address: str, reason: str) -> None:
+        """Tell a connection why it is not wanted, and forget it."""
+
+    def close(self, reason: str) -> None:
+        """Tell every client that the run has ended, and why."""
+
+
+class Clock(Protocol):
+    """Time in seconds; monotonic, from an arbitrary start."""
+
+    def now(self) -> float: ...
+
+
+class Checkpoints(Protocol):
+    """Where the server's state survives. Each call is atomic: a crash leaves the old or the new, never a mix."""
+
+    def load(self) -> ServerState | None:
+        """The newest saved state, or None in a fresh run."""
+
+    def save(self, state: ServerState, *, is_best: bool) -> None: ...
+
+    def load_open_round(self) -> OpenRound | None: ...
+
+    def save_open_round(self, open_round: OpenRound) -> None: ...
+
+
+class Spool(Protocol):
+    """Uploads of the open round, kept until they are folded. Survives a crash where the run does."""
+
+    def put(self, key: TaskKey, client: str, message: ClientMessage) -> None: ...
+
+    def names(self, key: TaskKey) -> Sequence[str]:
+        """Clients with an upload for `key`, sorted."""
+
+    def get(self, key: TaskKey, client: str) -> ClientMessage:
+        """The upload; its vectors may be views of a file: do not write to them."""
+
+    def clear(self) -> None:
+        """Forget everything: the round has been folded and checkpointed, or is void."""
+
+
+class ClientStates(Protocol):
+    """What a client keeps between rounds, committed in two phases (see `Broadcast.counted`)."""
+
+    def settle(self, broadcast: Broadcast) -> ClientState:
+        """Commit the pending state if the server counted it, else drop it; return the state now in force."""
+
+    def answered(self, key: TaskKey) -> ClientMessage | None:
+        """The answer already given for `key`, to be sent again byte for byte; None if there is none."""
+
+    def hold(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+        """Keep the answer and the state it leads to, both pending."""
+
+
+class MetricSink(Protocol):
+    """Writes down what happens."""
+
+    def emit(self, event: Event) -> None: ...

@@ -1,0 +1,52 @@
+"""Everything that must survive a crash, saved and loaded whole.
+
+Shapes: S shared values of the model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedshelf.core.messages import TaskKey
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Best:
+    """The best round so far, by the chosen metric."""
+
+    round: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ServerState:
+    """The server after `round` completed rounds.
+
+    `params` is the global model [S]; `optimizer` holds the server optimizer's vectors; `counted` names, per
+    client, the newest upload that was counted; `void_rounds` counts attempts that ended without a quorum.
+    """
+
+    round: int
+    params: Tensor
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    counted: Mapping[str, TaskKey] = field(default_factory=dict)
+    best: Best | None = None
+    void_rounds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenRound:
+    """The round in flight, written down before the first task goes out: a restarted server goes on with it."""
+
+    key: TaskKey
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClientState:
+    """What an algorithm keeps at a client between rounds; empty for stateless ones."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
