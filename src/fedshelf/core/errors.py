@@ -1,12 +1,12 @@
 """Everything FedShelf raises on purpose.
 
-    FedShelfError                 the message is for a person: what, where, why, what to do
-    ├── UsageError                a wrong flag, key or path (exit code 2)
-    ├── DataError                 photos, catalogue or tables that cannot be used
-    ├── ModelError                an unknown model, a checkpoint that does not fit
-    ├── RefusedError              a message that fails a check: nothing of it is kept
-    ├── RunError                  a run directory that cannot be used or resumed
-    └── TransportError            the other side cannot be reached or does not speak our protocol
+FedShelfError                 the message is for a person: what, where, why, what to do
+├── UsageError                a wrong flag, key or path (exit code 2)
+├── DataError                 photos, catalogue or tables that cannot be used
+├── ModelError                an unknown model, a checkpoint that does not fit
+├── RefusedError              a message that fails a check: nothing of it is kept
+├── RunError                  a run directory that cannot be used or resumed
+└── TransportError            the other side cannot be reached or does not speak our protocol
 """
 
 

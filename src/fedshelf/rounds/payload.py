@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import safetensors.torch
@@ -37,7 +37,7 @@ def encode_body(message: ServerMessage | ClientMessage) -> bytes:
     if not vectors:
         return b""
     arrays = [tensor.detach().to("cpu", torch.float32).contiguous() for tensor in vectors.values()]
-    return b"".join([_safetensors_header(vectors), *(memoryview(array.numpy()).cast("B") for array in arrays)])
+    return b"".join([_safetensors_header(vectors), *(memoryview(array.numpy().data).cast("B") for array in arrays)])
 
 
 def encode_header(message: ServerMessage | ClientMessage, body_digest: str) -> str:
@@ -147,13 +147,15 @@ def _read_vectors(body: bytes) -> dict[str, Tensor]:
         raise RefusedError(f"the message's body is not a safetensors file: {error}") from None
     for name, vector in vectors.items():
         if vector.dtype != torch.float32 or vector.dim() != 1:
-            raise RefusedError(f"vector {name!r} is {vector.dtype} of shape {tuple(vector.shape)}, not a float32 vector")
+            raise RefusedError(
+                f"vector {name!r} is {vector.dtype} of shape {tuple(vector.shape)}, not a float32 vector"
+            )
     return vectors
 
 
-@lru_cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     for checked in (kind, messages.TaskKey, messages.ClassFolder):
         # Pydantic reads a dataclass' rules from the class; core knows nothing of pydantic, so they are set here.
-        checked.__pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+        setattr(checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
     return TypeAdapter(kind)

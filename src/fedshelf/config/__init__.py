@@ -1,0 +1,1 @@
+"""What a run is configured with, and the one place that turns it into objects."""

@@ -1,0 +1,1 @@
+"""Photos on a store's disk: folders, catalogue, decode cache, augmentation, partitions, health."""

@@ -1,0 +1,1 @@
+"""Real servers and clients over the network, on the Flower engine."""

@@ -1,0 +1,1 @@
+"""The same round code in one process, or over worker processes."""

@@ -1,0 +1,1 @@
+"""The training loop (there is only one) and evaluation."""
