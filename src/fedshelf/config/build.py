@@ -62,15 +62,16 @@ def algorithm_of(config: RunConfig) -> Algorithm:
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
-    """The configured model for `num_classes`. Pretrained weights are the server's matter: clients receive them."""
+    """The configured model for `num_classes`. Pretrained weights are the server's matter (clients receive them, and
+    the configuration that clients are sent says nothing of it)."""
     return ModelSettings(
-        name=config.model, num_classes=num_classes, image_size=config.image_size, norm=config.norm, width=config.width
-    )
+        name=config.model, num_classes=num_classes, image_size=config.image_size, norm=config.norm,
+        width=config.width, pretrained=config.pretrained,
+    )  # fmt: skip
 
 
 def workbench_of(
-    config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None,
-    pretrained: bool = False,
+    config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None
 ) -> Workbench:  # fmt: skip
     """A workbench with the run's model, its weights drawn from the run's seed (or pretrained)."""
     compute = choose(device, threads=config.threads)
@@ -80,12 +81,7 @@ def workbench_of(
             torch.manual_seed(seed)
             module = make_module(len(catalogue))
     else:
-        settings = model_settings(config, len(catalogue))
-        if pretrained:
-            from dataclasses import replace
-
-            settings = replace(settings, pretrained=True)
-        module = build(settings, seed=seed)
+        module = build(model_settings(config, len(catalogue)), seed=seed)
     if config.init is not None:
         load_weights(module, config.init)
     training = TrainingSettings(
@@ -128,14 +124,12 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StoreP
     """A store's photos from its folder, decoded through the cache, split as the run says."""
     config = opened.config
     found = scan(folder, val_fraction=config.val_fraction, seed=config.seed)
-    train = load_photos(found.train, opened.catalogue, cache, config.image_size)
-    if not found.validation:
-        return StorePhotos(
-            train=train.photo_set, validation=train.photo_set.take(()), num_left_out=sum(train.left_out.values())
-        )
-    validation = load_photos(found.validation, opened.catalogue, cache, config.image_size)
-    left_out = sum(train.left_out.values()) + sum(validation.left_out.values())
-    return StorePhotos(train=train.photo_set, validation=validation.photo_set, num_left_out=left_out)
+    parts = [
+        load_photos(photos, opened.catalogue, cache, config.image_size, allow_empty=True)
+        for photos in (found.train, found.validation)
+    ]
+    num_left_out = sum(sum(part.left_out.values()) for part in parts)
+    return StorePhotos(train=parts[0].photo_set, validation=parts[1].photo_set, num_left_out=num_left_out)
 
 
 def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache) -> PhotoSet:
@@ -145,10 +139,10 @@ def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: Ph
         DataError: no photo of the folder is of a class in the catalogue.
     """
     found = scan(folder, val_fraction=0.0, seed=0)
-    loaded = load_photos(found.train, catalogue, cache, config.image_size)
-    if not len(loaded.photo_set):
+    photos = load_photos(found.train, catalogue, cache, config.image_size, allow_empty=True).photo_set
+    if not len(photos):
         raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
-    return loaded.photo_set
+    return photos
 
 
 def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Catalogue | None) -> Plan:

@@ -88,12 +88,12 @@ class RunConfig(BaseModel):
     mu: Annotated[float, Field(ge=0), Flag(help="Strength of FedProx' proximal term.", panel=ALGORITHM)] = 0.01
 
     rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS, scope=Scope.SERVER)] = 30
-    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with, and the least that take part in a round.",
+    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with, and the least in a round.",
         panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for a round.",
         panel=ROUNDS, scope=Scope.SERVER)] = 1.0  # fmt: skip
-    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that are enough at the deadline (default: 0.8 of those "
-        "drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that are enough at the deadline (default: 0.8 of "
+        "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round, in seconds.", panel=ROUNDS,
         scope=Scope.LOCAL)] = 1800.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
@@ -104,14 +104,14 @@ class RunConfig(BaseModel):
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
     seed: Annotated[int, Field(ge=0, lt=2**63), Flag(help="Seed of everything that is drawn.", panel=ROUNDS)] = 0
 
-    run_dir: Annotated[Path | None, Flag(help="Folder of this run (default: go on with the newest unfinished run of the "
-        "same configuration under ./runs, else a new one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
+    run_dir: Annotated[Path | None, Flag(help="Folder of this run (default: go on with the newest unfinished run "
+        "of the same configuration under ./runs, else a new one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
     extend: Annotated[int, Field(ge=0), Flag(help="Run so many rounds more than the run was made for.", panel=RUN,
         scope=Scope.LOCAL)] = 0  # fmt: skip
     workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this one.", panel=RUN,
         scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
-        commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip  # noqa: S104
+        commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
     insecure: Annotated[bool, Flag(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
         scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
     heartbeat_timeout: Annotated[float, Field(ge=5), Flag(help="Silence after which a client counts as offline, in "

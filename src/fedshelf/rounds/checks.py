@@ -28,16 +28,20 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
         )
     if upload.delta.numel() != layout.num_shared:
         raise RefusedError(
-            f"its delta has shape ({upload.delta.numel():,},), the server's layout ({layout.num_shared:,},): the client's "
+            f"its delta has shape ({upload.delta.numel()},), the server's layout ({layout.num_shared},): the client's "
             "model or catalogue is another; start 'fedshelf client' again"
         )
     if set(upload.auxiliary) != set(auxiliary):
-        raise RefusedError(f"it carries the vectors {sorted(upload.auxiliary)}, the algorithm declares {sorted(auxiliary)}")
+        raise RefusedError(
+            f"it carries the vectors {sorted(upload.auxiliary)}, the algorithm declares {sorted(auxiliary)}"
+        )
     for name, vector in {"delta": upload.delta, **upload.auxiliary}.items():
         bad = _first_not_finite(vector)
         if bad is not None:
             where = f" in tensor {layout.at(bad).name!r}" if name == "delta" else ""
-            raise RefusedError(f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged")
+            raise RefusedError(
+                f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged"
+            )
     if upload.num_examples < 1 or upload.num_steps < 0:
         raise RefusedError(f"it claims {upload.num_examples} examples in {upload.num_steps} steps")
     if not (math.isfinite(upload.train_loss) and math.isfinite(upload.seconds)):

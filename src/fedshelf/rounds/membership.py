@@ -143,5 +143,3 @@ class Membership:
         if holder is not None and holder.join.identity != join.identity:
             return f"a client named {join.client!r} is already live; give this one another with --name NAME"
         return None
-
-

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.events import ClientRefused
-from fedshelf.core.messages import ClientMessage, Evaluation, Failure, Join, Ready, TaskKey, Upload
+from fedshelf.core.messages import Evaluation, Failure, Join, Ready, TaskKey, Upload
 from fedshelf.core.ports import Joined, Left, MetricSink, Reply, Transport, Undecodable
 from fedshelf.rounds.membership import Membership
 

@@ -12,7 +12,7 @@ Metric = Literal["auto", "accuracy", "central_accuracy", "train_loss"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
     """`metric` `auto` takes the first that a round has of: accuracy on the clients' validation photos, accuracy on
-    the server's test photos, training loss. `patience` is how many rounds without a better one end the run (0: none do).
+    the server's test photos, training loss. `patience` is how many rounds without a better one end the run (0: never).
     """
 
     metric: Metric = "auto"

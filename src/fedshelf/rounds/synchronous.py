@@ -28,8 +28,6 @@ from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
 from fedshelf.training.trainer import Score
 
 
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundSettings:
     """When a round is over. `timeout` in seconds; `max_examples` caps what one client may claim as weight;
@@ -182,7 +180,10 @@ class SynchronousRound:
             tally.bytes_up += answer.num_bytes
             if isinstance(answer.message, Upload):
                 return False  # a late one: its round is closed
-            if isinstance(answer.message, Evaluation) and 0 <= answer.message.num_correct <= answer.message.num_examples:
+            if (
+                isinstance(answer.message, Evaluation)
+                and 0 <= answer.message.num_correct <= answer.message.num_examples
+            ):
                 accuracy = answer.message.num_correct / max(1, answer.message.num_examples)
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
             else:

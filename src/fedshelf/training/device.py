@@ -35,4 +35,3 @@ def choose(name: DeviceName, *, threads: int) -> Compute:
     chosen = name if name != "auto" else next(device for device in ("cuda", "mps", "cpu") if have[device])
     autocast = chosen == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return Compute(device=torch.device(chosen), autocast=autocast)
-

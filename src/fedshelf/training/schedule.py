@@ -14,8 +14,8 @@ def client_lr(base: float, *, schedule: Schedule, warmup_rounds: int, round: int
 
     Source: Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts; per round, since that is the server's clock.
     """
-    round = min(round, num_rounds)
-    warmup = min(1.0, round / warmup_rounds) if warmup_rounds else 1.0
+    step = min(round, num_rounds)
+    warmup = min(1.0, step / warmup_rounds) if warmup_rounds else 1.0
     if schedule == "constant":
         return base * warmup
-    return base * warmup * 0.5 * (1 + math.cos(math.pi * (round - 1) / num_rounds))
+    return base * warmup * 0.5 * (1 + math.cos(math.pi * (step - 1) / num_rounds))

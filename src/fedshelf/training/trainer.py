@@ -91,7 +91,7 @@ class Trainer:
             bench.gradients.zero_()
             logits_BK = bench.logits(images_BCHW)
             loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=bench.settings.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self._clip()
             if gradient_hook is not None:
                 gradient_hook(gradients, trainable)
