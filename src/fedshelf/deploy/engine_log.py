@@ -1,12 +1,13 @@
-"""Flower's log, as part of ours: no handlers of its own, and only what matters."""
+"""The log of Flower and of the libraries below it, as part of ours."""
 
 import logging
 
 
 def quiet_engine_log() -> None:
-    """Route Flower's logger through the root logger, warnings and errors only (the engine tells each request)."""
-    logger = logging.getLogger("flwr")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    logger.propagate = True
-    logger.setLevel(logging.WARNING)
+    """Let Flower and its libraries log through the root logger, and only what matters: Flower tells each request."""
+    for name in ("flwr", "uvicorn", "httpx", "httpcore", "alembic"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)

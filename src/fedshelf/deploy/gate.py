@@ -1,15 +1,15 @@
-"""The only door of the server: Flower's fleet routes, our own two, and nothing else.
+"""The only door of the server: the fleet routes that our clients use, two of our own, and nothing else.
 
-The engine's app also serves routes that start runs, hand out tasks and document themselves; they are not reachable
-through here. `POST /fedshelf/wait` is held open until there is something for the client: it is at once the client's
-doorbell, its heartbeat and the thread that snaps when its process dies.
+`POST /fedshelf/wait` is held open until there is something for the client: it is at once the client's doorbell, its
+heartbeat, and the thread that snaps when its process dies.
 """
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
 LOG = logging.getLogger(__name__)
@@ -18,29 +18,19 @@ Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and ca
 Receive: TypeAlias = Any
 Send: TypeAlias = Any
 
-# Fetching the app is left out: our clients bring their own code, nobody downloads any from here.
-FLEET_ROUTES = frozenset(
-    f"/v1/fleet/{name}"
-    for name in (
-        "register-node", "activate-node", "deactivate-node", "unregister-node", "send-node-heartbeat",
-        "pull-messages", "push-messages", "push-object", "pull-object", "confirm-message-received",
-    )
-)  # fmt: skip
-PUSH_MESSAGES = "/v1/fleet/push-messages"
-NEWS = frozenset({"/v1/fleet/push-object", PUSH_MESSAGES, "/v1/fleet/activate-node", "/v1/fleet/deactivate-node"})
-# A sign of life makes a node count as online: registering must not (activating does), nor must leaving.
-NO_SIGN_OF_LIFE = frozenset(f"/v1/fleet/{name}" for name in ("register-node", "deactivate-node", "unregister-node"))
+PREFIX = "/v1/fleet/"
 MAX_BODY_BYTES = 16 << 20  # Flower cuts vectors into objects of 5 MB
+WORKERS = 8
 
 
-class GateKeeper(Protocol):
-    """What the gate asks the engine; every call is short."""
+class EngineRoom(Protocol):
+    """What the gate asks the engine. All but `serve` are short."""
+
+    def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """Answer a fleet request: HTTP status and body."""
 
     def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
         """The node that signed these headers, or None for nobody registered."""
-
-    def objection(self, push_messages: bytes) -> str:
-        """Why these replies may not be pushed, or nothing."""
 
     def seen(self, node_id: int) -> None:
         """The node gave a sign of life."""
@@ -48,41 +38,40 @@ class GateKeeper(Protocol):
     def lost(self, node_id: int) -> None:
         """The node's connection broke, and it did not come back."""
 
-    def news(self) -> None:
-        """Something arrived that the transport may want to look at."""
-
 
 class Gate:
-    """An ASGI app in front of the engine's.
+    """An ASGI app.
 
     Args:
-        engine: the engine's ASGI app.
-        keeper: answers the gate's questions about nodes.
+        engine: serves the fleet routes and knows the nodes.
+        routes: names of the fleet routes.
         health: what `GET /fedshelf/health` tells.
         hold: seconds that a wait is held open at most.
         grace: seconds that a client whose connection broke has to come back before it counts as gone.
     """
 
-    def __init__(self, engine: Any, keeper: GateKeeper, *, health: Mapping[str, Any], hold: float, grace: float) -> None:
+    def __init__(
+        self, engine: EngineRoom, routes: Collection[str], *, health: Mapping[str, Any], hold: float, grace: float
+    ) -> None:
         self._engine = engine
-        self._keeper = keeper
+        self._routes = routes
         self._health = health
         self._hold = hold
         self._grace = grace
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="fedshelf-fleet")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bells: dict[int, asyncio.Event] = {}
-        self._last_seen: dict[int, float] = {}
+        self._last_wait: dict[int, float] = {}
         self._end = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            self._loop = asyncio.get_running_loop()
-            await self._engine(scope, receive, send)
-        elif scope["type"] != "http":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
-        else:
-            await self._http(scope, receive, send)
 
     def ring(self, node_id: int) -> None:
         """Tell the node, from any thread, that there is a message for it."""
@@ -90,59 +79,45 @@ class Gate:
             self._loop.call_soon_threadsafe(lambda: self._bell(node_id).set())
 
     def announce_end(self, reason: str) -> None:
-        """Tell all waiting clients, from any thread, that the run has ended."""
+        """Tell all clients, from any thread, that the run has ended."""
         self._end = reason
         if self._loop is not None:
             self._loop.call_soon_threadsafe(lambda: [bell.set() for bell in self._bells.values()])
 
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        self._loop = asyncio.get_running_loop()
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        await send({"type": "lifespan.shutdown.complete"})
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = (scope["method"], scope["path"])
-        if route == ("GET", "/fedshelf/health"):
-            await _answer(send, 200, self._health)
-        elif route == ("POST", "/fedshelf/wait"):
+        method, path = scope["method"], scope["path"]
+        if (method, path) == ("GET", "/fedshelf/health"):
+            await _answer(send, 200, _json(self._health))
+        elif (method, path) == ("POST", "/fedshelf/wait"):
             await self._wait(scope, receive, send)
-        elif route[0] == "POST" and route[1] in FLEET_ROUTES:
+        elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
             await self._fleet(scope, receive, send)
         else:
-            await _answer(send, 404, {"detail": "not found"})
+            await _answer(send, 404, _json({"detail": "not found"}))
 
     async def _fleet(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        headers = dict(scope["headers"])
+        route, headers = scope["path"].removeprefix(PREFIX), dict(scope["headers"])
         body = await _read(headers, receive)
         if body is None:
-            LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), path, MAX_BODY_BYTES)
-            await _answer(send, 413, {"detail": f"the request is larger than {MAX_BODY_BYTES} bytes"})
+            LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), route, MAX_BODY_BYTES)
+            await _answer(send, 413, _json({"detail": f"the request is larger than {MAX_BODY_BYTES} bytes"}))
             return
-        if path == PUSH_MESSAGES and (objection := self._keeper.objection(body)):
-            LOG.warning("%s sent a reply that is refused: %s", _peer(scope), objection)
-            await _answer(send, 403, {"detail": objection})
-            return
-        status = 0
-
-        async def replay() -> dict[str, Any]:
-            nonlocal body
-            if body is None:
-                message: dict[str, Any] = await receive()
-                return message
-            message, body = {"type": "http.request", "body": body, "more_body": False}, None
-            return message
-
-        async def watched(message: dict[str, Any]) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        await self._engine(scope, replay, watched)
-        if status == 200 and path not in NO_SIGN_OF_LIFE and (node_id := self._keeper.identify(headers)) is not None:
-            self._seen(node_id)
-        if path in NEWS:
-            self._keeper.news()
+        loop = asyncio.get_running_loop()
+        status, content = await loop.run_in_executor(self._workers, self._engine.serve, route, headers, body)
+        await _answer(send, status, content, b"application/x-protobuf" if status == 200 else b"application/json")
 
     async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
-        node_id = self._keeper.identify(dict(scope["headers"]))
+        node_id = self._engine.identify(dict(scope["headers"]))
         if node_id is None:
-            await _answer(send, 401, {"detail": "unknown node"})
+            await _answer(send, 401, _json({"detail": "unknown node"}))
             return
         self._seen(node_id)
         bell = self._bell(node_id)
@@ -159,21 +134,20 @@ class Gate:
             return
         news = bell.is_set()
         bell.clear()
-        self._seen(node_id)
-        await _answer(send, 200, {"news": news, "end": self._end})
+        await _answer(send, 200, _json({"news": news, "end": self._end}))
 
     def _bell(self, node_id: int) -> asyncio.Event:
         return self._bells.setdefault(node_id, asyncio.Event())
 
     def _seen(self, node_id: int) -> None:
-        self._last_seen[node_id] = time.monotonic()
-        self._keeper.seen(node_id)
+        self._last_wait[node_id] = time.monotonic()
+        self._engine.seen(node_id)
 
     def _check(self, node_id: int, hung_up_at: float) -> None:
-        if self._last_seen.get(node_id, 0.0) <= hung_up_at:
+        if self._last_wait.get(node_id, 0.0) <= hung_up_at:
             self._bells.pop(node_id, None)
-            self._last_seen.pop(node_id, None)
-            self._keeper.lost(node_id)
+            self._last_wait.pop(node_id, None)
+            self._engine.lost(node_id)
 
 
 async def _read(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
@@ -199,11 +173,14 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _answer(send: Send, status: int, content: Mapping[str, Any]) -> None:
-    body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def _answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode()
 
 
 def _peer(scope: Scope) -> str:
