@@ -4,75 +4,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TypeAlias, TypeVar, get_args
+from typing import TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import RefusedError, TransportError
-from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Join, ServerMessage
+from fedshelf.core.errors import TransportError
+from fedshelf.core.messages import Join
 from fedshelf.deploy.address import parse_address
+from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.engine_log import quiet_engine_log
-from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession, ServerAwayError, SessionLostError
 from fedshelf.deploy.tls import client_context
-from fedshelf.deploy.wire import Control, ControlKind, SendHook, WireMessage, from_records, to_records
+from fedshelf.deploy.wire import SendHook, to_records
 
 LOG = logging.getLogger(__name__)
 
-Handler: TypeAlias = Callable[[ServerMessage], ClientMessage]
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts to reach a server
 GLITCH_SECONDS = 20.0  # an interruption this short does not end a registration
 IDLE_SECONDS = 1.0  # looks for messages at least this often, should the bell fail
 
 _T = TypeVar("_T")
-
-
-class EndKind(StrEnum):
-    """Why a client stopped without an error."""
-
-    CLOSED = "closed"
-    REFUSED = "refused"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """How a client's work came to its end, with the server's reason."""
-
-    kind: EndKind
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClientPart:
-    """What a client brings to a connection: how it introduces itself, and how it answers."""
-
-    join: Join
-    handle: Handler
-
-    def answer(self, message: Message) -> tuple[WireMessage, Ended | None]:
-        """The answer to one of Flower's messages, and the end if that is what it says. Never raises."""
-        asked = None
-        try:
-            asked = from_records(message.content)
-            if isinstance(asked, Control):
-                return self._control(asked)
-            if not isinstance(asked, get_args(ServerMessage)):
-                raise RefusedError(f"a server may not send a {type(asked).__name__.lower()}")
-            return self.handle(asked), None  # type: ignore[arg-type]  # the check above, in mypy's words
-        except Exception as error:
-            LOG.exception("the server's request could not be answered")
-            key = asked.key if isinstance(asked, Broadcast) else None
-            return Failure(reason=failure_text(error), key=key), None
-
-    def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:
-        if control.kind is ControlKind.INTRODUCE:
-            return self.join, None
-        kind = {ControlKind.CLOSED: EndKind.CLOSED, ControlKind.REFUSED: EndKind.REFUSED}.get(control.kind)
-        return Control(kind=ControlKind.NOTED), Ended(kind=kind, reason=control.reason) if kind else None
 
 
 def run_client(
