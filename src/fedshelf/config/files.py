@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from fedshelf.config.schema import RunConfig, Scope, Settings, select
 from fedshelf.core.errors import UsageError
 
-
 S = TypeVar("S", bound=Settings)
 
 

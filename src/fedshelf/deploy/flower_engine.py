@@ -181,9 +181,7 @@ class EmbeddedGrid(Grid):
         announce_end: called with the reason when the run ends.
     """
 
-    def __init__(
-        self, engine: FlowerEngine, ring: Callable[[int], None], announce_end: Callable[[str], None]
-    ) -> None:
+    def __init__(self, engine: FlowerEngine, ring: Callable[[int], None], announce_end: Callable[[str], None]) -> None:
         self._engine = engine
         self._state = engine.state
         self._run = engine.run
