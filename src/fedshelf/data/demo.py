@@ -19,7 +19,7 @@ from fedshelf.data.output import whole_folder
 
 _JPEG_QUALITY = 88
 _COLORS_PER_STORE = 3
-_EVENNESS = 1.0  # of a product's photos over the stores that sell it (Dirichlet)
+_EVENNESS = 1.5  # of a product's photos over the stores that sell it (Dirichlet)
 _README = """Synthetic photos, drawn by 'fedshelf data make-demo' (seed {seed}).
 Products, stores and light are invented.
 
@@ -43,7 +43,7 @@ def make_demo(
     out: Path,
     *,
     seed: int = 0,
-    photos_per_class: int = 60,
+    photos_per_class: int = 90,
     test_photos_per_class: int = 25,
     image_size: int = 96,
     progress: Callable[[int, int], None] = lambda done, total: None,

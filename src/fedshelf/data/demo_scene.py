@@ -39,14 +39,14 @@ def draw_photo(product: Product, color: int, look: Look, size: int, rng: np.rand
     canvas = size * 2  # drawn large and shrunk: smooth edges
     scene = _shelf(look, canvas, rng)
     for side in (-1, 1):
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             _place_neighbour(scene, side, rng)
     _place(
         scene, draw_package(product, color, rng),
         height=rng.uniform(0.7, 0.95), x=rng.uniform(0.41, 0.59), y=rng.uniform(0.45, 0.55),
-        turn=rng.uniform(-14, 14), lean=rng.uniform(0, 0.12), rng=rng,
+        turn=rng.uniform(-12, 12), lean=rng.uniform(0, 0.1), rng=rng,
     )  # fmt: skip
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         _occlude(scene, rng)
     return _develop(scene, look, size, rng)
 
