@@ -113,3 +113,12 @@ def test_unfinished_files_of_a_killed_client_are_removed(tmp_path: Path) -> None
     (folder / ".pending.safetensors.ab.tmp").write_bytes(b"half")
     FileClientStates(tmp_path)
     assert names(folder) == ["pending.safetensors"]
+
+
+def test_an_answer_that_was_not_counted_is_rolled_back_and_gone(tmp_path: Path) -> None:
+    states = FileClientStates(tmp_path)
+    states.hold(key(1), upload(key(1)), state(1))
+    assert value(states.settle(broadcast(key(1)))) is None  # asked again: still pending
+    assert files(tmp_path) == ["pending.safetensors"]
+    assert value(states.settle(broadcast(key(2)))) is None
+    assert files(tmp_path) == []

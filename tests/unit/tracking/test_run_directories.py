@@ -212,3 +212,13 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     whole, damaged = create(tmp_path / "a", "a"), create(tmp_path / "b", "b")
     (damaged.path / "run.json").write_text("")
     assert find_runs(tmp_path) == (whole,)
+
+
+def test_the_run_to_go_on_with_may_be_running_already_and_then_says_so(tmp_path: Path) -> None:
+    create(tmp_path / "a", "a")
+    newest = create(tmp_path / "b", "b")
+    with newest.lock():
+        found = find_resumable(tmp_path, "d1")
+        assert found == newest
+        with pytest.raises(RunError, match="already being run"):
+            found.lock()
