@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # the command line must start fast: what is needed is importe
 
     from fedshelf.tracking.queries import RunSummary
 
-app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True)
 
 Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
@@ -45,6 +45,8 @@ def list_runs(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
 def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Show one run round by round: figures, who took part, and who did not and why.
 
+    RUN is a run's folder, its id, or the beginning of its id below --root.
+
     Example: fedshelf runs show 20261121-0835
     """
     from fedshelf.tracking.queries import run_summary
@@ -60,6 +62,8 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
 @app.command()
 def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", as_json: AsJson = False) -> None:
     """Set runs side by side: figures, and the configuration keys on which they differ.
+
+    Each RUN is a run's folder, its id, or the beginning of its id below --root.
 
     Example: fedshelf runs compare 20261121-0835 20261121-0912 --metric central_accuracy
     """

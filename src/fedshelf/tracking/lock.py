@@ -42,14 +42,7 @@ class RunLock:
 
     def _acquire(self) -> None:
         deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                with saying_what_to_do("lock", self._path):
-                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except RunError as error:
-                if not isinstance(error.__cause__, BlockingIOError):
-                    raise
+        while not self._try():
             if time.monotonic() >= deadline:
                 process = _read_pid(self._descriptor)
                 raise RunError(
@@ -57,6 +50,14 @@ class RunLock:
                     f"Stop that process first, or give this one another --run-dir."
                 )
             time.sleep(0.02)
+
+    def _try(self) -> bool:
+        with saying_what_to_do("lock", self._path):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     def release(self) -> None:
         """Let others write; a second call does nothing."""

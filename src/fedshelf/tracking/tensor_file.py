@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -92,25 +92,9 @@ def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor],
         raise DamagedFileError(f"{path.name} is no file of ours: {error}") from error
 
 
-def read_info(path: Path) -> dict[str, Any]:
-    """The JSON object alone; costs one small read.
-
-    Raises:
-        DamagedFileError: the file's beginning is not what was written.
-        FileNotFoundError: there is none.
-    """
-    with path.open("rb") as file:
-        header = _parse(path, file.read(int.from_bytes(file.read(8), "little") % _MAX_HEADER_BYTES))
-    try:
-        info: dict[str, Any] = json.loads(header["__metadata__"]["fedshelf"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise DamagedFileError(f"{path.name} is no file of ours: {error!r}") from error
-    return info
-
-
 def _verify(path: Path) -> None:
     with path.open("rb") as file:
-        entries = _parse(path, file.read(int.from_bytes(file.read(8), "little") % _MAX_HEADER_BYTES))
+        entries = _read_header(path, file)
         try:
             announced = entries["__metadata__"].pop("crc32")
         except (KeyError, TypeError, AttributeError) as error:
@@ -122,9 +106,10 @@ def _verify(path: Path) -> None:
         raise DamagedFileError(f"{path.name} is damaged: its checksum differs")
 
 
-def _parse(path: Path, header: bytes) -> dict[str, Any]:
+def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    length = int.from_bytes(file.read(8), "little")
     try:
-        entries = json.loads(header)
+        entries = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
     except ValueError as error:
         raise DamagedFileError(f"{path.name} is truncated or damaged at its beginning") from error
     if not isinstance(entries, dict):

@@ -1,0 +1,132 @@
+"""`fedshelf runs` as a person and a script see it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedshelf.cli.runs import app
+from fedshelf.core.errors import RunError, UsageError
+from fedshelf.core.events import (
+    ClientStatus,
+    Participation,
+    RoundFinished,
+    RoundVoid,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+)
+from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.run_directory import RunDirectory
+
+
+def make_run(root: Path, run_id: str, *, lr: float, accuracies: list[float]) -> RunDirectory:
+    config = f'seed = 0\n[training]\nclient_lr = {lr}\nmodel = "resnet10"\n'
+    run = RunDirectory.create(root / run_id, run_id=run_id, config_toml=config, config_digest=f"{lr}")
+    database = RunDatabase(run.database, now=lambda: 1_795_250_112.0)
+    database.emit(
+        RunStarted(run_id=run_id, num_rounds=4, first_round=1, num_parameters=318_000, num_classes=81, min_clients=1)
+    )
+    late = Participation(client="[b]oslo", status=ClientStatus.LATE, reason="after the deadline")
+    database.emit(RoundVoid(round=1, attempt=1, reason="0 of 2 answered", clients=(late,)))
+    for number, accuracy in enumerate(accuracies, start=1):
+        lyon = Participation(client="lyon", status=ClientStatus.COUNTED, num_examples=4, accuracy=accuracy)
+        database.emit(
+            RoundFinished(
+                round=number, attempt=2, clients=(lyon, late), train_loss=2.0 / number, accuracy=accuracy,
+                central_accuracy=None, central_loss=None, seconds=2.0, bytes_up=1_300_000, bytes_down=2_600_000,
+                best_round=1 + accuracies.index(max(accuracies[:number])),
+            )
+        )  # fmt: skip
+    database.emit(RunEnded(status=RunStatus.FINISHED))
+    database.close()
+    return run
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    make_run(root, "20261121-083512-a1b2", lr=0.1, accuracies=[0.2, 0.6, 0.5])
+    make_run(root, "20261121-091200-c3d4", lr=0.05, accuracies=[0.1, 0.3])
+    return root
+
+
+def output(*arguments: str) -> str:
+    return CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+
+
+def test_list_names_the_newest_first(root: Path) -> None:
+    text = output("list", "--root", str(root))
+    assert text.index("20261121-091200-c3d4") < text.index("20261121-083512-a1b2")
+    assert "50.0 %" in text
+    listed = json.loads(output("list", "--root", str(root), "--json"))
+    assert [run["run_id"] for run in listed] == ["20261121-091200-c3d4", "20261121-083512-a1b2"]
+    assert (listed[1]["rounds"], listed[1]["num_rounds"], listed[1]["accuracy"]) == (3, 4, 0.5)
+    assert listed[1]["started"] == "2026-11-21T08:35:12Z"
+
+
+def test_list_of_no_runs_says_how_to_start_one(tmp_path: Path) -> None:
+    assert "fedshelf simulate" in output("list", "--root", str(tmp_path))
+    assert json.loads(output("list", "--root", str(tmp_path), "--json")) == []
+
+
+def test_show_prints_every_round_and_who_was_missing_and_why(root: Path) -> None:
+    text = output("show", "20261121-08", "--root", str(root))
+    assert "run 20261121-083512-a1b2: finished" in text
+    assert "2*" in text
+    assert text.count("[b]oslo (late: after the deadline)") == 3
+    assert "round 1, attempt 1 was void: 0 of 2 answered" in text
+    assert "2.6 MB" in text
+
+
+def test_show_prints_the_contract_for_scripts(root: Path) -> None:
+    record = json.loads(output("show", str(root / "20261121-083512-a1b2"), "--json"))
+    assert list(record) == ["run_id", "status", "rounds", "best_round", "num_parameters", "void_rounds"]
+    assert list(record["rounds"][0]) == [
+        "round", "train_loss", "accuracy", "central_accuracy", "seconds", "bytes_up", "bytes_down", "clients"
+    ]  # fmt: skip
+    assert list(record["rounds"][0]["clients"][0]) == ["client", "status", "reason", "num_examples", "accuracy"]
+    assert (record["best_round"], record["void_rounds"]) == (2, 1)
+
+
+def test_compare_sets_figures_and_differing_settings_side_by_side(root: Path) -> None:
+    text = output("compare", "20261121-08", "20261121-09", "--root", str(root))
+    assert "60.0 %" in text
+    assert "training.client_lr" in text
+    assert "seed" not in text
+    record = json.loads(output("compare", "20261121-08", "20261121-09", "--root", str(root), "--json"))
+    assert record["settings"] == {"training.client_lr": [0.1, 0.05]}
+    assert [run["values"] for run in record["runs"]] == [[0.2, 0.6, 0.5], [0.1, 0.3]]
+
+
+def test_compare_by_loss_calls_the_least_the_best(root: Path) -> None:
+    text = output("compare", "20261121-08", "20261121-09", "--root", str(root), "--metric", "train_loss")
+    (best,) = [line.split() for line in text.splitlines() if "train_loss, best" in line]
+    assert best[-2:] == ["0.667", "1.000"]
+
+
+def test_mistakes_are_told_as_mistakes(root: Path) -> None:
+    with pytest.raises(UsageError, match="no run 'nope'"):
+        output("show", "nope", "--root", str(root))
+    with pytest.raises(UsageError, match="two runs or more"):
+        output("compare", "20261121-08", "20261121-08", "--root", str(root))
+    with pytest.raises(UsageError, match="accuracy, central_accuracy, train_loss"):
+        output("compare", "20261121-08", "20261121-09", "--root", str(root), "--metric", "f1")
+    with pytest.raises(RunError, match="holds no run"):
+        output("show", str(root))
+
+
+@pytest.mark.parametrize("command", ["list", "show", "compare"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    assert f"Example: fedshelf runs {command}" in output(command, "--help")
+
+
+def test_looking_at_runs_does_not_load_torch(root: Path) -> None:
+    code = (
+        "import sys; from fedshelf.cli.runs import app; "
+        "app(['list', '--root', sys.argv[1]], standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=subprocess.DEVNULL)

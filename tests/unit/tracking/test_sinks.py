@@ -1,0 +1,164 @@
+"""Several sinks, the lines that programs read, and those that people read."""
+
+import io
+import json
+import logging
+
+import pytest
+from rich.console import Console
+
+from fedshelf.core.errors import RunError
+from fedshelf.core.events import (
+    ClientJoined,
+    ClientLeft,
+    ClientRefused,
+    ClientStatus,
+    Event,
+    Participation,
+    RoundFinished,
+    RoundStarted,
+    RoundVoid,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+    UploadReceived,
+)
+from fedshelf.tracking.console import ConsoleSink
+from fedshelf.tracking.sinks import JsonLinesSink, Sinks
+
+EVENTS: list[Event] = [
+    RunStarted(run_id="r1", num_rounds=4, first_round=1, num_parameters=318000, num_classes=81, min_clients=2),
+    ClientJoined(client="[red]lyon", num_train=90, num_validation=10, num_left_out=3),
+    ClientRefused(client="oslo", reason="another store has that name"),
+    RoundStarted(round=1, attempt=1, cohort=("[red]lyon", "paris", "rome")),
+    UploadReceived(
+        round=1, client="paris", status=ClientStatus.REFUSED, reason="delta is NaN", num_done=1, num_cohort=3
+    ),
+    UploadReceived(round=1, client="[red]lyon", status=ClientStatus.COUNTED, reason="", num_done=2, num_cohort=3),
+    ClientLeft(client="rome", reason="silent for\x1b[2J 30 s"),
+    RoundVoid(round=1, attempt=1, reason="1 of 3, 2 needed", clients=()),
+    RoundFinished(
+        round=1,
+        attempt=2,
+        clients=(
+            Participation(client="[red]lyon", status=ClientStatus.COUNTED),
+            Participation(client="paris", status=ClientStatus.REFUSED, reason="delta is NaN"),
+            Participation(client="rome", status=ClientStatus.LATE, reason="after the deadline"),
+        ),
+        train_loss=2.5,
+        accuracy=0.613,
+        central_accuracy=0.5,
+        central_loss=None,
+        seconds=30.0,
+        bytes_up=1,
+        bytes_down=1,
+        best_round=1,
+    ),
+    RunEnded(status=RunStatus.STOPPED, reason="Ctrl-C"),
+]
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+
+class Failing:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.calls = 0
+
+    def emit(self, event: Event) -> None:
+        self.calls += 1
+        raise self.error
+
+
+def printed(*, terminal: bool, width: int = 60) -> str:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, force_terminal=terminal, width=width))
+    for event in EVENTS:
+        sink.emit(event)
+    sink.close()
+    return stream.getvalue()
+
+
+def test_a_console_that_fails_is_named_once_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    database, failing, last = Recorder(), Failing(OSError("no terminal")), Recorder()
+    sinks = Sinks(required=[database], optional=[failing, last])
+    with caplog.at_level(logging.WARNING):
+        for event in EVENTS:
+            sinks.emit(event)
+    assert database.events == last.events == EVENTS
+    assert failing.calls == 1
+    assert caplog.text.count("Failing fails") == 1
+
+
+def test_a_database_that_fails_stops_the_run() -> None:
+    console = Recorder()
+    sinks = Sinks(required=[Failing(RunError("the disk is full"))], optional=[console])
+    with pytest.raises(RunError, match="disk is full"):
+        sinks.emit(EVENTS[0])
+    assert console.events == []
+
+
+def test_json_lines_are_one_event_each_and_written_at_once() -> None:
+    stream = io.StringIO()
+    sink = JsonLinesSink(stream)
+    for count, event in enumerate(EVENTS, start=1):
+        sink.emit(event)
+        assert len(stream.getvalue().splitlines()) == count
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines][:2] == ["run_started", "client_joined"]
+    assert lines[8]["clients"][2] == {
+        "client": "rome",
+        "status": "late",
+        "reason": "after the deadline",
+        "num_examples": None,
+        "train_loss": None,
+        "accuracy": None,
+        "seconds": None,
+    }
+
+
+def test_a_log_file_gets_plain_whole_lines_without_control_characters() -> None:
+    text = printed(terminal=False)
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert text.splitlines() == [
+        "run r1: 4 rounds, 318,000 parameters, 81 classes",
+        "[red]lyon joined: 90 photos to train on, 10 to check with, 3 left out (1 there, 2 needed to start)",
+        "warning: oslo refused: another store has that name",
+        "warning: round 1: paris was not counted, refused: delta is NaN",
+        "warning: rome has gone: silent for\ufffd[2J 30 s",
+        "warning: round 1, attempt 1 is void and tried again: 1 of 3, 2 needed",
+        "round 1/4  clients 1/3  loss 2.500  accuracy 61.3 %  central 50.0 %  30.0 s  left 1 min 30 s  best so far",
+        "warning: round 1: rome was not counted, late: after the deadline",
+        "run stopped: Ctrl-C, best round 1",
+    ]
+
+
+def test_a_terminal_additionally_shows_who_is_in() -> None:
+    text = printed(terminal=True, width=100)
+    assert "round 1/4: 2/3 clients in" in text
+    assert "warning: round 1: paris was not counted, refused: delta is NaN" in text
+    assert text.endswith("\n")
+
+
+def test_time_left_is_the_median_round_times_the_rounds_to_come() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=200))
+    sink.emit(RunStarted(run_id="r", num_rounds=10, first_round=3, num_parameters=1, num_classes=1, min_clients=1))
+    for round_, seconds in ((3, 10.0), (4, 500.0), (5, 12.0)):
+        sink.emit(
+            RoundFinished(
+                round=round_, attempt=1, clients=(), train_loss=None, accuracy=None, central_accuracy=None,
+                central_loss=None, seconds=seconds, bytes_up=0, bytes_down=0, best_round=None,
+            )
+        )  # fmt: skip
+    lines = stream.getvalue().splitlines()
+    assert "goes on with round 3" in lines[0]
+    assert "left 1 min 0 s" in lines[-1]
+    assert "loss –  accuracy –" in lines[-1]
