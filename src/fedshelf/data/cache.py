@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError
-from fedshelf.data import pack
+from fedshelf.data import cache_index, pack
 from fedshelf.data.cache_index import CacheIndex, Content
 from fedshelf.data.decode import DECODER_VERSION, UnusablePhotoError, decode
 from fedshelf.data.folder import Photo
@@ -95,8 +95,15 @@ class PhotoCache:
             DataError: none of the photos is usable, or the cache folder cannot be written.
         """
         try:
-            cached = self._open(photos, image_size, progress)
-        except (OSError, sqlite3.OperationalError) as error:
+            try:
+                cached = self._open(photos, image_size, progress)
+            except sqlite3.Error as error:
+                if not cache_index.is_damage(error):
+                    raise
+                _log.warning("the index of the photo cache '%s' is damaged and made anew (%s)", self.root, error)
+                cache_index.discard(self._index_path)
+                cached = self._open(photos, image_size, progress)
+        except (OSError, sqlite3.Error) as error:
             raise DataError(self._trouble(error)) from error
         _report(cached.problems, len(photos))
         if photos and not cached.kept and not allow_empty:
@@ -111,7 +118,7 @@ class PhotoCache:
         variant = f"v{DECODER_VERSION}-{image_size}px"
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.root / variant).mkdir(mode=0o700, exist_ok=True)
-        with CacheIndex(self.root / "index.sqlite") as index:
+        with CacheIndex(self._index_path) as index:
             digests, problems = _identify(photos, index)
             contents = index.contents(digests.values(), variant)
             problems |= {i: contents[d].problem for i, d in digests.items() if d in contents and contents[d].problem}
@@ -142,7 +149,11 @@ class PhotoCache:
             index.touch(key)
         return images
 
-    def _trouble(self, error: OSError | sqlite3.OperationalError) -> str:
+    @property
+    def _index_path(self) -> Path:
+        return self.root / "index.sqlite"
+
+    def _trouble(self, error: OSError | sqlite3.Error) -> str:
         full = isinstance(error, OSError) and error.errno in _NO_SPACE
         if full or "full" in str(error):
             return f"the photo cache '{self.root}' cannot grow, the disk is full: free space or put the cache elsewhere"

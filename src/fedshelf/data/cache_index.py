@@ -43,15 +43,7 @@ class CacheIndex:
     """An open index. Use as a context manager; every method is one transaction."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._database = _open(path)
-        except sqlite3.OperationalError:
-            raise  # locked, full, not writable: throwing it away would not help
-        except sqlite3.DatabaseError:
-            for suffix in ("", "-journal"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            self._database = _open(path)
+        self._database = _open(path)
 
     def __enter__(self) -> "CacheIndex":
         return self
@@ -134,6 +126,18 @@ class CacheIndex:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether a failure means that the index itself is broken, not that it is locked, full or not writable."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def discard(path: Path) -> None:
+    """Throw an index away."""
+    for suffix in ("", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -1,15 +1,13 @@
 """A store's camera, for partitions whose stores differ in look: cast, brightness, blur, resolution."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from fedshelf.core.errors import DataError
-from fedshelf.data.decode import UnusablePhotoError, decode_upright
+from fedshelf.data.decode import decode_upright
 
 _JPEG_QUALITY = 90
 
@@ -50,17 +48,10 @@ class Camera:
         rendered: NDArray[np.uint8] = np.clip(light * 255, 0, 255).astype(np.uint8)
         return rendered
 
+    def take_again(self, data: bytes) -> bytes:
+        """A photo file's bytes in, the JPEG that this camera would have made of the same scene out.
 
-def take_again(source: Path, target: Path, camera: Camera) -> None:
-    """Write the photo at `source` as `camera` shows it, as JPEG.
-
-    Raises:
-        DataError: the photo cannot be decoded.
-    """
-    try:
-        photo = decode_upright(source.read_bytes())
-    except UnusablePhotoError as error:
-        raise DataError(
-            f"photo '{source}' cannot be altered: {error}. Remove it ('fedshelf data check' names all such photos)"
-        ) from error
-    target.write_bytes(simplejpeg.encode_jpeg(camera.render(photo), quality=_JPEG_QUALITY))
+        Raises:
+            UnusablePhotoError: the photo cannot be decoded.
+        """
+        return bytes(simplejpeg.encode_jpeg(self.render(decode_upright(data)), quality=_JPEG_QUALITY))

@@ -16,7 +16,7 @@ from PIL import Image
 # Raise it whenever a decoded pixel may come out differently: cached photos are then decoded again.
 DECODER_VERSION = 1
 MAX_PIXELS = 89_478_485  # Pillow's own guard against decompression bombs: a quarter of a gigabyte in RGB
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads the phones' MPO as a kind of JPEG
 _ORIENTATION_TAG = 0x0112
 _EXIF_SEARCH_BYTES = 1 << 17
 
@@ -68,8 +68,8 @@ def photo_size(data: bytes) -> tuple[int, int]:
     Raises:
         UnusablePhotoError: as `decode`.
     """
-    with _open_with_pillow(data) as image:
-        return image.size
+    image, _ = _open_with_pillow(data)
+    return image.size
 
 
 def _decode_jpeg(data: bytes, image_size: int) -> NDArray[np.uint8] | None:
@@ -88,27 +88,29 @@ def _decode_jpeg(data: bytes, image_size: int) -> NDArray[np.uint8] | None:
 
 
 def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], int]:
-    with _open_with_pillow(data) as image:
-        try:
-            orientation = _orientation(image)
-            image.load()
-            return _as_rgb(image), orientation
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-            raise UnusablePhotoError(f"the image data are damaged ({error})") from error
+    image, orientation = _open_with_pillow(data)
+    try:
+        image.load()
+        return _as_rgb(image), orientation
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise UnusablePhotoError(f"the image data are damaged ({error})") from error
 
 
-def _open_with_pillow(data: bytes) -> Image.Image:
+def _open_with_pillow(data: bytes) -> tuple[Image.Image, int]:
+    """The image, header read and pixels not yet, and its EXIF orientation."""
     try:
         with _filters_lock, warnings.catch_warnings():  # the filters belong to the process: one thread at a time
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            orientation = _orientation(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnusablePhotoError(f"the photo is too large: more than {MAX_PIXELS / 1e6:.0f} megapixels") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = "the file is not a JPEG, PNG, WebP or BMP image, or its header is damaged"
         raise UnusablePhotoError(reason) from error
     _check_pixels(*image.size)
-    return image
+    return image, orientation
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -145,10 +147,10 @@ def _jpeg_orientation(data: bytes) -> int:
     if b"Exif\x00\x00" not in data[:_EXIF_SEARCH_BYTES]:
         return 1
     try:
-        with _open_with_pillow(data) as image:
-            return _orientation(image)
+        _, orientation = _open_with_pillow(data)
     except UnusablePhotoError:
         return 1  # libjpeg-turbo could decode it: Pillow's stricter view of the header must not lose the photo
+    return orientation
 
 
 def _orientation(image: Image.Image) -> int:

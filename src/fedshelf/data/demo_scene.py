@@ -43,10 +43,10 @@ def draw_photo(product: Product, color: int, look: Look, size: int, rng: np.rand
             _place_neighbour(scene, side, rng)
     _place(
         scene, draw_package(product, color, rng),
-        height=rng.uniform(0.7, 0.95), x=rng.uniform(0.41, 0.59), y=rng.uniform(0.45, 0.55),
+        height=rng.uniform(0.76, 0.96), x=rng.uniform(0.43, 0.57), y=rng.uniform(0.45, 0.55),
         turn=rng.uniform(-12, 12), lean=rng.uniform(0, 0.1), rng=rng,
     )  # fmt: skip
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         _occlude(scene, rng)
     return _develop(scene, look, size, rng)
 

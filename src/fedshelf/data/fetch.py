@@ -177,7 +177,10 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
     """One request; True if the file is whole afterwards."""
     note = part.with_name(part.name + ".json")
     start = part.stat().st_size if part.exists() else 0
-    tag = json.loads(note.read_text()).get("etag") if start and note.exists() else None
+    known = json.loads(note.read_text()) if start and note.exists() else {}
+    if known and start == known["total"]:
+        return True
+    tag = known.get("etag")
     request = urllib.request.Request(url)  # noqa: S310  the caller has checked the scheme
     if start and tag:
         request.add_header("Range", f"bytes={start}-")
@@ -187,7 +190,7 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        error.close()  # it had all been there, or the file has changed: once more from the start
+        error.close()  # the file has changed and is shorter now: once more from the start
         _discard(part)
         return False
     with response:
@@ -195,7 +198,7 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
         length = response.headers.get("Content-Length")
         done = start if goes_on else 0
         total = done + int(length) if length is not None else None
-        note.write_text(json.dumps({"etag": response.headers.get("ETag")}))
+        note.write_text(json.dumps({"etag": response.headers.get("ETag"), "total": total}))
         with part.open("ab" if goes_on else "wb") as file:
             while block := response.read1(_BLOCK):
                 file.write(block)

@@ -13,6 +13,7 @@ Nonparametric Federated Learning of Neural Networks", 2019 (arXiv:1905.12022).
 """
 
 import csv
+import logging
 import math
 import os
 import shutil
@@ -25,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from fedshelf.core.errors import DataError, UsageError
-from fedshelf.data.camera import Camera, take_again
+from fedshelf.data.camera import Camera
+from fedshelf.data.decode import UnusablePhotoError
 from fedshelf.data.folder import Photo, has_split, is_photo_name, photos_below
 from fedshelf.data.output import whole_folder
 
@@ -33,6 +35,8 @@ _FEWEST_PHOTOS = 5
 _REDRAWS = 1_000
 _ASSORTMENT_SHARE = 1 / 3
 _PROBLEMS_NAMED = 5
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -156,7 +160,7 @@ def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progr
                 if camera is None:
                     _link(pack / member, target)
                 else:
-                    take_again(pack / member, target, camera)
+                    _take_again(pack / member, target, camera)
                 done += 1
                 progress(done, total)
 
@@ -231,9 +235,16 @@ def _until_all_have(fewest: int, num_stores: int, draw: Callable[[], list[int]],
     )
 
 
+def _take_again(source: Path, target: Path, camera: Camera) -> None:
+    try:
+        target.write_bytes(camera.take_again(source.read_bytes()))
+    except UnusablePhotoError as error:
+        _log.warning("photo '%s' cannot be altered and is left out: %s", source, error)
+
+
 def _link(source: Path, target: Path) -> None:
     """Put `source` at `target` in the cheapest way the file system allows."""
-    real = source.resolve()
+    real = source.resolve(strict=True)
     for way in (os.link, os.symlink):
         try:
             way(real, target)

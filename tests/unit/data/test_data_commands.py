@@ -1,0 +1,88 @@
+"""`fedshelf data …` as a person types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedshelf.cli.data import app
+from fedshelf.core.errors import DataError, UsageError
+from tests.unit.data.samples import write_pack
+
+SPLITS = Path(__file__).parents[4] / "shared" / "data" / "splits"
+GROCERIES = Path(__file__).parents[4] / "photos" / "groceries-128"
+
+
+def run(*arguments: object) -> str:
+    """Standard output of a command that must succeed."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("command", ["partition", "make-demo", "fetch", "check"])
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    assert f"Example: fedshelf data {command}" in " ".join(run(command, "--help").split())
+
+
+def test_partition_deals_and_says_how_many(tmp_path: Path) -> None:
+    write_pack(tmp_path / "pack", {"A": 10, "B": 10})
+    out = tmp_path / "stores"
+    counts = json.loads(run("partition", tmp_path / "pack", "--out", out, "--mode", "iid", "--stores", 2, "--json"))
+    assert counts["stores"] == {"store-1": 10, "store-2": 10}
+    assert len(list(out.rglob("*.png"))) == 20
+
+
+def test_partition_follows_an_assignment(tmp_path: Path) -> None:
+    write_pack(tmp_path / "pack", {"train/A": 2})
+    (tmp_path / "who.csv").write_text("photo,store\ntrain/A/000.png,x\ntrain/A/001.png,y\n")
+    run("partition", tmp_path / "pack", "--out", tmp_path / "stores", "--assignment", tmp_path / "who.csv")
+    assert (tmp_path / "stores/x/A/000.png").exists()
+    assert (tmp_path / "stores/y/A/001.png").exists()
+
+
+def test_make_demo_draws_where_it_says(tmp_path: Path) -> None:
+    made = json.loads(run("make-demo", tmp_path / "demo", "--photos-per-class", 5, "--image-size", 32, "--json"))
+    assert made["num_train"] == len(list(Path(made["stores"]).rglob("*.jpg"))) == 60
+    assert made["num_test"] == len(list(Path(made["test"]).rglob("*.jpg")))
+
+
+def test_check_prints_what_it_found_and_as_json(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"A": 3})
+    (tmp_path / "A" / "bad.jpg").touch()
+    assert "'A/bad.jpg': the file is empty" in run("check", tmp_path)
+    assert json.loads(run("check", tmp_path, "--json"))["unusable"] == {"A/bad.jpg": "the file is empty"}
+
+
+def test_mistakes_are_raised_for_the_command_line_to_print(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        run("check", tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="no photo set 'fruit'"):
+        run("fetch", "fruit")
+
+
+@pytest.mark.parametrize("arguments", [["partition", "x"], ["partition", "x", "--out", "y", "--mode", "random"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_the_commands_can_be_listed_without_loading_torch() -> None:
+    code = "import sys, fedshelf.cli.data; print([m for m in ('torch', 'cv2', 'numpy', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (SPLITS.exists() and GROCERIES.exists()), reason=f"the real photos are not at {GROCERIES}")
+@pytest.mark.parametrize("mode", ["iid", "dirichlet", "assortment"])
+def test_the_published_splits_of_the_groceries_can_be_dealt(tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "stores"
+    table = SPLITS / f"{mode}-8-seed0.csv"
+    counts = json.loads(run("partition", GROCERIES, "--out", out, "--assignment", table, "--json"))["stores"]
+    assert (len(counts), sum(counts.values())) == (8, 2640)
+    photos = [path.relative_to(out).parts[1:] for path in out.rglob("*.jpg")]
+    assert len(set(photos)) == len(photos) == 2640
+    assert {parts[0] for parts in photos} == {"Fruit", "Packages", "Vegetables"}

@@ -1,0 +1,82 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedshelf.core.errors import DataError
+from fedshelf.data.health import check
+from tests.unit.data.samples import write_pack, write_photo
+
+
+def test_a_healthy_folder_has_no_findings(tmp_path: Path) -> None:
+    health = check(write_pack(tmp_path, {"A": 12, "B/C": 14}), val_fraction=0)
+    assert [(entry.path, entry.train, entry.validation) for entry in health.classes] == [("A", 12, 0), ("B/C", 14, 0)]
+    assert health.findings == ()
+    assert not health.unusable
+    assert not health.duplicates
+
+
+def test_counts_follow_the_split(tmp_path: Path) -> None:
+    health = check(write_pack(tmp_path, {"train/A": 3, "val/A": 2}))
+    assert (health.num_train, health.num_validation) == (3, 2)
+
+
+def test_unusable_photos_are_named_with_their_reason_and_not_counted(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"A": 3})
+    (tmp_path / "A" / "bad.jpg").write_text("no photo")
+    (tmp_path / "A" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    health = check(tmp_path, val_fraction=0)
+    assert set(health.unusable) == {"A/bad.jpg", "A/gone.jpg"}
+    assert "not a JPEG" in health.unusable["A/bad.jpg"]
+    assert (health.classes[0].train, health.classes[0].unusable) == (3, 2)
+    assert any("2 photos cannot be used" in finding for finding in health.findings)
+
+
+def test_copies_are_found_within_a_class_across_classes_and_across_the_split(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"train/A": 3, "train/B": 3, "val/A": 1})
+    shutil.copy(tmp_path / "train/A/000.png", tmp_path / "train/A/copy.png")
+    shutil.copy(tmp_path / "train/A/001.png", tmp_path / "train/B/wrong.png")
+    shutil.copy(tmp_path / "train/B/000.png", tmp_path / "val/A/leak.png")
+    health = check(tmp_path)
+    assert [(d.files, d.classes, d.leaks) for d in health.duplicates] == [
+        (("train/A/000.png", "train/A/copy.png"), ("A",), False),
+        (("train/A/001.png", "train/B/wrong.png"), ("A", "B"), False),
+        (("train/B/000.png", "val/A/leak.png"), ("A", "B"), True),
+    ]
+    text = " ".join(health.findings)
+    assert "2 photos lie in several classes" in text
+    assert "1 photos are exact copies" in text
+    assert "1 photos are in training and validation" in text
+
+
+def test_tiny_photos_small_classes_and_imbalance_are_named(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"Much": 33, "Little": 3})
+    write_photo(tmp_path / "Much" / "tiny.png", 900, 31, 200)
+    health = check(tmp_path, val_fraction=0)
+    assert health.tiny == ("Much/tiny.png",)
+    text = " ".join(health.findings)
+    assert "fewer than 10 training photos: Little" in text
+    assert "11 times" in text
+    assert "1 photos are smaller than 32 pixels" in text
+
+
+def test_a_class_of_unusable_photos_only_is_named(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"A": 12})
+    (tmp_path / "B").mkdir()
+    (tmp_path / "B" / "bad.jpg").touch()
+    text = " ".join(check(tmp_path, val_fraction=0).findings)
+    assert "no usable training photo: B" in text
+    assert "only one class" in text
+
+
+def test_the_report_is_json(tmp_path: Path) -> None:
+    health = check(write_pack(tmp_path, {"A": 3}), val_fraction=0)
+    content = json.loads(json.dumps(health.to_dict()))
+    assert content["classes"] == [{"path": "A", "train": 3, "validation": 0, "unusable": 0, "tiny": 0}]
+    assert content["num_train"] == 3
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no photo"):
+        check(tmp_path)
