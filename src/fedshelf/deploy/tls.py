@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedshelf.config.places import tls_directory
 from fedshelf.core.errors import TransportError
-from fedshelf.deploy.places import default_tls_directory
 
 CA_LIFETIME = datetime.timedelta(days=3650)
 CERTIFICATE_LIFETIME = datetime.timedelta(days=825)
@@ -88,7 +88,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
                 f"--ca {ca}: {error.strerror or error}; give the ca.pem that 'fedshelf server' made"
             ) from error
     context = ssl.create_default_context()
-    local = default_tls_directory() / "ca.pem"
+    local = tls_directory() / "ca.pem"
     if local.exists():
         context.load_verify_locations(cafile=str(local))
     return context
