@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import RecordDict
+from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, joined, process_client, task
 
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import Evaluation, Failure, Join, Purpose, Ready, Upload
@@ -21,7 +22,6 @@ from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
 from fedshelf.deploy.wire import from_records
-from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, joined, process_client, task
 
 pytestmark = pytest.mark.e2e
 
@@ -45,7 +45,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
 def stored(server: EmbeddedServer) -> int:
     """Messages and objects that the engine keeps."""
     state = server._engine.state
-    return len(state.object_store) + state.num_message_ins() + state.num_message_res()
+    return int(len(state.object_store) + state.num_message_ins() + state.num_message_res())
 
 
 def bytes_out(server: EmbeddedServer) -> int:
@@ -264,7 +264,7 @@ def test_clear_text_to_an_encrypting_server_is_one_clear_error(tls: ServerTls) -
 def test_encryption_to_a_clear_text_server_is_one_clear_error(server: EmbeddedServer, tls: ServerTls) -> None:
     with (
         ThreadClient(server.address, "lyon", insecure=False, ca=tls.ca) as client,
-        pytest.raises(TransportError, match="does not encrypt.*--insecure"),
+        pytest.raises(TransportError, match=r"does not encrypt.*--insecure"),
     ):
         client.result.result(PATIENCE)
 
@@ -303,9 +303,9 @@ def test_another_program_on_the_port_is_one_clear_error() -> None:
 def test_nothing_piles_up_over_rounds(server: EmbeddedServer, transport: GridTransport) -> None:
     with ThreadClient(server.address, "lyon"), ThreadClient(server.address, "nice"):
         addresses = joined(transport, 2)
-        for round in range(1, 6):
+        for number in range(1, 6):
             for address in addresses.values():
-                transport.send(address, task(torch.full((1000,), float(round)), round=round))
+                transport.send(address, task(torch.full((1000,), float(number)), round=number))
             for _ in addresses:
                 expect(transport, Reply)
             assert stored(server) == 0

@@ -6,7 +6,9 @@ from fedshelf.core.errors import FedShelfError
 
 MAX_CHARACTERS = 500
 _QUOTED = re.compile(r"""(['"])(?:(?!\1).)*(?:[/\\]|\.[A-Za-z]\w{1,11}\b)(?:(?!\1).)*\1""")
-_BARE = re.compile(r"(?:[A-Za-z]:|\.{1,2}|~)?[^\s'\"(),;:=]*[/\\][^\s'\"(),;]*|\S+\.(?:jpe?g|png|webp|bmp|gif)\b", re.IGNORECASE)
+_BARE = re.compile(
+    r"(?:[A-Za-z]:|\.{1,2}|~)?[^\s'\"(),;:=]*[/\\][^\s'\"(),;]*|\S+\.(?:jpe?g|png|webp|bmp|gif)\b", re.IGNORECASE
+)
 
 
 def failure_text(error: BaseException) -> str:

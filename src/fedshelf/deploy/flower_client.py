@@ -33,7 +33,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
     get_all_nested_objects,
     get_object_tree,
-
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -250,5 +249,3 @@ class FleetSession:
 
 def _reason(error: httpx.TransportError) -> str:
     return str(error) or type(error).__name__
-
-

@@ -213,9 +213,7 @@ class GridTransport:
             connection.joined = True
             self._arrivals.append(Joined(address=connection.address, join=content))
         elif connection.joined:
-            self._arrivals.append(
-                Reply(address=connection.address, message=content, num_bytes=size, task=pending.key)
-            )
+            self._arrivals.append(Reply(address=connection.address, message=content, num_bytes=size, task=pending.key))
         else:
             reason = content.reason if isinstance(content, Failure) else "it did not introduce itself"
             LOG.warning("connection %s cannot take part: %s", connection.address, reason)

@@ -54,15 +54,11 @@ def echo(message: ServerMessage) -> ClientMessage:
         time.sleep(message.client_lr)
     if message.purpose is Purpose.EVALUATE:
         return Evaluation(key=message.key, num_examples=2, num_correct=1, loss_sum=0.5)
-    return Upload(
-        key=message.key, delta=message.params + 1, num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1
-    )
+    return Upload(key=message.key, delta=message.params + 1, num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1)
 
 
 def task(params: torch.Tensor, *, round: int = 1, purpose: Purpose = Purpose.TRAIN, lr: float = 0.1) -> Broadcast:
-    return Broadcast(
-        key=TaskKey(run_id="r", round=round, attempt=1), purpose=purpose, params=params, client_lr=lr
-    )
+    return Broadcast(key=TaskKey(run_id="r", round=round, attempt=1), purpose=purpose, params=params, client_lr=lr)
 
 
 class ThreadClient:

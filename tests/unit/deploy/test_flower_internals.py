@@ -26,12 +26,7 @@ def imported_names(path: Path) -> list[tuple[str, str]]:
 
 
 def test_internals_are_used_in_two_files_alone() -> None:
-    users = {
-        path.name
-        for path in ROOM.glob("*.py")
-        for module, _ in imported_names(path)
-        if module not in DOCUMENTED
-    }
+    users = {path.name for path in ROOM.glob("*.py") for module, _ in imported_names(path) if module not in DOCUMENTED}
     assert users == HOLDERS
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fedshelf.config.places import tls_directory
 from fedshelf.core.errors import TransportError
 from fedshelf.deploy import tls
-from fedshelf.config.places import tls_directory
 from fedshelf.deploy.tls import ServerTls, client_context, ensure_server_tls, fingerprint
 
 
