@@ -50,7 +50,7 @@ class ClientPart:
                 return self._control(asked)
             if not isinstance(asked, get_args(ServerMessage)):
                 raise RefusedError(f"a server may not send a {type(asked).__name__.lower()}")
-            return self.handle(asked), None  # type: ignore[arg-type]  # the check above, in mypy's words
+            return self.handle(asked), None
         except Exception as error:
             LOG.exception("the server's request could not be answered")
             key = asked.key if isinstance(asked, Broadcast) else None

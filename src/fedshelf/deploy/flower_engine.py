@@ -172,7 +172,7 @@ class FlowerEngine:
         return ""
 
 
-class EmbeddedGrid(Grid):
+class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports into Flower
     """Flower's `Grid` on the engine's state, without a socket in between.
 
     Args:
@@ -234,6 +234,8 @@ class EmbeddedGrid(Grid):
                     self._state.object_store.delete(object_id)
 
     def _push(self, message: Message) -> str:
+        # Flower reads the run's id from a global of the process; here it is this engine's, however many there are.
+        message.metadata.__dict__["_run_id"] = self._run.run_id
         message.metadata.__dict__["_message_id"] = message.object_id  # as Flower's own grid does
         session = self._state.start_session(self._run.run_id)
         tree = get_object_tree(message)
@@ -244,7 +246,8 @@ class EmbeddedGrid(Grid):
         for object_id in missing:
             self._state.store_object(self._run.run_id, session, object_id, objects[object_id].deflate())
         self._ring(message.metadata.dst_node_id)
-        return message.metadata.message_id
+        message_id: str = message.metadata.message_id
+        return message_id
 
     def _complete_reply(self, message_id: str) -> Message | None:
         contents = self._complete_contents(message_id)

@@ -27,7 +27,7 @@ KEEP_ALIVE_SECONDS = 20.0  # between the engine's own heartbeats
 
 
 class EmbeddedServer:
-    """One per process at a time.
+    """Listens from the moment it is made until `close`.
 
     Args:
         host: where to listen; "" or "0.0.0.0" is everywhere.
@@ -77,6 +77,7 @@ class EmbeddedServer:
         """Stop listening and free the port; clients see a server that has gone away."""
         self._stop.set()
         self._server.should_exit = True
+        self._gate.close()
         for thread in self._threads:
             thread.join(10)
         self._socket.close()

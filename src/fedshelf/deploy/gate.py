@@ -63,6 +63,7 @@ class Gate:
         self._bells: dict[int, asyncio.Event] = {}
         self._last_wait: dict[int, float] = {}
         self._end = ""
+        self._closing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -81,8 +82,12 @@ class Gate:
     def announce_end(self, reason: str) -> None:
         """Tell all clients, from any thread, that the run has ended."""
         self._end = reason
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(lambda: [bell.set() for bell in self._bells.values()])
+        self._ring_all()
+
+    def close(self) -> None:
+        """Let go of all waiting clients, from any thread: the server stops."""
+        self._closing = True
+        self._ring_all()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
@@ -121,7 +126,7 @@ class Gate:
             return
         self._seen(node_id)
         bell = self._bell(node_id)
-        if self._end:
+        if self._end or self._closing:
             bell.set()
         hang_up = asyncio.ensure_future(_until_disconnect(receive))
         rung = asyncio.ensure_future(bell.wait())
@@ -135,6 +140,14 @@ class Gate:
         news = bell.is_set()
         bell.clear()
         await _answer(send, 200, _json({"news": news, "end": self._end}))
+
+    def _ring_all(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._set_all)
+
+    def _set_all(self) -> None:
+        for bell in self._bells.values():
+            bell.set()
 
     def _bell(self, node_id: int) -> asyncio.Event:
         return self._bells.setdefault(node_id, asyncio.Event())

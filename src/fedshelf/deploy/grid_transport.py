@@ -203,17 +203,17 @@ class GridTransport:
         try:
             content = from_records(message.content)
         except RefusedError as error:
-            self._undecodable(connection, str(error), size)
+            self._undecodable(pending, str(error), size)
             return
         if isinstance(content, Control) or connection.refused:
             return  # "noted"
         if not isinstance(content, get_args(ClientMessage)):
-            self._undecodable(connection, f"a client may not send a {type(content).__name__.lower()}", size)
+            self._undecodable(pending, f"a client may not send a {type(content).__name__.lower()}", size)
         elif isinstance(content, Join):
             connection.joined = True
             self._arrivals.append(Joined(address=connection.address, join=content))
         elif connection.joined:
-            self._arrivals.append(Reply(address=connection.address, message=content, num_bytes=size))
+            self._arrivals.append(Reply(address=connection.address, message=content, num_bytes=size, task=pending.key))
         else:
             reason = content.reason if isinstance(content, Failure) else "it did not introduce itself"
             LOG.warning("connection %s cannot take part: %s", connection.address, reason)
@@ -223,15 +223,18 @@ class GridTransport:
         if error.code == NODE_UNAVAILABLE:
             self._leave(connection)  # should it be back already, it is introduced anew
         elif error.code in MESSAGE_LOST:
-            self._undecodable(connection, reason, 0)
+            self._undecodable(pending, reason, 0)
         elif connection.joined:
             failure = Failure(reason=f"the client's app failed: {reason}", key=pending.key)
-            self._arrivals.append(Reply(address=connection.address, message=failure, num_bytes=0))
+            self._arrivals.append(Reply(address=connection.address, message=failure, num_bytes=0, task=pending.key))
         else:
             LOG.warning("connection %s cannot take part: %s", connection.address, reason)
 
-    def _undecodable(self, connection: _Connection, reason: str, size: int) -> None:
+    def _undecodable(self, pending: _Pending, reason: str, size: int) -> None:
+        connection = pending.connection
         if connection.joined and not connection.refused:
-            self._arrivals.append(Undecodable(address=connection.address, reason=reason, num_bytes=size))
+            self._arrivals.append(
+                Undecodable(address=connection.address, reason=reason, num_bytes=size, task=pending.key)
+            )
         else:
             LOG.warning("connection %s sent what cannot be read: %s", connection.address, reason)

@@ -16,7 +16,7 @@ def make_server_app(run: Callable[[Transport, Mapping[str, Any]], None]) -> Serv
     """The app; `run` gets the transport and the run's configuration (``flwr run --run-config``)."""
     app = ServerApp()
 
-    @app.main()
+    @app.main()  # type: ignore[untyped-decorator]  # mypy does not follow imports into Flower
     def main(grid: Grid, context: Context) -> None:
         transport = GridTransport(grid, close_timeout=CLOSE_SECONDS)
         reason = "the run failed; the server's log says why"

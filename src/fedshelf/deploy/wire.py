@@ -145,7 +145,8 @@ def _body(record: object) -> bytes:
             f"the message's body of {len(array.data):,} bytes is announced as {array.stype} {array.dtype} of shape "
             f"{tuple(array.shape)}: it is truncated, or not ours"
         )
-    return array.data
+    data: bytes = array.data
+    return data
 
 
 def _control(record: object) -> Control:

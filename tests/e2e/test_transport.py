@@ -1,0 +1,326 @@
+"""The real transport over loopback sockets: real server, real clients."""
+
+import http.server
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import RecordDict
+from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, joined, process_client, task
+
+from fedshelf.core.errors import TransportError
+from fedshelf.core.messages import Evaluation, Failure, Join, Purpose, Ready, Upload
+from fedshelf.core.ports import Joined, Left, Reply
+from fedshelf.deploy.client_part import EndKind
+from fedshelf.deploy.flower_server import EmbeddedServer
+from fedshelf.deploy.grid_transport import GridTransport
+from fedshelf.deploy.tls import ServerTls, ensure_server_tls
+from fedshelf.deploy.wire import from_records
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as running:
+        yield running
+
+
+@pytest.fixture
+def transport(server: EmbeddedServer) -> GridTransport:
+    return server.transport()
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
+    return ensure_server_tls(tmp_path_factory.mktemp("tls"))
+
+
+def stored(server: EmbeddedServer) -> int:
+    """Messages and objects that the engine keeps."""
+    state = server._engine.state
+    return int(len(state.object_store) + state.num_message_ins() + state.num_message_res())
+
+
+def bytes_out(server: EmbeddedServer) -> int:
+    run: int = server._engine.state.get_run_info(run_ids=[server._engine.run.run_id])[0].bytes_sent
+    return run
+
+
+def test_two_clients_join_set_up_train_and_evaluate(server: EmbeddedServer, transport: GridTransport) -> None:
+    with ThreadClient(server.address, "lyon"), ThreadClient(server.address, "nice"):
+        addresses = joined(transport, 2)
+        assert sorted(addresses) == ["lyon", "nice"]
+        for address in addresses.values():
+            transport.send(address, SETUP)
+        assert {type(expect(transport, Reply).message) for _ in addresses} == {Ready}
+        params = torch.randn(2_500_000)  # 10 MB: several of Flower's objects
+        for address in addresses.values():
+            transport.send(address, task(params))
+        replies = [expect(transport, Reply) for _ in addresses]
+        assert {reply.address for reply in replies} == set(addresses.values())
+        for reply in replies:
+            assert isinstance(reply.message, Upload)
+            assert torch.equal(reply.message.delta, params + 1)
+            assert reply.task == reply.message.key == task(params).key
+            assert 10_000_000 < reply.num_bytes < 10_001_000
+        transport.send(addresses["nice"], task(params, purpose=Purpose.EVALUATE))
+        assert isinstance(expect(transport, Reply).message, Evaluation)
+        assert stored(server) == 0
+
+
+def test_a_model_that_the_client_holds_is_not_sent_again(server: EmbeddedServer, transport: GridTransport) -> None:
+    params = torch.randn(250_000)
+    with ThreadClient(server.address, "lyon"):
+        address = joined(transport)["lyon"]
+        first = transport.send(address, task(params))
+        expect(transport, Reply)
+        before = bytes_out(server)
+        second = transport.send(address, task(params, purpose=Purpose.EVALUATE))
+        expect(transport, Reply)
+        assert first > 1_000_000 > 1000 > second
+        assert bytes_out(server) - before < 10_000
+        third = transport.send(address, task(params + 1, round=2))
+        reply = expect(transport, Reply).message
+        assert third > 1_000_000
+        assert isinstance(reply, Upload)
+        assert torch.equal(reply.delta, params + 1 + 1)
+
+
+def test_what_a_handler_raises_is_told_and_the_client_goes_on(server: EmbeddedServer, transport: GridTransport) -> None:
+    with ThreadClient(server.address, "lyon"):
+        address = joined(transport)["lyon"]
+        broken = task(torch.ones(3), lr=-1.0)
+        transport.send(address, broken)
+        assert expect(transport, Reply).message == Failure(reason="ValueError: cannot read …", key=broken.key)
+        transport.send(address, task(torch.ones(3)))
+        assert isinstance(expect(transport, Reply).message, Upload)
+
+
+def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer, transport: GridTransport) -> None:
+    seen: list[RecordDict] = []
+    with ThreadClient(server.address, "lyon", on_send=seen.append) as client:
+        address = joined(transport)["lyon"]
+        transport.send(address, SETUP)
+        expect(transport, Reply)
+        transport.send(address, task(torch.ones(3)))
+        expect(transport, Reply)
+        transport.send(address, task(torch.ones(3), lr=-1.0))
+        expect(transport, Reply)
+        assert [type(from_records(records)) for records in seen] == [Join, Ready, Upload, Failure]
+        transport.close("run finished")
+        client.result.result(PATIENCE)
+
+
+def test_a_refused_client_learns_why_and_the_others_stay(server: EmbeddedServer, transport: GridTransport) -> None:
+    with ThreadClient(server.address, "lyon") as client, ThreadClient(server.address, "nice"):
+        addresses = joined(transport, 2)
+        transport.refuse(addresses["lyon"], "the name 'lyon' is taken")
+        ended = client.result.result(PATIENCE)
+        assert (ended.kind, ended.reason) == (EndKind.REFUSED, "the name 'lyon' is taken")
+        assert transport.send(addresses["lyon"], SETUP) == 0
+        transport.send(addresses["nice"], SETUP)
+        assert expect(transport, Reply).address == addresses["nice"]  # and no `Left` of the refused one
+
+
+def test_all_clients_learn_that_the_run_has_finished_busy_ones_too(
+    server: EmbeddedServer, transport: GridTransport
+) -> None:
+    with ThreadClient(server.address, "lyon") as idle, ThreadClient(server.address, "nice") as busy:
+        transport.send(joined(transport, 2)["nice"], task(torch.ones(3), lr=4.0))
+        transport.close("run finished")
+        server.close()
+        for client in (idle, busy):
+            ended = client.result.result(PATIENCE)
+            assert (ended.kind, ended.reason) == (EndKind.CLOSED, "run finished")
+
+
+def test_a_client_that_stops_signs_off(server: EmbeddedServer, transport: GridTransport) -> None:
+    with ThreadClient(server.address, "lyon") as client:
+        address = joined(transport)["lyon"]
+        client.stop.set()
+        assert client.result.result(PATIENCE).kind is EndKind.STOPPED
+        assert expect(transport, Left).address == address
+        assert transport.send(address, SETUP) == 0
+        assert stored(server) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_client_is_noticed_and_its_work_forgotten(server: EmbeddedServer, transport: GridTransport) -> None:
+    with process_client(server.address, "lyon") as process, process_client(server.address, "nice"):
+        addresses = joined(transport, 2)
+        transport.send(addresses["lyon"], task(torch.ones(1000), lr=3600.0))
+        while len(server._engine.state.object_store):
+            time.sleep(0.01)  # until it has fetched the task: it dies at work
+        process.kill()
+        assert expect(transport, Left).address == addresses["lyon"]
+        assert stored(server) == 0
+        transport.send(addresses["nice"], task(torch.ones(3)))
+        assert expect(transport, Reply).address == addresses["nice"]
+
+
+@pytest.mark.slow
+def test_a_silent_client_counts_as_gone_until_it_speaks_again() -> None:
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None, silence=2.0) as server:
+        transport = server.transport()
+        with process_client(server.address, "lyon") as process:
+            first = joined(transport)["lyon"]
+            process.send_signal(signal.SIGSTOP)
+            assert expect(transport, Left).address == first
+            process.send_signal(signal.SIGCONT)
+            second = joined(transport)["lyon"]
+            assert second != first
+            transport.send(second, task(torch.ones(3)))
+            assert expect(transport, Reply).address == second
+
+
+def test_a_client_busy_for_longer_than_the_silence_limit_is_not_gone() -> None:
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None, silence=1.0) as server:
+        transport = server.transport()
+        with ThreadClient(server.address, "lyon"):
+            transport.send(joined(transport)["lyon"], task(torch.ones(3), lr=4.0))
+            assert isinstance(expect(transport, Reply).message, Upload)
+
+
+def test_clients_join_a_restarted_server_by_themselves() -> None:
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as first:
+        with_client = ThreadClient(first.address, "lyon")
+        joined(first.transport())
+        port = first.address.port
+    with with_client, EmbeddedServer(host="127.0.0.1", port=port, tls=None) as second:
+        transport = second.transport()
+        transport.send(joined(transport)["lyon"], task(torch.ones(3)))
+        assert isinstance(expect(transport, Reply).message, Upload)
+
+
+def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(message: object) -> object:
+        if not started.is_set():
+            started.set()
+            go_on.wait(PATIENCE)
+        return echo(message)  # type: ignore[arg-type]
+
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as first:
+        client = ThreadClient(first.address, "lyon", handle=slow)
+        transport = first.transport()
+        transport.send(joined(transport)["lyon"], task(torch.ones(3)))
+        assert started.wait(PATIENCE)
+        port = first.address.port
+    with client, EmbeddedServer(host="127.0.0.1", port=port, tls=None) as second:
+        go_on.set()
+        transport = second.transport()
+        transport.send(joined(transport)["lyon"], task(torch.zeros(3), round=2))
+        reply = expect(transport, Reply).message
+        assert isinstance(reply, Upload)
+        assert reply.key.round == 2
+        assert torch.equal(reply.delta, torch.ones(3))
+
+
+def test_messages_travel_encrypted(tls: ServerTls) -> None:
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+        transport, params = server.transport(), torch.randn(10_000)
+        with ThreadClient(f"localhost:{server.address.port}", "lyon", insecure=False, ca=tls.ca):
+            transport.send(joined(transport)["lyon"], task(params))
+            reply = expect(transport, Reply).message
+            assert isinstance(reply, Upload)
+            assert torch.equal(reply.delta, params + 1)
+
+
+def test_a_client_on_the_same_machine_needs_no_ca(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDSHELF_HOME", str(tmp_path))
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=ensure_server_tls(tmp_path / "tls")) as server:
+        transport = server.transport()
+        with ThreadClient(server.address, "lyon", insecure=False):
+            assert "lyon" in joined(transport)
+
+
+def test_a_server_of_another_authority_is_not_trusted(tls: ServerTls, tmp_path: Path) -> None:
+    other = ensure_server_tls(tmp_path)
+    with (
+        EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
+        ThreadClient(server.address, "lyon", insecure=False, ca=other.ca) as client,
+        pytest.raises(TransportError, match="--ca FILE"),
+    ):
+        client.result.result(PATIENCE)
+
+
+def test_clear_text_to_an_encrypting_server_is_one_clear_error(tls: ServerTls) -> None:
+    with (
+        EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
+        ThreadClient(server.address, "lyon") as client,
+        pytest.raises(TransportError, match="without --insecure"),
+    ):
+        client.result.result(PATIENCE)
+
+
+def test_encryption_to_a_clear_text_server_is_one_clear_error(server: EmbeddedServer, tls: ServerTls) -> None:
+    with (
+        ThreadClient(server.address, "lyon", insecure=False, ca=tls.ca) as client,
+        pytest.raises(TransportError, match=r"does not encrypt.*--insecure"),
+    ):
+        client.result.result(PATIENCE)
+
+
+def test_an_address_in_use_is_one_clear_error(server: EmbeddedServer) -> None:
+    with pytest.raises(TransportError, match=rf"127\.0\.0\.1:{server.address.port}.*another program"):
+        EmbeddedServer(host="127.0.0.1", port=server.address.port, tls=None)
+
+
+def test_a_server_that_stays_away_is_given_up_after_the_time_allowed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        ThreadClient(f"127.0.0.1:{port}", "lyon", max_wait=1.0) as client,
+        pytest.raises(TransportError, match="did not answer for 1 s"),
+    ):
+        client.result.result(PATIENCE)
+    assert any("is away" in status for status in client.statuses)
+
+
+def test_another_program_on_the_port_is_one_clear_error() -> None:
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with (
+            ThreadClient(f"127.0.0.1:{other.server_port}", "lyon") as client,
+            pytest.raises(TransportError, match="not a FedShelf server"),
+        ):
+            client.result.result(PATIENCE)
+        other.shutdown()
+
+
+def test_nothing_piles_up_over_rounds(server: EmbeddedServer, transport: GridTransport) -> None:
+    with ThreadClient(server.address, "lyon"), ThreadClient(server.address, "nice"):
+        addresses = joined(transport, 2)
+        for number in range(1, 6):
+            for address in addresses.values():
+                transport.send(address, task(torch.full((1000,), float(number)), round=number))
+            for _ in addresses:
+                expect(transport, Reply)
+            assert stored(server) == 0
+
+
+def test_ipv6_addresses_work() -> None:
+    try:
+        server = EmbeddedServer(host="::1", port=0, tls=None)
+    except TransportError:
+        pytest.skip("this machine has no IPv6 loopback")
+    with server, ThreadClient(server.address, "lyon"):
+        assert str(server.address).startswith("[::1]:")
+        assert isinstance(server.transport().receive(PATIENCE), Joined)
+
+
+def test_the_process_is_not_told_to_phone_home() -> None:
+    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert os.environ["FLWR_DISABLE_UPDATE_CHECK"] == "1"

@@ -1,0 +1,123 @@
+"""Clients that answer with what they were sent, plus one: as threads of a test, or as processes of their own
+(``python -m tests.unit.deploy.echo ADDRESS NAME [CA]``). And the server's side of talking to them."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fedshelf.core.messages import (
+    Broadcast,
+    ClientMessage,
+    Evaluation,
+    Join,
+    Purpose,
+    Ready,
+    ServerMessage,
+    Setup,
+    TaskKey,
+    Upload,
+)
+from fedshelf.core.ports import Joined
+from fedshelf.deploy.client_loop import run_client
+from fedshelf.deploy.client_part import Ended
+from fedshelf.deploy.grid_transport import GridTransport
+
+ROOT = Path(__file__).parents[3]
+PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine
+SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
+_T = TypeVar("_T")
+
+
+def join(name: str) -> Join:
+    return Join(protocol=1, version="0.1.0", client=name, identity=name, classes=())
+
+
+def echo(message: ServerMessage) -> ClientMessage:
+    """Answer at once; a negative learning rate is an order to fail, one above 1 to work that many seconds."""
+    if isinstance(message, Setup):
+        return Ready(
+            run_id=message.run_id, layout_digest="", catalogue_digest="", config_digest="", num_train=1,
+            num_validation=1, num_left_out=0,
+        )  # fmt: skip
+    if message.client_lr < 0:
+        raise ValueError("cannot read /srv/photos/secret.jpg")
+    if message.client_lr > 1:
+        time.sleep(message.client_lr)
+    if message.purpose is Purpose.EVALUATE:
+        return Evaluation(key=message.key, num_examples=2, num_correct=1, loss_sum=0.5)
+    return Upload(key=message.key, delta=message.params + 1, num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1)
+
+
+def task(params: torch.Tensor, *, round: int = 1, purpose: Purpose = Purpose.TRAIN, lr: float = 0.1) -> Broadcast:
+    return Broadcast(key=TaskKey(run_id="r", round=round, attempt=1), purpose=purpose, params=params, client_lr=lr)
+
+
+class ThreadClient:
+    """A client in a thread of this process; `result` is how it ended."""
+
+    def __init__(self, address: object, name: str, **options: Any) -> None:
+        self.stop = threading.Event()
+        self.result: Future[Ended] = Future()
+        self.statuses: list[str] = []
+        options.setdefault("insecure", True)
+
+        def work() -> None:
+            try:
+                self.result.set_result(
+                    run_client(
+                        str(address), options.pop("handle", echo), join(name), stop=self.stop,
+                        on_status=self.statuses.append, **options,
+                    )
+                )  # fmt: skip
+            except BaseException as error:
+                self.result.set_exception(error)
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "ThreadClient":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.set()
+        self._thread.join(PATIENCE)
+
+
+@contextlib.contextmanager
+def process_client(address: object, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A client in a process of its own, killed at the end."""
+    command = [sys.executable, "-m", "tests.unit.deploy.echo", str(address), name]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def expect(transport: GridTransport, kind: type[_T]) -> _T:
+    """The next arrival, which must be a `kind`."""
+    arrival = transport.receive(PATIENCE)
+    assert isinstance(arrival, kind), arrival
+    return arrival
+
+
+def joined(transport: GridTransport, number: int = 1) -> dict[str, str]:
+    """Addresses by name of the next `number` clients to join."""
+    arrivals = [expect(transport, Joined) for _ in range(number)]
+    return {arrival.join.client: arrival.address for arrival in arrivals}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_client(sys.argv[1], echo, join(sys.argv[2]), insecure=True, max_wait=PATIENCE)

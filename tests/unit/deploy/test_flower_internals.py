@@ -1,0 +1,84 @@
+"""What FedShelf uses of Flower beyond its documented API. When Flower is upgraded, this says what has gone."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import fedshelf.deploy
+
+DOCUMENTED = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
+HOLDERS = {"flower_engine.py", "flower_client.py"}
+ROOM = Path(fedshelf.deploy.__file__).parent
+
+
+def imported_names(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of each import from Flower in a source file."""
+    found: list[tuple[str, str]] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "flwr":
+            found += [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names if alias.name.split(".")[0] == "flwr"]
+    return found
+
+
+def test_internals_are_used_in_two_files_alone() -> None:
+    users = {path.name for path in ROOM.glob("*.py") for module, _ in imported_names(path) if module not in DOCUMENTED}
+    assert users == HOLDERS
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), sorted({entry for holder in HOLDERS for entry in imported_names(ROOM / holder)})
+)
+def test_an_imported_internal_is_still_there(module: str, name: str) -> None:
+    found = hasattr(importlib.import_module(module), name)
+    if not found:
+        importlib.import_module(f"{module}.{name}")
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "parameters"),
+    [
+        ("flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState", name, parameters)
+        for name, parameters in {
+            "start_session": ["run_id"],
+            "store_message_and_object_tree": ["message", "object_tree", "session_id"],
+            "store_object": ["run_id", "session_id", "object_id", "object_content"],
+            "get_message_res": ["message_ids", "run_id"],
+            "delete_messages": ["message_ins_ids"],
+            "get_nodes": ["run_id"],
+            "get_node_id_by_public_key": ["public_key"],
+            "acknowledge_node_heartbeat": ["node_id", "heartbeat_interval"],
+            "acknowledge_task_heartbeat": ["task_id"],
+            "activate_node": ["node_id", "heartbeat_interval"],
+            "deactivate_node": ["node_id"],
+            "claim_task": ["task_id"],
+            "activate_task": ["task_id"],
+            "finish_task": ["task_id", "sub_status", "details"],
+        }.items()
+    ]
+    + [
+        ("flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore", "get", ["object_id"]),
+        ("flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore", "delete", ["object_id"]),
+        ("flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore", "get_object_tree", ["object_id"]),
+        ("flwr.superlink.servicer.fleet:fleet_handlers", "push_messages", ["request", "state"]),
+        ("flwr.superlink.servicer.fleet:fleet_handlers", "pull_messages", ["request", "state", "store"]),
+        ("flwr.supernode.fleet_http_client:FleetHttpClient", "PushObject", ["request"]),
+        ("flwr.supernode.fleet_http_client:FleetHttpClient", "PullMessages", ["request"]),
+    ],
+)
+def test_a_method_still_takes_what_we_give_it(owner: str, method: str, parameters: list[str]) -> None:
+    module, _, name = owner.partition(":")
+    function = getattr(getattr(importlib.import_module(module), name), method)
+    assert [p for p in inspect.signature(function).parameters if p != "self"] == parameters
+
+
+def test_the_state_still_remembers_which_reply_answers_which_message() -> None:
+    from fedshelf.deploy.flower_engine import FlowerEngine
+
+    engine = FlowerEngine(silence=30)
+    assert engine.state.message_ins_id_to_message_res_id == {}
+    assert len(engine.state.object_store) == 0
