@@ -28,11 +28,13 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reply:
-    """A client's answer. `num_bytes` is the payload's size on the wire."""
+    """A client's answer. `task` is the key of the broadcast that it answers, as the transport knows it (a hostile
+    client may name another in the message itself); `num_bytes` is the payload's size on the wire."""
 
     address: str
     message: ClientMessage
     num_bytes: int
+    task: TaskKey | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,7 @@ class Undecodable:
     address: str
     reason: str
     num_bytes: int
+    task: TaskKey | None = None
 
 
 Arrival: TypeAlias = Joined | Left | Reply | Undecodable

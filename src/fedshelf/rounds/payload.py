@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import safetensors.torch
@@ -27,6 +26,10 @@ KINDS: Mapping[str, type[Any]] = {
         messages.Join, messages.Setup, messages.Ready, Broadcast, Upload, messages.Evaluation, messages.Failure
     )
 }  # fmt: skip
+for _checked in (*KINDS.values(), messages.TaskKey, messages.ClassFolder):
+    # Pydantic reads a dataclass' rules from the class; core knows nothing of pydantic, so they are set here.
+    setattr(_checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
+_ADAPTERS: Mapping[str, TypeAdapter[Any]] = {name: TypeAdapter(kind) for name, kind in KINDS.items()}
 AUXILIARY = "auxiliary."
 MAX_HEADER_BYTES = 64 << 20  # a join lists every class folder; nothing honest comes near this
 
@@ -93,7 +96,7 @@ def decode(header: str, body: bytes) -> ServerMessage | ClientMessage:
     if vectors:
         raise RefusedError(f"a {kind.__name__.lower()} may not carry {', '.join(sorted(vectors))}")
     try:
-        message: ServerMessage | ClientMessage = _adapter(kind).validate_python(fields)
+        message: ServerMessage | ClientMessage = _ADAPTERS[kind.__name__.lower()].validate_python(fields)
     except ValidationError as error:
         details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RefusedError(f"the {kind.__name__.lower()} is malformed: {details}") from None
@@ -151,11 +154,3 @@ def _read_vectors(body: bytes) -> dict[str, Tensor]:
                 f"vector {name!r} is {vector.dtype} of shape {tuple(vector.shape)}, not a float32 vector"
             )
     return vectors
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    for checked in (kind, messages.TaskKey, messages.ClassFolder):
-        # Pydantic reads a dataclass' rules from the class; core knows nothing of pydantic, so they are set here.
-        setattr(checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
-    return TypeAdapter(kind)

@@ -1,0 +1,175 @@
+"""From configuration to objects: everything but transports is made here, and only here."""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedshelf.algorithms.base import Algorithm
+from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config import files
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import DataError
+from fedshelf.core.messages import Ready, Setup
+from fedshelf.core.rng import Rng
+from fedshelf.data.augmentation import Augmentation
+from fedshelf.data.cache import PhotoCache
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.dataset import PhotoSet, load_photos
+from fedshelf.data.folder import scan
+from fedshelf.models.build import ModelSettings, build, load_weights
+from fedshelf.rounds.client import Work
+from fedshelf.rounds.selection import Selection
+from fedshelf.rounds.server import Plan
+from fedshelf.rounds.synchronous import RoundSettings
+from fedshelf.training.device import DeviceName, choose
+from fedshelf.training.schedule import client_lr
+from fedshelf.training.trainer import Trainer
+from fedshelf.training.workbench import TrainingSettings, Workbench
+
+REJOIN_GRACE_SECONDS = 120.0  # a store's computer may need that long to start Python and reconnect
+
+ModuleFactory = Callable[[int], nn.Module]
+"""Makes a module for a number of classes: a model of the caller's own, in place of one by name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StorePhotos:
+    """What one store trains and validates on; `num_left_out` photos are of classes not in the catalogue."""
+
+    train: PhotoSet
+    validation: PhotoSet
+    num_left_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedSetup:
+    """A setup turned into objects: what all clients of one process share."""
+
+    setup: Setup
+    config: RunConfig
+    catalogue: Catalogue
+    algorithm: Algorithm
+    workbench: Workbench
+
+
+def algorithm_of(config: RunConfig) -> Algorithm:
+    """The configured algorithm, both halves."""
+    return ALGORITHMS[config.algorithm](config.model_dump())
+
+
+def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
+    """The configured model for `num_classes`. Pretrained weights are the server's matter (clients receive them, and
+    the configuration that clients are sent says nothing of it)."""
+    return ModelSettings(
+        name=config.model, num_classes=num_classes, image_size=config.image_size, norm=config.norm,
+        width=config.width, pretrained=config.pretrained,
+    )  # fmt: skip
+
+
+def workbench_of(
+    config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None
+) -> Workbench:  # fmt: skip
+    """A workbench with the run's model, its weights drawn from the run's seed (or pretrained)."""
+    compute = choose(device, threads=config.threads)
+    seed = Rng(config.seed).fork(purpose="init").seed
+    if make_module is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = make_module(len(catalogue))
+    else:
+        module = build(model_settings(config, len(catalogue)), seed=seed)
+    if config.init is not None:
+        load_weights(module, config.init)
+    training = TrainingSettings(
+        optimizer=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing, gradient_clip=config.gradient_clip, batch_size=config.batch_size,
+        local_epochs=config.local_epochs, augmentation=Augmentation() if config.augment else None,
+    )  # fmt: skip
+    return Workbench.of(module, compute=compute, settings=training)
+
+
+def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None) -> OpenedSetup:
+    """Build what a setup describes."""
+    config = files.parse(tomllib.loads(setup.config), where="the server's configuration")
+    catalogue = Catalogue.from_json(setup.catalogue)
+    workbench = workbench_of(config, catalogue, device=device, make_module=make_module)
+    return OpenedSetup(
+        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=workbench
+    )  # fmt: skip
+
+
+def work_for(client: str, opened: OpenedSetup, photos: StorePhotos) -> Work:
+    """One client's part in what was set up."""
+    trainer = Trainer(
+        workbench=opened.workbench, client=client, rng=Rng(opened.config.seed), train=photos.train,
+        validation=photos.validation,
+    )  # fmt: skip
+    ready = Ready(
+        run_id=opened.setup.run_id,
+        layout_digest=opened.workbench.params.layout.digest,
+        catalogue_digest=opened.catalogue.digest,
+        config_digest=files.digest(opened.setup.config),
+        num_train=len(photos.train),
+        num_validation=len(photos.validation),
+        num_left_out=photos.num_left_out,
+    )
+    return Work(algorithm=opened.algorithm, trainer=trainer, ready=ready)
+
+
+def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StorePhotos:
+    """A store's photos from its folder, decoded through the cache, split as the run says."""
+    config = opened.config
+    found = scan(folder, val_fraction=config.val_fraction, seed=config.seed)
+    parts = [
+        load_photos(photos, opened.catalogue, cache, config.image_size, allow_empty=True)
+        for photos in (found.train, found.validation)
+    ]
+    num_left_out = sum(sum(part.left_out.values()) for part in parts)
+    return StorePhotos(train=parts[0].photo_set, validation=parts[1].photo_set, num_left_out=num_left_out)
+
+
+def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache) -> PhotoSet:
+    """The server's test photos; those of classes that no client has are left out.
+
+    Raises:
+        DataError: no photo of the folder is of a class in the catalogue.
+    """
+    found = scan(folder, val_fraction=0.0, seed=0)
+    photos = load_photos(found.train, catalogue, cache, config.image_size, allow_empty=True).photo_set
+    if not len(photos):
+        raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
+    return photos
+
+
+def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Catalogue | None) -> Plan:
+    """What the server is to do."""
+    rng = Rng(config.seed)
+
+    def learning_rate(round: int) -> float:
+        return client_lr(
+            config.client_lr, schedule=config.lr_schedule, warmup_rounds=config.warmup_rounds, round=round,
+            num_rounds=config.rounds,
+        )  # fmt: skip
+
+    text = files.for_clients(config)
+    return Plan(
+        run_id=run_id,
+        num_rounds=config.rounds + config.extend,
+        start_clients=start_clients,
+        min_clients=config.min_clients,
+        fraction=config.fraction,
+        rng=rng,
+        client_lr=learning_rate,
+        rounds=RoundSettings(
+            timeout=config.round_timeout, quorum=config.quorum, max_examples=config.max_examples,
+            rejoin_grace=REJOIN_GRACE_SECONDS,
+        ),
+        selection=Selection(metric=config.best_metric, patience=config.patience),
+        config=text,
+        config_digest=files.digest(text),
+        catalogue=catalogue,
+    )  # fmt: skip

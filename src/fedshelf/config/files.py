@@ -1,0 +1,88 @@
+"""The configuration as TOML: reading with strict keys, writing, and its digest."""
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from fedshelf.config.schema import RunConfig, Scope, select
+from fedshelf.core.errors import UsageError
+
+
+def load(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """The configuration in `path` (if any), with `overrides` (field name to value) on top.
+
+    Raises:
+        UsageError: listing every problem: unreadable file, unknown keys (with the nearest right one), bad values.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"--config {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"--config {path} is not TOML: {error}") from None
+    given = {name.replace("_", "-"): value for name, value in overrides.items()}
+    return parse({**values, **given}, where=str(path) if path else "the command line")
+
+
+def parse(values: Mapping[str, Any], *, where: str) -> RunConfig:
+    """Check `values` (by key, with dashes).
+
+    Raises:
+        UsageError: see `load`.
+    """
+    known = [field.alias or name for name, field in RunConfig.model_fields.items()]
+    problems = []
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
+            problems.append(f"{key!r} is no key" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        config = RunConfig.model_validate({key: value for key, value in values.items() if key in known})
+    except ValidationError as error:
+        for detail in error.errors():
+            key = ".".join(map(str, detail["loc"]))
+            problems.append(f"{key} = {detail['input']!r}: {detail['msg']}")
+    else:
+        problems += _contradictions(config)
+        if not problems:
+            return config
+    raise UsageError(f"{where}: " + "; ".join(problems))
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Values by key as TOML text."""
+    return tomli_w.dumps(dict(values))
+
+
+def effective(config: RunConfig) -> str:
+    """All that decides a run's result, as TOML text: what a run directory keeps."""
+    return to_toml(select(config, Scope.RUN, Scope.SERVER))
+
+
+def for_clients(config: RunConfig) -> str:
+    """The part that clients are sent, as TOML text: no paths, no addresses."""
+    return to_toml(select(config, Scope.RUN))
+
+
+def digest(toml: str) -> str:
+    """SHA-256 of a configuration's text."""
+    return hashlib.sha256(toml.encode()).hexdigest()
+
+
+def _contradictions(config: RunConfig) -> list[str]:
+    problems = []
+    if config.pretrained and config.init is not None:
+        problems.append("init and pretrained exclude each other: weights come from one of them")
+    if config.best_metric == "central_accuracy" and config.test_dir is None:
+        problems.append("best-metric central_accuracy needs a test-dir")
+    if config.best_metric == "accuracy" and config.val_fraction == 0:
+        problems.append("best-metric accuracy needs validation photos: val-fraction above 0")
+    return problems

@@ -1,0 +1,134 @@
+"""Everything a run can be told, once: the TOML file's keys, the flags, and their defaults.
+
+A key's name is the flag's without the dashes: `client-lr = 0.05` in a file is `--client-lr 0.05`. The defaults are
+the recipe that the reference benchmark was measured with (benchmarks/RESULTS.md).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedshelf.rounds.selection import Metric
+from fedshelf.training.device import DeviceName
+from fedshelf.training.schedule import Schedule
+
+
+class Scope(StrEnum):
+    """Who needs a value. `run`: it decides the result, and clients are sent it; `server`: it decides the result,
+    at the server alone; `local`: it may differ when a run is resumed."""
+
+    RUN = "run"
+    SERVER = "server"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flag:
+    """How a field shows on the command line: its help, the panel it stands in, its scope, and its commands."""
+
+    help: str
+    panel: str
+    scope: Scope = Scope.RUN
+    commands: tuple[str, ...] = ("simulate", "server")
+
+
+SIMULATE = ("simulate",)
+SERVER = ("server",)
+DATA, MODEL, TRAINING, ALGORITHM, ROUNDS, RUN = "Data", "Model", "Local training", "Algorithm", "Rounds", "Run"
+
+
+def _name(field: str) -> str:
+    return field.replace("_", "-")
+
+
+class RunConfig(BaseModel):
+    """The configuration of a run; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_name, populate_by_name=True)
+
+    data_dir: Annotated[Path | None, Flag(help="Folder with one folder of photos per store.", panel=DATA,
+        scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    test_dir: Annotated[Path | None, Flag(help="Folder of test photos (CLASS/*.jpg) for central evaluation.",
+        panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    catalogue: Annotated[Path | None, Flag(help="File that names the classes (JSON, or one name a line); else the "
+        "clients' folders do.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    image_size: Annotated[int, Field(ge=8, le=2048), Flag(help="Side of the photos in training, in pixels.",
+        panel=DATA)] = 48  # fmt: skip
+    val_fraction: Annotated[float, Field(ge=0, lt=1), Flag(help="Share of a store's photos held out for validation.",
+        panel=DATA)] = 0.1  # fmt: skip
+    augment: Annotated[bool, Flag(help="Crop, flip, rotate and relight photos in training.", panel=DATA)] = True
+
+    model: Annotated[str, Flag(help="resnet10, or any timm model by name.", panel=MODEL)] = "resnet10"
+    width: Annotated[int, Field(ge=1, le=1024), Flag(help="Channels of resnet10's first block.", panel=MODEL)] = 16
+    norm: Annotated[Literal["batch", "group"], Flag(help="Normalization layers.", panel=MODEL)] = "batch"
+    init: Annotated[Path | None, Flag(help="Start from this checkpoint (safetensors, or a torch file of tensors).",
+        panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
+    pretrained: Annotated[bool, Flag(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
+        scope=Scope.SERVER)] = False  # fmt: skip
+
+    optimizer: Annotated[Literal["sgd", "adamw"], Flag(help="Local optimizer.", panel=TRAINING)] = "sgd"
+    client_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of local training.", panel=TRAINING)] = 0.05
+    lr_schedule: Annotated[Schedule, Flag(help="Course of the learning rate over rounds.", panel=TRAINING)] = "cosine"
+    warmup_rounds: Annotated[int, Field(ge=0), Flag(help="Rounds of linear warm-up.", panel=TRAINING)] = 2
+    local_epochs: Annotated[int, Field(ge=1), Flag(help="Passes over a store's photos per round.", panel=TRAINING)] = 2
+    batch_size: Annotated[int, Field(ge=1), Flag(help="Photos per step.", panel=TRAINING)] = 16
+    momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Nesterov momentum of SGD.", panel=TRAINING)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0), Flag(help="Weight decay.", panel=TRAINING)] = 5e-4
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), Flag(help="Label smoothing.", panel=TRAINING)] = 0.1
+    gradient_clip: Annotated[float, Field(ge=0), Flag(help="Bound on each step's gradient norm; 0 for none.",
+        panel=TRAINING)] = 5.0  # fmt: skip
+    threads: Annotated[int, Field(ge=1), Flag(help="Threads that each client trains with (results depend on it).",
+        panel=TRAINING)] = 1  # fmt: skip
+    device: Annotated[DeviceName, Flag(help="Where this process computes.", panel=TRAINING, scope=Scope.LOCAL)] = "auto"
+
+    algorithm: Annotated[Literal["fedavg", "fedprox"], Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
+    mu: Annotated[float, Field(ge=0), Flag(help="Strength of FedProx' proximal term.", panel=ALGORITHM)] = 0.01
+
+    rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS, scope=Scope.SERVER)] = 30
+    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with, and the least in a round.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
+    fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for a round.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 1.0  # fmt: skip
+    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that are enough at the deadline (default: 0.8 of "
+        "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round, in seconds.", panel=ROUNDS,
+        scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+    max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 1_000_000  # fmt: skip
+    best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "
+        "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
+    patience: Annotated[int, Field(ge=0), Flag(help="Stop after so many rounds without a better one; 0: never.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
+    seed: Annotated[int, Field(ge=0, lt=2**63), Flag(help="Seed of everything that is drawn.", panel=ROUNDS)] = 0
+
+    run_dir: Annotated[Path | None, Flag(help="Folder of this run (default: go on with the newest unfinished run "
+        "of the same configuration under ./runs, else a new one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
+    extend: Annotated[int, Field(ge=0), Flag(help="Run so many rounds more than the run was made for.", panel=RUN,
+        scope=Scope.LOCAL)] = 0  # fmt: skip
+    workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this one.", panel=RUN,
+        scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
+    address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
+        commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
+    insecure: Annotated[bool, Flag(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
+        scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
+    heartbeat_timeout: Annotated[float, Field(ge=5), Flag(help="Silence after which a client counts as offline, in "
+        "seconds.", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+    json_output: Annotated[bool, Flag(help="Print one JSON object per event instead of a progress display.", panel=RUN,
+        scope=Scope.LOCAL)] = False  # fmt: skip
+
+
+def flags() -> dict[str, Flag]:
+    """Each field's `Flag`."""
+    return {
+        name: next(m for m in field.metadata if isinstance(m, Flag)) for name, field in RunConfig.model_fields.items()
+    }
+
+
+def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
+    """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
+    wanted = {name for name, flag in flags().items() if flag.scope in scopes}
+    values: dict[str, Any] = config.model_dump(mode="json", by_alias=True, include=wanted, exclude_none=True)
+    return values

@@ -1,0 +1,107 @@
+"""Random views of photos, made on whole batches.
+
+Crop, flip and rotation are one affine map per photo and one bilinear resampling; brightness, contrast and
+normalization are together one multiplication and addition per value.
+
+All randomness is drawn on a CPU generator, always `_DRAWS` numbers per photo whatever the settings, so every device
+sees the same views and switching one effect off changes no other.
+
+Shapes: B photos, H = W pixels a side. Pixel values are 0 to 255; `mean` and `std` are per channel on the scale 0 to 1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_DRAWS = 7
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """How far views may differ from their photo.
+
+    Attributes:
+        crop_scale: least and largest share of the photo's area that a view shows (drawn evenly), aspect kept.
+        flip: mirror half of the views left to right.
+        rotation_degrees: largest turn to either side.
+        brightness: values are multiplied by 1 ± up to this.
+        contrast: differences from the photo's own mean are multiplied by 1 ± up to this.
+    """
+
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    flip: bool = True
+    rotation_degrees: float = 13.0
+    brightness: float = 0.2
+    contrast: float = 0.2
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}: give shares of the area with 0 < least <= largest <= 1")
+        if not (0 <= self.brightness < 1 and 0 <= self.contrast < 1 and self.rotation_degrees >= 0):
+            raise ValueError("brightness and contrast must lie in [0, 1), rotation_degrees must not be negative")
+
+
+def augment(
+    images_BHWC: Tensor,
+    *,
+    settings: Augmentation,
+    generator: torch.Generator,
+    device: torch.device,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """One random view of each photo, normalized.
+
+    Values are not clipped at black and white after the change of brightness and contrast. What a turned view shows
+    beyond the photo's edge is the edge repeated.
+
+    Args:
+        images_BHWC: uint8 on the CPU.
+        settings: how strong.
+        generator: on the CPU; advances by the same number of draws for every batch of B photos.
+        device: where the result is wanted.
+        mean: per channel.
+        std: per channel.
+
+    Returns:
+        float32 [B, 3, H, W], channels_last, on `device`; bit for bit the same for the same generator state, thread
+        count and device.
+    """
+    draws = torch.rand(len(images_BHWC), _DRAWS, generator=generator).unbind(1)
+    theta_B23 = _affine(settings, *draws[:5]).to(device)
+    brightness_B = (1 + settings.brightness * (2 * draws[5] - 1)).to(device)
+    contrast_B = (1 + settings.contrast * (2 * draws[6] - 1)).to(device)
+    images_BCHW = images_BHWC.to(device).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    grid_BHW2 = functional.affine_grid(theta_B23, list(images_BCHW.shape), align_corners=False)
+    views_BCHW = functional.grid_sample(images_BCHW, grid_BHW2, padding_mode="border", align_corners=False)
+    pivot_B = views_BCHW.mean((1, 2, 3)) * brightness_B
+    # ((x·b − p)·c + p) / 255, normalized, as x · scale + shift
+    mean_1C11, std_1C11 = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    scale_BC11 = (brightness_B * contrast_B / 255).view(-1, 1, 1, 1) / std_1C11
+    shift_BC11 = ((pivot_B * (1 - contrast_B) / 255).view(-1, 1, 1, 1) - mean_1C11) / std_1C11
+    out_BCHW = torch.empty_like(views_BCHW, memory_format=torch.channels_last)
+    return torch.addcmul(shift_BC11, views_BCHW, scale_BC11, out=out_BCHW)
+
+
+def normalize(images_BHWC: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The photos as they are, for evaluation: float32 [B, 3, H, W], channels_last, on `device`."""
+    images_BCHW = images_BHWC.to(device).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    mean_1C11, std_1C11 = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    return images_BCHW.mul_(1 / (255 * std_1C11)).sub_(mean_1C11 / std_1C11)
+
+
+def _affine(settings: Augmentation, area: Tensor, x: Tensor, y: Tensor, flip: Tensor, turn: Tensor) -> Tensor:
+    """Maps from view to photo coordinates, both in [-1, 1]: float32 [B, 2, 3]."""
+    low, high = settings.crop_scale
+    side_B = (low + (high - low) * area).sqrt()
+    angle_B = (2 * turn - 1) * math.radians(settings.rotation_degrees)
+    sign_B = torch.where(flip < 0.5, -1.0, 1.0) if settings.flip else torch.ones_like(flip)
+    cos_B, sin_B = side_B * angle_B.cos(), side_B * angle_B.sin()
+    x_B, y_B = (1 - side_B) * (2 * x - 1), (1 - side_B) * (2 * y - 1)
+    rows = (cos_B * sign_B, -sin_B, x_B, sin_B * sign_B, cos_B, y_B)
+    return torch.stack(rows, dim=1).view(-1, 2, 3)

@@ -1,0 +1,283 @@
+"""Decoded photos on disk, memory-mapped: after the first time, opening a store's photos decodes nothing.
+
+Layout of the cache folder (mode 0700: it holds the store's photos, small)::
+
+    index.sqlite                  digests of files and contents, see `cache_index`
+    <variant>/<digest>.rgb        one pack per list of photos: uint8 [N, S, S, 3], nothing else
+
+A pack is named by the digests of the contents it holds, in order, so it is never changed, only replaced by another.
+A list with one photo more becomes a new pack, whose other rows are copied out of the packs that hold them: each
+content is decoded once, whichever store or link it is reached by. Packs are written under a temporary name and
+renamed, and checked by size and checksum when opened, so a crash, a second process or a damaged file costs time only.
+
+Shapes: N photos, S the image size.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedshelf.core.errors import DataError
+from fedshelf.data import pack
+from fedshelf.data.cache_index import CacheIndex, Content
+from fedshelf.data.decode import DECODER_VERSION, UnusablePhotoError, decode
+from fedshelf.data.folder import Photo
+
+MAX_FILE_BYTES = 256 << 20
+_THREADS = 4
+_CHUNK = 256  # photos decoded before they are written: bounds memory at any number of photos
+_KEEP_SUPERSEDED_SECONDS = 7 * 86_400
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PROBLEMS_NAMED = 20
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A photo that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CachedPhotos:
+    """Decoded photos.
+
+    `images` is uint8 [N, S, S, 3], read-only and memory-mapped: index it with a list (which copies) to make a batch.
+    Row i shows `photos[kept[i]]`.
+    """
+
+    images: NDArray[np.uint8]
+    kept: tuple[int, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhotoCache:
+    """A cache folder; made on first use. Any number of processes may use it at the same time."""
+
+    root: Path
+
+    def open(
+        self,
+        photos: Sequence[Photo],
+        image_size: int,
+        *,
+        allow_empty: bool = False,
+        progress: Progress = lambda done, total: None,
+    ) -> CachedPhotos:
+        """The decoded `photos`, squashed to `image_size` pixels.
+
+        Files that cannot be decoded are logged by name with the reason, and left out.
+
+        Args:
+            photos: in the order wanted; an empty list gives an empty result.
+            image_size: S, in pixels.
+            allow_empty: also return an empty result where photos were given and none is usable.
+            progress: called with the number of photos done and of all.
+
+        Raises:
+            DataError: none of the photos is usable, or the cache folder cannot be written.
+        """
+        try:
+            cached = self._open(photos, image_size, progress)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise DataError(self._trouble(error)) from error
+        _report(cached.problems, len(photos))
+        if photos and not cached.kept and not allow_empty:
+            first = cached.problems[0]
+            raise DataError(
+                f"none of the {len(photos)} photos is usable; the first is '{first.path}': {first.reason}. "
+                "Run 'fedshelf data check' on the folder for the others"
+            )
+        return cached
+
+    def _open(self, photos: Sequence[Photo], image_size: int, progress: Progress) -> CachedPhotos:
+        variant = f"v{DECODER_VERSION}-{image_size}px"
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.root / variant).mkdir(mode=0o700, exist_ok=True)
+        with CacheIndex(self.root / "index.sqlite") as index:
+            digests, problems = _identify(photos, index)
+            contents = index.contents(digests.values(), variant)
+            problems |= {i: contents[d].problem for i, d in digests.items() if d in contents and contents[d].problem}
+            wanted = {i: digest for i, digest in digests.items() if i not in problems}
+            images = self._open_pack(index, _pack_key(variant, wanted.values()), image_size)
+            if images is None and wanted:
+                builder = _Builder(cache=self, index=index, variant=variant, image_size=image_size, progress=progress)
+                images, failed = builder.build(photos, wanted, contents)
+                problems |= failed
+        if images is None:
+            images = np.empty((0, image_size, image_size, 3), np.uint8)
+        return CachedPhotos(
+            images=images,
+            kept=tuple(i for i in range(len(photos)) if i not in problems),
+            problems=tuple(Problem(path=photos[i].path, reason=problems[i]) for i in sorted(problems)),
+        )
+
+    def _open_pack(self, index: CacheIndex, key: str, image_size: int) -> NDArray[np.uint8] | None:
+        """The pack, or None if it is not there whole; the index then forgets it."""
+        checksum = index.checksum(key)
+        if checksum is None:
+            return None
+        images = pack.open_pack(self.root / key, image_size, checksum)
+        if images is None:
+            _log.warning("cache file '%s' is missing or damaged: its photos are decoded again", self.root / key)
+            index.forget_pack(key)
+        else:
+            index.touch(key)
+        return images
+
+    def _trouble(self, error: OSError | sqlite3.OperationalError) -> str:
+        full = isinstance(error, OSError) and error.errno in _NO_SPACE
+        if full or "full" in str(error):
+            return f"the photo cache '{self.root}' cannot grow, the disk is full: free space or put the cache elsewhere"
+        return f"the photo cache '{self.root}' cannot be used ({error}): check its rights or put the cache elsewhere"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Builder:
+    """Writes one new pack: rows that other packs hold are copied, the others decoded."""
+
+    cache: PhotoCache
+    index: CacheIndex
+    variant: str
+    image_size: int
+    progress: Progress
+
+    def build(
+        self, photos: Sequence[Photo], wanted: dict[int, bytes], contents: dict[bytes, Content]
+    ) -> tuple[NDArray[np.uint8] | None, dict[int, str]]:
+        """Write and open the pack of the `wanted` photos (position to digest).
+
+        Returns:
+            The pack, None if no photo could be decoded; and the reasons of those that could not, by position.
+        """
+        self._sweep()
+        sources = {key: self.cache._open_pack(self.index, key, self.image_size) for key in _packs_of(contents)}
+        positions = list(wanted)
+        written: list[bytes] = []
+        failed: dict[int, str] = {}
+        undecodable: dict[bytes, str] = {}
+
+        def row(position: int) -> NDArray[np.uint8]:
+            content = contents.get(wanted[position])
+            source = sources.get(content.pack) if content and content.pack else None
+            if source is not None and content is not None:
+                copied: NDArray[np.uint8] = source[content.row]
+                return copied
+            return decode(_read_unchanged(photos[position].path, wanted[position]), self.image_size)
+
+        with pack.PackWriter(self.cache.root / self.variant) as writer, ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(positions), _CHUNK):
+                chunk = positions[start : start + _CHUNK]
+                for position, future in [(position, pool.submit(row, position)) for position in chunk]:
+                    try:
+                        writer.write(future.result())
+                        written.append(wanted[position])
+                    except _UnreadableFileError as error:
+                        failed[position] = str(error)
+                    except UnusablePhotoError as error:
+                        failed[position] = undecodable[wanted[position]] = str(error)
+                self.progress(start + len(chunk), len(positions))
+            key = _pack_key(self.variant, written)
+            checksum = writer.publish(self.cache.root / key) if written else 0
+        self.index.add_problems(undecodable.items(), self.variant)
+        if not written:
+            return None, failed
+        self.index.add_pack(key, checksum, written, self.variant)
+        return self._open_written(key), failed
+
+    def _open_written(self, key: str) -> NDArray[np.uint8]:
+        images = self.cache._open_pack(self.index, key, self.image_size)
+        if images is None:
+            raise OSError(errno.EIO, "a file just written does not read back", str(self.cache.root / key))
+        return images
+
+    def _sweep(self) -> None:
+        """Remove what crashes left and what newer packs hold; a process that has such a file mapped keeps it."""
+        pack.remove_leftovers(self.cache.root / self.variant)
+        for key in self.index.superseded_packs(unused_since=time.time() - _KEEP_SUPERSEDED_SECONDS):
+            (self.cache.root / key).unlink(missing_ok=True)
+            self.index.forget_pack(key)
+
+
+class _UnreadableFileError(Exception):
+    """The file, not its content, is the trouble: nothing to remember."""
+
+
+def _identify(photos: Sequence[Photo], index: CacheIndex) -> tuple[dict[int, bytes], dict[int, str]]:
+    """The content digest of each photo by position, and the reasons of those that cannot be read."""
+    hashed_at_ns = time.time_ns()
+    digests: dict[int, bytes] = {}
+    problems: dict[int, str] = {}
+    hashed: list[tuple[os.stat_result, bytes]] = []
+    for i, photo in enumerate(photos):
+        try:
+            status = photo.path.stat()
+            known = index.known_digest(status)
+            if known is None:
+                known = hashlib.sha256(_read(photo.path)).digest()
+                hashed.append((status, known))
+            digests[i] = known
+        except OSError as error:
+            problems[i] = f"the file cannot be read ({error.strerror})"
+        except _UnreadableFileError as error:
+            problems[i] = str(error)
+    if hashed:
+        index.remember_digests(hashed, hashed_at_ns=hashed_at_ns)
+    return digests, problems
+
+
+def _read(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _UnreadableFileError("it is not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise _UnreadableFileError(
+            f"the file is too large: {status.st_size >> 20} MiB, at most {MAX_FILE_BYTES >> 20} MiB are read"
+        )
+    return path.read_bytes()
+
+
+def _read_unchanged(path: Path, digest: bytes) -> bytes:
+    try:
+        data = _read(path)
+    except OSError as error:
+        raise _UnreadableFileError(f"the file cannot be read ({error.strerror})") from error
+    if hashlib.sha256(data).digest() != digest:
+        raise _UnreadableFileError("the file was changed while it was being read; it counts from the next start on")
+    return data
+
+
+def _pack_key(variant: str, digests: Iterable[bytes]) -> str:
+    """A pack's path below the cache folder."""
+    return f"{variant}/{hashlib.sha256(b''.join(digests)).hexdigest()[:40]}{pack.SUFFIX}"
+
+
+def _packs_of(contents: dict[bytes, Content]) -> set[str]:
+    return {content.pack for content in contents.values() if content.pack}
+
+
+def _report(problems: Sequence[Problem], num_photos: int) -> None:
+    if not problems:
+        return
+    _log.warning("%d of %d photos cannot be used and are left out:", len(problems), num_photos)
+    for problem in problems[:_PROBLEMS_NAMED]:
+        _log.warning("  '%s': %s", problem.path, problem.reason)
+    if len(problems) > _PROBLEMS_NAMED:
+        _log.warning("  and %d more; 'fedshelf data check' names them all", len(problems) - _PROBLEMS_NAMED)

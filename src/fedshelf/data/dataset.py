@@ -1,0 +1,96 @@
+"""Photos as arrays, ready to be batched.
+
+Shapes: N photos, S the image size.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedshelf.data.cache import PhotoCache, Problem, Progress
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.folder import Photo, class_folder
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoSet:
+    """Photos and what they show.
+
+    Attributes:
+        images: uint8 [N, S, S, 3], RGB; read-only (index with a list, which copies, to make a batch).
+        labels: int64 [N], indices into the catalogue.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoadedPhotos:
+    """A photo set, and what is not in it.
+
+    `left_out` counts photos of classes that the catalogue does not have, by class path; `problems` are photos that
+    cannot be used.
+    """
+
+    photo_set: PhotoSet
+    left_out: Mapping[str, int]
+    problems: tuple[Problem, ...]
+
+
+def load_photos(
+    photos: Sequence[Photo],
+    catalogue: Catalogue,
+    cache: PhotoCache,
+    image_size: int,
+    *,
+    allow_empty: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> LoadedPhotos:
+    """Decode (or find in the cache) the photos of classes in the catalogue, in the order of `photos`.
+
+    Photos of other classes and unusable ones are logged and left out.
+
+    Args:
+        photos: what to load; all of them may be of classes the catalogue does not have: the set is then empty.
+        catalogue: gives class paths their index.
+        cache: where decoded photos are kept.
+        image_size: S, in pixels.
+        allow_empty: do not raise if no photo is usable (validation photos, say).
+        progress: called with the number of photos decoded and to decode.
+
+    Raises:
+        DataError: no photo is usable, or the cache cannot be written.
+    """
+    index_of = {path: catalogue.index_of(class_folder(path)) for path in {photo.class_path for photo in photos}}
+    known: list[tuple[Photo, int]] = []
+    left_out: Counter[str] = Counter()
+    for photo in photos:
+        index = index_of[photo.class_path]
+        if index is None:
+            left_out[photo.class_path] += 1
+        else:
+            known.append((photo, index))
+    if left_out:
+        _log.warning(
+            "%d photos are left out, their classes are not in the catalogue: %s",
+            left_out.total(), ", ".join(f"{path} ({count})" for path, count in sorted(left_out.items())),
+        )  # fmt: skip
+    cached = cache.open([photo for photo, _ in known], image_size, allow_empty=allow_empty, progress=progress)
+    labels = np.array([known[i][1] for i in cached.kept], dtype=np.int64)
+    return LoadedPhotos(
+        photo_set=PhotoSet(cached.images, labels), left_out=dict(sorted(left_out.items())), problems=cached.problems
+    )

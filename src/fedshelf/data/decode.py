@@ -1,0 +1,159 @@
+"""From a photo file's bytes to a square RGB array, the same on every machine and in every thread.
+
+Shapes: S the image size in pixels; an image is uint8 [S, S, 3], RGB.
+"""
+
+import io
+import threading
+import warnings
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+# Raise it whenever a decoded pixel may come out differently: cached photos are then decoded again.
+DECODER_VERSION = 1
+MAX_PIXELS = 89_478_485  # Pillow's own guard against decompression bombs: a quarter of a gigabyte in RGB
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")
+_ORIENTATION_TAG = 0x0112
+_EXIF_SEARCH_BYTES = 1 << 17
+
+_filters_lock = threading.Lock()
+
+# Photos are decoded side by side, each on one thread; OpenCV's own pool would also not survive a fork.
+cv2.setNumThreads(1)
+
+
+class UnusablePhotoError(Exception):
+    """This photo cannot be decoded; the message is the reason, for a person. Never leaves the room `data`."""
+
+
+def decode(data: bytes, image_size: int) -> NDArray[np.uint8]:
+    """Decode, turn upright by the EXIF orientation, squash to [S, S, 3].
+
+    JPEG is decoded by libjpeg-turbo at the smallest DCT scale that is still large enough; other formats, CMYK and
+    whatever libjpeg-turbo refuses by Pillow. Shrinking averages over areas (no aliasing). Transparency is laid on
+    white, 16 bits are scaled to 8.
+
+    Raises:
+        UnusablePhotoError: empty, corrupt, truncated, of another format, or of more than `MAX_PIXELS`.
+    """
+    if not data:
+        raise UnusablePhotoError("the file is empty")
+    pixels = _decode_jpeg(data, image_size) if simplejpeg.is_jpeg(data) else None
+    if pixels is None:
+        pixels, orientation = _decode_with_pillow(data)
+    else:
+        orientation = _jpeg_orientation(data)
+    return _turn_upright(_squash(pixels, image_size), orientation)
+
+
+def photo_size(data: bytes) -> tuple[int, int]:
+    """Width and height as stored, read from the header alone.
+
+    Raises:
+        UnusablePhotoError: as `decode`.
+    """
+    with _open_with_pillow(data) as image:
+        return image.size
+
+
+def _decode_jpeg(data: bytes, image_size: int) -> NDArray[np.uint8] | None:
+    """The pixels, or None where Pillow has to decide (CMYK, or data that strict decoding refuses)."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height)
+        if colorspace in {"CMYK", "YCCK"}:
+            return None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "RGB", fastdct=False, fastupsample=False, min_height=image_size, min_width=image_size, min_factor=1
+        )
+    except ValueError:
+        return None
+    return pixels
+
+
+def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], int]:
+    with _open_with_pillow(data) as image:
+        try:
+            orientation = _orientation(image)
+            image.load()
+            return _as_rgb(image), orientation
+        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+            raise UnusablePhotoError(f"the image data are damaged ({error})") from error
+
+
+def _open_with_pillow(data: bytes) -> Image.Image:
+    try:
+        with _filters_lock, warnings.catch_warnings():  # the filters belong to the process: one thread at a time
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UnusablePhotoError(f"the photo is too large: more than {MAX_PIXELS / 1e6:.0f} megapixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = "the file is not a JPEG, PNG, WebP or BMP image, or its header is damaged"
+        raise UnusablePhotoError(reason) from error
+    _check_pixels(*image.size)
+    return image
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnusablePhotoError(
+            f"the photo is too large: {width} x {height} pixels, at most {MAX_PIXELS / 1e6:.0f} megapixels are decoded"
+        )
+
+
+def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):  # 16-bit gray, in whichever of Pillow's modes for it
+        gray = np.asarray(image).astype(np.int64)
+        return np.repeat(np.clip(gray // 257, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        cutout = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", cutout.size, "white"), cutout)
+    return np.asarray(image.convert("RGB"))
+
+
+def _squash(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize to [size, size, 3]: shrink by areas first, then enlarge what is still too short."""
+    height, width = pixels.shape[:2]
+    try:
+        if height > size or width > size:
+            pixels = np.asarray(cv2.resize(pixels, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA))
+        if height < size or width < size:
+            pixels = np.asarray(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR))
+    except cv2.error as error:
+        raise UnusablePhotoError(f"the photo of {width} x {height} pixels cannot be resized") from error
+    return pixels
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    if b"Exif\x00\x00" not in data[:_EXIF_SEARCH_BYTES]:
+        return 1
+    try:
+        with _open_with_pillow(data) as image:
+            return _orientation(image)
+    except UnusablePhotoError:
+        return 1  # libjpeg-turbo could decode it: Pillow's stricter view of the header must not lose the photo
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 (upright) where there is none or it is damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001  Pillow raises nearly anything on damaged EXIF, and the pixels are still good
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turn_upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo the camera's orientation. The image is square by now, so its shape stays."""
+    if orientation in {5, 6, 7, 8}:
+        image = image.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        image = image[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        image = image[::-1]
+    return np.ascontiguousarray(image)

@@ -1,0 +1,83 @@
+"""timm, imported where the plain CPU build of torch lacks torchvision's compiled operators too."""
+
+import importlib
+import logging
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedshelf.core.errors import ModelError
+from fedshelf.models.resnet import GROUPS, NormName
+
+log = logging.getLogger(__name__)
+_TORCHVISION_OPS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_schemas: list[torch.library.Library] = []  # a library's definitions live as long as the object
+
+
+def import_timm() -> ModuleType:
+    """Import timm. A torchvision built for CUDA beside a CPU torch fails on import for want of two operator
+    schemas (none of which we use): they are defined only then."""
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for name, schema in _TORCHVISION_OPS.items():
+            library.define(name + schema)
+        _schemas.append(library)
+    return importlib.import_module("timm")
+
+
+def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, pretrained: bool) -> nn.Module:
+    """The timm model `name` with a head of `num_classes`.
+
+    Raises:
+        ModelError: unknown name (with near ones), an image size the model cannot take, or pretrained weights that
+            cannot be downloaded.
+    """
+    timm = import_timm()
+    if name not in timm.list_models():
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8] or ["resnet18", "mobilenetv3_small_100"]
+        raise ModelError(f"there is no model {name!r}; near it: {', '.join(near)} (and our own resnet10)")
+    arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
+    try:
+        try:
+            module: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
+        except TypeError:  # convolutional models take any size and know no such argument
+            module = timm.create_model(name, **arguments)
+    except Exception as error:
+        if pretrained:
+            raise ModelError(
+                f"pretrained weights of {name!r} could not be fetched ({type(error).__name__}). Without internet, "
+                "download the weights elsewhere and give the file with --init FILE"
+            ) from error
+        raise ModelError(f"model {name!r} at {image_size} px could not be built: {error}") from error
+    return to_group_norm(module) if norm == "group" else module
+
+
+def to_group_norm(module: nn.Module) -> nn.Module:
+    """Replace every batch normalization by group normalization of the same width, activation kept."""
+    from timm.layers import BatchNormAct2d, GroupNormAct
+
+    for name, child in module.named_children():
+        replacement: nn.Module | None = None
+        if isinstance(child, BatchNormAct2d):
+            replacement = GroupNormAct(child.num_features, num_groups=_groups(child.num_features))
+            replacement.drop, replacement.act = child.drop, child.act
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            replacement = nn.GroupNorm(_groups(child.num_features), child.num_features)
+        if replacement is None:
+            to_group_norm(child)
+        else:
+            setattr(module, name, replacement)
+    return module
+
+
+def _groups(channels: int) -> int:
+    return next(groups for groups in range(min(GROUPS, channels), 0, -1) if channels % groups == 0)

@@ -1,0 +1,40 @@
+"""Folding the spooled uploads of a round: in the order of client names, in coordinate blocks.
+
+So the order of arrival changes not one bit, and server memory does not grow with the cohort: an upload is read
+from where it is spooled, block by block.
+
+Shapes: S shared values, b values of a block.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedshelf.algorithms.base import Reducer
+
+BLOCK = 1 << 17  # values: a block of the sum and one row fit the second-level cache
+
+
+def fold(deltas: Sequence[Tensor], weights: Sequence[float], reducer: Reducer, *, block: int = BLOCK) -> Tensor:
+    """Reduce `deltas` (each [S], in the order of client names) to one vector [S].
+
+    Args:
+        deltas: may be views of files; they are read once, in blocks.
+        weights: unnormalized, positive.
+        reducer: works on one block.
+    """
+    total = sum(weights)
+    normalized = [weight / total for weight in weights]
+    result = torch.empty_like(deltas[0])
+    for start in range(0, len(result), block):
+        rows = [delta[start : start + block] for delta in deltas]
+        result[start : start + block] = reducer(rows, normalized)
+    return result
+
+
+def weighted(values: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """The weighted mean of the numbers that are there; None if there are none."""
+    pairs = [(value, weights[name]) for name, value in sorted(values.items()) if value is not None]
+    total = sum(weight for _, weight in pairs)
+    return sum(value * weight for value, weight in pairs) / total if total else None

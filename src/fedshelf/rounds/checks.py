@@ -1,0 +1,65 @@
+"""What an upload must satisfy before anything of it is used.
+
+Shapes: S shared values.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.messages import TaskKey, Upload
+from fedshelf.core.params import Layout
+
+BLOCK = 1 << 20  # values checked at once
+
+
+def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tuple[str, ...]) -> None:
+    """Refuse an upload that is for other work, of another shape, not finite, or makes impossible claims.
+
+    Raises:
+        RefusedError: naming the first thing that is wrong and, where a tensor is, its name.
+    """
+    if upload.key != key:
+        raise RefusedError(
+            f"it is for {_describe(upload.key)}, and the open one is {_describe(key)}: stale or of another run"
+        )
+    if upload.delta.numel() != layout.num_shared:
+        raise RefusedError(
+            f"its delta has shape ({upload.delta.numel()},), the server's layout ({layout.num_shared},): the client's "
+            "model or catalogue is another; start 'fedshelf client' again"
+        )
+    if set(upload.auxiliary) != set(auxiliary):
+        raise RefusedError(
+            f"it carries the vectors {sorted(upload.auxiliary)}, the algorithm declares {sorted(auxiliary)}"
+        )
+    for name, vector in {"delta": upload.delta, **upload.auxiliary}.items():
+        bad = _first_not_finite(vector)
+        if bad is not None:
+            where = f" in tensor {layout.at(bad).name!r}" if name == "delta" else ""
+            raise RefusedError(
+                f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged"
+            )
+    if upload.num_examples < 1 or upload.num_steps < 0:
+        raise RefusedError(f"it claims {upload.num_examples} examples in {upload.num_steps} steps")
+    if not (math.isfinite(upload.train_loss) and math.isfinite(upload.seconds)):
+        raise RefusedError(f"its metrics are not finite (train_loss {upload.train_loss}, seconds {upload.seconds})")
+
+
+def cap_examples(upload: Upload, most: int) -> Upload:
+    """The upload with its claim to weight bounded: a hostile client may claim any number of photos."""
+    return replace(upload, num_examples=most) if upload.num_examples > most else upload
+
+
+def _first_not_finite(vector: Tensor) -> int | None:
+    for start in range(0, vector.numel(), BLOCK):
+        finite = torch.isfinite(vector[start : start + BLOCK])
+        if not finite.all():
+            return start + int(finite.logical_not().nonzero()[0])
+    return None
+
+
+def _describe(key: TaskKey) -> str:
+    return f"round {key.round}, attempt {key.attempt} of run {key.run_id}"

@@ -1,0 +1,145 @@
+"""Who is there: joining, the handshake, and leaving. Names belong to clients, addresses to connections."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedshelf.core.events import ClientJoined, ClientLeft, ClientRefused
+from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Ready, Setup
+from fedshelf.core.ports import MetricSink, Transport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Member:
+    """A client under the name it was accepted by. Without `ready` it has not finished setting up."""
+
+    address: str
+    join: Join
+    ready: Ready | None = None
+
+
+class Membership:
+    """The live clients of a run.
+
+    A name belongs to the identity that first joined under it for as long as that one is live; the same identity
+    joining again (after a restart, or a lost line) takes its own place over.
+    """
+
+    def __init__(self, *, transport: Transport, sink: MetricSink) -> None:
+        self._transport = transport
+        self._sink = sink
+        self._members: dict[str, Member] = {}
+        self._names: dict[str, str] = {}  # address -> name
+        self._setup: Setup | None = None
+        self._expected: Ready | None = None
+
+    def open(self, setup: Setup, *, catalogue_digest: str, config_digest: str) -> None:
+        """From now on clients can be set up; those who wait are, at once."""
+        self._setup = setup
+        self._expected = Ready(
+            run_id=setup.run_id, layout_digest=setup.layout_digest, catalogue_digest=catalogue_digest,
+            config_digest=config_digest, num_train=0, num_validation=0, num_left_out=0,
+        )  # fmt: skip
+        for member in self._members.values():
+            self._transport.send(member.address, setup)
+
+    def classes(self) -> Mapping[str, tuple[ClassFolder, ...]]:
+        """The class folders of everyone who has joined, by name."""
+        return {name: member.join.classes for name, member in self._members.items()}
+
+    def live(self) -> tuple[str, ...]:
+        """Names of the clients that can be asked now, sorted."""
+        return tuple(sorted(name for name, member in self._members.items() if member.ready is not None))
+
+    def num_joined(self) -> int:
+        """Clients that introduced themselves, set up or not."""
+        return len(self._members)
+
+    def address(self, name: str) -> str | None:
+        """Where `name` can be reached; None if it is not live."""
+        member = self._members.get(name)
+        return member.address if member and member.ready else None
+
+    def name(self, address: str) -> str | None:
+        return self._names.get(address)
+
+    def num_validation(self, name: str) -> int:
+        """Validation photos of a live client."""
+        member = self._members.get(name)
+        return member.ready.num_validation if member and member.ready else 0
+
+    def on_joined(self, address: str, join: Join) -> None:
+        """Accept or refuse a client that introduced itself."""
+        problem = self._problem_with(join)
+        if problem:
+            self._transport.refuse(address, problem)
+            self._sink.emit(ClientRefused(client=join.client, reason=problem))
+            return
+        previous = self._members.get(join.client)
+        if previous is not None:
+            self._names.pop(previous.address, None)
+        self._members[join.client] = Member(address=address, join=join)
+        self._names[address] = join.client
+        if self._setup is not None:
+            self._transport.send(address, self._setup)
+
+    def on_ready(self, address: str, ready: Ready) -> str | None:
+        """A client has set up; return its name if it is now live, refuse it if it means something else."""
+        name = self._names.get(address)
+        if name is None or self._expected is None:
+            return None
+        for what in ("run_id", "catalogue_digest", "config_digest", "layout_digest"):
+            if getattr(ready, what) != getattr(self._expected, what):
+                self._drop(
+                    name,
+                    f"its {what.replace('_', ' ')} differs from the server's: its FedShelf is of another version; "
+                    "install the server's version and start 'fedshelf client' again",
+                )
+                return None
+        if ready.num_train < 1:
+            self._drop(name, "it holds no training photo of a class in the run's catalogue")
+            return None
+        self._members[name].ready = ready
+        self._sink.emit(
+            ClientJoined(
+                client=name, num_train=ready.num_train, num_validation=ready.num_validation,
+                num_left_out=ready.num_left_out,
+            )
+        )  # fmt: skip
+        return name
+
+    def on_setup_failed(self, address: str, reason: str) -> None:
+        """A client cannot take part in this run."""
+        name = self._names.get(address)
+        if name is not None:
+            self._drop(name, reason)
+
+    def on_left(self, address: str, reason: str) -> str | None:
+        """Forget a connection; return the name that is now offline."""
+        name = self._names.pop(address, None)
+        if name is None:
+            return None
+        del self._members[name]
+        self._sink.emit(ClientLeft(client=name, reason=reason))
+        return name
+
+    def _drop(self, name: str, reason: str) -> None:
+        member = self._members.pop(name)
+        self._names.pop(member.address, None)
+        self._transport.refuse(member.address, reason)
+        self._sink.emit(ClientRefused(client=name, reason=reason))
+
+    def _problem_with(self, join: Join) -> str | None:
+        if join.protocol != PROTOCOL_VERSION:
+            return (
+                f"it speaks protocol {join.protocol} (FedShelf {join.version}), the server {PROTOCOL_VERSION}; "
+                "install the server's version of FedShelf"
+            )
+        if not join.client.strip():
+            return "its name is empty; start it with --name NAME"
+        holder = self._members.get(join.client)
+        if holder is not None and holder.join.identity != join.identity:
+            return f"a client named {join.client!r} is already live; give this one another with --name NAME"
+        return None

@@ -1,0 +1,88 @@
+"""Where arrivals are received: joins, handshakes and departures are dealt with here; answers are handed on by name."""
+
+import threading
+from dataclasses import dataclass
+
+from fedshelf.core.errors import FedShelfError
+from fedshelf.core.events import ClientRefused
+from fedshelf.core.messages import Evaluation, Failure, Join, Ready, TaskKey, Upload
+from fedshelf.core.ports import Joined, Left, MetricSink, Reply, Transport, Undecodable
+from fedshelf.rounds.membership import Membership
+
+POLL_SECONDS = 1.0  # how long to wait for an arrival before looking at the clock, and for a request to stop
+
+
+class StopRequested(FedShelfError):
+    """Somebody asked the server to stop; the last checkpoint stands."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Answer:
+    """A live client's answer to a task; `message` is None where its bytes could not be read, and `reason` says why."""
+
+    client: str
+    message: Upload | Evaluation | Failure | None
+    reason: str
+    num_bytes: int
+    task: TaskKey | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Back:
+    """A client is (again) ready to be asked."""
+
+    client: str
+
+
+class Reception:
+    """Turns arrivals into answers of known clients."""
+
+    def __init__(
+        self, *, transport: Transport, membership: Membership, sink: MetricSink, stop: threading.Event
+    ) -> None:
+        self._transport = transport
+        self._membership = membership
+        self._sink = sink
+        self._stop = stop
+
+    def poll(self, timeout: float) -> Answer | Back | None:
+        """Handle the next arrival within `timeout` seconds; None if it was none, or nobody needs to know of it.
+
+        Raises:
+            StopRequested: the server was asked to stop.
+        """
+        if self._stop.is_set():
+            raise StopRequested("stopped on request; start the same command again to go on")
+        match self._transport.receive(timeout):
+            case Joined(address=address, join=join):
+                self._membership.on_joined(address, join)
+            case Left(address=address):
+                self._membership.on_left(address, "no sign of life")
+            case Reply() as reply:
+                return self._on_reply(reply)
+            case Undecodable(address=address, reason=reason, num_bytes=num_bytes, task=task):
+                return self._answer(address, None, reason, num_bytes, task)
+        return None
+
+    def _on_reply(self, reply: Reply) -> Answer | Back | None:
+        match reply.message:
+            case Join() as join:
+                self._membership.on_joined(reply.address, join)
+            case Ready() as ready:
+                name = self._membership.on_ready(reply.address, ready)
+                return Back(client=name) if name else None
+            case Failure(key=None, reason=reason):
+                self._membership.on_setup_failed(reply.address, reason)
+            case message:
+                return self._answer(reply.address, message, "", reply.num_bytes, reply.task)
+        return None
+
+    def _answer(
+        self, address: str, message: Upload | Evaluation | Failure | None, reason: str, num_bytes: int,
+        task: TaskKey | None,
+    ) -> Answer | None:  # fmt: skip
+        name = self._membership.name(address)
+        if name is None:
+            self._sink.emit(ClientRefused(client=address, reason="an answer from a connection that has not joined"))
+            return None
+        return Answer(client=name, message=message, reason=reason, num_bytes=num_bytes, task=task)

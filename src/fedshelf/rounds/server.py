@@ -1,0 +1,215 @@
+"""A run from its first client to its last round, on ports only."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedshelf.algorithms.base import Algorithm
+from fedshelf.core.errors import FedShelfError, RunError
+from fedshelf.core.events import RoundFinished, RoundVoid, RunEnded, RunStarted, RunStatus
+from fedshelf.core.messages import Setup, TaskKey
+from fedshelf.core.params import Layout
+from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport
+from fedshelf.core.rng import Rng
+from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.rounds import cohort as cohorts
+from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
+from fedshelf.rounds.selection import Selection
+from fedshelf.rounds.synchronous import RoundSettings, SynchronousRound
+from fedshelf.training.trainer import Score
+
+log = logging.getLogger(__name__)
+
+MAX_VOID_IN_A_ROW = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GlobalModel:
+    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out."""
+
+    layout: Layout
+    initial: Tensor
+    evaluate_centrally: Callable[[Tensor], Score] | None
+    publish: Callable[[Tensor, RoundFinished, bool], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
+    """What a run is to do.
+
+    It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
+    `config` is what clients are sent.
+    """
+
+    run_id: str
+    num_rounds: int
+    start_clients: int
+    min_clients: int
+    fraction: float
+    rng: Rng
+    client_lr: Callable[[int], float]
+    rounds: RoundSettings
+    selection: Selection
+    config: str
+    config_digest: str
+    catalogue: Catalogue | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Ports:
+    """The world, as this run sees it."""
+
+    transport: Transport
+    checkpoints: Checkpoints
+    spool: Spool
+    sink: MetricSink
+    clock: Clock
+    stop: threading.Event
+
+
+class Server:
+    """Gathers clients, freezes the catalogue, runs rounds until the last, and survives its own death in between.
+
+    Args:
+        build_model: makes the global model once the catalogue is known.
+        keep_catalogue: writes the frozen catalogue down, before anybody trains on it.
+    """
+
+    def __init__(
+        self, *, plan: Plan, ports: Ports, algorithm: Algorithm, build_model: Callable[[Catalogue], GlobalModel],
+        keep_catalogue: Callable[[Catalogue], None],
+    ) -> None:  # fmt: skip
+        self._plan = plan
+        self._ports = ports
+        self._algorithm = algorithm
+        self._build_model = build_model
+        self._keep_catalogue = keep_catalogue
+        self._membership = Membership(transport=ports.transport, sink=ports.sink)
+        self._reception = Reception(
+            transport=ports.transport, membership=self._membership, sink=ports.sink, stop=ports.stop
+        )
+
+    def run(self) -> RunStatus:
+        """Run to the end (or a request to stop) and return how it ended.
+
+        Raises:
+            FedShelfError: the run failed; everything up to the last finished round is kept.
+        """
+        sink, transport = self._ports.sink, self._ports.transport
+        try:
+            reason = self._run()
+        except StopRequested as stopped:
+            sink.emit(RunEnded(status=RunStatus.STOPPED, reason=str(stopped)))
+            return RunStatus.STOPPED  # clients are not told: they wait for the server to come back
+        except FedShelfError as error:
+            sink.emit(RunEnded(status=RunStatus.FAILED, reason=str(error)))
+            transport.close(f"the run failed: {error}")
+            raise
+        sink.emit(RunEnded(status=RunStatus.FINISHED, reason=reason))
+        transport.close("the run is finished")
+        return RunStatus.FINISHED
+
+    def _run(self) -> str:
+        plan, ports = self._plan, self._ports
+        state = ports.checkpoints.load()
+        if state is not None and state.round >= plan.num_rounds:
+            return f"all {plan.num_rounds} rounds were done before"
+        catalogue = plan.catalogue or self._freeze_catalogue()
+        model = self._build_model(catalogue)
+        if state is None:
+            state = ServerState(round=0, params=model.initial)
+        elif state.params.numel() != model.layout.num_shared:
+            raise RunError(
+                f"the checkpoint holds {state.params.numel():,} values, the model {model.layout.num_shared:,}: the run "
+                "directory belongs to another configuration or version of FedShelf"
+            )
+        ports.sink.emit(
+            RunStarted(
+                run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
+                num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.min_clients,
+            )
+        )  # fmt: skip
+        setup = Setup(
+            run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=model.layout.digest
+        )
+        self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
+        return self._run_rounds(state, model)
+
+    def _freeze_catalogue(self) -> Catalogue:
+        """Wait for enough clients to join, and settle which products there are."""
+        log.info("waiting for %d clients to join", self._plan.start_clients)
+        while self._membership.num_joined() < self._plan.start_clients:
+            self._reception.poll(POLL_SECONDS)
+        catalogue = Catalogue.resolve(self._membership.classes())
+        self._keep_catalogue(catalogue)
+        return catalogue
+
+    def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
+        plan, ports = self._plan, self._ports
+        opened = ports.checkpoints.load_open_round()
+        single = SynchronousRound(
+            algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
+            membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
+            clock=ports.clock, evaluate_centrally=model.evaluate_centrally,
+            expected=opened.cohort if opened else (),
+        )  # fmt: skip
+        attempt = void_in_a_row = 0
+        while state.round < plan.num_rounds:
+            if plan.selection.exhausted(state.round, state.best):
+                best = state.best.round if state.best else 0
+                return f"stopped early: no round was better than round {best} for {plan.selection.patience} rounds"
+            if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
+                opened = self._open_round(state.round + 1, attempt)
+            attempt = opened.key.attempt
+            outcome = single.run(state, opened.key, opened.cohort, plan.client_lr(opened.key.round))
+            if isinstance(outcome, RoundVoid):
+                state, attempt, void_in_a_row = self._void(state, outcome, void_in_a_row)
+                continue
+            attempt = void_in_a_row = 0
+            state = self._finish_round(*outcome, model)
+        return f"all {plan.num_rounds} rounds are done"
+
+    def _open_round(self, round: int, attempt: int) -> OpenRound:
+        """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
+        plan = self._plan
+        needed = plan.start_clients if round == 1 else plan.min_clients
+        while len(live := self._membership.live()) < needed:
+            self._reception.poll(POLL_SECONDS)
+        count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
+        rng = plan.rng.fork(round=round, purpose=f"cohort-{attempt}")
+        key = TaskKey(run_id=plan.run_id, round=round, attempt=attempt)
+        opened = OpenRound(key=key, cohort=cohorts.draw(live, count, rng))
+        self._ports.spool.clear()
+        self._ports.checkpoints.save_open_round(opened)
+        return opened
+
+    def _void(self, state: ServerState, outcome: RoundVoid, in_a_row: int) -> tuple[ServerState, int, int]:
+        """Record a void attempt and return the state, the next attempt and how many were void in a row."""
+        self._ports.sink.emit(outcome)
+        if in_a_row + 1 >= MAX_VOID_IN_A_ROW:
+            raise RunError(
+                f"round {outcome.round} was void {in_a_row + 1} times in a row, last because {outcome.reason}; "
+                "give clients more time (--round-timeout), ask for fewer (--quorum), and start the server again"
+            )
+        return replace(state, void_rounds=state.void_rounds + 1), outcome.attempt + 1, in_a_row + 1
+
+    def _finish_round(self, state: ServerState, record: RoundFinished, model: GlobalModel) -> ServerState:
+        best = self._plan.selection.better(record, state.best)
+        is_best = best is not None and best.round == record.round
+        state = replace(state, best=best)
+        record = replace(record, best_round=best.round if best else None)
+        if is_best:
+            model.publish(state.params, record, True)
+        last = record.round == self._plan.num_rounds or self._plan.selection.exhausted(record.round, best)
+        if last:
+            model.publish(state.params, record, False)
+        # The record comes before the checkpoint: a crash in between repeats the round, and the same record replaces
+        # this one; the other order could leave a finished round without its record.
+        self._ports.sink.emit(record)
+        self._ports.checkpoints.save(state, is_best=is_best)
+        return state

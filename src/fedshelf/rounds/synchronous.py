@@ -1,0 +1,246 @@
+"""The server's side of a synchronous round, top to bottom: draw, broadcast, collect, fold, evaluate, record."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from fedshelf.algorithms.base import Aggregate, Algorithm
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.events import (
+    ClientRefused,
+    ClientStatus,
+    Participation,
+    RoundFinished,
+    RoundStarted,
+    RoundVoid,
+    UploadReceived,
+)
+from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
+from fedshelf.core.params import Layout
+from fedshelf.core.ports import Clock, MetricSink, Spool, Transport
+from fedshelf.core.state import ServerState
+from fedshelf.rounds import cohort as cohorts
+from fedshelf.rounds.aggregation import fold, weighted
+from fedshelf.rounds.checks import cap_examples, check_upload
+from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
+from fedshelf.training.trainer import Score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundSettings:
+    """When a round is over. `timeout` in seconds; `max_examples` caps what one client may claim as weight;
+    `rejoin_grace` is how long members of a resumed round may take to come back."""
+
+    timeout: float
+    quorum: int | None
+    max_examples: int
+    rejoin_grace: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Tally:
+    """How the members of a cohort have answered so far, and what that cost on the wire."""
+
+    cohort: tuple[str, ...]
+    members: dict[str, Participation] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def pending(self) -> list[str]:
+        return [name for name in self.cohort if name not in self.members]
+
+    def counted(self) -> list[str]:
+        """Names whose upload counts, sorted."""
+        return sorted(n for n, member in self.members.items() if member.status is ClientStatus.COUNTED)
+
+
+class SynchronousRound:
+    """Runs single rounds on the ports it is given.
+
+    Args:
+        expected: names that a server which was restarted in the middle of a round may wait for: they were there
+            before, and take a moment to come back.
+    """
+
+    def __init__(
+        self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
+        membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
+        evaluate_centrally: Callable[[Tensor], Score] | None, expected: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        self._algorithm = algorithm
+        self._layout = layout
+        self._settings = settings
+        self._transport = transport
+        self._membership = membership
+        self._reception = reception
+        self._spool = spool
+        self._sink = sink
+        self._clock = clock
+        self._evaluate_centrally = evaluate_centrally
+        self._expected = set(expected)
+        self._grace_until = clock.now() + settings.rejoin_grace
+
+    def run(
+        self, state: ServerState, key: TaskKey, cohort: tuple[str, ...], client_lr: float
+    ) -> tuple[ServerState, RoundFinished] | RoundVoid:
+        """One attempt at the round after `state`: the next state and its record, or why the attempt is void."""
+        started = self._clock.now()
+        self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=cohort))
+        tally = Tally(cohort=cohort)
+        self._train(tally, state, key, client_lr)
+        counted, needed = tally.counted(), cohorts.quorum(len(cohort), self._settings.quorum)
+        if len(counted) < needed:
+            reason = f"{len(counted)} of {len(cohort)} clients were counted, the quorum is {needed}"
+            return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=_in_order(tally))
+        next_state = self._aggregate(state, key, counted)
+        self._evaluate(tally, next_state, key, counted)
+        central = self._evaluate_centrally(next_state.params) if self._evaluate_centrally else None
+        weights = {name: float(tally.members[name].num_examples or 0) for name in counted}
+        accuracies = {name: tally.members[name].accuracy for name in counted}
+        return next_state, RoundFinished(
+            round=key.round,
+            attempt=key.attempt,
+            clients=_in_order(tally),
+            train_loss=weighted({name: tally.members[name].train_loss for name in counted}, weights),
+            accuracy=weighted(accuracies, {name: float(self._membership.num_validation(name)) for name in counted}),
+            central_accuracy=central.accuracy if central else None,
+            central_loss=central.loss if central else None,
+            seconds=self._clock.now() - started,
+            bytes_up=tally.bytes_up,
+            bytes_down=tally.bytes_down,
+            best_round=None,
+        )
+
+    def _train(self, tally: Tally, state: ServerState, key: TaskKey, client_lr: float) -> None:
+        """Ask the cohort to train and spool what comes back until all have answered or the deadline has passed."""
+        for name in self._spool.names(key):  # what a server that crashed in this round had already received
+            upload = self._spool.get(key, name)
+            if name in tally.cohort and isinstance(upload, Upload):
+                self._note(tally, key, _counted(name, upload))
+
+        def broadcast(name: str) -> Broadcast:
+            return Broadcast(
+                key=key, purpose=Purpose.TRAIN, params=state.params, client_lr=client_lr,
+                counted=state.counted.get(name),
+            )  # fmt: skip
+
+        def settle(answer: Answer) -> bool:
+            tally.bytes_up += answer.num_bytes
+            if isinstance(answer.message, Evaluation):
+                return False  # of an earlier round: its own was closed
+            self._note(tally, key, self._judge(answer, key))
+            return True
+
+        self._ask(tally.pending(), key, broadcast, settle, tally)
+        for name in tally.pending():
+            if self._membership.address(name) is None:
+                self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason="not connected"))
+            else:
+                reason = f"no answer within {self._settings.timeout:g} s"
+                self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
+
+    def _judge(self, answer: Answer, key: TaskKey) -> Participation:
+        """Check an answer to a training task; an upload that passes is spooled."""
+        message = answer.message
+        if isinstance(message, Failure):
+            return Participation(client=answer.client, status=ClientStatus.FAILED, reason=message.reason)
+        if not isinstance(message, Upload):
+            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=answer.reason)
+        try:
+            check_upload(message, key=key, layout=self._layout, auxiliary=self._algorithm.auxiliary)
+        except RefusedError as error:
+            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=str(error))
+        upload = cap_examples(message, self._settings.max_examples)
+        self._spool.put(key, answer.client, upload)
+        return _counted(answer.client, upload)
+
+    def _aggregate(self, state: ServerState, key: TaskKey, counted: Sequence[str]) -> ServerState:
+        uploads = [upload for name in counted if isinstance(upload := self._spool.get(key, name), Upload)]
+        weights = [self._algorithm.weight(upload, staleness=0) for upload in uploads]
+        delta = fold([upload.delta for upload in uploads], weights, self._algorithm.reducer)
+        population = len(self._membership.live())
+        updated = self._algorithm.server_update(state, Aggregate(delta=delta, num_clients=len(counted)), population)
+        return replace(
+            updated,
+            round=key.round,
+            params=self._layout.clamp(updated.params),
+            counted={**state.counted, **dict.fromkeys(counted, key)},
+        )
+
+    def _evaluate(self, tally: Tally, state: ServerState, key: TaskKey, counted: Sequence[str]) -> None:
+        """Ask those counted how the new model does on their own validation photos."""
+        asked = [name for name in counted if self._membership.num_validation(name)]
+
+        def broadcast(name: str) -> Broadcast:
+            return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.params, client_lr=0.0)
+
+        def settle(answer: Answer) -> bool:
+            tally.bytes_up += answer.num_bytes
+            if isinstance(answer.message, Upload):
+                return False  # a late one: its round is closed
+            if (
+                isinstance(answer.message, Evaluation)
+                and 0 <= answer.message.num_correct <= answer.message.num_examples
+            ):
+                accuracy = answer.message.num_correct / max(1, answer.message.num_examples)
+                tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
+            else:
+                reason = answer.message.reason if isinstance(answer.message, Failure) else answer.reason
+                self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {reason}"))
+            return True
+
+        self._ask(asked, key, broadcast, settle, tally)
+
+    def _ask(
+        self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
+        settle: Callable[[Answer], bool], tally: Tally,
+    ) -> None:  # fmt: skip
+        """Send `broadcast` to each of `names` and pass their answers to `settle` until it has taken one from every
+        client that is (or may yet come) live, or the time is up."""
+        pending = set(names)
+        deadline = self._clock.now() + self._settings.timeout
+
+        def send(name: str) -> None:
+            address = self._membership.address(name)
+            if address is not None:
+                tally.bytes_down += self._transport.send(address, broadcast(name))
+
+        for name in sorted(pending):
+            send(name)
+        while any(self._may_answer(name) for name in pending) and self._clock.now() < deadline:
+            match self._reception.poll(min(POLL_SECONDS, max(0.0, deadline - self._clock.now()))):
+                case Back(client=name):
+                    self._expected.discard(name)
+                    if name in pending:
+                        send(name)  # it was away, or is another process now: the task it was sent before is lost
+                case Answer(client=name, task=task) as answer:
+                    if name not in pending or task not in (key, None):
+                        self._sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
+                    elif settle(answer):
+                        pending.remove(name)
+
+    def _may_answer(self, name: str) -> bool:
+        coming_back = name in self._expected and self._clock.now() < self._grace_until
+        return coming_back or self._membership.address(name) is not None
+
+    def _note(self, tally: Tally, key: TaskKey, member: Participation) -> None:
+        tally.members[member.client] = member
+        self._sink.emit(
+            UploadReceived(
+                round=key.round, client=member.client, status=member.status, reason=member.reason,
+                num_done=len(tally.members), num_cohort=len(tally.cohort),
+            )
+        )  # fmt: skip
+
+
+def _counted(name: str, upload: Upload) -> Participation:
+    return Participation(
+        client=name, status=ClientStatus.COUNTED, num_examples=upload.num_examples, train_loss=upload.train_loss,
+        seconds=upload.seconds,
+    )  # fmt: skip
+
+
+def _in_order(tally: Tally) -> tuple[Participation, ...]:
+    return tuple(tally.members[name] for name in sorted(tally.members))

@@ -1,0 +1,79 @@
+"""The rounds' transport without a network: messages go to a backend that plays the clients."""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
+from fedshelf.core.ports import Arrival, Joined, Reply
+from fedshelf.rounds import payload
+
+
+class Backend(Protocol):
+    """Plays clients, in this process or in others."""
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        """Take work on; may start it."""
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        """The next finished answer; None if there is no work."""
+
+
+class LocalTransport:
+    """`Transport` to simulated clients; their names are their addresses.
+
+    Bytes are those that a deployed run would put on the wire: a model that a client was sent last time is not sent
+    to it again.
+    """
+
+    def __init__(self, backend: Backend, joins: Iterable[Join]) -> None:
+        self._backend = backend
+        self._joins = deque(joins)
+        self._tasks: dict[str, TaskKey | None] = {}
+        self._held: dict[str, object] = {}
+
+    def send(self, address: str, message: ServerMessage) -> int:
+        self._tasks[address] = message.key if isinstance(message, Broadcast) else None
+        self._backend.submit(address, message)
+        header, body = payload.size(message)
+        if not isinstance(message, Broadcast):
+            return header
+        held, self._held[address] = self._held.get(address), message.params
+        return header if held is message.params else header + body
+
+    def receive(self, timeout: float) -> Arrival | None:
+        if self._joins:
+            join = self._joins.popleft()
+            return Joined(address=join.client, join=join)
+        finished = self._backend.next()
+        if finished is None:
+            return None
+        name, message = finished
+        return Reply(address=name, message=message, num_bytes=sum(payload.size(message)), task=self._tasks[name])
+
+    def refuse(self, address: str, reason: str) -> None:
+        """The round knows; a simulated client needs no telling."""
+
+    def close(self, reason: str) -> None:
+        """Nobody is waiting: simulated clients live in this process or end with it."""
+
+
+class InProcess:
+    """A backend that computes each answer when it is asked for."""
+
+    def __init__(self, play: "Play") -> None:
+        self._play = play
+        self._queue: deque[tuple[str, ServerMessage]] = deque()
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        self._queue.append((name, message))
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        if not self._queue:
+            return None
+        name, message = self._queue.popleft()
+        return name, self._play(name, message)
+
+
+class Play(Protocol):
+    def __call__(self, name: str, message: ServerMessage) -> ClientMessage: ...

@@ -1,0 +1,21 @@
+"""The client learning rate over rounds."""
+
+import math
+from typing import Literal
+
+Schedule = Literal["constant", "cosine"]
+
+
+def client_lr(base: float, *, schedule: Schedule, warmup_rounds: int, round: int, num_rounds: int) -> float:
+    """The learning rate of `round` (1-based): linear warm-up, then constant or a half cosine.
+
+    The cosine starts at round 1 and would reach zero one round after the last; rounds beyond `num_rounds` (a run
+    that was extended) stay at the last round's rate.
+
+    Source: Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts; per round, since that is the server's clock.
+    """
+    step = min(round, num_rounds)
+    warmup = min(1.0, step / warmup_rounds) if warmup_rounds else 1.0
+    if schedule == "constant":
+        return base * warmup
+    return base * warmup * 0.5 * (1 + math.cos(math.pi * (step - 1) / num_rounds))
