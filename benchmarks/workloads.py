@@ -2,7 +2,7 @@
 
 Both train without augmentation, with plain SGD (no momentum, no weight decay, no label smoothing, no clipping) at a
 constant rate. A store's photos are shuffled afresh each round by the key (seed, round, store, "shuffle"), a cohort is
-drawn by (seed, round, "cohort"), so that every implementation takes the same steps in the same order.
+drawn by (seed, round, "cohort-0"), so that every implementation takes the same steps in the same order.
 
 *pilot* amplifies roundings: sums of the stores' changes in float32, in another order, move its losses by 1e-3 within
 five rounds, as two threads instead of one do. So whoever wants to agree to 1e-4 trains each store on one thread and
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedshelf.core.rng import Rng
+from fedshelf.rounds import cohort
 
 NUM_CLASSES = 43  # the groceries' coarse classes
 MEAN = (0.485, 0.456, 0.406)
@@ -106,7 +107,7 @@ class Workload:
 
     def cohort(self, round: int) -> tuple[str, ...]:
         """The stores that train in `round` (1 is the first), sorted."""
-        return draw_cohort(self.stores, self.cohort_size, Rng(self.seed).fork(round=round, purpose="cohort"))
+        return cohort.draw(self.stores, self.cohort_size, Rng(self.seed).fork(round=round, purpose="cohort-0"))
 
     def order(self, round: int, store: str) -> Tensor:
         """The order [photos_per_store] in which a store goes through its photos in `round`."""
@@ -123,11 +124,6 @@ CHAIN = Workload(
     cohort_size=50, num_rounds=20, batch_size=10, client_lr=0.05, num_test=0,
 )  # fmt: skip
 WORKLOADS = {workload.name: workload for workload in (PILOT, CHAIN)}
-
-
-def draw_cohort(stores: tuple[str, ...], size: int, rng: Rng) -> tuple[str, ...]:
-    """A uniform draw without replacement, sorted."""
-    return tuple(sorted(rng.python().sample(stores, size)))
 
 
 def _note_first_step(module: nn.Module) -> None:
