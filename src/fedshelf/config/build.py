@@ -12,6 +12,7 @@ from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import Ready, Setup
 from fedshelf.core.rng import Rng
@@ -25,7 +26,7 @@ from fedshelf.rounds.client import Work
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
 from fedshelf.rounds.synchronous import RoundSettings
-from fedshelf.training.device import DeviceName, choose
+from fedshelf.training.device import choose
 from fedshelf.training.schedule import client_lr
 from fedshelf.training.trainer import Trainer
 from fedshelf.training.workbench import TrainingSettings, Workbench

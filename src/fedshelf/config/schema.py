@@ -9,11 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fedshelf.rounds.selection import Metric
-from fedshelf.training.device import DeviceName
-from fedshelf.training.schedule import Schedule
+from fedshelf.core.choices import DeviceName, Metric, NormName, OptimizerName, Schedule
 
 
 class Scope(StrEnum):
@@ -49,6 +47,12 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_name, populate_by_name=True)
 
+    @field_validator("data_dir", "test_dir", "catalogue", "init", "run_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        """The same run from another working folder is the same run."""
+        return path.expanduser().absolute() if path is not None else None
+
     data_dir: Annotated[Path | None, Flag(help="Folder with one folder of photos per store.", panel=DATA,
         scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
     test_dir: Annotated[Path | None, Flag(help="Folder of test photos (CLASS/*.jpg) for central evaluation.",
@@ -63,13 +67,13 @@ class RunConfig(BaseModel):
 
     model: Annotated[str, Flag(help="resnet10, or any timm model by name.", panel=MODEL)] = "resnet10"
     width: Annotated[int, Field(ge=1, le=1024), Flag(help="Channels of resnet10's first block.", panel=MODEL)] = 16
-    norm: Annotated[Literal["batch", "group"], Flag(help="Normalization layers.", panel=MODEL)] = "batch"
+    norm: Annotated[NormName, Flag(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Flag(help="Start from this checkpoint (safetensors, or a torch file of tensors).",
         panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
     pretrained: Annotated[bool, Flag(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
 
-    optimizer: Annotated[Literal["sgd", "adamw"], Flag(help="Local optimizer.", panel=TRAINING)] = "sgd"
+    optimizer: Annotated[OptimizerName, Flag(help="Local optimizer.", panel=TRAINING)] = "sgd"
     client_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of local training.", panel=TRAINING)] = 0.05
     lr_schedule: Annotated[Schedule, Flag(help="Course of the learning rate over rounds.", panel=TRAINING)] = "cosine"
     warmup_rounds: Annotated[int, Field(ge=0), Flag(help="Rounds of linear warm-up.", panel=TRAINING)] = 2
@@ -116,8 +120,6 @@ class RunConfig(BaseModel):
         scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
     heartbeat_timeout: Annotated[float, Field(ge=5), Flag(help="Silence after which a client counts as offline, in "
         "seconds.", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
-    json_output: Annotated[bool, Flag(help="Print one JSON object per event instead of a progress display.", panel=RUN,
-        scope=Scope.LOCAL)] = False  # fmt: skip
 
 
 def flags() -> dict[str, Flag]:

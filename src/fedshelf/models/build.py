@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
-from fedshelf.models.resnet import NormName, resnet10
+from fedshelf.models.resnet import resnet10
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ Shapes: B batch, C channels, K classes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
-NormName = Literal["batch", "group"]
+from fedshelf.core.choices import NormName
+
 GROUPS = 8
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
-from fedshelf.models.resnet import GROUPS, NormName
+from fedshelf.models.resnet import GROUPS
 
 log = logging.getLogger(__name__)
 _TORCHVISION_OPS = {

@@ -1,12 +1,10 @@
 """Which round is best, and when to stop early."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from fedshelf.core.choices import Metric
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.state import Best
-
-Metric = Literal["auto", "accuracy", "central_accuracy", "train_loss"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

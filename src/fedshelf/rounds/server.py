@@ -72,6 +72,11 @@ class Ports:
     stop: threading.Event
 
 
+def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
+    """What clients are told before their first round."""
+    return Setup(run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=layout.digest)
+
+
 class Server:
     """Gathers clients, freezes the catalogue, runs rounds until the last, and survives its own death in between.
 
@@ -134,9 +139,7 @@ class Server:
                 num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.min_clients,
             )
         )  # fmt: skip
-        setup = Setup(
-            run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=model.layout.digest
-        )
+        setup = setup_of(plan, catalogue, model.layout)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         return self._run_rounds(state, model)
 

@@ -19,6 +19,7 @@ from fedshelf.config.build import (
     test_photos,
     work_for,
 )
+from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import (
     PROTOCOL_VERSION,
@@ -35,7 +36,6 @@ from fedshelf.data.cache import PhotoCache
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.folder import scan
 from fedshelf.rounds.client import Client, Work
-from fedshelf.training.device import DeviceName
 from fedshelf.training.trainer import BatchScore, evaluate_batches
 
 

@@ -1,13 +1,11 @@
 """Which processor trains, and how."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
-
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,8 @@
 """The client learning rate over rounds."""
 
 import math
-from typing import Literal
 
-Schedule = Literal["constant", "cosine"]
+from fedshelf.core.choices import Schedule
 
 
 def client_lr(base: float, *, schedule: Schedule, warmup_rounds: int, round: int, num_rounds: int) -> float:

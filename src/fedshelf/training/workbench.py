@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedshelf.core.choices import OptimizerName
 from fedshelf.core.params import Params, bind, bind_gradients
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.models.build import Normalization, normalization_of
@@ -21,7 +21,7 @@ class TrainingSettings:
     photos as they are.
     """
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1

@@ -1,0 +1,125 @@
+"""A store's client, put together from its folder of photos and its state directory."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from fedshelf import __version__
+from fedshelf.config import places
+from fedshelf.config.build import OpenedSetup, open_setup, store_photos, work_for
+from fedshelf.core.choices import DeviceName
+from fedshelf.core.errors import UsageError
+from fedshelf.core.messages import PROTOCOL_VERSION, ClientMessage, Join, ServerMessage, Setup
+from fedshelf.data.cache import PhotoCache
+from fedshelf.data.folder import scan
+from fedshelf.rounds import payload
+from fedshelf.rounds.client import Client, Work
+from fedshelf.tracking.client_states import FileClientStates
+from fedshelf.tracking.files import make_folder, write_atomically
+from fedshelf.tracking.lock import RunLock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientPlace:
+    """What is this machine's own: the photos, the state between rounds, the processor."""
+
+    data_dir: Path
+    state_dir: Path
+    name: str
+    device: DeviceName
+
+    @classmethod
+    def of(cls, data_dir: Path, *, name: str | None, state_dir: Path | None, device: str) -> "ClientPlace":
+        """Fill in what was not said: the name is the data folder's, the state lies in the user's own directory.
+
+        Raises:
+            UsageError: there is no such folder, or the state would lie among the photos.
+        """
+        folder = data_dir.expanduser().absolute()
+        if not folder.is_dir():
+            raise UsageError(f"--data-dir {data_dir}: there is no such folder")
+        if device not in get_args(DeviceName):
+            raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
+        chosen = name or folder.resolve().name
+        state = (state_dir.expanduser().absolute() if state_dir else places.client_directory(chosen)).resolve()
+        if state.is_relative_to(folder.resolve()):
+            raise UsageError(f"--state-dir {state} lies inside the photos of {folder}; choose another place")
+        return cls(data_dir=folder, state_dir=state, name=chosen, device=cast(DeviceName, device))
+
+    def lock(self) -> RunLock:
+        """Become the one process of this client.
+
+        Raises:
+            RunError: another one runs; the message has its id.
+        """
+        make_folder(self.state_dir)
+        return RunLock(self.state_dir / "lock")
+
+
+def join_of(place: ClientPlace) -> Join:
+    """How the client introduces itself.
+
+    Raises:
+        DataError: its folder holds no photos.
+    """
+    found = scan(place.data_dir, val_fraction=0.0, seed=0)
+    return Join(
+        protocol=PROTOCOL_VERSION, version=__version__, client=place.name, identity=_identity(place.state_dir),
+        classes=found.classes,
+    )  # fmt: skip
+
+
+class StoreClient:
+    """The client of one place. A setup survives the process, so that a broadcast can be answered by the next one
+    (stock Flower starts a process per message)."""
+
+    def __init__(self, place: ClientPlace) -> None:
+        self._place = place
+        self._opened: OpenedSetup | None = None
+        self._setup_file = place.state_dir / "setup.json"
+        self._client = Client(prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"))
+
+    def handle(self, message: ServerMessage) -> ClientMessage:
+        """See `rounds.client.Client.handle`."""
+        if isinstance(message, Setup):
+            write_atomically(self._setup_file, payload.encode_header(message, ""))
+        elif self._opened is None and self._setup_file.exists():
+            known = payload.decode(self._setup_file.read_text(encoding="utf-8"), b"")
+            if isinstance(known, Setup):
+                self._client.handle(known)
+        return self._client.handle(message)
+
+    def _prepare(self, setup: Setup) -> Work:
+        self._opened = open_setup(setup, device=self._place.device)
+        photos = store_photos(self._place.data_dir, self._opened, PhotoCache(root=places.photo_cache()))
+        return work_for(self._place.name, self._opened, photos)
+
+
+def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClient]:
+    """The client that a stock SuperNode's `--node-config` describes: `data-dir`, and `name`, `state-dir`, `device`
+    where they are not the defaults.
+
+    Raises:
+        UsageError: `data-dir` is missing, or a value cannot be used.
+    """
+    if "data-dir" not in node_config:
+        raise UsageError("--node-config must say where the photos are: data-dir=\"/path/to/photos\"")
+    state_dir = node_config.get("state-dir")
+    name = node_config.get("name")
+    place = ClientPlace.of(
+        Path(str(node_config["data-dir"])), name=str(name) if name else None,
+        state_dir=Path(str(state_dir)) if state_dir else None, device=str(node_config.get("device", "auto")),
+    )  # fmt: skip
+    make_folder(place.state_dir)
+    return join_of(place), StoreClient(place)
+
+
+def _identity(state_dir: Path) -> str:
+    """This client's random token, made on first start. Not a secret that opens anything: it tells a restarted
+    client from another one of the same name."""
+    path = make_folder(state_dir) / "identity"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(16))
+    return path.read_text(encoding="utf-8").strip()

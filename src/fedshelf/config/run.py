@@ -1,0 +1,199 @@
+"""A run on disk, opened: new, or gone on with. And the server that runs it, assembled from its parts."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedshelf import __version__
+from fedshelf.config import files, places
+from fedshelf.config.build import ModuleFactory, algorithm_of, plan_of, test_photos, workbench_of
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import RunError, UsageError
+from fedshelf.core.events import RoundFinished
+from fedshelf.core.ports import MetricSink, Spool, Transport
+from fedshelf.data.cache import PhotoCache
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
+from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.model_files import save_model
+from fedshelf.tracking.run_directory import RunDirectory, differences, is_run, new_run_id
+from fedshelf.tracking.runs import find_resumable
+from fedshelf.tracking.sinks import Sinks
+from fedshelf.training.trainer import Score, evaluate
+from fedshelf.training.workbench import Workbench
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[Tensor], Score]
+EvaluatorFactory = Callable[[Plan, Catalogue, Workbench], Evaluate | None]
+"""Makes central evaluation for a plan, its catalogue and the server's workbench."""
+
+
+class SystemClock:
+    """`Clock` on the system's monotonic clock."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedRun:
+    """A run directory that this process holds the lock of, and where its events go."""
+
+    config: RunConfig
+    directory: RunDirectory
+    sink: MetricSink
+
+
+@contextmanager
+def open_run(config: RunConfig, *, watchers: tuple[MetricSink, ...]) -> Iterator[OpenedRun]:
+    """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
+    configuration below `runs/`, else a new one.
+
+    Args:
+        watchers: sinks beside the run's own database.
+
+    Raises:
+        RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
+        UsageError: an extension without a run to extend.
+    """
+    directory = _directory(config)
+    with directory.lock():
+        database = RunDatabase(directory.database)
+        try:
+            sink = Sinks(required=(database,), optional=watchers)
+            yield OpenedRun(config=config, directory=directory, sink=sink)
+        finally:
+            database.close()
+
+
+def make_server(
+    run: OpenedRun, *, transport: Transport, spool: Spool, stop: threading.Event, start_clients: int,
+    make_evaluator: EvaluatorFactory | None = None, make_module: ModuleFactory | None = None,
+) -> Server:  # fmt: skip
+    """The server of `run` on `transport`.
+
+    Args:
+        start_clients: how many must have joined before the catalogue is frozen and round 1 begins.
+        make_evaluator: evaluates on the test photos in another way than in this process.
+        make_module: a model of the caller's own.
+    """
+    config, directory = run.config, run.directory
+    kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
+    given = Catalogue.load(config.catalogue) if config.catalogue else None
+    plan = plan_of(config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given)
+
+    def build_model(catalogue: Catalogue) -> GlobalModel:
+        bench = workbench_of(config, catalogue, device=config.device, make_module=make_module)
+        evaluator = (make_evaluator or _evaluate_here(config))(plan, catalogue, bench)
+        return GlobalModel(
+            layout=bench.params.layout,
+            initial=bench.params.shared.detach().cpu().clone(),
+            evaluate_centrally=evaluator,
+            publish=lambda params, record, best: _publish(run, bench, catalogue, params, record, best),
+        )
+
+    ports = Ports(
+        transport=transport, checkpoints=FileCheckpoints(directory.checkpoints), spool=spool, sink=run.sink,
+        clock=SystemClock(), stop=stop,
+    )  # fmt: skip
+    return Server(
+        plan=plan, ports=ports, algorithm=algorithm_of(config), build_model=build_model,
+        keep_catalogue=lambda catalogue: catalogue.save(directory.catalogue),
+    )  # fmt: skip
+
+
+def _directory(config: RunConfig) -> RunDirectory:
+    toml = files.effective(config)
+    digest = files.digest(toml)
+    if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
+        raise UsageError("--extend adds rounds to a run: name it with --run-dir")
+    if config.run_dir is None:
+        resumable = find_resumable(places.RUNS, digest)
+        if resumable is not None:
+            log.info("going on with run %s", resumable.run_id)
+            return resumable
+        run_id = new_run_id()
+        return RunDirectory.create(places.RUNS / run_id, run_id=run_id, config_toml=toml, config_digest=digest)
+    if not is_run(config.run_dir):
+        return RunDirectory.create(config.run_dir, run_id=new_run_id(), config_toml=toml, config_digest=digest)
+    directory = RunDirectory.open(config.run_dir)
+    changed = differences(directory.config_toml, toml)
+    if changed:
+        more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
+        raise RunError(
+            f"{config.run_dir} holds run {directory.run_id} of another configuration: "
+            + "; ".join(map(str, changed))
+            + f". Start it with the old values{more}, or choose another --run-dir"
+        )
+    return directory
+
+
+def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
+    def make(plan: Plan, catalogue: Catalogue, bench: Workbench) -> Evaluate | None:
+        if config.test_dir is None:
+            return None
+        photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()))
+
+        def evaluate_centrally(params: Tensor) -> Score:
+            bench.load(params)
+            return evaluate(bench, photos)
+
+        return evaluate_centrally
+
+    return make
+
+
+def _publish(
+    run: OpenedRun, bench: Workbench, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool
+) -> None:  # fmt: skip
+    """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
+    bench.load(params)
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in bench.module.state_dict().items()
+    }
+    folder: Path = run.directory.best_model if best else run.directory.model
+    save_model(folder, tensors, catalogue.names, model_card(run, bench, record))
+
+
+def model_card(run: OpenedRun, bench: Workbench, record: RoundFinished) -> dict[str, Any]:
+    """What somebody needs to use the model, and to judge it."""
+    config = run.config
+    return {
+        "fedshelf": __version__,
+        "run_id": run.directory.run_id,
+        "round": record.round,
+        "architecture": {"name": config.model, "norm": config.norm, "width": config.width},
+        "num_parameters": bench.params.layout.num_parameters,
+        "input": {
+            "image_size": config.image_size,
+            "resize": "squash",
+            "channels": "RGB",
+            "scale": "0..1",
+            "mean": list(bench.normalization.mean),
+            "std": list(bench.normalization.std),
+        },
+        "training": {
+            "algorithm": config.algorithm,
+            "rounds": record.round,
+            "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
+            "seed": config.seed,
+        },
+        "metrics": {
+            "accuracy": record.accuracy,
+            "central_accuracy": record.central_accuracy,
+            "train_loss": record.train_loss,
+        },
+        "limits": "Tells apart the products in labels.json and no others: a photo of anything else is given the "
+        "nearest of them. Accuracy is that of the photos named above; other cameras and shelves may differ.",
+    }

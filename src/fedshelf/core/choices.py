@@ -1,0 +1,9 @@
+"""The words that settings choose among; free of imports, so that the command line can show them at once."""
+
+from typing import Literal
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Metric = Literal["auto", "accuracy", "central_accuracy", "train_loss"]
+NormName = Literal["batch", "group"]
+OptimizerName = Literal["sgd", "adamw"]
+Schedule = Literal["constant", "cosine"]

@@ -1,0 +1,121 @@
+"""`fedshelf data make-demo`: a small photo set that is drawn, not taken, and says so.
+
+Five stores with few photos each: every store sells only some of the products (each product is sold by several
+stores), knows only some of a product's colours, and has light and shelves of its own. The test photos show all
+products in all colours under every store's light. So a store alone cannot know them all; the stores together can.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from fedshelf.core.errors import UsageError
+from fedshelf.data.demo_products import PRODUCTS, Product
+from fedshelf.data.demo_scene import LOOKS, Look, draw_photo
+from fedshelf.data.output import whole_folder
+
+_JPEG_QUALITY = 88
+_COLORS_PER_STORE = 2
+_README = """Synthetic photos, drawn by 'fedshelf data make-demo' (seed {seed}). Products, stores and light are invented.
+
+stores/STORE/CLASS/*.jpg   what each store has
+test/CLASS/*.jpg           all products, seen in all stores, for the final figure
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoSet:
+    """Where the photos lie and how many there are. `classes` is by store what it sells."""
+
+    stores: Path
+    test: Path
+    num_train: int
+    num_test: int
+    classes: dict[str, tuple[str, ...]]
+
+
+def make_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    photos_per_class: int = 60,
+    test_photos_per_class: int = 25,
+    image_size: int = 96,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DemoSet:
+    """Draw the set into `out/stores/<store>/CLASS/*.jpg` and `out/test/CLASS/*.jpg`.
+
+    Args:
+        out: made; must not exist or be empty.
+        seed: the same seed draws the same photos.
+        photos_per_class: over all stores.
+        test_photos_per_class: of the test photos.
+        image_size: side of the (square) photos in pixels.
+        progress: called with the number of photos drawn and of all.
+
+    Raises:
+        DataError: `out` holds something already or cannot be written.
+        UsageError: fewer photos than stores that sell a class, or photos too small to show anything.
+    """
+    if photos_per_class < len(LOOKS) or test_photos_per_class < 1:
+        raise UsageError(f"a demo set needs at least {len(LOOKS)} photos per class and one test photo per class")
+    if image_size < 32:
+        raise UsageError(f"a demo photo of {image_size} pixels shows nothing: give at least 32")
+    plan = _plan(seed, photos_per_class, test_photos_per_class)
+    with whole_folder(out) as work:
+        for done, shot in enumerate(plan, start=1):
+            rng = np.random.default_rng([seed, done])
+            photo = draw_photo(shot.product, shot.color, shot.look, image_size, rng)
+            path = work / shot.folder / shot.product.name / f"{shot.product.name}_{shot.number:03}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(simplejpeg.encode_jpeg(photo, quality=_JPEG_QUALITY))
+            progress(done, len(plan))
+        (work / "README.txt").write_text(_README.format(seed=seed), encoding="utf-8")
+    sold = {(shot.folder.removeprefix("stores/"), shot.product.name) for shot in plan if shot.folder != "test"}
+    return DemoSet(
+        stores=out / "stores",
+        test=out / "test",
+        num_train=sum(shot.folder != "test" for shot in plan),
+        num_test=sum(shot.folder == "test" for shot in plan),
+        classes={
+            store: tuple(sorted(name for seller, name in sold if seller == store))
+            for store in sorted({seller for seller, _ in sold})
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shot:
+    """One photo to be drawn."""
+
+    folder: str
+    product: Product
+    color: int
+    look: Look
+    number: int
+
+
+def _plan(seed: int, photos_per_class: int, test_photos_per_class: int) -> list[_Shot]:
+    """Deal the photos: which product, in which colour, in which store."""
+    rng = np.random.default_rng([seed, 0])
+    plan: list[_Shot] = []
+    start = int(rng.integers(len(LOOKS)))
+    for position, product in enumerate(PRODUCTS):
+        # Three of the five stores sell a product: neighbours on a wheel that is turned on for every product, so
+        # that stores differ in what they sell but not much in how many products.
+        sellers = [(start + 2 * position + step) % len(LOOKS) for step in (0, 1, 2)]
+        shares = rng.dirichlet(np.full(len(sellers), 3.0))
+        for number in range(photos_per_class):
+            seller = sellers[int(np.searchsorted(np.cumsum(shares)[:-1], rng.random()))]
+            color = product.colors[(seller + int(rng.integers(_COLORS_PER_STORE))) % len(product.colors)]
+            plan.append(
+                _Shot(folder=f"stores/store-{seller + 1}", product=product, color=color, look=LOOKS[seller], number=number)
+            )  # fmt: skip
+        for number in range(test_photos_per_class):
+            color = product.colors[number % len(product.colors)]
+            look = LOOKS[int(rng.integers(len(LOOKS)))]
+            plan.append(_Shot(folder="test", product=product, color=color, look=look, number=number))
+    return plan

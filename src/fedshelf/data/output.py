@@ -1,0 +1,33 @@
+"""A folder that appears whole or not at all."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedshelf.core.errors import DataError
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, which takes that name when the block ends well and is removed otherwise.
+
+    Raises:
+        DataError: `out` exists and is not an empty folder, or the place cannot be written.
+    """
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise DataError(f"'{out}' exists already and is not an empty folder: name another one or remove it first")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise DataError(f"'{out}' cannot be made ({error.strerror}): name another place") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        work.replace(out)
+    except OSError as error:
+        raise DataError(f"'{out}' could not be written ({error}): nothing of it is kept") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

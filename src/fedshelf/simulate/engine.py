@@ -1,0 +1,99 @@
+"""Run a whole federation on this machine: the rounds' own code, simulated clients."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from fedshelf.config import places
+from fedshelf.config.build import ModuleFactory
+from fedshelf.config.run import Evaluate, make_server, open_run
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import UsageError
+from fedshelf.core.events import RunStatus
+from fedshelf.core.ports import MetricSink
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.dataset import PhotoSet
+from fedshelf.rounds.server import Plan, setup_of
+from fedshelf.simulate.player import FolderStores, MemoryStores, Player, Stores, join_of
+from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
+from fedshelf.simulate.workers import WorkerPool
+from fedshelf.tracking.run_directory import RunDirectory
+from fedshelf.tracking.spool import MemorySpool
+from fedshelf.training.trainer import Score, num_batches, total
+from fedshelf.training.workbench import Workbench
+
+
+def simulate(
+    config: RunConfig, *, watchers: tuple[MetricSink, ...] = (), stop: threading.Event | None = None
+) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
+    """Simulate the run that `config` describes on the stores below its `data_dir`.
+
+    Raises:
+        FedShelfError: see `open_run` and `rounds.server.Server.run`.
+    """
+    if config.data_dir is None:
+        raise UsageError("--data-dir says where the stores are: a folder with one folder of photos per store")
+    stores = FolderStores(root=config.data_dir, cache=places.photo_cache(), test_dir=config.test_dir)
+    return _simulate(config, stores, config.test_dir is not None, None, watchers, stop)
+
+
+def simulate_in_memory(
+    config: RunConfig, *, stores: Mapping[str, PhotoSet], test: PhotoSet | None, class_names: tuple[str, ...],
+    model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (), stop: threading.Event | None = None,
+) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
+    """The same on photo sets that the caller has, and if wanted on a model of the caller's own (picklable)."""
+    source = MemoryStores(stores, test, class_names)
+    return _simulate(config, source, test is not None, model, watchers, stop)
+
+
+def _simulate(
+    config: RunConfig, stores: Stores, has_test: bool, make_module: ModuleFactory | None,
+    watchers: tuple[MetricSink, ...], stop: threading.Event | None,
+) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
+    names = stores.names()
+    player = Player(stores=stores, device=config.device, make_module=make_module)
+    with _backend(config, player) as (backend, evaluate), open_run(config, watchers=watchers) as run:
+        server = make_server(
+            run,
+            transport=LocalTransport(backend, [join_of(stores, name) for name in names]),
+            spool=MemorySpool(),
+            stop=stop or threading.Event(),
+            start_clients=len(names),
+            make_evaluator=lambda plan, catalogue, bench: evaluate(plan, catalogue, bench) if has_test else None,
+            make_module=make_module,
+        )
+        return server.run(), run.directory
+
+
+MakeEvaluate = Callable[[Plan, Catalogue, Workbench], Evaluate]
+
+
+@contextmanager
+def _backend(config: RunConfig, player: Player) -> Iterator[tuple[Backend, MakeEvaluate]]:
+    """Who plays the clients, and how the test photos are scored."""
+    if not config.workers:
+        yield InProcess(player.play), lambda *found: _evaluator(player, None, *found)
+        return
+    with WorkerPool(player, config.workers) as pool:
+        yield pool, lambda *found: _evaluator(player, pool, *found)
+
+
+def _evaluator(
+    player: Player, pool: WorkerPool | None, plan: Plan, catalogue: Catalogue, bench: Workbench
+) -> Evaluate:  # fmt: skip
+    setup = setup_of(plan, catalogue, bench.params.layout)
+    count: int | None = None
+
+    def evaluate(params: Tensor) -> Score:
+        nonlocal count
+        if count is None:
+            count = num_batches(player.test_set(player.open(setup)))
+        if pool is not None:
+            return total(pool.evaluate(setup, params, count))
+        return total(player.evaluate(setup, params, range(count)))
+
+    return evaluate
+
+

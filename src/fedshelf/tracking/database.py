@@ -1,0 +1,210 @@
+"""The run database: what happened in each round, who took part, who did not and why.
+
+SQLite with a write-ahead log: the one writer is never held up by readers, nor they by it. Each event is one short
+transaction. A power cut may take the last few events with it, but no finished round: its transaction is fsynced.
+
+Emit `RoundFinished` *before* the round's checkpoint is saved. A crash between the two then repeats the round, and the
+repetition replaces it here; the other way round it would be missing.
+"""
+
+import dataclasses
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedshelf.core.errors import RunError
+from fedshelf.core.events import (
+    Event,
+    Participation,
+    RoundFinished,
+    RoundVoid,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+)
+from fedshelf.tracking import records
+from fedshelf.tracking.files import make_folder
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    run_id TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
+    num_rounds INTEGER NOT NULL, num_parameters INTEGER NOT NULL, num_classes INTEGER NOT NULL,
+    min_clients INTEGER NOT NULL, started REAL NOT NULL, ended REAL
+) STRICT;
+CREATE TABLE rounds (
+    round INTEGER PRIMARY KEY, attempt INTEGER NOT NULL,
+    train_loss REAL, accuracy REAL, central_accuracy REAL, central_loss REAL,
+    seconds REAL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL, best_round INTEGER, time REAL NOT NULL
+) STRICT;
+CREATE TABLE void_attempts (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
+    PRIMARY KEY (round, attempt)
+) STRICT;
+CREATE TABLE participation (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, client TEXT NOT NULL,
+    status TEXT NOT NULL, reason TEXT NOT NULL,
+    num_examples INTEGER, train_loss REAL, accuracy REAL, seconds REAL,
+    PRIMARY KEY (round, attempt, client)
+) STRICT;
+CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, record TEXT NOT NULL) STRICT;
+"""
+
+
+class RunDatabase:
+    """Writes events down; may be called from any thread.
+
+    Args:
+        path: made if it is missing.
+        now: seconds since 1970; what the rows are stamped with.
+    """
+
+    def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
+        """
+        Raises:
+            RunError: the file cannot be written, is no run database, or is of a newer FedShelf.
+        """
+        make_folder(path.parent)
+        self._path = path
+        self._now = now
+        self._lock = threading.Lock()
+        with self._explained():
+            # Transactions are begun by hand; the lock keeps threads apart.
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+        try:
+            with self._explained():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def emit(self, event: Event) -> None:
+        """Write one event down; the same event again changes no table but the list of events.
+
+        Raises:
+            RunError: the disk is full, ...
+        """
+        with self._lock, self._explained(), self._transaction(durable=isinstance(event, RoundFinished | RunEnded)):
+            now = self._now()
+            self._insert("events", time=now, kind=records.kind(event), record=records.to_json(event))
+            if isinstance(event, RunStarted):
+                self._run_started(event, now)
+            elif isinstance(event, RoundFinished):
+                self._round_finished(event, now)
+            elif isinstance(event, RoundVoid):
+                self._round_void(event, now)
+            elif isinstance(event, RunEnded):
+                self._run_ended(event, now)
+
+    def close(self) -> None:
+        """Fold the log into the file, so that a copy of the file alone is whole and can be read anywhere."""
+        with self._lock:
+            # A reader may be looking: then the log stays beside the file, which is as good on this machine.
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA busy_timeout = 0")
+                self._connection.execute("PRAGMA journal_mode = DELETE")
+            self._connection.close()
+
+    def _prepare(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise RunError(
+                f"'{self._path}' was written by a newer FedShelf (schema {version}, this one writes "
+                f"{SCHEMA_VERSION}). Go on with that version, or newer."
+            )
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        if version == 0:
+            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+    def _run_started(self, event: RunStarted, now: float) -> None:
+        known = self._connection.execute("SELECT started FROM run").fetchone()
+        self._replace(
+            "run",
+            id=1,
+            run_id=event.run_id,
+            status=RunStatus.RUNNING.value,
+            reason="",
+            num_rounds=event.num_rounds,
+            num_parameters=event.num_parameters,
+            num_classes=event.num_classes,
+            min_clients=event.min_clients,
+            started=known[0] if known else now,
+            ended=None,
+        )
+
+    def _round_finished(self, event: RoundFinished, now: float) -> None:
+        self._connection.execute(
+            "DELETE FROM void_attempts WHERE round = ? AND attempt = ?", (event.round, event.attempt)
+        )
+        self._replace(
+            "rounds",
+            round=event.round,
+            attempt=event.attempt,
+            train_loss=event.train_loss,
+            accuracy=event.accuracy,
+            central_accuracy=event.central_accuracy,
+            central_loss=event.central_loss,
+            seconds=event.seconds,
+            bytes_up=event.bytes_up,
+            bytes_down=event.bytes_down,
+            best_round=event.best_round,
+            time=now,
+        )
+        self._participations(event.round, event.attempt, event.clients)
+
+    def _round_void(self, event: RoundVoid, now: float) -> None:
+        # A round finished, lost with its checkpoint, and void when repeated: it is no longer finished.
+        self._connection.execute("DELETE FROM rounds WHERE round = ? AND attempt = ?", (event.round, event.attempt))
+        self._replace("void_attempts", round=event.round, attempt=event.attempt, reason=event.reason, time=now)
+        self._participations(event.round, event.attempt, event.clients)
+
+    def _run_ended(self, event: RunEnded, now: float) -> None:
+        self._connection.execute(
+            "UPDATE run SET status = ?, reason = ?, ended = ?", (event.status.value, event.reason, now)
+        )
+
+    def _participations(self, round: int, attempt: int, clients: tuple[Participation, ...]) -> None:
+        self._connection.execute("DELETE FROM participation WHERE round = ? AND attempt = ?", (round, attempt))
+        for client in clients:
+            fields = dataclasses.asdict(client) | {"status": client.status.value}
+            self._insert("participation", round=round, attempt=attempt, **fields)
+
+    def _insert(self, table: str, **values: str | float | None) -> None:
+        self._put("INSERT", table, values)
+
+    def _replace(self, table: str, **values: str | float | None) -> None:
+        self._put("INSERT OR REPLACE", table, values)
+
+    def _put(self, verb: str, table: str, values: dict[str, str | float | None]) -> None:
+        """Names of tables and columns are this module's own, never data."""
+        finite = [records.finite(value) if isinstance(value, float) else value for value in values.values()]
+        marks = ", ".join("?" * len(values))
+        self._connection.execute(f"{verb} INTO {table} ({', '.join(values)}) VALUES ({marks})", finite)
+
+    @contextmanager
+    def _transaction(self, *, durable: bool) -> Iterator[None]:
+        """With a write-ahead log, FULL fsyncs when the transaction commits, NORMAL leaves that to the system."""
+        self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # a full disk may have rolled it back already
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RunError(
+                f"cannot write the run database '{self._path}': {error}. Make sure that its disk has space and can be "
+                f"written to, then start the run again: it goes on where it was."
+            ) from error

@@ -1,0 +1,187 @@
+"""What a run's database tells, read while the run goes on. Nothing here writes."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedshelf.core.errors import RunError
+from fedshelf.core.events import ClientStatus, RunStatus
+from fedshelf.tracking.database import SCHEMA_VERSION
+from fedshelf.tracking.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientSummary:
+    """One cohort member's round; see `core.events.Participation`."""
+
+    client: str
+    status: ClientStatus
+    reason: str
+    num_examples: int | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundSummary:
+    """One finished round; see `core.events.RoundFinished`. `best_so_far` is the best round when it ended."""
+
+    round: int
+    train_loss: float | None
+    accuracy: float | None
+    central_accuracy: float | None
+    seconds: float | None
+    bytes_up: int
+    bytes_down: int
+    best_so_far: int | None
+    clients: tuple[ClientSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VoidAttempt:
+    """An attempt that ended without a quorum."""
+
+    round: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSummary:
+    """A run as it stands. What is not known yet is None. `started` is in seconds since 1970."""
+
+    run_id: str
+    status: RunStatus
+    reason: str
+    rounds: tuple[RoundSummary, ...]
+    best_round: int | None
+    num_parameters: int | None
+    num_rounds: int | None
+    started: float | None
+    voids: tuple[VoidAttempt, ...]
+
+    def to_record(self) -> dict[str, Any]:
+        """What `fedshelf runs show --json` prints. Scripts rely on these keys: add none, drop none."""
+        return {
+            "run_id": self.run_id,
+            "status": self.status.value,
+            "rounds": [_round_record(round_) for round_ in self.rounds],
+            "best_round": self.best_round,
+            "num_parameters": self.num_parameters,
+            "void_rounds": len(self.voids),
+        }
+
+
+def run_summary(path: Path) -> RunSummary:
+    """Read the run in folder `path`.
+
+    Raises:
+        RunError: there is no run, or its database cannot be read.
+    """
+    directory = RunDirectory.open(path)
+    alive = directory.owner() is not None
+    if not directory.database.exists():
+        return _summary(directory, alive=alive, run=None, rounds=(), voids=())
+    with _reading(directory.database) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'run'").fetchone():
+            return _summary(directory, alive=alive, run=None, rounds=(), voids=())  # killed while it was being made
+        run = connection.execute("SELECT * FROM run").fetchone()
+        voids = tuple(
+            VoidAttempt(round=row["round"], attempt=row["attempt"], reason=row["reason"])
+            for row in connection.execute("SELECT * FROM void_attempts ORDER BY round, attempt")
+        )
+        return _summary(directory, alive=alive, run=run, rounds=_rounds(connection), voids=voids)
+
+
+def _summary(
+    directory: RunDirectory,
+    *,
+    alive: bool,
+    run: sqlite3.Row | None,
+    rounds: tuple[RoundSummary, ...],
+    voids: tuple[VoidAttempt, ...],
+) -> RunSummary:
+    status = RunStatus.RUNNING if run is None else RunStatus(run["status"])
+    return RunSummary(
+        run_id=directory.run_id,
+        status=RunStatus.STOPPED if status is RunStatus.RUNNING and not alive else status,
+        reason="" if run is None else run["reason"],
+        rounds=rounds,
+        best_round=rounds[-1].best_so_far if rounds else None,
+        num_parameters=None if run is None else run["num_parameters"],
+        num_rounds=None if run is None else run["num_rounds"],
+        started=None if run is None else run["started"],
+        voids=voids,
+    )
+
+
+def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
+    clients: dict[int, list[ClientSummary]] = {}
+    for row in connection.execute(
+        "SELECT p.* FROM participation AS p JOIN rounds USING (round, attempt) ORDER BY p.client"
+    ):
+        clients.setdefault(row["round"], []).append(
+            ClientSummary(
+                client=row["client"],
+                status=ClientStatus(row["status"]),
+                reason=row["reason"],
+                num_examples=row["num_examples"],
+                accuracy=row["accuracy"],
+            )
+        )
+    return tuple(
+        RoundSummary(
+            round=row["round"],
+            train_loss=row["train_loss"],
+            accuracy=row["accuracy"],
+            central_accuracy=row["central_accuracy"],
+            seconds=row["seconds"],
+            bytes_up=row["bytes_up"],
+            bytes_down=row["bytes_down"],
+            best_so_far=row["best_round"],
+            clients=tuple(clients.get(row["round"], ())),
+        )
+        for row in connection.execute("SELECT * FROM rounds ORDER BY round")
+    )
+
+
+def _round_record(round_: RoundSummary) -> dict[str, Any]:
+    return {
+        "round": round_.round,
+        "train_loss": round_.train_loss,
+        "accuracy": round_.accuracy,
+        "central_accuracy": round_.central_accuracy,
+        "seconds": round_.seconds,
+        "bytes_up": round_.bytes_up,
+        "bytes_down": round_.bytes_down,
+        "clients": [
+            {
+                "client": client.client,
+                "status": client.status.value,
+                "reason": client.reason,
+                "num_examples": client.num_examples,
+                "accuracy": client.accuracy,
+            }
+            for client in round_.clients
+        ],
+    }
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that sees one moment of the run."""
+    try:
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None)) as connection:
+            connection.row_factory = sqlite3.Row
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA_VERSION:
+                raise RunError(
+                    f"'{path}' was written by a newer FedShelf (schema {version}). Use that version, or newer."
+                )
+            connection.execute("BEGIN")
+            yield connection
+    except sqlite3.Error as error:
+        raise RunError(f"cannot read the run database '{path}': {error}. Restore it from a copy.") from error

@@ -1,0 +1,67 @@
+"""The folder of all runs: finding one by name, and the one to go on with."""
+
+import logging
+from pathlib import Path
+
+from fedshelf.core.errors import RunError, UsageError
+from fedshelf.core.events import RunStatus
+from fedshelf.tracking.queries import run_summary
+from fedshelf.tracking.run_directory import RunDirectory, is_run
+
+logger = logging.getLogger(__name__)
+
+
+def find_runs(root: Path) -> tuple[RunDirectory, ...]:
+    """All runs directly below `root`, oldest first; none where there is no such folder. One whose identity cannot be
+    read is passed over with a warning."""
+    if not root.is_dir():
+        return ()
+    found = []
+    for path in root.iterdir():
+        if is_run(path):
+            try:
+                found.append(RunDirectory.open(path))
+            except RunError as error:
+                logger.warning("run passed over: %s", error)
+    return tuple(sorted(found, key=lambda run: (run.created, run.run_id)))
+
+
+def find_resumable(root: Path, config_digest: str) -> RunDirectory | None:
+    """The newest run below `root` of this configuration that has not finished, or None.
+
+    It may be running now: then taking its lock fails and says so. To pass over it would start a second run that the
+    next restart goes on with instead of the first.
+
+    Raises:
+        RunError: its database cannot be read.
+    """
+    for run in reversed(find_runs(root)):
+        if run.config_digest == config_digest and run_summary(run.path).status is not RunStatus.FINISHED:
+            return run
+    return None
+
+
+def resolve_run(name: str, root: Path) -> RunDirectory:
+    """The run that a person means: its folder, its id, or the beginning of its id below `root`.
+
+    Raises:
+        UsageError: there is none, or there are several.
+        RunError: `name` is a folder without a run.
+    """
+    runs = find_runs(root)
+    for run in runs:
+        if name in (run.run_id, run.path.name):
+            return run
+    path = Path(name)
+    if path.is_dir():
+        return RunDirectory.open(path)
+    matching = [run for run in runs if run.run_id.startswith(name)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        ids = ", ".join(run.run_id for run in matching[:5])
+        raise UsageError(
+            f"'{name}' could mean {len(matching)} runs: {ids}{', …' * (len(matching) > 5)}. Type more of it."
+        )
+    hint = f"The newest is {runs[-1].run_id}; 'fedshelf runs list' shows all." if runs else f"'{root}' holds no runs."
+    raise UsageError(f"there is no run '{name}': neither a folder nor the beginning of a run's id. {hint}")
