@@ -3,8 +3,9 @@
     python -m benchmarks.limits pilot FOLDER --processes 1   # (a) one process with two threads
     python -m benchmarks.limits pilot FOLDER --processes 2   # (b) two processes with one thread each: the limit
 
-One line of JSON comes out: the losses and accuracies of every round, and the seconds of all but the first. Workers are started once and
-share the global weights; each adds up what its stores changed, and the sums are joined when all are done.
+One line of JSON comes out: the losses and accuracies of every round, and the seconds of all but the first. Workers
+are started once and share the global weights; each adds up what its stores changed, and the sums are joined when all
+are done.
 
 These loops are frozen: a slower limit would flatter FedShelf. A faster one is welcome.
 
@@ -23,7 +24,7 @@ from typing import Protocol
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import photos
 from benchmarks.workloads import MEAN, STD, WORKLOADS, Workload
@@ -50,13 +51,11 @@ class Shared:
 
     @classmethod
     def of(cls, workload: Workload, processes: int) -> "Shared":
-        module = workload.build().to(memory_format=torch.channels_last)
-        weights = [parameter.detach().clone().share_memory_() for parameter in module.parameters()]
+        weights = [parameter.detach().clone().share_memory_() for parameter in _network(workload).parameters()]
+        zeros = [[torch.zeros_like(w, dtype=torch.float64).share_memory_() for w in weights] for _ in range(processes)]
         figures = (torch.zeros(workload.num_rounds, processes, dtype=torch.float64).share_memory_() for _ in range(3))
         return cls(
-            weights=weights,
-            sums=[[torch.zeros_like(weight, dtype=torch.float64).share_memory_() for weight in weights] for _ in range(processes)],
-            train_loss=next(figures), test_correct=next(figures), ended=next(figures),
+            weights=weights, sums=zeros, train_loss=next(figures), test_correct=next(figures), ended=next(figures),
         )  # fmt: skip
 
 
@@ -68,7 +67,7 @@ class Loop:
         self.workload = workload
         self.images, self.labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
         self.test_images, self.test_labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)
-        self.module = workload.build().to(memory_format=torch.channels_last)
+        self.module = _network(workload)
         self.weights = [parameter.data for parameter in self.module.parameters()]
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=workload.client_lr, fused=True)
         mean_R, std_R = (torch.tensor(values).repeat(workload.image_size) for values in (MEAN, STD))
@@ -105,15 +104,17 @@ class Loop:
         return scaled_BHR.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def train(rank: int, processes: int, threads: int, workload: Workload, folder: Path, shared: Shared, barrier: Barrier) -> None:
+def train(
+    rank: int, processes: int, threads: int, workload: Workload, folder: Path, shared: Shared, barrier: Barrier
+) -> None:
     """One worker's part of all rounds: every `processes`-th store of each cohort, and of the test's batches."""
     torch.set_num_threads(threads)
     loop = Loop(workload, folder)
-    for round in range(1, workload.num_rounds + 1):
-        cohort, row = workload.cohort(round), round - 1
+    for row in range(workload.num_rounds):
+        cohort = workload.cohort(row + 1)
         for store in cohort[rank::processes]:
             torch._foreach_copy_(loop.weights, shared.weights)
-            shared.train_loss[row, rank] += loop.fit(round, store)
+            shared.train_loss[row, rank] += loop.fit(row + 1, store)
             for total, weight, before in zip(shared.sums[rank], loop.weights, shared.weights, strict=True):
                 total.add_((weight - before).double(), alpha=1 / len(cohort))
         barrier.wait()
@@ -137,7 +138,9 @@ def run(workload: Workload, folder: Path, *, processes: int, threads: int) -> di
         context = mp.get_context("spawn")
         barrier = context.Barrier(processes)
         workers = [
-            context.Process(target=train, args=(rank, processes, threads, workload, folder, shared, barrier), daemon=True)
+            context.Process(
+                target=train, args=(rank, processes, threads, workload, folder, shared, barrier), daemon=True
+            )
             for rank in range(processes)
         ]
         for worker in workers:

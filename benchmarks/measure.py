@@ -2,14 +2,13 @@
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ class Sample:
 
     Attributes:
         seconds: wall clock, from before the process exists to after it has ended.
-        cpu_seconds: user and system time.
+        cpu_seconds: user and system time, short of the last 50 ms of each process at most.
         peak_mb: highest sum of resident sizes seen (10^6 bytes; pages that processes share count in each).
         processes: most processes seen at a time.
         first_step: seconds until training first entered the network; None where nothing is trained.
@@ -75,42 +74,51 @@ def measure(command: Sequence[str]) -> Sample:
     with tempfile.TemporaryDirectory() as folder:
         first_step_file = Path(folder) / "first-step"
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", FIRST_STEP_FILE: str(first_step_file)}
-        used_before = _cpu_seconds()
+        watch = Watch()
         started = time.monotonic()
         with subprocess.Popen(
             [sys.executable, "-m", *command], env=environment, stdout=subprocess.PIPE, text=True
         ) as process:
-            peak_bytes, processes = _watch(process)
+            watch.until_end(process)
             output, _ = process.communicate()
-        seconds, cpu_seconds = time.monotonic() - started, _cpu_seconds() - used_before
+        seconds = time.monotonic() - started
         if process.returncode:
             raise MeasurementError(f"python -m {' '.join(command)} ended with code {process.returncode}")
         lines = first_step_file.read_text().split() if first_step_file.exists() else []
     return Sample(
-        seconds=seconds, cpu_seconds=cpu_seconds, peak_mb=peak_bytes / MB, processes=processes,
+        seconds=seconds, cpu_seconds=sum(watch.cpu_seconds.values()), peak_mb=watch.peak_bytes / MB,
+        processes=watch.processes,
         first_step=min(map(float, lines)) - started if lines else None, figures=json.loads(output.splitlines()[-1]),
     )  # fmt: skip
 
 
-def _watch(process: "subprocess.Popen[str]") -> tuple[int, int]:
-    """Until the process ends: the peak of the tree's resident bytes, and of its number of processes."""
-    root = psutil.Process(process.pid)
-    peak_bytes = most = 0
-    while process.poll() is None:
+@dataclass(kw_only=True)
+class Watch:
+    """What a tree of processes uses. CPU time is what was seen at the last look at each: a process that is not its
+    parent's to wait for (a fork server's, say) is in no other count."""
+
+    peak_bytes: int = 0
+    processes: int = 0
+    cpu_seconds: dict[tuple[int, float], float] = field(default_factory=dict)
+
+    def until_end(self, process: "subprocess.Popen[str]") -> None:
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                self._look([root, *root.children(recursive=True)])
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(SAMPLING_SECONDS)
+
+    def _look(self, members: list[psutil.Process]) -> None:
         sizes = []
-        try:
-            for member in (root, *root.children(recursive=True)):
-                try:
+        for member in members:
+            try:
+                with member.oneshot():
+                    used = member.cpu_times()
                     sizes.append(member.memory_info().rss)
-                except psutil.NoSuchProcess:
-                    continue  # it ended between the two looks
-        except psutil.NoSuchProcess:
-            break
-        peak_bytes, most = max(peak_bytes, sum(sizes)), max(most, len(sizes))
-        time.sleep(SAMPLING_SECONDS)
-    return peak_bytes, most
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # children that were waited for, and theirs
-    return used.ru_utime + used.ru_stime
+            except psutil.NoSuchProcess:
+                continue  # it ended between the two looks
+            self.cpu_seconds[member.pid, member.create_time()] = used.user + used.system
+        self.peak_bytes = max(self.peak_bytes, sum(sizes))
+        self.processes = max(self.processes, len(sizes))

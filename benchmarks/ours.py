@@ -17,7 +17,7 @@ from benchmarks import photos
 from benchmarks.workloads import NUM_CLASSES, WORKLOADS, Workload
 from fedshelf.config.schema import RunConfig
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.simulate import simulate
+from fedshelf.simulate.engine import simulate_in_memory
 from fedshelf.tracking.queries import run_summary
 
 NUM_WORKERS = 2
@@ -35,32 +35,35 @@ class MakeModule:
         return self.workload.build()
 
 
-def config_of(workload: Workload) -> RunConfig:
+def config_of(workload: Workload, run_dir: Path) -> RunConfig:
     """Plain SGD at a constant rate on photos as they are, one thread per client."""
     return RunConfig(
         rounds=workload.num_rounds, fraction=workload.cohort_size / workload.num_stores,
         min_clients=workload.cohort_size, local_epochs=1, batch_size=workload.batch_size,
         image_size=workload.image_size, client_lr=workload.client_lr, lr_schedule="constant", warmup_rounds=0,
         momentum=0.0, weight_decay=0.0, label_smoothing=0.0, gradient_clip=0.0, augment=False, val_fraction=0.0,
-        seed=workload.seed, threads=1, workers=NUM_WORKERS, device="cpu",
+        seed=workload.seed, threads=1, workers=NUM_WORKERS, device="cpu", run_dir=run_dir,
     )  # fmt: skip
 
 
 def run(workload: Workload, folder: Path, run_dir: Path) -> dict[str, list[float]]:
     """Simulate; the figures of every round (accuracies are fractions, losses nats)."""
     data = photos.load(folder)
-    each = workload.photos_per_store
+    size = workload.photos_per_store
     stores = {
-        name: PhotoSet(data.train_images[i * each : (i + 1) * each], data.train_labels[i * each : (i + 1) * each])
+        name: PhotoSet(data.train_images[i * size : (i + 1) * size], data.train_labels[i * size : (i + 1) * size])
         for i, name in enumerate(workload.stores)
     }
     test = PhotoSet(data.test_images, data.test_labels) if workload.num_test else None
-    simulate(config_of(workload), stores=stores, test=test, model=MakeModule(workload), run_dir=run_dir)
+    names = tuple(f"class-{label:02d}" for label in range(NUM_CLASSES))  # the catalogue sorts: label order it is
+    simulate_in_memory(
+        config_of(workload, run_dir), stores=stores, test=test, class_names=names, model=MakeModule(workload)
+    )  # fmt: skip
     rounds = run_summary(run_dir).rounds
     figures = {
-        "train_loss": [round.train_loss for round in rounds],
-        "round_seconds": [round.seconds for round in rounds[1:]],
-        "test_accuracy": [round.central_accuracy for round in rounds if workload.num_test],
+        "train_loss": [each.train_loss for each in rounds],
+        "round_seconds": [each.seconds for each in rounds[1:]],
+        "test_accuracy": [each.central_accuracy for each in rounds if workload.num_test],
     }
     return {name: [value for value in values if value is not None] for name, values in figures.items()}
 

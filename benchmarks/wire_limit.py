@@ -2,8 +2,8 @@
 
     python -m benchmarks.wire_limit 100     # megabytes of float32
 
-Every round the server sends its model to each client; client i (0 to 3) adds i + 1 + 10 · round to every value and sends
-the model back; the server adds up what it reads and takes the mean. One line of JSON comes out, see `Figures`.
+Every round the server sends its model to each client; client i (0 to 3) adds i + 1 + 10 · round to every value and
+sends the model back; the server adds up what it reads and takes the mean. One line of JSON comes out, see `Figures`.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def check(model: NDArray[np.float32]) -> None:
     Raises:
         ValueError: it is not: something was lost, or added twice.
     """
-    changes = [change(client, round) for client in range(NUM_CLIENTS) for round in range(1, NUM_ROUNDS + 1)]
+    changes = [change(client, i) for client in range(NUM_CLIENTS) for i in range(1, NUM_ROUNDS + 1)]
     if not np.array_equal(model, first_model(len(model)) + np.float32(sum(changes) / NUM_CLIENTS)):
         raise ValueError("the model after the last round is not the mean of what the clients sent")
 
@@ -133,9 +133,9 @@ def take_part(megabytes: int, port: int, client: int) -> None:
     """Answer with the model changed, as often as rounds there are."""
     model = np.empty(num_values(megabytes), np.float32)
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        for round in range(1, NUM_ROUNDS + 1):
+        for number in range(1, NUM_ROUNDS + 1):
             _read(connection, model)
-            model += change(client, round)
+            model += change(client, number)
             connection.sendall(model)
 
 
