@@ -82,7 +82,7 @@ class Loop:
         for chosen in rows.split(self.workload.batch_size):
             loss = F.cross_entropy(self.module(self._batch(self.images[chosen])), self.labels[chosen])
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             loss_sum += loss.detach() * len(chosen)
         return loss_sum.item()
@@ -102,6 +102,11 @@ class Loop:
         rows_BHR = images_BHWC.view(batch, height, width * channels).float()  # long rows: [..., C] runs slowly
         scaled_BHR = torch.addcmul(self.shift_R, rows_BHR, self.scale_R)
         return scaled_BHR.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _network(workload: Workload) -> nn.Module:
+    module: nn.Module = workload.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def train(

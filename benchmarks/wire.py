@@ -2,8 +2,9 @@
 
     python -m benchmarks.wire 100 [--insecure]     # megabytes of float32
 
-The server sends a broadcast, spools what the clients upload and folds it in the order of their names, as in a run; a
-client's delta is the same change as in `wire_limit`. One line of JSON comes out, see `wire_limit.Figures`.
+The server sends a broadcast, spools what the clients upload and folds it in the order of their names, as in a run. A
+client's delta is the change of `wire_limit` plus the first model: no two blocks of it are alike, so that an engine that
+sends equal blocks once has to send them all. One line of JSON comes out, see `wire_limit.Figures`.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def serve(megabytes: int, *, insecure: bool) -> Figures:
             transport.close("all rounds are done")
             for client in clients:
                 client.wait()
-    wire_limit.check(params.numpy())
+    wire_limit.check(params.numpy(), first_models=1 + NUM_ROUNDS)
     return result
 
 
@@ -95,14 +96,15 @@ def _round(params: Tensor, round: int, transport: Transport, names: dict[str, st
     return new_params
 
 
-def take_part(address: str, client: int, ca: Path | None) -> None:
+def take_part(megabytes: int, address: str, client: int, ca: Path | None) -> None:
     """Answer every broadcast with the model changed."""
+    pattern = torch.from_numpy(wire_limit.first_model(wire_limit.num_values(megabytes)))
 
     def answer(message: ServerMessage) -> ClientMessage:
         if not isinstance(message, Broadcast):
             return Failure(reason="this client only moves bytes")
         started = time.perf_counter()
-        delta = torch.full_like(message.params, wire_limit.change(client, message.key.round))
+        delta = pattern + wire_limit.change(client, message.key.round)
         return Upload(
             key=message.key, delta=delta, num_examples=1, num_steps=1, train_loss=0.0,
             seconds=time.perf_counter() - started,
@@ -124,7 +126,7 @@ def main() -> None:
     if arguments.client is None:
         print(json.dumps(asdict(serve(arguments.megabytes, insecure=arguments.insecure))))
     else:
-        take_part(arguments.address, arguments.client, arguments.ca)
+        take_part(arguments.megabytes, arguments.address, arguments.client, arguments.ca)
 
 
 if __name__ == "__main__":

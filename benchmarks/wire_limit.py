@@ -50,14 +50,15 @@ def change(client: int, round: int) -> int:
     return client + 1 + 10 * round
 
 
-def check(model: NDArray[np.float32]) -> None:
-    """The model after all rounds is the first one plus the mean of all changes.
+def check(model: NDArray[np.float32], *, first_models: int = 1) -> None:
+    """After all rounds the model is `first_models` times the first one plus the mean of all changes.
 
     Raises:
         ValueError: it is not: something was lost, or added twice.
     """
-    changes = [change(client, i) for client in range(NUM_CLIENTS) for i in range(1, NUM_ROUNDS + 1)]
-    if not np.array_equal(model, first_model(len(model)) + np.float32(sum(changes) / NUM_CLIENTS)):
+    changes = [change(client, number) for client in range(NUM_CLIENTS) for number in range(1, NUM_ROUNDS + 1)]
+    expected = first_model(len(model)) * np.float32(first_models) + np.float32(sum(changes) / NUM_CLIENTS)
+    if not np.array_equal(model, expected):
         raise ValueError("the model after the last round is not the mean of what the clients sent")
 
 
@@ -95,7 +96,7 @@ def serve(megabytes: int) -> Figures:
     for _ in range(NUM_ROUNDS):
         started = time.perf_counter()
         for connection in connections:
-            connection.sendall(model)
+            connection.sendall(model.data)
         _add_up(connections, total)
         model, total = total, model
         round_seconds.append(time.perf_counter() - started)
@@ -121,7 +122,7 @@ def _add_up(connections: list[socket.socket], total: NDArray[np.float32]) -> Non
 
 
 def _read(connection: socket.socket, values: NDArray[np.float32]) -> None:
-    view = memoryview(values).cast("B")
+    view = values.data.cast("B")
     while view:
         count = connection.recv_into(view)
         if not count:
@@ -136,7 +137,7 @@ def take_part(megabytes: int, port: int, client: int) -> None:
         for number in range(1, NUM_ROUNDS + 1):
             _read(connection, model)
             model += change(client, number)
-            connection.sendall(model)
+            connection.sendall(model.data)
 
 
 def main() -> None:
