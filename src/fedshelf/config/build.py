@@ -95,7 +95,7 @@ def workbench_of(
 
 def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None) -> OpenedSetup:
     """Build what a setup describes."""
-    config = files.parse(tomllib.loads(setup.config), where="the server's configuration")
+    config = files.parse(RunConfig, tomllib.loads(setup.config), where="the server's configuration")
     catalogue = Catalogue.from_json(setup.catalogue)
     workbench = workbench_of(config, catalogue, device=device, make_module=make_module)
     return OpenedSetup(

@@ -105,7 +105,7 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
         UsageError: `data-dir` is missing, or a value cannot be used.
     """
     if "data-dir" not in node_config:
-        raise UsageError("--node-config must say where the photos are: data-dir=\"/path/to/photos\"")
+        raise UsageError('--node-config must say where the photos are: data-dir="/path/to/photos"')
     state_dir = node_config.get("state-dir")
     name = node_config.get("name")
     place = ClientPlace.of(

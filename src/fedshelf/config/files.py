@@ -5,17 +5,19 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
 
-from fedshelf.config.schema import RunConfig, Scope, select
+from fedshelf.config.schema import RunConfig, Scope, Settings, select
 from fedshelf.core.errors import UsageError
 
+S = TypeVar("S", bound=Settings)
 
-def load(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
-    """The configuration in `path` (if any), with `overrides` (field name to value) on top.
+
+def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
+    """The settings in `path` (if any), with `overrides` (field name to value) on top.
 
     Raises:
         UsageError: listing every problem: unreadable file, unknown keys (with the nearest right one), bad values.
@@ -29,29 +31,29 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path} is not TOML: {error}") from None
     given = {name.replace("_", "-"): value for name, value in overrides.items()}
-    return parse({**values, **given}, where=str(path) if path else "the command line")
+    return parse(kind, {**values, **given}, where=str(path) if path else "the command line")
 
 
-def parse(values: Mapping[str, Any], *, where: str) -> RunConfig:
+def parse(kind: type[S], values: Mapping[str, Any], *, where: str) -> S:
     """Check `values` (by key, with dashes).
 
     Raises:
         UsageError: see `load`.
     """
-    known = [field.alias or name for name, field in RunConfig.model_fields.items()]
+    known = [field.alias or name for name, field in kind.model_fields.items()]
     problems = []
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
             problems.append(f"{key!r} is no key" + (f"; did you mean {near[0]!r}?" if near else ""))
     try:
-        config = RunConfig.model_validate({key: value for key, value in values.items() if key in known})
+        config = kind.model_validate({key: value for key, value in values.items() if key in known})
     except ValidationError as error:
         for detail in error.errors():
             key = ".".join(map(str, detail["loc"]))
             problems.append(f"{key} = {detail['input']!r}: {detail['msg']}")
     else:
-        problems += _contradictions(config)
+        problems += _contradictions(config) if isinstance(config, RunConfig) else []
         if not problems:
             return config
     raise UsageError(f"{where}: " + "; ".join(problems))

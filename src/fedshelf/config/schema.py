@@ -35,23 +35,33 @@ class Flag:
 
 SIMULATE = ("simulate",)
 SERVER = ("server",)
+CLIENT = ("client",)
 DATA, MODEL, TRAINING, ALGORITHM, ROUNDS, RUN = "Data", "Model", "Local training", "Algorithm", "Rounds", "Run"
 
 
-def _name(field: str) -> str:
-    return field.replace("_", "-")
+class Settings(BaseModel):
+    """What a TOML file or flags may say; unknown keys are errors, keys have dashes."""
 
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", "-")
+    )
 
-class RunConfig(BaseModel):
-    """The configuration of a run; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_name, populate_by_name=True)
-
-    @field_validator("data_dir", "test_dir", "catalogue", "init", "run_dir")
     @classmethod
-    def _absolute(cls, path: Path | None) -> Path | None:
+    def flags(cls) -> dict[str, Flag]:
+        """Each field's `Flag`."""
+        return {
+            name: next(m for m in field.metadata if isinstance(m, Flag)) for name, field in cls.model_fields.items()
+        }
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _absolute(cls, value: Any) -> Any:
         """The same run from another working folder is the same run."""
-        return path.expanduser().absolute() if path is not None else None
+        return value.expanduser().absolute() if isinstance(value, Path) else value
+
+
+class RunConfig(Settings):
+    """The configuration of a run."""
 
     data_dir: Annotated[Path | None, Flag(help="Folder with one folder of photos per store.", panel=DATA,
         scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
@@ -122,15 +132,26 @@ class RunConfig(BaseModel):
         "seconds.", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
 
-def flags() -> dict[str, Flag]:
-    """Each field's `Flag`."""
-    return {
-        name: next(m for m in field.metadata if isinstance(m, Flag)) for name, field in RunConfig.model_fields.items()
-    }
+class ClientConfig(Settings):
+    """What a store's client is told on its own machine; all else comes from the server."""
+
+    data_dir: Annotated[Path | None, Flag(help="The store's photos: CLASS/*.jpg.", panel=DATA, commands=CLIENT)] = None
+    server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
+    name: Annotated[str | None, Flag(help="The client's name (default: the data folder's).", panel=RUN,
+        commands=CLIENT)] = None  # fmt: skip
+    state_dir: Annotated[Path | None, Flag(help="Where state between rounds is kept (default: a folder of the client's "
+        "name in the user's own data directory).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    ca: Annotated[Path | None, Flag(help="The server's certificate authority (default: that of a server on this "
+        "machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    insecure: Annotated[bool, Flag(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
+        commands=CLIENT)] = False  # fmt: skip
+    device: Annotated[DeviceName, Flag(help="Where this client computes.", panel=TRAINING, commands=CLIENT)] = "auto"
+    max_wait: Annotated[float | None, Field(gt=0), Flag(help="Give up after so many seconds without an answer from the "
+        "server (default: never).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
 
 
 def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
     """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
-    wanted = {name for name, flag in flags().items() if flag.scope in scopes}
+    wanted = {name for name, flag in RunConfig.flags().items() if flag.scope in scopes}
     values: dict[str, Any] = config.model_dump(mode="json", by_alias=True, include=wanted, exclude_none=True)
     return values

@@ -189,7 +189,7 @@ class _Builder:
                     try:
                         writer.write(future.result())
                         written.append(wanted[position])
-                    except _UnreadableFileError as error:
+                    except UnreadableFileError as error:
                         failed[position] = str(error)
                     except UnusablePhotoError as error:
                         failed[position] = undecodable[wanted[position]] = str(error)
@@ -216,8 +216,8 @@ class _Builder:
             self.index.forget_pack(key)
 
 
-class _UnreadableFileError(Exception):
-    """The file, not its content, is the trouble: nothing to remember."""
+class UnreadableFileError(Exception):
+    """The file, not its content, is the trouble; the message is the reason. Never leaves the room `data`."""
 
 
 def _identify(photos: Sequence[Photo], index: CacheIndex) -> tuple[dict[int, bytes], dict[int, str]]:
@@ -231,36 +231,41 @@ def _identify(photos: Sequence[Photo], index: CacheIndex) -> tuple[dict[int, byt
             status = photo.path.stat()
             known = index.known_digest(status)
             if known is None:
-                known = hashlib.sha256(_read(photo.path)).digest()
+                known = hashlib.sha256(read_photo(photo.path)).digest()
                 hashed.append((status, known))
             digests[i] = known
         except OSError as error:
             problems[i] = f"the file cannot be read ({error.strerror})"
-        except _UnreadableFileError as error:
+        except UnreadableFileError as error:
             problems[i] = str(error)
     if hashed:
         index.remember_digests(hashed, hashed_at_ns=hashed_at_ns)
     return digests, problems
 
 
-def _read(path: Path) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise _UnreadableFileError("it is not a regular file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise _UnreadableFileError(
-            f"the file is too large: {status.st_size >> 20} MiB, at most {MAX_FILE_BYTES >> 20} MiB are read"
-        )
-    return path.read_bytes()
+def read_photo(path: Path) -> bytes:
+    """All bytes of a photo file.
+
+    Raises:
+        UnreadableFileError: missing, not a regular file, not readable, or implausibly large.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableFileError("it is not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise UnreadableFileError(
+                f"the file is too large: {status.st_size >> 20} MiB, at most {MAX_FILE_BYTES >> 20} MiB are read"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(f"the file cannot be read ({error.strerror})") from error
 
 
 def _read_unchanged(path: Path, digest: bytes) -> bytes:
-    try:
-        data = _read(path)
-    except OSError as error:
-        raise _UnreadableFileError(f"the file cannot be read ({error.strerror})") from error
+    data = read_photo(path)
     if hashlib.sha256(data).digest() != digest:
-        raise _UnreadableFileError("the file was changed while it was being read; it counts from the next start on")
+        raise UnreadableFileError("the file was changed while it was being read; it counts from the next start on")
     return data
 
 

@@ -7,12 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedshelf.core.errors import DataError
 from fedshelf.data.cache import PhotoCache, Problem, Progress
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.decode import UnusablePhotoError, decode
 from fedshelf.data.folder import Photo, class_folder
 
 _log = logging.getLogger(__name__)
@@ -94,3 +97,17 @@ def load_photos(
     return LoadedPhotos(
         photo_set=PhotoSet(cached.images, labels), left_out=dict(sorted(left_out.items())), problems=cached.problems
     )
+
+
+def load_photo(path: Path, image_size: int) -> NDArray[np.uint8]:
+    """One photo [S, S, 3], decoded as for training but not cached.
+
+    Raises:
+        DataError: the file cannot be read, or not as a photo.
+    """
+    try:
+        return decode(path.read_bytes(), image_size)
+    except OSError as error:
+        raise DataError(f"photo '{path}' cannot be read: {error.strerror}") from None
+    except UnusablePhotoError as error:
+        raise DataError(f"photo '{path}' cannot be used: {error}") from None

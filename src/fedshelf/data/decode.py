@@ -50,6 +50,18 @@ def decode(data: bytes, image_size: int) -> NDArray[np.uint8]:
     return _turn_upright(_squash(pixels, image_size), orientation)
 
 
+def decode_upright(data: bytes) -> NDArray[np.uint8]:
+    """Decode at full size, turned upright: uint8 [H, W, 3].
+
+    Raises:
+        UnusablePhotoError: as `decode`.
+    """
+    if not data:
+        raise UnusablePhotoError("the file is empty")
+    pixels, orientation = _decode_with_pillow(data)
+    return _turn_upright(pixels, orientation)
+
+
 def photo_size(data: bytes) -> tuple[int, int]:
     """Width and height as stored, read from the header alone.
 
@@ -149,7 +161,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turn_upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo the camera's orientation. The image is square by now, so its shape stays."""
+    """Undo the camera's orientation."""
     if orientation in {5, 6, 7, 8}:
         image = image.transpose(1, 0, 2)
     if orientation in {2, 3, 6, 7}:

@@ -18,8 +18,10 @@ from fedshelf.data.demo_scene import LOOKS, Look, draw_photo
 from fedshelf.data.output import whole_folder
 
 _JPEG_QUALITY = 88
-_COLORS_PER_STORE = 2
-_README = """Synthetic photos, drawn by 'fedshelf data make-demo' (seed {seed}). Products, stores and light are invented.
+_COLORS_PER_STORE = 3
+_EVENNESS = 1.5  # of a product's photos over the stores that sell it (Dirichlet)
+_README = """Synthetic photos, drawn by 'fedshelf data make-demo' (seed {seed}).
+Products, stores and light are invented.
 
 stores/STORE/CLASS/*.jpg   what each store has
 test/CLASS/*.jpg           all products, seen in all stores, for the final figure
@@ -41,7 +43,7 @@ def make_demo(
     out: Path,
     *,
     seed: int = 0,
-    photos_per_class: int = 60,
+    photos_per_class: int = 90,
     test_photos_per_class: int = 25,
     image_size: int = 96,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -104,16 +106,15 @@ def _plan(seed: int, photos_per_class: int, test_photos_per_class: int) -> list[
     plan: list[_Shot] = []
     start = int(rng.integers(len(LOOKS)))
     for position, product in enumerate(PRODUCTS):
-        # Three of the five stores sell a product: neighbours on a wheel that is turned on for every product, so
-        # that stores differ in what they sell but not much in how many products.
-        sellers = [(start + 2 * position + step) % len(LOOKS) for step in (0, 1, 2)]
-        shares = rng.dirichlet(np.full(len(sellers), 3.0))
+        # One store, each in its turn, does not sell a product; the others have uneven shares of its photos.
+        missing = (start + position) % len(LOOKS)
+        sellers = [store for store in range(len(LOOKS)) if store != missing]
+        shares = rng.dirichlet(np.full(len(sellers), _EVENNESS))
         for number in range(photos_per_class):
             seller = sellers[int(np.searchsorted(np.cumsum(shares)[:-1], rng.random()))]
             color = product.colors[(seller + int(rng.integers(_COLORS_PER_STORE))) % len(product.colors)]
-            plan.append(
-                _Shot(folder=f"stores/store-{seller + 1}", product=product, color=color, look=LOOKS[seller], number=number)
-            )  # fmt: skip
+            folder = f"stores/store-{seller + 1}"
+            plan.append(_Shot(folder=folder, product=product, color=color, look=LOOKS[seller], number=number))
         for number in range(test_photos_per_class):
             color = product.colors[number % len(product.colors)]
             look = LOOKS[int(rng.integers(len(LOOKS)))]

@@ -39,14 +39,14 @@ def draw_photo(product: Product, color: int, look: Look, size: int, rng: np.rand
     canvas = size * 2  # drawn large and shrunk: smooth edges
     scene = _shelf(look, canvas, rng)
     for side in (-1, 1):
-        if rng.random() < 0.75:
+        if rng.random() < 0.4:
             _place_neighbour(scene, side, rng)
     _place(
         scene, draw_package(product, color, rng),
-        height=rng.uniform(0.6, 0.95), x=rng.uniform(0.36, 0.64), y=rng.uniform(0.42, 0.58),
-        turn=rng.uniform(-18, 18), lean=rng.uniform(0, 0.16), rng=rng,
+        height=rng.uniform(0.7, 0.95), x=rng.uniform(0.41, 0.59), y=rng.uniform(0.45, 0.55),
+        turn=rng.uniform(-12, 12), lean=rng.uniform(0, 0.1), rng=rng,
     )  # fmt: skip
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         _occlude(scene, rng)
     return _develop(scene, look, size, rng)
 
@@ -55,7 +55,7 @@ def _shelf(look: Look, canvas: int, rng: np.random.Generator) -> NDArray[np.floa
     scene = np.empty((canvas, canvas, 3), np.float32)
     fade = np.linspace(rng.uniform(0.55, 0.9), rng.uniform(0.8, 1.1), canvas, dtype=np.float32)
     scene[:] = np.array(look.shelf, np.float32) * fade[:, None, None] * rng.uniform(0.8, 1.2)
-    for _ in range(rng.integers(2, 7)):  # what stands at the back: blurred blocks of any colour
+    for _ in range(rng.integers(1, 5)):  # what stands at the back: blurred blocks of any colour
         x, y = rng.integers(-canvas // 8, canvas, 2)
         width, height = rng.integers(canvas // 8, canvas // 2, 2)
         tone = tuple(float(v) for v in rng.integers(20, 235, 3))
@@ -120,11 +120,12 @@ def _develop(scene: NDArray[np.float32], look: Look, size: int, rng: np.random.G
     direction = rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-1, 1, canvas, dtype=np.float32)
     slope = np.cos(direction) * ramp[None, :] + np.sin(direction) * ramp[:, None]
-    scene = scene * (look.brightness * rng.uniform(0.6, 1.3) * (1 + rng.uniform(0, 0.35) * slope))[:, :, None]
-    if rng.random() < 0.4:  # the shadow of the photographer, or of the shelf above
+    scene = scene * (look.brightness * rng.uniform(0.75, 1.25) * (1 + rng.uniform(0, 0.35) * slope))[:, :, None]
+    if rng.random() < 0.3:  # the shadow of the photographer, or of the shelf above
         edge = rng.uniform(-0.6, 0.6)
         scene = scene * np.where(slope > edge, np.float32(1), np.float32(rng.uniform(0.45, 0.75)))[:, :, None]
     photo = np.asarray(cv2.resize(scene.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA))
-    photo = np.asarray(cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.3, 1.0)))
-    photo = photo + rng.normal(0, rng.uniform(1, 7), photo.shape)
-    return np.clip(photo, 0, 255).astype(np.uint8)
+    photo = np.asarray(cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.3, 0.8)))
+    noise = rng.standard_normal(photo.shape, dtype=np.float32) * np.float32(rng.uniform(1, 7))
+    noisy: NDArray[np.uint8] = np.clip(photo + noise, 0, 255).astype(np.uint8)
+    return noisy

@@ -95,5 +95,3 @@ def _evaluator(
         return total(player.evaluate(setup, params, range(count)))
 
     return evaluate
-
-

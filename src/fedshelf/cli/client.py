@@ -1,0 +1,39 @@
+"""`fedshelf client`."""
+
+import typer
+
+from fedshelf.cli.options import with_options
+from fedshelf.config.schema import ClientConfig
+
+
+@with_options(ClientConfig, "client")
+def client(*, config: ClientConfig) -> None:
+    """Take part as one store: train on its photos whenever the server asks. Photos never leave.
+
+    Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
+    """
+    from fedshelf.cli.display import stop_on_signals
+    from fedshelf.config.client import ClientPlace, StoreClient, join_of
+    from fedshelf.core.errors import TransportError, UsageError
+    from fedshelf.deploy.client_loop import run_client
+    from fedshelf.deploy.client_part import EndKind
+
+    if config.data_dir is None:
+        raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
+    place = ClientPlace.of(config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device)
+    if config.insecure:
+        typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
+    with place.lock(), stop_on_signals() as stop:
+        ended = run_client(
+            config.server_address,
+            StoreClient(place).handle,
+            join_of(place),
+            ca=config.ca,
+            insecure=config.insecure,
+            stop=stop,
+            on_status=lambda text: typer.echo(f"{place.name}: {text}", err=True),
+            max_wait=config.max_wait,
+        )
+    if ended.kind is EndKind.REFUSED:
+        raise TransportError(f"the server does not want this client: {ended.reason}")
+    typer.echo(f"{place.name}: {ended.reason}", err=True)

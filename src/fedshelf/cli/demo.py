@@ -1,0 +1,92 @@
+"""`fedshelf demo`: the main job on one machine, with photos drawn for the purpose."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+STOP_SECONDS = 15.0
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="Where photos, run and logs go.")] = Path("demo"),
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds to train.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the photos and the training.")] = 0,
+) -> None:
+    """Draw product photos for five stores, start a real server and five real clients, and train one model over them.
+
+    Example: fedshelf demo --dir /tmp/demo
+    """
+    from fedshelf.cli.ending import describe_demo
+    from fedshelf.core.errors import RunError
+
+    stores = _photos(folder, seed)
+    run_dir = folder / "runs" / f"rounds-{rounds}-seed-{seed}"
+    address = f"127.0.0.1:{_free_port()}"
+    # Certificates, caches and client states of the demo stay inside its folder.
+    environment = {**os.environ, "FEDSHELF_HOME": str((folder / "home").absolute())}
+    typer.echo(f"\nServer on {address}, one client process per store: {', '.join(store.name for store in stores)}\n")
+    serve = ["server", "--address", address, "--min-clients", str(len(stores)), "--rounds", str(rounds)]
+    serve += ["--seed", str(seed), "--test-dir", str(folder / "photos" / "test"), "--run-dir", str(run_dir)]
+    with contextlib.ExitStack() as processes:
+        for store in stores:
+            join = ["client", "--data-dir", str(store), "--server-address", address, "--max-wait", "120"]
+            log = folder / "logs" / f"{store.name}.log"
+            processes.enter_context(_process(join, environment, log))
+        server = processes.enter_context(_process(serve, environment, None))
+        if server.wait() != 0:
+            raise RunError(f"the demo's server ended with an error (above); its clients' logs are in {folder / 'logs'}")
+    describe_demo(folder, run_dir)
+
+
+def _photos(folder: Path, seed: int) -> list[Path]:
+    """The demo's stores, drawn if they are not there yet."""
+    from rich.progress import Progress
+
+    from fedshelf.data.demo import make_demo
+
+    target = folder / "photos"
+    if not (target / "test").is_dir():
+        with Progress(transient=True) as progress:
+            task = progress.add_task("Drawing product photos", total=None)
+            make_demo(
+                target, seed=seed, progress=lambda done, total: progress.update(task, completed=done, total=total)
+            )
+    return sorted(path for path in (target / "stores").iterdir() if path.is_dir())
+
+
+@contextlib.contextmanager
+def _process(arguments: list[str], environment: dict[str, str], log: Path | None) -> Iterator[subprocess.Popen[bytes]]:
+    """`fedshelf ARGUMENTS`, ended with the block: asked first, then made to."""
+    with contextlib.ExitStack() as files:
+        output = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output = files.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedshelf", *arguments], env=environment, stdout=output, stderr=output
+        )  # fmt: skip
+        try:
+            yield process
+            if output is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)  # a client hears that the run is finished and ends by itself
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,27 @@
+"""`fedshelf simulate`."""
+
+from typing import Annotated
+
+import typer
+
+from fedshelf.cli.options import with_options
+from fedshelf.config.schema import RunConfig
+
+
+@with_options(RunConfig, "simulate")
+def simulate(
+    *,
+    config: RunConfig,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event, for programs.")] = False,
+) -> None:
+    """Run a whole federation on this machine, with the code and the results of a deployed one.
+
+    Example: fedshelf simulate --data-dir stores --test-dir photos/test --rounds 10 --workers 2
+    """
+    from fedshelf.cli.display import stop_on_signals, watching
+    from fedshelf.cli.ending import conclude
+    from fedshelf.simulate.engine import simulate as run
+
+    with watching(as_json=as_json) as watcher, stop_on_signals() as stop:
+        status, directory = run(config, watchers=(watcher,), stop=stop)
+    conclude(status, directory, as_json=as_json)

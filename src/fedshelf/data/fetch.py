@@ -1,0 +1,236 @@
+"""`fedshelf data fetch`: download a public photo set, for those who have internet.
+
+The archive is the repository's zip of one fixed commit. Such archives are packed anew by the host from time to time,
+so their own checksum is not fixed; what is fixed is the commit's id. Unless the caller names a checksum, the files are
+therefore proven against that id (see `git_tree`). Nothing unproven is given its final name.
+"""
+
+import hashlib
+import http.client
+import json
+import stat
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from fedshelf.core.errors import DataError, TransportError, UsageError
+from fedshelf.data import git_tree
+from fedshelf.data.output import whole_folder
+
+_ATTEMPTS = 5
+_TIMEOUT_SECONDS = 60
+_BLOCK = 1 << 18
+_MAX_TOTAL_BYTES = 8 << 30
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicSet:
+    """A photo set in a public git repository; `photos` is the folder in it that holds them."""
+
+    repository: str
+    commit: str
+    photos: str
+    citation: str
+
+
+GROCERIES = PublicSet(
+    repository="marcusklasson/GroceryStoreDataset",
+    commit="fc80ba90f803d79d0383df52c5a4ac5de99ff6fc",
+    photos="dataset",
+    citation="Klasson, Zhang, Kjellström, 'A Hierarchical Grocery Store Image Dataset with Visual and Semantic "
+    "Labels', WACV 2019, arXiv:1901.00711; MIT license",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fetched:
+    """Where the photos are, the archive's SHA-256 (to pin it next time), and what proved the files."""
+
+    photos: Path
+    sha256: str
+    proof: str
+
+
+def fetch(
+    source: PublicSet,
+    out: Path,
+    *,
+    sha256: str | None = None,
+    base_url: str | None = None,
+    retry_seconds: float = 2.0,
+    progress: Progress = lambda done, total: None,
+) -> Fetched:
+    """Download, prove and unpack `source` into `out`.
+
+    A download that broke off is kept as `<out>.zip.part` and gone on with, by this call and the next one.
+
+    Args:
+        source: what to fetch.
+        out: made; must not exist or be empty.
+        sha256: of the archive (hex); if given, it is the proof, and no git server is asked.
+        base_url: of a mirror that serves `/OWNER/REPO/zip/COMMIT` and `/OWNER/REPO.git` in place of GitHub.
+        retry_seconds: pause before the second attempt, doubled before each later one.
+        progress: called with the bytes done and of all (None where the server does not say).
+
+    Raises:
+        TransportError: the server cannot be reached, does not have it, or broke off too often.
+        DataError: the files are not the right ones (nothing is kept), or `out` cannot be written.
+        UsageError: `base_url` is not a web address, or `sha256` not a checksum.
+    """
+    if base_url is not None and urlsplit(base_url).scheme not in {"http", "https"}:
+        raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://")
+    if sha256 is not None and (len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef")):
+        raise UsageError(f"'{sha256}' is not a SHA-256 checksum: give 64 hexadecimal digits")
+    part = out.with_name(out.name + ".zip.part")
+    with whole_folder(out) as work:
+        url = f"{base_url or 'https://codeload.github.com'}/{source.repository}/zip/{source.commit}"
+        download(url, part, retry_seconds=retry_seconds, progress=progress)
+        actual = _sha256(part)
+        try:
+            if sha256 is not None and actual != sha256.lower():
+                raise DataError(f"the archive from '{url}' has SHA-256 {actual}, not {sha256}: nothing of it is kept")
+            tree = unpack(part, work)
+        except DataError:
+            _discard(part)
+            raise
+        proof = f"SHA-256 {actual}"
+        if sha256 is None:
+            expected = _expected_tree(source, base_url, actual)
+            if tree != expected:
+                _discard(part)
+                raise DataError(
+                    f"the files from '{url}' have tree {tree}, commit {source.commit} has {expected}: refused"
+                )
+            proof = f"git commit {source.commit}"
+    _discard(part)
+    return Fetched(photos=out / source.photos, sha256=actual, proof=proof)
+
+
+def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) -> None:
+    """Fetch `url` into `part`, going on where an earlier attempt stopped if the server can and still has the same.
+
+    Raises:
+        TransportError: see `fetch`; what has arrived stays in `part`.
+    """
+    trouble = ""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(retry_seconds * 2 ** (attempt - 1))
+        try:
+            if _download_once(url, part, progress):
+                return
+            trouble = "the connection broke off"
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500:
+                raise TransportError(
+                    f"'{url}' cannot be had: the server answers {error.code} {error.reason}"
+                ) from error
+            trouble = f"the server answers {error.code} {error.reason}"
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+            trouble = str(getattr(error, "reason", error))
+    kept = part.stat().st_size if part.exists() else 0
+    raise TransportError(
+        f"'{url}' could not be downloaded in {_ATTEMPTS} attempts ({trouble}). Is there internet? "
+        f"{kept >> 20} MiB have arrived and are kept: the same command goes on from there"
+    )
+
+
+def unpack(archive: Path, into: Path) -> str:
+    """Unpack a zip of a git commit without its top folder, and return the git tree id of what is in it.
+
+    Raises:
+        DataError: not a zip file, damaged, or with an entry that must not be unpacked (a link, a path that leads
+            out, more than 8 GiB).
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            entries = [entry for entry in content.infolist() if not entry.is_dir()]
+            if sum(entry.file_size for entry in entries) > _MAX_TOTAL_BYTES:
+                raise DataError("the archive would unpack to more than 8 GiB: refused")
+            files = {}
+            for entry in entries:
+                path = _safe_path(entry)
+                target = into / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(entry) as packed, target.open("xb") as file:
+                    while block := packed.read(_BLOCK):
+                        file.write(block)
+                with target.open("rb") as file:
+                    blob = git_tree.blob_id(file, entry.file_size)
+                executable = entry.external_attr >> 16 & 0o111
+                files[path.as_posix()] = (git_tree.MODE_EXECUTABLE if executable else git_tree.MODE_FILE, blob)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError) as error:
+        raise DataError(f"the archive is damaged ({error}): nothing of it is kept; run the command again") from error
+    return git_tree.tree_id(files)
+
+
+def _download_once(url: str, part: Path, progress: Progress) -> bool:
+    """One request; True if the file is whole afterwards."""
+    note = part.with_name(part.name + ".json")
+    start = part.stat().st_size if part.exists() else 0
+    tag = json.loads(note.read_text()).get("etag") if start and note.exists() else None
+    request = urllib.request.Request(url)  # noqa: S310  the caller has checked the scheme
+    if start and tag:
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", tag)
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        error.close()  # it had all been there, or the file has changed: once more from the start
+        _discard(part)
+        return False
+    with response:
+        goes_on = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        length = response.headers.get("Content-Length")
+        done = start if goes_on else 0
+        total = done + int(length) if length is not None else None
+        note.write_text(json.dumps({"etag": response.headers.get("ETag")}))
+        with part.open("ab" if goes_on else "wb") as file:
+            while block := response.read1(_BLOCK):
+                file.write(block)
+                done += len(block)
+                progress(done, total)
+    return total is None or done == total
+
+
+def _expected_tree(source: PublicSet, base_url: str | None, actual_sha256: str) -> str:
+    repository_url = f"{base_url or 'https://github.com'}/{source.repository}.git"
+    try:
+        return git_tree.fetch_tree_id(repository_url, source.commit)
+    except TransportError as error:
+        raise TransportError(
+            f"the archive is here, but cannot be proven: {error}. If you trust it, give --sha256 {actual_sha256}; "
+            "it is not downloaded again"
+        ) from error
+
+
+def _safe_path(entry: zipfile.ZipInfo) -> PurePosixPath:
+    """Where an entry goes, below the archive's one top folder."""
+    parts = entry.filename.split("/")
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if len(parts) < 2 or not {"", ".", ".."}.isdisjoint(parts) or "\\" in entry.filename:
+        raise DataError(f"the archive holds the path '{entry.filename}', which leads out of its folder: refused")
+    if kind not in {0, stat.S_IFREG}:
+        raise DataError(f"the archive's '{entry.filename}' is not an ordinary file: refused")
+    return PurePosixPath(*parts[1:])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(part.name + ".json").unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""`fedshelf data check`: what a folder of photos is good for, before it is trained on."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedshelf.data.cache import Progress, UnreadableFileError, read_photo
+from fedshelf.data.decode import UnusablePhotoError, decode, photo_size
+from fedshelf.data.folder import Photo, PhotoFolder, scan
+
+TINY_PIXELS = 32  # on the shorter side: below the smallest image size that trains well
+IMBALANCE = 10.0
+_PROBE_SIZE = 32
+_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassHealth:
+    """One class: usable photos for training and validation, and what is wrong with others."""
+
+    path: str
+    train: int
+    validation: int
+    unusable: int
+    tiny: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicate:
+    """Files with the same bytes. `classes` has more than one entry where they contradict each other; `leaks` tells
+    that training and validation share them, so that validation looks better than it is."""
+
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    leaks: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """The report. Files are named by their path below `root`; `findings` say in words what deserves attention."""
+
+    root: str
+    classes: tuple[ClassHealth, ...]
+    unusable: Mapping[str, str]
+    tiny: tuple[str, ...]
+    duplicates: tuple[Duplicate, ...]
+    findings: tuple[str, ...]
+
+    @property
+    def num_train(self) -> int:
+        return sum(entry.train for entry in self.classes)
+
+    @property
+    def num_validation(self) -> int:
+        return sum(entry.validation for entry in self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"num_train": self.num_train, "num_validation": self.num_validation}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inspected:
+    """One photo: the digest of its bytes (None where they cannot be read), and its trouble if it has any."""
+
+    digest: bytes | None = None
+    reason: str = ""
+    tiny: bool = False
+
+
+def check(
+    root: Path,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    fewest: int = 10,
+    progress: Progress = lambda done, total: None,
+) -> Health:
+    """Decode every photo below `root` and report, per class and on the whole.
+
+    Args:
+        root: see `folder.scan`.
+        val_fraction: see `folder.scan`.
+        seed: see `folder.scan`.
+        fewest: classes with fewer usable training photos are named.
+        progress: called with the number of photos looked at and of all.
+
+    Raises:
+        DataError: there is no photo in any class folder.
+    """
+    folder = scan(root, val_fraction=val_fraction, seed=seed)
+    photos = (*folder.train, *folder.validation)
+    inspected: list[_Inspected] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for result in pool.map(_inspect, photos):
+            inspected.append(result)
+            progress(len(inspected), len(photos))
+    names = [photo.path.relative_to(root).as_posix() for photo in photos]
+    by_photo = dict(zip(photos, inspected, strict=True))
+    classes = _classes(folder, by_photo)
+    duplicates = _duplicates(folder, by_photo, dict(zip(photos, names, strict=True)))
+    return Health(
+        root=str(root),
+        classes=classes,
+        unusable={name: found.reason for name, found in zip(names, inspected, strict=True) if found.reason},
+        tiny=tuple(name for name, found in zip(names, inspected, strict=True) if found.tiny),
+        duplicates=duplicates,
+        findings=tuple(_findings(classes, duplicates, fewest)),
+    )
+
+
+def _inspect(photo: Photo) -> _Inspected:
+    try:
+        data = read_photo(photo.path)
+    except UnreadableFileError as error:
+        return _Inspected(reason=str(error))
+    digest = hashlib.sha256(data).digest()
+    try:
+        decode(data, _PROBE_SIZE)
+        return _Inspected(digest=digest, tiny=min(photo_size(data)) < TINY_PIXELS)
+    except UnusablePhotoError as error:
+        return _Inspected(digest=digest, reason=str(error))
+
+
+def _classes(folder: PhotoFolder, inspected: Mapping[Photo, _Inspected]) -> tuple[ClassHealth, ...]:
+    def count(photos: tuple[Photo, ...], *, usable: bool) -> Counter[str]:
+        return Counter(photo.class_path for photo in photos if usable is not bool(inspected[photo].reason))
+
+    train, validation = count(folder.train, usable=True), count(folder.validation, usable=True)
+    unusable = count((*folder.train, *folder.validation), usable=False)
+    tiny = Counter(photo.class_path for photo, found in inspected.items() if found.tiny)
+    return tuple(
+        ClassHealth(
+            path=entry.path, train=train[entry.path], validation=validation[entry.path],
+            unusable=unusable[entry.path], tiny=tiny[entry.path],
+        )
+        for entry in folder.classes
+    )  # fmt: skip
+
+
+def _duplicates(
+    folder: PhotoFolder, inspected: Mapping[Photo, _Inspected], names: Mapping[Photo, str]
+) -> tuple[Duplicate, ...]:
+    groups: dict[bytes, list[Photo]] = defaultdict(list)
+    for photo, found in inspected.items():
+        if found.digest is not None and not found.reason:
+            groups[found.digest].append(photo)
+    validation = set(folder.validation)
+    duplicates = [
+        Duplicate(
+            files=tuple(sorted(names[photo] for photo in group)),
+            classes=tuple(sorted({photo.class_path for photo in group})),
+            leaks=len({photo in validation for photo in group}) > 1,
+        )
+        for group in groups.values()
+        if len(group) > 1
+    ]
+    return tuple(sorted(duplicates, key=lambda duplicate: duplicate.files))
+
+
+def _findings(classes: tuple[ClassHealth, ...], duplicates: tuple[Duplicate, ...], fewest: int) -> list[str]:
+    findings = []
+    if unusable := sum(entry.unusable for entry in classes):
+        findings.append(f"{unusable} photos cannot be used and are left out of training")
+    if empty := [entry.path for entry in classes if entry.train == 0]:
+        findings.append(f"{len(empty)} classes have no usable training photo: {_some(empty)}")
+    if few := [entry.path for entry in classes if 0 < entry.train < fewest]:
+        findings.append(f"{len(few)} classes have fewer than {fewest} training photos: {_some(few)}")
+    sizes = [entry.train for entry in classes if entry.train]
+    if sizes and max(sizes) / min(sizes) > IMBALANCE:
+        findings.append(f"the largest class has {max(sizes) / min(sizes):.0f} times the photos of the smallest")
+    if len(sizes) == 1:
+        findings.append("there is only one class with photos: a store alone cannot learn to tell products apart")
+    if tiny := sum(entry.tiny for entry in classes):
+        findings.append(f"{tiny} photos are smaller than {TINY_PIXELS} pixels on a side")
+    if across := [duplicate for duplicate in duplicates if len(duplicate.classes) > 1]:
+        findings.append(f"{len(across)} photos lie in several classes: one of the labels is wrong")
+    if same := sum(len(d.files) - 1 for d in duplicates if len(d.classes) == 1):
+        findings.append(f"{same} photos are exact copies of others in their class")
+    if leaks := sum(duplicate.leaks for duplicate in duplicates):
+        findings.append(f"{leaks} photos are in training and validation: validation looks better than it is")
+    return findings
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,243 @@
+"""`fedshelf data partition`: deal one folder of photos to stores, to try federated training before there are stores.
+
+Modes::
+
+    iid         every store gets the same mix
+    dirichlet   per class, shares over stores ~ Dir(alpha): the smaller alpha, the more a store differs from others
+    assortment  every store sells about a third of the classes, and gets photos of those only
+    feature     the same mix, but every store's photos look as its own camera sees them (see `camera`)
+
+Source: Dirichlet over stores per class as in Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution
+for Federated Visual Classification", 2019 (arXiv:1909.06335), in the per-class form of Yurochkin et al., "Bayesian
+Nonparametric Federated Learning of Neural Networks", 2019 (arXiv:1905.12022).
+"""
+
+import csv
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from fedshelf.core.errors import DataError, UsageError
+from fedshelf.data.camera import Camera, take_again
+from fedshelf.data.folder import Photo, has_split, is_photo_name, photos_below
+from fedshelf.data.output import whole_folder
+
+_FEWEST_PHOTOS = 5
+_REDRAWS = 1_000
+_ASSORTMENT_SHARE = 1 / 3
+_PROBLEMS_NAMED = 5
+
+Progress = Callable[[int, int], None]
+
+
+class Mode(StrEnum):
+    """How photos are dealt."""
+
+    IID = "iid"
+    DIRICHLET = "dirichlet"
+    ASSORTMENT = "assortment"
+    FEATURE = "feature"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partition:
+    """Who gets what: paths below the pack, '/' between, by store; and each store's camera where photos are altered."""
+
+    stores: Mapping[str, tuple[str, ...]]
+    cameras: Mapping[str, Camera] = field(default_factory=dict)
+
+
+def deal(pack: Path, *, mode: Mode, num_stores: int, alpha: float, seed: int) -> Partition:
+    """Deal the photos of a pack: all of them, or only those below `train/` where it has that.
+
+    Args:
+        pack: one folder per class, nested or not, perhaps below `train/`.
+        mode: see the module.
+        num_stores: named store-1 and so on.
+        alpha: of the Dirichlet distribution; other modes ignore it.
+        seed: the same seed deals the same.
+
+    Raises:
+        DataError: there are no photos, or too few for every store to get at least a few.
+        UsageError: a number makes no sense.
+    """
+    if num_stores < 1:
+        raise UsageError(f"--stores is {num_stores}: give at least 1")
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise UsageError(f"--alpha is {alpha}: give a number above 0 (0.1 is very uneven, 100 nearly even)")
+    if not pack.is_dir():
+        raise DataError(f"photo folder '{pack}' does not exist or is not a folder")
+    top = pack / "train" if has_split(pack) else pack
+    photos = photos_below(top)
+    fewest = min(_FEWEST_PHOTOS, len(photos) // num_stores)
+    if fewest < 1:
+        raise DataError(f"'{top}' has {len(photos)} photos in class folders: too few for {num_stores} stores")
+    rng = np.random.default_rng(seed)
+    if mode is Mode.DIRICHLET:
+        store_of = _until_all_have(fewest, num_stores, lambda: _dirichlet(photos, num_stores, alpha, rng), alpha)
+    elif mode is Mode.ASSORTMENT:
+        store_of = _until_all_have(fewest, num_stores, lambda: _assortment(photos, num_stores, rng), alpha)
+    else:
+        store_of = _evenly(photos, num_stores, rng)
+    names = [f"store-{number:0{len(str(num_stores))}}" for number in range(1, num_stores + 1)]
+    members: dict[str, list[str]] = {name: [] for name in names}
+    for photo, store in zip(photos, store_of, strict=True):
+        members[names[store]].append(photo.path.relative_to(pack).as_posix())
+    cameras = {name: Camera.draw(rng) for name in names} if mode is Mode.FEATURE else {}
+    return Partition(stores={name: tuple(paths) for name, paths in members.items()}, cameras=cameras)
+
+
+def read_assignment(path: Path, pack: Path) -> Partition:
+    """Read who gets what from a CSV file with the columns `photo` (a path below the pack) and `store`.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or names photos twice, photos that do not exist or lie
+            outside the pack or in no class folder, or store names that cannot be a folder's name; several are named
+            at once.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+            columns = set(rows[0]) if rows else set()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"assignment file '{path}' cannot be read: {error}") from error
+    if not rows:
+        raise DataError(f"assignment file '{path}' has no rows: give the columns photo,store and one line per photo")
+    if missing := {"photo", "store"} - columns:
+        raise DataError(f"assignment file '{path}' has no column '{min(missing)}': its first line must be photo,store")
+    problems: list[str] = []
+    depth = 3 if has_split(pack) else 2
+    stores: dict[str, list[str]] = defaultdict(list)
+    seen: set[str] = set()
+    for line, row in enumerate(rows, start=2):
+        photo, store = (row["photo"] or "").strip(), (row["store"] or "").strip()
+        problem = _row_problem(photo, store, pack, seen, depth)
+        seen.add(photo)
+        if problem:
+            problems.append(f"line {line}: {problem}")
+        stores[store].append(photo)
+    if problems:
+        more = f" (and {len(problems) - _PROBLEMS_NAMED} more lines)" if len(problems) > _PROBLEMS_NAMED else ""
+        raise DataError(
+            f"assignment file '{path}' does not fit '{pack}': {'; '.join(problems[:_PROBLEMS_NAMED])}{more}"
+        )
+    return Partition(stores={name: tuple(stores[name]) for name in sorted(stores)})
+
+
+def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progress = lambda done, total: None) -> None:
+    """Make `out/STORE/CLASS PATH/FILE`, whole or not at all; `train/`, where the pack has a split, is dropped.
+
+    Photos are hard links where the file system allows, else symbolic links, else copies; altered ones (mode feature)
+    are new files.
+
+    Raises:
+        DataError: `out` exists and is not empty, two photos would get the same place, or writing fails.
+    """
+    total = sum(len(members) for members in partition.stores.values())
+    split = has_split(pack)
+    done = 0
+    with whole_folder(out) as work:
+        for store, members in partition.stores.items():
+            camera = partition.cameras.get(store)
+            for member in members:
+                target = work / store / (member.partition("/")[2] if split else member)
+                if camera is not None and target.suffix.lower() not in {".jpg", ".jpeg"}:
+                    target = target.with_name(f"{target.name}.jpg")
+                if os.path.lexists(target):
+                    raise DataError(f"two photos of store '{store}' would become '{target.relative_to(work)}'")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if camera is None:
+                    _link(pack / member, target)
+                else:
+                    take_again(pack / member, target, camera)
+                done += 1
+                progress(done, total)
+
+
+def _row_problem(photo: str, store: str, pack: Path, seen: set[str], depth: int) -> str:
+    parts = photo.split("/")
+    if not photo or photo.startswith("/") or not {"", ".", ".."}.isdisjoint(parts):
+        return f"'{photo}' is not a path below the pack"
+    if not store or store.startswith(".") or "/" in store or "\0" in store:
+        return f"'{store}' cannot be a store's name"
+    if photo in seen:
+        return f"photo '{photo}' is there twice"
+    if not is_photo_name(parts[-1]) or not (pack / photo).is_file():
+        return f"there is no photo '{photo}'"
+    if len(parts) < depth:
+        return f"photo '{photo}' lies in no class folder"
+    return ""
+
+
+def _by_class(photos: Sequence[Photo]) -> dict[str, list[int]]:
+    classes: dict[str, list[int]] = defaultdict(list)
+    for position, photo in enumerate(photos):
+        classes[photo.class_path].append(position)
+    return classes
+
+
+def _evenly(photos: Sequence[Photo], num_stores: int, rng: np.random.Generator) -> list[int]:
+    """Deal round and round, class after class: every store gets the same mix, to one photo."""
+    store_of = [0] * len(photos)
+    turn = 0
+    for positions in _by_class(photos).values():
+        for position in rng.permutation(positions):
+            store_of[position] = turn % num_stores
+            turn += 1
+    return store_of
+
+
+def _dirichlet(photos: Sequence[Photo], num_stores: int, alpha: float, rng: np.random.Generator) -> list[int]:
+    store_of = [0] * len(photos)
+    for positions in _by_class(photos).values():
+        cuts = np.cumsum(rng.dirichlet(np.full(num_stores, alpha)))[:-1] * len(positions)
+        shuffled = rng.permutation(positions)
+        for store, part in enumerate(np.split(shuffled, np.round(cuts).astype(int))):
+            for position in part:
+                store_of[position] = store
+    return store_of
+
+
+def _assortment(photos: Sequence[Photo], num_stores: int, rng: np.random.Generator) -> list[int]:
+    """Each class goes to about a third of the stores (one at least), those that sell least so far first."""
+    store_of = [0] * len(photos)
+    num_sold = np.zeros(num_stores, int)
+    classes = _by_class(photos)
+    num_sellers = max(1, round(num_stores * _ASSORTMENT_SHARE))
+    for class_path in rng.permutation(sorted(classes)):
+        sellers = np.lexsort((rng.random(num_stores), num_sold))[:num_sellers]
+        num_sold[sellers] += 1
+        for turn, position in enumerate(rng.permutation(classes[str(class_path)])):
+            store_of[position] = int(sellers[turn % num_sellers])
+    return store_of
+
+
+def _until_all_have(fewest: int, num_stores: int, draw: Callable[[], list[int]], alpha: float) -> list[int]:
+    """Draw until every store has at least `fewest` photos."""
+    for _ in range(_REDRAWS):
+        store_of = draw()
+        if min(np.bincount(store_of, minlength=num_stores)) >= fewest:
+            return store_of
+    raise DataError(
+        f"{_REDRAWS} draws left some of the {num_stores} stores with fewer than {fewest} photos: "
+        f"give fewer --stores, or a larger --alpha than {alpha}"
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put `source` at `target` in the cheapest way the file system allows."""
+    real = source.resolve()
+    for way in (os.link, os.symlink):
+        try:
+            way(real, target)
+        except OSError:
+            continue
+        return
+    shutil.copy2(real, target)

@@ -1,0 +1,152 @@
+"""A client that stays: it joins, answers what the server asks, and comes back after any break."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from flwr.app import Message
+
+from fedshelf.core.errors import TransportError
+from fedshelf.core.messages import Join
+from fedshelf.deploy.address import parse_address
+from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
+from fedshelf.deploy.engine_log import quiet_engine_log
+from fedshelf.deploy.flower_client import FleetSession, ServerAwayError, SessionLostError
+from fedshelf.deploy.tls import client_context
+from fedshelf.deploy.wire import SendHook, to_records
+
+LOG = logging.getLogger(__name__)
+
+FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts to reach a server
+GLITCH_SECONDS = 20.0  # an interruption this short does not end a registration
+IDLE_SECONDS = 1.0  # looks for messages at least this often, should the bell fail
+
+_T = TypeVar("_T")
+
+
+def run_client(
+    server_address: str,
+    handle: Handler,
+    join: Join,
+    *,
+    ca: Path | None = None,
+    insecure: bool = False,
+    stop: threading.Event | None = None,
+    on_status: Callable[[str], None] = LOG.info,
+    on_send: SendHook | None = None,
+    max_wait: float | None = None,
+) -> Ended:
+    """Take part until the server closes the run, refuses this client, or `stop` is set.
+
+    Args:
+        server_address: HOST:PORT.
+        handle: answers the server's messages; what it raises becomes a `Failure`, and the client goes on.
+        join: how to introduce this client.
+        ca: certificate authority to trust; without one, that of this machine's own server and the system's.
+        insecure: speak in clear.
+        stop: set it to leave after the message at hand.
+        on_status: told what the connection does, one line for a person.
+        on_send: called with everything that leaves this client, before encryption.
+        max_wait: seconds to wait for a server that does not answer; None is forever.
+
+    Raises:
+        TransportError: the server is not who it should be, does not speak our protocol, or stayed away `max_wait`.
+    """
+    quiet_engine_log()
+    address = parse_address(server_address)
+    context = None if insecure else client_context(ca)
+    stop = stop or threading.Event()
+    part = ClientPart(join=join, handle=handle)
+    away_since, backoff = time.monotonic(), FIRST_BACKOFF
+    on_status(f"connecting to {address}")
+    while not stop.is_set():
+        try:
+            session = FleetSession(address, context)
+            on_status(f"connected to {address}")
+            ended = _Visit(session, part, stop, on_send).run()
+            if ended is not None:
+                return ended
+        except (ServerAwayError, SessionLostError) as error:
+            if max_wait is not None and time.monotonic() - away_since > max_wait:
+                raise TransportError(f"the server on {address} did not answer for {max_wait:g} s ({error})") from error
+            on_status(f"the server on {address} is away ({error}); trying again in {backoff:g} s")
+            stop.wait(backoff)
+            backoff = min(2 * backoff, LAST_BACKOFF)
+        else:
+            away_since, backoff = time.monotonic(), FIRST_BACKOFF
+            on_status(f"the connection to {address} was lost; joining again")
+    return Ended(kind=EndKind.STOPPED, reason="stopped")
+
+
+class _Visit:
+    """From one registration to its end. A second thread waits at the server: it is the bell and the heartbeat."""
+
+    def __init__(self, session: FleetSession, part: ClientPart, stop: threading.Event, on_send: SendHook | None):
+        self._session = session
+        self._part = part
+        self._stop = stop
+        self._on_send = on_send
+        self._bell = threading.Event()
+        self._over = threading.Event()
+        self._end = ""
+
+    def run(self) -> Ended | None:
+        """Answer messages; None when the registration is lost."""
+        watch = threading.Thread(target=self._watch, name="fedshelf-wait", daemon=True)
+        watch.start()
+        try:
+            while not self._stop.is_set():
+                self._bell.clear()
+                if self._end:
+                    return Ended(kind=EndKind.CLOSED, reason=self._end)
+                message = self._patiently(self._session.pull)
+                if message is None:
+                    self._bell.wait(IDLE_SECONDS)
+                    continue
+                ended = self._answer(message)
+                if ended is not None:
+                    return ended
+        except SessionLostError as error:
+            LOG.info("the registration is lost: %s", error)
+            return None
+        finally:
+            self._over.set()
+            self._session.leave()
+        return None
+
+    def _answer(self, message: Message) -> Ended | None:
+        answer, ended = self._part.answer(message)
+        records = to_records(answer)
+        if self._on_send is not None:
+            self._on_send(records)
+        self._patiently(lambda: self._session.reply(message, records))
+        return ended
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            try:
+                bell = self._session.wait()
+            except (ServerAwayError, SessionLostError, RuntimeError):  # RuntimeError: closed while leaving
+                self._bell.set()  # let the other thread find out
+                self._over.wait(IDLE_SECONDS)
+                continue
+            self._end = self._end or bell.end
+            if bell.news or bell.end:
+                self._bell.set()
+
+    def _patiently(self, request: Callable[[], _T]) -> _T | None:
+        """`request`'s result, through interruptions shorter than `GLITCH_SECONDS`; None once this visit is to end."""
+        deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
+        while True:
+            try:
+                return request()
+            except ServerAwayError as error:
+                LOG.info("the server is away: %s", error)
+                if time.monotonic() > deadline:
+                    raise
+                if self._end or self._stop.wait(backoff):
+                    return None
+                backoff = min(2 * backoff, LAST_BACKOFF)

@@ -1,0 +1,63 @@
+"""What a client brings to any connection, and how it answers what the server asks."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias, get_args
+
+from flwr.app import Message
+
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Join, ServerMessage
+from fedshelf.deploy.failure_text import failure_text
+from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records
+
+LOG = logging.getLogger(__name__)
+
+Handler: TypeAlias = Callable[[ServerMessage], ClientMessage]
+
+
+class EndKind(StrEnum):
+    """Why a client stopped without an error."""
+
+    CLOSED = "closed"
+    REFUSED = "refused"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a client's work came to its end, with the server's reason."""
+
+    kind: EndKind
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientPart:
+    """What a client brings to a connection: how it introduces itself, and how it answers."""
+
+    join: Join
+    handle: Handler
+
+    def answer(self, message: Message) -> tuple[WireMessage, Ended | None]:
+        """The answer to one of Flower's messages, and the end if that is what it says. Never raises."""
+        asked = None
+        try:
+            asked = from_records(message.content)
+            if isinstance(asked, Control):
+                return self._control(asked)
+            if not isinstance(asked, get_args(ServerMessage)):
+                raise RefusedError(f"a server may not send a {type(asked).__name__.lower()}")
+            return self.handle(asked), None  # type: ignore[arg-type]  # the check above, in mypy's words
+        except Exception as error:
+            LOG.exception("the server's request could not be answered")
+            key = asked.key if isinstance(asked, Broadcast) else None
+            return Failure(reason=failure_text(error), key=key), None
+
+    def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:
+        if control.kind is ControlKind.INTRODUCE:
+            return self.join, None
+        kind = {ControlKind.CLOSED: EndKind.CLOSED, ControlKind.REFUSED: EndKind.REFUSED}.get(control.kind)
+        return Control(kind=ControlKind.NOTED), Ended(kind=kind, reason=control.reason) if kind else None

@@ -1,0 +1,27 @@
+"""What a client may say of an exception: its class and message, without traceback and without places on its disk."""
+
+import re
+
+from fedshelf.core.errors import FedShelfError
+
+MAX_CHARACTERS = 500
+_QUOTED = re.compile(r"""(['"])(?:(?!\1).)*(?:[/\\]|\.[A-Za-z]\w{1,11}\b)(?:(?!\1).)*\1""")
+_BARE = re.compile(
+    r"(?:[A-Za-z]:|\.{1,2}|~)?[^\s'\"(),;:=]*[/\\][^\s'\"(),;]*|\S+\.(?:jpe?g|png|webp|bmp|gif)\b", re.IGNORECASE
+)
+
+
+def failure_text(error: BaseException) -> str:
+    """`error` for the server's eyes.
+
+    Anything that looks like a path or a photo's file name becomes "…": a folder's name may tell more than a store
+    has agreed to tell. The client's own log has the whole story.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = _BARE.sub("…", _QUOTED.sub("…", str(error)))
+    text = " ".join(text.split())[:MAX_CHARACTERS]
+    if isinstance(error, FedShelfError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

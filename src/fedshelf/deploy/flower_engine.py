@@ -1,0 +1,314 @@
+"""Flower's SuperLink engine inside this process: its state and its fleet handlers. The only file that knows the
+server side of Flower's internals (`tests/unit/deploy/test_flower_internals.py` names each that an upgrade takes away).
+
+Of Flower's server only this is used. Its web app is not: that would bring routes which start runs and hand out
+tasks, and nine layers of middleware that take 3.5 ms for each request. So authentication is done here, by Flower's own
+rules. The database is in memory and disposable: what must survive is in the run directory.
+"""
+
+import binascii
+import datetime
+import hashlib
+import json
+import logging
+import threading
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import (
+    NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    ErrorCode,
+    SubStatus,
+)
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.serverapp import Grid
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    NOOP_FEDERATION_ID,
+    TaskType,
+)
+from flwr.supercore.error import FlowerError
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import NoObjectInStoreError
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.servicer.fleet import fleet_handlers
+
+import fedshelf
+from fedshelf.core.errors import TransportError
+
+LOG = logging.getLogger(__name__)
+
+MAX_REPLY_OBJECTS = 1000  # of 5 MB each: the largest reply a client may announce
+_Handler = Callable[[Any, Any], Any]
+
+# Flower's fleet routes, less those that hand out apps: our clients bring their own code.
+ROUTES: Mapping[str, tuple[type[Any], _Handler]] = {
+    "register-node": (fleet_pb2.RegisterNodeFleetRequest, lambda r, s: fleet_handlers.register_node(r, s, False)),
+    "activate-node": (fleet_pb2.ActivateNodeRequest, fleet_handlers.activate_node),
+    "deactivate-node": (fleet_pb2.DeactivateNodeRequest, fleet_handlers.deactivate_node),
+    "unregister-node": (fleet_pb2.UnregisterNodeFleetRequest, lambda r, s: fleet_handlers.unregister_node(r, s, False)),
+    "send-node-heartbeat": (heartbeat_pb2.SendNodeHeartbeatRequest, fleet_handlers.send_node_heartbeat),
+    "pull-messages": (
+        fleet_pb2.PullMessagesRequest, lambda r, s: fleet_handlers.pull_messages(r, s, s.object_store)
+    ),
+    "push-messages": (fleet_pb2.PushMessagesRequest, fleet_handlers.push_messages),
+    "push-object": (message_pb2.PushObjectRequest, fleet_handlers.push_object),
+    "pull-object": (message_pb2.PullObjectRequest, fleet_handlers.pull_object),
+    "confirm-message-received": (
+        message_pb2.ConfirmMessageReceivedRequest,
+        lambda r, s: fleet_handlers.confirm_message_received(r, s, s.object_store),
+    ),
+}  # fmt: skip
+# A sign of life makes a node count as online: registering must not (activating does), nor must leaving.
+NO_SIGN_OF_LIFE = frozenset({"register-node", "deactivate-node", "unregister-node"})
+NEWS = frozenset({"activate-node", "deactivate-node", "push-messages", "push-object"})
+
+
+class FlowerEngine:
+    """The engine's state with one run in it, and what the gate asks of it. Any thread may call.
+
+    Args:
+        silence: seconds without a sign of life after which a node counts as offline.
+    """
+
+    def __init__(self, *, silence: float) -> None:
+        self.state: Any = InMemoryLinkState(NoOpFederationManager(simulation=False), InMemoryObjectStore())
+        self.run = _start_run(self.state)
+        self.arrived = threading.Event()
+        self._silence = silence
+
+    def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """Answer a request to one of `ROUTES`: HTTP status and body (protobuf, or JSON from 400 on)."""
+        request_type, handler = ROUTES[route]
+        request = request_type()
+        try:
+            request.ParseFromString(body)
+        except Exception as error:  # noqa: BLE001 protobuf's own exception class differs between its back ends
+            return _refusal(400, f"not a protobuf message ({type(error).__name__})")
+        key = _signing_key(headers)
+        node_id = None if key is None else self._claimed_identity(request, key)
+        if node_id is None:
+            return _refusal(401, "the request is not signed by the node that it speaks of")
+        if route == "push-messages" and (objection := self._objection(request)):
+            LOG.warning("node %016x sent a reply that is refused: %s", node_id, objection)
+            return _refusal(403, objection)
+        try:
+            answer = handler(request, self.state).SerializeToString()
+        except FlowerError as error:
+            return _refusal(409, f"refused by Flower's engine (code {error.code})")
+        except Exception as error:  # noqa: BLE001 whatever a hostile request breaks, the server lives
+            LOG.warning("node %016x sent a request to %s that fails: %r", node_id, route, error)
+            return _refusal(400, "the request is malformed")
+        if route not in NO_SIGN_OF_LIFE:
+            self.seen(node_id or self.state.get_node_id_by_public_key(key))
+        if route in NEWS:
+            self.arrived.set()
+        return 200, answer
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
+        """The node that signed these headers, or None for nobody registered."""
+        key = _signing_key(headers)
+        node_id: int | None = None if key is None else self.state.get_node_id_by_public_key(key)
+        return node_id
+
+    def seen(self, node_id: int) -> None:
+        """Note a sign of life."""
+        # The engine counts a node as online for twice the interval from its last heartbeat.
+        self.state.acknowledge_node_heartbeat(node_id, self._silence / 2)
+
+    def lost(self, node_id: int) -> None:
+        """The node's connection broke, and it did not come back."""
+        if self.state.deactivate_node(node_id):
+            self.arrived.set()
+
+    def keep_alive(self) -> None:
+        """To be called at least once a minute, or the engine calls the run dead."""
+        self.state.acknowledge_task_heartbeat(self.run.primary_task_id)
+
+    def finish(self) -> None:
+        self.state.finish_task(self.run.primary_task_id, sub_status=SubStatus.COMPLETED, details="")
+
+    def _claimed_identity(self, request: Any, key: bytes) -> int | None:
+        """The node id that `request` speaks of, if `key` is that node's; 0 where it has none yet."""
+        if hasattr(request, "public_key"):
+            return 0 if request.public_key == key else None
+        claimed: int = request.node.node_id if hasattr(request, "node") else request.node_id
+        return claimed if claimed and self.state.get_node_id_by_public_key(key) == claimed else None
+
+    def _objection(self, request: Any) -> str:
+        """Why these replies may not be pushed. The engine checks who is calling, but not that the reply is theirs."""
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            return "a push holds exactly one reply"
+        metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+        if metadata.src_node_id != request.node.node_id:
+            return f"it answers for node {metadata.src_node_id:016x}"
+        if metadata.run_id != self.run.run_id:
+            return f"it is for run {metadata.run_id}, not for this one"
+        if not metadata.reply_to_message_id:
+            return "it answers nothing"
+        if tree.object_id != metadata.message_id:
+            return "its objects are not its own"
+        if sum(1 for _ in iterate_object_tree(tree)) > MAX_REPLY_OBJECTS:
+            return f"it consists of more than {MAX_REPLY_OBJECTS} objects"
+        return ""
+
+
+class EmbeddedGrid(Grid):
+    """Flower's `Grid` on the engine's state, without a socket in between.
+
+    Args:
+        engine: the engine.
+        ring: called with the id of a node that has a message waiting.
+        announce_end: called with the reason when the run ends.
+    """
+
+    def __init__(self, engine: FlowerEngine, ring: Callable[[int], None], announce_end: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._state = engine.state
+        self._run = engine.run
+        self._ring = ring
+        self.announce_end = announce_end
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._state.get_nodes(self._run.run_id))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Give messages to their nodes. An empty id stands for a message whose node has gone."""
+        with no_object_id_recompute():
+            return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """At most one reply among those that are wholly here: one at a time keeps one upload in memory, not all."""
+        for message_id in message_ids:
+            reply = self._complete_reply(message_id)
+            if reply is not None:
+                self._engine.arrived.set()  # there may be more: look again before waiting
+                return [reply]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError("push and pull instead: waiting for all replies cannot have a quorum")
+
+    def wait(self, timeout: float) -> None:
+        # A node falling silent makes no event: look at least every second.
+        self._engine.arrived.wait(min(timeout, 1.0))
+        self._engine.arrived.clear()
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        for message_id in message_ids:
+            reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)
+            self._state.delete_messages({message_id})
+            for object_id in (message_id, reply_id):
+                if object_id is not None:
+                    self._state.object_store.delete(object_id)
+
+    def _push(self, message: Message) -> str:
+        message.metadata.__dict__["_message_id"] = message.object_id  # as Flower's own grid does
+        session = self._state.start_session(self._run.run_id)
+        tree = get_object_tree(message)
+        stored, missing = self._state.store_message_and_object_tree(remove_content_from_message(message), tree, session)
+        if not stored:
+            return ""
+        objects = get_all_nested_objects(message)
+        for object_id in missing:
+            self._state.store_object(self._run.run_id, session, object_id, objects[object_id].deflate())
+        self._ring(message.metadata.dst_node_id)
+        return message.metadata.message_id
+
+    def _complete_reply(self, message_id: str) -> Message | None:
+        contents = self._complete_contents(message_id)
+        if contents is None:
+            return None
+        reply_id, objects = contents
+        replies = self._state.get_message_res({message_id}, self._run.run_id)
+        self.forget([message_id])
+        if not replies:
+            return None
+        if replies[0].metadata.message_id != reply_id:
+            return replies[0]  # the engine's own notice: the node went offline, or the message expired
+        # What was checked is the announced metadata; the one inside the objects is the client's word alone.
+        metadata = replies[0].metadata
+        try:
+            inflated: Any = inflate_object_from_contents(reply_id, objects)
+            content, error = (None, inflated.error) if inflated.has_error() else (inflated.content, None)
+        except Exception as problem:  # noqa: BLE001 a hostile reply may break Flower's reader in any way
+            reason = f"the reply's objects cannot be read ({type(problem).__name__})"
+            content, error = None, Error(code=ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason=reason)
+        return make_message(metadata=metadata, content=content, error=error)
+
+    def _complete_contents(self, message_id: str) -> tuple[str, dict[str, bytes]] | None:
+        """The reply's id and all its objects, or None while something is missing."""
+        reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)
+        if reply_id is None:
+            return None
+        store = self._state.object_store
+        try:
+            ids = {tree.object_id for tree in iterate_object_tree(store.get_object_tree(reply_id))}
+        except NoObjectInStoreError:
+            return None  # announced this instant, its objects are not registered yet
+        contents = {object_id: store.get(object_id) for object_id in ids}
+        return (reply_id, contents) if all(contents.values()) else None
+
+
+def _start_run(state: Any) -> Run:
+    """The engine's run that all messages belong to; it has nothing to do with ours, which outlives it."""
+    content = b"fedshelf"
+    fab_hash = state.store_fab(Fab(hashlib.sha256(content).hexdigest(), content, {}))
+    run_id = state.create_run(
+        "fedshelf/embedded", fedshelf.__version__, fab_hash, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID,
+        TaskType.SERVER_APP,
+    )  # fmt: skip
+    run: Run = state.get_run_info(run_ids=[run_id])[0]
+    if not (state.claim_task(run.primary_task_id) and state.activate_task(run.primary_task_id)):
+        raise TransportError("Flower's engine did not start a run: its version may not be the one FedShelf pins")
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = run.primary_task_id, run_id, SUPERLINK_NODE_ID
+    return run
+
+
+def _signing_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The public key that signed a recent timestamp in these headers."""
+    try:
+        key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()], validate=True)
+        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.lower().encode()], validate=True)
+        timestamp = headers[TIMESTAMP_HEADER.lower().encode()]
+        signed_at = datetime.datetime.fromisoformat(timestamp.decode("ascii"))
+        age = abs((datetime.datetime.now(datetime.UTC) - signed_at).total_seconds())
+        valid = age <= TIMESTAMP_TOLERANCE and verify_signature(bytes_to_public_key(key), timestamp, signature)
+    except (KeyError, ValueError, TypeError, binascii.Error):
+        return None
+    return key if valid else None
+
+
+def _refusal(status: int, reason: str) -> tuple[int, bytes]:
+    return status, json.dumps({"detail": reason}).encode()

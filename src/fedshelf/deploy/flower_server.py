@@ -1,0 +1,119 @@
+"""The server that clients connect to: Flower's engine behind our gate, served from threads of this process."""
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+
+import fedshelf
+from fedshelf.core.errors import TransportError
+from fedshelf.core.messages import PROTOCOL_VERSION
+from fedshelf.deploy.address import Address
+from fedshelf.deploy.engine_log import quiet_engine_log
+from fedshelf.deploy.flower_engine import ROUTES, EmbeddedGrid, FlowerEngine
+from fedshelf.deploy.gate import Gate
+from fedshelf.deploy.grid_transport import GridTransport
+from fedshelf.deploy.tls import ServerTls
+
+LOG = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 20.0  # between the engine's own heartbeats
+
+
+class EmbeddedServer:
+    """One per process at a time.
+
+    Args:
+        host: where to listen; "" or "0.0.0.0" is everywhere.
+        port: 0 takes a free one (see `address`).
+        tls: certificate and key; None speaks in clear.
+        silence: seconds without a sign of life after which a client counts as offline.
+        grace: seconds that a client whose connection broke has to come back before it counts as offline.
+
+    Raises:
+        TransportError: the address is in use or not this machine's.
+    """
+
+    def __init__(
+        self, *, host: str, port: int, tls: ServerTls | None, silence: float = 30.0, grace: float = 3.0
+    ) -> None:
+        quiet_engine_log()
+        self._socket = _listen(host, port)
+        self.address = Address(host=host, port=self._socket.getsockname()[1])
+        self._engine = FlowerEngine(silence=silence)
+        health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
+        self._gate = Gate(
+            self._engine, ROUTES, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
+        )  # fmt: skip
+        config = uvicorn.Config(
+            self._gate, log_config=None, access_log=False, http="httptools", ws="none", timeout_keep_alive=75,
+            timeout_graceful_shutdown=2, ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._server.run, args=([self._socket],), name="fedshelf-http", daemon=True),
+            threading.Thread(target=self._keep_alive, name="fedshelf-engine", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        while not self._server.started:
+            if not self._threads[0].is_alive():
+                raise TransportError(f"the server on {self.address} did not start: see the log")
+            time.sleep(0.01)
+
+    def transport(self, *, close_timeout: float = 5.0) -> GridTransport:
+        """The server's end of all connections. Ask once."""
+        grid = EmbeddedGrid(self._engine, self._gate.ring, self._gate.announce_end)
+        return GridTransport(grid, engine=grid, clients_keep_body=True, close_timeout=close_timeout)
+
+    def close(self) -> None:
+        """Stop listening and free the port; clients see a server that has gone away."""
+        self._stop.set()
+        self._server.should_exit = True
+        for thread in self._threads:
+            thread.join(10)
+        self._socket.close()
+        self._engine.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(KEEP_ALIVE_SECONDS):
+            self._engine.keep_alive()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    address = str(Address(host=host or "0.0.0.0", port=port))  # noqa: S104 the caller asked for everywhere
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, target = min(found, key=lambda entry: entry[0])  # IPv4 where a name has both
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family is socket.AF_INET6:
+                with contextlib.suppress(OSError):  # then IPv6 alone
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listener.bind(target)
+            listener.listen(1024)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        advice = {
+            errno.EADDRINUSE: "another program (another server?) listens there; stop it, or choose --address HOST:PORT",
+            errno.EADDRNOTAVAIL: "this machine does not have that address; choose another with --address HOST:PORT",
+            errno.EACCES: "ports below 1024 need privileges; choose a higher one with --address HOST:PORT",
+        }.get(error.errno or 0, f"{error.strerror}; choose another with --address HOST:PORT")
+        raise TransportError(f"the server cannot listen on {address}: {advice}") from error
+    return listener

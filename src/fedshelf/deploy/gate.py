@@ -1,0 +1,188 @@
+"""The only door of the server: the fleet routes that our clients use, two of our own, and nothing else.
+
+`POST /fedshelf/wait` is held open until there is something for the client: it is at once the client's doorbell, its
+heartbeat, and the thread that snaps when its process dies.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeAlias
+
+LOG = logging.getLogger(__name__)
+
+Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
+Receive: TypeAlias = Any
+Send: TypeAlias = Any
+
+PREFIX = "/v1/fleet/"
+MAX_BODY_BYTES = 16 << 20  # Flower cuts vectors into objects of 5 MB
+WORKERS = 8
+
+
+class EngineRoom(Protocol):
+    """What the gate asks the engine. All but `serve` are short."""
+
+    def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """Answer a fleet request: HTTP status and body."""
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
+        """The node that signed these headers, or None for nobody registered."""
+
+    def seen(self, node_id: int) -> None:
+        """The node gave a sign of life."""
+
+    def lost(self, node_id: int) -> None:
+        """The node's connection broke, and it did not come back."""
+
+
+class Gate:
+    """An ASGI app.
+
+    Args:
+        engine: serves the fleet routes and knows the nodes.
+        routes: names of the fleet routes.
+        health: what `GET /fedshelf/health` tells.
+        hold: seconds that a wait is held open at most.
+        grace: seconds that a client whose connection broke has to come back before it counts as gone.
+    """
+
+    def __init__(
+        self, engine: EngineRoom, routes: Collection[str], *, health: Mapping[str, Any], hold: float, grace: float
+    ) -> None:
+        self._engine = engine
+        self._routes = routes
+        self._health = health
+        self._hold = hold
+        self._grace = grace
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="fedshelf-fleet")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bells: dict[int, asyncio.Event] = {}
+        self._last_wait: dict[int, float] = {}
+        self._end = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def ring(self, node_id: int) -> None:
+        """Tell the node, from any thread, that there is a message for it."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: self._bell(node_id).set())
+
+    def announce_end(self, reason: str) -> None:
+        """Tell all clients, from any thread, that the run has ended."""
+        self._end = reason
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: [bell.set() for bell in self._bells.values()])
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        self._loop = asyncio.get_running_loop()
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if (method, path) == ("GET", "/fedshelf/health"):
+            await _answer(send, 200, _json(self._health))
+        elif (method, path) == ("POST", "/fedshelf/wait"):
+            await self._wait(scope, receive, send)
+        elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
+            await self._fleet(scope, receive, send)
+        else:
+            await _answer(send, 404, _json({"detail": "not found"}))
+
+    async def _fleet(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route, headers = scope["path"].removeprefix(PREFIX), dict(scope["headers"])
+        body = await _read(headers, receive)
+        if body is None:
+            LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), route, MAX_BODY_BYTES)
+            await _answer(send, 413, _json({"detail": f"the request is larger than {MAX_BODY_BYTES} bytes"}))
+            return
+        loop = asyncio.get_running_loop()
+        status, content = await loop.run_in_executor(self._workers, self._engine.serve, route, headers, body)
+        await _answer(send, status, content, b"application/x-protobuf" if status == 200 else b"application/json")
+
+    async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
+        node_id = self._engine.identify(dict(scope["headers"]))
+        if node_id is None:
+            await _answer(send, 401, _json({"detail": "unknown node"}))
+            return
+        self._seen(node_id)
+        bell = self._bell(node_id)
+        if self._end:
+            bell.set()
+        hang_up = asyncio.ensure_future(_until_disconnect(receive))
+        rung = asyncio.ensure_future(bell.wait())
+        await asyncio.wait({hang_up, rung}, timeout=self._hold, return_when=asyncio.FIRST_COMPLETED)
+        hung_up = hang_up.done()
+        hang_up.cancel()
+        rung.cancel()
+        if hung_up:
+            asyncio.get_running_loop().call_later(self._grace, self._check, node_id, time.monotonic())
+            return
+        news = bell.is_set()
+        bell.clear()
+        await _answer(send, 200, _json({"news": news, "end": self._end}))
+
+    def _bell(self, node_id: int) -> asyncio.Event:
+        return self._bells.setdefault(node_id, asyncio.Event())
+
+    def _seen(self, node_id: int) -> None:
+        self._last_wait[node_id] = time.monotonic()
+        self._engine.seen(node_id)
+
+    def _check(self, node_id: int, hung_up_at: float) -> None:
+        if self._last_wait.get(node_id, 0.0) <= hung_up_at:
+            self._bells.pop(node_id, None)
+            self._last_wait.pop(node_id, None)
+            self._engine.lost(node_id)
+
+
+async def _read(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+    """The request's body, or None where it is larger than allowed or breaks off."""
+    announced = headers.get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+        return None
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        more = message.get("more_body", False)
+        if size > MAX_BODY_BYTES:
+            return None
+    return b"".join(chunks)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode()
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "somebody"
