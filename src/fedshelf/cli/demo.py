@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -35,13 +36,19 @@ def demo(
     serve = ["server", "--address", address, "--min-clients", str(len(stores)), "--rounds", str(rounds)]
     serve += ["--seed", str(seed), "--test-dir", str(folder / "photos" / "test"), "--run-dir", str(run_dir)]
     with contextlib.ExitStack() as processes:
+        clients = {}
+        server = processes.enter_context(_process(serve, environment, None))
         for store in stores:
             join = ["client", "--data-dir", str(store), "--server-address", address, "--max-wait", "120"]
             log = folder / "logs" / f"{store.name}.log"
-            processes.enter_context(_process(join, environment, log))
-        server = processes.enter_context(_process(serve, environment, None))
-        if server.wait() != 0:
-            raise RunError(f"the demo's server ended with an error (above); its clients' logs are in {folder / 'logs'}")
+            clients[log] = processes.enter_context(_process(join, environment, log))
+        while server.poll() is None:
+            broken = next((log for log, client in clients.items() if client.poll()), None)
+            if broken is not None:
+                raise RunError(f"a client ended with an error: {broken.read_text(errors='replace').strip()[-500:]}")
+            time.sleep(0.2)
+        if server.returncode != 0:
+            raise RunError(f"the server ended with an error (above); the clients' logs are in {folder / 'logs'}")
     describe_demo(folder, run_dir)
 
 

@@ -57,14 +57,14 @@ def run_client(
     """
     quiet_engine_log()
     address = parse_address(server_address)
-    context = None if insecure else client_context(ca)
     stop = stop or threading.Event()
     part = ClientPart(join=join, handle=handle)
     away_since, backoff = time.monotonic(), FIRST_BACKOFF
     on_status(f"connecting to {address}")
     while not stop.is_set():
         try:
-            session = FleetSession(address, context)
+            # Anew each time: a server on this machine may just have made its certificate authority.
+            session = FleetSession(address, None if insecure else client_context(ca))
             on_status(f"connected to {address}")
             ended = _Visit(session, part, stop, on_send).run()
             if ended is not None:
