@@ -75,13 +75,13 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"photos_per_class": 4}, {"test_photos_per_class": 0}, {"image_size": 8}])
 def test_senseless_numbers_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
-        make_demo(tmp_path / "demo", **wrong)  # type: ignore[arg-type]
+        make_demo(tmp_path / "demo", **wrong)
 
 
 def test_neighbours_in_pixels_do_not_tell_the_products_apart(tmp_path: Path) -> None:
     made = make_demo(tmp_path / "demo", photos_per_class=25, test_photos_per_class=8, image_size=48)
 
-    def load(*roots: Path) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+    def load(*roots: Path) -> tuple[np.ndarray, list[str]]:
         photos = [photo for root in roots for photo in scan(root, val_fraction=0, seed=0).train]
         images = np.stack([np.asarray(Image.open(photo.path), np.float32).ravel() for photo in photos])
         return images, [photo.class_path for photo in photos]
