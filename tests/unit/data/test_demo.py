@@ -75,7 +75,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"photos_per_class": 4}, {"test_photos_per_class": 0}, {"image_size": 8}])
 def test_senseless_numbers_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
-        make_demo(tmp_path / "demo", **wrong)
+        make_demo(tmp_path / "demo", **wrong)  # type: ignore[arg-type]  # mypy takes them for `progress`
 
 
 def test_neighbours_in_pixels_do_not_tell_the_products_apart(tmp_path: Path) -> None:
