@@ -89,14 +89,17 @@ def _place(
     turned = centered @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     stray = rng.uniform(-lean, lean, (4, 2)) * WIDTH * scale
     target = (turned + stray + (x * canvas, y * canvas)).astype(np.float32)
-    margin = canvas // 12  # room for the shadow; outside of this window nothing changes
+    margin = canvas // 10  # room for the shadow; outside of this window nothing changes
     x0, y0 = np.clip(np.floor(target.min(0)).astype(int) - margin, 0, canvas)
     x1, y1 = np.clip(np.ceil(target.max(0)).astype(int) + margin, 0, canvas)
     window = scene[y0:y1, x0:x1]
     warp = cv2.getPerspectiveTransform(corners, target - np.array([x0, y0], np.float32))
     placed = np.asarray(cv2.warpPerspective(package, warp, (int(x1 - x0), int(y1 - y0))), np.float32)
     alpha = placed[:, :, 3:] * np.float32(1 / 255)
-    shadow = np.asarray(cv2.GaussianBlur(np.roll(alpha, canvas // 40, axis=(0, 1)), (0, 0), canvas / 45))
+    cast = np.zeros_like(alpha)
+    fall = canvas // 40
+    cast[fall:, fall:] = alpha[:-fall, :-fall]
+    shadow = np.asarray(cv2.GaussianBlur(cast, (0, 0), canvas / 45))
     window *= (1 - 0.5 * shadow[:, :, None]) * (1 - alpha)
     window += placed[:, :, :3] * alpha
 
