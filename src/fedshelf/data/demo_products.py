@@ -88,7 +88,9 @@ def _shade(image: NDArray[np.uint8], rounded: float, rng: np.random.Generator) -
     cylinder = np.sqrt(np.clip(1 - (0.85 * (across - turn * 0.5)) ** 2, 0.05, 1))
     light = (1 - rounded) * (1 + 0.12 * turn * across) + rounded * cylinder
     gloss = rounded * rng.uniform(20, 90) * np.exp(-(((across - turn) / 0.12) ** 2))
-    return np.clip(image * light[None, :, None] + gloss[None, :, None], 0, 255).astype(np.uint8)
+    lit = image * light.astype(np.float32)[None, :, None] + gloss.astype(np.float32)[None, :, None]
+    shaded: NDArray[np.uint8] = np.clip(lit, 0, 255).astype(np.uint8)
+    return shaded
 
 
 def _lettering(

@@ -89,13 +89,19 @@ def _place(
     turned = centered @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     stray = rng.uniform(-lean, lean, (4, 2)) * WIDTH * scale
     target = (turned + stray + (x * canvas, y * canvas)).astype(np.float32)
-    warp = cv2.getPerspectiveTransform(corners, target)
-    placed = np.asarray(cv2.warpPerspective(package, warp, (canvas, canvas), flags=cv2.INTER_AREA), np.float32)
-    alpha = placed[:, :, 3:] / 255
-    shadow = np.asarray(cv2.GaussianBlur(np.roll(alpha, canvas // 40, axis=(0, 1)), (0, 0), canvas / 45))
-    scene *= 1 - 0.5 * shadow.reshape(canvas, canvas, 1)
-    scene *= 1 - alpha
-    scene += placed[:, :, :3] * alpha
+    margin = canvas // 10  # room for the shadow; outside of this window nothing changes
+    x0, y0 = np.clip(np.floor(target.min(0)).astype(int) - margin, 0, canvas)
+    x1, y1 = np.clip(np.ceil(target.max(0)).astype(int) + margin, 0, canvas)
+    window = scene[y0:y1, x0:x1]
+    warp = cv2.getPerspectiveTransform(corners, target - np.array([x0, y0], np.float32))
+    placed = np.asarray(cv2.warpPerspective(package, warp, (int(x1 - x0), int(y1 - y0))), np.float32)
+    alpha = placed[:, :, 3:] * np.float32(1 / 255)
+    cast = np.zeros_like(alpha)
+    fall = canvas // 40
+    cast[fall:, fall:] = alpha[:-fall, :-fall]
+    shadow = np.asarray(cv2.GaussianBlur(cast, (0, 0), canvas / 45))
+    window *= (1 - 0.5 * shadow[:, :, None]) * (1 - alpha)
+    window += placed[:, :, :3] * alpha
 
 
 def _occlude(scene: NDArray[np.float32], rng: np.random.Generator) -> None:
@@ -116,15 +122,15 @@ def _develop(scene: NDArray[np.float32], look: Look, size: int, rng: np.random.G
     """Light of the store and of the moment, then the camera: blur, noise."""
     canvas = scene.shape[0]
     warmth = look.warmth + rng.uniform(-0.08, 0.08)
-    scene = scene * np.array([1 + warmth, 1.0, 1 - warmth], np.float32)
+    tint = np.array([1 + warmth, 1.0, 1 - warmth], np.float32)
     direction = rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-1, 1, canvas, dtype=np.float32)
-    slope = np.cos(direction) * ramp[None, :] + np.sin(direction) * ramp[:, None]
-    scene = scene * (look.brightness * rng.uniform(0.75, 1.25) * (1 + rng.uniform(0, 0.35) * slope))[:, :, None]
+    slope = np.float32(np.cos(direction)) * ramp[None, :] + np.float32(np.sin(direction)) * ramp[:, None]
+    light = np.float32(look.brightness * rng.uniform(0.75, 1.25)) * (1 + np.float32(rng.uniform(0, 0.35)) * slope)
     if rng.random() < 0.3:  # the shadow of the photographer, or of the shelf above
-        edge = rng.uniform(-0.6, 0.6)
-        scene = scene * np.where(slope > edge, np.float32(1), np.float32(rng.uniform(0.45, 0.75)))[:, :, None]
-    photo = np.asarray(cv2.resize(scene.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA))
+        light[slope <= rng.uniform(-0.6, 0.6)] *= np.float32(rng.uniform(0.45, 0.75))
+    scene = scene * light[:, :, None] * tint
+    photo = np.asarray(cv2.resize(scene, (size, size), interpolation=cv2.INTER_AREA))
     photo = np.asarray(cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.3, 0.8)))
     noise = rng.standard_normal(photo.shape, dtype=np.float32) * np.float32(rng.uniform(1, 7))
     noisy: NDArray[np.uint8] = np.clip(photo + noise, 0, 255).astype(np.uint8)

@@ -3,17 +3,22 @@
 import json
 import subprocess
 import sys
+import tarfile
+import warnings
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fedshelf.cli.data import app
 from fedshelf.core.errors import DataError, UsageError
 from tests.unit.data.samples import write_pack
 
-SPLITS = Path(__file__).parents[4] / "shared" / "data" / "splits"
-GROCERIES = Path(__file__).parents[4] / "photos" / "groceries-128"
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # typer still imports names that newer click deprecates
+    from typer.testing import CliRunner
+
+    from fedshelf.cli.data import app
+
+REAL = Path(__file__).parents[4] / "shared" / "data"
 
 
 def run(*arguments: object) -> str:
@@ -75,13 +80,22 @@ def test_the_commands_can_be_listed_without_loading_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.fixture(scope="module")
+def groceries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("groceries")
+    with tarfile.open(REAL / "groceries-128.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    (train,) = folder.glob("**/train")
+    return train.parent
+
+
 @pytest.mark.real_data
-@pytest.mark.skipif(not (SPLITS.exists() and GROCERIES.exists()), reason=f"the real photos are not at {GROCERIES}")
+@pytest.mark.skipif(not (REAL / "splits").exists(), reason=f"the real photos are not at {REAL}")
 @pytest.mark.parametrize("mode", ["iid", "dirichlet", "assortment"])
-def test_the_published_splits_of_the_groceries_can_be_dealt(tmp_path: Path, mode: str) -> None:
+def test_the_published_splits_of_the_groceries_can_be_dealt(tmp_path: Path, groceries: Path, mode: str) -> None:
     out = tmp_path / "stores"
-    table = SPLITS / f"{mode}-8-seed0.csv"
-    counts = json.loads(run("partition", GROCERIES, "--out", out, "--assignment", table, "--json"))["stores"]
+    table = REAL / "splits" / f"{mode}-8-seed0.csv"
+    counts = json.loads(run("partition", groceries, "--out", out, "--assignment", table, "--json"))["stores"]
     assert (len(counts), sum(counts.values())) == (8, 2640)
     photos = [path.relative_to(out).parts[1:] for path in out.rglob("*.jpg")]
     assert len(set(photos)) == len(photos) == 2640

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from fedshelf.core.errors import DataError, UsageError
@@ -42,8 +43,8 @@ def test_five_stores_with_part_of_the_products_each_and_all_products_in_the_test
 def test_no_single_cue_names_a_product() -> None:
     assert max(Counter(color for product in PRODUCTS for color in product.colors).values()) > 1
     assert set(itertools.chain(*(product.colors for product in PRODUCTS))) == set(range(len(COLORS)))
-    for cue in (lambda p: p.shape, lambda p: p.pattern):
-        assert min(Counter(cue(product) for product in PRODUCTS).values()) >= 2
+    assert min(Counter(product.shape for product in PRODUCTS).values()) >= 2
+    assert min(Counter(product.pattern for product in PRODUCTS).values()) >= 2
     assert len({(product.shape, product.pattern) for product in PRODUCTS}) == len(PRODUCTS)
 
 
@@ -75,13 +76,13 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"photos_per_class": 4}, {"test_photos_per_class": 0}, {"image_size": 8}])
 def test_senseless_numbers_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
-        make_demo(tmp_path / "demo", **wrong)  # type: ignore[arg-type]  # mypy takes them for `progress`
+        make_demo(tmp_path / "demo", **wrong)  # type: ignore[arg-type]
 
 
 def test_neighbours_in_pixels_do_not_tell_the_products_apart(tmp_path: Path) -> None:
     made = make_demo(tmp_path / "demo", photos_per_class=25, test_photos_per_class=8, image_size=48)
 
-    def load(*roots: Path) -> tuple[np.ndarray, list[str]]:
+    def load(*roots: Path) -> tuple[NDArray[np.float32], list[str]]:
         photos = [photo for root in roots for photo in scan(root, val_fraction=0, seed=0).train]
         images = np.stack([np.asarray(Image.open(photo.path), np.float32).ravel() for photo in photos])
         return images, [photo.class_path for photo in photos]
