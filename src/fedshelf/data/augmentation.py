@@ -98,14 +98,14 @@ def normalize(images_BHWC: Tensor, device: torch.device, mean: Sequence[float], 
 
 
 def _grid(
-    settings: Augmentation, size: Tensor, x: Tensor, y: Tensor, flip: Tensor, turn: Tensor, *, size: int
+    settings: Augmentation, side: Tensor, x: Tensor, y: Tensor, flip: Tensor, turn: Tensor, *, size: int
 ) -> Tensor:
     """Where in the photo each pixel of the view lies: float32 [B, H, W, 2] of (x, y), both in [-1, 1].
 
     The same map as `affine_grid`, but built from its row and its column terms: eight times as fast.
     """
     low, high = settings.crop_scale
-    side_B = low + (high - low) * size
+    side_B = low + (high - low) * side
     angle_B = (2 * turn - 1) * math.radians(settings.rotation_degrees)
     sign_B = torch.where(flip < 0.5, -1.0, 1.0) if settings.flip else torch.ones_like(flip)
     cos_B1, sin_B1 = (side_B * angle_B.cos()).unsqueeze(1), (side_B * angle_B.sin()).unsqueeze(1)

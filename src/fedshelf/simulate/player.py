@@ -106,13 +106,21 @@ class MemoryStores:
         return tuple(ClassFolder(leaf=label, path=label) for label in self._class_names)
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
-        train = _photo_set(self._stores[name])
+        train = self._labelled(self._stores[name], opened)
         return StorePhotos(train=train, validation=PhotoSet(train.images[:0], train.labels[:0]))
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
         if self._test is None:
             raise DataError("there are no test photos to evaluate on")
-        return _photo_set(self._test)
+        return self._labelled(self._test, opened)
+
+    def _labelled(self, shared: tuple[Tensor, Tensor], opened: OpenedSetup) -> PhotoSet:
+        """Photos with the catalogue's labels: it sorts the names that the caller's labels index."""
+        images, labels = (tensor.numpy() for tensor in shared)
+        if self._class_names == opened.catalogue.names:
+            return PhotoSet(images, labels)
+        index = {name: i for i, name in enumerate(opened.catalogue.names)}
+        return PhotoSet(images, np.array([index[name] for name in self._class_names])[labels])
 
 
 class SimulatedStates:
@@ -190,7 +198,3 @@ class Player:
 def _share(photos: PhotoSet) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(np.ascontiguousarray(photos.images)).share_memory_()
     return images, torch.from_numpy(np.ascontiguousarray(photos.labels)).share_memory_()
-
-
-def _photo_set(shared: tuple[Tensor, Tensor]) -> PhotoSet:
-    return PhotoSet(shared[0].numpy(), shared[1].numpy())
