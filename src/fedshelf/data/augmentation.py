@@ -112,7 +112,7 @@ def _grid(
     x_B1, y_B1 = (((1 - side_B) * (2 * draw - 1)).unsqueeze(1) for draw in (x, y))
     centers_S = (torch.arange(size) * 2 + 1) / size - 1
     columns_BS = centers_S * sign_B.unsqueeze(1)
-    grid_BHW2 = torch.empty(len(area), size, size, 2)
+    grid_BHW2 = torch.empty(len(side), size, size, 2)
     torch.add((cos_B1 * columns_BS).unsqueeze(1), (x_B1 - sin_B1 * centers_S).unsqueeze(2), out=grid_BHW2[..., 0])
     torch.add((sin_B1 * columns_BS).unsqueeze(1), (y_B1 + cos_B1 * centers_S).unsqueeze(2), out=grid_BHW2[..., 1])
     return grid_BHW2
