@@ -41,7 +41,8 @@ def predict(
             guesses = [{"class": guess.label, "probability": guess.probability} for guess in found]
             typer.echo(json.dumps({"photo": str(photo), "predictions": guesses}, ensure_ascii=False))
             continue
-        table = Table(title=str(photo), title_justify="left", show_header=False, box=None)
+        typer.echo(photo)
+        table = Table(show_header=False, box=None)
         for guess in found:
             table.add_row(f"{guess.probability:6.1%}", guess.label)
         Console().print(table)

@@ -52,7 +52,7 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
     Args:
         root: a folder with one folder per class (nested as you like), or with `train/` and `val/` of that shape.
         val_fraction: share of each class that is kept for validation, in [0, 1); of no effect where root has
-            a `train/` folder: there `val/` holds the validation photos, and without it there are none.
+            a `val/` beside `train/`.
         seed: of the split; see `split`.
 
     Raises:
@@ -64,14 +64,16 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"photo folder '{root}' {state}: give the folder that holds one folder of photos per class")
+    below = root
     if has_split(root):
         _warn_of_folders_beside_split(root)
-        train = photos_below(root / "train")
-        validation = photos_below(root / "val") if (root / "val").is_dir() else ()
+        below = root / "train"
+    if below != root and (root / "val").is_dir():
+        train, validation = photos_below(below), photos_below(root / "val")
     else:
-        train, validation = split(photos_below(root), root=root, val_fraction=val_fraction, seed=seed)
+        train, validation = split(photos_below(below), root=below, val_fraction=val_fraction, seed=seed)
     if not train:
-        raise DataError(_nothing_found(root / "train" if has_split(root) else root))
+        raise DataError(_nothing_found(below))
     return PhotoFolder(root=root, train=train, validation=validation, classes=class_folders((*train, *validation)))
 
 

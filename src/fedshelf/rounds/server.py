@@ -215,4 +215,5 @@ class Server:
         # this one; the other order could leave a finished round without its record.
         self._ports.sink.emit(record)
         self._ports.checkpoints.save(state, is_best=is_best)
+        self._ports.spool.clear()  # single stores' updates are kept no longer than they are needed
         return state

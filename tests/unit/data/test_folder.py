@@ -62,10 +62,11 @@ def test_train_and_val_folders_are_the_split_and_test_is_left_alone(tmp_path: Pa
     assert [c.path for c in found.classes] == ["A", "B"]
 
 
-def test_a_train_folder_alone_has_no_validation_photos(tmp_path: Path) -> None:
+def test_a_train_folder_alone_is_split_by_the_fraction(tmp_path: Path) -> None:
     write_pack(tmp_path, {"train/A": 8, "test/A": 4})
     found = scan(tmp_path, val_fraction=0.5, seed=0)
-    assert (len(found.train), len(found.validation)) == (8, 0)
+    assert (len(found.train), len(found.validation)) == (4, 4)
+    assert names(found.train) | names(found.validation) == {f"A/{i:03}.png" for i in range(8)}
 
 
 def test_folders_beside_train_are_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
