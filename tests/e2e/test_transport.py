@@ -274,6 +274,16 @@ def test_a_server_of_another_authority_is_not_trusted(tls: ServerTls, tmp_path: 
         client.result.result(PATIENCE)
 
 
+def test_a_name_that_the_certificate_lacks_is_one_clear_error(tls: ServerTls) -> None:
+    # "127.1" is the loopback address to the network, and no name in the certificate
+    with (
+        EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
+        ThreadClient(f"127.1:{server.address.port}", "lyon", insecure=False, ca=tls.ca) as client,
+        pytest.raises(TransportError, match=r"not made out to 127\.1"),
+    ):
+        client.result.result(PATIENCE)
+
+
 def test_clear_text_to_an_encrypting_server_is_one_clear_error(tls: ServerTls) -> None:
     with (
         EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,

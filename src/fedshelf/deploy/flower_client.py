@@ -218,8 +218,14 @@ class FleetSession:
     def _diagnose(self, error: httpx.TransportError) -> Exception:
         text = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
+            problem = (text.partition("failed: ")[2] or text).partition(" (_ssl.c")[0]
+            if "mismatch" in problem:
+                return TransportError(
+                    f"the certificate of {self._address} is not made out to {self._address.host}: start the server "
+                    f"with --address {self._address}, or use a name that is in it"
+                )
             return TransportError(
-                f"the certificate of {self._address} is not to be trusted ({text.partition('failed: ')[2] or text}): "
+                f"the certificate of {self._address} is not to be trusted ({problem}): "
                 "get ca.pem from the server's operator, compare its fingerprint, and give it with --ca FILE"
             )
         if self._base.startswith("https") and any(word in text for word in ("WRONG_VERSION", "RECORD_LAYER", "HTTP_")):
