@@ -1,5 +1,6 @@
 """The real transport over loopback sockets: real server, real clients."""
 
+import datetime
 import http.server
 import os
 import signal
@@ -12,16 +13,28 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import RecordDict
-from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, joined, process_client, task
+from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, join, joined, process_client, task
 
 from fedshelf.core.errors import TransportError
-from fedshelf.core.messages import Evaluation, Failure, Join, Purpose, Ready, Upload
+from fedshelf.core.messages import (
+    Broadcast,
+    ClientMessage,
+    Evaluation,
+    Failure,
+    Join,
+    Purpose,
+    Ready,
+    ServerMessage,
+    Upload,
+)
 from fedshelf.core.ports import Joined, Left, Reply
+from fedshelf.deploy import flower_client
 from fedshelf.deploy.client_part import EndKind
+from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
-from fedshelf.deploy.wire import from_records
+from fedshelf.deploy.wire import from_records, to_records
 
 pytestmark = pytest.mark.e2e
 
@@ -132,10 +145,19 @@ def test_a_refused_client_learns_why_and_the_others_stay(server: EmbeddedServer,
 def test_all_clients_learn_that_the_run_has_finished_busy_ones_too(
     server: EmbeddedServer, transport: GridTransport
 ) -> None:
-    with ThreadClient(server.address, "lyon") as idle, ThreadClient(server.address, "nice") as busy:
-        transport.send(joined(transport, 2)["nice"], task(torch.ones(3), lr=4.0))
+    started, go_on = threading.Event(), threading.Event()
+
+    def work(message: ServerMessage) -> ClientMessage:
+        started.set()
+        go_on.wait(PATIENCE)
+        return echo(message)
+
+    with ThreadClient(server.address, "lyon") as idle, ThreadClient(server.address, "nice", handle=work) as busy:
+        transport.send(joined(transport, 2)["nice"], task(torch.ones(3)))
+        assert started.wait(PATIENCE)
         transport.close("run finished")
         server.close()
+        go_on.set()
         for client in (idle, busy):
             ended = client.result.result(PATIENCE)
             assert (ended.kind, ended.reason) == (EndKind.CLOSED, "run finished")
@@ -202,11 +224,11 @@ def test_clients_join_a_restarted_server_by_themselves() -> None:
 def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
     started, go_on = threading.Event(), threading.Event()
 
-    def slow(message: object) -> object:
+    def slow(message: ServerMessage) -> ClientMessage:
         if not started.is_set():
             started.set()
             go_on.wait(PATIENCE)
-        return echo(message)  # type: ignore[arg-type]
+        return echo(message)
 
     with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as first:
         client = ThreadClient(first.address, "lyon", handle=slow)
@@ -248,6 +270,16 @@ def test_a_server_of_another_authority_is_not_trusted(tls: ServerTls, tmp_path: 
         EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
         ThreadClient(server.address, "lyon", insecure=False, ca=other.ca) as client,
         pytest.raises(TransportError, match="--ca FILE"),
+    ):
+        client.result.result(PATIENCE)
+
+
+def test_a_name_that_the_certificate_lacks_is_one_clear_error(tls: ServerTls) -> None:
+    # "127.1" is the loopback address to the network, and no name in the certificate
+    with (
+        EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
+        ThreadClient(f"127.1:{server.address.port}", "lyon", insecure=False, ca=tls.ca) as client,
+        pytest.raises(TransportError, match=r"not made out to 127\.1"),
     ):
         client.result.result(PATIENCE)
 
@@ -309,6 +341,51 @@ def test_nothing_piles_up_over_rounds(server: EmbeddedServer, transport: GridTra
             for _ in addresses:
                 expect(transport, Reply)
             assert stored(server) == 0
+
+
+def test_a_wrong_clock_is_one_clear_error(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+    monkeypatch.setattr(flower_client, "now", lambda: wrong)
+    with ThreadClient(server.address, "lyon") as client, pytest.raises(TransportError, match="clock"):
+        client.result.result(PATIENCE)
+
+
+def test_messages_that_share_a_model_do_not_take_it_from_each_other(
+    server: EmbeddedServer, transport: GridTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may take and confirm its message while the same model is being given to the next one."""
+    sessions = {}
+    for name in ("lyon", "nice"):
+        session = FleetSession(server.address, None)
+        assert transport.receive(0) is None
+        hello = session.pull()
+        assert hello is not None
+        session.reply(hello, to_records(join(name)))
+        sessions[joined(transport)[name]] = session
+    (first, one), (second, two) = sessions.items()
+    params = torch.randn(1000)
+    transport.send(first, task(params))
+    state = server._engine.state
+    register = state.preregister_object_tree
+    taking = threading.Thread(target=one.pull)
+
+    def register_while_taken(*arguments: object) -> object:
+        taking.start()
+        taking.join(0.5)
+        assert taking.is_alive(), "the first message was freed while the second was being registered"
+        return register(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "preregister_object_tree", register_while_taken)
+        transport.send(second, task(params))
+    taking.join(PATIENCE)
+    message = two.pull()
+    assert message is not None
+    content = from_records(message.content)
+    assert isinstance(content, Broadcast)
+    assert torch.equal(content.params, params)
+    for session in (one, two):
+        session.leave()
 
 
 def test_ipv6_addresses_work() -> None:

@@ -78,6 +78,7 @@ def run_client(
         else:
             away_since, backoff = time.monotonic(), FIRST_BACKOFF
             on_status(f"the connection to {address} was lost; joining again")
+            stop.wait(FIRST_BACKOFF)
     return Ended(kind=EndKind.STOPPED, reason="stopped")
 
 

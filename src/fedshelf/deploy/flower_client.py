@@ -5,6 +5,7 @@ Flower's own connection loop is not used: it polls every 3 s, heartbeats every 3
 server was restarted.
 """
 
+import email.utils
 import socket
 import ssl
 from base64 import b64encode
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, TIMESTAMP_HEADER
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -57,6 +58,7 @@ from fedshelf.deploy.address import Address
 
 REQUEST_SECONDS = 30.0
 WAIT_SECONDS = 60.0  # the server holds a wait for 8 s at most
+MAX_CLOCK_SKEW_SECONDS = TIMESTAMP_TOLERANCE - 60  # leave room for a slow request
 _T = TypeVar("_T")
 
 
@@ -206,12 +208,24 @@ class FleetSession:
                 f"the server on {self._address} (FedShelf {answer.get('version')}) speaks protocol "
                 f"{answer['protocol']}, this client {PROTOCOL_VERSION}: install the same version on both"
             )
+        skew = abs(now() - email.utils.parsedate_to_datetime(response.headers["date"])).total_seconds()
+        if skew > MAX_CLOCK_SKEW_SECONDS:
+            raise TransportError(
+                f"this machine's clock and that of {self._address} differ by {skew:.0f} s, and signatures are only "
+                f"valid for {TIMESTAMP_TOLERANCE} s: set the clock that is wrong"
+            )
 
     def _diagnose(self, error: httpx.TransportError) -> Exception:
         text = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
+            problem = (text.partition("failed: ")[2] or text).partition(" (_ssl.c")[0]
+            if "mismatch" in problem:
+                return TransportError(
+                    f"the certificate of {self._address} is not made out to {self._address.host}: start the server "
+                    f"with --address {self._address}, or use a name that is in it"
+                )
             return TransportError(
-                f"the certificate of {self._address} is not to be trusted ({text.partition('failed: ')[2] or text}): "
+                f"the certificate of {self._address} is not to be trusted ({problem}): "
                 "get ca.pem from the server's operator, compare its fingerprint, and give it with --ca FILE"
             )
         if self._base.startswith("https") and any(word in text for word in ("WRONG_VERSION", "RECORD_LAYER", "HTTP_")):

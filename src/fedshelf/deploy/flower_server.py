@@ -16,7 +16,8 @@ from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.engine_log import quiet_engine_log
-from fedshelf.deploy.flower_engine import ROUTES, EmbeddedGrid, FlowerEngine
+from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
+from fedshelf.deploy.flower_grid import EmbeddedGrid
 from fedshelf.deploy.gate import Gate
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls

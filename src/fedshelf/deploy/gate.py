@@ -5,10 +5,11 @@ heartbeat, and the thread that snaps when its process dies.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
@@ -76,24 +77,24 @@ class Gate:
 
     def ring(self, node_id: int) -> None:
         """Tell the node, from any thread, that there is a message for it."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(lambda: self._bell(node_id).set())
+        self._soon(lambda: self._bell(node_id).set())
 
     def announce_end(self, reason: str) -> None:
         """Tell all clients, from any thread, that the run has ended."""
         self._end = reason
-        self._ring_all()
+        self._soon(self._set_all)
 
     def close(self) -> None:
         """Let go of all waiting clients, from any thread: the server stops."""
         self._closing = True
-        self._ring_all()
+        self._soon(self._set_all)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        self._loop = None
         self._workers.shutdown(wait=False, cancel_futures=True)
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -141,9 +142,11 @@ class Gate:
         bell.clear()
         await _answer(send, 200, _json({"news": news, "end": self._end}))
 
-    def _ring_all(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._set_all)
+    def _soon(self, action: Callable[[], None]) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed this instant: nobody waits any more
+                loop.call_soon_threadsafe(action)
 
     def _set_all(self) -> None:
         for bell in self._bells.values():

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -95,8 +96,15 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def _names(hosts: Iterable[str]) -> list[str]:
-    machine = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
+    machine = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *_own_addresses()]
     return list(dict.fromkeys(name for name in (*machine, *hosts) if name not in WILDCARDS))
+
+
+def _own_addresses() -> list[str]:
+    """This machine's IP addresses: people type one of them where there is no name service."""
+    entries = [entry for interface in psutil.net_if_addrs().values() for entry in interface]
+    found = {entry.address for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)}
+    return sorted(address for address in found if "%" not in address)  # a scope is this machine's own affair
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -6,6 +6,7 @@ import ssl
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedshelf.config.places import tls_directory
@@ -57,6 +58,14 @@ def test_a_name_that_the_certificate_lacks_is_not_trusted(tmp_path: Path) -> Non
     server = ensure_server_tls(tmp_path)
     with pytest.raises(ssl.SSLCertVerificationError):
         shake_hands(server, client_context(server.ca), "shop.example")
+
+
+def test_clients_reach_the_server_under_each_of_its_addresses(tmp_path: Path) -> None:
+    server = ensure_server_tls(tmp_path)
+    own = [e.address for interface in psutil.net_if_addrs().values() for e in interface if e.family == socket.AF_INET]
+    assert own
+    for address in own:
+        shake_hands(server, client_context(server.ca), address)
 
 
 def test_nobody_else_can_read_the_keys(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Flower's `Grid` on the embedded engine.
+
+With `flower_engine` the only file that knows the server side of Flower's internals
+(`tests/unit/deploy/test_flower_internals.py` names each that an upgrade takes away).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import ErrorCode
+from flwr.proto import message_pb2
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import NoObjectInStoreError
+from flwr.supercore.run import Run
+
+from fedshelf.deploy.flower_engine import FlowerEngine
+
+
+class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports into Flower
+    """Flower's `Grid` on the engine's state, without a socket in between.
+
+    Args:
+        engine: the engine.
+        ring: called with the id of a node that has a message waiting.
+        announce_end: called with the reason when the run ends.
+    """
+
+    def __init__(self, engine: FlowerEngine, ring: Callable[[int], None], announce_end: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._state = engine.state
+        self._run = engine.run
+        self._ring = ring
+        self._body = _Body(None)
+        self.announce_end = announce_end
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._state.get_nodes(self._run.run_id))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Give messages to their nodes. An empty id stands for a message whose node has gone."""
+        with no_object_id_recompute(), self._engine.exchange:
+            return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """At most one reply among those that are wholly here: one at a time keeps one upload in memory, not all."""
+        for message_id in message_ids:
+            reply = self._complete_reply(message_id)
+            if reply is not None:
+                self._engine.arrived.set()  # there may be more: look again before waiting
+                return [reply]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError("push and pull instead: waiting for all replies cannot have a quorum")
+
+    def wait(self, timeout: float) -> None:
+        # A node falling silent makes no event: look at least every second.
+        self._engine.arrived.wait(min(timeout, 1.0))
+        self._engine.arrived.clear()
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        with self._engine.exchange:
+            for message_id in message_ids:
+                reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)
+                self._state.delete_messages({message_id})
+                for object_id in (message_id, reply_id):
+                    if object_id is not None:
+                        self._state.object_store.delete(object_id)
+
+    def _push(self, message: Message) -> str:
+        # Flower reads the run's id from a global of the process; here it is this engine's, however many there are.
+        message.metadata.__dict__["_run_id"] = self._run.run_id
+        message.metadata.__dict__["_message_id"] = message.object_id  # as Flower's own grid does
+        session = self._state.start_session(self._run.run_id)
+        body = message.content.get("body")
+        if body is not self._body.record:
+            self._body = _Body(body)
+        head, tree, objects = _without_body(message, self._body)
+        stored, missing = self._state.store_message_and_object_tree(head, tree, session)
+        if not stored:
+            return ""
+        for object_id in missing:
+            self._state.store_object(self._run.run_id, session, object_id, objects[object_id].deflate())
+        self._ring(message.metadata.dst_node_id)
+        message_id: str = message.metadata.message_id
+        return message_id
+
+    def _complete_reply(self, message_id: str) -> Message | None:
+        contents = self._complete_contents(message_id)
+        if contents is None:
+            return None
+        reply_id, objects = contents
+        replies = self._state.get_message_res({message_id}, self._run.run_id)
+        self.forget([message_id])
+        if not replies:
+            return None
+        if replies[0].metadata.message_id != reply_id:
+            return replies[0]  # the engine's own notice: the node went offline, or the message expired
+        # What was checked is the announced metadata; the one inside the objects is the client's word alone.
+        metadata = replies[0].metadata
+        try:
+            inflated: Any = inflate_object_from_contents(reply_id, objects)
+            content, error = (None, inflated.error) if inflated.has_error() else (inflated.content, None)
+        except Exception as problem:  # noqa: BLE001 a hostile reply may break Flower's reader in any way
+            reason = f"the reply's objects cannot be read ({type(problem).__name__})"
+            content, error = None, Error(code=ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason=reason)
+        return make_message(metadata=metadata, content=content, error=error)
+
+    def _complete_contents(self, message_id: str) -> tuple[str, dict[str, bytes]] | None:
+        """The reply's id and all its objects, or None while something is missing."""
+        reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)
+        if reply_id is None:
+            return None
+        store = self._state.object_store
+        try:
+            ids = {tree.object_id for tree in iterate_object_tree(store.get_object_tree(reply_id))}
+        except NoObjectInStoreError:
+            return None  # announced this instant, its objects are not registered yet
+        contents = {object_id: store.get(object_id) for object_id in ids}
+        return (reply_id, contents) if all(contents.values()) else None
+
+
+class _Body:
+    """A body's objects by their ids. Flower hashes all of a message anew with each push; a broadcast's body, once."""
+
+    def __init__(self, record: Any) -> None:
+        self.record = record
+        self.tree = None if record is None else get_object_tree(record)
+        self.objects: dict[str, Any] = {} if record is None else get_all_nested_objects(record)
+
+
+def _without_body(message: Message, body: _Body) -> tuple[Message, Any, dict[str, Any]]:
+    """The message without content, and its objects as a tree and by id, those of `body` taken from there."""
+    records = message.content
+    small = [record for record in records.values() if record is not body.record]
+    leaves = [get_object_tree(record) for record in small] + ([] if body.tree is None else [body.tree])
+    tree = message_pb2.ObjectTree(
+        object_id=message.object_id, children=[message_pb2.ObjectTree(object_id=records.object_id, children=leaves)]
+    )
+    objects = body.objects | {thing.object_id: thing for thing in (*small, records, message)}
+    return remove_content_from_message(message), tree, objects
