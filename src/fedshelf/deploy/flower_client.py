@@ -128,11 +128,12 @@ class FleetSession:
         confirm = make_confirm_message_received_fn_protobuf(self._fleet.ConfirmMessageReceived, self._node, run_id)
         self._call(lambda: confirm(message_id))
         objects = dict(self._body)
-        message: Any = inflate_object_from_contents(message_id, contents, objects=objects)
+        message = inflate_object_from_contents(message_id, contents, objects=objects)
+        if not isinstance(message, Message):
+            raise SessionLostError("the server sent an object that is not a message")
         message.metadata.__dict__["_message_id"] = message_id
         if message.has_content() and (body := message.content.get("body")) is not None:
             self._body = {object_id: found for object_id, found in objects.items() if found is body}
-        assert isinstance(message, Message)  # noqa: S101
         return message
 
     def reply(self, message: Message, records: RecordDict) -> None:
