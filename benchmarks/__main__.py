@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -34,6 +34,16 @@ def train(workload: Workload, arguments: argparse.Namespace) -> tuple[dict[str, 
     samples = alternate(commands, arguments.runs)
     distance = max(_distance(ours, limit) for ours, limit in zip(samples[OURS], samples[LIMIT], strict=True))
     reference = median(samples[LIMIT], lambda s: s.seconds)
+    text = (
+        f"{_training_table(samples)}\n\nMedians of {arguments.runs} runs in turn; the limit is two processes of "
+        f"one thread. Losses agree with the plain loop's to {distance:.0e} in every round."
+    )
+    ours = median(samples[OURS], lambda s: s.seconds)
+    return _contract(ours, reference, median(samples[OURS], lambda s: s.peak_mb)), text
+
+
+def _training_table(samples: Mapping[str, Sequence[Sample]]) -> str:
+    reference = median(samples[LIMIT], lambda s: s.seconds)
     columns = ["", "wall s", "× limit", "CPU s", "s/round", "first step at s", "peak RSS MB", "processes"]
     rows = [
         [
@@ -48,12 +58,7 @@ def train(workload: Workload, arguments: argparse.Namespace) -> tuple[dict[str, 
         ]
         for name, of in samples.items()
     ]
-    text = (
-        f"{results.table(columns, rows)}\n\nMedians of {arguments.runs} runs in turn; the limit is two processes of "
-        f"one thread. Losses agree with the plain loop's to {distance:.0e} in every round."
-    )
-    ours = median(samples[OURS], lambda s: s.seconds)
-    return _contract(ours, reference, median(samples[OURS], lambda s: s.peak_mb)), text
+    return results.table(columns, rows)
 
 
 def wire(arguments: argparse.Namespace) -> tuple[dict[str, float], str]:

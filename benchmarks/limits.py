@@ -84,7 +84,7 @@ class Loop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            loss_sum += loss.detach() * len(chosen)
+            loss_sum += loss.detach().double() * len(chosen)
         return loss_sum.item()
 
     def evaluate(self, batches: Iterable[Tensor]) -> float:

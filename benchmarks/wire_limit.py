@@ -71,6 +71,16 @@ def loopback_bytes() -> int | None:
     return next((int(counters.split()[8]) for name, counters in lines if name.strip() == "lo"), None)
 
 
+def peak_bytes() -> int:
+    """The highest resident size of this process. Linux' `ru_maxrss` would count its parent's, too, from before exec."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words and words[0] == "VmHWM:")
+
+
 def figures(round_seconds: list[float], megabytes: int, bytes_before: int | None) -> Figures:
     """To be called in the server's process at the end of the last round."""
     bytes_after = loopback_bytes()
@@ -78,7 +88,7 @@ def figures(round_seconds: list[float], megabytes: int, bytes_before: int | None
     known = bytes_before is not None and bytes_after is not None
     return Figures(
         round_seconds=round_seconds,
-        server_peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1_000_000,
+        server_peak_mb=peak_bytes() / 1_000_000,
         lo_ratio=(bytes_after - bytes_before) / nominal if known else None,  # type: ignore[operator]
     )
 
