@@ -34,7 +34,16 @@ def demo(
     environment = {**os.environ, "FEDSHELF_HOME": str((folder / "home").absolute())}
     typer.echo(f"\nServer on {address}, one client process per store: {', '.join(store.name for store in stores)}\n")
     serve = ["server", "--address", address, "--min-clients", str(len(stores)), "--rounds", str(rounds)]
-    serve += ["--local-epochs", "4", "--seed", str(seed), "--test-dir", str(folder / "photos" / "test"), "--run-dir", str(run_dir)]
+    serve += [
+        "--local-epochs",
+        "4",
+        "--seed",
+        str(seed),
+        "--test-dir",
+        str(folder / "photos" / "test"),
+        "--run-dir",
+        str(run_dir),
+    ]
     with contextlib.ExitStack() as processes:
         clients = {}
         server = processes.enter_context(_process(serve, environment, None))

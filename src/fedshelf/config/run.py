@@ -21,6 +21,7 @@ from fedshelf.core.events import RoundFinished
 from fedshelf.core.ports import MetricSink, Spool, Transport
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.models.build import find_problem
 from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from fedshelf.tracking.database import RunDatabase
@@ -66,6 +67,7 @@ def open_run(config: RunConfig, *, watchers: tuple[MetricSink, ...]) -> Iterator
         RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
         UsageError: an extension without a run to extend.
     """
+    _check(config)
     directory = _directory(config)
     with directory.lock():
         database = RunDatabase(directory.database)
@@ -110,6 +112,24 @@ def make_server(
         plan=plan, ports=ports, algorithm=algorithm_of(config), build_model=build_model,
         keep_catalogue=lambda catalogue: catalogue.save(directory.catalogue),
     )  # fmt: skip
+
+
+def _check(config: RunConfig) -> None:
+    """Find what would fail later, before there is a run and before clients wait for it.
+
+    Raises:
+        UsageError: listing all that is wrong.
+    """
+    problems = [find_problem(config.model)]
+    for key, path in (("init", config.init), ("catalogue", config.catalogue)):
+        if path is not None and not path.is_file():
+            problems.append(f"--{key} {path}: there is no such file")
+    for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
+        if path is not None and not path.is_dir():
+            problems.append(f"--{key} {path}: there is no such folder")
+    found = [problem for problem in problems if problem]
+    if found:
+        raise UsageError("; ".join(found))
 
 
 def _directory(config: RunConfig) -> RunDirectory:

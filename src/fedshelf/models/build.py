@@ -57,6 +57,16 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
         )  # fmt: skip
 
 
+def find_problem(name: str) -> str | None:
+    """Why there is no model of that name, with near ones; None where there is."""
+    if name == "resnet10":
+        return None
+    from fedshelf.models.timm_models import near_names
+
+    near = near_names(name)
+    return f"there is no model {name!r}; near it: {', '.join(near)} (and our own resnet10)" if near else None
+
+
 def normalization_of(module: nn.Module) -> Normalization:
     """What the model's photos are normalized with: its own published values where it has some."""
     published = getattr(module, "pretrained_cfg", None) or {}

@@ -1,5 +1,6 @@
 """timm, imported where the plain CPU build of torch lacks torchvision's compiled operators too."""
 
+import difflib
 import importlib
 import logging
 from types import ModuleType
@@ -39,13 +40,11 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
     """The timm model `name` with a head of `num_classes`.
 
     Raises:
-        ModelError: unknown name (with near ones), an image size the model cannot take, or pretrained weights that
+        ModelError: an image size the model cannot take, or pretrained weights that
             cannot be downloaded.
     """
     timm = import_timm()
-    if name not in timm.list_models():
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8] or ["resnet18", "mobilenetv3_small_100"]
-        raise ModelError(f"there is no model {name!r}; near it: {', '.join(near)} (and our own resnet10)")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it narrates each of its many retries
     arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     try:
         try:
@@ -60,6 +59,14 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
             ) from error
         raise ModelError(f"model {name!r} at {image_size} px could not be built: {error}") from error
     return to_group_norm(module) if norm == "group" else module
+
+
+def near_names(name: str) -> list[str]:
+    """Names like `name` if timm has no such model, else none."""
+    known: list[str] = import_timm().list_models()
+    if name in known:
+        return []
+    return difflib.get_close_matches(name, known, n=8, cutoff=0.6) or ["resnet18", "mobilenetv3_small_100"]
 
 
 def to_group_norm(module: nn.Module) -> nn.Module:

@@ -135,6 +135,8 @@ class ConsoleSink:
 
     def _run_ended(self, event: RunEnded) -> None:
         self.close()
+        if event.status is RunStatus.FAILED:
+            return  # the error itself says it: whoever runs the command prints that
         best = f", best round {self._best_round}" if self._best_round is not None else ""
         reason = f": {foreign(event.reason)}" if event.reason else ""
         style = "bold green" if event.status is RunStatus.FINISHED else "bold yellow"

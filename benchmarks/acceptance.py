@@ -1,0 +1,116 @@
+"""The acceptance benchmark: 81 products, 8 unequal stores, 30 rounds; is the accuracy where it must be?
+
+    python -m benchmarks.acceptance --seed 0 --seed 1 --seed 2      simulated
+    python -m benchmarks.acceptance --seed 0 --deployed             one server and 8 client processes
+
+Runs are kept below --work, and one that was interrupted goes on where it was. Prints a line of JSON per run; exit code
+1 where a run lies outside the band.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedshelf.tracking.queries import run_summary
+
+PHOTOS = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+BAND = (0.37, 0.43)  # accuracy on the official test photos after the last round
+HALFWAY = 0.30  # least accuracy by round 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, action="append", help="split and training (repeat for several)")
+    parser.add_argument("--deployed", action="store_true", help="real processes instead of a simulation")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of a simulation")
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder with groceries-128.tar.gz and splits/")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "acceptance", help="where photos and runs go")
+    arguments = parser.parse_args()
+    inside = [_run(arguments, seed) for seed in arguments.seed or [0]]
+    sys.exit(0 if all(inside) else 1)
+
+
+def _run(arguments: argparse.Namespace, seed: int) -> bool:
+    pack = _unpack(arguments.photos, arguments.work)
+    stores = arguments.work / f"stores-{seed}"
+    if not stores.is_dir():
+        split = arguments.photos / "splits" / f"dirichlet-8-seed{seed}.csv"
+        _fedshelf(["data", "partition", str(pack), "--out", str(stores), "--assignment", str(split)])
+    run_dir = arguments.work / f"{'deployed' if arguments.deployed else 'simulated'}-{seed}"
+    common = ["--test-dir", str(pack / "test"), "--rounds", "30", "--seed", str(seed), "--val-fraction", "0"]
+    common += ["--run-dir", str(run_dir)]
+    started = time.monotonic()
+    if arguments.deployed:
+        _deploy(common, sorted(stores.iterdir()), arguments.work)
+    else:
+        _fedshelf(["simulate", "--data-dir", str(stores), "--workers", str(arguments.workers), *common])
+    return _report(run_dir, seed, time.monotonic() - started)
+
+
+def _unpack(folder: Path, work: Path) -> Path:
+    pack = work / "groceries-128"
+    if not pack.is_dir():
+        work.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / "groceries-128.tar.gz") as archive, tempfile.TemporaryDirectory(dir=work) as fresh:
+            archive.extractall(fresh, filter="data")
+            (Path(fresh) / "groceries-128").rename(pack)
+    return pack
+
+
+def _report(run_dir: Path, seed: int, seconds: float) -> bool:
+    rounds = run_summary(run_dir).rounds
+    halfway, last = (max((r.central_accuracy or 0.0) for r in rounds[:15]), rounds[-1].central_accuracy or 0.0)
+    inside = BAND[0] <= last <= BAND[1] and halfway >= HALFWAY
+    weights = (run_dir / "model" / "model.safetensors").read_bytes()
+    record = {
+        "run": run_dir.name, "seed": seed, "accuracy": last, "best_by_round_15": halfway, "inside_band": inside,
+        "seconds": round(seconds, 1), "model_sha256": hashlib.sha256(weights).hexdigest(),
+    }  # fmt: skip
+    print(json.dumps(record), flush=True)
+    return inside
+
+
+def _deploy(server: Sequence[str], stores: Sequence[Path], work: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with contextlib.ExitStack() as clients:
+        for store in stores:
+            command = [
+                sys.executable,
+                "-m",
+                "fedshelf",
+                "client",
+                "--data-dir",
+                str(store),
+                "--server-address",
+                address,
+            ]
+            log = clients.enter_context((work / f"{store.name}.log").open("wb"))
+            client = subprocess.Popen(command, env=_environment(work), stdout=log, stderr=log)
+            clients.callback(client.wait)
+            clients.callback(client.terminate)
+        _fedshelf(["server", "--address", address, "--min-clients", str(len(stores)), *server], work)
+
+
+def _fedshelf(arguments: Sequence[str], work: Path | None = None) -> None:
+    command = [sys.executable, "-m", "fedshelf", *arguments]
+    subprocess.run(command, env=_environment(work) if work else None, check=True, stdout=sys.stderr)
+
+
+def _environment(work: Path) -> dict[str, str]:
+    return {**os.environ, "FEDSHELF_HOME": str(work / "home")}
+
+
+if __name__ == "__main__":
+    main()
