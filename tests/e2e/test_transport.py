@@ -2,6 +2,7 @@
 
 import datetime
 import http.server
+import itertools
 import os
 import signal
 import socket
@@ -10,9 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from flwr.app import RecordDict
+from flwr.supernode.fleet_http_client import FleetHttpClient
 from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, join, joined, process_client, task
 
 from fedshelf.core.errors import TransportError
@@ -386,6 +389,28 @@ def test_messages_that_share_a_model_do_not_take_it_from_each_other(
     assert torch.equal(content.params, params)
     for session in (one, two):
         session.leave()
+
+
+def test_an_upload_interrupted_halfway_is_completed(
+    server: EmbeddedServer, transport: GridTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push, num_calls = FleetHttpClient.PushObject, itertools.count()
+
+    def break_off(self: object, request: object) -> object:
+        if next(num_calls) == 4:  # amid the upload's objects
+            raise httpx.ReadError("connection reset")
+        return push(self, request)
+
+    params = torch.randn(5_000_000)  # 20 MB: four of Flower's objects, and five small ones around them
+    with ThreadClient(server.address, "lyon"):
+        address = joined(transport)["lyon"]
+        monkeypatch.setattr(FleetHttpClient, "PushObject", break_off)
+        transport.send(address, task(params))
+        reply = expect(transport, Reply).message
+        assert next(num_calls) > 4
+        assert isinstance(reply, Upload)
+        assert torch.equal(reply.delta, params + 1)
+        assert stored(server) == 0
 
 
 def test_ipv6_addresses_work() -> None:

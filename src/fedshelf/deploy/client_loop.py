@@ -123,7 +123,8 @@ class _Visit:
         records = to_records(answer)
         if self._on_send is not None:
             self._on_send(records)
-        self._patiently(lambda: self._session.reply(message, records))
+        reply = Message(records, reply_to=message)  # made once: sent again after a break, it must be the same
+        self._patiently(lambda: self._session.send(reply))
         return ended
 
     def _watch(self) -> None:

@@ -137,8 +137,11 @@ class FleetSession:
         return message
 
     def reply(self, message: Message, records: RecordDict) -> None:
-        """Answer `message`. Where the connection breaks, call it again: what has arrived is not sent twice."""
-        answer = Message(records, reply_to=message)
+        """Answer `message`."""
+        self.send(Message(records, reply_to=message))
+
+    def send(self, answer: Message) -> None:
+        """Send an answer. Where the connection breaks, call it again: what has arrived is not sent twice."""
         with no_object_id_recompute():
             answer.metadata.__dict__["_message_id"] = answer.object_id
             request = PushMessagesRequest(

@@ -130,7 +130,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
     def _complete_contents(self, message_id: str) -> tuple[str, dict[str, bytes]] | None:
         """The reply's id and all its objects, or None while something is missing."""
         reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)
-        if reply_id is None:
+        if reply_id is None or self._is_being_pushed(reply_id):
             return None
         store = self._state.object_store
         try:
@@ -139,6 +139,12 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
             return None  # announced this instant, its objects are not registered yet
         contents = {object_id: store.get(object_id) for object_id in ids}
         return (reply_id, contents) if all(contents.values()) else None
+
+    def _is_being_pushed(self, reply_id: str) -> bool:
+        """Whether its client still sends objects: even when another's equal ones have completed the reply."""
+        session_id = self._state._object_push_session_by_root.get(reply_id)
+        session = self._state._object_push_sessions.get(session_id)
+        return session is not None and bool(session.pending_object_ids)
 
 
 class _Body:

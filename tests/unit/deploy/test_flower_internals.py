@@ -81,4 +81,7 @@ def test_the_state_still_remembers_which_reply_answers_which_message() -> None:
 
     engine = FlowerEngine(silence=30)
     assert engine.state.message_ins_id_to_message_res_id == {}
+    assert engine.state._object_push_session_by_root == {}
+    session = engine.state._object_push_sessions[engine.state.start_session(engine.run.run_id)]
+    assert session.pending_object_ids == set()
     assert len(engine.state.object_store) == 0
