@@ -181,6 +181,8 @@ class Server:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
         plan = self._plan
         needed = plan.start_clients if round == 1 else plan.min_clients
+        if len(self._membership.live()) < needed:
+            log.info("round %d waits until %d clients are live", round, needed)
         while len(live := self._membership.live()) < needed:
             self._reception.poll(POLL_SECONDS)
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)

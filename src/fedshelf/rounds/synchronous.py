@@ -126,12 +126,8 @@ class SynchronousRound:
                 counted=state.counted.get(name),
             )  # fmt: skip
 
-        def settle(answer: Answer) -> bool:
-            tally.bytes_up += answer.num_bytes
-            if isinstance(answer.message, Evaluation):
-                return False  # of an earlier round: its own was closed
+        def settle(answer: Answer) -> None:
             self._note(tally, key, self._judge(answer, key))
-            return True
 
         self._ask(tally.pending(), key, broadcast, settle, tally)
         for name in tally.pending():
@@ -147,7 +143,8 @@ class SynchronousRound:
         if isinstance(message, Failure):
             return Participation(client=answer.client, status=ClientStatus.FAILED, reason=message.reason)
         if not isinstance(message, Upload):
-            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=answer.reason)
+            reason = answer.reason or "it answered a training task with an evaluation"
+            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=reason)
         try:
             check_upload(message, key=key, layout=self._layout, auxiliary=self._algorithm.auxiliary)
         except RefusedError as error:
@@ -176,29 +173,23 @@ class SynchronousRound:
         def broadcast(name: str) -> Broadcast:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.params, client_lr=0.0)
 
-        def settle(answer: Answer) -> bool:
-            tally.bytes_up += answer.num_bytes
-            if isinstance(answer.message, Upload):
-                return False  # a late one: its round is closed
-            if (
-                isinstance(answer.message, Evaluation)
-                and 0 <= answer.message.num_correct <= answer.message.num_examples
-            ):
-                accuracy = answer.message.num_correct / max(1, answer.message.num_examples)
+        def settle(answer: Answer) -> None:
+            message = answer.message
+            if isinstance(message, Evaluation) and 0 <= message.num_correct <= message.num_examples:
+                accuracy = message.num_correct / max(1, message.num_examples)
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
-            else:
-                reason = answer.message.reason if isinstance(answer.message, Failure) else answer.reason
-                self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {reason}"))
-            return True
+                return
+            reason = message.reason if isinstance(message, Failure) else answer.reason or "it makes no sense"
+            self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {reason}"))
 
         self._ask(asked, key, broadcast, settle, tally)
 
     def _ask(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        settle: Callable[[Answer], bool], tally: Tally,
+        settle: Callable[[Answer], None], tally: Tally,
     ) -> None:  # fmt: skip
-        """Send `broadcast` to each of `names` and pass their answers to `settle` until it has taken one from every
-        client that is (or may yet come) live, or the time is up."""
+        """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
+        that is (or may yet come) live, or the time is up."""
         pending = set(names)
         deadline = self._clock.now() + self._settings.timeout
 
@@ -218,8 +209,10 @@ class SynchronousRound:
                 case Answer(client=name, task=task) as answer:
                     if name not in pending or task not in (key, None):
                         self._sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
-                    elif settle(answer):
+                    else:
+                        tally.bytes_up += answer.num_bytes
                         pending.remove(name)
+                        settle(answer)
 
     def _may_answer(self, name: str) -> bool:
         coming_back = name in self._expected and self._clock.now() < self._grace_until
