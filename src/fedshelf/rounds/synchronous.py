@@ -95,6 +95,7 @@ class SynchronousRound:
             reason = f"{len(counted)} of {len(cohort)} clients were counted, the quorum is {needed}"
             return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=_in_order(tally))
         next_state = self._aggregate(state, key, counted)
+        validation = {name: float(self._membership.num_validation(name)) for name in counted}
         self._evaluate(tally, next_state, key, counted)
         central = self._evaluate_centrally(next_state.params) if self._evaluate_centrally else None
         weights = {name: float(tally.members[name].num_examples or 0) for name in counted}
@@ -104,7 +105,7 @@ class SynchronousRound:
             attempt=key.attempt,
             clients=_in_order(tally),
             train_loss=weighted({name: tally.members[name].train_loss for name in counted}, weights),
-            accuracy=weighted(accuracies, {name: float(self._membership.num_validation(name)) for name in counted}),
+            accuracy=weighted(accuracies, validation),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
             seconds=self._clock.now() - started,
