@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.processes import Site, bytes_without_times, figures, same_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
