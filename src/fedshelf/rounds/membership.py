@@ -53,6 +53,10 @@ class Membership:
         """Names of the clients that can be asked now, sorted."""
         return tuple(sorted(name for name, member in self._members.items() if member.ready is not None))
 
+    def num_live(self) -> int:
+        """How many clients can be asked now."""
+        return sum(member.ready is not None for member in self._members.values())
+
     def num_joined(self) -> int:
         """Clients that introduced themselves, set up or not."""
         return len(self._members)

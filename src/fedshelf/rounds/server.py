@@ -181,10 +181,11 @@ class Server:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
         plan = self._plan
         needed = plan.start_clients if round == 1 else plan.min_clients
-        if len(self._membership.live()) < needed:
+        if self._membership.num_live() < needed:
             log.info("round %d waits until %d clients are live", round, needed)
-        while len(live := self._membership.live()) < needed:
+        while self._membership.num_live() < needed:
             self._reception.poll(POLL_SECONDS)
+        live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
         rng = plan.rng.fork(round=round, purpose=f"cohort-{attempt}")
         key = TaskKey(run_id=plan.run_id, round=round, attempt=attempt)
