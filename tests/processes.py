@@ -185,6 +185,13 @@ class Site:
         data = str(self.stores / name)
         return self.fedshelf("client", "--data-dir", data, "--server-address", self.address, *arguments)
 
+    def odd_client(self, name: str, *arguments: str) -> Process:
+        """A client that does something odd: see `tests.odd_client`."""
+        data = str(self.stores / name)
+        return self.start(
+            sys.executable, "-m", "tests.odd_client", "--data-dir", data, "--server-address", self.address, *arguments
+        )
+
     def clients(self, *arguments: str) -> dict[str, Process]:
         """A client for each store."""
         return {name: self.client(name, *arguments) for name in self.names}

@@ -94,7 +94,7 @@ class Server:
         self._algorithm = algorithm
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
-        self._membership = Membership(transport=ports.transport, sink=ports.sink)
+        self._membership = Membership(transport=ports.transport, sink=ports.sink, clock=ports.clock)
         self._reception = Reception(
             transport=ports.transport, membership=self._membership, sink=ports.sink, stop=ports.stop
         )
@@ -155,11 +155,11 @@ class Server:
     def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
         plan, ports = self._plan, self._ports
         opened = ports.checkpoints.load_open_round()
+        self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
             clock=ports.clock, evaluate_centrally=model.evaluate_centrally,
-            expected=opened.cohort if opened else (),
         )  # fmt: skip
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:
@@ -183,13 +183,13 @@ class Server:
         needed = plan.start_clients if round == 1 else plan.min_clients
         if self._membership.num_live() < needed:
             log.info("round %d waits until %d clients are live", round, needed)
-        while self._membership.num_live() < needed:
+        while self._membership.num_live() < needed or self._membership.returning():
             self._reception.poll(POLL_SECONDS)
         live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
         rng = plan.rng.fork(round=round, purpose=f"cohort-{attempt}")
         key = TaskKey(run_id=plan.run_id, round=round, attempt=attempt)
-        opened = OpenRound(key=key, cohort=cohorts.draw(live, count, rng))
+        opened = OpenRound(key=key, cohort=cohorts.draw(live, count, rng), live=live)
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened

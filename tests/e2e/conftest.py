@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures of the processes that these tests start."""
 
 from tests.processes import drawn_pair, drawn_stores, drawn_test_photos, pair, site
 
