@@ -59,13 +59,17 @@ class OddClient:
 
     def __init__(self, client: StoreClient, orders: list[str], until: Path | None) -> None:
         self._client = client
-        self._orders = dict(reversed(order.partition("@")[::2]) for order in orders)  # round (or "") -> what
+        parts = [order.partition("@") for order in orders]
+        self._orders = {round_: what for what, _, round_ in parts}  # "" stands for every round
         self._until = until
         self.cuts_off = False
 
     def handle(self, message: ServerMessage) -> ClientMessage:
         if not isinstance(message, Broadcast):
-            return self._client.handle(message)
+            answer = self._client.handle(message)
+            if isinstance(answer, Ready) and "absurd-ready" in self._orders.values():
+                answer = replace(answer, num_validation=10**400)
+            return answer
         order = self._orders.get(str(message.key.round), self._orders.get("", ""))
         hold = {Purpose.TRAIN: "hold", Purpose.EVALUATE: "hold-evaluation"}[message.purpose]
         if order == hold and self._until is not None:
