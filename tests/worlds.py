@@ -22,7 +22,6 @@ from fedshelf.core.messages import (
     Ready,
     ServerMessage,
     Setup,
-    TaskKey,
     Upload,
 )
 from fedshelf.core.rng import Rng

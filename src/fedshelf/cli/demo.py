@@ -17,7 +17,7 @@ STOP_SECONDS = 15.0
 
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Where photos, run and logs go.")] = Path("demo"),
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds to train.")] = 12,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds to train.")] = 15,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the photos and the training.")] = 0,
 ) -> None:
     """Draw product photos for five stores, start a real server and five real clients, and train one model over them.
