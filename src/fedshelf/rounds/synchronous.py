@@ -104,7 +104,7 @@ class SynchronousRound:
             attempt=key.attempt,
             clients=_in_order(tally),
             train_loss=weighted({name: tally.members[name].train_loss for name in counted}, weights),
-            accuracy=weighted(accuracies, {name: float(self._membership.num_validation(name)) for name in counted}),
+            accuracy=weighted(accuracies, {name: float(self._num_validation(name)) for name in counted}),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
             seconds=self._clock.now() - started,
@@ -170,8 +170,11 @@ class SynchronousRound:
         )
 
     def _evaluate(self, tally: Tally, state: ServerState, key: TaskKey, counted: Sequence[str]) -> None:
-        """Ask those counted how the new model does on their own validation photos."""
-        asked = [name for name in counted if self._membership.num_validation(name)]
+        """Ask those counted how the new model does on their own validation photos.
+
+        After a restart some may not be back yet, though what they uploaded is here: they are waited for as in training.
+        """
+        asked = [name for name in counted if self._num_validation(name) or self._is_coming_back(name)]
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.params, client_lr=0.0)
@@ -180,14 +183,10 @@ class SynchronousRound:
             tally.bytes_up += answer.num_bytes
             if isinstance(answer.message, Upload):
                 return False  # a late one: its round is closed
-            if (
-                isinstance(answer.message, Evaluation)
-                and 0 <= answer.message.num_correct <= answer.message.num_examples
-            ):
-                accuracy = answer.message.num_correct / max(1, answer.message.num_examples)
+            try:
+                accuracy = _accuracy(answer, key)
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
-            else:
-                reason = answer.message.reason if isinstance(answer.message, Failure) else answer.reason
+            except RefusedError as reason:
                 self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {reason}"))
             return True
 
@@ -222,8 +221,15 @@ class SynchronousRound:
                         pending.remove(name)
 
     def _may_answer(self, name: str) -> bool:
-        coming_back = name in self._expected and self._clock.now() < self._grace_until
-        return coming_back or self._membership.address(name) is not None
+        return self._is_coming_back(name) or self._membership.address(name) is not None
+
+    def _is_coming_back(self, name: str) -> bool:
+        away = self._membership.address(name) is None
+        return away and name in self._expected and self._clock.now() < self._grace_until
+
+    def _num_validation(self, name: str) -> int:
+        """Validation photos that count, bounded like those for training."""
+        return min(self._membership.num_validation(name), self._settings.max_examples)
 
     def _note(self, tally: Tally, key: TaskKey, member: Participation) -> None:
         tally.members[member.client] = member
@@ -240,6 +246,22 @@ def _counted(name: str, upload: Upload) -> Participation:
         client=name, status=ClientStatus.COUNTED, num_examples=upload.num_examples, train_loss=upload.train_loss,
         seconds=upload.seconds,
     )  # fmt: skip
+
+
+def _accuracy(answer: Answer, key: TaskKey) -> float | None:
+    """The accuracy that an evaluation reports; None where there were no photos.
+
+    Raises:
+        RefusedError: it is no evaluation of this round, or one that cannot be.
+    """
+    message = answer.message
+    if isinstance(message, Failure) or message is None:
+        raise RefusedError(message.reason if message else answer.reason)
+    if not isinstance(message, Evaluation) or message.key != key:
+        raise RefusedError("it is for other work")
+    if not 0 <= message.num_correct <= message.num_examples:
+        raise RefusedError(f"it claims {message.num_correct} right of {message.num_examples}")
+    return message.num_correct / message.num_examples if message.num_examples else None
 
 
 def _in_order(tally: Tally) -> tuple[Participation, ...]:
