@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -98,6 +98,8 @@ class Server:
         self._reception = Reception(
             transport=ports.transport, membership=self._membership, sink=ports.sink, stop=ports.stop
         )
+        self._expected: set[str] = set()
+        self._grace_until = 0.0
 
     def run(self) -> RunStatus:
         """Run to the end (or a request to stop) and return how it ended.
@@ -155,6 +157,8 @@ class Server:
     def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
         plan, ports = self._plan, self._ports
         opened = ports.checkpoints.load_open_round()
+        self._expected = set(state.counted).union(opened.cohort if opened else ())
+        self._grace_until = ports.clock.now() + plan.rounds.rejoin_grace
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
@@ -181,7 +185,7 @@ class Server:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
         plan = self._plan
         needed = plan.start_clients if round == 1 else plan.min_clients
-        while len(live := self._membership.live()) < needed:
+        while len(live := self._membership.live()) < needed or self._is_gathering(live):
             self._reception.poll(POLL_SECONDS)
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
         rng = plan.rng.fork(round=round, purpose=f"cohort-{attempt}")
@@ -190,6 +194,12 @@ class Server:
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened
+
+    def _is_gathering(self, live: Iterable[str]) -> bool:
+        """Whether clients from before a restart are still coming back: a cohort drawn from the quickest of them would
+        not be the one that a server which was never restarted draws."""
+        self._expected.difference_update(live)
+        return bool(self._expected) and self._ports.clock.now() < self._grace_until
 
     def _void(self, state: ServerState, outcome: RoundVoid, in_a_row: int) -> tuple[ServerState, int, int]:
         """Record a void attempt and return the state, the next attempt and how many were void in a row."""
