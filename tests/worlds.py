@@ -184,10 +184,10 @@ class World:
     def server(self) -> Server:
         """A server process on what was saved."""
         bench = workbench(self.module(), self.training)
-        rounds = {"timeout": 100.0, "quorum": None, "max_examples": 1000, "rejoin_grace": 20.0, **self.rounds}
+        rounds = {"timeout": 100.0, "quorum": 1, "max_examples": 1000, "rejoin_grace": 20.0, **self.rounds}
         plan: dict[str, Any] = {
             "run_id": "run-1", "num_rounds": self.num_rounds, "start_clients": len(self.names), "min_clients": 1,
-            "fraction": 1.0, "rng": Rng(5), "client_lr": lambda round: 0.1, "rounds": RoundSettings(**rounds),
+            "fraction": 1.0, "rng": Rng(5), "client_lr": lambda number: 0.1, "rounds": RoundSettings(**rounds),
             "selection": Selection(), "config": "", "config_digest": "digest", "catalogue": self.catalogue, **self.plan,
         }  # fmt: skip
 
@@ -214,6 +214,11 @@ class World:
     def run(self) -> RunStatus:
         """One server process, all clients there from the start, to its end."""
         self.connect_all()
+        return self.server().run()
+
+    def run_connected(self, **plan: Any) -> RunStatus:
+        """The same with the clients that are there already."""
+        self.plan = {**self.plan, **plan}
         return self.server().run()
 
     def restart(self) -> None:

@@ -27,5 +27,8 @@ def photo_cache() -> Path:
 
 def client_directory(name: str) -> Path:
     """Where the client of that name keeps its state; never inside its data."""
-    safe = "".join(c if c.isalnum() or c in "-_." else f"%{ord(c):x}" for c in name).lstrip(".") or "%"
+    safe = (
+        "".join(c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(name))
+        or "%"
+    )
     return home_directory() / "clients" / safe

@@ -51,6 +51,9 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
             module: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
         except TypeError:  # convolutional models take any size and know no such argument
             module = timm.create_model(name, **arguments)
+        with torch.inference_mode():  # some models find out only now that they cannot take the size
+            module.eval()(torch.zeros(1, 3, image_size, image_size))
+        module.train()
     except Exception as error:
         if pretrained:
             raise ModelError(

@@ -95,6 +95,9 @@ class Membership:
             self._transport.refuse(address, problem)
             self._sink.emit(ClientRefused(client=join.client, reason=problem))
             return
+        held = self._names.get(address)
+        if held is not None and held != join.client:  # or one line could fill the run with clients that never answer
+            self.on_left(address, f"its connection is now {join.client!r}")
         previous = self._members.get(join.client)
         if previous is not None:
             self._names.pop(previous.address, None)
@@ -162,6 +165,8 @@ class Membership:
             )
         if not join.client.strip():
             return "its name is empty; start it with --name NAME"
+        if not all(folder.path and all(folder.path.split("/")) for folder in join.classes):
+            return "the path of a class folder has an empty part"
         holder = self._members.get(join.client)
         if holder is not None and holder.join.identity != join.identity:
             return f"a client named {join.client!r} is already live; give this one another with --name NAME"

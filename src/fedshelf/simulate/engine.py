@@ -54,6 +54,11 @@ def _simulate(
     watchers: tuple[MetricSink, ...], stop: threading.Event | None,
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
     names = stores.names()
+    if len(names) < config.min_clients:
+        raise UsageError(
+            f"there are {len(names)} stores ({', '.join(names)}) and --min-clients asks for {config.min_clients}: "
+            "give it a smaller number, or more stores"
+        )
     config = config.model_copy(update={"round_timeout": math.inf})  # nobody is late who is only waiting for a turn
     player = Player(stores=stores, device=config.device, make_module=make_module)
     with _backend(config, player) as (backend, evaluate), open_run(config, watchers=watchers) as run:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
+from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
 from fedshelf.core.ports import Arrival, Joined, Reply
 from fedshelf.rounds import payload
@@ -42,12 +43,20 @@ class LocalTransport:
         return header if held is message.params else header + body
 
     def receive(self, timeout: float) -> Arrival | None:
+        """See `Transport`.
+
+        Raises:
+            RunError: nothing can arrive any more: to wait for it would be for ever.
+        """
         if self._joins:
             join = self._joins.popleft()
             return Joined(address=join.client, join=join)
         finished = self._backend.next()
         if finished is None:
-            return None
+            raise RunError(
+                "the run waits for more clients than can take part: all simulated ones have answered. Those that were "
+                "refused are named above; else there are fewer stores than --min-clients"
+            )
         name, message = finished
         return Reply(address=name, message=message, num_bytes=sum(payload.size(message)), task=self._tasks[name])
 

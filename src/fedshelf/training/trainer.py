@@ -112,12 +112,12 @@ class Trainer:
     def _batches(self, round: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Each epoch's photos in a fresh order, augmented on the batch.
 
-        A last batch of one photo is left out where batch normalization could not use it.
+        A last batch of one photo is left out where batch normalization could not use it, unless all batches are such.
         """
         bench, settings = self.workbench, self.workbench.settings
         order_rng = self.rng.fork(round=round, client=self.client, purpose="shuffle").torch()
         augment_rng = self.rng.fork(round=round, client=self.client, purpose="augment").torch()
-        smallest = 2 if _has_batch_norm(bench.module) and len(self.train) > 1 else 1
+        smallest = 2 if _has_batch_norm(bench.module) and min(len(self.train), settings.batch_size) > 1 else 1
         for _ in range(settings.local_epochs):
             order = torch.randperm(len(self.train), generator=order_rng).numpy()
             for chosen in np.split(order, range(settings.batch_size, len(order), settings.batch_size)):

@@ -1,0 +1,158 @@
+"""The configuration: one schema for flags and files, strict keys, and everything wrong said at once."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedshelf.config import files
+from fedshelf.config.schema import ClientConfig, RunConfig, Scope, select
+from fedshelf.core.errors import UsageError
+
+RECIPE: dict[str, Any] = {
+    "image_size": 48, "val_fraction": 0.1, "augment": True, "model": "resnet10", "width": 16, "norm": "batch",
+    "optimizer": "sgd", "client_lr": 0.05, "lr_schedule": "cosine", "warmup_rounds": 2, "local_epochs": 2,
+    "batch_size": 16, "momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": 0.1, "gradient_clip": 5.0,
+    "threads": 1, "algorithm": "fedavg", "rounds": 30, "fraction": 1.0, "seed": 0, "quorum": None, "workers": 0,
+    "extend": 0, "insecure": False,
+}  # fmt: skip
+CONTRACT = {
+    "simulate": "data-dir test-dir rounds model image-size algorithm norm client-lr local-epochs batch-size fraction seed "
+    "val-fraction momentum weight-decay label-smoothing lr-schedule warmup-rounds mu threads workers run-dir",
+    "server": "test-dir rounds model image-size algorithm norm client-lr local-epochs batch-size fraction seed "
+    "val-fraction momentum weight-decay label-smoothing lr-schedule warmup-rounds mu threads run-dir min-clients quorum "
+    "address round-timeout extend insecure",
+}
+
+
+def load(tmp_path: Path, text: str, **flags: Any) -> RunConfig:
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return files.load(RunConfig, path, flags)
+
+
+def test_the_defaults_are_the_recipe_of_the_benchmark() -> None:
+    config = RunConfig()
+    assert {name: getattr(config, name) for name in RECIPE} == RECIPE
+
+
+@pytest.mark.parametrize("command", CONTRACT)
+def test_every_promised_flag_is_on_its_command(command: str) -> None:
+    offered = {name.replace("_", "-") for name, flag in RunConfig.flags().items() if command in flag.commands}
+    assert set(CONTRACT[command].split()) <= offered
+    assert {"data-dir", "server-address", "name", "state-dir"} <= {n.replace("_", "-") for n in ClientConfig.flags()}
+
+
+def test_a_file_says_what_flags_say(tmp_path: Path) -> None:
+    config = load(tmp_path, 'client-lr = 0.5\nmodel = "resnet18"\naugment = false\nquorum = 3\n')
+    assert (config.client_lr, config.model, config.augment, config.quorum) == (0.5, "resnet18", False, 3)
+    assert config == files.load(RunConfig, None, {"client_lr": 0.5, "model": "resnet18", "augment": False, "quorum": 3})
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    config = load(tmp_path, "rounds = 7\nseed = 3\n", rounds=9)
+    assert (config.rounds, config.seed) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "near"), [("client_lr", "client-lr"), ("epochs", "local-epochs"), ("roundz", "rounds"), ("lr", None)]
+)
+def test_an_unknown_key_names_the_nearest_right_one(tmp_path: Path, key: str, near: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, f"{key} = 1\n")
+    assert f"'{key}' is no key" in str(caught.value)
+    assert "run.toml" in str(caught.value)
+    if near:
+        assert f"did you mean '{near}'?" in str(caught.value)
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, 'batch-sise = 3\nmomentum = 1.5\nnorm = "layer"\nrounds = 0\n', seed=-1)
+    for part in ("'batch-sise'", "'batch-size'", "momentum = 1.5", "norm = 'layer'", "rounds = 0", "seed = -1"):
+        assert part in str(caught.value)
+
+
+BAD: dict[str, Any] = {
+    "image_size": 4, "val_fraction": 1.0, "width": 0, "client_lr": 0.0, "local_epochs": 0, "batch_size": 0,
+    "momentum": 1.0, "weight_decay": -1e-9, "label_smoothing": 1.0, "gradient_clip": -1.0, "threads": 0, "mu": -0.1,
+    "rounds": 0, "min_clients": 0, "fraction": 0.0, "quorum": 0, "round_timeout": 0.0, "patience": -1, "seed": 2**63,
+    "workers": -1, "extend": -1, "optimizer": "adam", "lr_schedule": "linear", "algorithm": "fedsgd", "norm": "layer",
+    "max_examples": 0, "heartbeat_timeout": 1.0, "warmup_rounds": -1, "device": "tpu", "best_metric": "loss",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_value_out_of_range_is_named(name: str) -> None:
+    with pytest.raises(UsageError, match=name.replace("_", "-")):
+        files.load(RunConfig, None, {name: BAD[name]})
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"pretrained": True, "init": Path("w.pt")}, "exclude each other"),
+        ({"best_metric": "central_accuracy"}, "needs a test-dir"),
+        ({"best_metric": "accuracy", "val_fraction": 0.0}, "needs validation photos"),
+    ],
+)
+def test_values_that_contradict_each_other_are_an_error(flags: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        files.load(RunConfig, None, flags)
+
+
+@pytest.mark.parametrize("content", [b"rounds = ", b"\xff\xfe", b"[a\n"])
+def test_a_file_that_is_not_toml_is_a_usage_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.toml").write_bytes(content)
+    with pytest.raises(UsageError, match="is not TOML"):
+        files.load(RunConfig, tmp_path / "run.toml", {})
+    with pytest.raises(UsageError, match="absent.toml"):
+        files.load(RunConfig, tmp_path / "absent.toml", {})
+
+
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    config = load(tmp_path, 'data-dir = "stores"\ntest-dir = "~/test"\n', run_dir=Path("r"))
+    assert config.data_dir == tmp_path / "stores"
+    assert config.test_dir == tmp_path / "me" / "test"
+    assert config.run_dir == tmp_path / "r"
+
+
+def test_the_effective_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load(
+        tmp_path, 'data-dir = "stores"\nquorum = 3\nmu = 0.5\nalgorithm = "fedprox"\nseed = 9223372036854775807'
+    )
+    text = files.effective(config)
+    again = files.parse(RunConfig, tomllib.loads(text), where="itself")
+    assert files.effective(again) == text
+    assert (again.quorum, again.mu, again.seed) == (3, 0.5, 2**63 - 1)
+    assert files.digest(text) == files.digest(files.effective(again))
+
+
+def test_local_values_decide_nothing_and_all_others_do() -> None:
+    base = files.effective(RunConfig())
+    local = {"device": "cpu", "round_timeout": 3.0, "run_dir": Path("x"), "extend": 2, "workers": 3, "insecure": True,
+             "address": "h:1", "heartbeat_timeout": 60.0}  # fmt: skip
+    assert {name for name, flag in RunConfig.flags().items() if flag.scope is Scope.LOCAL} == set(local)
+    assert files.effective(files.load(RunConfig, None, local)) == base
+    for name, value in {"rounds": 31, "seed": 1, "client_lr": 0.06, "quorum": 2, "threads": 2, "mu": 0.2}.items():
+        assert files.effective(files.load(RunConfig, None, {name: value})) != base, name
+
+
+def test_clients_are_sent_no_paths_and_no_addresses() -> None:
+    config = RunConfig(data_dir=Path("/secret/d"), test_dir=Path("/secret/t"), init=Path("/secret/i"),
+                       run_dir=Path("/secret/r"), catalogue=Path("/secret/c"), address="secret:1")  # fmt: skip
+    text = files.for_clients(config)
+    assert "secret" not in text
+    keys = set(tomllib.loads(text))
+    assert keys == set(select(RunConfig(), Scope.RUN))
+    assert {"client-lr", "mu", "seed", "threads", "augment", "val-fraction"} <= keys
+
+
+def test_every_field_says_how_it_shows_on_the_command_line() -> None:
+    for kind in (RunConfig, ClientConfig):
+        for name, flag in kind.flags().items():
+            assert flag.help.endswith((".", ")")), name
+            assert set(flag.commands) <= {"simulate", "server", "client"}

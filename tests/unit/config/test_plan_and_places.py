@@ -1,0 +1,121 @@
+"""From configuration to objects."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedshelf.algorithms.fedavg import FedAvg
+from fedshelf.algorithms.fedprox import FedProx
+from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config import places
+from fedshelf.config.build import algorithm_of, plan_of, workbench_of
+from fedshelf.config.client import ClientPlace, StoreClient, from_node_config, join_of
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import DataError, RunError, UsageError
+from fedshelf.core.messages import ClassFolder
+from fedshelf.data.augmentation import Augmentation
+from fedshelf.data.catalogue import Catalogue
+from tests.unit.data.samples import write_pack
+
+
+def config(**values: Any) -> RunConfig:
+    return RunConfig(**{"image_size": 16, "width": 4, **values})
+
+
+def test_the_plan_is_the_configurations() -> None:
+    plan = plan_of(
+        config(rounds=10, extend=5, min_clients=3, fraction=0.4, quorum=2, round_timeout=7.0, max_examples=11, patience=4,
+               best_metric="train_loss", seed=9, client_lr=0.2, warmup_rounds=2),
+        run_id="r", start_clients=6, catalogue=None,
+    )  # fmt: skip
+    assert (plan.num_rounds, plan.start_clients, plan.min_clients, plan.fraction) == (15, 6, 3, 0.4)
+    assert (plan.rounds.quorum, plan.rounds.timeout, plan.rounds.max_examples) == (2, 7.0, 11)
+    assert (plan.selection.patience, plan.selection.metric, plan.rng.seed) == (4, "train_loss", 9)
+    assert plan.client_lr(1) == pytest.approx(0.1)
+    assert plan.client_lr(12) == plan.client_lr(10), "an extension changes no rate of the rounds before it"
+
+
+def test_algorithms_are_built_by_name_with_their_settings() -> None:
+    assert algorithm_of(config()) == FedAvg()
+    assert algorithm_of(config(algorithm="fedprox", mu=0.7)) == FedProx(mu=0.7)
+    assert set(ALGORITHMS) == {"fedavg", "fedprox"}
+
+
+def test_the_workbench_trains_as_configured_from_weights_of_the_seed() -> None:
+    catalogue = Catalogue.resolve({"a": [ClassFolder(leaf=n, path=n) for n in "xyz"]})
+    given = config(batch_size=3, local_epochs=5, momentum=0.1, weight_decay=0.2, label_smoothing=0.3, gradient_clip=0.4,
+                   optimizer="adamw", augment=False)  # fmt: skip
+    bench = workbench_of(given, catalogue, device="cpu")
+    s = bench.settings
+    assert (s.batch_size, s.local_epochs, s.momentum, s.weight_decay) == (3, 5, 0.1, 0.2)
+    assert (s.label_smoothing, s.gradient_clip, s.optimizer, s.augmentation) == (0.3, 0.4, "adamw", None)
+    assert workbench_of(config(), catalogue, device="cpu").settings.augmentation == Augmentation()
+    vectors = [workbench_of(config(seed=seed), catalogue, device="cpu").params.vector for seed in (1, 1, 2)]
+    assert vectors[0].equal(vectors[1])
+    assert not vectors[0].equal(vectors[2])
+    assert dict(bench.module.named_parameters())["head.weight"].shape[0] == 3
+
+
+def test_the_home_is_where_the_variable_says(home: Path) -> None:
+    assert places.home_directory() == home
+    assert {p.parent for p in (places.tls_directory(), places.photo_cache())} == {home}
+
+
+@pytest.mark.parametrize("name", ["..", "../../etc", "a/b", "", ".hidden", "ünï çode", "a\x00b"])
+def test_no_name_leads_out_of_the_states_folder(home: Path, name: str) -> None:
+    folder = places.client_directory(name)
+    assert folder.parent == home / "clients"
+    assert folder.name not in ("", ".", "..")
+
+
+def test_names_that_differ_have_folders_that_differ(home: Path) -> None:
+    names = ["a b", "a_b", "a/b", "a%20b", "a%2fb", ".a", "a", ".", "..", "%2ea"]
+    assert len({places.client_directory(name) for name in names}) == len(names)
+
+
+def place(data: Path, **values: Any) -> ClientPlace:
+    return ClientPlace.of(data, **{"name": None, "state_dir": None, "device": "cpu", **values})
+
+
+def test_a_client_is_named_for_its_folder_and_keeps_its_state_elsewhere(home: Path) -> None:
+    data = write_pack(Path("lyon-03"), {"apple": 2})
+    made = place(data)
+    assert made.name == "lyon-03"
+    assert made.state_dir.is_relative_to(home.resolve())
+    first, second = join_of(made), join_of(made)
+    assert first == second, "the identity outlives the process"
+    assert join_of(place(data, state_dir=Path("elsewhere"))).identity != first.identity
+    assert first.classes == (ClassFolder(leaf="apple", path="apple"),)
+    with made.lock(), pytest.raises(RunError):
+        made.lock().__enter__()
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"state_dir": Path("photos/state")}, "inside the photos"),
+        ({"device": "tpu"}, "choose among"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_a_usage_error(home: Path, values: dict[str, Any], why: str) -> None:
+    write_pack(Path("photos"), {"apple": 1})
+    with pytest.raises(UsageError, match=why):
+        place(Path("photos"), **values)
+
+
+def test_a_folder_that_is_missing_or_empty_is_one_clear_error(home: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        place(Path("absent"))
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        join_of(place(Path("empty")))
+
+
+def test_a_stock_node_says_where_its_photos_are(home: Path) -> None:
+    write_pack(Path("photos"), {"apple": 1})
+    join, client = from_node_config({"data-dir": "photos", "name": "oslo", "device": "cpu"})
+    assert join.client == "oslo"
+    assert isinstance(client, StoreClient)
+    with pytest.raises(UsageError, match="data-dir"):
+        from_node_config({})
