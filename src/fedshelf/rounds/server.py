@@ -136,7 +136,7 @@ class Server:
         ports.sink.emit(
             RunStarted(
                 run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
-                num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.min_clients,
+                num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.start_clients,
             )
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
