@@ -78,7 +78,7 @@ def test_show_prints_every_round_and_who_was_missing_and_why(root: Path) -> None
     assert "run 20261121-083512-a1b2: finished" in text
     assert "2*" in text
     assert text.count("[b]oslo (late: after the deadline)") == 3
-    assert "round 1, attempt 1 was void: 0 of 2 answered" in text
+    assert "round 1, attempt 2 was void: 0 of 2 answered" in text
     assert "2.6 MB" in text
 
 
