@@ -35,26 +35,25 @@ TINY = (
 
 
 class Process:
-    """One process; its standard output is read as events, its standard error kept in a file.
+    """One process; its standard output is read as events, its standard error as its log.
 
     Args:
         command: what to run.
         environment: its environment.
         cwd: its working folder.
-        log: where its standard error goes.
     """
 
-    def __init__(self, command: Sequence[str], *, environment: dict[str, str], cwd: Path, log: Path) -> None:
-        self.log = log
+    def __init__(self, command: Sequence[str], *, environment: dict[str, str], cwd: Path) -> None:
         self.events: list[Event] = []
+        self._log = bytearray()
         self._news = threading.Condition()
         self._ended = False
-        with log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
-            )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._process = subprocess.Popen(
+            command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_log)]
+        for reader in self._readers:
+            reader.start()
 
     @property
     def pid(self) -> int:
@@ -94,7 +93,7 @@ class Process:
 
     def text(self) -> str:
         """The log so far, its lines joined: the console breaks them where it likes."""
-        return " ".join(self.log.read_text(errors="replace").split())
+        return " ".join(bytes(self._log).decode(errors="replace").split())
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -110,7 +109,7 @@ class Process:
         """`kill -9`, and wait until it is dead."""
         self._process.kill()
         self._process.wait()
-        self._reader.join(PATIENCE)
+        self._join()
 
     def end(self) -> int:
         """Wait for the end and return the exit code."""
@@ -118,11 +117,22 @@ class Process:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the process did not end; log:\n{self.text()}") from None
-        self._reader.join(PATIENCE)
+        self._join()
         return code
 
     def running(self) -> bool:
         return self._process.poll() is None
+
+    def _join(self) -> None:
+        for reader in self._readers:
+            reader.join(PATIENCE)
+
+    def _read_log(self) -> None:
+        stream = self._process.stderr
+        if stream is not None:
+            with stream:
+                for line in stream:
+                    self._log += line
 
     def _read(self) -> None:
         stream = self._process.stdout
@@ -168,8 +178,7 @@ class Site:
 
     def start(self, *command: str, cwd: Path | None = None) -> Process:
         """Start any command in this machine's environment."""
-        log = self.root / f"process-{len(self._processes)}.log"
-        process = Process(command, environment=self.environment, cwd=cwd or self.root, log=log)
+        process = Process(command, environment=self.environment, cwd=cwd or self.root)
         self._processes.append(process)
         return process
 

@@ -55,7 +55,10 @@ class ClientPlace:
             RunError: another one runs; the message has its id.
         """
         make_folder(self.state_dir)
-        return RunLock(self.state_dir / "lock")
+        return RunLock(
+            self.state_dir / "lock", what=f"the client '{self.name}' (its state is in '{self.state_dir}')",
+            instead="give this one another --name",
+        )  # fmt: skip
 
 
 def join_of(place: ClientPlace) -> Join:

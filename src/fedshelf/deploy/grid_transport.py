@@ -97,6 +97,7 @@ class GridTransport:
         self._engine: Engine = engine or Polling()
         self._clients_keep_body = clients_keep_body
         self._close_timeout = close_timeout
+        self._closed = False
         self._encoder = Encoder()
         self._arrivals: collections.deque[Arrival] = collections.deque()
         self._connections: dict[int, _Connection] = {}
@@ -137,6 +138,9 @@ class GridTransport:
         self._push_control(connection, ControlKind.REFUSED, reason)
 
     def close(self, reason: str) -> None:
+        if self._closed:  # the run's own reason came first
+            return
+        self._closed = True
         self._engine.announce_end(reason)
         for connection in self._connections.values():
             self._drop_pending(connection)

@@ -19,15 +19,23 @@ PATIENCE = 0.5
 
 
 class RunLock:
-    """The right to write to a run directory, until `release` or the end of the process."""
+    """The right to write to a run directory (or a client's), until `release` or the end of the process.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the lock's file.
+        what: what only one process may run at a time, for the error; else the run in the file's folder.
+        instead: what else somebody who finds it locked can do.
+    """
+
+    def __init__(self, path: Path, *, what: str = "", instead: str = "give this one another --run-dir") -> None:
         """Take the lock.
 
         Raises:
             RunError: another process holds it (named by its id), or the file cannot be written.
         """
         self._path = path
+        self._what = what or f"the run in '{path.parent}'"
+        self._instead = instead
         with saying_what_to_do("write", path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -46,8 +54,8 @@ class RunLock:
             if time.monotonic() >= deadline:
                 process = _read_pid(self._descriptor)
                 raise RunError(
-                    f"the run in '{self._path.parent}' is already being run by process {process or 'unknown'}. "
-                    f"Stop that process first, or give this one another --run-dir."
+                    f"{self._what} is already being run by process {process or 'unknown'}. "
+                    f"Stop that process first, or {self._instead}."
                 )
             time.sleep(0.02)
 

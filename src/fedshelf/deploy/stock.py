@@ -1,0 +1,49 @@
+"""FedShelf's server and client as the two apps that stock Flower runs (docs/how-to/stock-flower.md).
+
+`flower/pyproject.toml` names them. The run's configuration has the keys of a FedShelf TOML file; Flower knows no
+absent value, so an empty text stands for one.
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from fedshelf.config import files
+from fedshelf.config.client import from_node_config
+from fedshelf.config.run import make_server, open_run
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.messages import Join
+from fedshelf.core.ports import Transport
+from fedshelf.deploy.client_app import make_client_app
+from fedshelf.deploy.client_part import Handler
+from fedshelf.deploy.server_app import make_server_app
+from fedshelf.tracking.spool import FileSpool
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run that Flower was given.
+
+    Raises:
+        UsageError: see `config.files.parse`.
+    """
+    said = {key: value for key, value in values.items() if value != ""}
+    return files.parse(RunConfig, said, where="the app's run configuration")
+
+
+def _serve(transport: Transport, values: Mapping[str, Any]) -> None:
+    """Run to the end; started again with the same configuration, go on."""
+    config = run_config(values)
+    with open_run(config, watchers=()) as run:
+        make_server(
+            run, transport=transport, spool=FileSpool(run.directory.spool), stop=threading.Event(),
+            start_clients=config.min_clients,
+        ).run()  # fmt: skip
+
+
+def _client(node_config: Mapping[str, Any]) -> tuple[Join, Handler]:
+    join, store = from_node_config(node_config)
+    return join, store.handle
+
+
+server = make_server_app(_serve)
+client = make_client_app(_client)
