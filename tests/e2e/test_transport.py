@@ -16,7 +16,6 @@ import pytest
 import torch
 from flwr.app import RecordDict
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, join, joined, process_client, task
 
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import (
@@ -38,6 +37,7 @@ from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
 from fedshelf.deploy.wire import from_records, to_records
+from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, join, joined, process_client, task
 
 pytestmark = pytest.mark.e2e
 

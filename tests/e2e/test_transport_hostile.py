@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.node_pb2 import Node
-from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, task
 
 from fedshelf.core.messages import PROTOCOL_VERSION, Failure, Join, Upload
 from fedshelf.core.ports import Arrival, Left, Reply, Undecodable
@@ -23,6 +22,7 @@ from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.gate import MAX_BODY_BYTES
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.wire import BODY_TYPE, from_records, to_records
+from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, task
 
 pytestmark = pytest.mark.e2e
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from benchmarks import limits, measure, photos, results, wire_limit
 from benchmarks.workloads import CHAIN, MEAN, NUM_CLASSES, PILOT, STD, WORKLOADS, Workload
 

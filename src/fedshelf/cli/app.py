@@ -16,7 +16,7 @@ app = typer.Typer(
     help="One product-recognition model over all stores; photos never leave a store.\n\nStart with: fedshelf demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo.demo)

@@ -47,9 +47,9 @@ def _parameter(settings: type[Settings], name: str) -> inspect.Parameter:
     field, flag = settings.model_fields[name], settings.flags()[name]
     dashed = f"--{name.replace('_', '-')}"
     kind: Any = field.annotation
-    text = flag.help if field.default in (None, True, False) else f"{flag.help} [default: {field.default}]"
     names = [f"{dashed}/--no-{dashed[2:]}"] if kind is bool and field.default else [dashed]
-    option = typer.Option(*names, help=text, rich_help_panel=flag.panel, show_default=False)
+    default = False if field.default is None or kind is bool else f"{field.default}"
+    option = typer.Option(*names, help=flag.help, rich_help_panel=flag.panel, show_default=default)
     return _keyword(name, Annotated[kind | None, option])
 
 

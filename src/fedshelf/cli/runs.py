@@ -166,7 +166,7 @@ def _rounds_table(summary: "RunSummary") -> "Table":
 def _remarks(summary: "RunSummary") -> list[str]:
     from fedshelf.tracking import words
 
-    remarks = [f"round {v.round}, attempt {v.attempt} was void: {words.foreign(v.reason)}" for v in summary.voids]
+    remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.foreign(v.reason)}" for v in summary.voids]
     return remarks + ["* best round"] * (summary.best_round is not None)
 
 

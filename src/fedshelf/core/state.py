@@ -39,10 +39,15 @@ class ServerState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenRound:
-    """The round in flight, written down before the first task goes out: a restarted server goes on with it."""
+    """The round in flight, written down before the first task goes out: a restarted server goes on with it.
+
+    `live` is everybody who was there when the cohort was drawn: a restarted server gives them time to come back,
+    or it would draw the next cohort among those who were quicker.
+    """
 
     key: TaskKey
     cohort: tuple[str, ...]
+    live: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

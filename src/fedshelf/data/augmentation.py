@@ -25,7 +25,7 @@ class Augmentation:
     """How far views may differ from their photo.
 
     Attributes:
-        crop_scale: least and largest share of the photo's side that a view shows (drawn evenly), aspect kept.
+        crop_scale: least and largest share of the photo's area that a view shows (drawn evenly), aspect kept.
         flip: mirror half of the views left to right.
         rotation_degrees: largest turn to either side.
         brightness: values are multiplied by 1 ± up to this.
@@ -35,13 +35,13 @@ class Augmentation:
     crop_scale: tuple[float, float] = (0.6, 1.0)
     flip: bool = True
     rotation_degrees: float = 13.0
-    brightness: float = 0.2
-    contrast: float = 0.2
+    brightness: float = 0.4
+    contrast: float = 0.4
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale is {self.crop_scale}: give shares of the side with 0 < least <= largest <= 1")
+            raise ValueError(f"crop_scale is {self.crop_scale}: give shares of the area with 0 < least <= largest <= 1")
         if not (0 <= self.brightness < 1 and 0 <= self.contrast < 1 and self.rotation_degrees >= 0):
             raise ValueError("brightness and contrast must lie in [0, 1), rotation_degrees must not be negative")
 
@@ -98,21 +98,21 @@ def normalize(images_BHWC: Tensor, device: torch.device, mean: Sequence[float], 
 
 
 def _grid(
-    settings: Augmentation, side: Tensor, x: Tensor, y: Tensor, flip: Tensor, turn: Tensor, *, size: int
+    settings: Augmentation, area: Tensor, x: Tensor, y: Tensor, flip: Tensor, turn: Tensor, *, size: int
 ) -> Tensor:
     """Where in the photo each pixel of the view lies: float32 [B, H, W, 2] of (x, y), both in [-1, 1].
 
     The same map as `affine_grid`, but built from its row and its column terms: eight times as fast.
     """
     low, high = settings.crop_scale
-    side_B = low + (high - low) * side
+    side_B = (low + (high - low) * area).sqrt()
     angle_B = (2 * turn - 1) * math.radians(settings.rotation_degrees)
     sign_B = torch.where(flip < 0.5, -1.0, 1.0) if settings.flip else torch.ones_like(flip)
     cos_B1, sin_B1 = (side_B * angle_B.cos()).unsqueeze(1), (side_B * angle_B.sin()).unsqueeze(1)
     x_B1, y_B1 = (((1 - side_B) * (2 * draw - 1)).unsqueeze(1) for draw in (x, y))
     centers_S = (torch.arange(size) * 2 + 1) / size - 1
     columns_BS = centers_S * sign_B.unsqueeze(1)
-    grid_BHW2 = torch.empty(len(side), size, size, 2)
+    grid_BHW2 = torch.empty(len(area), size, size, 2)
     torch.add((cos_B1 * columns_BS).unsqueeze(1), (x_B1 - sin_B1 * centers_S).unsqueeze(2), out=grid_BHW2[..., 0])
     torch.add((sin_B1 * columns_BS).unsqueeze(1), (y_B1 + cos_B1 * centers_S).unsqueeze(2), out=grid_BHW2[..., 1])
     return grid_BHW2

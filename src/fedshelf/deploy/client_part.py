@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeAlias, get_args
 
@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Join, ServerMessage
-from fedshelf.deploy.failure_text import failure_text
+from fedshelf.deploy.failure_text import failure_text, without_places
 from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records
 
 LOG = logging.getLogger(__name__)
@@ -50,7 +50,10 @@ class ClientPart:
                 return self._control(asked)
             if not isinstance(asked, get_args(ServerMessage)):
                 raise RefusedError(f"a server may not send a {type(asked).__name__.lower()}")
-            return self.handle(asked), None
+            reply = self.handle(asked)
+            if isinstance(reply, Failure):  # an expected failure's own words: they are for this machine's user, too
+                reply = replace(reply, reason=without_places(reply.reason))
+            return reply, None
         except Exception as error:
             LOG.exception("the server's request could not be answered")
             key = asked.key if isinstance(asked, Broadcast) else None

@@ -17,11 +17,12 @@ def failure_text(error: BaseException) -> str:
     Anything that looks like a path or a photo's file name becomes "…": a folder's name may tell more than a store
     has agreed to tell. The client's own log has the whole story.
     """
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror
-    else:
-        text = _BARE.sub("…", _QUOTED.sub("…", str(error)))
-    text = " ".join(text.split())[:MAX_CHARACTERS]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else without_places(str(error))
     if isinstance(error, FedShelfError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def without_places(text: str) -> str:
+    """`text` on one line of bounded length, without paths and file names."""
+    return " ".join(_BARE.sub("…", _QUOTED.sub("…", text)).split())[:MAX_CHARACTERS]

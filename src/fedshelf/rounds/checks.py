@@ -62,4 +62,4 @@ def _first_not_finite(vector: Tensor) -> int | None:
 
 
 def _describe(key: TaskKey) -> str:
-    return f"round {key.round}, attempt {key.attempt} of run {key.run_id}"
+    return f"round {key.round}, attempt {key.attempt + 1} of run {key.run_id}"

@@ -1,14 +1,16 @@
 """Who is there: joining, the handshake, and leaving. Names belong to clients, addresses to connections."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedshelf.core.events import ClientJoined, ClientLeft, ClientRefused
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Ready, Setup
-from fedshelf.core.ports import MetricSink, Transport
+from fedshelf.core.ports import Clock, MetricSink, Transport
 
 log = logging.getLogger(__name__)
+
+MAX_PHOTOS = 10**12  # no store has more; a number without bound would break sums and databases further on
 
 
 @dataclass(kw_only=True)
@@ -27,9 +29,12 @@ class Membership:
     joining again (after a restart, or a lost line) takes its own place over.
     """
 
-    def __init__(self, *, transport: Transport, sink: MetricSink) -> None:
+    def __init__(self, *, transport: Transport, sink: MetricSink, clock: Clock) -> None:
         self._transport = transport
         self._sink = sink
+        self._clock = clock
+        self._returning: set[str] = set()
+        self._patience_ends = 0.0
         self._members: dict[str, Member] = {}
         self._names: dict[str, str] = {}  # address -> name
         self._setup: Setup | None = None
@@ -45,6 +50,15 @@ class Membership:
         for member in self._members.values():
             self._transport.send(member.address, setup)
 
+    def expect(self, names: Iterable[str], seconds: float) -> None:
+        """A server that was restarted tells who was there before: they may take so long to come back."""
+        self._returning = set(names)
+        self._patience_ends = self._clock.now() + seconds
+
+    def returning(self) -> frozenset[str]:
+        """Those expected who have not come back yet; nobody once the time is over."""
+        return frozenset(self._returning if self._clock.now() < self._patience_ends else ())
+
     def classes(self) -> Mapping[str, tuple[ClassFolder, ...]]:
         """The class folders of everyone who has joined, by name."""
         return {name: member.join.classes for name, member in self._members.items()}
@@ -52,6 +66,10 @@ class Membership:
     def live(self) -> tuple[str, ...]:
         """Names of the clients that can be asked now, sorted."""
         return tuple(sorted(name for name, member in self._members.items() if member.ready is not None))
+
+    def num_live(self) -> int:
+        """How many clients can be asked now."""
+        return sum(member.ready is not None for member in self._members.values())
 
     def num_joined(self) -> int:
         """Clients that introduced themselves, set up or not."""
@@ -98,10 +116,14 @@ class Membership:
                     "install the server's version and start 'fedshelf client' again",
                 )
                 return None
+        if not all(0 <= count <= MAX_PHOTOS for count in (ready.num_train, ready.num_validation, ready.num_left_out)):
+            self._drop(name, f"it claims to hold numbers of photos outside of 0 to {MAX_PHOTOS:,}")
+            return None
         if ready.num_train < 1:
             self._drop(name, "it holds no training photo of a class in the run's catalogue")
             return None
         self._members[name].ready = ready
+        self._returning.discard(name)
         self._sink.emit(
             ClientJoined(
                 client=name, num_train=ready.num_train, num_validation=ready.num_validation,
@@ -128,6 +150,7 @@ class Membership:
     def _drop(self, name: str, reason: str) -> None:
         member = self._members.pop(name)
         self._names.pop(member.address, None)
+        self._returning.discard(name)
         self._transport.refuse(member.address, reason)
         self._sink.emit(ClientRefused(client=name, reason=reason))
 

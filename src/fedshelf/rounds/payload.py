@@ -54,7 +54,8 @@ def encode_header(message: ServerMessage | ClientMessage, body_digest: str) -> s
     if isinstance(message, messages.Join):
         fields["classes"] = [dataclasses.asdict(folder) for folder in message.classes]
     header = {"kind": type(message).__name__.lower(), "body": body_digest, **fields}
-    return json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="replace").decode()  # a file's name in a reason may hold bytes that are no text
 
 
 def digest(body: bytes) -> str:
@@ -87,6 +88,8 @@ def decode(header: str, body: bytes) -> ServerMessage | ClientMessage:
     vectors = _read_vectors(body)
     if _vector_fields(kind):
         main = next(name for name in _vector_fields(kind) if name != "auxiliary")
+        if not fields.keys().isdisjoint(_vector_fields(kind)):
+            raise RefusedError(f"the {kind.__name__.lower()}'s header holds a vector, which belongs in the body")
         if main not in vectors:
             raise RefusedError(f"the {kind.__name__.lower()} holds no vector {main!r}")
         fields[main] = vectors.pop(main)
@@ -133,12 +136,22 @@ def _parse_header(header: str) -> dict[str, Any]:
     if len(header) > MAX_HEADER_BYTES:
         raise RefusedError(f"the message's header is {len(header):,} characters long; {MAX_HEADER_BYTES:,} is the most")
     try:
-        fields = json.loads(header)
-    except ValueError:
-        raise RefusedError("the message's header is not JSON: it is truncated, or not ours") from None
+        fields = json.loads(header, parse_int=_int64)
+        if "\\u" in header:  # half a character can be escaped, but neither be sent on nor be written down
+            json.dumps(fields, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise RefusedError("the message's header is not JSON as we write it: it is truncated, or not ours") from None
     if not isinstance(fields, dict):
         raise RefusedError("the message's header is not a JSON object")
     return fields
+
+
+def _int64(digits: str) -> int:
+    """A number that databases and other programs can hold."""
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{digits} needs more than 64 bits")
+    return value
 
 
 def _read_vectors(body: bytes) -> dict[str, Tensor]:

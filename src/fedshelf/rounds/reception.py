@@ -9,6 +9,7 @@ from fedshelf.core.messages import Evaluation, Failure, Join, Ready, TaskKey, Up
 from fedshelf.core.ports import Joined, Left, MetricSink, Reply, Transport, Undecodable
 from fedshelf.rounds.membership import Membership
 
+MAX_REASON_CHARACTERS = 2000  # of a client's own words: they are written down and shown
 POLL_SECONDS = 1.0  # how long to wait for an arrival before looking at the clock, and for a request to stop
 
 
@@ -72,7 +73,10 @@ class Reception:
                 name = self._membership.on_ready(reply.address, ready)
                 return Back(client=name) if name else None
             case Failure(key=None, reason=reason):
-                self._membership.on_setup_failed(reply.address, reason)
+                self._membership.on_setup_failed(reply.address, reason[:MAX_REASON_CHARACTERS])
+            case Failure(key=key, reason=reason):
+                failure = Failure(key=key, reason=reason[:MAX_REASON_CHARACTERS])
+                return self._answer(reply.address, failure, "", reply.num_bytes, reply.task)
             case message:
                 return self._answer(reply.address, message, "", reply.num_bytes, reply.task)
         return None

@@ -94,7 +94,7 @@ class Server:
         self._algorithm = algorithm
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
-        self._membership = Membership(transport=ports.transport, sink=ports.sink)
+        self._membership = Membership(transport=ports.transport, sink=ports.sink, clock=ports.clock)
         self._reception = Reception(
             transport=ports.transport, membership=self._membership, sink=ports.sink, stop=ports.stop
         )
@@ -136,7 +136,7 @@ class Server:
         ports.sink.emit(
             RunStarted(
                 run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
-                num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.min_clients,
+                num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.start_clients,
             )
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
@@ -155,11 +155,11 @@ class Server:
     def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
         plan, ports = self._plan, self._ports
         opened = ports.checkpoints.load_open_round()
+        self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
             clock=ports.clock, evaluate_centrally=model.evaluate_centrally,
-            expected=opened.cohort if opened else (),
         )  # fmt: skip
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:
@@ -181,12 +181,15 @@ class Server:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
         plan = self._plan
         needed = plan.start_clients if round == 1 else plan.min_clients
-        while len(live := self._membership.live()) < needed:
+        if self._membership.num_live() < needed:
+            log.info("round %d waits until %d clients are live", round, needed)
+        while self._membership.num_live() < needed or self._membership.returning():
             self._reception.poll(POLL_SECONDS)
+        live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
         rng = plan.rng.fork(round=round, purpose=f"cohort-{attempt}")
         key = TaskKey(run_id=plan.run_id, round=round, attempt=attempt)
-        opened = OpenRound(key=key, cohort=cohorts.draw(live, count, rng))
+        opened = OpenRound(key=key, cohort=cohorts.draw(live, count, rng), live=live)
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened

@@ -41,10 +41,12 @@ class RoundSettings:
 
 @dataclass(kw_only=True, eq=False)
 class Tally:
-    """How the members of a cohort have answered so far, and what that cost on the wire."""
+    """How the members of a cohort have answered so far, and what that cost on the wire (a server that was restarted
+    in the round knows only its own part of that)."""
 
     cohort: tuple[str, ...]
     members: dict[str, Participation] = field(default_factory=dict)
+    evaluated: dict[str, int] = field(default_factory=dict)  # validation photos, of those who evaluated
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -57,17 +59,12 @@ class Tally:
 
 
 class SynchronousRound:
-    """Runs single rounds on the ports it is given.
-
-    Args:
-        expected: names that a server which was restarted in the middle of a round may wait for: they were there
-            before, and take a moment to come back.
-    """
+    """Runs single rounds on the ports it is given."""
 
     def __init__(
         self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
-        evaluate_centrally: Callable[[Tensor], Score] | None, expected: Iterable[str] = (),
+        evaluate_centrally: Callable[[Tensor], Score] | None,
     ) -> None:  # fmt: skip
         self._algorithm = algorithm
         self._layout = layout
@@ -79,8 +76,6 @@ class SynchronousRound:
         self._sink = sink
         self._clock = clock
         self._evaluate_centrally = evaluate_centrally
-        self._expected = set(expected)
-        self._grace_until = clock.now() + settings.rejoin_grace
 
     def run(
         self, state: ServerState, key: TaskKey, cohort: tuple[str, ...], client_lr: float
@@ -98,13 +93,13 @@ class SynchronousRound:
         self._evaluate(tally, next_state, key, counted)
         central = self._evaluate_centrally(next_state.params) if self._evaluate_centrally else None
         weights = {name: float(tally.members[name].num_examples or 0) for name in counted}
-        accuracies = {name: tally.members[name].accuracy for name in counted}
+        accuracies = {name: tally.members[name].accuracy for name in tally.evaluated}
         return next_state, RoundFinished(
             round=key.round,
             attempt=key.attempt,
             clients=_in_order(tally),
             train_loss=weighted({name: tally.members[name].train_loss for name in counted}, weights),
-            accuracy=weighted(accuracies, {name: float(self._membership.num_validation(name)) for name in counted}),
+            accuracy=weighted(accuracies, {name: float(count) for name, count in tally.evaluated.items()}),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
             seconds=self._clock.now() - started,
@@ -126,12 +121,8 @@ class SynchronousRound:
                 counted=state.counted.get(name),
             )  # fmt: skip
 
-        def settle(answer: Answer) -> bool:
-            tally.bytes_up += answer.num_bytes
-            if isinstance(answer.message, Evaluation):
-                return False  # of an earlier round: its own was closed
+        def settle(answer: Answer) -> None:
             self._note(tally, key, self._judge(answer, key))
-            return True
 
         self._ask(tally.pending(), key, broadcast, settle, tally)
         for name in tally.pending():
@@ -147,7 +138,8 @@ class SynchronousRound:
         if isinstance(message, Failure):
             return Participation(client=answer.client, status=ClientStatus.FAILED, reason=message.reason)
         if not isinstance(message, Upload):
-            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=answer.reason)
+            reason = answer.reason or "it answered a training task with an evaluation"
+            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=reason)
         try:
             check_upload(message, key=key, layout=self._layout, auxiliary=self._algorithm.auxiliary)
         except RefusedError as error:
@@ -171,34 +163,45 @@ class SynchronousRound:
 
     def _evaluate(self, tally: Tally, state: ServerState, key: TaskKey, counted: Sequence[str]) -> None:
         """Ask those counted how the new model does on their own validation photos."""
-        asked = [name for name in counted if self._membership.num_validation(name)]
+        # A server restarted in this phase has everybody's upload, and nobody with it yet.
+        returning = self._membership.returning()
+        asked = [name for name in counted if self._membership.num_validation(name) or name in returning]
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.params, client_lr=0.0)
 
-        def settle(answer: Answer) -> bool:
-            tally.bytes_up += answer.num_bytes
-            if isinstance(answer.message, Upload):
-                return False  # a late one: its round is closed
-            if (
-                isinstance(answer.message, Evaluation)
-                and 0 <= answer.message.num_correct <= answer.message.num_examples
-            ):
-                accuracy = answer.message.num_correct / max(1, answer.message.num_examples)
+        def settle(answer: Answer) -> None:
+            problem = self._problem_with_evaluation(answer, key)
+            if problem:
+                self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}"))
+            elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
+                accuracy = answer.message.num_correct / answer.message.num_examples
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
-            else:
-                reason = answer.message.reason if isinstance(answer.message, Failure) else answer.reason
-                self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {reason}"))
-            return True
+                tally.evaluated[answer.client] = answer.message.num_examples
 
         self._ask(asked, key, broadcast, settle, tally)
 
+    def _problem_with_evaluation(self, answer: Answer, key: TaskKey) -> str:
+        """Why an answer to an evaluation is not used; empty if it is."""
+        message = answer.message
+        if isinstance(message, Failure):
+            return message.reason
+        if not isinstance(message, Evaluation):
+            return answer.reason or "it is something else"
+        if message.key != key:
+            return "it is for other work"
+        if not 0 <= message.num_correct <= message.num_examples:
+            return f"it claims {message.num_correct} of {message.num_examples} photos to be right"
+        if message.num_examples != self._membership.num_validation(answer.client):
+            return f"it is of {message.num_examples} photos, not of those that the client came with"
+        return ""
+
     def _ask(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        settle: Callable[[Answer], bool], tally: Tally,
+        settle: Callable[[Answer], None], tally: Tally,
     ) -> None:  # fmt: skip
-        """Send `broadcast` to each of `names` and pass their answers to `settle` until it has taken one from every
-        client that is (or may yet come) live, or the time is up."""
+        """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
+        that is (or may yet come) live, or the time is up."""
         pending = set(names)
         deadline = self._clock.now() + self._settings.timeout
 
@@ -212,18 +215,18 @@ class SynchronousRound:
         while any(self._may_answer(name) for name in pending) and self._clock.now() < deadline:
             match self._reception.poll(min(POLL_SECONDS, max(0.0, deadline - self._clock.now()))):
                 case Back(client=name):
-                    self._expected.discard(name)
                     if name in pending:
                         send(name)  # it was away, or is another process now: the task it was sent before is lost
                 case Answer(client=name, task=task) as answer:
                     if name not in pending or task not in (key, None):
                         self._sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
-                    elif settle(answer):
+                    else:
+                        tally.bytes_up += answer.num_bytes
                         pending.remove(name)
+                        settle(answer)
 
     def _may_answer(self, name: str) -> bool:
-        coming_back = name in self._expected and self._clock.now() < self._grace_until
-        return coming_back or self._membership.address(name) is not None
+        return self._membership.address(name) is not None or name in self._membership.returning()
 
     def _note(self, tally: Tally, key: TaskKey, member: Participation) -> None:
         tally.members[member.client] = member

@@ -1,5 +1,6 @@
 """Run a whole federation on this machine: the rounds' own code, simulated clients."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def _simulate(
     watchers: tuple[MetricSink, ...], stop: threading.Event | None,
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
     names = stores.names()
+    config = config.model_copy(update={"round_timeout": math.inf})  # nobody is late who is only waiting for a turn
     player = Player(stores=stores, device=config.device, make_module=make_module)
     with _backend(config, player) as (backend, evaluate), open_run(config, watchers=watchers) as run:
         server = make_server(

@@ -96,27 +96,34 @@ class MemoryStores:
 
     def __init__(self, stores: Mapping[str, PhotoSet], test: PhotoSet | None, class_names: Iterable[str]) -> None:
         self._class_names = tuple(class_names)
-        self._stores = {name: _share(photos) for name, photos in stores.items()}
-        self._test = _share(test) if test is not None else None
+        sets = {name: stores[name] for name in sorted(stores)}
+        ends = np.cumsum([len(photos) for photos in sets.values()]).tolist()
+        self._rows = {name: slice(end - len(sets[name]), end) for name, end in zip(sets, ends, strict=True)}
+        self._has_test = test is not None
+        # One pair of tensors, however many stores: a shared tensor takes a file descriptor in every process.
+        parts = [*sets.values(), *([test] if test is not None else [])]
+        self._images = torch.from_numpy(np.concatenate([photos.images for photos in parts])).share_memory_()
+        self._labels = torch.from_numpy(np.concatenate([photos.labels for photos in parts])).share_memory_()
 
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self._stores))
+        return tuple(self._rows)
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
         return tuple(ClassFolder(leaf=label, path=label) for label in self._class_names)
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
-        train = self._labelled(self._stores[name], opened)
+        train = self._photo_set(self._rows[name], opened)
         return StorePhotos(train=train, validation=PhotoSet(train.images[:0], train.labels[:0]))
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
-        if self._test is None:
+        if not self._has_test:
             raise DataError("there are no test photos to evaluate on")
-        return self._labelled(self._test, opened)
+        num_train = sum(rows.stop - rows.start for rows in self._rows.values())
+        return self._photo_set(slice(num_train, len(self._labels)), opened)
 
-    def _labelled(self, shared: tuple[Tensor, Tensor], opened: OpenedSetup) -> PhotoSet:
+    def _photo_set(self, rows: slice, opened: OpenedSetup) -> PhotoSet:
         """Photos with the catalogue's labels: it sorts the names that the caller's labels index."""
-        images, labels = (tensor.numpy() for tensor in shared)
+        images, labels = self._images[rows].numpy(), self._labels[rows].numpy()
         if self._class_names == opened.catalogue.names:
             return PhotoSet(images, labels)
         index = {name: i for i, name in enumerate(opened.catalogue.names)}
@@ -193,8 +200,3 @@ class Player:
     def _prepare(self, name: str, setup: Setup) -> Work:
         opened = self.open(setup)
         return work_for(name, opened, self.stores.photos(name, opened))
-
-
-def _share(photos: PhotoSet) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(np.ascontiguousarray(photos.images)).share_memory_()
-    return images, torch.from_numpy(np.ascontiguousarray(photos.labels)).share_memory_()

@@ -90,7 +90,8 @@ class FileCheckpoints:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             _check_schema(fields["schema"], path)
-            return OpenRound(key=_task_key(fields["key"]), cohort=tuple(fields["cohort"]))
+            cohort = tuple(fields["cohort"])
+            return OpenRound(key=_task_key(fields["key"]), cohort=cohort, live=tuple(fields.get("live", cohort)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -104,7 +105,12 @@ class FileCheckpoints:
         Raises:
             RunError: see `save`.
         """
-        fields = {"schema": SCHEMA_VERSION, "key": _as_list(open_round.key), "cohort": list(open_round.cohort)}
+        fields = {
+            "schema": SCHEMA_VERSION,
+            "key": _as_list(open_round.key),
+            "cohort": list(open_round.cohort),
+            "live": list(open_round.live),
+        }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 
     def _newest(self) -> tuple[ServerState, dict[str, Any]] | None:

@@ -26,6 +26,8 @@ from fedshelf.core.events import (
 )
 from fedshelf.tracking.words import duration, foreign, number, percent
 
+MOST_NAMED = 20  # clients that are named as they join before the first round
+
 
 class ConsoleSink:
     """Live progress of a server or a simulation.
@@ -84,6 +86,9 @@ class ConsoleSink:
             self._bar.start(total=event.num_rounds, done=event.first_round - 1)
 
     def _client_joined(self, event: ClientJoined) -> None:
+        if len(self._joined) > MOST_NAMED and not self._seconds:
+            self._show(f"{len(self._joined)} clients are there, {self._min_clients} are needed to start")
+            return  # a thousand simulated stores are a number, not a thousand lines
         left_out = f", {event.num_left_out} left out" if event.num_left_out else ""
         gate = f" ({len(self._joined)} there, {self._min_clients} needed to start)" if not self._seconds else ""
         self._say(
@@ -93,7 +98,7 @@ class ConsoleSink:
 
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()
-        again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+        again = f", attempt {event.attempt + 1}" if event.attempt else ""
         self._show(f"round {event.round}/{self._num_rounds}{again}: 0/{len(event.cohort)} clients in")
 
     def _upload_received(self, event: UploadReceived) -> None:
@@ -103,7 +108,7 @@ class ConsoleSink:
 
     def _round_void(self, event: RoundVoid) -> None:
         self._warn_of_others(event.round, event.clients)
-        self._warn(f"round {event.round}, attempt {event.attempt} is void and tried again: {foreign(event.reason)}")
+        self._warn(f"round {event.round}, attempt {event.attempt + 1} is void and tried again: {foreign(event.reason)}")
 
     def _round_finished(self, event: RoundFinished) -> None:
         self._seconds.append(event.seconds)

@@ -54,7 +54,7 @@ def test_the_photos_are_not_changed() -> None:
 def test_crop_flip_and_rotation_are_the_affine_map_they_claim_to_be() -> None:
     settings = Augmentation(brightness=0, contrast=0)
     draws = torch.rand(6, 7, generator=torch.Generator().manual_seed(5))
-    side = 0.6 + 0.4 * draws[:, 0]
+    side = (0.6 + 0.4 * draws[:, 0]).sqrt()
     angle = (2 * draws[:, 4] - 1) * math.radians(13)
     sign = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
     zero = torch.zeros(6)

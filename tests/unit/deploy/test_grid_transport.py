@@ -9,12 +9,12 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
-from tests.unit.deploy.echo import join, task
 
 from fedshelf.core.messages import Failure, Setup
 from fedshelf.core.ports import Joined, Left, Reply, Undecodable
 from fedshelf.deploy.grid_transport import GridTransport, Polling
 from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records, to_records
+from tests.unit.deploy.echo import join, task
 
 CLIENT_APP_RAISED_EXCEPTION, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE = 2, 3, 5
 

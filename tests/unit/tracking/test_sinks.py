@@ -133,7 +133,7 @@ def test_a_log_file_gets_plain_whole_lines_without_control_characters() -> None:
         "warning: oslo refused: another store has that name",
         "warning: round 1: paris was not counted, refused: delta is NaN",
         "warning: rome has gone: silent for\ufffd[2J 30 s",
-        "warning: round 1, attempt 1 is void and tried again: 1 of 3, 2 needed",
+        "warning: round 1, attempt 2 is void and tried again: 1 of 3, 2 needed",
         "round 1/4  clients 1/3  loss 2.500  accuracy 61.3 %  central 50.0 %  30.0 s  left 1 min 30 s  best so far",
         "warning: round 1: rome was not counted, late: after the deadline",
         "run stopped: Ctrl-C, best round 1",

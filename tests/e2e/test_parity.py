@@ -1,0 +1,32 @@
+"""The same seed and threads give the same bits, whether simulated in one process, in several, or deployed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Site, bytes_without_times, figures, same_model
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+def test_simulation_equals_deployment_on_the_same_seed(site: Site, drawn_test_photos: Path) -> None:
+    common = ("--rounds", "3", "--val-fraction", "0.1", "--test-dir", str(drawn_test_photos))
+    deployed = site.root / "deployed"
+    server = site.server(*common, "--run-dir", str(deployed))
+    clients = site.clients()
+    assert server.end() == 0, server.text()
+    assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(site.names, 0)
+    alone, workers = site.root / "alone", site.root / "workers"
+    simulated = site.simulate(*common, run_dir=alone)
+    site.simulate(*common, "--workers", "2", run_dir=workers)
+
+    assert same_model(alone, workers)
+    assert same_model(alone, deployed)
+    shown = {run.name: site.show(run) for run in (deployed, alone, workers)}
+    for summary in shown.values():
+        assert summary["status"] == "finished"
+        assert [round_["round"] for round_ in summary["rounds"]] == [1, 2, 3]
+    exact = ("accuracy", "central_accuracy", "train_loss")
+    assert None not in {value for row in figures(shown["alone"], *exact) for value in row}
+    assert figures(shown["deployed"], *exact) == figures(shown["alone"], *exact) == figures(shown["workers"], *exact)
+    assert bytes_without_times(server) == bytes_without_times(simulated)

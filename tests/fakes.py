@@ -1,0 +1,185 @@
+"""In-memory fakes of the ports, with a clock that stands still unless something waits.
+
+`Spool` and `ClientStates` have real in-memory adapters (`tracking.spool.MemorySpool`,
+`tracking.client_states.MemoryClientStates`): tests use those.
+"""
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from fedshelf.core.events import Event
+from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
+from fedshelf.core.ports import Arrival, Joined, Left, Reply, Undecodable
+from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.rounds import payload
+
+E = TypeVar("E")
+
+
+class FakeClock:
+    """Seconds since the start of the test, moved by hand or by whoever waits."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class RecordingSink:
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class FakeCheckpoints:
+    """Copies, so that what is loaded is what was saved, whatever happened to the vectors since."""
+
+    def __init__(self) -> None:
+        self.states: list[ServerState] = []
+        self.best: ServerState | None = None
+        self.open_round: OpenRound | None = None
+
+    def load(self) -> ServerState | None:
+        return _copy(self.states[-1]) if self.states else None
+
+    def save(self, state: ServerState, *, is_best: bool) -> None:
+        self.states.append(_copy(state))
+        if is_best:
+            self.best = _copy(state)
+
+    def load_open_round(self) -> OpenRound | None:
+        return self.open_round
+
+    def save_open_round(self, open_round: OpenRound) -> None:
+        self.open_round = open_round
+
+
+def _copy(state: ServerState) -> ServerState:
+    optimizer = {name: vector.clone() for name, vector in state.optimizer.items()}
+    return replace(state, params=state.params.clone(), optimizer=optimizer)
+
+
+@dataclass(frozen=True)
+class Garbled:
+    """An answer whose bytes cannot be read."""
+
+    reason: str = "the message is truncated"
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The connection is lost instead of an answer."""
+
+
+Answer = ClientMessage | Garbled | Gone | None
+"""What a fake client does about a message; None is silence."""
+
+
+@dataclass
+class FakePeer:
+    """A client at the other end of the line: who it says it is, what it answers, and how many seconds that takes."""
+
+    join: Join
+    answer: Callable[[ServerMessage], Answer]
+    delay: float = 0.0
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        self.address = self.address or f"line-to-{self.join.client}"
+
+
+@dataclass(order=True)
+class _Due:
+    at: float
+    tiebreak: float
+    number: int
+    arrival: Arrival = field(compare=False)
+
+
+class FakeTransport:
+    """Carries messages to fake clients, through the wire's own encoding, and back in a scripted order.
+
+    Args:
+        clock: moved to the next arrival by whoever waits for one.
+        order: draws the order of what arrives at the same moment; None: first come, first served.
+    """
+
+    def __init__(self, clock: FakeClock, order: random.Random | None = None) -> None:
+        self._clock = clock
+        self._order = order
+        self._peers: dict[str, FakePeer] = {}
+        self._due: list[_Due] = []
+        self._count = 0
+        self.sent: list[tuple[str, ServerMessage]] = []
+        self.refused: dict[str, str] = {}
+        self.closed: str | None = None
+
+    def connect(self, peer: FakePeer, *, delay: float = 0.0) -> None:
+        """`peer` introduces itself, `delay` seconds from now; one at the same address is gone."""
+        self._peers[peer.address] = peer
+        self.arrive(Joined(address=peer.address, join=peer.join), delay=delay)
+
+    def arrive(self, arrival: Arrival, *, delay: float = 0.0) -> None:
+        """Let anything arrive, `delay` seconds from now."""
+        self._count += 1
+        tiebreak = self._order.random() if self._order else 0.0
+        heapq.heappush(self._due, _Due(self._clock.now() + delay, tiebreak, self._count, arrival))
+
+    def send(self, address: str, message: ServerMessage) -> int:
+        body = payload.encode_body(message)
+        header = payload.encode_header(message, payload.digest(body))
+        self.sent.append((address, message))
+        peer = self._peers.get(address)
+        if peer is not None:
+            received = payload.decode(header, body)
+            task = message.key if isinstance(message, Broadcast) else None
+            self._reply(peer, peer.answer(received), task)  # type: ignore[arg-type]
+        return len(header.encode()) + len(body)
+
+    def receive(self, timeout: float) -> Arrival | None:
+        if not self._due or self._due[0].at > self._clock.now() + timeout:
+            self._clock.advance(timeout)
+            return None
+        due = heapq.heappop(self._due)
+        self._clock.advance(max(0.0, due.at - self._clock.now()))
+        return due.arrival
+
+    def refuse(self, address: str, reason: str) -> None:
+        self.refused[address] = reason
+        self._peers.pop(address, None)
+
+    def close(self, reason: str) -> None:
+        self.closed = reason
+
+    def broadcasts(self, address: str | None = None) -> list[Broadcast]:
+        """The tasks that were sent (to one address), in order."""
+        return [m for to, m in self.sent if isinstance(m, Broadcast) and address in (None, to)]
+
+    def _reply(self, peer: FakePeer, answer: Answer, task: TaskKey | None) -> None:
+        match answer:
+            case None:
+                return
+            case Gone():
+                del self._peers[peer.address]
+                self.arrive(Left(address=peer.address), delay=peer.delay)
+            case Garbled(reason=reason):
+                garbled = Undecodable(address=peer.address, reason=reason, num_bytes=3, task=task)
+                self.arrive(garbled, delay=peer.delay)
+            case message:
+                reply = Reply(address=peer.address, message=message, num_bytes=sum(payload.size(message)), task=task)
+                self.arrive(reply, delay=peer.delay)

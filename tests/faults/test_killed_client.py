@@ -1,0 +1,66 @@
+"""A real client that dies, is told to stop, or comes back: the round does not depend on it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.processes import CLASSES, Process, Site, reason, statuses
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+def paused_in_round_1(site: Site, run: Path, *, quorum: int) -> tuple[Process, Process, list[Process]]:
+    """A server, a client that was stopped with its task of round 1 waiting for it, and the others, who have answered.
+
+    The server knows the catalogue, so the first client is set up, and can be stopped, before the others start.
+    """
+    catalogue = site.root / "catalogue.txt"
+    catalogue.write_text("\n".join(CLASSES))
+    server = site.server(
+        "--rounds", "2", "--quorum", str(quorum), "--val-fraction", "0", "--run-dir", str(run), "--catalogue",
+        str(catalogue),
+    )  # fmt: skip
+    *rest, last = site.names
+    victim = site.client(last)
+    server.wait_for("client_joined", client=last)
+    victim.pause()
+    others = [site.client(name) for name in rest]
+    for name in rest:
+        server.wait_for("upload_received", round=1, client=name, status="counted")
+    return server, victim, others
+
+
+def test_a_round_completes_by_quorum_without_a_killed_client_which_rejoins_when_restarted(site: Site) -> None:
+    run = site.root / "run"
+    server, victim, others = paused_in_round_1(site, run, quorum=3)
+    victim.kill()
+    server.wait_for("round_finished", round=1)
+    assert server.has("client_left", client="store-4")
+    assert not server.has("round_started", round=2)  # the least cohort is four
+    victim = site.client("store-4")
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (victim, *others)] == [0] * 4
+    summary = site.show(run)
+    assert statuses(summary, 1) == dict.fromkeys(site.names[:3], "counted") | {"store-4": "offline"}
+    assert reason(summary, 1, "store-4") == "not connected"
+    assert statuses(summary, 2) == dict.fromkeys(site.names, "counted")
+    assert summary["void_rounds"] == 0
+
+
+def test_ctrl_c_of_a_client_signs_it_off_and_it_may_come_back(pair: Site) -> None:
+    run = pair.root / "run"
+    server, leaver, other = paused_in_round_1(pair, run, quorum=1)
+    leaver.interrupt()
+    leaver.resume()
+    assert leaver.end() == 0, leaver.text()
+    assert "stopping after what is in hand" in leaver.text()
+    assert "Traceback" not in leaver.text()
+    server.wait_for("client_left", client="store-2")
+    server.wait_for("round_finished", round=1)
+    back = pair.client("store-2")
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (back, *other)] == [0, 0]
+    summary = pair.show(run)
+    # It may have had the task in hand when it was told to stop, and then has answered it.
+    assert statuses(summary, 1)["store-2"] in ("offline", "counted")
+    assert statuses(summary, 2) == {"store-1": "counted", "store-2": "counted"}

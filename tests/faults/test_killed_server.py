@@ -1,0 +1,107 @@
+"""kill -9 of a real server, wherever in a round: started again by the same command, it ends as if nothing had been."""
+
+import random
+import time
+
+import pytest
+
+from tests.processes import Process, Site, figures, same_model, statuses
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+RECIPE = ("--rounds", "4", "--val-fraction", "0.2")
+EXACT = ("round", "train_loss", "accuracy")
+
+
+def assert_as_if_nothing_had_been(site: Site, *, ended: Process) -> None:
+    """The one run below the working folder equals an uninterrupted one, and holds each round once."""
+    assert ended.end() == 0, ended.text()
+    uninterrupted = site.root / "uninterrupted"
+    site.simulate(*RECIPE, run_dir=uninterrupted)
+    run = site.only_run()
+    assert same_model(run, uninterrupted)
+    summary = site.show(run)
+    assert summary["status"] == "finished"
+    assert summary["void_rounds"] == 0
+    assert figures(summary, *EXACT) == figures(site.show(uninterrupted), *EXACT)
+    for round_ in (1, 2, 3, 4):
+        assert statuses(summary, round_) == dict.fromkeys(site.names, "counted")
+
+
+def test_a_killed_server_resumes_the_same_round_while_clients_stay_up(site: Site) -> None:
+    release = site.root / "release"
+    server = site.server(*RECIPE)
+    held = site.odd_client(site.names[0], "--do", "hold@1", "--do", "hold-evaluation@2", "--until", str(release))
+    others = [site.client(name) for name in site.names[1:]]
+
+    held.wait_for("held", round=1)
+    for name in site.names[1:]:
+        server.wait_for("upload_received", round=1, client=name)
+    server.kill()  # in the middle of a round: three of four uploads are in
+
+    server = site.server(*RECIPE)
+    assert server.wait_for("run_started")["first_round"] == 1
+    for name in site.names[1:]:
+        server.wait_for("upload_received", round=1, client=name, status="counted")  # found in the spool
+    release.touch()
+    server.wait_for("round_finished", round=1)
+    release.unlink()
+
+    held.wait_for("held", round=2)
+    assert not server.has("round_finished", round=2)
+    server.kill()  # all uploads are in, the evaluation is not
+    release.touch()
+
+    server = site.server(*RECIPE)
+    server.wait_for("round_finished", round=2)
+    server.wait_for("round_finished", round=3)
+    server.kill()  # between rounds, before or after the checkpoint
+
+    server = site.server(*RECIPE)
+    assert_as_if_nothing_had_been(site, ended=server)
+    assert [client.end() for client in (held, *others)] == [0] * 4
+
+
+def test_a_killed_server_resumes_when_its_clients_were_killed_too(pair: Site) -> None:
+    release = pair.root / "release"
+    holding = ("--do", "hold@1", "--do", "hold-evaluation@2", "--until", str(release))
+    server, first, second = pair.server(*RECIPE), pair.odd_client("store-1", *holding), pair.client("store-2")
+    first.wait_for("held", round=1)
+    server.wait_for("upload_received", round=1, client="store-2")
+    for process in (server, first, second):
+        process.kill()
+
+    release.touch()
+    server, first, second = pair.server(*RECIPE), pair.odd_client("store-1", *holding), pair.client("store-2")
+    server.wait_for("round_finished", round=1)
+    release.unlink()
+    first.wait_for("held", round=2)
+    assert not server.has("round_finished", round=2)
+    for process in (server, first, second):
+        process.kill()
+
+    server, clients = pair.server(*RECIPE), pair.clients()
+    assert server.wait_for("run_started")["first_round"] == 2
+    assert_as_if_nothing_had_been(pair, ended=server)
+    assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(pair.names, 0)
+
+
+@pytest.mark.parametrize("seed", [11])
+def test_kill_9_of_everything_at_any_time_changes_nothing(pair: Site, seed: int) -> None:
+    chance = random.Random(seed)
+    # What is waited for, and how long after it the blow falls (in seconds): anywhere in joining, training,
+    # aggregation, evaluation, checkpoint.
+    for kind, least_round in (("client_joined", 0), ("round_started", 1), ("upload_received", 2)):
+        server, clients = pair.server(*RECIPE), pair.clients()
+        server.wait_for(kind, where=lambda event, least=least_round: event.get("round", 0) >= least)
+        _after(chance.uniform(0.0, 0.25), server, *clients.values())
+    server = pair.server(*RECIPE)
+    pair.clients()
+    assert_as_if_nothing_had_been(pair, ended=server)
+
+
+def _after(seconds: float, *processes: Process) -> None:
+    """kill -9 of all `processes`, the first of them `seconds` from now."""
+    time.sleep(seconds)
+    for process in processes:
+        process.kill()

@@ -1,0 +1,204 @@
+"""What may leave a client, written down field by field; everything else is a leak.
+
+This list is kept apart from the code on purpose: whoever adds a field to a message must come here and say so.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+HEX = re.compile(r"[0-9a-f]{64}")
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+MAX_REASON = 500
+LONGEST_WORD = 40  # of a reason: text has spaces, encoded bytes have none
+MAX_COUNT = 1_000_000
+WINDOW = 32  # bytes of a photo that must not occur anywhere
+TAIL_BYTES = 8  # a safetensors file begins with its header's length
+
+# Routes of the protocol, and the HTTP headers that Python's client sends.
+ROUTES = frozenset(
+    [f"POST /v1/fleet/{name}" for name in (
+        "register-node", "activate-node", "deactivate-node", "unregister-node", "pull-messages", "push-messages",
+        "push-object", "pull-object", "confirm-message-received", "send-node-heartbeat",
+    )] + ["GET /fedshelf/health", "POST /fedshelf/wait"]
+)  # fmt: skip
+HTTP_HEADERS = frozenset(
+    ("host", "accept", "accept-encoding", "connection", "user-agent", "content-length", "content-type")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """What a store agreed to tell, and what it did not: its photos."""
+
+    name: str
+    classes: frozenset[str]
+    num_values: int  # of the model
+    file_names: tuple[str, ...]
+
+
+Check = Callable[[Any, Store], bool]
+
+
+def _count(value: Any, store: Store) -> bool:
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _number(value: Any, store: Store) -> bool:
+    return type(value) in (int, float)
+
+
+def _digest(value: Any, store: Store) -> bool:
+    return isinstance(value, str) and HEX.fullmatch(value) is not None
+
+
+def _run_id(value: Any, store: Store) -> bool:
+    return isinstance(value, str) and RUN_ID.fullmatch(value) is not None
+
+
+def _key(value: Any, store: Store) -> bool:
+    return isinstance(value, dict) and not _unlisted(
+        value, {"run_id": _run_id, "round": _count, "attempt": _count}, store
+    )
+
+
+def _classes(value: Any, store: Store) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(folder, dict) and set(folder) == {"leaf", "path"} and set(folder.values()) <= store.classes
+        for folder in value
+    )
+
+
+def _reason(value: Any, store: Store) -> bool:
+    return (
+        isinstance(value, str)
+        and len(value) <= MAX_REASON
+        and value.isprintable()
+        and all(len(word) <= LONGEST_WORD for word in value.split())
+        and "/" not in value
+        and not any(name in value for name in store.file_names)
+    )
+
+
+MESSAGES: Mapping[str, Mapping[str, Check]] = {
+    "join": {
+        "body": lambda value, store: value == "",
+        "protocol": _count,
+        "version": lambda value, store: re.fullmatch(r"\d+\.\d+\.\d+", str(value)) is not None,
+        "client": lambda value, store: value == store.name,
+        "identity": lambda value, store: re.fullmatch(r"[0-9a-f]{32}", str(value)) is not None,
+        "classes": _classes,
+    },
+    "ready": {
+        "body": lambda value, store: value == "",
+        "run_id": _run_id,
+        "layout_digest": _digest,
+        "catalogue_digest": _digest,
+        "config_digest": _digest,
+        "num_train": _count,
+        "num_validation": _count,
+        "num_left_out": _count,
+    },
+    "upload": {
+        "body": _digest, "key": _key, "num_examples": _count, "num_steps": _count, "train_loss": _number,
+        "seconds": _number,
+    },
+    "evaluation": {
+        "body": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
+        "loss_sum": _number,
+    },
+    "failure": {
+        "body": lambda value, store: value == "",
+        "key": lambda value, store: value is None or _key(value, store),
+        "reason": _reason,
+    },
+}  # fmt: skip
+
+
+def leaks(records: Mapping[str, Mapping[str, Any]], store: Store) -> list[str]:
+    """What in one message, as it leaves the client before compression and encryption, is not on the list.
+
+    Args:
+        records: by record's name its fields; bytes for an array.
+        store: whose message it is.
+    """
+    if set(records) == {"control"}:
+        return [] if records["control"] == {"kind": "noted", "reason": ""} else [f"control {records['control']}"]
+    found = [f"record {name!r}" for name in records if name not in ("header", "body")]
+    header = records.get("header", {})
+    found += [f"field {name!r} beside the header" for name in header if name != "json"]
+    try:
+        fields = json.loads(header.get("json", ""))
+        kind = fields.pop("kind")
+        allowed = MESSAGES[kind]
+    except (ValueError, KeyError, AttributeError):
+        return [*found, "a header that is no message on the list"]
+    found += _unlisted(fields, allowed, store)
+    body = records.get("body", {})
+    found += [f"array {name!r} beside the body" for name in body if name != "safetensors"]
+    data = body.get("safetensors", b"")
+    return found + (_unlisted_in_body(data, store) if kind == "upload" else ["a body"] * bool(data))
+
+
+def _unlisted(fields: Mapping[str, Any], allowed: Mapping[str, Check], store: Store) -> list[str]:
+    unknown = [f"field {name!r}" for name in fields if name not in allowed]
+    return unknown + [
+        f"the value of field {name!r}"
+        for name in allowed
+        if name not in fields or not allowed[name](fields[name], store)
+    ]
+
+
+def _unlisted_in_body(data: bytes, store: Store) -> list[str]:
+    """An upload's body is one vector of the model's size: no other tensor, no metadata, nothing before or after."""
+    size = int.from_bytes(data[:TAIL_BYTES], "little")
+    text = data[TAIL_BYTES : TAIL_BYTES + size]
+    expected = {"delta": {"dtype": "F32", "shape": [store.num_values], "data_offsets": [0, 4 * store.num_values]}}
+    found = []
+    if json.loads(text) != expected:
+        found.append(f"tensors {text[:200]!r}")
+    if text != json.dumps(expected, separators=(",", ":")).encode().ljust(len(text)) or len(text) % 8 or size > 200:
+        found.append("a body's header that is written otherwise")
+    if len(data) != TAIL_BYTES + size + 4 * store.num_values:
+        found.append("bytes after the tensors")
+    return found
+
+
+def unlisted_requests(stream: bytes) -> list[str]:
+    """What in the bytes of one connection is no request on the list."""
+    found, rest = [], stream
+    while rest:
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        method, _, path = first.removesuffix(" HTTP/1.1").partition(" ")
+        if f"{method} {path}" not in ROUTES:
+            found.append(f"request {first[:100]!r}")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        found += [f"header {name!r}" for name in headers if not (name in HTTP_HEADERS or name.startswith("flwr-"))]
+        rest = rest[int(headers.get("content-length", "0")) :]
+    return found
+
+
+def photo_windows(photos: Sequence[Path], image_size: int) -> set[bytes]:
+    """Every run of `WINDOW` bytes of the photos' files, their pixels, and their pixels as a model sees them; less
+    the few runs that say nothing (all but constant)."""
+    windows: set[bytes] = set()
+    for path in photos:
+        image = Image.open(path).convert("RGB")
+        small = image.resize((image_size, image_size))
+        floats = (np.asarray(small, dtype=np.float32) / 255).tobytes()
+        for data in (path.read_bytes(), image.tobytes(), small.tobytes(), floats):
+            runs = {data[start : start + WINDOW] for start in range(len(data) - WINDOW + 1)}
+            windows |= {run for run in runs if len(set(run)) > 8}
+    return windows
+
+
+def bytes_of_photos(recorded: bytes, windows: set[bytes]) -> int:
+    """How many places in `recorded` hold a run of some photo."""
+    return sum(recorded[start : start + WINDOW] in windows for start in range(len(recorded) - WINDOW + 1))

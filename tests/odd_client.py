@@ -1,0 +1,133 @@
+"""A real client process, put together as `fedshelf client` is, that can be told to do something odd.
+
+``python -m tests.odd_client --data-dir D --server-address A --do WHAT@ROUND [--do …] [--record FILE]``
+
+WHAT is one of `ODDITIES` (what the trained upload becomes), or `hold` / `hold-evaluation`: print an event and wait
+until the file given with ``--until`` exists. Without ROUND, it is done in every round.
+"""
+
+import argparse
+import base64
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedshelf.config.client import ClientPlace, StoreClient, join_of
+from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Purpose, Ready, ServerMessage, Upload
+from fedshelf.deploy.client_loop import run_client
+from fedshelf.deploy.client_part import EndKind
+from fedshelf.deploy.wire import BODY_TYPE
+
+
+def _nan(upload: Upload) -> Upload:
+    delta = upload.delta.clone()
+    delta[3] = float("nan")
+    return replace(upload, delta=delta)
+
+
+def _fail(upload: Upload) -> ClientMessage:
+    raise OSError(28, "No space left on device", "/srv/photos/secret.jpg")
+
+
+ODDITIES: Mapping[str, Callable[[Upload], ClientMessage]] = {
+    "nan": _nan,
+    "wrong-shape": lambda upload: replace(upload, delta=upload.delta[:-1].clone()),
+    "stale": lambda upload: replace(upload, key=replace(upload.key, round=upload.key.round - 1)),
+    "other-run": lambda upload: replace(upload, key=replace(upload.key, run_id="another")),
+    "greedy": lambda upload: replace(upload, num_examples=10**12),
+    "no-examples": lambda upload: replace(upload, num_examples=0),
+    "infinite-loss": lambda upload: replace(upload, train_loss=float("inf")),
+    "huge-auxiliary": lambda upload: replace(upload, auxiliary={"control": torch.ones(10_000_000)}),
+    "not-an-upload": lambda upload: Ready(
+        run_id=upload.key.run_id, layout_digest="", catalogue_digest="", config_digest="", num_train=1,
+        num_validation=0, num_left_out=0,
+    ),
+    "fail": _fail,
+    "long-reason": lambda upload: Failure(key=upload.key, reason="blah " * 1_000_000),
+    "truncated": lambda upload: upload,  # see `_truncate`
+}  # fmt: skip
+
+
+class OddClient:
+    """Answers as the real client does, but for what it was told to do otherwise."""
+
+    def __init__(self, client: StoreClient, orders: list[str], until: Path | None) -> None:
+        self._client = client
+        parts = [order.partition("@") for order in orders]
+        self._orders = {round_: what for what, _, round_ in parts}  # "" stands for every round
+        self._until = until
+        self.cuts_off = False
+
+    def handle(self, message: ServerMessage) -> ClientMessage:
+        if not isinstance(message, Broadcast):
+            answer = self._client.handle(message)
+            if isinstance(answer, Ready) and "absurd-ready" in self._orders.values():
+                answer = replace(answer, num_validation=10**400)
+            return answer
+        order = self._orders.get(str(message.key.round), self._orders.get("", ""))
+        hold = {Purpose.TRAIN: "hold", Purpose.EVALUATE: "hold-evaluation"}[message.purpose]
+        if order == hold and self._until is not None:
+            print(json.dumps({"event": "held", "round": message.key.round}), flush=True)
+            while not self._until.exists():
+                time.sleep(0.02)
+        answer = self._client.handle(message)
+        if message.purpose is not Purpose.TRAIN or order not in ODDITIES or not isinstance(answer, Upload):
+            return answer
+        self.cuts_off = order == "truncated"
+        return ODDITIES[order](answer)
+
+    def on_send(self, records: RecordDict) -> None:
+        """Cut the body off where that was ordered: this is below everything that would notice."""
+        if self.cuts_off and "body" in records:
+            data = records["body"]["safetensors"].data[:-100]
+            array = Array(dtype="uint8", shape=(len(data),), stype=BODY_TYPE, data=data)
+            records["body"] = ArrayRecord({"safetensors": array})
+            self.cuts_off = False
+
+
+def plain(records: RecordDict) -> dict[str, dict[str, object]]:
+    """Records as JSON can hold them: texts and numbers as they are, bytes in base64."""
+    told: dict[str, dict[str, object]] = {}
+    for name, record in records.items():
+        if isinstance(record, ConfigRecord):
+            told[name] = dict(record)
+        else:
+            told[name] = {key: {"base64": base64.b64encode(array.data).decode()} for key, array in record.items()}
+    return told
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--server-address", required=True)
+    parser.add_argument("--do", action="append", default=[])
+    parser.add_argument("--until", type=Path)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--insecure", action="store_true")
+    given = parser.parse_args()
+    place = ClientPlace.of(given.data_dir, name=None, state_dir=None, device="cpu")
+
+    with place.lock():
+        odd = OddClient(StoreClient(place), given.do, given.until)
+
+        def on_send(records: RecordDict) -> None:
+            odd.on_send(records)
+            if given.record is not None:
+                with given.record.open("a") as file:
+                    file.write(json.dumps(plain(records)) + "\n")
+
+        ended = run_client(
+            given.server_address, odd.handle, join_of(place), insecure=given.insecure, on_send=on_send,
+            on_status=lambda text: print(text, file=sys.stderr),
+        )  # fmt: skip
+    return int(ended.kind is not EndKind.CLOSED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

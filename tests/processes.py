@@ -1,0 +1,327 @@
+"""Real ``python -m fedshelf …`` processes for tests: started, listened to, paused, killed, and always cleaned up.
+
+A test waits for what a process says (the events that ``--json`` prints), never for time to pass.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 120.0  # seconds for anything to happen that must, on a busy machine
+CLASSES = ("apple", "bread", "cocoa", "dates")
+Event = dict[str, Any]
+
+TINY = (
+    "--model", "resnet10", "--width", "4", "--image-size", "16", "--local-epochs", "1", "--batch-size", "8",
+    "--client-lr", "0.05", "--warmup-rounds", "0", "--seed", "7", "--threads", "1",
+)  # fmt: skip
+"""A recipe that trains a store in a blink, for `simulate` and `server` alike."""
+
+
+class Process:
+    """One process; its standard output is read as events, its standard error kept in a file.
+
+    Args:
+        command: what to run.
+        environment: its environment.
+        cwd: its working folder.
+        log: where its standard error goes.
+    """
+
+    def __init__(self, command: Sequence[str], *, environment: dict[str, str], cwd: Path, log: Path) -> None:
+        self.log = log
+        self.events: list[Event] = []
+        self._news = threading.Condition()
+        self._ended = False
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_for(self, kind: str, /, *, where: Callable[[Event], bool] = lambda event: True, **fields: Any) -> Event:
+        """The first event of `kind` with these values, which may have come already; fails when the process ends
+        without it."""
+
+        def match(event: Event) -> bool:
+            return event["event"] == kind and fields.items() <= event.items() and where(event)
+
+        deadline = time.monotonic() + PATIENCE
+        with self._news:
+            while True:
+                found = next((event for event in self.events if match(event)), None)
+                if found is not None:
+                    return found
+                if self._ended or not self._news.wait(max(0.0, deadline - time.monotonic())):
+                    what = "ended" if self._ended else f"was silent for {PATIENCE:g} s"
+                    raise AssertionError(
+                        f"the process {what} without {kind} {fields}; events: {self.events}; log:\n{self.text()}"
+                    )
+
+    def wait_for_text(self, text: str) -> None:
+        """Return once `text` stands in the log."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.text():
+            if time.monotonic() > deadline or (self._ended and text not in self.text()):
+                raise AssertionError(f"no {text!r} in the log:\n{self.text()}")
+            time.sleep(0.02)
+
+    def has(self, kind: str, **fields: Any) -> bool:
+        """Whether such an event has come so far."""
+        with self._news:
+            return any(event["event"] == kind and fields.items() <= event.items() for event in self.events)
+
+    def text(self) -> str:
+        """The log so far, its lines joined: the console breaks them where it likes."""
+        return " ".join(self.log.read_text(errors="replace").split())
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """`kill -9`, and wait until it is dead."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join(PATIENCE)
+
+    def end(self) -> int:
+        """Wait for the end and return the exit code."""
+        try:
+            code = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the process did not end; log:\n{self.text()}") from None
+        self._reader.join(PATIENCE)
+        return code
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def _read(self) -> None:
+        stream = self._process.stdout
+        if stream is None:
+            return
+        with stream:
+            for line in stream:
+                with self._news:
+                    self.events.append(_event(line))
+                    self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+def _event(line: bytes) -> Event:
+    try:
+        event: Event = json.loads(line)
+    except ValueError:
+        event = {}
+    return event if "event" in event else {"event": "text", "text": line.decode(errors="replace")}
+
+
+class Site:
+    """A machine of a test's own: a home for FedShelf's files, a port, and every process started there."""
+
+    def __init__(self, root: Path, stores: Path) -> None:
+        self.root = root
+        self.stores = stores
+        self.address = f"127.0.0.1:{free_port()}"
+        self.environment = {
+            **os.environ,
+            "FEDSHELF_HOME": str(root / "home"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "CUDA_VISIBLE_DEVICES": "",  # the same figures on every machine
+        }
+        self._processes: list[Process] = []
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.stores.iterdir())
+
+    def start(self, *command: str, cwd: Path | None = None) -> Process:
+        """Start any command in this machine's environment."""
+        log = self.root / f"process-{len(self._processes)}.log"
+        process = Process(command, environment=self.environment, cwd=cwd or self.root, log=log)
+        self._processes.append(process)
+        return process
+
+    def fedshelf(self, *arguments: str) -> Process:
+        return self.start(sys.executable, "-m", "fedshelf", *arguments)
+
+    def server(self, *arguments: str, min_clients: int | None = None) -> Process:
+        """A server of the tiny recipe on this machine's port, for all stores unless said otherwise."""
+        count = str(len(self.names) if min_clients is None else min_clients)
+        return self.fedshelf("server", *TINY, "--address", self.address, "--min-clients", count, "--json", *arguments)
+
+    def client(self, name: str, *arguments: str) -> Process:
+        data = str(self.stores / name)
+        return self.fedshelf("client", "--data-dir", data, "--server-address", self.address, *arguments)
+
+    def odd_client(self, name: str, *arguments: str) -> Process:
+        """A client that does something odd: see `tests.odd_client`."""
+        data = str(self.stores / name)
+        return self.start(
+            sys.executable, "-m", "tests.odd_client", "--data-dir", data, "--server-address", self.address, *arguments
+        )
+
+    def clients(self, *arguments: str) -> dict[str, Process]:
+        """A client for each store."""
+        return {name: self.client(name, *arguments) for name in self.names}
+
+    def simulate(self, *arguments: str, run_dir: Path) -> Process:
+        """Simulate the tiny recipe to its end."""
+        process = self.fedshelf(
+            "simulate", *TINY, "--data-dir", str(self.stores), "--run-dir", str(run_dir), "--json", *arguments
+        )
+        assert process.end() == 0, process.text()
+        return process
+
+    def show(self, run_dir: Path) -> dict[str, Any]:
+        """What `fedshelf runs show --json` says."""
+        command = [sys.executable, "-m", "fedshelf", "runs", "show", str(run_dir), "--json"]
+        shown = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=True, timeout=PATIENCE
+        )
+        summary: dict[str, Any] = json.loads(shown.stdout)
+        return summary
+
+    def only_run(self) -> Path:
+        """The one run below the working folder."""
+        (run,) = (self.root / "runs").iterdir()
+        return run
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def draw_stores(root: Path, *, num_stores: int, photos: int = 8, classes: Sequence[str] = CLASSES) -> Path:
+    """Photos of 24 pixels in `root/store-N/CLASS/…`: each store holds all classes but one; returns `root`."""
+    for store in range(num_stores):
+        for index, name in enumerate(classes):
+            if num_stores > 1 and index == store % len(classes):
+                continue
+            draw_photos(root / f"store-{store + 1}" / name, index, count=photos, seed=1000 * store + index)
+    return root
+
+
+def draw_photos(folder: Path, index: int, *, count: int, seed: int) -> None:
+    """Noisy photos of one class, told apart by its colour."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    color = np.array([60 + 45 * index, 200 - 45 * index, 90 + 70 * (index % 2)])
+    for number in range(count):
+        pixels = np.clip(color + rng.normal(0, 40, (24, 24, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"shelf-photo-{seed:04}-{number:03}.png")
+
+
+def same_model(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same tensors, bit for bit."""
+    first, second = (load_file(run / "model" / "model.safetensors") for run in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def figures(summary: dict[str, Any], *names: str) -> list[tuple[Any, ...]]:
+    """`names` of each round."""
+    return [tuple(round_[name] for name in names) for round_ in summary["rounds"]]
+
+
+def bytes_without_times(process: Process) -> list[tuple[int, int]]:
+    """Payload bytes up and down of each round, less the digits of the one figure in them that is measured, not
+    computed: the seconds that a client trained."""
+    return [
+        (
+            event["bytes_up"] - sum(len(json.dumps(client["seconds"])) for client in event["clients"]),
+            event["bytes_down"],
+        )
+        for event in process.events
+        if event["event"] == "round_finished"
+    ]
+
+
+def statuses(summary: dict[str, Any], round: int) -> dict[str, str]:
+    """How each client ended a round."""
+    (found,) = (r for r in summary["rounds"] if r["round"] == round)
+    return {client["client"]: client["status"] for client in found["clients"]}
+
+
+def reason(summary: dict[str, Any], round: int, client: str) -> str:
+    """Why a client was not counted in a round."""
+    (found,) = (r for r in summary["rounds"] if r["round"] == round)
+    return str(next(c["reason"] for c in found["clients"] if c["client"] == client))
+
+
+@pytest.fixture(scope="session")
+def drawn_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four stores, drawn once: do not write there."""
+    return draw_stores(tmp_path_factory.mktemp("photos") / "stores", num_stores=4)
+
+
+@pytest.fixture(scope="session")
+def drawn_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stores, drawn once: do not write there."""
+    return draw_stores(tmp_path_factory.mktemp("photos") / "stores", num_stores=2)
+
+
+@pytest.fixture(scope="session")
+def drawn_test_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Test photos of all classes."""
+    root = tmp_path_factory.mktemp("photos") / "test"
+    for index, name in enumerate(CLASSES):
+        draw_photos(root / name, index, count=6, seed=9000 + index)
+    return root
+
+
+@pytest.fixture
+def site(tmp_path: Path, drawn_stores: Path) -> Iterator[Site]:
+    """A machine with four stores; its processes end with the test."""
+    yield from _site(tmp_path, drawn_stores)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, drawn_pair: Path) -> Iterator[Site]:
+    """A machine with two stores; its processes end with the test."""
+    yield from _site(tmp_path, drawn_pair)
+
+
+def _site(root: Path, stores: Path) -> Iterator[Site]:
+    opened = Site(root, stores)
+    try:
+        yield opened
+    finally:
+        opened.close()
+        shutil.rmtree(root / "home", ignore_errors=True)

@@ -1,0 +1,239 @@
+"""A small federation for tests of the rounds: real client and server code, a linear model, photos of 4 px."""
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedshelf.algorithms.base import Aggregate, Algorithm, Reducer
+from fedshelf.algorithms.fedavg import FedAvg
+from fedshelf.algorithms.reduce import weighted_mean
+from fedshelf.core.events import RoundFinished, RunStatus
+from fedshelf.core.messages import (
+    PROTOCOL_VERSION,
+    Broadcast,
+    ClassFolder,
+    Join,
+    Ready,
+    ServerMessage,
+    Setup,
+    TaskKey,
+    Upload,
+)
+from fedshelf.core.rng import Rng
+from fedshelf.core.state import ClientState, ServerState
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.dataset import PhotoSet
+from fedshelf.rounds.client import Client, Work
+from fedshelf.rounds.selection import Selection
+from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
+from fedshelf.rounds.synchronous import RoundSettings
+from fedshelf.tracking.client_states import MemoryClientStates
+from fedshelf.tracking.spool import MemorySpool
+from fedshelf.training.device import Compute
+from fedshelf.training.trainer import Trainer
+from fedshelf.training.workbench import TrainingSettings, Workbench
+from tests.fakes import Answer, FakeCheckpoints, FakeClock, FakePeer, FakeTransport, RecordingSink
+
+CLASSES = ("apple", "milk", "tea")
+SIZE = 4
+PLAIN = TrainingSettings(
+    momentum=0.0, weight_decay=0.0, label_smoothing=0.0, gradient_clip=0.0, batch_size=4, local_epochs=1,
+    augmentation=None,
+)  # fmt: skip
+
+
+def photos(seed: int, count: int, *, size: int = SIZE, classes: int = len(CLASSES)) -> PhotoSet:
+    """Random photos; a class is a tint, so that there is something to learn."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, classes, count)
+    images = draw.integers(0, 160, (count, size, size, 3))
+    images[np.arange(count), :, :, labels % 3] += 90
+    return PhotoSet(images.astype(np.uint8), labels.astype(np.int64))
+
+
+def linear(num_classes: int = len(CLASSES)) -> nn.Module:
+    """The smallest model with something to learn; no batch statistics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, num_classes))
+
+
+def with_batch_norm(num_classes: int = len(CLASSES)) -> nn.Module:
+    """A convolution with batch normalization: weights to lay out channels_last, and statistics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+            nn.Linear(4 * SIZE * SIZE, num_classes),
+        )  # fmt: skip
+
+
+def workbench(module: nn.Module | None = None, settings: TrainingSettings = PLAIN) -> Workbench:
+    compute = Compute(device=torch.device("cpu"), autocast=False)
+    return Workbench.of(module if module is not None else linear(), compute=compute, settings=settings)
+
+
+def trainer(
+    name: str = "a", *, bench: Workbench | None = None, train: PhotoSet | None = None, size: int = SIZE
+) -> Trainer:  # fmt: skip
+    number = int.from_bytes(name.encode(), "big") % 1000
+    return Trainer(
+        workbench=bench or workbench(), client=name, rng=Rng(0),
+        train=train or photos(number, 6 + number % 5, size=size), validation=photos(number + 1, 4, size=size),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """An algorithm whose clients remember: each counted round adds to what the next one uploads."""
+
+    reducer: Reducer = weighted_mean
+    auxiliary: tuple[str, ...] = ()
+
+    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
+        upload = trainer.upload(broadcast)
+        memory = state.tensors.get("memory", torch.zeros_like(upload.delta)) * 0.5 + upload.delta
+        return replace(upload, delta=memory), ClientState(tensors={"memory": memory})
+
+    def weight(self, upload: Upload, staleness: int) -> float:
+        return float(upload.num_examples)
+
+    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+        return replace(state, params=state.params + aggregate.delta)
+
+
+Tamper = Callable[[ServerMessage, Answer], Answer]
+"""Changes what an honest client would answer."""
+
+
+@dataclass
+class World:
+    """Everything that outlives a server process: what it saved, and its clients, who stay up.
+
+    Attributes:
+        tampers: by client, what becomes of its honest answers.
+        delays: by client, seconds until an answer arrives.
+        order: draws the order of simultaneous arrivals.
+    """
+
+    names: tuple[str, ...] = ("a", "b", "c")
+    num_rounds: int = 2
+    algorithm: Algorithm = field(default_factory=FedAvg)
+    module: Callable[[], nn.Module] = linear
+    training: TrainingSettings = PLAIN
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    rounds: Mapping[str, Any] = field(default_factory=dict)
+    tampers: dict[str, Tamper] = field(default_factory=dict)
+    delays: dict[str, float] = field(default_factory=dict)
+    order: random.Random | None = None
+    photo_size: int = SIZE
+
+    def __post_init__(self) -> None:
+        self.clock = FakeClock()
+        self.sink = RecordingSink()
+        self.checkpoints = FakeCheckpoints()
+        self.spool = MemorySpool()
+        self.stop = threading.Event()
+        self.catalogue: Catalogue | None = None
+        self.published: list[tuple[int, bool]] = []
+        self.transport = FakeTransport(self.clock, self.order)
+        self._trainers: dict[str, Trainer] = {}
+        self.states = {name: MemoryClientStates() for name in self.names}
+        self.clients = {name: self.client(name) for name in self.names}
+
+    def client(self, name: str) -> Client:
+        """A client process of that name, on the state that it keeps."""
+        bench = workbench(self.module(), self.training)
+
+        def prepare(setup: Setup) -> Work:
+            ready = Ready(
+                run_id=setup.run_id, layout_digest=bench.params.layout.digest,
+                catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest="digest",
+                num_train=len(at_work.train), num_validation=len(at_work.validation), num_left_out=0,
+            )  # fmt: skip
+            return Work(algorithm=self.algorithm, trainer=at_work, ready=ready)
+
+        at_work = self._trainers[name] = trainer(name, bench=bench, size=self.photo_size)
+        return Client(prepare=prepare, states=self.states[name])
+
+    def trainer(self, name: str) -> Trainer:
+        """What that client trains with."""
+        return self._trainers[name]
+
+    def peer(self, name: str, *, identity: str | None = None, address: str = "") -> FakePeer:
+        """The client `name` at the other end of a line."""
+
+        def answer(message: ServerMessage) -> Answer:
+            honest: Answer = self.clients[name].handle(message)
+            tamper = self.tampers.get(name)
+            return tamper(message, honest) if tamper else honest
+
+        return FakePeer(
+            join=join(name, identity=identity), answer=answer, delay=self.delays.get(name, 0.0), address=address
+        )  # fmt: skip
+
+    def connect_all(self) -> None:
+        for name in self.names:
+            self.transport.connect(self.peer(name))
+
+    def server(self) -> Server:
+        """A server process on what was saved."""
+        bench = workbench(self.module(), self.training)
+        rounds = {"timeout": 100.0, "quorum": None, "max_examples": 1000, "rejoin_grace": 20.0, **self.rounds}
+        plan: dict[str, Any] = {
+            "run_id": "run-1", "num_rounds": self.num_rounds, "start_clients": len(self.names), "min_clients": 1,
+            "fraction": 1.0, "rng": Rng(5), "client_lr": lambda round: 0.1, "rounds": RoundSettings(**rounds),
+            "selection": Selection(), "config": "", "config_digest": "digest", "catalogue": self.catalogue, **self.plan,
+        }  # fmt: skip
+
+        def keep(catalogue: Catalogue) -> None:
+            self.catalogue = catalogue
+
+        def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
+            self.published.append((record.round, best))
+
+        def build(catalogue: Catalogue) -> GlobalModel:
+            return GlobalModel(
+                layout=bench.params.layout, initial=bench.params.shared.clone(), evaluate_centrally=None,
+                publish=publish,
+            )  # fmt: skip
+
+        ports = Ports(
+            transport=self.transport, checkpoints=self.checkpoints, spool=self.spool, sink=self.sink,
+            clock=self.clock, stop=self.stop,
+        )  # fmt: skip
+        return Server(
+            plan=Plan(**plan), ports=ports, algorithm=self.algorithm, build_model=build, keep_catalogue=keep
+        )  # fmt: skip
+
+    def run(self) -> RunStatus:
+        """One server process, all clients there from the start, to its end."""
+        self.connect_all()
+        return self.server().run()
+
+    def restart(self) -> None:
+        """The server's process is gone with its lines; its clients connect to the next one."""
+        self.transport = FakeTransport(self.clock, self.order)
+        self.connect_all()
+
+    @property
+    def final(self) -> Tensor:
+        """The newest saved model [S]."""
+        return self.checkpoints.states[-1].params
+
+    @property
+    def finished(self) -> list[RoundFinished]:
+        return self.sink.of(RoundFinished)
+
+
+def join(name: str, *, identity: str | None = None) -> Join:
+    return Join(
+        protocol=PROTOCOL_VERSION, version="0", client=name, identity=identity or f"identity of {name}",
+        classes=tuple(ClassFolder(leaf=label, path=label) for label in CLASSES),
+    )  # fmt: skip
