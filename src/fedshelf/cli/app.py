@@ -13,7 +13,8 @@ from fedshelf.cli import client, data, demo, predict, runs, server, simulate
 from fedshelf.core.errors import FedShelfError
 
 app = typer.Typer(
-    help="One product-recognition model over all stores; photos never leave a store.\n\nStart with: fedshelf demo",
+    help="One product-recognition model over all stores; photos never leave a store.\n\nStart with: fedshelf demo\n\n"
+    "Certificates, decoded photos and client states are kept in the user's data directory, or in $FEDSHELF_HOME.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 ROUNDS, LOCAL_EPOCHS = 15, 4  # enough for well over 80 % in a few minutes on two cores
-STOP_SECONDS = 15.0
+FAREWELL_SECONDS, STOP_SECONDS = 5.0, 15.0
 
 
 def demo(
@@ -59,6 +59,9 @@ def demo(
             time.sleep(0.2)
         if server.returncode != 0:
             raise RunError(f"the server ended with an error (above); the clients' logs are in {folder / 'logs'}")
+        deadline = time.monotonic() + FAREWELL_SECONDS  # clients hear that the run is finished and end by themselves
+        while time.monotonic() < deadline and any(client.poll() is None for client in clients.values()):
+            time.sleep(0.1)
     describe_demo(folder, run_dir)
 
 
@@ -91,9 +94,6 @@ def _process(arguments: list[str], environment: dict[str, str], log: Path | None
         )  # fmt: skip
         try:
             yield process
-            if output is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_SECONDS)  # a client hears that the run is finished and ends by itself
         finally:
             process.terminate()
             try:

@@ -36,7 +36,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("stopping after what is in hand; once more to stop at once", file=sys.stderr)
+        print(
+            "stopping: the same command goes on with the open round; Ctrl-C once more to end at once", file=sys.stderr
+        )
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

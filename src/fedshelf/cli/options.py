@@ -48,8 +48,9 @@ def _parameter(settings: type[Settings], name: str) -> inspect.Parameter:
     dashed = f"--{name.replace('_', '-')}"
     kind: Any = field.annotation
     names = [f"{dashed}/--no-{dashed[2:]}"] if kind is bool and field.default else [dashed]
-    default = False if field.default is None or kind is bool else f"{field.default}"
-    option = typer.Option(*names, help=flag.help, rich_help_panel=flag.panel, show_default=default)
+    silent = field.default is None or kind is bool
+    text = flag.help if silent else f"{flag.help} (default {field.default})"
+    option = typer.Option(*names, help=text, rich_help_panel=flag.panel, show_default=False)
     return _keyword(name, Annotated[kind | None, option])
 
 

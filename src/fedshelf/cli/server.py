@@ -26,6 +26,7 @@ def server(
     from fedshelf.tracking.spool import FileSpool
 
     listen = parse_address(config.address)
+    config = config.model_copy(update={"data_dir": None})  # a file may say where a simulation's stores are: not ours
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
         tls = _tls(config.insecure, listen.host)
         with EmbeddedServer(

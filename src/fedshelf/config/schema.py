@@ -102,16 +102,16 @@ class RunConfig(Settings):
     mu: Annotated[float, Field(ge=0), Flag(help="Strength of FedProx' proximal term.", panel=ALGORITHM)] = 0.01
 
     rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS, scope=Scope.SERVER)] = 30
-    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with, and the least in a round.",
+    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with; later rounds wait for as many, too.",
         panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for a round.",
         panel=ROUNDS, scope=Scope.SERVER)] = 1.0  # fmt: skip
     quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that are enough at the deadline (default: 0.8 of "
         "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round, in seconds.", panel=ROUNDS,
+    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in seconds.", panel=ROUNDS,
         scope=Scope.LOCAL)] = 1800.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
-        panel=ROUNDS, scope=Scope.SERVER)] = 1_000_000  # fmt: skip
+        panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Field(ge=0), Flag(help="Stop after so many rounds without a better one; 0: never.",

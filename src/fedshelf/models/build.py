@@ -51,6 +51,9 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
             return resnet10(settings.num_classes, width=settings.width, norm=settings.norm)
         from fedshelf.models.timm_models import build_timm
 
+        problem = find_problem(settings.name)
+        if problem is not None:
+            raise ModelError(problem)
         return build_timm(
             settings.name, num_classes=settings.num_classes, image_size=settings.image_size, norm=settings.norm,
             pretrained=settings.pretrained,
@@ -110,7 +113,9 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError, ModuleNotFoundError) as error:
         raise ModelError(f"--init: {path} cannot be read as weights: {error}") from error
     except Exception as error:  # torch's restricted unpickler raises a family of its own
-        raise ModelError(f"--init: {path} holds more than plain tensors and is not read: {error}") from error
+        raise ModelError(
+            f"--init: {path} holds more than plain tensors, and such a file can run code: it is not read"
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]

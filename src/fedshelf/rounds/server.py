@@ -123,7 +123,7 @@ class Server:
         plan, ports = self._plan, self._ports
         state = ports.checkpoints.load()
         if state is not None and state.round >= plan.num_rounds:
-            return f"all {plan.num_rounds} rounds were done before"
+            return f"{state.round} rounds were done before"
         catalogue = plan.catalogue or self._freeze_catalogue()
         model = self._build_model(catalogue)
         if state is None:

@@ -177,7 +177,7 @@ class SynchronousRound:
             elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
                 accuracy = answer.message.num_correct / answer.message.num_examples
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
-                tally.evaluated[answer.client] = answer.message.num_examples
+                tally.evaluated[answer.client] = min(answer.message.num_examples, self._settings.max_examples)
 
         self._ask(asked, key, broadcast, settle, tally)
 
