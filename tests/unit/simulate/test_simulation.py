@@ -217,7 +217,7 @@ def test_missing_stores_are_clear_errors(home: Path) -> None:
         simulate(config())
     write_photo(Path("stores/a/x.png"))
     write_photo(Path("stores/b/apple/x.png"))
-    with pytest.raises(DataError, match="'.*stores/a'.*directly"):
+    with pytest.raises(DataError, match=r"'.*stores/a'.*directly"):
         simulate(config())
 
 
