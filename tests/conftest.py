@@ -1,6 +1,5 @@
 """What all tests share: nothing of theirs lands in the user's own directories, and one thread computes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,11 @@ settings.load_profile("fedshelf")
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A FedShelf home of the test's own, and the working folder beside it."""
     folder = tmp_path / "home"
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.setenv("FEDSHELF_HOME", str(folder))
     monkeypatch.chdir(work)
-    yield folder
+    return folder

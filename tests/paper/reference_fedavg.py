@@ -1,4 +1,4 @@
-"""FedAvg as the paper states it (McMahan et al. 2017, Algorithm 1), in plain torch: to be read, and to be tested against.
+"""FedAvg as the paper states it (McMahan et al. 2017, Algorithm 1), in plain torch: to read, and to test against.
 
 No flat vectors, no ports, no messages: modules, state dicts, one loop. It shares with the engine only the keyed
 random numbers and the definition of normalized photos.

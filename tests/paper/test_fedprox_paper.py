@@ -54,7 +54,7 @@ def test_the_extra_gradient_is_autograds_of_half_mu_times_the_squared_distance(
 
     variable = w.double().requires_grad_()
     distance = variable - params[: layout.num_trainable].double()
-    (mu / 2 * distance.square().sum()).backward()  # type: ignore[no-untyped-call]
+    (mu / 2 * distance.square().sum()).backward()
     assert variable.grad is not None
     expected = gradient.double() + variable.grad
 

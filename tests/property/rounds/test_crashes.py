@@ -153,7 +153,7 @@ def test_a_restarted_server_asks_with_the_same_key_and_clients_do_not_train_twic
 
 
 def test_a_round_that_was_recorded_but_not_saved_is_recorded_again_the_same() -> None:
-    world, switch = fragile_world()
+    world, _ = fragile_world()
     save = world.checkpoints.save
 
     def killed_before_saving(*args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """The wire: what is read is what was written, to the last bit, or nothing."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -176,10 +177,8 @@ def test_a_header_with_any_one_field_replaced_is_refused_or_a_message_and_nothin
     header, body = encode(data.draw(MESSAGES))
     fields = json.loads(header)
     fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(JSON)
-    try:
+    with contextlib.suppress(RefusedError):
         payload.encode_header(payload.decode(json.dumps(fields), body), "")
-    except RefusedError as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize("key", ["file_name", "photo", "kind2", "delta", "auxiliary", ""])
@@ -274,7 +273,7 @@ def test_half_a_character_is_refused(half: str) -> None:
 @pytest.mark.parametrize("field", ["num_train", "num_validation", "num_left_out"])
 @pytest.mark.parametrize("value", [2**63, 10**40])
 def test_a_number_that_no_database_holds_is_refused(field: str, value: int) -> None:
-    ready = Ready(
+    ready: Any = Ready(
         run_id="r", layout_digest="", catalogue_digest="", config_digest="", num_train=1, num_validation=1,
         num_left_out=0,
     )  # fmt: skip

@@ -18,11 +18,11 @@ RECIPE: dict[str, Any] = {
     "extend": 0, "insecure": False,
 }  # fmt: skip
 CONTRACT = {
-    "simulate": "data-dir test-dir rounds model image-size algorithm norm client-lr local-epochs batch-size fraction seed "
-    "val-fraction momentum weight-decay label-smoothing lr-schedule warmup-rounds mu threads workers run-dir",
+    "simulate": "data-dir test-dir rounds model image-size algorithm norm client-lr local-epochs batch-size fraction "
+    "seed val-fraction momentum weight-decay label-smoothing lr-schedule warmup-rounds mu threads workers run-dir",
     "server": "test-dir rounds model image-size algorithm norm client-lr local-epochs batch-size fraction seed "
-    "val-fraction momentum weight-decay label-smoothing lr-schedule warmup-rounds mu threads run-dir min-clients quorum "
-    "address round-timeout extend insecure",
+    "val-fraction momentum weight-decay label-smoothing lr-schedule warmup-rounds mu threads run-dir min-clients "
+    "quorum address round-timeout extend insecure",
 }
 
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_not_toml_is_a_usage_error(tmp_path: Path, content: bytes
     (tmp_path / "run.toml").write_bytes(content)
     with pytest.raises(UsageError, match="is not TOML"):
         files.load(RunConfig, tmp_path / "run.toml", {})
-    with pytest.raises(UsageError, match="absent.toml"):
+    with pytest.raises(UsageError, match=r"absent\.toml"):
         files.load(RunConfig, tmp_path / "absent.toml", {})
 
 

@@ -25,8 +25,8 @@ def config(**values: Any) -> RunConfig:
 
 def test_the_plan_is_the_configurations() -> None:
     plan = plan_of(
-        config(rounds=10, extend=5, min_clients=3, fraction=0.4, quorum=2, round_timeout=7.0, max_examples=11, patience=4,
-               best_metric="train_loss", seed=9, client_lr=0.2, warmup_rounds=2),
+        config(rounds=10, extend=5, min_clients=3, fraction=0.4, quorum=2, round_timeout=7.0, max_examples=11,
+               patience=4, best_metric="train_loss", seed=9, client_lr=0.2, warmup_rounds=2),
         run_id="r", start_clients=6, catalogue=None,
     )  # fmt: skip
     assert (plan.num_rounds, plan.start_clients, plan.min_clients, plan.fraction) == (15, 6, 3, 0.4)

@@ -51,10 +51,13 @@ def test_group_norm_models_have_no_batch_norm_anywhere(name: str) -> None:
 
 
 def test_group_norm_keeps_the_activation_that_was_fused_with_batch_norm() -> None:
-    kinds = {norm: [type(m.act).__name__ for m in make("mobilenetv3_small_100", norm=norm).modules()
-                    if type(m).__name__ in ("BatchNormAct2d", "GroupNormAct")] for norm in ("batch", "group")}  # fmt: skip
-    assert kinds["batch"] == kinds["group"]
-    assert {"Hardswish", "ReLU", "Identity"} <= set(kinds["group"])
+    def activations(norm: Any) -> list[str]:
+        normalizations = ("BatchNormAct2d", "GroupNormAct")
+        modules = make("mobilenetv3_small_100", norm=norm).modules()
+        return [type(m.act).__name__ for m in modules if type(m).__name__ in normalizations]
+
+    assert activations("batch") == activations("group")
+    assert {"Hardswish", "ReLU", "Identity"} <= set(activations("group"))
 
 
 def test_the_seed_alone_decides_the_weights_and_global_generators_are_left_alone() -> None:

@@ -300,7 +300,7 @@ def test_one_connection_holds_one_name() -> None:
         world.transport.connect(FakePeer(join=join(name), answer=world.peer("b").answer, address="line-to-b"))
     world.run_connected(start_clients=2)
     assert {event.client for event in world.sink.of(ClientLeft)} <= {"b", "x", "y"}
-    assert len([e for e in world.sink.of(RoundStarted)[0].cohort]) == 2
+    assert len(world.sink.of(RoundStarted)[0].cohort) == 2
     assert {m.client for r in world.finished for m in r.clients} == {"a", "z"}
 
 
@@ -476,7 +476,12 @@ def test_a_stop_ends_cleanly_and_the_next_start_goes_on() -> None:
     uninterrupted.run()
 
     world = World(num_rounds=3)
-    world.tampers["b"] = on_training(lambda u: world.stop.set() or u, rounds=range(2, 3))
+
+    def stop(upload: Upload) -> Answer:
+        world.stop.set()
+        return upload
+
+    world.tampers["b"] = on_training(stop, rounds=range(2, 3))
     assert world.run() is RunStatus.STOPPED
     assert world.sink.of(RunEnded)[-1].status is RunStatus.STOPPED
     assert world.transport.closed is None, "clients wait for the server to come back"

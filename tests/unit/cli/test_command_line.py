@@ -1,0 +1,202 @@
+"""The command line as people and scripts meet it: help, exit codes, no traceback for a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from click import Group
+from typer.testing import CliRunner
+
+from fedshelf.cli.app import app, main
+from tests.unit.data.samples import write_pack
+
+COMMANDS = [
+    "demo", "server", "client", "simulate", "predict", "runs list", "runs show", "runs compare", "data partition",
+    "data make-demo", "data fetch", "data check",
+]  # fmt: skip
+TINY = ["--image-size", "16", "--width", "4", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
+
+
+def fedshelf(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    try:
+        main(list(arguments))
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def stores(home: Path) -> Path:
+    for name in ("lyon", "oslo"):
+        write_pack(Path("stores") / name, {"apple": 5, "milk": 4})
+    write_pack(Path("test"), {"apple": 2, "milk": 2})
+    return Path("stores")
+
+
+def test_the_list_of_commands_is_whole() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Group)
+    found = []
+    for name, command in group.commands.items():
+        found += [f"{name} {sub}" for sub in command.commands] if isinstance(command, Group) else [name]
+    assert sorted(found) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_s_help_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert f"Example: fedshelf {command}" in " ".join(result.output.split())
+
+
+def test_help_tells_defaults_also_of_zero_and_one() -> None:
+    text = " ".join(CliRunner().invoke(app, ["simulate", "--help"]).output.split())
+    defaults = {"--threads": "1", "--seed": "0", "--fraction": "1.0", "--client-lr": "0.05", "--rounds": "30"}
+    for flag, default in defaults.items():
+        described = text[text.index(f"{flag} ") + len(flag) :].split(" --")[0]
+        assert f"[default: {default}]" in described, flag
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = (
+        "import sys\nfrom fedshelf.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'flwr', 'timm', 'numpy', 'cv2', 'sqlite3') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "simulate" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["simulate"], "--data-dir says where"),
+        (["simulate", "--no-such-flag"], "No such option"),
+        (["simulate", "--rounds", "many"], "--rounds"),
+        (["simulate", "--rounds", "0"], "rounds = 0"),
+        (["simulate", "--norm", "layer"], "norm"),
+        (["simulate", "--config", "absent.toml"], "absent.toml"),
+        (["simulate", "--data-dir", "stores", "--extend", "3"], "--run-dir"),
+        (["client"], "--data-dir says where"),
+        (["client", "--data-dir", "absent"], "no such folder"),
+        (["predict", "x.jpg", "--run", "absent"], "absent"),
+        (["runs", "show", "absent"], "absent"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_a_wrong_call_is_exit_code_2_with_a_reason(
+    stores: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    code, _, error = fedshelf(capsys, *arguments)
+    assert code == 2
+    assert said in " ".join(error.replace("│", " ").split())
+
+
+def test_what_fails_is_exit_code_1_with_a_reason(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = fedshelf(capsys, "simulate", "--data-dir", "stores", "--model", "resnet_18", *TINY)
+    assert code == 1
+    assert error.strip().endswith("(and our own resnet10)")
+    Path("empty").mkdir()
+    code, _, error = fedshelf(capsys, "simulate", "--data-dir", "empty")
+    assert code == 1
+    assert "holds no folder" in error
+
+
+def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_text('data-dir = "stores"\nrounds = 9\nval-fraction = 0.3\n')
+    code, out, _ = fedshelf(
+        capsys, "simulate", "--config", "run.toml", "--test-dir", "test", "--run-dir", "r", "--json", *TINY
+    )  # fmt: skip
+    assert code == 0
+    events = [json.loads(line) for line in out.splitlines()]
+    assert len(events) >= 5, "one JSON object a line and nothing else"
+
+    code, out, _ = fedshelf(capsys, "runs", "show", "r", "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert set(shown) >= {"run_id", "status", "rounds", "best_round", "num_parameters", "void_rounds"}
+    assert shown["status"] == "finished"
+    (record,) = shown["rounds"]
+    assert set(record) >= {"round", "train_loss", "accuracy", "central_accuracy", "seconds", "bytes_up", "bytes_down",
+                           "clients"}  # fmt: skip
+    assert [(c["client"], c["status"], c["reason"]) for c in record["clients"]] == [
+        ("lyon", "counted", ""), ("oslo", "counted", ""),
+    ]  # fmt: skip
+    assert 0 <= record["central_accuracy"] <= 1
+    assert record["accuracy"] is not None
+
+    good = sorted(Path("test").rglob("*.png"))[0]
+    code, out, _ = fedshelf(capsys, "predict", str(good), "--run", "r", "--json", "--top", "1")
+    (answer,) = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert answer["photo"] == str(good)
+    (guess,) = answer["predictions"]
+    assert guess["class"] in ("apple", "milk")
+    assert 0.5 <= guess["probability"] <= 1
+
+    Path("corrupt.jpg").write_bytes(b"\xff\xd8\xff nonsense")
+    code, out, error = fedshelf(capsys, "predict", "corrupt.jpg", "absent.jpg", str(good), "--run", "r", "--best")
+    assert code == 1, "some photos could not be used"
+    assert "corrupt.jpg" in error
+    assert "absent.jpg" in error
+    assert "%" in out, "the others are named all the same"
+    code, out, _ = fedshelf(capsys, "predict", "corrupt.jpg", "--run", "r/model", "--json")
+    assert code == 1
+    assert "error" in json.loads(out)
+
+
+def test_a_run_directory_of_another_configuration_is_exit_code_1(
+    stores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["simulate", "--data-dir", "stores", "--run-dir", "r", *TINY]
+    assert fedshelf(capsys, *arguments)[0] == 0
+    code, _, error = fedshelf(capsys, *arguments, "--seed", "3")
+    assert code == 1
+    assert "seed: 0 → 3" in error
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(stores: Path) -> None:
+    """A real process, since signals are its matter."""
+    import signal
+
+    command = [sys.executable, "-m", "fedshelf", "simulate", "--data-dir", "stores", "--run-dir", "r", "--json", *TINY]
+    command[command.index("--rounds") + 1] = "200"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("round") == 2:
+                process.send_signal(signal.SIGINT)
+                break
+        rest, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in error
+    assert "stopping" in error
+    assert '"stopped"' in rest.splitlines()[-1]
+    shown = subprocess.run(
+        [sys.executable, "-m", "fedshelf", "runs", "show", "r", "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(shown.stdout)["status"] == "stopped"
+    assert len(json.loads(shown.stdout)["rounds"]) >= 1
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from fedshelf import __version__
+
+    assert fedshelf(capsys, "--version")[:2] == (0, f"fedshelf {__version__}\n")
+
+
+@pytest.mark.parametrize("script", ["server.py", "client.py"])
+def test_the_scripts_of_the_first_text_are_the_commands(script: str) -> None:
+    root = Path(__file__).parents[3]
+    result = subprocess.run(
+        [sys.executable, root / script, "--help"], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert f"Example: fedshelf {script.removesuffix('.py')}" in " ".join(result.stdout.split())
