@@ -108,8 +108,8 @@ class RunConfig(Settings):
         panel=ROUNDS, scope=Scope.SERVER)] = 1.0  # fmt: skip
     quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that are enough at the deadline (default: 0.8 of "
         "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in seconds.", panel=ROUNDS,
-        scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in "
+        "seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "

@@ -82,8 +82,8 @@ BAD_UPLOADS: dict[str, tuple[Callable[[Upload], Answer], str]] = {
     "not a number": (lambda u: replace(u, delta=with_value(u.delta, 5, math.nan)), r"nan in tensor '1.weight'"),
     "infinite": (lambda u: replace(u, delta=with_value(u.delta, -1, math.inf)), r"inf in tensor '1.bias'"),
     "of wrong shape": (lambda u: replace(u, delta=u.delta[:-1]), r"shape \(146,\), the server's layout \(147,\)"),
-    "for an earlier round": (lambda u: replace(u, key=replace(u.key, round=0)), r"round 0, attempt 0 .* stale"),
-    "for an earlier attempt": (lambda u: replace(u, key=replace(u.key, attempt=7)), r"attempt 7"),
+    "for an earlier round": (lambda u: replace(u, key=replace(u.key, round=0)), r"round 0, attempt 1 .* stale"),
+    "for an earlier attempt": (lambda u: replace(u, key=replace(u.key, attempt=7)), r"attempt 8"),
     "of another run": (lambda u: replace(u, key=replace(u.key, run_id="run-0")), r"run run-0"),
     "with an undeclared vector": (lambda u: replace(u, auxiliary={"photo": u.delta}), r"\['photo'\]"),
     "truncated": (lambda u: Garbled("the body is truncated"), r"the body is truncated"),
@@ -310,7 +310,7 @@ HANDSHAKES: dict[str, tuple[Callable[[Ready], Answer], str]] = {
     "configuration": (lambda r: replace(r, config_digest="other"), "config digest differs"),
     "run": (lambda r: replace(r, run_id="other"), "run id differs"),
     "no photos": (lambda r: replace(r, num_train=0), "no training photo"),
-    "negative photos": (lambda r: replace(r, num_validation=-1), "negative"),
+    "negative photos": (lambda r: replace(r, num_validation=-1), "outside of 0"),
     "cannot set up": (lambda r: Failure(reason="model 'vit' is unknown"), "model 'vit' is unknown"),
 }
 
@@ -364,7 +364,7 @@ def test_a_claim_of_a_trillion_validation_photos_does_not_decide_the_accuracy() 
     def boast(message: ServerMessage, honest: Answer) -> Answer:
         if isinstance(honest, Ready):
             return replace(honest, num_validation=10**12)
-        return replace(honest, num_correct=0, num_examples=4) if isinstance(honest, Evaluation) else honest
+        return replace(honest, num_correct=0, num_examples=10**12) if isinstance(honest, Evaluation) else honest
 
     world.tampers["a"] = boast
     world.tampers["b"] = lambda m, h: replace(h, num_correct=h.num_examples) if isinstance(h, Evaluation) else h
