@@ -8,9 +8,11 @@ Everything is trained with the demo's own settings and tested on the demo's test
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks import results
 from fedshelf.cli.demo import LOCAL_EPOCHS, ROUNDS
 from fedshelf.config.schema import RunConfig
 from fedshelf.data.cache import PhotoCache
@@ -26,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty or earlier folder of this benchmark")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="write the section into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     photos = arguments.work / "photos"
     if not photos.is_dir():
@@ -36,12 +39,22 @@ def main() -> None:
         link = arguments.work / "alone" / store.name / store.name
         if not link.exists():
             link.symlink_to(store.absolute(), target_is_directory=True)
-    figures = {
+    figures: dict[str, Any] = {
         "neighbors_in_pixels": _neighbors(photos, stores, arguments.work / "cache"),
         "alone": {store.name: _train(arguments, arguments.work / "alone" / store.name, store.name) for store in stores},
         "together": _train(arguments, photos / "stores", "together"),
     }
     print(json.dumps(figures))
+    if arguments.write:
+        rows = [
+            ["all five stores together", f"{figures['together']:.1%}"],
+            *([f"{name} alone", f"{value:.1%}"] for name, value in figures["alone"].items()),
+            ["nearest neighbor in pixels", f"{figures['neighbors_in_pixels']:.1%}"],
+        ]
+        text = results.table(["demo photos", "test accuracy"], rows)
+        results.write(
+            "demo", f"{text}\n\nThe demo's settings for all; simulated.", "python -m benchmarks.demo --work demo-check"
+        )
 
 
 def _train(arguments: argparse.Namespace, data_dir: Path, name: str) -> float:
