@@ -38,7 +38,8 @@ for round_ in range(first, 10**6):
     database.emit(RoundFinished(round=round_, attempt=1, clients=(), train_loss=1.0, accuracy=None,
                                 central_accuracy=None, central_loss=None, seconds=1.0, bytes_up=1, bytes_down=1,
                                 best_round=round_))
-    state = ServerState(round=round_, params=torch.full((300_000,), float(round_)), best=Best(round=round_, value=0.1))
+    best = Best(round=round_, value=0.1, metric="accuracy")
+    state = ServerState(round=round_, params=torch.full((300_000,), float(round_)), best=best)
     checkpoints.save(state, is_best=True)
     print(round_, flush=True)
 """

@@ -47,7 +47,7 @@ def _parameter(settings: type[Settings], name: str) -> inspect.Parameter:
     field, flag = settings.model_fields[name], settings.flags()[name]
     dashed = f"--{name.replace('_', '-')}"
     kind: Any = field.annotation
-    names = [f"{dashed}/--no-{dashed[2:]}"] if kind is bool and field.default else [dashed]
+    names = [f"{dashed}/--no-{dashed[2:]}"] if kind is bool else [dashed]  # either wins over a file
     silent = field.default is None or kind is bool
     text = flag.help if silent else f"{flag.help} (default {field.default})"
     option = typer.Option(*names, help=text, rich_help_panel=flag.panel, show_default=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fedshelf.core.choices import Metric
 from fedshelf.core.messages import TaskKey
 
 SCHEMA_VERSION = 1
@@ -15,10 +16,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Best:
-    """The best round so far, by the chosen metric."""
+    """The best round so far: `value` of `metric`, as a number of which more is better (a loss is negative)."""
 
     round: int
     value: float
+    metric: Metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -124,7 +124,8 @@ class Server:
         state = ports.checkpoints.load()
         if state is not None and state.round >= plan.num_rounds:
             return f"{state.round} rounds were done before"
-        catalogue = plan.catalogue or self._freeze_catalogue()
+        catalogue = plan.catalogue or self._gather_catalogue()
+        self._keep_catalogue(catalogue)  # one that was given, too: its file may be edited while the run goes on
         model = self._build_model(catalogue)
         if state is None:
             state = ServerState(round=0, params=model.initial)
@@ -143,14 +144,12 @@ class Server:
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         return self._run_rounds(state, model)
 
-    def _freeze_catalogue(self) -> Catalogue:
+    def _gather_catalogue(self) -> Catalogue:
         """Wait for enough clients to join, and settle which products there are."""
         log.info("waiting for %d clients to join", self._plan.start_clients)
         while self._membership.num_joined() < self._plan.start_clients:
             self._reception.poll(POLL_SECONDS)
-        catalogue = Catalogue.resolve(self._membership.classes())
-        self._keep_catalogue(catalogue)
-        return catalogue
+        return Catalogue.resolve(self._membership.classes())
 
     def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
         plan, ports = self._plan, self._ports

@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
     ClientJoined,
@@ -34,12 +35,15 @@ from fedshelf.core.messages import (
     Ready,
     ServerMessage,
     Setup,
+    TaskKey,
     Upload,
 )
 from fedshelf.core.ports import Left, Reply, Undecodable
 from fedshelf.core.rng import Rng
-from fedshelf.rounds import payload
+from fedshelf.core.state import ClientState
+from fedshelf.rounds import checks, payload
 from fedshelf.rounds.selection import Selection
+from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakePeer, Garbled, Gone
 from tests.worlds import World, join, with_batch_norm
 
@@ -592,7 +596,17 @@ def record(**values: Any) -> RoundFinished:
     ],
 )
 def test_the_chosen_metric_decides_and_more_is_better(metric: Any, values: dict[str, float], expected: Any) -> None:
-    assert Selection(metric=metric).value(record(**values)) == expected
+    best = Selection(metric=metric).better(record(**values), None)
+    assert (best.value if best else None) == expected
+
+
+def test_values_of_different_metrics_are_never_compared() -> None:
+    """A round in which every client vanished before evaluating has a central accuracy only."""
+    first = Selection().better(record(accuracy=0.5, central_accuracy=0.6), None)
+    assert Selection().better(record(central_accuracy=0.9), first) == first
+    better = Selection().better(record(accuracy=0.6, central_accuracy=0.1), first)
+    assert better is not None
+    assert better.value == 0.6
 
 
 def test_later_joiners_take_part_from_the_next_round() -> None:
@@ -646,3 +660,58 @@ def test_setups_are_sent_once_the_catalogue_is_settled_and_to_later_joiners_at_o
     assert setups[0] == setups[1]
     assert world.catalogue is not None
     assert setups[0].catalogue == world.catalogue.to_json()
+
+
+def test_the_first_bad_value_is_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "BLOCK", 10)
+    world = World(names=("a", "b"), num_rounds=1)
+    world.tampers["a"] = on_training(lambda u: replace(u, delta=with_value(u.delta, -2, math.nan)))
+    world.run()
+    assert "nan in tensor '1.bias'" in reason(world.finished[0], "a")
+
+
+def test_nothing_of_an_earlier_round_stays_spooled() -> None:
+    world = World(names=("a", "b"), num_rounds=3)
+    world.run()
+    keys = [TaskKey(run_id="run-1", round=number, attempt=0) for number in (1, 2, 3)]
+    assert [len(world.spool.names(key)) for key in keys] == [0, 0, 0]
+
+
+@dataclass(frozen=True)
+class CountingRounds(FedAvg):
+    """Each client uploads in how many counted rounds it has been, this one included."""
+
+    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
+        count = state.tensors.get("count", torch.zeros(1)) + 1
+        upload = trainer.upload(broadcast)
+        return replace(upload, delta=count.expand_as(upload.delta)), ClientState(tensors={"count": count})
+
+
+def test_a_client_s_state_holds_once_its_upload_was_counted_and_not_before() -> None:
+    world = World(names=("a", "b"), num_rounds=4, algorithm=CountingRounds())
+    sent: list[float] = []
+
+    def late_in_round_two(upload: Upload) -> Answer:
+        sent.append(upload.delta[0].item())
+        return None if upload.key.round == 2 else upload
+
+    world.tampers["b"] = on_training(late_in_round_two)
+    world.run()
+    assert sent == [1, 2, 2, 3], "what was late in round 2 was rolled back in round 3"
+
+
+def test_a_client_that_came_back_after_a_restart_and_left_again_is_not_waited_for() -> None:
+    world = World(names=("a", "b"), num_rounds=1, rounds={"rejoin_grace": 60.0})
+
+    def stop(upload: Upload) -> Answer:
+        world.stop.set()
+        return None
+
+    world.tampers["a"] = on_training(stop)
+    assert world.run() is RunStatus.STOPPED
+    world.stop.clear()
+    world.tampers["a"] = on_training(lambda u: Gone())
+    world.restart()
+    world.server().run()
+    assert statuses(world.finished[0]) == {"a": "offline", "b": "counted"}
+    assert world.finished[0].seconds < 5

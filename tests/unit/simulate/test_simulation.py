@@ -233,3 +233,33 @@ def test_a_diverging_client_fails_by_name_and_the_run_says_so(stores: Path) -> N
         simulate(config(client_lr=1e30, warmup_rounds=0, gradient_clip=0.0), watchers=(sink,))
     reasons = {m.reason for v in sink.of(RoundVoid) for m in v.clients}
     assert any("diverged" in reason for reason in reasons)
+
+
+def test_a_model_that_a_client_holds_already_costs_no_bytes(stores: Path) -> None:
+    """Round 1 sends two models to each client (to train, to evaluate), round 2 only the one it leads to."""
+    sink = RecordingSink()
+    _, directory = simulate(config(run_dir=Path("r")), watchers=(sink,))
+    first, second = (record.bytes_down for record in sink.of(RoundFinished))
+    model = 4 * final(directory).numel()
+    assert first > 3 * 2 * model
+    assert 3 * model < second < 3 * model + 10_000
+    assert first - second == pytest.approx(3 * model, abs=5_000)
+
+
+@pytest.mark.usefixtures("home")
+def test_stores_in_memory_have_no_validation_photos() -> None:
+    sink = RecordingSink()
+    given = config(data_dir=None, test_dir=None, rounds=1)
+    simulate_in_memory(given, stores=MEMORY, test=None, class_names=CLASSES, watchers=(sink,))
+    assert [e.num_validation for e in sink.of(ClientJoined)] == [0, 0]
+    assert sink.of(RoundFinished)[0].accuracy is None
+
+
+def test_a_catalogue_that_changed_since_does_not_change_the_run(stores: Path) -> None:
+    catalogue = Path("catalogue.txt")
+    catalogue.write_text("apple\nmilk\ntea\n")
+    simulate(config(catalogue=catalogue, run_dir=Path("r")))
+    catalogue.write_text("tea\nmilk\napple\n")
+    status, directory = simulate(config(catalogue=catalogue, run_dir=Path("r"), extend=1))
+    assert status is RunStatus.FINISHED
+    assert json.loads((directory.model / "labels.json").read_text()) == list(CLASSES)

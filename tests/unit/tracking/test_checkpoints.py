@@ -21,7 +21,7 @@ def state(round: int, *, best: int | None = None) -> ServerState:
         params=torch.full((1000,), float(round)),
         optimizer={"momentum": torch.arange(10.0) + round},
         counted={"Zürich [1]": TaskKey(run_id="r", round=round, attempt=2)},
-        best=None if best is None else Best(round=best, value=0.5),
+        best=None if best is None else Best(round=best, value=0.5, metric="accuracy"),
         void_rounds=round + 1,
     )
 

@@ -268,3 +268,10 @@ def test_personal_tensors_are_trained_but_not_shared() -> None:
     whole = step_by_hand(WHOLE)
     torch.testing.assert_close(params.vector, whole, rtol=1e-5, atol=2e-6)
     assert len(params.shared) == 144
+
+
+def test_views_are_drawn_anew_each_round_and_for_each_client() -> None:
+    work = trainer(bench=workbench(linear(), replace(WHOLE, augmentation=Augmentation())), train=photos(1, 1))
+    views = [next(iter(w._batches(r)))[0] for w, r in ((work, 1), (work, 2), (replace(work, client="z"), 1))]
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
