@@ -3,7 +3,7 @@
 ``python -m tests.odd_client --data-dir D --server-address A --do WHAT@ROUND [--do …] [--record FILE]``
 
 WHAT is one of `ODDITIES` (what the trained upload becomes), or `hold` / `hold-evaluation`: print an event and wait
-until the file given with ``--until`` exists. Without ROUND, it is done in every round.
+until the folder given with ``--until`` holds a file named ROUND. Without ROUND, it is done in every round.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class OddClient:
         hold = {Purpose.TRAIN: "hold", Purpose.EVALUATE: "hold-evaluation"}[message.purpose]
         if order == hold and self._until is not None:
             print(json.dumps({"event": "held", "round": message.key.round}), flush=True)
-            while not self._until.exists():
+            while not (self._until / str(message.key.round)).exists():
                 time.sleep(0.02)
         answer = self._client.handle(message)
         if message.purpose is not Purpose.TRAIN or order not in ODDITIES or not isinstance(answer, Upload):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,12 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_for(self, kind: str, /, *, where: Callable[[Event], bool] = lambda event: True, **fields: Any) -> Event:
+    def wait_for(self, kind: str, /, **fields: Any) -> Event:
         """The first event of `kind` with these values, which may have come already; fails when the process ends
         without it."""
 
         def match(event: Event) -> bool:
-            return event["event"] == kind and fields.items() <= event.items() and where(event)
+            return event["event"] == kind and fields.items() <= event.items()
 
         deadline = time.monotonic() + PATIENCE
         with self._news:
@@ -200,6 +200,15 @@ class Site:
         return self.start(
             sys.executable, "-m", "tests.odd_client", "--data-dir", data, "--server-address", self.address, *arguments
         )
+
+    def held_client(self, name: str, *orders: str) -> Process:
+        """A client that waits at what `orders` say (``hold@2``) until `release` is called for that round."""
+        told = [part for order in orders for part in ("--do", order)]
+        return self.odd_client(name, *told, "--until", str(self.root))
+
+    def release(self, round: int) -> None:
+        """Let clients go on that wait in `round`, now or later."""
+        (self.root / str(round)).touch()
 
     def clients(self, *arguments: str) -> dict[str, Process]:
         """A client for each store."""

@@ -81,15 +81,15 @@ def test_a_later_joiner_with_foreign_classes_and_broken_photos_takes_part_with_t
     (late / "apple" / "empty.jpg").touch()
     Image.new("RGB", (24, 24)).save(late / "apple" / "looks-like.gif")
 
-    release, run = site.root / "release", site.root / "run"
+    run = site.root / "run"
     server = site.server("--rounds", "2", "--val-fraction", "0", "--run-dir", str(run), min_clients=2)
-    held = site.odd_client("store-1", "--do", "hold@1", "--until", str(release))
+    held = site.held_client("store-1", "hold@1")
     second = site.client("store-2")
     held.wait_for("held", round=1)
     joiner = site.client("store-3")
     joined = server.wait_for("client_joined", client="store-3")
     assert (joined["num_train"], joined["num_left_out"]) == (good, 5)
-    release.touch()
+    site.release(1)
     assert server.end() == 0, server.text()
     assert [client.end() for client in (held, second, joiner)] == [0] * 3
     assert "elderberry (5)" in joiner.text()
@@ -104,7 +104,7 @@ def test_numbers_without_bound_do_not_end_the_server(pair: Site) -> None:
     server = pair.server("--rounds", "1", "--run-dir", str(pair.root / "run"), "--val-fraction", "0.2")
     second = pair.client("store-2")
     absurd = pair.odd_client("store-1", "--do", "absurd-ready")
-    assert "numbers of photos" in server.wait_for("client_refused", client="store-1")["reason"]
+    assert "its answer to the setup" in server.wait_for("client_refused", client="store-1")["reason"]
     assert absurd.end() == 1
     honest = pair.client("store-1")
     assert server.end() == 0, server.text()

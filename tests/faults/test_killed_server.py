@@ -29,9 +29,8 @@ def assert_as_if_nothing_had_been(site: Site, *, ended: Process) -> None:
 
 
 def test_a_killed_server_resumes_the_same_round_while_clients_stay_up(site: Site) -> None:
-    release = site.root / "release"
     server = site.server(*RECIPE)
-    held = site.odd_client(site.names[0], "--do", "hold@1", "--do", "hold-evaluation@2", "--until", str(release))
+    held = site.held_client(site.names[0], "hold@1", "hold-evaluation@2", "hold@4")
     others = [site.client(name) for name in site.names[1:]]
 
     held.wait_for("held", round=1)
@@ -43,19 +42,19 @@ def test_a_killed_server_resumes_the_same_round_while_clients_stay_up(site: Site
     assert server.wait_for("run_started")["first_round"] == 1
     for name in site.names[1:]:
         server.wait_for("upload_received", round=1, client=name, status="counted")  # found in the spool
-    release.touch()
+    site.release(1)
     server.wait_for("round_finished", round=1)
-    release.unlink()
 
     held.wait_for("held", round=2)
     assert not server.has("round_finished", round=2)
     server.kill()  # all uploads are in, the evaluation is not
-    release.touch()
+    site.release(2)
 
     server = site.server(*RECIPE)
     server.wait_for("round_finished", round=2)
     server.wait_for("round_finished", round=3)
-    server.kill()  # between rounds, before or after the checkpoint
+    server.kill()  # between rounds, before or after the checkpoint; the last round cannot end yet
+    site.release(4)
 
     server = site.server(*RECIPE)
     assert_as_if_nothing_had_been(site, ended=server)
@@ -63,18 +62,16 @@ def test_a_killed_server_resumes_the_same_round_while_clients_stay_up(site: Site
 
 
 def test_a_killed_server_resumes_when_its_clients_were_killed_too(pair: Site) -> None:
-    release = pair.root / "release"
-    holding = ("--do", "hold@1", "--do", "hold-evaluation@2", "--until", str(release))
-    server, first, second = pair.server(*RECIPE), pair.odd_client("store-1", *holding), pair.client("store-2")
+    holding = ("hold@1", "hold-evaluation@2")
+    server, first, second = pair.server(*RECIPE), pair.held_client("store-1", *holding), pair.client("store-2")
     first.wait_for("held", round=1)
     server.wait_for("upload_received", round=1, client="store-2")
     for process in (server, first, second):
         process.kill()
 
-    release.touch()
-    server, first, second = pair.server(*RECIPE), pair.odd_client("store-1", *holding), pair.client("store-2")
+    pair.release(1)
+    server, first, second = pair.server(*RECIPE), pair.held_client("store-1", *holding), pair.client("store-2")
     server.wait_for("round_finished", round=1)
-    release.unlink()
     first.wait_for("held", round=2)
     assert not server.has("round_finished", round=2)
     for process in (server, first, second):
@@ -90,11 +87,11 @@ def test_a_killed_server_resumes_when_its_clients_were_killed_too(pair: Site) ->
 def test_kill_9_of_everything_at_any_time_changes_nothing(pair: Site, seed: int) -> None:
     chance = random.Random(seed)
     # What is waited for, and how long after it the blow falls (in seconds): anywhere in joining, training,
-    # aggregation, evaluation, checkpoint.
-    for kind in ("client_joined", "round_started", "round_finished"):
-        server, clients = pair.server(*RECIPE), pair.clients()
+    # aggregation, evaluation, checkpoint. The last round is held, or a quick machine would be done before that.
+    for kind in ("client_joined", "round_started", "round_started"):
+        server, held, other = pair.server(*RECIPE), pair.held_client("store-1", "hold@4"), pair.client("store-2")
         server.wait_for(kind)
-        _after(chance.uniform(0.0, 0.25), server, *clients.values())
+        _after(chance.uniform(0.0, 0.6), server, held, other)
     server = pair.server(*RECIPE)
     pair.clients()
     assert_as_if_nothing_had_been(pair, ended=server)

@@ -23,9 +23,8 @@ def assert_uninterrupted(site: Site, server: Process) -> None:
 
 
 def test_ctrl_c_of_the_server_keeps_the_round_and_the_same_command_goes_on(pair: Site) -> None:
-    release = pair.root / "release"
     server = pair.server(*RECIPE)
-    held = pair.odd_client("store-1", "--do", "hold@2", "--until", str(release))
+    held = pair.held_client("store-1", "hold@2")
     other = pair.client("store-2")
     held.wait_for("held", round=2)
     server.wait_for("upload_received", round=2, client="store-2")
@@ -42,20 +41,19 @@ def test_ctrl_c_of_the_server_keeps_the_round_and_the_same_command_goes_on(pair:
     server = pair.server(*RECIPE)
     assert server.wait_for("run_started")["first_round"] == 2
     server.wait_for("upload_received", round=2, client="store-2", status="counted")
-    release.touch()
+    pair.release(2)
     assert_uninterrupted(pair, server)
     assert [held.end(), other.end()] == [0, 0]
 
 
 def test_a_server_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(pair: Site) -> None:
-    release = pair.root / "release"
     server = pair.server(*RECIPE)
-    clients = [pair.odd_client("store-1", "--do", "hold@2", "--until", str(release)), pair.client("store-2")]
+    clients = [pair.held_client("store-1", "hold@2"), pair.client("store-2")]
     clients[0].wait_for("held", round=2)
     # From now on no file of this process may grow: what a full disk is to it, and needs no disk to fill.
     _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (1, hard))
-    release.touch()
+    pair.release(2)
     assert server.end() == 1
     assert "error: cannot write" in server.text()
     assert "Traceback" not in server.text()
