@@ -12,7 +12,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 def paused_in_round_1(site: Site, run: Path, *, quorum: int) -> tuple[Process, Process, list[Process]]:
     """A server, a client that was stopped with its task of round 1 waiting for it, and the others, who have answered.
 
-    The server knows the catalogue, so the first client is set up, and can be stopped, before the others start.
+    The server knows the catalogue, so the first client is set up, and can be stopped, before the others start. These
+    hold round 2 open, so that the run cannot end without the first.
     """
     catalogue = site.root / "catalogue.txt"
     catalogue.write_text("\n".join(CLASSES))
@@ -24,7 +25,7 @@ def paused_in_round_1(site: Site, run: Path, *, quorum: int) -> tuple[Process, P
     victim = site.client(last)
     server.wait_for("client_joined", client=last)
     victim.pause()
-    others = [site.client(name) for name in rest]
+    others = [site.held_client(name, "hold@2") for name in rest]
     for name in rest:
         server.wait_for("upload_received", round=1, client=name, status="counted")
     return server, victim, others
@@ -38,6 +39,8 @@ def test_a_round_completes_by_quorum_without_a_killed_client_which_rejoins_when_
     assert server.has("client_left", client="store-4")
     assert not server.has("round_started", round=2)  # the least cohort is four
     victim = site.client("store-4")
+    server.wait_for("upload_received", round=2, client="store-4", status="counted")
+    site.release(2)
     assert server.end() == 0, server.text()
     assert [client.end() for client in (victim, *others)] == [0] * 4
     summary = site.show(run)
@@ -59,6 +62,8 @@ def test_ctrl_c_of_a_client_signs_it_off_and_it_may_come_back(pair: Site) -> Non
     server.wait_for("client_left", client="store-2")
     server.wait_for("round_finished", round=1)
     back = pair.client("store-2")
+    server.wait_for("upload_received", round=2, client="store-2", status="counted")
+    pair.release(2)
     assert server.end() == 0, server.text()
     assert [client.end() for client in (back, *other)] == [0, 0]
     summary = pair.show(run)
