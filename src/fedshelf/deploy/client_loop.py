@@ -76,6 +76,8 @@ def run_client(
             stop.wait(backoff)
             backoff = min(2 * backoff, LAST_BACKOFF)
         else:
+            if stop.is_set():
+                break
             away_since, backoff = time.monotonic(), FIRST_BACKOFF
             on_status(f"the connection to {address} was lost; joining again")
             stop.wait(FIRST_BACKOFF)

@@ -61,7 +61,7 @@ class Reception:
                 self._membership.on_left(address, "no sign of life")
             case Reply() as reply:
                 return self._on_reply(reply)
-            case Undecodable(address=address, reason=reason, task=None):
+            case Undecodable(address=address, reason=reason, task=None) if self._membership.name(address):
                 # Of all that is no task only the setup is answered by who has joined: it would wait for ever.
                 self._membership.on_setup_failed(address, f"its answer to the setup cannot be read: {reason}")
             case Undecodable(address=address, reason=reason, num_bytes=num_bytes, task=task):
