@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedshelf.cli.display import stop_on_signals
 from fedshelf.config.client import ClientPlace, StoreClient, join_of
 from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Purpose, Ready, ServerMessage, Upload
 from fedshelf.deploy.client_loop import run_client
@@ -113,7 +114,7 @@ def main() -> int:
     given = parser.parse_args()
     place = ClientPlace.of(given.data_dir, name=None, state_dir=None, device="cpu")
 
-    with place.lock():
+    with place.lock(), stop_on_signals() as stop:
         odd = OddClient(StoreClient(place), given.do, given.until)
 
         def on_send(records: RecordDict) -> None:
@@ -123,7 +124,7 @@ def main() -> int:
                     file.write(json.dumps(plain(records)) + "\n")
 
         ended = run_client(
-            given.server_address, odd.handle, join_of(place), insecure=given.insecure, on_send=on_send,
+            given.server_address, odd.handle, join_of(place), insecure=given.insecure, on_send=on_send, stop=stop,
             on_status=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     return int(ended.kind is not EndKind.CLOSED)
