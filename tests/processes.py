@@ -116,7 +116,9 @@ class Process:
         try:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the process did not end; log:\n{self.text()}") from None
+            raise AssertionError(
+                f"the process did not end; last events: {self.events[-8:]}; log:\n{self.text()}"
+            ) from None
         self._join()
         return code
 
