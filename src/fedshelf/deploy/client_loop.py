@@ -15,7 +15,7 @@ from fedshelf.deploy.address import parse_address
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.flower_client import FleetSession, ServerAwayError, SessionLostError
-from fedshelf.deploy.tls import client_context
+from fedshelf.deploy.tls import client_context, local_authority
 from fedshelf.deploy.wire import SendHook, to_records
 
 LOG = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def run_client(
     away_since, backoff = time.monotonic(), FIRST_BACKOFF
     on_status(f"connecting to {address}")
     while not stop.is_set():
+        authority = local_authority()
         try:
             # Anew each time: a server on this machine may just have made its certificate authority.
             session = FleetSession(address, None if insecure else client_context(ca))
@@ -69,6 +70,10 @@ def run_client(
             ended = _Visit(session, part, stop, on_send).run()
             if ended is not None:
                 return ended
+        except TransportError:
+            if insecure or ca is not None or local_authority() == authority:
+                raise
+            on_status("a server on this machine has just made its certificate authority; trying again")
         except (ServerAwayError, SessionLostError) as error:
             if max_wait is not None and time.monotonic() - away_since > max_wait:
                 raise TransportError(f"the server on {address} did not answer for {max_wait:g} s ({error})") from error

@@ -89,10 +89,18 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
                 f"--ca {ca}: {error.strerror or error}; give the ca.pem that 'fedshelf server' made"
             ) from error
     context = ssl.create_default_context()
-    local = tls_directory() / "ca.pem"
-    if local.exists():
-        context.load_verify_locations(cafile=str(local))
+    local = local_authority()
+    if local:
+        context.load_verify_locations(cadata=local)
     return context
+
+
+def local_authority() -> str:
+    """The certificate (PEM) of this machine's own authority; empty before a server has made one."""
+    try:
+        return (tls_directory() / "ca.pem").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return ""
 
 
 def _names(hosts: Iterable[str]) -> list[str]:
