@@ -9,6 +9,8 @@
       Evaluation  ──────────▶            how the model does on my validation photos
       Failure     ──────────▶            why there is neither
 
+Where a run compresses, a `CompressedBroadcast` and a `CompressedUpload` travel in place of the two.
+
 Everything that leaves a client is one of these objects and nothing else (docs/explanation/what-leaves-a-store.md).
 Shapes: S shared values of the model (see `params`).
 """
@@ -20,7 +22,9 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-PROTOCOL_VERSION = 1
+from fedshelf.core.encoded import Encoded
+
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -71,7 +75,10 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """The client has built the model; the digests prove that both sides mean the same."""
+    """The client has built the model; the digests prove that both sides mean the same.
+
+    `holds` names the newest model (see `CompressedBroadcast`) that it still has from before; "" is none.
+    """
 
     run_id: str
     layout_digest: str
@@ -80,6 +87,7 @@ class Ready:
     num_train: int
     num_validation: int
     num_left_out: int
+    holds: str = ""
 
 
 class Purpose(StrEnum):
@@ -124,6 +132,45 @@ class Upload:
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Step:
+    """The way from one model to the next: the model named `base`, plus `vectors` ("trainable" [T], "statistics"
+    [S - T]), is the model named `model`. Where `base` is "", the way begins at zero."""
+
+    base: str
+    model: str
+    vectors: Mapping[str, Encoded]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CompressedBroadcast:
+    """A `Broadcast` as differences to a model that the client holds.
+
+    `model` is the digest of the float32 values [S] that all clients decode to the last bit; `steps` lead there one
+    after the other. There are none where the client holds the model already.
+    """
+
+    key: TaskKey
+    purpose: Purpose
+    model: str
+    steps: tuple[Step, ...]
+    client_lr: float
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    counted: TaskKey | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CompressedUpload:
+    """An `Upload` with its vectors encoded: "trainable" [T], "statistics" [S - T], and "auxiliary." + name."""
+
+    key: TaskKey
+    vectors: Mapping[str, Encoded]
+    num_examples: int
+    num_steps: int
+    train_loss: float
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """How the broadcast model does on the client's own validation photos: counts and the sum of losses (nats)."""
@@ -142,5 +189,5 @@ class Failure:
     key: TaskKey | None = None
 
 
-ServerMessage: TypeAlias = Setup | Broadcast
-ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Failure
+ServerMessage: TypeAlias = Setup | Broadcast | CompressedBroadcast
+ClientMessage: TypeAlias = Join | Ready | Upload | CompressedUpload | Evaluation | Failure

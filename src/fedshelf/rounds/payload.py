@@ -1,32 +1,44 @@
-"""Messages as bytes: a JSON header and a safetensors body.
+"""Messages as a JSON header and a body of vectors.
 
-The header holds the message's plain fields and the body's SHA-256; the body holds its vectors and nothing else, so
-that one model has one body, whoever it is sent to. Nothing here can carry an object that is not declared in
+The header holds the message's plain fields and the body's digest; the body (see `body`) holds its vectors and nothing
+else, so that one model has one body, whoever it is sent to. Nothing here can carry an object that is not declared in
 `core.messages`: unknown kinds, fields and tensors are refused on both sides, and no pickle is ever read.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
-import safetensors.torch
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedshelf.core import messages
+from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Upload
+from fedshelf.core.messages import (
+    Broadcast,
+    ClientMessage,
+    CompressedBroadcast,
+    CompressedUpload,
+    ServerMessage,
+    Step,
+    Upload,
+)
+from fedshelf.rounds import body as bodies
+from fedshelf.rounds.body import Body, Buffer
+
+Message: TypeAlias = ServerMessage | ClientMessage
 
 KINDS: Mapping[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (
-        messages.Join, messages.Setup, messages.Ready, Broadcast, Upload, messages.Evaluation, messages.Failure
+        messages.Join, messages.Setup, messages.Ready, Broadcast, CompressedBroadcast, Upload, CompressedUpload,
+        messages.Evaluation, messages.Failure,
     )
 }  # fmt: skip
-for _checked in (*KINDS.values(), messages.TaskKey, messages.ClassFolder):
+for _checked in (*KINDS.values(), messages.TaskKey, messages.ClassFolder, Step, Encoded):
     # Pydantic reads a dataclass' rules from the class; core knows nothing of pydantic, so they are set here.
     setattr(_checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
 _ADAPTERS: Mapping[str, TypeAdapter[Any]] = {name: TypeAdapter(kind) for name, kind in KINDS.items()}
@@ -34,102 +46,192 @@ AUXILIARY = "auxiliary."
 MAX_HEADER_BYTES = 64 << 20  # a join lists every class folder; nothing honest comes near this
 
 
-def encode_body(message: ServerMessage | ClientMessage) -> bytes:
-    """The message's vectors as one safetensors file; empty where it has none."""
-    vectors = _vectors(message)
-    if not vectors:
-        return b""
-    arrays = [tensor.detach().to("cpu", torch.float32).contiguous() for tensor in vectors.values()]
-    return b"".join([_safetensors_header(vectors), *(memoryview(array.numpy().data).cast("B") for array in arrays)])
+def body_of(message: Message) -> Body:
+    """The message's vectors, ready to be sent: nothing is copied. No pieces where it has none."""
+    return bodies.write(vectors_of(message))
 
 
-def encode_header(message: ServerMessage | ClientMessage, body_digest: str) -> str:
-    """The message's plain fields as JSON, with its kind and `digest` of the body."""
-    fields = {
-        field.name: value if not dataclasses.is_dataclass(value) else dataclasses.asdict(value)  # type: ignore[arg-type]
-        for field in dataclasses.fields(message)
-        if field.name not in _vector_fields(type(message))
-        for value in [getattr(message, field.name)]
-    }
-    if isinstance(message, messages.Join):
-        fields["classes"] = [dataclasses.asdict(folder) for folder in message.classes]
-    header = {"kind": type(message).__name__.lower(), "body": body_digest, **fields}
+def encode_body(message: Message) -> bytes:
+    """The message's body in one piece."""
+    return body_of(message).join()
+
+
+def encode_header(message: Message, body_digest: str) -> str:
+    """The message's plain fields as JSON, with its kind and the `digest` of the body."""
+    header = {"kind": type(message).__name__.lower(), "body": body_digest, **_plain_fields(message)}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
     return text.encode(errors="replace").decode()  # a file's name in a reason may hold bytes that are no text
 
 
-def digest(body: bytes) -> str:
-    """What `encode_header` takes: the body's SHA-256, or nothing for no body."""
-    return hashlib.sha256(body).hexdigest() if body else ""
+def digest(body: Buffer) -> str:
+    """What `encode_header` takes: the body's name, or nothing for no body."""
+    return bodies.digest(body)
 
 
-def size(message: ServerMessage | ClientMessage) -> tuple[int, int]:
+def size(message: Message) -> tuple[int, int]:
     """Bytes of (header, body) without making the body."""
-    vectors = _vectors(message)
-    header = len(encode_header(message, "0" * 64 if vectors else "").encode())
-    if not vectors:
-        return header, 0
-    return header, len(_safetensors_header(vectors)) + 4 * sum(v.numel() for v in vectors.values())
+    vectors = vectors_of(message)
+    return len(encode_header(message, "0" * 64 if vectors else "").encode()), bodies.size_of(vectors)
 
 
-def decode(header: str, body: bytes) -> ServerMessage | ClientMessage:
+def body_digest(header: str) -> str:
+    """The name of the body that belongs to `header`; "" where it has none.
+
+    Raises:
+        RefusedError: the header is not one of ours.
+    """
+    announced = _parse_header(header).get("body")
+    if not isinstance(announced, str):
+        raise RefusedError("the message's header does not say which body belongs to it")
+    return announced
+
+
+def decode(header: str, body: Buffer, *, computed: str | None = None) -> Message:
     """Read a message back, checking everything that can be checked without knowing the model.
+
+    Args:
+        header: see `encode_header`.
+        body: its vectors become views of it where it is writable memory.
+        computed: the body's digest, where the caller has computed it while the bytes came in.
 
     Raises:
         RefusedError: naming what is wrong: not our format, truncated, unknown kind or field, or a value out of range.
     """
-    fields = _parse_header(header)
+    if body_digest(header) != (digest(body) if computed is None else computed):
+        raise RefusedError(f"the message's body ({len(body):,} bytes) is truncated or altered: its digest differs")
+    return join(header, bodies.read(body))
+
+
+def join(header: str, vectors: Mapping[str, Tensor]) -> Message:
+    """The message of a header and its vectors by name; whether they belong together is the caller's to know.
+
+    Raises:
+        RefusedError: see `decode`.
+    """
+    fields, rest = _parse_header(header), dict(vectors)
     kind = KINDS.get(str(fields.pop("kind", "")))
     if kind is None:
         raise RefusedError("the message's kind is unknown: the other side runs another version")
-    announced = fields.pop("body", None)
-    if announced != digest(body):
-        raise RefusedError(f"the message's body ({len(body):,} bytes) is truncated or altered: its digest differs")
-    vectors = _read_vectors(body)
-    if _vector_fields(kind):
-        main = next(name for name in _vector_fields(kind) if name != "auxiliary")
-        if not fields.keys().isdisjoint(_vector_fields(kind)):
-            raise RefusedError(f"the {kind.__name__.lower()}'s header holds a vector, which belongs in the body")
-        if main not in vectors:
-            raise RefusedError(f"the {kind.__name__.lower()} holds no vector {main!r}")
-        fields[main] = vectors.pop(main)
-        fields["auxiliary"] = {
-            name.removeprefix(AUXILIARY): vectors.pop(name) for name in list(vectors) if name.startswith(AUXILIARY)
-        }
-    if vectors:
-        raise RefusedError(f"a {kind.__name__.lower()} may not carry {', '.join(sorted(vectors))}")
+    fields.pop("body", None)
+    name = kind.__name__.lower()
+    if kind in (Broadcast, Upload):
+        _fill_plain(fields, rest, "params" if kind is Broadcast else "delta", name)
+    elif kind is CompressedUpload:
+        fields["vectors"] = _filled(fields.get("vectors"), rest, "")
+    elif kind is CompressedBroadcast:
+        _fill_steps(fields, rest, name)
+    if rest:
+        raise RefusedError(f"a {name} may not carry {', '.join(sorted(rest))}")
     try:
-        message: ServerMessage | ClientMessage = _ADAPTERS[kind.__name__.lower()].validate_python(fields)
+        message: Message = _ADAPTERS[name].validate_python(fields)
     except ValidationError as error:
         details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RefusedError(f"the {kind.__name__.lower()} is malformed: {details}") from None
+        raise RefusedError(f"the {name} is malformed: {details}") from None
     return message
 
 
-def _vector_fields(kind: type[Any]) -> tuple[str, ...]:
-    return {Broadcast: ("params", "auxiliary"), Upload: ("delta", "auxiliary")}.get(kind, ())
+def vectors_of(message: Message) -> dict[str, Tensor]:
+    """The message's vectors by the names that they have in its body."""
+    match message:
+        case Broadcast(params=params, auxiliary=auxiliary):
+            return {"params": params, **_named(auxiliary)}
+        case Upload(delta=delta, auxiliary=auxiliary):
+            return {"delta": delta, **_named(auxiliary)}
+        case CompressedUpload(vectors=vectors):
+            return _parts(vectors, "")
+        case CompressedBroadcast(steps=steps, auxiliary=auxiliary):
+            found = _named(auxiliary)
+            for number, step in enumerate(steps):
+                found |= _parts(step.vectors, f"{number}/")
+            return found
+    return {}
 
 
-def _vectors(message: ServerMessage | ClientMessage) -> dict[str, Tensor]:
-    if isinstance(message, Broadcast):
-        main = {"params": message.params}
-    elif isinstance(message, Upload):
-        main = {"delta": message.delta}
-    else:
-        return {}
-    return main | {AUXILIARY + name: vector for name, vector in sorted(message.auxiliary.items())}
+def _named(auxiliary: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {AUXILIARY + name: vector for name, vector in sorted(auxiliary.items())}
 
 
-def _safetensors_header(vectors: Mapping[str, Tensor]) -> bytes:
-    """The format's header (8 bytes of length, JSON padded to 8): written here so that no vector is copied for it."""
-    entries, offset = {}, 0
-    for name, vector in vectors.items():
-        end = offset + 4 * vector.numel()
-        entries[name] = {"dtype": "F32", "shape": list(vector.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def _parts(vectors: Mapping[str, Encoded], prefix: str) -> dict[str, Tensor]:
+    return {
+        f"{prefix}{name}/{part}": tensor
+        for name, encoded in sorted(vectors.items())
+        for part, tensor in sorted(encoded.parts.items())
+    }
+
+
+def _plain_fields(message: Message) -> dict[str, Any]:
+    """The message's fields without its vectors: of an encoded one the codec, the size and the names of its parts."""
+    hidden = {Broadcast: ("params", "auxiliary"), Upload: ("delta", "auxiliary"), CompressedBroadcast: ("auxiliary",)}
+    return {
+        field.name: _plain(getattr(message, field.name))
+        for field in dataclasses.fields(message)
+        if field.name not in hidden.get(type(message), ())
+    }
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Encoded():
+            return {"codec": value.codec, "size": value.size, "parts": sorted(value.parts)}
+        case Step():
+            return {"base": value.base, "model": value.model, "vectors": _plain(value.vectors)}
+        case Mapping():
+            return {name: _plain(item) for name, item in sorted(value.items())}
+        case tuple():
+            return [_plain(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _fill_plain(fields: dict[str, Any], vectors: dict[str, Tensor], main: str, kind: str) -> None:
+    if main in fields:
+        raise RefusedError(f"the {kind}'s header holds a vector, which belongs in the body")
+    if main not in vectors:
+        raise RefusedError(f"the {kind} holds no vector {main!r}")
+    fields[main] = _float32(main, vectors.pop(main))
+    _fill_auxiliary(fields, vectors, kind)
+
+
+def _fill_steps(fields: dict[str, Any], vectors: dict[str, Tensor], kind: str) -> None:
+    steps = fields.get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise RefusedError(f"the {kind} does not list its steps")
+    for number, step in enumerate(steps):
+        step["vectors"] = _filled(step.get("vectors"), vectors, f"{number}/")
+    _fill_auxiliary(fields, vectors, kind)
+
+
+def _fill_auxiliary(fields: dict[str, Any], vectors: dict[str, Tensor], kind: str) -> None:
+    if "auxiliary" in fields:
+        raise RefusedError(f"the {kind}'s header holds a vector, which belongs in the body")
+    fields["auxiliary"] = {
+        name.removeprefix(AUXILIARY): _float32(name, vectors.pop(name))
+        for name in list(vectors)
+        if name.startswith(AUXILIARY)
+    }
+
+
+def _filled(outlines: Any, vectors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    """The encoded vectors that a header outlines, with their parts from the body."""
+    match outlines:
+        case dict():
+            return {name: _with_parts(outline, vectors, f"{prefix}{name}") for name, outline in outlines.items()}
+    raise RefusedError("the header does not outline the message's vectors")
+
+
+def _with_parts(outline: Any, vectors: dict[str, Tensor], name: str) -> dict[str, Any]:
+    match outline:
+        case {"parts": list(parts)} if all(isinstance(part, str) for part in parts):
+            missing = [part for part in parts if f"{name}/{part}" not in vectors]
+            if missing or len(set(parts)) != len(parts):
+                raise RefusedError(f"vector {name!r} comes without its parts {', '.join(missing) or parts}")
+            return {**outline, "parts": {part: vectors.pop(f"{name}/{part}") for part in parts}}
+    raise RefusedError(f"the header does not say which parts vector {name!r} has")
+
+
+def _float32(name: str, vector: Tensor) -> Tensor:
+    if vector.dtype != torch.float32:
+        raise RefusedError(f"vector {name!r} is {vector.dtype}, not a float32 vector")
+    return vector
 
 
 def _parse_header(header: str) -> dict[str, Any]:
@@ -152,18 +254,3 @@ def _int64(digits: str) -> int:
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{digits} needs more than 64 bits")
     return value
-
-
-def _read_vectors(body: bytes) -> dict[str, Tensor]:
-    if not body:
-        return {}
-    try:
-        vectors: dict[str, Tensor] = safetensors.torch.load(body)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise RefusedError(f"the message's body is not a safetensors file: {error}") from None
-    for name, vector in vectors.items():
-        if vector.dtype != torch.float32 or vector.dim() != 1:
-            raise RefusedError(
-                f"vector {name!r} is {vector.dtype} of shape {tuple(vector.shape)}, not a float32 vector"
-            )
-    return vectors

@@ -3,47 +3,24 @@
 On the wire a message's vectors are bytes with a digest (`rounds.payload`); here they can be views of a mapped file.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
-from fedshelf.core.messages import ClientMessage, TaskKey, Upload
+from fedshelf.core.messages import ClientMessage
 from fedshelf.rounds import payload
-
-_DELTA = "delta"
 
 
 def split(message: ClientMessage) -> tuple[dict[str, Tensor], str]:
     """The message's vectors by name, and its plain fields as JSON."""
-    header = payload.encode_header(message, "")
-    if not isinstance(message, Upload):
-        return {}, header
-    return {
-        _DELTA: message.delta,
-        **{payload.AUXILIARY + name: vector for name, vector in message.auxiliary.items()},
-    }, header
+    return payload.vectors_of(message), payload.encode_header(message, "")
 
 
 def join(vectors: Mapping[str, Tensor], header: str) -> ClientMessage:
     """The message that `split` took apart, equal to the last bit; its vectors are the ones given.
 
     Raises:
-        RefusedError: the header is not one of ours.
-        KeyError, TypeError, ValueError: neither are its fields.
+        RefusedError: they are not.
     """
-    fields: dict[str, Any] = json.loads(header)
-    if fields["kind"] != Upload.__name__.lower():
-        return cast("ClientMessage", payload.decode(header, b""))  # `split` takes no other
-    del fields["kind"], fields["body"]
-    return Upload(
-        key=TaskKey(**fields.pop("key")),
-        delta=vectors[_DELTA],
-        auxiliary={
-            name.removeprefix(payload.AUXILIARY): vector
-            for name, vector in vectors.items()
-            if name.startswith(payload.AUXILIARY)
-        },
-        **fields,
-    )
+    return cast("ClientMessage", payload.join(header, vectors))  # `split` takes no other

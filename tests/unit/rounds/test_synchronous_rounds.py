@@ -334,7 +334,7 @@ def test_a_client_that_means_something_else_is_refused_by_name(kind: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"protocol": PROTOCOL_VERSION + 1}, "protocol 2"),
+        ({"protocol": PROTOCOL_VERSION + 1}, f"protocol {PROTOCOL_VERSION + 1}"),
         ({"client": "  "}, "name is empty"),
         ({"classes": (ClassFolder(leaf="", path=""),)}, "class"),
         ({"classes": (ClassFolder(leaf="red", path="apple//red"),)}, "class"),
