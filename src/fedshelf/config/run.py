@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedshelf import __version__
+from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
 from fedshelf.config.build import ModuleFactory, algorithm_of, plan_of, test_photos, workbench_of
 from fedshelf.config.schema import RunConfig
@@ -120,7 +121,7 @@ def _check(config: RunConfig) -> None:
     Raises:
         UsageError: listing all that is wrong.
     """
-    problems = [find_problem(config.model)]
+    problems = [find_problem(config.model), *_problems_with_codecs(config)]
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: there is no such file")
@@ -130,6 +131,18 @@ def _check(config: RunConfig) -> None:
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))
+
+
+def _problems_with_codecs(config: RunConfig) -> list[str]:
+    found = []
+    for key, text in (("codec-up", config.codec_up), ("codec-down", config.codec_down)):
+        try:
+            parse(text)
+        except UsageError as error:
+            found.append(f"--{key} {text}: {error}")
+        if config.byte_budget is not None and text != "none":
+            found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
+    return found
 
 
 def _directory(config: RunConfig) -> RunDirectory:

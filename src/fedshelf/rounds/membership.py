@@ -88,6 +88,11 @@ class Membership:
         member = self._members.get(name)
         return member.ready.num_validation if member and member.ready else 0
 
+    def holds(self, name: str) -> str:
+        """The model that a live client came with; "" for none."""
+        member = self._members.get(name)
+        return member.ready.holds if member and member.ready else ""
+
     def on_joined(self, address: str, join: Join) -> None:
         """Accept or refuse a client that introduced itself."""
         problem = self._problem_with(join)
