@@ -92,13 +92,13 @@ class BlockInt:
         for start in range(0, size, CHUNK):
             length = min(CHUNK, size - start)
             chunk = decoded[start : start + -(-length // BLOCK) * BLOCK]
+            chunk[length:] = 0  # arithmetic on what happens to be in memory may warn of NaN
             if self.bits == 8:
                 chunk[:length] = codes[start : start + length]
             else:
                 nibbles = _unpack(codes[start // 2 :][: -(-length // 2)])
                 chunk[:length] = nibbles[:length]
                 chunk -= 8
-            chunk[length:] = 0
             chunk.reshape(-1, BLOCK)[:] *= scales[start // BLOCK :][: chunk.size // BLOCK, None]  # line 4
         return decoded[:size]
 

@@ -10,7 +10,8 @@ from fedshelf.core.errors import UsageError
     "text",
     [
         "none", "zstd", "zstd:9", "fp16", "bf16+zstd", "int8", "int4+zstd:19", "drive", "modular:16:0.1",
-        "modular:32:2.5:1000", "topk:0.01", "topk:0.01+int8+zstd", "randk:0.05+modular:16:1.0", "topk:1e-05+drive", "randk:1.0",
+        "modular:32:2.5:1000", "topk:0.01", "topk:0.01+int8+zstd", "randk:0.05+modular:16:1.0",
+        "topk:1e-05+drive", "randk:1.0",
     ],
 )  # fmt: skip
 def test_a_canonical_text_is_kept(text: str) -> None:
