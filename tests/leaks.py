@@ -129,7 +129,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "seconds": _number,
     },
     "compressedupload": {
-        "body": _digest, "key": _key, "vectors": lambda value, store: _encoded_vectors(value, store),  # noqa: PLW0108  defined below
+        "body": _digest, "key": _key, "vectors": _encoded_vectors,
         "num_examples": _count, "num_steps": _count, "train_loss": _number, "seconds": _number,
     },
     "evaluation": {
