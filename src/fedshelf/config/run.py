@@ -23,6 +23,7 @@ from fedshelf.core.ports import MetricSink, Spool, Transport
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
+from fedshelf.rounds.pipeline import least_budget
 from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from fedshelf.tracking.database import RunDatabase
@@ -97,6 +98,7 @@ def make_server(
 
     def build_model(catalogue: Catalogue) -> GlobalModel:
         bench = workbench_of(config, catalogue, device=config.device, make_module=make_module)
+        _check_budget(config, bench)
         evaluator = (make_evaluator or _evaluate_here(config))(plan, catalogue, bench)
         return GlobalModel(
             layout=bench.params.layout,
@@ -143,6 +145,15 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
         if config.byte_budget is not None and text != "none":
             found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
     return found
+
+
+def _check_budget(config: RunConfig, bench: Workbench) -> None:
+    least = 2 * least_budget(bench.params.layout) / 1e6
+    if config.byte_budget is not None and config.byte_budget < least:
+        raise UsageError(
+            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} (MB per client and round, "
+            "half each way), however hard it is compressed"
+        )
 
 
 def _directory(config: RunConfig) -> RunDirectory:

@@ -64,6 +64,12 @@ def problems(chain: Chain, protection: Protection) -> list[str]:
     return found
 
 
+def least_budget(layout: Layout) -> int:
+    """Bytes that any message with a model of `layout` fits into, whatever its values: the smallest byte budget."""
+    num_statistics = layout.num_shared - layout.num_trainable
+    return HEADER_BYTES + budget.least_bytes(layout.num_trainable) + 4 * num_statistics
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadPipeline:
     """Both ends of the way of an upload.
@@ -142,8 +148,12 @@ class UploadPipeline:
     def _decoded(self, name: str, encoded: Encoded, size: int | None) -> Tensor:
         if size is None and not name.startswith(AUXILIARY):
             raise RefusedError(f"it holds a vector {name!r}, which no upload has")
-        allowed = [SMALL] if name != TRAINABLE else None if self.byte_budget is not None else [self.codec]
+        by_budget = name == TRAINABLE and self.byte_budget is not None
+        allowed = None if by_budget else [self.codec if name == TRAINABLE else SMALL]
         try:
-            return decode(encoded, size=size, allowed=allowed)
+            decoded = decode(encoded, size=size, allowed=allowed)
         except RefusedError as error:
             raise RefusedError(f"its {name} segment cannot be decoded: {error}") from None
+        if by_budget and not budget.admits(parse(encoded.codec)):
+            raise RefusedError(f"its {name} segment is encoded by {encoded.codec}, which no byte budget leads to")
+        return decoded
