@@ -60,8 +60,8 @@ def test_the_ladder_without_zstd_fits_for_certain_and_topk_fills_the_budget(size
         assert admits(chain)
         if chain.lossless is None:
             assert chain.num_bytes(size) <= max_bytes
-        if chain.sparsifier is not None and chain.lossless is None and chain.sparsifier.count(size) < size:
-            assert chain.num_bytes(size) >= 0.99 * max_bytes - 20 or chain.properties.kept_fraction > 0.999
+        if chain.sparsifier is not None and chain.lossless is None and "drive" not in str(chain):  # it pads to 1,024
+            assert chain.num_bytes(size) >= 0.99 * max_bytes - 20 or chain.sparsifier.count(size) == size
 
 
 @pytest.mark.parametrize("bits", [40, 18, 9, 4.5, 1.5, 0.3, 0.02])
