@@ -72,7 +72,7 @@ class Chain:
         Raises:
             FedShelfError: values that are not finite, or that this chain cannot hold.
         """
-        values = _checked(vector, exact=self.properties.lossless)
+        values = checked(vector, exact=self.properties.lossless)
         parts: Parts = {}
         if self.sparsifier is not None:
             chosen = seed if support_seed is None else support_seed
@@ -150,7 +150,12 @@ def decode(encoded: Encoded, *, size: int | None = None, allowed: Sequence[Chain
     return chain.decode(encoded, size=size)
 
 
-def _checked(vector: Tensor, *, exact: bool) -> Floats:
+def checked(vector: Tensor, *, exact: bool) -> Floats:
+    """The values of `vector` [n], if they can be encoded: `exact` is for chains that do no arithmetic on them.
+
+    Raises:
+        FedShelfError: not a float32 vector on the CPU, not finite, or too large for the arithmetic.
+    """
     if vector.dim() != 1 or vector.dtype != torch.float32 or vector.device.type != "cpu":
         raise FedShelfError(
             f"only float32 vectors on the CPU are encoded, not {vector.dtype} of shape {tuple(vector.shape)} "

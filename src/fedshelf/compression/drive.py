@@ -35,6 +35,8 @@ from fedshelf.core.errors import RefusedError
 
 SEED = "rotation_seed"
 _LARGEST, _SMALLEST = 16, 10  # powers of two
+_SIGNS = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)).astype(np.float32).reshape(256, 8)
+"""The eight signs that a byte says; the first is its highest bit."""
 _MOST = float(np.finfo(np.float32).max) / 2**_LARGEST
 
 
@@ -82,9 +84,7 @@ class Drive:
             raise RefusedError("the encoded vector (drive) holds a scale that is negative, too large or not finite")
         decoded = np.empty(size, np.float32)
         for number, block in enumerate(_blocks(size, seed)):
-            y = np.unpackbits(signs[block.byte : block.byte + block.dimension // 8]).astype(np.float32)
-            y *= -2
-            y += 1
+            y = _SIGNS.take(signs[block.byte : block.byte + block.dimension // 8], axis=0).reshape(-1)
             x = _hadamard(y, block.power, inverse=True)
             x *= scales[number]
             out = decoded[block.start : block.start + block.dimension]
@@ -94,7 +94,7 @@ class Drive:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Block:
-    """2^power values from `start`, their signs from `byte` on, and the random bits of D."""
+    """2^power values from `start`, their signs from `byte` on, and the random bits of D, eight in a byte."""
 
     start: int
     byte: int
@@ -120,16 +120,13 @@ def _blocks(size: int, seed: int) -> Iterator[_Block]:
     for power, count in _powers(size):
         for _ in range(count):
             raw = generator.random_raw(max(1, (1 << power) // 64)).astype("<u8").view(np.uint8)
-            yield _Block(start=start, byte=start // 8, power=power, flips=np.unpackbits(raw, count=1 << power))
+            yield _Block(start=start, byte=start // 8, power=power, flips=raw[: 1 << power - 3])
             start += 1 << power
 
 
 def _flip(values: Floats, flips: Bytes) -> Floats:
     """D times `values`, in place: where a bit is set, the sign turns."""
-    signs = flips.astype(np.uint32)
-    signs <<= np.uint32(31)
-    bits = values.view(np.uint32)
-    bits ^= signs
+    values *= _SIGNS.take(flips, axis=0).reshape(-1)
     return values
 
 
