@@ -17,7 +17,17 @@ HEX = re.compile(r"[0-9a-f]{64}")
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 MAX_REASON = 500
 CODEC = re.compile(r"[a-z0-9:.+]{1,40}")
-_NAMES = ("values", "codes", "scales", "signs", "seed", "index_bitmap", "index_low", "index_high")
+_NAMES = (
+    "values",
+    "codes",
+    "scales",
+    "signs",
+    "rotation_seed",
+    "support_seed",
+    "index_bitmap",
+    "index_low",
+    "index_high",
+)
 PARTS = frozenset((*_NAMES, *(f"{name}.zst" for name in _NAMES)))
 LONGEST_WORD = 40  # of a reason: text has spaces, encoded bytes have none
 MAX_COUNT = 1_000_000
