@@ -126,9 +126,7 @@ class MemoryStores:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         images, labels, ends = state["images"].numpy(), state["labels"].numpy(), state["ends"]
-        parts = [
-            PhotoSet(images[start:end], labels[start:end]) for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        parts = [PhotoSet(images[start:end], labels[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
         test = parts.pop() if len(parts) > len(state["names"]) else None
         self.__init__(dict(zip(state["names"], parts, strict=True)), test, state["class_names"])  # type: ignore[misc]
 
