@@ -62,7 +62,10 @@ def _simulate(
         )
     config = config.model_copy(update={"round_timeout": math.inf})  # nobody is late who is only waiting for a turn
     player = Player(stores=stores, device=config.device, make_module=make_module)
-    with _backend(config, player) as (backend, evaluate), open_run(config, watchers=watchers) as run:
+    with (
+        _backend(config, player) as (backend, evaluate),
+        open_run(config, watchers=watchers, in_background=True) as run,
+    ):
         player.states = run.directory.client_states
         server = make_server(
             run,
