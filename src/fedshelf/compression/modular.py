@@ -56,7 +56,7 @@ class Modular:
 
     @property
     def properties(self) -> Properties:
-        return Properties(unbiased=True, linear=True, modular=True, bounded=True)
+        return Properties(unbiased=True, linear=True, modular=True, bounded=True, summands=self.summands)
 
     def specs(self, size: int) -> Specs:
         return {"codes": (TYPES[self.bits], size)}
