@@ -1,5 +1,5 @@
-"""int8 and int4: block quantization with stochastic rounding. Alistarh et al. 2017, "QSGD", eq. 4 and section 4
-("bucketing"), with the maximum norm of the bucket.
+"""int8 and int4: block quantization with stochastic rounding. Alistarh et al. 2017, "QSGD: Communication-Efficient
+SGD via Gradient Quantization and Encoding", in buckets, with the maximum norm of the bucket.
 
     encode, for each block b of 256 values:                        decode:
      1  s_b <- bf16, rounded up (max_i |x_i| / L)                   4  x̂_i <- q_i · s_b
@@ -10,7 +10,7 @@ L = 127 (int8) or 7 (int4), so q_i lies in [-L, L] and E[x̂_i] = x_i; the varia
 8.06 and 4.06 bits per value.
 
 Differs from the paper: levels are not Elias-coded (zstd can follow); the scale is the largest magnitude, not the
-2-norm (the paper's remark in section 4: fewer levels are wasted); scales are bfloat16, since float16 would lose
+2-norm (a variant of the paper's own: no level is wasted); scales are bfloat16, since float16 would lose
 updates under 1e-5 and overflow for none. Rounding scales *up* keeps every code inside ±L without clipping, which
 would bias the largest value. An all-zero block has the least scale, and codes of zero.
 """

@@ -1,5 +1,5 @@
 """Stochastic rounding: Alistarh et al. 2017, "QSGD: Communication-Efficient SGD via Gradient Quantization and
-Encoding", section 3.1, with uniform levels.
+Encoding", its stochastic quantization with uniform levels.
 
     round(a) = floor(a + u),  u uniform in [0, 1)      so that  E[round(a)] = a
 

@@ -1,16 +1,16 @@
 """drive: one bit per value. Vargaftik et al. 2021, "DRIVE: One-bit Distributed Mean Estimation", algorithm 1 with the
-structured rotation of section 6; at one bit also Vargaftik et al. 2022, "EDEN", algorithm 1.
+randomized Hadamard rotation; at one bit also Vargaftik et al. 2022, "EDEN".
 
     encode, for each block x of d = 2^p values, D = diag(random signs of the seed), H = the Hadamard matrix of ±1:
      1  y <- H D x
      2  send sign(y), d bits
-     3  send S <- ||x||² / ||y||_1           unbiased (theorem 3); after a sparsifier S <- ||y||_1 / d²
+     3  send S <- ||x||² / ||y||_1           unbiased; after a sparsifier S <- ||y||_1 / d²
     decode:
      4  x̂ <- S · D H sign(y)
 
 The rotation makes the values of a block nearly normal, whatever they were; so the normalized error of one vector,
 ||x - x̂||²/||x||², is near pi/2 - 1 = 0.571, and that of a mean over m clients near 0.571/m. After a sparsifier, whose
-error feedback wants a contraction, S is the scale of least error (section 4.1): 1 - 2/pi = 0.363 instead, and biased.
+error feedback wants a contraction, S is the scale of least error: 1 - 2/pi = 0.363 instead, and biased.
 
 Why DRIVE and not EDEN: at one bit they are the same estimator (EDEN's centroids ±sqrt(2/pi) cancel in its scale); EDEN
 adds other bit widths, where int4 and int8 stand here.
@@ -131,18 +131,16 @@ def _flip(values: Floats, flips: Bytes) -> Floats:
 
 
 def _hadamard(values: Floats, power: int, *, inverse: bool) -> Floats:
-    """H times `values` [2^power], its result in a fixed other order (H X H transposed, for values X as a matrix).
+    """H times `values` [2^power], in a fixed other order: for values as a matrix X, H X H transposed.
 
     With `inverse`, the order is undone: the two after each other are 2^power times the identity. `values` is
     overwritten.
     """
     rows = 1 << (power // 2 if inverse else power - power // 2)
-    spare = np.empty_like(values)
-    for length in (rows, values.size // rows):  # along the columns, where neighbours lie side by side; then the rows
-        values, spare = _transform_columns(values, spare, length)
-        np.copyto(spare.reshape(values.size // length, length), values.reshape(length, -1).T)
-        values, spare = spare, values
-    return values
+    columns = values.size // rows
+    values, spare = _transform_columns(values, np.empty_like(values), rows)
+    torch.from_numpy(spare).view(columns, rows).copy_(torch.from_numpy(values).view(rows, columns).T)
+    return _transform_columns(spare, values, columns)[0]  # what were rows are columns now, where numpy is fast
 
 
 def _transform_columns(values: Floats, spare: Floats, rows: int) -> tuple[Floats, Floats]:

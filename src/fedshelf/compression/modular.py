@@ -1,6 +1,6 @@
 """modular: integers that may be added modulo 2^BITS. Bonawitz et al. 2017, "Practical Secure Aggregation for
-Privacy-Preserving Machine Learning", section 3 (sums in Z_R of masked inputs); Bonawitz et al. 2019, "Federated
-Learning with Autotuned Communication-Efficient Secure Aggregation", section 3 (quantized, with room for the sum).
+Privacy-Preserving Machine Learning" (sums of masked inputs modulo R); Bonawitz et al. 2019, "Federated Learning with
+Autotuned Communication-Efficient Secure Aggregation" (quantized inputs to it).
 
     L <- floor((2^(BITS-1) - 1) / m)              levels of one of m summands
     1  c_i <- clip(x_i, -RANGE, RANGE)
@@ -13,7 +13,8 @@ Text: ``modular:BITS:RANGE``, or ``modular:BITS:RANGE:SUMMANDS`` for m other tha
 at most 2^(BITS-1) - 1: the sum never wraps past its sign. Values inside ±RANGE are unbiased; those outside are clipped.
 
 Differs from the papers: BITS is 8, 16 or 32, a whole machine integer, which adds modulo 2^BITS by itself; rounding is
-stochastic (the second paper's is to the nearest), there is no rotation before it.
+stochastic; there is no rotation before it; room is kept for the largest possible sum, where the second paper
+saves bits by counting on a likely one.
 """
 
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class Modular:
 
     @property
     def properties(self) -> Properties:
-        return Properties(unbiased=True, linear=True, modular=True, bounded=True)
+        return Properties(unbiased=True, linear=True, modular=True, bounded=True, summands=self.summands)
 
     def specs(self, size: int) -> Specs:
         return {"codes": (TYPES[self.bits], size)}

@@ -1,17 +1,17 @@
 """randk: values chosen by a seed. Konečný et al. 2016, "Federated Learning: Strategies for Improving Communication
-Efficiency", section 2 ("random mask"); Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory", definition 2.1.
+Efficiency" (random masks); Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory".
 
     1  k <- round(F · n), at least 1;  r <- uniform in 0..n-1
     2  cut 0..n-1 into k stretches of equal length (give or take one); draw one index from each
     3  S <- those indices, each plus r modulo n
     4  C(x)_i <- x_i for i in S, else 0
 
-Each index is in S with probability k/n, so E||x - C(x)||² = (1 - k/n) ||x||² (Stich et al., eq. 4 with equality): a
-contraction, used with error feedback. Clients given the same support seed choose the same S, so their codes can be
-added; S says nothing about their values. Indices do not travel, the seed does (8 bytes).
+Each index is in S with probability k/n, so E||x - C(x)||² = (1 - k/n) ||x||²: a contraction, used with
+error feedback. Clients given the same support seed choose the same S, so their codes can be added; S says nothing
+about their values. Indices do not travel, the seed does (8 bytes).
 
-Differs from the papers: one index per stretch instead of any k (the same probabilities, a smaller variance, and no
-permutation of n indices to draw). Values are not multiplied by n/k, which would make C unbiased: its variance, n/k - 1
+Differs from the papers: one index per stretch instead of any k (the same probability for each, and no permutation of
+n indices to draw). Values are not multiplied by n/k, which would make C unbiased: its variance, n/k - 1
 times ||x||², drowns what is learned at small F, and error feedback diverges with it.
 """
 

@@ -39,6 +39,7 @@ class Properties:
     common_seed: bool = False  # which values travel depends on the support seed alone, never on the values
     needs_error_feedback: bool = False  # biased: what was left out has to be added to the next vector
     kept_fraction: float = 1.0  # the share of values that travel
+    summands: int = 0  # modular: how many codes may be added before their sum wraps
 
     def __and__(self, other: "Properties") -> "Properties":
         """The properties of one stage after the other."""
@@ -51,6 +52,7 @@ class Properties:
             common_seed=self.common_seed or other.common_seed,
             needs_error_feedback=self.needs_error_feedback or other.needs_error_feedback,
             kept_fraction=self.kept_fraction * other.kept_fraction,
+            summands=max(self.summands, other.summands),
         )
 
 

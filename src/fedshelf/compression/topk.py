@@ -1,11 +1,11 @@
 """topk: the values of largest magnitude. Aji & Heafield 2017, "Sparse Communication for Distributed Gradient Descent";
-Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory", definition 2.1.
+Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory".
 
     1  k <- round(F · n), at least 1
     2  S <- the indices of the k largest |x_i|
     3  C(x)_i <- x_i for i in S, else 0
 
-It is a contraction: ||x - C(x)||² <= (1 - k/n) ||x||² (eq. 4), and biased: it needs error feedback (`feedback`).
+It is a contraction: ||x - C(x)||² <= (1 - k/n) ||x||², and biased: it needs error feedback (`feedback`).
 
 Differs from the paper: among equal magnitudes at the threshold the lowest indices are taken, so that the choice is
 one and the same everywhere. Aji & Heafield estimate the threshold from a sample; here a sample only narrows the search,

@@ -98,3 +98,4 @@ def test_the_pipeline_can_read_off_what_each_chain_promises() -> None:
         "needs_error_feedback", "linear", "common_seed", "modular", "bounded",
     }  # fmt: skip
     assert parse("topk:0.1+int8").properties.kept_fraction == 0.1
+    assert parse("randk:0.1+modular:16:1.0:40").properties.summands == 40
