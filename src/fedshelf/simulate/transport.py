@@ -7,7 +7,7 @@ from typing import Protocol
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
 from fedshelf.core.ports import Arrival, Joined, Reply
-from fedshelf.rounds import payload
+from fedshelf.simulate.sizes import Sizes
 
 
 class Backend(Protocol):
@@ -32,11 +32,12 @@ class LocalTransport:
         self._joins = deque(joins)
         self._tasks: dict[str, TaskKey | None] = {}
         self._held: dict[str, object] = {}
+        self._sizes = Sizes()
 
     def send(self, address: str, message: ServerMessage) -> int:
         self._tasks[address] = message.key if isinstance(message, Broadcast) else None
         self._backend.submit(address, message)
-        header, body = payload.size(message)
+        header, body = self._sizes.of(message)
         if not isinstance(message, Broadcast):
             return header
         held, self._held[address] = self._held.get(address), message.params
@@ -58,7 +59,7 @@ class LocalTransport:
                 "refused are named above; else there are fewer stores than --min-clients"
             )
         name, message = finished
-        return Reply(address=name, message=message, num_bytes=sum(payload.size(message)), task=self._tasks[name])
+        return Reply(address=name, message=message, num_bytes=sum(self._sizes.of(message)), task=self._tasks[name])
 
     def refuse(self, address: str, reason: str) -> None:
         """The round knows; a simulated client needs no telling."""
