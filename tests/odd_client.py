@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedshelf.cli.display import stop_on_signals
 from fedshelf.config.client import ClientPlace, StoreClient, join_of
-from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Purpose, Ready, ServerMessage, Upload
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Failure, Purpose, Ready, ServerMessage, Upload
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.wire import BODY_TYPE
@@ -66,7 +66,7 @@ class OddClient:
         self.cuts_off = False
 
     def handle(self, message: ServerMessage) -> ClientMessage:
-        if not isinstance(message, Broadcast):
+        if not isinstance(message, Broadcast | CompressedBroadcast):
             answer = self._client.handle(message)
             if isinstance(answer, Ready) and "absurd-ready" in self._orders.values():
                 answer = replace(answer, num_validation=10**400)
