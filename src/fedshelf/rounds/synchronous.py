@@ -145,7 +145,7 @@ class SynchronousRound:
         except RefusedError as error:
             return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=str(error))
         upload = cap_examples(message, self._settings.max_examples)
-        self._spool.put(key, answer.client, upload)
+        self._spool.put(key, answer.client, upload, answer.source)
         return _counted(answer.client, upload)
 
     def _aggregate(self, state: ServerState, key: TaskKey, counted: Sequence[str]) -> ServerState:

@@ -51,6 +51,10 @@ class RunDirectory:
         return self.path / "spool"
 
     @property
+    def incoming(self) -> Path:
+        return self.path / "incoming"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 
