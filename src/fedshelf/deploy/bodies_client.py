@@ -4,10 +4,9 @@ Both go on where a break has left them. What comes in is read into one piece of 
 where the vectors lie; both are hashed once.
 """
 
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPResponse
-
-import torch
 
 from fedshelf.core.errors import RefusedError, TransportError
 from fedshelf.deploy.line import Line, ServerAwayError, SessionLostError
@@ -21,6 +20,7 @@ class HeldBody:
     """The newest body that a client was sent, or as much of it as has come in. It outlives a registration."""
 
     def __init__(self) -> None:
+        self._pages: mmap.mmap | None = None
         self.drop()
 
     def drop(self, digest: str = "") -> None:
@@ -32,8 +32,11 @@ class HeldBody:
         self._hasher = Hasher()
 
     def expect(self, size: int) -> None:
-        """Make room for a body of `size` bytes."""
-        self.memory = memoryview(torch.empty(size, dtype=torch.uint8).numpy().data)
+        """Make room for a body of `size` bytes: where the last one lay, if nobody looks there any more. Fresh pages
+        cost more time than the bytes do."""
+        if self._pages is None or len(self._pages) != size or not _is_free(self._pages):
+            self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else None
+        self.memory = memoryview(self._pages or b"")
 
     def room(self) -> memoryview:
         """Where the next bytes go."""
@@ -164,6 +167,15 @@ class BodyClient:
         if self._damaged >= ATTEMPTS:
             self._damaged = 0
             raise RefusedError(f"{complaint}: the line, or a memory, is faulty; start without --insecure")
+
+
+def _is_free(pages: mmap.mmap) -> bool:
+    """Whether no vector is a view of it."""
+    try:
+        pages.resize(len(pages))
+    except (BufferError, SystemError):  # the latter where the system cannot resize: then nobody knows
+        return False
+    return True
 
 
 def _path(digest: str) -> str:

@@ -1,9 +1,9 @@
 """Uploads of the open round, kept until they are folded.
 
 Two files per upload: `spool/ROUND-ATTEMPT/CLIENT.safetensors` is the message's body as it came over the wire (moved
-here where it came as a file), `CLIENT.json` its header. They are renamed into place but not fsynced: they live in the page
-cache, survive the death of the process, and cost no disk time. A power cut may damage them; so what an earlier process
-left is hashed once and compared with the header's digest, and the client of a damaged one is simply asked again.
+here where it came as a file), `CLIENT.json` its header. They are renamed into place but not fsynced: they live in the
+page cache, survive the death of the process, and cost no disk time. A power cut may damage them; so what an earlier
+process left is hashed once and compared with the header's digest, and the client of a damaged one is asked again.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class FileSpool:
         if source is None:
             body = payload.body_of(message)
             write_atomically(path, body.pieces, durable=False)
-            digest = body.digest
+            digest = body.digest if body.pieces else ""
         else:
             with saying_what_to_do("move", source.path):
                 source.path.replace(path)
