@@ -53,4 +53,4 @@ def pack(message: object, store: Callable[[Tensor], Reference]) -> bytes:
 
 def unpack(data: bytes, load: Callable[[Reference], Tensor] | None = None) -> Any:
     """The message; `load` opens a file that `store` has written (any process may have)."""
-    return _Unpacker(io.BytesIO(data), load or Mappings().read).load()  # noqa: S301  from our own processes alone
+    return _Unpacker(io.BytesIO(data), load or Mappings().read).load()
