@@ -41,7 +41,10 @@ class _Unpacker(pickle.Unpickler):
         if isinstance(found, Reference):
             return self._load(found)
         data, dtype, shape = found
-        return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).reshape(shape)
+        values = torch.empty(shape, dtype=dtype)
+        if data:
+            values.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(data, np.uint8)
+        return values
 
 
 def pack(message: object, store: Callable[[Tensor], Reference]) -> bytes:
