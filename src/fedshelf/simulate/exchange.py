@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedshelf.simulate.shared import Mappings, Reference
 
-SMALL = 4096  # bytes of a tensor that is not worth a file
+SMALL = 1024  # bytes of a tensor that is not worth a file
 
 
 class _Packer(pickle.Pickler):
