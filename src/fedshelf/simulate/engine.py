@@ -38,7 +38,7 @@ def simulate(
     if config.data_dir is None:
         raise UsageError("--data-dir says where the stores are: a folder with one folder of photos per store")
     stores = FolderStores(root=config.data_dir, cache=places.photo_cache(), test_dir=config.test_dir)
-    return _simulate(config, stores, config.test_dir is not None, None, watchers, stop)
+    return simulate_stores(config, stores, watchers=watchers, stop=stop)
 
 
 def simulate_in_memory(
@@ -47,13 +47,14 @@ def simulate_in_memory(
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
     """The same on photo sets that the caller has, and if wanted on a model of the caller's own (picklable)."""
     source = MemoryStores(stores, test, class_names)
-    return _simulate(config, source, test is not None, model, watchers, stop)
+    return simulate_stores(config, source, model=model, watchers=watchers, stop=stop)
 
 
-def _simulate(
-    config: RunConfig, stores: Stores, has_test: bool, make_module: ModuleFactory | None,
-    watchers: tuple[MetricSink, ...], stop: threading.Event | None,
+def simulate_stores(
+    config: RunConfig, stores: Stores, *, model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (),
+    stop: threading.Event | None = None,
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
+    """The same on stores of any kind."""
     names = stores.names()
     if len(names) < config.min_clients:
         raise UsageError(
@@ -61,7 +62,7 @@ def _simulate(
             "give it a smaller number, or more stores"
         )
     config = config.model_copy(update={"round_timeout": math.inf})  # nobody is late who is only waiting for a turn
-    player = Player(stores=stores, device=config.device, make_module=make_module)
+    player = Player(stores=stores, device=config.device, make_module=model)
     with (
         _backend(config, player) as (backend, evaluate),
         open_run(config, watchers=watchers, in_background=True) as run,
@@ -73,8 +74,8 @@ def _simulate(
             spool=MemorySpool(),
             stop=stop or threading.Event(),
             start_clients=len(names),
-            make_evaluator=lambda plan, catalogue, bench: evaluate(plan, catalogue, bench) if has_test else None,
-            make_module=make_module,
+            make_evaluator=lambda plan, catalogue, bench: evaluate(plan, catalogue, bench) if stores.has_test else None,
+            make_module=model,
         )
         return server.run(), run.directory
 

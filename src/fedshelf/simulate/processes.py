@@ -64,7 +64,6 @@ class Processes:
             if process.is_alive():
                 process.kill()
                 process.join()
-            process.close()
 
 
 def _live(target: Target, connection: Connection, number: int, others: Sequence[Connection]) -> None:
