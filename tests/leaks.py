@@ -16,6 +16,19 @@ from PIL import Image
 HEX = re.compile(r"[0-9a-f]{64}")
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 MAX_REASON = 500
+CODEC = re.compile(r"[a-z0-9:.+]{1,40}")
+_NAMES = (
+    "values",
+    "codes",
+    "scales",
+    "signs",
+    "rotation_seed",
+    "support_seed",
+    "index_bitmap",
+    "index_low",
+    "index_high",
+)
+PARTS = frozenset((*_NAMES, *(f"{name}.zst" for name in _NAMES)))
 LONGEST_WORD = 40  # of a reason: text has spaces, encoded bytes have none
 MAX_COUNT = 1_000_000
 WINDOW = 32  # bytes of a photo that must not occur anywhere
@@ -75,6 +88,21 @@ def _classes(value: Any, store: Store) -> bool:
     )
 
 
+def _encoded_vectors(value: Any, store: Store) -> bool:
+    """Both segments of the model and nothing else, which together stand for as many values as the model has."""
+    return (
+        isinstance(value, dict)
+        and set(value) <= {"trainable", "statistics"}
+        and sum(vector.get("size", 0) for vector in value.values()) == store.num_values
+        and all(
+            set(vector) == {"codec", "size", "parts"}
+            and CODEC.fullmatch(vector["codec"]) is not None
+            and set(vector["parts"]) <= PARTS
+            for vector in value.values()
+        )
+    )
+
+
 def _reason(value: Any, store: Store) -> bool:
     return (
         isinstance(value, str)
@@ -104,10 +132,15 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "num_train": _count,
         "num_validation": _count,
         "num_left_out": _count,
+        "holds": lambda value, store: value == "" or _digest(value, store),
     },
     "upload": {
         "body": _digest, "key": _key, "num_examples": _count, "num_steps": _count, "train_loss": _number,
         "seconds": _number,
+    },
+    "compressedupload": {
+        "body": _digest, "key": _key, "vectors": _encoded_vectors,
+        "num_examples": _count, "num_steps": _count, "train_loss": _number, "seconds": _number,
     },
     "evaluation": {
         "body": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
@@ -143,6 +176,8 @@ def leaks(records: Mapping[str, Mapping[str, Any]], store: Store) -> list[str]:
     body = records.get("body", {})
     found += [f"array {name!r} beside the body" for name in body if name != "safetensors"]
     data = body.get("safetensors", b"")
+    if kind == "compressedupload":
+        return found + _unlisted_parts(data, fields)
     return found + (_unlisted_in_body(data, store) if kind == "upload" else ["a body"] * bool(data))
 
 
@@ -166,6 +201,20 @@ def _unlisted_in_body(data: bytes, store: Store) -> list[str]:
     if text != json.dumps(expected, separators=(",", ":")).encode().ljust(len(text)) or len(text) % 8 or size > 200:
         found.append("a body's header that is written otherwise")
     if len(data) != TAIL_BYTES + size + 4 * store.num_values:
+        found.append("bytes after the tensors")
+    return found
+
+
+def _unlisted_parts(data: bytes, fields: Mapping[str, Any]) -> list[str]:
+    """A compressed upload's body holds the parts that its header lists, one after the other and to the last byte."""
+    size = int.from_bytes(data[:TAIL_BYTES], "little")
+    entries = json.loads(data[TAIL_BYTES : TAIL_BYTES + size])
+    listed = {f"{name}/{part}" for name, vector in fields["vectors"].items() for part in vector["parts"]}
+    found = [f"tensor {name!r}" for name in entries.keys() ^ listed]
+    ends = [entry["data_offsets"][1] for entry in entries.values()]
+    if [entry["data_offsets"][0] for entry in entries.values()] != [0, *ends][: len(ends)]:
+        found.append("gaps between tensors")
+    if len(data) != TAIL_BYTES + size + max(ends, default=0):
         found.append("bytes after the tensors")
     return found
 

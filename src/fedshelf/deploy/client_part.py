@@ -9,7 +9,7 @@ from typing import TypeAlias, get_args
 from flwr.app import Message
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Join, ServerMessage
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Failure, Join, ServerMessage
 from fedshelf.deploy.failure_text import failure_text, without_places
 from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records
 
@@ -56,7 +56,7 @@ class ClientPart:
             return reply, None
         except Exception as error:
             LOG.exception("the server's request could not be answered")
-            key = asked.key if isinstance(asked, Broadcast) else None
+            key = asked.key if isinstance(asked, Broadcast | CompressedBroadcast) else None
             return Failure(reason=failure_text(error), key=key), None
 
     def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:

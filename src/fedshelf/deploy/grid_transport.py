@@ -18,7 +18,7 @@ from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Join, ServerMessage, TaskKey
+from fedshelf.core.messages import ClientMessage, Failure, Join, ServerMessage, TaskKey, task_key
 from fedshelf.core.ports import Arrival, Joined, Left, Reply, Undecodable
 from fedshelf.deploy.wire import Control, ControlKind, Encoder, from_records, message_type, num_bytes, to_records
 
@@ -109,7 +109,7 @@ class GridTransport:
         if connection is None:
             return 0
         encoded = self._encoder.encode(message)
-        key = message.key if isinstance(message, Broadcast) else None
+        key = task_key(message)
         if not self._push(connection, Message(encoded.records, connection.node_id, message_type(message)), key):
             return 0
         held = encoded.body_digest and encoded.body_digest == connection.held_body

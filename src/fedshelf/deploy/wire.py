@@ -7,7 +7,7 @@ needs, are ``{"control": {"kind": …, "reason": …}}``. Anything else is refus
 Everything that leaves a client passes `to_records`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, Upload
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Purpose, ServerMessage
 from fedshelf.rounds import payload
 
 BODY_TYPE = "fedshelf.safetensors"
@@ -68,7 +68,7 @@ class Encoder:
         self._size = 0
 
     def encode(self, message: ServerMessage | ClientMessage) -> Encoded:
-        vectors = _vectors(message)
+        vectors = payload.vectors_of(message)
         records = RecordDict()
         if vectors:
             self._keep(message, vectors)
@@ -129,7 +129,7 @@ def num_bytes(records: RecordDict) -> int:
 
 def message_type(message: WireMessage) -> str:
     """Which of Flower's three entry points the message goes to."""
-    if isinstance(message, Broadcast):
+    if isinstance(message, Broadcast | CompressedBroadcast):
         return "train" if message.purpose is Purpose.TRAIN else "evaluate"
     return "query"
 
@@ -156,17 +156,6 @@ def _control(record: object) -> Control:
     if not isinstance(kind, str) or kind not in set(ControlKind) or not isinstance(reason, str):
         raise RefusedError("the control message's kind is unknown: the other side runs another version")
     return Control(kind=ControlKind(kind), reason=reason[:MAX_REASON_CHARACTERS])
-
-
-def _vectors(message: ServerMessage | ClientMessage) -> dict[str, Tensor]:
-    auxiliary: Mapping[str, Tensor]
-    if isinstance(message, Broadcast):
-        main, auxiliary = {"params": message.params}, message.auxiliary
-    elif isinstance(message, Upload):
-        main, auxiliary = {"delta": message.delta}, message.auxiliary
-    else:
-        return {}
-    return main | {f"auxiliary.{name}": vector for name, vector in auxiliary.items()}
 
 
 def _version(tensor: Tensor) -> int:

@@ -106,7 +106,7 @@ def read(data: Buffer) -> dict[str, Tensor]:
     if memory.readonly:
         memory = memoryview(bytearray(data))
     length = int.from_bytes(memory[:_LENGTH_BYTES], "little")
-    if not _LENGTH_BYTES < len(memory) or not 0 < length <= min(len(memory) - _LENGTH_BYTES, MAX_HEADER_BYTES):
+    if not len(memory) > _LENGTH_BYTES or not 0 < length <= min(len(memory) - _LENGTH_BYTES, MAX_HEADER_BYTES):
         raise RefusedError("the message's body is not a safetensors file: its header is truncated")
     entries = _entries(bytes(memory[_LENGTH_BYTES : _LENGTH_BYTES + length]))
     start = _LENGTH_BYTES + length

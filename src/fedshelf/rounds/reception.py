@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.events import ClientRefused
-from fedshelf.core.messages import Evaluation, Failure, Join, Ready, TaskKey, Upload
+from fedshelf.core.messages import CompressedUpload, Evaluation, Failure, Join, Ready, TaskKey, Upload
 from fedshelf.core.ports import Joined, Left, MetricSink, Reply, Transport, Undecodable
 from fedshelf.rounds.membership import Membership
 
@@ -22,7 +22,7 @@ class Answer:
     """A live client's answer to a task; `message` is None where its bytes could not be read, and `reason` says why."""
 
     client: str
-    message: Upload | Evaluation | Failure | None
+    message: Upload | CompressedUpload | Evaluation | Failure | None
     reason: str
     num_bytes: int
     task: TaskKey | None
@@ -85,8 +85,8 @@ class Reception:
         return None
 
     def _answer(
-        self, address: str, message: Upload | Evaluation | Failure | None, reason: str, num_bytes: int,
-        task: TaskKey | None,
+        self, address: str, message: Upload | CompressedUpload | Evaluation | Failure | None, reason: str,
+        num_bytes: int, task: TaskKey | None,
     ) -> Answer | None:  # fmt: skip
         name = self._membership.name(address)
         if name is None:

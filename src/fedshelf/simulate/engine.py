@@ -17,12 +17,13 @@ from fedshelf.core.ports import MetricSink
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.server import Plan, setup_of
-from fedshelf.simulate.player import FolderStores, MemoryStores, Player, Stores, join_of
+from fedshelf.simulate.player import Player
+from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
 from fedshelf.simulate.workers import WorkerPool
 from fedshelf.tracking.run_directory import RunDirectory
 from fedshelf.tracking.spool import MemorySpool
-from fedshelf.training.trainer import Score, num_batches, total
+from fedshelf.training.trainer import Score, total
 from fedshelf.training.workbench import Workbench
 
 
@@ -61,7 +62,11 @@ def _simulate(
         )
     config = config.model_copy(update={"round_timeout": math.inf})  # nobody is late who is only waiting for a turn
     player = Player(stores=stores, device=config.device, make_module=make_module)
-    with _backend(config, player) as (backend, evaluate), open_run(config, watchers=watchers) as run:
+    with (
+        _backend(config, player) as (backend, evaluate),
+        open_run(config, watchers=watchers, in_background=True) as run,
+    ):
+        player.states = run.directory.client_states
         server = make_server(
             run,
             transport=LocalTransport(backend, [join_of(stores, name) for name in names]),
@@ -83,7 +88,7 @@ def _backend(config: RunConfig, player: Player) -> Iterator[tuple[Backend, MakeE
     if not config.workers:
         yield InProcess(player.play), lambda *found: _evaluator(player, None, *found)
         return
-    with WorkerPool(player, config.workers) as pool:
+    with WorkerPool(player, config.workers, threads=config.threads) as pool:
         yield pool, lambda *found: _evaluator(player, pool, *found)
 
 
@@ -91,14 +96,8 @@ def _evaluator(
     player: Player, pool: WorkerPool | None, plan: Plan, catalogue: Catalogue, bench: Workbench
 ) -> Evaluate:  # fmt: skip
     setup = setup_of(plan, catalogue, bench.params.layout)
-    count: int | None = None
 
     def evaluate(params: Tensor) -> Score:
-        nonlocal count
-        if count is None:
-            count = num_batches(player.test_set(player.open(setup)))
-        if pool is not None:
-            return total(pool.evaluate(setup, params, count))
-        return total(player.evaluate(setup, params, range(count)))
+        return total(player.evaluate(setup, params) if pool is None else pool.evaluate(setup, params))
 
     return evaluate

@@ -48,6 +48,8 @@ def echo(message: ServerMessage) -> ClientMessage:
             run_id=message.run_id, layout_digest="", catalogue_digest="", config_digest="", num_train=1,
             num_validation=1, num_left_out=0,
         )  # fmt: skip
+    if not isinstance(message, Broadcast):
+        raise TypeError("only plain broadcasts are answered here")
     if message.client_lr < 0:
         raise ValueError("cannot read /srv/photos/secret.jpg")
     if message.client_lr > 1:
