@@ -1,7 +1,7 @@
 """One process that plays any client: one module, one workbench, as many clients as asked for."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from fedshelf.rounds.client import Client, Work
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
+
+Equip = Callable[[Work], Work]
 
 MOST_STORES = 4096  # whose photos stay open in a process; a federation may have any number
 
@@ -39,13 +41,19 @@ class Player:
     _test: PhotoSet | None = None
     _photos: OrderedDict[str, StorePhotos] = field(default_factory=OrderedDict)
 
-    def play(self, name: str, message: ServerMessage) -> ClientMessage:
-        """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter."""
+    def play(self, name: str, message: ServerMessage, *, equip: Equip = lambda work: work) -> ClientMessage:
+        """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter.
+
+        Args:
+            name: the client's.
+            message: the server's.
+            equip: gives the client other equipment than this player's one workbench.
+        """
         if isinstance(message, Setup):
-            return self.ready(name, message) or self._client(name).handle(message)
+            return self.ready(name, message) or self._client(name, equip).handle(message)
         if self._setup is None:
             raise ValueError(f"client {name!r} is given work before any setup was opened")
-        client = self._client(name)
+        client = self._client(name, equip)
         prepared = client.handle(self._setup)
         if isinstance(prepared, Failure):
             return replace(prepared, key=message.key)
@@ -106,12 +114,12 @@ class Player:
             self._photos.popitem(last=False)
         return photos
 
-    def _client(self, name: str) -> Client:
+    def _client(self, name: str, equip: Equip) -> Client:
         if self.states is None:
             raise ValueError("a player needs the folder of its clients' states")
 
         def prepare(setup: Setup) -> Work:
             opened = self.open(setup)
-            return work_for(name, opened, self.photos(name, opened))
+            return equip(work_for(name, opened, self.photos(name, opened)))
 
         return Client(prepare=prepare, states=SimulatedStates(self.states, name))

@@ -39,4 +39,4 @@ def keep_freed_memory(*, large_pages: int = 256 << 20, largest: int = 1 << 30) -
     free(malloc(large_pages))  # the heap now reaches that far, untouched
     end = sbrk(0)
     start = -(-(end - large_pages) // _PAGE) * _PAGE
-    return madvise(start, end - start, mmap.MADV_HUGEPAGE) == 0
+    return bool(madvise(start, end - start, mmap.MADV_HUGEPAGE) == 0)

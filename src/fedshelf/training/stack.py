@@ -8,10 +8,11 @@ H height, W width.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedshelf.core.params import Params
+from fedshelf.training import loop
 from fedshelf.training.loop import Lane
 from fedshelf.training.workbench import Workbench
 
-ALIGNMENT = 16  # values between which rows start: 64 bytes
+ALIGNMENT = 16  # values, 64 bytes: where rows may start
+MOST_ROWS = 32  # more brought nothing in any measurement on CPUs
+ROOM = 1 << 29  # bytes for values and gradients, where nobody knows how much memory there is to spare
+
+
+def default_count(bench: Workbench) -> int:
+    """C for a model of this size; activations come on top, one client's times C."""
+    room = ROOM
+    if bench.compute.device.type == "cuda":
+        room = torch.cuda.mem_get_info(bench.compute.device)[0] // 8
+    return max(1, min(MOST_ROWS, room // (2 * 4 * bench.params.layout.size)))
 
 
 class Stack:
@@ -46,13 +58,23 @@ class Stack:
         self._counters = {n: b for n, b in bench.module.named_buffers() if not b.is_floating_point()}
         self._frozen = {name for name, p in bench.module.named_parameters() if not p.requires_grad}
 
+    def train(self, lanes: Sequence[Lane]) -> float:
+        """Train lanes on this stack's workbenches to their ends; returns each one's share of the time (seconds)."""
+        started = time.perf_counter()
+        for rate in sorted({lane.client_lr for lane in lanes}):
+            loop.train([lane for lane in lanes if lane.client_lr == rate], self.differentiate)
+        return (time.perf_counter() - started) / len(lanes)
+
     def differentiate(self, lanes: Sequence[Lane]) -> Sequence[Tensor]:
         """`Differentiate` for lanes on this stack's workbenches, in one pass over all of them."""
+        if len(lanes) == 1:
+            return loop.differentiate_alone(lanes)
         rows = [self._rows[id(lane.bench)] for lane in lanes]
         batches = [lane.batch for lane in lanes if lane.batch is not None]
-        images_GBHWC = torch.stack([batch.images_BCHW.permute(0, 2, 3, 1) for batch in batches])
-        labels_GB = torch.stack([batch.labels_B for batch in batches])
-        with self._picked(rows) as (values_GP, gradients_GP):
+        images_GBHWC = torch.stack([batch.images.permute(0, 2, 3, 1) for batch in batches])
+        labels_GB = torch.stack([batch.labels for batch in batches])
+        with self._picked(rows) as (values_GP, gradients_GP), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
             losses_G = self._pass(values_GP, gradients_GP, images_GBHWC.permute(0, 1, 4, 2, 3), labels_GB)
         return losses_G.unbind()
 
@@ -69,7 +91,9 @@ class Stack:
         def loss(
             trained: Mapping[str, Tensor], moving: Mapping[str, Tensor], images_BCHW: Tensor, labels_B: Tensor
         ) -> tuple[Tensor, Tensor]:
-            counters = {name: buffer.clone() for name, buffer in self._counters.items()}  # counted in place, and dropped
+            counters = {
+                name: buffer.clone() for name, buffer in self._counters.items()
+            }  # counted in place, and dropped
             tensors = {**trained, **moving, **counters}
             logits_BK = self._bench.logits(
                 images_BCHW, forward=lambda images: functional_call(module, tensors, (images,))
@@ -77,6 +101,7 @@ class Stack:
             mean = F.cross_entropy(logits_BK, labels_B, label_smoothing=self._bench.settings.label_smoothing)
             return mean, mean.detach()
 
+        losses_G: Tensor
         found, losses_G = vmap(grad(loss, has_aux=True))(trained, moving, images_GBCHW, labels_GB)
         with torch.no_grad():
             for name, gradient in found.items():
