@@ -43,7 +43,7 @@ class Federation:
     @classmethod
     def of(
         cls, states: Path, counts: Mapping[str, int], *, model: ModuleFactory | None = None, size: int = 16,
-        **values: Any,
+        test_photos: int = 0, **values: Any,
     ) -> "Federation":  # fmt: skip
         """Stores of so many photos each."""
         given: dict[str, Any] = {"device": "cpu", "image_size": size, "batch_size": 4, "local_epochs": 1, "width": 4}
@@ -55,7 +55,8 @@ class Federation:
             run_id="run", config=files.for_clients(config), catalogue=catalogue.to_json(),
             layout_digest=bench.params.layout.digest,
         )  # fmt: skip
-        player = Player(stores=MemoryStores(stores, None, CLASSES), device="cpu", make_module=model, states=states)
+        test = photos(99, test_photos, size) if test_photos else None
+        player = Player(stores=MemoryStores(stores, test, CLASSES), device="cpu", make_module=model, states=states)
         return cls(player=player, setup=setup, start=bench.params.shared.clone(), names=tuple(stores))
 
     def set_up(self, backend: Backend) -> None:
