@@ -1,6 +1,6 @@
 """One process that plays any client: one module, one workbench, as many clients as asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from fedshelf.rounds.client import Client, Work
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
+
+Equip = Callable[[Work], Work]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -35,13 +37,19 @@ class Player:
     _opened: OpenedSetup | None = None
     _test: PhotoSet | None = None
 
-    def play(self, name: str, message: ServerMessage) -> ClientMessage:
-        """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter."""
+    def play(self, name: str, message: ServerMessage, *, equip: Equip = lambda work: work) -> ClientMessage:
+        """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter.
+
+        Args:
+            name: the client's.
+            message: the server's.
+            equip: gives the client other equipment than this player's one workbench.
+        """
         if isinstance(message, Setup):
-            return self.ready(name, message) or self._client(name).handle(message)
+            return self.ready(name, message) or self._client(name, equip).handle(message)
         if self._setup is None:
             raise ValueError(f"client {name!r} is given work before any setup was opened")
-        client = self._client(name)
+        client = self._client(name, equip)
         prepared = client.handle(self._setup)
         if isinstance(prepared, Failure):
             return replace(prepared, key=message.key)
@@ -93,12 +101,12 @@ class Player:
         batches = range(count * share // shares, count * (share + 1) // shares)
         return evaluate_batches(opened.workbench, self._test, batches)
 
-    def _client(self, name: str) -> Client:
+    def _client(self, name: str, equip: Equip) -> Client:
         if self.states is None:
             raise ValueError("a player needs the folder of its clients' states")
 
         def prepare(setup: Setup) -> Work:
             opened = self.open(setup)
-            return work_for(name, opened, self.stores.photos(name, opened))
+            return equip(work_for(name, opened, self.stores.photos(name, opened)))
 
         return Client(prepare=prepare, states=SimulatedStates(self.states, name))

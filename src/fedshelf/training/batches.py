@@ -20,8 +20,8 @@ from fedshelf.training.workbench import Workbench
 class Batch(NamedTuple):
     """Photos [B, 3, H, W], normalized, channels_last, and their labels [B], on the device that trains."""
 
-    images_BCHW: Tensor
-    labels_B: Tensor
+    images: Tensor
+    labels: Tensor
 
 
 def batches(bench: Workbench, photos: PhotoSet, rng: Rng, *, round: int, client: str) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ Shapes: T shared trainable values.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -70,6 +71,9 @@ class Lane:
         return Fit(num_examples=self.num_examples, num_steps=len(losses), loss=mean_loss, seconds=seconds)
 
 
+Run = Callable[[Lane], float]
+"""Trains a lane to its end, alone or beside others, and returns this lane's share of the time (seconds)."""
+
 Differentiate = Callable[[Sequence[Lane]], Sequence[Tensor]]
 """Fills the gradients of lanes whose batches have one size, and returns the mean loss of each."""
 
@@ -94,6 +98,13 @@ def train(lanes: Sequence[Lane], differentiate: Differentiate) -> None:
         active = [lane for lane in active if lane.draw()]
 
 
+def alone(lane: Lane) -> float:
+    """`Run` for a client that trains by itself."""
+    started = time.perf_counter()
+    train([lane], differentiate_alone)
+    return time.perf_counter() - started
+
+
 def differentiate_alone(lanes: Sequence[Lane]) -> Sequence[Tensor]:
     """`Differentiate` by plain autograd, one lane after the other."""
     losses = []
@@ -103,8 +114,8 @@ def differentiate_alone(lanes: Sequence[Lane]) -> Sequence[Tensor]:
             bench.module.train()
         bench.gradients.zero_()
         if lane.batch is not None:
-            logits_BK = bench.logits(lane.batch.images_BCHW)
-            loss = F.cross_entropy(logits_BK, lane.batch.labels_B, label_smoothing=bench.settings.label_smoothing)
+            logits_BK = bench.logits(lane.batch.images)
+            loss = F.cross_entropy(logits_BK, lane.batch.labels, label_smoothing=bench.settings.label_smoothing)
             loss.backward()
             losses.append(loss.detach())
     return losses
@@ -131,4 +142,4 @@ def _by_size(lanes: Sequence[Lane]) -> list[list[Lane]]:
 
 
 def _size(lane: Lane) -> int:
-    return len(lane.batch.labels_B) if lane.batch is not None else 0
+    return len(lane.batch.labels) if lane.batch is not None else 0

@@ -4,7 +4,6 @@ Shapes: B batch, K classes, S shared values.
 """
 
 import math
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, take
-from fedshelf.training.loop import Fit, Lane
+from fedshelf.training.loop import Fit, Lane, Run
 from fedshelf.training.workbench import GradientHook, Workbench
 
 EVALUATION_BATCH = 250
@@ -43,13 +42,17 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trainer:
-    """One client's photos on a workbench. `rng` is the run's root; draws are keyed by round and client."""
+    """One client's photos on a workbench.
+
+    `rng` is the run's root; draws are keyed by round and client. `run` trains, by itself or beside other clients.
+    """
 
     workbench: Workbench
     client: str
     rng: Rng
     train: PhotoSet
     validation: PhotoSet
+    run: Run = loop.alone
 
     def upload(self, broadcast: Broadcast, *, gradient_hook: GradientHook | None = None) -> Upload:
         """Train from the broadcast model and return the difference, local minus global."""
@@ -70,17 +73,11 @@ class Trainer:
         Raises:
             FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
         """
-        started = time.perf_counter()
-        lane = self.lane(round=round, client_lr=client_lr, gradient_hook=gradient_hook)
-        loop.train([lane], loop.differentiate_alone)
-        return lane.result(time.perf_counter() - started)
-
-    def lane(self, *, round: int, client_lr: float, gradient_hook: GradientHook | None = None) -> Lane:
-        """The same training, ready to be run beside that of others."""
-        return Lane(
+        lane = Lane(
             bench=self.workbench, batches=self._batches(round), round=round, client_lr=client_lr,
             num_examples=len(self.train), gradient_hook=gradient_hook,
         )  # fmt: skip
+        return lane.result(self.run(lane))
 
     def evaluate(self) -> Score:
         """Score the workbench's present model on this client's validation photos."""
