@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.workloads import FIRST_STEP_FILE
+from benchmarks.networks import FIRST_STEP_FILE
 
 SAMPLING_SECONDS = 0.05
 MB = 1_000_000
