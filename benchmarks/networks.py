@@ -55,6 +55,7 @@ def chain_network() -> nn.Module:
         layers += [nn.Conv2d(in_channels, channels, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, NUM_CLASSES))
 
+
 def note_first_step(module: nn.Module) -> None:
     """Where the environment names a file for it, append the time at which training first enters the network."""
     path = os.environ.get(FIRST_STEP_FILE)

@@ -79,4 +79,3 @@ CHAIN = Workload(
     cohort_size=50, num_rounds=20, batch_size=10, client_lr=0.02, num_test=0,
 )  # fmt: skip
 WORKLOADS = {workload.name: workload for workload in (PILOT, CHAIN)}
-

@@ -6,6 +6,7 @@ Runs in the peers' environments: torch, numpy and the standard library, nothing 
 Shapes: B batch, H height, W width, C channels, K classes, R = W·C values of a row of pixels.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -161,5 +162,5 @@ class Report:
     def figures(self) -> dict[str, Any]:
         """Seconds are those of all rounds but the first, or of the only one."""
         marks = self.ended if len(self.ended) > 1 or self.started is None else [self.started, *self.ended]
-        figures = {"train_loss": self.train_loss, "round_seconds": [b - a for a, b in zip(marks, marks[1:])]}  # noqa: B905
+        figures = {"train_loss": self.train_loss, "round_seconds": [b - a for a, b in itertools.pairwise(marks)]}
         return figures | ({"test_accuracy": self.test_accuracy} if self.test_accuracy else {})

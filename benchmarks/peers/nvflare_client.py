@@ -1,35 +1,33 @@
-"""The client's script on NVIDIA FLARE (Client API): site number i trains the store in the i-th place of the cohort.
+"""The client's side of training on NVIDIA FLARE: site number i trains the store in the i-th place of the cohort.
 
-    nvflare_client.py JOB
+An Executor, not a script with the Client API: that looks only every half second for a task, and for a result.
 """
 
-import sys
 from pathlib import Path
+from typing import Any
 
-import nvflare.client as flare
 import torch
+from nvflare.apis.executor import Executor
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from benchmarks.peers.job import Job, Store
+from benchmarks.peers.nvflare_common import reply, site_number
 
 
-def main() -> None:
-    torch.set_num_threads(1)  # one process per client, more of them than cores
-    store = Store(Job.load(Path(sys.argv[1])))
-    flare.init()
-    slot = int(flare.get_site_name().removeprefix("site-")) - 1
-    while flare.is_running():
-        model = flare.receive()
-        if model is None:
-            break
-        store.module.load_state_dict(model.params)
-        loss = store.fit(model.current_round + 1, slot)
-        flare.send(
-            flare.FLModel(
-                params=store.module.state_dict(), metrics={"train_loss": loss},
-                meta={"NUM_STEPS_CURRENT_ROUND": 1},  # equal weights: all stores hold as many photos
-            )
-        )  # fmt: skip
+class Training(Executor):
+    def __init__(self, job: str) -> None:
+        super().__init__()
+        self.job = job
+        self.store: Store | None = None
 
-
-if __name__ == "__main__":
-    main()
+    def execute(self, task_name: str, shareable: Any, fl_ctx: Any, abort_signal: Any) -> Any:
+        if self.store is None:  # in the client's own process, kept while that lives
+            torch.set_num_threads(1)  # one process per client, more of them than cores
+            self.store = Store(Job.load(Path(self.job)))
+        model = FLModelUtils.from_shareable(shareable)
+        module = self.store.module
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in model.params.items()})
+        loss = self.store.fit(model.current_round + 1, site_number(fl_ctx))
+        params = {name: value.numpy() for name, value in module.state_dict().items()}
+        return reply(FLModel(params=params, metrics={"train_loss": loss}))

@@ -8,11 +8,10 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.fedavg import FedAvg
 
 from benchmarks.peers.job import Job, Report, accuracy
+from benchmarks.peers.nvflare_common import CHECK_SECONDS
 
-CHECK_SECONDS = 0.02  # its default of 0.5 s would be waited for in every round
 
-
-class Averaging(FedAvg):  # type: ignore[misc]
+class Averaging(FedAvg):
     """FedAvg over all clients. Nothing is stored: the other contenders store nothing either."""
 
     def __init__(self, job: str, figures: str, num_clients: int, num_rounds: int) -> None:

@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 from nvflare.job_config.api import FedJob
-from nvflare.job_config.script_runner import ScriptRunner
 
-from benchmarks.peers import nvflare_client
 from benchmarks.peers.job import Job
-from benchmarks.peers.nvflare_server import CHECK_SECONDS, Averaging
+from benchmarks.peers.nvflare_client import Training
+from benchmarks.peers.nvflare_common import SERVER_CONFIG
+from benchmarks.peers.nvflare_server import Averaging
 
 MOST_PROCESSES = 16  # each takes about 350 MB
 
@@ -27,12 +27,12 @@ def main() -> None:
     clients = loaded.cohort_size
     with tempfile.TemporaryDirectory() as temporary:
         figures = Path(temporary) / "figures.json"
-        job = FedJob(name=loaded.network)
+        job = FedJob(name=loaded.network, min_clients=clients)
         job.to_server(
             Averaging(job=str(folder), figures=str(figures), num_clients=clients, num_rounds=loaded.num_rounds)
         )
-        job.to_server({"server": {"task_request_interval": CHECK_SECONDS}})
-        job.to_clients(ScriptRunner(script=str(nvflare_client.__file__), script_args=str(folder)))
+        job.to_server(SERVER_CONFIG)
+        job.to_clients(Training(job=str(folder)), tasks=["train"])
         job.simulator_run(
             f"{temporary}/workspace", n_clients=clients, log_config="ERROR",
             threads=clients if clients <= MOST_PROCESSES else len(os.sched_getaffinity(0)),

@@ -105,7 +105,7 @@ def run(job: Job) -> Report:
         rows = torch.from_numpy(job.rows[user])
         return PyTorchTensorDataset((images[rows], labels[rows]), user_id=str(user))
 
-    users = [(round, slot) for round in range(job.num_rounds) for slot in range(job.cohort_size)]
+    users = [(row, slot) for row in range(job.num_rounds) for slot in range(job.cohort_size)]
     stores = FederatedDataset(stores_photos, MinimizeReuseUserSampler(users))
     module = Module(job)
     model = PyTorchModel(

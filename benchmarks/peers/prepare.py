@@ -18,7 +18,7 @@ def export(workload: Workload, photos: Path, folder: Path) -> None:
         folder: an existing folder for the files.
     """
     number = {store: i for i, store in enumerate(workload.stores)}
-    cohorts = [workload.cohort(round) for round in range(1, workload.num_rounds + 1)]
+    cohorts = [workload.cohort(number) for number in range(1, workload.num_rounds + 1)]
     rows = [
         [number[store] * workload.photos_per_store + workload.order(row + 1, store) for store in cohort]
         for row, cohort in enumerate(cohorts)
