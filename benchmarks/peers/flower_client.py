@@ -1,5 +1,7 @@
 """The client of the Flower simulation: a module of its own, so that Ray's actors import it once and keep it warm."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 from functools import cache
 from pathlib import Path
 

@@ -5,6 +5,8 @@
 Deprecated, and still the lightest way to move a model with Flower.
 """
 
+# mypy: disable-error-code="misc"
+
 import argparse
 import logging
 import subprocess

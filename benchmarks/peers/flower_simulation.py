@@ -5,6 +5,8 @@
 `run_simulation` instead of `flwr run`: the same engine without a SuperLink around it, hence faster.
 """
 
+# mypy: disable-error-code="misc,untyped-decorator"
+
 import json
 import logging
 import os
@@ -35,7 +37,7 @@ class GivenCohorts(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         while len(nodes := sorted(grid.get_node_ids())) < self.job.num_stores:
-            time.sleep(0.01)  # they register while the server's program starts; FedAvg itself would look every second
+            time.sleep(0.1)  # they register while the server's program starts; FedAvg itself would look every second
         return [
             Message(
                 content=RecordDict({"arrays": arrays, "config": self._config(server_round, slot)}),
@@ -55,6 +57,7 @@ def run(folder: Path) -> Report:
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round == 0:
+            report.start()
             return None
         module.load_state_dict(arrays.to_torch_state_dict())
         report.end_round(0.0, accuracy(job, module) if job.num_test else None)

@@ -147,10 +147,10 @@ class Report:
         self.train_loss: list[float] = []
         self.test_accuracy: list[float] = []
         self.ended: list[float] = []
-        self.started: float | None = None
+        self.started = time.monotonic()
 
     def start(self) -> None:
-        """The first round begins; only a run of one round needs to say so."""
+        """The first round begins."""
         self.started = time.monotonic()
 
     def end_round(self, train_loss: float, test_accuracy: float | None) -> None:
@@ -161,6 +161,6 @@ class Report:
 
     def figures(self) -> dict[str, Any]:
         """Seconds are those of all rounds but the first, or of the only one."""
-        marks = self.ended if len(self.ended) > 1 or self.started is None else [self.started, *self.ended]
+        marks = self.ended if len(self.ended) > 1 else [self.started, *self.ended]
         figures = {"train_loss": self.train_loss, "round_seconds": [b - a for a, b in itertools.pairwise(marks)]}
         return figures | ({"test_accuracy": self.test_accuracy} if self.test_accuracy else {})

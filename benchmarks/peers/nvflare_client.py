@@ -3,6 +3,8 @@
 An Executor, not a script with the Client API: that looks only every half second for a task, and for a result.
 """
 
+# mypy: disable-error-code="import-not-found,misc"
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What all jobs on NVIDIA FLARE share."""
 
+# mypy: disable-error-code="import-not-found"
+
 from typing import Any
 
 from nvflare.app_common.abstract.fl_model import FLModel

@@ -6,6 +6,8 @@ Each client keeps its process where all fit into memory (*pilot*). Where they do
 cores pass the clients from process to process, and every client starts a new one in every round.
 """
 
+# mypy: disable-error-code="import-not-found"
+
 import os
 import sys
 import tempfile

@@ -4,6 +4,8 @@ python -m benchmarks.peers.nvflare_wire simulator 10     # megabytes
 python -m benchmarks.peers.nvflare_wire poc 10
 """
 
+# mypy: disable-error-code="import-not-found"
+
 import os
 import sys
 import tempfile

@@ -6,6 +6,8 @@ Its loop takes every second member of a cohort in each of two processes with one
 gloo. Started without `torch.distributed.run` it is one process with all threads.
 """
 
+# mypy: disable-error-code="import-not-found,misc"
+
 import json
 import logging
 import os

@@ -26,7 +26,7 @@ def export(workload: Workload, photos: Path, folder: Path) -> None:
     np.save(folder / "cohorts.npy", np.array([[number[store] for store in cohort] for cohort in cohorts]))
     np.save(folder / "rows.npy", torch.stack([torch.stack(each) for each in rows]).numpy())
     weights = {name: value.numpy() for name, value in workload.build().state_dict().items()}
-    np.savez(folder / "weights.npz", **weights)  # type: ignore[arg-type]
+    np.savez(folder / "weights.npz", **weights)
     facts = {
         "network": workload.name, "photos": str(photos.absolute()), "image_size": workload.image_size,
         "num_stores": workload.num_stores, "photos_per_store": workload.photos_per_store,
