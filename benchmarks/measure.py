@@ -1,6 +1,7 @@
 """Runs a command as a fresh process and measures all of it: process start and `import torch` included."""
 
 import contextlib
+import ctypes
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ SAMPLING_SECONDS = 0.05
 MB = 1_000_000
 PATIENCE_SECONDS = 3600.0
 ENDING_SECONDS = 2.0
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 LAST_WORDS = 300  # characters of a log that an error repeats
 
 
@@ -122,8 +124,9 @@ def _last_object(output: str, command: Sequence[str]) -> Mapping[str, Any]:
 class Watch:
     """What a tree of processes uses.
 
-    A process that was seen once belongs to the tree even when its parent has ended. CPU time is what was seen at the
-    last look at each: a process that is not its parent's to wait for (a fork server's, say) is in no other count.
+    A process whose parent has ended still belongs to it: it was seen before, or (on Linux) has become our child. CPU
+    time is what was seen at the last look at each: a process that is not its parent's to wait for (a fork server's,
+    say) is in no other count.
     """
 
     root: int
@@ -131,13 +134,17 @@ class Watch:
     processes: int = 0
     cpu_seconds: dict[tuple[int, float], float] = field(default_factory=dict)
     seen: dict[int, psutil.Process] = field(default_factory=dict)
+    strangers: set[int] = field(default_factory=set)
 
     def __enter__(self) -> "Watch":
+        _adopt_orphans(True)
+        self.strangers = {child.pid for child in psutil.Process().children()} - {self.root}
         self.seen[self.root] = psutil.Process(self.root)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.end_all()
+        _adopt_orphans(False)
 
     def until_end(self, process: "subprocess.Popen[bytes]", deadline: float) -> bool:
         """Look until the process has ended, or the deadline (`time.monotonic`) has passed: then False."""
@@ -155,12 +162,16 @@ class Watch:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(left, timeout=ENDING_SECONDS)
+        for pid in self.seen.keys() - {self.root}:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # of an orphan that became ours
 
     def _members(self) -> list[psutil.Process]:
         """The living processes of the tree."""
         living = {pid: member for pid, member in self.seen.items() if member.is_running()}
         for member in psutil.process_iter(["ppid"]):
-            if member.info["ppid"] in living:
+            parent = member.info["ppid"]
+            if parent in living or (parent == os.getpid() and member.pid not in self.strangers):
                 living.setdefault(member.pid, member)
         self.seen |= living
         return list(living.values())
@@ -177,3 +188,9 @@ class Watch:
             self.cpu_seconds[member.pid, member.create_time()] = used.user + used.system
         self.peak_bytes = max(self.peak_bytes, sum(sizes))
         self.processes = max(self.processes, len(sizes))
+
+
+def _adopt_orphans(on: bool) -> None:
+    """Whether processes below us whose parents have ended become our children, where the system can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)

@@ -91,7 +91,7 @@ def _text(
     columns = ["", "wall s", "× limit", "CPU s", "s/round", "first step at s", "peak RSS MB", "processes"]
     rows = [
         [
-            name, f"{of.seconds:.2f}" if of.whole else f"{of.seconds:.0f} ({of.rounds} rounds)",
+            name, f"{of.seconds:.2f}" if of.whole else f"{of.seconds:.0f} ({of.rounds} round{'s' * (of.rounds > 1)})",
             f"{of.ratio:.2f}" if of.whole else f"{of.ratio:.2f} per round", f"{of.cpu_seconds:.1f}",
             f"{of.round_seconds:.3f}", f"{of.first_step:.1f}", f"{of.peak_mb:,.0f}", f"{of.processes:.0f}",
         ]

@@ -1,5 +1,6 @@
 """A measured command is measured whole, and leaves nothing behind."""
 
+import sys
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,13 @@ def test_a_measured_command_that_fails_is_an_error() -> None:
 def test_what_a_command_leaves_running_is_ended() -> None:
     sample = measure.measure(["tests.unit.benchmarks.leave_a_child"])
     assert sample.processes == 2
+    assert is_gone(sample.figures["child"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans cannot be adopted here")
+def test_a_child_whose_parent_ends_at_once_is_counted_all_the_same() -> None:
+    sample = measure.measure(["tests.unit.benchmarks.orphan_a_child"])
+    assert sample.cpu_seconds > 0.3  # burned by the orphan alone
     assert is_gone(sample.figures["child"])
 
 
