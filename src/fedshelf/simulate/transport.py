@@ -1,8 +1,11 @@
 """The rounds' transport without a network: messages go to a backend that plays the clients."""
 
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
+
+from torch import Tensor
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
@@ -31,7 +34,7 @@ class LocalTransport:
         self._backend = backend
         self._joins = deque(joins)
         self._tasks: dict[str, TaskKey | None] = {}
-        self._held: dict[str, object] = {}
+        self._held: dict[str, weakref.ref[Tensor]] = {}  # a model that only stores hold is not kept alive for that
         self._sizes = Sizes()
 
     def send(self, address: str, message: ServerMessage) -> int:
@@ -40,8 +43,8 @@ class LocalTransport:
         header, body = self._sizes.of(message)
         if not isinstance(message, Broadcast):
             return header
-        held, self._held[address] = self._held.get(address), message.params
-        return header if held is message.params else header + body
+        held, self._held[address] = self._held.get(address), weakref.ref(message.params)
+        return header if held is not None and held() is message.params else header + body
 
     def receive(self, timeout: float) -> Arrival | None:
         """See `Transport`.
