@@ -3,7 +3,6 @@
 import gc
 import weakref
 
-import pytest
 import torch
 
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, TaskKey, Upload
@@ -44,13 +43,15 @@ def test_a_model_that_a_store_has_is_not_sent_again() -> None:
     assert transport.send("oslo", broadcast(1, models[0])) > 4_000
 
 
-@pytest.mark.parametrize("counted", [None, 1, 1, 123_456])
-def test_sizes_that_are_remembered_are_those_of_each_message(counted: int | None) -> None:
+def test_sizes_that_are_remembered_are_those_of_each_message() -> None:
     sizes = Sizes()
-    for number, values in ((1, 10), (1, 10), (200, 10), (200, 3_000)):
-        message = broadcast(number, torch.zeros(values), counted)
-        assert sizes.of(message) == payload.size(message)
-    upload = Upload(
-        key=message.key, delta=torch.zeros(7), num_examples=5, num_steps=1, train_loss=0.1, seconds=0.25
-    )  # fmt: skip
-    assert sizes.of(upload) == payload.size(upload)
+    for counted in (None, 1, 123_456):
+        for number, values in ((1, 10), (1, 10), (200, 10), (200, 3_000)):
+            message = broadcast(number, torch.zeros(values), counted)
+            assert sizes.of(message) == payload.size(message)
+    for seconds in (0.25, 0.123456789):
+        upload = Upload(
+            key=TaskKey(run_id="r", round=1, attempt=0), delta=torch.zeros(7), num_examples=5, num_steps=1,
+            train_loss=0.1, seconds=seconds,
+        )  # fmt: skip
+        assert sizes.of(upload) == payload.size(upload)
