@@ -10,6 +10,7 @@ import platformdirs
 
 from benchmarks import photos, results
 from benchmarks.measure import MeasurementError, Sample, alternate, median
+from benchmarks.wire_limit import NUM_CLIENTS, power_of_two
 from benchmarks.workloads import WORKLOADS, Workload
 from fedshelf.core.errors import DataError, FedShelfError
 
@@ -64,10 +65,17 @@ def _training_table(samples: Mapping[str, Sequence[Sample]]) -> str:
 def wire(arguments: argparse.Namespace) -> tuple[dict[str, float], str]:
     """Measure *wire* at each size; the contract's figures are those of the largest."""
     plain = ["--insecure"] if arguments.insecure else []
-    columns = ["", "s/round", "× limit", "CPU s", "server peak RSS MB", "all peak RSS MB", "lo bytes ÷ nominal"]
+    clients = ["--clients", str(arguments.clients)]
+    columns = [
+        "", "s/round", "× limit", "CPU s", "server peak RSS MB", "of it anonymous", "above idle, in models",
+        "all peak RSS MB", "lo bytes ÷ nominal",
+    ]  # fmt: skip
     rows, contract = [], {}
     for size in WIRE_SIZES:
-        commands = {OURS: ["benchmarks.wire", str(size), *plain], LIMIT: ["benchmarks.wire_limit", str(size)]}
+        commands = {
+            OURS: ["benchmarks.wire", str(size), *clients, *plain],
+            LIMIT: ["benchmarks.wire_limit", str(size), *clients],
+        }
         samples = alternate(commands, arguments.runs)
         reference = median(samples[LIMIT], _round_seconds)
         rows += [
@@ -77,6 +85,8 @@ def wire(arguments: argparse.Namespace) -> tuple[dict[str, float], str]:
                 f"{median(of, _round_seconds) / reference:.1f}",
                 f"{median(of, lambda s: s.cpu_seconds):.1f}",
                 f"{median(of, lambda s: s.figures['server_peak_mb']):,.0f}",
+                f"{median(of, lambda s: s.figures['server_peak_anonymous_mb'] or 0.0):,.0f}",
+                f"{median(of, _anonymous_above_idle) / size:.1f}",
                 f"{median(of, lambda s: s.peak_mb):,.0f}",
                 f"{median(of, lambda s: s.figures['lo_ratio'] or 0.0):.3f}",
             ]
@@ -87,10 +97,17 @@ def wire(arguments: argparse.Namespace) -> tuple[dict[str, float], str]:
             median(samples[OURS], lambda s: s.figures["server_peak_mb"]),
         )  # fmt: skip
     text = (
-        f"{results.table(columns, rows)}\n\nMedians of {arguments.runs} runs in turn, each of 5 rounds with 4 client "
+        f"{results.table(columns, rows)}\n\nMedians of {arguments.runs} runs in turn, each of 5 rounds with "
+        f"{arguments.clients} client "
         f"processes on loopback; FedShelf {'without' if arguments.insecure else 'with'} TLS, the limit without."
     )
     return contract, text
+
+
+def _anonymous_above_idle(sample: Sample) -> float:
+    """MB of anonymous memory that the rounds cost the server at most."""
+    figures = sample.figures
+    return (figures["server_peak_anonymous_mb"] or 0.0) - (figures["server_idle_anonymous_mb"] or 0.0)
 
 
 def _round_seconds(sample: Sample) -> float:
@@ -145,6 +162,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--one-process", action="store_true", help="measure the plain loop in one process, too")
     parser.add_argument("--insecure", action="store_true", help="wire: without TLS")
+    parser.add_argument(
+        "--clients", type=power_of_two, default=NUM_CLIENTS, help="wire: client processes (default: %(default)s)"
+    )
     parsed = parser.parse_args(arguments)
     if parsed.runs < 1:
         parser.error("--runs must be at least 1")
@@ -165,8 +185,12 @@ def main() -> int:
         return 1
     print(json.dumps(contract) if arguments.json else text)
     if arguments.write:
-        section = f"{name}, without TLS" if arguments.insecure else name
+        section = ", ".join(
+            [name, *["without TLS"] * arguments.insecure]
+            + [f"{arguments.clients} clients"] * (arguments.clients != NUM_CLIENTS)
+        )
         flags = [flag for flag in ("--insecure", "--one-process") if getattr(arguments, flag[2:].replace("-", "_"))]
+        flags += ["--clients", str(arguments.clients)] if arguments.clients != NUM_CLIENTS else []
         results.write(section, text, " ".join(["python -m benchmarks", name, "--runs", str(arguments.runs), *flags]))
     return 0
 

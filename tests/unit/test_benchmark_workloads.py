@@ -88,7 +88,7 @@ def test_plain_sockets_carry_the_model_and_the_result_is_checked() -> None:
     )
     assert '"round_seconds"' in figures.stdout
     with pytest.raises(ValueError, match="not the mean"):
-        wire_limit.check(wire_limit.first_model(1000))
+        wire_limit.check(wire_limit.first_model(1000), 4)
 
 
 def test_writing_a_section_replaces_it_and_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
