@@ -15,6 +15,7 @@ from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.line import Answer, Line
+from fedshelf.deploy.upload_file import RefusedUploadError
 from fedshelf.deploy.wire import Parcel, body_beside, to_parcel
 from fedshelf.rounds import body as bodies
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, task
@@ -275,7 +276,7 @@ def test_a_second_connection_takes_an_upload_over_from_the_first(
     first = incoming.open(node, digest, start=0, size=len(content))
     first.append([content[:100]])
     second = incoming.open(node, digest, start=100, size=len(content))
-    with pytest.raises(body_routes.RefusedUploadError):
+    with pytest.raises(RefusedUploadError):
         first.append([content[100:200]])
     second.append([content[100:]])
     second.finish()
