@@ -16,6 +16,9 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     instructions change the result.
     """
     total = torch.zeros(rows[0].shape, dtype=torch.float64, device=rows[0].device)
+    product = torch.empty_like(total)
     for row, weight in zip(rows, weights, strict=True):
-        total += row.double() * weight
+        product.copy_(row)
+        product.mul_(weight)
+        total.add_(product)
     return total.float()
