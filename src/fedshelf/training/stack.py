@@ -138,7 +138,7 @@ class Stack:
         params.vector.copy_(self._bench.params.vector)
         module = copy.deepcopy(self._bench.module)
         _bind(module, params.views(), gradients.views())
-        return replace(self._bench, module=module, params=params, gradients=gradients.vector)
+        return replace(self._bench, module=module, params=params, gradients=gradients.vector, forward=None)
 
 
 def _bind(module: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:

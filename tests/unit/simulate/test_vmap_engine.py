@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from fedshelf.algorithms.base import Reducer
 from fedshelf.algorithms.reduce import weighted_mean
 from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.models.resnet import SmallResNet
 from fedshelf.simulate.player import Player
 from fedshelf.simulate.transport import InProcess
 from fedshelf.simulate.vmap import VmapBackend
+from fedshelf.simulate.vmap_choice import choose_engine
 from fedshelf.training.trainer import Trainer
 from tests.unit.simulate.federations import Federation, mean
 
@@ -336,3 +338,27 @@ def test_a_client_that_cannot_take_part_says_why_as_elsewhere(tmp_path: Path) ->
         answers.append({name: answer.reason for name, answer in wrong.round(backend, lr=1e-3).items()})
     assert answers[0] == answers[1]
     assert "differs from the server's" in answers[0]["a"]
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
+
+
+@pytest.mark.parametrize(("clients", "expected"), [({"a": 8}, {"local"}), (SIZES, {"local", "vmap"})])
+def test_the_engine_is_chosen_by_trying_and_the_reason_is_given(
+    clients: dict[str, int], expected: set[str], tmp_path: Path
+) -> None:
+    stores = Federation.of(tmp_path, clients, model=tiny).player.stores
+    config = RunConfig(device="cpu", image_size=16, batch_size=4, min_clients=1, workers=0)
+    choice = choose_engine(config, stores, make_module=tiny)
+    assert choice.engine in expected
+    assert ("there is one client" in choice.reason) == (len(clients) == 1)
+    assert len(clients) == 1 or "one by one" in choice.reason
+
+
+def test_against_enough_workers_clients_are_never_trained_together(tmp_path: Path) -> None:
+    stores = Federation.of(tmp_path, SIZES, model=tiny).player.stores
+    config = RunConfig(device="cpu", image_size=16, batch_size=4, workers=1000)
+    choice = choose_engine(config, stores, make_module=tiny)
+    assert choice.engine == "local"
+    assert "in 1000 workers" in choice.reason
