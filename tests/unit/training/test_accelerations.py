@@ -90,7 +90,7 @@ def test_a_compiled_pass_takes_the_same_steps_and_trying_it_changes_nothing() ->
 def test_compiling_is_not_tried_on_a_cpu_unless_asked_for() -> None:
     bench = workbench()
     for choice in ("auto", "off"):
-        chosen = choose_forward(bench, 4, choice)  # type: ignore[arg-type]
+        chosen = choose_forward(bench, 4, choice)
         assert (chosen.compiled, chosen.bench) == (False, bench)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedshelf.core.params import Params, bind
 from fedshelf.models.resnet import resnet10
-from fedshelf.training import stack_check
+from fedshelf.training import loop, stack_check
 from fedshelf.training.stack import MOST_ROWS, Stack, default_count
 from fedshelf.training.stack_check import Measured, find_problem, measure
 from fedshelf.training.timing import noise_lanes
@@ -56,7 +56,7 @@ def test_any_choice_of_rows_gets_the_gradients_and_statistics_that_each_would_ge
         for number, seat in enumerate(stack.benches):
             seat.params.vector.mul_(1 + 0.1 * number)
     before = [seat.params.vector.clone() for seat in together.benches]
-    for stack, differentiate in ((together, together.differentiate), (alone, stack_check.loop.differentiate_alone)):
+    for stack, differentiate in ((together, together.differentiate), (alone, loop.differentiate_alone)):
         lanes = noise_lanes(stack.benches, image_size=4, batch_size=5)
         losses = differentiate([lanes[row] for row in rows])
         assert len(losses) == len(rows)
@@ -127,7 +127,6 @@ def test_together_pays_only_where_it_beats_all_workers_by_a_margin() -> None:
 
 def test_photos_that_are_no_batch_of_the_rest_are_trained_in_groups_of_equal_size() -> None:
     """Three clients of 4+4+1, 4+2 and 4+2 photos: together, two together, and alone."""
-    from fedshelf.training import loop
 
     stack = Stack(workbench(), 3)
     sizes: list[list[int]] = []
