@@ -1,5 +1,7 @@
 """Runs a command as a fresh process and measures all of it: process start and `import torch` included."""
 
+import contextlib
+import ctypes
 import json
 import os
 import statistics
@@ -7,21 +9,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
-from benchmarks.workloads import FIRST_STEP_FILE
+from benchmarks.networks import FIRST_STEP_FILE
 
 SAMPLING_SECONDS = 0.05
 MB = 1_000_000
+PATIENCE_SECONDS = 3600.0
+ENDING_SECONDS = 2.0
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+LAST_WORDS = 300  # characters of a log that an error repeats
 
 
 class MeasurementError(Exception):
-    """A measured process failed; its own words are on the standard error."""
+    """A measured process failed; its own words are on the standard error, or in its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,65 +56,125 @@ def median(samples: Sequence[Sample], figure: Callable[[Sample], float]) -> floa
     return statistics.median(figure(sample) for sample in samples)
 
 
-def alternate(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[Sample]]:
-    """Run all commands in turn, `runs` times over, so that a change of the machine's mood meets all alike."""
-    samples: dict[str, list[Sample]] = {name: [] for name in commands}
-    for run in range(1, runs + 1):
-        for name, command in commands.items():
-            sample = measure(command)
-            samples[name].append(sample)
-            print(
-                f"run {run}/{runs}  {name:<12} {sample.seconds:7.2f} s  {sample.cpu_seconds:7.2f} CPU s  "
-                f"{sample.peak_mb:7.0f} MB",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-    return samples
+def measure(
+    command: Sequence[str], *, python: Path = Path(sys.executable), environment: Mapping[str, str] | None = None,
+    patience: float = PATIENCE_SECONDS, log: Path | None = None,
+) -> Sample:  # fmt: skip
+    """Run `python -m <command>`, measure it, and end whatever it leaves behind.
 
-
-def measure(command: Sequence[str]) -> Sample:
-    """Run `python -m <command>` and measure it.
+    Args:
+        command: the module and its arguments.
+        python: the interpreter, and so the environment.
+        environment: variables on top of ours.
+        patience: seconds after which it has failed.
+        log: where its standard error goes; None is ours.
 
     Raises:
-        MeasurementError: the command failed.
+        MeasurementError: the command failed, or took too long.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory() as folder, _written(log) as errors:
         first_step_file = Path(folder) / "first-step"
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", FIRST_STEP_FILE: str(first_step_file)}
-        watch = Watch()
+        variables = {"OMP_WAIT_POLICY": "PASSIVE", FIRST_STEP_FILE: str(first_step_file), **(environment or {})}
         started = time.monotonic()
-        with subprocess.Popen(
-            [sys.executable, "-m", *command], env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
-            watch.until_end(process)
-            output, _ = process.communicate()
-        seconds = time.monotonic() - started
-        if process.returncode:
-            raise MeasurementError(f"python -m {' '.join(command)} ended with code {process.returncode}")
+        with (
+            subprocess.Popen(
+                [str(python), "-m", *command], env={**os.environ, **variables}, stdout=output, stderr=errors
+            ) as process,
+            Watch(root=process.pid) as watch,
+        ):  # fmt: skip
+            in_time = watch.until_end(process, started + patience)
+            seconds = time.monotonic() - started
+        if process.returncode or not in_time:
+            what = f"ended with code {process.returncode}" if in_time else f"was not done in {patience:.0f} s"
+            raise MeasurementError(f"python -m {' '.join(command)} {what}{_last_words(log)}")
         lines = first_step_file.read_text().split() if first_step_file.exists() else []
+        output.seek(0)
+        figures = _last_object(output.read(), command)
     return Sample(
         seconds=seconds, cpu_seconds=sum(watch.cpu_seconds.values()), peak_mb=watch.peak_bytes / MB,
-        processes=watch.processes,
-        first_step=min(map(float, lines)) - started if lines else None, figures=json.loads(output.splitlines()[-1]),
+        processes=watch.processes, first_step=min(map(float, lines)) - started if lines else None, figures=figures,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _written(log: Path | None) -> Iterator[IO[str] | None]:
+    if log is None:
+        yield None
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w", encoding="utf-8") as file:
+            yield file
+
+
+def _last_words(log: Path | None) -> str:
+    words = log.read_text(encoding="utf-8", errors="replace").split() if log else []
+    return f": …{' '.join(words)[-LAST_WORDS:]} ({log})" if words else ""
+
+
+def _last_object(output: str, command: Sequence[str]) -> Mapping[str, Any]:
+    """The last line that is a JSON object: some programs cannot be kept from talking after it."""
+    for line in reversed(output.splitlines()):
+        with contextlib.suppress(json.JSONDecodeError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    raise MeasurementError(f"python -m {' '.join(command)} ended well and printed no figures")
 
 
 @dataclass(kw_only=True)
 class Watch:
-    """What a tree of processes uses. CPU time is what was seen at the last look at each: a process that is not its
-    parent's to wait for (a fork server's, say) is in no other count."""
+    """What a tree of processes uses.
 
+    A process whose parent has ended still belongs to it: it was seen before, or (on Linux) has become our child. CPU
+    time is what was seen at the last look at each: a process that is not its parent's to wait for (a fork server's,
+    say) is in no other count.
+    """
+
+    root: int
     peak_bytes: int = 0
     processes: int = 0
     cpu_seconds: dict[tuple[int, float], float] = field(default_factory=dict)
+    seen: dict[int, psutil.Process] = field(default_factory=dict)
+    strangers: set[int] = field(default_factory=set)
 
-    def until_end(self, process: "subprocess.Popen[str]") -> None:
-        root = psutil.Process(process.pid)
+    def __enter__(self) -> "Watch":
+        _adopt_orphans(True)
+        self.strangers = {child.pid for child in psutil.Process().children()} - {self.root}
+        self.seen[self.root] = psutil.Process(self.root)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end_all()
+        _adopt_orphans(False)
+
+    def until_end(self, process: "subprocess.Popen[bytes]", deadline: float) -> bool:
+        """Look until the process has ended, or the deadline (`time.monotonic`) has passed: then False."""
         while process.poll() is None:
-            try:
-                self._look([root, *root.children(recursive=True)])
-            except psutil.NoSuchProcess:
-                break
+            if time.monotonic() > deadline:
+                return False
+            self._look(self._members())
             time.sleep(SAMPLING_SECONDS)
+        return True
+
+    def end_all(self) -> None:
+        """End every process that was seen and is still there."""
+        left = [member for member in self.seen.values() if member.is_running()]
+        for member in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(left, timeout=ENDING_SECONDS)
+        for pid in self.seen.keys() - {self.root}:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # of an orphan that became ours
+
+    def _members(self) -> list[psutil.Process]:
+        """The living processes of the tree."""
+        living = {pid: member for pid, member in self.seen.items() if member.is_running()}
+        for member in psutil.process_iter(["ppid"]):
+            parent = member.info["ppid"]
+            if parent in living or (parent == os.getpid() and member.pid not in self.strangers):
+                living.setdefault(member.pid, member)
+        self.seen |= living
+        return list(living.values())
 
     def _look(self, members: list[psutil.Process]) -> None:
         sizes = []
@@ -122,3 +188,9 @@ class Watch:
             self.cpu_seconds[member.pid, member.create_time()] = used.user + used.system
         self.peak_bytes = max(self.peak_bytes, sum(sizes))
         self.processes = max(self.processes, len(sizes))
+
+
+def _adopt_orphans(on: bool) -> None:
+    """Whether processes below us whose parents have ended become our children, where the system can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)

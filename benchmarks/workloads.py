@@ -9,68 +9,22 @@ Training amplifies roundings: in *pilot*, adding up the stores' changes in float
 thread and adds up in float64. (Even so one value in 10^5 may round the other way in *chain*, whose weights of 1/50 are
 no power of two; at a rate of 0.02 that stays below 1e-5, at 0.05 it grows to 4e-5.)
 
-Shapes: B batch, C channels, H height, W width, K classes.
+The networks stand in `networks.py`, which needs nothing of FedShelf.
 """
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.networks import NUM_CLASSES as NUM_CLASSES
+from benchmarks.networks import chain_network, note_first_step, pilot_network
 from fedshelf.core.rng import Rng
 from fedshelf.rounds import cohort
 
-NUM_CLASSES = 43  # the groceries' coarse classes
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-GROUPS = 8
-FIRST_STEP_FILE = "BENCHMARK_FIRST_STEP_FILE"
-
-
-class ResidualBlock(nn.Module):
-    """Basic block; where it halves the picture, the shortcut is a 1×1 convolution without normalization."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
-            nn.GroupNorm(GROUPS, channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-            nn.GroupNorm(GROUPS, channels),
-        )
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False) if stride > 1 else nn.Identity()
-        self.activation = nn.ReLU(inplace=True)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.body(x_BCHW) + self.shortcut(x_BCHW))
-        return out
-
-
-def pilot_network() -> nn.Module:
-    """GroupNorm ResNet of 701,515 parameters for photos of 64 px."""
-    channels = [(32, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1, bias=False),
-        nn.GroupNorm(GROUPS, 32),
-        nn.ReLU(inplace=True),
-        *(ResidualBlock(*block) for block in channels),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(128, NUM_CLASSES),
-    )
-
-
-def chain_network() -> nn.Module:
-    """CNN of 67,659 parameters for photos of 32 px: three times (3×3 convolution, ReLU, 2×2 pool), then linear."""
-    layers: list[nn.Module] = []
-    for in_channels, channels in [(3, 16), (16, 32), (32, 64)]:
-        layers += [nn.Conv2d(in_channels, channels, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, NUM_CLASSES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +57,7 @@ class Workload:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             module = self.network()
-        _note_first_step(module)
+        note_first_step(module)
         return module
 
     def cohort(self, round: int) -> tuple[str, ...]:
@@ -125,18 +79,3 @@ CHAIN = Workload(
     cohort_size=50, num_rounds=20, batch_size=10, client_lr=0.02, num_test=0,
 )  # fmt: skip
 WORKLOADS = {workload.name: workload for workload in (PILOT, CHAIN)}
-
-
-def _note_first_step(module: nn.Module) -> None:
-    """Where the environment names a file for it, append the time at which training first enters the network."""
-    path = os.environ.get(FIRST_STEP_FILE)
-    if path is None:
-        return
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if module.training:
-            handle.remove()
-            with Path(path).open("a", encoding="utf-8") as file:
-                file.write(f"{time.monotonic()}\n")
-
-    handle = module.register_forward_pre_hook(note)

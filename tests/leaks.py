@@ -41,8 +41,9 @@ ROUTES = frozenset(
         "push-object", "pull-object", "confirm-message-received", "send-node-heartbeat",
     )] + ["GET /fedshelf/health", "POST /fedshelf/wait"]
 )  # fmt: skip
+BODY_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/bodies/[0-9a-f]{64}")
 HTTP_HEADERS = frozenset(
-    ("host", "accept", "accept-encoding", "connection", "user-agent", "content-length", "content-type")
+    ("host", "accept-encoding", "content-length", "content-type", "content-range", "range", "upload-length")
 )
 
 
@@ -226,7 +227,7 @@ def unlisted_requests(stream: bytes) -> list[str]:
         head, _, rest = rest.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         method, _, path = first.removesuffix(" HTTP/1.1").partition(" ")
-        if f"{method} {path}" not in ROUTES:
+        if f"{method} {path}" not in ROUTES and not BODY_ROUTE.fullmatch(f"{method} {path}"):
             found.append(f"request {first[:100]!r}")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         found += [f"header {name!r}" for name in headers if not (name in HTTP_HEADERS or name.startswith("flwr-"))]

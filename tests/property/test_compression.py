@@ -235,6 +235,13 @@ def test_the_full_head_room_of_modular_codes_is_used_and_not_overrun() -> None:
         assert torch.allclose(decoded, torch.full((1000,), 3 * max(-1.0, min(1.0, value))))
 
 
+@given(st.sampled_from(["int8", "int4"]), st.integers(1, 5000), SEED)
+def test_integers_after_a_sparsifier_contract_every_single_value(text: str, size: int, seed: int) -> None:
+    vector = normal(size, seed, spread=True)
+    decoded = round_trip(parse(f"topk:1.0+{text}"), vector, seed)
+    assert bool(((decoded - vector).abs() <= vector.abs() * (1 + 1e-5)).all())
+
+
 # sparsifiers
 
 

@@ -3,11 +3,12 @@ SGD via Gradient Quantization and Encoding", in buckets, with the maximum norm o
 
     encode, for each block b of 256 values:                        decode:
      1  s_b <- bf16, rounded up (max_i |x_i| / L)                   4  x̂_i <- q_i · s_b
-     2  q_i <- floor(x_i / s_b + u_i),  u_i uniform in [0, 1)
+     2  q_i <- floor(x_i / s_b + u_i),  u_i uniform in [0, 1); after a sparsifier u_i = 1/2
      3  int4 only: two codes in a byte, q + 8, the first in the low half
 
 L = 127 (int8) or 7 (int4), so q_i lies in [-L, L] and E[x̂_i] = x_i; the variance is at most s_b²/4 per value.
-8.06 and 4.06 bits per value.
+8.06 and 4.06 bits per value. After a sparsifier, whose error feedback wants a contraction and makes up for bias,
+rounding is to the nearest: then |x̂_i - x_i| <= |x_i| for every value, which stochastic rounding does not give.
 
 Differs from the paper: levels are not Elias-coded (zstd can follow); the scale is the largest magnitude, not the
 2-norm (a variant of the paper's own: no level is wasted); scales are bfloat16, since float16 would lose
@@ -36,9 +37,10 @@ _MOST = np.finfo(np.float32).max / 128  # with it, every code decodes to somethi
 
 @dataclass(frozen=True, slots=True)
 class BlockInt:
-    """Integers of 8 or 4 bits, one scale per 256 values."""
+    """Integers of 8 or 4 bits, one scale per 256 values; `unbiased` rounds at random, else to the nearest."""
 
     bits: int
+    unbiased: bool = True
 
     @property
     def text(self) -> str:
@@ -46,7 +48,7 @@ class BlockInt:
 
     @property
     def properties(self) -> Properties:
-        return Properties(unbiased=True)
+        return Properties(unbiased=self.unbiased)
 
     def specs(self, size: int) -> Specs:
         codes = (torch.int8, size) if self.bits == 8 else (torch.uint8, -(-size // 2))
@@ -68,7 +70,10 @@ class BlockInt:
             block_scales = _round_up(noise.reshape(-1, BLOCK).max(axis=1), _LEVELS[self.bits])  # line 1
             scales[start // BLOCK :][:num_blocks] = block_scales
             levels.reshape(-1, BLOCK)[:] *= (1 / _widen(block_scales))[:, None]
-            dither.fill(noise)
+            if self.unbiased:
+                dither.fill(noise)
+            else:
+                noise.fill(0.5)
             levels += noise
             np.floor(levels, out=levels)  # line 2
             if self.bits == 8:

@@ -29,13 +29,8 @@ from fedshelf.core.rng import Rng
 DENSE = ("none", "zstd", "bf16", "bf16+zstd", "fp16", "fp16+zstd", "int8", "int8+zstd", "int4", "int4+zstd", "drive")
 SPARSE = ("", "+int8", "+int8+zstd", "+int4", "+int4+zstd", "+drive")
 """What follows ``topk:F``."""
-_ZSTD_ROOM = (
-    1.0,
-    1.06,
-    1.12,
-    1.18,
-    1.25,
-)  # how far beyond the budget zstd may bring things back, in steps worth trying
+_ZSTD_ROOM = (1.0, 1.06, 1.12, 1.18, 1.25)
+"""How many times the budget a topk chain may take before zstd, which may bring it back: steps worth trying."""
 _SAMPLE, _STRETCHES, _FINALISTS = 1 << 18, 256, 3
 
 

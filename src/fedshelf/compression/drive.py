@@ -22,7 +22,6 @@ float32 in any order of summation, so that every machine decodes the same bits. 
 uniform rotations; H D is close to that for blocks of more than a few dozen values that are not very sparse.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -146,7 +145,7 @@ def _hadamard(values: Floats, power: int, *, inverse: bool) -> Floats:
 def _transform_columns(values: Floats, spare: Floats, rows: int) -> tuple[Floats, Floats]:
     """H times the matrix `values` [rows, ...] by log2(rows) rounds of sums and differences."""
     columns = values.size // rows
-    for half in (1 << p for p in range(int(math.log2(rows)))):
+    for half in (1 << p for p in range(rows.bit_length() - 1)):
         pairs, out = (array.reshape(-1, 2, half * columns) for array in (values, spare))
         np.add(pairs[:, 0], pairs[:, 1], out=out[:, 0])
         np.subtract(pairs[:, 0], pairs[:, 1], out=out[:, 1])

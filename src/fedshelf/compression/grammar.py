@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from fedshelf.compression.block import BlockInt
 from fedshelf.compression.drive import Drive
@@ -63,8 +64,8 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
 
 def _assemble(found: dict[int, Stage]) -> tuple[Sparsifier | None, Quantizer, Lossless | None]:
     sparsifier, quantizer, lossless = (found.get(kind) for kind in range(3))
-    if sparsifier is not None and isinstance(quantizer, Drive):
-        quantizer = Drive(unbiased=False)  # error feedback wants a contraction
+    if sparsifier is not None and isinstance(quantizer, BlockInt | Drive):
+        quantizer = replace(quantizer, unbiased=False)  # error feedback wants a contraction
     return sparsifier, quantizer or Float(), lossless  # type: ignore[return-value]  # by their kinds
 
 

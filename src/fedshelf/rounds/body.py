@@ -5,7 +5,7 @@ a list of pieces to send one after the other, and reading it costs no memory bes
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -56,6 +56,15 @@ class Body:
     def join(self) -> bytes:
         """All pieces in one."""
         return b"".join(self.pieces)
+
+    def chunks(self, start: int, size: int, stop: int | None = None) -> Iterator[memoryview]:
+        """The bytes from `start` to `stop` (or the end), at most `size` at a time; nothing is copied."""
+        stop = self.size if stop is None else stop
+        begin = 0
+        for piece in self.pieces:
+            for at in range(max(begin, start), min(begin + len(piece), stop), size):
+                yield piece[at - begin : min(at - begin + size, stop - begin)]
+            begin += len(piece)
 
 
 class Hasher:

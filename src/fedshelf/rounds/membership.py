@@ -175,7 +175,7 @@ class Membership:
             )
         if not join.client.strip():
             return "its name is empty; start it with --name NAME"
-        if not all(folder.path and all(folder.path.split("/")) for folder in join.classes):
+        if any("" in folder.path.split("/") for folder in join.classes):
             return "the path of a class folder has an empty part"
         holder = self._members.get(join.client)
         if holder is not None and holder.join.identity != join.identity:

@@ -44,7 +44,7 @@ class Protection:
 def problems(chain: Chain, protection: Protection) -> list[str]:
     """Why uploads may not be encoded by `chain` under `protection`; each with its remedy."""
     declared, found = chain.properties, []
-    if protection.masked and not declared.modular:
+    if protection.masked and not (declared.modular and declared.linear):
         found.append(
             f"--codec-up {chain} does not turn values into integers modulo a power of two, so masks would not cancel: "
             "use modular:BITS:RANGE, alone or after randk"

@@ -150,7 +150,8 @@ class SynchronousRound:
         except RefusedError as error:
             return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=str(error))
         upload = cap_examples(upload, self._settings.max_examples)
-        self._spool.put(key, answer.client, upload)
+        source = answer.source if isinstance(message, Upload) else None  # the file of an encoded one is of no more use
+        self._spool.put(key, answer.client, upload, source)
         return _counted(answer.client, upload)
 
     def _aggregate(self, state: ServerState, key: TaskKey, counted: Sequence[str]) -> ServerState:

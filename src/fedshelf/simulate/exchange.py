@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedshelf.simulate.shared import Mappings, Reference
 
-SMALL = 4096  # bytes of a tensor that is not worth a file
+SMALL = 1024  # bytes of a tensor that is not worth a file
 
 
 class _Packer(pickle.Pickler):
@@ -41,7 +41,10 @@ class _Unpacker(pickle.Unpickler):
         if isinstance(found, Reference):
             return self._load(found)
         data, dtype, shape = found
-        return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).reshape(shape)
+        values = torch.empty(shape, dtype=dtype)
+        if data:
+            values.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(data, np.uint8)
+        return values
 
 
 def pack(message: object, store: Callable[[Tensor], Reference]) -> bytes:
@@ -53,4 +56,4 @@ def pack(message: object, store: Callable[[Tensor], Reference]) -> bytes:
 
 def unpack(data: bytes, load: Callable[[Reference], Tensor] | None = None) -> Any:
     """The message; `load` opens a file that `store` has written (any process may have)."""
-    return _Unpacker(io.BytesIO(data), load or Mappings().read).load()  # noqa: S301  from our own processes alone
+    return _Unpacker(io.BytesIO(data), load or Mappings().read).load()

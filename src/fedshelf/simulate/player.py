@@ -1,14 +1,13 @@
 """One process that plays any client: one module, one workbench, as many clients as asked for."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from fedshelf.config import files
-from fedshelf.config.build import ModuleFactory, OpenedSetup, StorePhotos, open_setup, work_for
+from fedshelf.config.build import ModuleFactory, OpenedSetup, open_setup, work_for
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import ClientMessage, Failure, Ready, ServerMessage, Setup
@@ -21,12 +20,10 @@ from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
 
 Equip = Callable[[Work], Work]
 
-MOST_STORES = 4096  # whose photos stay open in a process; a federation may have any number
-
 
 @dataclass(kw_only=True, eq=False)
 class Player:
-    """Plays the clients of `stores`, one message at a time. Nothing of a client stays here but its opened photos.
+    """Plays the clients of `stores`, one message at a time. Nothing of a client stays here.
 
     `states` is the folder of what clients keep between rounds; it must be there before the first round.
     """
@@ -39,7 +36,6 @@ class Player:
     _ready: Ready | None = None
     _opened: OpenedSetup | None = None
     _test: PhotoSet | None = None
-    _photos: OrderedDict[str, StorePhotos] = field(default_factory=OrderedDict)
 
     def play(self, name: str, message: ServerMessage, *, equip: Equip = lambda work: work) -> ClientMessage:
         """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter.
@@ -77,7 +73,6 @@ class Player:
         """From now on `setup` holds; its objects are built when they are needed."""
         if setup != self._setup:
             self._setup, self._ready, self._opened, self._test = setup, None, None, None
-            self._photos.clear()
 
     def open(self, setup: Setup) -> OpenedSetup:
         """What `setup` describes, built once for all clients.
@@ -106,20 +101,12 @@ class Player:
         batches = range(count * share // shares, count * (share + 1) // shares)
         return evaluate_batches(opened.workbench, self._test, batches)
 
-    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
-        """The photos of store `name`, opened if they are not."""
-        photos = self._photos.pop(name, None) or self.stores.photos(name, opened)
-        self._photos[name] = photos
-        if len(self._photos) > MOST_STORES:
-            self._photos.popitem(last=False)
-        return photos
-
     def _client(self, name: str, equip: Equip) -> Client:
         if self.states is None:
             raise ValueError("a player needs the folder of its clients' states")
 
         def prepare(setup: Setup) -> Work:
             opened = self.open(setup)
-            return equip(work_for(name, opened, self.photos(name, opened)))
+            return equip(work_for(name, opened, self.stores.photos(name, opened)))
 
         return Client(prepare=prepare, states=SimulatedStates(self.states, name))

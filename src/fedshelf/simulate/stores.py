@@ -1,7 +1,8 @@
 """Where simulated clients have their photos from."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,16 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.folder import scan
 
+MOST_OPEN = 4096  # stores whose photo files a process keeps mapped
+
 
 class Stores(Protocol):
     """Many stores' photos. Picklable: worker processes that are not forked get a copy."""
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are photos for central evaluation."""
+        ...
 
     def names(self) -> tuple[str, ...]:
         """All stores, sorted."""
@@ -44,6 +52,11 @@ class FolderStores:
     root: Path
     cache: Path
     test_dir: Path | None
+    _open: OrderedDict[str, tuple[OpenedSetup, StorePhotos]] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def has_test(self) -> bool:
+        return self.test_dir is not None
 
     def names(self) -> tuple[str, ...]:
         try:
@@ -65,7 +78,14 @@ class FolderStores:
         return None
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
-        return store_photos(self.root / name, opened, PhotoCache(root=self.cache))
+        """Opened once for a setup: to find a folder's photos in the cache takes as long as to train on a few."""
+        known = self._open.pop(name, None)
+        if known is None or known[0] is not opened:
+            known = opened, store_photos(self.root / name, opened, PhotoCache(root=self.cache))
+        self._open[name] = known
+        if len(self._open) > MOST_OPEN:
+            self._open.popitem(last=False)
+        return known[1]
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
         if self.test_dir is None:
@@ -87,6 +107,10 @@ class MemoryStores:
         self._classes = tuple(ClassFolder(leaf=name, path=name) for name in self._class_names)
         self._stores = {name: stores[name] for name in sorted(stores)}
         self._test = test
+
+    @property
+    def has_test(self) -> bool:
+        return self._test is not None
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._stores)

@@ -4,8 +4,9 @@ Tensors lie in files that processes share, everything else goes through pipes. A
 sent to; a worker writes what it answers into files of its own, and is told with its next task which of them it may use
 again.
 
-Work goes to whoever has least, the longest first, so that no worker is left with a long task at the end. As long as
-there is plenty, each worker has its next task before it has finished the last.
+Work goes to whoever has least, the longest first, so that no worker is left with a long task at the end. While there
+is plenty, workers have tasks at hand: then nobody waits for this process to get its turn on a busy machine. The less
+is left, the fewer they are given ahead (guided self-scheduling, Polychronopoulos & Kuck 1987).
 
 Shapes: S shared values of the model.
 """
@@ -32,7 +33,7 @@ from fedshelf.simulate.processes import Processes, start_method
 from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
 from fedshelf.training.trainer import BatchScore
 
-AHEAD = 2  # tasks that a worker has while there are plenty: one at work, one at hand
+MOST_AHEAD = 8  # tasks that a worker has at hand beside the one at work; what is small of them fits into a pipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,8 @@ class WorkerPool:
     def _hand_out(self) -> None:
         while self._queue:
             worker = min(self._workers, key=lambda worker: len(worker.tasks))
-            if len(worker.tasks) >= (AHEAD if len(self._queue) > len(self._workers) else 1):
+            ahead = min(MOST_AHEAD, len(self._queue) // (2 * len(self._workers)))
+            if len(worker.tasks) > ahead:
                 return
             task = heapq.heappop(self._queue)[-1]
             worker.tasks.append(task)

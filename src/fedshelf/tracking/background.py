@@ -131,7 +131,7 @@ class BackgroundWriter:
                     for job in group:
                         if callable(job):
                             job()
-        except BaseException as error:  # whatever it is, it is the caller's
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is the caller's
             return error
         return None
 

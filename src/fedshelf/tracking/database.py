@@ -1,7 +1,8 @@
 """The run database: what happened in each round, who took part, who did not and why.
 
 SQLite with a write-ahead log: the one writer is never held up by readers, nor they by it. Each event (or several that
-are given together) is one short transaction. A power cut may take the last few events with it, but no finished round: its transaction is fsynced.
+are given together) is one short transaction. A power cut may take the last few events with it, but no finished round:
+its transaction is fsynced.
 
 Emit `RoundFinished` *before* the round's checkpoint is saved. A crash between the two then repeats the round, and the
 repetition replaces it here; the other way round it would be missing.

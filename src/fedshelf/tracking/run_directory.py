@@ -56,6 +56,11 @@ class RunDirectory:
         return self.path / "clients"
 
     @property
+    def incoming(self) -> Path:
+        """What is being received."""
+        return self.path / "incoming"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 

@@ -198,7 +198,7 @@ def test_several_rounds_together_reach_the_accuracy_that_rounds_one_by_one_reach
             params = params + mean(federation.round(backend, params=params, number=number, lr=0.02))
         opened = federation.player.open(federation.setup)
         opened.workbench.load(params)
-        seen = federation.player.photos("a", opened).train
+        seen = federation.player.stores.photos("a", opened).train
         trainer = Trainer(workbench=opened.workbench, client="a", rng=None, train=seen, validation=seen)  # type: ignore[arg-type]
         accuracies.append(trainer.evaluate().accuracy or 0)
     assert accuracies[0] > 0.8

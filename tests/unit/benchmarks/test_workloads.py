@@ -2,26 +2,15 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import limits, measure, photos, results, wire_limit
-from benchmarks.workloads import CHAIN, MEAN, NUM_CLASSES, PILOT, STD, WORKLOADS, Workload
-
-TINY = replace(CHAIN, num_stores=4, photos_per_store=6, cohort_size=3, num_rounds=2, batch_size=4, num_test=5)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for part, count in (("train", TINY.num_stores * TINY.photos_per_store), ("test", TINY.num_test)):
-        np.save(tmp_path / f"{part}_images.npy", rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
-        np.save(tmp_path / f"{part}_labels.npy", rng.integers(0, NUM_CLASSES, count))
-    return tmp_path
+from benchmarks import limits, photos, wire_limit
+from benchmarks.workloads import MEAN, NUM_CLASSES, PILOT, STD, WORKLOADS, Workload
+from tests.unit.benchmarks.conftest import TINY
 
 
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=lambda w: w.name)
@@ -70,18 +59,6 @@ def test_two_processes_train_what_one_process_trains(folder: Path) -> None:
     assert two["test_accuracy"] == one["test_accuracy"]
 
 
-def test_a_measured_command_counts_its_child_processes() -> None:
-    sample = measure.measure(["tests.unit.burn_in_a_child"])
-    assert sample.figures == {"burned": True}
-    assert sample.processes == 2
-    assert sample.cpu_seconds > 0.1  # burned by the child alone; the parent waits
-
-
-def test_a_measured_command_that_fails_is_an_error() -> None:
-    with pytest.raises(measure.MeasurementError, match=r"no_such_module.* ended with code 1"):
-        measure.measure(["benchmarks.no_such_module"])
-
-
 def test_plain_sockets_carry_the_model_and_the_result_is_checked() -> None:
     figures = subprocess.run(
         [sys.executable, "-m", "benchmarks.wire_limit", "1"], capture_output=True, text=True, timeout=60, check=True
@@ -89,14 +66,3 @@ def test_plain_sockets_carry_the_model_and_the_result_is_checked() -> None:
     assert '"round_seconds"' in figures.stdout
     with pytest.raises(ValueError, match="not the mean"):
         wire_limit.check(wire_limit.first_model(1000))
-
-
-def test_writing_a_section_replaces_it_and_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "PATH", tmp_path / "RESULTS.md")
-    results.write("pilot", "first", "command")
-    results.write("chain", "other", "command")
-    results.write("pilot", "second", "command")
-    text = results.PATH.read_text(encoding="utf-8")
-    assert "first" not in text
-    assert text.index("second") < text.index("other")
-    assert text.count("## pilot\n") == 1

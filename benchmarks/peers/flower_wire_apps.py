@@ -1,0 +1,46 @@
+"""*wire* as Flower's ServerApp and ClientApp, as `flwr run` starts them: FedAvg over four nodes, no training."""
+
+# mypy: disable-error-code="untyped-decorator"
+
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from benchmarks.peers.wire_rounds import WireRounds
+from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, change
+
+client = ClientApp()
+server = ServerApp()
+
+
+@client.train()
+def train(message: Message, context: Context) -> Message:
+    (model,) = message.content.array_records["arrays"].to_numpy_ndarrays()
+    number = int(message.content.config_records["config"]["server-round"])
+    model = model + change(int(context.node_config["partition-id"]), number)
+    metrics = MetricRecord({"num-examples": 1})
+    content = RecordDict({"arrays": ArrayRecord([model]), "metrics": metrics})
+    return Message(content=content, reply_to=message)
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    config = context.run_config
+    rounds = WireRounds(int(config["megabytes"]))
+
+    def mark(server_round: int, arrays: ArrayRecord) -> None:
+        rounds.end_round() if server_round else rounds.begin()
+
+    strategy = FedAvg(
+        fraction_evaluate=0.0, min_train_nodes=NUM_CLIENTS, min_available_nodes=NUM_CLIENTS,
+    )  # fmt: skip
+    result = strategy.start(
+        grid=grid, initial_arrays=ArrayRecord([rounds.first_model()]), num_rounds=NUM_ROUNDS, evaluate_fn=mark
+    )
+    (model,) = result.arrays.to_numpy_ndarrays()
+    temporary = Path(str(config["figures"])).with_suffix(".part")
+    temporary.write_text(rounds.figures(model, helpers=[int(config["superlink"])]), encoding="utf-8")
+    temporary.rename(str(config["figures"]))

@@ -1,0 +1,56 @@
+"""*wire* on NVIDIA FLARE: its simulator, or the deployment on one machine that it calls POC (with TLS, as it comes).
+
+python -m benchmarks.peers.nvflare_wire simulator 10     # megabytes
+python -m benchmarks.peers.nvflare_wire poc 10
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from nvflare.job_config.api import FedJob
+from nvflare.recipe.poc_env import PocEnv
+
+from benchmarks.peers.nvflare_common import SERVER_CONFIG
+from benchmarks.peers.nvflare_wire_client import Adding
+from benchmarks.peers.nvflare_wire_server import Mean
+from benchmarks.wire_limit import NUM_CLIENTS
+
+
+def make_job(megabytes: int, figures: Path, *, own_process: bool) -> FedJob:
+    clients = [f"site-{number + 1}" for number in range(NUM_CLIENTS)]  # without whom it starts with those at hand
+    job = FedJob(name="wire", min_clients=NUM_CLIENTS, mandatory_clients=clients)
+    job.to_server(Mean(megabytes=megabytes, figures=str(figures), own_process=own_process))
+    job.to_server(SERVER_CONFIG)
+    job.to_clients(Adding(), tasks=["train"])
+    return job
+
+
+def simulate(megabytes: int, folder: Path, figures: Path) -> None:
+    job = make_job(megabytes, figures, own_process=False)
+    job.simulator_run(str(folder / "workspace"), n_clients=NUM_CLIENTS, threads=NUM_CLIENTS, log_config="ERROR")
+
+
+def deploy(megabytes: int, folder: Path, figures: Path) -> None:
+    environment = PocEnv(num_clients=NUM_CLIENTS)
+    try:
+        job = environment.deploy(make_job(megabytes, figures, own_process=True))
+        environment.get_job_result(job)  # waits for its end
+    finally:
+        environment.stop(clean_up=True)
+
+
+def main() -> None:
+    kind, megabytes = sys.argv[1], int(sys.argv[2])
+    with tempfile.TemporaryDirectory() as name:
+        folder, figures = Path(name), Path(name) / "figures.json"
+        os.environ |= {"HOME": name, "NVFLARE_POC_WORKSPACE": str(folder / "poc")}  # it keeps notes in both
+        {"simulator": simulate, "poc": deploy}[kind](megabytes, folder, figures)
+        print(figures.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Writes a workload down as plain files, so that a peer needs nothing of FedShelf to do the same work."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.workloads import MEAN, STD, Workload
+
+
+def export(workload: Workload, photos: Path, folder: Path) -> None:
+    """Write what `benchmarks.peers.job.Job` reads.
+
+    Args:
+        workload: what to do.
+        photos: the folder of its photos (stays where it is).
+        folder: an existing folder for the files.
+    """
+    number = {store: i for i, store in enumerate(workload.stores)}
+    cohorts = [workload.cohort(number) for number in range(1, workload.num_rounds + 1)]
+    rows = [
+        [number[store] * workload.photos_per_store + workload.order(row + 1, store) for store in cohort]
+        for row, cohort in enumerate(cohorts)
+    ]
+    np.save(folder / "cohorts.npy", np.array([[number[store] for store in cohort] for cohort in cohorts]))
+    np.save(folder / "rows.npy", torch.stack([torch.stack(each) for each in rows]).numpy())
+    weights = {name: value.numpy() for name, value in workload.build().state_dict().items()}
+    np.savez(folder / "weights.npz", **weights)
+    facts = {
+        "network": workload.name, "photos": str(photos.absolute()), "image_size": workload.image_size,
+        "num_stores": workload.num_stores, "photos_per_store": workload.photos_per_store,
+        "batch_size": workload.batch_size, "client_lr": workload.client_lr, "num_test": workload.num_test,
+        "mean": MEAN, "std": STD,
+    }  # fmt: skip
+    (folder / "job.json").write_text(json.dumps(facts), encoding="utf-8")

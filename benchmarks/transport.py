@@ -1,0 +1,76 @@
+"""*wire*: FedShelf, plain sockets and the peers in turn, at each size."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks import results
+from benchmarks.journal import Contender, Journal, alternate
+from benchmarks.measure import Sample, median
+from benchmarks.peers import contenders
+from benchmarks.results import LIMIT, OURS, Figures, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireFigures(Figures):
+    """`seconds` are those of a round, `peak_mb` is the server's."""
+
+    all_peak_mb: float
+    lo_ratio: float
+
+
+def measure(arguments: argparse.Namespace, journal: Journal) -> Outcome:
+    """Run everybody and compare; the contract's figures are those of the largest size.
+
+    Raises:
+        MeasurementError: FedShelf or the limit failed.
+    """
+    plain = ["--insecure"] if arguments.insecure else []
+    samples: dict[str, Mapping[str, Sequence[Sample]]] = {}
+    for megabytes in arguments.megabytes:
+        size = f"{megabytes} MB"
+        entrants = [
+            Contender(name=f"{OURS}, {size}", command=("benchmarks.wire", str(megabytes), *plain)),
+            Contender(name=f"{LIMIT}, {size}", command=("benchmarks.wire_limit", str(megabytes))),
+        ]
+        if arguments.peers:
+            entrants += contenders.movers(megabytes, arguments.work, journal)
+        samples[size] = alternate(entrants, arguments.runs, journal)
+    figures = {
+        name: _figures(of, group[f"{LIMIT}, {size}"]) for size, group in samples.items() for name, of in group.items()
+    }
+    return Outcome(
+        text=_text(arguments, figures, journal.failures), figures=figures, failed=dict(journal.failures),
+        contract=figures[f"{OURS}, {size}"].contract(figures[f"{LIMIT}, {size}"]),
+    )  # fmt: skip
+
+
+def _figures(of: Sequence[Sample], limit: Sequence[Sample]) -> WireFigures:
+    seconds = median(of, results.round_seconds)
+    return WireFigures(
+        seconds=seconds, ratio=seconds / median(limit, results.round_seconds), round_seconds=seconds,
+        cpu_seconds=median(of, lambda s: s.cpu_seconds), peak_mb=median(of, lambda s: s.figures["server_peak_mb"]),
+        all_peak_mb=median(of, lambda s: s.peak_mb), lo_ratio=median(of, lambda s: s.figures["lo_ratio"] or 0.0),
+    )  # fmt: skip
+
+
+def _text(arguments: argparse.Namespace, figures: Mapping[str, WireFigures], failed: Mapping[str, str]) -> str:
+    columns = ["", "s/round", "× limit", "CPU s", "server peak RSS MB", "all peak RSS MB", "lo bytes ÷ nominal"]
+    rows = [
+        [
+            name, f"{of.round_seconds:.3f}", f"{of.ratio:.1f}", f"{of.cpu_seconds:.1f}", f"{of.peak_mb:,.0f}",
+            f"{of.all_peak_mb:,.0f}", f"{of.lo_ratio:.3f}",
+        ]
+        for name, of in figures.items()
+    ]  # fmt: skip
+    parts = [
+        f"{results.table(columns, rows)}\n\nMedians of {arguments.runs} runs in turn, each of 5 rounds with 4 client "
+        f"processes on loopback; FedShelf {'without' if arguments.insecure else 'with'} TLS, the limit without."
+    ]
+    if arguments.peers:
+        parts.append(
+            f"Peers ({contenders.versions(contenders.DEPLOYMENTS)}): Flower and FLARE's simulator without TLS, FLARE's "
+            "POC with the TLS it always has. A server of two processes counts with both. The result of every run was "
+            "checked to the last bit."
+        )
+    return "\n\n".join([*parts, *results.failures(failed)])

@@ -1,0 +1,56 @@
+"""A measured command is measured whole, and leaves nothing behind."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import measure
+
+
+def is_gone(pid: int) -> bool:
+    """Ended; whether its new parent has noticed is not ours to say."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_measured_command_counts_its_child_processes() -> None:
+    sample = measure.measure(["tests.unit.benchmarks.burn_in_a_child"])
+    assert sample.figures == {"burned": True}
+    assert sample.processes == 2
+    assert sample.cpu_seconds > 0.1  # burned by the child alone; the parent waits
+
+
+def test_a_measured_command_that_fails_is_an_error() -> None:
+    with pytest.raises(measure.MeasurementError, match=r"no_such_module.* ended with code 1"):
+        measure.measure(["benchmarks.no_such_module"])
+
+
+def test_what_a_command_leaves_running_is_ended() -> None:
+    sample = measure.measure(["tests.unit.benchmarks.leave_a_child"])
+    assert sample.processes == 2
+    assert is_gone(sample.figures["child"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans cannot be adopted here")
+def test_a_child_whose_parent_ends_at_once_is_counted_all_the_same() -> None:
+    sample = measure.measure(["tests.unit.benchmarks.orphan_a_child"])
+    assert sample.cpu_seconds > 0.3  # burned by the orphan alone
+    assert is_gone(sample.figures["child"])
+
+
+def test_a_command_that_takes_too_long_is_ended_and_is_an_error(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    with pytest.raises(measure.MeasurementError, match="was not done in 2 s"):
+        measure.measure(["tests.unit.benchmarks.leave_a_child", str(note)], patience=2.0)
+    assert is_gone(int(note.read_text()))
+
+
+def test_an_error_repeats_the_last_words_of_the_log(tmp_path: Path) -> None:
+    with pytest.raises(measure.MeasurementError, match=r"No module named .*no_such_module.*errors.log"):
+        measure.measure(["benchmarks.no_such_module"], log=tmp_path / "errors.log")
+
+
+def test_a_command_without_figures_is_an_error() -> None:
+    with pytest.raises(measure.MeasurementError, match="printed no figures"):
+        measure.measure(["this"])
