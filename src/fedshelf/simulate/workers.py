@@ -32,6 +32,7 @@ from fedshelf.simulate.player import Player
 from fedshelf.simulate.processes import Processes, start_method
 from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
 from fedshelf.simulate.vmap import VmapBackend, is_training
+from fedshelf.training.memory import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
 MOST_AHEAD = 8  # tasks that a worker has at hand beside the one at work; what is small of them fits into a pipe
@@ -233,6 +234,7 @@ def _died() -> FedShelfError:
 
 def _work(player: Player, folders: Sequence[Path], connection: Connection, number: int) -> None:
     """A worker's life: one task after the other, until its parent closes the pipe or dies."""
+    keep_freed_memory()
     files, mappings = SharedFiles(folders, f"worker-{number}"), Mappings()
     together = VmapBackend(player, warn=number == 0)
     while True:
