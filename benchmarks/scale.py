@@ -99,21 +99,26 @@ CLASSES = tuple(ClassFolder(leaf=f"class-{i:02d}", path=f"class-{i:02d}") for i 
 
 
 class Times:
-    """When the first round began, seconds after the process did, and how long each round took."""
+    """When the first round began, seconds after the process did, how long each round took, and what processor time all
+    processes had used at its end."""
 
     def __init__(self) -> None:
         self.start: float | None = None
         self.rounds: list[float] = []
+        self.cpu: list[float] = []
 
     def emit(self, event: Event) -> None:
+        here = psutil.Process()
         if isinstance(event, RoundStarted) and self.start is None:
-            self.start = time.time() - psutil.Process().create_time()
+            self.start = time.time() - here.create_time()
         elif isinstance(event, RoundFinished):
             self.rounds.append(event.seconds)
+            used = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+            self.cpu.append(sum(times.user + times.system for times in used))
 
 
 def run(point: Point) -> dict[str, Any]:
-    """Simulate; `round_seconds` are those of all rounds but the first."""
+    """Simulate: the first round's start, the median of the other rounds' seconds, the mean of their processor time."""
     times, network = Times(), Network(point.width)
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
@@ -121,12 +126,10 @@ def run(point: Point) -> dict[str, Any]:
             batch_size=BATCH_SIZE, image_size=IMAGE_SIZE, client_lr=0.01, lr_schedule="constant", warmup_rounds=0,
             augment=False, val_fraction=0.0, threads=1, workers=NUM_WORKERS, device="cpu", run_dir=Path(folder) / "run",
         )  # fmt: skip
-        started = time.monotonic()
         simulate_stores(config, DrawnStores(point.clients), model=network, watchers=(times,))
-        seconds = time.monotonic() - started
     return {
-        "parameters": sum(p.numel() for p in network(NUM_CLASSES).parameters()),
-        "start": times.start, "simulation": seconds, "round_seconds": times.rounds[1:],
+        "parameters": sum(p.numel() for p in network(NUM_CLASSES).parameters()), "start": times.start,
+        "round": float(np.median(times.rounds[1:])), "round_cpu": float(np.diff(times.cpu).mean()),
     }  # fmt: skip
 
 
@@ -137,18 +140,18 @@ def measured(point: Point, work: Path) -> dict[str, Any]:
     name = json.dumps(asdict(point))
     if name not in known:
         sample = measure.measure(["benchmarks.scale", "--point", name])
-        times = sample.figures["round_seconds"]
+        figures = sample.figures
         known[name] = {
-            **{key: sample.figures[key] for key in ("parameters", "start")}, "seconds": sample.seconds,
-            "cpu_seconds": sample.cpu_seconds, "peak_mb": sample.peak_mb, "round": float(np.median(times)),
+            **{key: figures[key] for key in ("parameters", "start", "round", "round_cpu")},
+            "seconds": sample.seconds, "cpu_seconds": sample.cpu_seconds, "peak_mb": sample.peak_mb,
         }  # fmt: skip
         work.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(".tmp")
         temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
         temporary.replace(kept)
         print(f"{name}: {known[name]}", file=sys.stderr, flush=True)
-    figures: dict[str, Any] = known[name]
-    return figures
+    found: dict[str, Any] = known[name]
+    return found
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -158,7 +161,16 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 def report(work: Path) -> str:
     """Measure everything that is not yet measured; the tables."""
-    great = measured(GREAT, work)
+    basis = Point()
+    text = (
+        f"Each point is a run of its own with two workers: {basis.clients:,} stores, {basis.cohort} a round, the "
+        f"network of *chain* where nothing else is said; {PHOTOS_PER_STORE} photos of {IMAGE_SIZE} px a store. "
+        "Exponents are fitted on a log-log scale: 1 is proportional to the size, 0 does not depend on it."
+    )
+    return "\n\n".join([_great_table(measured(GREAT, work)), _curve_table(work), text])
+
+
+def _great_table(great: Mapping[str, Any]) -> str:
     gib = great["peak_mb"] * 1e6 / 2**30
     columns = ["stores", "a round", "rounds", "wall s", "CPU s", "s/round", "first round at s", "peak RSS GiB"]
     row = [
@@ -166,24 +178,21 @@ def report(work: Path) -> str:
         f"{great['cpu_seconds']:.0f}", f"{great['round']:.2f}", f"{great['start']:.1f}", f"{gib:.2f}",
     ]  # fmt: skip
     verdict = "below" if gib < LIMIT_GIB else "**above**"
-    parts = [results.table(columns, [row]), f"Peak memory is {verdict} the {LIMIT_GIB:g} GiB that it may take."]
+    return f"{results.table(columns, [row])}\n\nPeak memory is {verdict} the {LIMIT_GIB:g} GiB that it may take."
+
+
+def _curve_table(work: Path) -> str:
     rows = []
     for axis, points in CURVES.items():
         found = [measured(point, work) for point in points]
         sizes = [
             f["parameters"] if axis == "parameters" else asdict(p)[axis] for f, p in zip(found, points, strict=True)
         ]
-        seconds = [figures["round"] for figures in found]
-        curve = ", ".join(f"{size:,}: {value:.3f}" for size, value in zip(sizes, seconds, strict=True))
-        rows.append([axis, f"{exponent(sizes, seconds):+.2f}", curve])
-    parts.append(results.table(["what grows", "exponent", "median seconds of a round at each size"], rows))
-    basis = Point()
-    parts.append(
-        f"Each point is a run of its own with two workers: {basis.clients:,} stores, {basis.cohort} a round, the "
-        f"network of *chain* where nothing else is said; {PHOTOS_PER_STORE} photos of {IMAGE_SIZE} px a store. "
-        "Exponents are fitted on a log-log scale: 1 is proportional to the size, 0 does not depend on it."
-    )
-    return "\n\n".join(parts)
+        curves = [[figures[key] for figures in found] for key in ("round", "round_cpu")]
+        text = ", ".join(f"{size:,}: {wall:.3f} ({cpu:.3f})" for size, wall, cpu in zip(sizes, *curves, strict=True))
+        rows.append([axis, *(f"{exponent(sizes, curve):+.2f}" for curve in curves), text])
+    columns = ["what grows", "exponent, wall", "exponent, CPU", "wall (CPU) seconds of a round by size"]
+    return results.table(columns, rows)
 
 
 def main() -> int:

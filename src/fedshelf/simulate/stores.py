@@ -107,6 +107,7 @@ class MemoryStores:
         self._classes = tuple(ClassFolder(leaf=name, path=name) for name in self._class_names)
         self._stores = {name: stores[name] for name in sorted(stores)}
         self._test = test
+        self._shared: dict[str, Any] | None = None
 
     @property
     def has_test(self) -> bool:
@@ -138,15 +139,18 @@ class MemoryStores:
         return PhotoSet(photos.images, np.array([index[name] for name in self._class_names])[photos.labels])
 
     def __getstate__(self) -> dict[str, Any]:
-        """One pair of tensors, however many stores: a shared tensor takes a file descriptor in every process."""
-        parts = [*self._stores.values(), *([self._test] if self._test is not None else [])]
-        return {
-            "class_names": self._class_names,
-            "names": self.names(),
-            "ends": np.cumsum([len(photos) for photos in parts]).tolist(),
-            "images": torch.from_numpy(np.concatenate([photos.images for photos in parts])).share_memory_(),
-            "labels": torch.from_numpy(np.concatenate([photos.labels for photos in parts])).share_memory_(),
-        }
+        """One copy for all processes; kept here, since they find it by the file descriptors of these tensors."""
+        if self._shared is None:
+            # One pair of tensors, however many stores: a shared tensor takes a file descriptor in every process.
+            parts = [*self._stores.values(), *([self._test] if self._test is not None else [])]
+            self._shared = {
+                "class_names": self._class_names,
+                "names": self.names(),
+                "ends": np.cumsum([len(photos) for photos in parts]).tolist(),
+                "images": torch.from_numpy(np.concatenate([photos.images for photos in parts])).share_memory_(),
+                "labels": torch.from_numpy(np.concatenate([photos.labels for photos in parts])).share_memory_(),
+            }
+        return self._shared
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         images, labels, ends = state["images"].numpy(), state["labels"].numpy(), state["ends"]

@@ -43,7 +43,9 @@ def network(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 16), nn.ReLU(), nn.Linear(16, num_classes))
 
 
-def simulate(run_dir: Path, *, workers: int, watchers: tuple[MetricSink, ...] = ()) -> tuple[RunStatus, RunDirectory]:
+def simulate(
+    run_dir: Path, *, workers: int, threads: int = 1, watchers: tuple[MetricSink, ...] = ()
+) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
     """Six rounds, in each of which three of five stores take part. `registry` has the algorithm under another name."""
     rng = np.random.default_rng(0)
     stores = {
@@ -52,7 +54,7 @@ def simulate(run_dir: Path, *, workers: int, watchers: tuple[MetricSink, ...] = 
     }
     config = RunConfig(
         rounds=NUM_ROUNDS, fraction=0.6, local_epochs=1, batch_size=4, image_size=SIZE, lr_schedule="constant",
-        val_fraction=0.0, device="cpu", workers=workers, run_dir=run_dir,
+        val_fraction=0.0, device="cpu", workers=workers, threads=threads, run_dir=run_dir,
     )  # fmt: skip
     return simulate_in_memory(
         config, stores=stores, test=None, class_names=CLASSES, model=network, watchers=watchers

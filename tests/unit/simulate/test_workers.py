@@ -15,6 +15,8 @@ from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, ClientMessage, Evaluation, Purpose, Ready, ServerMessage, Setup, TaskKey
 from fedshelf.simulate.processes import start_method
 from fedshelf.simulate.workers import WorkerPool
+from fedshelf.tracking.checkpoints import FileCheckpoints
+from tests.unit.simulate import stateful
 
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
 KEY = TaskKey(run_id="r", round=1, attempt=0)
@@ -146,3 +148,20 @@ def test_workers_that_are_not_forked_work_alike() -> None:
             pool.submit(name, broadcast(float(i)))
         found = answers(pool)
     assert [answer.loss_sum for _, answer in sorted(found.items())] == [0.0, 5_000.0, 10_000.0, 15_000.0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+def test_workers_that_are_not_forked_come_to_the_same_bits() -> None:
+    """They have the photos from shared memory, where forked ones have them as they are."""
+    threads = torch.get_num_threads()
+    try:
+        finals = []
+        for workers in (0, 2):
+            _, directory = stateful.simulate(Path(f"w{workers}"), workers=workers, threads=2)
+            state = FileCheckpoints(directory.checkpoints).load()
+            assert state is not None
+            finals.append(state.params)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*finals)
