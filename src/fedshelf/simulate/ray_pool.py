@@ -24,6 +24,7 @@ from torch import Tensor
 from fedshelf.core.errors import FedShelfError, UsageError
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
 from fedshelf.simulate.player import Player
+from fedshelf.training.memory import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
 AHEAD = 2  # tasks that an actor has while there are plenty: one at work, one at hand
@@ -152,6 +153,7 @@ class _Actor:
     """A player in a process of Ray's."""
 
     def __init__(self, player: Player) -> None:
+        keep_freed_memory()
         _pass_tensors_as_bytes(_import_ray())
         self._player = player
 

@@ -32,10 +32,12 @@ class VmapBackend:
     Args:
         player: plays what is no training, and those clients who are left alone.
         chunk: the most clients to train together; None lets the model's size decide.
+        warn: say why a model cannot be computed so; one of several processes is enough.
     """
 
-    def __init__(self, player: Player, *, chunk: int | None = None) -> None:
+    def __init__(self, player: Player, *, chunk: int | None = None, warn: bool = True) -> None:
         self._player = player
+        self._warn = warn
         self._chunk = chunk
         self._setup: Setup | None = None
         self._stack: Stack | None = None
@@ -44,9 +46,14 @@ class VmapBackend:
         self._answers: deque[tuple[str, ClientMessage]] = deque()
 
     def submit(self, name: str, message: ServerMessage) -> None:
-        if isinstance(message, Setup) and message != self._setup:
-            self._setup, self._stack, self._problem = message, None, None
+        if isinstance(message, Setup):
+            self.prepare(message)
         self._queue.append((name, message))
+
+    def prepare(self, setup: Setup) -> None:
+        """From now on `setup` holds."""
+        if setup != self._setup:
+            self._setup, self._stack, self._problem = setup, None, None
 
     def next(self) -> tuple[str, ClientMessage] | None:
         if not self._answers and self._queue:
@@ -61,7 +68,7 @@ class VmapBackend:
             ((name, message),) = tasks
             self._answers.append((name, self._player.play(name, message)))
             return
-        while self._queue and len(tasks) < len(stack.benches) and _is_training(self._queue[0][1]):
+        while self._queue and len(tasks) < len(stack.benches) and is_training(self._queue[0][1]):
             tasks.append(self._queue.popleft())
         plays = [
             partial(_seated, self._player, name, message, bench)
@@ -72,7 +79,7 @@ class VmapBackend:
 
     def _stack_for(self, message: ServerMessage) -> Stack | None:
         """Where to train the clients that `message` and those after it are for; None to play it by itself."""
-        if not _is_training(message) or self._setup is None or self._problem is not None:
+        if not is_training(message) or self._setup is None or self._problem is not None:
             return None
         if self._stack is None:
             try:
@@ -81,7 +88,8 @@ class VmapBackend:
                 return None  # each client then says by itself what is wrong
             self._problem = find_problem(opened.workbench, opened.config.image_size)
             if self._problem is not None:
-                log.warning(
+                log.log(
+                    logging.WARNING if self._warn else logging.DEBUG,
                     "the vmap engine cannot compute this model: %s. Clients are trained one after the other",
                     self._problem,
                 )
@@ -90,7 +98,8 @@ class VmapBackend:
         return self._stack
 
 
-def _is_training(message: ServerMessage) -> bool:
+def is_training(message: ServerMessage) -> bool:
+    """Whether a client that is sent `message` trains."""
     return isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN
 
 

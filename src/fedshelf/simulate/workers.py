@@ -31,6 +31,8 @@ from fedshelf.simulate.exchange import pack, unpack
 from fedshelf.simulate.player import Player
 from fedshelf.simulate.processes import Processes, start_method
 from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
+from fedshelf.simulate.vmap import VmapBackend, is_training
+from fedshelf.training.memory import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
 MOST_AHEAD = 8  # tasks that a worker has at hand beside the one at work; what is small of them fits into a pipe
@@ -51,6 +53,13 @@ class _Play:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _PlayTogether:
+    """A worker's share of a round, to be trained in one computation. The answers come in the same order."""
+
+    plays: tuple[_Play, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Evaluate:
     setup: Setup
     params: Tensor
@@ -58,7 +67,7 @@ class _Evaluate:
     shares: int
 
 
-_Task = _Open | _Play | _Evaluate
+_Task = _Open | _Play | _PlayTogether | _Evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +92,13 @@ class WorkerPool:
         player: what each worker plays with; here, it answers what needs no worker.
         num_workers: at least one.
         threads: that each client trains with.
+        together: each worker trains its share of a round in one computation (see `simulate.vmap`).
     """
 
-    def __init__(self, player: Player, num_workers: int, *, threads: int) -> None:
+    def __init__(self, player: Player, num_workers: int, *, threads: int, together: bool = False) -> None:
         self._player = player
+        self._together = together
+        self._round: list[_Play] = []  # what is to be trained together, until somebody waits for it
         self._setup: Setup | None = None
         self._folders = SharedFolders()
         self._files = SharedFiles(self._folders.paths, "models")
@@ -119,11 +131,16 @@ class WorkerPool:
             if ready is not None:
                 self._answered(name, ready)
                 return
+        play = _Play(name=name, message=message)
+        if self._together and is_training(message):
+            self._round.append(play)
+            return
         self._count += 1
-        heapq.heappush(self._queue, (-self._sizes.get(name, 0), self._count, _Play(name=name, message=message)))
+        heapq.heappush(self._queue, (-self._sizes.get(name, 0), self._count, play))
         self._hand_out()
 
     def next(self) -> tuple[str, ClientMessage] | None:
+        self._share_out()
         while not self._answers:
             if not any(worker.tasks for worker in self._workers):
                 return None
@@ -133,6 +150,9 @@ class WorkerPool:
                 task = worker.tasks.popleft()
                 if isinstance(task, _Play):
                     self._answered(task.name, answer)
+                elif isinstance(task, _PlayTogether):
+                    for play, each in zip(task.plays, answer, strict=True):
+                        self._answered(play.name, each)
             self._hand_out()
         return self._answers.popleft()
 
@@ -173,6 +193,17 @@ class WorkerPool:
             worker.tasks.append(task)
             self._send(worker, task)
 
+    def _share_out(self) -> None:
+        """Equal shares in the order of asking, whoever is idle: who trains beside whom decides the last bits."""
+        count = len(self._workers)
+        bounds = [len(self._round) * share // count for share in range(count + 1)]
+        for worker, start, end in zip(self._workers, bounds, bounds[1:], strict=False):
+            if end > start:
+                task = _PlayTogether(plays=tuple(self._round[start:end]))
+                worker.tasks.append(task)
+                self._send(worker, task)
+        self._round.clear()
+
     def _send(self, worker: _Worker, task: _Task) -> None:
         released = [worker.released.popleft() for _ in range(len(worker.released))]
         try:
@@ -203,7 +234,9 @@ def _died() -> FedShelfError:
 
 def _work(player: Player, folders: Sequence[Path], connection: Connection, number: int) -> None:
     """A worker's life: one task after the other, until its parent closes the pipe or dies."""
+    keep_freed_memory()
     files, mappings = SharedFiles(folders, f"worker-{number}"), Mappings()
+    together = VmapBackend(player, warn=number == 0)
     while True:
         try:
             data = connection.recv_bytes()
@@ -213,7 +246,7 @@ def _work(player: Player, folders: Sequence[Path], connection: Connection, numbe
         for path, capacity in released:
             files.give_back(path, capacity)
         try:
-            answer = _do(task, player)
+            answer = _do(task, player, together)
         except FedShelfError as error:
             answer = _Crashed(trace=str(error))
         except Exception:  # noqa: BLE001  whatever it was, the parent must hear of it
@@ -222,14 +255,20 @@ def _work(player: Player, folders: Sequence[Path], connection: Connection, numbe
             connection.send_bytes(pack(answer, files.write))
 
 
-def _do(task: _Task, player: Player) -> Any:
+def _do(task: _Task, player: Player, together: VmapBackend) -> Any:
     match task:
         case _Open():
             player.states = task.states
             player.prepare(task.setup)
             player.open(task.setup)
+            together.prepare(task.setup)
         case _Play():
             return player.play(task.name, task.message)
+        case _PlayTogether():
+            for play in task.plays:
+                together.submit(play.name, play.message)
+            answers = [together.next() for _ in task.plays]
+            return [answer[1] for answer in answers if answer is not None]
         case _Evaluate():
             return player.evaluate(task.setup, task.params, share=task.share, shares=task.shares)
     return None

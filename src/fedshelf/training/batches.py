@@ -39,12 +39,18 @@ def batches(bench: Workbench, photos: PhotoSet, rng: Rng, *, round: int, client:
             chosen = order[start : start + settings.batch_size]
             if len(chosen) >= smallest:
                 images_BHWC, labels_B = take(photos, chosen)
-                yield Batch(_prepare(bench, images_BHWC, augment_rng), labels_B.to(bench.compute.device))
+                labels_B = _moved(labels_B, bench.compute.device)
+                yield Batch(_prepare(bench, _moved(images_BHWC, bench.compute.device), augment_rng), labels_B)
 
 
 def take(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Some photos [B, H, W, C] and labels [B], copied."""
     return torch.from_numpy(photos.images[chosen]), torch.from_numpy(photos.labels[chosen])
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a GPU fetches it while this thread goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _prepare(bench: Workbench, images_BHWC: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
+from fedshelf.training.threads import default_threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,12 +22,12 @@ class Compute:
 
 
 def choose(name: DeviceName, *, threads: int) -> Compute:
-    """Pick the device and set torch's thread count for this process.
+    """Pick the device and set torch's thread count for this process (0: as many as `default_threads`).
 
     Raises:
         UsageError: a device was asked for by name and is not there.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or default_threads())
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name != "auto" and not have[name]:
         raise UsageError(f"--device {name}: torch finds no such device here; use --device auto or cpu")

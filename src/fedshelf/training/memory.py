@@ -36,7 +36,10 @@ def keep_freed_memory(*, large_pages: int = 256 << 20, largest: int = 1 << 30) -
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for option, value in ((_MMAP_THRESHOLD, largest), (_TRIM_THRESHOLD, 2 * largest - 1), (_TOP_PAD, _PAGE)):
         mallopt(option, value)
-    free(malloc(large_pages))  # the heap now reaches that far, untouched
+    block = malloc(large_pages)
+    if not block:
+        return False
+    free(block)  # the heap now reaches that far, untouched
     end = sbrk(0)
     start = -(-(end - large_pages) // _PAGE) * _PAGE
     return bool(madvise(start, end - start, mmap.MADV_HUGEPAGE) == 0)

@@ -33,7 +33,7 @@ def default_count(bench: Workbench) -> int:
     """C for a model of this size; activations come on top, one client's times C."""
     room = ROOM
     if bench.compute.device.type == "cuda":
-        room = torch.cuda.mem_get_info(bench.compute.device)[0] // 8
+        room = torch.cuda.get_device_properties(bench.compute.device).total_memory // 8  # free memory may differ
     return max(1, min(MOST_ROWS, room // (2 * 4 * bench.params.layout.size)))
 
 
@@ -138,7 +138,7 @@ class Stack:
         params.vector.copy_(self._bench.params.vector)
         module = copy.deepcopy(self._bench.module)
         _bind(module, params.views(), gradients.views())
-        return replace(self._bench, module=module, params=params, gradients=gradients.vector)
+        return replace(self._bench, module=module, params=params, gradients=gradients.vector, forward=None)
 
 
 def _bind(module: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
+from fedshelf.training.ahead import ahead
 from fedshelf.training.batches import Batch, batches, take
 from fedshelf.training.loop import Fit, Lane, Run
 from fedshelf.training.workbench import GradientHook, Workbench
@@ -84,7 +85,8 @@ class Trainer:
         return evaluate(self.workbench, self.validation)
 
     def _batches(self, round: int) -> Iterator[Batch]:
-        return batches(self.workbench, self.train, self.rng, round=round, client=self.client)
+        made = batches(self.workbench, self.train, self.rng, round=round, client=self.client)
+        return ahead(made) if self.workbench.compute.device.type == "cuda" else made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,10 @@ __all__ = ["GradientHook", "TrainingSettings", "Workbench"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workbench:
-    """A module whose tensors are views of `params.vector` [P] and whose gradients are views of `gradients` [P]."""
+    """A module whose tensors are views of `params.vector` [P] and whose gradients are views of `gradients` [P].
+
+    `forward` computes the module's training pass in another form (compiled, say); None: the module itself does.
+    """
 
     module: nn.Module
     params: Params
@@ -26,6 +29,7 @@ class Workbench:
     compute: Compute
     normalization: Normalization
     settings: TrainingSettings
+    forward: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def of(cls, module: nn.Module, *, compute: Compute, settings: TrainingSettings) -> "Workbench":
@@ -53,7 +57,7 @@ class Workbench:
             images_BCHW: normalized.
             forward: what computes, if not the module as it stands.
         """
-        compute = forward or self.module
+        compute = forward or (self.forward if self.module.training else None) or self.module
         if not self.compute.autocast:
             output: Tensor = compute(images_BCHW)
             return output

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from fedshelf.algorithms.base import Reducer
 from fedshelf.algorithms.reduce import weighted_mean
 from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.models.resnet import SmallResNet
 from fedshelf.simulate.player import Player
 from fedshelf.simulate.transport import InProcess
 from fedshelf.simulate.vmap import VmapBackend
+from fedshelf.simulate.vmap_choice import choose_engine
+from fedshelf.simulate.workers import WorkerPool
 from fedshelf.training.trainer import Trainer
 from tests.unit.simulate.federations import Federation, mean
 
@@ -336,3 +340,65 @@ def test_a_client_that_cannot_take_part_says_why_as_elsewhere(tmp_path: Path) ->
         answers.append({name: answer.reason for name, answer in wrong.round(backend, lr=1e-3).items()})
     assert answers[0] == answers[1]
     assert "differs from the server's" in answers[0]["a"]
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
+
+
+@pytest.mark.parametrize(("clients", "expected"), [({"a": 8}, {"local"}), (SIZES, {"local", "vmap"})])
+def test_the_engine_is_chosen_by_trying_and_the_reason_is_given(
+    clients: dict[str, int], expected: set[str], tmp_path: Path
+) -> None:
+    stores = Federation.of(tmp_path, clients, model=tiny).player.stores
+    config = RunConfig(device="cpu", image_size=16, batch_size=4, min_clients=1, workers=0)
+    choice = choose_engine(config, stores, make_module=tiny)
+    assert choice.engine in expected
+    assert ("there is one client" in choice.reason) == (len(clients) == 1)
+    assert len(clients) == 1 or "by itself" in choice.reason
+
+
+def test_a_worker_that_has_one_client_to_train_trains_it_by_itself(tmp_path: Path) -> None:
+    stores = Federation.of(tmp_path, SIZES, model=tiny).player.stores
+    config = RunConfig(device="cpu", image_size=16, batch_size=4, workers=5)
+    choice = choose_engine(config, stores, make_module=tiny)
+    assert choice.engine == "local"
+    assert "there is one client" in choice.reason
+
+
+@pytest.mark.slow
+def test_workers_that_train_their_shares_together_come_to_the_same_and_always_to_the_same_bits(tmp_path: Path) -> None:
+    federation = Federation.of(tmp_path, SIZES, model=chain_cnn, local_epochs=2)
+    alone, _ = both(federation, lr=1e-3)
+    found = []
+    for workers in (2, 2, 4):
+        with WorkerPool(federation.player, workers, threads=1, together=True) as pool:
+            federation.set_up(pool)
+            found += [federation.round(pool, lr=1e-3) for _ in range(2)]
+    for together in found:
+        assert_equal_to_rounding(alone, together)
+    for name in SIZES:
+        assert all(torch.equal(found[0][name].delta, other[name].delta) for other in found[1:4])
+    assert any(not torch.equal(found[0][name].delta, alone[name].delta) for name in SIZES), "nothing ran together"
+
+
+@pytest.mark.slow
+def test_workers_that_train_together_evaluate_and_fail_as_others(tmp_path: Path) -> None:
+    federation = Federation.of(tmp_path, SIZES, model=chain_cnn, gradient_clip=0.0)
+    with WorkerPool(federation.player, 2, threads=1, together=True) as pool:
+        federation.set_up(pool)
+        key = TaskKey(run_id="run", round=1, attempt=0)
+        pool.submit("a", Broadcast(key=key, purpose=Purpose.EVALUATE, params=federation.start, client_lr=0.1))
+        assert isinstance((pool.next() or ("", None))[1], Evaluation)
+        diverged = federation.round(pool, params=federation.start * float("inf"), lr=1e-3)
+        assert {type(answer) for answer in diverged.values()} == {Failure}
+    broken = Federation.of(tmp_path, SIZES, model=Raising)
+    with WorkerPool(broken.player, 2, threads=1, together=True) as pool:
+        broken.set_up(pool)
+        with pytest.raises(FedShelfError, match="the model is broken"):
+            broken.round(pool, lr=0.1)
+
+
+class Raising(Branching):
+    def forward(self, images: Tensor) -> Tensor:
+        raise ValueError("the model is broken")

@@ -1,0 +1,44 @@
+"""Whether to train clients together, decided by trying before a run begins."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedshelf.config.build import ModuleFactory, workbench_of
+from fedshelf.config.schema import RunConfig
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.simulate.stores import Stores
+from fedshelf.training.stack_check import measure
+
+LOOKED_AT = 20  # stores whose classes say well enough how large the model will be
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineChoice:
+    """Which engine is faster here for this run, and the measurement that says so, for people."""
+
+    engine: Literal["local", "vmap"]
+    reason: str
+
+
+def choose_engine(config: RunConfig, stores: Stores, *, make_module: ModuleFactory | None = None) -> EngineChoice:
+    """Time one small chunk of clients both ways, on a model of the run's kind and photos of noise.
+
+    What is faster in one process is faster in each of `config.workers`. Nothing of the run is touched; it takes a
+    fraction of a second for models small enough for the question to be open.
+
+    Raises:
+        FedShelfError: the model cannot be built.
+    """
+    names = stores.names()
+    catalogue = Catalogue.resolve({name: stores.classes(name) for name in names[:LOOKED_AT]})
+    plain = config.model_copy(update={"init": None, "pretrained": False})  # weights do not matter, time does
+    bench = workbench_of(plain, catalogue, device=config.device, make_module=make_module)
+    cohort_size = min(len(names), max(config.min_clients, round(config.fraction * len(names))))
+    found = measure(bench, config.image_size, cohort_size=cohort_size // max(1, config.workers))
+    if found.together is None:
+        return EngineChoice(engine="local", reason=found.reason)
+    reason = (
+        f"a client's step takes {1000 * found.alone:.2f} ms by itself, "
+        f"{1000 * found.together:.2f} ms in a chunk of {found.chunk}"
+    )
+    return EngineChoice(engine="vmap" if found.pays else "local", reason=reason)

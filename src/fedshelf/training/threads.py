@@ -1,0 +1,70 @@
+"""How many threads one training process may sensibly use."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_CPUS = Path("/sys/devices/system/cpu")
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+
+
+def default_threads(
+    processes: int = 1, *, cpus: Path = _CPUS, groups: Path = _GROUPS, own_group: Path = _OWN_GROUP
+) -> int:  # fmt: skip
+    """Physical cores that this process may run on, shared among `processes` like it; at least one.
+
+    A second thread on a core shares its arithmetic units, and computes nothing more. Containers and schedulers
+    restrict a process by affinity (which cores) or by a quota of processor time (how many, on average): both count.
+
+    Args:
+        processes: how many train at the same time.
+        cpus: where the system describes its processors.
+        groups: where it describes control groups.
+        own_group: where it says which of them is this process'.
+    """
+    cores = _physical_cores(cpus)
+    quota = min(_quotas(groups, own_group), default=float(cores))
+    return max(1, int(min(float(cores), quota) / max(1, processes)))
+
+
+def _physical_cores(cpus: Path) -> int:
+    """Distinct cores among the logical processors that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
+        return psutil.cpu_count(logical=False) or 1
+    allowed = os.sched_getaffinity(0)
+    try:
+        return len({_core(cpus / f"cpu{number}" / "topology") for number in allowed})
+    except OSError:
+        return min(len(allowed), psutil.cpu_count(logical=False) or 1)
+
+
+def _core(topology: Path) -> tuple[str, ...]:
+    return tuple((topology / name).read_text().strip() for name in ("physical_package_id", "core_id"))
+
+
+def _quotas(groups: Path, own_group: Path) -> Iterator[float]:
+    """Cores' worth of time that this process' control group and those around it may use (version 2, then 1)."""
+    try:
+        lines = [line.strip().split(":", 2) for line in own_group.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        for base in [groups] if not controllers else [groups / controllers, groups / "cpu"]:
+            folder = base / path.lstrip("/")
+            for place in (folder, *folder.parents):
+                yield from _quota(place)
+                if place == base:
+                    break
+
+
+def _quota(group: Path) -> Iterator[float]:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota.isdigit() and period.isdigit() and int(period):  # else "max" or -1: no bound
+            yield int(quota) / int(period)

@@ -1,0 +1,46 @@
+"""Steps on noise, timed: how the faster of two ways is found before a run.
+
+Shapes: B batch, H = W pixels a side.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from fedshelf.training.batches import Batch
+from fedshelf.training.loop import Lane
+from fedshelf.training.workbench import Workbench
+
+LONG_STEP = 0.02  # seconds: on a CPU, one client's step then keeps it busy, and a call's overhead does not show
+REPEATS = 2
+
+
+def noise_lanes(benches: Sequence[Workbench], *, image_size: int, batch_size: int) -> list[Lane]:
+    """Lanes that stand before a step on a batch of noise [B, 3, H, W]."""
+    generator = torch.Generator().manual_seed(0)
+    lanes = []
+    for bench in benches:
+        images_BHWC = torch.randn(batch_size, image_size, image_size, 3, generator=generator).to(bench.compute.device)
+        labels_B = torch.zeros(batch_size, dtype=torch.int64, device=bench.compute.device)
+        lane = Lane(bench=bench, batches=iter(()), round=0, client_lr=0.0, num_examples=batch_size)
+        lane.batch = Batch(images_BHWC.permute(0, 3, 1, 2), labels_B)
+        lanes.append(lane)
+    return lanes
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    """The least of some repeats after one that warms up; a very long step is its own warm-up."""
+    times: list[float] = []
+    while len(times) <= REPEATS and not (times and times[-1] > 10 * LONG_STEP):
+        _wait(device)
+        started = time.perf_counter()
+        step()
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
