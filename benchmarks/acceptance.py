@@ -65,21 +65,39 @@ def _write(records: Sequence[Mapping[str, Any]], deployed: bool) -> None:
     results.write(section, text, f"python -m benchmarks.acceptance {seeds}{flag}")
 
 
+def simulate(
+    work: Path, photos: Path, seed: int, run_dir: Path, flags: Sequence[str] = (), *, workers: int
+) -> Path:  # fmt: skip
+    """Simulate the benchmark with more flags; an interrupted run goes on. Returns its directory."""
+    stores = _stores(work, photos, seed)
+    command = ["simulate", "--data-dir", str(stores), "--workers", str(workers), *_common(work, seed, run_dir), *flags]
+    _fedshelf(command)
+    return run_dir
+
+
 def _run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    pack = _unpack(arguments.photos, arguments.work)
-    stores = arguments.work / f"stores-{seed}"
-    if not stores.is_dir():
-        split = arguments.photos / "splits" / f"dirichlet-8-seed{seed}.csv"
-        _fedshelf(["data", "partition", str(pack), "--out", str(stores), "--assignment", str(split)])
     run_dir = arguments.work / f"{'deployed' if arguments.deployed else 'simulated'}-{seed}"
-    common = ["--test-dir", str(pack / "test"), "--rounds", "30", "--seed", str(seed), "--val-fraction", "0"]
-    common += ["--run-dir", str(run_dir)]
     started = time.monotonic()
     if arguments.deployed:
-        _deploy(common, sorted(stores.iterdir()), arguments.work)
+        stores = sorted(_stores(arguments.work, arguments.photos, seed).iterdir())
+        _deploy(_common(arguments.work, seed, run_dir), stores, arguments.work)
     else:
-        _fedshelf(["simulate", "--data-dir", str(stores), "--workers", str(arguments.workers), *common])
+        simulate(arguments.work, arguments.photos, seed, run_dir, workers=arguments.workers)
     return _report(run_dir, seed, time.monotonic() - started)
+
+
+def _common(work: Path, seed: int, run_dir: Path) -> list[str]:
+    test = str(work / "groceries-128" / "test")
+    return ["--test-dir", test, "--rounds", "30", "--seed", str(seed), "--val-fraction", "0", "--run-dir", str(run_dir)]
+
+
+def _stores(work: Path, photos: Path, seed: int) -> Path:
+    """The photos dealt to 8 stores, made if they are not there."""
+    pack, stores = _unpack(photos, work), work / f"stores-{seed}"
+    if not stores.is_dir():
+        split = photos / "splits" / f"dirichlet-8-seed{seed}.csv"
+        _fedshelf(["data", "partition", str(pack), "--out", str(stores), "--assignment", str(split)])
+    return stores
 
 
 def _unpack(folder: Path, work: Path) -> Path:

@@ -50,7 +50,7 @@ def serve(megabytes: int, *, insecure: bool) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         tls = None if insecure else ensure_server_tls(Path(folder) / "tls")
         spool = FileSpool(Path(folder) / "spool")
-        with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+        with EmbeddedServer(host="127.0.0.1", port=0, tls=tls, incoming=Path(folder) / "incoming") as server:
             command = [sys.executable, "-m", __spec__.name, str(megabytes), "--address", str(server.address)]
             command += ["--ca", str(tls.ca)] if tls else ["--insecure"]
             clients = [subprocess.Popen([*command, "--client", str(i)]) for i in range(NUM_CLIENTS)]
@@ -89,7 +89,7 @@ def _round(params: Tensor, round: int, transport: Transport, names: dict[str, st
         arrival = transport.receive(PATIENCE_SECONDS)
         if not isinstance(arrival, Reply) or not isinstance(arrival.message, Upload):
             raise SystemExit(f"wire, round {round}: expected an upload, got {arrival}")
-        spool.put(key, names[arrival.address], arrival.message)
+        spool.put(key, names[arrival.address], arrival.message, arrival.source)
     uploads = [message for name in spool.names(key) if isinstance(message := spool.get(key, name), Upload)]
     new_params = params + fold([upload.delta for upload in uploads], [1.0] * len(uploads), weighted_mean)
     spool.clear()

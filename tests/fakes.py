@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fedshelf.core.events import Event
-from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Join, ServerMessage, TaskKey, task_key
 from fedshelf.core.ports import Arrival, Joined, Left, Reply, Undecodable
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import payload
@@ -147,8 +147,7 @@ class FakeTransport:
         peer = self._peers.get(address)
         if peer is not None:
             received = payload.decode(header, body)
-            task = message.key if isinstance(message, Broadcast) else None
-            self._reply(peer, peer.answer(received), task)  # type: ignore[arg-type]
+            self._reply(peer, peer.answer(received), task_key(message))  # type: ignore[arg-type]
         return len(header.encode()) + len(body)
 
     def receive(self, timeout: float) -> Arrival | None:
@@ -169,6 +168,10 @@ class FakeTransport:
     def broadcasts(self, address: str | None = None) -> list[Broadcast]:
         """The tasks that were sent (to one address), in order."""
         return [m for to, m in self.sent if isinstance(m, Broadcast) and address in (None, to)]
+
+    def downloads(self, address: str) -> list[CompressedBroadcast]:
+        """The compressed tasks that were sent to one address, in order."""
+        return [m for to, m in self.sent if isinstance(m, CompressedBroadcast) and to == address]
 
     def _reply(self, peer: FakePeer, answer: Answer, task: TaskKey | None) -> None:
         match answer:

@@ -16,6 +16,19 @@ from PIL import Image
 HEX = re.compile(r"[0-9a-f]{64}")
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 MAX_REASON = 500
+CODEC = re.compile(r"[a-z0-9:.+]{1,40}")
+_NAMES = (
+    "values",
+    "codes",
+    "scales",
+    "signs",
+    "rotation_seed",
+    "support_seed",
+    "index_bitmap",
+    "index_low",
+    "index_high",
+)
+PARTS = frozenset((*_NAMES, *(f"{name}.zst" for name in _NAMES)))
 LONGEST_WORD = 40  # of a reason: text has spaces, encoded bytes have none
 MAX_COUNT = 1_000_000
 WINDOW = 32  # bytes of a photo that must not occur anywhere
@@ -28,8 +41,9 @@ ROUTES = frozenset(
         "push-object", "pull-object", "confirm-message-received", "send-node-heartbeat",
     )] + ["GET /fedshelf/health", "POST /fedshelf/wait"]
 )  # fmt: skip
+BODY_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/bodies/[0-9a-f]{64}")
 HTTP_HEADERS = frozenset(
-    ("host", "accept", "accept-encoding", "connection", "user-agent", "content-length", "content-type")
+    ("host", "accept-encoding", "content-length", "content-type", "content-range", "range", "upload-length")
 )
 
 
@@ -75,6 +89,21 @@ def _classes(value: Any, store: Store) -> bool:
     )
 
 
+def _encoded_vectors(value: Any, store: Store) -> bool:
+    """Both segments of the model and nothing else, which together stand for as many values as the model has."""
+    return (
+        isinstance(value, dict)
+        and set(value) <= {"trainable", "statistics"}
+        and sum(vector.get("size", 0) for vector in value.values()) == store.num_values
+        and all(
+            set(vector) == {"codec", "size", "parts"}
+            and CODEC.fullmatch(vector["codec"]) is not None
+            and set(vector["parts"]) <= PARTS
+            for vector in value.values()
+        )
+    )
+
+
 def _reason(value: Any, store: Store) -> bool:
     return (
         isinstance(value, str)
@@ -104,10 +133,15 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "num_train": _count,
         "num_validation": _count,
         "num_left_out": _count,
+        "holds": lambda value, store: value == "" or _digest(value, store),
     },
     "upload": {
         "body": _digest, "key": _key, "num_examples": _count, "num_steps": _count, "train_loss": _number,
         "seconds": _number,
+    },
+    "compressedupload": {
+        "body": _digest, "key": _key, "vectors": _encoded_vectors,
+        "num_examples": _count, "num_steps": _count, "train_loss": _number, "seconds": _number,
     },
     "evaluation": {
         "body": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
@@ -143,6 +177,8 @@ def leaks(records: Mapping[str, Mapping[str, Any]], store: Store) -> list[str]:
     body = records.get("body", {})
     found += [f"array {name!r} beside the body" for name in body if name != "safetensors"]
     data = body.get("safetensors", b"")
+    if kind == "compressedupload":
+        return found + _unlisted_parts(data, fields)
     return found + (_unlisted_in_body(data, store) if kind == "upload" else ["a body"] * bool(data))
 
 
@@ -170,6 +206,20 @@ def _unlisted_in_body(data: bytes, store: Store) -> list[str]:
     return found
 
 
+def _unlisted_parts(data: bytes, fields: Mapping[str, Any]) -> list[str]:
+    """A compressed upload's body holds the parts that its header lists, one after the other and to the last byte."""
+    size = int.from_bytes(data[:TAIL_BYTES], "little")
+    entries = json.loads(data[TAIL_BYTES : TAIL_BYTES + size])
+    listed = {f"{name}/{part}" for name, vector in fields["vectors"].items() for part in vector["parts"]}
+    found = [f"tensor {name!r}" for name in entries.keys() ^ listed]
+    ends = [entry["data_offsets"][1] for entry in entries.values()]
+    if [entry["data_offsets"][0] for entry in entries.values()] != [0, *ends][: len(ends)]:
+        found.append("gaps between tensors")
+    if len(data) != TAIL_BYTES + size + max(ends, default=0):
+        found.append("bytes after the tensors")
+    return found
+
+
 def unlisted_requests(stream: bytes) -> list[str]:
     """What in the bytes of one connection is no request on the list."""
     found, rest = [], stream
@@ -177,7 +227,7 @@ def unlisted_requests(stream: bytes) -> list[str]:
         head, _, rest = rest.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         method, _, path = first.removesuffix(" HTTP/1.1").partition(" ")
-        if f"{method} {path}" not in ROUTES:
+        if f"{method} {path}" not in ROUTES and not BODY_ROUTE.fullmatch(f"{method} {path}"):
             found.append(f"request {first[:100]!r}")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         found += [f"header {name!r}" for name in headers if not (name in HTTP_HEADERS or name.startswith("flwr-"))]

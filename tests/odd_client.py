@@ -16,14 +16,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord
 
 from fedshelf.cli.display import stop_on_signals
 from fedshelf.config.client import ClientPlace, StoreClient, join_of
-from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Purpose, Ready, ServerMessage, Upload
+from fedshelf.core.messages import (
+    Broadcast,
+    ClientMessage,
+    CompressedBroadcast,
+    Failure,
+    Purpose,
+    Ready,
+    ServerMessage,
+    Upload,
+)
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import EndKind
-from fedshelf.deploy.wire import BODY_TYPE
+from fedshelf.deploy.wire import Parcel
+from fedshelf.rounds.body import Body
 
 
 def _nan(upload: Upload) -> Upload:
@@ -66,7 +76,7 @@ class OddClient:
         self.cuts_off = False
 
     def handle(self, message: ServerMessage) -> ClientMessage:
-        if not isinstance(message, Broadcast):
+        if not isinstance(message, Broadcast | CompressedBroadcast):
             answer = self._client.handle(message)
             if isinstance(answer, Ready) and "absurd-ready" in self._orders.values():
                 answer = replace(answer, num_validation=10**400)
@@ -83,19 +93,17 @@ class OddClient:
         self.cuts_off = order == "truncated"
         return ODDITIES[order](answer)
 
-    def on_send(self, records: RecordDict) -> None:
+    def on_send(self, parcel: Parcel) -> None:
         """Cut the body off where that was ordered: this is below everything that would notice."""
-        if self.cuts_off and "body" in records:
-            data = records["body"]["safetensors"].data[:-100]
-            array = Array(dtype="uint8", shape=(len(data),), stype=BODY_TYPE, data=data)
-            records["body"] = ArrayRecord({"safetensors": array})
+        if self.cuts_off and parcel.body.pieces:
+            parcel.body = Body((memoryview(parcel.body.join()[:-100]),))
             self.cuts_off = False
 
 
-def plain(records: RecordDict) -> dict[str, dict[str, object]]:
-    """Records as JSON can hold them: texts and numbers as they are, bytes in base64."""
+def plain(parcel: Parcel) -> dict[str, dict[str, object]]:
+    """Records and body as JSON can hold them: texts and numbers as they are, bytes in base64."""
     told: dict[str, dict[str, object]] = {}
-    for name, record in records.items():
+    for name, record in parcel.inline().items():
         if isinstance(record, ConfigRecord):
             told[name] = dict(record)
         else:
@@ -117,11 +125,11 @@ def main() -> int:
     with place.lock(), stop_on_signals() as stop:
         odd = OddClient(StoreClient(place), given.do, given.until)
 
-        def on_send(records: RecordDict) -> None:
-            odd.on_send(records)
+        def on_send(parcel: Parcel) -> None:
+            odd.on_send(parcel)
             if given.record is not None:
                 with given.record.open("a") as file:
-                    file.write(json.dumps(plain(records)) + "\n")
+                    file.write(json.dumps(plain(parcel)) + "\n")
 
         ended = run_client(
             given.server_address, odd.handle, join_of(place), insecure=given.insecure, on_send=on_send, stop=stop,

@@ -29,6 +29,8 @@ from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.client import Client, Work
+from fedshelf.rounds.download import MemoryHeldModel
+from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
 from fedshelf.rounds.synchronous import RoundSettings
@@ -144,6 +146,7 @@ class World:
         self.transport = FakeTransport(self.clock, self.order)
         self._trainers: dict[str, Trainer] = {}
         self.states = {name: MemoryClientStates() for name in self.names}
+        self.held = {name: MemoryHeldModel() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
 
     def client(self, name: str) -> Client:
@@ -156,10 +159,13 @@ class World:
                 catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest="digest",
                 num_train=len(at_work.train), num_validation=len(at_work.validation), num_left_out=0,
             )  # fmt: skip
-            return Work(algorithm=self.algorithm, trainer=at_work, ready=ready)
+            return Work(
+                algorithm=self.algorithm, trainer=at_work, ready=ready,
+                uploads=self.plan.get("uploads", UploadPipeline()),
+            )  # fmt: skip
 
         at_work = self._trainers[name] = trainer(name, bench=bench, size=self.photo_size)
-        return Client(prepare=prepare, states=self.states[name])
+        return Client(prepare=prepare, states=self.states[name], held=self.held[name])
 
     def trainer(self, name: str) -> Trainer:
         """What that client trains with."""
@@ -229,7 +235,7 @@ class World:
     @property
     def final(self) -> Tensor:
         """The newest saved model [S]."""
-        return self.checkpoints.states[-1].params
+        return self.checkpoints.states[-1].model
 
     @property
     def finished(self) -> list[RoundFinished]:

@@ -30,3 +30,20 @@ def test_simulation_equals_deployment_on_the_same_seed(site: Site, drawn_test_ph
     assert None not in {value for row in figures(shown["alone"], *exact) for value in row}
     assert figures(shown["deployed"], *exact) == figures(shown["alone"], *exact) == figures(shown["workers"], *exact)
     assert bytes_without_times(server) == bytes_without_times(simulated)
+
+
+def test_compressed_in_both_directions_simulation_equals_deployment_too(pair: Site) -> None:
+    """With a codec that needs the client to remember what it left out."""
+    codecs = ("--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
+    common = ("--rounds", "4", "--val-fraction", "0.1", *codecs)
+    deployed = pair.root / "deployed"
+    server = pair.server(*common, "--run-dir", str(deployed))
+    clients = pair.clients()
+    assert server.end() == 0, server.text()
+    assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(pair.names, 0)
+    alone, workers = pair.root / "alone", pair.root / "workers"
+    simulated = pair.simulate(*common, run_dir=alone)
+    pair.simulate(*common, "--workers", "2", run_dir=workers)
+    assert same_model(alone, workers)
+    assert same_model(alone, deployed)
+    assert bytes_without_times(server) == bytes_without_times(simulated)

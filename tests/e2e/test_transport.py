@@ -2,7 +2,6 @@
 
 import datetime
 import http.server
-import itertools
 import os
 import signal
 import socket
@@ -11,11 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
-from flwr.app import RecordDict
-from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import (
@@ -36,8 +32,22 @@ from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
-from fedshelf.deploy.wire import from_records, to_records
-from tests.unit.deploy.echo import PATIENCE, SETUP, ThreadClient, echo, expect, join, joined, process_client, task
+from fedshelf.deploy.wire import Parcel, from_records
+from tests.recording_proxy import RecordingProxy, recording_proxy
+from tests.unit.deploy.echo import (
+    PATIENCE,
+    SETUP,
+    ThreadClient,
+    content,
+    echo,
+    expect,
+    join,
+    joined,
+    process_client,
+    pulled,
+    reply,
+    task,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -64,11 +74,6 @@ def stored(server: EmbeddedServer) -> int:
     return int(len(state.object_store) + state.num_message_ins() + state.num_message_res())
 
 
-def bytes_out(server: EmbeddedServer) -> int:
-    run: int = server._engine.state.get_run_info(run_ids=[server._engine.run.run_id])[0].bytes_sent
-    return run
-
-
 def test_two_clients_join_set_up_train_and_evaluate(server: EmbeddedServer, transport: GridTransport) -> None:
     with ThreadClient(server.address, "lyon"), ThreadClient(server.address, "nice"):
         addresses = joined(transport, 2)
@@ -93,20 +98,24 @@ def test_two_clients_join_set_up_train_and_evaluate(server: EmbeddedServer, tran
 
 def test_a_model_that_the_client_holds_is_not_sent_again(server: EmbeddedServer, transport: GridTransport) -> None:
     params = torch.randn(250_000)
-    with ThreadClient(server.address, "lyon"):
+    with recording_proxy(str(server.address)) as proxy, ThreadClient(proxy.address, "lyon"):
         address = joined(transport)["lyon"]
         first = transport.send(address, task(params))
         expect(transport, Reply)
-        before = bytes_out(server)
         second = transport.send(address, task(params, purpose=Purpose.EVALUATE))
         expect(transport, Reply)
         assert first > 1_000_000 > 1000 > second
-        assert bytes_out(server) - before < 10_000
+        assert num_fetches(proxy) == 1
         third = transport.send(address, task(params + 1, round=2))
-        reply = expect(transport, Reply).message
+        answer = expect(transport, Reply).message
+        assert num_fetches(proxy) == 2
         assert third > 1_000_000
-        assert isinstance(reply, Upload)
-        assert torch.equal(reply.delta, params + 1 + 1)
+        assert isinstance(answer, Upload)
+        assert torch.equal(answer.delta, params + 1 + 1)
+
+
+def num_fetches(proxy: RecordingProxy) -> int:
+    return sum(bytes(stream).count(b"GET /fedshelf/bodies/") for stream in proxy.streams)
 
 
 def test_what_a_handler_raises_is_told_and_the_client_goes_on(server: EmbeddedServer, transport: GridTransport) -> None:
@@ -120,7 +129,7 @@ def test_what_a_handler_raises_is_told_and_the_client_goes_on(server: EmbeddedSe
 
 
 def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer, transport: GridTransport) -> None:
-    seen: list[RecordDict] = []
+    seen: list[Parcel] = []
     with ThreadClient(server.address, "lyon", on_send=seen.append) as client:
         address = joined(transport)["lyon"]
         transport.send(address, SETUP)
@@ -129,7 +138,7 @@ def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer,
         expect(transport, Reply)
         transport.send(address, task(torch.ones(3), lr=-1.0))
         expect(transport, Reply)
-        assert [type(from_records(records)) for records in seen] == [Join, Ready, Upload, Failure]
+        assert [type(from_records(parcel.inline())) for parcel in seen] == [Join, Ready, Upload, Failure]
         transport.close("run finished")
         client.result.result(PATIENCE)
 
@@ -361,9 +370,7 @@ def test_messages_that_share_a_model_do_not_take_it_from_each_other(
     for name in ("lyon", "nice"):
         session = FleetSession(server.address, None)
         assert transport.receive(0) is None
-        hello = session.pull()
-        assert hello is not None
-        session.reply(hello, to_records(join(name)))
+        reply(session, pulled(session), join(name))
         sessions[joined(transport)[name]] = session
     (first, one), (second, two) = sessions.items()
     params = torch.randn(1000)
@@ -382,35 +389,11 @@ def test_messages_that_share_a_model_do_not_take_it_from_each_other(
         patch.setattr(state, "preregister_object_tree", register_while_taken)
         transport.send(second, task(params))
     taking.join(PATIENCE)
-    message = two.pull()
-    assert message is not None
-    content = from_records(message.content)
-    assert isinstance(content, Broadcast)
-    assert torch.equal(content.params, params)
+    asked = content(two, pulled(two))
+    assert isinstance(asked, Broadcast)
+    assert torch.equal(asked.params, params)
     for session in (one, two):
         session.leave()
-
-
-def test_an_upload_interrupted_halfway_is_completed(
-    server: EmbeddedServer, transport: GridTransport, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    push, num_calls = FleetHttpClient.PushObject, itertools.count()
-
-    def break_off(self: object, request: object) -> object:
-        if next(num_calls) == 4:  # amid the upload's objects
-            raise httpx.ReadError("connection reset")
-        return push(self, request)
-
-    params = torch.randn(5_000_000)  # 20 MB: four of Flower's objects, and five small ones around them
-    with ThreadClient(server.address, "lyon"):
-        address = joined(transport)["lyon"]
-        monkeypatch.setattr(FleetHttpClient, "PushObject", break_off)
-        transport.send(address, task(params))
-        reply = expect(transport, Reply).message
-        assert next(num_calls) > 4
-        assert isinstance(reply, Upload)
-        assert torch.equal(reply.delta, params + 1)
-        assert stored(server) == 0
 
 
 def test_ipv6_addresses_work() -> None:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from fedshelf.core.messages import ClassFolder, ClientMessage, Evaluation, Failure, Join, TaskKey, Upload
-from fedshelf.deploy.wire import to_records
+from fedshelf.deploy.wire import to_parcel
 from tests.leaks import Store, bytes_of_photos, leaks, photo_windows, unlisted_requests
 from tests.odd_client import plain
 from tests.processes import CLASSES, Site, draw_photos
@@ -127,7 +127,7 @@ def store(photo: Path) -> Store:
 
 def sent(message: ClientMessage) -> Records:
     """`message` as it would leave a client."""
-    return with_bytes(plain(to_records(message)))
+    return with_bytes(plain(to_parcel(message)))
 
 
 @pytest.mark.parametrize("message", [UPLOAD, EVALUATION, FAILURE, JOIN])

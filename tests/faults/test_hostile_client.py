@@ -26,7 +26,7 @@ CASES = (
     Case("no-examples", "refused", "it claims 0 examples"),
     Case("infinite-loss", "refused", ""),
     Case("huge-auxiliary", "refused", "it carries the vectors ['control'], the algorithm declares []"),
-    Case("truncated", "refused", "is truncated or altered"),
+    Case("truncated", "refused", "its body did not arrive: truncated or altered"),
     Case("fail", "failed", "OSError: No space left on device"),
     Case("long-reason", "failed", "blah blah"),
 )

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,14 +11,15 @@ from tests.processes import Process, Site, figures, same_model, statuses
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 RECIPE = ("--rounds", "4", "--val-fraction", "0.2")
+COMPRESSED = (*RECIPE, "--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
 EXACT = ("round", "train_loss", "accuracy")
 
 
-def assert_as_if_nothing_had_been(site: Site, *, ended: Process) -> None:
+def assert_as_if_nothing_had_been(site: Site, *, ended: Process, recipe: Sequence[str] = RECIPE) -> None:
     """The one run below the working folder equals an uninterrupted one, and holds each round once."""
     assert ended.end() == 0, ended.text()
     uninterrupted = site.root / "uninterrupted"
-    site.simulate(*RECIPE, run_dir=uninterrupted)
+    site.simulate(*recipe, run_dir=uninterrupted)
     run = site.only_run()
     assert same_model(run, uninterrupted)
     summary = site.show(run)
@@ -61,25 +63,26 @@ def test_a_killed_server_resumes_the_same_round_while_clients_stay_up(site: Site
     assert [client.end() for client in (held, *others)] == [0] * 4
 
 
-def test_a_killed_server_resumes_when_its_clients_were_killed_too(pair: Site) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, COMPRESSED], ids=["plain", "compressed"])
+def test_a_killed_server_resumes_when_its_clients_were_killed_too(pair: Site, recipe: Sequence[str]) -> None:
     holding = ("hold@1", "hold-evaluation@2")
-    server, first, second = pair.server(*RECIPE), pair.held_client("store-1", *holding), pair.client("store-2")
+    server, first, second = pair.server(*recipe), pair.held_client("store-1", *holding), pair.client("store-2")
     first.wait_for("held", round=1)
     server.wait_for("upload_received", round=1, client="store-2")
     for process in (server, first, second):
         process.kill()
 
     pair.release(1)
-    server, first, second = pair.server(*RECIPE), pair.held_client("store-1", *holding), pair.client("store-2")
+    server, first, second = pair.server(*recipe), pair.held_client("store-1", *holding), pair.client("store-2")
     server.wait_for("round_finished", round=1)
     first.wait_for("held", round=2)
     assert not server.has("round_finished", round=2)
     for process in (server, first, second):
         process.kill()
 
-    server, clients = pair.server(*RECIPE), pair.clients()
+    server, clients = pair.server(*recipe), pair.clients()
     assert server.wait_for("run_started")["first_round"] == 2
-    assert_as_if_nothing_had_been(pair, ended=server)
+    assert_as_if_nothing_had_been(pair, ended=server, recipe=recipe)
     assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(pair.names, 0)
 
 

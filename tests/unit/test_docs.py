@@ -9,12 +9,13 @@ from typing import Any, get_args
 import pytest
 
 from fedshelf.core import errors, events, messages
+from fedshelf.core.encoded import Encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LEAVES = DOCS / "explanation" / "what-leaves-a-store.md"
 MESSAGES = (*get_args(messages.ClientMessage), *get_args(messages.ServerMessage))
-PARTS = (messages.TaskKey, messages.ClassFolder)
+PARTS = (messages.TaskKey, messages.ClassFolder, messages.Step, Encoded)
 
 
 def section(page: Path, title: str) -> str:

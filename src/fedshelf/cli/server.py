@@ -30,7 +30,8 @@ def server(
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
         tls = _tls(config.insecure, listen.host)
         with EmbeddedServer(
-            host=listen.host, port=listen.port, tls=tls, silence=config.heartbeat_timeout
+            host=listen.host, port=listen.port, tls=tls, silence=config.heartbeat_timeout,
+            incoming=run.directory.incoming,
         ) as engine:  # fmt: skip
             typer.echo(f"Run {run.directory.run_id} in {run.directory.path}, listening on {engine.address}", err=True)
             served = make_server(

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.compression.chain import parse
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
@@ -23,6 +24,8 @@ from fedshelf.data.dataset import PhotoSet, load_photos
 from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, build, load_weights
 from fedshelf.rounds.client import Work
+from fedshelf.rounds.download import DownloadSettings
+from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
 from fedshelf.rounds.synchronous import RoundSettings
@@ -55,11 +58,39 @@ class OpenedSetup:
     catalogue: Catalogue
     algorithm: Algorithm
     workbench: Workbench
+    uploads: UploadPipeline
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:
     """The configured algorithm, both halves."""
     return ALGORITHMS[config.algorithm](config.model_dump())
+
+
+def uploads_of(config: RunConfig) -> UploadPipeline:
+    """What uploads pass on their way, at both ends.
+
+    Raises:
+        UsageError: `--codec-up` is no chain of codecs.
+    """
+    return UploadPipeline(
+        codec=parse(config.codec_up), byte_budget=_half_budget(config), rng=Rng(config.seed)
+    )  # fmt: skip
+
+
+def downloads_of(config: RunConfig) -> DownloadSettings:
+    """How the model comes to clients.
+
+    Raises:
+        UsageError: `--codec-down` is no chain of codecs.
+    """
+    return DownloadSettings(
+        codec=parse(config.codec_down), byte_budget=_half_budget(config), rng=Rng(config.seed)
+    )  # fmt: skip
+
+
+def _half_budget(config: RunConfig) -> int | None:
+    """Bytes each way."""
+    return None if config.byte_budget is None else int(config.byte_budget * 1_000_000 / 2)
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
@@ -99,7 +130,8 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     catalogue = Catalogue.from_json(setup.catalogue)
     workbench = workbench_of(config, catalogue, device=device, make_module=make_module)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=workbench
+        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=workbench,
+        uploads=uploads_of(config),
     )  # fmt: skip
 
 
@@ -118,7 +150,7 @@ def work_for(client: str, opened: OpenedSetup, photos: StorePhotos) -> Work:
         num_validation=len(photos.validation),
         num_left_out=photos.num_left_out,
     )
-    return Work(algorithm=opened.algorithm, trainer=trainer, ready=ready)
+    return Work(algorithm=opened.algorithm, trainer=trainer, ready=ready, uploads=opened.uploads)
 
 
 def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StorePhotos:
@@ -173,4 +205,6 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         config=text,
         config_digest=files.digest(text),
         catalogue=catalogue,
+        uploads=uploads_of(config),
+        downloads=downloads_of(config),
     )  # fmt: skip

@@ -18,6 +18,7 @@ from fedshelf.rounds import payload
 from fedshelf.rounds.client import Client, Work
 from fedshelf.tracking.client_states import FileClientStates
 from fedshelf.tracking.files import make_folder, write_atomically
+from fedshelf.tracking.held_model import FileHeldModel
 from fedshelf.tracking.lock import RunLock
 
 
@@ -82,7 +83,10 @@ class StoreClient:
         self._place = place
         self._opened: OpenedSetup | None = None
         self._setup_file = place.state_dir / "setup.json"
-        self._client = Client(prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"))
+        self._client = Client(
+            prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
+            held=FileHeldModel(place.state_dir / "model.safetensors"),
+        )  # fmt: skip
 
     def handle(self, message: ServerMessage) -> ClientMessage:
         """See `rounds.client.Client.handle`."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import torch
 from torch import Tensor
 
 from fedshelf import __version__
+from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
 from fedshelf.config.build import ModuleFactory, algorithm_of, plan_of, test_photos, workbench_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
-from fedshelf.core.ports import MetricSink, Spool, Transport
+from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
+from fedshelf.rounds.pipeline import least_budget
 from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
+from fedshelf.tracking.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from fedshelf.tracking.database import RunDatabase
 from fedshelf.tracking.model_files import save_model
@@ -48,20 +52,25 @@ class SystemClock:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedRun:
-    """A run directory that this process holds the lock of, and where its events go."""
+    """A run directory that this process holds the lock of, and where its events go. `writer` is there where files are
+    written beside the rounds."""
 
     config: RunConfig
     directory: RunDirectory
     sink: MetricSink
+    writer: BackgroundWriter | None = None
 
 
 @contextmanager
-def open_run(config: RunConfig, *, watchers: tuple[MetricSink, ...]) -> Iterator[OpenedRun]:
+def open_run(
+    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False
+) -> Iterator[OpenedRun]:  # fmt: skip
     """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
     configuration below `runs/`, else a new one.
 
     Args:
         watchers: sinks beside the run's own database.
+        in_background: write in a thread of its own; not for a server whose clients outlive it.
 
     Raises:
         RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
@@ -72,8 +81,12 @@ def open_run(config: RunConfig, *, watchers: tuple[MetricSink, ...]) -> Iterator
     with directory.lock():
         database = RunDatabase(directory.database)
         try:
-            sink = Sinks(required=(database,), optional=watchers)
-            yield OpenedRun(config=config, directory=directory, sink=sink)
+            if not in_background:
+                yield OpenedRun(config=config, directory=directory, sink=Sinks(required=(database,), optional=watchers))
+                return
+            with BackgroundWriter(database.emit_all) as writer:
+                sink = Sinks(required=(writer,), optional=watchers)
+                yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
         finally:
             database.close()
 
@@ -96,16 +109,24 @@ def make_server(
 
     def build_model(catalogue: Catalogue) -> GlobalModel:
         bench = workbench_of(config, catalogue, device=config.device, make_module=make_module)
+        _check_budget(config, bench)
         evaluator = (make_evaluator or _evaluate_here(config))(plan, catalogue, bench)
+
+        def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
+            job = partial(_publish, run, bench, catalogue, params, record, best)
+            run.writer.do(job) if run.writer else job()
+
         return GlobalModel(
             layout=bench.params.layout,
             initial=bench.params.shared.detach().cpu().clone(),
             evaluate_centrally=evaluator,
-            publish=lambda params, record, best: _publish(run, bench, catalogue, params, record, best),
+            publish=publish,
         )
 
+    checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
     ports = Ports(
-        transport=transport, checkpoints=FileCheckpoints(directory.checkpoints), spool=spool, sink=run.sink,
+        transport=transport, spool=spool, sink=run.sink,
+        checkpoints=BackgroundCheckpoints(checkpoints, run.writer) if run.writer else checkpoints,
         clock=SystemClock(), stop=stop,
     )  # fmt: skip
     return Server(
@@ -120,7 +141,7 @@ def _check(config: RunConfig) -> None:
     Raises:
         UsageError: listing all that is wrong.
     """
-    problems = [find_problem(config.model)]
+    problems = [find_problem(config.model), *_problems_with_codecs(config)]
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: there is no such file")
@@ -130,6 +151,27 @@ def _check(config: RunConfig) -> None:
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))
+
+
+def _problems_with_codecs(config: RunConfig) -> list[str]:
+    found = []
+    for key, text in (("codec-up", config.codec_up), ("codec-down", config.codec_down)):
+        try:
+            parse(text)
+        except UsageError as error:
+            found.append(f"--{key} {text}: {error}")
+        if config.byte_budget is not None and text != "none":
+            found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
+    return found
+
+
+def _check_budget(config: RunConfig, bench: Workbench) -> None:
+    least = 2 * least_budget(bench.params.layout) / 1e6
+    if config.byte_budget is not None and config.byte_budget < least:
+        raise UsageError(
+            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} (MB per client and round, "
+            "half each way), however hard it is compressed"
+        )
 
 
 def _directory(config: RunConfig) -> RunDirectory:

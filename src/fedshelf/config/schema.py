@@ -36,7 +36,8 @@ class Flag:
 SIMULATE = ("simulate",)
 SERVER = ("server",)
 CLIENT = ("client",)
-DATA, MODEL, TRAINING, ALGORITHM, ROUNDS, RUN = "Data", "Model", "Local training", "Algorithm", "Rounds", "Run"
+DATA, MODEL, TRAINING, ALGORITHM, WIRE = "Data", "Model", "Local training", "Algorithm", "Wire"
+ROUNDS, RUN = "Rounds", "Run"
 
 
 class Settings(BaseModel):
@@ -100,6 +101,13 @@ class RunConfig(Settings):
 
     algorithm: Annotated[Literal["fedavg", "fedprox"], Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
     mu: Annotated[float, Field(ge=0), Flag(help="Strength of FedProx' proximal term.", panel=ALGORITHM)] = 0.01
+
+    codec_up: Annotated[str, Flag(help="How uploads are compressed: a chain of codecs joined by '+', such as "
+        "int8+zstd, topk:0.05+int4 or drive (docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
+    codec_down: Annotated[str, Flag(help="How the model's change from round to round is compressed on its way to the "
+        "clients; a chain as for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
+    byte_budget: Annotated[float | None, Field(gt=0), Flag(help="Megabytes that a client may receive and send in a "
+        "round, half each way; codecs are then chosen for each message.", panel=WIRE)] = None  # fmt: skip
 
     rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS, scope=Scope.SERVER)] = 30
     min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with; later rounds wait for as many, too.",

@@ -189,5 +189,12 @@ class Failure:
     key: TaskKey | None = None
 
 
+Task: TypeAlias = Broadcast | CompressedBroadcast
+"""Work for a client."""
 ServerMessage: TypeAlias = Setup | Broadcast | CompressedBroadcast
 ClientMessage: TypeAlias = Join | Ready | Upload | CompressedUpload | Evaluation | Failure
+
+
+def task_key(message: ServerMessage) -> TaskKey | None:
+    """The key of the work that `message` hands out; None if it is none."""
+    return message.key if isinstance(message, Broadcast | CompressedBroadcast) else None

@@ -122,7 +122,8 @@ class Params:
 
     def views(self) -> dict[str, Tensor]:
         """The named tensors, without copying."""
-        return {t.name: torch.as_strided(self.vector, t.shape, t.stride, t.offset) for t in self.layout.tensors}
+        start = self.vector.storage_offset()  # not zero where the vector is a row of a matrix
+        return {t.name: torch.as_strided(self.vector, t.shape, t.stride, start + t.offset) for t in self.layout.tensors}
 
 
 def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name: False) -> Params:

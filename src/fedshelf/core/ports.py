@@ -3,6 +3,7 @@ in-memory fake in `tests/fakes.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from fedshelf.core.events import Event
@@ -26,15 +27,26 @@ class Left:
     address: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Received:
+    """A message's body as it came in: a file whose content `digest` names (BLAKE3). Whoever moves it owns it; what
+    still lies there when the transport is asked for the next arrival is deleted."""
+
+    path: Path
+    digest: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reply:
     """A client's answer. `task` is the key of the broadcast that it answers, as the transport knows it (a hostile
-    client may name another in the message itself); `num_bytes` is the payload's size on the wire."""
+    client may name another in the message itself); `num_bytes` is the payload's size on the wire. Where there is a
+    `source`, the message's vectors are views of that file."""
 
     address: str
     message: ClientMessage
     num_bytes: int
     task: TaskKey | None = None
+    source: Received | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +106,8 @@ class Checkpoints(Protocol):
 class Spool(Protocol):
     """Uploads of the open round, kept until they are folded. Survives a crash where the run does."""
 
-    def put(self, key: TaskKey, client: str, message: ClientMessage) -> None: ...
+    def put(self, key: TaskKey, client: str, message: ClientMessage, source: Received | None = None) -> None:
+        """Keep the upload; `source` is the file that its vectors came in, which need not be copied then."""
 
     def names(self, key: TaskKey) -> Sequence[str]:
         """Clients with an upload for `key`, sorted."""

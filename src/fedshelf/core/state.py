@@ -27,16 +27,23 @@ class Best:
 class ServerState:
     """The server after `round` completed rounds.
 
-    `params` is the global model [S]; `optimizer` holds the server optimizer's vectors; `counted` names, per
+    `params` is the global model [S]; `sent` is the model that clients decode [S] where downloads are compressed with
+    loss (None: clients hold `params`); `optimizer` holds the server optimizer's vectors; `counted` names, per
     client, the newest upload that was counted; `void_rounds` counts attempts that ended without a quorum.
     """
 
     round: int
     params: Tensor
+    sent: Tensor | None = None
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     counted: Mapping[str, TaskKey] = field(default_factory=dict)
     best: Best | None = None
     void_rounds: int = 0
+
+    @property
+    def model(self) -> Tensor:
+        """[S]: the model as clients have it, which is what is trained on, evaluated and published."""
+        return self.params if self.sent is None else self.sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ Shapes: B photos, H = W pixels a side. Pixel values are 0 to 255; `mean` and `st
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -90,11 +91,21 @@ def augment(
 def normalize(images_BHWC: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The photos as they are, for evaluation: float32 [B, 3, H, W], channels_last, on `device`."""
     batch, height, width, channels = images_BHWC.shape
-    # Channels are innermost: rows of W·C values with the constants repeated run at memory speed, [.., C] does not.
-    mean_R, std_R = (torch.tensor(v, device=device).repeat(width) for v in (mean, std))
+    shift_R, scale_R = _row_constants(width, device, tuple(mean), tuple(std))
     rows_BHR = images_BHWC.to(device).reshape(batch, height, width * channels).to(torch.float32)
-    scaled_BHR = torch.addcmul(-mean_R / std_R, rows_BHR, 1 / (255 * std_R))
+    scaled_BHR = torch.addcmul(shift_R, rows_BHR, scale_R)
     return scaled_BHR.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _row_constants(
+    width: int, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """Shift and scale [W·C] of a row of pixels: channels are innermost, and rows with the constants repeated run at
+    memory speed, [.., C] does not."""
+    with torch.inference_mode(False):  # they outlive the evaluation that may ask first
+        mean_R, std_R = (torch.tensor(v, device=device).repeat(width) for v in (mean, std))
+        return -mean_R / std_R, 1 / (255 * std_R)
 
 
 def _grid(

@@ -66,7 +66,7 @@ class Catalogue:
         Raises:
             DataError: no client holds any class, or a path is empty.
         """
-        stores = [frozenset(folder.path for folder in folders) for folders in joins.values()]
+        stores = list({frozenset(folder.path for folder in folders) for folders in joins.values()})  # many are alike
         by_leaf: dict[str, set[str]] = defaultdict(set)
         for path in frozenset().union(*stores):
             by_leaf[_suffix(path, 1)].add(path)

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.client_part import ClientPart, Handler
 from fedshelf.deploy.failure_text import failure_text
-from fedshelf.deploy.wire import WireMessage, to_records
+from fedshelf.deploy.wire import WireMessage, to_parcel
 
 LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def make_client_app(make_handler: MakeHandler) -> ClientApp:
             reply = Failure(reason=failure_text(error))
         else:
             reply, _ = ClientPart(join=join, handle=handle).answer(message)
-        return Message(to_records(reply), reply_to=message)
+        return Message(to_parcel(reply).inline(), reply_to=message)
 
     for entry in (app.train(), app.evaluate(), app.query()):
         entry(answer)

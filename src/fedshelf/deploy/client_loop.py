@@ -9,14 +9,17 @@ from typing import TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import TransportError
-from fedshelf.core.messages import Join
+from fedshelf.core.errors import FedShelfError, RefusedError, TransportError
+from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.address import parse_address
+from fedshelf.deploy.bodies_client import HeldBody
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.engine_log import quiet_engine_log
-from fedshelf.deploy.flower_client import FleetSession, ServerAwayError, SessionLostError
+from fedshelf.deploy.failure_text import failure_text
+from fedshelf.deploy.flower_client import FleetSession
+from fedshelf.deploy.line import ServerAwayError, SessionLostError
 from fedshelf.deploy.tls import client_context, local_authority
-from fedshelf.deploy.wire import SendHook, to_records
+from fedshelf.deploy.wire import SendHook, WireMessage, body_beside, task_of, to_parcel
 
 LOG = logging.getLogger(__name__)
 
@@ -58,14 +61,14 @@ def run_client(
     quiet_engine_log()
     address = parse_address(server_address)
     stop = stop or threading.Event()
-    part = ClientPart(join=join, handle=handle)
+    part, held = ClientPart(join=join, handle=handle), HeldBody()
     away_since, backoff = time.monotonic(), FIRST_BACKOFF
     on_status(f"connecting to {address}")
     while not stop.is_set():
         authority = local_authority()
         try:
             # Anew each time: a server on this machine may just have made its certificate authority.
-            session = FleetSession(address, None if insecure else client_context(ca))
+            session = FleetSession(address, None if insecure else client_context(ca), held)
             on_status(f"connected to {address}")
             ended = _Visit(session, part, stop, on_send).run()
             if ended is not None:
@@ -126,19 +129,45 @@ class _Visit:
         return None
 
     def _answer(self, message: Message) -> Ended | None:
-        answer, ended = self._part.answer(message)
-        records = to_records(answer)
-        if self._on_send is not None:
-            self._on_send(records)
-        reply = Message(records, reply_to=message)  # made once: sent again after a break, it must be the same
-        self._patiently(lambda: self._session.send(reply))
+        """Fetch what the message names, do what it asks, and send the answer; its body first."""
+        answer: WireMessage
+        try:
+            body, digest = None, _body_named(message)
+            if digest:
+                body = self._patiently(lambda: self._session.fetch(digest))
+                if body is None:
+                    return None  # withdrawn, or the end of this visit
+            answer, ended = self._part.answer(message, body)
+        except FedShelfError as error:  # the body cannot be had
+            answer, ended = Failure(reason=failure_text(error), key=task_of(message.content)), None
+        if not self._deliver(message, answer):
+            return None
         return ended
+
+    def _deliver(self, message: Message, answer: WireMessage) -> bool:
+        """Whether there was a server to take, or to refuse, the answer."""
+        parcel = to_parcel(answer)
+        if self._on_send is not None:
+            self._on_send(parcel)
+        # Made once: sent again after a break, it must be the same.
+        reply = Message(parcel.records, reply_to=message)
+        if parcel.body.pieces:
+            try:
+                wanted = self._patiently(lambda: self._session.upload(parcel.body))
+            except FedShelfError as error:
+                LOG.warning("the answer cannot be delivered: %s", error)
+                failure = Failure(reason=failure_text(error), key=getattr(answer, "key", None))
+                return self._deliver(message, failure)
+            if not wanted:
+                return False
+        self._patiently(lambda: self._session.send(reply))
+        return True
 
     def _watch(self) -> None:
         while not self._over.is_set():
             try:
                 bell = self._session.wait()
-            except (ServerAwayError, SessionLostError, RuntimeError):  # RuntimeError: closed while leaving
+            except (ServerAwayError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
                 self._bell.set()  # let the other thread find out
                 self._over.wait(IDLE_SECONDS)
                 continue
@@ -148,14 +177,24 @@ class _Visit:
 
     def _patiently(self, request: Callable[[], _T]) -> _T | None:
         """`request`'s result, through interruptions shorter than `GLITCH_SECONDS`; None once this visit is to end."""
-        deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
+        deadline, backoff, moved = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF, self._session.num_moved
         while True:
             try:
                 return request()
             except ServerAwayError as error:
                 LOG.info("the server is away: %s", error)
+                if self._session.num_moved > moved:  # it was there meanwhile
+                    deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
+                    moved = self._session.num_moved
                 if time.monotonic() > deadline:
                     raise
                 if self._end or self._stop.wait(backoff):
                     return None
                 backoff = min(2 * backoff, LAST_BACKOFF)
+
+
+def _body_named(message: Message) -> str:
+    try:
+        return body_beside(message.content)
+    except RefusedError:
+        return ""  # not a message of ours: whoever answers it says so

@@ -9,9 +9,10 @@ from typing import TypeAlias, get_args
 from flwr.app import Message
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Join, ServerMessage
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Failure, Join, ServerMessage
 from fedshelf.deploy.failure_text import failure_text, without_places
 from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records
+from fedshelf.rounds.body import Buffer
 
 LOG = logging.getLogger(__name__)
 
@@ -41,11 +42,16 @@ class ClientPart:
     join: Join
     handle: Handler
 
-    def answer(self, message: Message) -> tuple[WireMessage, Ended | None]:
-        """The answer to one of Flower's messages, and the end if that is what it says. Never raises."""
+    def answer(self, message: Message, body: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
+        """The answer to one of Flower's messages, and the end if that is what it says. Never raises.
+
+        Args:
+            message: what the server sent.
+            body: the body that came beside it.
+        """
         asked = None
         try:
-            asked = from_records(message.content)
+            asked = from_records(message.content, body)
             if isinstance(asked, Control):
                 return self._control(asked)
             if not isinstance(asked, get_args(ServerMessage)):
@@ -56,7 +62,7 @@ class ClientPart:
             return reply, None
         except Exception as error:
             LOG.exception("the server's request could not be answered")
-            key = asked.key if isinstance(asked, Broadcast) else None
+            key = asked.key if isinstance(asked, Broadcast | CompressedBroadcast) else None
             return Failure(reason=failure_text(error), key=key), None
 
     def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:

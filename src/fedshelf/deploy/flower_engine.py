@@ -11,6 +11,7 @@ rules. The database is in memory and disposable: what must survive is in the run
 import binascii
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import logging
@@ -51,7 +52,10 @@ from fedshelf.core.errors import TransportError
 
 LOG = logging.getLogger(__name__)
 
-MAX_REPLY_OBJECTS = 1000  # of 5 MB each: the largest reply a client may announce
+_PUBLIC_KEY, _SIGNATURE, _TIMESTAMP = (
+    name.lower().encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
+)
+MAX_REPLY_OBJECTS = 16  # a reply is a header: a message, its records, one of them with a text
 _Handler = Callable[[Any, Any], Any]
 
 # Flower's fleet routes, less those that hand out apps: our clients bring their own code.
@@ -188,15 +192,25 @@ def _start_run(state: Any) -> Run:
 def _signing_key(headers: Mapping[bytes, bytes]) -> bytes | None:
     """The public key that signed a recent timestamp in these headers."""
     try:
-        key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()], validate=True)
-        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.lower().encode()], validate=True)
-        timestamp = headers[TIMESTAMP_HEADER.lower().encode()]
+        timestamp = headers[_TIMESTAMP]
         signed_at = datetime.datetime.fromisoformat(timestamp.decode("ascii"))
-        age = abs((datetime.datetime.now(datetime.UTC) - signed_at).total_seconds())
-        valid = age <= TIMESTAMP_TOLERANCE and verify_signature(bytes_to_public_key(key), timestamp, signature)
-    except (KeyError, ValueError, TypeError, binascii.Error):
+        if abs((datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()) > TIMESTAMP_TOLERANCE:
+            return None
+        return _verified_key(headers[_PUBLIC_KEY], headers[_SIGNATURE], timestamp)
+    except (KeyError, ValueError, TypeError):
         return None
-    return key if valid else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _verified_key(encoded_key: bytes, encoded_signature: bytes, timestamp: bytes) -> bytes | None:
+    """The key, if it signed `timestamp`. Clients use a signature for some seconds: checking it takes most of the time
+    that a small request takes."""
+    try:
+        key = b64decode(encoded_key, validate=True)
+        signature = b64decode(encoded_signature, validate=True)
+        return key if verify_signature(bytes_to_public_key(key), timestamp, signature) else None
+    except (ValueError, TypeError, binascii.Error):
+        return None
 
 
 def _refusal(status: int, reason: str) -> tuple[int, bytes]:

@@ -10,7 +10,6 @@ from typing import Any
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import ErrorCode
-from flwr.proto import message_pb2
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -39,7 +38,6 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         self._state = engine.state
         self._run = engine.run
         self._ring = ring
-        self._body = _Body(None)
         self.announce_end = announce_end
 
     @property
@@ -93,10 +91,11 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         message.metadata.__dict__["_run_id"] = self._run.run_id
         message.metadata.__dict__["_message_id"] = message.object_id  # as Flower's own grid does
         session = self._state.start_session(self._run.run_id)
-        body = message.content.get("body")
-        if body is not self._body.record:
-            self._body = _Body(body)
-        head, tree, objects = _without_body(message, self._body)
+        head, tree, objects = (
+            remove_content_from_message(message),
+            get_object_tree(message),
+            get_all_nested_objects(message),
+        )
         stored, missing = self._state.store_message_and_object_tree(head, tree, session)
         if not stored:
             return ""
@@ -145,24 +144,3 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         session_id = self._state._object_push_session_by_root.get(reply_id)
         session = self._state._object_push_sessions.get(session_id)
         return session is not None and bool(session.pending_object_ids)
-
-
-class _Body:
-    """A body's objects by their ids. Flower hashes all of a message anew with each push; a broadcast's body, once."""
-
-    def __init__(self, record: Any) -> None:
-        self.record = record
-        self.tree = None if record is None else get_object_tree(record)
-        self.objects: dict[str, Any] = {} if record is None else get_all_nested_objects(record)
-
-
-def _without_body(message: Message, body: _Body) -> tuple[Message, Any, dict[str, Any]]:
-    """The message without content, and its objects as a tree and by id, those of `body` taken from there."""
-    records = message.content
-    small = [record for record in records.values() if record is not body.record]
-    leaves = [get_object_tree(record) for record in small] + ([] if body.tree is None else [body.tree])
-    tree = message_pb2.ObjectTree(
-        object_id=message.object_id, children=[message_pb2.ObjectTree(object_id=records.object_id, children=leaves)]
-    )
-    objects = body.objects | {thing.object_id: thing for thing in (*small, records, message)}
-    return remove_content_from_message(message), tree, objects

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import logging
 import socket
+import tempfile
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +17,7 @@ import fedshelf
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
+from fedshelf.deploy.bodies import Bodies
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
 from fedshelf.deploy.flower_grid import EmbeddedGrid
@@ -36,21 +39,26 @@ class EmbeddedServer:
         tls: certificate and key; None speaks in clear.
         silence: seconds without a sign of life after which a client counts as offline.
         grace: seconds that a client whose connection broke has to come back before it counts as offline.
+        incoming: folder for uploads on their way in, on the spool's file system: what is there is gone on with. By
+            default a temporary one.
 
     Raises:
         TransportError: the address is in use or not this machine's.
     """
 
     def __init__(
-        self, *, host: str, port: int, tls: ServerTls | None, silence: float = 30.0, grace: float = 3.0
-    ) -> None:
+        self, *, host: str, port: int, tls: ServerTls | None, silence: float = 30.0, grace: float = 3.0,
+        incoming: Path | None = None,
+    ) -> None:  # fmt: skip
         quiet_engine_log()
         self._socket = _listen(host, port)
         self.address = Address(host=host, port=self._socket.getsockname()[1])
         self._engine = FlowerEngine(silence=silence)
+        self._temporary = tempfile.TemporaryDirectory(prefix="fedshelf-")
+        self._bodies = Bodies.below(incoming or Path(self._temporary.name))
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
         self._gate = Gate(
-            self._engine, ROUTES, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
+            self._engine, ROUTES, self._bodies, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
         )  # fmt: skip
         config = uvicorn.Config(
             self._gate, log_config=None, access_log=False, http="httptools", ws="none", timeout_keep_alive=75,
@@ -72,7 +80,7 @@ class EmbeddedServer:
     def transport(self, *, close_timeout: float = 5.0) -> GridTransport:
         """The server's end of all connections. Ask once."""
         grid = EmbeddedGrid(self._engine, self._gate.ring, self._gate.announce_end)
-        return GridTransport(grid, engine=grid, clients_keep_body=True, close_timeout=close_timeout)
+        return GridTransport(grid, engine=grid, bodies=self._bodies, close_timeout=close_timeout)
 
     def close(self) -> None:
         """Stop listening and free the port; clients see a server that has gone away."""
@@ -83,6 +91,7 @@ class EmbeddedServer:
             thread.join(10)
         self._socket.close()
         self._engine.finish()
+        self._temporary.cleanup()
 
     def __enter__(self) -> Self:
         return self

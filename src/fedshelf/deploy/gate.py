@@ -1,4 +1,4 @@
-"""The only door of the server: the fleet routes that our clients use, two of our own, and nothing else.
+"""The only door of the server: the fleet routes that our clients use, three of our own, and nothing else.
 
 `POST /fedshelf/wait` is held open until there is something for the client: it is at once the client's doorbell, its
 heartbeat, and the thread that snaps when its process dies.
@@ -13,6 +13,10 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
+from fedshelf.deploy.bodies import Bodies
+from fedshelf.deploy.body_routes import PATH as BODY_PATH
+from fedshelf.deploy.body_routes import BodyRoutes
+
 LOG = logging.getLogger(__name__)
 
 Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
@@ -20,8 +24,9 @@ Receive: TypeAlias = Any
 Send: TypeAlias = Any
 
 PREFIX = "/v1/fleet/"
-MAX_BODY_BYTES = 16 << 20  # Flower cuts vectors into objects of 5 MB
+MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers alone, of which a join's lists every class folder
 WORKERS = 8
+WRITERS = 4
 
 
 class EngineRoom(Protocol):
@@ -46,20 +51,25 @@ class Gate:
     Args:
         engine: serves the fleet routes and knows the nodes.
         routes: names of the fleet routes.
+        bodies: what nodes may fetch, and where what they bring goes.
         health: what `GET /fedshelf/health` tells.
         hold: seconds that a wait is held open at most.
         grace: seconds that a client whose connection broke has to come back before it counts as gone.
     """
 
     def __init__(
-        self, engine: EngineRoom, routes: Collection[str], *, health: Mapping[str, Any], hold: float, grace: float
-    ) -> None:
+        self, engine: EngineRoom, routes: Collection[str], bodies: Bodies, *, health: Mapping[str, Any], hold: float,
+        grace: float,
+    ) -> None:  # fmt: skip
         self._engine = engine
         self._routes = routes
         self._health = health
         self._hold = hold
         self._grace = grace
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="fedshelf-fleet")
+        # Apart: a slow disk must not hold up messages.
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="fedshelf-bodies")
+        self._bodies = BodyRoutes(bodies, self._writers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bells: dict[int, asyncio.Event] = {}
         self._last_wait: dict[int, float] = {}
@@ -96,6 +106,7 @@ class Gate:
         await receive()
         self._loop = None
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._writers.shutdown(wait=True, cancel_futures=True)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,6 +117,8 @@ class Gate:
             await self._wait(scope, receive, send)
         elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
             await self._fleet(scope, receive, send)
+        elif named := BODY_PATH.fullmatch(path):
+            await self._body(named[1], scope, receive, send)
         else:
             await _answer(send, 404, _json({"detail": "not found"}))
 
@@ -119,6 +132,13 @@ class Gate:
         loop = asyncio.get_running_loop()
         status, content = await loop.run_in_executor(self._workers, self._engine.serve, route, headers, body)
         await _answer(send, status, content, b"application/x-protobuf" if status == 200 else b"application/json")
+
+    async def _body(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
+        node_id = self._engine.identify(dict(scope["headers"]))
+        if node_id is None:
+            await _answer(send, 401, _json({"detail": "unknown node"}), close=True)
+        else:
+            await self._bodies.serve(node_id, digest, scope, receive, send)
 
     async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
         node_id = self._engine.identify(dict(scope["headers"]))
@@ -189,8 +209,11 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+async def _answer(
+    send: Send, status: int, body: bytes, content_type: bytes = b"application/json", *, close: bool = False
+) -> None:
     headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] if close else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

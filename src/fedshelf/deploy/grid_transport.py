@@ -4,6 +4,8 @@ Only Flower's documented API is used: `get_node_ids`, `push_messages`, `pull_mes
 it returns only when all are in.) A node that appears is asked to introduce itself; its `Join` makes it known to the
 rounds under an address, which names this one connection: a node that left and comes back gets a new one.
 
+With `Bodies`, messages are headers, and bodies travel beside them; without, bodies are inside the messages.
+
 One thread uses a transport.
 """
 
@@ -18,15 +20,44 @@ from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Join, ServerMessage, TaskKey
-from fedshelf.core.ports import Arrival, Joined, Left, Reply, Undecodable
-from fedshelf.deploy.wire import Control, ControlKind, Encoder, from_records, message_type, num_bytes, to_records
+from fedshelf.core.messages import (
+    Broadcast,
+    ClientMessage,
+    CompressedBroadcast,
+    Failure,
+    Join,
+    Purpose,
+    ServerMessage,
+    Setup,
+    TaskKey,
+)
+from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply, Undecodable
+from fedshelf.deploy.bodies import Bodies
+from fedshelf.deploy.wire import (
+    Control,
+    ControlKind,
+    Encoder,
+    WireMessage,
+    body_beside,
+    from_records,
+    message_type,
+    num_bytes,
+    to_parcel,
+)
+from fedshelf.rounds.body import Body
+from fedshelf.tracking.files import map_file
 
 LOG = logging.getLogger(__name__)
+
+WORK = tuple(kind for kind in get_args(ClientMessage) if kind is not Join)  # what a client says once it has joined
 
 # Flower's error codes (documented at flwr.app.Error) that tell of the connection rather than of the client's work.
 MESSAGE_LOST = frozenset({3, 4})
 NODE_UNAVAILABLE = 5
+# Bytes that an answer's body may have: several vectors as large as the model, and some more.
+UPLOAD_MODELS = 4
+UPLOAD_SLACK = 64 << 20
+UPLOAD_UNKNOWN = 1 << 30  # where no model has been sent yet: clients of a resumed run may hold it already
 
 
 class Engine(Protocol):
@@ -63,6 +94,7 @@ class _Connection:
     address: str
     node_id: int
     joined: bool = False
+    client: str = ""  # the name it introduced itself by
     refused: bool = False
     held_body: str = ""  # digest of the newest body this client was sent
 
@@ -81,7 +113,7 @@ class GridTransport:
     Args:
         grid: the engine's grid, connected.
         engine: what to wait for and to clean up; `Polling` suits any grid.
-        clients_keep_body: clients hold on to the newest body and do not fetch it again (ours do, stock ones do not).
+        bodies: carries bodies beside the messages, to clients that keep the newest and do not fetch it again.
         close_timeout: seconds that `close` waits for clients to take note.
     """
 
@@ -90,12 +122,14 @@ class GridTransport:
         grid: Grid,
         *,
         engine: Engine | None = None,
-        clients_keep_body: bool = False,
+        bodies: Bodies | None = None,
         close_timeout: float = 5.0,
     ) -> None:
         self._grid = grid
         self._engine: Engine = engine or Polling()
-        self._clients_keep_body = clients_keep_body
+        self._bodies = bodies
+        self._model_bytes = 0  # of the largest model that was sent
+        self._received: Received | None = None  # with the arrival handed out last
         self._close_timeout = close_timeout
         self._closed = False
         self._encoder = Encoder()
@@ -108,22 +142,38 @@ class GridTransport:
         connection = self._find(address)
         if connection is None:
             return 0
-        encoded = self._encoder.encode(message)
-        key = message.key if isinstance(message, Broadcast) else None
-        if not self._push(connection, Message(encoded.records, connection.node_id, message_type(message)), key):
+        parcel = self._encoder.encode(message)
+        size, digest = parcel.num_header_bytes, parcel.body.digest if parcel.body.pieces else ""
+        key = None
+        if not isinstance(message, Setup):
+            key = message.key
+            if self._bodies is not None:
+                self._make_way(self._bodies, connection, message, parcel.body)
+        records = parcel.records if self._bodies is not None else parcel.inline()
+        if not self._push(connection, Message(records, connection.node_id, message_type(message)), key):
             return 0
-        held = encoded.body_digest and encoded.body_digest == connection.held_body
-        if encoded.body_digest:
-            connection.held_body = encoded.body_digest
-        return encoded.header_bytes + (0 if held and self._clients_keep_body else encoded.body_bytes)
+        held = self._bodies is not None and digest == connection.held_body
+        connection.held_body = digest or connection.held_body
+        return size if held else size + parcel.body.size
 
     def receive(self, timeout: float) -> Arrival | None:
+        """See `Transport`.
+
+        Raises:
+            RunError: an upload cannot be written: the disk is full, ...
+        """
         deadline = time.monotonic() + timeout
+        self._drop(self._received)
+        self._received = None
         while True:
+            if self._bodies is not None and self._bodies.incoming.problem is not None:
+                raise self._bodies.incoming.problem
             if not self._arrivals:
                 self._look()
             if self._arrivals:
-                return self._arrivals.popleft()
+                arrival = self._arrivals.popleft()
+                self._received = arrival.source if isinstance(arrival, Reply) else None
+                return arrival
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return None
@@ -151,6 +201,24 @@ class GridTransport:
             self._engine.wait(min(remaining, 1.0))
             self._look()
         self._arrivals.clear()
+        if self._bodies is not None:
+            self._bodies.incoming.clear()
+
+    def _make_way(
+        self, bodies: Bodies, connection: _Connection, message: Broadcast | CompressedBroadcast, body: Body
+    ) -> None:
+        """Let the connection fetch the task's body, and bring an answer's if there is to be one."""
+        if body.pieces:
+            bodies.outgoing.publish(connection.node_id, body)
+        self._model_bytes = max(self._model_bytes, _model_bytes(message))
+        if message.purpose is Purpose.TRAIN:
+            most = UPLOAD_MODELS * self._model_bytes + UPLOAD_SLACK if self._model_bytes else UPLOAD_UNKNOWN
+            bodies.incoming.expect(connection.node_id, connection.client, most)
+
+    def _drop(self, source: Received | None) -> None:
+        """Delete a body that has come in, unless somebody has moved it."""
+        if source is not None:
+            source.path.unlink(missing_ok=True)
 
     def _find(self, address: str) -> _Connection | None:
         found = (c for c in self._connections.values() if c.address == address and not c.refused)
@@ -165,7 +233,7 @@ class GridTransport:
 
     def _push_control(self, connection: _Connection, kind: ControlKind, reason: str = "") -> None:
         control = Control(kind=kind, reason=reason)
-        self._push(connection, Message(to_records(control), connection.node_id, message_type(control)))
+        self._push(connection, Message(to_parcel(control).records, connection.node_id, message_type(control)))
 
     def _drop_pending(self, connection: _Connection) -> None:
         ids = [message_id for message_id, p in self._pending.items() if p.connection is connection]
@@ -190,6 +258,8 @@ class GridTransport:
 
     def _leave(self, connection: _Connection) -> None:
         self._drop_pending(connection)
+        if self._bodies is not None:
+            self._bodies.forget(connection.node_id)
         del self._connections[connection.node_id]
         if connection.joined and not connection.refused:
             self._arrivals.append(Left(address=connection.address))
@@ -203,21 +273,36 @@ class GridTransport:
         if message.has_error():
             self._take_error(message.error, pending)
             return
-        size = num_bytes(message.content)
+        size, source = num_bytes(message.content), None
         try:
-            content = from_records(message.content)
+            digest = body_beside(message.content)
+            if digest and self._bodies is not None:
+                source = self._bodies.incoming.take(connection.node_id, digest)
+                if source is None:
+                    raise RefusedError("its body did not arrive: truncated or altered, or never sent")
+                size += source.path.stat().st_size
+            content = from_records(message.content, None if source is None else map_file(source.path))
         except RefusedError as error:
+            self._drop(source)
             self._undecodable(pending, str(error), size)
             return
+        self._take_content(pending, content, size, source)
+
+    def _take_content(self, pending: _Pending, content: WireMessage, size: int, source: Received | None) -> None:
+        connection = pending.connection
+        if not connection.refused and connection.joined and isinstance(content, WORK):
+            self._arrivals.append(
+                Reply(address=connection.address, message=content, num_bytes=size, task=pending.key, source=source)
+            )
+            return
+        self._drop(source)
         if isinstance(content, Control) or connection.refused:
             return  # "noted"
         if not isinstance(content, get_args(ClientMessage)):
             self._undecodable(pending, f"a client may not send a {type(content).__name__.lower()}", size)
         elif isinstance(content, Join):
-            connection.joined = True
+            connection.joined, connection.client = True, content.client
             self._arrivals.append(Joined(address=connection.address, join=content))
-        elif connection.joined:
-            self._arrivals.append(Reply(address=connection.address, message=content, num_bytes=size, task=pending.key))
         else:
             reason = content.reason if isinstance(content, Failure) else "it did not introduce itself"
             LOG.warning("connection %s cannot take part: %s", connection.address, reason)
@@ -242,3 +327,11 @@ class GridTransport:
             )
         else:
             LOG.warning("connection %s sent what cannot be read: %s", connection.address, reason)
+
+
+def _model_bytes(message: Broadcast | CompressedBroadcast) -> int:
+    """Bytes of the model as float32 values; 0 where the message does not say."""
+    if isinstance(message, Broadcast):
+        return message.params.numel() * message.params.element_size()
+    sizes = [sum(4 * encoded.size for encoded in step.vectors.values()) for step in message.steps]
+    return max(sizes, default=0)

@@ -1,14 +1,16 @@
 """FedShelf's messages as Flower records, and nothing else.
 
-A message is ``{"header": {"json": …}, "body": {"safetensors": …}}``; the body is an object of its own, so that
-Flower's content addressing carries one model once, whoever it goes to. Three more messages, which only a transport
-needs, are ``{"control": {"kind": …, "reason": …}}``. Anything else is refused.
+A message is ``{"header": {"json": …}}``, and the header names the message's body. The body travels beside the records
+(`body_routes`), or, through a stock SuperLink, inside them as ``{"body": {"safetensors": …}}``. Three more messages,
+which only a transport needs, are ``{"control": {"kind": …, "reason": …}}``. Anything else is refused.
 
-Everything that leaves a client passes `to_records`.
+Everything that leaves a client is a `Parcel`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -16,8 +18,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, Upload
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Purpose, ServerMessage, TaskKey
 from fedshelf.rounds import payload
+from fedshelf.rounds.body import Body, Buffer
 
 BODY_TYPE = "fedshelf.safetensors"
 MAX_REASON_CHARACTERS = 2000
@@ -41,83 +44,134 @@ class Control:
 
 
 WireMessage: TypeAlias = ServerMessage | ClientMessage | Control
-SendHook: TypeAlias = Callable[[RecordDict], None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Encoded:
-    """A message ready to be sent. `body_digest` names the body, "" for none; sizes in bytes."""
+@dataclass(kw_only=True, slots=True, eq=False)
+class Parcel:
+    """A message ready to be sent: its records, and the body that its header names (no pieces: it has none)."""
 
     records: RecordDict
-    header_bytes: int
-    body_bytes: int
-    body_digest: str
+    body: Body = field(default_factory=lambda: Body(()))
+
+    @property
+    def num_header_bytes(self) -> int:
+        """Payload bytes beside the body."""
+        return num_bytes(self.records)
+
+    def inline(self) -> RecordDict:
+        """The records with the body among them."""
+        if not self.body.pieces:
+            return self.records
+        return RecordDict({**self.records, "body": _body_record(self.body)})
+
+
+SendHook: TypeAlias = Callable[[Parcel], None]
+"""Sees what leaves; what it changes, leaves changed."""
 
 
 class Encoder:
-    """Turns messages into records; the newest body is kept, so that N clients cost one encoding and one hash.
+    """Turns messages into parcels; a task's bodies are kept, so that N clients cost one encoding and one hash.
 
     A body is recognized by the identity and version counter of its tensors: one changed in place is encoded anew.
     """
 
     def __init__(self) -> None:
-        self._vectors: dict[str, Tensor] = {}
-        self._versions: list[int] = []
-        self._record: ArrayRecord | None = None
-        self._digest = ""
-        self._size = 0
+        self._key: TaskKey | None = None
+        self._kept: list[_Kept] = []
 
-    def encode(self, message: ServerMessage | ClientMessage) -> Encoded:
-        vectors = _vectors(message)
-        records = RecordDict()
-        if vectors:
-            self._keep(message, vectors)
-            records["body"] = self._record
-        digest, size = (self._digest, self._size) if vectors else ("", 0)
-        header = payload.encode_header(message, digest)
-        records["header"] = ConfigRecord({"json": header})
-        return Encoded(records=records, header_bytes=len(header.encode()), body_bytes=size, body_digest=digest)
-
-    def _keep(self, message: ServerMessage | ClientMessage, vectors: dict[str, Tensor]) -> None:
-        versions = [_version(vector) for vector in vectors.values()]
-        same = self._vectors.keys() == vectors.keys() and all(self._vectors[n] is v for n, v in vectors.items())
-        if same and versions == self._versions and -1 not in versions:
-            return
-        body = payload.encode_body(message)
-        self._record = ArrayRecord(
-            {"safetensors": Array(dtype="uint8", shape=(len(body),), stype=BODY_TYPE, data=body)}
-        )
-        self._digest, self._size = payload.digest(body), len(body)
-        self._vectors, self._versions = vectors, versions
+    def encode(self, message: ServerMessage | ClientMessage) -> Parcel:
+        """The parcel of `message`; its body lies in the vectors' memory."""
+        vectors = payload.vectors_of(message)
+        if not vectors:
+            return _parcel(message, Body(()))
+        key = getattr(message, "key", None)
+        if key != self._key:  # another task: what it does not share with the newest body is done with
+            self._key, self._kept = key, self._kept[-1:]
+        kept = next((kept for kept in self._kept if kept.holds(vectors)), None)
+        if kept is None:
+            kept = _Kept(vectors=vectors, versions=_versions(vectors), body=payload.body_of(message))
+            self._kept.append(kept)
+        return _parcel(message, kept.body)
 
 
-def to_records(message: WireMessage) -> RecordDict:
-    """`message` as records, encoded on its own: a client's way out (see `Encoder` for the server's)."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Kept:
+    """A body, and which state of which tensors it is."""
+
+    vectors: dict[str, Tensor]
+    versions: list[int]
+    body: Body
+
+    def holds(self, vectors: dict[str, Tensor]) -> bool:
+        same = self.vectors.keys() == vectors.keys() and all(self.vectors[n] is v for n, v in vectors.items())
+        return same and -1 not in self.versions and self.versions == _versions(vectors)
+
+
+def to_parcel(message: WireMessage) -> Parcel:
+    """`message` encoded on its own: a client's way out (see `Encoder` for the server's)."""
     if isinstance(message, Control):
         reason = message.reason[:MAX_REASON_CHARACTERS]
-        return RecordDict({"control": ConfigRecord({"kind": str(message.kind), "reason": reason})})
-    return Encoder().encode(message).records
+        return Parcel(records=RecordDict({"control": ConfigRecord({"kind": str(message.kind), "reason": reason})}))
+    return _parcel(message, payload.body_of(message))
 
 
-def from_records(records: RecordDict) -> WireMessage:
-    """Read a message back.
+def header_of(records: RecordDict) -> str | None:
+    """The JSON header of a message of ours that is no control message.
 
     Raises:
-        RefusedError: naming what is wrong: not our records, truncated, an unknown kind or field.
+        RefusedError: naming what is wrong.
     """
     names = set(records)
     if names == {"control"}:
-        return _control(records["control"])
+        return None
     if "header" not in names or names - {"header", "body"}:
         raise RefusedError(f"the message holds the records {sorted(names)}, not a header and a body: it is not ours")
     header = records["header"]
     if not isinstance(header, ConfigRecord) or set(header) != {"json"} or not isinstance(header["json"], str):
         raise RefusedError("the message's header is not one text named 'json'")
-    return payload.decode(header["json"], _body(records.get("body")))
+    return header["json"]
+
+
+def body_beside(records: RecordDict) -> str:
+    """The name of the body that travels beside these records; "" for none.
+
+    Raises:
+        RefusedError: see `header_of`.
+    """
+    header = header_of(records)
+    return payload.body_digest(header) if header is not None and "body" not in records else ""
+
+
+def task_of(records: RecordDict) -> TaskKey | None:
+    """The task that a message names in its header, which may be all of it that has come in."""
+    try:
+        header = header_of(records)
+        key = {} if header is None else json.loads(header)["key"]
+        return TaskKey(run_id=key["run_id"], round=key["round"], attempt=key["attempt"])
+    except (RefusedError, ValueError, KeyError, TypeError):
+        return None
+
+
+def from_records(records: RecordDict, beside: Buffer | None = None) -> WireMessage:
+    """Read a message back.
+
+    Args:
+        records: what came in.
+        beside: the body that came in beside them, whose digest is the one that the header names.
+
+    Raises:
+        RefusedError: naming what is wrong: not our records, truncated, an unknown kind or field.
+    """
+    header = header_of(records)
+    if header is None:
+        return _control(records["control"])
+    if beside is not None:
+        return payload.decode(header, beside, computed=payload.body_digest(header))
+    return payload.decode(header, _body(records.get("body")))
 
 
 def num_bytes(records: RecordDict) -> int:
-    """Payload bytes of a received message: header and body."""
+    """Payload bytes of records: header and, where it is among them, body."""
     total = 0
     for record in records.values():
         if isinstance(record, ConfigRecord):
@@ -129,7 +183,7 @@ def num_bytes(records: RecordDict) -> int:
 
 def message_type(message: WireMessage) -> str:
     """Which of Flower's three entry points the message goes to."""
-    if isinstance(message, Broadcast):
+    if isinstance(message, (Broadcast, CompressedBroadcast)):
         return "train" if message.purpose is Purpose.TRAIN else "evaluate"
     return "query"
 
@@ -158,17 +212,17 @@ def _control(record: object) -> Control:
     return Control(kind=ControlKind(kind), reason=reason[:MAX_REASON_CHARACTERS])
 
 
-def _vectors(message: ServerMessage | ClientMessage) -> dict[str, Tensor]:
-    auxiliary: Mapping[str, Tensor]
-    if isinstance(message, Broadcast):
-        main, auxiliary = {"params": message.params}, message.auxiliary
-    elif isinstance(message, Upload):
-        main, auxiliary = {"delta": message.delta}, message.auxiliary
-    else:
-        return {}
-    return main | {f"auxiliary.{name}": vector for name, vector in auxiliary.items()}
+def _parcel(message: ServerMessage | ClientMessage, body: Body) -> Parcel:
+    header = payload.encode_header(message, body.digest if body.pieces else "")
+    return Parcel(records=RecordDict({"header": ConfigRecord({"json": header})}), body=body)
 
 
-def _version(tensor: Tensor) -> int:
+@functools.lru_cache(maxsize=1)  # one model goes to many stock clients
+def _body_record(body: Body) -> ArrayRecord:
+    data = body.join()
+    return ArrayRecord({"safetensors": Array(dtype="uint8", shape=(len(data),), stype=BODY_TYPE, data=data)})
+
+
+def _versions(vectors: dict[str, Tensor]) -> list[int]:
     # A tensor made in inference mode counts no versions: it is then encoded each time.
-    return -1 if tensor.is_inference() else tensor._version
+    return [-1 if tensor.is_inference() else tensor._version for tensor in vectors.values()]

@@ -5,7 +5,7 @@ a list of pieces to send one after the other, and reading it costs no memory bes
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -57,6 +57,15 @@ class Body:
         """All pieces in one."""
         return b"".join(self.pieces)
 
+    def chunks(self, start: int, size: int, stop: int | None = None) -> Iterator[memoryview]:
+        """The bytes from `start` to `stop` (or the end), at most `size` at a time; nothing is copied."""
+        stop = self.size if stop is None else stop
+        begin = 0
+        for piece in self.pieces:
+            for at in range(max(begin, start), min(begin + len(piece), stop), size):
+                yield piece[at - begin : min(at - begin + size, stop - begin)]
+            begin += len(piece)
+
 
 class Hasher:
     """A body's digest while its bytes come in. BLAKE3: as hard to forge as SHA-256, and at the speed of memory."""
@@ -106,7 +115,7 @@ def read(data: Buffer) -> dict[str, Tensor]:
     if memory.readonly:
         memory = memoryview(bytearray(data))
     length = int.from_bytes(memory[:_LENGTH_BYTES], "little")
-    if not _LENGTH_BYTES < len(memory) or not 0 < length <= min(len(memory) - _LENGTH_BYTES, MAX_HEADER_BYTES):
+    if not len(memory) > _LENGTH_BYTES or not 0 < length <= min(len(memory) - _LENGTH_BYTES, MAX_HEADER_BYTES):
         raise RefusedError("the message's body is not a safetensors file: its header is truncated")
     entries = _entries(bytes(memory[_LENGTH_BYTES : _LENGTH_BYTES + length]))
     start = _LENGTH_BYTES + length

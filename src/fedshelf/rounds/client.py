@@ -1,31 +1,37 @@
 """The client's side of the federation, top to bottom: what a store answers to each message."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import (
-    Broadcast,
     ClientMessage,
+    CompressedBroadcast,
     Evaluation,
     Failure,
     Purpose,
     Ready,
     ServerMessage,
     Setup,
+    Task,
+    task_key,
 )
 from fedshelf.core.ports import ClientStates
+from fedshelf.rounds.download import HeldModel, MemoryHeldModel, open_broadcast
+from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
-    """What a `Setup` becomes at a client: its half of the algorithm, its photos on a workbench, and the answer."""
+    """What a `Setup` becomes at a client: its half of the algorithm, its photos on a workbench, what its uploads pass
+    on the way out, and the answer."""
 
     algorithm: Algorithm
     trainer: Trainer
     ready: Ready
+    uploads: UploadPipeline = field(default_factory=UploadPipeline)
 
 
 class Client:
@@ -34,31 +40,41 @@ class Client:
     Args:
         prepare: builds the work that a setup asks for.
         states: what this client keeps between rounds.
+        held: where it keeps the model that it decoded last, for differences to begin at.
     """
 
-    def __init__(self, *, prepare: Callable[[Setup], Work], states: ClientStates) -> None:
+    def __init__(
+        self, *, prepare: Callable[[Setup], Work], states: ClientStates, held: HeldModel | None = None
+    ) -> None:  # fmt: skip
         self._prepare = prepare
         self._states = states
+        self._held: HeldModel = MemoryHeldModel() if held is None else held
         self._setup: Setup | None = None
         self._work: Work | None = None
 
     def handle(self, message: ServerMessage) -> ClientMessage:
         """Do what `message` asks and return the one answer to it. Expected failures are answers, too."""
-        key = message.key if isinstance(message, Broadcast) else None
         try:
             return self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
         except FedShelfError as error:
-            return Failure(key=key, reason=str(error))
+            return Failure(key=task_key(message), reason=str(error))
 
     def _set_up(self, setup: Setup) -> Ready:
         if self._work is None or setup != self._setup:
             self._work, self._setup = self._prepare(setup), setup
-        return self._work.ready
+        known = self._held.load()
+        return replace(self._work.ready, holds=known[0] if known else "")
 
-    def _take_part(self, broadcast: Broadcast) -> ClientMessage:
-        if self._work is None or broadcast.key.run_id != self._work.ready.run_id:
-            return Failure(key=broadcast.key, reason=f"run {broadcast.key.run_id} was never set up at this client")
+    def _take_part(self, task: Task) -> ClientMessage:
+        if self._work is None or task.key.run_id != self._work.ready.run_id:
+            return Failure(key=task.key, reason=f"run {task.key.run_id} was never set up at this client")
         work = self._work
+        layout = work.trainer.workbench.params.layout
+        broadcast = open_broadcast(task, self._held) if isinstance(task, CompressedBroadcast) else task
+        if len(broadcast.params) != layout.num_shared:
+            return Failure(
+                key=task.key, reason=f"the model has {len(broadcast.params)} values, not {layout.num_shared}"
+            )
         if broadcast.purpose is Purpose.EVALUATE:
             work.trainer.workbench.load(broadcast.params)
             score = work.trainer.evaluate()
@@ -70,6 +86,9 @@ class Client:
         answered = self._states.answered(broadcast.key)
         if answered is not None:
             return answered  # a restarted server asks again, and gets the same bytes
-        upload, next_state = work.algorithm.client_round(broadcast, state, work.trainer)
-        self._states.hold(broadcast.key, upload, next_state)
-        return upload
+        upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
+        sealed, after = work.uploads.seal(
+            upload, client=work.trainer.client, before=state, after=after, layout=layout
+        )  # fmt: skip
+        self._states.hold(broadcast.key, sealed, after)
+        return sealed

@@ -36,6 +36,7 @@ class Membership:
         self._returning: set[str] = set()
         self._patience_ends = 0.0
         self._members: dict[str, Member] = {}
+        self._live: set[str] = set()
         self._names: dict[str, str] = {}  # address -> name
         self._setup: Setup | None = None
         self._expected: Ready | None = None
@@ -65,11 +66,11 @@ class Membership:
 
     def live(self) -> tuple[str, ...]:
         """Names of the clients that can be asked now, sorted."""
-        return tuple(sorted(name for name, member in self._members.items() if member.ready is not None))
+        return tuple(sorted(self._live))
 
     def num_live(self) -> int:
         """How many clients can be asked now."""
-        return sum(member.ready is not None for member in self._members.values())
+        return len(self._live)
 
     def num_joined(self) -> int:
         """Clients that introduced themselves, set up or not."""
@@ -88,6 +89,11 @@ class Membership:
         member = self._members.get(name)
         return member.ready.num_validation if member and member.ready else 0
 
+    def holds(self, name: str) -> str:
+        """The model that a live client came with; "" for none."""
+        member = self._members.get(name)
+        return member.ready.holds if member and member.ready else ""
+
     def on_joined(self, address: str, join: Join) -> None:
         """Accept or refuse a client that introduced itself."""
         problem = self._problem_with(join)
@@ -101,6 +107,7 @@ class Membership:
         previous = self._members.get(join.client)
         if previous is not None:
             self._names.pop(previous.address, None)
+            self._live.discard(join.client)
         self._members[join.client] = Member(address=address, join=join)
         self._names[address] = join.client
         if self._setup is not None:
@@ -126,6 +133,7 @@ class Membership:
             self._drop(name, "it holds no training photo of a class in the run's catalogue")
             return None
         self._members[name].ready = ready
+        self._live.add(name)
         self._returning.discard(name)
         self._sink.emit(
             ClientJoined(
@@ -147,11 +155,13 @@ class Membership:
         if name is None:
             return None
         del self._members[name]
+        self._live.discard(name)
         self._sink.emit(ClientLeft(client=name, reason=reason))
         return name
 
     def _drop(self, name: str, reason: str) -> None:
         member = self._members.pop(name)
+        self._live.discard(name)
         self._names.pop(member.address, None)
         self._returning.discard(name)
         self._transport.refuse(member.address, reason)
@@ -165,7 +175,7 @@ class Membership:
             )
         if not join.client.strip():
             return "its name is empty; start it with --name NAME"
-        if not all(folder.path and all(folder.path.split("/")) for folder in join.classes):
+        if any("" in folder.path.split("/") for folder in join.classes):
             return "the path of a class folder has an empty part"
         holder = self._members.get(join.client)
         if holder is not None and holder.join.identity != join.identity:

@@ -80,10 +80,7 @@ def body_digest(header: str) -> str:
     Raises:
         RefusedError: the header is not one of ours.
     """
-    announced = _parse_header(header).get("body")
-    if not isinstance(announced, str):
-        raise RefusedError("the message's header does not say which body belongs to it")
-    return announced
+    return _announced(_parse_header(header))
 
 
 def decode(header: str, body: Buffer, *, computed: str | None = None) -> Message:
@@ -97,9 +94,11 @@ def decode(header: str, body: Buffer, *, computed: str | None = None) -> Message
     Raises:
         RefusedError: naming what is wrong: not our format, truncated, unknown kind or field, or a value out of range.
     """
-    if body_digest(header) != (digest(body) if computed is None else computed):
+    fields = _parse_header(header)
+    kind = _kind(fields)
+    if _announced(fields) != (digest(body) if computed is None else computed):
         raise RefusedError(f"the message's body ({len(body):,} bytes) is truncated or altered: its digest differs")
-    return join(header, bodies.read(body))
+    return _joined(kind, fields, bodies.read(body))
 
 
 def join(header: str, vectors: Mapping[str, Tensor]) -> Message:
@@ -108,11 +107,12 @@ def join(header: str, vectors: Mapping[str, Tensor]) -> Message:
     Raises:
         RefusedError: see `decode`.
     """
-    fields, rest = _parse_header(header), dict(vectors)
-    kind = KINDS.get(str(fields.pop("kind", "")))
-    if kind is None:
-        raise RefusedError("the message's kind is unknown: the other side runs another version")
-    fields.pop("body", None)
+    fields = _parse_header(header)
+    return _joined(_kind(fields), fields, vectors)
+
+
+def _joined(kind: type[Any], fields: dict[str, Any], vectors: Mapping[str, Tensor]) -> Message:
+    fields, rest = {name: value for name, value in fields.items() if name not in ("kind", "body")}, dict(vectors)
     name = kind.__name__.lower()
     if kind in (Broadcast, Upload):
         _fill_plain(fields, rest, "params" if kind is Broadcast else "delta", name)
@@ -145,6 +145,20 @@ def vectors_of(message: Message) -> dict[str, Tensor]:
                 found |= _parts(step.vectors, f"{number}/")
             return found
     return {}
+
+
+def _kind(fields: Mapping[str, Any]) -> type[Any]:
+    kind = KINDS.get(str(fields.get("kind", "")))
+    if kind is None:
+        raise RefusedError("the message's kind is unknown: the other side runs another version")
+    return kind
+
+
+def _announced(fields: Mapping[str, Any]) -> str:
+    announced = fields.get("body")
+    if not isinstance(announced, str):
+        raise RefusedError("the message's header does not say which body belongs to it")
+    return announced
 
 
 def _named(auxiliary: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.events import ClientRefused
-from fedshelf.core.messages import Evaluation, Failure, Join, Ready, TaskKey, Upload
-from fedshelf.core.ports import Joined, Left, MetricSink, Reply, Transport, Undecodable
+from fedshelf.core.messages import CompressedUpload, Evaluation, Failure, Join, Ready, TaskKey, Upload
+from fedshelf.core.ports import Joined, Left, MetricSink, Received, Reply, Transport, Undecodable
 from fedshelf.rounds.membership import Membership
 
 MAX_REASON_CHARACTERS = 2000  # of a client's own words: they are written down and shown
@@ -22,10 +22,11 @@ class Answer:
     """A live client's answer to a task; `message` is None where its bytes could not be read, and `reason` says why."""
 
     client: str
-    message: Upload | Evaluation | Failure | None
+    message: Upload | CompressedUpload | Evaluation | Failure | None
     reason: str
     num_bytes: int
     task: TaskKey | None
+    source: Received | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,15 +82,15 @@ class Reception:
                 failure = Failure(key=key, reason=reason[:MAX_REASON_CHARACTERS])
                 return self._answer(reply.address, failure, "", reply.num_bytes, reply.task)
             case message:
-                return self._answer(reply.address, message, "", reply.num_bytes, reply.task)
+                return self._answer(reply.address, message, "", reply.num_bytes, reply.task, reply.source)
         return None
 
     def _answer(
-        self, address: str, message: Upload | Evaluation | Failure | None, reason: str, num_bytes: int,
-        task: TaskKey | None,
+        self, address: str, message: Upload | CompressedUpload | Evaluation | Failure | None, reason: str,
+        num_bytes: int, task: TaskKey | None, source: Received | None = None,
     ) -> Answer | None:  # fmt: skip
         name = self._membership.name(address)
         if name is None:
             self._sink.emit(ClientRefused(client=address, reason="an answer from a connection that has not joined"))
             return None
-        return Answer(client=name, message=message, reason=reason, num_bytes=num_bytes, task=task)
+        return Answer(client=name, message=message, reason=reason, num_bytes=num_bytes, task=task, source=source)

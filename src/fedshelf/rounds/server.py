@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -17,7 +17,9 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds import cohort as cohorts
+from fedshelf.rounds.download import Downloads, DownloadSettings
 from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.synchronous import RoundSettings, SynchronousRound
@@ -43,7 +45,7 @@ class Plan:
     """What a run is to do.
 
     It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
-    `config` is what clients are sent.
+    `config` is what clients are sent; `uploads` and `downloads` say how vectors travel.
     """
 
     run_id: str
@@ -58,6 +60,8 @@ class Plan:
     config: str
     config_digest: str
     catalogue: Catalogue | None
+    uploads: UploadPipeline = field(default_factory=UploadPipeline)
+    downloads: DownloadSettings = field(default_factory=DownloadSettings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -155,10 +159,12 @@ class Server:
         plan, ports = self._plan, self._ports
         opened = ports.checkpoints.load_open_round()
         self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
+        downloads = Downloads(plan.downloads, model.layout)
+        state = downloads.start(state)
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
-            clock=ports.clock, evaluate_centrally=model.evaluate_centrally,
+            clock=ports.clock, uploads=plan.uploads, downloads=downloads, evaluate_centrally=model.evaluate_centrally,
         )  # fmt: skip
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:
@@ -209,10 +215,10 @@ class Server:
         state = replace(state, best=best)
         record = replace(record, best_round=best.round if best else None)
         if is_best:
-            model.publish(state.params, record, True)
+            model.publish(state.model, record, True)
         last = record.round == self._plan.num_rounds or self._plan.selection.exhausted(record.round, best)
         if last:
-            model.publish(state.params, record, False)
+            model.publish(state.model, record, False)
         # The record comes before the checkpoint: a crash in between repeats the round, and the same record replaces
         # this one; the other order could leave a finished round without its record.
         self._ports.sink.emit(record)

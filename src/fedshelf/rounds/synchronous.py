@@ -16,14 +16,16 @@ from fedshelf.core.events import (
     RoundVoid,
     UploadReceived,
 )
-from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, CompressedUpload, Evaluation, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Clock, MetricSink, Spool, Transport
 from fedshelf.core.state import ServerState
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.aggregation import fold, weighted
 from fedshelf.rounds.checks import cap_examples, check_upload
+from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
 from fedshelf.training.trainer import Score
 
@@ -64,7 +66,7 @@ class SynchronousRound:
     def __init__(
         self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
-        evaluate_centrally: Callable[[Tensor], Score] | None,
+        uploads: UploadPipeline, downloads: Downloads, evaluate_centrally: Callable[[Tensor], Score] | None,
     ) -> None:  # fmt: skip
         self._algorithm = algorithm
         self._layout = layout
@@ -75,6 +77,8 @@ class SynchronousRound:
         self._spool = spool
         self._sink = sink
         self._clock = clock
+        self._uploads = uploads
+        self._downloads = downloads
         self._evaluate_centrally = evaluate_centrally
 
     def run(
@@ -91,7 +95,7 @@ class SynchronousRound:
             return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=_in_order(tally))
         next_state = self._aggregate(state, key, counted)
         self._evaluate(tally, next_state, key, counted)
-        central = self._evaluate_centrally(next_state.params) if self._evaluate_centrally else None
+        central = self._evaluate_centrally(next_state.model) if self._evaluate_centrally else None
         weights = {name: float(tally.members[name].num_examples or 0) for name in counted}
         accuracies = {name: tally.members[name].accuracy for name in tally.evaluated}
         return next_state, RoundFinished(
@@ -117,7 +121,7 @@ class SynchronousRound:
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
-                key=key, purpose=Purpose.TRAIN, params=state.params, client_lr=client_lr,
+                key=key, purpose=Purpose.TRAIN, params=state.model, client_lr=client_lr,
                 counted=state.counted.get(name),
             )  # fmt: skip
 
@@ -133,19 +137,21 @@ class SynchronousRound:
                 self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
     def _judge(self, answer: Answer, key: TaskKey) -> Participation:
-        """Check an answer to a training task; an upload that passes is spooled."""
+        """Open and check an answer to a training task; an upload that passes is spooled."""
         message = answer.message
         if isinstance(message, Failure):
             return Participation(client=answer.client, status=ClientStatus.FAILED, reason=message.reason)
-        if not isinstance(message, Upload):
+        if not isinstance(message, Upload | CompressedUpload):
             reason = answer.reason or "it answered a training task with an evaluation"
             return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=reason)
         try:
-            check_upload(message, key=key, layout=self._layout, auxiliary=self._algorithm.auxiliary)
+            upload = self._uploads.open(message, self._layout)
+            check_upload(upload, key=key, layout=self._layout, auxiliary=self._algorithm.auxiliary)
         except RefusedError as error:
             return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=str(error))
-        upload = cap_examples(message, self._settings.max_examples)
-        self._spool.put(key, answer.client, upload)
+        upload = cap_examples(upload, self._settings.max_examples)
+        source = answer.source if isinstance(message, Upload) else None  # the file of an encoded one is of no more use
+        self._spool.put(key, answer.client, upload, source)
         return _counted(answer.client, upload)
 
     def _aggregate(self, state: ServerState, key: TaskKey, counted: Sequence[str]) -> ServerState:
@@ -154,11 +160,13 @@ class SynchronousRound:
         delta = fold([upload.delta for upload in uploads], weights, self._algorithm.reducer)
         population = len(self._membership.live())
         updated = self._algorithm.server_update(state, Aggregate(delta=delta, num_clients=len(counted)), population)
-        return replace(
-            updated,
-            round=key.round,
-            params=self._layout.clamp(updated.params),
-            counted={**state.counted, **dict.fromkeys(counted, key)},
+        return self._downloads.advance(
+            replace(
+                updated,
+                round=key.round,
+                params=self._layout.clamp(updated.params),
+                counted={**state.counted, **dict.fromkeys(counted, key)},
+            )
         )
 
     def _evaluate(self, tally: Tally, state: ServerState, key: TaskKey, counted: Sequence[str]) -> None:
@@ -168,7 +176,7 @@ class SynchronousRound:
         asked = [name for name in counted if self._membership.num_validation(name) or name in returning]
 
         def broadcast(name: str) -> Broadcast:
-            return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.params, client_lr=0.0)
+            return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0)
 
         def settle(answer: Answer) -> None:
             problem = self._problem_with_evaluation(answer, key)
@@ -208,7 +216,8 @@ class SynchronousRound:
         def send(name: str) -> None:
             address = self._membership.address(name)
             if address is not None:
-                tally.bytes_down += self._transport.send(address, broadcast(name))
+                message = self._downloads.message(address, broadcast(name), came_with=self._membership.holds(name))
+                tally.bytes_down += self._transport.send(address, message)
 
         for name in sorted(pending):
             send(name)
@@ -221,9 +230,16 @@ class SynchronousRound:
                     if name not in pending or task not in (key, None):
                         self._sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
                     else:
+                        self._hears(answer)
                         tally.bytes_up += answer.num_bytes
                         pending.remove(name)
                         settle(answer)
+
+    def _hears(self, answer: Answer) -> None:
+        """Whoever has answered holds the model that it was sent."""
+        address = self._membership.address(answer.client)
+        if address is not None:
+            self._downloads.answered(address, failed=answer.message is None or isinstance(answer.message, Failure))
 
     def _may_answer(self, name: str) -> bool:
         return self._membership.address(name) is not None or name in self._membership.returning()

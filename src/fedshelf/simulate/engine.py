@@ -17,12 +17,13 @@ from fedshelf.core.ports import MetricSink
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.server import Plan, setup_of
-from fedshelf.simulate.player import FolderStores, MemoryStores, Player, Stores, join_of
+from fedshelf.simulate.player import Player
+from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
 from fedshelf.simulate.workers import WorkerPool
 from fedshelf.tracking.run_directory import RunDirectory
 from fedshelf.tracking.spool import MemorySpool
-from fedshelf.training.trainer import Score, num_batches, total
+from fedshelf.training.trainer import Score, total
 from fedshelf.training.workbench import Workbench
 
 
@@ -37,7 +38,7 @@ def simulate(
     if config.data_dir is None:
         raise UsageError("--data-dir says where the stores are: a folder with one folder of photos per store")
     stores = FolderStores(root=config.data_dir, cache=places.photo_cache(), test_dir=config.test_dir)
-    return _simulate(config, stores, config.test_dir is not None, None, watchers, stop)
+    return simulate_stores(config, stores, watchers=watchers, stop=stop)
 
 
 def simulate_in_memory(
@@ -46,13 +47,14 @@ def simulate_in_memory(
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
     """The same on photo sets that the caller has, and if wanted on a model of the caller's own (picklable)."""
     source = MemoryStores(stores, test, class_names)
-    return _simulate(config, source, test is not None, model, watchers, stop)
+    return simulate_stores(config, source, model=model, watchers=watchers, stop=stop)
 
 
-def _simulate(
-    config: RunConfig, stores: Stores, has_test: bool, make_module: ModuleFactory | None,
-    watchers: tuple[MetricSink, ...], stop: threading.Event | None,
+def simulate_stores(
+    config: RunConfig, stores: Stores, *, model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (),
+    stop: threading.Event | None = None,
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
+    """The same on stores of any kind."""
     names = stores.names()
     if len(names) < config.min_clients:
         raise UsageError(
@@ -60,16 +62,20 @@ def _simulate(
             "give it a smaller number, or more stores"
         )
     config = config.model_copy(update={"round_timeout": math.inf})  # nobody is late who is only waiting for a turn
-    player = Player(stores=stores, device=config.device, make_module=make_module)
-    with _backend(config, player) as (backend, evaluate), open_run(config, watchers=watchers) as run:
+    player = Player(stores=stores, device=config.device, make_module=model)
+    with (
+        _backend(config, player) as (backend, evaluate),
+        open_run(config, watchers=watchers, in_background=True) as run,
+    ):
+        player.states = run.directory.client_states
         server = make_server(
             run,
             transport=LocalTransport(backend, [join_of(stores, name) for name in names]),
             spool=MemorySpool(),
             stop=stop or threading.Event(),
             start_clients=len(names),
-            make_evaluator=lambda plan, catalogue, bench: evaluate(plan, catalogue, bench) if has_test else None,
-            make_module=make_module,
+            make_evaluator=lambda plan, catalogue, bench: evaluate(plan, catalogue, bench) if stores.has_test else None,
+            make_module=model,
         )
         return server.run(), run.directory
 
@@ -83,7 +89,7 @@ def _backend(config: RunConfig, player: Player) -> Iterator[tuple[Backend, MakeE
     if not config.workers:
         yield InProcess(player.play), lambda *found: _evaluator(player, None, *found)
         return
-    with WorkerPool(player, config.workers) as pool:
+    with WorkerPool(player, config.workers, threads=config.threads) as pool:
         yield pool, lambda *found: _evaluator(player, pool, *found)
 
 
@@ -91,14 +97,8 @@ def _evaluator(
     player: Player, pool: WorkerPool | None, plan: Plan, catalogue: Catalogue, bench: Workbench
 ) -> Evaluate:  # fmt: skip
     setup = setup_of(plan, catalogue, bench.params.layout)
-    count: int | None = None
 
     def evaluate(params: Tensor) -> Score:
-        nonlocal count
-        if count is None:
-            count = num_batches(player.test_set(player.open(setup)))
-        if pool is not None:
-            return total(pool.evaluate(setup, params, count))
-        return total(player.evaluate(setup, params, range(count)))
+        return total(player.evaluate(setup, params) if pool is None else pool.evaluate(setup, params))
 
     return evaluate

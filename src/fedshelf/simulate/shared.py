@@ -1,71 +1,162 @@
-"""Vectors in memory that processes share: files in the memory file system, recycled when nobody holds them.
+"""Tensors in memory that processes share: files in the memory file system, used again when nobody needs them.
 
-Shapes: n values of a vector.
+A file has one writer, the process that made it. Others map it and only read.
 """
 
+import errno
+import mmap
 import os
 import tempfile
 import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is made by tempfile
+MOST_MAPPED = 4096  # files of other processes that one keeps mapped
 
-class SharedVectors:
-    """Float32 vectors in files below one temporary folder.
 
-    A file is used again once the tensor that `put` was given, or that `make` returned, is garbage: keep that very
-    object for as long as its values matter.
-    """
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a tensor's values lie: the file, and how to read it."""
+
+    path: str
+    capacity: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class SharedFolders:
+    """Where shared files are made: in the memory file system, and on disk for when that is full (in containers it is
+    often small). The process that starts the others makes these folders, and removes them with all files."""
 
     def __init__(self) -> None:
-        memory = Path("/dev/shm")  # noqa: S108  the folder below it is made by tempfile
-        usable = memory.is_dir() and os.access(memory, os.W_OK)
-        self._folder = tempfile.TemporaryDirectory(prefix="fedshelf-", dir=memory if usable else None)
-        self._free: dict[int, list[str]] = {}
-        self._published: dict[int, str] = {}
-        self._count = 0
-
-    def put(self, vector: Tensor) -> str:
-        """The path of a file with the values of `vector` [n]; the same tensor is written once."""
-        path = self._published.get(id(vector))
-        if path is None:
-            path = self._take(vector.numel())
-            open_vector(path, vector.numel()).copy_(vector)
-            self._published[id(vector)] = path
-            weakref.finalize(vector, self._withdraw, id(vector), path, vector.numel())
-        return path
-
-    def make(self, size: int) -> tuple[str, Tensor]:
-        """A file for `size` values, and the tensor that shows them."""
-        path = self._take(size)
-        vector = open_vector(path, size)
-        weakref.finalize(vector, self._give_back, path, size)
-        return path, vector
+        parents: list[Path | None] = [MEMORY, None] if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else [None]
+        self._folders = [tempfile.TemporaryDirectory(prefix="fedshelf-", dir=parent) for parent in parents]
+        self.paths = tuple(Path(folder.name) for folder in self._folders)
 
     def close(self) -> None:
         """Remove the files; mapped ones live on for those who hold them."""
-        self._folder.cleanup()
+        for folder in self._folders:
+            folder.cleanup()
 
-    def _take(self, size: int) -> str:
-        free = self._free.setdefault(size, [])
+
+class SharedFiles:
+    """The shared files that this process writes.
+
+    Args:
+        folders: where they are made: in the first that has room.
+        name: what their names begin with: each process has its own.
+    """
+
+    def __init__(self, folders: Sequence[Path], name: str) -> None:
+        self._folders = tuple(folders)
+        self._name = name
+        self._count = 0
+        self._free: dict[int, deque[str]] = {}
+        self._mapped: dict[str, mmap.mmap] = {}
+        self._published: dict[int, Reference] = {}
+
+    def write(self, tensor: Tensor) -> Reference:
+        """Copy `tensor` to a file, which is taken until `give_back`.
+
+        Raises:
+            OSError: neither memory nor the disk has room for it.
+        """
+        num_bytes = tensor.numel() * tensor.element_size()
+        capacity = _capacity(num_bytes)
+        path = self._take(capacity)
+        reference = Reference(path=path, capacity=capacity, dtype=tensor.dtype, shape=tuple(tensor.shape))
+        _tensor_in(np.frombuffer(self._mapped[path], np.uint8), reference).copy_(tensor.detach())
+        return reference
+
+    def publish(self, tensor: Tensor) -> Reference:
+        """As `write`, but the same tensor is written once, and its file is free when the tensor is garbage.
+
+        Whoever reads the file needs the tensor to live until then; and nobody may change it.
+        """
+        reference = self._published.get(id(tensor))
+        if reference is None:
+            reference = self._published[id(tensor)] = self.write(tensor)
+            weakref.finalize(tensor, self._withdraw, id(tensor)).atexit = False
+        return reference
+
+    def give_back(self, path: str, capacity: int) -> None:
+        """Nobody needs the file's values any more."""
+        self._free[capacity].append(path)
+
+    def _withdraw(self, key: int) -> None:
+        reference = self._published.pop(key)
+        self.give_back(reference.path, reference.capacity)
+
+    def _take(self, capacity: int) -> str:
+        free = self._free.setdefault(capacity, deque())
         if free:
             return free.pop()
         self._count += 1
-        path = Path(self._folder.name) / f"{self._count}"
-        with path.open("wb") as file:
-            file.truncate(4 * size)
+        for last, folder in enumerate(self._folders, start=1 - len(self._folders)):
+            path = folder / f"{self._name}-{self._count}"
+            try:
+                _allocate(path, capacity)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC or last == 0:
+                    raise
+        self._mapped[str(path)] = _map(str(path), capacity)
         return str(path)
 
-    def _withdraw(self, key: int, path: str, size: int) -> None:
-        del self._published[key]
-        self._give_back(path, size)
 
-    def _give_back(self, path: str, size: int) -> None:
-        self._free[size].append(path)
+class Mappings:
+    """Files of other processes, as this one reads them."""
+
+    def __init__(self) -> None:
+        self._mapped: OrderedDict[str, mmap.mmap] = OrderedDict()
+
+    def read(self, reference: Reference, done: Callable[[], object] | None = None) -> Tensor:
+        """The tensor in the file, not copied; `done` is called when it and all views of it are garbage."""
+        mapped = self._mapped.pop(reference.path, None)
+        if mapped is None or len(mapped) != reference.capacity:
+            mapped = _map(reference.path, reference.capacity)
+        self._mapped[reference.path] = mapped
+        if len(self._mapped) > MOST_MAPPED:
+            self._mapped.popitem(last=False)
+        values = np.frombuffer(mapped, np.uint8)  # the storage of whatever tensor is made of it keeps it alive
+        if done is not None:
+            weakref.finalize(values, done).atexit = False
+        return _tensor_in(values, reference)
 
 
-def open_vector(path: str, size: int) -> Tensor:
-    """The `size` values in the file, shared with everyone who opens it."""
-    return torch.from_file(path, shared=True, size=size, dtype=torch.float32)
+def _tensor_in(values: "np.ndarray[tuple[int], np.dtype[np.uint8]]", reference: Reference) -> Tensor:
+    count = int(np.prod(reference.shape, dtype=np.int64))
+    return torch.from_numpy(values).view(reference.dtype)[:count].view(reference.shape)
+
+
+def _capacity(num_bytes: int) -> int:
+    """Bytes of the file for `num_bytes`: four sizes per power of two, so that files of about a size fit each other."""
+    step = max(4096, 1 << max(0, num_bytes.bit_length() - 3))
+    return -(-max(num_bytes, 1) // step) * step
+
+
+def _allocate(path: Path, capacity: int) -> None:
+    """Make the file with all its pages: to run out of them later would be a bus error, not an exception."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, capacity)
+        else:
+            os.truncate(descriptor, capacity)
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _map(path: str, capacity: int) -> mmap.mmap:
+    with open(path, "r+b") as file:  # noqa: PTH123  called for every file
+        return mmap.mmap(file.fileno(), capacity)

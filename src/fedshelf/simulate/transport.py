@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from fedshelf.core.errors import RunError
-from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Join, ServerMessage, TaskKey, task_key
 from fedshelf.core.ports import Arrival, Joined, Reply
-from fedshelf.rounds import payload
+from fedshelf.rounds.download import MemoryHeldModel, open_broadcast
+from fedshelf.simulate.sizes import Sizes
 
 
 class Backend(Protocol):
@@ -32,11 +33,16 @@ class LocalTransport:
         self._joins = deque(joins)
         self._tasks: dict[str, TaskKey | None] = {}
         self._held: dict[str, object] = {}
+        self._model = MemoryHeldModel()
+        self._sizes = Sizes()
 
     def send(self, address: str, message: ServerMessage) -> int:
-        self._tasks[address] = message.key if isinstance(message, Broadcast) else None
+        self._tasks[address] = task_key(message)
+        header, body = self._sizes.of(message)
+        if isinstance(message, CompressedBroadcast):  # decoded once for all: every client would decode the same
+            self._backend.submit(address, open_broadcast(message, self._model))
+            return header + body
         self._backend.submit(address, message)
-        header, body = payload.size(message)
         if not isinstance(message, Broadcast):
             return header
         held, self._held[address] = self._held.get(address), message.params
@@ -58,7 +64,7 @@ class LocalTransport:
                 "refused are named above; else there are fewer stores than --min-clients"
             )
         name, message = finished
-        return Reply(address=name, message=message, num_bytes=sum(payload.size(message)), task=self._tasks[name])
+        return Reply(address=name, message=message, num_bytes=sum(self._sizes.of(message)), task=self._tasks[name])
 
     def refuse(self, address: str, reason: str) -> None:
         """The round knows; a simulated client needs no telling."""

@@ -1,62 +1,64 @@
-"""Worker processes that play clients; vectors pass through shared memory, everything else through pipes.
+"""Worker processes that play clients.
 
-A broadcast's model is written once, whoever it goes to; a worker writes an upload's delta where it was told to. Work
-goes to whoever is idle, so a slow client delays nobody.
+Tensors lie in files that processes share, everything else goes through pipes. A model is written once, whoever it is
+sent to; a worker writes what it answers into files of its own, and is told with its next task which of them it may use
+again.
+
+Work goes to whoever has least, the longest first, so that no worker is left with a long task at the end. While there
+is plenty, workers have tasks at hand: then nobody waits for this process to get its turn on a busy machine. The less
+is left, the fewer they are given ahead (guided self-scheduling, Polychronopoulos & Kuck 1987).
 
 Shapes: S shared values of the model.
 """
 
-import multiprocessing
-import signal
+import heapq
 import traceback
 from collections import deque
-from dataclasses import dataclass, fields
-from functools import lru_cache
-from multiprocessing.connection import Connection, wait
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from fedshelf.core.errors import FedShelfError
-from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup, Upload
+from fedshelf.core.messages import ClientMessage, Ready, ServerMessage, Setup
+from fedshelf.simulate.exchange import pack, unpack
 from fedshelf.simulate.player import Player
-from fedshelf.simulate.shared import SharedVectors, open_vector
+from fedshelf.simulate.processes import Processes, start_method
+from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
 from fedshelf.training.trainer import BatchScore
+
+MOST_AHEAD = 8  # tasks that a worker has at hand beside the one at work; what is small of them fits into a pipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Open:
+    """Build what the setup describes, before the first task needs it. There is no answer."""
+
+    setup: Setup
+    states: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Play:
-    """A client's message."""
-
     name: str
     message: ServerMessage
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PlayRound:
-    """A broadcast without its model, which stands in the file `params`; the delta is to go to the file `delta`.
-    `setup` is there when this worker has not seen it yet."""
-
-    name: str
-    broadcast: dict[str, Any]
-    params: str
-    delta: str
-    size: int
-    setup: Setup | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Evaluate:
     setup: Setup
-    params: str
-    size: int
-    batches: range
+    params: Tensor
+    share: int
+    shares: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _UploadWithoutDelta:
-    fields: dict[str, Any]
+_Task = _Open | _Play | _Evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +66,41 @@ class _Crashed:
     trace: str
 
 
-class WorkerPool:
-    """A backend over `num_workers` processes, and central evaluation shared out among them."""
+@dataclass(kw_only=True, eq=False)
+class _Worker:
+    """Our side of one worker. `tasks` are those it has not answered, which keeps their models' files from being used
+    again; `released` are files of its answers that nobody here needs any more."""
 
-    def __init__(self, player: Player, num_workers: int) -> None:
-        self._vectors = SharedVectors()
-        self._queue: deque[tuple[str, ServerMessage]] = deque()
-        self._busy: dict[Connection, tuple[str, ServerMessage, Tensor | None]] = {}
+    connection: Connection
+    tasks: deque[_Task] = field(default_factory=deque)
+    released: deque[tuple[str, int]] = field(default_factory=deque)
+
+
+class WorkerPool:
+    """A backend over `num_workers` processes, and central evaluation shared out among them.
+
+    Args:
+        player: what each worker plays with; here, it answers what needs no worker.
+        num_workers: at least one.
+        threads: that each client trains with.
+    """
+
+    def __init__(self, player: Player, num_workers: int, *, threads: int) -> None:
+        self._player = player
         self._setup: Setup | None = None
-        self._informed: set[Connection] = set()  # workers that have seen the setup
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self._processes = []
-        connections = []
-        for _ in range(num_workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, player), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            connections.append(ours)
-        self._connections = tuple(connections)
-        self._idle = list(connections)
+        self._folders = SharedFolders()
+        self._files = SharedFiles(self._folders.paths, "models")
+        self._mappings = Mappings()
+        self._sizes: dict[str, int] = {}  # training photos, by client
+        self._queue: list[tuple[int, int, _Play]] = []
+        self._count = 0
+        self._answers: deque[tuple[str, ClientMessage]] = deque()
+        method = start_method(player.device, threads=threads)
+        self._processes = Processes(partial(_work, player, self._folders.paths), num_workers, method)
+        self._workers = [_Worker(connection=connection) for connection in self._processes.connections]
+        self._selector = DefaultSelector()
+        for worker in self._workers:
+            self._selector.register(worker.connection, EVENT_READ, worker)
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -93,117 +108,128 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for connection in self._connections:
-            connection.close()  # a worker reads the end of its pipe, and ends
-        for process in self._processes:
-            process.join(timeout=2)
-            if process.is_alive():
-                process.terminate()
-        self._vectors.close()
+        self._selector.close()
+        self._processes.close()
+        self._folders.close()
 
     def submit(self, name: str, message: ServerMessage) -> None:
-        self._queue.append((name, message))
+        if isinstance(message, Setup):
+            self._open(message)
+            ready = self._player.ready(name, message)
+            if ready is not None:
+                self._answered(name, ready)
+                return
+        self._count += 1
+        heapq.heappush(self._queue, (-self._sizes.get(name, 0), self._count, _Play(name=name, message=message)))
         self._hand_out()
 
     def next(self) -> tuple[str, ClientMessage] | None:
-        if not self._busy:
-            return None
-        connection = wait(list(self._busy))[0]
-        if not isinstance(connection, Connection):
-            raise TypeError(f"waited for a connection, got {connection!r}")
-        name, _, delta = self._busy.pop(connection)
-        answer = _receive(connection)
-        self._idle.append(connection)
-        self._hand_out()
-        if isinstance(answer, _UploadWithoutDelta) and delta is not None:
-            return name, Upload(**answer.fields, delta=delta)
-        return name, answer
+        while not self._answers:
+            if not any(worker.tasks for worker in self._workers):
+                return None
+            for key, _ in self._selector.select():
+                worker: _Worker = key.data
+                answer = self._receive(worker)
+                task = worker.tasks.popleft()
+                if isinstance(task, _Play):
+                    self._answered(task.name, answer)
+            self._hand_out()
+        return self._answers.popleft()
 
-    def evaluate(self, setup: Setup, params: Tensor, num_batches: int) -> list[BatchScore]:
+    def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
         """Score `params` [S] on all test batches, in contiguous shares.
 
         Raises:
             FedShelfError: clients are at work; rounds evaluate when all have answered.
         """
-        if self._busy:
+        if any(worker.tasks for worker in self._workers):
             raise FedShelfError("central evaluation was asked for while clients are at work")
-        path, count = self._vectors.put(params), len(self._connections)
-        bounds = [num_batches * i // count for i in range(count + 1)]
-        for connection, start, stop in zip(self._connections, bounds, bounds[1:], strict=False):
-            connection.send(_Evaluate(setup=setup, params=path, size=params.numel(), batches=range(start, stop)))
-        return [score for connection in self._connections for score in _receive(connection)]
+        self._open(setup)
+        for share, worker in enumerate(self._workers):
+            self._send(worker, _Evaluate(setup=setup, params=params, share=share, shares=len(self._workers)))
+        scores: list[BatchScore] = []
+        for worker in self._workers:
+            scores += self._receive(worker)
+        return scores
+
+    def _open(self, setup: Setup) -> None:
+        if setup != self._setup:
+            self._setup = setup
+            for worker in self._workers:
+                self._send(worker, _Open(setup=setup, states=self._player.states))
+
+    def _answered(self, name: str, answer: ClientMessage) -> None:
+        if isinstance(answer, Ready):
+            self._sizes[name] = answer.num_train
+        self._answers.append((name, answer))
 
     def _hand_out(self) -> None:
-        while self._queue and self._idle:
-            connection = self._idle.pop()
-            name, message = self._queue.popleft()
-            delta: Tensor | None = None
-            if isinstance(message, Broadcast):
-                size = message.params.numel()
-                path, delta = self._vectors.make(size)
-                connection.send(
-                    _PlayRound(
-                        name=name, broadcast=_without(message, "params"), params=self._vectors.put(message.params),
-                        delta=path, size=size, setup=None if connection in self._informed else self._setup,
-                    )
-                )  # fmt: skip
-            else:
-                self._setup = message
-                connection.send(_Play(name=name, message=message))
-            self._informed.add(connection)
-            self._busy[connection] = (name, message, delta)  # holds the model: its file is not used again meanwhile
+        while self._queue:
+            worker = min(self._workers, key=lambda worker: len(worker.tasks))
+            ahead = min(MOST_AHEAD, len(self._queue) // (2 * len(self._workers)))
+            if len(worker.tasks) > ahead:
+                return
+            task = heapq.heappop(self._queue)[-1]
+            worker.tasks.append(task)
+            self._send(worker, task)
+
+    def _send(self, worker: _Worker, task: _Task) -> None:
+        released = [worker.released.popleft() for _ in range(len(worker.released))]
+        try:
+            worker.connection.send_bytes(pack((released, task), self._files.publish))
+        except (BrokenPipeError, ConnectionResetError):
+            raise _died() from None
+
+    def _receive(self, worker: _Worker) -> Any:
+        def load(reference: Reference) -> Tensor:
+            return self._mappings.read(
+                reference, done=partial(worker.released.append, (reference.path, reference.capacity))
+            )
+
+        try:
+            answer = unpack(worker.connection.recv_bytes(), load)
+        except (EOFError, ConnectionResetError):
+            raise _died() from None
+        if isinstance(answer, _Crashed):
+            raise FedShelfError(answer.trace)
+        return answer
 
 
-def _receive(connection: Connection) -> Any:
-    try:
-        answer = connection.recv()
-    except (EOFError, ConnectionResetError):
-        raise FedShelfError(
-            "a worker process died (out of memory?); start the same command again to go on, with fewer --workers"
-        ) from None
-    if isinstance(answer, _Crashed):
-        raise FedShelfError(answer.trace)
-    return answer
+def _died() -> FedShelfError:
+    return FedShelfError(
+        "a worker process died (out of memory?); start the same command again to go on, with fewer --workers"
+    )
 
 
-def _work(connection: Connection, player: Player) -> None:
+def _work(player: Player, folders: Sequence[Path], connection: Connection, number: int) -> None:
     """A worker's life: one task after the other, until its parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    files, mappings = SharedFiles(folders, f"worker-{number}"), Mappings()
     while True:
         try:
-            task = connection.recv()
-        except EOFError:
+            data = connection.recv_bytes()
+        except (EOFError, ConnectionResetError):
             return
+        released, task = unpack(data, mappings.read)
+        for path, capacity in released:
+            files.give_back(path, capacity)
         try:
             answer = _do(task, player)
         except FedShelfError as error:
             answer = _Crashed(trace=str(error))
         except Exception:  # noqa: BLE001  whatever it was, the parent must hear of it
             answer = _Crashed(trace=f"a worker process failed:\n{traceback.format_exc()}")
-        connection.send(answer)
+        if answer is not None:
+            connection.send_bytes(pack(answer, files.write))
 
 
-def _do(task: _Play | _PlayRound | _Evaluate, player: Player) -> Any:
+def _do(task: _Task, player: Player) -> Any:
     match task:
+        case _Open():
+            player.states = task.states
+            player.prepare(task.setup)
+            player.open(task.setup)
         case _Play():
             return player.play(task.name, task.message)
         case _Evaluate():
-            return player.evaluate(task.setup, _mapped(task.params, task.size), task.batches)
-        case _PlayRound():
-            if task.setup is not None:
-                player.open(task.setup)
-            broadcast = Broadcast(**task.broadcast, params=_mapped(task.params, task.size))
-            answer = player.play(task.name, broadcast)
-            if not isinstance(answer, Upload):
-                return answer
-            _mapped(task.delta, task.size).copy_(answer.delta)
-            return _UploadWithoutDelta(fields=_without(answer, "delta"))
-
-
-@lru_cache(maxsize=4096)
-def _mapped(path: str, size: int) -> Tensor:
-    return open_vector(path, size)
-
-
-def _without(message: Broadcast | Upload, name: str) -> dict[str, Any]:
-    return {field.name: getattr(message, field.name) for field in fields(message) if field.name != name}
+            return player.evaluate(task.setup, task.params, share=task.share, shares=task.shares)
+    return None

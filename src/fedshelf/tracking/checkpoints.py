@@ -18,6 +18,7 @@ from fedshelf.tracking.tensor_file import DamagedFileError, read_tensors, write_
 logger = logging.getLogger(__name__)
 
 _PARAMS = "params"
+_SENT = "sent"
 _OPTIMIZER = "optimizer."
 _FILE = re.compile(r"round-(\d+)\.safetensors")
 _KEY_FIELDS = ("run_id", "round", "attempt")
@@ -72,7 +73,8 @@ class FileCheckpoints:
             RunError: the disk is full, ...; the checkpoints before this one are whole.
         """
         best_round = state.round if is_best else state.best.round if state.best else None
-        tensors = {_PARAMS: state.params, **{_OPTIMIZER + name: v for name, v in state.optimizer.items()}}
+        tensors = {_PARAMS: state.params} | ({} if state.sent is None else {_SENT: state.sent})
+        tensors |= {_OPTIMIZER + name: v for name, v in state.optimizer.items()}
         write_tensors(self._path(state.round), tensors, _info(state, best_round))
         files = self._files()
         for round_ in list(files)[: -self._keep]:
@@ -164,6 +166,7 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
     return ServerState(
         round=info["round"],
         params=tensors[_PARAMS],
+        sent=tensors.get(_SENT),
         optimizer={n.removeprefix(_OPTIMIZER): v for n, v in tensors.items() if n.startswith(_OPTIMIZER)},
         counted={client: _task_key(key) for client, key in info["counted"].items()},
         best=None if best is None else Best(round=best[0], value=best[1], metric=best[2]),

@@ -1,7 +1,8 @@
 """The run database: what happened in each round, who took part, who did not and why.
 
-SQLite with a write-ahead log: the one writer is never held up by readers, nor they by it. Each event is one short
-transaction. A power cut may take the last few events with it, but no finished round: its transaction is fsynced.
+SQLite with a write-ahead log: the one writer is never held up by readers, nor they by it. Each event (or several that
+are given together) is one short transaction. A power cut may take the last few events with it, but no finished round:
+its transaction is fsynced.
 
 Emit `RoundFinished` *before* the round's checkpoint is saved. A crash between the two then repeats the round, and the
 repetition replaces it here; the other way round it would be missing.
@@ -11,7 +12,7 @@ import dataclasses
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -89,17 +90,19 @@ class RunDatabase:
         Raises:
             RunError: the disk is full, ...
         """
-        with self._lock, self._explained(), self._transaction(durable=isinstance(event, RoundFinished | RunEnded)):
+        self.emit_all([event])
+
+    def emit_all(self, events: Sequence[Event]) -> None:
+        """Write events down in order, in one transaction: all of them or none.
+
+        Raises:
+            RunError: the disk is full, ...
+        """
+        durable = any(isinstance(event, RoundFinished | RunEnded) for event in events)
+        with self._lock, self._explained(), self._transaction(durable=durable):
             now = self._now()
-            self._insert("events", time=now, kind=records.kind(event), record=records.to_json(event))
-            if isinstance(event, RunStarted):
-                self._run_started(event, now)
-            elif isinstance(event, RoundFinished):
-                self._round_finished(event, now)
-            elif isinstance(event, RoundVoid):
-                self._round_void(event, now)
-            elif isinstance(event, RunEnded):
-                self._run_ended(event, now)
+            for event in events:
+                self._write(event, now)
 
     def close(self) -> None:
         """Fold the log into the file, so that a copy of the file alone is whole and can be read anywhere."""
@@ -120,6 +123,17 @@ class RunDatabase:
         self._connection.execute("PRAGMA journal_mode = WAL")
         if version == 0:
             self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+    def _write(self, event: Event, now: float) -> None:
+        self._insert("events", time=now, kind=records.kind(event), record=records.to_json(event))
+        if isinstance(event, RunStarted):
+            self._run_started(event, now)
+        elif isinstance(event, RoundFinished):
+            self._round_finished(event, now)
+        elif isinstance(event, RoundVoid):
+            self._round_void(event, now)
+        elif isinstance(event, RunEnded):
+            self._run_ended(event, now)
 
     def _run_started(self, event: RunStarted, now: float) -> None:
         known = self._connection.execute("SELECT started FROM run").fetchone()

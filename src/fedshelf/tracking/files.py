@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,6 +79,20 @@ def make_folder(path: Path) -> Path:
     with saying_what_to_do("make folder", path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def map_file(path: Path) -> memoryview:
+    """The file's bytes as memory, which reads them when they are used; they stay when the file is deleted.
+
+    Writing there changes neither the file nor what others see; it only costs memory.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    with saying_what_to_do("read", path), path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def remove_leftovers(folder: Path) -> None:

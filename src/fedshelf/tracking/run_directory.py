@@ -51,6 +51,16 @@ class RunDirectory:
         return self.path / "spool"
 
     @property
+    def client_states(self) -> Path:
+        """What simulated clients keep between rounds."""
+        return self.path / "clients"
+
+    @property
+    def incoming(self) -> Path:
+        """What is being received."""
+        return self.path / "incoming"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 

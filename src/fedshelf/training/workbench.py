@@ -2,33 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedshelf.core.choices import OptimizerName
 from fedshelf.core.params import Params, bind, bind_gradients
-from fedshelf.data.augmentation import Augmentation
 from fedshelf.models.build import Normalization, normalization_of
 from fedshelf.training.device import Compute
+from fedshelf.training.settings import TrainingSettings
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSettings:
-    """Local training. The optimizer starts fresh each round and never leaves the client.
-
-    `gradient_clip` bounds the norm of each step's loss gradient (0: no bound); `augmentation` is None to train on
-    photos as they are.
-    """
-
-    optimizer: OptimizerName = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    gradient_clip: float = 5.0
-    batch_size: int = 16
-    local_epochs: int = 2
-    augmentation: Augmentation | None = Augmentation()  # noqa: RUF009  frozen
+__all__ = ["GradientHook", "TrainingSettings", "Workbench"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,38 +37,29 @@ class Workbench:
             normalization=normalization, settings=settings,
         )  # fmt: skip
 
+    @cached_property
+    def has_batch_norm(self) -> bool:
+        """Whether the module cannot train on a batch of one photo."""
+        return any(isinstance(child, _BatchNorm) for child in self.module.modules())
+
     def load(self, shared: Tensor) -> None:
         """Make `shared` [S] the module's shared tensors."""
         self.params.shared.copy_(shared)
 
-    def logits(self, images_BCHW: Tensor) -> Tensor:
-        """[B, K] in float32, computed in bfloat16 where that pays."""
+    def logits(self, images_BCHW: Tensor, *, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """[B, K] in float32, computed in bfloat16 where that pays.
+
+        Args:
+            images_BCHW: normalized.
+            forward: what computes, if not the module as it stands.
+        """
+        compute = forward or self.module
         if not self.compute.autocast:
-            output: Tensor = self.module(images_BCHW)
+            output: Tensor = compute(images_BCHW)
             return output
         with torch.autocast(self.compute.device.type, dtype=torch.bfloat16):
-            output = self.module(images_BCHW)
+            output = compute(images_BCHW)
         return output.float()
-
-    def make_optimizer(self, client_lr: float) -> torch.optim.Optimizer:
-        """A fresh optimizer over the trainable values: at most two flat parameters (shared, personal)."""
-        layout = self.params.layout
-        regions = [slice(0, layout.num_trainable)]
-        if layout.num_personal_trainable:
-            regions.append(slice(layout.num_shared, layout.num_shared + layout.num_personal_trainable))
-        flat = []
-        for region in regions:
-            parameter = nn.Parameter(self.params.vector[region])
-            parameter.grad = self.gradients[region]
-            flat.append(parameter)
-        decay = self.settings.weight_decay
-        fused = self.compute.device.type in ("cpu", "cuda")
-        if self.settings.optimizer == "adamw":
-            return torch.optim.AdamW(flat, lr=client_lr, weight_decay=decay, fused=fused)
-        momentum = self.settings.momentum
-        return torch.optim.SGD(
-            flat, lr=client_lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay, fused=fused
-        )  # fmt: skip
 
 
 GradientHook = Callable[[Tensor, Tensor], None]

@@ -15,20 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import (
     Broadcast,
     ClassFolder,
+    CompressedBroadcast,
+    CompressedUpload,
     Evaluation,
     Failure,
     Join,
     Purpose,
     Ready,
     Setup,
+    Step,
     TaskKey,
     Upload,
 )
 from fedshelf.rounds import payload
+from fedshelf.rounds.body import DTYPES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 COUNT = st.integers(0, 2**62)
@@ -39,6 +44,14 @@ VECTORS = BITS.map(
     lambda bits: torch.tensor(bits, dtype=torch.int32).view(torch.float32)
 )  # any float, NaN payloads too
 AUXILIARY = st.dictionaries(TEXT, VECTORS, max_size=3)
+PARTS = st.builds(
+    lambda raw, dtype: torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype),
+    st.binary(min_size=8, max_size=40).map(lambda raw: raw[: len(raw) // 8 * 8]),
+    st.sampled_from(list(DTYPES.values())),
+)
+NAMES = st.text("abcdefgh.:_é", max_size=8)
+ENCODED = st.builds(Encoded, codec=TEXT, size=COUNT, parts=st.dictionaries(NAMES, PARTS, max_size=3))
+STEPS = st.builds(Step, base=TEXT, model=TEXT, vectors=st.dictionaries(NAMES, ENCODED, max_size=2))
 MESSAGES = st.one_of(
     st.builds(
         Join, protocol=COUNT, version=TEXT, client=TEXT, identity=TEXT,
@@ -47,7 +60,7 @@ MESSAGES = st.one_of(
     st.builds(Setup, run_id=TEXT, config=TEXT, catalogue=TEXT, layout_digest=TEXT),
     st.builds(
         Ready, run_id=TEXT, layout_digest=TEXT, catalogue_digest=TEXT, config_digest=TEXT, num_train=COUNT,
-        num_validation=COUNT, num_left_out=COUNT,
+        num_validation=COUNT, num_left_out=COUNT, holds=TEXT,
     ),
     st.builds(
         Broadcast, key=KEYS, purpose=st.sampled_from(Purpose), params=VECTORS, client_lr=FLOAT, auxiliary=AUXILIARY,
@@ -56,6 +69,14 @@ MESSAGES = st.one_of(
     st.builds(
         Upload, key=KEYS, delta=VECTORS, num_examples=COUNT, num_steps=COUNT, train_loss=FLOAT, seconds=FLOAT,
         auxiliary=AUXILIARY,
+    ),
+    st.builds(
+        CompressedBroadcast, key=KEYS, purpose=st.sampled_from(Purpose), model=TEXT,
+        steps=st.lists(STEPS, max_size=3).map(tuple), client_lr=FLOAT, auxiliary=AUXILIARY, counted=st.none() | KEYS,
+    ),
+    st.builds(
+        CompressedUpload, key=KEYS, vectors=st.dictionaries(NAMES, ENCODED, max_size=3), num_examples=COUNT,
+        num_steps=COUNT, train_loss=FLOAT, seconds=FLOAT,
     ),
     st.builds(Evaluation, key=KEYS, num_examples=COUNT, num_correct=COUNT, loss_sum=FLOAT),
     st.builds(Failure, reason=TEXT, key=st.none() | KEYS),
@@ -75,7 +96,7 @@ def encode(message: Any) -> tuple[str, bytes]:
 def same(left: object, right: object) -> bool:
     """Equal to the last bit: NaN equals itself, 0.0 and -0.0 differ in vectors."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return torch.equal(left.view(torch.int32), right.view(torch.int32))
+        return left.dtype is right.dtype and torch.equal(left.view(torch.uint8), right.view(torch.uint8))
     if isinstance(left, float) and isinstance(right, float) and math.isnan(left):
         return math.isnan(right)
     if dataclasses.is_dataclass(left):
@@ -84,6 +105,8 @@ def same(left: object, right: object) -> bool:
         )
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(map(same, left, right))
     return type(left) is type(right) and left == right
 
 

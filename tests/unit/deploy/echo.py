@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from flwr.app import Message
 
 from fedshelf.core.messages import (
     Broadcast,
@@ -29,7 +30,9 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import Joined
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended
+from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.grid_transport import GridTransport
+from fedshelf.deploy.wire import WireMessage, body_beside, from_records, to_parcel
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine
@@ -48,6 +51,8 @@ def echo(message: ServerMessage) -> ClientMessage:
             run_id=message.run_id, layout_digest="", catalogue_digest="", config_digest="", num_train=1,
             num_validation=1, num_left_out=0,
         )  # fmt: skip
+    if not isinstance(message, Broadcast):
+        raise TypeError("only plain broadcasts are answered here")
     if message.client_lr < 0:
         raise ValueError("cannot read /srv/photos/secret.jpg")
     if message.client_lr > 1:
@@ -116,6 +121,27 @@ def joined(transport: GridTransport, number: int = 1) -> dict[str, str]:
     """Addresses by name of the next `number` clients to join."""
     arrivals = [expect(transport, Joined) for _ in range(number)]
     return {arrival.join.client: arrival.address for arrival in arrivals}
+
+
+def pulled(session: FleetSession) -> Message:
+    """The message that waits for a client whose part the test plays."""
+    message = session.pull()
+    assert message is not None
+    return message
+
+
+def content(session: FleetSession, message: Message) -> WireMessage:
+    """What `message` says, its body fetched."""
+    digest = body_beside(message.content)
+    return from_records(message.content, session.fetch(digest) if digest else None)
+
+
+def reply(session: FleetSession, message: Message, answer: WireMessage) -> None:
+    """Answer as the real client does: the body first."""
+    parcel = to_parcel(answer)
+    if parcel.body.pieces:
+        assert session.upload(parcel.body)
+    session.send(Message(parcel.records, reply_to=message))
 
 
 if __name__ == "__main__":

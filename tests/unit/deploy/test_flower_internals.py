@@ -66,8 +66,6 @@ def test_an_imported_internal_is_still_there(module: str, name: str) -> None:
         ("flwr.supercore.object_store.in_memory_object_store:InMemoryObjectStore", "get_object_tree", ["object_id"]),
         ("flwr.superlink.servicer.fleet:fleet_handlers", "push_messages", ["request", "state"]),
         ("flwr.superlink.servicer.fleet:fleet_handlers", "pull_messages", ["request", "state", "store"]),
-        ("flwr.supernode.fleet_http_client:FleetHttpClient", "PushObject", ["request"]),
-        ("flwr.supernode.fleet_http_client:FleetHttpClient", "PullMessages", ["request"]),
     ],
 )
 def test_a_method_still_takes_what_we_give_it(owner: str, method: str, parameters: list[str]) -> None:

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedshelf.core.messages import Failure, Setup
 from fedshelf.core.ports import Joined, Left, Reply, Undecodable
 from fedshelf.deploy.grid_transport import GridTransport, Polling
-from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records, to_records
+from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records, to_parcel
 from tests.unit.deploy.echo import join, task
 
 CLIENT_APP_RAISED_EXCEPTION, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE = 2, 3, 5
@@ -45,7 +45,7 @@ class ScriptedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         return found
 
     def answer(self, message: WireMessage) -> None:
-        self.replies.append(Message(to_records(message), reply_to=self.sent[-1]))
+        self.replies.append(Message(to_parcel(message).inline(), reply_to=self.sent[-1]))
 
     def fail(self, code: int, reason: str = "reason") -> None:
         asked = self.sent[-1].metadata

@@ -19,7 +19,17 @@ from fedshelf.core.messages import (
     TaskKey,
     Upload,
 )
-from fedshelf.deploy.wire import Control, ControlKind, Encoder, WireMessage, from_records, num_bytes, to_records
+from fedshelf.deploy.wire import (
+    Control,
+    ControlKind,
+    Encoder,
+    WireMessage,
+    body_beside,
+    from_records,
+    num_bytes,
+    task_of,
+    to_parcel,
+)
 
 KEY = TaskKey(run_id="r", round=3, attempt=1)
 
@@ -51,13 +61,16 @@ def broadcast(params: torch.Tensor) -> Broadcast:
     ],
 )  # fmt: skip
 def test_a_message_without_vectors_survives_the_wire(message: WireMessage) -> None:
-    assert from_records(to_records(message)) == message
+    assert from_records(to_parcel(message).records) == message
+    assert body_beside(to_parcel(message).records) == ""
 
 
-def test_vectors_survive_the_wire_bit_for_bit() -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_vectors_survive_the_wire_bit_for_bit(beside: bool) -> None:
     sent = upload()
     sent.delta[:3] = torch.tensor([float("nan"), -0.0, 1e-45])
-    received = from_records(to_records(sent))
+    parcel = to_parcel(sent)
+    received = from_records(parcel.records, parcel.body.join()) if beside else from_records(parcel.inline())
     assert isinstance(received, Upload)
     assert received.delta.numpy().tobytes() == sent.delta.numpy().tobytes()
     assert torch.equal(received.auxiliary["control"], sent.auxiliary["control"])
@@ -69,14 +82,37 @@ def test_one_model_is_encoded_once_for_all_clients() -> None:
     first = encoder.encode(broadcast(params))
     encoder.encode(Setup(run_id="r", config="", catalogue="", layout_digest=""))
     second = encoder.encode(broadcast(params))
-    assert first.records["body"] is second.records["body"]
+    assert first.body is second.body
+    assert first.inline()["body"] is second.inline()["body"]
+
+
+def test_two_models_of_one_task_are_both_encoded_once() -> None:
+    encoder, old, new = Encoder(), torch.randn(1000), torch.randn(1000)
+    first, second = (encoder.encode(broadcast(params)).body for params in (old, new))
+    assert encoder.encode(broadcast(old)).body is first
+    assert encoder.encode(broadcast(new)).body is second
+
+
+def test_a_body_lies_in_the_vectors_own_memory() -> None:
+    params = torch.randn(1000)
+    piece = Encoder().encode(broadcast(params)).body.pieces[-1]
+    assert torch.frombuffer(piece, dtype=torch.float32).data_ptr() == params.data_ptr()
+
+
+def test_records_without_their_body_say_which_one_and_what_task() -> None:
+    parcel = to_parcel(upload())
+    assert body_beside(parcel.records) == parcel.body.digest
+    assert body_beside(parcel.inline()) == ""
+    assert task_of(parcel.records) == KEY
+    assert task_of(to_parcel(Failure(reason="x")).records) is None
+    assert task_of(RecordDict()) is None
 
 
 def test_a_model_changed_in_place_is_encoded_anew() -> None:
     encoder, params = Encoder(), torch.randn(1000)
     encoder.encode(broadcast(params))
     params[5:6].add_(1)  # through a view, as an optimizer does
-    received = from_records(encoder.encode(broadcast(params)).records)
+    received = from_records(encoder.encode(broadcast(params)).inline())
     assert isinstance(received, Broadcast)
     assert torch.equal(received.params, params)
 
@@ -87,16 +123,16 @@ def test_a_model_made_in_inference_mode_is_never_mistaken_for_an_older_one() -> 
         params = torch.ones(10)
         encoder.encode(broadcast(params))
         params.add_(1)
-        received = from_records(encoder.encode(broadcast(params)).records)
+        received = from_records(encoder.encode(broadcast(params)).inline())
     assert isinstance(received, Broadcast)
     assert torch.equal(received.params, torch.full((10,), 2.0))
 
 
 def test_sizes_on_the_wire_are_header_and_body() -> None:
-    encoded = Encoder().encode(broadcast(torch.randn(1000)))
-    assert num_bytes(encoded.records) == encoded.header_bytes + encoded.body_bytes
-    assert encoded.body_bytes > 4000
-    assert len(encoded.body_digest) == 64
+    parcel = Encoder().encode(broadcast(torch.randn(1000)))
+    assert num_bytes(parcel.inline()) == parcel.num_header_bytes + parcel.body.size
+    assert parcel.body.size > 4000
+    assert len(parcel.body.digest) == 64
 
 
 def array(data: bytes, stype: str = "fedshelf.safetensors") -> ArrayRecord:
@@ -108,7 +144,7 @@ def header(fields: dict[str, object]) -> ConfigRecord:
 
 
 def test_a_truncated_body_is_refused() -> None:
-    records = to_records(upload())
+    records = to_parcel(upload()).inline()
     body = records["body"]
     assert isinstance(body, ArrayRecord)
     records["body"] = array(body["safetensors"].data[:-4])
@@ -117,7 +153,7 @@ def test_a_truncated_body_is_refused() -> None:
 
 
 def test_an_altered_vector_is_refused() -> None:
-    records = to_records(upload())
+    records = to_parcel(upload()).inline()
     body = records["body"]
     assert isinstance(body, ArrayRecord)
     data = bytearray(body["safetensors"].data)
@@ -136,7 +172,7 @@ def test_an_altered_vector_is_refused() -> None:
         (RecordDict({"header": ConfigRecord({"json": b"{}"})}), "not one text"),
         (RecordDict({"header": ConfigRecord({"json": "{}", "photo": "x"})}), "not one text"),
         (RecordDict({"header": ConfigRecord({"json": "{"})}), "not JSON"),
-        (RecordDict({"header": header({"kind": "photo"})}), "kind is unknown"),
+        (RecordDict({"header": header({"kind": "photo", "body": ""})}), "kind is unknown"),
         (RecordDict({"header": header({"kind": "failure", "reason": "x", "body": "", "photo": 1})}), "photo"),
         (RecordDict({"header": ConfigRecord({"json": "{}"}), "photo": array(b"x")}), "photo"),
         (RecordDict({"header": ConfigRecord({"json": "{}"}), "body": array(b"x", "pickle")}), "announced as"),

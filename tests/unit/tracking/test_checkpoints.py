@@ -19,6 +19,7 @@ def state(round: int, *, best: int | None = None) -> ServerState:
     return ServerState(
         round=round,
         params=torch.full((1000,), float(round)),
+        sent=torch.full((1000,), round + 0.5) if round % 2 else None,
         optimizer={"momentum": torch.arange(10.0) + round},
         counted={"Zürich [1]": TaskKey(run_id="r", round=round, attempt=2)},
         best=None if best is None else Best(round=best, value=0.5, metric="accuracy"),
@@ -29,6 +30,8 @@ def state(round: int, *, best: int | None = None) -> ServerState:
 def assert_equal(loaded: ServerState | None, expected: ServerState) -> None:
     assert loaded is not None
     assert torch.equal(loaded.params, expected.params)
+    assert (loaded.sent is None) == (expected.sent is None)
+    assert torch.equal(loaded.model, expected.model)
     assert loaded.optimizer.keys() == expected.optimizer.keys()
     assert all(torch.equal(loaded.optimizer[name], expected.optimizer[name]) for name in expected.optimizer)
     assert (loaded.round, loaded.counted, loaded.best, loaded.void_rounds) == (

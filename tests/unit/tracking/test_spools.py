@@ -2,13 +2,14 @@
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedshelf.core.messages import Evaluation, TaskKey, Upload
-from fedshelf.core.ports import Spool
+from fedshelf.core.ports import Received, Spool
 from fedshelf.rounds import payload
 from fedshelf.tracking.spool import FileSpool, MemorySpool, file_name
 
@@ -90,17 +91,33 @@ def test_a_restarted_server_finds_what_it_had_received(tmp_path: Path) -> None:
 
 def test_what_a_crash_left_unfinished_or_damaged_is_not_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spool = FileSpool(tmp_path)
-    for client in ("whole", "damaged", "empty"):
+    for client in ("whole", "damaged", "empty", "headless", "garbled"):
         spool.put(KEY, client, upload())
     folder = tmp_path / "000003-001"
     content = (folder / file_name("damaged")).read_bytes()
     (folder / file_name("damaged")).write_bytes(content[:-8] + bytes(8))
     (folder / file_name("empty")).write_bytes(b"")
+    (folder / file_name("headless")).with_suffix(".json").unlink()
+    (folder / file_name("garbled")).with_suffix(".json").write_text("{")
     (folder / f".{file_name('half')}.ab.tmp").write_bytes(content[:100])
     with caplog.at_level(logging.WARNING):
         assert list(FileSpool(tmp_path).names(KEY)) == ["whole"]
     assert "asked again" in caplog.text
-    assert [path.name for path in folder.iterdir()] == [file_name("whole")]
+    assert {path.stem for path in folder.iterdir()} == {Path(file_name("whole")).stem}
+
+
+def test_a_body_that_came_as_a_file_is_moved_and_not_copied(tmp_path: Path) -> None:
+    body = payload.body_of(upload())
+    source = Received(path=tmp_path / body.digest, digest=body.digest)
+    source.path.write_bytes(body.join())
+    inode = source.path.stat().st_ino
+    spool = FileSpool(tmp_path / "spool")
+    spool.put(KEY, "a", replace(upload(), num_examples=5), source)  # the claim was capped
+    assert not source.path.exists()
+    assert inode in {path.stat().st_ino for path in (tmp_path / "spool").rglob("*.safetensors")}
+    for reader in (spool, FileSpool(tmp_path / "spool")):
+        assert list(reader.names(KEY)) == ["a"]
+        assert same_bytes(reader.get(KEY, "a"), replace(upload(), num_examples=5))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")

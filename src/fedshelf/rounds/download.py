@@ -1,0 +1,202 @@
+"""How the model comes to the clients: whole, or as the compressed difference to the model that they hold.
+
+    server:  step_t  <- encode(w_t - m_{t-1})                client, holding m_{t-1}:
+             m_t     <- m_{t-1} + decode(step_t)               m_t <- m_{t-1} + decode(step_t)
+
+m_t is the one model that all sides decode, to the last bit; it is what clients train on, what is evaluated and what is
+published. What a step leaves out stays in the difference and is part of the next one, so no error adds up. Updates are
+added to w_t itself (a model kept centrally and exactly, as in Philippenko & Dieuleveut 2021, "Preserved central model
+for faster bidirectional compression", Algorithm 1, with m as the memory).
+
+Statistics are few, and a rounded variance might be negative: of them each step has the values themselves.
+
+A client that missed rounds is sent the steps in between, as long as they are smaller than the model; any other is sent
+the model whole. Models are named by digest, and a client checks the name of what it has decoded.
+
+Shapes: T shared trainable values, S shared values.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedshelf.compression import budget
+from fedshelf.compression.chain import Chain, decode, parse
+from fedshelf.core.encoded import Encoded
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.messages import Broadcast, CompressedBroadcast, Step
+from fedshelf.core.params import Layout
+from fedshelf.core.rng import Rng
+from fedshelf.core.state import ServerState
+from fedshelf.rounds import body
+from fedshelf.rounds.pipeline import HEADER_BYTES, STATISTICS, TRAINABLE
+
+WHOLE = parse("none")
+
+
+def name_of(model: Tensor) -> str:
+    """A model's name: the digest of its values [S], as they lie in memory."""
+    return body.write({"": model}).digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DownloadSettings:
+    """`codec` for a step's trainable segment, or `byte_budget` in bytes for a step, which then chooses the codec."""
+
+    codec: Chain = field(default_factory=lambda: parse("none"))
+    byte_budget: int | None = None
+    rng: Rng = Rng(0)  # noqa: RUF009  frozen
+
+    @property
+    def is_plain(self) -> bool:
+        """Models travel as they are."""
+        return self.byte_budget is None and str(self.codec) == "none"
+
+
+class Downloads:
+    """The server's side: makes the steps, and knows which client holds which model."""
+
+    def __init__(self, settings: DownloadSettings, layout: Layout) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._holds: dict[str, str] = {}  # address -> name of a model
+        self._sent: dict[str, str] = {}
+        self._name = ""
+        self._model: Tensor | None = None
+        self._whole: Step | None = None
+        self._steps: deque[Step] = deque()
+
+    def start(self, state: ServerState) -> ServerState:
+        """The state to begin with: the first model is sent as it is."""
+        return state if self._settings.is_plain or state.sent is not None else replace(state, sent=state.params)
+
+    def advance(self, state: ServerState) -> ServerState:
+        """`state` with the model that clients will decode; `state.sent` is still that of the round before."""
+        before = state.sent
+        if self._settings.is_plain or before is None:
+            return state
+        if self._model is not before:  # the first round of this process
+            self._model, self._name = before, name_of(before)
+        step, after = self._step(state.params, before, state.round)
+        self._steps.append(step)
+        while sum(_num_bytes(step) for step in self._steps) >= 4 * self._layout.num_shared:
+            self._steps.popleft()
+        self._model, self._name, self._whole = after, step.model, None
+        return replace(state, sent=after)
+
+    def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast | CompressedBroadcast:
+        """What `broadcast` (of the present model) is to be for the client at `address`, which held `came_with` when it
+        joined."""
+        if self._settings.is_plain:
+            return broadcast
+        if self._model is not broadcast.params:
+            self._model, self._name, self._whole = broadcast.params, name_of(broadcast.params), None
+        self._sent[address] = self._name
+        return CompressedBroadcast(
+            key=broadcast.key, purpose=broadcast.purpose, model=self._name,
+            steps=self._way(self._holds.get(address, came_with)), client_lr=broadcast.client_lr,
+            auxiliary=broadcast.auxiliary, counted=broadcast.counted,
+        )  # fmt: skip
+
+    def answered(self, address: str, *, failed: bool) -> None:
+        """The client has answered the last message: it holds that model now; after a failure, who knows."""
+        self._holds[address] = "" if failed else self._sent.get(address, "")
+
+    def _way(self, held: str) -> tuple[Step, ...]:
+        if held == self._name:
+            return ()
+        bases = [step.base for step in self._steps]
+        if held in bases and self._steps[-1].model == self._name:
+            return tuple(self._steps)[bases.index(held) :]
+        if self._whole is None and self._model is not None:
+            parts = self._model.split([self._layout.num_trainable, len(self._model) - self._layout.num_trainable])
+            encoded = {n: WHOLE.encode(part, seed=0) for n, part in zip((TRAINABLE, STATISTICS), parts, strict=True)}
+            self._whole = Step(base="", model=self._name, vectors=encoded)
+        return (self._whole,) if self._whole is not None else ()
+
+    def _step(self, target: Tensor, before: Tensor, round: int) -> tuple[Step, Tensor]:
+        """The compressed way from `before` in the direction of `target`, and where it leads."""
+        count = self._layout.num_trainable
+        trainable = target[:count] - before[:count]
+        vectors = {STATISTICS: WHOLE.encode(target[count:], seed=0)}
+        seed = self._settings.rng.fork(round=round, purpose="codec-down").seed
+        if self._settings.byte_budget is None:
+            vectors[TRAINABLE] = self._settings.codec.encode(trainable, seed=seed)
+        else:
+            rest = self._settings.byte_budget - HEADER_BYTES - sum(encoded.num_bytes for encoded in vectors.values())
+            vectors[TRAINABLE] = budget.fit(trainable, max_bytes=rest, seed=seed)
+        after = _walk(before, vectors)
+        return Step(base=self._name, model=name_of(after), vectors=vectors), after
+
+
+class HeldModel(Protocol):
+    """Where a client keeps the model that it decoded last."""
+
+    def load(self) -> tuple[str, Tensor] | None:
+        """Its name and values [S]; None if there is none."""
+
+    def keep(self, name: str, model: Tensor) -> None: ...
+
+
+class MemoryHeldModel:
+    """`HeldModel` for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._held: tuple[str, Tensor] | None = None
+
+    def load(self) -> tuple[str, Tensor] | None:
+        return self._held
+
+    def keep(self, name: str, model: Tensor) -> None:
+        self._held = (name, model)
+
+
+def open_broadcast(message: CompressedBroadcast, held: HeldModel) -> Broadcast:
+    """The broadcast with its model, which is held from now on.
+
+    Raises:
+        RefusedError: the steps do not begin at a model that is held, are malformed, or lead to another model than
+            they should: the server then sends it whole.
+    """
+    known = held.load()
+    name, model = known if known is not None else ("", None)
+    bases = [step.base for step in message.steps]
+    if name == message.model and model is not None:
+        steps: tuple[Step, ...] = ()
+    elif name in bases:
+        steps = message.steps[bases.index(name) :]
+    elif "" in bases:
+        steps, model = message.steps[bases.index("") :], None
+    else:
+        raise RefusedError("this client does not hold the model that the server's difference begins at")
+    for step in steps:
+        model = _walk(model, step.vectors)
+    if model is None or (steps and name_of(model) != message.model):
+        raise RefusedError("the decoded model is not the one that the server means: another version of FedShelf?")
+    if steps:
+        held.keep(message.model, model)
+    return Broadcast(
+        key=message.key, purpose=message.purpose, params=model, client_lr=message.client_lr,
+        auxiliary=message.auxiliary, counted=message.counted,
+    )  # fmt: skip
+
+
+def _walk(before: Tensor | None, vectors: Mapping[str, Encoded]) -> Tensor:
+    """One step on from `before` [S] (None: the whole model)."""
+    if set(vectors) != {TRAINABLE, STATISTICS}:
+        raise RefusedError(f"a step has the vectors {', '.join(sorted(vectors))}, not {TRAINABLE} and {STATISTICS}")
+    count, size = vectors[TRAINABLE].size, vectors[TRAINABLE].size + vectors[STATISTICS].size
+    if before is not None and len(before) != size:
+        raise RefusedError(f"a step has {size:,} values, the model that it begins at {len(before):,}")
+    changed = decode(vectors[TRAINABLE])
+    if before is not None:  # the whole model is not added to zero: that would make 0.0 of -0.0
+        changed += before[:count]
+    return torch.cat([changed, decode(vectors[STATISTICS])])
+
+
+def _num_bytes(step: Step) -> int:
+    return sum(encoded.num_bytes for encoded in step.vectors.values())

@@ -1,0 +1,76 @@
+"""Worker processes: how they are started, and how they end.
+
+Where it is safe, they are forked: then they have what this process has imported and loaded, at no cost in time and
+little in memory. That is how torch's own data loading starts its workers, under the same condition: a worker may not
+compute with several threads, and not on a device, because neither survives the fork. Else they are started afresh.
+"""
+
+import gc
+import multiprocessing
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Literal
+
+import torch
+
+from fedshelf.core.choices import DeviceName
+
+PATIENCE = 2.0  # seconds for a worker to end by itself
+
+Method = Literal["fork", "spawn"]
+Target = Callable[[Connection, int], None]
+"""What a worker does with its end of the pipe and its number, until the pipe ends."""
+
+
+def start_method(device: DeviceName, *, threads: int) -> Method:
+    """How to start workers that compute on `device` with so many threads."""
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    return "fork" if sys.platform == "linux" and threads == 1 and on_cpu else "spawn"
+
+
+class Processes:
+    """`count` processes that each do `target`, and our ends of their pipes.
+
+    Args:
+        target: picklable where `method` is spawn.
+    """
+
+    def __init__(self, target: Target, count: int, method: Method) -> None:
+        context = multiprocessing.get_context(method)
+        self.connections: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            self.connections.append(ours)
+            # A forked child has copies of all ends made so far, and must not keep the others' pipes open.
+            others = tuple(self.connections) if method == "fork" else ()
+            process = context.Process(target=_live, args=(target, theirs, number, others), daemon=True)  # type: ignore[attr-defined]
+            with warnings.catch_warnings():  # from Python 3.12 on: "this process is multi-threaded"; see above
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            theirs.close()
+            self._processes.append(process)
+
+    def close(self) -> None:
+        """End them: a worker reads the end of its pipe. One that does not in time is killed."""
+        for connection in self.connections:
+            connection.close()
+        for process in self._processes:
+            process.join(timeout=PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _live(target: Target, connection: Connection, number: int, others: Sequence[Connection]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever a parent that was forked does about it
+    for other in others:
+        other.close()
+    torch.set_num_threads(1)  # until a setup says otherwise: the parent's threads are not here
+    gc.freeze()  # what came with the fork is not ours to collect: looking at it would copy its pages
+    target(connection, number)

@@ -1,0 +1,215 @@
+"""Simulated clients on several machines, by Ray: actors that play clients as our own worker processes do.
+
+Tensors pass through Ray's object store; the model of a round is put there once, whoever it is sent to. An actor gives a
+client's very answer, so a run on a cluster is equal to the last bit to one on a single machine with as many threads
+per client.
+
+Nodes need FedShelf, and where photos come from folders, the same folders at the same paths.
+"""
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedshelf.core.errors import FedShelfError, UsageError
+from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
+from fedshelf.simulate.player import Player
+from fedshelf.training.trainer import BatchScore
+
+AHEAD = 2  # tasks that an actor has while there are plenty: one at work, one at hand
+
+
+class RayPool:
+    """A backend over Ray actors, and central evaluation shared out among them.
+
+    It connects to the cluster that `RAY_ADDRESS` names ('auto': the one of this machine), else it starts one here that
+    lasts as long as the pool.
+
+    Args:
+        player: what each actor plays with.
+        num_actors: at least one.
+        threads: that each client trains with: each actor reserves as many cores.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
+    """
+
+    def __init__(self, player: Player, num_actors: int, *, threads: int) -> None:
+        self._ray = _import_ray()
+        self._player = player
+        self._setup: Setup | None = None
+        self._queue: deque[tuple[str, ServerMessage]] = deque()
+        self._model: tuple[Tensor, Any] | None = None  # the last one put into the store
+        self._tasks: dict[Any, tuple[int, str]] = {}  # reference of an answer: the actor at it, and its client
+        self._started = _connect(self._ray, num_actors * threads)
+        try:
+            _pass_tensors_as_bytes(self._ray)
+            fresh = Player(stores=player.stores, device=player.device, make_module=player.make_module)
+            given = self._ray.put(fresh)
+            kind = self._ray.remote(num_cpus=threads, num_gpus=1 if player.device == "cuda" else 0)(_Actor)
+            self._actors = [kind.remote(given) for _ in range(num_actors)]
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def __enter__(self) -> "RayPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._model = None
+        self._tasks.clear()
+        self._disconnect()
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        if isinstance(message, Setup):
+            self._open(message)
+        self._queue.append((name, message))
+        self._hand_out()
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        if not self._tasks:
+            return None
+        (done,), _ = self._ray.wait(list(self._tasks), num_returns=1)
+        _, name = self._tasks.pop(done)
+        answer: ClientMessage = self._get(done)
+        self._hand_out()
+        return name, answer
+
+    def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
+        """Score `params` [S] on all test batches, in contiguous shares."""
+        self._open(setup)
+        count = len(self._actors)
+        model = self._put(params)
+        shares = [actor.evaluate.remote(setup, model, i, count) for i, actor in enumerate(self._actors)]
+        return [score for share in shares for score in self._get(share)]
+
+    def _open(self, setup: Setup) -> None:
+        if setup != self._setup:
+            self._setup = setup
+            for opened in [actor.open.remote(setup, self._player.states) for actor in self._actors]:
+                self._get(opened)
+
+    def _hand_out(self) -> None:
+        load = [0] * len(self._actors)
+        for index, _ in self._tasks.values():
+            load[index] += 1
+        while self._queue:
+            index = load.index(min(load))
+            if load[index] >= (AHEAD if len(self._queue) > len(load) else 1):
+                return
+            name, message = self._queue.popleft()
+            model = None
+            if isinstance(message, Broadcast):
+                model, message = self._put(message.params), replace(message, params=message.params[:0])
+            self._tasks[self._actors[index].play.remote(name, message, model)] = index, name
+            load[index] += 1
+
+    def _put(self, params: Tensor) -> Any:
+        """The reference of a model in the object store; the same tensor is put once."""
+        if self._model is None or self._model[0] is not params:
+            self._model = params, self._ray.put(params)
+        return self._model[1]
+
+    def _get(self, reference: Any) -> Any:
+        """What an actor answered.
+
+        Raises:
+            FedShelfError: the actor failed, or its process or machine died.
+        """
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, FedShelfError):
+                raise FedShelfError(str(cause)) from None
+            raise FedShelfError(f"a Ray worker failed:\n{error}") from None
+        except self._ray.exceptions.RayError as error:
+            raise FedShelfError(
+                f"a Ray worker or its machine died ({type(error).__name__}; out of memory?); start the same command "
+                "again to go on, with fewer --workers"
+            ) from None
+
+    def _disconnect(self) -> None:
+        if self._started:
+            self._ray.shutdown()
+
+
+class _Actor:
+    """A player in a process of Ray's."""
+
+    def __init__(self, player: Player) -> None:
+        _pass_tensors_as_bytes(_import_ray())
+        self._player = player
+
+    def open(self, setup: Setup, states: Path | None) -> None:
+        self._player.states = states
+        self._player.prepare(setup)
+        self._player.open(setup)
+
+    def play(self, name: str, message: ServerMessage, model: Tensor | None) -> ClientMessage:
+        if isinstance(message, Broadcast) and model is not None:
+            message = replace(message, params=model)
+        return self._player.play(name, message)
+
+    def evaluate(self, setup: Setup, params: Tensor, share: int, shares: int) -> Sequence[BatchScore]:
+        return self._player.evaluate(setup, params, share=share, shares=shares)
+
+
+def _import_ray() -> ModuleType:
+    # Both before the first import: what Ray would report home, and a change of its own that it warns of.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.util
+    except ImportError:
+        raise UsageError("--engine ray needs Ray, which is an extra: install fedshelf[ray]") from None
+    module: ModuleType = ray
+    return module
+
+
+def _connect(ray: ModuleType, num_cpus: int) -> bool:
+    """Join a cluster, or start one here; False if the caller had done so before."""
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    where: dict[str, Any] = {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    try:
+        ray.init(**where, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"no Ray cluster can be reached{f' at RAY_ADDRESS {address}' if address else ''}: {error}"
+        ) from None
+    return True
+
+
+def _pass_tensors_as_bytes(ray: ModuleType) -> None:
+    """Ray passes arrays without copying, but not tensors: they go as arrays of their bytes."""
+    ray.util.register_serializer(torch.Tensor, serializer=_to_bytes, deserializer=_from_bytes)
+
+
+def _to_bytes(tensor: Tensor) -> tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...]]:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape)
+
+
+def _from_bytes(found: tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...]]) -> Tensor:
+    """The tensor, on the object store's own memory: it is there to be read only."""
+    data, dtype, shape = found
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(data).view(dtype).reshape(shape)

@@ -1,0 +1,80 @@
+"""What simulated clients keep between rounds: in files of the run, so that any process can play any client.
+
+A state is the file of the task that led to it, `CLIENT/ROUND-ATTEMPT.safetensors`, written once and never changed. The
+one in force is that of the client's newest upload that the server counted (`Broadcast.counted`), so there is nothing
+to commit: what was not counted is never asked for again. The one before is kept, too: a run that is gone on with after
+a crash may begin one round further back than its clients had come.
+
+Clients of a stateless algorithm have no files.
+"""
+
+import re
+from pathlib import Path
+
+from fedshelf.core.errors import RunError
+from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
+from fedshelf.core.state import ClientState
+from fedshelf.tracking.files import make_folder, remove_leftovers, saying_what_to_do
+from fedshelf.tracking.spool import file_name
+from fedshelf.tracking.tensor_file import DamagedFileError, read_tensors, write_tensors
+
+_FILE = re.compile(r"(\d+)-(\d+)\.safetensors")
+
+
+class SimulatedStates:
+    """`ClientStates` of one simulated client. The server of a simulation never asks twice: uploads are not kept.
+
+    Args:
+        directory: of all clients of the run.
+        client: whose states these are.
+    """
+
+    def __init__(self, directory: Path, client: str) -> None:
+        self._folder = directory / Path(file_name(client)).stem
+
+    def settle(self, broadcast: Broadcast) -> ClientState:
+        """The state that the client's newest counted upload led to; files that cannot be asked for again are deleted.
+
+        Raises:
+            RunError: the state cannot be read.
+        """
+        if not self._folder.is_dir():
+            return ClientState()
+        remove_leftovers(self._folder)
+        files, counted = self._files(), broadcast.counted
+        now = None if counted is None else (counted.round, counted.attempt)
+        before = [] if now is None else sorted(key for key in files if key < now)[-1:]
+        for key, path in files.items():
+            if key != now and key not in before:
+                with saying_what_to_do("delete", path):
+                    path.unlink(missing_ok=True)
+        return _read(files[now]) if now in files else ClientState()
+
+    def answered(self, key: TaskKey) -> ClientMessage | None:
+        """None: see the class."""
+        return None
+
+    def hold(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+        """Keep the state that `upload` leads to.
+
+        Raises:
+            RunError: the disk is full, ...
+        """
+        if not state.tensors and not self._folder.is_dir():
+            return
+        path = make_folder(self._folder) / f"{key.round:06d}-{key.attempt:03d}.safetensors"
+        write_tensors(path, state.tensors, {}, durable=False)
+
+    def _files(self) -> dict[tuple[int, int], Path]:
+        with saying_what_to_do("read", self._folder):
+            found = [(_FILE.fullmatch(path.name), path) for path in self._folder.iterdir()]
+        return {(int(match[1]), int(match[2])): path for match, path in found if match}
+
+
+def _read(path: Path) -> ClientState:
+    try:
+        return ClientState(tensors=read_tensors(path)[0])
+    except (OSError, DamagedFileError) as error:
+        raise RunError(
+            f"the state of a simulated client is lost: {error}. Start the simulation as a new run (another --run-dir)."
+        ) from error

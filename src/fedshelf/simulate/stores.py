@@ -1,0 +1,162 @@
+"""Where simulated clients have their photos from."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fedshelf import __version__
+from fedshelf.config.build import OpenedSetup, StorePhotos, store_photos, test_photos
+from fedshelf.core.errors import DataError
+from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
+from fedshelf.data.cache import PhotoCache
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.folder import scan
+
+MOST_OPEN = 4096  # stores whose photo files a process keeps mapped
+
+
+class Stores(Protocol):
+    """Many stores' photos. Picklable: worker processes that are not forked get a copy."""
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are photos for central evaluation."""
+        ...
+
+    def names(self) -> tuple[str, ...]:
+        """All stores, sorted."""
+        ...
+
+    def classes(self, name: str) -> tuple[ClassFolder, ...]: ...
+
+    def num_photos(self, name: str) -> int | None:
+        """How many photos `name` trains on where it is known that these are all that it has; None where its photos
+        must be looked at."""
+        ...
+
+    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos: ...
+
+    def test(self, opened: OpenedSetup) -> PhotoSet: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderStores:
+    """One folder per store below `root`, decoded through the cache."""
+
+    root: Path
+    cache: Path
+    test_dir: Path | None
+    _open: OrderedDict[str, tuple[OpenedSetup, StorePhotos]] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def has_test(self) -> bool:
+        return self.test_dir is not None
+
+    def names(self) -> tuple[str, ...]:
+        try:
+            found = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        except OSError as error:
+            raise DataError(f"--data-dir {self.root}: {error.strerror}") from None
+        if not found:
+            raise DataError(
+                f"--data-dir {self.root} holds no folder: simulate wants one folder of photos per store "
+                "('fedshelf data partition PHOTOS --out STORES' makes them)"
+            )
+        return tuple(found)
+
+    def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        return scan(self.root / name, val_fraction=0.0, seed=0).classes
+
+    def num_photos(self, name: str) -> int | None:
+        """None: which photos can be used is known once they are decoded."""
+        return None
+
+    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
+        """Opened once for a setup: to find a folder's photos in the cache takes as long as to train on a few."""
+        known = self._open.pop(name, None)
+        if known is None or known[0] is not opened:
+            known = opened, store_photos(self.root / name, opened, PhotoCache(root=self.cache))
+        self._open[name] = known
+        if len(self._open) > MOST_OPEN:
+            self._open.popitem(last=False)
+        return known[1]
+
+    def test(self, opened: OpenedSetup) -> PhotoSet:
+        if self.test_dir is None:
+            raise DataError("there is no --test-dir to evaluate on")
+        return test_photos(self.test_dir, opened.config, opened.catalogue, PhotoCache(root=self.cache))
+
+
+class MemoryStores:
+    """Photo sets that the caller has in memory. Forked workers have them as they are; others share one copy.
+
+    Args:
+        stores: each store's training photos, labels indexing `class_names`.
+        test: photos for central evaluation.
+        class_names: names by label.
+    """
+
+    def __init__(self, stores: Mapping[str, PhotoSet], test: PhotoSet | None, class_names: Iterable[str]) -> None:
+        self._class_names = tuple(class_names)
+        self._classes = tuple(ClassFolder(leaf=name, path=name) for name in self._class_names)
+        self._stores = {name: stores[name] for name in sorted(stores)}
+        self._test = test
+
+    @property
+    def has_test(self) -> bool:
+        return self._test is not None
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._stores)
+
+    def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        return self._classes
+
+    def num_photos(self, name: str) -> int | None:
+        return len(self._stores[name])
+
+    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
+        train = self._relabelled(self._stores[name], opened.catalogue)
+        return StorePhotos(train=train, validation=PhotoSet(train.images[:0], train.labels[:0]))
+
+    def test(self, opened: OpenedSetup) -> PhotoSet:
+        if self._test is None:
+            raise DataError("there are no test photos to evaluate on")
+        return self._relabelled(self._test, opened.catalogue)
+
+    def _relabelled(self, photos: PhotoSet, catalogue: Catalogue) -> PhotoSet:
+        """Photos with the catalogue's labels: it sorts the names that the caller's labels index."""
+        if self._class_names == catalogue.names:
+            return photos
+        index = {name: i for i, name in enumerate(catalogue.names)}
+        return PhotoSet(photos.images, np.array([index[name] for name in self._class_names])[photos.labels])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """One pair of tensors, however many stores: a shared tensor takes a file descriptor in every process."""
+        parts = [*self._stores.values(), *([self._test] if self._test is not None else [])]
+        return {
+            "class_names": self._class_names,
+            "names": self.names(),
+            "ends": np.cumsum([len(photos) for photos in parts]).tolist(),
+            "images": torch.from_numpy(np.concatenate([photos.images for photos in parts])).share_memory_(),
+            "labels": torch.from_numpy(np.concatenate([photos.labels for photos in parts])).share_memory_(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images, labels, ends = state["images"].numpy(), state["labels"].numpy(), state["ends"]
+        parts = [PhotoSet(images[start:end], labels[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        test = parts.pop() if len(parts) > len(state["names"]) else None
+        self.__init__(dict(zip(state["names"], parts, strict=True)), test, state["class_names"])  # type: ignore[misc]
+
+
+def join_of(stores: Stores, name: str) -> Join:
+    """How a simulated client introduces itself."""
+    return Join(
+        protocol=PROTOCOL_VERSION, version=__version__, client=name, identity=name, classes=stores.classes(name)
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""Many simulated clients in one computation.
+
+Each client runs the very code it runs elsewhere, in a turn of its own. Where that code comes to local training it
+waits; once all clients of a chunk wait, their training is done together (`training.stack`), and each goes on with its
+own result. So an algorithm needs to know nothing of this, whatever it does before and after its training, and however
+often it trains.
+"""
+
+import logging
+from collections import deque
+from dataclasses import replace
+from functools import partial
+
+from fedshelf.core.errors import FedShelfError
+from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, Setup
+from fedshelf.rounds.client import Work
+from fedshelf.simulate.player import Player
+from fedshelf.simulate.turns import Turns
+from fedshelf.training.loop import Run
+from fedshelf.training.stack import Stack, default_count
+from fedshelf.training.stack_check import find_problem
+from fedshelf.training.workbench import Workbench
+
+log = logging.getLogger(__name__)
+
+
+class VmapBackend:
+    """A backend that trains the clients of a round in chunks, each chunk in one computation.
+
+    Where the model cannot be computed so, it says why, once, and plays client after client.
+
+    Args:
+        player: plays what is no training, and those clients who are left alone.
+        chunk: the most clients to train together; None lets the model's size decide.
+    """
+
+    def __init__(self, player: Player, *, chunk: int | None = None) -> None:
+        self._player = player
+        self._chunk = chunk
+        self._setup: Setup | None = None
+        self._stack: Stack | None = None
+        self._problem: str | None = None
+        self._queue: deque[tuple[str, ServerMessage]] = deque()
+        self._answers: deque[tuple[str, ClientMessage]] = deque()
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        if isinstance(message, Setup) and message != self._setup:
+            self._setup, self._stack, self._problem = message, None, None
+        self._queue.append((name, message))
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        if not self._answers and self._queue:
+            self._work()
+        return self._answers.popleft() if self._answers else None
+
+    def _work(self) -> None:
+        """Answer the queue's first message, and those after it that can be answered with it."""
+        stack = self._stack_for(self._queue[0][1])
+        tasks = [self._queue.popleft()]
+        if stack is None:
+            ((name, message),) = tasks
+            self._answers.append((name, self._player.play(name, message)))
+            return
+        while self._queue and len(tasks) < len(stack.benches) and _is_training(self._queue[0][1]):
+            tasks.append(self._queue.popleft())
+        plays = [
+            partial(_seated, self._player, name, message, bench)
+            for (name, message), bench in zip(tasks, stack.benches, strict=False)
+        ]
+        answers = Turns(stack.train).play(plays)
+        self._answers.extend((name, answer) for (name, _), answer in zip(tasks, answers, strict=True))
+
+    def _stack_for(self, message: ServerMessage) -> Stack | None:
+        """Where to train the clients that `message` and those after it are for; None to play it by itself."""
+        if not _is_training(message) or self._setup is None or self._problem is not None:
+            return None
+        if self._stack is None:
+            try:
+                opened = self._player.open(self._setup)
+            except FedShelfError:
+                return None  # each client then says by itself what is wrong
+            self._problem = find_problem(opened.workbench, opened.config.image_size)
+            if self._problem is not None:
+                log.warning(
+                    "the vmap engine cannot compute this model: %s. Clients are trained one after the other",
+                    self._problem,
+                )
+                return None
+            self._stack = Stack(opened.workbench, self._chunk or default_count(opened.workbench))
+        return self._stack
+
+
+def _is_training(message: ServerMessage) -> bool:
+    return isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN
+
+
+def _seated(player: Player, name: str, message: ServerMessage, bench: Workbench, run: Run) -> ClientMessage:
+    """What a client answers who trains on `bench` by `run`."""
+
+    def equip(work: Work) -> Work:
+        return replace(work, trainer=replace(work.trainer, workbench=bench, run=run))
+
+    return player.play(name, message, equip=equip)

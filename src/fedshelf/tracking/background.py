@@ -1,0 +1,162 @@
+"""Writing to disk beside the rounds, not between them: one thread, everything in the order in which it was asked for.
+
+Only for a run whose clients end with it (a simulation): a deployed server must not hand out work that its disk does
+not know of. What a crash can take is what the thread had not written yet: the last moments' events, and one round,
+which is then repeated. Never is there a checkpoint without its record, for the thread writes the record first.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from types import TracebackType
+
+from fedshelf.core.events import ClientJoined, Event, UploadReceived
+from fedshelf.core.ports import Checkpoints
+from fedshelf.core.state import OpenRound, ServerState
+
+LINGER = 0.1  # seconds that events of single clients may wait for others: many of them are one transaction
+
+Job = Callable[[], object]
+
+
+class BackgroundWriter:
+    """The thread. It stops at the first error, which the next call (or `close`) raises: nothing is written after
+    something that was not.
+
+    Args:
+        write_events: writes several events down, in order.
+    """
+
+    def __init__(self, write_events: Callable[[Sequence[Event]], None]) -> None:
+        self._write_events = write_events
+        self._jobs: deque[Job | Event] = deque()
+        self._changed = threading.Condition()
+        self._urgent = False
+        self._closing = False
+        self._num_added = self._num_done = 0
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="fedshelf-disk", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception:
+            if error is None:  # else the first failure is the one to hear of
+                raise
+
+    def emit(self, event: Event) -> None:
+        """Write an event down. As a sink, it may be called from any thread.
+
+        Raises:
+            RunError: an earlier job failed.
+        """
+        self._add(event, urgent=not isinstance(event, ClientJoined | UploadReceived))
+
+    def do(self, job: Job) -> int:
+        """Let the thread do `job`; the number is for `wait`.
+
+        Raises:
+            RunError: an earlier job failed.
+        """
+        return self._add(job, urgent=True)
+
+    def wait(self, number: int | None = None) -> None:
+        """Wait until the job of that number is done; without one, until all are.
+
+        Raises:
+            RunError: it, or one before it, failed.
+        """
+        with self._changed:
+            wanted = self._num_added if number is None else number
+            self._urgent = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._num_done >= wanted or self._error is not None)
+            self._raise()
+
+    def close(self) -> None:
+        """Do what is left, and end.
+
+        Raises:
+            RunError: not everything could be written.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._raise()
+
+    def _add(self, job: Job | Event, *, urgent: bool) -> int:
+        with self._changed:
+            self._raise()
+            self._jobs.append(job)
+            self._num_added += 1
+            if urgent or len(self._jobs) == 1:
+                self._urgent = self._urgent or urgent
+                self._changed.notify_all()
+            return self._num_added
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while self._error is None:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._jobs) or self._closing)
+                if not self._jobs:
+                    return
+                self._changed.wait_for(lambda: self._urgent or self._closing, timeout=LINGER)
+                jobs = list(self._jobs)
+                self._jobs.clear()
+                self._urgent = False
+            error = self._do(jobs)
+            with self._changed:
+                self._num_done += len(jobs)
+                self._error = error
+                self._changed.notify_all()
+
+    def _do(self, jobs: Sequence[Job | Event]) -> BaseException | None:
+        try:
+            for are_calls, group in groupby(jobs, key=callable):
+                if not are_calls:
+                    self._write_events([job for job in group if not callable(job)])
+                else:
+                    for job in group:
+                        if callable(job):
+                            job()
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is the caller's
+            return error
+        return None
+
+
+class BackgroundCheckpoints:
+    """`Checkpoints` whose files the writer's thread writes. At most one state waits to be written: a disk slower than
+    the rounds slows them down, and does not fill the memory."""
+
+    def __init__(self, checkpoints: Checkpoints, writer: BackgroundWriter) -> None:
+        self._checkpoints = checkpoints
+        self._writer = writer
+        self._last: int | None = None
+
+    def load(self) -> ServerState | None:
+        self._writer.wait()
+        return self._checkpoints.load()
+
+    def save(self, state: ServerState, *, is_best: bool) -> None:
+        if self._last is not None:
+            self._writer.wait(self._last)
+        self._last = self._writer.do(lambda: self._checkpoints.save(state, is_best=is_best))
+
+    def load_open_round(self) -> OpenRound | None:
+        self._writer.wait()
+        return self._checkpoints.load_open_round()
+
+    def save_open_round(self, open_round: OpenRound) -> None:
+        self._writer.do(lambda: self._checkpoints.save_open_round(open_round))

@@ -1,0 +1,56 @@
+"""A client's photos as batches: the order and the views of a round.
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedshelf.core.rng import Rng
+from fedshelf.data.augmentation import augment, normalize
+from fedshelf.data.dataset import PhotoSet
+from fedshelf.training.workbench import Workbench
+
+
+class Batch(NamedTuple):
+    """Photos [B, 3, H, W], normalized, channels_last, and their labels [B], on the device that trains."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def batches(bench: Workbench, photos: PhotoSet, rng: Rng, *, round: int, client: str) -> Iterator[Batch]:
+    """Each epoch's photos in a fresh order, augmented on the batch.
+
+    A last batch of one photo is left out where batch normalization could not use it, unless all batches are such.
+    """
+    settings = bench.settings
+    order_rng = rng.fork(round=round, client=client, purpose="shuffle").torch()
+    augment_rng = rng.fork(round=round, client=client, purpose="augment").torch() if settings.augmentation else None
+    smallest = 2 if bench.has_batch_norm and min(len(photos), settings.batch_size) > 1 else 1
+    for _ in range(settings.local_epochs):
+        order = torch.randperm(len(photos), generator=order_rng).numpy()
+        for start in range(0, len(order), settings.batch_size):
+            chosen = order[start : start + settings.batch_size]
+            if len(chosen) >= smallest:
+                images_BHWC, labels_B = take(photos, chosen)
+                yield Batch(_prepare(bench, images_BHWC, augment_rng), labels_B.to(bench.compute.device))
+
+
+def take(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Some photos [B, H, W, C] and labels [B], copied."""
+    return torch.from_numpy(photos.images[chosen]), torch.from_numpy(photos.labels[chosen])
+
+
+def _prepare(bench: Workbench, images_BHWC: Tensor, generator: torch.Generator | None) -> Tensor:
+    mean, std, device = bench.normalization.mean, bench.normalization.std, bench.compute.device
+    if bench.settings.augmentation is None or generator is None:
+        return normalize(images_BHWC, device=device, mean=mean, std=std)
+    return augment(
+        images_BHWC, settings=bench.settings.augmentation, generator=generator, device=device, mean=mean, std=std
+    )  # fmt: skip

@@ -1,0 +1,145 @@
+"""The training loop. There is only this one, for a client alone as for many side by side.
+
+Shapes: T shared trainable values.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedshelf.core.errors import FedShelfError
+from fedshelf.training import optimizer
+from fedshelf.training.batches import Batch
+from fedshelf.training.workbench import GradientHook, Workbench
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """What local training did. `loss` is the mean over all photos seen (nats)."""
+
+    num_examples: int
+    num_steps: int
+    loss: float
+    seconds: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Lane:
+    """One client's local training under way: where it takes its batches from, and what it has seen."""
+
+    bench: Workbench
+    batches: Iterator[Batch]
+    round: int
+    client_lr: float
+    num_examples: int
+    gradient_hook: GradientHook | None = None
+    batch: Batch | None = field(default=None, init=False)
+    _losses: list[Tensor] = field(default_factory=list, init=False)
+    _sizes: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = optimizer.start(self.bench.params, self.bench.gradients, self.bench.settings)
+
+    def draw(self) -> bool:
+        """Take the next batch; False if there is none."""
+        self.batch = next(self.batches, None)
+        return self.batch is not None
+
+    def note(self, loss: Tensor, size: int) -> None:
+        """Keep the mean loss of a batch of `size` photos; on a GPU, nobody waits for it."""
+        self._losses.append(loss)
+        self._sizes.append(size)
+
+    def result(self, seconds: float) -> Fit:
+        """What the training did.
+
+        Raises:
+            FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
+        """
+        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        loss_sum = 0.0
+        for loss, size in zip(losses, self._sizes, strict=True):
+            loss_sum += loss * size
+        mean_loss = loss_sum / max(1, sum(self._sizes))
+        if not math.isfinite(mean_loss):
+            raise FedShelfError(f"training diverged in round {self.round}: the loss is {mean_loss}; lower --client-lr")
+        return Fit(num_examples=self.num_examples, num_steps=len(losses), loss=mean_loss, seconds=seconds)
+
+
+Run = Callable[[Lane], float]
+"""Trains a lane to its end, alone or beside others, and returns this lane's share of the time (seconds)."""
+
+Differentiate = Callable[[Sequence[Lane]], Sequence[Tensor]]
+"""Fills the gradients of lanes whose batches have one size, and returns the mean loss of each."""
+
+
+def train(lanes: Sequence[Lane], differentiate: Differentiate) -> None:
+    """Train every lane on all of its batches, step by step, side by side.
+
+    All lanes have the same settings and the same rate.
+    """
+    active = [lane for lane in lanes if lane.draw()]
+    while active:
+        for group in _by_size(active):
+            settings = group[0].bench.settings
+            losses = differentiate(group)
+            for lane, loss in zip(group, losses, strict=True):
+                lane.note(loss, _size(lane))
+            if settings.gradient_clip:
+                _clip([lane.bench.gradients for lane in group], settings.gradient_clip)
+            for lane in group:
+                _adjust(lane)
+            optimizer.step([lane.optimizer for lane in group], settings, group[0].client_lr)
+        active = [lane for lane in active if lane.draw()]
+
+
+def alone(lane: Lane) -> float:
+    """`Run` for a client that trains by itself."""
+    started = time.perf_counter()
+    train([lane], differentiate_alone)
+    return time.perf_counter() - started
+
+
+def differentiate_alone(lanes: Sequence[Lane]) -> Sequence[Tensor]:
+    """`Differentiate` by plain autograd, one lane after the other."""
+    losses = []
+    for lane in lanes:
+        bench = lane.bench
+        if not bench.module.training:
+            bench.module.train()
+        bench.gradients.zero_()
+        if lane.batch is not None:
+            logits_BK = bench.logits(lane.batch.images)
+            loss = F.cross_entropy(logits_BK, lane.batch.labels, label_smoothing=bench.settings.label_smoothing)
+            loss.backward()
+            losses.append(loss.detach())
+    return losses
+
+
+def _adjust(lane: Lane) -> None:
+    if lane.gradient_hook is not None:
+        params = lane.bench.params
+        lane.gradient_hook(lane.bench.gradients[: params.layout.num_trainable], params.trainable)
+
+
+def _clip(gradients: Sequence[Tensor], bound: float) -> None:
+    """Bound the norm of each vector [P]; statistics have no gradient: those values are zero."""
+    for gradient in gradients:
+        gradient.mul_((bound / (gradient.norm() + 1e-6)).clamp(max=1.0))
+
+
+def _by_size(lanes: Sequence[Lane]) -> list[list[Lane]]:
+    """Lanes whose present batches have one size can be computed together."""
+    groups: dict[int, list[Lane]] = {}
+    for lane in lanes:
+        groups.setdefault(_size(lane), []).append(lane)
+    return list(groups.values())
+
+
+def _size(lane: Lane) -> int:
+    return len(lane.batch.labels) if lane.batch is not None else 0

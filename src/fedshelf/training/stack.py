@@ -1,0 +1,149 @@
+"""Many clients in one computation: their models are rows of one matrix, and one pass computes all their gradients.
+
+`torch.func.vmap` turns the model's forward pass into one over all rows; what would be a small kernel per client becomes
+a larger one for all. Everything around the pass is the one training loop.
+
+Shapes: C clients of the stack, G clients of a group (a step's batches of one size), P values of a model, B batch,
+H height, W width.
+"""
+
+import copy
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from fedshelf.core.params import Params
+from fedshelf.training import loop
+from fedshelf.training.loop import Lane
+from fedshelf.training.workbench import Workbench
+
+ALIGNMENT = 16  # values, 64 bytes: where rows may start
+MOST_ROWS = 32  # more brought nothing in any measurement on CPUs
+ROOM = 1 << 29  # bytes for values and gradients, where nobody knows how much memory there is to spare
+
+
+def default_count(bench: Workbench) -> int:
+    """C for a model of this size; activations come on top, one client's times C."""
+    room = ROOM
+    if bench.compute.device.type == "cuda":
+        room = torch.cuda.mem_get_info(bench.compute.device)[0] // 8
+    return max(1, min(MOST_ROWS, room // (2 * 4 * bench.params.layout.size)))
+
+
+class Stack:
+    """C workbenches of one model whose vectors and gradients are rows of two matrices.
+
+    Each is a workbench like any other: a client trained alone on it takes the steps it would take elsewhere. Lanes on
+    several of them are trained together with `differentiate`.
+
+    Args:
+        bench: whose model, device and settings all have; it is left as it is.
+        count: C.
+    """
+
+    def __init__(self, bench: Workbench, count: int) -> None:
+        self._bench = bench
+        pitch = -(-bench.params.layout.size // ALIGNMENT) * ALIGNMENT
+        self._values_CP, self._gradients_CP = torch.zeros(2, count, pitch, device=bench.compute.device).unbind()
+        self.benches = tuple(self._seat(row) for row in range(count))
+        self._rows = {id(seat): row for row, seat in enumerate(self.benches)}
+        self._specs = bench.params.layout.tensors
+        self._counters = {n: b for n, b in bench.module.named_buffers() if not b.is_floating_point()}
+        self._frozen = {name for name, p in bench.module.named_parameters() if not p.requires_grad}
+
+    def train(self, lanes: Sequence[Lane]) -> float:
+        """Train lanes on this stack's workbenches to their ends; returns each one's share of the time (seconds)."""
+        started = time.perf_counter()
+        for rate in sorted({lane.client_lr for lane in lanes}):
+            loop.train([lane for lane in lanes if lane.client_lr == rate], self.differentiate)
+        return (time.perf_counter() - started) / len(lanes)
+
+    def differentiate(self, lanes: Sequence[Lane]) -> Sequence[Tensor]:
+        """`Differentiate` for lanes on this stack's workbenches, in one pass over all of them."""
+        if len(lanes) == 1:
+            return loop.differentiate_alone(lanes)
+        rows = [self._rows[id(lane.bench)] for lane in lanes]
+        batches = [lane.batch for lane in lanes if lane.batch is not None]
+        images_GBHWC = torch.stack([batch.images.permute(0, 2, 3, 1) for batch in batches])
+        labels_GB = torch.stack([batch.labels for batch in batches])
+        with self._picked(rows) as (values_GP, gradients_GP), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+            losses_G = self._pass(values_GP, gradients_GP, images_GBHWC.permute(0, 1, 4, 2, 3), labels_GB)
+        return losses_G.unbind()
+
+    def _pass(self, values_GP: Tensor, gradients_GP: Tensor, images_GBCHW: Tensor, labels_GB: Tensor) -> Tensor:
+        """Fill the gradients, move the statistics, return the mean losses [G]."""
+        values, gradients = self._views(values_GP), self._views(gradients_GP)
+        trained = {spec.name: values[spec.name] for spec in self._specs if spec.trainable}
+        # vmap moves statistics in place only where they lie side by side
+        moving = {spec.name: values[spec.name].contiguous() for spec in self._specs if not spec.trainable}
+        module = self._bench.module
+        if not module.training:
+            module.train()
+
+        def loss(
+            trained: Mapping[str, Tensor], moving: Mapping[str, Tensor], images_BCHW: Tensor, labels_B: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            counters = {
+                name: buffer.clone() for name, buffer in self._counters.items()
+            }  # counted in place, and dropped
+            tensors = {**trained, **moving, **counters}
+            logits_BK = self._bench.logits(
+                images_BCHW, forward=lambda images: functional_call(module, tensors, (images,))
+            )
+            mean = F.cross_entropy(logits_BK, labels_B, label_smoothing=self._bench.settings.label_smoothing)
+            return mean, mean.detach()
+
+        losses_G: Tensor
+        found, losses_G = vmap(grad(loss, has_aux=True))(trained, moving, images_GBCHW, labels_GB)
+        with torch.no_grad():
+            for name, gradient in found.items():
+                gradients[name].copy_(gradient) if name not in self._frozen else gradients[name].zero_()
+            for name, moved in moving.items():
+                values[name].copy_(moved)
+        return losses_G
+
+    def _views(self, matrix_GP: Tensor) -> dict[str, Tensor]:
+        """The named tensors of all rows: [G, *shape] each."""
+        count, pitch, start = len(matrix_GP), matrix_GP.stride(0), matrix_GP.storage_offset()
+        return {
+            spec.name: torch.as_strided(matrix_GP, (count, *spec.shape), (pitch, *spec.stride), start + spec.offset)
+            for spec in self._specs
+        }
+
+    @contextmanager
+    def _picked(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Values and gradients of some rows: views where they lie side by side, else copies that are put back."""
+        first, count = rows[0], len(rows)
+        if list(rows) == list(range(first, first + count)):
+            yield self._values_CP[first : first + count], self._gradients_CP[first : first + count]
+            return
+        index = torch.tensor(rows, device=self._values_CP.device)
+        values_GP, gradients_GP = self._values_CP[index], self._gradients_CP[index]
+        yield values_GP, gradients_GP
+        self._values_CP[index], self._gradients_CP[index] = values_GP, gradients_GP
+
+    def _seat(self, row: int) -> Workbench:
+        """The workbench of one row, with a module of its own on it."""
+        layout = self._bench.params.layout
+        params = Params(self._values_CP[row, : layout.size], layout)
+        gradients = Params(self._gradients_CP[row, : layout.size], layout)
+        params.vector.copy_(self._bench.params.vector)
+        module = copy.deepcopy(self._bench.module)
+        _bind(module, params.views(), gradients.views())
+        return replace(self._bench, module=module, params=params, gradients=gradients.vector)
+
+
+def _bind(module: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.data, parameter.grad = values[name], gradients[name]
+    for name, buffer in module.named_buffers():
+        if name in values:
+            buffer.data = values[name]

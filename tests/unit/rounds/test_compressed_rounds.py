@@ -1,0 +1,256 @@
+"""Rounds whose vectors travel compressed: what arrives is what was meant, whatever gets lost on the way."""
+
+import dataclasses
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedshelf.compression.chain import parse
+from fedshelf.core.encoded import Encoded
+from fedshelf.core.events import ClientStatus, RunStatus
+from fedshelf.core.messages import (
+    Broadcast,
+    CompressedBroadcast,
+    CompressedUpload,
+    Failure,
+    Purpose,
+    ServerMessage,
+    Step,
+    TaskKey,
+    Upload,
+)
+from fedshelf.rounds import payload
+from fedshelf.rounds.download import DownloadSettings, MemoryHeldModel, name_of
+from fedshelf.rounds.pipeline import MEMORY, UploadPipeline
+from tests.fakes import Answer
+from tests.worlds import World, linear, with_batch_norm
+
+LOSSY = ("int8", "int4+zstd", "topk:0.2+int8", "randk:0.3", "drive", "fp16", "bf16+zstd")
+
+
+def world(*, up: str = "none", down: str = "none", **changes: Any) -> World:
+    plan = {"uploads": UploadPipeline(codec=parse(up)), "downloads": DownloadSettings(codec=parse(down))}
+    return World(**{"plan": {**plan, **changes.pop("plan", {})}, "num_rounds": 4, **changes})
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+@pytest.mark.parametrize("module", [linear, with_batch_norm])
+def test_every_client_trains_on_the_model_that_the_server_keeps(codec: str, module: Any) -> None:
+    there = world(up=codec, down=codec, module=module)
+    assert there.run() is RunStatus.FINISHED
+    for name in there.names:
+        held = there.held[name].load()
+        assert held is not None
+        assert held[0] == name_of(there.final)
+        assert torch.equal(held[1], there.final), "which it had to evaluate last"
+
+
+@pytest.mark.parametrize("module", [linear, with_batch_norm])
+def test_lossless_uploads_change_nothing(module: Any) -> None:
+    plain, packed = world(module=module), world(up="zstd", module=module)
+    assert plain.run() is packed.run() is RunStatus.FINISHED
+    if module is linear:  # statistics are rounded to bfloat16 beside any codec
+        assert torch.equal(plain.final, packed.final)
+    assert (plain.final - packed.final).abs().max() < 1e-2
+
+
+def test_after_the_first_round_a_client_is_sent_differences_only() -> None:
+    there = world(down="int8")
+    there.run()
+    for name in there.names:
+        tasks = there.transport.downloads(f"line-to-{name}")
+        assert [[step.base == "" for step in task.steps] for task in tasks[:3]] == [[True], [False], []]
+        assert all(task.purpose is Purpose.EVALUATE for task in tasks[1::2]), "the new model comes to be evaluated,"
+        assert all(not task.steps for task in tasks[2::2]), "and is not sent again to be trained on"
+
+
+def test_a_client_that_missed_rounds_is_sent_the_steps_between() -> None:
+    there = world(down="topk:0.2", num_rounds=8, plan={"fraction": 0.3, "min_clients": 1})
+    assert there.run() is RunStatus.FINISHED
+    several = [len(task.steps) for name in there.names for task in there.transport.downloads(f"line-to-{name}")]
+    assert max(several) > 1, "nobody missed a round: the test tests nothing"
+
+
+def test_differences_that_are_larger_than_the_model_are_not_sent() -> None:
+    there = world(down="fp16", num_rounds=9, plan={"fraction": 0.3, "min_clients": 1})
+    there.run()
+    size = 4 * there.trainer("a").workbench.params.layout.num_shared
+    for name in there.names:
+        for task in there.transport.downloads(f"line-to-{name}"):
+            if [step.base for step in task.steps] != [""]:
+                assert sum(encoded.num_bytes for step in task.steps for encoded in step.vectors.values()) < size
+
+
+def test_a_client_that_lost_its_model_fails_once_and_is_then_sent_it_whole() -> None:
+    there = world(down="int8", num_rounds=4)
+    seen: list[ServerMessage] = []
+
+    def forget(message: ServerMessage, honest: Answer) -> Answer:
+        seen.append(message)
+        if isinstance(message, CompressedBroadcast) and message.key.round == 2 and message.purpose is Purpose.TRAIN:
+            there.held["a"].__init__()  # type: ignore[misc]
+        return honest
+
+    there.tampers["a"] = forget
+    assert there.run() is RunStatus.FINISHED
+    statuses = [next(c.status for c in record.clients if c.client == "a") for record in there.finished]
+    assert statuses.count(ClientStatus.COUNTED) >= 3
+    whole = [m for m in seen if isinstance(m, CompressedBroadcast) and [s.base for s in m.steps] == [""]]
+    assert len(whole) == 2
+
+
+def test_a_restarted_server_and_client_go_on_with_the_same_bits() -> None:
+    once = world(up="topk:0.2+int8", down="int4", num_rounds=5)
+    once.run()
+    again = world(up="topk:0.2+int8", down="int4", num_rounds=2)
+    again.run()
+    again.clients["b"] = again.client("b")
+    again.restart()
+    again.run_connected(num_rounds=5)
+    assert torch.equal(once.final, again.final)
+    assert torch.equal(once.checkpoints.states[-1].params, again.checkpoints.states[-1].params)
+
+
+def test_what_the_codec_left_out_is_sent_later_and_forgotten_with_an_upload_that_does_not_count() -> None:
+    there = world(up="topk:0.1", num_rounds=3)
+    lost: list[bool] = []
+
+    def lose(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.key.round == 2 and message.purpose is Purpose.TRAIN:
+            lost.append(True)
+            return None
+        return honest
+
+    there.tampers["a"] = lose
+    there.run()
+    assert lost
+    kept = {}
+    for name in there.names:
+        task = next(m for m in reversed(there.transport.broadcasts(f"line-to-{name}")) if m.purpose is Purpose.TRAIN)
+        kept[name] = there.states[name].settle(
+            replace(task, key=TaskKey(run_id=task.key.run_id, round=9, attempt=0), counted=task.key)
+        ).tensors  # fmt: skip
+    assert all(MEMORY in tensors for tensors in kept.values())
+    layout = there.trainer("a").workbench.params.layout
+    assert all(len(tensors[MEMORY]) == layout.num_trainable for tensors in kept.values())
+
+
+def compressed(message: ServerMessage, honest: Answer) -> CompressedUpload | None:
+    return honest if isinstance(honest, CompressedUpload) else None
+
+
+def _with(honest: CompressedUpload, name: str, **changes: Any) -> CompressedUpload:
+    return replace(honest, vectors={**honest.vectors, name: replace(honest.vectors[name], **changes)})
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        (lambda u: _with(u, "trainable", codec="int4"), "codec"),
+        (lambda u: _with(u, "trainable", codec="no codec at all"), "codec"),
+        (lambda u: _with(u, "trainable", size=7), "7 values"),
+        (lambda u: _with(u, "trainable", parts={}), "trainable"),
+        (lambda u: replace(u, vectors={}), "trainable"),
+        (lambda u: replace(u, vectors={**u.vectors, "photo": u.vectors["trainable"]}), "photo"),
+        (lambda u: replace(u, vectors={**u.vectors, "auxiliary.x": parse("bf16").encode(torch.ones(3), seed=0)}), "x"),
+        (
+            lambda u: Upload(
+                key=u.key, delta=torch.zeros(147), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
+            ),
+            "compressed",
+        ),
+    ],
+)
+def test_an_upload_that_is_not_as_the_run_wants_it_is_refused_by_name(what: Any, why: str) -> None:
+    there = world(up="int8", num_rounds=1)
+    there.tampers["b"] = lambda message, honest: what(honest) if compressed(message, honest) else honest
+    assert there.run() is RunStatus.FINISHED
+    members = {member.client: member for member in there.finished[0].clients}
+    assert members["b"].status is ClientStatus.REFUSED
+    assert why in members["b"].reason
+    assert members["a"].status is members["c"].status is ClientStatus.COUNTED
+
+
+def test_a_compressed_upload_where_none_is_wanted_is_refused() -> None:
+    there = world(num_rounds=1)
+
+    def compress(message: ServerMessage, honest: Answer) -> Answer:
+        if not isinstance(honest, Upload):
+            return honest
+        plain = {
+            field.name: getattr(honest, field.name)
+            for field in dataclasses.fields(CompressedUpload)
+            if field.name != "vectors"
+        }
+        return CompressedUpload(**plain, vectors={"trainable": parse("int8").encode(honest.delta, seed=0)})
+
+    there.tampers["c"] = compress
+    there.run()
+    assert {m.client: m.status for m in there.finished[0].clients}["c"] is ClientStatus.REFUSED
+
+
+def test_a_client_refuses_a_difference_that_leads_elsewhere() -> None:
+    there = world(down="int8", num_rounds=1)
+    there.run()
+    client, task = there.clients["a"], there.transport.downloads("line-to-a")[0]
+    key = TaskKey(run_id="run-1", round=9, attempt=0)
+    wrong = client.handle(replace(task, key=key, model="another", steps=task.steps))
+    assert isinstance(wrong, Failure)
+    assert "decoded model" in wrong.reason
+    stranger = Step(base="unheard of", model="another", vectors=task.steps[0].vectors)
+    lost = client.handle(replace(task, key=key, model="another", steps=(stranger,)))
+    assert isinstance(lost, Failure)
+    assert "does not hold" in lost.reason
+    short = Step(base="", model="x", vectors={"trainable": task.steps[0].vectors["trainable"]})
+    assert isinstance(client.handle(replace(task, key=key, model="x", steps=(short,))), Failure)
+
+
+@pytest.mark.parametrize("codec", ["int4+zstd", "drive", "topk:0.1+int8+zstd"])
+def test_bytes_are_counted_as_they_travel_and_are_fewer(codec: str) -> None:
+    plain, packed = world(module=with_batch_norm), world(up=codec, down=codec, module=with_batch_norm)
+    plain.run()
+    packed.run()
+    for record, other in zip(plain.finished[1:], packed.finished[1:], strict=True):
+        assert other.bytes_up < record.bytes_up
+    down = sum(sum(payload.size(m)) for _, m in packed.transport.sent if isinstance(m, CompressedBroadcast))
+    assert down == sum(record.bytes_down for record in packed.finished)
+
+
+def test_a_byte_budget_is_never_exceeded() -> None:
+    budget = 3000
+    plan = {"uploads": UploadPipeline(byte_budget=budget), "downloads": DownloadSettings(byte_budget=budget)}
+    there = world(module=with_batch_norm, plan=plan)
+    assert there.run() is RunStatus.FINISHED
+    assert all(record.bytes_up <= budget * len(there.names) + 1000 for record in there.finished)
+    tasks = [task for name in there.names for task in there.transport.downloads(f"line-to-{name}")]
+    later = [task for task in tasks if [step.base for step in task.steps] != [""]]
+    assert later
+    assert all(sum(payload.size(task)) <= budget * max(1, len(task.steps)) for task in later)
+
+
+def test_encoded_vectors_survive_the_wire_to_the_last_bit() -> None:
+    key = TaskKey(run_id="run-1", round=1, attempt=0)
+    encoded = Encoded(
+        codec="odd", size=9,
+        parts={
+            "b": torch.arange(3, dtype=torch.uint8), "a": torch.randn(5).to(torch.bfloat16), "c": torch.ones(2).half(),
+        },
+    )  # fmt: skip
+    sent = CompressedUpload(
+        key=key, vectors={"trainable": encoded, "é": encoded}, num_examples=1, num_steps=1, train_loss=0.5, seconds=1.0
+    )  # fmt: skip
+    body = payload.body_of(sent)
+    received = payload.decode(payload.encode_header(sent, body.digest), body.join())
+    assert isinstance(received, CompressedUpload)
+    for name, vector in received.vectors.items():
+        assert (vector.codec, vector.size) == ("odd", 9)
+        assert all(torch.equal(part, sent.vectors[name].parts[p]) for p, part in vector.parts.items())
+
+
+def test_a_model_kept_by_a_client_is_named_when_it_comes_back() -> None:
+    held = MemoryHeldModel()
+    model = torch.randn(5)
+    held.keep(name_of(model), model)
+    assert held.load() == (name_of(model), model)

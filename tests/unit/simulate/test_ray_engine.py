@@ -1,0 +1,106 @@
+"""Clients played by Ray's actors: the very answers that one process gives."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedshelf.core.errors import FedShelfError, UsageError
+from fedshelf.core.messages import Failure, Upload
+from fedshelf.simulate.ray_pool import RayPool
+from fedshelf.simulate.transport import InProcess
+from fedshelf.training.trainer import total
+from tests.unit.simulate.federations import Federation
+
+SIZES = {"a": 11, "b": 8, "c": 4, "d": 9, "e": 13}
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray (the extra 'ray') is not installed")
+
+
+@pytest.fixture
+def no_cluster_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster of the test's own, and none afterwards."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    import ray
+
+    assert not ray.is_initialized()
+    left = [child for child in psutil.Process().children(recursive=True) if "ray" in " ".join(child.cmdline())]
+    assert psutil.wait_procs(left, timeout=10)[1] == []
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.usefixtures("no_cluster_is_left")
+def test_ray_s_actors_change_not_one_bit(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"local_epochs": 2, "algorithm": "fedprox", "mu": 0.5}
+    federation = Federation.of(tmp_path, SIZES, test_photos=600, **values)
+    alone = InProcess(federation.player.play)
+    federation.set_up(alone)
+    expected = federation.round(alone, lr=0.05)
+    with RayPool(federation.player, 2, threads=1) as pool:
+        federation.set_up(pool)
+        for number in (1, 2, 1):
+            found = federation.round(pool, number=number, lr=0.05)
+        for name in SIZES:
+            assert isinstance(found[name], Upload), found[name]
+            assert torch.equal(found[name].delta, expected[name].delta)
+            assert found[name].train_loss == expected[name].train_loss
+        shared_out = total(pool.evaluate(federation.setup, federation.start))
+        assert shared_out == total(federation.player.evaluate(federation.setup, federation.start))
+        diverged = federation.round(pool, lr=1e30)
+        assert {type(answer) for answer in diverged.values()} == {Failure}
+
+
+MAIN = int(os.environ.setdefault("FEDSHELF_TEST_MAIN", str(os.getpid())))
+
+
+class Failing(nn.Module):
+    """Raises in training, or takes its process with it."""
+
+    def __init__(self, num_classes: int, *, die: bool = False) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 16 * 16, num_classes)
+        self.die = die
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.die:
+            os._exit(3)
+        raise ValueError("the model is broken")
+
+
+def dying(num_classes: int) -> nn.Module:
+    return Failing(num_classes, die=True)
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.usefixtures("no_cluster_is_left")
+@pytest.mark.parametrize(("model", "why"), [(Failing, "the model is broken"), (dying, "a Ray worker .*died")])
+def test_an_actor_that_crashes_is_one_clear_error(tmp_path: Path, model: Any, why: str) -> None:
+    federation = Federation.of(tmp_path, SIZES, model=model)
+    with RayPool(federation.player, 1, threads=1) as pool:
+        federation.set_up(pool)
+        with pytest.raises(FedShelfError, match=why):
+            federation.round(pool, lr=0.05)
+
+
+def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"install fedshelf\[ray\]"):
+        RayPool(Federation.of(tmp_path, SIZES).player, 1, threads=1)
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.usefixtures("no_cluster_is_left")
+def test_a_cluster_that_is_not_there_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UsageError, match="RAY_ADDRESS auto"):
+        RayPool(Federation.of(tmp_path, SIZES).player, 1, threads=1)

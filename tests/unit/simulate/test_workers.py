@@ -1,0 +1,148 @@
+"""Worker processes: who gets which work, and how it all ends."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from fedshelf.core.errors import FedShelfError
+from fedshelf.core.messages import Broadcast, ClientMessage, Evaluation, Purpose, Ready, ServerMessage, Setup, TaskKey
+from fedshelf.simulate.processes import start_method
+from fedshelf.simulate.workers import WorkerPool
+
+SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
+KEY = TaskKey(run_id="r", round=1, attempt=0)
+
+
+@dataclass
+class Counting:
+    """A player whose answer tells which process played, and as its how manieth task."""
+
+    sizes: dict[str, int]
+    device: Any = "cpu"
+    states: Path | None = None
+    played: int = field(default=0)
+
+    def prepare(self, setup: Setup) -> None: ...
+
+    def open(self, setup: Setup) -> None: ...
+
+    def ready(self, name: str, setup: Setup) -> Ready:
+        return Ready(
+            run_id="r", layout_digest="", catalogue_digest="", config_digest="", num_train=self.sizes[name],
+            num_validation=0, num_left_out=0,
+        )  # fmt: skip
+
+    def play(self, name: str, message: ServerMessage) -> ClientMessage:
+        if name == "broken":
+            raise ValueError("this client is broken")
+        if name == "deadly":
+            os._exit(3)
+        self.played += 1
+        assert isinstance(message, Broadcast)
+        return Evaluation(
+            key=message.key, num_examples=os.getpid(), num_correct=self.played, loss_sum=message.params.sum().item()
+        )
+
+
+def broadcast(value: float = 1.0) -> Broadcast:
+    return Broadcast(key=KEY, purpose=Purpose.TRAIN, params=torch.full((5_000,), value), client_lr=0.1)
+
+
+def answers(pool: WorkerPool) -> dict[str, Evaluation]:
+    found: dict[str, Evaluation] = {}
+    while (answer := pool.next()) is not None:
+        assert isinstance(answer[1], Evaluation)
+        found[answer[0]] = answer[1]
+    return found
+
+
+def pool_of(sizes: dict[str, int], workers: int) -> WorkerPool:
+    pool = WorkerPool(Counting(sizes), workers, threads=1)  # type: ignore[arg-type]
+    for name in sizes:
+        pool.submit(name, SETUP)
+    assert [pool.next() is not None for _ in sizes] == [True] * len(sizes)
+    return pool
+
+
+def test_the_longest_work_is_done_first() -> None:
+    sizes = {"a": 1, "b": 2, "c": 3, "d": 9, "e": 4, "f": 2}
+    with pool_of(sizes, 1) as pool:
+        for name in sizes:
+            pool.submit(name, broadcast())
+        order = {name: answer.num_correct for name, answer in answers(pool).items()}
+    assert order["a"] == 1  # it was there before the others were known
+    assert order["d"] < order["e"] < order["f"]
+
+
+def test_every_worker_has_its_share() -> None:
+    names = {f"{i:02d}": 1 for i in range(20)}
+    with pool_of(names, 2) as pool:
+        for name in names:
+            pool.submit(name, broadcast())
+        processes = {answer.num_examples for answer in answers(pool).values()}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+
+
+def test_each_task_reads_the_model_that_it_was_given() -> None:
+    """Files of models that nobody holds any more are used again, but not while a task waits for its own."""
+    names = {f"{i:02d}": 1 for i in range(30)}
+    with pool_of(names, 2) as pool:
+        for i, name in enumerate(names):
+            pool.submit(name, broadcast(float(i)))
+        found = answers(pool)
+    assert {name: answer.loss_sum for name, answer in found.items()} == {
+        name: 5_000.0 * i for i, name in enumerate(names)
+    }
+
+
+def test_a_worker_that_fails_says_why_and_no_process_stays_behind() -> None:
+    with pool_of({"broken": 1}, 2) as pool:
+        processes = psutil.Process().children()
+        pool.submit("broken", broadcast())
+        with pytest.raises(FedShelfError, match="this client is broken"):
+            pool.next()
+    assert len(processes) == 2
+    assert not any(process.is_running() for process in processes)
+
+
+def test_a_worker_that_is_killed_is_one_clear_error() -> None:
+    with pool_of({"a": 1}, 1) as pool:
+        (worker,) = psutil.Process().children()
+        pool.submit("a", broadcast())
+        assert pool.next() is not None
+        worker.send_signal(signal.SIGKILL)
+        while worker.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)
+        with pytest.raises(FedShelfError, match="a worker process died"):
+            pool.submit("a", broadcast())
+
+
+def test_a_worker_that_dies_at_work_is_one_clear_error() -> None:
+    with pool_of({"deadly": 1}, 1) as pool:
+        pool.submit("deadly", broadcast())
+        with pytest.raises(FedShelfError, match="a worker process died"):
+            pool.next()
+
+
+def test_workers_that_compute_with_several_threads_are_not_forked() -> None:
+    assert start_method("cpu", threads=2) == "spawn"
+    assert start_method("cuda", threads=1) == "spawn"
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_work_alike() -> None:
+    names = {f"{i:02d}": 1 for i in range(4)}
+    pool = WorkerPool(Counting(names), 2, threads=2)  # type: ignore[arg-type]
+    with pool:
+        for i, name in enumerate(names):
+            pool.submit(name, broadcast(float(i)))
+        found = answers(pool)
+    assert [answer.loss_sum for _, answer in sorted(found.items())] == [0.0, 5_000.0, 10_000.0, 15_000.0]
