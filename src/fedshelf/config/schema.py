@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fedshelf.core.choices import DeviceName, Metric, NormName, OptimizerName, Schedule
+from fedshelf.core.choices import DeviceName, EngineName, Metric, NormName, OptimizerName, Schedule
 
 
 class Scope(StrEnum):
@@ -130,7 +130,10 @@ class RunConfig(Settings):
         "of the same configuration under ./runs, else a new one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
     extend: Annotated[int, Field(ge=0), Flag(help="Run so many rounds more than the run was made for.", panel=RUN,
         scope=Scope.LOCAL)] = 0  # fmt: skip
-    workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this one.", panel=RUN,
+    engine: Annotated[EngineName, Flag(help="Who trains the clients: processes of this machine (local), many clients "
+        "in one computation (vmap), or a Ray cluster (ray).", panel=RUN, scope=Scope.SERVER,
+        commands=SIMULATE)] = "local"  # fmt: skip
+    workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this one (ray: actors).", panel=RUN,
         scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip

@@ -3,6 +3,7 @@
 from typing import Literal
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+EngineName = Literal["local", "vmap", "ray"]
 Metric = Literal["auto", "accuracy", "central_accuracy", "train_loss"]
 NormName = Literal["batch", "group"]
 OptimizerName = Literal["sgd", "adamw"]

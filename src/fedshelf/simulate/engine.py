@@ -2,8 +2,10 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from fedshelf.config.run import Evaluate, make_server, open_run
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
+from fedshelf.core.messages import Setup
 from fedshelf.core.ports import MetricSink
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
@@ -23,7 +26,7 @@ from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
 from fedshelf.simulate.workers import WorkerPool
 from fedshelf.tracking.run_directory import RunDirectory
 from fedshelf.tracking.spool import MemorySpool
-from fedshelf.training.trainer import Score, total
+from fedshelf.training.trainer import BatchScore, total
 from fedshelf.training.workbench import Workbench
 
 
@@ -86,19 +89,26 @@ MakeEvaluate = Callable[[Plan, Catalogue, Workbench], Evaluate]
 @contextmanager
 def _backend(config: RunConfig, player: Player) -> Iterator[tuple[Backend, MakeEvaluate]]:
     """Who plays the clients, and how the test photos are scored."""
-    if not config.workers:
-        yield InProcess(player.play), lambda *found: _evaluator(player, None, *found)
-        return
-    with WorkerPool(player, config.workers, threads=config.threads) as pool:
-        yield pool, lambda *found: _evaluator(player, pool, *found)
+    if config.engine == "vmap":
+        from fedshelf.simulate.vmap import VmapBackend
+
+        yield VmapBackend(player), partial(_evaluator, player)
+    elif config.engine == "ray":
+        from fedshelf.simulate.ray_pool import RayPool
+
+        with RayPool(player, max(1, config.workers), threads=config.threads) as actors:
+            yield actors, partial(_evaluator, actors)
+    elif config.workers:
+        with WorkerPool(player, config.workers, threads=config.threads) as workers:
+            yield workers, partial(_evaluator, workers)
+    else:
+        yield InProcess(player.play), partial(_evaluator, player)
 
 
-def _evaluator(
-    player: Player, pool: WorkerPool | None, plan: Plan, catalogue: Catalogue, bench: Workbench
-) -> Evaluate:  # fmt: skip
+class _Scorer(Protocol):
+    def evaluate(self, setup: Setup, params: Tensor) -> Sequence[BatchScore]: ...
+
+
+def _evaluator(scorer: _Scorer, plan: Plan, catalogue: Catalogue, bench: Workbench) -> Evaluate:
     setup = setup_of(plan, catalogue, bench.params.layout)
-
-    def evaluate(params: Tensor) -> Score:
-        return total(player.evaluate(setup, params) if pool is None else pool.evaluate(setup, params))
-
-    return evaluate
+    return lambda params: total(scorer.evaluate(setup, params))

@@ -9,6 +9,7 @@ import gc
 import multiprocessing
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -19,7 +20,7 @@ import torch
 
 from fedshelf.core.choices import DeviceName
 
-PATIENCE = 2.0  # seconds for a worker to end by itself
+PATIENCE = 2.0  # seconds for workers to end by themselves
 
 Method = Literal["fork", "spawn"]
 Target = Callable[[Connection, int], None]
@@ -59,8 +60,9 @@ class Processes:
         """End them: a worker reads the end of its pipe. One that does not in time is killed."""
         for connection in self.connections:
             connection.close()
+        deadline = time.monotonic() + PATIENCE
         for process in self._processes:
-            process.join(timeout=PATIENCE)
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()

@@ -1,8 +1,11 @@
 """The rounds' transport without a network: messages go to a backend that plays the clients."""
 
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
+
+from torch import Tensor
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Join, ServerMessage, TaskKey, task_key
@@ -32,7 +35,7 @@ class LocalTransport:
         self._backend = backend
         self._joins = deque(joins)
         self._tasks: dict[str, TaskKey | None] = {}
-        self._held: dict[str, object] = {}
+        self._held: dict[str, weakref.ref[Tensor]] = {}  # a model that only stores hold is not kept alive for that
         self._model = MemoryHeldModel()
         self._sizes = Sizes()
 
@@ -45,8 +48,8 @@ class LocalTransport:
         self._backend.submit(address, message)
         if not isinstance(message, Broadcast):
             return header
-        held, self._held[address] = self._held.get(address), message.params
-        return header if held is message.params else header + body
+        held, self._held[address] = self._held.get(address), weakref.ref(message.params)
+        return header if held is not None and held() is message.params else header + body
 
     def receive(self, timeout: float) -> Arrival | None:
         """See `Transport`.

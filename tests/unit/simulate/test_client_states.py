@@ -17,6 +17,7 @@ from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.tracking.queries import run_summary
 from fedshelf.tracking.run_directory import RunDirectory
 from tests.unit.simulate import stateful
 
@@ -66,6 +67,8 @@ def test_a_simulation_that_is_killed_and_gone_on_with_equals_an_uninterrupted_on
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "workers outlive their parent"
+    checkpoints = sorted(int(path.stem[6:]) for path in checkpoint.parent.glob("round-*.safetensors"))
+    assert checkpoints[-1] <= run_summary(Path("killed")).rounds[-1].round, "a checkpoint without its record"
     _, resumed = stateful.simulate(Path("killed"), workers=1)
     assert torch.equal(final(resumed), final(whole))
 
