@@ -1,6 +1,6 @@
 """FedShelf's side of *wire*: the deployed transport between processes, without training.
 
-    python -m benchmarks.wire 100 [--insecure]     # megabytes of float32
+    python -m benchmarks.wire 100 [--insecure] [--clients 16]     # megabytes of float32
 
 The server sends a broadcast, spools what the clients upload and folds it in the order of their names, as in a run. A
 client's delta is the change of `wire_limit` plus the first model: no two blocks of it are alike, so that an engine that
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import wire_limit
-from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, Figures
+from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, AnonymousMemory, Figures
 from fedshelf import __version__
 from fedshelf.algorithms.reduce import weighted_mean
 from fedshelf.core.messages import (
@@ -44,7 +44,7 @@ from fedshelf.tracking.spool import FileSpool
 PATIENCE_SECONDS = 120.0
 
 
-def serve(megabytes: int, *, insecure: bool) -> Figures:
+def serve(megabytes: int, num_clients: int, *, insecure: bool) -> Figures:
     """Start the clients, run the rounds, check the result."""
     params = torch.from_numpy(wire_limit.first_model(wire_limit.num_values(megabytes)))
     with tempfile.TemporaryDirectory() as folder:
@@ -53,26 +53,27 @@ def serve(megabytes: int, *, insecure: bool) -> Figures:
         with EmbeddedServer(host="127.0.0.1", port=0, tls=tls, incoming=Path(folder) / "incoming") as server:
             command = [sys.executable, "-m", __spec__.name, str(megabytes), "--address", str(server.address)]
             command += ["--ca", str(tls.ca)] if tls else ["--insecure"]
-            clients = [subprocess.Popen([*command, "--client", str(i)]) for i in range(NUM_CLIENTS)]
+            clients = [subprocess.Popen([*command, "--client", str(i)]) for i in range(num_clients)]
             transport = server.transport()
-            addresses = _joined(transport)
+            addresses = _joined(transport, num_clients)
+            memory = AnonymousMemory()
             bytes_before, round_seconds = wire_limit.loopback_bytes(), []
             for number in range(1, NUM_ROUNDS + 1):
                 started = time.perf_counter()
                 params = _round(params, number, transport, addresses, spool)
                 round_seconds.append(time.perf_counter() - started)
-            result = wire_limit.figures(round_seconds, megabytes, bytes_before)
+            result = wire_limit.figures(round_seconds, megabytes, num_clients, bytes_before, memory)
             transport.close("all rounds are done")
             for client in clients:
                 client.wait()
-    wire_limit.check(params.numpy(), first_models=1 + NUM_ROUNDS)
+    wire_limit.check(params.numpy(), num_clients, first_models=1 + NUM_ROUNDS)
     return result
 
 
-def _joined(transport: Transport) -> dict[str, str]:
+def _joined(transport: Transport, num_clients: int) -> dict[str, str]:
     """Each client's name by its address, once all are there."""
     names: dict[str, str] = {}
-    while len(names) < NUM_CLIENTS:
+    while len(names) < num_clients:
         arrival = transport.receive(PATIENCE_SECONDS)
         if not isinstance(arrival, Joined):
             raise SystemExit(f"wire: expected a client to join, got {arrival}")
@@ -85,7 +86,7 @@ def _round(params: Tensor, round: int, transport: Transport, names: dict[str, st
     broadcast = Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1)
     for address in names:
         transport.send(address, broadcast)
-    while len(spool.names(key)) < NUM_CLIENTS:
+    while len(spool.names(key)) < len(names):
         arrival = transport.receive(PATIENCE_SECONDS)
         if not isinstance(arrival, Reply) or not isinstance(arrival.message, Upload):
             raise SystemExit(f"wire, round {round}: expected an upload, got {arrival}")
@@ -119,12 +120,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Move a model over FedShelf's transport.")
     parser.add_argument("megabytes", type=int)
     parser.add_argument("--insecure", action="store_true", help="no TLS")
+    parser.add_argument("--clients", type=wire_limit.power_of_two, default=NUM_CLIENTS, help="client processes")
     parser.add_argument("--address", help=argparse.SUPPRESS)
     parser.add_argument("--ca", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.client is None:
-        print(json.dumps(asdict(serve(arguments.megabytes, insecure=arguments.insecure))))
+        print(json.dumps(asdict(serve(arguments.megabytes, arguments.clients, insecure=arguments.insecure))))
     else:
         take_part(arguments.megabytes, arguments.address, arguments.client, arguments.ca)
 

@@ -48,6 +48,9 @@ def test_the_section_says_how_to_measure_the_same_again() -> None:
     arguments = command_line.parse(typed)
     assert command_line.command(arguments) == "python -m benchmarks wire --runs 7 --insecure --peers --megabytes 10"
     assert command_line.section(arguments) == "wire, without TLS"
+    many = command_line.parse(["wire", "--clients", "16", "--runs", "1"])
+    assert command_line.command(many) == "python -m benchmarks wire --runs 1 --clients 16"
+    assert command_line.section(many) == "wire, 16 clients"
     assert command_line.command(command_line.parse(["pilot"])) == "python -m benchmarks pilot --runs 5"
 
 

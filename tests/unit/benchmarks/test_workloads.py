@@ -65,4 +65,4 @@ def test_plain_sockets_carry_the_model_and_the_result_is_checked() -> None:
     )
     assert '"round_seconds"' in figures.stdout
     with pytest.raises(ValueError, match="not the mean"):
-        wire_limit.check(wire_limit.first_model(1000))
+        wire_limit.check(wire_limit.first_model(1000), 4)
