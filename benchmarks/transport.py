@@ -81,9 +81,10 @@ def _text(arguments: argparse.Namespace, figures: Mapping[str, WireFigures], fai
         ]
         for name, of in figures.items()
     ]  # fmt: skip
+    security = "without" if arguments.insecure else "with"
     parts = [
         f"{results.table(columns, rows)}\n\nMedians of {arguments.runs} runs in turn, each of 5 rounds with "
-        f"{arguments.clients} client processes on loopback; FedShelf {'without' if arguments.insecure else 'with'} TLS, the limit without."
+        f"{arguments.clients} client processes on loopback; FedShelf {security} TLS, the limit without."
     ]
     if arguments.peers:
         parts.append(
