@@ -104,7 +104,7 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    """The exit code: 0 measured, 1 failed, 2 wrong usage, 77 skipped because the photos are missing."""
+    """The exit code: 0 measured, 1 failed, 2 wrong usage, 77 no photos, 130 interrupted."""
     arguments = parse()
     name = arguments.benchmark
     try:
@@ -115,6 +115,9 @@ def main() -> int:
     except (FedShelfError, MeasurementError, DifferentWorkError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
     print(json.dumps(outcome.contract) if arguments.json else outcome.text)
     if arguments.write:
         title = section(arguments)
