@@ -1,13 +1,15 @@
 # make env    .venv with everything; an interrupted one is repaired by the next call
 # make demo   a real server and five real stores on this machine, with photos drawn for the purpose
 # make test   format, lint, types, layers, tests: what CI runs
+# make bench  FedShelf against the limit of this machine and its peers (hours; goes on where it was): docs/how-to/benchmarks.md
 # make docs   the documentation as a web site in site/
 
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.complete
+BENCH  ?= pilot chain wire bytes
 
-.PHONY: env demo test docs clean
+.PHONY: env demo test bench docs clean
 
 env: $(READY)
 
@@ -24,6 +26,13 @@ demo: $(READY)
 
 test: $(READY)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/check
+
+# A benchmark whose photos are missing (77) is left out.
+bench: $(READY)
+	@for name in $(BENCH); do \
+	  $(VENV)/bin/python -m benchmarks $$name --peers --write $(BENCH_FLAGS) || [ $$? -eq 77 ] || exit 1; \
+	done
+	$(VENV)/bin/python -m benchmarks.guard
 
 docs: $(READY)
 	$(VENV)/bin/mkdocs build --strict

@@ -13,6 +13,7 @@ from benchmarks.compare import DifferentWorkError
 from benchmarks.journal import Journal, code_digest
 from benchmarks.measure import MeasurementError
 from benchmarks.results import Outcome
+from benchmarks.wire_limit import NUM_CLIENTS, power_of_two
 from benchmarks.workloads import WORKLOADS
 from fedshelf.core.errors import DataError, FedShelfError
 
@@ -41,10 +42,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--one-process", action="store_true", help="measure the plain loop in one process, too")
     parser.add_argument("--insecure", action="store_true", help="wire: without TLS")
+    parser.add_argument(
+        "--clients", type=power_of_two, default=NUM_CLIENTS, help="wire: client processes (default: %(default)s)"
+    )
     parser.add_argument("--megabytes", type=int, nargs="+", default=WIRE_SIZES, metavar="N", help="wire: sizes")
     parsed = parser.parse_args(arguments)
     if min(parsed.runs, parsed.peer_rounds or 1, *parsed.megabytes) < 1:
         parser.error("--runs, --peer-rounds and --megabytes must be at least 1")
+    if parsed.peers and parsed.clients != NUM_CLIENTS:
+        parser.error(f"--peers measures {NUM_CLIENTS} clients")
     return parsed
 
 
@@ -80,7 +86,9 @@ def _bytes(arguments: argparse.Namespace) -> Outcome:
 
 def section(arguments: argparse.Namespace) -> str:
     """The name of the section, which tells apart what must not be mixed."""
-    return f"{arguments.benchmark}, without TLS" if arguments.insecure else str(arguments.benchmark)
+    details = ["without TLS"] * arguments.insecure
+    details += [f"{arguments.clients} clients"] * (arguments.clients != NUM_CLIENTS)
+    return ", ".join([arguments.benchmark, *details])
 
 
 def command(arguments: argparse.Namespace) -> str:
@@ -88,13 +96,15 @@ def command(arguments: argparse.Namespace) -> str:
     flags = [f"--{flag}" for flag in ("insecure", "one-process", "peers") if getattr(arguments, flag.replace("-", "_"))]
     if arguments.peer_rounds:
         flags += ["--peer-rounds", str(arguments.peer_rounds)]
+    if arguments.clients != NUM_CLIENTS:
+        flags += ["--clients", str(arguments.clients)]
     if tuple(arguments.megabytes) != WIRE_SIZES:
         flags += ["--megabytes", *map(str, arguments.megabytes)]
     return " ".join(["python -m benchmarks", arguments.benchmark, "--runs", str(arguments.runs), *flags])
 
 
 def main() -> int:
-    """The exit code: 0 measured, 1 failed, 2 wrong usage, 77 skipped because the photos are missing."""
+    """The exit code: 0 measured, 1 failed, 2 wrong usage, 77 no photos, 130 interrupted."""
     arguments = parse()
     name = arguments.benchmark
     try:
@@ -105,6 +115,9 @@ def main() -> int:
     except (FedShelfError, MeasurementError, DifferentWorkError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
     print(json.dumps(outcome.contract) if arguments.json else outcome.text)
     if arguments.write:
         title = section(arguments)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from benchmarks.results import LIMIT, OURS, Figures
+from benchmarks.results import LIMIT, ONE_PROCESS, OURS, Figures
 
 FOLDER = Path(__file__).with_name("plots")
 WIDTH, ROW, TOP, LEFT, RIGHT = 720, 28, 56, 210, 70  # pixels; LEFT holds names, RIGHT values
@@ -68,7 +68,7 @@ def chart(title: str, ratios: Mapping[str, float]) -> str:
 
 
 def _row(name: str, ratio: float, top: int, end: float, *, dot: bool) -> list[str]:
-    kind = {OURS: "ours", LIMIT: "limit"}.get(name, "peer")
+    kind = {OURS: "ours", LIMIT: "limit", ONE_PROCESS: "limit"}.get(name, "peer")
     middle = top + ROW / 2
     length = round(end - LEFT, 1)
     shape = (

@@ -25,8 +25,9 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 HEADER = """# Results
 
 Each section is written by its own command (`--write`) and says when and where it was measured. Figures are medians;
-both sides ran in turn on the same machine in the same run. Machines differ, and have their moods: only ratios within
-one section mean anything. What is measured stands in `workloads.py`, `wire_limit.py` and `measure.py`.
+all contenders ran in turn on the same machine in the same run. Machines differ, and have their moods: only ratios
+within one section mean anything. What is measured stands in `workloads.py`, `wire_limit.py` and `measure.py`; how, with
+the peers and the guard over `results.json`, in `docs/how-to/benchmarks.md`.
 """
 
 

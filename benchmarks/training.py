@@ -43,17 +43,17 @@ def measure(workload: Workload, arguments: argparse.Namespace, journal: Journal)
     samples = alternate(entrants, arguments.runs, journal)
     failed = dict(journal.failures)
     distance = max(compare.of_ours(*pair) for pair in zip(samples[OURS], samples[LIMIT], strict=True))
-    distances = _peers_distances(samples, failed)
+    distances = peers_distances(samples, failed)
     for name in failed:
         samples.pop(name, None)
-    figures = {name: _figures(workload, of, samples[LIMIT]) for name, of in samples.items()}
+    figures = {name: figures_of(workload, of, samples[LIMIT]) for name, of in samples.items()}
     return Outcome(
         text=_text(arguments, samples, figures, distance, distances, failed), figures=figures, failed=failed,
         contract=figures[OURS].contract(figures[LIMIT]),
     )  # fmt: skip
 
 
-def _peers_distances(
+def peers_distances(
     samples: Mapping[str, Sequence[Sample]], failed: dict[str, str]
 ) -> dict[str, compare.Distance]:  # fmt: skip
     """By name; a peer that did other work is noted as failed."""
@@ -69,7 +69,7 @@ def _peers_distances(
     return distances
 
 
-def _figures(workload: Workload, of: Sequence[Sample], limit: Sequence[Sample]) -> TrainingFigures:
+def figures_of(workload: Workload, of: Sequence[Sample], limit: Sequence[Sample]) -> TrainingFigures:
     """Medians. Who ran fewer rounds is compared by seconds per round instead of wall clock."""
     rounds = len(of[0].figures["train_loss"])
     seconds, round_seconds = median(of, lambda s: s.seconds), median(of, results.round_seconds)

@@ -43,6 +43,8 @@ class Mean(FedAvg):
         return super().configure_fit(server_round, parameters, client_manager)
 
     def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        if len(results) != NUM_CLIENTS:
+            raise ValueError(f"round {server_round}: {len(results)} of {NUM_CLIENTS} clients answered: {failures}")
         self.last, metrics = super().aggregate_fit(server_round, results, failures)
         self.rounds.end_round()
         return self.last, metrics

@@ -1,4 +1,4 @@
-"""*pilot* and *chain* on Flower's simulation: one Ray actor per core, kept for the whole run.
+"""*pilot* and *chain* on Flower's simulation: two Ray actors of one thread, kept for the whole run.
 
     python -m benchmarks.peers.flower_simulation JOB
 
@@ -9,7 +9,6 @@
 
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from benchmarks.peers import flower_client
-from benchmarks.peers.job import Job, Report, accuracy
+from benchmarks.peers.job import WORKERS, Job, Report, accuracy
 
 
 class GivenCohorts(FedAvg):
@@ -72,14 +71,13 @@ def run(folder: Path) -> Report:
             float(result.train_metrics_clientapp[number]["train_loss"]) for number in range(1, job.num_rounds + 1)
         ]
 
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)  # the server tests while the clients wait
+    torch.set_num_threads(WORKERS)  # the server tests while the clients wait
     with tempfile.TemporaryDirectory(prefix="ray") as temporary:
         run_simulation(
             server_app=server, client_app=flower_client.app, num_supernodes=job.num_stores,
             backend_config={
                 "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                "init_args": {"num_cpus": cores, "log_to_driver": False, "_temp_dir": temporary},
+                "init_args": {"num_cpus": WORKERS, "log_to_driver": False, "_temp_dir": temporary},
             },
         )  # fmt: skip
     return report

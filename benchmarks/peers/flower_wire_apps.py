@@ -34,12 +34,18 @@ def main(grid: Grid, context: Context) -> None:
     def mark(server_round: int, arrays: ArrayRecord) -> None:
         rounds.end_round() if server_round else rounds.begin()
 
+    def count(replies: list[RecordDict], weight: str) -> MetricRecord:
+        return MetricRecord({"clients": len(replies)})
+
     strategy = FedAvg(
         fraction_evaluate=0.0, min_train_nodes=NUM_CLIENTS, min_available_nodes=NUM_CLIENTS,
+        train_metrics_aggr_fn=count,
     )  # fmt: skip
     result = strategy.start(
         grid=grid, initial_arrays=ArrayRecord([rounds.first_model()]), num_rounds=NUM_ROUNDS, evaluate_fn=mark
     )
+    if any(metrics["clients"] != NUM_CLIENTS for metrics in result.train_metrics_clientapp.values()):
+        raise ValueError(f"not all {NUM_CLIENTS} nodes answered in each round: {result.train_metrics_clientapp}")
     (model,) = result.arrays.to_numpy_ndarrays()
     temporary = Path(str(config["figures"])).with_suffix(".part")
     temporary.write_text(rounds.figures(model, helpers=[int(config["superlink"])]), encoding="utf-8")

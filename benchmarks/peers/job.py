@@ -25,6 +25,7 @@ from benchmarks.networks import chain_network, note_first_step, pilot_network
 
 NETWORKS = {"pilot": pilot_network, "chain": chain_network}
 TEST_BATCH = 250
+WORKERS = 2  # as the limit has, however many cores there are
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

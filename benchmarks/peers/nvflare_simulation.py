@@ -2,20 +2,19 @@
 
     python -m benchmarks.peers.nvflare_simulation JOB
 
-Each client keeps its process where all fit into memory (*pilot*). Where they do not (*chain*), as many threads as
-cores pass the clients from process to process, and every client starts a new one in every round.
+Each client keeps its process where all fit into memory (*pilot*). Where they do not (*chain*), two threads
+pass the clients from process to process, and every client starts a new one in every round.
 """
 
 # mypy: disable-error-code="import-not-found"
 
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 from nvflare.job_config.api import FedJob
 
-from benchmarks.peers.job import Job
+from benchmarks.peers.job import WORKERS, Job
 from benchmarks.peers.nvflare_client import Training
 from benchmarks.peers.nvflare_common import SERVER_CONFIG
 from benchmarks.peers.nvflare_server import Averaging
@@ -37,7 +36,7 @@ def main() -> None:
         job.to_clients(Training(job=str(folder)), tasks=["train"])
         job.simulator_run(
             f"{temporary}/workspace", n_clients=clients, log_config="ERROR",
-            threads=clients if clients <= MOST_PROCESSES else len(os.sched_getaffinity(0)),
+            threads=clients if clients <= MOST_PROCESSES else WORKERS,
         )  # fmt: skip
         print(figures.read_text(encoding="utf-8"))
 

@@ -10,7 +10,6 @@ gloo. Started without `torch.distributed.run` it is one process with all threads
 
 import json
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from pfl.metrics import Metrics, StringMetricName, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
-from benchmarks.peers.job import TEST_BATCH, Job, Report
+from benchmarks.peers.job import TEST_BATCH, WORKERS, Job, Report
 
 TRAIN_LOSS, TEST_ACCURACY = StringMetricName("training loss"), "test accuracy"
 
@@ -131,7 +130,7 @@ def run(job: Job) -> Report:
 
 def main() -> None:
     logging.getLogger("pfl").setLevel(logging.WARNING)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // distributed.world_size))
+    torch.set_num_threads(max(1, WORKERS // distributed.world_size))
     report = run(Job.load(Path(sys.argv[1])))
     if distributed.global_rank == 0:
         print(json.dumps(report.figures()), flush=True)

@@ -1,14 +1,20 @@
-"""Starts, through a shell that ends at once, a process that uses the processor for a while; and waits a little."""
+"""Starts, through a shell that ends at once, a process that uses the processor for a while; and waits for that."""
 
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-BURN = "import time\nwhile time.process_time() < 0.4: pass\ntime.sleep(60)"
+BURN = "import pathlib, time\nwhile time.process_time() < 0.4: pass\npathlib.Path('{}').touch()\ntime.sleep(60)"
 
 if __name__ == "__main__":
-    command = f"{sys.executable} -c '{BURN}' > /dev/null 2>&1 & echo $!"
-    shell = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
-    time.sleep(2)
+    with tempfile.TemporaryDirectory() as folder:
+        burned = Path(folder) / "burned"
+        command = f'{sys.executable} -c "{BURN.format(burned)}" > /dev/null 2>&1 & echo $!'
+        shell = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+        while not burned.exists():
+            time.sleep(0.05)
+        time.sleep(0.5)  # long enough to be seen once more
     print(json.dumps({"child": int(shell.stdout)}))
