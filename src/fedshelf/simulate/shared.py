@@ -3,9 +3,12 @@
 A file has one writer, the process that made it. Others map it and only read.
 """
 
+import contextlib
 import errno
+import fcntl
 import mmap
 import os
+import shutil
 import tempfile
 import weakref
 from collections import OrderedDict, deque
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is made by tempfile
+PREFIX, LOCK = "fedshelf-shared-", "lock"
 MOST_MAPPED = 4096  # files of other processes that one keeps mapped
 
 
@@ -33,17 +37,23 @@ class Reference:
 
 class SharedFolders:
     """Where shared files are made: in the memory file system, and on disk for when that is full (in containers it is
-    often small). The process that starts the others makes these folders, and removes them with all files."""
+    often small). The process that starts the others makes these folders, and removes them with all files; if it is
+    killed, the next one does: their lock is then free."""
 
     def __init__(self) -> None:
         parents: list[Path | None] = [MEMORY, None] if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else [None]
-        self._folders = [tempfile.TemporaryDirectory(prefix="fedshelf-", dir=parent) for parent in parents]
+        self._folders = [tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) for parent in parents]
         self.paths = tuple(Path(folder.name) for folder in self._folders)
+        self._locks = [_lock(path) for path in self.paths]
+        for path in self.paths:
+            _remove_abandoned(path.parent)
 
     def close(self) -> None:
         """Remove the files; mapped ones live on for those who hold them."""
         for folder in self._folders:
             folder.cleanup()
+        for descriptor in self._locks:
+            os.close(descriptor)
 
 
 class SharedFiles:
@@ -129,6 +139,23 @@ class Mappings:
         if done is not None:
             weakref.finalize(values, done).atexit = False
         return _tensor_in(values, reference)
+
+
+def _lock(folder: Path) -> int:
+    """Hold a lock on `folder` for as long as this process, or one that it has forked, lives: the file descriptor."""
+    unnamed = folder / "lock.new"  # the file has its name once it is locked
+    descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    unnamed.rename(folder / LOCK)
+    return descriptor
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of killed processes: nothing else would free that memory until the machine is restarted."""
+    for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError), lock.open("rb") as file:  # others' folders, or just being removed
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _tensor_in(values: "np.ndarray[tuple[int], np.dtype[np.uint8]]", reference: Reference) -> Tensor:

@@ -3,6 +3,8 @@
 import errno
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,20 @@ def test_the_folders_are_gone_when_they_are_closed() -> None:
     folders.close()
     assert not any(path.exists() for path in folders.paths)
     assert torch.equal(mapped, torch.ones(10_000))
+
+
+def test_what_a_killed_process_left_in_memory_is_removed_by_the_next() -> None:
+    code = (
+        "import os, signal, torch; from fedshelf.simulate.shared import *; folders = SharedFolders(); "
+        "SharedFiles(folders.paths, 'test').write(torch.ones(10_000)); "
+        "print(folders.paths[0], flush=True); signal.pause()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        left = Path(process.stdout.readline().strip())
+        SharedFolders().close()
+        assert left.exists(), "a living process' folder was removed"
+        process.kill()
+    SharedFolders().close()
+    assert not left.exists()
