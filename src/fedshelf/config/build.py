@@ -1,5 +1,6 @@
 """From configuration to objects: everything but transports is made here, and only here."""
 
+import logging
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,13 @@ from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
 from fedshelf.rounds.synchronous import RoundSettings
+from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
 from fedshelf.training.schedule import client_lr
 from fedshelf.training.trainer import Trainer
 from fedshelf.training.workbench import TrainingSettings, Workbench
+
+log = logging.getLogger(__name__)
 
 REJOIN_GRACE_SECONDS = 120.0  # a store's computer may need that long to start Python and reconnect
 
@@ -129,8 +133,10 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     config = files.parse(RunConfig, tomllib.loads(setup.config), where="the server's configuration")
     catalogue = Catalogue.from_json(setup.catalogue)
     workbench = workbench_of(config, catalogue, device=device, make_module=make_module)
+    chosen = choose_forward(workbench, config.image_size, config.compile)
+    log.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=workbench,
+        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=chosen.bench,
         uploads=uploads_of(config),
     )  # fmt: skip
 

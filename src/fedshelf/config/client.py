@@ -20,6 +20,7 @@ from fedshelf.tracking.client_states import FileClientStates
 from fedshelf.tracking.files import make_folder, write_atomically
 from fedshelf.tracking.held_model import FileHeldModel
 from fedshelf.tracking.lock import RunLock
+from fedshelf.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +100,7 @@ class StoreClient:
         return self._client.handle(message)
 
     def _prepare(self, setup: Setup) -> Work:
+        keep_freed_memory()
         self._opened = open_setup(setup, device=self._place.device)
         photos = store_photos(self._place.data_dir, self._opened, PhotoCache(root=places.photo_cache()))
         return work_for(self._place.name, self._opened, photos)

@@ -87,6 +87,4 @@ def _contradictions(config: RunConfig) -> list[str]:
         problems.append("best-metric central_accuracy needs a test-dir")
     if config.best_metric == "accuracy" and config.val_fraction == 0:
         problems.append("best-metric accuracy needs validation photos: val-fraction above 0")
-    if config.engine == "vmap" and config.workers:
-        problems.append("engine vmap computes all clients in this process: leave workers out")
     return problems

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fedshelf.core.choices import DeviceName, EngineName, Metric, NormName, OptimizerName, Schedule
+from fedshelf.core.choices import CompileChoice, DeviceName, EngineName, Metric, NormName, OptimizerName, Schedule
 
 
 class Scope(StrEnum):
@@ -95,8 +95,10 @@ class RunConfig(Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1), Flag(help="Label smoothing.", panel=TRAINING)] = 0.1
     gradient_clip: Annotated[float, Field(ge=0), Flag(help="Bound on each step's gradient norm; 0 for none.",
         panel=TRAINING)] = 5.0  # fmt: skip
-    threads: Annotated[int, Field(ge=1), Flag(help="Threads that each client trains with (results depend on it).",
-        panel=TRAINING)] = 1  # fmt: skip
+    threads: Annotated[int, Field(ge=0), Flag(help="Threads that each client trains with (results depend on it); 0: as "
+        "many as its machine has cores.", panel=TRAINING)] = 1  # fmt: skip
+    compile: Annotated[CompileChoice, Flag(help="Compile the model's training pass (auto: on a GPU, where a trial "
+        "finds it faster).", panel=TRAINING)] = "auto"  # fmt: skip
     device: Annotated[DeviceName, Flag(help="Where this process computes.", panel=TRAINING, scope=Scope.LOCAL)] = "auto"
 
     algorithm: Annotated[Literal["fedavg", "fedprox"], Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
@@ -130,9 +132,9 @@ class RunConfig(Settings):
         "of the same configuration under ./runs, else a new one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
     extend: Annotated[int, Field(ge=0), Flag(help="Run so many rounds more than the run was made for.", panel=RUN,
         scope=Scope.LOCAL)] = 0  # fmt: skip
-    engine: Annotated[EngineName, Flag(help="Who trains the clients: processes of this machine (local), many clients "
-        "in one computation (vmap), or a Ray cluster (ray).", panel=RUN, scope=Scope.SERVER,
-        commands=SIMULATE)] = "local"  # fmt: skip
+    engine: Annotated[EngineName, Flag(help="How clients are trained: one by one (local), many in one "
+        "computation (vmap), what a trial finds faster of the two (auto), or on a Ray cluster (ray).", panel=RUN,
+        scope=Scope.SERVER, commands=SIMULATE)] = "local"  # fmt: skip
     workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this one (ray: actors).", panel=RUN,
         scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+CompileChoice = Literal["auto", "on", "off"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-EngineName = Literal["local", "vmap", "ray"]
+EngineName = Literal["local", "vmap", "ray", "auto"]
 Metric = Literal["auto", "accuracy", "central_accuracy", "train_loss"]
 NormName = Literal["batch", "group"]
 OptimizerName = Literal["sgd", "adamw"]

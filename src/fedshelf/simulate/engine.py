@@ -2,10 +2,10 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from fedshelf.config import places
 from fedshelf.config.build import ModuleFactory
 from fedshelf.config.run import Evaluate, make_server, open_run
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Setup
@@ -23,11 +24,18 @@ from fedshelf.rounds.server import Plan, setup_of
 from fedshelf.simulate.player import Player
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
+from fedshelf.simulate.vmap import VmapBackend
+from fedshelf.simulate.vmap_choice import engine_of
 from fedshelf.simulate.workers import WorkerPool
 from fedshelf.tracking.run_directory import RunDirectory
 from fedshelf.tracking.spool import MemorySpool
+from fedshelf.training.memory import keep_freed_memory
+from fedshelf.training.threads import default_threads
 from fedshelf.training.trainer import BatchScore, total
 from fedshelf.training.workbench import Workbench
+
+if TYPE_CHECKING:
+    from fedshelf.simulate.ray_pool import RayPool  # Ray is an extra
 
 
 def simulate(
@@ -64,45 +72,53 @@ def simulate_stores(
             f"there are {len(names)} stores ({', '.join(names)}) and --min-clients asks for {config.min_clients}: "
             "give it a smaller number, or more stores"
         )
-    config = config.model_copy(update={"round_timeout": math.inf})  # nobody is late who is only waiting for a turn
+    config = config.model_copy(
+        update={
+            "round_timeout": math.inf,  # nobody is late who is only waiting for a turn
+            "threads": config.threads or default_threads(max(1, config.workers)),
+        }
+    )
     player = Player(stores=stores, device=config.device, make_module=model)
-    with (
-        _backend(config, player) as (backend, evaluate),
-        open_run(config, watchers=watchers, in_background=True) as run,
-    ):
+    # Workers are forked before the run's own threads are there.
+    with _pool(config, player) as pool, open_run(config, watchers=watchers, in_background=True) as run:
         player.states = run.directory.client_states
+        backend = _backend(pool, player, engine_of(run.directory, config, stores, model))
+        scorer = player if pool is None else pool
         server = make_server(
             run,
             transport=LocalTransport(backend, [join_of(stores, name) for name in names]),
             spool=MemorySpool(),
             stop=stop or threading.Event(),
             start_clients=len(names),
-            make_evaluator=lambda plan, catalogue, bench: evaluate(plan, catalogue, bench) if stores.has_test else None,
+            make_evaluator=partial(_evaluator, scorer) if stores.has_test else lambda *found: None,
             make_module=model,
         )
         return server.run(), run.directory
 
 
-MakeEvaluate = Callable[[Plan, Catalogue, Workbench], Evaluate]
-
-
 @contextmanager
-def _backend(config: RunConfig, player: Player) -> Iterator[tuple[Backend, MakeEvaluate]]:
-    """Who plays the clients, and how the test photos are scored."""
-    if config.engine == "vmap":
-        from fedshelf.simulate.vmap import VmapBackend
-
-        yield VmapBackend(player), partial(_evaluator, player)
-    elif config.engine == "ray":
+def _pool(config: RunConfig, player: Player) -> "Iterator[WorkerPool | RayPool | None]":
+    """The other processes that play clients, if there are to be any."""
+    if config.engine == "ray":
         from fedshelf.simulate.ray_pool import RayPool
 
         with RayPool(player, max(1, config.workers), threads=config.threads) as actors:
-            yield actors, partial(_evaluator, actors)
+            yield actors
     elif config.workers:
         with WorkerPool(player, config.workers, threads=config.threads) as workers:
-            yield workers, partial(_evaluator, workers)
+            yield workers
     else:
-        yield InProcess(player.play), partial(_evaluator, player)
+        keep_freed_memory()
+        yield None
+
+
+def _backend(pool: "WorkerPool | RayPool | None", player: Player, engine: EngineName) -> Backend:
+    """Who plays the clients."""
+    if isinstance(pool, WorkerPool):
+        pool.together = engine == "vmap"
+    if pool is not None:
+        return pool
+    return VmapBackend(player) if engine == "vmap" else InProcess(player.play)
 
 
 class _Scorer(Protocol):

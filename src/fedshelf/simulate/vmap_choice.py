@@ -1,13 +1,21 @@
-"""Whether to train clients together, decided by trying before a run begins."""
+"""Whether to train clients together, decided by trying before a run begins, once for all of the run."""
 
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from fedshelf.config.build import ModuleFactory, workbench_of
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.choices import EngineName
+from fedshelf.core.errors import RunError
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.simulate.stores import Stores
+from fedshelf.tracking.files import write_atomically
+from fedshelf.tracking.run_directory import RunDirectory
 from fedshelf.training.stack_check import measure
+
+log = logging.getLogger(__name__)
 
 LOOKED_AT = 20  # stores whose classes say well enough how large the model will be
 
@@ -18,6 +26,23 @@ class EngineChoice:
 
     engine: Literal["local", "vmap"]
     reason: str
+
+
+def engine_of(
+    directory: RunDirectory, config: RunConfig, stores: Stores, make_module: ModuleFactory | None
+) -> EngineName:  # fmt: skip
+    """The engine of a run: the one it was given, or chosen at its start and written down."""
+    if config.engine != "auto":
+        return config.engine
+    try:
+        choice = EngineChoice(**json.loads(directory.engine.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        choice = choose_engine(config, stores, make_module=make_module)
+        write_atomically(directory.engine, json.dumps(asdict(choice)))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"'{directory.engine}' is damaged ({error}): which engine the run used is not known") from error
+    log.info("engine %s: %s", choice.engine, choice.reason)
+    return choice.engine
 
 
 def choose_engine(config: RunConfig, stores: Stores, *, make_module: ModuleFactory | None = None) -> EngineChoice:

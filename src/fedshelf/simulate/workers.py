@@ -97,7 +97,7 @@ class WorkerPool:
 
     def __init__(self, player: Player, num_workers: int, *, threads: int, together: bool = False) -> None:
         self._player = player
-        self._together = together
+        self.together = together
         self._round: list[_Play] = []  # what is to be trained together, until somebody waits for it
         self._setup: Setup | None = None
         self._folders = SharedFolders()
@@ -132,7 +132,7 @@ class WorkerPool:
                 self._answered(name, ready)
                 return
         play = _Play(name=name, message=message)
-        if self._together and is_training(message):
+        if self.together and is_training(message):
             self._round.append(play)
             return
         self._count += 1

@@ -56,6 +56,11 @@ class RunDirectory:
         return self.path / "clients"
 
     @property
+    def engine(self) -> Path:
+        """Which engine a simulation has chosen for itself, and why."""
+        return self.path / "engine.json"
+
+    @property
     def incoming(self) -> Path:
         """What is being received."""
         return self.path / "incoming"

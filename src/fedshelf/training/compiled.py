@@ -6,16 +6,15 @@ there it must be asked for.
 
 import textwrap
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
+from fedshelf.core.choices import CompileChoice
 from fedshelf.core.errors import UsageError
 from fedshelf.training.loop import differentiate_alone
 from fedshelf.training.timing import noise_lanes, seconds
 from fedshelf.training.workbench import Workbench
 
-CompileChoice = Literal["auto", "on", "off"]
 MARGIN = 0.95  # a smaller gain is within the noise of so short a measurement
 
 

@@ -76,7 +76,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
 
 BAD: dict[str, Any] = {
     "image_size": 4, "val_fraction": 1.0, "width": 0, "client_lr": 0.0, "local_epochs": 0, "batch_size": 0,
-    "momentum": 1.0, "weight_decay": -1e-9, "label_smoothing": 1.0, "gradient_clip": -1.0, "threads": 0, "mu": -0.1,
+    "momentum": 1.0, "weight_decay": -1e-9, "label_smoothing": 1.0, "gradient_clip": -1.0, "threads": -1, "mu": -0.1,
     "rounds": 0, "min_clients": 0, "fraction": 0.0, "quorum": 0, "round_timeout": 0.0, "patience": -1, "seed": 2**63,
     "workers": -1, "extend": -1, "optimizer": "adam", "lr_schedule": "linear", "algorithm": "fedsgd", "norm": "layer",
     "max_examples": 0, "heartbeat_timeout": 1.0, "warmup_rounds": -1, "device": "tpu", "best_metric": "loss",

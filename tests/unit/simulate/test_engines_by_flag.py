@@ -1,15 +1,17 @@
 """`--engine`: another engine is another way to the same model."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.simulate.engine import simulate
 from fedshelf.tracking.queries import run_summary
+from fedshelf.training.threads import default_threads
 from tests.unit.simulate.test_simulation import config, final, stores
 
 __all__ = ["stores"]  # a fixture
@@ -41,9 +43,33 @@ def test_a_ray_cluster_comes_to_the_same_bits(stores: Path) -> None:
     assert finals[0][1] == finals[1][1]
 
 
-def test_one_computation_has_no_use_for_workers(stores: Path) -> None:
-    from fedshelf.config.files import parse
-    from fedshelf.config.schema import RunConfig
+@pytest.mark.slow
+def test_workers_may_compute_their_shares_together(stores: Path) -> None:
+    finals = []
+    for engine, workers in (("local", 2), ("vmap", 2)):
+        values = {"rounds": 1, "norm": "group", "width": 8}
+        _, directory = simulate(config(engine=engine, workers=workers, run_dir=Path(engine), **values))
+        finals.append(final(directory))
+    assert not torch.equal(*finals), "not computed otherwise: the flag does nothing"
+    torch.testing.assert_close(*finals, rtol=0, atol=1e-5)
 
-    with pytest.raises(UsageError, match="leave workers out"):
-        parse(RunConfig, {"engine": "vmap", "workers": 2, "data-dir": "stores"}, where="here")
+
+def test_a_resumed_run_keeps_the_engine_that_was_chosen_at_its_start(stores: Path) -> None:
+    values = {"engine": "auto", "norm": "group", "width": 8, "rounds": 1}
+    _, first = simulate(config(run_dir=Path("first"), **values))
+    chosen = json.loads(first.engine.read_text())
+    assert chosen["engine"] in ("local", "vmap")
+    assert "ms" in chosen["reason"]
+    finals = []
+    for engine in ("local", "vmap"):
+        shutil.copytree(first.path, Path(engine))
+        (Path(engine) / "engine.json").write_text(json.dumps({"engine": engine, "reason": "the trial said so"}))
+        _, directory = simulate(config(run_dir=Path(engine), extend=1, **values))
+        finals.append(final(directory))
+    assert not torch.equal(*finals), "what was written down makes no difference"
+    torch.testing.assert_close(*finals, rtol=0, atol=1e-4)
+
+
+def test_threads_chosen_by_the_machine_are_written_down(stores: Path) -> None:
+    _, directory = simulate(config(threads=0, rounds=1, run_dir=Path("run")))
+    assert f"threads = {default_threads()}" in (directory.path / "config.toml").read_text()
