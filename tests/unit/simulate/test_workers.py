@@ -106,8 +106,9 @@ def test_each_task_reads_the_model_that_it_was_given() -> None:
 
 
 def test_a_worker_that_fails_says_why_and_no_process_stays_behind() -> None:
+    before = psutil.Process().children()
     with pool_of({"broken": 1}, 2) as pool:
-        processes = psutil.Process().children()
+        processes = [process for process in psutil.Process().children() if process not in before]
         pool.submit("broken", broadcast())
         with pytest.raises(FedShelfError, match="this client is broken"):
             pool.next()
@@ -116,8 +117,9 @@ def test_a_worker_that_fails_says_why_and_no_process_stays_behind() -> None:
 
 
 def test_a_worker_that_is_killed_is_one_clear_error() -> None:
+    before = psutil.Process().children()
     with pool_of({"a": 1}, 1) as pool:
-        (worker,) = psutil.Process().children()
+        (worker,) = (process for process in psutil.Process().children() if process not in before)
         pool.submit("a", broadcast())
         assert pool.next() is not None
         worker.send_signal(signal.SIGKILL)
