@@ -39,7 +39,7 @@ ROUTES = frozenset(
     [f"POST /v1/fleet/{name}" for name in (
         "register-node", "activate-node", "deactivate-node", "unregister-node", "pull-messages", "push-messages",
         "push-object", "pull-object", "confirm-message-received", "send-node-heartbeat",
-    )] + ["GET /fedshelf/health", "POST /fedshelf/wait"]
+    )] + ["GET /fedshelf/health", "POST /fedshelf/wait", "POST /fedshelf/take", "POST /fedshelf/give"]
 )  # fmt: skip
 BODY_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/bodies/[0-9a-f]{64}")
 HTTP_HEADERS = frozenset(

@@ -10,7 +10,7 @@ import json
 import socket
 import ssl
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,7 +26,6 @@ from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -75,12 +74,13 @@ class FleetSession:
         self._private_key, public_key = generate_key_pairs()
         self._public_key = public_key_to_bytes(public_key)
         self._signed: tuple[float, Mapping[str, str]] = (-SIGNATURE_SECONDS, {})
+        self._unconfirmed: tuple[Message, message_pb2.ConfirmMessageReceivedRequest] | None = None
         self._line = Line(address, context, timeout=REQUEST_SECONDS)
         self._bell_line = Line(address, context, timeout=WAIT_SECONDS)  # a wait must not queue behind an upload
         self._bodies = BodyClient(self._line, self._headers, held or HeldBody())
         try:
             self._greet()
-            self._post("register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=self._public_key))
+            self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=self._public_key))
             activate = fleet_pb2.ActivateNodeRequest(
                 public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
             )
@@ -92,26 +92,13 @@ class FleetSession:
     def pull(self) -> Message | None:
         """The next message, without the body that its header names; None where there is none, or where it was
         withdrawn meanwhile."""
-        request = fleet_pb2.PullMessagesRequest(node=self._node)
-        response = self._ask("pull-messages", request, fleet_pb2.PullMessagesResponse)
-        if not response.messages_list:
+        if self._unconfirmed is None:
+            self._unconfirmed = self._take()
+        if self._unconfirmed is None:
             return None
-        head, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
-        run_id, message_id = head.metadata.run_id, head.metadata.message_id
-        contents = {}
-        for object_id in {part.object_id for part in iterate_object_tree(tree)}:
-            found = self._pull_object(run_id, object_id)
-            if found is None:
-                return None
-            contents[object_id] = found
-        confirm = message_pb2.ConfirmMessageReceivedRequest(
-            node=self._node, run_id=run_id, message_object_id=message_id
-        )
-        self._post("confirm-message-received", confirm)
-        message = inflate_object_from_contents(message_id, contents)
-        if not isinstance(message, Message):
-            raise SessionLostError("the server sent an object that is not a message")
-        message.metadata.__dict__["_message_id"] = message_id
+        message, confirmation = self._unconfirmed  # kept: where the line breaks now, the server may have let go of it
+        self._post("/v1/fleet/confirm-message-received", confirmation)
+        self._unconfirmed = None
         return message
 
     def fetch(self, digest: str) -> memoryview | None:
@@ -143,17 +130,9 @@ class FleetSession:
                 message_object_trees=[get_object_tree(answer)],
                 clientapp_runtime_list=[0.0],
             )
-            response = self._ask("push-messages", request, fleet_pb2.PushMessagesResponse)
-            missing = set(response.objects_to_push)
-            for object_id, part in get_all_nested_objects(answer).items():
-                if object_id not in missing:
-                    continue
-                push = message_pb2.PushObjectRequest(
-                    node=self._node, run_id=answer.metadata.run_id, object_id=object_id,
-                    object_content=part.deflate(), session_id=response.session_id,
-                )  # fmt: skip
-                if not self._ask("push-object", push, message_pb2.PushObjectResponse).stored:
-                    return  # the server has withdrawn its message: it does not want the answer any more
+            objects = {name: _text(part.deflate()) for name, part in get_all_nested_objects(answer).items()}
+        told = {"reply": _text(request.SerializeToString()), "objects": objects}
+        _checked(self._request("/fedshelf/give", json.dumps(told).encode(), "application/json"))
 
     def wait(self) -> Bell:
         """Return when the server has something, or after some seconds without. Also this client's sign of life."""
@@ -164,28 +143,40 @@ class FleetSession:
     def leave(self) -> None:
         """Sign off, so that the server need not wait to notice."""
         try:
-            self._post("deactivate-node", fleet_pb2.DeactivateNodeRequest(node_id=self._node.node_id))
-            self._post("unregister-node", fleet_pb2.UnregisterNodeFleetRequest(node_id=self._node.node_id))
+            self._post("/v1/fleet/deactivate-node", fleet_pb2.DeactivateNodeRequest(node_id=self._node.node_id))
+            self._post("/v1/fleet/unregister-node", fleet_pb2.UnregisterNodeFleetRequest(node_id=self._node.node_id))
         except (ServerAwayError, SessionLostError):
             pass
         finally:
             self._disconnect()
 
-    def _pull_object(self, run_id: int, object_id: str) -> bytes | None:
-        request = message_pb2.PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
-        response = self._ask("pull-object", request, message_pb2.PullObjectResponse)
-        found = response.object_found and response.object_available
-        return bytes(response.object_content) if found else None
+    def _take(self) -> tuple[Message, message_pb2.ConfirmMessageReceivedRequest] | None:
+        """The next message, and what confirms that it is here."""
+        told = json.loads(self._post("/fedshelf/take", fleet_pb2.PullMessagesRequest(node=self._node)))
+        if not told["message"]:
+            return None
+        response = fleet_pb2.PullMessagesResponse.FromString(b64decode(told["message"]))
+        metadata = message_from_proto(response.messages_list[0]).metadata
+        contents = {name: b64decode(content) for name, content in told["objects"].items()}
+        message = inflate_object_from_contents(metadata.message_id, contents)
+        if not isinstance(message, Message):
+            raise SessionLostError("the server sent an object that is not a message")
+        message.metadata.__dict__["_message_id"] = metadata.message_id
+        return message, message_pb2.ConfirmMessageReceivedRequest(
+            node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
+        )
 
     def _ask(self, route: str, request: Any, response_type: type[_T]) -> _T:
         """Ask one of Flower's fleet routes."""
         response: Any = response_type()
-        response.ParseFromString(self._post(route, request))
+        response.ParseFromString(self._post(f"/v1/fleet/{route}", request))
         return cast("_T", response)
 
-    def _post(self, route: str, request: Any) -> bytes:
-        headers = {**self._headers(), "content-type": "application/x-protobuf"}
-        return _checked(self._line.request("POST", f"/v1/fleet/{route}", headers, request.SerializeToString()))
+    def _post(self, path: str, request: Any) -> bytes:
+        return _checked(self._request(path, request.SerializeToString(), "application/x-protobuf"))
+
+    def _request(self, path: str, content: bytes, content_type: str) -> Answer:
+        return self._line.request("POST", path, {**self._headers(), "content-type": content_type}, content)
 
     def _headers(self) -> Mapping[str, str]:
         """Who is asking: the public key, and a recent time stamp that it signed."""
@@ -270,3 +261,7 @@ def _checked(answer: Answer) -> bytes:
     if answer.status != 200:
         raise SessionLostError(f"the server answers {answer.status}")
     return answer.content
+
+
+def _text(content: bytes) -> str:
+    return b64encode(content).decode("ascii")

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import threading
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,6 +79,8 @@ ROUTES: Mapping[str, tuple[type[Any], _Handler]] = {
 # A sign of life makes a node count as online: registering must not (activating does), nor must leaving.
 NO_SIGN_OF_LIFE = frozenset({"register-node", "deactivate-node", "unregister-node"})
 # Flower registers and deletes the objects of a message one by one; messages that share some would lose them.
+DONE_WITH = frozenset({"confirm-message-received", "deactivate-node"})  # a message that was taken
+NOTHING = b'{"message": "", "objects": {}}'
 ONE_AT_A_TIME = frozenset({"pull-messages", "push-messages", "confirm-message-received"})
 NEWS = frozenset({"activate-node", "deactivate-node", "push-messages", "push-object"})
 
@@ -96,6 +98,7 @@ class FlowerEngine:
         self.arrived = threading.Event()
         self.exchange = threading.RLock()  # held while the objects of a message are registered or deleted
         self._silence = silence
+        self._taken: dict[int, bytes] = {}  # what nodes were given and have not confirmed
 
     def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
         """Answer a request to one of `ROUTES`: HTTP status and body (protobuf, or JSON from 400 on)."""
@@ -124,7 +127,56 @@ class FlowerEngine:
             self.seen(node_id or self.state.get_node_id_by_public_key(key))
         if route in NEWS:
             self.arrived.set()
+        if route in DONE_WITH:
+            self._taken.pop(node_id, None)
         return 200, answer
+
+    def take(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """A message and its objects at once, for the request that `pull-messages` takes; the same one again until the
+        node has confirmed it: its line may break amid the answer."""
+        status, content = self.serve("pull-messages", headers, body)
+        if status != 200:
+            return status, content
+        node = fleet_pb2.PullMessagesRequest.FromString(body).node
+        pulled = fleet_pb2.PullMessagesResponse.FromString(content)
+        if not pulled.messages_list:
+            return 200, self._taken.get(node.node_id, NOTHING)
+        run_id, objects = pulled.messages_list[0].metadata.run_id, {}
+        for part in iterate_object_tree(pulled.message_object_trees[0]):
+            request = message_pb2.PullObjectRequest(node=node, run_id=run_id, object_id=part.object_id)
+            status, found = self.serve("pull-object", headers, request.SerializeToString())
+            if status != 200:
+                return status, found
+            response = message_pb2.PullObjectResponse.FromString(found)
+            if not (response.object_found and response.object_available):
+                return 200, NOTHING  # withdrawn this instant
+            objects[part.object_id] = b64encode(response.object_content).decode()
+        told = json.dumps({"message": b64encode(content).decode(), "objects": objects}).encode()
+        self._taken[node.node_id] = told
+        return 200, told
+
+    def give(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """A reply and its objects at once: ``{"reply": …, "objects": {id: …}}``, a request to `push-messages` and what
+        would be pushed after it. Answers whether the engine wants the reply."""
+        try:
+            told = json.loads(body)
+            announced = fleet_pb2.PushMessagesRequest.FromString(b64decode(told["reply"], validate=True))
+            objects = {str(name): b64decode(content, validate=True) for name, content in told["objects"].items()}
+        except Exception as error:  # noqa: BLE001 protobuf's own exception class differs between its back ends
+            return _refusal(400, f"not a reply and its objects ({type(error).__name__})")
+        status, content = self.serve("push-messages", headers, announced.SerializeToString())
+        if status != 200:
+            return status, content
+        pushed = fleet_pb2.PushMessagesResponse.FromString(content)
+        for object_id in pushed.objects_to_push:
+            request = message_pb2.PushObjectRequest(
+                node=announced.node, run_id=announced.messages_list[0].metadata.run_id, object_id=object_id,
+                object_content=objects.get(object_id, b""), session_id=pushed.session_id,
+            )  # fmt: skip
+            status, content = self.serve("push-object", headers, request.SerializeToString())
+            if status != 200:
+                return status, content
+        return 200, b"{}"
 
     def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
         """The node that signed these headers, or None for nobody registered."""
@@ -139,6 +191,7 @@ class FlowerEngine:
 
     def lost(self, node_id: int) -> None:
         """The node's connection broke, and it did not come back."""
+        self._taken.pop(node_id, None)
         if self.state.deactivate_node(node_id):
             self.arrived.set()
 

@@ -61,8 +61,9 @@ class EmbeddedServer:
             self._engine, ROUTES, self._bodies, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
         )  # fmt: skip
         config = uvicorn.Config(
-            self._gate, log_config=None, access_log=False, http="httptools", ws="none", timeout_keep_alive=75,
-            timeout_graceful_shutdown=2, ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
+            self._gate, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
+            timeout_keep_alive=75, timeout_graceful_shutdown=2, ssl_certfile=tls and str(tls.certificate),
+            ssl_keyfile=tls and str(tls.key),
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._stop = threading.Event()

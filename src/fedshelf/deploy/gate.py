@@ -1,4 +1,6 @@
-"""The only door of the server: the fleet routes that our clients use, three of our own, and nothing else.
+"""The only door of the server: Flower's fleet routes, five of our own, and nothing else.
+
+`POST /fedshelf/take` and `/fedshelf/give` carry a whole message, for which the fleet routes need a request per object.
 
 `POST /fedshelf/wait` is held open until there is something for the client: it is at once the client's doorbell, its
 heartbeat, and the thread that snaps when its process dies.
@@ -24,16 +26,23 @@ Receive: TypeAlias = Any
 Send: TypeAlias = Any
 
 PREFIX = "/v1/fleet/"
+PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
 MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers alone, of which a join's lists every class folder
 WORKERS = 8
 WRITERS = 4
 
 
 class EngineRoom(Protocol):
-    """What the gate asks the engine. All but `serve` are short."""
+    """What the gate asks the engine. All but the first three are short."""
 
     def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
         """Answer a fleet request: HTTP status and body."""
+
+    def take(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """A whole message for the node that asks: HTTP status and body."""
+
+    def give(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """Take in a whole answer: HTTP status and body."""
 
     def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
         """The node that signed these headers, or None for nobody registered."""
@@ -116,22 +125,32 @@ class Gate:
         elif (method, path) == ("POST", "/fedshelf/wait"):
             await self._wait(scope, receive, send)
         elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
-            await self._fleet(scope, receive, send)
+            route = path.removeprefix(PREFIX)
+            await self._small(lambda *request: self._engine.serve(route, *request), PROTOBUF, scope, receive, send)
+        elif (method, path) == ("POST", "/fedshelf/take"):
+            await self._small(self._engine.take, JSON, scope, receive, send)
+        elif (method, path) == ("POST", "/fedshelf/give"):
+            await self._small(self._engine.give, JSON, scope, receive, send)
         elif named := BODY_PATH.fullmatch(path):
             await self._body(named[1], scope, receive, send)
         else:
             await _answer(send, 404, _json({"detail": "not found"}))
 
-    async def _fleet(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route, headers = scope["path"].removeprefix(PREFIX), dict(scope["headers"])
+    async def _small(
+        self, serve: Callable[[Mapping[bytes, bytes], bytes], tuple[int, bytes]], content_type: bytes, scope: Scope,
+        receive: Receive, send: Send,
+    ) -> None:  # fmt: skip
+        """A request that is read whole, and answered from a thread."""
+        headers = dict(scope["headers"])
         body = await _read(headers, receive)
         if body is None:
-            LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), route, MAX_BODY_BYTES)
+            path = scope["path"]
+            LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), path, MAX_BODY_BYTES)
             await _answer(send, 413, _json({"detail": f"the request is larger than {MAX_BODY_BYTES} bytes"}))
             return
         loop = asyncio.get_running_loop()
-        status, content = await loop.run_in_executor(self._workers, self._engine.serve, route, headers, body)
-        await _answer(send, status, content, b"application/x-protobuf" if status == 200 else b"application/json")
+        status, content = await loop.run_in_executor(self._workers, serve, headers, body)
+        await _answer(send, status, content, content_type if status == 200 else JSON)
 
     async def _body(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
         node_id = self._engine.identify(dict(scope["headers"]))

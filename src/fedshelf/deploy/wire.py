@@ -85,8 +85,8 @@ class Encoder:
         if not vectors:
             return _parcel(message, Body(()))
         key = getattr(message, "key", None)
-        if key != self._key:  # another task: what it does not share with the newest body is done with
-            self._key, self._kept = key, self._kept[-1:]
+        if key != self._key:  # another task: what it does not begin with is done with
+            self._key, self._kept = key, [kept for kept in self._kept if kept.holds(vectors)]
         kept = next((kept for kept in self._kept if kept.holds(vectors)), None)
         if kept is None:
             kept = _Kept(vectors=vectors, versions=_versions(vectors), body=payload.body_of(message))
