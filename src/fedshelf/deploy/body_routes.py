@@ -8,8 +8,8 @@
 silence, 409 for another offset than the one in `Upload-Offset`, 413 for too many bytes, 416 for a range that is not
 there, 422 for bytes that are not what the digest names, 507 for a disk that takes no more.
 
-Files are written and hashed in threads, half a megabyte at a time; while one is written the next comes in, and no more: who
-sends faster waits.
+Files are written and hashed in threads, half a megabyte at a time; while one is written the next comes in, and no more:
+who sends faster waits.
 """
 
 import asyncio
