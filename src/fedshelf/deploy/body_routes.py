@@ -8,8 +8,8 @@
 silence, 409 for another offset than the one in `Upload-Offset`, 413 for too many bytes, 416 for a range that is not
 there, 422 for bytes that are not what the digest names, 507 for a disk that takes no more.
 
-Files are written and hashed in threads, a megabyte at a time; while one is written the next comes in, and no more: who
-sends faster waits.
+Files are written and hashed in threads, half a megabyte at a time; while one is written the next comes in, and no more:
+who sends faster waits.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ PATH = re.compile(r"/fedshelf/bodies/([0-9a-f]{64})")
 RANGE = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})?")
 CONTENT_RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 CHUNK = 1 << 18  # bytes handed to a connection at once
-BATCH = 1 << 20  # bytes written at once
+BATCH = 1 << 19  # bytes written at once
 SILENCE_SECONDS = 30.0  # the other side may take so long for a chunk; it can go on later
-BATCH_SECONDS = 120.0  # and so long for a megabyte
+BATCH_SECONDS = 120.0  # and so long for a batch
 
 
 class BodyRoutes:
@@ -126,7 +126,7 @@ class BodyRoutes:
 
 
 async def _batches(receive: Receive) -> AsyncIterator[list[bytes]]:
-    """What comes in, about a megabyte at a time; the rest before a break, too.
+    """What comes in, a batch at a time; the rest before a break, too.
 
     Raises:
         RefusedUploadError: it broke off, or came too slowly.
