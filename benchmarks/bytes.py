@@ -34,7 +34,7 @@ CODECS: Sequence[tuple[str, str]] = (
     ("drive", "drive"),
 )
 """Up and down; the first is what all others are compared with."""
-RECOMMENDED = ("topk:0.05+int4+zstd", "int4+zstd")
+RECOMMENDED = ("drive", "int4+zstd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,9 @@ def main() -> None:
     print(text)
     print(json.dumps(figures), file=sys.stderr)
     if arguments.write:
-        results.write("bytes", text, "python -m benchmarks.bytes")
+        chosen = f" --up {arguments.up} --down {arguments.down}" if arguments.up else ""
+        seeds = "".join(f" --seed {seed}" for seed in arguments.seed or ())
+        results.write("bytes", text, f"python -m benchmarks.bytes{chosen}{seeds}")
 
 
 if __name__ == "__main__":
