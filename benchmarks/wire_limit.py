@@ -2,7 +2,7 @@
 
     python -m benchmarks.wire_limit 100 [--clients 16]     # megabytes of float32
 
-Every round the server sends its model to each client; client i (from 0) adds i + 1 + 10 · round to every value and
+Every round the server sends its model to each client; client i (from 0) adds (i + 1)² + 10 · round to every value and
 sends the model back; the server adds up what it reads and takes the mean. One line of JSON comes out, see `Figures`.
 """
 
@@ -80,8 +80,9 @@ def first_model(count: int) -> NDArray[np.float32]:
 
 
 def change(client: int, round: int) -> int:
-    """What a client adds to every value: never the same twice, so that nothing can be left unsent."""
-    return client + 1 + 10 * round
+    """What a client adds to every value: never the same twice, so that nothing can be left unsent. Squares, because no
+    fewer of the four clients have the same mean as all of them: none can be left out either."""
+    return (client + 1) ** 2 + 10 * round
 
 
 def check(model: NDArray[np.float32], num_clients: int, *, first_models: int = 1) -> None:
