@@ -25,7 +25,7 @@ from fedshelf.data.dataset import PhotoSet, load_photos
 from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, build, load_weights
 from fedshelf.rounds.client import Work
-from fedshelf.rounds.download import DownloadSettings
+from fedshelf.rounds.coding import Coding
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
@@ -70,31 +70,19 @@ def algorithm_of(config: RunConfig) -> Algorithm:
     return ALGORITHMS[config.algorithm](config.model_dump())
 
 
+def coding_of(config: RunConfig, codec: str) -> Coding:
+    """How one direction's vectors travel; a budget is half each way.
+
+    Raises:
+        UsageError: `codec` is no chain of codecs.
+    """
+    budget = None if config.byte_budget is None else int(config.byte_budget * 1_000_000 / 2)
+    return Coding(codec=parse(codec), byte_budget=budget, rng=Rng(config.seed))
+
+
 def uploads_of(config: RunConfig) -> UploadPipeline:
-    """What uploads pass on their way, at both ends.
-
-    Raises:
-        UsageError: `--codec-up` is no chain of codecs.
-    """
-    return UploadPipeline(
-        codec=parse(config.codec_up), byte_budget=_half_budget(config), rng=Rng(config.seed)
-    )  # fmt: skip
-
-
-def downloads_of(config: RunConfig) -> DownloadSettings:
-    """How the model comes to clients.
-
-    Raises:
-        UsageError: `--codec-down` is no chain of codecs.
-    """
-    return DownloadSettings(
-        codec=parse(config.codec_down), byte_budget=_half_budget(config), rng=Rng(config.seed)
-    )  # fmt: skip
-
-
-def _half_budget(config: RunConfig) -> int | None:
-    """Bytes each way."""
-    return None if config.byte_budget is None else int(config.byte_budget * 1_000_000 / 2)
+    """What uploads pass on their way, at both ends."""
+    return UploadPipeline(coding=coding_of(config, config.codec_up))
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
@@ -212,5 +200,5 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         config_digest=files.digest(text),
         catalogue=catalogue,
         uploads=uploads_of(config),
-        downloads=downloads_of(config),
+        downloads=coding_of(config, config.codec_down),
     )  # fmt: skip

@@ -18,22 +18,21 @@ Shapes: T shared trainable values, S shared values.
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedshelf.compression import budget
-from fedshelf.compression.chain import Chain, decode, parse
+from fedshelf.compression.chain import decode, parse
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Broadcast, CompressedBroadcast, Step
 from fedshelf.core.params import Layout
-from fedshelf.core.rng import Rng
 from fedshelf.core.state import ServerState
 from fedshelf.rounds import body
-from fedshelf.rounds.pipeline import HEADER_BYTES, STATISTICS, TRAINABLE
+from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.pipeline import STATISTICS, TRAINABLE
 
 WHOLE = parse("none")
 
@@ -43,25 +42,11 @@ def name_of(model: Tensor) -> str:
     return body.write({"": model}).digest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DownloadSettings:
-    """`codec` for a step's trainable segment, or `byte_budget` in bytes for a step, which then chooses the codec."""
-
-    codec: Chain = field(default_factory=lambda: parse("none"))
-    byte_budget: int | None = None
-    rng: Rng = Rng(0)  # noqa: RUF009  frozen
-
-    @property
-    def is_plain(self) -> bool:
-        """Models travel as they are."""
-        return self.byte_budget is None and str(self.codec) == "none"
-
-
 class Downloads:
     """The server's side: makes the steps, and knows which client holds which model."""
 
-    def __init__(self, settings: DownloadSettings, layout: Layout) -> None:
-        self._settings = settings
+    def __init__(self, coding: Coding, layout: Layout) -> None:
+        self._coding = coding
         self._layout = layout
         self._holds: dict[str, str] = {}  # address -> name of a model
         self._sent: dict[str, str] = {}
@@ -72,12 +57,12 @@ class Downloads:
 
     def start(self, state: ServerState) -> ServerState:
         """The state to begin with: the first model is sent as it is."""
-        return state if self._settings.is_plain or state.sent is not None else replace(state, sent=state.params)
+        return state if self._coding.is_plain or state.sent is not None else replace(state, sent=state.params)
 
     def advance(self, state: ServerState) -> ServerState:
         """`state` with the model that clients will decode; `state.sent` is still that of the round before."""
         before = state.sent
-        if self._settings.is_plain or before is None:
+        if self._coding.is_plain or before is None:
             return state
         if self._model is not before:  # the first round of this process
             self._model, self._name = before, name_of(before)
@@ -91,7 +76,7 @@ class Downloads:
     def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast | CompressedBroadcast:
         """What `broadcast` (of the present model) is to be for the client at `address`, which held `came_with` when it
         joined."""
-        if self._settings.is_plain:
+        if self._coding.is_plain:
             return broadcast
         if self._model is not broadcast.params:
             self._model, self._name, self._whole = broadcast.params, name_of(broadcast.params), None
@@ -123,12 +108,7 @@ class Downloads:
         count = self._layout.num_trainable
         trainable = target[:count] - before[:count]
         vectors = {STATISTICS: WHOLE.encode(target[count:], seed=0)}
-        seed = self._settings.rng.fork(round=round, purpose="codec-down").seed
-        if self._settings.byte_budget is None:
-            vectors[TRAINABLE] = self._settings.codec.encode(trainable, seed=seed)
-        else:
-            rest = self._settings.byte_budget - HEADER_BYTES - sum(encoded.num_bytes for encoded in vectors.values())
-            vectors[TRAINABLE] = budget.fit(trainable, max_bytes=rest, seed=seed)
+        vectors[TRAINABLE] = self._coding.encode(trainable, list(vectors.values()), purpose="codec-down", round=round)
         after = _walk(before, vectors)
         return Step(base=self._name, model=name_of(after), vectors=vectors), after
 

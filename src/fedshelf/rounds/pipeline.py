@@ -11,8 +11,7 @@ auxiliary vectors travel in bfloat16 then: they are small, and must not be spars
 Shapes: T shared trainable values, S shared values.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,13 +22,12 @@ from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import CompressedUpload, Upload
 from fedshelf.core.params import Layout
-from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState
+from fedshelf.rounds.coding import HEADER_BYTES, Coding
 
 MEMORY = "pipeline.memory"
 """Where a client's state keeps what its codec has left out so far [T]."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
-HEADER_BYTES = 1024  # what a budget sets aside for everything that is no vector
 SMALL = parse("bf16")
 
 
@@ -72,34 +70,23 @@ def least_budget(layout: Layout) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadPipeline:
-    """Both ends of the way of an upload.
+    """Both ends of the way of an upload."""
 
-    Args:
-        codec: the chain for the trainable segment.
-        byte_budget: bytes that an upload may have; the codec is then chosen for each upload (`codec` is not used).
-        rng: the run's root.
-    """
-
-    codec: Chain = field(default_factory=lambda: parse("none"))
-    byte_budget: int | None = None
-    rng: Rng = Rng(0)  # noqa: RUF009  frozen
-
-    @property
-    def is_plain(self) -> bool:
-        """Uploads travel as they are."""
-        return self.byte_budget is None and str(self.codec) == "none"
+    coding: Coding = Coding()  # noqa: RUF009  frozen
 
     def seal(
         self, upload: Upload, *, client: str, before: ClientState, after: ClientState, layout: Layout
     ) -> tuple[Upload | CompressedUpload, ClientState]:
         """What leaves the client, and the state it leads to: `after` (the algorithm's) and the codec's memory."""
-        if self.is_plain:
+        if self.coding.is_plain:
             return upload, after
         trainable, statistics = upload.delta.split([layout.num_trainable, layout.num_shared - layout.num_trainable])
         small = {STATISTICS: statistics, **{AUXILIARY + name: v for name, v in upload.auxiliary.items()}}
         vectors = {name: SMALL.encode(vector, seed=0) for name, vector in small.items() if len(vector)}
         wanted = feedback.compensate(trainable, before.tensors.get(MEMORY)) if self._has_memory else trainable
-        vectors[TRAINABLE] = self._encode(wanted, upload.key.round, client, vectors)
+        vectors[TRAINABLE] = self.coding.encode(
+            wanted, list(vectors.values()), purpose="codec-up", round=upload.key.round, client=client
+        )  # fmt: skip
         if self._has_memory:
             left_out = feedback.residual(wanted, decode(vectors[TRAINABLE]))
             after = replace(after, tensors={**after.tensors, MEMORY: left_out})
@@ -115,9 +102,9 @@ class UploadPipeline:
         Raises:
             RefusedError: it is of another codec than the run's, or another size, or its parts contradict themselves.
         """
-        if self.is_plain != isinstance(sealed, Upload):
+        if self.coding.is_plain != isinstance(sealed, Upload):
             raise RefusedError(
-                f"it is {'' if self.is_plain else 'not '}compressed: the client's configuration is another"
+                f"it is {'' if self.coding.is_plain else 'not '}compressed: the client's configuration is another"
             )
         if isinstance(sealed, Upload):
             return sealed
@@ -135,21 +122,13 @@ class UploadPipeline:
 
     @property
     def _has_memory(self) -> bool:
-        return self.byte_budget is not None or self.codec.properties.needs_error_feedback
-
-    def _encode(self, vector: Tensor, round: int, client: str, others: Mapping[str, Encoded]) -> Encoded:
-        seed = self.rng.fork(round=round, client=client, purpose="codec-up").seed
-        if self.byte_budget is not None:
-            rest = self.byte_budget - HEADER_BYTES - sum(encoded.num_bytes for encoded in others.values())
-            return budget.fit(vector, max_bytes=rest, seed=seed)
-        common = self.rng.fork(round=round, purpose="codec-up").seed
-        return self.codec.encode(vector, seed=seed, support_seed=common)
+        return self.coding.byte_budget is not None or self.coding.codec.properties.needs_error_feedback
 
     def _decoded(self, name: str, encoded: Encoded, size: int | None) -> Tensor:
         if size is None and not name.startswith(AUXILIARY):
             raise RefusedError(f"it holds a vector {name!r}, which no upload has")
-        by_budget = name == TRAINABLE and self.byte_budget is not None
-        allowed = None if by_budget else [self.codec if name == TRAINABLE else SMALL]
+        by_budget = name == TRAINABLE and self.coding.byte_budget is not None
+        allowed = None if by_budget else [self.coding.codec if name == TRAINABLE else SMALL]
         try:
             decoded = decode(encoded, size=size, allowed=allowed)
         except RefusedError as error:

@@ -17,7 +17,8 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds import cohort as cohorts
-from fedshelf.rounds.download import Downloads, DownloadSettings
+from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
@@ -61,7 +62,7 @@ class Plan:
     config_digest: str
     catalogue: Catalogue | None
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
-    downloads: DownloadSettings = field(default_factory=DownloadSettings)
+    downloads: Coding = field(default_factory=Coding)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,13 +1,15 @@
 """Rounds whose vectors travel compressed: what arrives is what was meant, whatever gets lost on the way."""
 
 import dataclasses
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fedshelf.compression.chain import parse
+from fedshelf.algorithms.fedavg import FedAvg
+from fedshelf.compression.chain import decode, parse
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.events import ClientStatus, RunStatus
 from fedshelf.core.messages import (
@@ -21,9 +23,12 @@ from fedshelf.core.messages import (
     TaskKey,
     Upload,
 )
+from fedshelf.core.state import ClientState
 from fedshelf.rounds import payload
-from fedshelf.rounds.download import DownloadSettings, MemoryHeldModel, name_of
+from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.download import MemoryHeldModel, name_of
 from fedshelf.rounds.pipeline import MEMORY, UploadPipeline
+from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer
 from tests.worlds import World, linear, with_batch_norm
 
@@ -31,7 +36,7 @@ LOSSY = ("int8", "int4+zstd", "topk:0.2+int8", "randk:0.3", "drive", "fp16", "bf
 
 
 def world(*, up: str = "none", down: str = "none", **changes: Any) -> World:
-    plan = {"uploads": UploadPipeline(codec=parse(up)), "downloads": DownloadSettings(codec=parse(down))}
+    plan = {"uploads": UploadPipeline(coding=Coding(codec=parse(up))), "downloads": Coding(codec=parse(down))}
     return World(**{"plan": {**plan, **changes.pop("plan", {})}, "num_rounds": 4, **changes})
 
 
@@ -113,28 +118,44 @@ def test_a_restarted_server_and_client_go_on_with_the_same_bits() -> None:
     assert torch.equal(once.checkpoints.states[-1].params, again.checkpoints.states[-1].params)
 
 
-def test_what_the_codec_left_out_is_sent_later_and_forgotten_with_an_upload_that_does_not_count() -> None:
-    there = world(up="topk:0.1", num_rounds=3)
-    lost: list[bool] = []
+@dataclass(frozen=True)
+class Noting(FedAvg):
+    """FedAvg that notes what its clients change, before any codec."""
 
-    def lose(message: ServerMessage, honest: Answer) -> Answer:
-        if isinstance(message, Broadcast) and message.key.round == 2 and message.purpose is Purpose.TRAIN:
-            lost.append(True)
+    deltas: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
+        upload, after = super().client_round(broadcast, state, trainer)
+        self.deltas[trainer.client, broadcast.key.round] = upload.delta
+        return upload, after
+
+
+@pytest.mark.parametrize("lost", [None, 2])
+def test_what_the_codec_leaves_out_is_sent_later_and_forgotten_with_an_upload_that_does_not_count(
+    lost: int | None,
+) -> None:
+    """Over the counted rounds, what was sent and what is still remembered add up to what was trained."""
+    algorithm = Noting()
+    there = world(up="topk:0.1", num_rounds=4, algorithm=algorithm)
+    sent: dict[int, Tensor] = {}
+
+    def watch(message: ServerMessage, honest: Answer) -> Answer:
+        if not isinstance(honest, CompressedUpload):
+            return honest
+        if honest.key.round == lost:
             return None
+        sent[honest.key.round] = decode(honest.vectors["trainable"])
         return honest
 
-    there.tampers["a"] = lose
+    there.tampers["a"] = watch
     there.run()
-    assert lost
-    kept = {}
-    for name in there.names:
-        task = next(m for m in reversed(there.transport.broadcasts(f"line-to-{name}")) if m.purpose is Purpose.TRAIN)
-        kept[name] = there.states[name].settle(
-            replace(task, key=TaskKey(run_id=task.key.run_id, round=9, attempt=0), counted=task.key)
-        ).tensors  # fmt: skip
-    assert all(MEMORY in tensors for tensors in kept.values())
-    layout = there.trainer("a").workbench.params.layout
-    assert all(len(tensors[MEMORY]) == layout.num_trainable for tensors in kept.values())
+    assert sorted(sent) == [number for number in (1, 2, 3, 4) if number != lost]
+    last = there.transport.broadcasts("line-to-a")[-1]
+    after = replace(last, key=replace(last.key, round=9), counted=replace(last.key, round=4))
+    remembered = there.states["a"].settle(after).tensors[MEMORY]
+    trained = sum(algorithm.deltas["a", number] for number in sent)
+    assert remembered.abs().max() > 0
+    torch.testing.assert_close(sum(sent.values()) + remembered, trained, rtol=0, atol=1e-6)
 
 
 def compressed(message: ServerMessage, honest: Answer) -> CompressedUpload | None:
@@ -220,7 +241,7 @@ def test_bytes_are_counted_as_they_travel_and_are_fewer(codec: str) -> None:
 
 def test_a_byte_budget_is_never_exceeded() -> None:
     budget = 3000
-    plan = {"uploads": UploadPipeline(byte_budget=budget), "downloads": DownloadSettings(byte_budget=budget)}
+    plan = {"uploads": UploadPipeline(coding=Coding(byte_budget=budget)), "downloads": Coding(byte_budget=budget)}
     there = world(module=with_batch_norm, plan=plan)
     assert there.run() is RunStatus.FINISHED
     assert all(record.bytes_up <= budget * len(there.names) + 1000 for record in there.finished)
