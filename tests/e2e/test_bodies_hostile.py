@@ -10,7 +10,8 @@ from flwr.app import Message
 
 from fedshelf.core.messages import Purpose, Upload
 from fedshelf.core.ports import Left, Reply, Undecodable
-from fedshelf.deploy import body_routes, grid_transport
+from fedshelf.deploy import body_routes
+from fedshelf.deploy.bodies import UPLOAD_MODELS, UPLOAD_SLACK
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
@@ -206,7 +207,7 @@ def test_an_upload_that_does_not_say_what_it_is_is_refused(
 def test_an_answer_larger_than_any_model_allows_is_refused_before_it_is_sent(
     server: EmbeddedServer, mallory: Mallory
 ) -> None:
-    most = grid_transport.UPLOAD_MODELS * 4 * len(PARAMS) + grid_transport.UPLOAD_SLACK
+    most = UPLOAD_MODELS * 4 * len(PARAMS) + UPLOAD_SLACK
     assert mallory.num_arrived("0" * 64, most).status == 204
     assert mallory.num_arrived("0" * 64, most + 1).status == 413
     assert mallory.num_arrived("0" * 64, 0).status == 413

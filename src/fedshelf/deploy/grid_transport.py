@@ -12,9 +12,8 @@ One thread uses a transport.
 import collections
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import get_args
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
@@ -32,7 +31,8 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply, Undecodable
-from fedshelf.deploy.bodies import Bodies
+from fedshelf.deploy.bodies import Bodies, model_bytes, most_of_upload
+from fedshelf.deploy.engine import Engine, Polling
 from fedshelf.deploy.wire import (
     Control,
     ControlKind,
@@ -54,39 +54,6 @@ WORK = tuple(kind for kind in get_args(ClientMessage) if kind is not Join)  # wh
 # Flower's error codes (documented at flwr.app.Error) that tell of the connection rather than of the client's work.
 MESSAGE_LOST = frozenset({3, 4})
 NODE_UNAVAILABLE = 5
-# Bytes that an answer's body may have: several vectors as large as the model, and some more.
-UPLOAD_MODELS = 4
-UPLOAD_SLACK = 64 << 20
-UPLOAD_UNKNOWN = 1 << 30  # where no model has been sent yet: clients of a resumed run may hold it already
-
-
-class Engine(Protocol):
-    """What a transport wants from the engine around the grid, beyond the documented API."""
-
-    def wait(self, timeout: float) -> None:
-        """Return when something may have arrived, or after `timeout` seconds."""
-
-    def forget(self, message_ids: Iterable[str]) -> None:
-        """Free messages that will never be answered."""
-
-    def announce_end(self, reason: str) -> None:
-        """Tell clients, busy ones too, that the run has ended."""
-
-
-class Polling:
-    """The stock SuperLink: it tells nothing by itself, and frees messages at its own time."""
-
-    def __init__(self, interval: float = 0.3) -> None:
-        self._interval = interval
-
-    def wait(self, timeout: float) -> None:
-        time.sleep(min(timeout, self._interval))
-
-    def forget(self, message_ids: Iterable[str]) -> None:
-        pass
-
-    def announce_end(self, reason: str) -> None:
-        pass
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,10 +177,9 @@ class GridTransport:
         """Let the connection fetch the task's body, and bring an answer's if there is to be one."""
         if body.pieces:
             bodies.outgoing.publish(connection.node_id, body)
-        self._model_bytes = max(self._model_bytes, _model_bytes(message))
+        self._model_bytes = max(self._model_bytes, model_bytes(message))
         if message.purpose is Purpose.TRAIN:
-            most = UPLOAD_MODELS * self._model_bytes + UPLOAD_SLACK if self._model_bytes else UPLOAD_UNKNOWN
-            bodies.incoming.expect(connection.node_id, connection.client, most)
+            bodies.incoming.expect(connection.node_id, connection.client, most_of_upload(self._model_bytes))
 
     def _drop(self, source: Received | None) -> None:
         """Delete a body that has come in, unless somebody has moved it."""
@@ -327,11 +293,3 @@ class GridTransport:
             )
         else:
             LOG.warning("connection %s sent what cannot be read: %s", connection.address, reason)
-
-
-def _model_bytes(message: Broadcast | CompressedBroadcast) -> int:
-    """Bytes of the model as float32 values; 0 where the message does not say."""
-    if isinstance(message, Broadcast):
-        return message.params.numel() * message.params.element_size()
-    sizes = [sum(4 * encoded.size for encoded in step.vectors.values()) for step in message.steps]
-    return max(sizes, default=0)

@@ -12,7 +12,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedshelf.core.messages import Failure, Setup
 from fedshelf.core.ports import Joined, Left, Reply, Undecodable
-from fedshelf.deploy.grid_transport import GridTransport, Polling
+from fedshelf.deploy.engine import Polling
+from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records, to_parcel
 from tests.unit.deploy.echo import join, task
 

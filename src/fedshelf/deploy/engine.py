@@ -1,0 +1,34 @@
+"""What a transport wants from the engine around Flower's grid, and how to do without."""
+
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Engine(Protocol):
+    """What a transport wants from the engine around the grid, beyond the documented API."""
+
+    def wait(self, timeout: float) -> None:
+        """Return when something may have arrived, or after `timeout` seconds."""
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Free messages that will never be answered."""
+
+    def announce_end(self, reason: str) -> None:
+        """Tell clients, busy ones too, that the run has ended."""
+
+
+class Polling:
+    """The stock SuperLink: it tells nothing by itself, and frees messages at its own time."""
+
+    def __init__(self, interval: float = 0.3) -> None:
+        self._interval = interval
+
+    def wait(self, timeout: float) -> None:
+        time.sleep(min(timeout, self._interval))
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        pass
+
+    def announce_end(self, reason: str) -> None:
+        pass
