@@ -10,6 +10,7 @@ gloo. Started without `torch.distributed.run` it is one process with all threads
 
 import json
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +136,10 @@ def main() -> None:
     if distributed.global_rank == 0:
         print(json.dumps(report.figures()), flush=True)
     if distributed.world_size > 1:
-        torch.distributed.destroy_process_group()  # else gloo's threads may abort the process at its end
+        torch.distributed.barrier()
+        os._exit(
+            0
+        )  # gloo's threads now and then abort a process that takes them down, with or without destroying the group
 
 
 if __name__ == "__main__":
