@@ -57,6 +57,9 @@ class FakeCheckpoints:
     def load(self) -> ServerState | None:
         return _copy(self.states[-1]) if self.states else None
 
+    def load_round(self, round: int) -> ServerState | None:
+        return next((_copy(state) for state in reversed(self.states) if state.round == round), None)
+
     def save(self, state: ServerState, *, is_best: bool) -> None:
         self.states.append(_copy(state))
         if is_best:

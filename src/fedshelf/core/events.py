@@ -3,9 +3,12 @@
 Accuracies are fractions in [0, 1], losses nats, times seconds, sizes bytes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
+
+from fedshelf.core.choices import Candidate
 
 
 class ClientStatus(StrEnum):
@@ -30,7 +33,9 @@ class RunStatus(StrEnum):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Participation:
     """One cohort member's round. `reason` says why it was not counted, or what was done to an upload that was (empty:
-    nothing); `accuracy` is of the model after the round on the client's own validation photos."""
+    nothing); `accuracy` is of the model after the round on the client's own validation photos. `num_steps`, `batch_size`
+    and `client_lr` are those of its training. Where rounds are asynchronous, `number` counts the client's uploads in the
+    round, and `staleness` is how many versions the model had advanced meanwhile."""
 
     client: str
     status: ClientStatus
@@ -39,6 +44,11 @@ class Participation:
     train_loss: float | None = None
     accuracy: float | None = None
     seconds: float | None = None
+    num_steps: int | None = None
+    batch_size: int | None = None
+    client_lr: float | None = None
+    staleness: int | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +127,27 @@ class RoundFinished:
     bytes_up: int
     bytes_down: int
     best_round: int | None
+    virtual_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreComparison:
+    """How the models that one store can choose among do there, and which of them it keeps (`core.messages.Comparison`).
+    Where there is none, `reason` says why."""
+
+    client: str
+    best: Candidate | None
+    accuracies: Mapping[Candidate, float]
+    on_test: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoresCompared:
+    """After the last round, what became of it at each store."""
+
+    round: int
+    stores: tuple[StoreComparison, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,5 +165,6 @@ Event: TypeAlias = (
     | UploadReceived
     | RoundVoid
     | RoundFinished
+    | StoresCompared
     | RunEnded
 )

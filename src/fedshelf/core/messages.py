@@ -7,6 +7,7 @@
                   ◀──────────  Broadcast train (or evaluate) this model
       Upload      ──────────▶            what training changed
       Evaluation  ──────────▶            how the model does on my validation photos
+      Comparison  ──────────▶            which model serves me best, once the rounds are over
       Failure     ──────────▶            why there is neither
 
 Where a run compresses, a `CompressedBroadcast` and a `CompressedUpload` travel in place of the two.
@@ -22,9 +23,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from fedshelf.core.choices import Candidate
 from fedshelf.core.encoded import Encoded
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
 """What the vectors of an upload are called: the two parts of its delta, and the prefix of those beside it."""
 
@@ -36,6 +38,11 @@ class TaskKey:
     run_id: str
     round: int
     attempt: int
+
+
+def keyed(purpose: str, key: TaskKey) -> str:
+    """What a draw for the task `key` is for: another attempt at a round is other work, and draws anew."""
+    return f"{purpose}-again-{key.attempt}" if key.attempt else purpose
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -97,15 +104,17 @@ class Purpose(StrEnum):
 
     TRAIN = "train"
     EVALUATE = "evaluate"
+    COMPARE = "compare"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Broadcast:
-    """The server hands out work: the shared values [S] as they are after `key.round - 1` rounds (or, to evaluate,
-    after `key.round`).
+    """The server hands out work: the shared values [S] as they are after `key.round - 1` rounds (or, to evaluate and
+    to compare, after `key.round`).
 
     `counted` is the key of this client's newest upload that the server counted: state the client holds pending
-    for that key is committed, any other pending state is rolled back.
+    for that key is committed, any other pending state is rolled back. `num_steps` is how many local steps to take
+    (None: as many as the configured epochs have).
     """
 
     key: TaskKey
@@ -114,6 +123,7 @@ class Broadcast:
     client_lr: float
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     counted: TaskKey | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -122,7 +132,7 @@ class Upload:
 
     `delta` [S] is local minus global: *add* it to move toward the client. `auxiliary` vectors (control variates,
     say) are payload like any other. `num_examples` counts photos, `train_loss` is their mean loss in nats over
-    the local training, `seconds` the time it took.
+    the local training, `seconds` the time it took. `batch_size` and `client_lr` are what it trained with.
     """
 
     key: TaskKey
@@ -132,6 +142,8 @@ class Upload:
     train_loss: float
     seconds: float
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    batch_size: int | None = None
+    client_lr: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -159,6 +171,7 @@ class CompressedBroadcast:
     client_lr: float
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     counted: TaskKey | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -171,6 +184,8 @@ class CompressedUpload:
     num_steps: int
     train_loss: float
     seconds: float
+    batch_size: int | None = None
+    client_lr: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +196,21 @@ class Evaluation:
     num_examples: int
     num_correct: int
     loss_sum: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Comparison:
+    """How the models that a store can choose among do there, and which of them it keeps.
+
+    `accuracies` are fractions of the store's own mix of products, on test photos where the client has some
+    (`on_test`), else on its validation photos. `best` was chosen on the `num_validation` validation photos.
+    """
+
+    key: TaskKey
+    best: Candidate
+    accuracies: Mapping[Candidate, float]
+    on_test: bool
+    num_validation: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +224,7 @@ class Failure:
 Task: TypeAlias = Broadcast | CompressedBroadcast
 """Work for a client."""
 ServerMessage: TypeAlias = Setup | Broadcast | CompressedBroadcast
-ClientMessage: TypeAlias = Join | Ready | Upload | CompressedUpload | Evaluation | Failure
+ClientMessage: TypeAlias = Join | Ready | Upload | CompressedUpload | Evaluation | Comparison | Failure
 
 
 def task_key(message: ServerMessage) -> TaskKey | None:

@@ -96,6 +96,9 @@ class Checkpoints(Protocol):
     def load(self) -> ServerState | None:
         """The newest saved state, or None in a fresh run."""
 
+    def load_round(self, round: int) -> ServerState | None:
+        """The state saved after `round`; None where it is no longer kept."""
+
     def save(self, state: ServerState, *, is_best: bool) -> None: ...
 
     def load_open_round(self) -> OpenRound | None: ...

@@ -23,6 +23,16 @@ class Best:
     metric: Metric
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InFlight:
+    """A task that was out when the state was saved, in asynchronous rounds: whose, which, and when its answer is due
+    (virtual seconds; None where time is real)."""
+
+    client: str
+    key: TaskKey
+    due: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServerState:
     """The server after `round` completed rounds.
@@ -30,7 +40,9 @@ class ServerState:
     `params` is the global model [S]; `sent` is the model that clients decode [S] where downloads are compressed with
     loss (None: clients hold `params`); `optimizer` holds the server optimizer's vectors; `counted` names, per
     client, the newest upload that was counted; `times_live`, in how many rounds it was there when the cohort was
-    drawn; `void_rounds` counts attempts that ended without a quorum.
+    drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local step;
+    `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last compared
+    models.
     """
 
     round: int
@@ -41,6 +53,10 @@ class ServerState:
     times_live: Mapping[str, int] = field(default_factory=dict)
     best: Best | None = None
     void_rounds: int = 0
+    pace: Mapping[str, float] = field(default_factory=dict)
+    virtual_seconds: float = 0.0
+    in_flight: tuple[InFlight, ...] = ()
+    compared: int = 0
 
     @property
     def model(self) -> Tensor:

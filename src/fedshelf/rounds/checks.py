@@ -47,8 +47,12 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
             )
     if upload.num_examples < 1 or upload.num_steps < 0:
         raise RefusedError(f"it claims {upload.num_examples} examples in {upload.num_steps} steps")
-    if not (math.isfinite(upload.train_loss) and math.isfinite(upload.seconds)):
-        raise RefusedError(f"its metrics are not finite (train_loss {upload.train_loss}, seconds {upload.seconds})")
+    metrics = (upload.train_loss, upload.seconds, upload.client_lr or 0.0)
+    if not all(math.isfinite(metric) for metric in metrics):
+        raise RefusedError(
+            f"its metrics are not finite (train_loss {upload.train_loss}, seconds {upload.seconds}, "
+            f"client_lr {upload.client_lr})"
+        )
 
 
 def cap_examples(upload: Upload, most: int) -> Upload:

@@ -83,7 +83,7 @@ class Downloads:
         return CompressedBroadcast(
             key=broadcast.key, purpose=broadcast.purpose, model=self._name,
             steps=self._way(self._holds.get(address, came_with)), client_lr=broadcast.client_lr,
-            auxiliary=broadcast.auxiliary, counted=broadcast.counted,
+            auxiliary=broadcast.auxiliary, counted=broadcast.counted, num_steps=broadcast.num_steps,
         )  # fmt: skip
 
     def answered(self, address: str, *, failed: bool) -> None:
@@ -160,7 +160,7 @@ def open_broadcast(message: CompressedBroadcast, held: HeldModel) -> Broadcast:
         held.keep(message.model, model)
     return Broadcast(
         key=message.key, purpose=message.purpose, params=model, client_lr=message.client_lr,
-        auxiliary=message.auxiliary, counted=message.counted,
+        auxiliary=message.auxiliary, counted=message.counted, num_steps=message.num_steps,
     )  # fmt: skip
 
 

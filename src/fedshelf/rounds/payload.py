@@ -36,7 +36,7 @@ KINDS: Mapping[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (
         messages.Join, messages.Setup, messages.Ready, Broadcast, CompressedBroadcast, Upload, CompressedUpload,
-        messages.Evaluation, messages.Failure,
+        messages.Evaluation, messages.Comparison, messages.Failure,
     )
 }  # fmt: skip
 for _checked in (*KINDS.values(), messages.TaskKey, messages.ClassFolder, Step, Encoded):

@@ -20,7 +20,7 @@ from fedshelf.compression import budget, feedback
 from fedshelf.compression.chain import Chain, decode, parse
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, CompressedUpload, Upload
+from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, CompressedUpload, Upload, keyed
 from fedshelf.core.params import Layout
 from fedshelf.core.state import ClientState
 from fedshelf.rounds.coding import HEADER_BYTES, Coding
@@ -84,14 +84,16 @@ class UploadPipeline:
         vectors = {name: SMALL.encode(vector, seed=0) for name, vector in small.items() if len(vector)}
         wanted = feedback.compensate(trainable, before.tensors.get(MEMORY)) if self._has_memory else trainable
         vectors[TRAINABLE] = self.coding.encode(
-            wanted, list(vectors.values()), purpose="codec-up", round=upload.key.round, client=client
+            wanted, list(vectors.values()), purpose=keyed("codec-up", upload.key), round=upload.key.round,
+            client=client,
         )  # fmt: skip
         if self._has_memory:
             left_out = feedback.residual(wanted, decode(vectors[TRAINABLE]))
             after = replace(after, tensors={**after.tensors, MEMORY: left_out})
         sealed = CompressedUpload(
             key=upload.key, vectors=vectors, num_examples=upload.num_examples, num_steps=upload.num_steps,
-            train_loss=upload.train_loss, seconds=upload.seconds,
+            train_loss=upload.train_loss, seconds=upload.seconds, batch_size=upload.batch_size,
+            client_lr=upload.client_lr,
         )  # fmt: skip
         return sealed, after
 
@@ -115,7 +117,7 @@ class UploadPipeline:
         return Upload(
             key=sealed.key, delta=torch.cat([vectors.pop(name) for name in due if name in vectors]),
             num_examples=sealed.num_examples, num_steps=sealed.num_steps, train_loss=sealed.train_loss,
-            seconds=sealed.seconds,
+            seconds=sealed.seconds, batch_size=sealed.batch_size, client_lr=sealed.client_lr,
             auxiliary={name.removeprefix(AUXILIARY): vector for name, vector in vectors.items()},
         )  # fmt: skip
 

@@ -2,12 +2,16 @@
 
 import threading
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.events import ClientRefused
-from fedshelf.core.messages import CompressedUpload, Evaluation, Failure, Join, Ready, TaskKey, Upload
+from fedshelf.core.messages import Comparison, CompressedUpload, Evaluation, Failure, Join, Ready, TaskKey, Upload
 from fedshelf.core.ports import Joined, Left, MetricSink, Received, Reply, Transport, Undecodable
 from fedshelf.rounds.membership import Membership
+
+Work: TypeAlias = Upload | CompressedUpload | Evaluation | Comparison | Failure
+"""What a client answers to a task."""
 
 MAX_REASON_CHARACTERS = 2000  # of a client's own words: they are written down and shown
 POLL_SECONDS = 1.0  # how long to wait for an arrival before looking at the clock, and for a request to stop
@@ -22,7 +26,7 @@ class Answer:
     """A live client's answer to a task; `message` is None where its bytes could not be read, and `reason` says why."""
 
     client: str
-    message: Upload | CompressedUpload | Evaluation | Failure | None
+    message: Work | None
     reason: str
     num_bytes: int
     task: TaskKey | None
@@ -86,7 +90,7 @@ class Reception:
         return None
 
     def _answer(
-        self, address: str, message: Upload | CompressedUpload | Evaluation | Failure | None, reason: str,
+        self, address: str, message: Work | None, reason: str,
         num_bytes: int, task: TaskKey | None, source: Received | None = None,
     ) -> Answer | None:  # fmt: skip
         name = self._membership.name(address)

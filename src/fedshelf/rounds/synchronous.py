@@ -272,7 +272,7 @@ class SynchronousRound:
 def _counted(name: str, upload: Upload) -> Participation:
     return Participation(
         client=name, status=ClientStatus.COUNTED, num_examples=upload.num_examples, train_loss=upload.train_loss,
-        seconds=upload.seconds,
+        seconds=upload.seconds, num_steps=upload.num_steps, batch_size=upload.batch_size, client_lr=upload.client_lr,
     )  # fmt: skip
 
 

@@ -149,6 +149,10 @@ class BackgroundCheckpoints:
         self._writer.wait()
         return self._checkpoints.load()
 
+    def load_round(self, round: int) -> ServerState | None:
+        self._writer.wait()
+        return self._checkpoints.load_round(round)
+
     def save(self, state: ServerState, *, is_best: bool) -> None:
         if self._last is not None:
             self._writer.wait(self._last)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import SCHEMA_VERSION, Best, OpenRound, ServerState
+from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, OpenRound, ServerState
 from fedshelf.tracking.files import make_folder, remove_leftovers, saying_what_to_do, write_atomically
 from fedshelf.tracking.tensor_file import DamagedFileError, read_tensors, write_tensors
 
@@ -49,6 +49,17 @@ class FileCheckpoints:
         newest = self._newest()
         return None if newest is None else newest[0]
 
+    def load_round(self, round: int) -> ServerState | None:
+        """The state after `round`; None where it is no longer kept, or cannot be read (a warning says so)."""
+        path = self._files().get(round)
+        if path is None:
+            return None
+        try:
+            return _read(path)[0]
+        except DamagedFileError as error:
+            logger.warning("the state after round %d is lost: %s", round, error)
+            return None
+
     def load_best(self) -> ServerState | None:
         """The best round's state, or None if none was called best so far or its file cannot be read (a warning
         says so).
@@ -57,14 +68,8 @@ class FileCheckpoints:
             RunError: see `load`.
         """
         newest = self._newest()
-        best = None if newest is None else self._files().get(newest[1]["best_round"])
-        if best is None:
-            return None
-        try:
-            return _read(best)[0]
-        except DamagedFileError as error:
-            logger.warning("the best round's checkpoint is lost: %s", error)
-            return None
+        best_round = None if newest is None else newest[1]["best_round"]
+        return None if best_round is None else self.load_round(best_round)
 
     def save(self, state: ServerState, *, is_best: bool) -> None:
         """Write the state and let go of old ones.
@@ -149,6 +154,10 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
         "best": None if state.best is None else [state.best.round, state.best.value, state.best.metric],
         "best_round": best_round,
         "void_rounds": state.void_rounds,
+        "pace": dict(state.pace),
+        "virtual_seconds": state.virtual_seconds,
+        "in_flight": [[flight.client, _as_list(flight.key), flight.due] for flight in state.in_flight],
+        "compared": state.compared,
     }
 
 
@@ -173,6 +182,10 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         times_live=dict(info.get("times_live", {})),
         best=None if best is None else Best(round=best[0], value=best[1], metric=best[2]),
         void_rounds=info["void_rounds"],
+        pace=dict(info.get("pace", {})),
+        virtual_seconds=info.get("virtual_seconds", 0.0),
+        in_flight=tuple(InFlight(client=c, key=_task_key(key), due=due) for c, key, due in info.get("in_flight", ())),
+        compared=info.get("compared", 0),
     )
 
 

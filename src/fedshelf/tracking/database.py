@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
     Event,
@@ -25,11 +26,12 @@ from fedshelf.core.events import (
     RunEnded,
     RunStarted,
     RunStatus,
+    StoresCompared,
 )
 from fedshelf.tracking import records
 from fedshelf.tracking.files import make_folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE run (
@@ -41,7 +43,8 @@ CREATE TABLE run (
 CREATE TABLE rounds (
     round INTEGER PRIMARY KEY, attempt INTEGER NOT NULL,
     train_loss REAL, accuracy REAL, central_accuracy REAL, central_loss REAL,
-    seconds REAL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL, best_round INTEGER, time REAL NOT NULL
+    seconds REAL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL, best_round INTEGER, time REAL NOT NULL,
+    virtual_seconds REAL
 ) STRICT;
 CREATE TABLE void_attempts (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
@@ -51,7 +54,12 @@ CREATE TABLE participation (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, client TEXT NOT NULL,
     status TEXT NOT NULL, reason TEXT NOT NULL,
     num_examples INTEGER, train_loss REAL, accuracy REAL, seconds REAL,
-    PRIMARY KEY (round, attempt, client)
+    num_steps INTEGER, batch_size INTEGER, client_lr REAL, staleness INTEGER, number INTEGER NOT NULL,
+    PRIMARY KEY (round, attempt, client, number)
+) STRICT;
+CREATE TABLE stores (
+    client TEXT PRIMARY KEY, round INTEGER NOT NULL, best TEXT,
+    local REAL, global REAL, personalized REAL, on_test INTEGER NOT NULL, reason TEXT NOT NULL
 ) STRICT;
 CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, record TEXT NOT NULL) STRICT;
 """
@@ -98,7 +106,7 @@ class RunDatabase:
         Raises:
             RunError: the disk is full, ...
         """
-        durable = any(isinstance(event, RoundFinished | RunEnded) for event in events)
+        durable = any(isinstance(event, RoundFinished | StoresCompared | RunEnded) for event in events)
         with self._lock, self._explained(), self._transaction(durable=durable):
             now = self._now()
             for event in events:
@@ -121,6 +129,11 @@ class RunDatabase:
                 f"{SCHEMA_VERSION}). Go on with that version, or newer."
             )
         self._connection.execute("PRAGMA journal_mode = WAL")
+        if version == 1:
+            raise RunError(
+                f"'{self._path}' was written by an older FedShelf (schema 1, this one writes {SCHEMA_VERSION}). Go on "
+                "with that version, or start a new run."
+            )
         if version == 0:
             self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
@@ -132,6 +145,8 @@ class RunDatabase:
             self._round_finished(event, now)
         elif isinstance(event, RoundVoid):
             self._round_void(event, now)
+        elif isinstance(event, StoresCompared):
+            self._stores_compared(event)
         elif isinstance(event, RunEnded):
             self._run_ended(event, now)
 
@@ -168,6 +183,7 @@ class RunDatabase:
             bytes_down=event.bytes_down,
             best_round=event.best_round,
             time=now,
+            virtual_seconds=event.virtual_seconds,
         )
         self._participations(event.round, event.attempt, event.clients)
 
@@ -176,6 +192,19 @@ class RunDatabase:
         self._connection.execute("DELETE FROM rounds WHERE round = ? AND attempt = ?", (event.round, event.attempt))
         self._replace("void_attempts", round=event.round, attempt=event.attempt, reason=event.reason, time=now)
         self._participations(event.round, event.attempt, event.clients)
+
+    def _stores_compared(self, event: StoresCompared) -> None:
+        self._connection.execute("DELETE FROM stores")
+        for store in event.stores:
+            self._insert(
+                "stores",
+                client=store.client,
+                round=event.round,
+                best=store.best.value if store.best else None,
+                **{candidate.value: store.accuracies.get(candidate) for candidate in Candidate},
+                on_test=store.on_test,
+                reason=store.reason,
+            )
 
     def _run_ended(self, event: RunEnded, now: float) -> None:
         self._connection.execute(

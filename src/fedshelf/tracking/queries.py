@@ -1,12 +1,13 @@
 """What a run's database tells, read while the run goes on. Nothing here writes."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RunStatus
 from fedshelf.tracking.database import SCHEMA_VERSION
@@ -22,6 +23,7 @@ class ClientSummary:
     reason: str
     num_examples: int | None
     accuracy: float | None
+    staleness: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,19 @@ class RoundSummary:
     bytes_up: int
     bytes_down: int
     best_so_far: int | None
+    virtual_seconds: float | None
     clients: tuple[ClientSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreSummary:
+    """What became of the run at one store; see `core.events.StoreComparison`."""
+
+    client: str
+    best: Candidate | None
+    accuracies: Mapping[Candidate, float | None]
+    on_test: bool
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +75,7 @@ class RunSummary:
     num_rounds: int | None
     started: float | None
     voids: tuple[VoidAttempt, ...]
+    stores: tuple[StoreSummary, ...]
 
     def to_record(self) -> dict[str, Any]:
         """What `fedshelf runs show --json` prints. Scripts rely on these keys: add none, drop none."""
@@ -71,6 +86,7 @@ class RunSummary:
             "best_round": self.best_round,
             "num_parameters": self.num_parameters,
             "void_rounds": len(self.voids),
+            "stores": [_store_record(store) for store in self.stores],
         }
 
 
@@ -83,25 +99,27 @@ def run_summary(path: Path) -> RunSummary:
     directory = RunDirectory.open(path)
     alive = directory.owner() is not None
     if not directory.database.exists():
-        return _summary(directory, alive=alive, run=None, rounds=(), voids=())
+        return _summary(directory, alive=alive)
     with _reading(directory.database) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'run'").fetchone():
-            return _summary(directory, alive=alive, run=None, rounds=(), voids=())  # killed while it was being made
+        if not _has_table(connection, "run"):
+            return _summary(directory, alive=alive)  # killed while it was being made
         run = connection.execute("SELECT * FROM run").fetchone()
         voids = tuple(
             VoidAttempt(round=row["round"], attempt=row["attempt"], reason=row["reason"])
             for row in connection.execute("SELECT * FROM void_attempts ORDER BY round, attempt")
         )
-        return _summary(directory, alive=alive, run=run, rounds=_rounds(connection), voids=voids)
+        rounds, stores = _rounds(connection), _stores(connection)
+        return _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores)
 
 
 def _summary(
     directory: RunDirectory,
     *,
     alive: bool,
-    run: sqlite3.Row | None,
-    rounds: tuple[RoundSummary, ...],
-    voids: tuple[VoidAttempt, ...],
+    run: sqlite3.Row | None = None,
+    rounds: tuple[RoundSummary, ...] = (),
+    voids: tuple[VoidAttempt, ...] = (),
+    stores: tuple[StoreSummary, ...] = (),
 ) -> RunSummary:
     status = RunStatus.RUNNING if run is None else RunStatus(run["status"])
     return RunSummary(
@@ -114,13 +132,14 @@ def _summary(
         num_rounds=None if run is None else run["num_rounds"],
         started=None if run is None else run["started"],
         voids=voids,
+        stores=stores,
     )
 
 
 def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
     clients: dict[int, list[ClientSummary]] = {}
     for row in connection.execute(
-        "SELECT p.* FROM participation AS p JOIN rounds USING (round, attempt) ORDER BY p.client"
+        "SELECT p.* FROM participation AS p JOIN rounds USING (round, attempt) ORDER BY p.client, p.rowid"
     ):
         clients.setdefault(row["round"], []).append(
             ClientSummary(
@@ -129,6 +148,7 @@ def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
                 reason=row["reason"],
                 num_examples=row["num_examples"],
                 accuracy=row["accuracy"],
+                staleness=_since_schema_2(row, "staleness"),
             )
         )
     return tuple(
@@ -141,10 +161,38 @@ def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
             bytes_up=row["bytes_up"],
             bytes_down=row["bytes_down"],
             best_so_far=row["best_round"],
+            virtual_seconds=_since_schema_2(row, "virtual_seconds"),
             clients=tuple(clients.get(row["round"], ())),
         )
         for row in connection.execute("SELECT * FROM rounds ORDER BY round")
     )
+
+
+def _stores(connection: sqlite3.Connection) -> tuple[StoreSummary, ...]:
+    if not _has_table(connection, "stores"):  # an older FedShelf's
+        return ()
+    return tuple(
+        StoreSummary(
+            client=row["client"],
+            best=Candidate(row["best"]) if row["best"] else None,
+            accuracies={candidate: row[candidate.value] for candidate in Candidate},
+            on_test=bool(row["on_test"]),
+            reason=row["reason"],
+        )
+        for row in connection.execute("SELECT * FROM stores ORDER BY client")
+    )
+
+
+def _since_schema_2(row: sqlite3.Row, column: str) -> Any:
+    return row[column] if column in row.keys() else None  # noqa: SIM118  iterating a row gives values
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (name,)).fetchone() is not None
+
+
+def _store_record(store: StoreSummary) -> dict[str, Any]:
+    return {"client": store.client, **store.accuracies, "best": store.best}
 
 
 def _round_record(round_: RoundSummary) -> dict[str, Any]:
@@ -154,6 +202,7 @@ def _round_record(round_: RoundSummary) -> dict[str, Any]:
         "accuracy": round_.accuracy,
         "central_accuracy": round_.central_accuracy,
         "seconds": round_.seconds,
+        "virtual_seconds": round_.virtual_seconds,
         "bytes_up": round_.bytes_up,
         "bytes_down": round_.bytes_down,
         "clients": [
@@ -163,6 +212,7 @@ def _round_record(round_: RoundSummary) -> dict[str, Any]:
                 "reason": client.reason,
                 "num_examples": client.num_examples,
                 "accuracy": client.accuracy,
+                "staleness": client.staleness,
             }
             for client in round_.clients
         ],

@@ -4,6 +4,7 @@ Shapes: B batch, H height, W width, C channels.
 """
 
 from collections.abc import Iterator
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -32,10 +33,11 @@ def batches(
     round: int,
     client: str,
     epochs: int | None = None,
+    num_steps: int | None = None,
     part: str = "",
 ) -> Iterator[Batch]:
-    """Each epoch's photos in a fresh order, augmented on the batch; `epochs` of them, or as many as the settings say.
-    `part` names one of several trainings in a round: each draws its own order.
+    """Each epoch's photos in a fresh order, augmented on the batch: `num_steps` batches if that is given, else `epochs`
+    epochs, or as many as the settings say. `part` names one of several trainings in a round: each draws its own order.
 
     A last batch of one photo is left out where batch normalization could not use it, unless all batches are such.
     """
@@ -45,14 +47,19 @@ def batches(
         rng.fork(round=round, client=client, purpose=f"augment{part}").torch() if settings.augmentation else None
     )
     smallest = 2 if bench.has_batch_norm and min(len(photos), settings.batch_size) > 1 else 1
-    for _ in range(settings.local_epochs if epochs is None else epochs):
-        order = torch.randperm(len(photos), generator=order_rng).numpy()
-        for start in range(0, len(order), settings.batch_size):
-            chosen = order[start : start + settings.batch_size]
-            if len(chosen) >= smallest:
-                images_BHWC, labels_B = take(photos, chosen)
-                labels_B = _moved(labels_B, bench.compute.device)
-                yield Batch(_prepare(bench, _moved(images_BHWC, bench.compute.device), augment_rng), labels_B)
+    most = settings.local_epochs if epochs is None else epochs
+    orders = _orders(len(photos), order_rng, None if num_steps is not None else most)
+    cuts = (order[at : at + settings.batch_size] for order in orders for at in range(0, len(order), settings.batch_size))
+    for chosen in islice((chosen for chosen in cuts if len(chosen) >= smallest), num_steps):
+        images_BHWC, labels_B = take(photos, chosen)
+        labels_B = _moved(labels_B, bench.compute.device)
+        yield Batch(_prepare(bench, _moved(images_BHWC, bench.compute.device), augment_rng), labels_B)
+
+
+def _orders(count: int, generator: torch.Generator, epochs: int | None) -> Iterator[NDArray[np.int64]]:
+    """`epochs` shuffles of `count` indices; without end where it is None."""
+    for _ in repeat(None) if epochs is None else repeat(None, epochs):
+        yield torch.randperm(count, generator=generator).numpy()
 
 
 def take(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, Upload
+from fedshelf.core.messages import Broadcast, Upload, keyed
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
@@ -80,7 +80,10 @@ class Trainer:
     def upload(self, broadcast: Broadcast, *, gradient_hook: GradientHook | None = None) -> Upload:
         """Train from the broadcast model and return the difference, local minus global."""
         self.workbench.load(broadcast.params)
-        fit = self.fit(round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=gradient_hook)
+        fit = self.fit(
+            round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=gradient_hook,
+            part=keyed("", broadcast.key), num_steps=broadcast.num_steps,
+        )  # fmt: skip
         return Upload(
             key=broadcast.key,
             delta=self.workbench.params.shared.to(broadcast.params.device) - broadcast.params,
@@ -88,12 +91,22 @@ class Trainer:
             num_steps=fit.num_steps,
             train_loss=fit.loss,
             seconds=fit.seconds,
+            batch_size=self.workbench.settings.batch_size,
+            client_lr=broadcast.client_lr,
         )
 
     def fit(
-        self, *, round: int, client_lr: float, gradient_hook: GradientHook | None = None, part: str = ""
+        self, *, round: int, client_lr: float, gradient_hook: GradientHook | None = None, part: str = "",
+        num_steps: int | None = None,
     ) -> Fit:  # fmt: skip
-        """Train through all phases from where the workbench is; `part` names one of several trainings in a round.
+        """Train through all phases from where the workbench is.
+
+        Args:
+            round: keys what is drawn.
+            client_lr: learning rate.
+            gradient_hook: called where shared values move.
+            part: names one of several trainings in a round.
+            num_steps: of each phase that moves shared values, in place of its epochs.
 
         Returns:
             The last phase's loss; the steps of those phases that move shared values; the time of all.
@@ -102,16 +115,19 @@ class Trainer:
             FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
         """
         fits: list[Fit] = []
-        num_steps = 0
+        taken = 0
         for number, phase in enumerate(self.phases):
-            made = self._batches(round, epochs=phase.epochs, part=f"{part}-{number}" if number or part else "")
+            made = self._batches(
+                round, epochs=phase.epochs, num_steps=None if phase.moves is Moves.PERSONAL else num_steps,
+                part=f"{part}-{number}" if number or part else "",
+            )  # fmt: skip
             lane = Lane(
                 bench=self.workbench, batches=made, round=round, client_lr=client_lr, num_examples=len(self.train),
                 gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
             )  # fmt: skip
             fits.append(lane.result(self.run(lane)))
-            num_steps += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0
-        return replace(fits[-1], num_steps=num_steps, seconds=sum(fit.seconds for fit in fits))
+            taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0
+        return replace(fits[-1], num_steps=taken, seconds=sum(fit.seconds for fit in fits))
 
     def gradient(self, *, round: int) -> Tensor:
         """[T]: the gradient of the mean loss over all training photos, at the workbench's present model.
@@ -137,9 +153,12 @@ class Trainer:
         """Score the workbench's present model on this client's validation photos, by plain cross-entropy."""
         return evaluate(self.workbench, self.validation)
 
-    def _batches(self, round: int, *, epochs: int | None = None, part: str = "") -> Iterator[Batch]:
+    def _batches(
+        self, round: int, *, epochs: int | None = None, num_steps: int | None = None, part: str = ""
+    ) -> Iterator[Batch]:  # fmt: skip
         made = batches(
-            self.workbench, self.train, self.rng, round=round, client=self.client, epochs=epochs, part=part
+            self.workbench, self.train, self.rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
+            part=part,
         )  # fmt: skip
         return ahead(made) if self.workbench.compute.device.type == "cuda" else made
 
