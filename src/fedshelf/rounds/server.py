@@ -72,7 +72,8 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Ports:
-    """The world, as this run sees it."""
+    """The world, as this run sees it. Deadlines go by `virtual`, the clock of a simulation, where there is one; what
+    took how long, by `clock`."""
 
     transport: Transport
     checkpoints: Checkpoints
@@ -80,6 +81,7 @@ class Ports:
     sink: MetricSink
     clock: Clock
     stop: threading.Event
+    virtual: Clock | None = None
 
 
 def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
@@ -171,7 +173,7 @@ class Server:
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
             clock=ports.clock, uploads=plan.uploads, downloads=downloads, evaluate_centrally=model.evaluate_centrally,
-            aggregator=plan.aggregator,
+            aggregator=plan.aggregator, virtual=ports.virtual,
         )  # fmt: skip
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:

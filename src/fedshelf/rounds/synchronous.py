@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN, Aggregator, Verdict
-from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import (
     ClientRefused,
     ClientStatus,
@@ -17,14 +16,14 @@ from fedshelf.core.events import (
     RoundVoid,
     UploadReceived,
 )
-from fedshelf.core.messages import Broadcast, CompressedUpload, Evaluation, Failure, Purpose, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Clock, MetricSink, Spool, Transport
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.aggregation import combine, weighted
-from fedshelf.rounds.checks import cap_examples, check_upload
 from fedshelf.rounds.download import Downloads
+from fedshelf.rounds.examination import Examiner, counted
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
@@ -70,7 +69,7 @@ class SynchronousRound:
         self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
         uploads: UploadPipeline, downloads: Downloads, evaluate_centrally: Callable[[Tensor], Score] | None,
-        aggregator: Aggregator = MEAN,
+        aggregator: Aggregator = MEAN, virtual: Clock | None = None,
     ) -> None:  # fmt: skip
         self._algorithm = algorithm
         self._layout = layout
@@ -81,7 +80,11 @@ class SynchronousRound:
         self._spool = spool
         self._sink = sink
         self._clock = clock
-        self._uploads = uploads
+        self._virtual = virtual
+        self._timer = virtual or clock
+        self._examiner = Examiner(
+            uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
+        )
         self._downloads = downloads
         self._evaluate_centrally = evaluate_centrally
         self._aggregator = aggregator
@@ -91,25 +94,25 @@ class SynchronousRound:
     ) -> tuple[ServerState, RoundFinished] | RoundVoid:
         """One attempt at the round after `state`: the next state and its record, or why the attempt is void."""
         key, cohort = opened.key, opened.cohort
-        started = self._clock.now()
+        started, virtually = self._clock.now(), self._timer.now()
         self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=cohort))
         tally = Tally(cohort=cohort)
         self._train(tally, state, key, client_lr)
-        counted, needed = tally.counted(), cohorts.quorum(len(cohort), self._settings.quorum)
-        if len(counted) < needed:
-            reason = f"{len(counted)} of {len(cohort)} clients were counted, the quorum is {needed}"
+        num_counted, needed = len(tally.counted()), cohorts.quorum(len(cohort), self._settings.quorum)
+        if num_counted < needed:
+            reason = f"{num_counted} of {len(cohort)} clients were counted, the quorum is {needed}"
             return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=_in_order(tally))
         next_state = self._aggregate(tally, state, key, population=len(opened.live))
-        counted = tally.counted()  # without those that the aggregator has left out
-        self._evaluate(tally, next_state, key, counted)
+        names = tally.counted()  # without those that the aggregator has left out
+        self._evaluate(tally, next_state, key, names)
         central = self._evaluate_centrally(next_state.model) if self._evaluate_centrally else None
-        weights = {name: float(tally.members[name].num_examples or 0) for name in counted}
+        weights = {name: float(tally.members[name].num_examples or 0) for name in names}
         accuracies = {name: tally.members[name].accuracy for name in tally.evaluated}
         return next_state, RoundFinished(
             round=key.round,
             attempt=key.attempt,
             clients=_in_order(tally),
-            train_loss=weighted({name: tally.members[name].train_loss for name in counted}, weights),
+            train_loss=weighted({name: tally.members[name].train_loss for name in names}, weights),
             accuracy=weighted(accuracies, {name: float(count) for name, count in tally.evaluated.items()}),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
@@ -117,6 +120,7 @@ class SynchronousRound:
             bytes_up=tally.bytes_up,
             bytes_down=tally.bytes_down,
             best_round=None,
+            virtual_seconds=None if self._virtual is None else self._virtual.now() - virtually,
         )
 
     def _train(self, tally: Tally, state: ServerState, key: TaskKey, client_lr: float) -> None:
@@ -124,7 +128,7 @@ class SynchronousRound:
         for name in self._spool.names(key):  # what a server that crashed in this round had already received
             upload = self._spool.get(key, name)
             if name in tally.cohort and isinstance(upload, Upload):
-                self._note(tally, key, _counted(name, upload))
+                self._note(tally, key, counted(name, upload))
 
         beside = self._algorithm.broadcast(state, self._layout.num_trainable)
 
@@ -135,7 +139,7 @@ class SynchronousRound:
             )  # fmt: skip
 
         def settle(answer: Answer) -> None:
-            self._note(tally, key, self._judge(answer, key))
+            self._note(tally, key, self._receive(answer, key))
 
         self._ask(tally.pending(), key, broadcast, settle, tally)
         for name in tally.pending():
@@ -145,23 +149,13 @@ class SynchronousRound:
                 reason = f"no answer within {self._settings.timeout:g} s"
                 self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
-    def _judge(self, answer: Answer, key: TaskKey) -> Participation:
-        """Open and check an answer to a training task; an upload that passes is spooled."""
-        message = answer.message
-        if isinstance(message, Failure):
-            return Participation(client=answer.client, status=ClientStatus.FAILED, reason=message.reason)
-        if not isinstance(message, Upload | CompressedUpload):
-            reason = answer.reason or "it answered a training task with an evaluation"
-            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=reason)
-        try:
-            upload = self._uploads.open(message, self._layout)
-            check_upload(upload, key=key, layout=self._layout, auxiliary=self._algorithm.auxiliary)
-        except RefusedError as error:
-            return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=str(error))
-        upload = cap_examples(upload, self._settings.max_examples)
-        source = answer.source if isinstance(message, Upload) else None  # the file of an encoded one is of no more use
-        self._spool.put(key, answer.client, upload, source)
-        return _counted(answer.client, upload)
+    def _receive(self, answer: Answer, key: TaskKey) -> Participation:
+        """Examine an answer to a training task; an upload that passes is spooled."""
+        found = self._examiner.examine(answer, key)
+        if isinstance(found, Participation):
+            return found
+        self._spool.put(key, answer.client, found.upload, found.source)
+        return counted(answer.client, found.upload)
 
     def _aggregate(self, tally: Tally, state: ServerState, key: TaskKey, population: int) -> ServerState:
         """The state with the new model. Whom the aggregator leaves out of that is refused: what the round changed at
@@ -173,22 +167,22 @@ class SynchronousRound:
         aggregate, verdicts = combine(uploads, weights, self._aggregator, num_trainable=self._layout.num_trainable)
         for name, verdict in zip(names, verdicts, strict=True):
             tally.members[name] = _judged(tally.members[name], verdict)
-        counted = tally.counted()
+        names = tally.counted()
         updated = self._algorithm.server_update(state, aggregate, population)
         return self._downloads.advance(
             replace(
                 updated,
                 round=key.round,
                 params=self._layout.clamp(updated.params),
-                counted={**state.counted, **dict.fromkeys(counted, key)},
+                counted={**state.counted, **dict.fromkeys(names, key)},
             )
         )
 
-    def _evaluate(self, tally: Tally, state: ServerState, key: TaskKey, counted: Sequence[str]) -> None:
+    def _evaluate(self, tally: Tally, state: ServerState, key: TaskKey, names: Sequence[str]) -> None:
         """Ask those counted how the new model does on their own validation photos."""
         # A server restarted in this phase has everybody's upload, and nobody with it yet.
         returning = self._membership.returning()
-        asked = [name for name in counted if self._membership.num_validation(name) or name in returning]
+        asked = [name for name in names if self._membership.num_validation(name) or name in returning]
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0)
@@ -226,7 +220,7 @@ class SynchronousRound:
         """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
         that is (or may yet come) live, or the time is up."""
         pending = set(names)
-        deadline = self._clock.now() + self._settings.timeout
+        deadline = self._timer.now() + self._settings.timeout
 
         def send(name: str) -> None:
             address = self._membership.address(name)
@@ -236,8 +230,8 @@ class SynchronousRound:
 
         for name in sorted(pending):
             send(name)
-        while any(self._may_answer(name) for name in pending) and self._clock.now() < deadline:
-            match self._reception.poll(min(POLL_SECONDS, max(0.0, deadline - self._clock.now()))):
+        while any(self._may_answer(name) for name in pending) and self._timer.now() < deadline:
+            match self._reception.poll(min(POLL_SECONDS, max(0.0, deadline - self._timer.now()))):
                 case Back(client=name):
                     if name in pending:
                         send(name)  # it was away, or is another process now: the task it was sent before is lost
@@ -267,13 +261,6 @@ class SynchronousRound:
                 num_done=len(tally.members), num_cohort=len(tally.cohort),
             )
         )  # fmt: skip
-
-
-def _counted(name: str, upload: Upload) -> Participation:
-    return Participation(
-        client=name, status=ClientStatus.COUNTED, num_examples=upload.num_examples, train_loss=upload.train_loss,
-        seconds=upload.seconds, num_steps=upload.num_steps, batch_size=upload.batch_size, client_lr=upload.client_lr,
-    )  # fmt: skip
 
 
 def _judged(member: Participation, verdict: Verdict) -> Participation:
