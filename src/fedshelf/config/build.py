@@ -226,4 +226,5 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         downloads=coding_of(config, config.codec_down),
         sampling=config.sampling,
         aggregator=aggregator_of(config),
+        max_staleness=config.max_staleness,
     )  # fmt: skip

@@ -119,7 +119,7 @@ class RunConfig(Settings):
     device: Annotated[DeviceName, Flag(help="Where this process computes.", panel=TRAINING, scope=Scope.LOCAL)] = "auto"
 
     algorithm: Annotated[AlgorithmName, Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
-    mu: Annotated[float, Field(ge=0), Flag(help="Strength of FedProx' proximal term.", panel=ALGORITHM)] = 0.01
+    mu: Annotated[float, Field(ge=0), Flag(help="Strength of the proximal term of fedprox and fedasync.", panel=ALGORITHM)] = 0.01
     loss: Annotated[LossName, Flag(help="Loss of local training; fedrs and fedlc spare the products that a store does "
         "not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
     fedrs_alpha: Annotated[float, Field(ge=0, le=1), Flag(help="What fedrs scales the logits of products by that a "
@@ -127,13 +127,20 @@ class RunConfig(Settings):
     fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins, which are the wider the fewer "
         "photos a product has.", panel=ALGORITHM)] = 1.0  # fmt: skip
     server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.01 for "
-        "fedadagrad, fedadam and fedyogi, else 1).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+        "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     server_momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm; beta_1 of fedadagrad, fedadam "
         "and fedyogi.", panel=ALGORITHM, scope=Scope.SERVER)] = 0.9  # fmt: skip
     server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.99  # fmt: skip
     server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi: the smaller, "
         "the more adaptive.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-3  # fmt: skip
+    buffer_size: Annotated[int, Field(ge=1), Flag(help="Uploads that make fedbuff's next version.", panel=ALGORITHM,
+        scope=Scope.SERVER)] = 4  # fmt: skip
+    staleness_exponent: Annotated[float, Field(ge=0), Flag(help="How fast an upload of fedbuff and fedasync loses "
+        "weight with age: as (1 + versions since it began) to minus this.", panel=ALGORITHM,
+        scope=Scope.SERVER)] = 0.5  # fmt: skip
+    max_staleness: Annotated[int | None, Field(ge=0), Flag(help="Versions that an upload of fedbuff or fedasync may "
+        "be old (default: any number).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     scaffold_option: Annotated[ScaffoldOption, Flag(help="SCAFFOLD's control variates: 1 from a pass of their own over "
         "a store's photos, 2 from the gradients of training.", panel=ALGORITHM)] = "2"  # fmt: skip
     aggregator: Annotated[AggregatorName, Flag(help="How uploads become one; all but mean withstand some hostile "

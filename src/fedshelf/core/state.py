@@ -41,6 +41,7 @@ class ServerState:
     loss (None: clients hold `params`); `optimizer` holds the server optimizer's vectors; `counted` names, per
     client, the newest upload that was counted; `times_live`, in how many rounds it was there when the cohort was
     drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local step;
+    `evaluated` is how many validation photos each got right of how many when it was last asked, in asynchronous rounds;
     `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last compared
     models.
     """
@@ -54,6 +55,7 @@ class ServerState:
     best: Best | None = None
     void_rounds: int = 0
     pace: Mapping[str, float] = field(default_factory=dict)
+    evaluated: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     virtual_seconds: float = 0.0
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0

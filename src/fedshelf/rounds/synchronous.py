@@ -23,7 +23,7 @@ from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.aggregation import combine, weighted
 from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.examination import Examiner, counted
+from fedshelf.rounds.examination import Examiner, counted, problem_with_evaluation
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
@@ -188,7 +188,7 @@ class SynchronousRound:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0)
 
         def settle(answer: Answer) -> None:
-            problem = self._problem_with_evaluation(answer, key)
+            problem = problem_with_evaluation(answer, key, self._membership.num_validation(answer.client))
             if problem:
                 self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}"))
             elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
@@ -197,21 +197,6 @@ class SynchronousRound:
                 tally.evaluated[answer.client] = min(answer.message.num_examples, self._settings.max_examples)
 
         self._ask(asked, key, broadcast, settle, tally)
-
-    def _problem_with_evaluation(self, answer: Answer, key: TaskKey) -> str:
-        """Why an answer to an evaluation is not used; empty if it is."""
-        message = answer.message
-        if isinstance(message, Failure):
-            return message.reason
-        if not isinstance(message, Evaluation):
-            return answer.reason or "it is something else"
-        if message.key != key:
-            return "it is for other work"
-        if not 0 <= message.num_correct <= message.num_examples:
-            return f"it claims {message.num_correct} of {message.num_examples} photos to be right"
-        if message.num_examples != self._membership.num_validation(answer.client):
-            return f"it is of {message.num_examples} photos, not of those that the client came with"
-        return ""
 
     def _ask(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
