@@ -75,13 +75,15 @@ class Flight:
 
 @dataclass(kw_only=True, eq=False)
 class _Account:
-    """One round's books: what it cost, who was not counted, and who has failed and waits for the next version."""
+    """One round's books: what it cost, who was not counted, how often it was void, and who has failed and waits for the
+    next version."""
 
     started: float
     virtually: float
     bytes_up: int = 0
     bytes_down: int = 0
     num_drawn: int = 0
+    num_void: int = 0
     others: dict[str, Participation] = field(default_factory=dict)
     resting: set[str] = field(default_factory=set)
 
@@ -121,7 +123,6 @@ class BufferedRounds:
         self._buffer = Buffer(spool=spool, layout=layout, run_id=settings.run_id)
         self._flights: dict[str, Flight] = {}
         self._lost: dict[str, InFlight] = {}  # of a server before this one, until their clients are back
-        self._void_in_a_row = 0
 
     def resume(self, state: ServerState) -> None:
         """What was out when `state` was saved is sent again, to each client as it comes back."""
@@ -143,7 +144,6 @@ class BufferedRounds:
             state = self._receive(state, client_lr, account)
             self._keep_busy(state, client_lr, account)
             self._give_up_if_all_have_failed(state, account)
-        self._void_in_a_row = 0
         return self._make_version(state, account)
 
     def _keep_busy(self, state: ServerState, client_lr: float, account: _Account) -> None:
@@ -278,6 +278,7 @@ class BufferedRounds:
                 params=self._layout.clamp(updated.params),
                 counted={**state.counted, **newest},
                 in_flight=self._in_flight(),
+                void_rounds=state.void_rounds + account.num_void,
             )
         )
         central = self._evaluate_centrally(updated.model) if self._evaluate_centrally else None
@@ -285,7 +286,7 @@ class BufferedRounds:
         most = self._settings.max_examples
         return updated, RoundFinished(
             round=updated.round,
-            attempt=0,
+            attempt=account.num_void,
             clients=(*records, *(account.others[name] for name in sorted(account.others))),
             train_loss=_mean([(record.train_loss, float(record.num_examples or 0)) for record in records]),
             accuracy=_mean([(correct / count, float(min(count, most))) for correct, count in scores.values()]),
@@ -325,12 +326,12 @@ class BufferedRounds:
         live = self._membership.live()
         if self._flights or not live or not account.resting.issuperset(live):
             return
-        self._void_in_a_row += 1
         reason = f"all {len(live)} live clients have failed, {len(self._buffer)} of {self._size} uploads are in"
         clients = tuple(account.others[name] for name in sorted(account.others))
         number = state.round + 1
-        self._sink.emit(RoundVoid(round=number, attempt=self._void_in_a_row - 1, reason=reason, clients=clients))
-        if self._void_in_a_row >= MAX_VOID_IN_A_ROW:
+        self._sink.emit(RoundVoid(round=number, attempt=account.num_void, reason=reason, clients=clients))
+        account.num_void += 1
+        if account.num_void >= MAX_VOID_IN_A_ROW:
             raise RunError(f"round {number} was void {MAX_VOID_IN_A_ROW} times in a row, last because {reason}")
         account.resting.clear()
 
