@@ -71,12 +71,16 @@ class OpenRound:
     """The round in flight, written down before the first task goes out: a restarted server goes on with it.
 
     `live` is everybody who was there when the cohort was drawn: a restarted server gives them time to come back,
-    or it would draw the next cohort among those who were quicker.
+    or it would draw the next cohort among those who were quicker. `wanted` is how many uploads are enough (None: the
+    whole cohort's); `num_steps` is how many local steps the configured epochs have at each member, as it was when the
+    cohort was drawn.
     """
 
     key: TaskKey
     cohort: tuple[str, ...]
     live: tuple[str, ...] = ()
+    wanted: int | None = None
+    num_steps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

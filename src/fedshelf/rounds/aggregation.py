@@ -7,6 +7,7 @@ Shapes: S shared values, b values of a block.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,25 @@ def combine(
         mean_weight=sum(weights[i] for i in kept) / len(kept),
     )  # fmt: skip
     return Combination(aggregate, verdicts)
+
+
+def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
+    """`upload` as the configured work, of which `share` was done, would have made it: its trainable part, divided by that
+    (`rounds.workload` says why). Statistics and what travels beside the delta are means already: they stay."""
+    if share == 1:
+        return upload
+    delta, largest = upload.delta.clone(), torch.finfo(upload.delta.dtype).max
+    delta[:num_trainable].div_(share).clamp_(-largest, largest)  # what came in finite stays so
+    return replace(upload, delta=delta)
+
+
+def stretched(aggregate: Aggregate, length: float) -> Aggregate:
+    """`aggregate`, made of normalized uploads, with a trainable part of the `length` that the round's mean work has."""
+    if length == 1:
+        return aggregate
+    delta = aggregate.delta.clone()
+    delta[: aggregate.num_trainable] *= length
+    return replace(aggregate, delta=delta)
 
 
 def fold(

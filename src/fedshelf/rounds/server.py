@@ -23,6 +23,7 @@ from fedshelf.rounds.buffered import BufferedRounds, BufferedSettings
 from fedshelf.rounds.coding import Coding
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.orders import UNPACED, Pacing
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
 from fedshelf.rounds.selection import Selection
@@ -50,7 +51,7 @@ class Plan:
 
     It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
     `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
-    one.
+    one, `pacing` what is made of machines that differ.
     """
 
     run_id: str
@@ -70,6 +71,7 @@ class Plan:
     sampling: SamplingName = "uniform"
     aggregator: Aggregator = MEAN
     max_staleness: int | None = None
+    pacing: Pacing = UNPACED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -178,7 +180,7 @@ class Server:
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
             clock=ports.clock, uploads=plan.uploads, downloads=downloads, evaluate_centrally=model.evaluate_centrally,
-            aggregator=plan.aggregator, virtual=ports.virtual,
+            aggregator=plan.aggregator, virtual=ports.virtual, pacing=plan.pacing,
         )  # fmt: skip
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:
@@ -243,7 +245,10 @@ class Server:
         weights = cohorts.sampling_weights(
             plan.sampling, live, num_train=num_train, times_live=state.times_live, round=number
         )
-        opened = OpenRound(key=key, cohort=cohorts.draw(live, count, rng, weights), live=live)
+        asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
+        cohort = cohorts.draw(live, asked, rng, weights)
+        num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
+        opened = OpenRound(key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps)
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened

@@ -99,7 +99,10 @@ class FileCheckpoints:
             fields = json.loads(path.read_text(encoding="utf-8"))
             _check_schema(fields["schema"], path)
             cohort = tuple(fields["cohort"])
-            return OpenRound(key=_task_key(fields["key"]), cohort=cohort, live=tuple(fields.get("live", cohort)))
+            return OpenRound(
+                key=_task_key(fields["key"]), cohort=cohort, live=tuple(fields.get("live", cohort)),
+                wanted=fields.get("wanted"), num_steps=dict(fields.get("num_steps", {})),
+            )  # fmt: skip
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -118,6 +121,8 @@ class FileCheckpoints:
             "key": _as_list(open_round.key),
             "cohort": list(open_round.cohort),
             "live": list(open_round.live),
+            "wanted": open_round.wanted,
+            "num_steps": dict(open_round.num_steps),
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 
