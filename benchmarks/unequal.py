@@ -10,8 +10,8 @@ from benchmarks.study import Contender, Record
 
 EQUAL, ONE_IN_FOUR, STEPS = "1", "1,1,1,5", "1,1,2,4"
 # A version of fedbuff takes 4 of 8 uploads, one of fedasync 1: as many local epochs in all as 30 synchronous rounds.
-BUFFERED = ("--algorithm", "fedbuff", "--buffer-size", "4", "--rounds", "60")
-ASYNCHRONOUS = ("--algorithm", "fedasync", "--rounds", "240")
+BUFFERED = ("--algorithm", "fedbuff", "--buffer-size", "4", "--rounds", "60", "--test-every", "2")
+ASYNCHRONOUS = ("--algorithm", "fedasync", "--rounds", "240", "--test-every", "8")
 WAYS: Mapping[str, Sequence[str]] = {
     "FedAvg": (),
     "FedBuff": BUFFERED,
@@ -67,8 +67,9 @@ def _row(way: str, records: Sequence[Record], reference: Sequence[Record]) -> li
 
 
 def _accuracy_at(record: Record, seconds: float) -> float:
-    """Of the newest model at that moment; none is as good as a guess."""
-    known = [a or 0.0 for a, at in zip(record.accuracies, record.virtual_seconds, strict=True) if at <= seconds + 1e-6]
+    """Of the model that was tested last at that moment."""
+    pairs = zip(record.accuracies, record.virtual_seconds, strict=True)
+    known = [accuracy for accuracy, at in pairs if accuracy is not None and at <= seconds + 1e-6]
     return known[-1] if known else 0.0
 
 

@@ -243,5 +243,6 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         sampling=config.sampling,
         aggregator=aggregator_of(config),
         max_staleness=config.max_staleness,
+        test_every=config.test_every,
         pacing=pacing_of(config),
     )  # fmt: skip

@@ -199,6 +199,8 @@ class RunConfig(Settings):
         panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
+    test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last round "
+        "has one.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
     best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Field(ge=0), Flag(help="Stop after so many rounds without a better one; 0: never.",

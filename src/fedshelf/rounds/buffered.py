@@ -8,7 +8,7 @@ the newest such figures of all live clients: measured while nobody waits, and ol
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -34,12 +34,12 @@ from fedshelf.core.state import InFlight, ServerState
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.aggregation import weighted
 from fedshelf.rounds.buffer import Buffer
+from fedshelf.rounds.central import CentralTest
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.examination import Examiner, problem_with_evaluation
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
-from fedshelf.training.trainer import Score
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class BufferedRounds:
     def __init__(
         self, *, algorithm: Algorithm, layout: Layout, settings: BufferedSettings, rng: Rng, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, checkpoints: Checkpoints, sink: MetricSink,
-        clock: Clock, uploads: UploadPipeline, downloads: Downloads,
-        evaluate_centrally: Callable[[Tensor], Score] | None, aggregator: Aggregator = MEAN,
+        clock: Clock, uploads: UploadPipeline, downloads: Downloads, test: CentralTest, aggregator: Aggregator = MEAN,
         virtual: Clock | None = None, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(algorithm, Asynchronous):
@@ -115,7 +114,7 @@ class BufferedRounds:
         self._timer = virtual or clock
         self._schedule = schedule
         self._downloads = downloads
-        self._evaluate_centrally = evaluate_centrally
+        self._test = test
         self._aggregator = aggregator
         self._examiner = Examiner(
             uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
@@ -281,7 +280,7 @@ class BufferedRounds:
                 void_rounds=state.void_rounds + account.num_void,
             )
         )
-        central = self._evaluate_centrally(updated.model) if self._evaluate_centrally else None
+        central = self._test.score(updated)
         scores = {name: state.evaluated[name] for name in live if name in state.evaluated}
         most = self._settings.max_examples
         return updated, RoundFinished(

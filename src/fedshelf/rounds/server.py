@@ -20,6 +20,7 @@ from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.buffered import BufferedRounds, BufferedSettings
+from fedshelf.rounds.central import CentralTest
 from fedshelf.rounds.coding import Coding
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
@@ -71,6 +72,7 @@ class Plan:
     sampling: SamplingName = "uniform"
     aggregator: Aggregator = MEAN
     max_staleness: int | None = None
+    test_every: int = 1
     pacing: Pacing = UNPACED
 
 
@@ -179,7 +181,7 @@ class Server:
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
-            clock=ports.clock, uploads=plan.uploads, downloads=downloads, evaluate_centrally=model.evaluate_centrally,
+            clock=ports.clock, uploads=plan.uploads, downloads=downloads, test=self._central_test(model),
             aggregator=plan.aggregator, virtual=ports.virtual, pacing=plan.pacing,
         )  # fmt: skip
         attempt = void_in_a_row = 0
@@ -209,7 +211,7 @@ class Server:
             algorithm=self._algorithm, layout=model.layout, rng=plan.rng, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, checkpoints=ports.checkpoints,
             sink=ports.sink, clock=ports.clock, uploads=plan.uploads, downloads=downloads,
-            evaluate_centrally=model.evaluate_centrally, aggregator=plan.aggregator, virtual=ports.virtual,
+            test=self._central_test(model), aggregator=plan.aggregator, virtual=ports.virtual,
             schedule=ports.schedule,
             settings=BufferedSettings(
                 run_id=plan.run_id, start_clients=plan.start_clients, min_clients=plan.min_clients,
@@ -228,6 +230,11 @@ class Server:
             key = TaskKey(run_id=plan.run_id, round=state.round + 1, attempt=0)
             ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))
         return f"all {plan.num_rounds} rounds are done"
+
+    def _central_test(self, model: GlobalModel) -> CentralTest:
+        return CentralTest(
+            evaluate=model.evaluate_centrally, every=self._plan.test_every, last=self._plan.num_rounds
+        )  # fmt: skip
 
     def _open_round(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN, Aggregator, Verdict
 from fedshelf.core.events import (
@@ -22,6 +20,7 @@ from fedshelf.core.ports import Clock, MetricSink, Spool, Transport
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.aggregation import combine, normalized, stretched, weighted
+from fedshelf.rounds.central import CentralTest
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.examination import Examiner, counted, problem_with_evaluation
 from fedshelf.rounds.membership import Membership
@@ -30,7 +29,6 @@ from fedshelf.rounds.pace import updated
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
 from fedshelf.rounds.tally import Tally
-from fedshelf.training.trainer import Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +50,7 @@ class SynchronousRound:
     def __init__(
         self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
-        uploads: UploadPipeline, downloads: Downloads, evaluate_centrally: Callable[[Tensor], Score] | None,
+        uploads: UploadPipeline, downloads: Downloads, test: CentralTest,
         aggregator: Aggregator = MEAN, virtual: Clock | None = None, pacing: Pacing = UNPACED,
     ) -> None:  # fmt: skip
         self._algorithm = algorithm
@@ -70,7 +68,7 @@ class SynchronousRound:
             uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
         )
         self._downloads = downloads
-        self._evaluate_centrally = evaluate_centrally
+        self._test = test
         self._aggregator = aggregator
         self._pacing = pacing
 
@@ -91,7 +89,7 @@ class SynchronousRound:
         next_state = self._aggregate(tally, replace(state, pace=pace), key, population=len(opened.live))
         names = tally.counted()  # without those that the aggregator has left out
         self._evaluate(tally, next_state, key, names)
-        central = self._evaluate_centrally(next_state.model) if self._evaluate_centrally else None
+        central = self._test.score(next_state)
         weights = {name: float(tally.members[name].num_examples or 0) for name in names}
         accuracies = {name: tally.members[name].accuracy for name in tally.evaluated}
         return next_state, RoundFinished(
