@@ -56,7 +56,7 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(summary.to_record())
         return
-    _print(*_heading(summary), _rounds_table(summary), *_remarks(summary))
+    _print(*_heading(summary), _rounds_table(summary), *_remarks(summary), *_worth_it(summary))
 
 
 @app.command()
@@ -168,6 +168,26 @@ def _remarks(summary: "RunSummary") -> list[str]:
 
     remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.foreign(v.reason)}" for v in summary.voids]
     return remarks + ["* best round"] * (summary.best_round is not None)
+
+
+def _worth_it(summary: "RunSummary") -> "list[Table | str]":
+    """What the run has brought each store, once they have compared."""
+    from fedshelf.core.choices import Candidate
+    from fedshelf.tracking import words, worth
+
+    if not summary.stores:
+        return []
+    table = _table("store", "local only>", "global>", "personalized>", "gain>", "keeps")
+    for store in summary.stores:
+        accuracies = (words.percent(store.accuracies.get(candidate)) for candidate in Candidate)
+        keeps = store.best.value if store.best else words.foreign(store.reason)
+        table.add_row(words.foreign(store.client), *accuracies, worth.points(worth.gain(store)), keeps)
+    means = [worth.mean(store.accuracies.get(candidate) for store in summary.stores) for candidate in Candidate]
+    difference = worth.mean(worth.gain(store) for store in summary.stores)
+    table.add_section()
+    table.add_row("mean", *(words.percent(value) for value in means), worth.points(difference), "")
+    sentence = worth.verdict(summary.stores)
+    return [table, *([sentence] if sentence else [])]
 
 
 def _compare_table(summaries: "list[RunSummary]", metric: str, settings: "dict[str, list[object]]") -> "Table":

@@ -159,12 +159,18 @@ class RunConfig(Settings):
         "sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
     personalize: Annotated[PersonalizeName, Flag(help="What stays at the stores: batch-norm layers (fedbn), the "
-        "last layer (fedper; fedrep trains it apart), or a model of their own beside the global one (ditto).",
-        panel=ALGORITHM)] = "none"  # fmt: skip
+        "last layer (fedper; fedrep trains it apart), a model of their own beside the global one (ditto), "
+        "or the last global model fine-tuned (finetune).", panel=ALGORITHM)] = "none"  # fmt: skip
     fedrep_head_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of fedrep over the last layer alone, before the "
         "rest is trained.", panel=ALGORITHM)] = 2  # fmt: skip
     ditto_lambda: Annotated[float, Field(ge=0), Flag(help="How strongly ditto holds a store's own model near the "
         "global one.", panel=ALGORITHM)] = 0.1  # fmt: skip
+    finetune_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of finetune over a store's photos, once the rounds are "
+        "over.", panel=ALGORITHM)] = 3  # fmt: skip
+    finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of finetune.", panel=ALGORITHM)] = 0.01
+    compare: Annotated[bool | None, Flag(help="After the last round, let each store choose what serves it best: the "
+        "global model, its personalized one, or one trained alone, which takes it as long as all rounds (default: "
+        "where there is personalization).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
 
     codec_up: Annotated[str, Flag(help="How uploads are compressed: a chain of codecs joined by '+', such as "
         "int8+zstd, topk:0.05+int4 or drive (docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
@@ -228,6 +234,8 @@ class ClientConfig(Settings):
     """What a store's client is told on its own machine; all else comes from the server."""
 
     data_dir: Annotated[Path | None, Flag(help="The store's photos: CLASS/*.jpg.", panel=DATA, commands=CLIENT)] = None
+    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) on which the store's models are compared in the "
+        "end (default: on those held out for validation).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
     name: Annotated[str | None, Flag(help="The client's name (default: the data folder's).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip

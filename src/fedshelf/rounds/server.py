@@ -19,9 +19,11 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds import cohort as cohorts
+from fedshelf.rounds.asking import Asker
 from fedshelf.rounds.buffered import BufferedRounds, BufferedSettings
 from fedshelf.rounds.central import CentralTest
 from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.comparison import Comparing
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.orders import UNPACED, Pacing
@@ -52,7 +54,8 @@ class Plan:
 
     It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
     `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
-    one, `pacing` what is made of machines that differ.
+    one, `pacing` what is made of machines that differ; where it `compares`, stores tell in the end which model serves them
+    best.
     """
 
     run_id: str
@@ -74,6 +77,7 @@ class Plan:
     max_staleness: int | None = None
     test_every: int = 1
     pacing: Pacing = UNPACED
+    compares: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -141,7 +145,7 @@ class Server:
     def _run(self) -> str:
         plan, ports = self._plan, self._ports
         state = ports.checkpoints.load()
-        if state is not None and state.round >= plan.num_rounds:
+        if state is not None and state.round >= plan.num_rounds and not self._is_to_compare(state):
             return f"{state.round} rounds were done before"
         catalogue = plan.catalogue or self._gather_catalogue()
         self._keep_catalogue(catalogue)  # one that was given, too: its file may be edited while the run goes on
@@ -161,9 +165,11 @@ class Server:
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
-        if isinstance(self._algorithm, Asynchronous):
-            return self._run_buffered(state, model)
-        return self._run_rounds(state, model)
+        downloads = Downloads(plan.downloads, model.layout)
+        run = self._run_buffered if isinstance(self._algorithm, Asynchronous) else self._run_rounds
+        state, ended = run(downloads.start(state), model, downloads)
+        self._compare(state, model, downloads)
+        return ended
 
     def _gather_catalogue(self) -> Catalogue:
         """Wait for enough clients to join, and settle which products there are."""
@@ -172,12 +178,11 @@ class Server:
             self._reception.poll(POLL_SECONDS)
         return Catalogue.resolve(self._membership.classes())
 
-    def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
+    def _run_rounds(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
+        """The state after the last round, and why it was the last."""
         plan, ports = self._plan, self._ports
         opened = ports.checkpoints.load_open_round()
         self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
-        downloads = Downloads(plan.downloads, model.layout)
-        state = downloads.start(state)
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
@@ -187,8 +192,7 @@ class Server:
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:
             if plan.selection.exhausted(state.round, state.best):
-                best = state.best.round if state.best else 0
-                return f"stopped early: no round was better than round {best} for {plan.selection.patience} rounds"
+                return state, plan.selection.why_stopped(state.best)
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
                 opened = self._open_round(state, attempt)
             attempt = opened.key.attempt
@@ -199,14 +203,13 @@ class Server:
             attempt = void_in_a_row = 0
             updated, record = outcome
             state = self._finish_round(_seen(updated, opened.live), record, model)
-        return f"all {plan.num_rounds} rounds are done"
+        return state, f"all {plan.num_rounds} rounds are done"
 
-    def _run_buffered(self, state: ServerState, model: GlobalModel) -> str:
+    def _run_buffered(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
+        """The same in asynchronous rounds."""
         plan, ports = self._plan, self._ports
         opened = ports.checkpoints.load_open_round()
         self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
-        downloads = Downloads(plan.downloads, model.layout)
-        state = downloads.start(state)
         buffered = BufferedRounds(
             algorithm=self._algorithm, layout=model.layout, rng=plan.rng, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, checkpoints=ports.checkpoints,
@@ -222,14 +225,29 @@ class Server:
         buffered.resume(state)
         while state.round < plan.num_rounds:
             if plan.selection.exhausted(state.round, state.best):
-                best = state.best.round if state.best else 0
-                return f"stopped early: no round was better than round {best} for {plan.selection.patience} rounds"
+                return state, plan.selection.why_stopped(state.best)
             updated, record = buffered.run(state, plan.client_lr(state.round + 1))
             live = self._membership.live()
             state = self._finish_round(_seen(updated, live), record, model)
             key = TaskKey(run_id=plan.run_id, round=state.round + 1, attempt=0)
             ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))
-        return f"all {plan.num_rounds} rounds are done"
+        return state, f"all {plan.num_rounds} rounds are done"
+
+    def _is_to_compare(self, state: ServerState) -> bool:
+        return self._plan.compares and state.compared != state.round
+
+    def _compare(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> None:
+        """Let the stores compare what they can choose among, unless they have done so after this very round."""
+        if not self._is_to_compare(state):
+            return
+        plan, ports = self._plan, self._ports
+        asker = Asker(
+            transport=ports.transport, membership=self._membership, reception=self._reception, downloads=downloads,
+            sink=ports.sink, timer=ports.virtual or ports.clock,
+        )  # fmt: skip
+        comparing = Comparing(run_id=plan.run_id, asker=asker, round_timeout=plan.rounds.timeout)
+        ports.sink.emit(comparing.run(state, model.initial))
+        ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
 
     def _central_test(self, model: GlobalModel) -> CentralTest:
         return CentralTest(

@@ -184,19 +184,34 @@ def num_batches(photos: PhotoSet) -> int:
 
 def evaluate_batches(bench: Workbench, photos: PhotoSet, batches: Iterable[int]) -> list[BatchScore]:
     """Score single batches; the cuts are fixed, so batches can be shared out among processes."""
-    bench.module.eval()
+    return [
+        BatchScore(
+            num_examples=len(labels_B),
+            num_correct=int((logits_BK.argmax(1) == labels_B).sum()),
+            loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
+        )
+        for logits_BK, labels_B in logits(bench, photos, batches)
+    ]
+
+
+def logits(
+    bench: Workbench, photos: PhotoSet, batches: Iterable[int] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """What the workbench's present model makes of photos: logits [B, K] and labels [B], on the bench's device.
+
+    Args:
+        bench: it does not train meanwhile.
+        photos: in order.
+        batches: which of the `num_batches` fixed cuts; all of them if not given.
+    """
     mean, std = bench.normalization.mean, bench.normalization.std
-    scores = []
-    with torch.inference_mode():
-        for start in (batch * EVALUATION_BATCH for batch in batches):
-            chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
-            images_BHWC, labels_B = take(photos, chosen)
-            labels_B = labels_B.to(bench.compute.device)
+    for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
+        chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
+        images_BHWC, labels_B = take(photos, chosen)
+        bench.module.eval()
+        with torch.inference_mode():
             logits_BK = bench.logits(normalize(images_BHWC, device=bench.compute.device, mean=mean, std=std))
-            loss = F.cross_entropy(logits_BK, labels_B, reduction="sum").item()
-            correct = int((logits_BK.argmax(1) == labels_B).sum())
-            scores.append(BatchScore(num_examples=len(chosen), num_correct=correct, loss_sum=loss))
-    return scores
+        yield logits_BK, labels_B.to(bench.compute.device)
 
 
 def total(batches: Iterable[BatchScore]) -> Score:

@@ -1,0 +1,79 @@
+"""Handing work out to clients by name, and waiting for their answers."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fedshelf.core.events import ClientRefused
+from fedshelf.core.messages import Broadcast, Failure, TaskKey
+from fedshelf.core.ports import Clock, MetricSink, Transport
+from fedshelf.rounds.download import Downloads
+from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
+
+
+@dataclass(kw_only=True, slots=True)
+class Traffic:
+    """Payload bytes on the wire, seen from the clients."""
+
+    up: int = 0
+    down: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asker:
+    """Asks clients on the ports it is given. Deadlines go by `timer`."""
+
+    transport: Transport
+    membership: Membership
+    reception: Reception
+    downloads: Downloads
+    sink: MetricSink
+    timer: Clock
+
+    def ask(
+        self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
+        settle: Callable[[Answer], None], *, timeout: float, traffic: Traffic,
+    ) -> None:  # fmt: skip
+        """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
+        that is (or may yet come) live, or `timeout` seconds have passed.
+
+        Args:
+            key: of the work; answers to other work are not used.
+            traffic: what is sent and received is added to it.
+
+        Raises:
+            StopRequested: the server was asked to stop.
+        """
+        pending = set(names)
+        deadline = self.timer.now() + timeout
+
+        def send(name: str) -> None:
+            address = self.membership.address(name)
+            if address is not None:
+                message = self.downloads.message(address, broadcast(name), came_with=self.membership.holds(name))
+                traffic.down += self.transport.send(address, message)
+
+        for name in sorted(pending):
+            send(name)
+        while any(self._may_answer(name) for name in pending) and self.timer.now() < deadline:
+            match self.reception.poll(min(POLL_SECONDS, max(0.0, deadline - self.timer.now()))):
+                case Back(client=name):
+                    if name in pending:
+                        send(name)  # it was away, or is another process now: the task it was sent before is lost
+                case Answer(client=name, task=task) as answer:
+                    if name not in pending or task not in (key, None):
+                        self.sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
+                    else:
+                        self._hears(answer)
+                        traffic.up += answer.num_bytes
+                        pending.remove(name)
+                        settle(answer)
+
+    def _hears(self, answer: Answer) -> None:
+        """Whoever has answered holds the model that it was sent."""
+        address = self.membership.address(answer.client)
+        if address is not None:
+            self.downloads.answered(address, failed=answer.message is None or isinstance(answer.message, Failure))
+
+    def _may_answer(self, name: str) -> bool:
+        return self.membership.address(name) is not None or name in self.membership.returning()
