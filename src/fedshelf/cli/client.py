@@ -13,13 +13,16 @@ def client(*, config: ClientConfig) -> None:
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
     from fedshelf.cli.display import stop_on_signals
+    from fedshelf.config.active_hours import active_hours
     from fedshelf.config.client import ClientPlace, StoreClient, join_of
     from fedshelf.core.errors import TransportError, UsageError
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
+    from fedshelf.deploy.opening import Door
 
     if config.data_dir is None:
         raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
+    hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device)
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
@@ -33,6 +36,7 @@ def client(*, config: ClientConfig) -> None:
             stop=stop,
             on_status=lambda text: typer.echo(f"{place.name}: {text}", err=True),
             max_wait=config.max_wait,
+            door=Door(hours),
         )
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
