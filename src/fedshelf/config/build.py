@@ -3,7 +3,7 @@
 import logging
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
 from fedshelf.rounds.synchronous import RoundSettings
+from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
 from fedshelf.training.schedule import client_lr
@@ -58,7 +59,8 @@ class StorePhotos:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedSetup:
-    """A setup turned into objects: what all clients of one process share."""
+    """A setup turned into objects: what all clients of one process share. `batch_sizes` are there where each client has
+    its own."""
 
     setup: Setup
     config: RunConfig
@@ -67,6 +69,7 @@ class OpenedSetup:
     workbench: Workbench
     uploads: UploadPipeline
     personalization: Personalization
+    batch_sizes: BatchSizes | None = None
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:
@@ -146,14 +149,25 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=chosen.bench,
         uploads=uploads_of(config), personalization=personalization_of(config),
+        batch_sizes=BatchSizes(chosen.bench) if config.dynamic_batch else None,
     )  # fmt: skip
 
 
-def work_for(client: str, opened: OpenedSetup, photos: StorePhotos) -> Work:
-    """One client's part in what was set up."""
+def work_for(client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None) -> Work:
+    """One client's part in what was set up.
+
+    Args:
+        batch_size: another than configured, where clients have their own; None measures which is fastest.
+    """
+    bench, scale = opened.workbench, 1.0
+    if opened.batch_sizes is not None:
+        size = batch_size or opened.batch_sizes.best_for(photos.train)
+        scale = lr_scale(bench.settings, size)
+        bench = replace(bench, settings=replace(bench.settings, batch_size=size))
     trainer = Trainer(
-        workbench=opened.workbench, client=client, rng=Rng(opened.config.seed), train=photos.train,
+        workbench=bench, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
+        lr_scale=scale,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,

@@ -1,5 +1,6 @@
 """A store's client, put together from its folder of photos and its state directory."""
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +8,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from fedshelf import __version__
-from fedshelf.config import places
-from fedshelf.config.build import OpenedSetup, open_setup, store_photos, work_for
+from fedshelf.config import files, places
+from fedshelf.config.build import OpenedSetup, StorePhotos, open_setup, store_photos, work_for
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClientMessage, Join, ServerMessage, Setup
@@ -20,6 +21,7 @@ from fedshelf.tracking.client_states import FileClientStates
 from fedshelf.tracking.files import make_folder, write_atomically
 from fedshelf.tracking.held_model import FileHeldModel
 from fedshelf.tracking.lock import RunLock
+from fedshelf.training.batch_size import candidates
 from fedshelf.training.memory import keep_freed_memory
 
 
@@ -103,7 +105,25 @@ class StoreClient:
         keep_freed_memory()
         self._opened = open_setup(setup, device=self._place.device)
         photos = store_photos(self._place.data_dir, self._opened, PhotoCache(root=places.photo_cache()))
-        return work_for(self._place.name, self._opened, photos)
+        size = self._batch_size(setup, self._opened, photos)
+        return work_for(self._place.name, self._opened, photos, batch_size=size)
+
+    def _batch_size(self, setup: Setup, opened: OpenedSetup, photos: StorePhotos) -> int | None:
+        """The client's own batch size where it has one: measured once for a setup, and the same after a restart."""
+        if opened.batch_sizes is None:
+            return None
+        measured_for = [setup.run_id, files.digest(setup.config), self._place.device, len(photos.train)]
+        kept = self._place.state_dir / "batch-size.json"
+        try:
+            known = json.loads(kept.read_text(encoding="utf-8"))
+            allowed = candidates(opened.config.batch_size, len(photos.train))
+            if known["measured_for"] == measured_for and known["batch_size"] in allowed:
+                return int(known["batch_size"])
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # nothing was measured, or the file is damaged
+        size = opened.batch_sizes.best_for(photos.train)
+        write_atomically(kept, json.dumps({"measured_for": measured_for, "batch_size": size}))
+        return size
 
 
 def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClient]:

@@ -59,7 +59,8 @@ class Trainer:
 
     `rng` is the run's root; draws are keyed by round and client. `run` trains, by itself or beside other clients.
     `num_classes` is K; only a loss that depends on what the client stocks has to know it. Local training goes through
-    `phases`, one after the other, each with a fresh optimizer.
+    `phases`, one after the other, each with a fresh optimizer. `lr_scale` multiplies every rate that the client is told
+    (see training/batch_size.py).
     """
 
     workbench: Workbench
@@ -70,6 +71,7 @@ class Trainer:
     run: Run = loop.alone
     num_classes: int | None = None
     phases: tuple[Phase, ...] = (Phase(),)
+    lr_scale: float = 1.0
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -92,7 +94,7 @@ class Trainer:
             train_loss=fit.loss,
             seconds=fit.seconds,
             batch_size=self.workbench.settings.batch_size,
-            client_lr=broadcast.client_lr,
+            client_lr=self.lr_scale * broadcast.client_lr,
         )
 
     def fit(
@@ -103,7 +105,7 @@ class Trainer:
 
         Args:
             round: keys what is drawn.
-            client_lr: learning rate.
+            client_lr: learning rate, before it is scaled.
             gradient_hook: called where shared values move.
             part: names one of several trainings in a round.
             num_steps: of each phase that moves shared values, in place of its epochs.
@@ -122,8 +124,8 @@ class Trainer:
                 part=f"{part}-{number}" if number or part else "",
             )  # fmt: skip
             lane = Lane(
-                bench=self.workbench, batches=made, round=round, client_lr=client_lr, num_examples=len(self.train),
-                gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
+                bench=self.workbench, batches=made, round=round, client_lr=self.lr_scale * client_lr,
+                num_examples=len(self.train), gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
             )  # fmt: skip
             fits.append(lane.result(self.run(lane)))
             taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0
