@@ -132,15 +132,17 @@ def _epoch(bench: Workbench, sample: PhotoSet, size: int, *, num_steps: int | No
 def _that_fit(bench: Workbench, sample: PhotoSet, sizes: Sequence[int]) -> Iterator[int]:
     """The sizes up to the first that does not fit. A step is taken with each, which warms up, too.
 
-    A GPU says when its memory is at an end. The system would end the process instead: there, the size's need is known
-    from a pass on the smallest batch.
+    A GPU says when its memory is at an end; the system would end the process instead. There, what larger batches need
+    is known from a pass on the smallest.
     """
-    need = 0.0 if bench.compute.device.type == "cuda" else _kept_bytes(bench, sample, sizes[0]) / sizes[0]
+    bytes_per_photo = 0.0
     limit = MEMORY_SHARE * free_memory()
     for size in sizes:
-        if need * size > limit or not _survives(_epoch(bench, sample, size, num_steps=1), bench.compute.device):
+        if bytes_per_photo * size > limit or not _survives(_epoch(bench, sample, size, num_steps=1), bench.compute.device):
             log.info("batches of %d photos do not fit in memory", size)
             return
+        if size == sizes[0] and bench.compute.device.type != "cuda":
+            bytes_per_photo = _kept_bytes(bench, sample, size) / size
         yield size
 
 
