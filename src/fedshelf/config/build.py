@@ -29,10 +29,12 @@ from fedshelf.personalize import registry as personalizations
 from fedshelf.personalize.base import Personalization
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.orders import Pacing
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
 from fedshelf.rounds.synchronous import RoundSettings
+from fedshelf.rounds.workload import Workload
 from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
@@ -125,18 +127,32 @@ def workbench_of(
         module = build(model_settings(config, len(catalogue)), seed=seed)
     if config.init is not None:
         load_weights(module, config.init)
-    training = TrainingSettings(
+    return Workbench.of(
+        module,
+        compute=compute,
+        settings=training_of(config),
+        personal_names=personalization_of(config).personal_names(module),
+    )
+
+
+def training_of(config: RunConfig) -> TrainingSettings:
+    """How clients train."""
+    return TrainingSettings(
         optimizer=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing, gradient_clip=config.gradient_clip, batch_size=config.batch_size,
         local_epochs=config.local_epochs, augmentation=Augmentation() if config.augment else None,
         loss=config.loss, fedrs_alpha=config.fedrs_alpha, fedlc_tau=config.fedlc_tau,
     )  # fmt: skip
-    return Workbench.of(
-        module,
-        compute=compute,
-        settings=training,
-        personal_names=personalization_of(config).personal_names(module),
+
+
+def pacing_of(config: RunConfig) -> Pacing:
+    """What is made of machines that differ."""
+    workload = Workload(
+        rule=config.local_work, least=config.least_work, most=config.most_work, training=training_of(config)
     )
+    return Pacing(
+        straggler_factor=config.straggler_factor, over_selection=config.over_selection, workload=workload
+    )  # fmt: skip
 
 
 def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None) -> OpenedSetup:
@@ -159,15 +175,15 @@ def work_for(client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_siz
     Args:
         batch_size: another than configured, where clients have their own; None measures which is fastest.
     """
-    bench, scale = opened.workbench, 1.0
+    bench, growth, scale = opened.workbench, 1, 1.0
     if opened.batch_sizes is not None:
         size = batch_size or opened.batch_sizes.best_for(photos.train)
-        scale = lr_scale(bench.settings, size)
+        growth, scale = size // bench.settings.batch_size, lr_scale(bench.settings, size)
         bench = replace(bench, settings=replace(bench.settings, batch_size=size))
     trainer = Trainer(
         workbench=bench, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
-        lr_scale=scale,
+        growth=growth, lr_scale=scale,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,
@@ -240,4 +256,7 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         downloads=coding_of(config, config.codec_down),
         sampling=config.sampling,
         aggregator=aggregator_of(config),
+        max_staleness=config.max_staleness,
+        test_every=config.test_every,
+        pacing=pacing_of(config),
     )  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedshelf import __version__
+from fedshelf.algorithms.base import Asynchronous
 from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
 from fedshelf.config.build import ModuleFactory, algorithm_of, plan_of, test_photos, workbench_of
@@ -143,7 +144,7 @@ def _check(config: RunConfig) -> None:
     Raises:
         UsageError: listing all that is wrong.
     """
-    problems = [find_problem(config.model), *_problems_with_codecs(config)]
+    problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: there is no such file")
@@ -169,6 +170,25 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
             found.append(f"--{key} {text}: {error}")
         if config.byte_budget is not None and text != "none":
             found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
+    return found
+
+
+def _problems_with_asynchrony(config: RunConfig) -> list[str]:
+    if not isinstance(algorithm_of(config), Asynchronous):
+        return []
+    found = []
+    if config.aggregator == "multi-krum":
+        found.append(
+            f"--aggregator multi-krum --algorithm {config.algorithm}: whoever it leaves out may have begun its next "
+            "task already, on a state that must not last; use median or trimmed-mean"
+        )
+    if config.quorum is not None:
+        found.append(f"--quorum --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
+    if config.sampling == "size":
+        found.append(
+            f"--sampling size --algorithm {config.algorithm}: all are at work all the time, and uploads count alike "
+            "as it is; use uniform or availability"
+        )
     return found
 
 

@@ -18,6 +18,7 @@ from fedshelf.core.choices import (
     CompileChoice,
     DeviceName,
     EngineName,
+    LocalWork,
     LossName,
     Metric,
     NormName,
@@ -121,7 +122,7 @@ class RunConfig(Settings):
     device: Annotated[DeviceName, Flag(help="Where this process computes.", panel=TRAINING, scope=Scope.LOCAL)] = "auto"
 
     algorithm: Annotated[AlgorithmName, Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
-    mu: Annotated[float, Field(ge=0), Flag(help="Strength of FedProx' proximal term.", panel=ALGORITHM)] = 0.01
+    mu: Annotated[float, Field(ge=0), Flag(help="Strength of the proximal term of fedprox and fedasync.", panel=ALGORITHM)] = 0.01
     loss: Annotated[LossName, Flag(help="Loss of local training; fedrs and fedlc spare the products that a store does "
         "not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
     fedrs_alpha: Annotated[float, Field(ge=0, le=1), Flag(help="What fedrs scales the logits of products by that a "
@@ -129,13 +130,20 @@ class RunConfig(Settings):
     fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins, which are the wider the fewer "
         "photos a product has.", panel=ALGORITHM)] = 1.0  # fmt: skip
     server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.01 for "
-        "fedadagrad, fedadam and fedyogi, else 1).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+        "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     server_momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm; beta_1 of fedadagrad, fedadam "
         "and fedyogi.", panel=ALGORITHM, scope=Scope.SERVER)] = 0.9  # fmt: skip
     server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.99  # fmt: skip
     server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi: the smaller, "
         "the more adaptive.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-3  # fmt: skip
+    buffer_size: Annotated[int, Field(ge=1), Flag(help="Uploads that make fedbuff's next version.", panel=ALGORITHM,
+        scope=Scope.SERVER)] = 4  # fmt: skip
+    staleness_exponent: Annotated[float, Field(ge=0), Flag(help="How fast an upload of fedbuff and fedasync loses "
+        "weight with age: as (1 + versions since it began) to minus this.", panel=ALGORITHM,
+        scope=Scope.SERVER)] = 0.5  # fmt: skip
+    max_staleness: Annotated[int | None, Field(ge=0), Flag(help="Versions that an upload of fedbuff or fedasync may "
+        "be old (default: any number).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     scaffold_option: Annotated[ScaffoldOption, Flag(help="SCAFFOLD's control variates: 1 from a pass of their own over "
         "a store's photos, 2 from the gradients of training.", panel=ALGORITHM)] = "2"  # fmt: skip
     aggregator: Annotated[AggregatorName, Flag(help="How uploads become one; all but mean withstand some hostile "
@@ -179,8 +187,22 @@ class RunConfig(Settings):
         "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in "
         "seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="End a round's training at so many times what half "
+        "of its clients are predicted to need, from how fast they were before (default: at --round-timeout).",
+        panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    over_selection: Annotated[float, Field(ge=0), Flag(help="Ask so much larger a share of clients than are wanted (0.3: "
+        "30 % more), and count the first that answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
+    local_work: Annotated[LocalWork, Flag(help="Work of a client in a round: its epochs (fixed); by its speed, so that "
+        "all finish together (dynamic); less where it is slow (cut).", panel=ROUNDS,
+        scope=Scope.SERVER)] = "fixed"  # fmt: skip
+    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Least share of its epochs that a slow client is given.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
+    most_work: Annotated[float, Field(ge=1), Flag(help="Most multiple of its epochs that a fast client is given.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
+    test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last round "
+        "has one.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
     best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Field(ge=0), Flag(help="Stop after so many rounds without a better one; 0: never.",

@@ -1,7 +1,7 @@
 """What the rounds need from the world, as protocols. Each has a real adapter (deploy, simulate, tracking) and an
 in-memory fake in `tests/fakes.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -88,6 +88,16 @@ class Clock(Protocol):
     """Time in seconds; monotonic, from an arbitrary start."""
 
     def now(self) -> float: ...
+
+
+class Schedule(Protocol):
+    """When the answers of simulated clients are due, in virtual seconds."""
+
+    def due(self, client: str) -> float | None:
+        """When `client` will be done with the task that it was sent last; None if it has none."""
+
+    def restore(self, dues: Mapping[str, float]) -> None:
+        """The next tasks of these clients were sent before, and are due then."""
 
 
 class Checkpoints(Protocol):

@@ -41,6 +41,7 @@ class ServerState:
     loss (None: clients hold `params`); `optimizer` holds the server optimizer's vectors; `counted` names, per
     client, the newest upload that was counted; `times_live`, in how many rounds it was there when the cohort was
     drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local step;
+    `evaluated` is how many validation photos each got right of how many when it was last asked, in asynchronous rounds;
     `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last compared
     models.
     """
@@ -54,6 +55,7 @@ class ServerState:
     best: Best | None = None
     void_rounds: int = 0
     pace: Mapping[str, float] = field(default_factory=dict)
+    evaluated: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     virtual_seconds: float = 0.0
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0
@@ -69,12 +71,16 @@ class OpenRound:
     """The round in flight, written down before the first task goes out: a restarted server goes on with it.
 
     `live` is everybody who was there when the cohort was drawn: a restarted server gives them time to come back,
-    or it would draw the next cohort among those who were quicker.
+    or it would draw the next cohort among those who were quicker. `wanted` is how many uploads are enough (None: the
+    whole cohort's); `num_steps` is how many local steps the configured epochs have at each member, as it was when the
+    cohort was drawn.
     """
 
     key: TaskKey
     cohort: tuple[str, ...]
     live: tuple[str, ...] = ()
+    wanted: int | None = None
+    num_steps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

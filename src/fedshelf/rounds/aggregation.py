@@ -7,6 +7,7 @@ Shapes: S shared values, b values of a block.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -28,8 +29,9 @@ class Combination(NamedTuple):
 
 
 def combine(
-    uploads: Sequence[Upload], weights: Sequence[float], aggregator: Aggregator, *, num_trainable: int
-) -> Combination:
+    uploads: Sequence[Upload], weights: Sequence[float], aggregator: Aggregator, *, num_trainable: int,
+    statistics: Sequence[Tensor] | None = None,
+) -> Combination:  # fmt: skip
     """What `uploads` (in the order of client names) amount to.
 
     Args:
@@ -38,9 +40,12 @@ def combine(
         aggregator: how they become one. Uploads that it leaves out are left out whole, with what they carry beside
             their deltas, and the weights of the others are normalized without them.
         num_trainable: T of the layout.
+        statistics: [S - T] each, in place of those of the deltas.
     """
     aggregator = aggregator.suited_to(len(uploads))
     parts = _parts(uploads, num_trainable)
+    if statistics is not None:
+        parts[STATISTICS] = statistics
     verdicts = _screen({part: rows for part, rows in parts.items() if len(rows[0])}, aggregator.screens, len(uploads))
     kept = [i for i, verdict in enumerate(verdicts) if not verdict.left_out]
 
@@ -56,8 +61,30 @@ def combine(
     auxiliary = {
         name: folded(AUXILIARY + name, alike, torch.empty_like(vector)) for name, vector in uploads[0].auxiliary.items()
     }
-    aggregate = Aggregate(delta=delta, num_clients=len(kept), num_trainable=num_trainable, auxiliary=auxiliary)
+    aggregate = Aggregate(
+        delta=delta, num_clients=len(kept), num_trainable=num_trainable, auxiliary=auxiliary,
+        mean_weight=sum(weights[i] for i in kept) / len(kept),
+    )  # fmt: skip
     return Combination(aggregate, verdicts)
+
+
+def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
+    """`upload` as the configured work, of which `share` was done, would have made it: its trainable part, divided by that
+    (`rounds.workload` says why). Statistics and what travels beside the delta are means already: they stay."""
+    if share == 1:
+        return upload
+    delta, largest = upload.delta.clone(), torch.finfo(upload.delta.dtype).max
+    delta[:num_trainable].div_(share).clamp_(-largest, largest)  # what came in finite stays so
+    return replace(upload, delta=delta)
+
+
+def stretched(aggregate: Aggregate, length: float) -> Aggregate:
+    """`aggregate`, made of normalized uploads, with a trainable part of the `length` that the round's mean work has."""
+    if length == 1:
+        return aggregate
+    delta = aggregate.delta.clone()
+    delta[: aggregate.num_trainable] *= length
+    return replace(aggregate, delta=delta)
 
 
 def fold(
@@ -87,7 +114,7 @@ def fold(
     return result
 
 
-def _parts(uploads: Sequence[Upload], num_trainable: int) -> Parts:
+def _parts(uploads: Sequence[Upload], num_trainable: int) -> dict[str, Sequence[Tensor]]:
     """The uploads' vectors part by part, without copying."""
     return {
         TRAINABLE: [upload.delta[:num_trainable] for upload in uploads],

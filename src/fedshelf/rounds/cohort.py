@@ -12,6 +12,12 @@ def size(population: int, *, fraction: float, min_clients: int) -> int:
     return min(population, max(min_clients, math.ceil(round(fraction * population, 9))))
 
 
+def over_selected(count: int, population: int, over_selection: float) -> int:
+    """How many are asked where `count` uploads are wanted: (1 + X) times as many, rounded up, at most all (Bonawitz et
+    al. 2019, "Towards Federated Learning at Scale: System Design")."""
+    return min(population, math.ceil(round((1 + over_selection) * count, 9)))
+
+
 def draw(names: Sequence[str], count: int, rng: Rng, weights: Mapping[str, float] | None = None) -> tuple[str, ...]:
     """`count` of `names` without replacement, sorted; the order in which names arrive is no matter.
 
@@ -50,7 +56,7 @@ def sampling_weights(
     return None
 
 
-def quorum(cohort: int, configured: int | None) -> int:
-    """How many uploads a round needs by its deadline: as configured (at most the cohort), else 0.8 of the cohort
+def quorum(wanted: int, configured: int | None) -> int:
+    """How many uploads a round needs by its deadline: as configured (at most those wanted), else 0.8 of those wanted
     rounded up."""
-    return min(cohort, configured) if configured is not None else math.ceil(round(0.8 * cohort, 9))
+    return min(wanted, configured) if configured is not None else math.ceil(round(0.8 * wanted, 9))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientStatus, Participation
-from fedshelf.core.messages import CompressedUpload, Failure, TaskKey, Upload
+from fedshelf.core.messages import CompressedUpload, Evaluation, Failure, TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Received
 from fedshelf.rounds.checks import cap_examples, check_upload
@@ -53,3 +53,19 @@ def counted(name: str, upload: Upload, *, staleness: int | None = None, number: 
         seconds=upload.seconds, num_steps=upload.num_steps, batch_size=upload.batch_size, client_lr=upload.client_lr,
         staleness=staleness, number=number,
     )  # fmt: skip
+
+
+def problem_with_evaluation(answer: Answer, key: TaskKey, num_validation: int) -> str:
+    """Why an answer to the evaluation `key` is not used; empty if it is. The client came with so many photos for it."""
+    message = answer.message
+    if isinstance(message, Failure):
+        return message.reason
+    if not isinstance(message, Evaluation):
+        return answer.reason or "it is something else"
+    if message.key != key:
+        return "it is for other work"
+    if not 0 <= message.num_correct <= message.num_examples:
+        return f"it claims {message.num_correct} of {message.num_examples} photos to be right"
+    if message.num_examples != num_validation:
+        return f"it is of {message.num_examples} photos, not of those that the client came with"
+    return ""

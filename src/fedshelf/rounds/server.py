@@ -7,21 +7,24 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fedshelf.algorithms.base import Algorithm
+from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import MEAN, Aggregator
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.events import RoundFinished, RoundVoid, RunEnded, RunStarted, RunStatus
 from fedshelf.core.messages import Setup, TaskKey
 from fedshelf.core.params import Layout
-from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport
+from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Schedule, Spool, Transport
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds import cohort as cohorts
+from fedshelf.rounds.buffered import BufferedRounds, BufferedSettings
+from fedshelf.rounds.central import CentralTest
 from fedshelf.rounds.coding import Coding
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.orders import UNPACED, Pacing
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
 from fedshelf.rounds.selection import Selection
@@ -49,7 +52,7 @@ class Plan:
 
     It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
     `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
-    one.
+    one, `pacing` what is made of machines that differ.
     """
 
     run_id: str
@@ -68,6 +71,9 @@ class Plan:
     downloads: Coding = field(default_factory=Coding)
     sampling: SamplingName = "uniform"
     aggregator: Aggregator = MEAN
+    max_staleness: int | None = None
+    test_every: int = 1
+    pacing: Pacing = UNPACED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,6 +88,7 @@ class Ports:
     clock: Clock
     stop: threading.Event
     virtual: Clock | None = None
+    schedule: Schedule | None = None
 
 
 def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
@@ -154,6 +161,8 @@ class Server:
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
+        if isinstance(self._algorithm, Asynchronous):
+            return self._run_buffered(state, model)
         return self._run_rounds(state, model)
 
     def _gather_catalogue(self) -> Catalogue:
@@ -172,8 +181,8 @@ class Server:
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
-            clock=ports.clock, uploads=plan.uploads, downloads=downloads, evaluate_centrally=model.evaluate_centrally,
-            aggregator=plan.aggregator, virtual=ports.virtual,
+            clock=ports.clock, uploads=plan.uploads, downloads=downloads, test=self._central_test(model),
+            aggregator=plan.aggregator, virtual=ports.virtual, pacing=plan.pacing,
         )  # fmt: skip
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:
@@ -192,6 +201,41 @@ class Server:
             state = self._finish_round(_seen(updated, opened.live), record, model)
         return f"all {plan.num_rounds} rounds are done"
 
+    def _run_buffered(self, state: ServerState, model: GlobalModel) -> str:
+        plan, ports = self._plan, self._ports
+        opened = ports.checkpoints.load_open_round()
+        self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
+        downloads = Downloads(plan.downloads, model.layout)
+        state = downloads.start(state)
+        buffered = BufferedRounds(
+            algorithm=self._algorithm, layout=model.layout, rng=plan.rng, transport=ports.transport,
+            membership=self._membership, reception=self._reception, spool=ports.spool, checkpoints=ports.checkpoints,
+            sink=ports.sink, clock=ports.clock, uploads=plan.uploads, downloads=downloads,
+            test=self._central_test(model), aggregator=plan.aggregator, virtual=ports.virtual,
+            schedule=ports.schedule,
+            settings=BufferedSettings(
+                run_id=plan.run_id, start_clients=plan.start_clients, min_clients=plan.min_clients,
+                fraction=plan.fraction, sampling=plan.sampling, timeout=plan.rounds.timeout,
+                max_examples=plan.rounds.max_examples, max_staleness=plan.max_staleness,
+            ),
+        )  # fmt: skip
+        buffered.resume(state)
+        while state.round < plan.num_rounds:
+            if plan.selection.exhausted(state.round, state.best):
+                best = state.best.round if state.best else 0
+                return f"stopped early: no round was better than round {best} for {plan.selection.patience} rounds"
+            updated, record = buffered.run(state, plan.client_lr(state.round + 1))
+            live = self._membership.live()
+            state = self._finish_round(_seen(updated, live), record, model)
+            key = TaskKey(run_id=plan.run_id, round=state.round + 1, attempt=0)
+            ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))
+        return f"all {plan.num_rounds} rounds are done"
+
+    def _central_test(self, model: GlobalModel) -> CentralTest:
+        return CentralTest(
+            evaluate=model.evaluate_centrally, every=self._plan.test_every, last=self._plan.num_rounds
+        )  # fmt: skip
+
     def _open_round(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
         plan, number = self._plan, state.round + 1
@@ -208,7 +252,10 @@ class Server:
         weights = cohorts.sampling_weights(
             plan.sampling, live, num_train=num_train, times_live=state.times_live, round=number
         )
-        opened = OpenRound(key=key, cohort=cohorts.draw(live, count, rng, weights), live=live)
+        asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
+        cohort = cohorts.draw(live, asked, rng, weights)
+        num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
+        opened = OpenRound(key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps)
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened

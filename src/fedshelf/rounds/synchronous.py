@@ -1,9 +1,7 @@
 """The server's side of a synchronous round, top to bottom: draw, broadcast, collect, fold, evaluate, record."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN, Aggregator, Verdict
@@ -21,13 +19,16 @@ from fedshelf.core.params import Layout
 from fedshelf.core.ports import Clock, MetricSink, Spool, Transport
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import cohort as cohorts
-from fedshelf.rounds.aggregation import combine, weighted
+from fedshelf.rounds.aggregation import combine, normalized, stretched, weighted
+from fedshelf.rounds.central import CentralTest
 from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.examination import Examiner, counted
+from fedshelf.rounds.examination import Examiner, counted, problem_with_evaluation
 from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.orders import UNPACED, Pacing
+from fedshelf.rounds.pace import updated
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
-from fedshelf.training.trainer import Score
+from fedshelf.rounds.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,33 +44,14 @@ class RoundSettings:
     equal_weights: bool = False
 
 
-@dataclass(kw_only=True, eq=False)
-class Tally:
-    """How the members of a cohort have answered so far, and what that cost on the wire (a server that was restarted
-    in the round knows only its own part of that)."""
-
-    cohort: tuple[str, ...]
-    members: dict[str, Participation] = field(default_factory=dict)
-    evaluated: dict[str, int] = field(default_factory=dict)  # validation photos, of those who evaluated
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def pending(self) -> list[str]:
-        return [name for name in self.cohort if name not in self.members]
-
-    def counted(self) -> list[str]:
-        """Names whose upload counts, sorted."""
-        return sorted(n for n, member in self.members.items() if member.status is ClientStatus.COUNTED)
-
-
 class SynchronousRound:
     """Runs single rounds on the ports it is given."""
 
     def __init__(
         self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
-        uploads: UploadPipeline, downloads: Downloads, evaluate_centrally: Callable[[Tensor], Score] | None,
-        aggregator: Aggregator = MEAN, virtual: Clock | None = None,
+        uploads: UploadPipeline, downloads: Downloads, test: CentralTest,
+        aggregator: Aggregator = MEAN, virtual: Clock | None = None, pacing: Pacing = UNPACED,
     ) -> None:  # fmt: skip
         self._algorithm = algorithm
         self._layout = layout
@@ -86,32 +68,34 @@ class SynchronousRound:
             uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
         )
         self._downloads = downloads
-        self._evaluate_centrally = evaluate_centrally
+        self._test = test
         self._aggregator = aggregator
+        self._pacing = pacing
 
     def run(
         self, state: ServerState, opened: OpenRound, client_lr: float
     ) -> tuple[ServerState, RoundFinished] | RoundVoid:
         """One attempt at the round after `state`: the next state and its record, or why the attempt is void."""
-        key, cohort = opened.key, opened.cohort
+        key, orders = opened.key, self._pacing.orders(opened, state.pace, timeout=self._settings.timeout)
         started, virtually = self._clock.now(), self._timer.now()
-        self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=cohort))
-        tally = Tally(cohort=cohort)
+        self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
+        tally = Tally(cohort=opened.cohort, orders=orders)
         self._train(tally, state, key, client_lr)
-        num_counted, needed = len(tally.counted()), cohorts.quorum(len(cohort), self._settings.quorum)
+        pace = updated(state.pace, seen=tally.pace, at_least=tally.no_faster(self._timer.now()))
+        num_counted, needed = len(tally.counted()), cohorts.quorum(orders.wanted, self._settings.quorum)
         if num_counted < needed:
-            reason = f"{num_counted} of {len(cohort)} clients were counted, the quorum is {needed}"
-            return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=_in_order(tally))
-        next_state = self._aggregate(tally, state, key, population=len(opened.live))
+            reason = f"{num_counted} of {orders.wanted} clients were counted, the quorum is {needed}"
+            return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=tally.in_order())
+        next_state = self._aggregate(tally, replace(state, pace=pace), key, population=len(opened.live))
         names = tally.counted()  # without those that the aggregator has left out
         self._evaluate(tally, next_state, key, names)
-        central = self._evaluate_centrally(next_state.model) if self._evaluate_centrally else None
+        central = self._test.score(next_state)
         weights = {name: float(tally.members[name].num_examples or 0) for name in names}
         accuracies = {name: tally.members[name].accuracy for name in tally.evaluated}
         return next_state, RoundFinished(
             round=key.round,
             attempt=key.attempt,
-            clients=_in_order(tally),
+            clients=tally.in_order(),
             train_loss=weighted({name: tally.members[name].train_loss for name in names}, weights),
             accuracy=weighted(accuracies, {name: float(count) for name, count in tally.evaluated.items()}),
             central_accuracy=central.accuracy if central else None,
@@ -135,27 +119,34 @@ class SynchronousRound:
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
                 key=key, purpose=Purpose.TRAIN, params=state.model, client_lr=client_lr, auxiliary=beside,
-                counted=state.counted.get(name),
+                counted=state.counted.get(name), num_steps=tally.orders.asked(name),
             )  # fmt: skip
 
         def settle(answer: Answer) -> None:
-            self._note(tally, key, self._receive(answer, key))
+            member = self._receive(answer, key, tally.orders.share(answer.client))
+            tally.saw(member, self._timer.now())
+            self._note(tally, key, member)
 
-        self._ask(tally.pending(), key, broadcast, settle, tally)
+        seconds = tally.orders.deadline.seconds
+        if self._membership.returning():  # a resumed round: its members first have to come back
+            seconds = min(self._settings.timeout, seconds + self._settings.rejoin_grace)
+        self._ask(tally.pending(), key, broadcast, settle, tally, seconds=seconds, enough=tally.enough)
         for name in tally.pending():
             if self._membership.address(name) is None:
                 self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason="not connected"))
             else:
-                reason = f"no answer within {self._settings.timeout:g} s"
+                reason = tally.orders.late(len(tally.counted()))
                 self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
-    def _receive(self, answer: Answer, key: TaskKey) -> Participation:
-        """Examine an answer to a training task; an upload that passes is spooled."""
+    def _receive(self, answer: Answer, key: TaskKey, share: float) -> Participation:
+        """Examine an answer to a training task; an upload that passes is spooled as what the configured work, of which
+        `share` was done, would have led to."""
         found = self._examiner.examine(answer, key)
         if isinstance(found, Participation):
             return found
-        self._spool.put(key, answer.client, found.upload, found.source)
-        return counted(answer.client, found.upload)
+        upload = normalized(found.upload, share, num_trainable=self._layout.num_trainable)
+        self._spool.put(key, answer.client, upload, found.source if upload is found.upload else None)
+        return counted(answer.client, upload)
 
     def _aggregate(self, tally: Tally, state: ServerState, key: TaskKey, population: int) -> ServerState:
         """The state with the new model. Whom the aggregator leaves out of that is refused: what the round changed at
@@ -167,13 +158,14 @@ class SynchronousRound:
         aggregate, verdicts = combine(uploads, weights, self._aggregator, num_trainable=self._layout.num_trainable)
         for name, verdict in zip(names, verdicts, strict=True):
             tally.members[name] = _judged(tally.members[name], verdict)
-        names = tally.counted()
-        updated = self._algorithm.server_update(state, aggregate, population)
+        by_name, names = dict(zip(names, weights, strict=True)), tally.counted()
+        length = weighted({name: tally.orders.share(name) for name in names}, by_name) or 1.0
+        after = self._algorithm.server_update(state, stretched(aggregate, length), population)
         return self._downloads.advance(
             replace(
-                updated,
+                after,
                 round=key.round,
-                params=self._layout.clamp(updated.params),
+                params=self._layout.clamp(after.params),
                 counted={**state.counted, **dict.fromkeys(names, key)},
             )
         )
@@ -188,7 +180,7 @@ class SynchronousRound:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0)
 
         def settle(answer: Answer) -> None:
-            problem = self._problem_with_evaluation(answer, key)
+            problem = problem_with_evaluation(answer, key, self._membership.num_validation(answer.client))
             if problem:
                 self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}"))
             elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
@@ -196,41 +188,28 @@ class SynchronousRound:
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
                 tally.evaluated[answer.client] = min(answer.message.num_examples, self._settings.max_examples)
 
-        self._ask(asked, key, broadcast, settle, tally)
-
-    def _problem_with_evaluation(self, answer: Answer, key: TaskKey) -> str:
-        """Why an answer to an evaluation is not used; empty if it is."""
-        message = answer.message
-        if isinstance(message, Failure):
-            return message.reason
-        if not isinstance(message, Evaluation):
-            return answer.reason or "it is something else"
-        if message.key != key:
-            return "it is for other work"
-        if not 0 <= message.num_correct <= message.num_examples:
-            return f"it claims {message.num_correct} of {message.num_examples} photos to be right"
-        if message.num_examples != self._membership.num_validation(answer.client):
-            return f"it is of {message.num_examples} photos, not of those that the client came with"
-        return ""
+        self._ask(asked, key, broadcast, settle, tally, seconds=self._settings.timeout)
 
     def _ask(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        settle: Callable[[Answer], None], tally: Tally,
+        settle: Callable[[Answer], None], tally: Tally, *, seconds: float,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
-        that is (or may yet come) live, or the time is up."""
-        pending = set(names)
-        deadline = self._timer.now() + self._settings.timeout
+        that is (or may yet come) live, or there are enough, or the time is up."""
+        pending: set[str] = set() if enough() else set(names)
+        deadline = self._timer.now() + seconds
 
         def send(name: str) -> None:
             address = self._membership.address(name)
             if address is not None:
                 message = self._downloads.message(address, broadcast(name), came_with=self._membership.holds(name))
                 tally.bytes_down += self._transport.send(address, message)
+                tally.sent[name] = self._timer.now()
 
         for name in sorted(pending):
             send(name)
-        while any(self._may_answer(name) for name in pending) and self._timer.now() < deadline:
+        while self._timer.now() < deadline and not enough() and any(self._may_answer(name) for name in pending):
             match self._reception.poll(min(POLL_SECONDS, max(0.0, deadline - self._timer.now()))):
                 case Back(client=name):
                     if name in pending:
@@ -266,7 +245,3 @@ class SynchronousRound:
 def _judged(member: Participation, verdict: Verdict) -> Participation:
     status = ClientStatus.REFUSED if verdict.left_out else member.status
     return replace(member, status=status, reason=verdict.reason)
-
-
-def _in_order(tally: Tally) -> tuple[Participation, ...]:
-    return tuple(tally.members[name] for name in sorted(tally.members))

@@ -145,31 +145,24 @@ class WorkerPool:
             if not any(worker.tasks for worker in self._workers):
                 return None
             for key, _ in self._selector.select():
-                worker: _Worker = key.data
-                answer = self._receive(worker)
-                task = worker.tasks.popleft()
-                if isinstance(task, _Play):
-                    self._answered(task.name, answer)
-                elif isinstance(task, _PlayTogether):
-                    for play, each in zip(task.plays, answer, strict=True):
-                        self._answered(play.name, each)
+                self._take_answer(key.data)
             self._hand_out()
         return self._answers.popleft()
 
     def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
-        """Score `params` [S] on all test batches, in contiguous shares.
-
-        Raises:
-            FedShelfError: clients are at work; rounds evaluate when all have answered.
-        """
-        if any(worker.tasks for worker in self._workers):
-            raise FedShelfError("central evaluation was asked for while clients are at work")
+        """Score `params` [S] on all test batches, in contiguous shares; clients at work are let finish."""
         self._open(setup)
         for share, worker in enumerate(self._workers):
-            self._send(worker, _Evaluate(setup=setup, params=params, share=share, shares=len(self._workers)))
+            task = _Evaluate(setup=setup, params=params, share=share, shares=len(self._workers))
+            worker.tasks.append(task)
+            self._send(worker, task)
         scores: list[BatchScore] = []
         for worker in self._workers:
+            while not isinstance(worker.tasks[0], _Evaluate):
+                self._take_answer(worker)
             scores += self._receive(worker)
+            worker.tasks.popleft()
+        self._hand_out()
         return scores
 
     def _open(self, setup: Setup) -> None:
@@ -177,6 +170,16 @@ class WorkerPool:
             self._setup = setup
             for worker in self._workers:
                 self._send(worker, _Open(setup=setup, states=self._player.states))
+
+    def _take_answer(self, worker: _Worker) -> None:
+        """Wait for the answer to the oldest task of a worker."""
+        answer = self._receive(worker)
+        task = worker.tasks.popleft()
+        if isinstance(task, _Play):
+            self._answered(task.name, answer)
+        elif isinstance(task, _PlayTogether):
+            for play, each in zip(task.plays, answer, strict=True):
+                self._answered(play.name, each)
 
     def _answered(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):

@@ -64,7 +64,9 @@ def test_a_client_trains_with_its_own_batch_size_and_others_with_theirs(machine:
         ).trainer
         for count in (40, 20)
     }
-    assert {n: (t.workbench.settings.batch_size, t.lr_scale) for n, t in trainers.items()} == {40: (8, 2), 20: (4, 1)}
+    assert {n: (t.workbench.settings.batch_size, t.growth, t.lr_scale) for n, t in trainers.items()} == {
+        40: (8, 2, 2.0), 20: (4, 1, 1.0),
+    }  # fmt: skip
     assert opened.workbench.settings.batch_size == 4
     assert trainers[40].workbench.params is opened.workbench.params
     assert machine == [40]

@@ -168,10 +168,18 @@ def test_a_scaled_client_trains_as_one_that_is_told_the_scaled_rate_and_says_so(
     uploads = []
     for scale, told in ((4.0, 0.025), (1.0, 0.1)):
         bench = workbench(linear(), replace(PLAIN, optimizer=optimizer, momentum=0.9, local_epochs=2))
-        work = replace(trainer(bench=bench), lr_scale=scale)
+        work = replace(trainer(bench=bench), growth=int(scale), lr_scale=scale)
         key = TaskKey(run_id="r", round=1, attempt=0)
         params = bench.params.shared.clone()
         uploads.append(work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=told)))
     assert torch.equal(uploads[0].delta, uploads[1].delta)
     assert [upload.client_lr for upload in uploads] == [0.1, 0.1]
     assert [upload.batch_size for upload in uploads] == [4, 4]
+
+
+@pytest.mark.parametrize(("told", "taken"), [(None, 5), (1, 1), (8, 2), (9, 2), (11, 3), (40, 10)])
+def test_a_client_with_larger_batches_takes_fewer_of_the_steps_that_it_is_told(told: int | None, taken: int) -> None:
+    """Told steps are of the configured size: the work stays what the server meant."""
+    bench = workbench(linear(), replace(PLAIN, batch_size=4))
+    work = replace(trainer(bench=bench, train=photos(1, 20)), growth=4, lr_scale=4.0)
+    assert work.fit(round=1, client_lr=0.01, num_steps=told).num_steps == taken

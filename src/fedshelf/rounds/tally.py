@@ -1,0 +1,61 @@
+"""How the members of a cohort have answered so far."""
+
+from dataclasses import dataclass, field
+
+from fedshelf.core.events import ClientStatus, Participation
+from fedshelf.rounds.orders import Orders
+from fedshelf.rounds.pace import per_step
+
+
+@dataclass(kw_only=True, eq=False)
+class Tally:
+    """What has come in, and what that cost on the wire (a server that was restarted in the round knows only its own part
+    of that).
+
+    Attributes:
+        cohort: who was asked.
+        orders: for what.
+        members: how those ended who have.
+        evaluated: validation photos, of those who evaluated.
+        sent: when each was (last) sent its task, in seconds of the round's timer.
+        pace: seconds per local step, of those whose upload came in.
+    """
+
+    cohort: tuple[str, ...]
+    orders: Orders
+    members: dict[str, Participation] = field(default_factory=dict)
+    evaluated: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, float] = field(default_factory=dict)
+    pace: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def pending(self) -> list[str]:
+        """Names of those who have not answered."""
+        return [name for name in self.cohort if name not in self.members]
+
+    def counted(self) -> list[str]:
+        """Names whose upload counts, sorted."""
+        return sorted(n for n, member in self.members.items() if member.status is ClientStatus.COUNTED)
+
+    def enough(self) -> bool:
+        """Whether nobody needs to be waited for any more, though not all have answered."""
+        wanted = self.orders.wanted
+        return wanted < len(self.cohort) and len(self.members) >= wanted and len(self.counted()) >= wanted
+
+    def saw(self, member: Participation, now: float) -> None:
+        """Note how fast `member`, which has just answered, was at the steps asked for, if anybody counts them. (It may have
+        taken fewer, with larger batches.)"""
+        steps = self.orders.num_steps.get(member.client)
+        if steps is not None and member.num_steps is not None and member.client in self.sent:
+            self.pace[member.client] = per_step(now - self.sent[member.client], steps)
+
+    def no_faster(self, now: float) -> dict[str, float]:
+        """Of those who are late: what their seconds per step are at least, now that the round is over."""
+        late = (name for name, member in self.members.items() if member.status is ClientStatus.LATE)
+        steps = self.orders.num_steps
+        return {n: per_step(now - self.sent[n], steps[n]) for n in late if n in self.sent and n in steps}
+
+    def in_order(self) -> tuple[Participation, ...]:
+        """The members in the order of their names."""
+        return tuple(self.members[name] for name in sorted(self.members))
