@@ -44,11 +44,9 @@ class Tally:
         return wanted < len(self.cohort) and len(self.members) >= wanted and len(self.counted()) >= wanted
 
     def saw(self, member: Participation, now: float) -> None:
-        """Note how fast `member`, which has just answered, was at the steps asked for, if anybody counts them. (It may have
-        taken fewer, with larger batches.)"""
-        steps = self.orders.num_steps.get(member.client)
-        if steps is not None and member.num_steps is not None and member.client in self.sent:
-            self.pace[member.client] = per_step(now - self.sent[member.client], steps)
+        """Note how fast `member`, which has just answered, was at its steps, if anybody counts them."""
+        if self.orders.num_steps and member.num_steps is not None and member.client in self.sent:
+            self.pace[member.client] = per_step(now - self.sent[member.client], member.num_steps)
 
     def no_faster(self, now: float) -> dict[str, float]:
         """Of those who are late: what their seconds per step are at least, now that the round is over."""
