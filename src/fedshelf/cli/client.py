@@ -15,16 +15,21 @@ def client(*, config: ClientConfig) -> None:
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
     from fedshelf.cli.display import stop_on_signals
+    from fedshelf.config.active_hours import active_hours
     from fedshelf.config.client import ClientPlace, StoreClient, join_of
     from fedshelf.core.errors import TransportError, UsageError
     from fedshelf.core.messages import Comparison
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
+    from fedshelf.deploy.opening import Door
     from fedshelf.tracking.worth import figures
 
     if config.data_dir is None:
         raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
-    place = ClientPlace.of(config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir)
+    hours = active_hours(config.active_hours, config.time_zone)
+    place = ClientPlace.of(
+        config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+    )  # fmt: skip
 
     def say(text: str) -> None:
         typer.echo(f"{place.name}: {text}", err=True)
@@ -45,6 +50,7 @@ def client(*, config: ClientConfig) -> None:
             stop=stop,
             on_status=say,
             max_wait=config.max_wait,
+            door=Door(hours),
         )
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")

@@ -3,7 +3,7 @@
 import logging
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
 from fedshelf.rounds.synchronous import RoundSettings
 from fedshelf.rounds.workload import Workload
+from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
 from fedshelf.training import schedule
@@ -62,7 +63,8 @@ class StorePhotos:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedSetup:
-    """A setup turned into objects: what all clients of one process share."""
+    """A setup turned into objects: what all clients of one process share. `batch_sizes` are there where each client has
+    its own."""
 
     setup: Setup
     config: RunConfig
@@ -71,6 +73,7 @@ class OpenedSetup:
     workbench: Workbench
     uploads: UploadPipeline
     personalization: Personalization
+    batch_sizes: BatchSizes | None = None
 
 
 Keep = Callable[[OpenedSetup, Workbench, Comparison], None]
@@ -180,22 +183,30 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=chosen.bench,
         uploads=uploads_of(config), personalization=personalization_of(config),
+        batch_sizes=BatchSizes(chosen.bench) if config.dynamic_batch else None,
     )  # fmt: skip
 
 
 def work_for(
-    client: str, opened: OpenedSetup, photos: StorePhotos, *, test: Callable[[], PhotoSet | None] = lambda: None,
-    keep: Keep = lambda opened, bench, comparison: None,
+    client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
+    test: Callable[[], PhotoSet | None] = lambda: None, keep: Keep = lambda opened, bench, comparison: None,
 ) -> Work:  # fmt: skip
     """One client's part in what was set up.
 
     Args:
+        batch_size: another than configured, where clients have their own; None measures which is fastest.
         test: test photos, to compare models on in the end.
         keep: what becomes of the model that it chooses then.
     """
+    bench, growth, scale = opened.workbench, 1, 1.0
+    if opened.batch_sizes is not None:
+        size = batch_size or opened.batch_sizes.best_for(photos.train)
+        growth, scale = size // bench.settings.batch_size, lr_scale(bench.settings, size)
+        bench = replace(bench, settings=replace(bench.settings, batch_size=size))
     trainer = Trainer(
-        workbench=opened.workbench, client=client, rng=Rng(opened.config.seed), train=photos.train,
+        workbench=bench, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
+        growth=growth, lr_scale=scale,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,

@@ -1,5 +1,6 @@
 """A store's client, put together from its folder of photos and its state directory."""
 
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,8 +8,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from fedshelf import __version__
-from fedshelf.config import places
-from fedshelf.config.build import OpenedSetup, open_setup, store_photos, test_photos, work_for
+from fedshelf.config import files, places
+from fedshelf.config.build import OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
 from fedshelf.config.model_card import save_chosen
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
@@ -21,6 +22,7 @@ from fedshelf.tracking.client_states import FileClientStates
 from fedshelf.tracking.files import make_folder, write_atomically
 from fedshelf.tracking.held_model import FileHeldModel
 from fedshelf.tracking.lock import RunLock
+from fedshelf.training.batch_size import candidates
 from fedshelf.training.memory import keep_freed_memory
 from fedshelf.training.workbench import Workbench
 
@@ -126,7 +128,10 @@ class StoreClient:
         test = None
         if self._place.test_dir is not None:  # now: at the end of the run it would be late to learn that it is of no use
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)
-        return work_for(self._place.name, self._opened, photos, test=lambda: test, keep=self._keep)
+        return work_for(
+            self._place.name, self._opened, photos, batch_size=self._batch_size(setup, self._opened, photos),
+            test=lambda: test, keep=self._keep,
+        )  # fmt: skip
 
     def _keep(self, opened: OpenedSetup, bench: Workbench, comparison: Comparison) -> None:
         folder = self._place.state_dir / "model"
@@ -134,6 +139,23 @@ class StoreClient:
             folder, bench, opened.config, opened.catalogue, client=self._place.name, comparison=comparison
         )  # fmt: skip
         self._on_choice(comparison, folder)
+
+    def _batch_size(self, setup: Setup, opened: OpenedSetup, photos: StorePhotos) -> int | None:
+        """The client's own batch size where it has one: measured once for a setup, and the same after a restart."""
+        if opened.batch_sizes is None:
+            return None
+        measured_for = [setup.run_id, files.digest(setup.config), self._place.device, len(photos.train)]
+        kept = self._place.state_dir / "batch-size.json"
+        try:
+            known = json.loads(kept.read_text(encoding="utf-8"))
+            allowed = candidates(opened.config.batch_size, len(photos.train))
+            if known["measured_for"] == measured_for and known["batch_size"] in allowed:
+                return int(known["batch_size"])
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # nothing was measured, or the file is damaged
+        size = opened.batch_sizes.best_for(photos.train)
+        write_atomically(kept, json.dumps({"measured_for": measured_for, "batch_size": size}))
+        return size
 
 
 def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClient]:

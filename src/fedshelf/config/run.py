@@ -146,6 +146,11 @@ def _check(config: RunConfig) -> None:
     for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
         if path is not None and not path.is_dir():
             problems.append(f"--{key} {path}: there is no such folder")
+    if config.dynamic_batch and config.engine in ("vmap", "auto"):
+        problems.append(
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one batch "
+            "size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+        )
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))

@@ -108,6 +108,8 @@ class RunConfig(Settings):
     warmup_rounds: Annotated[int, Field(ge=0), Flag(help="Rounds of linear warm-up.", panel=TRAINING)] = 2
     local_epochs: Annotated[int, Field(ge=1), Flag(help="Passes over a store's photos per round.", panel=TRAINING)] = 2
     batch_size: Annotated[int, Field(ge=1), Flag(help="Photos per step.", panel=TRAINING)] = 16
+    dynamic_batch: Annotated[bool, Flag(help="Each client trains with the batch size that is fastest on its machine, "
+        "from --batch-size up to 4 times that, and a rate to match.", panel=TRAINING)] = False  # fmt: skip
     momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Nesterov momentum of SGD.", panel=TRAINING)] = 0.9
     weight_decay: Annotated[float, Field(ge=0), Flag(help="Weight decay.", panel=TRAINING)] = 5e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=1), Flag(help="Label smoothing.", panel=TRAINING)] = 0.1
@@ -247,7 +249,12 @@ class ClientConfig(Settings):
         commands=CLIENT)] = False  # fmt: skip
     device: Annotated[DeviceName, Flag(help="Where this client computes.", panel=TRAINING, commands=CLIENT)] = "auto"
     max_wait: Annotated[float | None, Field(gt=0), Flag(help="Give up after so many seconds without an answer from the "
-        "server (default: never).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+        "server, none of them outside of --active-hours (default: never).", panel=RUN,
+        commands=CLIENT)] = None  # fmt: skip
+    active_hours: Annotated[str | None, Flag(help="Take part at these times of the day alone, such as 22:00-06:00 or "
+        "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    time_zone: Annotated[str | None, Flag(help="Whose clock --active-hours goes by, such as Europe/Berlin (default: "
+        "this machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
 
 
 def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:

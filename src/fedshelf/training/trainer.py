@@ -59,7 +59,9 @@ class Trainer:
 
     `rng` is the run's root; draws are keyed by round and client. `run` trains, by itself or beside other clients.
     `num_classes` is K; only a loss that depends on what the client stocks has to know it. Local training goes through
-    `phases`, one after the other, each with a fresh optimizer.
+    `phases`, one after the other, each with a fresh optimizer. The batches of this client are `growth` times the configured
+    size, and its rates `lr_scale` times what it is told (training/batch_size.py); so one of its steps is `growth` of those
+    that it is told to take.
     """
 
     workbench: Workbench
@@ -70,6 +72,8 @@ class Trainer:
     run: Run = loop.alone
     num_classes: int | None = None
     phases: tuple[Phase, ...] = (Phase(),)
+    growth: int = 1
+    lr_scale: float = 1.0
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -92,7 +96,7 @@ class Trainer:
             train_loss=fit.loss,
             seconds=fit.seconds,
             batch_size=self.workbench.settings.batch_size,
-            client_lr=broadcast.client_lr,
+            client_lr=self.lr_scale * broadcast.client_lr,
         )
 
     def fit(
@@ -103,10 +107,10 @@ class Trainer:
 
         Args:
             round: keys what is drawn.
-            client_lr: learning rate.
+            client_lr: learning rate, before it is scaled.
             gradient_hook: called where shared values move.
             part: names one of several trainings in a round.
-            num_steps: of each phase that moves shared values, in place of its epochs.
+            num_steps: of each phase that moves shared values, in place of its epochs; of the configured batch size.
 
         Returns:
             The last phase's loss; the steps of those phases that move shared values; the time of all.
@@ -115,15 +119,16 @@ class Trainer:
             FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
         """
         fits: list[Fit] = []
+        own_steps = None if num_steps is None else max(1, round(num_steps / self.growth))
         taken = 0
         for number, phase in enumerate(self.phases):
             made = self._batches(
-                round, epochs=phase.epochs, num_steps=None if phase.moves is Moves.PERSONAL else num_steps,
+                round, epochs=phase.epochs, num_steps=None if phase.moves is Moves.PERSONAL else own_steps,
                 part=f"{part}-{number}" if number or part else "",
             )  # fmt: skip
             lane = Lane(
-                bench=self.workbench, batches=made, round=round, client_lr=client_lr, num_examples=len(self.train),
-                gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
+                bench=self.workbench, batches=made, round=round, client_lr=self.lr_scale * client_lr,
+                num_examples=len(self.train), gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
             )  # fmt: skip
             fits.append(lane.result(self.run(lane)))
             taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0

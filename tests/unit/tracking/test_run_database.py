@@ -75,19 +75,22 @@ def write(run: RunDirectory, *events: Event) -> None:
 def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
     void = RoundVoid(round=2, attempt=1, reason="1 of 2 answered", clients=(OSLO,))
     write(run, STARTED, finished(1), void, finished(2, attempt=2, clients=(LYON,)), RunEnded(status=RunStatus.FINISHED))
-    lyon = {"client": "lyon", "status": "counted", "reason": "", "num_examples": 40, "accuracy": 0.5}
+    unknown = {"staleness": None, "batch_size": None, "client_lr": None}
+    lyon = {"client": "lyon", "status": "counted", "reason": "", "num_examples": 40, "accuracy": 0.5, **unknown}
     oslo = {
         "client": "oslo",
         "status": "offline",
         "reason": "silent for 30 s",
         "num_examples": None,
         "accuracy": None,
+        **unknown,
     }
     figures = {
         "train_loss": 1.25,
         "accuracy": 0.5,
         "central_accuracy": None,
         "seconds": 4.5,
+        "virtual_seconds": None,
         "bytes_up": 1000,
         "bytes_down": 2000,
     }
@@ -98,6 +101,7 @@ def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
         "best_round": 1,
         "num_parameters": 318,
         "void_rounds": 1,
+        "stores": [],
     }
 
 
