@@ -80,7 +80,6 @@ class SynchronousRound:
         self._spool = spool
         self._sink = sink
         self._clock = clock
-        self._virtual = virtual
         self._timer = virtual or clock
         self._examiner = Examiner(
             uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
@@ -94,7 +93,7 @@ class SynchronousRound:
     ) -> tuple[ServerState, RoundFinished] | RoundVoid:
         """One attempt at the round after `state`: the next state and its record, or why the attempt is void."""
         key, cohort = opened.key, opened.cohort
-        started, virtually = self._clock.now(), self._timer.now()
+        started = self._clock.now()
         self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=cohort))
         tally = Tally(cohort=cohort)
         self._train(tally, state, key, client_lr)
@@ -120,7 +119,6 @@ class SynchronousRound:
             bytes_up=tally.bytes_up,
             bytes_down=tally.bytes_down,
             best_round=None,
-            virtual_seconds=None if self._virtual is None else self._virtual.now() - virtually,
         )
 
     def _train(self, tally: Tally, state: ServerState, key: TaskKey, client_lr: float) -> None:
