@@ -79,7 +79,7 @@ def test_a_deadline_that_all_keep_ends_no_round() -> None:
 
 
 def test_a_store_that_can_never_be_in_time_ends_a_run_that_needs_it() -> None:
-    """b takes 0.4 s; rounds end after 0.3 s and need both. It never catches up: its next task begins when it is done."""
+    """b takes 0.4 s; rounds end after 0.3 s and need both. Its next task begins when it is done, too late again."""
     with pytest.raises(RunError, match="void 10 times in a row"):
         simulate("ab", Path("r"), speeds="1,2", round_timeout=0.3, quorum=2)
 
