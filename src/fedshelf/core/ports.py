@@ -1,7 +1,7 @@
 """What the rounds need from the world, as protocols. Each has a real adapter (deploy, simulate, tracking) and an
 in-memory fake in `tests/fakes.py`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -90,14 +90,22 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
 
-class Schedule(Protocol):
-    """When the answers of simulated clients are due, in virtual seconds."""
+class Timeline(Clock, Protocol):
+    """The clock of a simulation, in virtual seconds: it knows what will happen, and can go on where a run was."""
+
+    def resume(self, state: ServerState) -> None:
+        """Set it to when `state` was noted. Clients are then at work, or away, as they were: a task of
+        `state.in_flight` that is sent again is due when it was; one that is not keeps its client busy until then."""
+
+    def note(self, state: ServerState) -> ServerState:
+        """`state` with all that `resume` needs: `virtual_seconds`, and in `in_flight` all that clients are at. What of that
+        `state.in_flight` names is `wanted`."""
 
     def due(self, client: str) -> float | None:
-        """When `client` will be done with the task that it was sent last; None if it has none."""
+        """When `client` will have done all that it was sent; None if it has nothing to do."""
 
-    def restore(self, dues: Mapping[str, float]) -> None:
-        """The next tasks of these clients were sent before, and are due then."""
+    def is_settled(self) -> bool:
+        """Whether nothing more arrives at this very moment."""
 
 
 class Checkpoints(Protocol):

@@ -25,12 +25,16 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
-    """A task that was out when the state was saved, in asynchronous rounds: whose, which, and when its answer is due
-    (virtual seconds; None where time is real)."""
+    """A task that was out when the state was saved, in asynchronous rounds and in simulations: whose, which, and when
+    its answer is due (virtual seconds; None where time is real). A simulated client may break it off before that, when
+    it `leaves` (virtual seconds), and be back when the answer would have been due. What is not `wanted` any more was too
+    late, but keeps its client busy."""
 
     client: str
     key: TaskKey
     due: float | None = None
+    leaves: float | None = None
+    wanted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -28,7 +28,7 @@ from fedshelf.core.events import (
 )
 from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey
 from fedshelf.core.params import Layout
-from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Schedule, Spool, Transport
+from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Timeline, Transport
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import InFlight, ServerState
 from fedshelf.rounds import cohort as cohorts
@@ -79,7 +79,6 @@ class _Account:
     next version."""
 
     started: float
-    virtually: float
     bytes_up: int = 0
     bytes_down: int = 0
     num_drawn: int = 0
@@ -95,7 +94,7 @@ class BufferedRounds:
         self, *, algorithm: Algorithm, layout: Layout, settings: BufferedSettings, rng: Rng, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, checkpoints: Checkpoints, sink: MetricSink,
         clock: Clock, uploads: UploadPipeline, downloads: Downloads, test: CentralTest, aggregator: Aggregator = MEAN,
-        virtual: Clock | None = None, schedule: Schedule | None = None,
+        virtual: Timeline | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(algorithm, Asynchronous):
             raise TypeError(f"{type(algorithm).__name__} does not say how many uploads make a version")
@@ -110,9 +109,7 @@ class BufferedRounds:
         self._checkpoints = checkpoints
         self._sink = sink
         self._clock = clock
-        self._virtual = virtual
         self._timer = virtual or clock
-        self._schedule = schedule
         self._downloads = downloads
         self._test = test
         self._aggregator = aggregator
@@ -125,9 +122,7 @@ class BufferedRounds:
 
     def resume(self, state: ServerState) -> None:
         """What was out when `state` was saved is sent again, to each client as it comes back."""
-        self._lost = {flight.client: flight for flight in state.in_flight}
-        if self._schedule is not None:
-            self._schedule.restore({f.client: f.due for f in state.in_flight if f.due is not None})
+        self._lost = {flight.client: flight for flight in state.in_flight if flight.wanted}
 
     def run(self, state: ServerState, client_lr: float) -> tuple[ServerState, RoundFinished]:
         """Fill the buffer, and return the next state and its record.
@@ -135,7 +130,7 @@ class BufferedRounds:
         Raises:
             RunError: the version could not be made, however often it was tried.
         """
-        account = _Account(started=self._clock.now(), virtually=self._timer.now())
+        account = _Account(started=self._clock.now())
         self._buffer.open(state.round + 1, lambda version: self._model_at(version, state))
         self._keep_busy(state, client_lr, account)
         self._sink.emit(RoundStarted(round=state.round + 1, attempt=0, cohort=tuple(sorted(self._flights))))
@@ -295,14 +290,12 @@ class BufferedRounds:
             bytes_up=account.bytes_up,
             bytes_down=account.bytes_down,
             best_round=None,
-            virtual_seconds=None if self._virtual is None else self._virtual.now() - account.virtually,
         )
 
     def _in_flight(self) -> tuple[InFlight, ...]:
         """The training that is out, to be written down."""
-        schedule = self._schedule
         return tuple(
-            InFlight(client=name, key=flight.broadcast.key, due=schedule.due(name) if schedule else None)
+            InFlight(client=name, key=flight.broadcast.key)
             for name, flight in sorted(self._flights.items())
             if flight.broadcast.purpose is Purpose.TRAIN
         )

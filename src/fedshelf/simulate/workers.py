@@ -108,6 +108,7 @@ class WorkerPool:
         self._queue: list[tuple[int, int, _Play]] = []
         self._count = 0
         self._answers: deque[tuple[str, ClientMessage]] = deque()
+        self._scores: dict[int, list[BatchScore]] = {}  # of central evaluation, by share
         method = start_method(player.device, threads=threads)
         self._processes = Processes(partial(_work, player, self._folders.paths), num_workers, method)
         self._workers = [_Worker(connection=connection) for connection in self._processes.connections]
@@ -145,42 +146,42 @@ class WorkerPool:
         while not self._answers:
             if not any(worker.tasks for worker in self._workers):
                 return None
-            for key, _ in self._selector.select():
-                self._take_answer(key.data)
-            self._hand_out()
+            self._collect()
         return self._answers.popleft()
 
     def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
-        """Score `params` [S] on all test batches, in contiguous shares; clients at work are let finish."""
+        """Score `params` [S] on all test batches, in contiguous shares. A worker's share is its next task: clients that
+        are at work go on (where rounds do not wait for all of them)."""
         self._open(setup)
+        self._scores.clear()
         for share, worker in enumerate(self._workers):
             task = _Evaluate(setup=setup, params=params, share=share, shares=len(self._workers))
             worker.tasks.append(task)
             self._send(worker, task)
-        scores: list[BatchScore] = []
-        for worker in self._workers:
-            while not isinstance(worker.tasks[0], _Evaluate):
-                self._take_answer(worker)
-            scores += self._receive(worker)
-            worker.tasks.popleft()
+        while len(self._scores) < len(self._workers):
+            self._collect()
+        return [score for _, scores in sorted(self._scores.items()) for score in scores]
+
+    def _collect(self) -> None:
+        """Wait for an answer, take all that are there, and hand out more work."""
+        for key, _ in self._selector.select():
+            worker: _Worker = key.data
+            answer = self._receive(worker)
+            match worker.tasks.popleft():
+                case _Play(name=name):
+                    self._answered(name, answer)
+                case _PlayTogether(plays=plays):
+                    for play, each in zip(plays, answer, strict=True):
+                        self._answered(play.name, each)
+                case _Evaluate(share=share):
+                    self._scores[share] = answer
         self._hand_out()
-        return scores
 
     def _open(self, setup: Setup) -> None:
         if setup != self._setup:
             self._setup = setup
             for worker in self._workers:
                 self._send(worker, _Open(setup=setup, states=self._player.states, models=self._player.models))
-
-    def _take_answer(self, worker: _Worker) -> None:
-        """Wait for the answer to the oldest task of a worker."""
-        answer = self._receive(worker)
-        task = worker.tasks.popleft()
-        if isinstance(task, _Play):
-            self._answered(task.name, answer)
-        elif isinstance(task, _PlayTogether):
-            for play, each in zip(task.plays, answer, strict=True):
-                self._answered(play.name, each)
 
     def _answered(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):

@@ -82,7 +82,7 @@ class FileCheckpoints:
         tensors |= {_OPTIMIZER + name: v for name, v in state.optimizer.items()}
         write_tensors(self._path(state.round), tensors, _info(state, best_round))
         files = self._files()
-        needed = {best_round, *(flight.key.round - 1 for flight in state.in_flight)}
+        needed = {best_round, *(flight.key.round - 1 for flight in state.in_flight if flight.wanted)}
         for round_ in list(files)[: -self._keep]:
             if round_ not in needed:
                 with saying_what_to_do("delete", files[round_]):
@@ -163,7 +163,10 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
         "pace": dict(state.pace),
         "evaluated": {client: list(score) for client, score in state.evaluated.items()},
         "virtual_seconds": state.virtual_seconds,
-        "in_flight": [[flight.client, _as_list(flight.key), flight.due] for flight in state.in_flight],
+        "in_flight": [
+            [flight.client, _as_list(flight.key), flight.due, flight.leaves, flight.wanted]
+            for flight in state.in_flight
+        ],
         "compared": state.compared,
     }
 
@@ -192,7 +195,10 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         pace=dict(info.get("pace", {})),
         evaluated={client: (score[0], score[1]) for client, score in info.get("evaluated", {}).items()},
         virtual_seconds=info.get("virtual_seconds", 0.0),
-        in_flight=tuple(InFlight(client=c, key=_task_key(key), due=due) for c, key, due in info.get("in_flight", ())),
+        in_flight=tuple(
+            InFlight(client=client, key=_task_key(key), due=due, leaves=leaves, wanted=wanted)
+            for client, key, due, leaves, wanted in info.get("in_flight", ())
+        ),
         compared=info.get("compared", 0),
     )
 
