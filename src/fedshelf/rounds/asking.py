@@ -1,7 +1,8 @@
 """Handing work out to clients by name, and waiting for their answers."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from fedshelf.core.events import ClientRefused
 from fedshelf.core.messages import Broadcast, Failure, TaskKey
@@ -11,12 +12,22 @@ from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
 
 
-@dataclass(kw_only=True, slots=True)
-class Traffic:
-    """Payload bytes on the wire, seen from the clients."""
+class Ledger(Protocol):
+    """Where it is written down what asking costs: payload bytes on the wire, seen from the clients, and when each was (last)
+    sent its task, in seconds of the timer."""
 
-    up: int = 0
-    down: int = 0
+    bytes_up: int
+    bytes_down: int
+    sent: dict[str, float]
+
+
+@dataclass(kw_only=True, slots=True)
+class Account:
+    """A ledger of its own."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    sent: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,30 +43,32 @@ class Asker:
 
     def ask(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        settle: Callable[[Answer], None], *, timeout: float, traffic: Traffic,
+        settle: Callable[[Answer], None], *, seconds: float, ledger: Ledger,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
-        that is (or may yet come) live, or `timeout` seconds have passed.
+        that is (or may yet come) live, or there are `enough`, or `seconds` have passed.
 
         Args:
             key: of the work; answers to other work are not used.
-            traffic: what is sent and received is added to it.
+            ledger: what is sent and received is added to it.
 
         Raises:
             StopRequested: the server was asked to stop.
         """
-        pending = set(names)
-        deadline = self.timer.now() + timeout
+        pending: set[str] = set() if enough() else set(names)
+        deadline = self.timer.now() + seconds
 
         def send(name: str) -> None:
             address = self.membership.address(name)
             if address is not None:
                 message = self.downloads.message(address, broadcast(name), came_with=self.membership.holds(name))
-                traffic.down += self.transport.send(address, message)
+                ledger.bytes_down += self.transport.send(address, message)
+                ledger.sent[name] = self.timer.now()
 
         for name in sorted(pending):
             send(name)
-        while any(self._may_answer(name) for name in pending) and self.timer.now() < deadline:
+        while self.timer.now() < deadline and not enough() and any(self._may_answer(name) for name in pending):
             match self.reception.poll(min(POLL_SECONDS, max(0.0, deadline - self.timer.now()))):
                 case Back(client=name):
                     if name in pending:
@@ -65,7 +78,7 @@ class Asker:
                         self.sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
                     else:
                         self._hears(answer)
-                        traffic.up += answer.num_bytes
+                        ledger.bytes_up += answer.num_bytes
                         pending.remove(name)
                         settle(answer)
 

@@ -14,7 +14,7 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
 from fedshelf.core.messages import Broadcast, Comparison, Failure, Purpose, TaskKey
 from fedshelf.core.state import ServerState
-from fedshelf.rounds.asking import Asker, Traffic
+from fedshelf.rounds.asking import Account, Asker
 from fedshelf.rounds.checks import check_comparison
 from fedshelf.rounds.choice import FIRST_MODEL
 from fedshelf.rounds.reception import POLL_SECONDS, Answer
@@ -22,11 +22,13 @@ from fedshelf.rounds.reception import POLL_SECONDS, Answer
 
 @dataclass(kw_only=True, eq=False)
 class Comparing:
-    """Asks all stores once. `round_timeout` is that of one round, in seconds."""
+    """Asks all stores once. `round_timeout` is that of one round, in seconds; `rejoin_grace` is how long stores may take to
+    come back to a server that was started again."""
 
     run_id: str
     asker: Asker
     round_timeout: float
+    rejoin_grace: float
     _found: dict[str, StoreComparison] = field(default_factory=dict, init=False)
 
     def run(self, state: ServerState, first: Tensor) -> StoresCompared:
@@ -40,7 +42,9 @@ class Comparing:
             StopRequested: the server was asked to stop; the next one asks again.
         """
         membership, sink = self.asker.membership, self.asker.sink
-        while membership.returning():  # after a restart of this server
+        if not membership.live() and not membership.returning():  # this server has just been started
+            membership.expect(state.counted, self.rejoin_grace)
+        while membership.returning():
             self.asker.reception.poll(POLL_SECONDS)
         key = TaskKey(run_id=self.run_id, round=state.round, attempt=_unused_attempt(state))
         stores = tuple(sorted({*membership.live(), *state.counted}))
@@ -56,7 +60,7 @@ class Comparing:
             self._note(self._examined(answer, key), key, len(stores))
 
         timeout = self.round_timeout * state.round
-        self.asker.ask(stores, key, broadcast, settle, timeout=timeout, traffic=Traffic())
+        self.asker.ask(stores, key, broadcast, settle, seconds=timeout, ledger=Account())
         for name in stores:
             if name not in self._found:
                 there = membership.address(name) is not None

@@ -246,7 +246,9 @@ class Server:
             transport=ports.transport, membership=self._membership, reception=self._reception, downloads=downloads,
             sink=ports.sink, timer=ports.virtual or ports.clock,
         )  # fmt: skip
-        comparing = Comparing(run_id=plan.run_id, asker=asker, round_timeout=plan.rounds.timeout)
+        comparing = Comparing(
+            run_id=plan.run_id, asker=asker, round_timeout=plan.rounds.timeout, rejoin_grace=plan.rounds.rejoin_grace
+        )  # fmt: skip
         ports.sink.emit(comparing.run(state, model.initial))
         ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
 
