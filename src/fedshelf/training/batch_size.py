@@ -87,7 +87,8 @@ class BatchSizes:
             return configured
         if self._seconds is None:
             self._seconds = measure(self._bench, photos, candidates(configured, MOST_GROWTH * configured * LEAST_STEPS))
-            log.info("milliseconds per photo by batch size: %s", {s: 1000 * t for s, t in self._seconds.items()})
+            told = (f"{1000 * seconds:.2f} ms in batches of {size}" for size, seconds in self._seconds.items())
+            log.info("a photo takes %s", ", ".join(told))
         found = {size: seconds for size, seconds in self._seconds.items() if size in allowed}
         return fastest(found) if found else configured
 

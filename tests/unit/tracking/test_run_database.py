@@ -107,7 +107,8 @@ def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
 
 def test_a_run_without_a_database_or_a_round_reads_as_empty(run: RunDirectory) -> None:
     nothing: dict[str, Any] = {
-        "run_id": "r1", "status": "stopped", "rounds": [], "best_round": None, "num_parameters": None, "void_rounds": 0
+        "run_id": "r1", "status": "stopped", "rounds": [], "best_round": None, "num_parameters": None, "void_rounds": 0,
+        "stores": [],
     }  # fmt: skip
     assert run_summary(run.path).to_record() == nothing
     run.database.touch()  # as a process killed in its first moment leaves it
