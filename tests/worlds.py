@@ -130,6 +130,7 @@ class World:
     Attributes:
         tampers: by client, what becomes of its honest answers.
         delays: by client, seconds until an answer arrives.
+        paces: by client, seconds more for each step of a training; may change while a run goes on.
         order: draws the order of simultaneous arrivals.
     """
 
@@ -146,6 +147,7 @@ class World:
     rounds: Mapping[str, Any] = field(default_factory=dict)
     tampers: dict[str, Tamper] = field(default_factory=dict)
     delays: dict[str, float] = field(default_factory=dict)
+    paces: dict[str, float] = field(default_factory=dict)
     order: random.Random | None = None
     photo_size: int = SIZE
 
@@ -200,7 +202,8 @@ class World:
             return tamper(message, honest) if tamper else honest
 
         return FakePeer(
-            join=join(name, identity=identity), answer=answer, delay=self.delays.get(name, 0.0), address=address
+            join=join(name, identity=identity), answer=answer, delay=self.delays.get(name, 0.0), address=address,
+            pace=lambda: self.paces.get(name, 0.0),
         )  # fmt: skip
 
     def connect_all(self) -> None:
