@@ -11,17 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fedshelf.core.events import Event
-from fedshelf.core.messages import (
-    Broadcast,
-    ClientMessage,
-    CompressedBroadcast,
-    CompressedUpload,
-    Join,
-    ServerMessage,
-    TaskKey,
-    Upload,
-    task_key,
-)
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Join, ServerMessage, TaskKey, task_key
 from fedshelf.core.ports import Arrival, Joined, Left, Reply, Undecodable
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import payload
@@ -106,21 +96,16 @@ Answer = ClientMessage | Garbled | Gone | None
 @dataclass
 class FakePeer:
     """A client at the other end of the line: who it says it is, what it answers, and how many seconds that takes: `delay`,
-    and for each step of a training what `pace` says then."""
+    and what `work` adds for the answer just given."""
 
     join: Join
     answer: Callable[[ServerMessage], Answer]
     delay: float = 0.0
     address: str = ""
-    pace: Callable[[], float] = lambda: 0.0
+    work: Callable[[], float] = lambda: 0.0
 
     def __post_init__(self) -> None:
         self.address = self.address or f"line-to-{self.join.client}"
-
-    def takes(self, answer: Answer) -> float:
-        """Seconds until `answer` arrives."""
-        steps = answer.num_steps if isinstance(answer, Upload | CompressedUpload) else 0
-        return self.delay + self.pace() * steps
 
 
 @dataclass(order=True)
@@ -205,4 +190,4 @@ class FakeTransport:
                 self.arrive(garbled, delay=peer.delay)
             case message:
                 reply = Reply(address=peer.address, message=message, num_bytes=sum(payload.size(message)), task=task)
-                self.arrive(reply, delay=peer.takes(message))
+                self.arrive(reply, delay=peer.delay + peer.work())

@@ -18,6 +18,7 @@ from fedshelf.core.messages import (
     PROTOCOL_VERSION,
     Broadcast,
     ClassFolder,
+    CompressedUpload,
     Join,
     Ready,
     ServerMessage,
@@ -196,14 +197,18 @@ class World:
     def peer(self, name: str, *, identity: str | None = None, address: str = "") -> FakePeer:
         """The client `name` at the other end of a line."""
 
+        steps = 0
+
         def answer(message: ServerMessage) -> Answer:
+            nonlocal steps
             honest: Answer = self.clients[name].handle(message)
+            steps = honest.num_steps if isinstance(honest, Upload | CompressedUpload) else 0
             tamper = self.tampers.get(name)
             return tamper(message, honest) if tamper else honest
 
         return FakePeer(
             join=join(name, identity=identity), answer=answer, delay=self.delays.get(name, 0.0), address=address,
-            pace=lambda: self.paces.get(name, 0.0),
+            work=lambda: self.paces.get(name, 0.0) * steps,
         )  # fmt: skip
 
     def connect_all(self) -> None:

@@ -356,18 +356,18 @@ def test_unequal_work_is_normalized_in_the_aggregate_and_statistics_are_averaged
     assert (end[:-8] - averaged[:-8]).abs().max() > 1e-4
 
 
-def test_what_a_client_claims_to_have_done_does_not_decide_how_it_counts() -> None:
-    def final(claim: int | None) -> Tensor:
-        world = four(num_rounds=2, plan=paced("dynamic"), paces=SLOWNESS)
+def test_what_a_client_claims_to_have_done_decides_neither_how_it_counts_nor_what_it_is_asked() -> None:
+    def run(claim: int | None) -> World:
+        world = four(num_rounds=3, plan=paced("dynamic"), paces=SLOWNESS)
         if claim is not None:
-            world.tampers["d"] = lambda m, h: (
-                replace(h, num_steps=claim) if isinstance(h, Upload) and h.key.round == 2 else h
-            )
+            world.tampers["d"] = lambda m, h: replace(h, num_steps=claim, seconds=0.0) if isinstance(h, Upload) else h
         world.run()
-        return world.final
+        assert steps_asked(world, 3) == DEALT
+        return world
 
-    assert torch.equal(final(1), final(None))
-    assert torch.equal(final(10**15), final(None))
+    honest = run(None).final
+    for claim in (0, 1, 2**63 - 1):
+        assert torch.equal(run(claim).final, honest)
 
 
 def test_a_norm_bound_holds_for_what_becomes_of_an_upload_not_for_what_was_sent() -> None:
