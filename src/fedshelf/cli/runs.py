@@ -141,7 +141,11 @@ def _heading(summary: "RunSummary") -> list[str]:
 def _rounds_table(summary: "RunSummary") -> "Table":
     from fedshelf.tracking import words
 
-    table = _table("round>", "clients>", "train loss>", "accuracy>", "central>", "time>", "up>", "down>", "not counted")
+    virtual = any(round_.virtual_seconds is not None for round_ in summary.rounds)
+    table = _table(
+        "round>", "clients>", "train loss>", "accuracy>", "central>", "time>", *["virtual time>"] * virtual, "up>",
+        "down>", "not counted",
+    )  # fmt: skip
     for round_ in summary.rounds:
         counted = [client for client in round_.clients if client.status == "counted"]
         missing = [
@@ -156,6 +160,7 @@ def _rounds_table(summary: "RunSummary") -> "Table":
             words.percent(round_.accuracy),
             words.percent(round_.central_accuracy),
             words.duration(round_.seconds),
+            *[words.duration(round_.virtual_seconds)] * virtual,
             words.size(round_.bytes_up),
             words.size(round_.bytes_down),
             "\n".join(missing),

@@ -21,7 +21,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.params import Segment
-from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport
+from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Timeline, Transport
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
@@ -95,6 +95,7 @@ def open_run(
 def make_server(
     run: OpenedRun, *, transport: Transport, spool: Spool, stop: threading.Event, start_clients: int,
     make_evaluator: EvaluatorFactory | None = None, make_module: ModuleFactory | None = None,
+    virtual: Timeline | None = None,
 ) -> Server:  # fmt: skip
     """The server of `run` on `transport`.
 
@@ -102,6 +103,7 @@ def make_server(
         start_clients: how many must have joined before the catalogue is frozen and round 1 begins.
         make_evaluator: evaluates on the test photos in another way than in this process.
         make_module: a model of the caller's own.
+        virtual: the time of a simulation.
     """
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
@@ -129,7 +131,7 @@ def make_server(
     ports = Ports(
         transport=transport, spool=spool, sink=run.sink,
         checkpoints=BackgroundCheckpoints(checkpoints, run.writer) if run.writer else checkpoints,
-        clock=SystemClock(), stop=stop,
+        clock=SystemClock(), stop=stop, virtual=virtual,
     )  # fmt: skip
     return Server(
         plan=plan, ports=ports, algorithm=algorithm_of(config), build_model=build_model,

@@ -4,6 +4,7 @@ A key's name is the flag's without the dashes: `client-lr = 0.05` in a file is `
 the recipe that the reference benchmark was measured with (benchmarks/RESULTS.md).
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -207,12 +208,24 @@ class RunConfig(Settings):
         scope=Scope.SERVER, commands=SIMULATE)] = "local"  # fmt: skip
     workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this one (ray: actors).", panel=RUN,
         scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
+    speeds: Annotated[str | None, Flag(help="How slow stores are in virtual time, in the order of names: with 1,1,5 "
+        "the third takes five times as long; fewer numbers than stores are repeated "
+        "(docs/how-to/simulate-slow-stores.md).", panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    dropout: Annotated[float, Field(ge=0, lt=1), Flag(help="Probability that a store breaks off in the middle of its "
+        "training, and is away until that would have been over.", panel=RUN, scope=Scope.SERVER,
+        commands=SIMULATE)] = 0.0  # fmt: skip
     address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
     insecure: Annotated[bool, Flag(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
         scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
     heartbeat_timeout: Annotated[float, Field(ge=5), Flag(help="Silence after which a client counts as offline, in "
         "seconds.", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+
+    @field_validator("speeds")
+    @classmethod
+    def _in_one_way(cls, value: str | None) -> str | None:
+        """The same speeds, written otherwise, are the same run."""
+        return None if value is None else ",".join(f"{number:.12g}" for number in parse_speeds(value))
 
 
 class ClientConfig(Settings):
@@ -231,6 +244,24 @@ class ClientConfig(Settings):
     device: Annotated[DeviceName, Flag(help="Where this client computes.", panel=TRAINING, commands=CLIENT)] = "auto"
     max_wait: Annotated[float | None, Field(gt=0), Flag(help="Give up after so many seconds without an answer from the "
         "server (default: never).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+
+
+def parse_speeds(text: str) -> tuple[float, ...]:
+    """The numbers of `--speeds`.
+
+    Raises:
+        ValueError: `text` is something else than positive numbers joined by commas.
+    """
+    numbers = []
+    for part in text.split(","):
+        try:
+            number = float(part)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise ValueError(f"{part.strip()!r} is no number above 0; give numbers joined by commas, such as 1,1,5")
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:

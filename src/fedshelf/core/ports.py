@@ -90,6 +90,23 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
 
+class Timeline(Clock, Protocol):
+    """The clock of a simulation, in virtual seconds: it knows what will happen, and can go on where a run was."""
+
+    def resume(self, state: ServerState) -> None:
+        """Set it to when `state` was noted. Clients are then at work, or away, as they were: a task of
+        `state.in_flight` that is sent again is due when it was; one that is not keeps its client busy until then."""
+
+    def note(self, state: ServerState) -> ServerState:
+        """`state` with all that `resume` needs: `virtual_seconds` and `in_flight`."""
+
+    def due(self, client: str) -> float | None:
+        """When `client` will have done all that it was sent; None if it has nothing to do."""
+
+    def is_settled(self) -> bool:
+        """Whether nothing more arrives at this very moment."""
+
+
 class Checkpoints(Protocol):
     """Where the server's state survives. Each call is atomic: a crash leaves the old or the new, never a mix."""
 

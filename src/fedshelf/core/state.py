@@ -25,12 +25,14 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
-    """A task that was out when the state was saved, in asynchronous rounds: whose, which, and when its answer is due
-    (virtual seconds; None where time is real)."""
+    """A task that was out when the state was saved, in asynchronous rounds and in simulations: whose, which, and when
+    its answer is due (virtual seconds; None where time is real). A simulated client may break it off before that, when
+    it `leaves` (virtual seconds), and be back when the answer would have been due."""
 
     client: str
     key: TaskKey
     due: float | None = None
+    leaves: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.events import RoundFinished, RoundVoid, RunEnded, RunStarted, RunStatus
 from fedshelf.core.messages import Setup, TaskKey
 from fedshelf.core.params import Layout
-from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport
+from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Timeline, Transport
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
@@ -83,7 +83,7 @@ class Ports:
     sink: MetricSink
     clock: Clock
     stop: threading.Event
-    virtual: Clock | None = None
+    virtual: Timeline | None = None
 
 
 def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
@@ -138,6 +138,8 @@ class Server:
         state = ports.checkpoints.load()
         if state is not None and state.round >= plan.num_rounds:
             return f"{state.round} rounds were done before"
+        if state is not None and ports.virtual is not None:
+            ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
         self._keep_catalogue(catalogue)  # one that was given, too: its file may be edited while the run goes on
         model = self._build_model(catalogue)
@@ -167,7 +169,8 @@ class Server:
 
     def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
         plan, ports = self._plan, self._ports
-        opened = ports.checkpoints.load_open_round()
+        # A simulated round that was interrupted begins again, and so comes to the same end at the same virtual time.
+        opened = ports.checkpoints.load_open_round() if ports.virtual is None else None
         self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
         downloads = Downloads(plan.downloads, model.layout)
         state = downloads.start(state)
@@ -200,7 +203,7 @@ class Server:
         needed = plan.start_clients if number == 1 else plan.min_clients
         if self._membership.num_live() < needed:
             log.info("round %d waits until %d clients are live", number, needed)
-        while self._membership.num_live() < needed or self._membership.returning():
+        while self._membership.num_live() < needed or self._membership.returning() or self._is_unsettled():
             self._reception.poll(POLL_SECONDS)
         live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
@@ -218,6 +221,10 @@ class Server:
         self._ports.checkpoints.save_open_round(opened)
         return opened
 
+    def _is_unsettled(self) -> bool:
+        """Whether, in a simulation, somebody comes or goes at this very moment: the cohort is drawn after that."""
+        return self._ports.virtual is not None and not self._ports.virtual.is_settled()
+
     def _void(self, state: ServerState, outcome: RoundVoid, in_a_row: int) -> tuple[ServerState, int, int]:
         """Record a void attempt and return the state, the next attempt and how many were void in a row."""
         self._ports.sink.emit(outcome)
@@ -233,6 +240,9 @@ class Server:
         is_best = best is not None and best.round == record.round
         state = replace(state, best=best)
         record = replace(record, best_round=best.round if best else None)
+        if self._ports.virtual is not None:  # attempts that were void took time, too
+            record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
+            state = self._ports.virtual.note(state)
         if is_best:
             model.publish(state.model, record, True)
         last = record.round == self._plan.num_rounds or self._plan.selection.exhausted(record.round, best)

@@ -64,7 +64,6 @@ class SynchronousRound:
         self._spool = spool
         self._sink = sink
         self._clock = clock
-        self._virtual = virtual
         self._timer = virtual or clock
         self._examiner = Examiner(
             uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
@@ -79,7 +78,7 @@ class SynchronousRound:
     ) -> tuple[ServerState, RoundFinished] | RoundVoid:
         """One attempt at the round after `state`: the next state and its record, or why the attempt is void."""
         key, orders = opened.key, self._pacing.orders(opened, state.pace, timeout=self._settings.timeout)
-        started, virtually = self._clock.now(), self._timer.now()
+        started = self._clock.now()
         self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
         tally = Tally(cohort=opened.cohort, orders=orders)
         self._train(tally, state, key, client_lr)
@@ -106,7 +105,6 @@ class SynchronousRound:
             bytes_up=tally.bytes_up,
             bytes_down=tally.bytes_down,
             best_round=None,
-            virtual_seconds=None if self._virtual is None else self._virtual.now() - virtually,
         )
 
     def _train(self, tally: Tally, state: ServerState, key: TaskKey, client_lr: float) -> None:

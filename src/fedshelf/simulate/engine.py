@@ -22,9 +22,11 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.server import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
+from fedshelf.simulate.ordered import OrderedTransport
 from fedshelf.simulate.player import Player
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
+from fedshelf.simulate.virtual import Durations, dropout_of, durations_of, needs_order
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import engine_of
 from fedshelf.simulate.workers import WorkerPool
@@ -73,9 +75,11 @@ def simulate_stores(
             f"there are {len(names)} stores ({', '.join(names)}) and --min-clients asks for {config.min_clients}: "
             "give it a smaller number, or more stores"
         )
+    durations = durations_of(config, names)
     config = config.model_copy(
         update={
-            "round_timeout": math.inf,  # nobody is late who is only waiting for a turn
+            # Nobody is late who is only waiting for a turn; in virtual time there is no waiting.
+            "round_timeout": config.round_timeout if config.speeds else math.inf,
             "threads": config.threads or default_threads(max(1, config.workers)),
         }
     )
@@ -83,11 +87,13 @@ def simulate_stores(
     # Workers are forked before the run's own threads are there.
     with _pool(config, player) as pool, open_run(config, watchers=watchers, in_background=True) as run:
         player.states = run.directory.client_states
-        backend = _backend(pool, player, engine_of(run.directory, config, stores, model))
+        engine = engine_of(run.directory, config, stores, model)
+        transport = _transport(config, stores, _backend(pool, player, engine), durations, together=engine == "vmap")
         scorer = player if pool is None else pool
         server = make_server(
             run,
-            transport=LocalTransport(backend, [join_of(stores, name) for name in names]),
+            transport=transport,
+            virtual=transport,
             spool=MemorySpool(),
             stop=stop or threading.Event(),
             start_clients=len(names),
@@ -120,6 +126,16 @@ def _backend(pool: "WorkerPool | RayPool | None", player: Player, engine: Engine
     if pool is not None:
         return pool
     return VmapBackend(player) if engine == "vmap" else InProcess(player.play)
+
+
+def _transport(
+    config: RunConfig, stores: Stores, backend: Backend, durations: Durations, *, together: bool
+) -> LocalTransport | OrderedTransport:  # fmt: skip
+    """The way to the clients of `backend`, and the time there."""
+    joins = [join_of(stores, name) for name in stores.names()]
+    if not needs_order(config):
+        return LocalTransport(backend, joins, durations)
+    return OrderedTransport(backend, joins, durations, dropout_of(config), together=together)
 
 
 class _Scorer(Protocol):

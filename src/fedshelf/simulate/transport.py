@@ -1,17 +1,21 @@
 """The rounds' transport without a network: messages go to a backend that plays the clients."""
 
-import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
-from torch import Tensor
-
 from fedshelf.core.errors import RunError
-from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Join, ServerMessage, TaskKey, task_key
+from fedshelf.core.messages import ClientMessage, Join, Ready, ServerMessage, TaskKey, task_key
 from fedshelf.core.ports import Arrival, Joined, Reply
-from fedshelf.rounds.download import MemoryHeldModel, open_broadcast
-from fedshelf.simulate.sizes import Sizes
+from fedshelf.core.state import ServerState
+from fedshelf.simulate.virtual import Durations
+from fedshelf.simulate.wire import Wire
+
+NOTHING_CAN_ARRIVE = (
+    "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused are "
+    "named above; else there are fewer stores than --min-clients"
+)
 
 
 class Backend(Protocol):
@@ -25,30 +29,32 @@ class Backend(Protocol):
 
 
 class LocalTransport:
-    """`Transport` to simulated clients; their names are their addresses.
+    """`Transport` to simulated clients whose answers come as they are computed, and its `Timeline`: for rounds that
+    wait for all answers. The time is that of the latest of them. (Where order matters: `ordered.OrderedTransport`.)
 
-    Bytes are those that a deployed run would put on the wire: a body that a client was sent last time is not sent to
-    it again.
+    The names of clients are their addresses.
+
+    Args:
+        backend: plays the clients.
+        joins: of all clients.
+        durations: how long they take, in virtual seconds.
     """
 
-    def __init__(self, backend: Backend, joins: Iterable[Join]) -> None:
+    def __init__(self, backend: Backend, joins: Iterable[Join], durations: Durations) -> None:
         self._backend = backend
         self._joins = deque(joins)
-        self._tasks: dict[str, TaskKey | None] = {}
-        self._held: dict[str, list[weakref.ref[Tensor]]] = {}  # what only stores hold is not kept alive for that
-        self._model = MemoryHeldModel()
-        self._sizes = Sizes()
+        self._durations = durations
+        self._tasks: dict[str, tuple[TaskKey | None, float]] = {}  # at work: which task, and when it is over
+        self._num_train: dict[str, int] = {}
+        self._wire = Wire()
+        self._now = 0.0
 
     def send(self, address: str, message: ServerMessage) -> int:
-        self._tasks[address] = task_key(message)
-        header, body = self._sizes.of(message)
-        if isinstance(message, CompressedBroadcast):  # decoded once for all: every client would decode the same
-            self._backend.submit(address, open_broadcast(message, self._model))
-            return header + body
+        message, num_bytes = self._wire.down(address, message)
+        seconds = self._durations.seconds(address, message, self._num_train.get(address, 0))
+        self._tasks[address] = task_key(message), self._now + seconds
         self._backend.submit(address, message)
-        if not isinstance(message, Broadcast):
-            return header
-        return header if self._holds(address, [message.params, *message.auxiliary.values()]) else header + body
+        return num_bytes
 
     def receive(self, timeout: float) -> Arrival | None:
         """See `Transport`.
@@ -61,12 +67,13 @@ class LocalTransport:
             return Joined(address=join.client, join=join)
         finished = self._backend.next()
         if finished is None:
-            raise RunError(
-                "the run waits for more clients than can take part: all simulated ones have answered. Those that were "
-                "refused are named above; else there are fewer stores than --min-clients"
-            )
+            raise RunError(NOTHING_CAN_ARRIVE)
         name, message = finished
-        return Reply(address=name, message=message, num_bytes=sum(self._sizes.of(message)), task=self._tasks[name])
+        key, due = self._tasks.pop(name)
+        self._now = max(self._now, due)
+        if isinstance(message, Ready):
+            self._num_train[name] = message.num_train
+        return Reply(address=name, message=message, num_bytes=self._wire.up(message), task=key)
 
     def refuse(self, address: str, reason: str) -> None:
         """The round knows; a simulated client needs no telling."""
@@ -74,13 +81,23 @@ class LocalTransport:
     def close(self, reason: str) -> None:
         """Nobody is waiting: simulated clients live in this process or end with it."""
 
-    def _holds(self, address: str, vectors: Sequence[Tensor]) -> bool:
-        """Whether these are what the client was sent last time; from now on they are."""
-        held = self._held.get(address, [])
-        self._held[address] = [weakref.ref(vector) for vector in vectors]
-        return len(held) == len(vectors) and all(
-            reference() is vector for reference, vector in zip(held, vectors, strict=True)
-        )
+    def now(self) -> float:
+        return self._now
+
+    def due(self, client: str) -> float | None:
+        task = self._tasks.get(client)
+        return None if task is None else task[1]
+
+    def is_settled(self) -> bool:
+        """Whatever is computed comes at its own time."""
+        return not self._joins and not self._tasks
+
+    def resume(self, state: ServerState) -> None:
+        self._now = state.virtual_seconds
+
+    def note(self, state: ServerState) -> ServerState:
+        """Rounds wait for all answers: nobody is at work between them."""
+        return replace(state, virtual_seconds=self._now, in_flight=())
 
 
 class InProcess:

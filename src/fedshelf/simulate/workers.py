@@ -107,6 +107,7 @@ class WorkerPool:
         self._queue: list[tuple[int, int, _Play]] = []
         self._count = 0
         self._answers: deque[tuple[str, ClientMessage]] = deque()
+        self._scores: dict[int, list[BatchScore]] = {}  # of central evaluation, by share
         method = start_method(player.device, threads=threads)
         self._processes = Processes(partial(_work, player, self._folders.paths), num_workers, method)
         self._workers = [_Worker(connection=connection) for connection in self._processes.connections]
@@ -144,33 +145,36 @@ class WorkerPool:
         while not self._answers:
             if not any(worker.tasks for worker in self._workers):
                 return None
-            for key, _ in self._selector.select():
-                worker: _Worker = key.data
-                answer = self._receive(worker)
-                task = worker.tasks.popleft()
-                if isinstance(task, _Play):
-                    self._answered(task.name, answer)
-                elif isinstance(task, _PlayTogether):
-                    for play, each in zip(task.plays, answer, strict=True):
-                        self._answered(play.name, each)
-            self._hand_out()
+            self._collect()
         return self._answers.popleft()
 
     def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
-        """Score `params` [S] on all test batches, in contiguous shares.
-
-        Raises:
-            FedShelfError: clients are at work; rounds evaluate when all have answered.
-        """
-        if any(worker.tasks for worker in self._workers):
-            raise FedShelfError("central evaluation was asked for while clients are at work")
+        """Score `params` [S] on all test batches, in contiguous shares. A worker's share is its next task: clients that
+        are at work go on (where rounds do not wait for all of them)."""
         self._open(setup)
+        self._scores.clear()
         for share, worker in enumerate(self._workers):
-            self._send(worker, _Evaluate(setup=setup, params=params, share=share, shares=len(self._workers)))
-        scores: list[BatchScore] = []
-        for worker in self._workers:
-            scores += self._receive(worker)
-        return scores
+            task = _Evaluate(setup=setup, params=params, share=share, shares=len(self._workers))
+            worker.tasks.append(task)
+            self._send(worker, task)
+        while len(self._scores) < len(self._workers):
+            self._collect()
+        return [score for _, scores in sorted(self._scores.items()) for score in scores]
+
+    def _collect(self) -> None:
+        """Wait for an answer, take all that are there, and hand out more work."""
+        for key, _ in self._selector.select():
+            worker: _Worker = key.data
+            answer = self._receive(worker)
+            match worker.tasks.popleft():
+                case _Play(name=name):
+                    self._answered(name, answer)
+                case _PlayTogether(plays=plays):
+                    for play, each in zip(plays, answer, strict=True):
+                        self._answered(play.name, each)
+                case _Evaluate(share=share):
+                    self._scores[share] = answer
+        self._hand_out()
 
     def _open(self, setup: Setup) -> None:
         if setup != self._setup:

@@ -161,7 +161,9 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
         "void_rounds": state.void_rounds,
         "pace": dict(state.pace),
         "virtual_seconds": state.virtual_seconds,
-        "in_flight": [[flight.client, _as_list(flight.key), flight.due] for flight in state.in_flight],
+        "in_flight": [
+            [flight.client, _as_list(flight.key), flight.due, flight.leaves] for flight in state.in_flight
+        ],
         "compared": state.compared,
     }
 
@@ -189,7 +191,10 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         void_rounds=info["void_rounds"],
         pace=dict(info.get("pace", {})),
         virtual_seconds=info.get("virtual_seconds", 0.0),
-        in_flight=tuple(InFlight(client=c, key=_task_key(key), due=due) for c, key, due in info.get("in_flight", ())),
+        in_flight=tuple(
+            InFlight(client=client, key=_task_key(key), due=due, leaves=leaves)
+            for client, key, due, leaves in info.get("in_flight", ())
+        ),
         compared=info.get("compared", 0),
     )
 
