@@ -95,12 +95,14 @@ Answer = ClientMessage | Garbled | Gone | None
 
 @dataclass
 class FakePeer:
-    """A client at the other end of the line: who it says it is, what it answers, and how many seconds that takes."""
+    """A client at the other end of the line: who it says it is, what it answers, and how many seconds that takes: `delay`,
+    and what `work` adds for the answer just given."""
 
     join: Join
     answer: Callable[[ServerMessage], Answer]
     delay: float = 0.0
     address: str = ""
+    work: Callable[[], float] = lambda: 0.0
 
     def __post_init__(self) -> None:
         self.address = self.address or f"line-to-{self.join.client}"
@@ -188,4 +190,4 @@ class FakeTransport:
                 self.arrive(garbled, delay=peer.delay)
             case message:
                 reply = Reply(address=peer.address, message=message, num_bytes=sum(payload.size(message)), task=task)
-                self.arrive(reply, delay=peer.delay)
+                self.arrive(reply, delay=peer.delay + peer.work())

@@ -19,6 +19,7 @@ from fedshelf.core.messages import (
     Broadcast,
     ClassFolder,
     Comparison,
+    CompressedUpload,
     Join,
     Ready,
     ServerMessage,
@@ -132,6 +133,7 @@ class World:
     Attributes:
         tampers: by client, what becomes of its honest answers.
         delays: by client, seconds until an answer arrives.
+        paces: by client, seconds more for each step of a training; may change while a run goes on.
         order: draws the order of simultaneous arrivals.
         test_photos: what clients compare models on in the end; None: on their validation photos.
         kept: by client, what it chose in the end, and the values [P] of that model.
@@ -152,6 +154,7 @@ class World:
     rounds: Mapping[str, Any] = field(default_factory=dict)
     tampers: dict[str, Tamper] = field(default_factory=dict)
     delays: dict[str, float] = field(default_factory=dict)
+    paces: dict[str, float] = field(default_factory=dict)
     order: random.Random | None = None
     photo_size: int = SIZE
     test_photos: PhotoSet | None = None
@@ -211,13 +214,18 @@ class World:
     def peer(self, name: str, *, identity: str | None = None, address: str = "") -> FakePeer:
         """The client `name` at the other end of a line."""
 
+        steps = 0
+
         def answer(message: ServerMessage) -> Answer:
+            nonlocal steps
             honest: Answer = self.clients[name].handle(message)
+            steps = honest.num_steps if isinstance(honest, Upload | CompressedUpload) else 0
             tamper = self.tampers.get(name)
             return tamper(message, honest) if tamper else honest
 
         return FakePeer(
-            join=join(name, identity=identity), answer=answer, delay=self.delays.get(name, 0.0), address=address
+            join=join(name, identity=identity), answer=answer, delay=self.delays.get(name, 0.0), address=address,
+            work=lambda: self.paces.get(name, 0.0) * steps,
         )  # fmt: skip
 
     def connect_all(self) -> None:

@@ -1,7 +1,8 @@
 """How fast clients are, as the server has seen it: seconds per local step, from being sent a task to the upload.
 
-What is measured is the whole way (download, waiting for the machine, training, upload), by the server's own timer: what
-a client says of its own time decides nothing. Pure functions on the mapping that `ServerState.pace` keeps.
+What is measured is the whole way (download, waiting for the machine, training, upload), by the server's own timer, and the
+steps are those that the server has asked for: what a client says of itself decides nothing. Pure functions on the mapping
+that `ServerState.pace` keeps.
 """
 
 import statistics
@@ -9,12 +10,11 @@ from collections.abc import Collection, Mapping
 
 NEWEST = 0.5  # weight of an observation in the mean: what was before it counts half as much each time
 LEAST = 1e-9  # seconds per step: predictions divide by it
-MOST_STEPS = 10**9  # that an upload may claim
 
 
 def per_step(seconds: float, num_steps: int) -> float:
-    """The pace of work that took `seconds`."""
-    return max(LEAST, seconds / min(MOST_STEPS, max(1, num_steps)))
+    """The pace of `num_steps` that took `seconds`."""
+    return max(LEAST, seconds / num_steps)
 
 
 def updated(

@@ -125,7 +125,8 @@ class SynchronousRound:
 
         def settle(answer: Answer) -> None:
             member = self._receive(answer, key, tally.orders.share(answer.client))
-            tally.saw(member, self._timer.now())
+            if member.status is ClientStatus.COUNTED:
+                tally.saw(answer.client, self._timer.now())
             self._note(tally, key, member)
 
         seconds = tally.orders.deadline.seconds

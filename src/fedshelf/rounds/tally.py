@@ -43,10 +43,10 @@ class Tally:
         wanted = self.orders.wanted
         return wanted < len(self.cohort) and len(self.members) >= wanted and len(self.counted()) >= wanted
 
-    def saw(self, member: Participation, now: float) -> None:
-        """Note how fast `member`, which has just answered, was at its steps, if anybody counts them."""
-        if self.orders.num_steps and member.num_steps is not None and member.client in self.sent:
-            self.pace[member.client] = per_step(now - self.sent[member.client], member.num_steps)
+    def saw(self, name: str, now: float) -> None:
+        """Note how fast `name` was, whose upload has just come in, if anybody counts its steps."""
+        if name in self.sent and name in self.orders.num_steps:
+            self.pace[name] = per_step(now - self.sent[name], self.orders.num_steps[name])
 
     def no_faster(self, now: float) -> dict[str, float]:
         """Of those who are late: what their seconds per step are at least, now that the round is over."""

@@ -11,13 +11,13 @@ So `dynamic` deals the work that fixed epochs would be among the clients by thei
 fast more, and a round does as much as before. `cut` only takes work from those who are slower than the median.
 
 Unequal work is weighed as in Wang et al. 2020, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
-Optimization" (FedNova), equation 6: with weights w_i and changes delta_i,
+Optimization" (FedNova): with weights w_i and changes delta_i,
 
     change = tau_eff · sum_i w_i · delta_i / tau_i,   tau_eff = sum_i w_i · tau_i,   tau_i = |a_i|_1 / |a'_i|_1
 
 where a_i holds the coefficients that the gradients of client i's steps have in delta_i: all of them 1 for plain steps. With
 Nesterov momentum rho the gradient of step k of n enters steps k .. n, with 1 + rho · (1 - rho^(n-k+1)) / (1 - rho) in all:
-momentum makes ten steps worth less than half of twenty. Without the division the mean is one of an objective in which
+with momentum 0.9 ten steps lead little more than a third as far as twenty. Without the division the mean is one of an objective in which
 clients count by how much they did; a slow machine's products would be learned worst.
 
 Differs from FedNova: tau_i is relative to a'_i, that of client i's own configured epochs. Fixed epochs are then FedAvg

@@ -64,14 +64,10 @@ class Dropout:
 def needs_order(config: RunConfig) -> bool:
     """Whether answers must come in the order of virtual time: where that, or a deadline, decides the result. Else they
     come as they are computed, which is faster."""
+    by_speed = config.straggler_factor is not None or config.over_selection > 0 or config.local_work != "fixed"
     return (
-        config.speeds is not None
-        or config.dropout > 0
-        or config.straggler_factor is not None
-        or config.over_selection > 0
-        or config.local_work != "fixed"
-        or isinstance(algorithm_of(config), Asynchronous)
-    )
+        by_speed or config.speeds is not None or config.dropout > 0 or isinstance(algorithm_of(config), Asynchronous)
+    )  # fmt: skip
 
 
 def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:

@@ -68,13 +68,17 @@ class Federation:
             assert answered is not None
             assert isinstance(answered[1], Ready), answered[1]
 
-    def round(self, backend: Backend, *, params: Tensor | None = None, number: int = 1, lr: float) -> dict[str, Any]:
-        """Everybody trains; the answers by name."""
+    def round(
+        self, backend: Backend, *, params: Tensor | None = None, number: int = 1, lr: float,
+        num_steps: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Everybody trains (for so many steps each; else as configured); the answers by name."""
         key = TaskKey(run_id="run", round=number, attempt=0)
         params = self.start if params is None else params
         for name in self.names:
+            steps = (num_steps or {}).get(name)
             backend.submit(
-                name, Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=lr)
+                name, Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=lr, num_steps=steps)
             )  # fmt: skip
         answers: dict[str, ClientMessage] = {}
         while len(answers) < len(self.names):

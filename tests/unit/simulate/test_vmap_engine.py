@@ -89,6 +89,16 @@ def test_a_round_together_is_a_round_one_by_one(
     assert_equal_to_rounding(*both(federation, lr=1e-3))
 
 
+@pytest.mark.parametrize("norm", [None, chain_cnn], ids=["batch norm", "chain"])
+def test_clients_with_different_numbers_of_steps_are_trained_together(tmp_path: Path, norm: Any) -> None:
+    """Lanes end one after the other; those left go on, together and at last alone."""
+    steps = {"a": 1, "b": 9, "c": 4, "e": 6}  # d: its own 3; a stops within an epoch, c goes through four of its own
+    federation = Federation.of(tmp_path, SIZES, model=norm, momentum=0.9)
+    alone, together = both(federation, lr=1e-3, num_steps=steps)
+    assert {name: upload.num_steps for name, upload in together.items()} == {**steps, "d": 2 if norm is None else 3}
+    assert_equal_to_rounding(alone, together)
+
+
 def test_adamw_takes_the_same_steps_together(tmp_path: Path) -> None:
     """At a rate at which a gradient that is zero but for rounding, whose sign AdamW makes a step of, does no harm."""
     federation = Federation.of(tmp_path, SIZES, model=chain_cnn, optimizer="adamw", weight_decay=0.1, local_epochs=2)

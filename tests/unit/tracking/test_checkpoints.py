@@ -26,6 +26,7 @@ def state(round: int, *, best: int | None = None) -> ServerState:
         times_live={"Zürich [1]": round},
         best=None if best is None else Best(round=best, value=0.5, metric="accuracy"),
         void_rounds=round + 1,
+        pace={"Zürich [1]": 0.25 * round},
     )
 
 
@@ -36,6 +37,7 @@ def assert_equal(loaded: ServerState | None, expected: ServerState) -> None:
     assert torch.equal(loaded.model, expected.model)
     assert loaded.optimizer.keys() == expected.optimizer.keys()
     assert all(torch.equal(loaded.optimizer[name], expected.optimizer[name]) for name in expected.optimizer)
+    assert loaded.pace == expected.pace
     assert (loaded.round, loaded.counted, loaded.times_live, loaded.best, loaded.void_rounds) == (
         expected.round,
         expected.counted,
@@ -145,6 +147,26 @@ def test_the_open_round_is_the_last_one_saved(tmp_path: Path) -> None:
         saved = OpenRound(key=TaskKey(run_id="r", round=3, attempt=attempt), cohort=("Ä", "b\n", "c/d"))
         FileCheckpoints(tmp_path).save_open_round(saved)
     assert FileCheckpoints(tmp_path).load_open_round() == saved
+
+
+def test_how_many_are_wanted_and_the_steps_of_each_are_kept_with_the_open_round(tmp_path: Path) -> None:
+    saved = OpenRound(
+        key=TaskKey(run_id="r", round=3, attempt=0), cohort=("a", "b"), live=("a", "b", "c"), wanted=1,
+        num_steps={"a": 3, "b": 40},
+    )  # fmt: skip
+    FileCheckpoints(tmp_path).save_open_round(saved)
+    assert FileCheckpoints(tmp_path).load_open_round() == saved
+
+
+def test_an_open_round_of_an_older_version_wants_everybody(tmp_path: Path) -> None:
+    FileCheckpoints(tmp_path).save_open_round(OpenRound(key=TaskKey(run_id="r", round=3, attempt=0), cohort=("a",)))
+    path = tmp_path / "open_round.json"
+    fields = json.loads(path.read_text())
+    del fields["wanted"], fields["num_steps"]
+    path.write_text(json.dumps(fields))
+    loaded = FileCheckpoints(tmp_path).load_open_round()
+    assert loaded is not None
+    assert (loaded.wanted, loaded.num_steps) == (None, {})
 
 
 def test_an_unreadable_open_round_starts_over_but_a_newer_one_is_refused(tmp_path: Path) -> None:
