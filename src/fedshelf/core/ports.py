@@ -105,7 +105,7 @@ class Timeline(Clock, Protocol):
         """When `client` will have done all that it was sent; None if it has nothing to do."""
 
     def is_settled(self) -> bool:
-        """Whether nothing more arrives at this very moment."""
+        """Whether everybody has come and gone who does at this very moment; uploads may still arrive."""
 
 
 class Checkpoints(Protocol):

@@ -8,7 +8,7 @@ the newest such figures of all live clients: measured while nobody waits, and ol
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -44,6 +44,8 @@ from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
 log = logging.getLogger(__name__)
 
 MAX_VOID_IN_A_ROW = 10
+
+LearningRate = Callable[[int], float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,7 @@ class BufferedRounds:
         self._checkpoints = checkpoints
         self._sink = sink
         self._clock = clock
+        self._virtual = virtual
         self._timer = virtual or clock
         self._downloads = downloads
         self._test = test
@@ -124,8 +127,12 @@ class BufferedRounds:
         """What was out when `state` was saved is sent again, to each client as it comes back."""
         self._lost = {flight.client: flight for flight in state.in_flight if flight.wanted}
 
-    def run(self, state: ServerState, client_lr: float) -> tuple[ServerState, RoundFinished]:
+    def run(self, state: ServerState, client_lr: LearningRate) -> tuple[ServerState, RoundFinished]:
         """Fill the buffer, and return the next state and its record.
+
+        Args:
+            state: after the round before.
+            client_lr: of the tasks of a round; one that is sent again keeps the rate that it had.
 
         Raises:
             RunError: the version could not be made, however often it was tried.
@@ -137,10 +144,11 @@ class BufferedRounds:
         while len(self._buffer) < self._size:
             state = self._receive(state, client_lr, account)
             self._keep_busy(state, client_lr, account)
-            self._give_up_if_all_have_failed(state, account)
+            if self._have_all_failed(state, account):
+                self._keep_busy(state, client_lr, account)
         return self._make_version(state, account)
 
-    def _keep_busy(self, state: ServerState, client_lr: float, account: _Account) -> None:
+    def _keep_busy(self, state: ServerState, client_lr: LearningRate, account: _Account) -> None:
         """Forget who has gone or takes too long, and give work to as many clients as there should be at work."""
         for name, flight in list(self._flights.items()):
             if self._membership.address(name) is None and name not in self._membership.returning():
@@ -157,7 +165,7 @@ class BufferedRounds:
             return
         for name in [name for name in live if name in self._lost and name not in self._flights]:
             self._send_again(name, self._lost.pop(name), state, client_lr, account)
-        if self._membership.returning():
+        if self._membership.returning() or not (self._virtual is None or self._virtual.is_settled()):
             return  # or a restarted server would draw among those who were quicker to come back
         idle = [n for n in live if n not in self._flights and n not in account.resting]
         wanted = cohorts.size(len(live), fraction=settings.fraction, min_clients=settings.min_clients)
@@ -177,7 +185,7 @@ class BufferedRounds:
         rng = self._rng.fork(round=number, purpose=f"cohort-{account.num_drawn}")
         return cohorts.draw(idle, count, rng, weights)
 
-    def _send(self, name: str, state: ServerState, client_lr: float, account: _Account) -> None:
+    def _send(self, name: str, state: ServerState, client_lr: LearningRate, account: _Account) -> None:
         """Give a client its next task: to evaluate the present model if it has photos for that, then to train."""
         if self._membership.num_validation(name):
             key = TaskKey(run_id=self._settings.run_id, round=state.round, attempt=0)
@@ -186,14 +194,14 @@ class BufferedRounds:
         else:
             self._send_training(name, state, client_lr, account)
 
-    def _send_training(self, name: str, state: ServerState, client_lr: float, account: _Account) -> None:
+    def _send_training(self, name: str, state: ServerState, client_lr: LearningRate, account: _Account) -> None:
         number = state.round + 1
         attempt = self._buffer.num_answered(name, number)
         key = TaskKey(run_id=self._settings.run_id, round=number, attempt=attempt)
         self._hand_out(name, self._training(name, key, state, state.model, client_lr), account)
 
     def _send_again(
-        self, name: str, lost: InFlight, state: ServerState, client_lr: float, account: _Account
+        self, name: str, lost: InFlight, state: ServerState, client_lr: LearningRate, account: _Account
     ) -> None:  # fmt: skip
         """Ask for what was out when a server before this one stopped."""
         params = self._model_at(lost.key.round - 1, state)
@@ -201,10 +209,10 @@ class BufferedRounds:
             self._hand_out(name, self._training(name, lost.key, state, params, client_lr), account)
 
     def _training(
-        self, name: str, key: TaskKey, state: ServerState, params: Tensor, client_lr: float
+        self, name: str, key: TaskKey, state: ServerState, params: Tensor, client_lr: LearningRate
     ) -> Broadcast:  # fmt: skip
         return Broadcast(
-            key=key, purpose=Purpose.TRAIN, params=params, client_lr=client_lr,
+            key=key, purpose=Purpose.TRAIN, params=params, client_lr=client_lr(key.round),
             auxiliary=self._algorithm.broadcast(state, self._layout.num_trainable),
             counted=self._buffer.newest().get(name, state.counted.get(name)),
         )  # fmt: skip
@@ -217,7 +225,7 @@ class BufferedRounds:
             message = self._downloads.message(address, broadcast, came_with=self._membership.holds(name))
             account.bytes_down += self._transport.send(address, message)
 
-    def _receive(self, state: ServerState, client_lr: float, account: _Account) -> ServerState:
+    def _receive(self, state: ServerState, client_lr: LearningRate, account: _Account) -> ServerState:
         """Deal with the next arrival; return the state with what is known of clients since."""
         match self._reception.poll(POLL_SECONDS):
             case Back(client=name) if name in self._flights:
@@ -313,11 +321,11 @@ class BufferedRounds:
         if address is not None:
             self._downloads.answered(address, failed=answer.message is None or isinstance(answer.message, Failure))
 
-    def _give_up_if_all_have_failed(self, state: ServerState, account: _Account) -> None:
-        """With everybody's work refused or failed the round is void: they are asked again, but not for ever."""
+    def _have_all_failed(self, state: ServerState, account: _Account) -> bool:
+        """With everybody's work refused or failed the round is void: they are to be asked again, but not for ever."""
         live = self._membership.live()
         if self._flights or not live or not account.resting.issuperset(live):
-            return
+            return False
         reason = f"all {len(live)} live clients have failed, {len(self._buffer)} of {self._size} uploads are in"
         clients = tuple(account.others[name] for name in sorted(account.others))
         number = state.round + 1
@@ -326,6 +334,7 @@ class BufferedRounds:
         if account.num_void >= MAX_VOID_IN_A_ROW:
             raise RunError(f"round {number} was void {MAX_VOID_IN_A_ROW} times in a row, last because {reason}")
         account.resting.clear()
+        return True
 
     def _note(
         self, state: ServerState, account: _Account, name: str, status: ClientStatus, reason: str, *,

@@ -182,8 +182,7 @@ class Server:
     def _run_rounds(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
         """The state after the last round, and why it was the last."""
         plan, ports = self._plan, self._ports
-        # A simulated round that was interrupted begins again, and so comes to the same end at the same virtual time.
-        opened = ports.checkpoints.load_open_round() if ports.virtual is None else None
+        opened = self._load_open_round()
         self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
@@ -210,7 +209,7 @@ class Server:
     def _run_buffered(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
         """The same in asynchronous rounds."""
         plan, ports = self._plan, self._ports
-        opened = ports.checkpoints.load_open_round()
+        opened = self._load_open_round()
         self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
         buffered = BufferedRounds(
             algorithm=self._algorithm, layout=model.layout, rng=plan.rng, transport=ports.transport,
@@ -227,7 +226,7 @@ class Server:
         while state.round < plan.num_rounds:
             if plan.selection.exhausted(state.round, state.best):
                 return state, plan.selection.why_stopped(state.best)
-            updated, record = buffered.run(state, plan.client_lr(state.round + 1))
+            updated, record = buffered.run(state, plan.client_lr)
             live = self._membership.live()
             state = self._finish_round(_seen(updated, live), record, model)
             key = TaskKey(run_id=plan.run_id, round=state.round + 1, attempt=0)
@@ -280,6 +279,11 @@ class Server:
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened
+
+    def _load_open_round(self) -> OpenRound | None:
+        """The round that a server before this one was in. A simulated one begins again, and so comes to the same end at
+        the same virtual time."""
+        return self._ports.checkpoints.load_open_round() if self._ports.virtual is None else None
 
     def _is_unsettled(self) -> bool:
         """Whether, in a simulation, somebody comes or goes at this very moment: the cohort is drawn after that."""

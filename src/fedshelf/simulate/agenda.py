@@ -71,8 +71,8 @@ class Agenda:
         return not self._coming
 
     def is_settled(self) -> bool:
-        """Whether nothing more happens at this very moment."""
-        return not self._coming or self._coming[0][0] > self._now
+        """Whether nothing but uploads may still come at this very moment."""
+        return not self._coming or self._coming[0][:2] > (self._now, False)
 
     def is_away(self, client: str) -> bool:
         return client in self._away

@@ -212,6 +212,68 @@ def test_a_ray_cluster_keeps_the_same_times(whole: RunDirectory, monkeypatch: py
     assert torch.equal(state_of(directory).params, state_of(whole).params)
 
 
+ASYNCHRONOUS: dict[str, Any] = {
+    "algorithm": "fedbuff", "buffer_size": 2, "rounds": 7, "speeds": "1,1.5,4.5,2,1.1", "fraction": 0.8,
+    "lr_schedule": "cosine", "dropout": 0.2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asynchronous(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The asynchronous run, uninterrupted."""
+    folder = tmp_path_factory.mktemp("asynchronous")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSHELF_HOME", str(folder / "home"))
+        status, directory = simulate("abcde", folder / "r", **ASYNCHRONOUS)
+    assert status is RunStatus.FINISHED
+    return directory
+
+
+def test_asynchronous_versions_are_made_when_the_buffer_is_full_and_slow_stores_are_stale() -> None:
+    """a and b take 0.2 s, c takes 0.9 s; two uploads make a version."""
+    given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "speeds": "1,1,4.5", "rounds": 5}
+    _, directory = simulate("abc", Path("r"), **given)
+    made = [[(member.client, member.staleness) for member in record.clients] for record in rounds_of(directory)]
+    assert made == [[("a", 0), ("b", 0)]] * 4 + [[("a", 0), ("c", 4)]]
+    assert virtual_seconds(directory) == pytest.approx([0.2] * 5)
+    flights = {flight.client: flight.due for flight in state_of(directory).in_flight}
+    assert flights == {"b": pytest.approx(1.0), "c": pytest.approx(1.8)}
+
+
+def test_the_asynchronous_run_has_stale_uploads_and_stores_that_break_off(asynchronous: RunDirectory) -> None:
+    """Else equality would show little."""
+    members = [member for record in rounds_of(asynchronous) for member in record.clients]
+    assert {member.status.value for member in members} == {"counted", "offline"}
+    assert max(member.staleness or 0 for member in members) > 1
+
+
+@pytest.mark.parametrize("at", [2, 3, 5, 6, 9, 12])
+def test_an_asynchronous_run_that_is_gone_on_with_comes_to_the_same_model_at_the_same_moment(
+    asynchronous: RunDirectory, at: int
+) -> None:
+    stopper = StopAt(at)
+    status, _ = simulate("abcde", Path("r"), watchers=(stopper,), stop=stopper.stop, **ASYNCHRONOUS)
+    assert status is RunStatus.STOPPED
+    status, resumed = simulate("abcde", Path("r"), **ASYNCHRONOUS)
+    assert status is RunStatus.FINISHED
+    assert history(resumed) == history(asynchronous)
+    assert state_of(resumed).in_flight == state_of(asynchronous).in_flight
+    assert torch.equal(state_of(resumed).params, state_of(asynchronous).params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_asynchronous_run_is_the_same_whoever_computes(asynchronous: RunDirectory, workers: int) -> None:
+    _, directory = simulate("abcde", Path("r"), workers=workers, **ASYNCHRONOUS)
+    assert history(directory) == history(asynchronous)
+    assert torch.equal(state_of(directory).params, state_of(asynchronous).params)
+
+
+def test_stores_that_all_diverge_end_an_asynchronous_simulation() -> None:
+    with pytest.raises(RunError, match="void 10 times in a row"):
+        simulate("abc", Path("r"), algorithm="fedbuff", buffer_size=2, client_lr=1e30, gradient_clip=0.0)
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [("", "''"), ("1,", "''"), ("1,x", "'x'"), ("1;2", "'1;2'"), ("1,0", "'0'"), ("-1", "'-1'"), ("nan", "'nan'"),
