@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, ServerMessage
+from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Purpose, ServerMessage
 from fedshelf.rounds.download import MemoryHeldModel, open_broadcast
 from fedshelf.simulate.sizes import Sizes
 
@@ -19,14 +19,14 @@ class Wire:
 
     def __init__(self) -> None:
         self._held: dict[str, list[weakref.ref[Tensor]]] = {}  # what only stores hold is not kept alive for that
-        self._model = MemoryHeldModel()
+        self._model, self._version = MemoryHeldModel(), 0
         self._sizes = Sizes()
 
     def down(self, client: str, message: ServerMessage) -> tuple[ServerMessage, int]:
         """What `client` is to do, and the bytes that it takes to tell it so."""
         header, body = self._sizes.of(message)
-        if isinstance(message, CompressedBroadcast):  # decoded once for all: every client would decode the same
-            return open_broadcast(message, self._model), header + body
+        if isinstance(message, CompressedBroadcast):
+            return self._opened(message), header + body
         if not isinstance(message, Broadcast):
             return message, header
         holds = self._holds(client, [message.params, *message.auxiliary.values()])
@@ -35,6 +35,15 @@ class Wire:
     def up(self, message: ClientMessage) -> int:
         """The bytes of a client's answer."""
         return sum(self._sizes.of(message))
+
+    def _opened(self, message: CompressedBroadcast) -> Broadcast:
+        """Each model is decoded once for all: every client would decode the same. One that is older than others (a resumed
+        asynchronous run asks for what was out) is sent whole, and the next differences do not begin at it."""
+        version = message.key.round - (message.purpose is Purpose.TRAIN)
+        if version < self._version:
+            return open_broadcast(message, MemoryHeldModel())
+        self._version = version
+        return open_broadcast(message, self._model)
 
     def _holds(self, client: str, vectors: Sequence[Tensor]) -> bool:
         """Whether these are what the client was sent last time; from now on they are."""

@@ -261,6 +261,18 @@ def test_an_asynchronous_run_that_is_gone_on_with_comes_to_the_same_model_at_the
     assert torch.equal(state_of(resumed).params, state_of(asynchronous).params)
 
 
+def test_an_asynchronous_run_that_compresses_can_be_gone_on_with() -> None:
+    """It asks for older models than the newest, from which differences do not begin."""
+    given = {**ASYNCHRONOUS, "codec_down": "int8", "codec_up": "int8"}
+    _, whole = simulate("abcde", Path("whole"), **given)
+    stopper = StopAt(9)
+    simulate("abcde", Path("r"), watchers=(stopper,), stop=stopper.stop, **given)
+    status, resumed = simulate("abcde", Path("r"), **given)
+    assert status is RunStatus.FINISHED
+    assert history(resumed) == history(whole)
+    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_asynchronous_run_is_the_same_whoever_computes(asynchronous: RunDirectory, workers: int) -> None:
