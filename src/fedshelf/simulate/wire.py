@@ -37,8 +37,8 @@ class Wire:
         return sum(self._sizes.of(message))
 
     def _opened(self, message: CompressedBroadcast) -> Broadcast:
-        """Each model is decoded once for all: every client would decode the same. One that is older than others (a resumed
-        asynchronous run asks for what was out) is sent whole, and the next differences do not begin at it."""
+        """Each model is decoded once for all: every client would decode the same. One that is older than others (a
+        resumed asynchronous run asks for what was out) is sent whole, and the next differences do not begin at it."""
         version = message.key.round - (message.purpose is Purpose.TRAIN)
         if version < self._version:
             return open_broadcast(message, MemoryHeldModel())

@@ -165,6 +165,23 @@ def test_a_run_that_is_stopped_and_gone_on_with_comes_to_the_same_model_at_the_s
     assert torch.equal(state_of(resumed).params, state_of(whole).params)
 
 
+@pytest.mark.parametrize(
+    "pacing",
+    [{"local_work": "dynamic"}, {"straggler_factor": 1.2}, {"over_selection": 0.5}],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_what_is_made_of_slow_stores_goes_on_as_it_was(pacing: dict[str, Any]) -> None:
+    given = {**ROUGH, "fraction": 0.6, "round_timeout": 3.0, "local_epochs": 3, "rounds": 5, **pacing}
+    _, whole = simulate("abcde", Path("whole"), **given)
+    stopper = StopAt(6)
+    simulate("abcde", Path("r"), watchers=(stopper,), stop=stopper.stop, **given)
+    status, resumed = simulate("abcde", Path("r"), **given)
+    assert status is RunStatus.FINISHED
+    assert history(resumed) == history(whole)
+    assert state_of(resumed).pace == state_of(whole).pace
+    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_whoever_computes_and_when_the_course_of_the_run_is_the_same(whole: RunDirectory, workers: int) -> None:
