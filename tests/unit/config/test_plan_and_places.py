@@ -1,5 +1,6 @@
 """From configuration to objects."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from fedshelf.algorithms.fedopt import FedOpt, adagrad, adam, yogi
 from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.algorithms.scaffold import Scaffold
-from fedshelf.config import places
-from fedshelf.config.build import algorithm_of, plan_of, workbench_of
+from fedshelf.config import files, places
+from fedshelf.config.build import algorithm_of, client_lr_of, plan_of, workbench_of
 from fedshelf.config.client import ClientPlace, StoreClient, from_node_config, join_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError, RunError, UsageError
-from fedshelf.core.messages import ClassFolder
+from fedshelf.core.messages import ClassFolder, Failure, Ready, Setup
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue
 from tests.unit.data.samples import write_pack
@@ -114,6 +115,7 @@ def test_a_client_is_named_for_its_folder_and_keeps_its_state_elsewhere(home: Pa
     [
         ({"state_dir": Path("photos/state")}, "inside the photos"),
         ({"device": "tpu"}, "choose among"),
+        ({"test_dir": Path("absent")}, "--test-dir absent: there is no such folder"),
     ],
 )
 def test_a_place_that_makes_no_sense_is_a_usage_error(home: Path, values: dict[str, Any], why: str) -> None:
@@ -132,8 +134,40 @@ def test_a_folder_that_is_missing_or_empty_is_one_clear_error(home: Path) -> Non
 
 def test_a_stock_node_says_where_its_photos_are(home: Path) -> None:
     write_pack(Path("photos"), {"apple": 1})
-    join, client = from_node_config({"data-dir": "photos", "name": "oslo", "device": "cpu"})
+    join, client = from_node_config({"data-dir": "photos", "name": "oslo", "device": "cpu", "test-dir": "photos"})
     assert join.client == "oslo"
     assert isinstance(client, StoreClient)
     with pytest.raises(UsageError, match="data-dir"):
         from_node_config({})
+
+
+def test_test_photos_of_other_products_are_found_out_before_the_first_round(home: Path) -> None:
+    write_pack(Path("photos"), {"apple": 3})
+    write_pack(Path("zoo"), {"tiger": 2})
+    catalogue = Catalogue.resolve({"a": [ClassFolder(leaf="apple", path="apple")]})
+    given = config()
+    digest = workbench_of(given, catalogue, device="cpu").params.layout.digest
+    setup = Setup(run_id="r", config=files.for_clients(given), catalogue=catalogue.to_json(), layout_digest=digest)
+    for test_dir, expected in ((Path("zoo"), Failure), (Path("photos"), Ready), (None, Ready)):
+        answer = StoreClient(place(Path("photos"), test_dir=test_dir)).handle(setup)
+        assert isinstance(answer, expected), answer
+        if isinstance(answer, Failure):
+            assert "none of its photos is of a class" in answer.reason
+
+
+def test_models_are_compared_where_there_is_personalization_or_where_it_is_asked_for() -> None:
+    def compares(**values: Any) -> bool:
+        return plan_of(config(**values), run_id="r", start_clients=1, catalogue=None).compares
+
+    assert not compares()
+    assert compares(compare=True)
+    assert compares(personalize="finetune")
+    assert not compares(personalize="finetune", compare=False)
+
+
+def test_clients_train_alone_at_the_rates_of_the_run() -> None:
+    given = config(rounds=10, client_lr=0.2, warmup_rounds=2)
+    plan = plan_of(given, run_id="r", start_clients=1, catalogue=None)
+    received = files.parse(RunConfig, tomllib.loads(files.for_clients(given)), where="the server's configuration")
+    assert [client_lr_of(received)(n) for n in range(1, 15)] == [plan.client_lr(n) for n in range(1, 15)]
+    assert plan.client_lr(1) != plan.client_lr(2) != plan.client_lr(9)
