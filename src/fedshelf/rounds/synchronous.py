@@ -75,19 +75,21 @@ class SynchronousRound:
 
     def run(
         self, state: ServerState, opened: OpenRound, client_lr: float
-    ) -> tuple[ServerState, RoundFinished] | RoundVoid:
-        """One attempt at the round after `state`: the next state and its record, or why the attempt is void."""
-        key, orders = opened.key, self._pacing.orders(opened, state.pace, timeout=self._settings.timeout)
+    ) -> tuple[ServerState, RoundFinished | RoundVoid]:
+        """One attempt at the round after `state`: the next state and its record, or the same round's and why the attempt
+        is void."""
+        key, orders = opened.key, self._pacing.orders(opened)
+        needed = cohorts.quorum(orders.wanted, self._settings.quorum)
         started = self._clock.now()
         self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
-        tally = Tally(cohort=opened.cohort, orders=orders)
+        tally = Tally(cohort=opened.cohort, orders=orders, needed=needed)
         self._train(tally, state, key, client_lr)
         pace = updated(state.pace, seen=tally.pace, at_least=tally.no_faster(self._timer.now()))
-        num_counted, needed = len(tally.counted()), cohorts.quorum(orders.wanted, self._settings.quorum)
-        if num_counted < needed:
-            reason = f"{num_counted} of {orders.wanted} clients were counted, the quorum is {needed}"
-            return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=tally.in_order())
-        next_state = self._aggregate(tally, replace(state, pace=pace), key, population=len(opened.live))
+        state = replace(state, pace=pace)
+        if len(tally.counted()) < needed:
+            reason = f"{len(tally.counted())} of {orders.wanted} clients were counted, the quorum is {needed}"
+            return state, RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=tally.in_order())
+        next_state = self._aggregate(tally, state, key, population=len(opened.live))
         names = tally.counted()  # without those that the aggregator has left out
         self._evaluate(tally, next_state, key, names)
         central = self._evaluate_centrally(next_state.model) if self._evaluate_centrally else None
@@ -128,15 +130,16 @@ class SynchronousRound:
                 tally.saw(answer.client, self._timer.now())
             self._note(tally, key, member)
 
-        seconds = tally.orders.deadline.seconds
-        if self._membership.returning():  # a resumed round: its members first have to come back
-            seconds = min(self._settings.timeout, seconds + self._settings.rejoin_grace)
-        self._ask(tally.pending(), key, broadcast, settle, tally, seconds=seconds, enough=tally.enough)
+        began = self._timer.now()
+        grace = self._settings.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
+        tally.patient_until = began + tally.orders.patience + grace
+        self._ask(tally.pending(), key, broadcast, settle, tally, enough=tally.enough)
+        ended = self._timer.now()
         for name in tally.pending():
             if self._membership.address(name) is None:
                 self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason="not connected"))
             else:
-                reason = tally.orders.late(len(tally.counted()))
+                reason = tally.late(began, ended, self._settings.timeout)
                 self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
     def _receive(self, answer: Answer, key: TaskKey, share: float) -> Participation:
@@ -189,17 +192,17 @@ class SynchronousRound:
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
                 tally.evaluated[answer.client] = min(answer.message.num_examples, self._settings.max_examples)
 
-        self._ask(asked, key, broadcast, settle, tally, seconds=self._settings.timeout)
+        self._ask(asked, key, broadcast, settle, tally)
 
     def _ask(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        settle: Callable[[Answer], None], tally: Tally, *, seconds: float,
-        enough: Callable[[], bool] = lambda: False,
+        settle: Callable[[Answer], None], tally: Tally, enough: Callable[[float], bool] = lambda now: False,
     ) -> None:  # fmt: skip
         """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
         that is (or may yet come) live, or there are enough, or the time is up."""
-        pending: set[str] = set() if enough() else set(names)
-        deadline = self._timer.now() + seconds
+        now = self._timer.now()
+        deadline = now + self._settings.timeout
+        pending: set[str] = set() if enough(now) else set(names)
 
         def send(name: str) -> None:
             address = self._membership.address(name)
@@ -210,8 +213,9 @@ class SynchronousRound:
 
         for name in sorted(pending):
             send(name)
-        while self._timer.now() < deadline and not enough() and any(self._may_answer(name) for name in pending):
-            match self._reception.poll(min(POLL_SECONDS, max(0.0, deadline - self._timer.now()))):
+        while any(self._may_answer(name) for name in pending) and now < deadline and not enough(now):
+            moments = (now + POLL_SECONDS, deadline, tally.patient_until)
+            match self._reception.poll(min(moment - now for moment in moments if moment > now)):
                 case Back(client=name):
                     if name in pending:
                         send(name)  # it was away, or is another process now: the task it was sent before is lost
@@ -223,6 +227,7 @@ class SynchronousRound:
                         tally.bytes_up += answer.num_bytes
                         pending.remove(name)
                         settle(answer)
+            now = self._timer.now()
 
     def _hears(self, answer: Answer) -> None:
         """Whoever has answered holds the model that it was sent."""
