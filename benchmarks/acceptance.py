@@ -93,12 +93,12 @@ def _common(work: Path, seed: int, run_dir: Path) -> list[str]:
     return ["--test-dir", test, "--rounds", "30", "--seed", str(seed), "--val-fraction", "0", "--run-dir", str(run_dir)]
 
 
-def stores_of(work: Path, photos: Path, seed: int) -> Path:
-    """The photos dealt to 8 stores, made if they are not there."""
-    pack, stores = _unpack(photos, work), work / f"stores-{seed}"
+def stores_of(work: Path, photos: Path, seed: int, *, split: str = "dirichlet") -> Path:
+    """The photos dealt to 8 stores, made if they are not there; by another `split` than the benchmark's, too."""
+    pack, stores = _unpack(photos, work), work / (f"stores-{seed}" if split == "dirichlet" else f"{split}-{seed}")
     if not stores.is_dir():
-        split = photos / "splits" / f"dirichlet-8-seed{seed}.csv"
-        _fedshelf(["data", "partition", str(pack), "--out", str(stores), "--assignment", str(split)])
+        dealt = photos / "splits" / f"{split}-8-seed{seed}.csv"
+        _fedshelf(["data", "partition", str(pack), "--out", str(stores), "--assignment", str(dealt)])
     return stores
 
 

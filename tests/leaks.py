@@ -31,6 +31,7 @@ _NAMES = (
 PARTS = frozenset((*_NAMES, *(f"{name}.zst" for name in _NAMES)))
 LONGEST_WORD = 40  # of a reason: text has spaces, encoded bytes have none
 MAX_COUNT = 1_000_000
+CANDIDATES = frozenset(("local", "global", "personalized"))
 WINDOW = 32  # bytes of a photo that must not occur anywhere
 TAIL_BYTES = 8  # a safetensors file begins with its header's length
 
@@ -70,6 +71,15 @@ def _number(value: Any, store: Store) -> bool:
 
 def _digest(value: Any, store: Store) -> bool:
     return isinstance(value, str) and HEX.fullmatch(value) is not None
+
+
+def _accuracies(value: Any, store: Store) -> bool:
+    """A share for each of the models that a store can choose among."""
+    return (
+        isinstance(value, dict)
+        and set(value) <= CANDIDATES
+        and all(type(share) is float and 0 <= share <= 1 for share in value.values())
+    )
 
 
 def _run_id(value: Any, store: Store) -> bool:
@@ -137,15 +147,20 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     },
     "upload": {
         "body": _digest, "key": _key, "num_examples": _count, "num_steps": _count, "train_loss": _number,
-        "seconds": _number,
+        "seconds": _number, "batch_size": _count, "client_lr": _number,
     },
     "compressedupload": {
         "body": _digest, "key": _key, "vectors": _encoded_vectors,
         "num_examples": _count, "num_steps": _count, "train_loss": _number, "seconds": _number,
+        "batch_size": _count, "client_lr": _number,
     },
     "evaluation": {
         "body": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
         "loss_sum": _number,
+    },
+    "comparison": {
+        "body": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,
+        "accuracies": _accuracies, "on_test": lambda value, store: type(value) is bool, "num_validation": _count,
     },
     "failure": {
         "body": lambda value, store: value == "",

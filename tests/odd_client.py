@@ -2,8 +2,8 @@
 
 ``python -m tests.odd_client --data-dir D --server-address A --do WHAT@ROUND [--do …] [--record FILE]``
 
-WHAT is one of `ODDITIES` (what the trained upload becomes), or `hold` / `hold-evaluation`: print an event and wait
-until the folder given with ``--until`` holds a file named ROUND. Without ROUND, it is done in every round.
+WHAT is one of `ODDITIES` (what the trained upload becomes), or `hold`, `hold-evaluation`, `hold-comparison`:
+print an event and wait until the folder given with ``--until`` holds a file named ROUND. Without ROUND, it is done in every round.
 """
 
 import argparse
@@ -65,6 +65,9 @@ ODDITIES: Mapping[str, Callable[[Upload], ClientMessage]] = {
 }  # fmt: skip
 
 
+HOLDS = {Purpose.TRAIN: "hold", Purpose.EVALUATE: "hold-evaluation", Purpose.COMPARE: "hold-comparison"}
+
+
 class OddClient:
     """Answers as the real client does, but for what it was told to do otherwise."""
 
@@ -82,7 +85,7 @@ class OddClient:
                 answer = replace(answer, num_validation=10**400)
             return answer
         order = self._orders.get(str(message.key.round), self._orders.get("", ""))
-        hold = {Purpose.TRAIN: "hold", Purpose.EVALUATE: "hold-evaluation"}[message.purpose]
+        hold = HOLDS[message.purpose]
         if order == hold and self._until is not None:
             print(json.dumps({"event": "held", "round": message.key.round}), flush=True)
             while not (self._until / str(message.key.round)).exists():
@@ -119,8 +122,9 @@ def main() -> int:
     parser.add_argument("--until", type=Path)
     parser.add_argument("--record", type=Path)
     parser.add_argument("--insecure", action="store_true")
+    parser.add_argument("--test-dir", type=Path)
     given = parser.parse_args()
-    place = ClientPlace.of(given.data_dir, name=None, state_dir=None, device="cpu")
+    place = ClientPlace.of(given.data_dir, name=None, state_dir=None, device="cpu", test_dir=given.test_dir)
 
     with place.lock(), stop_on_signals() as stop:
         odd = OddClient(StoreClient(place), given.do, given.until)

@@ -271,7 +271,12 @@ def draw_photos(folder: Path, index: int, *, count: int, seed: int) -> None:
 
 def same_model(one: Path, other: Path) -> bool:
     """Whether two runs ended with the same tensors, bit for bit."""
-    first, second = (load_file(run / "model" / "model.safetensors") for run in (one, other))
+    return same_weights(one / "model", other / "model")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """The same of two folders with a model each."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -18,6 +18,7 @@ from fedshelf.core.messages import (
     PROTOCOL_VERSION,
     Broadcast,
     ClassFolder,
+    Comparison,
     CompressedUpload,
     Join,
     Ready,
@@ -31,6 +32,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalize import registry as personalizations
 from fedshelf.personalize.base import NONE, Personalization
+from fedshelf.rounds.choice import Choosing
 from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.download import MemoryHeldModel
 from fedshelf.rounds.pipeline import UploadPipeline
@@ -133,6 +135,8 @@ class World:
         delays: by client, seconds until an answer arrives.
         paces: by client, seconds more for each step of a training; may change while a run goes on.
         order: draws the order of simultaneous arrivals.
+        test_photos: what clients compare models on in the end; None: on their validation photos.
+        kept: by client, what it chose in the end, and the values [P] of that model.
     """
 
     names: tuple[str, ...] = ("a", "b", "c")
@@ -142,7 +146,9 @@ class World:
     training: TrainingSettings = PLAIN
     personalize: PersonalizeName = "none"
     personalize_settings: Mapping[str, Any] = field(
-        default_factory=lambda: {"fedrep_head_epochs": 1, "ditto_lambda": 0.5}
+        default_factory=lambda: {
+            "fedrep_head_epochs": 1, "ditto_lambda": 0.5, "finetune_epochs": 2, "finetune_lr": 0.05,
+        }
     )
     plan: Mapping[str, Any] = field(default_factory=dict)
     rounds: Mapping[str, Any] = field(default_factory=dict)
@@ -151,6 +157,7 @@ class World:
     paces: dict[str, float] = field(default_factory=dict)
     order: random.Random | None = None
     photo_size: int = SIZE
+    test_photos: PhotoSet | None = None
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -162,6 +169,7 @@ class World:
         self.published: list[tuple[int, bool]] = []
         self.transport = FakeTransport(self.clock, self.order)
         self._trainers: dict[str, Trainer] = {}
+        self.kept: dict[str, tuple[Comparison, Tensor]] = {}
         self.states = {name: MemoryClientStates() for name in self.names}
         self.held = {name: MemoryHeldModel() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
@@ -174,6 +182,9 @@ class World:
         """A client process of that name, on the state that it keeps."""
         bench = workbench(self.module(), self.training, self.personalization)
 
+        def keep(bench: Workbench, comparison: Comparison) -> None:
+            self.kept[name] = comparison, bench.params.vector.clone()
+
         def prepare(setup: Setup) -> Work:
             ready = Ready(
                 run_id=setup.run_id, layout_digest=bench.params.layout.digest,
@@ -183,6 +194,7 @@ class World:
             return Work(
                 algorithm=self.algorithm, trainer=at_work, ready=ready,
                 uploads=self.plan.get("uploads", UploadPipeline()), personalization=self.personalization,
+                choosing=Choosing(client_lr=self.client_lr, test=lambda: self.test_photos, keep=keep),
             )  # fmt: skip
 
         at_work = self._trainers[name] = replace(
@@ -193,6 +205,11 @@ class World:
     def trainer(self, name: str) -> Trainer:
         """What that client trains with."""
         return self._trainers[name]
+
+    def client_lr(self, round: int) -> float:
+        """The learning rate, at the server as at the clients."""
+        chosen: Callable[[int], float] = self.plan.get("client_lr", lambda number: 0.1)
+        return chosen(round)
 
     def peer(self, name: str, *, identity: str | None = None, address: str = "") -> FakePeer:
         """The client `name` at the other end of a line."""
@@ -221,7 +238,7 @@ class World:
         rounds = {"timeout": 100.0, "quorum": 1, "max_examples": 1000, "rejoin_grace": 20.0, **self.rounds}
         plan: dict[str, Any] = {
             "run_id": "run-1", "num_rounds": self.num_rounds, "start_clients": len(self.names), "min_clients": 1,
-            "fraction": 1.0, "rng": Rng(5), "client_lr": lambda number: 0.1, "rounds": RoundSettings(**rounds),
+            "fraction": 1.0, "rng": Rng(5), "client_lr": self.client_lr, "rounds": RoundSettings(**rounds),
             "selection": Selection(), "config": "", "config_digest": "digest", "catalogue": self.catalogue, **self.plan,
         }  # fmt: skip
 

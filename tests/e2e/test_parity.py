@@ -1,19 +1,22 @@
 """The same seed and threads give the same bits, whether simulated in one process, in several, or deployed."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Site, bytes_without_times, figures, same_model
+from tests.processes import Site, bytes_without_times, figures, same_model, same_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def three_ways(site: Site, *flags: str) -> tuple[Path, Path, Path]:
-    """The same run deployed, simulated in one process and in several: equal models to the last bit, equal bytes."""
+def three_ways(site: Site, *flags: str, client_flags: Sequence[str] = ()) -> tuple[Path, Path, Path]:
+    """The same run deployed, simulated in one process and in several: equal models to the last bit, equal bytes, and
+    what stores have chosen in the end, if they were asked."""
     deployed, alone, workers = (site.root / name for name in ("deployed", "alone", "workers"))
     server = site.server(*flags, "--run-dir", str(deployed))
-    clients = site.clients()
+    clients = site.clients(*client_flags)
     assert server.end() == 0, server.text()
     assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(site.names, 0)
     simulated = site.simulate(*flags, run_dir=alone)
@@ -21,6 +24,7 @@ def three_ways(site: Site, *flags: str) -> tuple[Path, Path, Path]:
     assert same_model(alone, workers)
     assert same_model(alone, deployed)
     assert bytes_without_times(server) == bytes_without_times(simulated)
+    assert site.show(alone)["stores"] == site.show(workers)["stores"] == site.show(deployed)["stores"]
     return deployed, alone, workers
 
 
@@ -56,3 +60,31 @@ CODECS = ("--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
 )
 def test_whatever_is_remembered_simulation_equals_deployment(pair: Site, flags: tuple[str, ...]) -> None:
     three_ways(pair, "--rounds", "4", "--val-fraction", "0.1", *flags)
+
+
+def test_stores_choose_and_keep_the_same_models_deployed_and_simulated(pair: Site, drawn_test_photos: Path) -> None:
+    test = ("--test-dir", str(drawn_test_photos))
+    recipe = ("--rounds", "3", "--val-fraction", "0.2", "--personalize", "finetune", "--finetune-lr", "0.02")
+    deployed, alone, workers = three_ways(pair, *recipe, *test, client_flags=test)
+    found = pair.show(deployed)["stores"]
+    assert [store["client"] for store in found] == pair.names
+    assert all(None not in store.values() for store in found)
+    for name in pair.names:
+        kept = pair.root / "home" / "clients" / name / "model"
+        assert same_weights(kept, alone / "stores" / name)
+        assert same_weights(kept, workers / "stores" / name)
+        card = json.loads((kept / "model_card.json").read_text())
+        (store,) = (store for store in found if store["client"] == name)
+        assert (card["store"], card["candidate"], card["round"]) == (name, store["best"], 3)
+        assert card["metrics"]["own_mix_accuracy"] == {c: store[c] for c in ("local", "global", "personalized")}
+        assert card["metrics"]["measured_on"] == "test photos"
+
+
+def test_the_model_that_a_store_keeps_names_products_in_photos(pair: Site, drawn_test_photos: Path) -> None:
+    run = pair.root / "run"
+    pair.simulate("--rounds", "1", "--personalize", "fedper", "--test-dir", str(drawn_test_photos), run_dir=run)
+    photo = next(drawn_test_photos.rglob("*.png"))
+    named = pair.fedshelf("predict", str(photo), "--run", str(run / "stores" / pair.names[0]), "--json")
+    assert named.end() == 0, named.text()
+    (line,) = named.events
+    assert len(json.loads(line["text"])["predictions"]) == 4

@@ -11,7 +11,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedshelf.core.messages import ClassFolder, ClientMessage, Evaluation, Failure, Join, TaskKey, Upload
+from fedshelf.core.choices import Candidate
+from fedshelf.core.messages import (
+    ClassFolder,
+    ClientMessage,
+    Comparison,
+    Evaluation,
+    Failure,
+    Join,
+    TaskKey,
+    Upload,
+)
 from fedshelf.deploy.wire import to_parcel
 from tests.leaks import Store, bytes_of_photos, leaks, photo_windows, unlisted_requests
 from tests.odd_client import plain
@@ -79,6 +89,31 @@ def test_nothing_but_the_declared_payload_leaves_a_client(pair: Site) -> None:
     assert b"secret" not in everything  # the name in the error that the client failed with
 
 
+@pytest.mark.slow
+def test_of_the_models_that_a_store_compares_nothing_leaves_but_accuracies_and_a_choice(
+    pair: Site, drawn_test_photos: Path
+) -> None:
+    log = pair.root / "sent.jsonl"
+    recipe = ("--rounds", "1", "--val-fraction", "0.2", "--personalize", "finetune", "--run-dir", str(pair.root / "run"))
+    server = pair.server(*recipe, "--insecure")
+    with recording_proxy(pair.address) as proxy:
+        other = pair.client("store-2", "--insecure")
+        direct, pair.address = pair.address, proxy.address
+        watched = pair.odd_client("store-1", "--insecure", "--record", str(log), "--test-dir", str(drawn_test_photos))
+        pair.address = direct
+        assert [process.end() for process in (server, watched, other)] == [0, 0, 0]
+    messages = recorded(log)
+    store = store_of(pair.stores / "store-1", model_size(pair))
+    kinds = [json.loads(m["header"]["json"])["kind"] for m in messages if "header" in m]
+    assert kinds == ["join", "ready", "upload", "evaluation", "comparison"]
+    assert [leaks(message, store) for message in messages] == [[]] * len(messages)
+    shown = {found["client"]: found for found in pair.show(pair.root / "run")["stores"]}
+    assert None not in shown["store-1"].values()
+    everything = b"\0".join(bytes(stream) for stream in proxy.streams)
+    photos = sorted((*(pair.stores / "store-1").rglob("*.png"), *drawn_test_photos.rglob("*.png")))
+    assert bytes_of_photos(everything, photo_windows(photos, 16)) == 0
+
+
 def model_size(site: Site) -> int:
     """Shared values of the run's model, from what the server wrote down."""
     checkpoint = max((site.root / "run" / "checkpoints").glob("round-*.safetensors"))
@@ -104,8 +139,15 @@ def test_a_client_that_cannot_set_up_names_no_place_on_its_disk(pair: Site) -> N
 
 SIZE = 50
 KEY = TaskKey(run_id="20260102-030405-abcd", round=1, attempt=0)
-UPLOAD = Upload(key=KEY, delta=torch.ones(SIZE), num_examples=8, num_steps=2, train_loss=1.5, seconds=0.25)
+UPLOAD = Upload(
+    key=KEY, delta=torch.ones(SIZE), num_examples=8, num_steps=2, train_loss=1.5, seconds=0.25, batch_size=16,
+    client_lr=0.05,
+)  # fmt: skip
 EVALUATION = Evaluation(key=KEY, num_examples=4, num_correct=2, loss_sum=3.5)
+COMPARISON = Comparison(
+    key=KEY, best=Candidate.LOCAL, accuracies={Candidate.LOCAL: 0.5, Candidate.GLOBAL: 0.25}, on_test=True,
+    num_validation=4,
+)  # fmt: skip
 FAILURE = Failure(key=KEY, reason="OSError: No space left on device")
 JOIN = Join(
     protocol=1, version="0.1.0", client="store-1", identity="0123456789abcdef" * 2,
@@ -130,7 +172,7 @@ def sent(message: ClientMessage) -> Records:
     return with_bytes(plain(to_parcel(message)))
 
 
-@pytest.mark.parametrize("message", [UPLOAD, EVALUATION, FAILURE, JOIN])
+@pytest.mark.parametrize("message", [UPLOAD, EVALUATION, COMPARISON, FAILURE, JOIN])
 def test_the_check_lets_honest_messages_pass(message: ClientMessage, store: Store) -> None:
     assert leaks(sent(message), store) == []
 
@@ -181,6 +223,9 @@ PLANTED: dict[str, Callable[[Path], Records]] = {
     "a photo in a number": lambda photo: in_header(
         EVALUATION, num_correct=int.from_bytes(photo.read_bytes()[:99], "big")
     ),
+    "a photo in an accuracy": lambda photo: in_header(COMPARISON, accuracies={"local": text(photo)}),
+    "a photo in the name of a model": lambda photo: in_header(COMPARISON, accuracies={text(photo): 0.5}),
+    "a photo in the choice": lambda photo: in_header(COMPARISON, best=text(photo)),
     "a photo in a control message": lambda photo: {"control": {"kind": "noted", "reason": text(photo)}},
     "a file's name in a reason": lambda photo: sent(replace(FAILURE, reason=f"cannot read {photo.name}")),
     "a file's stem in a reason": lambda photo: sent(replace(FAILURE, reason=f"cannot read {photo.stem}, skipped")),

@@ -105,3 +105,21 @@ def _after(seconds: float, *processes: Process) -> None:
     time.sleep(seconds)
     for process in processes:
         process.kill()
+
+
+def test_a_server_killed_while_stores_compare_goes_on_with_that(pair: Site) -> None:
+    recipe = (*RECIPE, "--personalize", "finetune")
+    server, other = pair.server(*recipe), pair.client("store-2")
+    held = pair.held_client("store-1", "hold-comparison@4")
+    held.wait_for("held", round=4)
+    server.wait_for("comparison_received", client="store-2", reason="")
+    server.kill()
+
+    pair.release(4)
+    server = pair.server(*recipe)
+    assert server.wait_for("run_started")["first_round"] == 5
+    assert_as_if_nothing_had_been(pair, ended=server, recipe=recipe)
+    found = pair.show(pair.only_run())["stores"]
+    assert found == pair.show(pair.root / "uninterrupted")["stores"]
+    assert [store["client"] for store in found] == pair.names
+    assert [client.end() for client in (held, other)] == [0, 0]

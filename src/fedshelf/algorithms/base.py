@@ -5,7 +5,7 @@ Shapes: S shared values of which the first T are trainable, b values of a coordi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,12 +30,14 @@ class Aggregate:
         delta: [S], by the algorithm's weights.
         num_clients: how many they were.
         num_trainable: T: the rest of `delta` is batch-norm statistics.
+        mean_weight: of the weights before they were normalized; what they say beside their proportions.
         auxiliary: [T] each: the plain means of the vectors that the uploads carried beside their deltas.
     """
 
     delta: Tensor
     num_clients: int
     num_trainable: int
+    mean_weight: float = 1.0
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -43,6 +45,12 @@ def stepped(params: Tensor, aggregate: Aggregate, step: Tensor) -> Tensor:
     """The next model [S]: `params` [S] with `step` [T] added to the trainable values; batch-norm statistics move by
     their mean change."""
     return params + torch.cat([step, aggregate.delta[aggregate.num_trainable :]])
+
+
+def polynomial(staleness: int, exponent: float) -> float:
+    """(1 + staleness)^-exponent: what an upload is worth that was trained on a model `staleness` versions old (Xie et
+    al. 2019, section 5.2; with exponent 1/2, Nguyen et al. 2022)."""
+    return float((1 + staleness) ** -exponent)
 
 
 class Algorithm(Protocol):
@@ -62,9 +70,24 @@ class Algorithm(Protocol):
     ) -> tuple[Upload, ClientState]: ...
 
     def weight(self, upload: Upload, staleness: int) -> float:
-        """The upload's weight before normalization; `staleness` is zero in synchronous rounds."""
+        """The upload's weight before normalization; `staleness`, in versions, is zero in synchronous rounds."""
         ...
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         """The state with the new model; pure. `population` counts the clients that could have been drawn."""
+        ...
+
+
+@runtime_checkable
+class Asynchronous(Protocol):
+    """What else an algorithm says whose server does not wait for a cohort (`rounds.buffered`)."""
+
+    @property
+    def buffer_size(self) -> int:
+        """Uploads that make the next version."""
+        ...
+
+    @property
+    def relative_to_present(self) -> bool:
+        """Whether a delta means local minus the present model, not minus the one that the client began with."""
         ...

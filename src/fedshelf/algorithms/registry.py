@@ -17,6 +17,8 @@ ALGORITHMS: dict[str, str] = {
     "fedadam": "fedshelf.algorithms.fedopt:fedadam",
     "fedyogi": "fedshelf.algorithms.fedopt:fedyogi",
     "scaffold": "fedshelf.algorithms.scaffold:scaffold",
+    "fedbuff": "fedshelf.algorithms.fedbuff:fedbuff",
+    "fedasync": "fedshelf.algorithms.fedasync:fedasync",
 }
 """Name to the function (MODULE:NAME) that makes it of a run's settings, which are named as its flags."""
 

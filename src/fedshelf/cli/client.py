@@ -1,5 +1,7 @@
 """`fedshelf client`."""
 
+from pathlib import Path
+
 import typer
 
 from fedshelf.cli.options import with_options
@@ -13,27 +15,43 @@ def client(*, config: ClientConfig) -> None:
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
     from fedshelf.cli.display import stop_on_signals
+    from fedshelf.config.active_hours import active_hours
     from fedshelf.config.client import ClientPlace, StoreClient, join_of
     from fedshelf.core.errors import TransportError, UsageError
+    from fedshelf.core.messages import Comparison
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
+    from fedshelf.deploy.opening import Door
+    from fedshelf.tracking.worth import figures
 
     if config.data_dir is None:
         raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
-    place = ClientPlace.of(config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device)
+    hours = active_hours(config.active_hours, config.time_zone)
+    place = ClientPlace.of(
+        config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+    )  # fmt: skip
+
+    def say(text: str) -> None:
+        typer.echo(f"{place.name}: {text}", err=True)
+
+    def on_choice(comparison: Comparison, folder: Path) -> None:
+        photos = "test" if comparison.on_test else "validation"
+        say(f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos} photos: {folder}")
+
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
     with place.lock(), stop_on_signals() as stop:
         ended = run_client(
             config.server_address,
-            StoreClient(place).handle,
+            StoreClient(place, on_choice=on_choice).handle,
             join_of(place),
             ca=config.ca,
             insecure=config.insecure,
             stop=stop,
-            on_status=lambda text: typer.echo(f"{place.name}: {text}", err=True),
+            on_status=say,
             max_wait=config.max_wait,
+            door=Door(hours),
         )
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
-    typer.echo(f"{place.name}: {ended.reason}", err=True)
+    say(ended.reason)

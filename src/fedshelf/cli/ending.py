@@ -14,6 +14,8 @@ def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> No
     if not as_json:
         if status is RunStatus.FINISHED:
             typer.echo(f"Model: {directory.model}")
+            if directory.stores.is_dir():
+                typer.echo(f"Models that stores keep: {directory.stores}")
             typer.echo(f"Rounds: fedshelf runs show {directory.path}")
         else:
             typer.echo("Stopped. The same command goes on where this one ended.", err=True)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -47,8 +47,9 @@ def _parameter(settings: type[Settings], name: str) -> inspect.Parameter:
     field, flag = settings.model_fields[name], settings.flags()[name]
     dashed = f"--{name.replace('_', '-')}"
     kind: Any = field.annotation
-    names = [f"{dashed}/--no-{dashed[2:]}"] if kind is bool else [dashed]  # either wins over a file
-    silent = field.default is None or kind is bool
+    is_switch = bool in (kind, *get_args(kind))
+    names = [f"{dashed}/--no-{dashed[2:]}"] if is_switch else [dashed]  # either wins over a file
+    silent = field.default is None or is_switch
     text = flag.help if silent else f"{flag.help} (default {field.default})"
     option = typer.Option(*names, help=text, rich_help_panel=flag.panel, show_default=False)
     return _keyword(name, Annotated[kind | None, option])

@@ -20,6 +20,7 @@ Metric = Annotated[str, typer.Option("--metric", help="accuracy, central_accurac
 
 DEFAULT_ROOT = Path("runs")
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
+MOST_NAMES = 8  # in one remark
 
 
 @app.command("list")
@@ -52,11 +53,13 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
 
-    summary = run_summary(resolve_run(run, root).path)
+    directory = resolve_run(run, root)
+    summary = run_summary(directory.path)
     if as_json:
         _print_json(summary.to_record())
         return
-    _print(*_heading(summary), _rounds_table(summary), *_remarks(summary))
+    remarks = [*_remarks(summary), *_own_batches(summary, directory.config_toml)]
+    _print(*_heading(summary), _rounds_table(summary), *remarks, *_worth_it(summary))
 
 
 @app.command()
@@ -173,6 +176,44 @@ def _remarks(summary: "RunSummary") -> list[str]:
 
     remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.foreign(v.reason)}" for v in summary.voids]
     return remarks + ["* best round"] * (summary.best_round is not None)
+
+
+def _worth_it(summary: "RunSummary") -> "list[Table | str]":
+    """What the run has brought each store, once they have compared."""
+    from fedshelf.core.choices import Candidate
+    from fedshelf.tracking import words, worth
+
+    if not summary.stores:
+        return []
+    table = _table("store", "local only>", "global>", "personalized>", "gain>", "keeps")
+    for store in summary.stores:
+        accuracies = (words.percent(store.accuracies.get(candidate)) for candidate in Candidate)
+        keeps = store.best.value if store.best else words.foreign(store.reason)
+        table.add_row(words.foreign(store.client), *accuracies, worth.points(worth.gain(store)), keeps)
+    means = [worth.mean(store.accuracies.get(candidate) for store in summary.stores) for candidate in Candidate]
+    difference = worth.mean(worth.gain(store) for store in summary.stores)
+    table.add_section()
+    table.add_row("mean", *(words.percent(value) for value in means), worth.points(difference), "")
+    sentence = worth.verdict(summary.stores)
+    return [table, *([sentence] if sentence else [])]
+
+
+def _own_batches(summary: "RunSummary", config_toml: str) -> list[str]:
+    """Who trained in the last round with another batch size than the configured one, and at which rate."""
+    from fedshelf.tracking import words
+    from fedshelf.tracking.run_directory import differences
+
+    configured = {d.key: d.new for d in differences("", config_toml)}.get("batch-size")
+    own: dict[tuple[int, float], list[str]] = {}
+    for client in summary.rounds[-1].clients if summary.rounds else ():
+        if client.batch_size not in (None, configured):
+            own.setdefault((client.batch_size or 0, client.client_lr or 0.0), []).append(words.foreign(client.client))
+    return [
+        f"round {summary.rounds[-1].round}: batches of {size} (configured: {configured}) at the rate {rate:.3g}: "
+        + ", ".join(names[:MOST_NAMES])
+        + f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
+        for (size, rate), names in sorted(own.items())
+    ]
 
 
 def _compare_table(summaries: "list[RunSummary]", metric: str, settings: "dict[str, list[object]]") -> "Table":

@@ -3,7 +3,8 @@
 import logging
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError
-from fedshelf.core.messages import Ready, Setup
+from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.cache import PhotoCache
@@ -27,6 +28,7 @@ from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, build, load_weights
 from fedshelf.personalize import registry as personalizations
 from fedshelf.personalize.base import Personalization
+from fedshelf.rounds.choice import Choosing
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.coding import Coding
 from fedshelf.rounds.orders import Pacing
@@ -35,9 +37,10 @@ from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Plan
 from fedshelf.rounds.synchronous import RoundSettings
 from fedshelf.rounds.workload import Workload
+from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
-from fedshelf.training.schedule import client_lr
+from fedshelf.training import schedule
 from fedshelf.training.trainer import Trainer
 from fedshelf.training.workbench import TrainingSettings, Workbench
 
@@ -60,7 +63,8 @@ class StorePhotos:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedSetup:
-    """A setup turned into objects: what all clients of one process share."""
+    """A setup turned into objects: what all clients of one process share. `batch_sizes` are there where each client has
+    its own."""
 
     setup: Setup
     config: RunConfig
@@ -69,6 +73,11 @@ class OpenedSetup:
     workbench: Workbench
     uploads: UploadPipeline
     personalization: Personalization
+    batch_sizes: BatchSizes | None = None
+
+
+Keep = Callable[[OpenedSetup, Workbench, Comparison], None]
+"""Takes the model on the workbench, which a store has chosen."""
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:
@@ -84,6 +93,18 @@ def aggregator_of(config: RunConfig) -> Aggregator:
 def personalization_of(config: RunConfig) -> Personalization:
     """What stays at the stores, and how."""
     return personalizations.make(config.personalize, config.model_dump())
+
+
+def client_lr_of(config: RunConfig) -> Callable[[int], float]:
+    """The learning rate of local training by round."""
+
+    def learning_rate(round: int) -> float:
+        return schedule.client_lr(
+            config.client_lr, schedule=config.lr_schedule, warmup_rounds=config.warmup_rounds, round=round,
+            num_rounds=config.rounds,
+        )  # fmt: skip
+
+    return learning_rate
 
 
 def coding_of(config: RunConfig, codec: str) -> Coding:
@@ -162,14 +183,30 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=chosen.bench,
         uploads=uploads_of(config), personalization=personalization_of(config),
+        batch_sizes=BatchSizes(chosen.bench) if config.dynamic_batch else None,
     )  # fmt: skip
 
 
-def work_for(client: str, opened: OpenedSetup, photos: StorePhotos) -> Work:
-    """One client's part in what was set up."""
+def work_for(
+    client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
+    test: Callable[[], PhotoSet | None] = lambda: None, keep: Keep = lambda opened, bench, comparison: None,
+) -> Work:  # fmt: skip
+    """One client's part in what was set up.
+
+    Args:
+        batch_size: another than configured, where clients have their own; None measures which is fastest.
+        test: test photos, to compare models on in the end.
+        keep: what becomes of the model that it chooses then.
+    """
+    bench, growth, scale = opened.workbench, 1, 1.0
+    if opened.batch_sizes is not None:
+        size = batch_size or opened.batch_sizes.best_for(photos.train)
+        growth, scale = size // bench.settings.batch_size, lr_scale(bench.settings, size)
+        bench = replace(bench, settings=replace(bench.settings, batch_size=size))
     trainer = Trainer(
-        workbench=opened.workbench, client=client, rng=Rng(opened.config.seed), train=photos.train,
+        workbench=bench, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
+        growth=growth, lr_scale=scale,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,
@@ -183,7 +220,8 @@ def work_for(client: str, opened: OpenedSetup, photos: StorePhotos) -> Work:
     return Work(
         algorithm=opened.algorithm, trainer=trainer, ready=ready, uploads=opened.uploads,
         personalization=opened.personalization,
-    )  # fmt: skip
+        choosing=Choosing(client_lr=client_lr_of(opened.config), test=test, keep=partial(keep, opened)),
+    )
 
 
 def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StorePhotos:
@@ -213,14 +251,6 @@ def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: Ph
 
 def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Catalogue | None) -> Plan:
     """What the server is to do."""
-    rng = Rng(config.seed)
-
-    def learning_rate(round: int) -> float:
-        return client_lr(
-            config.client_lr, schedule=config.lr_schedule, warmup_rounds=config.warmup_rounds, round=round,
-            num_rounds=config.rounds,
-        )  # fmt: skip
-
     text = files.for_clients(config)
     return Plan(
         run_id=run_id,
@@ -228,8 +258,8 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         start_clients=start_clients,
         min_clients=config.min_clients,
         fraction=config.fraction,
-        rng=rng,
-        client_lr=learning_rate,
+        rng=Rng(config.seed),
+        client_lr=client_lr_of(config),
         rounds=RoundSettings(
             timeout=config.round_timeout, quorum=config.quorum, max_examples=config.max_examples,
             rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size",
@@ -242,5 +272,8 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         downloads=coding_of(config, config.codec_down),
         sampling=config.sampling,
         aggregator=aggregator_of(config),
+        max_staleness=config.max_staleness,
+        test_every=config.test_every,
         pacing=pacing_of(config),
+        compares=config.personalize != "none" if config.compare is None else config.compare,
     )  # fmt: skip

@@ -27,8 +27,10 @@ def photo_cache() -> Path:
 
 def client_directory(name: str) -> Path:
     """Where the client of that name keeps its state; never inside its data."""
-    safe = (
-        "".join(c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(name))
-        or "%"
-    )
-    return home_directory() / "clients" / safe
+    return home_directory() / "clients" / folder_name(name)
+
+
+def folder_name(client: str) -> str:
+    """A name for a folder of the client's own, which leads nowhere else."""
+    safe = (c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(client))
+    return "".join(safe) or "%"

@@ -7,20 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from fedshelf import __version__
+from fedshelf.algorithms.base import Asynchronous
 from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
 from fedshelf.config.build import ModuleFactory, algorithm_of, plan_of, test_photos, workbench_of
+from fedshelf.config.model_card import save_global
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
-from fedshelf.core.params import Segment
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Timeline, Transport
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
@@ -30,7 +27,6 @@ from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
 from fedshelf.tracking.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from fedshelf.tracking.database import RunDatabase
-from fedshelf.tracking.model_files import save_model
 from fedshelf.tracking.run_directory import RunDirectory, differences, is_run, new_run_id
 from fedshelf.tracking.runs import find_resumable
 from fedshelf.tracking.sinks import Sinks
@@ -145,13 +141,18 @@ def _check(config: RunConfig) -> None:
     Raises:
         UsageError: listing all that is wrong.
     """
-    problems = [find_problem(config.model), *_problems_with_codecs(config)]
+    problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: there is no such file")
     for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
         if path is not None and not path.is_dir():
             problems.append(f"--{key} {path}: there is no such folder")
+    if config.dynamic_batch and config.engine in ("vmap", "auto"):
+        problems.append(
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one batch "
+            "size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+        )
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))
@@ -166,6 +167,25 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
             found.append(f"--{key} {text}: {error}")
         if config.byte_budget is not None and text != "none":
             found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
+    return found
+
+
+def _problems_with_asynchrony(config: RunConfig) -> list[str]:
+    if not isinstance(algorithm_of(config), Asynchronous):
+        return []
+    found = []
+    if config.aggregator == "multi-krum":
+        found.append(
+            f"--aggregator multi-krum --algorithm {config.algorithm}: whoever it leaves out may have begun its next "
+            "task already, on a state that must not last; use median or trimmed-mean"
+        )
+    if config.quorum is not None:
+        found.append(f"--quorum --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
+    if config.sampling == "size":
+        found.append(
+            f"--sampling size --algorithm {config.algorithm}: all are at work all the time, and uploads count alike "
+            "as it is; use uniform or availability"
+        )
     return found
 
 
@@ -237,44 +257,5 @@ def _publish(
 ) -> None:  # fmt: skip
     """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
     bench.load(params)
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in bench.module.state_dict().items()
-    }
-    folder: Path = run.directory.best_model if best else run.directory.model
-    save_model(folder, tensors, catalogue.names, model_card(run, bench, record))
-
-
-def model_card(run: OpenedRun, bench: Workbench, record: RoundFinished) -> dict[str, Any]:
-    """What somebody needs to use the model, and to judge it."""
-    config = run.config
-    return {
-        "fedshelf": __version__,
-        "run_id": run.directory.run_id,
-        "round": record.round,
-        "architecture": {"name": config.model, "norm": config.norm, "width": config.width},
-        "num_parameters": bench.params.layout.num_parameters,
-        "input": {
-            "image_size": config.image_size,
-            "resize": "squash",
-            "channels": "RGB",
-            "scale": "0..1",
-            "mean": list(bench.normalization.mean),
-            "std": list(bench.normalization.std),
-        },
-        "training": {
-            "algorithm": config.algorithm,
-            "rounds": record.round,
-            "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
-            "seed": config.seed,
-        },
-        "metrics": {
-            "accuracy": record.accuracy,
-            "central_accuracy": record.central_accuracy,
-            "train_loss": record.train_loss,
-        },
-        "personal": [spec.name for spec in bench.params.layout.tensors if spec.segment is Segment.PERSONAL],
-        "limits": "Tells apart the products in labels.json and no others: a photo of anything else is given the "
-        "nearest of them. Accuracy is that of the photos named above; other cameras and shelves may differ. Tensors "
-        "named under personal are at their first values here: each store has its own.",
-    }
+    folder = run.directory.best_model if best else run.directory.model
+    save_global(folder, bench, run.config, catalogue, run_id=run.directory.run_id, record=record)

@@ -109,6 +109,8 @@ class RunConfig(Settings):
     warmup_rounds: Annotated[int, Field(ge=0), Flag(help="Rounds of linear warm-up.", panel=TRAINING)] = 2
     local_epochs: Annotated[int, Field(ge=1), Flag(help="Passes over a store's photos per round.", panel=TRAINING)] = 2
     batch_size: Annotated[int, Field(ge=1), Flag(help="Photos per step.", panel=TRAINING)] = 16
+    dynamic_batch: Annotated[bool, Flag(help="Each client trains with the batch size that is fastest on its machine, "
+        "from --batch-size up to 4 times that, and a rate to match.", panel=TRAINING)] = False  # fmt: skip
     momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Nesterov momentum of SGD.", panel=TRAINING)] = 0.9
     weight_decay: Annotated[float, Field(ge=0), Flag(help="Weight decay.", panel=TRAINING)] = 5e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=1), Flag(help="Label smoothing.", panel=TRAINING)] = 0.1
@@ -121,7 +123,7 @@ class RunConfig(Settings):
     device: Annotated[DeviceName, Flag(help="Where this process computes.", panel=TRAINING, scope=Scope.LOCAL)] = "auto"
 
     algorithm: Annotated[AlgorithmName, Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
-    mu: Annotated[float, Field(ge=0), Flag(help="Strength of FedProx' proximal term.", panel=ALGORITHM)] = 0.01
+    mu: Annotated[float, Field(ge=0), Flag(help="Strength of the proximal term of fedprox and fedasync.", panel=ALGORITHM)] = 0.01
     loss: Annotated[LossName, Flag(help="Loss of local training; fedrs and fedlc spare the products that a store does "
         "not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
     fedrs_alpha: Annotated[float, Field(ge=0, le=1), Flag(help="What fedrs scales the logits of products by that a "
@@ -129,13 +131,20 @@ class RunConfig(Settings):
     fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins, which are the wider the fewer "
         "photos a product has.", panel=ALGORITHM)] = 1.0  # fmt: skip
     server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.01 for "
-        "fedadagrad, fedadam and fedyogi, else 1).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+        "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     server_momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm; beta_1 of fedadagrad, fedadam "
         "and fedyogi.", panel=ALGORITHM, scope=Scope.SERVER)] = 0.9  # fmt: skip
     server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.99  # fmt: skip
     server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi: the smaller, "
         "the more adaptive.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-3  # fmt: skip
+    buffer_size: Annotated[int, Field(ge=1), Flag(help="Uploads that make fedbuff's next version.", panel=ALGORITHM,
+        scope=Scope.SERVER)] = 4  # fmt: skip
+    staleness_exponent: Annotated[float, Field(ge=0), Flag(help="How fast an upload of fedbuff and fedasync loses "
+        "weight with age: as (1 + versions since it began) to minus this.", panel=ALGORITHM,
+        scope=Scope.SERVER)] = 0.5  # fmt: skip
+    max_staleness: Annotated[int | None, Field(ge=0), Flag(help="Versions that an upload of fedbuff or fedasync may "
+        "be old (default: any number).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     scaffold_option: Annotated[ScaffoldOption, Flag(help="SCAFFOLD's control variates: 1 from a pass of their own over "
         "a store's photos, 2 from the gradients of training.", panel=ALGORITHM)] = "2"  # fmt: skip
     aggregator: Annotated[AggregatorName, Flag(help="How uploads become one; all but mean withstand some hostile "
@@ -153,12 +162,18 @@ class RunConfig(Settings):
         "sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
     personalize: Annotated[PersonalizeName, Flag(help="What stays at the stores: batch-norm layers (fedbn), the "
-        "last layer (fedper; fedrep trains it apart), or a model of their own beside the global one (ditto).",
-        panel=ALGORITHM)] = "none"  # fmt: skip
+        "last layer (fedper; fedrep trains it apart), a model of their own beside the global one (ditto), "
+        "or the last global model fine-tuned (finetune).", panel=ALGORITHM)] = "none"  # fmt: skip
     fedrep_head_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of fedrep over the last layer alone, before the "
         "rest is trained.", panel=ALGORITHM)] = 2  # fmt: skip
     ditto_lambda: Annotated[float, Field(ge=0), Flag(help="How strongly ditto holds a store's own model near the "
         "global one.", panel=ALGORITHM)] = 0.1  # fmt: skip
+    finetune_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of finetune over a store's photos, once the rounds are "
+        "over.", panel=ALGORITHM)] = 3  # fmt: skip
+    finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of finetune.", panel=ALGORITHM)] = 0.01
+    compare: Annotated[bool | None, Flag(help="After the last round, let each store choose what serves it best: the "
+        "global model, its personalized one, or one trained alone, which takes it as long as all rounds (default: "
+        "where there is personalization).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
 
     codec_up: Annotated[str, Flag(help="How uploads are compressed: a chain of codecs joined by '+', such as "
         "int8+zstd, topk:0.05+int4 or drive (docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
@@ -193,6 +208,8 @@ class RunConfig(Settings):
         panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
+    test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last round "
+        "has one.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
     best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Field(ge=0), Flag(help="Stop after so many rounds without a better one; 0: never.",
@@ -232,6 +249,8 @@ class ClientConfig(Settings):
     """What a store's client is told on its own machine; all else comes from the server."""
 
     data_dir: Annotated[Path | None, Flag(help="The store's photos: CLASS/*.jpg.", panel=DATA, commands=CLIENT)] = None
+    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) on which the store's models are compared in the "
+        "end (default: on those held out for validation).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
     name: Annotated[str | None, Flag(help="The client's name (default: the data folder's).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
@@ -243,7 +262,12 @@ class ClientConfig(Settings):
         commands=CLIENT)] = False  # fmt: skip
     device: Annotated[DeviceName, Flag(help="Where this client computes.", panel=TRAINING, commands=CLIENT)] = "auto"
     max_wait: Annotated[float | None, Field(gt=0), Flag(help="Give up after so many seconds without an answer from the "
-        "server (default: never).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+        "server, none of them outside of --active-hours (default: never).", panel=RUN,
+        commands=CLIENT)] = None  # fmt: skip
+    active_hours: Annotated[str | None, Flag(help="Take part at these times of the day alone, such as 22:00-06:00 or "
+        "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    time_zone: Annotated[str | None, Flag(help="Whose clock --active-hours goes by, such as Europe/Berlin (default: "
+        "this machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
 
 
 def parse_speeds(text: str) -> tuple[float, ...]:

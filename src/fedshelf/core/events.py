@@ -143,6 +143,26 @@ class StoreComparison:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ComparisonStarted:
+    """The rounds are over, and `stores` are asked which model serves them best. That takes as long as the rounds took, for
+    each trains a model alone."""
+
+    round: int
+    stores: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparisonReceived:
+    """One store has answered, well or not (`reason`); `num_done` of `num_stores` have."""
+
+    round: int
+    client: str
+    reason: str
+    num_done: int
+    num_stores: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoresCompared:
     """After the last round, what became of it at each store."""
 
@@ -165,6 +185,8 @@ Event: TypeAlias = (
     | UploadReceived
     | RoundVoid
     | RoundFinished
+    | ComparisonStarted
+    | ComparisonReceived
     | StoresCompared
     | RunEnded
 )

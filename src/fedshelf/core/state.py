@@ -27,12 +27,14 @@ class Best:
 class InFlight:
     """A task that was out when the state was saved, in asynchronous rounds and in simulations: whose, which, and when
     its answer is due (virtual seconds; None where time is real). A simulated client may break it off before that, when
-    it `leaves` (virtual seconds), and be back when the answer would have been due."""
+    it `leaves` (virtual seconds), and be back when the answer would have been due. What is not `wanted` any more was too
+    late, but keeps its client busy."""
 
     client: str
     key: TaskKey
     due: float | None = None
     leaves: float | None = None
+    wanted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,6 +45,7 @@ class ServerState:
     loss (None: clients hold `params`); `optimizer` holds the server optimizer's vectors; `counted` names, per
     client, the newest upload that was counted; `times_live`, in how many rounds it was there when the cohort was
     drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local step;
+    `evaluated` is how many validation photos each got right of how many when it was last asked, in asynchronous rounds;
     `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last compared
     models.
     """
@@ -56,6 +59,7 @@ class ServerState:
     best: Best | None = None
     void_rounds: int = 0
     pace: Mapping[str, float] = field(default_factory=dict)
+    evaluated: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     virtual_seconds: float = 0.0
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0

@@ -18,6 +18,7 @@ from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.line import ServerAwayError, SessionLostError
+from fedshelf.deploy.opening import Door
 from fedshelf.deploy.tls import client_context, local_authority
 from fedshelf.deploy.wire import SendHook, WireMessage, body_beside, task_of, to_parcel
 
@@ -41,6 +42,7 @@ def run_client(
     on_status: Callable[[str], None] = LOG.info,
     on_send: SendHook | None = None,
     max_wait: float | None = None,
+    door: Door | None = None,
 ) -> Ended:
     """Take part until the server closes the run, refuses this client, or `stop` is set.
 
@@ -53,24 +55,29 @@ def run_client(
         stop: set it to leave after the message at hand.
         on_status: told what the connection does, one line for a person.
         on_send: called with everything that leaves this client, before encryption.
-        max_wait: seconds to wait for a server that does not answer; None is forever.
+        max_wait: seconds to wait for a server that does not answer, while the door is open; None is forever.
+        door: when this client may work (always, without one). Once it closes, the task at hand is finished and
+            delivered, and the client leaves until it opens.
 
     Raises:
         TransportError: the server is not who it should be, does not speak our protocol, or stayed away `max_wait`.
     """
     quiet_engine_log()
     address = parse_address(server_address)
-    stop = stop or threading.Event()
+    stop, door = stop or threading.Event(), door or Door()
     part, held = ClientPart(join=join, handle=handle), HeldBody()
     away_since, backoff = time.monotonic(), FIRST_BACKOFF
     on_status(f"connecting to {address}")
     while not stop.is_set():
+        away_since += door.wait(stop, on_status)
+        if stop.is_set():
+            break
         authority = local_authority()
         try:
             # Anew each time: a server on this machine may just have made its certificate authority.
             session = FleetSession(address, None if insecure else client_context(ca), held)
             on_status(f"connected to {address}")
-            ended = _Visit(session, part, stop, on_send).run()
+            ended = _Visit(session, part, stop, door, on_send).run()
             if ended is not None:
                 return ended
         except TransportError:
@@ -87,41 +94,45 @@ def run_client(
             if stop.is_set():
                 break
             away_since, backoff = time.monotonic(), FIRST_BACKOFF
-            on_status(f"the connection to {address} was lost; joining again")
-            stop.wait(FIRST_BACKOFF)
+            if door.is_open():
+                on_status(f"the connection to {address} was lost; joining again")
+                stop.wait(FIRST_BACKOFF)
     return Ended(kind=EndKind.STOPPED, reason="stopped")
 
 
 class _Visit:
     """From one registration to its end. A second thread waits for the run's end, and is the heartbeat."""
 
-    def __init__(self, session: FleetSession, part: ClientPart, stop: threading.Event, on_send: SendHook | None):
+    def __init__(
+        self, session: FleetSession, part: ClientPart, stop: threading.Event, door: Door, on_send: SendHook | None
+    ) -> None:  # fmt: skip
         self._session = session
         self._part = part
         self._stop = stop
+        self._door = door
         self._on_send = on_send
         self._over = threading.Event()
         self._end = ""
 
     def run(self) -> Ended | None:
-        """Answer messages; None when the registration is lost."""
+        """Answer messages; None when the registration is lost, or the door has closed."""
         watch = threading.Thread(target=self._watch, name="fedshelf-wait", daemon=True)
         watch.start()
         try:
-            while not self._stop.is_set():
-                if self._end:
-                    return Ended(kind=EndKind.CLOSED, reason=self._end)
+            while not self._end and self._door.is_open() and not self._stop.is_set():
                 message = self._patiently(self._session.pull)
-                ended = None if message is None else self._answer(message)
+                if message is None or not self._door.is_open():
+                    continue  # what came after closing is not begun: the server sees this client leave
+                ended = self._answer(message)
                 if ended is not None:
                     return ended
-        except SessionLostError as error:
+            return Ended(kind=EndKind.CLOSED, reason=self._end) if self._end else None
+        except (SessionLostError, ServerAwayError) as error:
             LOG.info("the registration is lost: %s", error)
             return None
         finally:
             self._over.set()
             self._session.leave()
-        return None
 
     def _answer(self, message: Message) -> Ended | None:
         """Fetch what the message names, do what it asks, and send the answer; its body first."""

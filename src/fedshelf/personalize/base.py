@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import nn
 
+from fedshelf.core.choices import Candidate
 from fedshelf.core.messages import Broadcast
 from fedshelf.core.state import ClientState
 from fedshelf.training.trainer import Phase, Trainer
@@ -25,6 +26,12 @@ class Personalization(Protocol):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """How local training goes."""
+        ...
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The models that a store can choose among once the rounds are over: no global one where the shared values
+        are no whole model, no personalized one where nothing is the store's own."""
         ...
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
@@ -50,6 +57,15 @@ class Personalization(Protocol):
         """
         ...
 
+    def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        """Once the rounds are over, make the model that this store used in them the one that it is to keep.
+
+        Args:
+            broadcast: brings the last global model.
+            trainer: on its bench is that model, made the store's by `equip`.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PersonalLayers:
@@ -57,6 +73,7 @@ class PersonalLayers:
 
     names: Callable[[nn.Module], frozenset[str]]
     phases: tuple[Phase, ...] = (Phase(),)
+    candidates: tuple[Candidate, ...] = (Candidate.LOCAL, Candidate.PERSONALIZED)
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         return self.names(module)
@@ -70,6 +87,9 @@ class PersonalLayers:
             return after
         return ClientState(tensors={**after.tensors, PERSONAL: personal.detach().cpu().clone()})
 
+    def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        """Nothing is left to do."""
 
-NONE = PersonalLayers(names=lambda module: frozenset())
+
+NONE = PersonalLayers(names=lambda module: frozenset(), candidates=(Candidate.LOCAL, Candidate.GLOBAL))
 """Nothing stays."""

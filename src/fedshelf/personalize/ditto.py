@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fedshelf.core.choices import Candidate
 from fedshelf.core.messages import Broadcast, keyed
 from fedshelf.core.state import ClientState
 from fedshelf.personalize.base import PERSONAL
@@ -30,6 +31,7 @@ class Ditto:
 
     pull: float
     phases: tuple[Phase, ...] = (Phase(),)
+    candidates: tuple[Candidate, ...] = tuple(Candidate)
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         return frozenset()
@@ -52,3 +54,6 @@ class Ditto:
         )  # fmt: skip
         own = bench.params.shared.detach().cpu().clone()
         return ClientState(tensors={**after.tensors, PERSONAL: own})  # line 6
+
+    def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        """Nothing is left to do: v_k is trained."""

@@ -8,6 +8,7 @@ from fedshelf.personalize import fedbn, fedper
 from fedshelf.personalize.base import NONE, Personalization, PersonalLayers
 from fedshelf.personalize.ditto import Ditto
 from fedshelf.personalize.fedrep import fedrep
+from fedshelf.personalize.finetune import FineTuning
 
 _MAKERS: Mapping[PersonalizeName, Callable[[Mapping[str, Any]], Personalization]] = {
     "none": lambda settings: NONE,
@@ -15,6 +16,7 @@ _MAKERS: Mapping[PersonalizeName, Callable[[Mapping[str, Any]], Personalization]
     "fedper": lambda settings: PersonalLayers(names=fedper.personal_names),
     "fedrep": lambda settings: fedrep(settings["fedrep_head_epochs"]),
     "ditto": lambda settings: Ditto(pull=settings["ditto_lambda"]),
+    "finetune": lambda settings: FineTuning(epochs=settings["finetune_epochs"], client_lr=settings["finetune_lr"]),
 }
 
 

@@ -29,8 +29,9 @@ class Combination(NamedTuple):
 
 
 def combine(
-    uploads: Sequence[Upload], weights: Sequence[float], aggregator: Aggregator, *, num_trainable: int
-) -> Combination:
+    uploads: Sequence[Upload], weights: Sequence[float], aggregator: Aggregator, *, num_trainable: int,
+    statistics: Sequence[Tensor] | None = None,
+) -> Combination:  # fmt: skip
     """What `uploads` (in the order of client names) amount to.
 
     Args:
@@ -39,9 +40,12 @@ def combine(
         aggregator: how they become one. Uploads that it leaves out are left out whole, with what they carry beside
             their deltas, and the weights of the others are normalized without them.
         num_trainable: T of the layout.
+        statistics: [S - T] each, in place of those of the deltas.
     """
     aggregator = aggregator.suited_to(len(uploads))
     parts = _parts(uploads, num_trainable)
+    if statistics is not None:
+        parts[STATISTICS] = statistics
     verdicts = _screen({part: rows for part, rows in parts.items() if len(rows[0])}, aggregator.screens, len(uploads))
     kept = [i for i, verdict in enumerate(verdicts) if not verdict.left_out]
 
@@ -57,7 +61,10 @@ def combine(
     auxiliary = {
         name: folded(AUXILIARY + name, alike, torch.empty_like(vector)) for name, vector in uploads[0].auxiliary.items()
     }
-    aggregate = Aggregate(delta=delta, num_clients=len(kept), num_trainable=num_trainable, auxiliary=auxiliary)
+    aggregate = Aggregate(
+        delta=delta, num_clients=len(kept), num_trainable=num_trainable, auxiliary=auxiliary,
+        mean_weight=sum(weights[i] for i in kept) / len(kept),
+    )  # fmt: skip
     return Combination(aggregate, verdicts)
 
 
@@ -107,7 +114,7 @@ def fold(
     return result
 
 
-def _parts(uploads: Sequence[Upload], num_trainable: int) -> Parts:
+def _parts(uploads: Sequence[Upload], num_trainable: int) -> dict[str, Sequence[Tensor]]:
     """The uploads' vectors part by part, without copying."""
     return {
         TRAINABLE: [upload.delta[:num_trainable] for upload in uploads],

@@ -1,4 +1,4 @@
-"""What an upload must satisfy before anything of it is used.
+"""What an upload, or a comparison, must satisfy before anything of it is used.
 
 Shapes: S shared values.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import TaskKey, Upload
+from fedshelf.core.messages import Comparison, TaskKey, Upload
 from fedshelf.core.params import Layout
 
 BLOCK = 1 << 20  # values checked at once
@@ -53,6 +53,25 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
             f"its metrics are not finite (train_loss {upload.train_loss}, seconds {upload.seconds}, "
             f"client_lr {upload.client_lr})"
         )
+
+
+def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: int) -> None:
+    """Refuse a comparison that is for other work or makes impossible claims.
+
+    Raises:
+        RefusedError: naming the first thing that is wrong.
+    """
+    if comparison.key != key:
+        raise RefusedError("it is for other work")
+    if comparison.num_validation != num_validation:
+        raise RefusedError(
+            f"it was chosen on {comparison.num_validation} validation photos, and the client came with {num_validation}"
+        )
+    for candidate, accuracy in comparison.accuracies.items():
+        if not 0 <= accuracy <= 1:  # what is no number is not either
+            raise RefusedError(f"it claims an accuracy of {accuracy} for the {candidate.value} model")
+    if comparison.accuracies and comparison.best not in comparison.accuracies:
+        raise RefusedError(f"it keeps the {comparison.best.value} model, and says nothing of how that does")
 
 
 def cap_examples(upload: Upload, most: int) -> Upload:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import (
+    Broadcast,
     ClientMessage,
+    Comparison,
     CompressedBroadcast,
     Evaluation,
     Failure,
@@ -19,6 +21,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.ports import ClientStates
 from fedshelf.personalize.base import NONE, Personalization
+from fedshelf.rounds.choice import Choosing, compare
 from fedshelf.rounds.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.trainer import Trainer
@@ -27,11 +30,12 @@ from fedshelf.training.trainer import Trainer
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
     """What a `Setup` becomes at a client: its half of the algorithm, its photos on a workbench, what stays with it,
-    what its uploads pass on the way out, and the answer."""
+    what its uploads pass on the way out, what it chooses a model with in the end, and the answer."""
 
     algorithm: Algorithm
     trainer: Trainer
     ready: Ready
+    choosing: Choosing
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
     personalization: Personalization = NONE
 
@@ -53,6 +57,7 @@ class Client:
         self._held: HeldModel = MemoryHeldModel() if held is None else held
         self._setup: Setup | None = None
         self._work: Work | None = None
+        self._compared: Comparison | None = None
 
     def handle(self, message: ServerMessage) -> ClientMessage:
         """Do what `message` asks and return the one answer to it. Expected failures are answers, too."""
@@ -85,6 +90,8 @@ class Client:
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
                 loss_sum=score.loss_sum,
             )  # fmt: skip
+        if broadcast.purpose is Purpose.COMPARE:
+            return self._compare(work, broadcast)
         state = self._states.settle(broadcast)  # what the last counted round changed now holds; the rest never was
         answered = self._states.answered(broadcast.key)
         if answered is not None:
@@ -97,3 +104,12 @@ class Client:
         )  # fmt: skip
         self._states.hold(broadcast.key, sealed, after)
         return sealed
+
+    def _compare(self, work: Work, broadcast: Broadcast) -> Comparison:
+        """A restarted server asks again and gets the same answer: to make it takes as long as all rounds took."""
+        if self._compared is None or self._compared.key != broadcast.key:
+            self._compared = compare(
+                broadcast, self._states.settle(broadcast), trainer=work.trainer,
+                personalization=work.personalization, choosing=work.choosing,
+            )  # fmt: skip
+        return self._compared

@@ -32,6 +32,10 @@ class Selection:
         """Whether `patience` rounds have passed since the best one."""
         return bool(self.patience) and best is not None and round - best.round >= self.patience
 
+    def why_stopped(self, best: Best | None) -> str:
+        """What to say of a run that ends because of it."""
+        return f"stopped early: no round was better than round {best.round if best else 0} for {self.patience} rounds"
+
 
 def _values(record: RoundFinished) -> dict[Metric, float]:
     """The metrics that the record has, the most telling first; of each, more is better."""

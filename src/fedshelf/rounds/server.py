@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fedshelf.algorithms.base import Algorithm
+from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import MEAN, Aggregator
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.errors import FedShelfError, RunError
@@ -19,7 +19,11 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds import cohort as cohorts
+from fedshelf.rounds.asking import Asker
+from fedshelf.rounds.buffered import BufferedRounds, BufferedSettings
+from fedshelf.rounds.central import CentralTest
 from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.comparison import Comparing
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.orders import UNPACED, Pacing
@@ -51,7 +55,8 @@ class Plan:
 
     It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
     `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
-    one, `pacing` what is made of machines that differ.
+    one, `pacing` what is made of machines that differ; where it `compares`, stores tell in the end which model serves them
+    best.
     """
 
     run_id: str
@@ -70,7 +75,10 @@ class Plan:
     downloads: Coding = field(default_factory=Coding)
     sampling: SamplingName = "uniform"
     aggregator: Aggregator = MEAN
+    max_staleness: int | None = None
+    test_every: int = 1
     pacing: Pacing = UNPACED
+    compares: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,7 +145,7 @@ class Server:
     def _run(self) -> str:
         plan, ports = self._plan, self._ports
         state = ports.checkpoints.load()
-        if state is not None and state.round >= plan.num_rounds:
+        if state is not None and state.round >= plan.num_rounds and not self._is_to_compare(state):
             return f"{state.round} rounds were done before"
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
@@ -159,7 +167,11 @@ class Server:
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
-        return self._run_rounds(state, model)
+        downloads = Downloads(plan.downloads, model.layout)
+        run = self._run_buffered if isinstance(self._algorithm, Asynchronous) else self._run_rounds
+        state, ended = run(downloads.start(state), model, downloads)
+        self._compare(state, model, downloads)
+        return ended
 
     def _gather_catalogue(self) -> Catalogue:
         """Wait for enough clients to join, and settle which products there are."""
@@ -168,24 +180,22 @@ class Server:
             self._reception.poll(POLL_SECONDS)
         return Catalogue.resolve(self._membership.classes())
 
-    def _run_rounds(self, state: ServerState, model: GlobalModel) -> str:
+    def _run_rounds(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
+        """The state after the last round, and why it was the last."""
         plan, ports = self._plan, self._ports
         # A simulated round that was interrupted begins again, and so comes to the same end at the same virtual time.
         opened = ports.checkpoints.load_open_round() if ports.virtual is None else None
         self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
-        downloads = Downloads(plan.downloads, model.layout)
-        state = downloads.start(state)
         single = SynchronousRound(
             algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
             membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
-            clock=ports.clock, uploads=plan.uploads, downloads=downloads, evaluate_centrally=model.evaluate_centrally,
+            clock=ports.clock, uploads=plan.uploads, downloads=downloads, test=self._central_test(model),
             aggregator=plan.aggregator, virtual=ports.virtual, pacing=plan.pacing,
         )  # fmt: skip
         attempt = void_in_a_row = 0
         while state.round < plan.num_rounds:
             if plan.selection.exhausted(state.round, state.best):
-                best = state.best.round if state.best else 0
-                return f"stopped early: no round was better than round {best} for {plan.selection.patience} rounds"
+                return state, plan.selection.why_stopped(state.best)
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
                 opened = self._open_round(state, attempt)
             attempt = opened.key.attempt
@@ -195,7 +205,57 @@ class Server:
                 continue
             attempt = void_in_a_row = 0
             state = self._finish_round(_seen(state, opened.live), outcome, model)
-        return f"all {plan.num_rounds} rounds are done"
+        return state, f"all {plan.num_rounds} rounds are done"
+
+    def _run_buffered(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
+        """The same in asynchronous rounds."""
+        plan, ports = self._plan, self._ports
+        opened = ports.checkpoints.load_open_round()
+        self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
+        buffered = BufferedRounds(
+            algorithm=self._algorithm, layout=model.layout, rng=plan.rng, transport=ports.transport,
+            membership=self._membership, reception=self._reception, spool=ports.spool, checkpoints=ports.checkpoints,
+            sink=ports.sink, clock=ports.clock, uploads=plan.uploads, downloads=downloads,
+            test=self._central_test(model), aggregator=plan.aggregator, virtual=ports.virtual,
+            settings=BufferedSettings(
+                run_id=plan.run_id, start_clients=plan.start_clients, min_clients=plan.min_clients,
+                fraction=plan.fraction, sampling=plan.sampling, timeout=plan.rounds.timeout,
+                max_examples=plan.rounds.max_examples, max_staleness=plan.max_staleness,
+            ),
+        )  # fmt: skip
+        buffered.resume(state)
+        while state.round < plan.num_rounds:
+            if plan.selection.exhausted(state.round, state.best):
+                return state, plan.selection.why_stopped(state.best)
+            updated, record = buffered.run(state, plan.client_lr(state.round + 1))
+            live = self._membership.live()
+            state = self._finish_round(_seen(updated, live), record, model)
+            key = TaskKey(run_id=plan.run_id, round=state.round + 1, attempt=0)
+            ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))
+        return state, f"all {plan.num_rounds} rounds are done"
+
+    def _is_to_compare(self, state: ServerState) -> bool:
+        return self._plan.compares and state.compared != state.round
+
+    def _compare(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> None:
+        """Let the stores compare what they can choose among, unless they have done so after this very round."""
+        if not self._is_to_compare(state):
+            return
+        plan, ports = self._plan, self._ports
+        asker = Asker(
+            transport=ports.transport, membership=self._membership, reception=self._reception, downloads=downloads,
+            sink=ports.sink, timer=ports.virtual or ports.clock,
+        )  # fmt: skip
+        comparing = Comparing(
+            run_id=plan.run_id, asker=asker, round_timeout=plan.rounds.timeout, rejoin_grace=plan.rounds.rejoin_grace
+        )  # fmt: skip
+        ports.sink.emit(comparing.run(state, model.initial))
+        ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
+
+    def _central_test(self, model: GlobalModel) -> CentralTest:
+        return CentralTest(
+            evaluate=model.evaluate_centrally, every=self._plan.test_every, last=self._plan.num_rounds
+        )  # fmt: skip
 
     def _open_round(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""

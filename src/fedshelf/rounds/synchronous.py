@@ -1,9 +1,7 @@
 """The server's side of a synchronous round, top to bottom: draw, broadcast, collect, fold, evaluate, record."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-from torch import Tensor
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN, Aggregator, Verdict
@@ -16,21 +14,22 @@ from fedshelf.core.events import (
     RoundVoid,
     UploadReceived,
 )
-from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Evaluation, Purpose, TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Clock, MetricSink, Spool, Transport
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.aggregation import combine, normalized, stretched, weighted
+from fedshelf.rounds.central import CentralTest
+from fedshelf.rounds.asking import Asker
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.examination import Examiner, counted, problem_with_evaluation
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.orders import UNPACED, Pacing
 from fedshelf.rounds.pace import updated
 from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
+from fedshelf.rounds.reception import Answer, Reception
 from fedshelf.rounds.tally import Tally
-from fedshelf.training.trainer import Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +51,13 @@ class SynchronousRound:
     def __init__(
         self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
         membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
-        uploads: UploadPipeline, downloads: Downloads, evaluate_centrally: Callable[[Tensor], Score] | None,
+        uploads: UploadPipeline, downloads: Downloads, test: CentralTest,
         aggregator: Aggregator = MEAN, virtual: Clock | None = None, pacing: Pacing = UNPACED,
     ) -> None:  # fmt: skip
         self._algorithm = algorithm
         self._layout = layout
         self._settings = settings
-        self._transport = transport
         self._membership = membership
-        self._reception = reception
         self._spool = spool
         self._sink = sink
         self._clock = clock
@@ -69,7 +66,11 @@ class SynchronousRound:
             uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
         )
         self._downloads = downloads
-        self._evaluate_centrally = evaluate_centrally
+        self._asker = Asker(
+            transport=transport, membership=membership, reception=reception, downloads=downloads, sink=sink,
+            timer=self._timer,
+        )  # fmt: skip
+        self._test = test
         self._aggregator = aggregator
         self._pacing = pacing
 
@@ -92,7 +93,7 @@ class SynchronousRound:
         next_state = self._aggregate(tally, state, key, population=len(opened.live))
         names = tally.counted()  # without those that the aggregator has left out
         self._evaluate(tally, next_state, key, names)
-        central = self._evaluate_centrally(next_state.model) if self._evaluate_centrally else None
+        central = self._test.score(next_state)
         weights = {name: float(tally.members[name].num_examples or 0) for name in names}
         accuracies = {name: tally.members[name].accuracy for name in tally.evaluated}
         return next_state, RoundFinished(
@@ -133,7 +134,10 @@ class SynchronousRound:
         began = self._timer.now()
         grace = self._settings.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
         tally.patient_until = began + tally.orders.patience + grace
-        self._ask(tally.pending(), key, broadcast, settle, tally, enough=tally.enough)
+        self._asker.ask(
+            tally.pending(), key, broadcast, settle, seconds=self._settings.timeout, ledger=tally, enough=tally.enough,
+            wake=tally.patient_until,
+        )  # fmt: skip
         ended = self._timer.now()
         for name in tally.pending():
             if self._membership.address(name) is None:
@@ -192,51 +196,7 @@ class SynchronousRound:
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
                 tally.evaluated[answer.client] = min(answer.message.num_examples, self._settings.max_examples)
 
-        self._ask(asked, key, broadcast, settle, tally)
-
-    def _ask(
-        self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        settle: Callable[[Answer], None], tally: Tally, enough: Callable[[float], bool] = lambda now: False,
-    ) -> None:  # fmt: skip
-        """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
-        that is (or may yet come) live, or there are enough, or the time is up."""
-        now = self._timer.now()
-        deadline = now + self._settings.timeout
-        pending: set[str] = set() if enough(now) else set(names)
-
-        def send(name: str) -> None:
-            address = self._membership.address(name)
-            if address is not None:
-                message = self._downloads.message(address, broadcast(name), came_with=self._membership.holds(name))
-                tally.bytes_down += self._transport.send(address, message)
-                tally.sent[name] = self._timer.now()
-
-        for name in sorted(pending):
-            send(name)
-        while any(self._may_answer(name) for name in pending) and now < deadline and not enough(now):
-            moments = (now + POLL_SECONDS, deadline, tally.patient_until)
-            match self._reception.poll(min(moment - now for moment in moments if moment > now)):
-                case Back(client=name):
-                    if name in pending:
-                        send(name)  # it was away, or is another process now: the task it was sent before is lost
-                case Answer(client=name, task=task) as answer:
-                    if name not in pending or task not in (key, None):
-                        self._sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
-                    else:
-                        self._hears(answer)
-                        tally.bytes_up += answer.num_bytes
-                        pending.remove(name)
-                        settle(answer)
-            now = self._timer.now()
-
-    def _hears(self, answer: Answer) -> None:
-        """Whoever has answered holds the model that it was sent."""
-        address = self._membership.address(answer.client)
-        if address is not None:
-            self._downloads.answered(address, failed=answer.message is None or isinstance(answer.message, Failure))
-
-    def _may_answer(self, name: str) -> bool:
-        return self._membership.address(name) is not None or name in self._membership.returning()
+        self._asker.ask(asked, key, broadcast, settle, seconds=self._settings.timeout, ledger=tally)
 
     def _note(self, tally: Tally, key: TaskKey, member: Participation) -> None:
         tally.members[member.client] = member

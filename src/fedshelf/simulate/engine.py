@@ -86,7 +86,7 @@ def simulate_stores(
     player = Player(stores=stores, device=config.device, make_module=model, attack=attack_of(config, names))
     # Workers are forked before the run's own threads are there.
     with _pool(config, player) as pool, open_run(config, watchers=watchers, in_background=True) as run:
-        player.states = run.directory.client_states
+        player.states, player.models = run.directory.client_states, run.directory.stores
         engine = engine_of(run.directory, config, stores, model)
         transport = _transport(config, stores, _backend(pool, player, engine), durations, together=engine == "vmap")
         scorer = player if pool is None else pool

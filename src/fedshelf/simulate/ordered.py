@@ -103,7 +103,10 @@ class OrderedTransport:
         self._joins = deque(name for name in self._introductions if not self._agenda.is_away(name))
 
     def note(self, state: ServerState) -> ServerState:
-        return replace(state, virtual_seconds=self._agenda.now, in_flight=self._agenda.in_flight())
+        wanted = {(flight.client, flight.key) for flight in state.in_flight}
+        at_work = self._agenda.in_flight()
+        flights = tuple(replace(flight, wanted=(flight.client, flight.key) in wanted) for flight in at_work)
+        return replace(state, virtual_seconds=self._agenda.now, in_flight=flights)
 
     def _missing(self, client: str, message: ServerMessage) -> float | None:
         if not isinstance(message, Broadcast) or message.purpose is not Purpose.TRAIN:

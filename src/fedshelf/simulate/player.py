@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from fedshelf.config import files
+from fedshelf.config import files, places
 from fedshelf.config.build import ModuleFactory, OpenedSetup, open_setup, work_for
+from fedshelf.config.model_card import save_chosen
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import FedShelfError
-from fedshelf.core.messages import ClientMessage, Failure, Ready, ServerMessage, Setup
+from fedshelf.core.messages import ClientMessage, Comparison, Failure, Ready, ServerMessage, Setup
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.client import Client, Work
@@ -18,6 +20,7 @@ from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
+from fedshelf.training.workbench import Workbench
 
 Equip = Callable[[Work], Work]
 
@@ -26,7 +29,8 @@ Equip = Callable[[Work], Work]
 class Player:
     """Plays the clients of `stores`, one message at a time. Nothing of a client stays here.
 
-    `states` is the folder of what clients keep between rounds; it must be there before the first round.
+    `states` is the folder of what clients keep between rounds; it must be there before the first round. `models` is where
+    the models lie that stores keep in the end; nowhere, if it is not given.
     """
 
     stores: Stores
@@ -34,6 +38,7 @@ class Player:
     make_module: ModuleFactory | None = None
     attack: Attack = NO_ATTACK
     states: Path | None = None
+    models: Path | None = None
     _setup: Setup | None = None
     _ready: Ready | None = None
     _opened: OpenedSetup | None = None
@@ -96,12 +101,17 @@ class Player:
     def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[BatchScore]:
         """Score `params` [S] on one of `shares` contiguous parts of the test photos' batches."""
         opened = self.open(setup)
-        if self._test is None:
-            self._test = self.stores.test(opened)
-        count = num_batches(self._test)
+        test = self._test_photos(opened)
+        count = num_batches(test)
         opened.workbench.load(params)
         batches = range(count * share // shares, count * (share + 1) // shares)
-        return evaluate_batches(opened.workbench, self._test, batches)
+        return evaluate_batches(opened.workbench, test, batches)
+
+    def _test_photos(self, opened: OpenedSetup) -> PhotoSet:
+        """Those for central evaluation; stores compare their models on them, too."""
+        if self._test is None:
+            self._test = self.stores.test(opened)
+        return self._test
 
     def _client(self, name: str, equip: Equip) -> Client:
         if self.states is None:
@@ -110,6 +120,15 @@ class Player:
         def prepare(setup: Setup) -> Work:
             opened = self.open(setup)
             photos = self.attack.photos(name, self.stores.photos(name, opened), len(opened.catalogue))
-            return equip(self.attack.work(name, work_for(name, opened, photos)))
+            work = work_for(
+                name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
+                keep=partial(self._keep, name),
+            )  # fmt: skip
+            return equip(self.attack.work(name, work))
 
         return Client(prepare=prepare, states=SimulatedStates(self.states, name))
+
+    def _keep(self, name: str, opened: OpenedSetup, bench: Workbench, comparison: Comparison) -> None:
+        if self.models is not None:
+            folder = self.models / places.folder_name(name)
+            save_chosen(folder, bench, opened.config, opened.catalogue, client=name, comparison=comparison)

@@ -103,7 +103,7 @@ class RayPool:
     def _open(self, setup: Setup) -> None:
         if setup != self._setup:
             self._setup = setup
-            for opened in [actor.open.remote(setup, self._player.states) for actor in self._actors]:
+            for opened in [actor.open.remote(setup, self._player.states, self._player.models) for actor in self._actors]:
                 self._get(opened)
 
     def _hand_out(self) -> None:
@@ -159,8 +159,8 @@ class _Actor:
         _pass_tensors_as_bytes(_import_ray())
         self._player = player
 
-    def open(self, setup: Setup, states: Path | None) -> None:
-        self._player.states = states
+    def open(self, setup: Setup, states: Path | None, models: Path | None) -> None:
+        self._player.states, self._player.models = states, models
         self._player.prepare(setup)
         self._player.open(setup)
 

@@ -7,6 +7,8 @@ task's duration is known before anybody computes it, and is the same on every ma
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedshelf.algorithms.base import Asynchronous
+from fedshelf.config.build import algorithm_of
 from fedshelf.config.schema import RunConfig, parse_speeds
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed
@@ -63,7 +65,9 @@ def needs_order(config: RunConfig) -> bool:
     """Whether answers must come in the order of virtual time: where that, or a deadline, decides the result. Else they
     come as they are computed, which is faster."""
     by_speed = config.straggler_factor is not None or config.over_selection > 0 or config.local_work != "fixed"
-    return by_speed or config.speeds is not None or config.dropout > 0
+    return (
+        by_speed or config.speeds is not None or config.dropout > 0 or isinstance(algorithm_of(config), Asynchronous)
+    )  # fmt: skip
 
 
 def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:

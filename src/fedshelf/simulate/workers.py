@@ -44,6 +44,7 @@ class _Open:
 
     setup: Setup
     states: Path | None
+    models: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ class WorkerPool:
         if setup != self._setup:
             self._setup = setup
             for worker in self._workers:
-                self._send(worker, _Open(setup=setup, states=self._player.states))
+                self._send(worker, _Open(setup=setup, states=self._player.states, models=self._player.models))
 
     def _answered(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):
@@ -262,7 +263,7 @@ def _work(player: Player, folders: Sequence[Path], connection: Connection, numbe
 def _do(task: _Task, player: Player, together: VmapBackend) -> Any:
     match task:
         case _Open():
-            player.states = task.states
+            player.states, player.models = task.states, task.models
             player.prepare(task.setup)
             player.open(task.setup)
             together.prepare(task.setup)

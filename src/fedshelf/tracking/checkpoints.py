@@ -30,7 +30,7 @@ class FileCheckpoints:
     Args:
         directory: made if it is missing.
         keep: how many of the newest to keep, at least 1; two or more, or a damaged newest one ends the run. The best
-            one is kept beyond them.
+            one is kept beyond them, and those that tasks in flight began with.
     """
 
     def __init__(self, directory: Path, *, keep: int = 3) -> None:
@@ -82,8 +82,9 @@ class FileCheckpoints:
         tensors |= {_OPTIMIZER + name: v for name, v in state.optimizer.items()}
         write_tensors(self._path(state.round), tensors, _info(state, best_round))
         files = self._files()
+        needed = {best_round, *(flight.key.round - 1 for flight in state.in_flight if flight.wanted)}
         for round_ in list(files)[: -self._keep]:
-            if round_ != best_round:
+            if round_ not in needed:
                 with saying_what_to_do("delete", files[round_]):
                     files[round_].unlink(missing_ok=True)
 
@@ -162,9 +163,11 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
         "best_round": best_round,
         "void_rounds": state.void_rounds,
         "pace": dict(state.pace),
+        "evaluated": {client: list(score) for client, score in state.evaluated.items()},
         "virtual_seconds": state.virtual_seconds,
         "in_flight": [
-            [flight.client, _as_list(flight.key), flight.due, flight.leaves] for flight in state.in_flight
+            [flight.client, _as_list(flight.key), flight.due, flight.leaves, flight.wanted]
+            for flight in state.in_flight
         ],
         "compared": state.compared,
     }
@@ -192,10 +195,11 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         best=None if best is None else Best(round=best[0], value=best[1], metric=best[2]),
         void_rounds=info["void_rounds"],
         pace=dict(info.get("pace", {})),
+        evaluated={client: (score[0], score[1]) for client, score in info.get("evaluated", {}).items()},
         virtual_seconds=info.get("virtual_seconds", 0.0),
         in_flight=tuple(
-            InFlight(client=client, key=_task_key(key), due=due, leaves=leaves)
-            for client, key, due, leaves in info.get("in_flight", ())
+            InFlight(client=client, key=_task_key(key), due=due, leaves=leaves, wanted=wanted)
+            for client, key, due, leaves, wanted in info.get("in_flight", ())
         ),
         compared=info.get("compared", 0),
     )

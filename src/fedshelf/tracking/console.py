@@ -14,6 +14,8 @@ from fedshelf.core.events import (
     ClientLeft,
     ClientRefused,
     ClientStatus,
+    ComparisonReceived,
+    ComparisonStarted,
     Event,
     Participation,
     RoundFinished,
@@ -22,9 +24,12 @@ from fedshelf.core.events import (
     RunEnded,
     RunStarted,
     RunStatus,
+    StoreComparison,
+    StoresCompared,
     UploadReceived,
 )
 from fedshelf.tracking.words import duration, foreign, number, percent
+from fedshelf.tracking.worth import figures, verdict
 
 MOST_NAMED = 20  # clients that are named as they join before the first round
 
@@ -66,6 +71,12 @@ class ConsoleSink:
                 self._round_void(event)
             case RoundFinished():
                 self._round_finished(event)
+            case ComparisonStarted():
+                self._comparison_started(event)
+            case ComparisonReceived():
+                self._show(f"comparing models: {event.num_done}/{event.num_stores} stores in")
+            case StoresCompared():
+                self._stores_compared(event)
             case RunEnded():
                 self._run_ended(event)
 
@@ -77,6 +88,8 @@ class ConsoleSink:
     def _run_started(self, event: RunStarted) -> None:
         self._num_rounds, self._min_clients = event.num_rounds, event.min_clients
         goes_on = f", goes on with round {event.first_round}" if event.first_round > 1 else ""
+        if event.first_round > event.num_rounds:
+            goes_on = ", goes on after the last round"
         self._say(
             f"run {event.run_id}: {event.num_rounds} rounds, {event.num_parameters:,} parameters, "
             f"{event.num_classes} classes{goes_on}",
@@ -137,6 +150,22 @@ class ConsoleSink:
         self._named.add(client)
         because = f": {foreign(reason)}" if reason else ""
         self._warn(f"round {round}: {foreign(client)} was not counted, {status.value}{because}")
+
+    def _comparison_started(self, event: ComparisonStarted) -> None:
+        self._say(f"{len(event.stores)} stores compare what they can choose among; each trains a model alone for that")
+        self._show(f"comparing models: 0/{len(event.stores)} stores in")
+
+    def _stores_compared(self, event: StoresCompared) -> None:
+        for store in event.stores if len(event.stores) <= MOST_NAMED else ():
+            self._store_compared(store)
+        if sentence := verdict(event.stores):
+            self._say(sentence, style="bold")
+
+    def _store_compared(self, store: StoreComparison) -> None:
+        if store.best is None:
+            self._warn(f"{foreign(store.client)} has compared nothing: {foreign(store.reason)}")
+            return
+        self._say(f"{foreign(store.client)} keeps the {store.best.value} model{figures(store.accuracies)}")
 
     def _run_ended(self, event: RunEnded) -> None:
         self.close()

@@ -24,6 +24,8 @@ class ClientSummary:
     num_examples: int | None
     accuracy: float | None
     staleness: int | None
+    batch_size: int | None
+    client_lr: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +151,8 @@ def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
                 num_examples=row["num_examples"],
                 accuracy=row["accuracy"],
                 staleness=_since_schema_2(row, "staleness"),
+                batch_size=_since_schema_2(row, "batch_size"),
+                client_lr=_since_schema_2(row, "client_lr"),
             )
         )
     return tuple(
@@ -213,6 +217,8 @@ def _round_record(round_: RoundSummary) -> dict[str, Any]:
                 "num_examples": client.num_examples,
                 "accuracy": client.accuracy,
                 "staleness": client.staleness,
+                "batch_size": client.batch_size,
+                "client_lr": client.client_lr,
             }
             for client in round_.clients
         ],

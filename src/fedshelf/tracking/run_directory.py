@@ -74,6 +74,11 @@ class RunDirectory:
         return self.model / "best"
 
     @property
+    def stores(self) -> Path:
+        """The models that simulated stores keep, a folder for each."""
+        return self.path / "stores"
+
+    @property
     def catalogue(self) -> Path:
         return self.path / "catalogue.json"
 

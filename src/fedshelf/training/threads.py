@@ -6,13 +6,14 @@ from pathlib import Path
 
 import psutil
 
+from fedshelf.training import control_groups
+
 _CPUS = Path("/sys/devices/system/cpu")
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def default_threads(
-    processes: int = 1, *, cpus: Path = _CPUS, groups: Path = _GROUPS, own_group: Path = _OWN_GROUP
+    processes: int = 1, *, cpus: Path = _CPUS, groups: Path = control_groups.GROUPS,
+    own_group: Path = control_groups.OWN_GROUP,
 ) -> int:  # fmt: skip
     """Physical cores that this process may run on, shared among `processes` like it; at least one.
 
@@ -46,18 +47,9 @@ def _core(topology: Path) -> tuple[str, ...]:
 
 
 def _quotas(groups: Path, own_group: Path) -> Iterator[float]:
-    """Cores' worth of time that this process' control group and those around it may use (version 2, then 1)."""
-    try:
-        lines = [line.strip().split(":", 2) for line in own_group.read_text().splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in (line for line in lines if len(line) == 3):
-        for base in [groups] if not controllers else [groups / controllers, groups / "cpu"]:
-            folder = base / path.lstrip("/")
-            for place in (folder, *folder.parents):
-                yield from _quota(place)
-                if place == base:
-                    break
+    """Cores' worth of time that this process' control group and those around it may use."""
+    for group in control_groups.folders("cpu", groups=groups, own_group=own_group):
+        yield from _quota(group)
 
 
 def _quota(group: Path) -> Iterator[float]:

@@ -33,12 +33,17 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
     """The least of some repeats after one that warms up; a very long step is its own warm-up."""
     times: list[float] = []
     while len(times) <= REPEATS and not (times and times[-1] > 10 * LONG_STEP):
-        _wait(device)
-        started = time.perf_counter()
-        step()
-        _wait(device)
-        times.append(time.perf_counter() - started)
+        times.append(once(step, device))
     return min(times)
+
+
+def once(step: Callable[[], object], device: torch.device) -> float:
+    """The seconds of one call, until the device is done."""
+    _wait(device)
+    started = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:

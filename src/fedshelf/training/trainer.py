@@ -59,7 +59,9 @@ class Trainer:
 
     `rng` is the run's root; draws are keyed by round and client. `run` trains, by itself or beside other clients.
     `num_classes` is K; only a loss that depends on what the client stocks has to know it. Local training goes through
-    `phases`, one after the other, each with a fresh optimizer.
+    `phases`, one after the other, each with a fresh optimizer. The batches of this client are `growth` times the configured
+    size, and its rates `lr_scale` times what it is told (training/batch_size.py); so one of its steps is `growth` of those
+    that it is told to take.
     """
 
     workbench: Workbench
@@ -70,6 +72,8 @@ class Trainer:
     run: Run = loop.alone
     num_classes: int | None = None
     phases: tuple[Phase, ...] = (Phase(),)
+    growth: int = 1
+    lr_scale: float = 1.0
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -92,7 +96,7 @@ class Trainer:
             train_loss=fit.loss,
             seconds=fit.seconds,
             batch_size=self.workbench.settings.batch_size,
-            client_lr=broadcast.client_lr,
+            client_lr=self.lr_scale * broadcast.client_lr,
         )
 
     def fit(
@@ -103,10 +107,10 @@ class Trainer:
 
         Args:
             round: keys what is drawn.
-            client_lr: learning rate.
+            client_lr: learning rate, before it is scaled.
             gradient_hook: called where shared values move.
             part: names one of several trainings in a round.
-            num_steps: of each phase that moves shared values, in place of its epochs.
+            num_steps: of each phase that moves shared values, in place of its epochs; of the configured batch size.
 
         Returns:
             The last phase's loss; the steps of those phases that move shared values; the time of all.
@@ -115,15 +119,16 @@ class Trainer:
             FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
         """
         fits: list[Fit] = []
+        own_steps = None if num_steps is None else max(1, round(num_steps / self.growth))
         taken = 0
         for number, phase in enumerate(self.phases):
             made = self._batches(
-                round, epochs=phase.epochs, num_steps=None if phase.moves is Moves.PERSONAL else num_steps,
+                round, epochs=phase.epochs, num_steps=None if phase.moves is Moves.PERSONAL else own_steps,
                 part=f"{part}-{number}" if number or part else "",
             )  # fmt: skip
             lane = Lane(
-                bench=self.workbench, batches=made, round=round, client_lr=client_lr, num_examples=len(self.train),
-                gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
+                bench=self.workbench, batches=made, round=round, client_lr=self.lr_scale * client_lr,
+                num_examples=len(self.train), gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
             )  # fmt: skip
             fits.append(lane.result(self.run(lane)))
             taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0
@@ -184,19 +189,34 @@ def num_batches(photos: PhotoSet) -> int:
 
 def evaluate_batches(bench: Workbench, photos: PhotoSet, batches: Iterable[int]) -> list[BatchScore]:
     """Score single batches; the cuts are fixed, so batches can be shared out among processes."""
-    bench.module.eval()
+    return [
+        BatchScore(
+            num_examples=len(labels_B),
+            num_correct=int((logits_BK.argmax(1) == labels_B).sum()),
+            loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
+        )
+        for logits_BK, labels_B in logits(bench, photos, batches)
+    ]
+
+
+def logits(
+    bench: Workbench, photos: PhotoSet, batches: Iterable[int] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """What the workbench's present model makes of photos: logits [B, K] and labels [B], on the bench's device.
+
+    Args:
+        bench: it does not train meanwhile.
+        photos: in order.
+        batches: which of the `num_batches` fixed cuts; all of them if not given.
+    """
     mean, std = bench.normalization.mean, bench.normalization.std
-    scores = []
-    with torch.inference_mode():
-        for start in (batch * EVALUATION_BATCH for batch in batches):
-            chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
-            images_BHWC, labels_B = take(photos, chosen)
-            labels_B = labels_B.to(bench.compute.device)
+    for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
+        chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
+        images_BHWC, labels_B = take(photos, chosen)
+        bench.module.eval()
+        with torch.inference_mode():
             logits_BK = bench.logits(normalize(images_BHWC, device=bench.compute.device, mean=mean, std=std))
-            loss = F.cross_entropy(logits_BK, labels_B, reduction="sum").item()
-            correct = int((logits_BK.argmax(1) == labels_B).sum())
-            scores.append(BatchScore(num_examples=len(chosen), num_correct=correct, loss_sum=loss))
-    return scores
+        yield logits_BK, labels_B.to(bench.compute.device)
 
 
 def total(batches: Iterable[BatchScore]) -> Score:

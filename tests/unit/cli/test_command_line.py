@@ -87,6 +87,8 @@ def test_help_does_not_wait_for_torch() -> None:
         (["simulate", "--data-dir", "stores", "--extend", "3"], "--run-dir"),
         (["client"], "--data-dir says where"),
         (["client", "--data-dir", "absent"], "no such folder"),
+        (["client", "--data-dir", "stores", "--active-hours", "22-6"], "'22-6' is no window"),
+        (["client", "--data-dir", "stores", "--time-zone", "UTC"], "--active-hours"),
         (["predict", "x.jpg", "--run", "absent"], "absent"),
         (["runs", "show", "absent"], "absent"),
         (["nonsense"], "nonsense"),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import Best, OpenRound, ServerState
+from fedshelf.core.state import Best, InFlight, OpenRound, ServerState
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from fedshelf.tracking.tensor_file import write_tensors
 
@@ -179,3 +180,17 @@ def test_an_unreadable_open_round_starts_over_but_a_newer_one_is_refused(tmp_pat
 def test_keeping_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
         FileCheckpoints(tmp_path, keep=0)
+
+
+def test_what_was_out_and_when_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    """To the last bit: a resumed simulation comes to the same moments."""
+    key = TaskKey(run_id="r", round=3, attempt=1)
+    flights = (
+        InFlight(client="b", key=key, due=0.1 + 0.2, leaves=1 / 3), InFlight(client="a", key=key, due=7.0),
+        InFlight(client="c", key=key),
+    )  # fmt: skip
+    saved = replace(state(3), virtual_seconds=0.1 + 0.7, in_flight=flights)
+    FileCheckpoints(tmp_path).save(saved, is_best=False)
+    loaded = FileCheckpoints(tmp_path).load()
+    assert loaded is not None
+    assert (loaded.virtual_seconds, loaded.in_flight) == (saved.virtual_seconds, flights)

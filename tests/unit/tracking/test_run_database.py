@@ -75,19 +75,22 @@ def write(run: RunDirectory, *events: Event) -> None:
 def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
     void = RoundVoid(round=2, attempt=1, reason="1 of 2 answered", clients=(OSLO,))
     write(run, STARTED, finished(1), void, finished(2, attempt=2, clients=(LYON,)), RunEnded(status=RunStatus.FINISHED))
-    lyon = {"client": "lyon", "status": "counted", "reason": "", "num_examples": 40, "accuracy": 0.5}
+    unknown = {"staleness": None, "batch_size": None, "client_lr": None}
+    lyon = {"client": "lyon", "status": "counted", "reason": "", "num_examples": 40, "accuracy": 0.5, **unknown}
     oslo = {
         "client": "oslo",
         "status": "offline",
         "reason": "silent for 30 s",
         "num_examples": None,
         "accuracy": None,
+        **unknown,
     }
     figures = {
         "train_loss": 1.25,
         "accuracy": 0.5,
         "central_accuracy": None,
         "seconds": 4.5,
+        "virtual_seconds": None,
         "bytes_up": 1000,
         "bytes_down": 2000,
     }
@@ -98,12 +101,14 @@ def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
         "best_round": 1,
         "num_parameters": 318,
         "void_rounds": 1,
+        "stores": [],
     }
 
 
 def test_a_run_without_a_database_or_a_round_reads_as_empty(run: RunDirectory) -> None:
     nothing: dict[str, Any] = {
-        "run_id": "r1", "status": "stopped", "rounds": [], "best_round": None, "num_parameters": None, "void_rounds": 0
+        "run_id": "r1", "status": "stopped", "rounds": [], "best_round": None, "num_parameters": None, "void_rounds": 0,
+        "stores": [],
     }  # fmt: skip
     assert run_summary(run.path).to_record() == nothing
     run.database.touch()  # as a process killed in its first moment leaves it

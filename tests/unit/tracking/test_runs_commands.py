@@ -84,12 +84,42 @@ def test_show_prints_every_round_and_who_was_missing_and_why(root: Path) -> None
 
 def test_show_prints_the_contract_for_scripts(root: Path) -> None:
     record = json.loads(output("show", str(root / "20261121-083512-a1b2"), "--json"))
-    assert list(record) == ["run_id", "status", "rounds", "best_round", "num_parameters", "void_rounds"]
+    assert list(record) == ["run_id", "status", "rounds", "best_round", "num_parameters", "void_rounds", "stores"]
     assert list(record["rounds"][0]) == [
-        "round", "train_loss", "accuracy", "central_accuracy", "seconds", "bytes_up", "bytes_down", "clients"
+        "round", "train_loss", "accuracy", "central_accuracy", "seconds", "virtual_seconds", "bytes_up", "bytes_down",
+        "clients",
     ]  # fmt: skip
-    assert list(record["rounds"][0]["clients"][0]) == ["client", "status", "reason", "num_examples", "accuracy"]
+    assert list(record["rounds"][0]["clients"][0]) == [
+        "client", "status", "reason", "num_examples", "accuracy", "staleness", "batch_size", "client_lr",
+    ]  # fmt: skip
     assert (record["best_round"], record["void_rounds"]) == (2, 1)
+
+
+def test_show_names_those_who_trained_with_a_batch_size_of_their_own(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", run_id="run", config_toml="batch-size = 16\n", config_digest="")
+    database = RunDatabase(run.database)
+    own = {"lyon": (64, 0.2), "[b]oslo": (16, 0.05), "nice": (64, 0.2), **{f"s{i}": (32, 0.1) for i in range(10)}}
+    clients = [
+        Participation(client=name, status=ClientStatus.COUNTED, batch_size=size, client_lr=rate)
+        for name, (size, rate) in own.items()
+    ]
+    clients.append(Participation(client="away", status=ClientStatus.OFFLINE))
+    for number in (1, 2):
+        database.emit(
+            RoundFinished(
+                round=number, attempt=0, clients=tuple(clients[number - 1 :]), train_loss=None, accuracy=None,
+                central_accuracy=None, central_loss=None, seconds=2.0, bytes_up=1, bytes_down=1, best_round=None,
+            )
+        )  # fmt: skip
+    database.close()
+    text = output("show", str(run.path))
+    assert "round 2: batches of 32 (configured: 16) at the rate 0.1: s0, s1, s2, s3, s4, s5, s6, s7 and 2 more" in text
+    assert "round 2: batches of 64 (configured: 16) at the rate 0.2: nice" in text
+    assert text.count("batches of") == 2, "the last round tells; who trains as configured is not named"
+    record = json.loads(output("show", str(run.path), "--json"))
+    by_name = {client["client"]: client for client in record["rounds"][0]["clients"]}
+    assert [by_name["lyon"][key] for key in ("batch_size", "client_lr")] == [64, 0.2]
+    assert [by_name["away"][key] for key in ("batch_size", "client_lr")] == [None, None]
 
 
 def test_compare_sets_figures_and_differing_settings_side_by_side(root: Path) -> None:

@@ -1,0 +1,176 @@
+"""Runs of the acceptance benchmark under other flags, each kept as one record: what the tables of algorithms,
+personalization, robustness and unequal machines are made of.
+
+Every run is kept below --work; one that was interrupted goes on, one that is done is read.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benchmarks import acceptance, results
+from fedshelf.tracking.queries import RunSummary, run_summary
+
+ROUNDS = 30
+ALL_IN_ONE, EACH_ALONE = "all-in-one", "each-alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to train.
+
+    Attributes:
+        name: as in tables; unique among all studies that share a folder.
+        flags: beside those of the benchmark.
+        split: how the photos are dealt to 8 stores: dirichlet, assortment or iid.
+        stores: what it trains over: the split's eight, `ALL_IN_ONE`, or `EACH_ALONE` (a run for each).
+    """
+
+    name: str
+    flags: Sequence[str] = ()
+    split: str = "dirichlet"
+    stores: str = "eight"
+
+    @property
+    def travels(self) -> bool:
+        """Whether it moves bytes between stores."""
+        return self.stores == "eight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One contender on one seed.
+
+    Attributes:
+        accuracies: after each round, on the official test photos (of several runs, the mean).
+        num_bytes: payload of all clients, both ways, up to that round.
+        virtual_seconds: up to that round.
+        stores: of the comparison after the last round, by store: accuracies of `local`, `global`, `personalized`, and
+            which was `best`.
+    """
+
+    name: str
+    seed: int
+    accuracies: Sequence[float | None]
+    num_bytes: Sequence[int]
+    virtual_seconds: Sequence[float]
+    stores: Mapping[str, Mapping[str, float | str | None]] = field(default_factory=dict)
+
+    @property
+    def final(self) -> float:
+        return self.accuracies[-1] or 0.0
+
+    def reached(self, accuracy: float) -> int | None:
+        """The first round with that accuracy."""
+        return next((i for i, value in enumerate(self.accuracies, 1) if value is not None and value >= accuracy), None)
+
+
+def run(work: Path, photos: Path, contender: Contender, seed: int, workers: int) -> Record:
+    """Simulate one contender, or read what it came to."""
+    path = work / f"{_file_name(contender.name)}-{seed}.json"
+    if not path.exists():
+        folders = _folders(work, photos, contender, seed)
+        records = [_simulate(work, photos, contender, seed, workers, folder) for folder in folders]
+        path.write_text(json.dumps(asdict(_mean(contender.name, seed, records))), encoding="utf-8")
+    return Record(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def main(
+    description: str | None, contenders: Sequence[Contender], section: str, report: Callable[[Sequence[Record]], str]
+) -> None:  # fmt: skip
+    """The command line of a study: run what is asked for, print the table, and write it if that is wanted."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [contender.name for contender in contenders]
+    parser.add_argument("--seed", type=int, action="append", help="split and training (default: 0, 1 and 2)")
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help="only these rows")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--photos", type=Path, default=acceptance.PHOTOS, help="folder with groceries-128.tar.gz")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "studies", help="where photos and runs go")
+    parser.add_argument("--kept", action="store_true", help="run nothing: the table of what is there")
+    parser.add_argument("--write", action="store_true", help="write the section into benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    wanted = [c for c in contenders if not arguments.only or c.name in arguments.only]
+    records = [
+        run(arguments.work, arguments.photos, contender, seed, arguments.workers)
+        for seed in arguments.seed or [0, 1, 2]
+        for contender in wanted
+        if not arguments.kept or (arguments.work / f"{_file_name(contender.name)}-{seed}.json").exists()
+    ]
+    text = report(records)
+    print(text)
+    if arguments.write:
+        results.write(section, text, f"python -m benchmarks.{section.replace(' ', '_')}")
+
+
+def by_name(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each contender, in their order."""
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(record.name, []).append(record)
+    return grouped
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return results.spread([100 * value for value in values])
+
+
+def _simulate(
+    work: Path, photos: Path, contender: Contender, seed: int, workers: int, folder: Path | None
+) -> Record:  # fmt: skip
+    run_dir = work / f"{_file_name(contender.name)}-{seed}" / (folder.name if folder else "run")
+    stores = folder or acceptance.stores_of(work, photos, seed, split=contender.split)
+    acceptance.simulate(work, photos, seed, run_dir, contender.flags, workers=workers, stores=stores)
+    return _record(contender.name, seed, run_summary(run_dir))
+
+
+def _record(name: str, seed: int, summary: RunSummary) -> Record:
+    num_bytes, seconds = 0, 0.0
+    sums: list[int] = []
+    clock: list[float] = []
+    for each in summary.rounds:
+        num_bytes += each.bytes_up + each.bytes_down
+        seconds += each.virtual_seconds or 0.0
+        sums.append(num_bytes)
+        clock.append(seconds)
+    return Record(
+        name=name, seed=seed, accuracies=[each.central_accuracy for each in summary.rounds], num_bytes=sums,
+        virtual_seconds=clock,
+        stores={store["client"]: store for store in summary.to_record()["stores"]},
+    )  # fmt: skip
+
+
+def _mean(name: str, seed: int, records: Sequence[Record]) -> Record:
+    """Several runs as one: accuracies are means."""
+    if len(records) == 1:
+        return records[0]
+    return Record(
+        name=name, seed=seed,
+        accuracies=[statistics.fmean(a or 0.0 for a in each) for each in zip(*(r.accuracies for r in records))],
+        num_bytes=[0] * len(records[0].num_bytes), virtual_seconds=records[0].virtual_seconds,
+    )  # fmt: skip
+
+
+def _folders(work: Path, photos: Path, contender: Contender, seed: int) -> list[Path | None]:
+    """The folders of stores that a contender trains over, one run each; None is the split's own."""
+    if contender.travels:
+        return [None]
+    dealt = acceptance.stores_of(work, photos, seed, split=contender.split)
+    whole = {"all": work / "groceries-128" / "train"}
+    chosen = whole if contender.stores == ALL_IN_ONE else {store.name: store for store in sorted(dealt.iterdir())}
+    folders: list[Path | None] = []
+    for store, target in chosen.items():
+        folder = work / f"alone-{contender.split}-{seed}" / store
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / store).exists():
+            (folder / store).symlink_to(target.resolve(), target_is_directory=True)
+        folders.append(folder)
+    return folders
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -1,0 +1,77 @@
+"""*unequal*: stores of different speed, in virtual time: asynchronous rounds, and local work fitted to the machine.
+
+    python -m benchmarks.unequal --seed 0
+"""
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks import results, study
+from benchmarks.study import Contender, Record
+
+EQUAL, ONE_IN_FOUR, STEPS = "1", "1,1,1,5", "1,1,2,4"
+# A version of fedbuff takes 4 of 8 uploads, one of fedasync 1: as many local epochs in all as 30 synchronous rounds.
+BUFFERED = ("--algorithm", "fedbuff", "--buffer-size", "4", "--rounds", "60", "--test-every", "2")
+ASYNCHRONOUS = ("--algorithm", "fedasync", "--rounds", "240", "--test-every", "8")
+WAYS: Mapping[str, Sequence[str]] = {
+    "FedAvg": (),
+    "FedBuff": BUFFERED,
+    "FedAsync": ASYNCHRONOUS,
+    "FedAvg, work cut": ("--local-work", "cut"),
+    "FedAvg, work fitted": ("--local-work", "dynamic"),
+}
+PLACES = {
+    "equal": (EQUAL, ("FedAvg", "FedBuff", "FedAsync")),
+    "one in four 5 × slower": (ONE_IN_FOUR, ("FedAvg", "FedBuff", "FedAsync", "FedAvg, work fitted")),
+    "speeds 1:1:2:4": (STEPS, ("FedAvg", "FedAvg, work cut", "FedAvg, work fitted", "FedBuff")),
+}
+CONTENDERS = tuple(
+    Contender(name=f"{way}, {place}", flags=("--speeds", speeds, *WAYS[way]))
+    for place, (speeds, ways) in PLACES.items()
+    for way in ways
+)
+MOMENTS = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of the time that FedAvg takes
+
+
+def report(records: Sequence[Record]) -> str:
+    """A table per place: accuracy against virtual time, and when FedAvg's final accuracy is there."""
+    found = study.by_name(records)
+    parts = []
+    for place, (_, ways) in PLACES.items():
+        reference = found.get(f"FedAvg, {place}")
+        if not reference:
+            continue
+        columns = ["", *(f"at {moment:.0%}" for moment in MOMENTS), "in the end %", "FedAvg's at", "time"]
+        rows = [_row(way, found[f"{way}, {place}"], reference) for way in ways if f"{way}, {place}" in found]
+        parts.append(f"Stores: {place}.\n\n{results.table(columns, rows)}")
+    parts.append(
+        "The acceptance benchmark (8 stores, Dirichlet 0.3). Accuracies (%) are of the newest model at shares of the "
+        "virtual time that 30 rounds of FedAvg take with such stores; *FedAvg's at*: the share after which the "
+        "accuracy is there that FedAvg has in the end (mean over seeds; –: not by all); *time*: when it ends."
+    )
+    return "\n\n".join(parts)
+
+
+def _row(way: str, records: Sequence[Record], reference: Sequence[Record]) -> list[str]:
+    ends = {record.seed: record.virtual_seconds[-1] for record in reference}
+    goals = {record.seed: record.final for record in reference}
+    known = [record for record in records if record.seed in ends]
+    at = [[_accuracy_at(record, moment * ends[record.seed]) for record in known] for moment in MOMENTS]
+    reached = [(record, record.reached(goals[record.seed])) for record in known]
+    shares = [record.virtual_seconds[n - 1] / ends[record.seed] for record, n in reached if n is not None]
+    return [
+        way, *(f"{100 * sum(values) / len(values):.1f}" for values in at),
+        study.percent([record.final for record in known]),
+        f"{sum(shares) / len(shares):.2f}" if len(shares) == len(known) else "–",
+        f"{sum(record.virtual_seconds[-1] / ends[record.seed] for record in known) / len(known):.2f}",
+    ]  # fmt: skip
+
+
+def _accuracy_at(record: Record, seconds: float) -> float:
+    """Of the model that was tested last at that moment."""
+    pairs = zip(record.accuracies, record.virtual_seconds, strict=True)
+    known = [accuracy for accuracy, at in pairs if accuracy is not None and at <= seconds + 1e-6]
+    return known[-1] if known else 0.0
+
+
+if __name__ == "__main__":
+    study.main(__doc__, CONTENDERS, "unequal", report)

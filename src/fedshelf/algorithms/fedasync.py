@@ -1,0 +1,62 @@
+"""FedAsync: Xie, Koyejo and Gupta 2019, "Asynchronous Federated Optimization", Algorithm 1.
+
+    server, at version t:                               client, from x_tau:
+     1  keep clients at work                             6  x <- x_tau
+     2  when one sends x_new, begun at x_tau:            7  for each local epoch, for each batch b:
+     3    alpha_t <- alpha · s(t - tau)                  8    x <- x - gamma · (grad l(x; b) + rho · (x - x_tau))
+     4    x_{t+1} <- (1 - alpha_t) · x_t + alpha_t · x_new   9  return x_new = x
+     5    t <- t + 1
+
+with the polynomial s(t - tau) = (1 + t - tau)^-a (the paper's section 5.2).
+
+Differs from the paper: clients return the difference to x_tau, from which the server makes x_new - x_t (line 4 is
+x_t + alpha_t · (x_new - x_t)); staleness is counted from zero for an upload that nobody was faster than; the proximal
+term acts on trainable values, not on batch-norm statistics, which are mixed like weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from fedshelf.algorithms.base import NOTHING, Aggregate, polynomial
+from fedshelf.core.messages import Broadcast, Upload
+from fedshelf.core.state import ClientState, ServerState
+from fedshelf.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class FedAsync:
+    """A version for every upload, mixed in by `alpha`; `exponent` is that of staleness (a), `rho` holds local training
+    near the model that it began with."""
+
+    alpha: float
+    rho: float
+    exponent: float = 0.5
+    buffer_size: int = 1
+    relative_to_present: bool = True
+    auxiliary: tuple[str, ...] = ()
+
+    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+        return NOTHING
+
+    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
+        bench = trainer.workbench
+        anchor = broadcast.params[: bench.params.layout.num_trainable].to(bench.compute.device)  # x_tau
+
+        def proximal(gradient: Tensor, values: Tensor) -> None:
+            gradient.add_(values - anchor, alpha=self.rho)  # line 8
+
+        return trainer.upload(broadcast, gradient_hook=proximal if self.rho else None), state
+
+    def weight(self, upload: Upload, staleness: int) -> float:
+        return self.alpha * polynomial(staleness, self.exponent)  # line 3
+
+    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+        return replace(state, params=state.params + aggregate.mean_weight * aggregate.delta)  # line 4
+
+
+def fedasync(settings: Mapping[str, Any]) -> FedAsync:
+    """FedAsync of a run's settings."""
+    return FedAsync(alpha=settings["server_lr"] or 0.6, rho=settings["mu"], exponent=settings["staleness_exponent"])

@@ -1,0 +1,62 @@
+"""FedBuff: Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation", Algorithms 1 and 2.
+
+    server, at version t:                               client i, from w_t:
+     1  keep M clients at work; k <- 0, delta <- 0       8  y <- w_t
+     2  when client i sends delta_i, begun at t_i:       9  for each local epoch, for each batch b:
+     3    tau_i <- t - t_i                              10    y <- y - eta_l · grad l(y; b)
+     4    delta <- delta + s(tau_i) · delta_i           11  return delta_i = y - w_t
+     5    k <- k + 1
+     6  when k = K: w_{t+1} <- w_t + eta_g · delta / K
+     7    t <- t + 1; k <- 0, delta <- 0
+
+with s(tau) = 1 / sqrt(1 + tau). Line 6 divides by K, not by the sum of the s: stale uploads move the model less, not
+only less than fresh ones.
+
+Differs from the paper: its deltas point from the local to the global model and are subtracted; M is the size of a
+cohort; batch-norm statistics move to the s-weighted mean of the clients' own, which are not stale in the way that a
+gradient is (added as differences to old versions they would swing ever wider).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from fedshelf.algorithms.base import NOTHING, Aggregate, polynomial, stepped
+from fedshelf.core.messages import Broadcast, Upload
+from fedshelf.core.state import ClientState, ServerState
+from fedshelf.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class FedBuff:
+    """A version for every `buffer_size` uploads; `exponent` is that of staleness, 1/2 in the paper."""
+
+    server_lr: float
+    buffer_size: int
+    exponent: float = 0.5
+    relative_to_present: bool = False
+    auxiliary: tuple[str, ...] = ()
+
+    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+        return NOTHING
+
+    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
+        return trainer.upload(broadcast), state  # lines 8-11
+
+    def weight(self, upload: Upload, staleness: int) -> float:
+        return polynomial(staleness, self.exponent)  # line 4
+
+    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+        trainable = aggregate.delta[: aggregate.num_trainable]  # normalized: the sum is this times K · mean weight
+        step = self.server_lr * aggregate.mean_weight * trainable  # line 6
+        return replace(state, params=stepped(state.params, aggregate, step))
+
+
+def fedbuff(settings: Mapping[str, Any]) -> FedBuff:
+    """FedBuff of a run's settings."""
+    return FedBuff(
+        server_lr=settings["server_lr"] or 1.0, buffer_size=settings["buffer_size"],
+        exponent=settings["staleness_exponent"],
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""The hours in which a store's computer may work, by the clock on the store's wall.
+
+It may work at every moment at which that clock shows a time in one of the windows, and at no other. So where clocks are
+set forward, a window loses what the clock leaves out; where they are set back, it is open both times that the clock
+shows the repeated hour.
+"""
+
+import difflib
+import math
+import re
+import time
+import zoneinfo
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from fedshelf.core.errors import UsageError
+
+DAY = 86_400
+HORIZON = 8 * DAY  # a window that lies in what a clock leaves out, or on a day that it leaves out, comes again by then
+EXAMPLE = "write START-END by the clock, such as 22:00-06:00, several joined by commas: 12:00-13:30,22:00-06:00"
+
+_TIME = r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?"
+_WINDOW = re.compile(rf"\s*{_TIME}\s*-\s*{_TIME}\s*")
+
+Offset = Callable[[int], int]
+"""By how much the clock on the wall is ahead of universal time (seconds) at a moment (seconds since 1970)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """From `start` until just before `end`, in seconds since midnight; over midnight where `end` is the smaller."""
+
+    start: int
+    end: int
+
+    def holds(self, second: int) -> bool:
+        """Whether a second of the day lies in it."""
+        if self.start < self.end:
+            return self.start <= second < self.end
+        return second >= self.start or second < self.end
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActiveHours:
+    """Windows of the day, and the clock that they go by. `text` and `zone` say the same to a person."""
+
+    windows: tuple[Window, ...]
+    offset: Offset
+    text: str
+    zone: str
+
+    def is_open(self, at: float) -> bool:
+        """Whether work is allowed at a moment (seconds since 1970)."""
+        moment = math.floor(at)
+        second = (moment + self.offset(moment)) % DAY
+        return any(window.holds(second) for window in self.windows)
+
+    def next_change(self, at: float) -> int:
+        """The first moment after `at` at which the hours open or close; `HORIZON` later where they never do."""
+        before, moment = self.is_open(at), math.floor(at)
+        end = moment + HORIZON
+        while moment < end:
+            moment = self._next_event(moment)
+            if self.is_open(moment) != before:
+                return moment
+        return end
+
+    def clock(self, at: float) -> str:
+        """What the clock on the wall shows then."""
+        moment = math.floor(at)
+        shown = datetime.fromtimestamp(moment + self.offset(moment), UTC)
+        return f"{shown:%H:%M:%S}" if shown.second else f"{shown:%H:%M}"
+
+    def __str__(self) -> str:
+        return f"{self.text}, {self.zone}"
+
+    def _next_event(self, moment: int) -> int:
+        """The next moment at which the clock shows a window's edge, or is set."""
+        offset = self.offset(moment)
+        second = (moment + offset) % DAY
+        edges = {edge for window in self.windows for edge in (window.start, window.end)}
+        edge_at = moment + min((edge - second) % DAY or DAY for edge in edges)
+        if self.offset(edge_at) == offset:
+            return edge_at  # no clock is set twice within a day
+        low, high = moment, edge_at  # the clock is set after `low`, and has been by `high`
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.offset(middle) == offset else (low, middle)
+        return high
+
+
+def active_hours(text: str | None, time_zone: str | None) -> ActiveHours | None:
+    """The hours that `--active-hours` and `--time-zone` describe; None: at any time.
+
+    Args:
+        text: windows such as ``12:00-13:30,22:00-06:00``.
+        time_zone: a name from the IANA database, such as ``Europe/Berlin``; None is this machine's own zone.
+
+    Raises:
+        UsageError: naming all that is wrong with the windows, or the zone, and what would be right.
+    """
+    if text is None:
+        if time_zone is not None:
+            raise UsageError(f"--time-zone {time_zone} says whose clock --active-hours goes by: give that, too")
+        return None
+    windows = _windows(text)
+    offset = _local_offset if time_zone is None else _offset_of(_zone(time_zone))
+    return ActiveHours(windows=windows, offset=offset, text=text, zone=time_zone or "this machine's time")
+
+
+def _windows(text: str) -> tuple[Window, ...]:
+    windows, problems = [], []
+    for part in text.split(","):
+        try:
+            windows.append(_window(part))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError(f"--active-hours {text!r}: {'; '.join(problems)}: {EXAMPLE}")
+    return tuple(windows)
+
+
+def _window(part: str) -> Window:
+    match = _WINDOW.fullmatch(part)
+    if match is None:
+        raise ValueError(f"{part.strip()!r} is no window")
+    numbers = [int(group or 0) for group in match.groups()]
+    start, end = _second(*numbers[:3]), _second(*numbers[3:])
+    if start == DAY:
+        raise ValueError(f"{part.strip()!r} begins at 24:00, where a day ends: begin it at 00:00")
+    if start == end:
+        raise ValueError(
+            f"{part.strip()!r} ends where it begins (for the whole day, leave --active-hours out, or write 00:00-24:00)"
+        )
+    return Window(start=start, end=end)
+
+
+def _second(hours: int, minutes: int, seconds: int) -> int:
+    second = 3600 * hours + 60 * minutes + seconds
+    if minutes > 59 or seconds > 59 or second > DAY:
+        shown = f"{hours:02}:{minutes:02}" + (f":{seconds:02}" if seconds else "")
+        raise ValueError(f"{shown} is no time of day")
+    return second
+
+
+def _zone(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # not there; no name, or no such file; a folder of zones
+        known = sorted(zoneinfo.available_timezones())
+    if not known:
+        raise UsageError(
+            f"--time-zone {name}: this system has no database of time zones; install the package 'tzdata' beside "
+            "FedShelf, or leave --time-zone out to go by this machine's own clock"
+        )
+    near = _nearest(name, known)
+    raise UsageError(
+        f"--time-zone {name}: there is no such time zone"
+        + (f"; did you mean {near}?" if near else "; write a name such as Europe/Berlin")
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """The zone that somebody probably means who writes only the town, or misspells it."""
+    wanted = name.strip().lower().replace(" ", "_")
+    for zone in known:
+        if wanted in (zone.lower(), zone.lower().rpartition("/")[2]):
+            return zone
+    by_lower = {zone.lower(): zone for zone in known}
+    towns = {zone.lower().rpartition("/")[2]: zone for zone in known}
+    for names in (by_lower, towns):
+        near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.7)
+        if near:
+            return names[near[0]]
+    return None
+
+
+def _offset_of(zone: zoneinfo.ZoneInfo) -> Offset:
+    def offset(at: int) -> int:
+        return int((datetime.fromtimestamp(at, zone).utcoffset() or timedelta()).total_seconds())
+
+    return offset
+
+
+def _local_offset(at: int) -> int:
+    return time.localtime(at).tm_gmtoff

@@ -1,0 +1,151 @@
+"""The uploads that will make the next version, in asynchronous rounds: spooled as they come, folded in the order of
+client names.
+
+One client may have several in a buffer. In the spool each lies under the key of the version that it will make, with its
+number among that client's in place of an attempt; so a restarted server finds them all.
+
+Shapes: S shared values, T shared trainable values.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedshelf.algorithms.base import Aggregate, Algorithm
+from fedshelf.algorithms.reduce import Aggregator, Verdict
+from fedshelf.core.errors import RunError
+from fedshelf.core.events import ClientStatus, Participation
+from fedshelf.core.messages import TaskKey, Upload
+from fedshelf.core.params import Layout
+from fedshelf.core.ports import Spool
+from fedshelf.rounds.aggregation import combine
+from fedshelf.rounds.examination import Passed, counted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Entry:
+    """One upload: whose, its number among the client's in this buffer, the task it answers, how many versions there
+    were since, and the model [S] that it began with."""
+
+    client: str
+    number: int
+    task: TaskKey
+    staleness: int
+    base: Tensor
+    record: Participation
+
+
+class Buffer:
+    """Uploads for one version after the other.
+
+    Args:
+        spool: keeps them.
+        layout: of the model.
+        run_id: of the run.
+    """
+
+    def __init__(self, *, spool: Spool, layout: Layout, run_id: str) -> None:
+        self._spool = spool
+        self._layout = layout
+        self._run_id = run_id
+        self._version = 0
+        self._entries: list[Entry] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def open(self, version: int, model_at: Callable[[int], Tensor | None]) -> None:
+        """Begin with the uploads for `version`: with none, or with those that a server before this one had received.
+
+        Args:
+            version: the one that they will make.
+            model_at: the model after so many versions, as clients had it; None where it is lost.
+        """
+        self._version, self._entries = version, []
+        number = 0
+        while names := self._spool.names(self._key(number)):
+            for name in names:
+                upload = self._spool.get(self._key(number), name)
+                base = model_at(upload.key.round - 1) if isinstance(upload, Upload) else None
+                if isinstance(upload, Upload) and base is not None:
+                    self._enter(name, number, upload, base)
+            number += 1
+
+    def add(self, client: str, passed: Passed, base: Tensor) -> Entry:
+        """Take an upload in that was trained from the model `base` [S]."""
+        number = sum(entry.client == client for entry in self._entries)
+        self._spool.put(self._key(number), client, passed.upload, passed.source)
+        return self._enter(client, number, passed.upload, base)
+
+    def staleness(self, task: TaskKey) -> int:
+        """How many versions there were since the model that `task` began with."""
+        return self._version - task.round
+
+    def num_answered(self, client: str, round: int) -> int:
+        """How many tasks of `client` on the model before `round` have been answered into this buffer."""
+        return sum(entry.client == client and entry.task.round == round for entry in self._entries)
+
+    def newest(self) -> Mapping[str, TaskKey]:
+        """By client, the newest task that is answered in this buffer."""
+        return {entry.client: entry.task for entry in sorted(self._entries, key=lambda entry: entry.number)}
+
+    def records(self) -> list[Participation]:
+        """What is recorded of the uploads, in the order of names and numbers."""
+        return [entry.record for entry in self._ordered()]
+
+    def combine(self, algorithm: Algorithm, aggregator: Aggregator, present: Tensor, *, relative: bool) -> Aggregate:
+        """What the uploads amount to.
+
+        Args:
+            algorithm: weighs them.
+            aggregator: makes them one.
+            present: the model [S] that the next version is made of.
+            relative: take the differences to `present` in place of those to what each client began with. Of
+                batch-norm statistics these are taken anyway: they follow the photos, and their old differences added
+                up would swing about what they follow.
+        """
+        entries = self._ordered()
+        uploads = [self._upload(entry) for entry in entries]
+        if relative:
+            uploads = [
+                replace(upload, delta=upload.delta + (entry.base - present))
+                for upload, entry in zip(uploads, entries, strict=True)
+            ]
+        count = self._layout.num_trainable
+        statistics = None
+        if not relative and self._layout.num_shared > count:
+            statistics = [
+                upload.delta[count:] + (entry.base[count:] - present[count:])
+                for upload, entry in zip(uploads, entries, strict=True)
+            ]
+        weights = [algorithm.weight(u, staleness=entry.staleness) for u, entry in zip(uploads, entries, strict=True)]
+        aggregate, verdicts = combine(uploads, weights, aggregator, num_trainable=count, statistics=statistics)
+        self._entries = [_judged(entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)]
+        return aggregate
+
+    def _enter(self, client: str, number: int, upload: Upload, base: Tensor) -> Entry:
+        staleness = self.staleness(upload.key)
+        entry = Entry(
+            client=client, number=number, task=upload.key, staleness=staleness, base=base,
+            record=counted(client, upload, staleness=staleness, number=number),
+        )  # fmt: skip
+        self._entries.append(entry)
+        return entry
+
+    def _ordered(self) -> list[Entry]:
+        return sorted(self._entries, key=lambda entry: (entry.client, entry.number))
+
+    def _upload(self, entry: Entry) -> Upload:
+        upload = self._spool.get(self._key(entry.number), entry.client)
+        if not isinstance(upload, Upload):
+            raise RunError(f"what client {entry.client!r} sent for version {self._version} is no upload any more")
+        return upload
+
+    def _key(self, number: int) -> TaskKey:
+        return TaskKey(run_id=self._run_id, round=self._version, attempt=number)
+
+
+def _judged(entry: Entry, verdict: Verdict) -> Entry:
+    status = ClientStatus.REFUSED if verdict.left_out else entry.record.status
+    return replace(entry, record=replace(entry.record, status=status, reason=verdict.reason))

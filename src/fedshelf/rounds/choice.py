@@ -1,0 +1,175 @@
+"""Once the rounds are over: which model serves a store best. The client's side.
+
+     1  make each candidate: trained alone, the global model, the personalized one
+     2  mark each on the validation photos, and on test photos of what the store sells
+     3  choose by the validation photos alone; keep the chosen model
+     4  tell the server how the candidates do on the store's own mix, and which one is kept
+
+A store has few validation photos, some dozens: chance alone may put any candidate in front there. So the one with the most
+right answers is chosen (of equals, the one with the lower loss), unless the personalized one is within one standard error
+of it: then that is chosen, which more photos have formed than the local one, and which fits the store better than the
+global one. The difference is taken photo by photo: if one of the two alone names a photos right, and the other alone names
+b, then it is a - b with a standard error of sqrt(a + b).
+
+Sources: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages" (the
+standard error); Breiman, Friedman, Olshen & Stone 1984, "Classification and Regression Trees", section 3.4.3 (not to leave
+the preferred candidate for less than one standard error).
+
+Shapes: S shared values, P all values.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedshelf.core.choices import Candidate
+from fedshelf.core.errors import FedShelfError, RefusedError
+from fedshelf.core.messages import Broadcast, Comparison
+from fedshelf.core.state import ClientState
+from fedshelf.data.dataset import PhotoSet
+from fedshelf.personalize.alone import train_alone
+from fedshelf.personalize.base import Personalization
+from fedshelf.training.own_mix import Marks, mark, of_classes, own_mix_accuracy
+from fedshelf.training.trainer import Trainer
+from fedshelf.training.workbench import Workbench
+
+log = logging.getLogger(__name__)
+
+FIRST_MODEL = "first_model"
+"""What the shared values [S] that the run began with are called in the broadcast that asks for a comparison."""
+PREFERRED = (Candidate.PERSONALIZED, Candidate.GLOBAL, Candidate.LOCAL)
+"""What is kept where there is nothing to choose by: the first of these that there is."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choosing:
+    """What a store chooses with, beside what it trains with.
+
+    Attributes:
+        client_lr: learning rate of training alone, by round.
+        test: test photos of any classes; None where there are none.
+        keep: is given the workbench with the chosen model on it.
+    """
+
+    client_lr: Callable[[int], float]
+    test: Callable[[], PhotoSet | None] = lambda: None
+    keep: Callable[[Workbench, Comparison], None] = lambda bench, comparison: None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Tried:
+    """A candidate: its values [P], its marks on the validation photos, its own-mix accuracy where that can be told."""
+
+    values: Tensor
+    validation: Marks
+    accuracy: float | None
+
+
+def compare(
+    broadcast: Broadcast, state: ClientState, *, trainer: Trainer, personalization: Personalization, choosing: Choosing
+) -> Comparison:
+    """Make the candidates, choose, and keep the chosen one.
+
+    Args:
+        broadcast: the last global model, and the first.
+        state: what stays at this store, as the last counted round left it.
+        trainer: this store's.
+        personalization: says what the candidates are.
+        choosing: see there.
+
+    Raises:
+        RefusedError: the first model is missing.
+        FedShelfError: no candidate could be trained, or the chosen one cannot be saved.
+    """
+    makers = _makers(broadcast, state, trainer, personalization, choosing)
+    own_labels = np.concatenate([trainer.train.labels, trainer.validation.labels])
+    test = choosing.test()
+    test = None if test is None else of_classes(test, own_labels)
+    judges = test if test is not None and len(test) else None
+    tried: dict[Candidate, _Tried] = {}
+    for candidate in _worth_making(personalization, has_photos=judges is not None or len(trainer.validation) > 0):
+        try:
+            makers[candidate]()
+        except FedShelfError as error:  # a model that cannot be trained is none to choose
+            log.warning("there is no %s model to choose: %s", candidate.value, error)
+        else:
+            tried[candidate] = _try(trainer, judges, own_labels)
+    if not tried:
+        raise FedShelfError("none of the models to choose among could be trained: lower --client-lr or --finetune-lr")
+    best = choose({candidate: found.validation for candidate, found in tried.items()})
+    trainer.workbench.params.vector.copy_(tried[best].values)
+    comparison = Comparison(
+        key=broadcast.key,
+        best=best,
+        accuracies={candidate: found.accuracy for candidate, found in tried.items() if found.accuracy is not None},
+        on_test=judges is not None,
+        num_validation=len(trainer.validation),
+    )
+    choosing.keep(trainer.workbench, comparison)
+    return comparison
+
+
+def choose(validation: Mapping[Candidate, Marks]) -> Candidate:
+    """The candidate that serves best, judged by marks on the same validation photos; see the module's text."""
+    if not all(len(marks) for marks in validation.values()):
+        preferred = next(candidate for candidate in PREFERRED if candidate in validation)
+        log.warning("without validation photos (--val-fraction) nothing is chosen: the %s model is kept", preferred)
+        return preferred
+    front = max(validation, key=lambda c: (int(validation[c].right.sum()), -float(validation[c].losses.sum())))
+    own = validation.get(Candidate.PERSONALIZED)
+    if own is not None and not _beyond_chance(validation[front], own):
+        return Candidate.PERSONALIZED
+    return front
+
+
+def _beyond_chance(one: Marks, other: Marks) -> bool:
+    """Whether `one` names more photos right than `other`, by more than a standard error of the difference."""
+    gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
+    return gained - lost > math.sqrt(gained + lost)
+
+
+def _worth_making(personalization: Personalization, *, has_photos: bool) -> tuple[Candidate, ...]:
+    """All candidates; where no photo can judge them, the one that is kept."""
+    if has_photos:
+        return personalization.candidates
+    return (next(candidate for candidate in PREFERRED if candidate in personalization.candidates),)
+
+
+def _makers(
+    broadcast: Broadcast, state: ClientState, trainer: Trainer, personalization: Personalization, choosing: Choosing
+) -> Mapping[Candidate, Callable[[], None]]:
+    """What leaves each candidate on the trainer's bench."""
+    bench, first = trainer.workbench, broadcast.auxiliary.get(FIRST_MODEL)
+    if first is None or len(first) != bench.params.layout.num_shared:
+        raise RefusedError("the run's first model did not come with the last one: another version of FedShelf?")
+    alone = partial(
+        train_alone, trainer, first, run_id=broadcast.key.run_id, num_rounds=broadcast.key.round,
+        client_lr=choosing.client_lr,
+    )  # fmt: skip
+
+    def personalize() -> None:
+        bench.load(broadcast.params)
+        personalization.equip(bench, state)
+        personalization.finish(broadcast, trainer)
+
+    return {
+        Candidate.LOCAL: alone,
+        Candidate.GLOBAL: partial(bench.load, broadcast.params),
+        Candidate.PERSONALIZED: personalize,
+    }
+
+
+def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> _Tried:
+    """What the model on the bench is worth. Validation photos have the store's own mix as they are."""
+    bench = trainer.workbench
+    validation = mark(bench, trainer.validation)
+    accuracy = validation.accuracy
+    if test is not None:
+        accuracy = own_mix_accuracy(mark(bench, test).right, test.labels, own_labels)
+    return _Tried(values=bench.params.vector.clone(), validation=validation, accuracy=accuracy)

@@ -1,0 +1,102 @@
+"""Once the rounds are over: which model serves each store best. The server's side (the client's is `choice`).
+
+Every store trains a model alone for this, from the run's first model and for as many rounds as the run had, so it takes as
+long as all rounds took. Nothing but accuracies and a choice come back; what was chosen stays at the store.
+
+Shapes: S shared values.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.events import ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
+from fedshelf.core.messages import Broadcast, Comparison, Failure, Purpose, TaskKey
+from fedshelf.core.state import ServerState
+from fedshelf.rounds.asking import Account, Asker
+from fedshelf.rounds.checks import check_comparison
+from fedshelf.rounds.choice import FIRST_MODEL
+from fedshelf.rounds.reception import POLL_SECONDS, Answer
+
+
+@dataclass(kw_only=True, eq=False)
+class Comparing:
+    """Asks all stores once. `round_timeout` is that of one round, in seconds; `rejoin_grace` is how long stores may take to
+    come back to a server that was started again."""
+
+    run_id: str
+    asker: Asker
+    round_timeout: float
+    rejoin_grace: float
+    _found: dict[str, StoreComparison] = field(default_factory=dict, init=False)
+
+    def run(self, state: ServerState, first: Tensor) -> StoresCompared:
+        """What became of the run at every store that is there, or that was ever counted.
+
+        Args:
+            state: after the last round.
+            first: the model [S] that the run began with.
+
+        Raises:
+            StopRequested: the server was asked to stop; the next one asks again.
+        """
+        membership, sink = self.asker.membership, self.asker.sink
+        if not membership.live() and not membership.returning():  # this server has just been started
+            membership.expect(state.counted, self.rejoin_grace)
+        while membership.returning():
+            self.asker.reception.poll(POLL_SECONDS)
+        key = TaskKey(run_id=self.run_id, round=state.round, attempt=_unused_attempt(state))
+        stores = tuple(sorted({*membership.live(), *state.counted}))
+        sink.emit(ComparisonStarted(round=state.round, stores=stores))
+
+        def broadcast(name: str) -> Broadcast:
+            return Broadcast(
+                key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0, auxiliary={FIRST_MODEL: first},
+                counted=state.counted.get(name),
+            )  # fmt: skip
+
+        def settle(answer: Answer) -> None:
+            self._note(self._examined(answer, key), key, len(stores))
+
+        timeout = self.round_timeout * state.round
+        self.asker.ask(stores, key, broadcast, settle, seconds=timeout, ledger=Account())
+        for name in stores:
+            if name not in self._found:
+                there = membership.address(name) is not None
+                reason = f"no answer within {timeout:g} s" if there else "not connected"
+                self._note(_without(name, reason), key, len(stores))
+        return StoresCompared(round=state.round, stores=tuple(self._found[name] for name in stores))
+
+    def _examined(self, answer: Answer, key: TaskKey) -> StoreComparison:
+        message = answer.message
+        if isinstance(message, Failure):
+            return _without(answer.client, message.reason)
+        if not isinstance(message, Comparison):
+            return _without(answer.client, f"its answer is not used: {answer.reason or 'it is no comparison'}")
+        try:
+            check_comparison(message, key=key, num_validation=self.asker.membership.num_validation(answer.client))
+        except RefusedError as error:
+            return _without(answer.client, f"its answer is not used: {error}")
+        return StoreComparison(
+            client=answer.client, best=message.best, accuracies=message.accuracies, on_test=message.on_test
+        )  # fmt: skip
+
+    def _note(self, found: StoreComparison, key: TaskKey, num_stores: int) -> None:
+        self._found[found.client] = found
+        self.asker.sink.emit(
+            ComparisonReceived(
+                round=key.round, client=found.client, reason=found.reason, num_done=len(self._found),
+                num_stores=num_stores,
+            )
+        )  # fmt: skip
+
+
+def _without(client: str, reason: str) -> StoreComparison:
+    return StoreComparison(client=client, best=None, accuracies={}, on_test=False, reason=reason)
+
+
+def _unused_attempt(state: ServerState) -> int:
+    """A number that no training task had: a late answer to one is none to this."""
+    keys = (*state.counted.values(), *(flight.key for flight in state.in_flight))
+    return 1 + max((key.attempt for key in keys), default=0)

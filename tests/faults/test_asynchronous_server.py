@@ -1,0 +1,72 @@
+"""Asynchronous rounds over real processes: a slow store holds nobody up, and a killed server loses nothing."""
+
+from typing import Any
+
+import pytest
+
+from tests.processes import Site, statuses
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+RECIPE = ("--algorithm", "fedbuff", "--buffer-size", "2", "--rounds", "60", "--val-fraction", "0.2")
+
+
+def counted(summary: dict[str, Any], client: str) -> list[tuple[int, int]]:
+    """Round and staleness of each upload of `client` that counted."""
+    return [
+        (round_["round"], member["staleness"])
+        for round_ in summary["rounds"]
+        for member in round_["clients"]
+        if member["client"] == client and member["status"] == "counted"
+    ]
+
+
+def test_others_go_on_while_a_store_is_at_work_and_its_upload_counts_as_stale(site: Site) -> None:
+    server = site.server(*RECIPE)
+    slow = site.held_client(site.names[0], "hold@1")
+    others = [site.client(name) for name in site.names[1:]]
+    slow.wait_for("held", round=1)
+    server.wait_for("round_finished", round=3)
+    site.release(1)
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (slow, *others)] == [0] * 4
+    summary = site.show(site.only_run())
+    assert summary["status"] == "finished"
+    assert [round_["round"] for round_ in summary["rounds"]] == list(range(1, 61))
+    first_round, staleness = counted(summary, site.names[0])[0]
+    assert first_round > 3
+    assert staleness == first_round - 1
+    assert all(len([m for m in r["clients"] if m["status"] == "counted"]) == 2 for r in summary["rounds"])
+    assert all(round_["accuracy"] is not None for round_ in summary["rounds"][5:])
+
+
+def test_a_killed_server_asks_again_for_what_was_out_and_counts_each_round_once(site: Site) -> None:
+    server = site.server(*RECIPE)
+    slow = site.held_client(site.names[0], "hold@1")
+    others = [site.client(name) for name in site.names[1:]]
+    slow.wait_for("held", round=1)
+    server.wait_for("round_finished", round=4)
+    server.kill()
+    server = site.server(*RECIPE)
+    first = server.wait_for("run_started")["first_round"]
+    assert first >= 5
+    site.release(1)
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (slow, *others)] == [0] * 4
+    summary = site.show(site.only_run())
+    assert [round_["round"] for round_ in summary["rounds"]] == list(range(1, 61))
+    assert counted(summary, site.names[0])[0][1] >= 4, "what the store trained on the first model was not used"
+
+
+def test_a_store_that_dies_at_work_is_offline_and_the_others_finish(site: Site) -> None:
+    server = site.server(*RECIPE, min_clients=3)
+    doomed = site.held_client(site.names[0], "hold@1")
+    others = [site.client(name) for name in site.names[1:]]
+    doomed.wait_for("held", round=1)
+    doomed.kill()
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in others] == [0] * 3
+    summary = site.show(site.only_run())
+    ends = [statuses(summary, round_["round"]).get(site.names[0]) for round_ in summary["rounds"]]
+    assert set(ends) == {None, "offline"}
+    assert ends.count("offline") == 1

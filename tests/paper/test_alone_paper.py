@@ -1,0 +1,108 @@
+"""Local only is a federation of one store; fine-tuning is training on from the last global model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedshelf.algorithms.fedavg import FedAvg
+from fedshelf.core.choices import PersonalizeName
+from fedshelf.core.messages import Broadcast, Purpose, TaskKey
+from fedshelf.core.state import ClientState
+from fedshelf.personalize.alone import train_alone
+from fedshelf.personalize.base import PERSONAL
+from fedshelf.personalize.finetune import FineTuning
+from fedshelf.training.settings import TrainingSettings
+from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
+from tests.worlds import PLAIN, World, trainer, with_batch_norm, workbench
+
+USUAL = TrainingSettings(batch_size=4, local_epochs=2)  # momentum, weight decay, clipping, augmentation
+ROUNDS = 4
+
+
+def rate(number: int) -> float:
+    return 0.1 / number
+
+
+def last(params: torch.Tensor, *, round: int = ROUNDS) -> Broadcast:
+    key = TaskKey(run_id="run-1", round=round, attempt=1)
+    return Broadcast(key=key, purpose=Purpose.COMPARE, params=params, client_lr=0.0)
+
+
+@pytest.mark.parametrize("method", ["none", "fedbn", "fedper"])
+def test_a_store_alone_comes_to_the_model_of_a_federation_of_that_one_store(method: PersonalizeName) -> None:
+    """To the last bit: the same training, the same draws, the same arithmetic at the server."""
+    world = World(
+        names=("a",), num_rounds=ROUNDS, module=with_batch_norm, training=USUAL, personalize=method,
+        plan={"client_lr": rate},
+    )  # fmt: skip
+    world.run()
+    bench = workbench(with_batch_norm(), USUAL, world.personalization)
+    store = trainer("a", bench=bench)
+    first = bench.params.shared.clone()
+    bench.params.vector.add_(1.0)  # wherever it was before
+    train_alone(store, first, run_id="run-1", num_rounds=ROUNDS, client_lr=rate)
+    assert torch.equal(bench.params.shared, world.final)
+    assert not torch.equal(bench.params.shared, first)
+    own = world.states["a"].reached(TaskKey(run_id="run-1", round=ROUNDS, attempt=0)).tensors
+    assert torch.equal(bench.params.personal, own.get(PERSONAL, torch.zeros(0)))
+
+
+def test_a_store_alone_trains_its_whole_model_whatever_the_phases_of_the_rounds() -> None:
+    world = World(module=with_batch_norm, personalize="fedrep", names=("a",))
+    bench = workbench(with_batch_norm(), PLAIN, world.personalization)
+    first = bench.params.shared.clone()
+    in_phases = replace(trainer("a", bench=bench), phases=world.personalization.phases)
+    train_alone(in_phases, first, run_id="r", num_rounds=2, client_lr=rate)
+    found = bench.params.vector.clone()
+    train_alone(trainer("a", bench=bench), first, run_id="r", num_rounds=2, client_lr=rate)
+    assert torch.equal(found, bench.params.vector)
+
+
+def test_a_store_alone_reaches_its_own_optimum_and_not_the_common_one() -> None:
+    quadratic, other = drifting()
+    store = trains_on(quadratic)
+    train_alone(store, torch.zeros(NUM_VALUES), run_id="r", num_rounds=200, client_lr=lambda number: 0.1)
+    found = store.workbench.params.trainable
+    torch.testing.assert_close(found, quadratic.minimum, rtol=1e-4, atol=1e-4)
+    assert (found - other.minimum).norm() > 1
+
+
+def test_fine_tuning_is_so_many_epochs_at_its_own_rate_from_the_last_global_model() -> None:
+    """On a quadratic each of its steps takes the distance to the store's minimum times 1 - eta · a."""
+    quadratic = drifting()[0]
+    store = trains_on(quadratic)
+    steps_per_epoch = -(-len(store.train) // PLAIN.batch_size)
+    start = torch.linspace(-1, 1, NUM_VALUES)
+    store.workbench.load(start)
+    FineTuning(epochs=3, client_lr=0.01).finish(last(start), store)
+    left = (1 - 0.01 * quadratic.curvature) ** (3 * steps_per_epoch)
+    expected = quadratic.minimum + left * (start - quadratic.minimum)
+    torch.testing.assert_close(store.workbench.params.trainable, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fine_tuning_leaves_the_rounds_as_they_are() -> None:
+    plain, tuned = World(num_rounds=3), World(num_rounds=3, personalize="finetune")
+    plain.run()
+    tuned.run()
+    assert torch.equal(plain.final, tuned.final)
+    key = TaskKey(run_id="run-1", round=3, attempt=0)
+    assert all(not state.reached(key).tensors for state in tuned.states.values())
+
+
+def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
+    results = []
+    for round_ in (ROUNDS, ROUNDS, ROUNDS + 1):
+        bench = workbench(with_batch_norm(), USUAL)
+        store, start = trainer("a", bench=bench), bench.params.shared.clone()
+        FineTuning(epochs=2, client_lr=0.05).finish(last(start, round=round_), store)
+        results.append(bench.params.shared.clone())
+    bench = workbench(with_batch_norm(), replace(USUAL, local_epochs=2))
+    again = Broadcast(
+        key=TaskKey(run_id="r", round=ROUNDS, attempt=0), purpose=Purpose.TRAIN, params=bench.params.shared.clone(),
+        client_lr=0.05,
+    )  # fmt: skip
+    FedAvg().client_round(again, ClientState(), trainer("a", bench=bench))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], bench.params.shared), "not the last round's order over again"
