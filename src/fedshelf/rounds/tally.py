@@ -55,7 +55,7 @@ class Tally:
             return f"not needed any more: {num_counted} uploads were wanted and in (--over-selection)"
         if ended >= self.patient_until and num_counted >= self.needed:
             patience = f"after {self.orders.patience:.4g} s a quorum is enough (--straggler-factor)"
-            return f"no answer within {ended - began:.4g} s, and {patience}"
+            return f"no answer within {ended - began:.4g} s: {patience}"
         return f"no answer within {timeout:g} s"
 
     def saw(self, name: str, now: float) -> None:
