@@ -142,14 +142,13 @@ def test_no_attempt_is_void_for_what_was_predicted() -> None:
 
 
 def test_a_void_attempt_has_shown_who_is_slow() -> None:
-    """All had ten steps of a second each; ten of d's now take 200. Given two, it is there before the timeout."""
+    """All had ten steps of a second each; ten of d's now take 150. Given two or three, it is there before the timeout."""
     world = four(num_rounds=2, plan=paced("dynamic"), rounds={"timeout": 50.0, "quorum": 4})
-    from_round(world, 2, {"d": 20.0})
+    from_round(world, 2, {"d": 15.0})
     assert world.run() is RunStatus.FINISHED
     (void,) = world.sink.of(RoundVoid)
     assert statuses(void) == {"a": "counted", "b": "counted", "c": "counted", "d": "late"}
-    members = {member.client: member.num_steps for member in world.finished[1].clients}
-    assert members["d"] == 2
+    assert (world.finished[1].attempt, steps_asked(world, 2)["d"]) in [(1, 2), (1, 3)]
 
 
 def test_members_of_a_resumed_round_may_come_back_before_a_quorum_is_enough() -> None:
@@ -319,9 +318,9 @@ def test_cutting_takes_work_from_the_slow_and_gives_it_to_nobody() -> None:
 
 
 def test_machines_that_finish_together_are_sent_what_they_always_were_to_the_last_bit() -> None:
-    together = {name: 24.0 / steps for name, steps in STEPS.items()}
-    fixed = four(num_rounds=3, module=with_batch_norm, paces=together)
-    dynamic = four(num_rounds=3, module=with_batch_norm, paces=together, plan=paced("dynamic"))
+    together: dict[str, Any] = {"module": with_batch_norm, "paces": {}, "delays": dict.fromkeys(FOUR, 24.0)}
+    fixed = four(num_rounds=3, **together)
+    dynamic = four(num_rounds=3, **together, plan=paced("dynamic"))
     fixed.run()
     dynamic.run()
     assert steps_asked(dynamic, 3) == dict.fromkeys(FOUR)
@@ -349,7 +348,9 @@ def test_unequal_work_is_normalized_in_the_aggregate_and_statistics_are_averaged
     start, end = (world.checkpoints.states[i].params for i in (0, 1))
     total = sum(upload.num_examples for upload in uploads.values())
     weights = {name: upload.num_examples / total for name, upload in uploads.items()}
-    shares = {name: DEALT[name] / STEPS[name] for name in FOUR}  # plain steps: no momentum
+    asked = {name: steps or STEPS[name] for name, steps in steps_asked(world, 2).items()}
+    shares = {name: asked[name] / STEPS[name] for name in FOUR}  # plain steps: no momentum
+    assert max(shares.values()) > 2 * min(shares.values())
     length = sum(weights[name] * shares[name] for name in FOUR)
     normalized: list[Tensor] = [weights[name] * uploads[name].delta / shares[name] for name in FOUR]
     plain: list[Tensor] = [weights[name] * uploads[name].delta for name in FOUR]
