@@ -186,6 +186,12 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
             f"--sampling size --algorithm {config.algorithm}: all are at work all the time, and uploads count alike "
             "as it is; use uniform or availability"
         )
+    pacing = {
+        "straggler-factor": config.straggler_factor is not None, "over-selection": config.over_selection > 0,
+        "local-work": config.local_work != "fixed",
+    }  # fmt: skip
+    for key in (key for key, is_set in pacing.items() if is_set):
+        found.append(f"--{key} --algorithm {config.algorithm}: nobody waits for slow machines there; leave it out")
     return found
 
 

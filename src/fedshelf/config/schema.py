@@ -194,8 +194,8 @@ class RunConfig(Settings):
         "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in "
         "seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
-    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="End a round's training at so many times what half "
-        "of its clients are predicted to need, from how fast they were before (default: at --round-timeout).",
+    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="After so many times what half of a round's "
+        "clients are predicted to need, by how fast they were before, --quorum is enough (default: wait for all).",
         panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask so much larger a share of clients than are wanted (0.3: "
         "30 % more), and count the first that answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip

@@ -76,8 +76,8 @@ class OpenRound:
 
     `live` is everybody who was there when the cohort was drawn: a restarted server gives them time to come back,
     or it would draw the next cohort among those who were quicker. `wanted` is how many uploads are enough (None: the
-    whole cohort's); `num_steps` is how many local steps the configured epochs have at each member, as it was when the
-    cohort was drawn.
+    whole cohort's). Where somebody counts them, `num_steps` is how many local steps the configured epochs have at each
+    member, and `pace` how many seconds each is predicted to take for one, as it was when the cohort was drawn.
     """
 
     key: TaskKey
@@ -85,6 +85,7 @@ class OpenRound:
     live: tuple[str, ...] = ()
     wanted: int | None = None
     num_steps: Mapping[str, int] = field(default_factory=dict)
+    pace: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,5 +1,6 @@
 """Handing work out to clients by name, and waiting for their answers."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,7 +45,7 @@ class Asker:
     def ask(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
         settle: Callable[[Answer], None], *, seconds: float, ledger: Ledger,
-        enough: Callable[[], bool] = lambda: False,
+        enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf,
     ) -> None:  # fmt: skip
         """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
         that is (or may yet come) live, or there are `enough`, or `seconds` have passed.
@@ -52,12 +53,15 @@ class Asker:
         Args:
             key: of the work; answers to other work are not used.
             ledger: what is sent and received is added to it.
+            enough: of the time.
+            wake: when `enough` may change though nothing has come in.
 
         Raises:
             StopRequested: the server was asked to stop.
         """
-        pending: set[str] = set() if enough() else set(names)
-        deadline = self.timer.now() + seconds
+        now = self.timer.now()
+        deadline = now + seconds
+        pending: set[str] = set() if enough(now) else set(names)
 
         def send(name: str) -> None:
             address = self.membership.address(name)
@@ -68,8 +72,9 @@ class Asker:
 
         for name in sorted(pending):
             send(name)
-        while self.timer.now() < deadline and not enough() and any(self._may_answer(name) for name in pending):
-            match self.reception.poll(min(POLL_SECONDS, max(0.0, deadline - self.timer.now()))):
+        while now < deadline and not enough(now) and any(self._may_answer(name) for name in pending):
+            moments = (now + POLL_SECONDS, deadline, wake)
+            match self.reception.poll(min(moment - now for moment in moments if moment > now)):
                 case Back(client=name):
                     if name in pending:
                         send(name)  # it was away, or is another process now: the task it was sent before is lost
@@ -81,6 +86,7 @@ class Asker:
                         ledger.bytes_up += answer.num_bytes
                         pending.remove(name)
                         settle(answer)
+            now = self.timer.now()
 
     def _hears(self, answer: Answer) -> None:
         """Whoever has answered holds the model that it was sent."""

@@ -27,6 +27,7 @@ from fedshelf.rounds.comparison import Comparing
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.orders import UNPACED, Pacing
+from fedshelf.rounds.pace import predicted
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
 from fedshelf.rounds.selection import Selection
@@ -197,13 +198,12 @@ class Server:
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
                 opened = self._open_round(state, attempt)
             attempt = opened.key.attempt
-            outcome = single.run(state, opened, plan.client_lr(opened.key.round))
+            state, outcome = single.run(state, opened, plan.client_lr(opened.key.round))
             if isinstance(outcome, RoundVoid):
                 state, attempt, void_in_a_row = self._void(state, outcome, void_in_a_row)
                 continue
             attempt = void_in_a_row = 0
-            updated, record = outcome
-            state = self._finish_round(_seen(updated, opened.live), record, model)
+            state = self._finish_round(_seen(state, opened.live), outcome, model)
         return state, f"all {plan.num_rounds} rounds are done"
 
     def _run_buffered(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
@@ -275,7 +275,9 @@ class Server:
         asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
         cohort = cohorts.draw(live, asked, rng, weights)
         num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
-        opened = OpenRound(key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps)
+        opened = OpenRound(
+            key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps, pace=predicted(state.pace, num_steps)
+        )
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened

@@ -76,19 +76,21 @@ class SynchronousRound:
 
     def run(
         self, state: ServerState, opened: OpenRound, client_lr: float
-    ) -> tuple[ServerState, RoundFinished] | RoundVoid:
-        """One attempt at the round after `state`: the next state and its record, or why the attempt is void."""
-        key, orders = opened.key, self._pacing.orders(opened, state.pace, timeout=self._settings.timeout)
+    ) -> tuple[ServerState, RoundFinished | RoundVoid]:
+        """One attempt at the round after `state`: the next state and its record, or the same round's and why the attempt
+        is void."""
+        key, orders = opened.key, self._pacing.orders(opened)
+        needed = cohorts.quorum(orders.wanted, self._settings.quorum)
         started = self._clock.now()
         self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
-        tally = Tally(cohort=opened.cohort, orders=orders)
+        tally = Tally(cohort=opened.cohort, orders=orders, needed=needed)
         self._train(tally, state, key, client_lr)
         pace = updated(state.pace, seen=tally.pace, at_least=tally.no_faster(self._timer.now()))
-        num_counted, needed = len(tally.counted()), cohorts.quorum(orders.wanted, self._settings.quorum)
-        if num_counted < needed:
-            reason = f"{num_counted} of {orders.wanted} clients were counted, the quorum is {needed}"
-            return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=tally.in_order())
-        next_state = self._aggregate(tally, replace(state, pace=pace), key, population=len(opened.live))
+        state = replace(state, pace=pace)
+        if len(tally.counted()) < needed:
+            reason = f"{len(tally.counted())} of {orders.wanted} clients were counted, the quorum is {needed}"
+            return state, RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=tally.in_order())
+        next_state = self._aggregate(tally, state, key, population=len(opened.live))
         names = tally.counted()  # without those that the aggregator has left out
         self._evaluate(tally, next_state, key, names)
         central = self._test.score(next_state)
@@ -129,17 +131,19 @@ class SynchronousRound:
                 tally.saw(answer.client, self._timer.now())
             self._note(tally, key, member)
 
-        seconds = tally.orders.deadline.seconds
-        if self._membership.returning():  # a resumed round: its members first have to come back
-            seconds = min(self._settings.timeout, seconds + self._settings.rejoin_grace)
+        began = self._timer.now()
+        grace = self._settings.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
+        tally.patient_until = began + tally.orders.patience + grace
         self._asker.ask(
-            tally.pending(), key, broadcast, settle, seconds=seconds, ledger=tally, enough=tally.enough
+            tally.pending(), key, broadcast, settle, seconds=self._settings.timeout, ledger=tally, enough=tally.enough,
+            wake=tally.patient_until,
         )  # fmt: skip
+        ended = self._timer.now()
         for name in tally.pending():
             if self._membership.address(name) is None:
                 self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason="not connected"))
             else:
-                reason = tally.orders.late(len(tally.counted()))
+                reason = tally.late(began, ended, self._settings.timeout)
                 self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
     def _receive(self, answer: Answer, key: TaskKey, share: float) -> Participation:

@@ -1,5 +1,6 @@
 """How the members of a cohort have answered so far."""
 
+import math
 from dataclasses import dataclass, field
 
 from fedshelf.core.events import ClientStatus, Participation
@@ -15,6 +16,8 @@ class Tally:
     Attributes:
         cohort: who was asked.
         orders: for what.
+        needed: the quorum.
+        patient_until: from then on the quorum is enough, in seconds of the round's timer.
         members: how those ended who have.
         evaluated: validation photos, of those who evaluated.
         sent: when each was (last) sent its task, in seconds of the round's timer.
@@ -23,6 +26,8 @@ class Tally:
 
     cohort: tuple[str, ...]
     orders: Orders
+    needed: int
+    patient_until: float = math.inf
     members: dict[str, Participation] = field(default_factory=dict)
     evaluated: dict[str, int] = field(default_factory=dict)
     sent: dict[str, float] = field(default_factory=dict)
@@ -38,10 +43,20 @@ class Tally:
         """Names whose upload counts, sorted."""
         return sorted(n for n, member in self.members.items() if member.status is ClientStatus.COUNTED)
 
-    def enough(self) -> bool:
+    def enough(self, now: float) -> bool:
         """Whether nobody needs to be waited for any more, though not all have answered."""
-        wanted = self.orders.wanted
-        return wanted < len(self.cohort) and len(self.members) >= wanted and len(self.counted()) >= wanted
+        needed = self.needed if now >= self.patient_until else self.orders.wanted
+        return needed <= len(self.members) and needed <= len(self.counted())
+
+    def late(self, began: float, ended: float, timeout: float) -> str:
+        """Why a client is late that had not answered when training ended (seconds of the timer, but for the timeout)."""
+        num_counted = len(self.counted())
+        if num_counted >= self.orders.wanted:
+            return f"not needed any more: {num_counted} uploads were wanted and in (--over-selection)"
+        if ended >= self.patient_until and num_counted >= self.needed:
+            patience = f"after {self.orders.patience:.4g} s a quorum is enough (--straggler-factor)"
+            return f"no answer within {ended - began:.4g} s: {patience}"
+        return f"no answer within {timeout:g} s"
 
     def saw(self, name: str, now: float) -> None:
         """Note how fast `name` was, whose upload has just come in, if anybody counts its steps."""

@@ -102,6 +102,7 @@ class FileCheckpoints:
             return OpenRound(
                 key=_task_key(fields["key"]), cohort=cohort, live=tuple(fields.get("live", cohort)),
                 wanted=fields.get("wanted"), num_steps=dict(fields.get("num_steps", {})),
+                pace=dict(fields.get("pace", {})),
             )  # fmt: skip
         except FileNotFoundError:
             return None
@@ -123,6 +124,7 @@ class FileCheckpoints:
             "live": list(open_round.live),
             "wanted": open_round.wanted,
             "num_steps": dict(open_round.num_steps),
+            "pace": dict(open_round.pace),
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 

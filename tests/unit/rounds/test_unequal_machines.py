@@ -97,7 +97,7 @@ def test_nobody_is_timed_where_nothing_depends_on_it() -> None:
     assert world.checkpoints.states[-1].pace == {}
 
 
-def test_training_ends_at_the_factor_times_the_median_of_what_was_predicted() -> None:
+def test_after_the_factor_times_the_median_of_what_was_predicted_a_quorum_is_enough() -> None:
     """Predicted are 8, 12, 12 and 8 seconds: twice their median is 20."""
     world = four(num_rounds=2, plan=paced(straggler_factor=2.0))
     from_round(world, 2, {"d": 50.0})
@@ -105,9 +105,7 @@ def test_training_ends_at_the_factor_times_the_median_of_what_was_predicted() ->
     first, second = world.finished
     assert set(statuses(first).values()) == {"counted"}
     assert statuses(second) == {"a": "counted", "b": "counted", "c": "counted", "d": "late"}
-    assert reason(second, "d") == (
-        "no answer within 20 s, 2 times what the cohort was predicted to take (--straggler-factor)"
-    )
+    assert reason(second, "d") == "no answer within 20 s: after 20 s a quorum is enough (--straggler-factor)"
     assert second.seconds == pytest.approx(20.0)
     assert world.checkpoints.states[-1].pace["d"] == pytest.approx(20 / 8), "it is at least so slow"
 
@@ -119,35 +117,41 @@ def test_the_first_round_has_the_timeout_for_nobody_was_seen() -> None:
     assert reason(world.finished[0], "d") == "no answer within 30 s"
 
 
-def test_the_deadline_from_speed_is_never_after_the_timeout() -> None:
+def test_the_timeout_holds_whatever_was_predicted() -> None:
     world = four(num_rounds=2, plan=paced(straggler_factor=5.0), rounds={"timeout": 30.0})
     from_round(world, 2, {"d": 50.0})
     world.run()
     assert reason(world.finished[1], "d") == "no answer within 30 s"
 
 
-def test_the_deadline_from_speed_is_not_shorter_than_a_second() -> None:
+def test_everybody_has_a_second() -> None:
     world = four(num_rounds=2, plan=paced(straggler_factor=1.0), paces=dict.fromkeys(FOUR, 1e-4))
     from_round(world, 2, dict.fromkeys(FOUR, 0.07))
     world.run()
     assert set(statuses(world.finished[1]).values()) == {"counted"}
 
 
-def test_no_run_dies_of_its_own_deadline() -> None:
-    """All machines are a hundred times slower at once: the deadline is doubled, doubled again, and then the timeout's."""
-    world = four(num_rounds=2, plan=paced(straggler_factor=1.5), rounds={"timeout": 5000.0, "quorum": 4})
-    from_round(world, 2, dict.fromkeys(FOUR, 100.0))
+def test_no_attempt_is_void_for_what_was_predicted() -> None:
+    """Half of the machines are a hundred times slower at once: the third upload, which is needed, takes 800 seconds."""
+    world = four(num_rounds=2, plan=paced(straggler_factor=1.5), rounds={"timeout": 5000.0, "quorum": 3})
+    from_round(world, 2, {"c": 100.0, "d": 100.0})
     assert world.run() is RunStatus.FINISHED
-    voids = world.sink.of(RoundVoid)
-    assert [void.attempt for void in voids] == [0, 1, 2]
-    assert [reason(void, "a").partition(",")[0] for void in voids] == [
-        f"no answer within {seconds} s" for seconds in (15, 30, 60)
-    ]
-    assert (world.finished[1].round, world.finished[1].attempt) == (2, 3)
-    assert set(statuses(world.finished[1]).values()) == {"counted"}
+    assert not world.sink.of(RoundVoid)
+    assert statuses(world.finished[1]) == {"a": "counted", "b": "counted", "c": "late", "d": "counted"}
+    assert reason(world.finished[1], "c") == "no answer within 800 s: after 15 s a quorum is enough (--straggler-factor)"
 
 
-def test_members_of_a_resumed_round_may_come_back_before_the_deadline_from_speed_runs() -> None:
+def test_a_void_attempt_has_shown_who_is_slow() -> None:
+    """All had ten steps of a second each; ten of d's now take 150. Given two or three, it is there before the timeout."""
+    world = four(num_rounds=2, plan=paced("dynamic"), rounds={"timeout": 50.0, "quorum": 4})
+    from_round(world, 2, {"d": 15.0})
+    assert world.run() is RunStatus.FINISHED
+    (void,) = world.sink.of(RoundVoid)
+    assert statuses(void) == {"a": "counted", "b": "counted", "c": "counted", "d": "late"}
+    assert (world.finished[1].attempt, steps_asked(world, 2)["d"]) in [(1, 2), (1, 3)]
+
+
+def test_members_of_a_resumed_round_may_come_back_before_a_quorum_is_enough() -> None:
     world = four(num_rounds=2, plan=paced(straggler_factor=1.5), rounds={"timeout": 5000.0, "rejoin_grace": 60.0})
     from_round(world, 2, {})
 
@@ -163,10 +167,9 @@ def test_members_of_a_resumed_round_may_come_back_before_the_deadline_from_speed
     world.tampers.clear()
     world.transport = FakeTransport(world.clock)
     for name in FOUR:
-        world.transport.connect(world.peer(name), delay=40.0)  # the deadline alone would be at 15
+        world.transport.connect(world.peer(name), delay=40.0)  # a quorum would be enough at 15
     assert world.server().run() is RunStatus.FINISHED
     assert set(statuses(world.finished[1]).values()) == {"counted"}
-    assert not world.sink.of(RoundVoid)
 
 
 def over_selecting(share: float, **settings: Any) -> World:
@@ -315,9 +318,9 @@ def test_cutting_takes_work_from_the_slow_and_gives_it_to_nobody() -> None:
 
 
 def test_machines_that_finish_together_are_sent_what_they_always_were_to_the_last_bit() -> None:
-    together = {name: 24.0 / steps for name, steps in STEPS.items()}
-    fixed = four(num_rounds=3, module=with_batch_norm, paces=together)
-    dynamic = four(num_rounds=3, module=with_batch_norm, paces=together, plan=paced("dynamic"))
+    together: dict[str, Any] = {"module": with_batch_norm, "paces": {}, "delays": dict.fromkeys(FOUR, 24.0)}
+    fixed = four(num_rounds=3, **together)
+    dynamic = four(num_rounds=3, **together, plan=paced("dynamic"))
     fixed.run()
     dynamic.run()
     assert steps_asked(dynamic, 3) == dict.fromkeys(FOUR)
@@ -345,7 +348,9 @@ def test_unequal_work_is_normalized_in_the_aggregate_and_statistics_are_averaged
     start, end = (world.checkpoints.states[i].params for i in (0, 1))
     total = sum(upload.num_examples for upload in uploads.values())
     weights = {name: upload.num_examples / total for name, upload in uploads.items()}
-    shares = {name: DEALT[name] / STEPS[name] for name in FOUR}  # plain steps: no momentum
+    asked = {name: steps or STEPS[name] for name, steps in steps_asked(world, 2).items()}
+    shares = {name: asked[name] / STEPS[name] for name in FOUR}  # plain steps: no momentum
+    assert max(shares.values()) > 2 * min(shares.values())
     length = sum(weights[name] * shares[name] for name in FOUR)
     normalized: list[Tensor] = [weights[name] * uploads[name].delta / shares[name] for name in FOUR]
     plain: list[Tensor] = [weights[name] * uploads[name].delta for name in FOUR]
@@ -417,6 +422,7 @@ def test_steps_go_by_what_was_written_down_when_the_cohort_was_drawn() -> None:
     world.run()
     assert world.checkpoints.open_round is not None
     assert world.checkpoints.open_round.num_steps == STEPS
+    assert world.checkpoints.open_round.pace == pytest.approx(SLOWNESS)
     assert world.checkpoints.open_round.wanted == 4
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedshelf.core.errors import UsageError
 from fedshelf.core.events import ClientStatus, RoundFinished
 from fedshelf.simulate.engine import simulate
 from fedshelf.tracking.checkpoints import FileCheckpoints
@@ -84,3 +85,17 @@ def test_paces_are_kept_with_the_run(stores: Path) -> None:
     state = FileCheckpoints(Path("kept") / "checkpoints").load()
     assert state is not None
     assert state.pace["rome"] > 10 * state.pace["lyon"] > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("--straggler-factor", {"straggler_factor": 2.0}),
+        ("--over-selection", {"over_selection": 0.5}),
+        ("--local-work", {"local_work": "cut"}),
+    ],
+)
+def test_asynchronous_rounds_wait_for_nobody_anyway(stores: Path, key: str, values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{key} --algorithm fedbuff"):
+        run("refused", algorithm="fedbuff", **values)
+    assert not Path("refused").exists()

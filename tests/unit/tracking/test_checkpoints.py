@@ -149,10 +149,10 @@ def test_the_open_round_is_the_last_one_saved(tmp_path: Path) -> None:
     assert FileCheckpoints(tmp_path).load_open_round() == saved
 
 
-def test_how_many_are_wanted_and_the_steps_of_each_are_kept_with_the_open_round(tmp_path: Path) -> None:
+def test_how_many_are_wanted_and_the_steps_and_paces_of_each_are_kept_with_the_open_round(tmp_path: Path) -> None:
     saved = OpenRound(
         key=TaskKey(run_id="r", round=3, attempt=0), cohort=("a", "b"), live=("a", "b", "c"), wanted=1,
-        num_steps={"a": 3, "b": 40},
+        num_steps={"a": 3, "b": 40}, pace={"a": 0.1, "b": 1 / 3},
     )  # fmt: skip
     FileCheckpoints(tmp_path).save_open_round(saved)
     assert FileCheckpoints(tmp_path).load_open_round() == saved
@@ -162,11 +162,12 @@ def test_an_open_round_of_an_older_version_wants_everybody(tmp_path: Path) -> No
     FileCheckpoints(tmp_path).save_open_round(OpenRound(key=TaskKey(run_id="r", round=3, attempt=0), cohort=("a",)))
     path = tmp_path / "open_round.json"
     fields = json.loads(path.read_text())
-    del fields["wanted"], fields["num_steps"]
+    for key in ("wanted", "num_steps", "pace"):
+        del fields[key]
     path.write_text(json.dumps(fields))
     loaded = FileCheckpoints(tmp_path).load_open_round()
     assert loaded is not None
-    assert (loaded.wanted, loaded.num_steps) == (None, {})
+    assert (loaded.wanted, loaded.num_steps, loaded.pace) == (None, {}, {})
 
 
 def test_an_unreadable_open_round_starts_over_but_a_newer_one_is_refused(tmp_path: Path) -> None:
