@@ -37,8 +37,8 @@ from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.download import MemoryHeldModel
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
-from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
-from fedshelf.rounds.synchronous import RoundSettings
+from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
+from fedshelf.rounds.server import Server
 from fedshelf.tracking.client_states import MemoryClientStates
 from fedshelf.tracking.spool import MemorySpool
 from fedshelf.training.device import Compute

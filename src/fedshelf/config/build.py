@@ -33,9 +33,8 @@ from fedshelf.rounds.client import Work
 from fedshelf.rounds.coding import Coding
 from fedshelf.rounds.orders import Pacing
 from fedshelf.rounds.pipeline import UploadPipeline
+from fedshelf.rounds.plan import Plan, RoundSettings
 from fedshelf.rounds.selection import Selection
-from fedshelf.rounds.server import Plan
-from fedshelf.rounds.synchronous import RoundSettings
 from fedshelf.rounds.workload import Workload
 from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.compiled import choose_forward

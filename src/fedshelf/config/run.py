@@ -23,7 +23,8 @@ from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
 from fedshelf.rounds.pipeline import least_budget
-from fedshelf.rounds.server import GlobalModel, Plan, Ports, Server
+from fedshelf.rounds.plan import GlobalModel, Plan, Ports
+from fedshelf.rounds.server import Server
 from fedshelf.tracking.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from fedshelf.tracking.database import RunDatabase

@@ -8,59 +8,53 @@ Shapes: S shared values.
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
 from fedshelf.core.messages import Broadcast, Comparison, Failure, Purpose, TaskKey
 from fedshelf.core.state import ServerState
-from fedshelf.rounds.asking import Account, Asker
+from fedshelf.rounds.asking import Account
 from fedshelf.rounds.checks import check_comparison
 from fedshelf.rounds.choice import FIRST_MODEL
+from fedshelf.rounds.context import Context
 from fedshelf.rounds.reception import POLL_SECONDS, Answer
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Comparing:
-    """Asks all stores once. `round_timeout` is that of one round, in seconds; `rejoin_grace` is how long stores may take to
-    come back to a server that was started again."""
+    """Asks all stores once."""
 
-    run_id: str
-    asker: Asker
-    round_timeout: float
-    rejoin_grace: float
+    context: Context
     _found: dict[str, StoreComparison] = field(default_factory=dict, init=False)
 
-    def run(self, state: ServerState, first: Tensor) -> StoresCompared:
+    def run(self, state: ServerState) -> StoresCompared:
         """What became of the run at every store that is there, or that was ever counted.
 
         Args:
             state: after the last round.
-            first: the model [S] that the run began with.
 
         Raises:
             StopRequested: the server was asked to stop; the next one asks again.
         """
-        membership, sink = self.asker.membership, self.asker.sink
+        plan, membership, sink = self.context.plan, self.context.membership, self.context.ports.sink
         if not membership.live() and not membership.returning():  # this server has just been started
-            membership.expect(state.counted, self.rejoin_grace)
+            membership.expect(state.counted, plan.rounds.rejoin_grace)
         while membership.returning():
-            self.asker.reception.poll(POLL_SECONDS)
-        key = TaskKey(run_id=self.run_id, round=state.round, attempt=_unused_attempt(state))
+            self.context.reception.poll(POLL_SECONDS)
+        key = TaskKey(run_id=plan.run_id, round=state.round, attempt=_unused_attempt(state))
         stores = tuple(sorted({*membership.live(), *state.counted}))
         sink.emit(ComparisonStarted(round=state.round, stores=stores))
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
-                key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0, auxiliary={FIRST_MODEL: first},
+                key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0, auxiliary={FIRST_MODEL: self.context.model.initial},
                 counted=state.counted.get(name),
             )  # fmt: skip
 
         def settle(answer: Answer) -> None:
             self._note(self._examined(answer, key), key, len(stores))
 
-        timeout = self.round_timeout * state.round
-        self.asker.ask(stores, key, broadcast, settle, seconds=timeout, ledger=Account())
+        timeout = plan.rounds.timeout * state.round
+        self.context.asker.ask(stores, key, broadcast, settle, seconds=timeout, ledger=Account())
         for name in stores:
             if name not in self._found:
                 there = membership.address(name) is not None
@@ -75,7 +69,7 @@ class Comparing:
         if not isinstance(message, Comparison):
             return _without(answer.client, f"its answer is not used: {answer.reason or 'it is no comparison'}")
         try:
-            check_comparison(message, key=key, num_validation=self.asker.membership.num_validation(answer.client))
+            check_comparison(message, key=key, num_validation=self.context.membership.num_validation(answer.client))
         except RefusedError as error:
             return _without(answer.client, f"its answer is not used: {error}")
         return StoreComparison(
@@ -84,7 +78,7 @@ class Comparing:
 
     def _note(self, found: StoreComparison, key: TaskKey, num_stores: int) -> None:
         self._found[found.client] = found
-        self.asker.sink.emit(
+        self.context.ports.sink.emit(
             ComparisonReceived(
                 round=key.round, client=found.client, reason=found.reason, num_done=len(self._found),
                 num_stores=num_stores,

@@ -1,103 +1,35 @@
 """A run from its first client to its last round, on ports only."""
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-
-from torch import Tensor
+from dataclasses import replace
+from typing import Protocol
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
-from fedshelf.algorithms.reduce import MEAN, Aggregator
-from fedshelf.core.choices import SamplingName
 from fedshelf.core.errors import FedShelfError, RunError
-from fedshelf.core.events import RoundFinished, RoundVoid, RunEnded, RunStarted, RunStatus
-from fedshelf.core.messages import Setup, TaskKey
-from fedshelf.core.params import Layout
-from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Timeline, Transport
-from fedshelf.core.rng import Rng
+from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.rounds import cohort as cohorts
-from fedshelf.rounds.asking import Asker
-from fedshelf.rounds.buffered import BufferedRounds, BufferedSettings
-from fedshelf.rounds.central import CentralTest
-from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.attempts import SynchronousRounds
+from fedshelf.rounds.buffered import BufferedRounds
 from fedshelf.rounds.comparison import Comparing
+from fedshelf.rounds.context import Context
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.membership import Membership
-from fedshelf.rounds.orders import UNPACED, Pacing
-from fedshelf.rounds.pace import predicted
-from fedshelf.rounds.pipeline import UploadPipeline
+from fedshelf.rounds.plan import GlobalModel, Plan, Ports, setup_of
 from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
-from fedshelf.rounds.selection import Selection
-from fedshelf.rounds.synchronous import RoundSettings, SynchronousRound
-from fedshelf.training.trainer import Score
 
 log = logging.getLogger(__name__)
 
-MAX_VOID_IN_A_ROW = 10
 
+class Rounds(Protocol):
+    """One way from version to version."""
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class GlobalModel:
-    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out."""
+    def resume(self, state: ServerState, opened: OpenRound | None) -> None:
+        """Go on after `state`, with the round that a server before this one had opened."""
 
-    layout: Layout
-    initial: Tensor
-    evaluate_centrally: Callable[[Tensor], Score] | None
-    publish: Callable[[Tensor, RoundFinished, bool], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Plan:
-    """What a run is to do.
-
-    It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
-    `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
-    one, `pacing` what is made of machines that differ; where it `compares`, stores tell in the end which model serves them
-    best.
-    """
-
-    run_id: str
-    num_rounds: int
-    start_clients: int
-    min_clients: int
-    fraction: float
-    rng: Rng
-    client_lr: Callable[[int], float]
-    rounds: RoundSettings
-    selection: Selection
-    config: str
-    config_digest: str
-    catalogue: Catalogue | None
-    uploads: UploadPipeline = field(default_factory=UploadPipeline)
-    downloads: Coding = field(default_factory=Coding)
-    sampling: SamplingName = "uniform"
-    aggregator: Aggregator = MEAN
-    max_staleness: int | None = None
-    test_every: int = 1
-    pacing: Pacing = UNPACED
-    compares: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Ports:
-    """The world, as this run sees it. Deadlines go by `virtual`, the clock of a simulation, where there is one; what
-    took how long, by `clock`."""
-
-    transport: Transport
-    checkpoints: Checkpoints
-    spool: Spool
-    sink: MetricSink
-    clock: Clock
-    stop: threading.Event
-    virtual: Timeline | None = None
-
-
-def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
-    """What clients are told before their first round."""
-    return Setup(run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=layout.digest)
+    def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
+        """The next state, its record, and who was there."""
 
 
 class Server:
@@ -167,10 +99,14 @@ class Server:
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
-        downloads = Downloads(plan.downloads, model.layout)
-        run = self._run_buffered if isinstance(self._algorithm, Asynchronous) else self._run_rounds
-        state, ended = run(downloads.start(state), model, downloads)
-        self._compare(state, model, downloads)
+        context = Context(
+            plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
+            reception=self._reception, downloads=Downloads(plan.downloads, model.layout),
+        )  # fmt: skip
+        state, ended = self._run_rounds(context.downloads.start(state), context)
+        if self._is_to_compare(state):
+            ports.sink.emit(Comparing(context).run(state))
+            ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
         return ended
 
     def _gather_catalogue(self) -> Catalogue:
@@ -180,126 +116,25 @@ class Server:
             self._reception.poll(POLL_SECONDS)
         return Catalogue.resolve(self._membership.classes())
 
-    def _run_rounds(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
+    def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
         """The state after the last round, and why it was the last."""
-        plan, ports = self._plan, self._ports
-        opened = self._load_open_round()
-        self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
-        single = SynchronousRound(
-            algorithm=self._algorithm, layout=model.layout, settings=plan.rounds, transport=ports.transport,
-            membership=self._membership, reception=self._reception, spool=ports.spool, sink=ports.sink,
-            clock=ports.clock, uploads=plan.uploads, downloads=downloads, test=self._central_test(model),
-            aggregator=plan.aggregator, virtual=ports.virtual, pacing=plan.pacing,
-        )  # fmt: skip
-        attempt = void_in_a_row = 0
+        plan, algorithm = self._plan, self._algorithm
+        rounds: Rounds = (
+            BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
+        )
+        # A simulated round begins again, and so comes to the same end at the same virtual time.
+        opened = self._ports.checkpoints.load_open_round() if self._ports.virtual is None else None
+        rounds.resume(state, opened)
         while state.round < plan.num_rounds:
             if plan.selection.exhausted(state.round, state.best):
                 return state, plan.selection.why_stopped(state.best)
-            if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
-                opened = self._open_round(state, attempt)
-            attempt = opened.key.attempt
-            state, outcome = single.run(state, opened, plan.client_lr(opened.key.round))
-            if isinstance(outcome, RoundVoid):
-                state, attempt, void_in_a_row = self._void(state, outcome, void_in_a_row)
-                continue
-            attempt = void_in_a_row = 0
-            state = self._finish_round(_seen(state, opened.live), outcome, model)
-        return state, f"all {plan.num_rounds} rounds are done"
-
-    def _run_buffered(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> tuple[ServerState, str]:
-        """The same in asynchronous rounds."""
-        plan, ports = self._plan, self._ports
-        opened = self._load_open_round()
-        self._membership.expect(opened.live if opened else (), plan.rounds.rejoin_grace)
-        buffered = BufferedRounds(
-            algorithm=self._algorithm, layout=model.layout, rng=plan.rng, transport=ports.transport,
-            membership=self._membership, reception=self._reception, spool=ports.spool, checkpoints=ports.checkpoints,
-            sink=ports.sink, clock=ports.clock, uploads=plan.uploads, downloads=downloads,
-            test=self._central_test(model), aggregator=plan.aggregator, virtual=ports.virtual,
-            settings=BufferedSettings(
-                run_id=plan.run_id, start_clients=plan.start_clients, min_clients=plan.min_clients,
-                fraction=plan.fraction, sampling=plan.sampling, timeout=plan.rounds.timeout,
-                max_examples=plan.rounds.max_examples, max_staleness=plan.max_staleness,
-            ),
-        )  # fmt: skip
-        buffered.resume(state)
-        while state.round < plan.num_rounds:
-            if plan.selection.exhausted(state.round, state.best):
-                return state, plan.selection.why_stopped(state.best)
-            updated, record = buffered.run(state, plan.client_lr)
-            live = self._membership.live()
-            state = self._finish_round(_seen(updated, live), record, model)
-            key = TaskKey(run_id=plan.run_id, round=state.round + 1, attempt=0)
-            ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))
+            state, record, live = rounds.next(state)
+            state = self._finish_round(_seen(state, live), record, context.model)
         return state, f"all {plan.num_rounds} rounds are done"
 
     def _is_to_compare(self, state: ServerState) -> bool:
+        """Whether stores have yet to compare what they can choose among after this very round."""
         return self._plan.compares and state.compared != state.round
-
-    def _compare(self, state: ServerState, model: GlobalModel, downloads: Downloads) -> None:
-        """Let the stores compare what they can choose among, unless they have done so after this very round."""
-        if not self._is_to_compare(state):
-            return
-        plan, ports = self._plan, self._ports
-        asker = Asker(
-            transport=ports.transport, membership=self._membership, reception=self._reception, downloads=downloads,
-            sink=ports.sink, timer=ports.virtual or ports.clock,
-        )  # fmt: skip
-        comparing = Comparing(
-            run_id=plan.run_id, asker=asker, round_timeout=plan.rounds.timeout, rejoin_grace=plan.rounds.rejoin_grace
-        )  # fmt: skip
-        ports.sink.emit(comparing.run(state, model.initial))
-        ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
-
-    def _central_test(self, model: GlobalModel) -> CentralTest:
-        return CentralTest(
-            evaluate=model.evaluate_centrally, every=self._plan.test_every, last=self._plan.num_rounds
-        )  # fmt: skip
-
-    def _open_round(self, state: ServerState, attempt: int) -> OpenRound:
-        """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
-        plan, number = self._plan, state.round + 1
-        needed = plan.start_clients if number == 1 else plan.min_clients
-        if self._membership.num_live() < needed:
-            log.info("round %d waits until %d clients are live", number, needed)
-        while self._membership.num_live() < needed or self._membership.returning() or self._is_unsettled():
-            self._reception.poll(POLL_SECONDS)
-        live = self._membership.live()
-        count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
-        rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")
-        key = TaskKey(run_id=plan.run_id, round=number, attempt=attempt)
-        num_train = {name: min(self._membership.num_train(name), plan.rounds.max_examples) for name in live}
-        weights = cohorts.sampling_weights(
-            plan.sampling, live, num_train=num_train, times_live=state.times_live, round=number
-        )
-        asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
-        cohort = cohorts.draw(live, asked, rng, weights)
-        num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
-        opened = OpenRound(
-            key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps, pace=predicted(state.pace, num_steps)
-        )
-        self._ports.spool.clear()
-        self._ports.checkpoints.save_open_round(opened)
-        return opened
-
-    def _load_open_round(self) -> OpenRound | None:
-        """The round that a server before this one was in. A simulated one begins again, and so comes to the same end at
-        the same virtual time."""
-        return self._ports.checkpoints.load_open_round() if self._ports.virtual is None else None
-
-    def _is_unsettled(self) -> bool:
-        """Whether, in a simulation, somebody comes or goes at this very moment: the cohort is drawn after that."""
-        return self._ports.virtual is not None and not self._ports.virtual.is_settled()
-
-    def _void(self, state: ServerState, outcome: RoundVoid, in_a_row: int) -> tuple[ServerState, int, int]:
-        """Record a void attempt and return the state, the next attempt and how many were void in a row."""
-        self._ports.sink.emit(outcome)
-        if in_a_row + 1 >= MAX_VOID_IN_A_ROW:
-            raise RunError(
-                f"round {outcome.round} was void {in_a_row + 1} times in a row, last because {outcome.reason}; "
-                "give clients more time (--round-timeout), ask for fewer (--quorum), and start the server again"
-            )
-        return replace(state, void_rounds=state.void_rounds + 1), outcome.attempt + 1, in_a_row + 1
 
     def _finish_round(self, state: ServerState, record: RoundFinished, model: GlobalModel) -> ServerState:
         best = self._plan.selection.better(record, state.best)

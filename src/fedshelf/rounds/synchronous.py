@@ -1,10 +1,9 @@
 """The server's side of a synchronous round, top to bottom: draw, broadcast, collect, fold, evaluate, record."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from fedshelf.algorithms.base import Algorithm
-from fedshelf.algorithms.reduce import MEAN, Aggregator, Verdict
+from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core.events import (
     ClientRefused,
     ClientStatus,
@@ -15,74 +14,40 @@ from fedshelf.core.events import (
     UploadReceived,
 )
 from fedshelf.core.messages import Broadcast, Evaluation, Purpose, TaskKey, Upload
-from fedshelf.core.params import Layout
-from fedshelf.core.ports import Clock, MetricSink, Spool, Transport
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.aggregation import combine, normalized, stretched, weighted
-from fedshelf.rounds.central import CentralTest
-from fedshelf.rounds.asking import Asker
-from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.examination import Examiner, counted, problem_with_evaluation
-from fedshelf.rounds.membership import Membership
-from fedshelf.rounds.orders import UNPACED, Pacing
+from fedshelf.rounds.context import Context
+from fedshelf.rounds.examination import counted, problem_with_evaluation
 from fedshelf.rounds.pace import updated
-from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.rounds.reception import Answer, Reception
+from fedshelf.rounds.reception import Answer
 from fedshelf.rounds.tally import Tally
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundSettings:
-    """When a round is over. `timeout` in seconds; `max_examples` caps what one client may claim as weight;
-    `rejoin_grace` is how long members of a resumed round may take to come back; `equal_weights` lets all uploads count
-    alike (clients were drawn in proportion to what would be their weight)."""
-
-    timeout: float
-    quorum: int | None
-    max_examples: int
-    rejoin_grace: float
-    equal_weights: bool = False
-
-
 class SynchronousRound:
-    """Runs single rounds on the ports it is given."""
+    """Runs single attempts at rounds."""
 
-    def __init__(
-        self, *, algorithm: Algorithm, layout: Layout, settings: RoundSettings, transport: Transport,
-        membership: Membership, reception: Reception, spool: Spool, sink: MetricSink, clock: Clock,
-        uploads: UploadPipeline, downloads: Downloads, test: CentralTest,
-        aggregator: Aggregator = MEAN, virtual: Clock | None = None, pacing: Pacing = UNPACED,
-    ) -> None:  # fmt: skip
-        self._algorithm = algorithm
-        self._layout = layout
-        self._settings = settings
-        self._membership = membership
-        self._spool = spool
-        self._sink = sink
-        self._clock = clock
-        self._timer = virtual or clock
-        self._examiner = Examiner(
-            uploads=uploads, layout=layout, auxiliary=algorithm.auxiliary, max_examples=settings.max_examples
-        )
-        self._downloads = downloads
-        self._asker = Asker(
-            transport=transport, membership=membership, reception=reception, downloads=downloads, sink=sink,
-            timer=self._timer,
-        )  # fmt: skip
-        self._test = test
-        self._aggregator = aggregator
-        self._pacing = pacing
+    def __init__(self, context: Context) -> None:
+        self._plan = context.plan
+        self._ports = context.ports
+        self._algorithm = context.algorithm
+        self._layout = context.model.layout
+        self._membership = context.membership
+        self._downloads = context.downloads
+        self._asker = context.asker
+        self._examiner = context.examiner
+        self._test = context.test
+        self._timer = context.timer
 
     def run(
         self, state: ServerState, opened: OpenRound, client_lr: float
     ) -> tuple[ServerState, RoundFinished | RoundVoid]:
         """One attempt at the round after `state`: the next state and its record, or the same round's and why the attempt
         is void."""
-        key, orders = opened.key, self._pacing.orders(opened)
-        needed = cohorts.quorum(orders.wanted, self._settings.quorum)
-        started = self._clock.now()
-        self._sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
+        key, orders = opened.key, self._plan.pacing.orders(opened)
+        needed = cohorts.quorum(orders.wanted, self._plan.rounds.quorum)
+        started = self._ports.clock.now()
+        self._ports.sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
         tally = Tally(cohort=opened.cohort, orders=orders, needed=needed)
         self._train(tally, state, key, client_lr)
         pace = updated(state.pace, seen=tally.pace, at_least=tally.no_faster(self._timer.now()))
@@ -104,7 +69,7 @@ class SynchronousRound:
             accuracy=weighted(accuracies, {name: float(count) for name, count in tally.evaluated.items()}),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
-            seconds=self._clock.now() - started,
+            seconds=self._ports.clock.now() - started,
             bytes_up=tally.bytes_up,
             bytes_down=tally.bytes_down,
             best_round=None,
@@ -112,8 +77,8 @@ class SynchronousRound:
 
     def _train(self, tally: Tally, state: ServerState, key: TaskKey, client_lr: float) -> None:
         """Ask the cohort to train and spool what comes back until all have answered or the deadline has passed."""
-        for name in self._spool.names(key):  # what a server that crashed in this round had already received
-            upload = self._spool.get(key, name)
+        for name in self._ports.spool.names(key):  # what a server that crashed in this round had already received
+            upload = self._ports.spool.get(key, name)
             if name in tally.cohort and isinstance(upload, Upload):
                 self._note(tally, key, counted(name, upload))
 
@@ -132,10 +97,10 @@ class SynchronousRound:
             self._note(tally, key, member)
 
         began = self._timer.now()
-        grace = self._settings.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
+        grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
         tally.patient_until = began + tally.orders.patience + grace
         self._asker.ask(
-            tally.pending(), key, broadcast, settle, seconds=self._settings.timeout, ledger=tally, enough=tally.enough,
+            tally.pending(), key, broadcast, settle, seconds=self._plan.rounds.timeout, ledger=tally, enough=tally.enough,
             wake=tally.patient_until,
         )  # fmt: skip
         ended = self._timer.now()
@@ -143,7 +108,7 @@ class SynchronousRound:
             if self._membership.address(name) is None:
                 self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason="not connected"))
             else:
-                reason = tally.late(began, ended, self._settings.timeout)
+                reason = tally.late(began, ended, self._plan.rounds.timeout)
                 self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
     def _receive(self, answer: Answer, key: TaskKey, share: float) -> Participation:
@@ -153,17 +118,17 @@ class SynchronousRound:
         if isinstance(found, Participation):
             return found
         upload = normalized(found.upload, share, num_trainable=self._layout.num_trainable)
-        self._spool.put(key, answer.client, upload, found.source if upload is found.upload else None)
+        self._ports.spool.put(key, answer.client, upload, found.source if upload is found.upload else None)
         return counted(answer.client, upload)
 
     def _aggregate(self, tally: Tally, state: ServerState, key: TaskKey, population: int) -> ServerState:
         """The state with the new model. Whom the aggregator leaves out of that is refused: what the round changed at
         such a client must not last, for the server knows nothing of it."""
         names = tally.counted()
-        uploads = [upload for name in names if isinstance(upload := self._spool.get(key, name), Upload)]
-        alike = self._settings.equal_weights
+        uploads = [upload for name in names if isinstance(upload := self._ports.spool.get(key, name), Upload)]
+        alike = self._plan.rounds.equal_weights
         weights = [1.0 if alike else self._algorithm.weight(upload, staleness=0) for upload in uploads]
-        aggregate, verdicts = combine(uploads, weights, self._aggregator, num_trainable=self._layout.num_trainable)
+        aggregate, verdicts = combine(uploads, weights, self._plan.aggregator, num_trainable=self._layout.num_trainable)
         for name, verdict in zip(names, verdicts, strict=True):
             tally.members[name] = _judged(tally.members[name], verdict)
         by_name, names = dict(zip(names, weights, strict=True)), tally.counted()
@@ -190,17 +155,17 @@ class SynchronousRound:
         def settle(answer: Answer) -> None:
             problem = problem_with_evaluation(answer, key, self._membership.num_validation(answer.client))
             if problem:
-                self._sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}"))
+                self._ports.sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}"))
             elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
                 accuracy = answer.message.num_correct / answer.message.num_examples
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
-                tally.evaluated[answer.client] = min(answer.message.num_examples, self._settings.max_examples)
+                tally.evaluated[answer.client] = min(answer.message.num_examples, self._plan.rounds.max_examples)
 
-        self._asker.ask(asked, key, broadcast, settle, seconds=self._settings.timeout, ledger=tally)
+        self._asker.ask(asked, key, broadcast, settle, seconds=self._plan.rounds.timeout, ledger=tally)
 
     def _note(self, tally: Tally, key: TaskKey, member: Participation) -> None:
         tally.members[member.client] = member
-        self._sink.emit(
+        self._ports.sink.emit(
             UploadReceived(
                 round=key.round, client=member.client, status=member.status, reason=member.reason,
                 num_done=len(tally.members), num_cohort=len(tally.cohort),

@@ -20,7 +20,7 @@ from fedshelf.core.messages import Setup
 from fedshelf.core.ports import MetricSink
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.rounds.server import Plan, setup_of
+from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
 from fedshelf.simulate.ordered import OrderedTransport
 from fedshelf.simulate.player import Player

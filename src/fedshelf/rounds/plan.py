@@ -1,0 +1,99 @@
+"""What a run is to do, with which model, in which world."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedshelf.algorithms.reduce import MEAN, Aggregator
+from fedshelf.core.choices import SamplingName
+from fedshelf.core.events import RoundFinished
+from fedshelf.core.messages import Setup
+from fedshelf.core.params import Layout
+from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Timeline, Transport
+from fedshelf.core.rng import Rng
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.rounds.coding import Coding
+from fedshelf.rounds.orders import UNPACED, Pacing
+from fedshelf.rounds.pipeline import UploadPipeline
+from fedshelf.rounds.selection import Selection
+from fedshelf.training.trainer import Score
+
+
+MAX_VOID_IN_A_ROW = 10  # attempts at a round, before the run fails
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundSettings:
+    """When a round is over. `timeout` in seconds; `max_examples` caps what one client may claim as weight;
+    `rejoin_grace` is how long members of a resumed round may take to come back; `equal_weights` lets all uploads count
+    alike (clients were drawn in proportion to what would be their weight)."""
+
+    timeout: float
+    quorum: int | None
+    max_examples: int
+    rejoin_grace: float
+    equal_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GlobalModel:
+    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out."""
+
+    layout: Layout
+    initial: Tensor
+    evaluate_centrally: Callable[[Tensor], Score] | None
+    publish: Callable[[Tensor, RoundFinished, bool], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
+    """What a run is to do.
+
+    It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
+    `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
+    one, `pacing` what is made of machines that differ; `max_staleness` (versions; None: any) is for asynchronous rounds. The
+    server tests the model every `test_every` rounds; where it `compares`, stores tell in the end which model serves them
+    best.
+    """
+
+    run_id: str
+    num_rounds: int
+    start_clients: int
+    min_clients: int
+    fraction: float
+    rng: Rng
+    client_lr: Callable[[int], float]
+    rounds: RoundSettings
+    selection: Selection
+    config: str
+    config_digest: str
+    catalogue: Catalogue | None
+    uploads: UploadPipeline = field(default_factory=UploadPipeline)
+    downloads: Coding = field(default_factory=Coding)
+    sampling: SamplingName = "uniform"
+    aggregator: Aggregator = MEAN
+    max_staleness: int | None = None
+    test_every: int = 1
+    pacing: Pacing = UNPACED
+    compares: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Ports:
+    """The world, as this run sees it. Deadlines go by `virtual`, the clock of a simulation, where there is one; what
+    took how long, by `clock`."""
+
+    transport: Transport
+    checkpoints: Checkpoints
+    spool: Spool
+    sink: MetricSink
+    clock: Clock
+    stop: threading.Event
+    virtual: Timeline | None = None
+
+
+def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
+    """What clients are told before their first round."""
+    return Setup(run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=layout.digest)
