@@ -119,7 +119,7 @@ class Trainer:
             FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
         """
         fits: list[Fit] = []
-        own_steps = None if num_steps is None else max(1, round(num_steps / self.growth))
+        own_steps = None if num_steps is None else max(1, int(num_steps / self.growth + 0.5))
         taken = 0
         for number, phase in enumerate(self.phases):
             made = self._batches(
