@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, Algorithm
+from fedshelf.algorithms.base import NOTHING, Aggregate, Algorithm, Asynchronous
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.core.choices import PersonalizeName
 from fedshelf.core.events import RoundFinished, RunStatus
@@ -201,7 +201,8 @@ class World:
             )  # fmt: skip
 
         at_work = self._trainers[name] = replace(
-            trainer(name, bench=bench, size=self.photo_size), phases=self.personalization.phases
+            trainer(name, bench=bench, size=self.photo_size), phases=self.personalization.phases,
+            renews=isinstance(self.algorithm, Asynchronous),
         )  # fmt: skip
         return Client(prepare=prepare, states=self.states[name], held=self.held[name])
 

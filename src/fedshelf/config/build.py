@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedshelf.algorithms import registry, robust
-from fedshelf.algorithms.base import Algorithm
+from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.compression.chain import parse
 from fedshelf.config import files
@@ -205,7 +205,7 @@ def work_for(
     trainer = Trainer(
         workbench=bench, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
-        growth=growth, lr_scale=scale,
+        renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,
