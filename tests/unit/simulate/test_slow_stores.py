@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fedshelf.core.events import ClientJoined, ClientLeft, RoundFinished, RoundS
 from fedshelf.tracking.run_directory import RunDirectory
 from tests.fakes import RecordingSink
 from tests.unit.simulate import slow_stores
-from tests.unit.simulate.slow_stores import ROUGH, history, rounds_of, simulate, state_of
+from tests.unit.simulate.slow_stores import ROUGH, history, out_of, rounds_of, simulate, state_of
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -106,7 +107,7 @@ def test_who_drops_out_is_offline_in_the_round_and_there_again_later() -> None:
         events = [type(event) for event in sink.events if getattr(event, "client", None) == client]
         joins_and_leaves = [kind for kind in events if kind in (ClientJoined, ClientLeft)]
         assert joins_and_leaves[:2] == [ClientJoined, ClientLeft]
-        assert all(one is not other for one, other in zip(joins_and_leaves, joins_and_leaves[1:], strict=False))
+        assert all(one is not other for one, other in pairwise(joins_and_leaves))
 
 
 def test_dropout_is_the_same_for_the_same_seed() -> None:
@@ -161,7 +162,7 @@ def test_a_run_that_is_stopped_and_gone_on_with_comes_to_the_same_model_at_the_s
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
     assert state_of(resumed).virtual_seconds == state_of(whole).virtual_seconds
-    assert state_of(resumed).in_flight == state_of(whole).in_flight
+    assert out_of(resumed) == out_of(whole)
     assert torch.equal(state_of(resumed).params, state_of(whole).params)
 
 
@@ -274,7 +275,7 @@ def test_an_asynchronous_run_that_is_gone_on_with_comes_to_the_same_model_at_the
     status, resumed = simulate("abcde", Path("r"), **ASYNCHRONOUS)
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(asynchronous)
-    assert state_of(resumed).in_flight == state_of(asynchronous).in_flight
+    assert out_of(resumed) == out_of(asynchronous)
     assert torch.equal(state_of(resumed).params, state_of(asynchronous).params)
 
 
