@@ -94,12 +94,12 @@ def test_void_attempts_take_virtual_time_too() -> None:
 
 def test_who_drops_out_is_offline_in_the_round_and_there_again_later() -> None:
     sink = RecordingSink()
-    status, directory = simulate("abcdef", Path("r"), dropout=0.3, quorum=1, rounds=6, watchers=(sink,))
+    given: dict[str, Any] = {"speeds": "1,2,4,3,1.5,5", "dropout": 0.3, "quorum": 1, "rounds": 6}
+    status, directory = simulate("abcdef", Path("r"), watchers=(sink,), **given)
     assert status is RunStatus.FINISHED
     found = [status for members in statuses(directory) for status in members.values()]
     assert {*found} == {"counted", "offline"}
-    assert 0.1 < found.count("offline") / len(found) < 0.6
-    assert len(sink.of(ClientLeft)) >= found.count("offline")
+    assert len(sink.of(ClientLeft)) > found.count("offline"), "nobody was back in time to do it again"
     assert len(sink.of(ClientJoined)) > 6
     last_seen = {event.client for event in sink.of(ClientLeft)}
     assert len(last_seen) > 1
@@ -252,7 +252,7 @@ def test_asynchronous_versions_are_made_when_the_buffer_is_full_and_slow_stores_
     given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "speeds": "1,1,4.5", "rounds": 5}
     _, directory = simulate("abc", Path("r"), **given)
     made = [[(member.client, member.staleness) for member in record.clients] for record in rounds_of(directory)]
-    assert made == [[("a", 0), ("b", 0)]] * 4 + [[("a", 0), ("c", 4)]]
+    assert made == [[("a", 0), ("b", 0)], *[[("a", 1), ("b", 0)]] * 3, [("a", 1), ("c", 4)]]  # a goes on at once
     assert virtual_seconds(directory) == pytest.approx([0.2] * 5)
     flights = {flight.client: flight.due for flight in state_of(directory).in_flight}
     assert flights == {"b": pytest.approx(1.0), "c": pytest.approx(1.8)}
