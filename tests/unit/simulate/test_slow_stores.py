@@ -57,7 +57,7 @@ def test_speeds_change_time_and_not_the_model_where_nobody_is_late() -> None:
 def test_a_slow_store_is_late_at_a_deadline_and_its_next_task_begins_when_it_is_done() -> None:
     """a and b take 0.2 s, c takes 1 s; rounds end after 0.45 s."""
     given: dict[str, Any] = {"speeds": "1,1,5", "round_timeout": 0.45, "quorum": 2}
-    ends = []
+    ends: list[Any] = []
     for num_rounds in (1, 2, 3, 4):
         _, directory = simulate("abc", Path(f"r{num_rounds}"), rounds=num_rounds, **given)
         flights = state_of(directory).in_flight
