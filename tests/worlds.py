@@ -36,8 +36,8 @@ from fedshelf.rounds.choice import Choosing
 from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.download import MemoryHeldModel
 from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
+from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Server
 from fedshelf.tracking.client_states import MemoryClientStates
 from fedshelf.tracking.spool import MemorySpool
@@ -147,7 +147,10 @@ class World:
     personalize: PersonalizeName = "none"
     personalize_settings: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "fedrep_head_epochs": 1, "ditto_lambda": 0.5, "finetune_epochs": 2, "finetune_lr": 0.05,
+            "fedrep_head_epochs": 1,
+            "ditto_lambda": 0.5,
+            "finetune_epochs": 2,
+            "finetune_lr": 0.05,
         }
     )
     plan: Mapping[str, Any] = field(default_factory=dict)

@@ -36,10 +36,10 @@ from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.workload import Workload
+from fedshelf.training import schedule
 from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
-from fedshelf.training import schedule
 from fedshelf.training.trainer import Trainer
 from fedshelf.training.workbench import TrainingSettings, Workbench
 
@@ -217,7 +217,10 @@ def work_for(
         num_left_out=photos.num_left_out,
     )
     return Work(
-        algorithm=opened.algorithm, trainer=trainer, ready=ready, uploads=opened.uploads,
+        algorithm=opened.algorithm,
+        trainer=trainer,
+        ready=ready,
+        uploads=opened.uploads,
         personalization=opened.personalization,
         choosing=Choosing(client_lr=client_lr_of(opened.config), test=test, keep=partial(keep, opened)),
     )

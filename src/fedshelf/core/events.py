@@ -144,8 +144,8 @@ class StoreComparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonStarted:
-    """The rounds are over, and `stores` are asked which model serves them best. That takes as long as the rounds took, for
-    each trains a model alone."""
+    """The rounds are over, and `stores` are asked which model serves them best. That takes as long as the rounds took,
+    for each trains a model alone."""
 
     round: int
     stores: tuple[str, ...]
