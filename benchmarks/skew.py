@@ -1,6 +1,6 @@
 """*skew*: what a store has of it all: on its own mix of products, alone, with everybody's model, and with its own.
 
-    python -m benchmarks.skew --seed 0
+python -m benchmarks.skew --seed 0
 """
 
 import statistics
@@ -37,8 +37,8 @@ def report(records: Sequence[Record]) -> str:
         if rows:
             parts.append(f"Stores: {words}.\n\n{results.table(columns, rows)}")
     parts.append(
-        "The acceptance benchmark with 10 % of each store's photos held out for its choice. Accuracy on each store's own "
-        "mix of products, on the official test photos: mean over the 8 stores, and the worst of them. *best* is the "
+        "The acceptance benchmark with 10 % of each store's photos held out for its choice. Accuracy on each store's "
+        "own mix of products, on the official test photos: mean over the 8 stores, and the worst of them. *best* is the "
         "model that the store has chosen on its held-out photos; *worst against alone*: by how many points the store "
         "that has lost most (or won least) by that is above its model trained alone."
     )
@@ -50,7 +50,8 @@ def _row(way: str, records: Sequence[Record]) -> list[str]:
     for model in MODELS:
         means, worst = [], []
         for record in records:
-            values = [value for value in (_value(store, model) for store in record.stores.values()) if value is not None]
+            found = (_value(store, model) for store in record.stores.values())
+            values = [value for value in found if value is not None]
             if values:
                 means.append(statistics.fmean(values))
                 worst.append(min(values))

@@ -150,7 +150,10 @@ def _mean(name: str, seed: int, records: Sequence[Record]) -> Record:
         return records[0]
     return Record(
         name=name, seed=seed,
-        accuracies=[statistics.fmean(a or 0.0 for a in each) for each in zip(*(r.accuracies for r in records))],
+        accuracies=[
+            statistics.fmean(accuracy or 0.0 for accuracy in each)
+            for each in zip(*(record.accuracies for record in records), strict=True)
+        ],
         num_bytes=[0] * len(records[0].num_bytes), virtual_seconds=records[0].virtual_seconds,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """*unequal*: stores of different speed, in virtual time: asynchronous rounds, and local work fitted to the machine.
 
-    python -m benchmarks.unequal --seed 0
+python -m benchmarks.unequal --seed 0
 """
 
 from collections.abc import Mapping, Sequence

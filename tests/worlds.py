@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, Algorithm
+from fedshelf.algorithms.base import NOTHING, Aggregate, Algorithm, Asynchronous
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.core.choices import PersonalizeName
 from fedshelf.core.events import RoundFinished, RunStatus
@@ -36,8 +36,8 @@ from fedshelf.rounds.choice import Choosing
 from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.download import MemoryHeldModel
 from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
+from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Server
 from fedshelf.tracking.client_states import MemoryClientStates
 from fedshelf.tracking.spool import MemorySpool
@@ -147,7 +147,10 @@ class World:
     personalize: PersonalizeName = "none"
     personalize_settings: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "fedrep_head_epochs": 1, "ditto_lambda": 0.5, "finetune_epochs": 2, "finetune_lr": 0.05,
+            "fedrep_head_epochs": 1,
+            "ditto_lambda": 0.5,
+            "finetune_epochs": 2,
+            "finetune_lr": 0.05,
         }
     )
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -198,7 +201,8 @@ class World:
             )  # fmt: skip
 
         at_work = self._trainers[name] = replace(
-            trainer(name, bench=bench, size=self.photo_size), phases=self.personalization.phases
+            trainer(name, bench=bench, size=self.photo_size), phases=self.personalization.phases,
+            renews=isinstance(self.algorithm, Asynchronous),
         )  # fmt: skip
         return Client(prepare=prepare, states=self.states[name], held=self.held[name])
 

@@ -12,10 +12,10 @@ from fedshelf.algorithms.base import Aggregate, polynomial
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.fedbuff import FedBuff
+from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.rounds.aggregation import combine
-from fedshelf.algorithms.reduce import MEAN
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
 
 KEY = TaskKey(run_id="run", round=1, attempt=0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedshelf.algorithms import registry, robust
-from fedshelf.algorithms.base import Algorithm
+from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.compression.chain import parse
 from fedshelf.config import files
@@ -36,10 +36,10 @@ from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
 from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.workload import Workload
+from fedshelf.training import schedule
 from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
-from fedshelf.training import schedule
 from fedshelf.training.trainer import Trainer
 from fedshelf.training.workbench import TrainingSettings, Workbench
 
@@ -205,7 +205,7 @@ def work_for(
     trainer = Trainer(
         workbench=bench, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
-        growth=growth, lr_scale=scale,
+        renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,
@@ -217,7 +217,10 @@ def work_for(
         num_left_out=photos.num_left_out,
     )
     return Work(
-        algorithm=opened.algorithm, trainer=trainer, ready=ready, uploads=opened.uploads,
+        algorithm=opened.algorithm,
+        trainer=trainer,
+        ready=ready,
+        uploads=opened.uploads,
         personalization=opened.personalization,
         choosing=Choosing(client_lr=client_lr_of(opened.config), test=test, keep=partial(keep, opened)),
     )

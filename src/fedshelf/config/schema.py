@@ -123,7 +123,9 @@ class RunConfig(Settings):
     device: Annotated[DeviceName, Flag(help="Where this process computes.", panel=TRAINING, scope=Scope.LOCAL)] = "auto"
 
     algorithm: Annotated[AlgorithmName, Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
-    mu: Annotated[float, Field(ge=0), Flag(help="Strength of the proximal term of fedprox and fedasync.", panel=ALGORITHM)] = 0.01
+    mu: Annotated[
+        float, Field(ge=0), Flag(help="Strength of the proximal term of fedprox and fedasync.", panel=ALGORITHM)
+    ] = 0.01
     loss: Annotated[LossName, Flag(help="Loss of local training; fedrs and fedlc spare the products that a store does "
         "not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
     fedrs_alpha: Annotated[float, Field(ge=0, le=1), Flag(help="What fedrs scales the logits of products by that a "
@@ -131,7 +133,8 @@ class RunConfig(Settings):
     fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins, which are the wider the fewer "
         "photos a product has.", panel=ALGORITHM)] = 1.0  # fmt: skip
     server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.01 for "
-        "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+        "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM,
+        scope=Scope.SERVER)] = None  # fmt: skip
     server_momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm; beta_1 of fedadagrad, fedadam "
         "and fedyogi.", panel=ALGORITHM, scope=Scope.SERVER)] = 0.9  # fmt: skip
     server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
@@ -208,8 +211,8 @@ class RunConfig(Settings):
         panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
-    test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last round "
-        "has one.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
+    test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last "
+        "round has one.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
     best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Field(ge=0), Flag(help="Stop after so many rounds without a better one; 0: never.",

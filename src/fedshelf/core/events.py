@@ -33,9 +33,9 @@ class RunStatus(StrEnum):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Participation:
     """One cohort member's round. `reason` says why it was not counted, or what was done to an upload that was (empty:
-    nothing); `accuracy` is of the model after the round on the client's own validation photos. `num_steps`, `batch_size`
-    and `client_lr` are those of its training. Where rounds are asynchronous, `number` counts the client's uploads in the
-    round, and `staleness` is how many versions the model had advanced meanwhile."""
+    nothing); `accuracy` is of the model after the round on the client's own validation photos. `num_steps`,
+    `batch_size` and `client_lr` are those of its training. Where rounds are asynchronous, `number` counts the client's
+    uploads in the round, and `staleness` is how many versions the model had advanced meanwhile."""
 
     client: str
     status: ClientStatus
@@ -144,8 +144,8 @@ class StoreComparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonStarted:
-    """The rounds are over, and `stores` are asked which model serves them best. That takes as long as the rounds took, for
-    each trains a model alone."""
+    """The rounds are over, and `stores` are asked which model serves them best. That takes as long as the rounds took,
+    for each trains a model alone."""
 
     round: int
     stores: tuple[str, ...]

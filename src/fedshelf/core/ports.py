@@ -98,8 +98,8 @@ class Timeline(Clock, Protocol):
         `state.in_flight` that is sent again is due when it was; one that is not keeps its client busy until then."""
 
     def note(self, state: ServerState) -> ServerState:
-        """`state` with all that `resume` needs: `virtual_seconds`, and in `in_flight` all that clients are at. What of that
-        `state.in_flight` names is `wanted`."""
+        """`state` with all that `resume` needs: `virtual_seconds`, and in `in_flight` all that clients are at. What of
+        that `state.in_flight` names is `wanted`."""
 
     def due(self, client: str) -> float | None:
         """When `client` will have done all that it was sent; None if it has nothing to do."""

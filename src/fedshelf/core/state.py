@@ -27,8 +27,8 @@ class Best:
 class InFlight:
     """A task that was out when the state was saved, in asynchronous rounds and in simulations: whose, which, and when
     its answer is due (virtual seconds; None where time is real). A simulated client may break it off before that, when
-    it `leaves` (virtual seconds), and be back when the answer would have been due. What is not `wanted` any more was too
-    late, but keeps its client busy."""
+    it `leaves` (virtual seconds), and be back when the answer would have been due. What is not `wanted` any more was
+    too late, but keeps its client busy."""
 
     client: str
     key: TaskKey
@@ -44,10 +44,10 @@ class ServerState:
     `params` is the global model [S]; `sent` is the model that clients decode [S] where downloads are compressed with
     loss (None: clients hold `params`); `optimizer` holds the server optimizer's vectors; `counted` names, per
     client, the newest upload that was counted; `times_live`, in how many rounds it was there when the cohort was
-    drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local step;
-    `evaluated` is how many validation photos each got right of how many when it was last asked, in asynchronous rounds;
-    `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last compared
-    models.
+    drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local
+    step; `evaluated` is how many validation photos each got right of how many when it was last asked, in asynchronous
+    rounds; `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last
+    compared models.
     """
 
     round: int

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedshelf.core.choices import Candidate
-from fedshelf.core.messages import Broadcast, keyed
+from fedshelf.core.messages import Broadcast
 from fedshelf.core.state import ClientState
 from fedshelf.personalize.base import PERSONAL
 from fedshelf.training.trainer import Phase, Trainer
@@ -50,7 +50,7 @@ class Ditto:
         bench.load(before.tensors.get(PERSONAL, broadcast.params))
         trainer.fit(
             round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=pull,
-            part=keyed("-ditto", broadcast.key), num_steps=broadcast.num_steps,
+            part=trainer.part(broadcast.key, "-ditto"), num_steps=broadcast.num_steps,
         )  # fmt: skip
         own = bench.params.shared.detach().cpu().clone()
         return ClientState(tensors={**after.tensors, PERSONAL: own})  # line 6

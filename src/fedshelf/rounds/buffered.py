@@ -4,7 +4,8 @@ A round is one server update, made as soon as the buffer is full; who is still a
 stale by so many versions when it comes. Nobody waits for anybody.
 
 A client that is about to train is asked first how the model does that it is given, so that a round's accuracy is over
-the newest such figures of all live clients: measured while nobody waits, and older than the round's own model by a task.
+the newest such figures of all live clients: measured while nobody waits, and older than the round's own model by a
+task.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,8 +38,8 @@ from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back
 
 @dataclass(kw_only=True, eq=False)
 class _Books:
-    """Of one round: who was not counted, who has failed and waits for the next version, how often cohorts were drawn, and
-    how often it was void."""
+    """Of one round: who was not counted, who has failed and waits for the next version, how often cohorts were drawn,
+    and how often it was void."""
 
     number: int
     started: float

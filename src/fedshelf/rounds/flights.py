@@ -98,7 +98,9 @@ class Flights:
     def in_flight(self) -> tuple[InFlight, ...]:
         """The training that is out, to be written down."""
         return tuple(
-            InFlight(client=name, key=flight.broadcast.key) for name, flight in sorted(self._out.items()) if flight.trains
+            InFlight(client=name, key=flight.broadcast.key)
+            for name, flight in sorted(self._out.items())
+            if flight.trains
         )
 
     def _training(self, key: TaskKey, state: ServerState, params: Tensor, counted: TaskKey | None) -> Broadcast:

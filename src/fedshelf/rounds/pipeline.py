@@ -20,7 +20,7 @@ from fedshelf.compression import budget, feedback
 from fedshelf.compression.chain import Chain, decode, parse
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, CompressedUpload, Upload, keyed
+from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, CompressedUpload, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.state import ClientState
 from fedshelf.rounds.coding import HEADER_BYTES, Coding
@@ -84,8 +84,7 @@ class UploadPipeline:
         vectors = {name: SMALL.encode(vector, seed=0) for name, vector in small.items() if len(vector)}
         wanted = feedback.compensate(trainable, before.tensors.get(MEMORY)) if self._has_memory else trainable
         vectors[TRAINABLE] = self.coding.encode(
-            wanted, list(vectors.values()), purpose=keyed("codec-up", upload.key), round=upload.key.round,
-            client=client,
+            wanted, list(vectors.values()), purpose="codec-up", round=upload.key.round, client=client
         )  # fmt: skip
         if self._has_memory:
             left_out = feedback.residual(wanted, decode(vectors[TRAINABLE]))

@@ -20,7 +20,6 @@ from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.selection import Selection
 from fedshelf.training.trainer import Score
 
-
 MAX_VOID_IN_A_ROW = 10  # attempts at a round, before the run fails
 
 
@@ -53,9 +52,9 @@ class Plan:
 
     It starts with `start_clients`; a round has at least `min_clients`. `client_lr` maps a round to its learning rate;
     `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
-    one, `pacing` what is made of machines that differ; `max_staleness` (versions; None: any) is for asynchronous rounds. The
-    server tests the model every `test_every` rounds; where it `compares`, stores tell in the end which model serves them
-    best.
+    one, `pacing` what is made of machines that differ; `max_staleness` (versions; None: any) is for asynchronous
+    rounds. The server tests the model every `test_every` rounds; where it `compares`, stores tell in the end which
+    model serves them best.
     """
 
     run_id: str

@@ -100,8 +100,8 @@ class SynchronousRound:
         grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
         tally.patient_until = began + tally.orders.patience + grace
         self._asker.ask(
-            tally.pending(), key, broadcast, settle, seconds=self._plan.rounds.timeout, ledger=tally, enough=tally.enough,
-            wake=tally.patient_until,
+            tally.pending(), key, broadcast, settle, seconds=self._plan.rounds.timeout, ledger=tally,
+            enough=tally.enough, wake=tally.patient_until,
         )  # fmt: skip
         ended = self._timer.now()
         for name in tally.pending():
@@ -155,7 +155,9 @@ class SynchronousRound:
         def settle(answer: Answer) -> None:
             problem = problem_with_evaluation(answer, key, self._membership.num_validation(answer.client))
             if problem:
-                self._ports.sink.emit(ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}"))
+                self._ports.sink.emit(
+                    ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}")
+                )
             elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
                 accuracy = answer.message.num_correct / answer.message.num_examples
                 tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)

@@ -49,7 +49,9 @@ def batches(
     smallest = 2 if bench.has_batch_norm and min(len(photos), settings.batch_size) > 1 else 1
     most = settings.local_epochs if epochs is None else epochs
     orders = _orders(len(photos), order_rng, None if num_steps is not None else most)
-    cuts = (order[at : at + settings.batch_size] for order in orders for at in range(0, len(order), settings.batch_size))
+    cuts = (
+        order[at : at + settings.batch_size] for order in orders for at in range(0, len(order), settings.batch_size)
+    )
     for chosen in islice((chosen for chosen in cuts if len(chosen) >= smallest), num_steps):
         images_BHWC, labels_B = take(photos, chosen)
         labels_B = _moved(labels_B, bench.compute.device)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, Upload, keyed
+from fedshelf.core.messages import Broadcast, TaskKey, Upload, keyed
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
@@ -59,9 +59,10 @@ class Trainer:
 
     `rng` is the run's root; draws are keyed by round and client. `run` trains, by itself or beside other clients.
     `num_classes` is K; only a loss that depends on what the client stocks has to know it. Local training goes through
-    `phases`, one after the other, each with a fresh optimizer. The batches of this client are `growth` times the
-    configured size, and its rates `lr_scale` times what it is told (training/batch_size.py); so one of its steps is
-    `growth` of those that it is told to take.
+    `phases`, one after the other, each with a fresh optimizer. Whoever `renews` draws anew for another attempt at a
+    task: in asynchronous rounds that is a second training from one model. The batches of this client are `growth`
+    times the configured size, and its rates `lr_scale` times what it is told (training/batch_size.py); so one of its
+    steps is `growth` of those that it is told to take.
     """
 
     workbench: Workbench
@@ -72,6 +73,7 @@ class Trainer:
     run: Run = loop.alone
     num_classes: int | None = None
     phases: tuple[Phase, ...] = (Phase(),)
+    renews: bool = False
     growth: int = 1
     lr_scale: float = 1.0
 
@@ -86,7 +88,7 @@ class Trainer:
         self.workbench.load(broadcast.params)
         fit = self.fit(
             round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=gradient_hook,
-            part=keyed("", broadcast.key), num_steps=broadcast.num_steps,
+            part=self.part(broadcast.key), num_steps=broadcast.num_steps,
         )  # fmt: skip
         return Upload(
             key=broadcast.key,
@@ -98,6 +100,10 @@ class Trainer:
             batch_size=self.workbench.settings.batch_size,
             client_lr=self.lr_scale * broadcast.client_lr,
         )
+
+    def part(self, key: TaskKey, name: str = "") -> str:
+        """What to call the training `name` of a task in `fit`."""
+        return keyed(name, key) if self.renews else name
 
     def fit(
         self, *, round: int, client_lr: float, gradient_hook: GradientHook | None = None, part: str = "",
@@ -119,7 +125,7 @@ class Trainer:
             FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
         """
         fits: list[Fit] = []
-        own_steps = None if num_steps is None else max(1, math.ceil(num_steps / self.growth))
+        own_steps = None if num_steps is None else max(1, int(num_steps / self.growth + 0.5))
         taken = 0
         for number, phase in enumerate(self.phases):
             made = self._batches(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -143,7 +144,7 @@ def test_a_client_goes_on_from_the_state_of_its_upload_that_waits_in_the_buffer(
     witness = Witness()
     witness.watch(world).run()
     tasks = witness.tasks("a")
-    assert any(later.key.round == earlier.key.round for earlier, later in zip(tasks, tasks[1:], strict=False))
+    assert any(later.key.round == earlier.key.round for earlier, later in pairwise(tasks))
     assert [task.counted for task in tasks] == [None, *(task.key for task in tasks[:-1])]
     memories = [witness.uploads["a", task.key].delta for task in tasks[:-1]]
     for task, before in zip(tasks[1:-1], memories, strict=False):

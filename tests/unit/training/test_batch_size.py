@@ -177,7 +177,7 @@ def test_a_scaled_client_trains_as_one_that_is_told_the_scaled_rate_and_says_so(
     assert [upload.batch_size for upload in uploads] == [4, 4]
 
 
-@pytest.mark.parametrize(("told", "taken"), [(None, 5), (1, 1), (8, 2), (9, 3), (40, 10)])
+@pytest.mark.parametrize(("told", "taken"), [(None, 5), (1, 1), (8, 2), (9, 2), (11, 3), (40, 10)])
 def test_a_client_with_larger_batches_takes_fewer_of_the_steps_that_it_is_told(told: int | None, taken: int) -> None:
     """Told steps are of the configured size: the work stays what the server meant."""
     bench = workbench(linear(), replace(PLAIN, batch_size=4))
