@@ -151,8 +151,8 @@ def _check(config: RunConfig) -> None:
             problems.append(f"--{key} {path}: there is no such folder")
     if config.dynamic_batch and config.engine in ("vmap", "auto"):
         problems.append(
-            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one batch "
-            "size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one "
+            "batch size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
     found = [problem for problem in problems if problem]
     if found:

@@ -139,7 +139,8 @@ def _that_fit(bench: Workbench, sample: PhotoSet, sizes: Sequence[int]) -> Itera
     bytes_per_photo = 0.0
     limit = MEMORY_SHARE * free_memory()
     for size in sizes:
-        if bytes_per_photo * size > limit or not _survives(_epoch(bench, sample, size, num_steps=1), bench.compute.device):
+        step = _epoch(bench, sample, size, num_steps=1)
+        if bytes_per_photo * size > limit or not _survives(step, bench.compute.device):
             log.info("batches of %d photos do not fit in memory", size)
             return
         if size == sizes[0] and bench.compute.device.type != "cuda":

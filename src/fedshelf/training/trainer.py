@@ -60,9 +60,9 @@ class Trainer:
     `rng` is the run's root; draws are keyed by round and client. `run` trains, by itself or beside other clients.
     `num_classes` is K; only a loss that depends on what the client stocks has to know it. Local training goes through
     `phases`, one after the other, each with a fresh optimizer. Whoever `renews` draws anew for another attempt at a
-    task: in asynchronous rounds that is a second training from one model. The batches of this client are `growth` times the configured
-    size, and its rates `lr_scale` times what it is told (training/batch_size.py); so one of its steps is `growth` of those
-    that it is told to take.
+    task: in asynchronous rounds that is a second training from one model. The batches of this client are `growth`
+    times the configured size, and its rates `lr_scale` times what it is told (training/batch_size.py); so one of its
+    steps is `growth` of those that it is told to take.
     """
 
     workbench: Workbench
@@ -133,8 +133,9 @@ class Trainer:
                 part=f"{part}-{number}" if number or part else "",
             )  # fmt: skip
             lane = Lane(
-                bench=self.workbench, batches=made, round=round, client_lr=self.lr_scale * client_lr,
-                num_examples=len(self.train), gradient_hook=gradient_hook, calibration=self.calibration, moves=phase.moves,
+                bench=self.workbench, batches=made, round=round, num_examples=len(self.train),
+                client_lr=self.lr_scale * client_lr, gradient_hook=gradient_hook, calibration=self.calibration,
+                moves=phase.moves,
             )  # fmt: skip
             fits.append(lane.result(self.run(lane)))
             taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0

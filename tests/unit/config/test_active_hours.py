@@ -143,7 +143,7 @@ def test_a_system_without_zones_is_told_what_to_install(monkeypatch: pytest.Monk
 
 def test_a_zone_without_hours_is_of_no_use() -> None:
     assert active_hours(None, None) is None
-    with pytest.raises(UsageError, match="--time-zone UTC .*--active-hours"):
+    with pytest.raises(UsageError, match=r"--time-zone UTC .*--active-hours"):
         active_hours(None, "UTC")
 
 
