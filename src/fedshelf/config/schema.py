@@ -200,15 +200,16 @@ class RunConfig(Settings):
     straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="After so many times what half of a round's "
         "clients are predicted to need, by how fast they were before, --quorum is enough (default: wait for all).",
         panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask so much larger a share of clients than are wanted (0.3: "
-        "30 % more), and count the first that answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
+    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask so much larger a share of "
+        "clients than are wanted (0.3: 30 % more), and count the first that answer.", panel=ROUNDS,
+        scope=Scope.SERVER)] = 0.0  # fmt: skip
     local_work: Annotated[LocalWork, Flag(help="Work of a client in a round: its epochs (fixed); by its speed, so that "
         "all finish together (dynamic); less where it is slow (cut).", panel=ROUNDS,
         scope=Scope.SERVER)] = "fixed"  # fmt: skip
-    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Least share of its epochs that a slow client is given.",
-        panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
-    most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Most multiple of its epochs that a fast client is given.",
-        panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
+    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Least share of its epochs that a slow "
+        "client is given.", panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
+    most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Most multiple of its epochs that a fast client "
+        "is given.", panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last "
