@@ -196,7 +196,8 @@ def _has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def _store_record(store: StoreSummary) -> dict[str, Any]:
-    return {"client": store.client, **store.accuracies, "best": store.best}
+    accuracies = {candidate.value: value for candidate, value in store.accuracies.items()}
+    return {"client": store.client, **accuracies, "best": store.best}
 
 
 def _round_record(round_: RoundSummary) -> dict[str, Any]:
