@@ -95,8 +95,8 @@ Answer = ClientMessage | Garbled | Gone | None
 
 @dataclass
 class FakePeer:
-    """A client at the other end of the line: who it says it is, what it answers, and how many seconds that takes: `delay`,
-    and what `work` adds for the answer just given."""
+    """A client at the other end of the line: who it says it is, what it answers, and how many seconds that takes:
+    `delay`, and what `work` adds for the answer just given."""
 
     join: Join
     answer: Callable[[ServerMessage], Answer]

@@ -2,8 +2,9 @@
 
 ``python -m tests.odd_client --data-dir D --server-address A --do WHAT@ROUND [--do …] [--record FILE]``
 
-WHAT is one of `ODDITIES` (what the trained upload becomes), or `hold`, `hold-evaluation`, `hold-comparison`:
-print an event and wait until the folder given with ``--until`` holds a file named ROUND. Without ROUND, it is done in every round.
+WHAT is one of `ODDITIES` (what the trained upload becomes), or `hold`, `hold-evaluation`, `hold-comparison`: print an
+event and wait until the folder given with ``--until`` holds a file named ROUND. Without ROUND, it is done in every
+round.
 """
 
 import argparse

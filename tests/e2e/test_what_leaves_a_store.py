@@ -94,7 +94,16 @@ def test_of_the_models_that_a_store_compares_nothing_leaves_but_accuracies_and_a
     pair: Site, drawn_test_photos: Path
 ) -> None:
     log = pair.root / "sent.jsonl"
-    recipe = ("--rounds", "1", "--val-fraction", "0.2", "--personalize", "finetune", "--run-dir", str(pair.root / "run"))
+    recipe = (
+        "--rounds",
+        "1",
+        "--val-fraction",
+        "0.2",
+        "--personalize",
+        "finetune",
+        "--run-dir",
+        str(pair.root / "run"),
+    )
     server = pair.server(*recipe, "--insecure")
     with recording_proxy(pair.address) as proxy:
         other = pair.client("store-2", "--insecure")

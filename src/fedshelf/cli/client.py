@@ -36,7 +36,8 @@ def client(*, config: ClientConfig) -> None:
 
     def on_choice(comparison: Comparison, folder: Path) -> None:
         photos = "test" if comparison.on_test else "validation"
-        say(f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos} photos: {folder}")
+        found = f"{figures(comparison.accuracies)}, judged on its {photos} photos"
+        say(f"keeps the {comparison.best.value} model{found}: {folder}")
 
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)

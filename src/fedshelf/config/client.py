@@ -126,7 +126,9 @@ class StoreClient:
         cache = PhotoCache(root=places.photo_cache())
         photos = store_photos(self._place.data_dir, self._opened, cache)
         test = None
-        if self._place.test_dir is not None:  # now: at the end of the run it would be late to learn that it is of no use
+        if (
+            self._place.test_dir is not None
+        ):  # now: at the end of the run it would be late to learn that it is of no use
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)
         return work_for(
             self._place.name, self._opened, photos, batch_size=self._batch_size(setup, self._opened, photos),

@@ -191,8 +191,11 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
         "straggler-factor": config.straggler_factor is not None, "over-selection": config.over_selection > 0,
         "local-work": config.local_work != "fixed",
     }  # fmt: skip
-    for key in (key for key, is_set in pacing.items() if is_set):
-        found.append(f"--{key} --algorithm {config.algorithm}: nobody waits for slow machines there; leave it out")
+    found += [
+        f"--{key} --algorithm {config.algorithm}: nobody waits for slow machines there; leave it out"
+        for key, is_set in pacing.items()
+        if is_set
+    ]
     return found
 
 

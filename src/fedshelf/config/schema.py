@@ -171,8 +171,8 @@ class RunConfig(Settings):
         "rest is trained.", panel=ALGORITHM)] = 2  # fmt: skip
     ditto_lambda: Annotated[float, Field(ge=0), Flag(help="How strongly ditto holds a store's own model near the "
         "global one.", panel=ALGORITHM)] = 0.1  # fmt: skip
-    finetune_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of finetune over a store's photos, once the rounds are "
-        "over.", panel=ALGORITHM)] = 3  # fmt: skip
+    finetune_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of finetune over a store's photos, once the rounds "
+        "are over.", panel=ALGORITHM)] = 3  # fmt: skip
     finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of finetune.", panel=ALGORITHM)] = 0.01
     compare: Annotated[bool | None, Flag(help="After the last round, let each store choose what serves it best: the "
         "global model, its personalized one, or one trained alone, which takes it as long as all rounds (default: "
@@ -185,7 +185,7 @@ class RunConfig(Settings):
     byte_budget: Annotated[float | None, Field(gt=0), Flag(help="Megabytes that a client may receive and send in a "
         "round, half each way; codecs are then chosen for each message.", panel=WIRE)] = None  # fmt: skip
 
-    rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS, scope=Scope.SERVER)] = 30
+    rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS)] = 30
     min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with; later rounds wait for as many, too.",
         panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for a round.",
@@ -200,15 +200,16 @@ class RunConfig(Settings):
     straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="After so many times what half of a round's "
         "clients are predicted to need, by how fast they were before, --quorum is enough (default: wait for all).",
         panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask so much larger a share of clients than are wanted (0.3: "
-        "30 % more), and count the first that answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
+    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask so much larger a share of "
+        "clients than are wanted (0.3: 30 % more), and count the first that answer.", panel=ROUNDS,
+        scope=Scope.SERVER)] = 0.0  # fmt: skip
     local_work: Annotated[LocalWork, Flag(help="Work of a client in a round: its epochs (fixed); by its speed, so that "
         "all finish together (dynamic); less where it is slow (cut).", panel=ROUNDS,
         scope=Scope.SERVER)] = "fixed"  # fmt: skip
-    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Least share of its epochs that a slow client is given.",
-        panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
-    most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Most multiple of its epochs that a fast client is given.",
-        panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
+    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Least share of its epochs that a slow "
+        "client is given.", panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
+    most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Most multiple of its epochs that a fast client "
+        "is given.", panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last "
@@ -252,8 +253,8 @@ class ClientConfig(Settings):
     """What a store's client is told on its own machine; all else comes from the server."""
 
     data_dir: Annotated[Path | None, Flag(help="The store's photos: CLASS/*.jpg.", panel=DATA, commands=CLIENT)] = None
-    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) on which the store's models are compared in the "
-        "end (default: on those held out for validation).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
+    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) on which the store's models are compared in "
+        "the end (default: on those held out for validation).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
     name: Annotated[str | None, Flag(help="The client's name (default: the data folder's).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip

@@ -5,8 +5,8 @@
      3    y <- local training from w_t, as in round t
      4    w_{t+1} <- w_t + (y - w_t)
 
-Line 4 is written as the server adds an upload: so the result is, to the last bit, the model of a run of plain FedAvg over
-this store alone. The draws are those of the rounds, too: what differs between the candidates is what the exchange
+Line 4 is written as the server adds an upload: so the result is, to the last bit, the model of a run of plain FedAvg
+over this store alone. The draws are those of the rounds, too: what differs between the candidates is what the exchange
 brought, and not chance.
 """
 

@@ -7,12 +7,12 @@ averaging); Wang et al. 2019, "Federated Evaluation of On-device Personalization
      3  send w_T                                         6    v_k <- v_k - eta · grad F_k(v_k; b)
                                                          7  keep v_k
 
-E is `--finetune-epochs`, eta `--finetune-lr`. In the rounds nothing is personal: what travels, and what is evaluated after
-each of them, is the algorithm's model.
+E is `--finetune-epochs`, eta `--finetune-lr`. In the rounds nothing is personal: what travels, and what is evaluated
+after each of them, is the algorithm's model.
 
 Differs from the papers: eta is the same at all stores and in all steps, and both are given, not searched for; lines 1-3
-are any algorithm's, not FedAvg's alone; batch-norm statistics move in line 6, too. F_k is the loss of the rounds, with the
-same optimizer.
+are any algorithm's, not FedAvg's alone; batch-norm statistics move in line 6, too. F_k is the loss of the rounds, with
+the same optimizer.
 """
 
 from dataclasses import dataclass, replace

@@ -69,8 +69,8 @@ def combine(
 
 
 def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
-    """`upload` as the configured work, of which `share` was done, would have made it: its trainable part, divided by that
-    (`rounds.workload` says why). Statistics and what travels beside the delta are means already: they stay."""
+    """`upload` as the configured work, of which `share` was done, would have made it: its trainable part, divided by
+    that (`rounds.workload` says why). Statistics and what travels beside the delta are means already: they stay."""
     if share == 1:
         return upload
     delta, largest = upload.delta.clone(), torch.finfo(upload.delta.dtype).max

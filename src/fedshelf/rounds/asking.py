@@ -14,8 +14,8 @@ from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back, Reception
 
 
 class Ledger(Protocol):
-    """Where it is written down what asking costs: payload bytes on the wire, seen from the clients, and when each was (last)
-    sent its task, in seconds of the timer."""
+    """Where it is written down what asking costs: payload bytes on the wire, seen from the clients, and when each was
+    (last) sent its task, in seconds of the timer."""
 
     bytes_up: int
     bytes_down: int

@@ -214,6 +214,8 @@ class BufferedRounds:
         """The model after `version` rounds as clients had it; None where it is lost."""
         if version == state.round:
             return state.model
+        if version == 0:  # of which there is no checkpoint
+            return self._context.model.initial
         kept = self._ports.checkpoints.load_round(version)
         return None if kept is None else kept.model
 

@@ -5,15 +5,15 @@
      3  choose by the validation photos alone; keep the chosen model
      4  tell the server how the candidates do on the store's own mix, and which one is kept
 
-A store has few validation photos, some dozens: chance alone may put any candidate in front there. So the one with the most
-right answers is chosen (of equals, the one with the lower loss), unless the personalized one is within one standard error
-of it: then that is chosen, which more photos have formed than the local one, and which fits the store better than the
-global one. The difference is taken photo by photo: if one of the two alone names a photos right, and the other alone names
-b, then it is a - b with a standard error of sqrt(a + b).
+A store has few validation photos, some dozens: chance alone may put any candidate in front there. So the one with the
+most right answers is chosen (of equals, the one with the lower loss), unless the personalized one is within one
+standard error of it: then that is chosen, which more photos have formed than the local one, and which fits the store
+better than the global one. The difference is taken photo by photo: if one of the two alone names a photos right, and
+the other alone names b, then it is a - b with a standard error of sqrt(a + b).
 
 Sources: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages" (the
-standard error); Breiman, Friedman, Olshen & Stone 1984, "Classification and Regression Trees", section 3.4.3 (not to leave
-the preferred candidate for less than one standard error).
+standard error); Breiman, Friedman, Olshen & Stone 1984, "Classification and Regression Trees", section 3.4.3 (not to
+leave the preferred candidate for less than one standard error).
 
 Shapes: S shared values, P all values.
 """

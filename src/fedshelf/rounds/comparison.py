@@ -1,7 +1,7 @@
 """Once the rounds are over: which model serves each store best. The server's side (the client's is `choice`).
 
-Every store trains a model alone for this, from the run's first model and for as many rounds as the run had, so it takes as
-long as all rounds took. Nothing but accuracies and a choice come back; what was chosen stays at the store.
+Every store trains a model alone for this, from the run's first model and for as many rounds as the run had, so it takes
+as long as all rounds took. Nothing but accuracies and a choice come back; what was chosen stays at the store.
 
 Shapes: S shared values.
 """
@@ -46,8 +46,8 @@ class Comparing:
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
-                key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0, auxiliary={FIRST_MODEL: self.context.model.initial},
-                counted=state.counted.get(name),
+                key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0,
+                auxiliary={FIRST_MODEL: self.context.model.initial}, counted=state.counted.get(name),
             )  # fmt: skip
 
         def settle(answer: Answer) -> None:

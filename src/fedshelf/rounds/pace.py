@@ -1,8 +1,8 @@
 """How fast clients are, as the server has seen it: seconds per local step, from being sent a task to the upload.
 
-What is measured is the whole way (download, waiting for the machine, training, upload), by the server's own timer, and the
-steps are those that the server has asked for: what a client says of itself decides nothing. Pure functions on the mapping
-that `ServerState.pace` keeps.
+What is measured is the whole way (download, waiting for the machine, training, upload), by the server's own timer,
+and the steps are those that the server has asked for: what a client says of itself decides nothing. Pure functions on
+the mapping that `ServerState.pace` keeps.
 """
 
 import statistics

@@ -10,8 +10,8 @@ from fedshelf.rounds.pace import per_step
 
 @dataclass(kw_only=True, eq=False)
 class Tally:
-    """What has come in, and what that cost on the wire (a server that was restarted in the round knows only its own part
-    of that).
+    """What has come in, and what that cost on the wire (a server that was restarted in the round knows only its own
+    part of that).
 
     Attributes:
         cohort: who was asked.
@@ -49,7 +49,7 @@ class Tally:
         return needed <= len(self.members) and needed <= len(self.counted())
 
     def late(self, began: float, ended: float, timeout: float) -> str:
-        """Why a client is late that had not answered when training ended (seconds of the timer, but for the timeout)."""
+        """Why a client is late that had not answered when training ended; times are the timer's."""
         num_counted = len(self.counted())
         if num_counted >= self.orders.wanted:
             return f"not needed any more: {num_counted} uploads were wanted and in (--over-selection)"

@@ -1,8 +1,8 @@
 """How many local steps each client of a round takes, and how far that leads it.
 
 Steps, so that all are predicted to finish together (the idea of Li et al. 2023, "FedCompass: Efficient Cross-Silo
-Federated Learning on Heterogeneous Client Devices using a Computing Power Aware Scheduler"). Of client i: c_i steps have
-the configured epochs, p_i seconds takes a step (`pace`), l_i and u_i are the least and the most steps it is given.
+Federated Learning on Heterogeneous Client Devices using a Computing Power Aware Scheduler"). Of client i: c_i steps
+have the configured epochs, p_i seconds takes a step (`pace`), l_i and u_i are the least and the most steps it is given.
 
     dynamic:  steps_i <- T / p_i, within l_i and u_i,   T such that sum_i steps_i = sum_i c_i
     cut:      steps_i <- T / p_i, within l_i and c_i,   T the median of c_i · p_i
@@ -15,10 +15,10 @@ Optimization" (FedNova): with weights w_i and changes delta_i,
 
     change = tau_eff · sum_i w_i · delta_i / tau_i,   tau_eff = sum_i w_i · tau_i,   tau_i = |a_i|_1 / |a'_i|_1
 
-where a_i holds the coefficients that the gradients of client i's steps have in delta_i: all of them 1 for plain steps. With
-Nesterov momentum rho the gradient of step k of n enters steps k .. n, with 1 + rho · (1 - rho^(n-k+1)) / (1 - rho) in all:
-with momentum 0.9 ten steps lead little more than a third as far as twenty. Without the division the mean is one of an objective in which
-clients count by how much they did; a slow machine's products would be learned worst.
+where a_i holds the coefficients that the gradients of client i's steps have in delta_i: all of them 1 for plain steps.
+With Nesterov momentum rho the gradient of step k of n enters steps k .. n, with 1 + rho · (1 - rho^(n-k+1)) / (1 - rho)
+in all: with momentum 0.9 ten steps lead little more than a third as far as twenty. Without the division the mean is one
+of an objective in which clients count by how much they did; a slow machine's products would be learned worst.
 
 Differs from FedNova: tau_i is relative to a'_i, that of client i's own configured epochs. Fixed epochs are then FedAvg
 as it is (in the paper a client's tau grows with its photos, and FedNova takes that out of FedAvg, too). What counts are

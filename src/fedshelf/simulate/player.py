@@ -29,8 +29,8 @@ Equip = Callable[[Work], Work]
 class Player:
     """Plays the clients of `stores`, one message at a time. Nothing of a client stays here.
 
-    `states` is the folder of what clients keep between rounds; it must be there before the first round. `models` is where
-    the models lie that stores keep in the end; nowhere, if it is not given.
+    `states` is the folder of what clients keep between rounds; it must be there before the first round. `models` is
+    where the models lie that stores keep in the end; nowhere, if it is not given.
     """
 
     stores: Stores

@@ -103,7 +103,9 @@ class RayPool:
     def _open(self, setup: Setup) -> None:
         if setup != self._setup:
             self._setup = setup
-            for opened in [actor.open.remote(setup, self._player.states, self._player.models) for actor in self._actors]:
+            for opened in [
+                actor.open.remote(setup, self._player.states, self._player.models) for actor in self._actors
+            ]:
                 self._get(opened)
 
     def _hand_out(self) -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fedshelf.algorithms.fedbuff import FedBuff
+from fedshelf.compression.chain import parse
 from fedshelf.core.choices import Candidate, PersonalizeName
+from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import (
     ClientRefused,
     ComparisonReceived,
@@ -21,15 +23,20 @@ from fedshelf.core.events import (
     StoresCompared,
 )
 from fedshelf.core.messages import (
-    Broadcast, Comparison, CompressedBroadcast, Failure, Purpose, ServerMessage, TaskKey, Upload,
+    Broadcast,
+    Comparison,
+    CompressedBroadcast,
+    Failure,
+    Purpose,
+    ServerMessage,
+    TaskKey,
+    Upload,
 )
 from fedshelf.core.ports import Reply
-from fedshelf.core.errors import RefusedError
+from fedshelf.core.rng import Rng
 from fedshelf.rounds import payload
 from fedshelf.rounds.choice import FIRST_MODEL
 from fedshelf.rounds.coding import Coding
-from fedshelf.compression.chain import parse
-from fedshelf.core.rng import Rng
 from fedshelf.rounds.selection import Selection
 from fedshelf.tracking.client_states import FileClientStates
 from fedshelf.training.loop import Lane
@@ -311,7 +318,7 @@ def test_a_choice_that_there_is_not_is_refused_where_the_message_is_read() -> No
         key=key, best=Candidate.LOCAL, accuracies={Candidate.LOCAL: 0.5}, on_test=True, num_validation=4
     )  # fmt: skip
     header = payload.encode_header(honest, "")
-    assert payload.decode(header, b"") == honest
+    assert payload.encode_header(payload.decode(header, b""), "") == header
     for wrong in (header.replace('"best":"local"', '"best":"mine"'), header.replace('"local":0.5', '"mine":0.5')):
         assert wrong != header
         with pytest.raises(RefusedError, match="the comparison is malformed"):

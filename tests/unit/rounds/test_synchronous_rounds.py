@@ -445,7 +445,8 @@ def test_the_model_that_is_evaluated_is_the_one_after_the_round() -> None:
     world = World(names=("a", "b"), num_rounds=1, module=with_batch_norm)
     world.run()
     train, evaluate = (
-        [m for m in world.transport.broadcasts("line-to-a") if m.purpose is purpose] for purpose in Purpose
+        [m for m in world.transport.broadcasts("line-to-a") if m.purpose is purpose]
+        for purpose in (Purpose.TRAIN, Purpose.EVALUATE)
     )
     assert torch.equal(evaluate[0].params, world.final)
     assert not torch.equal(train[0].params, world.final)

@@ -1,4 +1,4 @@
-"""Machines that differ, in rounds on fake ports: observed speed, the deadline from it, over-selection, steps by speed."""
+"""Machines that differ, in rounds on fake ports: observed speed, a deadline from it, over-selection, steps by speed."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,11 +138,13 @@ def test_no_attempt_is_void_for_what_was_predicted() -> None:
     assert world.run() is RunStatus.FINISHED
     assert not world.sink.of(RoundVoid)
     assert statuses(world.finished[1]) == {"a": "counted", "b": "counted", "c": "late", "d": "counted"}
-    assert reason(world.finished[1], "c") == "no answer within 800 s: after 15 s a quorum is enough (--straggler-factor)"
+    assert (
+        reason(world.finished[1], "c") == "no answer within 800 s: after 15 s a quorum is enough (--straggler-factor)"
+    )
 
 
 def test_a_void_attempt_has_shown_who_is_slow() -> None:
-    """All had ten steps of a second each; ten of d's now take 150. Given two or three, it is there before the timeout."""
+    """All had ten steps of a second each; ten of d's now take 150. Given two or three, it is in time."""
     world = four(num_rounds=2, plan=paced("dynamic"), rounds={"timeout": 50.0, "quorum": 4})
     from_round(world, 2, {"d": 15.0})
     assert world.run() is RunStatus.FINISHED

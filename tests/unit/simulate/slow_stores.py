@@ -71,6 +71,12 @@ def history(directory: RunDirectory) -> list[Any]:
     return [rounds, [(void.round, void.attempt, void.reason) for void in summary.voids]]
 
 
+def out_of(directory: RunDirectory) -> list[Any]:
+    """What was out at the last checkpoint."""
+    flights = state_of(directory).in_flight
+    return [(f.client, f.key.round, f.key.attempt, f.due, f.leaves, f.wanted) for f in flights]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     simulate("abcde", Path(sys.argv[1]), workers=int(sys.argv[2]), **ROUGH)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedshelf.config.build import open_setup
+from fedshelf.config import files, places
+from fedshelf.config.build import open_setup, store_photos
+from fedshelf.config.build import test_photos as load_test_photos
 from fedshelf.config.predictor import Predictor
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.events import RunStatus
-from fedshelf.data.cache import PhotoCache
-from fedshelf.config import files, places
-from fedshelf.config.build import store_photos, test_photos
 from fedshelf.core.choices import Candidate, EngineName, PersonalizeName
+from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Setup
+from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.simulate.engine import simulate
 from fedshelf.tracking.queries import run_summary
@@ -67,7 +67,7 @@ def test_every_store_has_a_whole_model_whose_accuracy_is_the_one_reported(
         device="cpu",
     )  # fmt: skip
     cache = PhotoCache(root=places.photo_cache())
-    test = test_photos(Path("test"), given, catalogue, cache)
+    test = load_test_photos(Path("test"), given, catalogue, cache)
     found = {store.client: store for store in run_summary(directory.path).stores}
     assert sorted(found) == sorted(NAMES)
     for name, store in found.items():

@@ -110,6 +110,7 @@ def test_answers_come_in_the_order_of_virtual_time_whoever_is_computed_first(see
         if arrival.address == "b":
             transport.send("a", task(2, Purpose.EVALUATE))  # behind the training that it is at
     assert seen == [("b", 1.0), ("a", 1.5), ("a", 1.5)]
+    assert isinstance(arrival, Reply)
     assert isinstance(arrival.message, Evaluation)
     assert (name_of(transport.receive(10.0)), transport.now()) == ("c", 5.0)
     with pytest.raises(RunError, match="waits for more clients than can take part"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fedshelf.core.events import ClientJoined, ClientLeft, RoundFinished, RoundS
 from fedshelf.tracking.run_directory import RunDirectory
 from tests.fakes import RecordingSink
 from tests.unit.simulate import slow_stores
-from tests.unit.simulate.slow_stores import ROUGH, history, rounds_of, simulate, state_of
+from tests.unit.simulate.slow_stores import ROUGH, history, out_of, rounds_of, simulate, state_of
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -56,7 +57,7 @@ def test_speeds_change_time_and_not_the_model_where_nobody_is_late() -> None:
 def test_a_slow_store_is_late_at_a_deadline_and_its_next_task_begins_when_it_is_done() -> None:
     """a and b take 0.2 s, c takes 1 s; rounds end after 0.45 s."""
     given: dict[str, Any] = {"speeds": "1,1,5", "round_timeout": 0.45, "quorum": 2}
-    ends = []
+    ends: list[Any] = []
     for num_rounds in (1, 2, 3, 4):
         _, directory = simulate("abc", Path(f"r{num_rounds}"), rounds=num_rounds, **given)
         flights = state_of(directory).in_flight
@@ -93,12 +94,12 @@ def test_void_attempts_take_virtual_time_too() -> None:
 
 def test_who_drops_out_is_offline_in_the_round_and_there_again_later() -> None:
     sink = RecordingSink()
-    status, directory = simulate("abcdef", Path("r"), dropout=0.3, quorum=1, rounds=6, watchers=(sink,))
+    given: dict[str, Any] = {"speeds": "1,2,4,3,1.5,5", "dropout": 0.3, "quorum": 1, "rounds": 6}
+    status, directory = simulate("abcdef", Path("r"), watchers=(sink,), **given)
     assert status is RunStatus.FINISHED
     found = [status for members in statuses(directory) for status in members.values()]
     assert {*found} == {"counted", "offline"}
-    assert 0.1 < found.count("offline") / len(found) < 0.6
-    assert len(sink.of(ClientLeft)) >= found.count("offline")
+    assert len(sink.of(ClientLeft)) > found.count("offline"), "nobody was back in time to do it again"
     assert len(sink.of(ClientJoined)) > 6
     last_seen = {event.client for event in sink.of(ClientLeft)}
     assert len(last_seen) > 1
@@ -106,7 +107,7 @@ def test_who_drops_out_is_offline_in_the_round_and_there_again_later() -> None:
         events = [type(event) for event in sink.events if getattr(event, "client", None) == client]
         joins_and_leaves = [kind for kind in events if kind in (ClientJoined, ClientLeft)]
         assert joins_and_leaves[:2] == [ClientJoined, ClientLeft]
-        assert all(one is not other for one, other in zip(joins_and_leaves, joins_and_leaves[1:], strict=False))
+        assert all(one is not other for one, other in pairwise(joins_and_leaves))
 
 
 def test_dropout_is_the_same_for_the_same_seed() -> None:
@@ -161,7 +162,7 @@ def test_a_run_that_is_stopped_and_gone_on_with_comes_to_the_same_model_at_the_s
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
     assert state_of(resumed).virtual_seconds == state_of(whole).virtual_seconds
-    assert state_of(resumed).in_flight == state_of(whole).in_flight
+    assert out_of(resumed) == out_of(whole)
     assert torch.equal(state_of(resumed).params, state_of(whole).params)
 
 
@@ -251,7 +252,7 @@ def test_asynchronous_versions_are_made_when_the_buffer_is_full_and_slow_stores_
     given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "speeds": "1,1,4.5", "rounds": 5}
     _, directory = simulate("abc", Path("r"), **given)
     made = [[(member.client, member.staleness) for member in record.clients] for record in rounds_of(directory)]
-    assert made == [[("a", 0), ("b", 0)]] * 4 + [[("a", 0), ("c", 4)]]
+    assert made == [[("a", 0), ("b", 0)], *[[("a", 1), ("b", 0)]] * 3, [("a", 1), ("c", 4)]]  # a goes on at once
     assert virtual_seconds(directory) == pytest.approx([0.2] * 5)
     flights = {flight.client: flight.due for flight in state_of(directory).in_flight}
     assert flights == {"b": pytest.approx(1.0), "c": pytest.approx(1.8)}
@@ -274,7 +275,7 @@ def test_an_asynchronous_run_that_is_gone_on_with_comes_to_the_same_model_at_the
     status, resumed = simulate("abcde", Path("r"), **ASYNCHRONOUS)
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(asynchronous)
-    assert state_of(resumed).in_flight == state_of(asynchronous).in_flight
+    assert out_of(resumed) == out_of(asynchronous)
     assert torch.equal(state_of(resumed).params, state_of(asynchronous).params)
 
 

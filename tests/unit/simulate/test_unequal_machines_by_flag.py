@@ -46,7 +46,11 @@ def test_once_speeds_are_known_work_is_dealt_by_them_and_rounds_are_shorter(stor
 
 
 def test_machines_that_are_alike_in_all_do_what_they_would_with_fixed_epochs(stores: Path) -> None:
-    values = {"data_dir": stores, "val_fraction": 0.0, "batch_size": 64}  # one step an epoch, whoever has how many photos
+    values = {
+        "data_dir": stores,
+        "val_fraction": 0.0,
+        "batch_size": 64,
+    }  # one step an epoch, whoever has how many photos
     speeds = "15,7,9.5454545454545"  # 7, 15 and 11 photos: all take as long
     fixed, _ = run("fixed", speeds=speeds, **values)
     dynamic, _ = run("dynamic", speeds=speeds, local_work="dynamic", **values)

@@ -120,6 +120,11 @@ def test_json_lines_are_one_event_each_and_written_at_once() -> None:
         "train_loss": None,
         "accuracy": None,
         "seconds": None,
+        "num_steps": None,
+        "batch_size": None,
+        "client_lr": None,
+        "staleness": None,
+        "number": 0,
     }
 
 

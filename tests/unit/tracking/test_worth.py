@@ -1,4 +1,5 @@
-"""What a run has brought each store, in figures and in one sentence; in the database, on the console, in `runs show`."""
+"""What a run has brought each store, in figures and in one sentence; in the database, on the console, in `runs
+show`."""
 
 import json
 from pathlib import Path
