@@ -38,9 +38,9 @@ def report(records: Sequence[Record]) -> str:
             parts.append(f"Stores: {words}.\n\n{results.table(columns, rows)}")
     parts.append(
         "The acceptance benchmark with 10 % of each store's photos held out for its choice. Accuracy on each store's "
-        "own mix of products, on the official test photos: mean over the 8 stores, and the worst of them. *best* is the "
-        "model that the store has chosen on its held-out photos; *worst against alone*: by how many points the store "
-        "that has lost most (or won least) by that is above its model trained alone."
+        "own mix of products, on the official test photos: mean over the 8 stores, and the worst of them. *best* is "
+        "the model that the store has chosen on its held-out photos; *worst against alone*: by how many points the "
+        "store that has lost most (or won least) by that is above its model trained alone."
     )
     return "\n\n".join(parts)
 

@@ -8,7 +8,7 @@ from tests.processes import Site, statuses
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-RECIPE = ("--algorithm", "fedbuff", "--buffer-size", "2", "--rounds", "60", "--val-fraction", "0.2")
+RECIPE = ("--algorithm", "fedbuff", "--buffer-size", "2", "--rounds", "30", "--val-fraction", "0.2")
 
 
 def counted(summary: dict[str, Any], client: str) -> list[tuple[int, int]]:
@@ -32,7 +32,7 @@ def test_others_go_on_while_a_store_is_at_work_and_its_upload_counts_as_stale(si
     assert [client.end() for client in (slow, *others)] == [0] * 4
     summary = site.show(site.only_run())
     assert summary["status"] == "finished"
-    assert [round_["round"] for round_ in summary["rounds"]] == list(range(1, 61))
+    assert [round_["round"] for round_ in summary["rounds"]] == list(range(1, 31))
     first_round, staleness = counted(summary, site.names[0])[0]
     assert first_round > 3
     assert staleness == first_round - 1
@@ -49,21 +49,25 @@ def test_a_killed_server_asks_again_for_what_was_out_and_counts_each_round_once(
     server.kill()
     server = site.server(*RECIPE)
     first = server.wait_for("run_started")["first_round"]
-    assert first >= 5
+    assert first >= 4  # the record of round 4 comes before its checkpoint
     site.release(1)
     assert server.end() == 0, server.text()
     assert [client.end() for client in (slow, *others)] == [0] * 4
     summary = site.show(site.only_run())
-    assert [round_["round"] for round_ in summary["rounds"]] == list(range(1, 61))
-    assert counted(summary, site.names[0])[0][1] >= 4, "what the store trained on the first model was not used"
+    assert [round_["round"] for round_ in summary["rounds"]] == list(range(1, 31))
+    assert counted(summary, site.names[0])[0][1] >= 3, "what the store trained on the first model was not used"
 
 
 def test_a_store_that_dies_at_work_is_offline_and_the_others_finish(site: Site) -> None:
     server = site.server(*RECIPE, min_clients=3)
     doomed = site.held_client(site.names[0], "hold@1")
-    others = [site.client(name) for name in site.names[1:]]
-    doomed.wait_for("held", round=1)
+    others = [site.held_client(name, "hold@1") for name in site.names[1:3]]
+    for client in (doomed, *others):
+        client.wait_for("held", round=1)
+    others.append(site.client(site.names[3]))
+    server.wait_for("client_joined", client=site.names[3])
     doomed.kill()
+    site.release(1)
     assert server.end() == 0, server.text()
     assert [client.end() for client in others] == [0] * 3
     summary = site.show(site.only_run())

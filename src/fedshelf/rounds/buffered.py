@@ -81,6 +81,9 @@ class BufferedRounds:
         self._flights.bytes_down = 0
         self._buffer.open(books.number, lambda version: self._model_at(version, state))
         self._keep_busy(state, books)
+        while not self._flights and len(self._buffer) < self._size:  # until there are enough clients
+            state = self._receive(state, books)
+            self._keep_busy(state, books)
         live = self._membership.live()
         key = TaskKey(run_id=self._plan.run_id, round=books.number, attempt=0)
         self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))

@@ -42,8 +42,8 @@ class SynchronousRound:
     def run(
         self, state: ServerState, opened: OpenRound, client_lr: float
     ) -> tuple[ServerState, RoundFinished | RoundVoid]:
-        """One attempt at the round after `state`: the next state and its record, or the same round's and why the attempt
-        is void."""
+        """One attempt at the round after `state`: the next state and its record, or the same round's state and why the
+        attempt is void."""
         key, orders = opened.key, self._plan.pacing.orders(opened)
         needed = cohorts.quorum(orders.wanted, self._plan.rounds.quorum)
         started = self._ports.clock.now()

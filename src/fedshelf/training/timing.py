@@ -37,13 +37,15 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
     return min(times)
 
 
-def once(step: Callable[[], object], device: torch.device) -> float:
+def once(
+    step: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:  # fmt: skip
     """The seconds of one call, until the device is done."""
     _wait(device)
-    started = time.perf_counter()
+    started = clock()
     step()
     _wait(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _wait(device: torch.device) -> None:

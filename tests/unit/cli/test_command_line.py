@@ -57,7 +57,7 @@ def test_every_command_s_help_has_an_example(command: str) -> None:
 
 
 def test_help_tells_defaults_also_of_zero_and_one() -> None:
-    text = " ".join(CliRunner().invoke(app, ["simulate", "--help"]).output.split())
+    text = " ".join(CliRunner().invoke(app, ["simulate", "--help"]).output.replace("│", " ").split())
     defaults = {"--threads": "1", "--seed": "0", "--fraction": "1.0", "--client-lr": "0.05", "--extend": "0"}
     for flag, default in defaults.items():
         described = text[text.index(f"{flag} ") + len(flag) :].split(" --")[0]

@@ -62,26 +62,26 @@ def test_a_client_trains_with_its_own_batch_size_and_others_with_theirs(machine:
         count: work_for(
             "a", opened, StorePhotos(train=photos(1, count, size=16), validation=photos(2, 3, size=16))
         ).trainer
-        for count in (40, 20)
+        for count in (80, 40)
     }
     assert {n: (t.workbench.settings.batch_size, t.growth, t.lr_scale) for n, t in trainers.items()} == {
-        40: (8, 2, 2.0), 20: (4, 1, 1.0),
+        80: (8, 2, 2.0), 40: (4, 1, 1.0),
     }  # fmt: skip
     assert opened.workbench.settings.batch_size == 4
-    assert trainers[40].workbench.params is opened.workbench.params
-    assert machine == [40]
+    assert trainers[80].workbench.params is opened.workbench.params
+    assert machine == [80]
 
 
 def test_nothing_is_measured_unless_it_is_asked_for(machine: list[int]) -> None:
     opened = open_setup(setup_of(config(dynamic_batch=False)), device="cpu")
-    store = StorePhotos(train=photos(1, 40, size=16), validation=photos(2, 3, size=16))
+    store = StorePhotos(train=photos(1, 80, size=16), validation=photos(2, 3, size=16))
     found = work_for("a", opened, store).trainer
     assert (found.workbench, found.lr_scale, machine) == (opened.workbench, 1.0, [])
     assert RunConfig().dynamic_batch is False
 
 
 def test_a_client_that_was_restarted_takes_the_batch_size_that_it_had(home: Path, machine: list[int]) -> None:
-    write_pack(Path("lyon"), dict.fromkeys(CLASSES, 14))
+    write_pack(Path("lyon"), dict.fromkeys(CLASSES, 22))
     place = ClientPlace.of(Path("lyon"), name=None, state_dir=None, device="cpu")
     kept = place.state_dir / "batch-size.json"
     given, rounds = config(val_fraction=0.0), itertools.count(1)
@@ -94,12 +94,12 @@ def test_a_client_that_was_restarted_takes_the_batch_size_that_it_had(home: Path
         key = TaskKey(run_id=run_id, round=next(rounds), attempt=0)
         answer = client.handle(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1))
         assert isinstance(answer, Upload), answer
-        assert (answer.batch_size, answer.client_lr, answer.num_steps) == (8, 0.2, 6)
+        assert (answer.batch_size, answer.client_lr, answer.num_steps) == (8, 0.2, 9)
         return answer
 
     upload()
     upload()
-    assert machine == [42]
+    assert machine == [66]
     for damage in ("", "[]", '{"measured_for": 1}', kept.read_text().replace("8}", "-8}"), '"x"'):
         kept.write_text(damage)
         before = len(machine)
@@ -129,7 +129,7 @@ def simulated(run_dir: Path, stores: Mapping[str, PhotoSet], **values: Any) -> R
 
 def test_a_run_of_clients_with_doubled_batches_is_the_run_that_was_told_so(tmp_path: Path, machine: list[int]) -> None:
     """Bit for bit: batch size and rate are all that the flag changes. What they were is recorded."""
-    stores = {"a": photos(1, 40, size=16), "b": photos(2, 33, size=16)}
+    stores = {"a": photos(1, 70, size=16), "b": photos(2, 66, size=16)}
     found = simulated(tmp_path / "found", stores, client_lr=0.05)
     told = simulated(tmp_path / "told", stores, client_lr=0.1, batch_size=8, dynamic_batch=False)
     models = [load_file(run.model / "model.safetensors") for run in (found, told)]
@@ -154,7 +154,7 @@ def test_a_real_measurement_leaves_a_run_that_takes_the_configured_size_as_it_wa
         return 4
 
     monkeypatch.setattr(batch_size, "fastest", first)
-    stores = {"a": photos(1, 40, size=16), "b": photos(2, 70, size=16)}
+    stores = {"a": photos(1, 70, size=16), "b": photos(2, 130, size=16)}
     models = [
         load_file(simulated(tmp_path / str(flag), stores, dynamic_batch=flag).model / "model.safetensors")
         for flag in (True, False)

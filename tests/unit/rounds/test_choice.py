@@ -215,7 +215,7 @@ def test_where_nothing_can_be_trained_the_client_says_so() -> None:
     tuned = Store()
     tuned.personalization = replace(make("finetune", SETTINGS), candidates=(LOCAL,))  # type: ignore[type-var]
     tuned.choosing = replace(tuned.choosing, client_lr=lambda number: 1e30)
-    with pytest.raises(FedShelfError, match="none of the models .* lower --client-lr"):
+    with pytest.raises(FedShelfError, match=r"none of the models .* lower --client-lr"):
         tuned.compare()
 
 

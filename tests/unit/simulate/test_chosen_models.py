@@ -51,7 +51,8 @@ def run(name: str, **values: Any) -> RunDirectory:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    tensors: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return tensors
 
 
 @pytest.mark.parametrize("method", ["none", "fedbn", "finetune"])

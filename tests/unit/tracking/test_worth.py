@@ -2,6 +2,7 @@
 show`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,14 @@ from fedshelf.tracking.run_directory import RunDirectory
 LOCAL, GLOBAL, PERSONALIZED = Candidate.LOCAL, Candidate.GLOBAL, Candidate.PERSONALIZED
 
 
-def outcome(client: str, best: Candidate, *, on_test: bool = True, **accuracies: float) -> StoreComparison:
-    found = {Candidate(name): value for name, value in accuracies.items()}
-    return StoreComparison(client=client, best=best, accuracies=found, on_test=on_test)
+def outcome(
+    client: str, best: Candidate, accuracies: Mapping[Candidate, float], *, on_test: bool = True
+) -> StoreComparison:  # fmt: skip
+    return StoreComparison(client=client, best=best, accuracies=accuracies, on_test=on_test)
 
 
-LYON = outcome("lyon", PERSONALIZED, local=0.4, personalized=0.6, **{"global": 0.5})
-OSLO = outcome("[b]oslo", LOCAL, local=0.5, personalized=0.45, **{"global": 0.3})
+LYON = outcome("lyon", PERSONALIZED, {LOCAL: 0.4, GLOBAL: 0.5, PERSONALIZED: 0.6})
+OSLO = outcome("[b]oslo", LOCAL, {LOCAL: 0.5, GLOBAL: 0.3, PERSONALIZED: 0.45})
 ROME = StoreComparison(client="rome", best=None, accuracies={}, on_test=False, reason="not connected")
 COMPARED = StoresCompared(round=3, stores=(LYON, OSLO, ROME))
 
@@ -35,7 +37,7 @@ def test_the_gain_is_that_of_the_kept_model_over_training_alone() -> None:
     assert worth.gain(LYON) == pytest.approx(0.2)
     assert worth.gain(OSLO) == 0
     assert worth.gain(ROME) is None
-    assert worth.gain(outcome("x", PERSONALIZED, personalized=0.5)) is None
+    assert worth.gain(outcome("x", PERSONALIZED, {PERSONALIZED: 0.5})) is None
     assert (worth.points(0.2), worth.points(-0.014), worth.points(0.0), worth.points(None)) == (
         "+20.0", "-1.4", "+0.0", "–"
     )  # fmt: skip
@@ -49,7 +51,7 @@ def test_the_verdict_counts_stores_that_gained_and_gives_the_means() -> None:
 
 
 def test_a_verdict_on_the_photos_that_the_choice_was_made_on_says_so() -> None:
-    assert "which flatter it" in worth.verdict([outcome("x", GLOBAL, on_test=False, local=0.2, **{"global": 0.4})])
+    assert "which flatter it" in worth.verdict([outcome("x", GLOBAL, {LOCAL: 0.2, GLOBAL: 0.4}, on_test=False)])
 
 
 def test_where_no_store_can_tell_there_is_no_verdict() -> None:
