@@ -100,7 +100,7 @@ class Flights:
         given_up = {n: n in gone for n, flight in sorted(self._out.items()) if n in gone or now >= flight.deadline}
         for name in given_up:
             flight = self._out.pop(name)
-            if name in gone:
+            if name in gone and self.context.ports.virtual is None:  # a simulated one has lost what it was at
                 self._left[name] = flight
         return given_up
 
