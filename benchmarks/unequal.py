@@ -11,6 +11,7 @@ from benchmarks.study import Contender, Record
 EQUAL, ONE_IN_FOUR, STEPS = "1", "1,1,1,5", "1,1,2,4"
 # A version of fedbuff takes 4 of 8 uploads, one of fedasync 1: as many local epochs in all as 30 synchronous rounds.
 BUFFERED = ("--algorithm", "fedbuff", "--buffer-size", "4", "--rounds", "60", "--test-every", "2")
+TWICE = ("--algorithm", "fedbuff", "--buffer-size", "4", "--rounds", "120", "--test-every", "4")
 ASYNCHRONOUS = ("--algorithm", "fedasync", "--rounds", "240", "--test-every", "8")
 WAYS: Mapping[str, Sequence[str]] = {
     "FedAvg": (),

@@ -1,4 +1,4 @@
-"""What Wang et al. 2020 say of normalized averaging, asserted of unequal local work."""
+"""What Wang et al. 2020 say of normalized averaging (`--work-norm l1`), asserted of unequal local work."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ class Rounds:
         settings = replace(PLAIN, momentum=momentum)
         self.trainers = {name: trains_on(q, name=name, settings=settings) for name, q in clients().items()}
         self.weights = {name: float(len(trainer.train)) for name, trainer in self.trainers.items()}
-        self.workload, self.normalize = Workload(training=settings), normalize
+        self.workload, self.normalize = Workload(training=settings, norm="l1"), normalize
 
     def change(self, params: Tensor, lr: float) -> Tensor:
         """What a round adds to `params`."""
@@ -89,7 +89,7 @@ def test_steps_taken_for_plain_ones_would_not_do_with_momentum() -> None:
     rounds = Rounds(normalize=True, momentum=0.9)
     best = weighted_optimum(rounds.weights)
     right = rounds.change(best, 1e-4).norm()
-    rounds.workload = Workload(training=PLAIN)
+    rounds.workload = Workload(training=PLAIN, norm="l1")
     assert right < 0.05 * rounds.change(best, 1e-4).norm()
 
 

@@ -165,8 +165,9 @@ def training_of(config: RunConfig) -> TrainingSettings:
 def pacing_of(config: RunConfig) -> Pacing:
     """What is made of machines that differ."""
     workload = Workload(
-        rule=config.local_work, least=config.least_work, most=config.most_work, training=training_of(config)
-    )
+        rule=config.local_work, least=config.least_work, most=config.most_work, norm=config.work_norm,
+        training=training_of(config),
+    )  # fmt: skip
     return Pacing(
         straggler_factor=config.straggler_factor, over_selection=config.over_selection, workload=workload
     )  # fmt: skip

@@ -28,6 +28,7 @@ from fedshelf.core.choices import (
     SamplingName,
     ScaffoldOption,
     Schedule,
+    WorkNorm,
 )
 
 AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]  # whatever is registered
@@ -197,12 +198,10 @@ class RunConfig(Settings):
         "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in "
         "seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
-    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="After so many times what half of a round's "
-        "clients are predicted to need, by how fast they were before, --quorum is enough (default: wait for all).",
-        panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask so much larger a share of "
-        "clients than are wanted (0.3: 30 % more), and count the first that answer.", panel=ROUNDS,
-        scope=Scope.SERVER)] = 0.0  # fmt: skip
+    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="Wait for all no longer than so many times what "
+        "half of them are predicted to need, then for --quorum.", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask this share more clients than are wanted, and "
+        "count the first to answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
     local_work: Annotated[LocalWork, Flag(help="Work of a client in a round: its epochs (fixed); by its speed, so that "
         "all finish together (dynamic); less where it is slow (cut).", panel=ROUNDS,
         scope=Scope.SERVER)] = "fixed"  # fmt: skip
@@ -210,6 +209,8 @@ class RunConfig(Settings):
         "client is given.", panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
     most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Most multiple of its epochs that a fast client "
         "is given.", panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
+    work_norm: Annotated[WorkNorm, Flag(help="Norm of their steps by which uploads of unequal work are divided (l1 is "
+        "FedNova).", panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
     max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last "

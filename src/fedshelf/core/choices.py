@@ -17,6 +17,7 @@ PersonalizeName = Literal["none", "fedbn", "fedper", "fedrep", "ditto", "finetun
 SamplingName = Literal["uniform", "size", "availability"]
 ScaffoldOption = Literal["1", "2"]
 Schedule = Literal["constant", "cosine"]
+WorkNorm = Literal["none", "l2", "l1"]
 
 
 class Candidate(StrEnum):

@@ -6,14 +6,13 @@
      4  tell the server how the candidates do on the store's own mix, and which one is kept
 
 A store has few validation photos, some dozens: chance alone may put any candidate in front there. So the one with the
-most right answers is chosen (of equals, the one with the lower loss), unless the personalized one is within one
-standard error of it: then that is chosen, which more photos have formed than the local one, and which fits the store
-better than the global one. The difference is taken photo by photo: if one of the two alone names a photos right, and
-the other alone names b, then it is a - b with a standard error of sqrt(a + b).
+most right answers is chosen (of equals, the one with the lower loss), unless the personalized one is there and what
+speaks against it may well be chance: then that is chosen, which more photos have formed than the local one, and which
+fits the store better than the global one. If one model alone names a photos right and the other alone b, then their
+difference is a - b with a standard error of sqrt(a + b); more than 1.645 of these is what chance does one time in
+twenty.
 
-Sources: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages" (the
-standard error); Breiman, Friedman, Olshen & Stone 1984, "Classification and Regression Trees", section 3.4.3 (not to
-leave the preferred candidate for less than one standard error).
+Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages".
 
 Shapes: S shared values, P all values.
 """
@@ -41,6 +40,7 @@ from fedshelf.training.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
+LEVEL = 1.645  # standard errors: the one-sided 5 % of a normal distribution
 FIRST_MODEL = "first_model"
 """What the shared values [S] that the run began with are called in the broadcast that asks for a comparison."""
 PREFERRED = (Candidate.PERSONALIZED, Candidate.GLOBAL, Candidate.LOCAL)
@@ -129,9 +129,9 @@ def choose(validation: Mapping[Candidate, Marks]) -> Candidate:
 
 
 def _beyond_chance(one: Marks, other: Marks) -> bool:
-    """Whether `one` names more photos right than `other`, by more than a standard error of the difference."""
+    """Whether `one` names more photos right than `other`, and by more than chance is likely to do."""
     gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
-    return gained - lost > math.sqrt(gained + lost)
+    return gained - lost > LEVEL * math.sqrt(gained + lost)
 
 
 def _worth_making(personalization: Personalization, *, has_photos: bool) -> tuple[Candidate, ...]:

@@ -13,16 +13,21 @@ fast more, and a round does as much as before. `cut` only takes work from those 
 Unequal work is weighed as in Wang et al. 2020, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
 Optimization" (FedNova): with weights w_i and changes delta_i,
 
-    change = tau_eff · sum_i w_i · delta_i / tau_i,   tau_eff = sum_i w_i · tau_i,   tau_i = |a_i|_1 / |a'_i|_1
+    change = tau_eff · sum_i w_i · delta_i / tau_i,   tau_eff = sum_i w_i · tau_i,   tau_i = |a_i| / |a'_i|
 
-where a_i holds the coefficients that the gradients of client i's steps have in delta_i: all of them 1 for plain steps.
-With Nesterov momentum rho the gradient of step k of n enters steps k .. n, with 1 + rho · (1 - rho^(n-k+1)) / (1 - rho)
-in all: with momentum 0.9 ten steps lead little more than a third as far as twenty. Without the division the mean is one
-of an objective in which clients count by how much they did; a slow machine's products would be learned worst.
+where a_i holds the coefficients that the gradients of client i's steps have in delta_i: all of them 1 for plain steps;
+with Nesterov momentum rho the gradient of step k of n has (1 - rho^(n-k+2)) / (1 - rho), since it enters steps k .. n.
+Without the division the mean is one of an objective in which clients count by how far they went.
 
-Differs from FedNova: tau_i is relative to a'_i, that of client i's own configured epochs. Fixed epochs are then FedAvg
-as it is (in the paper a client's tau grows with its photos, and FedNova takes that out of FedAvg, too). What counts are
-the steps that the server has asked for, not those that an upload claims. AdamW's steps count as plain ones.
+The paper's norm |a_i|_1 is how far n steps lead that all point the same way. Steps of small batches at a high rate do
+not: most of each is noise, and as in any random walk the way grows with |a_i|_2. Taken by |a_i|_1, the noise of the few
+steps of a slow client would be blown up to several times what the others have (docs/explanation/unequal-machines.md has
+the figures).
+
+Differs from FedNova: the choice of the norm; and tau_i is relative to a'_i, that of client i's own configured epochs.
+Fixed epochs are then FedAvg as it is (in the paper a client's tau grows with its photos, and FedNova takes that out of
+FedAvg, too). What counts are the steps that the server has asked for, not those that an upload claims. AdamW's steps
+count as plain ones.
 """
 
 import math
@@ -30,7 +35,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedshelf.core.choices import LocalWork
+from fedshelf.core.choices import LocalWork, WorkNorm
 from fedshelf.training.settings import TrainingSettings
 
 HALVINGS = 64  # of the interval in which T is looked for
@@ -38,11 +43,13 @@ HALVINGS = 64  # of the interval in which T is looked for
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """The rule, and its bounds as multiples of the configured steps. `training` is how clients train."""
+    """The rule, and its bounds as multiples of the configured steps; the norm by which unequal work is weighed (none:
+    it is not). `training` is how clients train."""
 
     rule: LocalWork = "fixed"
     least: float = 0.25
     most: float = 2.0
+    norm: WorkNorm = "l2"
     training: TrainingSettings = TrainingSettings()  # noqa: RUF009  frozen
 
     def configured(self, num_train: int) -> int:
@@ -68,13 +75,20 @@ class Workload:
         return {name: round(_within(bounds[name], together / pace[name])) for name in configured}
 
     def share(self, num_steps: int, configured: int) -> float:
-        """tau_i: how far `num_steps` lead, as a multiple of how far the `configured` ones do."""
-        return 1.0 if num_steps == configured else self._length(num_steps) / self._length(configured)
+        """tau_i: how far `num_steps` lead, as a multiple of how far the `configured` ones do; 1 where work is not
+        weighed."""
+        if self.norm == "none" or num_steps == configured:
+            return 1.0
+        return self._length(num_steps) / self._length(configured)
 
     def _length(self, num_steps: int) -> float:
-        """|a|_1 of so many steps."""
+        """|a| of so many steps, but for a factor of 1 - rho: the norm of 1 - rho^(k+1), k from 1 to `num_steps`."""
         rho = self.training.momentum if self.training.optimizer == "sgd" else 0.0
-        return num_steps + rho / (1 - rho) * (num_steps - rho * (1 - rho**num_steps) / (1 - rho))
+        sum_of_powers = rho**2 * (1 - rho**num_steps) / (1 - rho)
+        if self.norm == "l1":
+            return num_steps - sum_of_powers
+        sum_of_squares = rho**4 * (1 - rho ** (2 * num_steps)) / (1 - rho**2)
+        return math.sqrt(num_steps - 2 * sum_of_powers + sum_of_squares)
 
 
 def _bounds(configured: int, least: float, most: float) -> tuple[int, int]:

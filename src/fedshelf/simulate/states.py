@@ -2,8 +2,9 @@
 
 A state is the file of the task that led to it, `CLIENT/ROUND-ATTEMPT.safetensors`, written once and never changed. The
 one in force is that of the client's newest upload that the server counted (`Broadcast.counted`), so there is nothing
-to commit: what was not counted is never asked for again. The one before is kept, too: a run that is gone on with after
-a crash may begin one round further back than its clients had come.
+to commit: what was not counted is never asked for again. Those before it are kept as long as a run that is gone on with
+after a crash may come back to them: its newest checkpoint may be one round older than what its clients are at, and in
+asynchronous rounds a client may have answered several times since.
 
 Clients of a stateless algorithm have no files.
 """
@@ -43,9 +44,15 @@ class SimulatedStates:
         remove_leftovers(self._folder)
         files, counted = self._files(), broadcast.counted
         now = None if counted is None else (counted.round, counted.attempt)
-        before = [] if now is None else sorted(key for key in files if key < now)[-1:]
+        chain = sorted(
+            key for key in files if now is not None and key <= now
+        )  # others were deleted as soon as they were
+        old = [
+            key for key in chain if key[0] <= broadcast.key.round - 2
+        ]  # the newest may be of a task that was still out
+        kept = chain[max(0, len(old) - 2) :]
         for key, path in files.items():
-            if key != now and key not in before:
+            if key not in kept:
                 with saying_what_to_do("delete", path):
                     path.unlink(missing_ok=True)
         return _read(files[now]) if now in files else ClientState()

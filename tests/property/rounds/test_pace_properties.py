@@ -1,5 +1,6 @@
 """How fast clients are seen to be, and the steps that they are given for it."""
 
+import math
 import statistics
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedshelf.core.choices import LocalWork
+from fedshelf.core.choices import LocalWork, WorkNorm
 from fedshelf.rounds import pace as paces
 from fedshelf.rounds.workload import Workload
 from fedshelf.training import optimizer
@@ -17,6 +18,7 @@ from tests.worlds import PLAIN, workbench
 
 SECONDS = st.floats(1e-3, 1e3)
 RULES = st.sampled_from(["dynamic", "cut"])
+NORMS: tuple[WorkNorm, WorkNorm] = ("l1", "l2")
 
 
 class Cohort(NamedTuple):
@@ -112,22 +114,30 @@ def test_configured_steps_are_the_batches_of_all_epochs() -> None:
     assert [workload.configured(count) for count in (1, 16, 17, 100)] == [3, 3, 6, 21]
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("steps", [1, 2, 7, 30])
-def test_a_share_is_how_far_the_optimizer_goes_on_a_constant_gradient(momentum: float, steps: int) -> None:
-    settings = replace(PLAIN, momentum=momentum)
-
-    def distance(count: int) -> float:
+def coefficients(settings: TrainingSettings, num_steps: int) -> list[float]:
+    """How far the optimizer moves, in the end, for a gradient of 1 at one of the steps."""
+    found = []
+    for step in range(num_steps):
         bench = workbench(settings=settings)
         bench.params.vector.zero_()
-        bench.gradients.fill_(1.0)
         state = optimizer.start(bench.params, bench.gradients, settings)
-        for _ in range(count):
-            optimizer.step([state], settings, 0.01)
-        return -bench.params.vector[0].item()
+        for number in range(num_steps):
+            bench.gradients.fill_(1.0 if number == step else 0.0)
+            optimizer.step([state], settings, 1.0)
+        found.append(-bench.params.vector[0].item())
+    return found
 
-    share = Workload(training=settings).share(steps, 12)
-    assert share == pytest.approx(distance(steps) / distance(12), rel=1e-5)
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [1, 2, 7, 30])
+def test_a_share_is_a_ratio_of_norms_of_the_coefficients_that_gradients_have(momentum: float, steps: int) -> None:
+    settings = replace(PLAIN, momentum=momentum)
+    these, those = coefficients(settings, steps), coefficients(settings, 12)
+    straight = sum(these) / sum(those)
+    noisy = math.hypot(*these) / math.hypot(*those)
+    assert Workload(training=settings, norm="l1").share(steps, 12) == pytest.approx(straight, rel=1e-5)
+    assert Workload(training=settings, norm="l2").share(steps, 12) == pytest.approx(noisy, rel=1e-5)
+    assert Workload(training=settings, norm="none").share(steps, 12) == 1
 
 
 @given(steps=st.integers(1, 1000), more=st.integers(1, 100), configured=st.integers(1, 1000))
@@ -135,11 +145,14 @@ def test_a_share_grows_with_the_steps_and_is_one_for_the_configured_ones(
     steps: int, more: int, configured: int
 ) -> None:
     for training in (TrainingSettings(), TrainingSettings(optimizer="adamw"), PLAIN):
-        workload = Workload(training=training)
-        assert workload.share(configured, configured) == 1
-        assert 0 < workload.share(steps, configured) < workload.share(steps + more, configured)
+        for norm in NORMS:
+            workload = Workload(training=training, norm=norm)
+            assert workload.share(configured, configured) == 1
+            assert 0 < workload.share(steps, configured) < workload.share(steps + more, configured)
     for training in (TrainingSettings(optimizer="adamw"), PLAIN):
-        assert Workload(training=training).share(steps, configured) == pytest.approx(steps / configured)
+        plain, noisy = (Workload(training=training, norm=norm).share(steps, configured) for norm in NORMS)
+        assert plain == pytest.approx(steps / configured)
+        assert noisy == pytest.approx(math.sqrt(steps / configured))
 
 
 @given(before=SECONDS, observed=SECONDS)

@@ -31,13 +31,14 @@ def test_the_plan_is_the_configurations() -> None:
     plan = plan_of(
         config(rounds=10, extend=5, min_clients=3, fraction=0.4, quorum=2, round_timeout=7.0, max_examples=11,
                patience=4, best_metric="train_loss", seed=9, client_lr=0.2, warmup_rounds=2, straggler_factor=1.5,
-               over_selection=0.3, local_work="dynamic", least_work=0.5, most_work=3.0, batch_size=8, momentum=0.5),
+               over_selection=0.3, local_work="dynamic", least_work=0.5, most_work=3.0, work_norm="l1", batch_size=8,
+               momentum=0.5),
         run_id="r", start_clients=6, catalogue=None,
     )  # fmt: skip
     assert (plan.num_rounds, plan.start_clients, plan.min_clients, plan.fraction) == (15, 6, 3, 0.4)
     assert (plan.pacing.straggler_factor, plan.pacing.over_selection) == (1.5, 0.3)
     workload = plan.pacing.workload
-    assert (workload.rule, workload.least, workload.most) == ("dynamic", 0.5, 3.0)
+    assert (workload.rule, workload.least, workload.most, workload.norm) == ("dynamic", 0.5, 3.0, "l1")
     assert (workload.training.batch_size, workload.training.momentum) == (8, 0.5)
     assert (plan.rounds.quorum, plan.rounds.timeout, plan.rounds.max_examples) == (2, 7.0, 11)
     assert (plan.selection.patience, plan.selection.metric, plan.rng.seed) == (4, "train_loss", 9)

@@ -139,6 +139,18 @@ def test_an_upload_from_too_old_a_model_is_late_and_leaves_no_trace_at_the_clien
     assert not world.states["c"].settle(replace(newest, key=replace(newest.key, round=99))).tensors
 
 
+def test_an_upload_of_just_the_age_that_is_allowed_counts_and_an_older_one_does_not() -> None:
+    def first_of_the_slow(most: int | None) -> Participation:
+        world = buffered(delays={"a": FAST, "b": FAST, "c": SLOW}, num_rounds=30, plan={"max_staleness": most})
+        world.run()
+        return next(m for record in world.finished for m in record.clients if m.client == "c")
+
+    age = first_of_the_slow(None).staleness
+    assert age is not None
+    assert first_of_the_slow(age).status is ClientStatus.COUNTED
+    assert first_of_the_slow(age - 1).status is ClientStatus.LATE
+
+
 def test_a_client_goes_on_from_the_state_of_its_upload_that_waits_in_the_buffer() -> None:
     world = buffered(algorithm=Remembering(buffer_size=4), delays={"a": FAST, "b": 3.1, "c": 3.1}, num_rounds=4)
     witness = Witness()

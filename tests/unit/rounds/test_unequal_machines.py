@@ -10,7 +10,7 @@ from torch import Tensor
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.robust import aggregator
 from fedshelf.algorithms.scaffold import CONTROL_VARIATE, Scaffold
-from fedshelf.core.choices import LocalWork
+from fedshelf.core.choices import LocalWork, WorkNorm
 from fedshelf.core.events import ClientRefused, RoundFinished, RoundStarted, RoundVoid, RunStatus
 from fedshelf.core.messages import Broadcast, Failure, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.core.state import ClientState
@@ -33,9 +33,9 @@ def reason(record: RoundFinished | RoundVoid, client: str) -> str:
     return next(member.reason for member in record.clients if member.client == client)
 
 
-def paced(rule: LocalWork = "fixed", **settings: Any) -> dict[str, Any]:
+def paced(rule: LocalWork = "fixed", norm: WorkNorm = "l2", **settings: Any) -> dict[str, Any]:
     """A plan with these ways to deal with machines that differ."""
-    workload = Workload(rule=rule, training=EPOCHS)
+    workload = Workload(rule=rule, norm=norm, training=EPOCHS)
     return {"pacing": Pacing(workload=workload, **settings)}
 
 
@@ -343,16 +343,19 @@ def noting(world: World, number: int) -> dict[str, Upload]:
     return uploads
 
 
-def test_unequal_work_is_normalized_in_the_aggregate_and_statistics_are_averaged_as_they_are() -> None:
-    world = four(num_rounds=2, module=with_batch_norm, plan=paced("dynamic"), paces=SLOWNESS)
+@pytest.mark.parametrize(("norm", "exponent"), [("l1", 1.0), ("l2", 0.5), ("none", 0.0)])
+def test_unequal_work_is_weighed_in_the_aggregate_and_statistics_are_averaged_as_they_are(
+    norm: WorkNorm, exponent: float
+) -> None:
+    world = four(num_rounds=2, module=with_batch_norm, plan=paced("dynamic", norm), paces=SLOWNESS)
     uploads = noting(world, 2)
     world.run()
     start, end = (world.checkpoints.states[i].params for i in (0, 1))
     total = sum(upload.num_examples for upload in uploads.values())
     weights = {name: upload.num_examples / total for name, upload in uploads.items()}
     asked = {name: steps or STEPS[name] for name, steps in steps_asked(world, 2).items()}
-    shares = {name: asked[name] / STEPS[name] for name in FOUR}  # plain steps: no momentum
-    assert max(shares.values()) > 2 * min(shares.values())
+    assert max(asked[name] / STEPS[name] for name in FOUR) > 2 * min(asked[name] / STEPS[name] for name in FOUR)
+    shares = {name: (asked[name] / STEPS[name]) ** exponent for name in FOUR}  # plain steps: no momentum
     length = sum(weights[name] * shares[name] for name in FOUR)
     normalized: list[Tensor] = [weights[name] * uploads[name].delta / shares[name] for name in FOUR]
     plain: list[Tensor] = [weights[name] * uploads[name].delta for name in FOUR]
@@ -360,7 +363,7 @@ def test_unequal_work_is_normalized_in_the_aggregate_and_statistics_are_averaged
     averaged = start + torch.stack(plain).sum(0)
     torch.testing.assert_close(end[:-8], expected[:-8], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(end[-8:], averaged[-8:], rtol=1e-5, atol=1e-6)
-    assert (end[:-8] - averaged[:-8]).abs().max() > 1e-4
+    assert ((end[:-8] - averaged[:-8]).abs().max() > 1e-4) == (norm != "none")
 
 
 def test_what_a_client_claims_to_have_done_decides_neither_how_it_counts_nor_what_it_is_asked() -> None:
@@ -384,8 +387,9 @@ def test_a_norm_bound_holds_for_what_becomes_of_an_upload_not_for_what_was_sent(
     world = four(num_rounds=2, plan=plan, paces=SLOWNESS)
     world.tampers["d"] = lambda m, h: replace(h, delta=h.delta * 1e4) if isinstance(h, Upload) else h
     world.run()
+    share = paced()["pacing"].workload.share
     length = sum(
-        member.num_examples * DEALT[member.client] / STEPS[member.client]
+        member.num_examples * share(DEALT[member.client], STEPS[member.client])
         for member in world.finished[1].clients
         if member.num_examples is not None
     ) / sum(member.num_examples or 0 for member in world.finished[1].clients)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -114,7 +115,28 @@ def test_states_do_not_pile_up(tmp_path: Path) -> None:
     play(states, 1, None)
     for number in range(2, 10):
         play(states, number, number - 1)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 3  # in force, the one before, and the one just led to
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 4  # just led to, in force, and two before that
+
+
+def test_a_fast_client_of_asynchronous_rounds_can_go_back_to_where_the_newest_version_left_it(tmp_path: Path) -> None:
+    """It has answered four times since the version before, and all of that is asked for again."""
+    states = SimulatedStates(tmp_path, "lyon")
+    tasks = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (3, 3)]  # rounds and attempts
+    counted: TaskKey | None = None
+    for number, (round_, attempt) in enumerate(tasks):
+        key = TaskKey(run_id="r", round=round_, attempt=attempt)
+        broadcast = replace(task(round_, None), key=key, counted=counted)
+        assert [tensor.item() for tensor in states.settle(broadcast).tensors.values()] == [number - 1] * (number > 0)
+        state = ClientState(tensors={"number": torch.tensor([float(number)])})
+        upload = Upload(key=key, delta=torch.zeros(1), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0)
+        states.hold(key, upload, state)
+        counted = key
+    again = replace(task(3, None), counted=TaskKey(run_id="r", round=2, attempt=1))
+    assert states.settle(again).tensors["number"].item() == 2
+    further_back = replace(
+        task(2, None), key=replace(again.key, round=2, attempt=1), counted=TaskKey(run_id="r", round=2, attempt=0)
+    )
+    assert states.settle(further_back).tensors["number"].item() == 1
 
 
 def test_clients_of_a_stateless_algorithm_have_no_files(tmp_path: Path) -> None:

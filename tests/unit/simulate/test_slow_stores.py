@@ -18,7 +18,7 @@ from fedshelf.cli.app import app
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
-from fedshelf.core.events import ClientJoined, ClientLeft, RoundFinished, RoundStarted, RunStatus
+from fedshelf.core.events import ClientJoined, ClientLeft, RoundFinished, RoundStarted, RunStatus, UploadReceived
 from fedshelf.tracking.run_directory import RunDirectory
 from tests.fakes import RecordingSink
 from tests.unit.simulate import slow_stores
@@ -286,6 +286,38 @@ def test_an_asynchronous_run_that_compresses_can_be_gone_on_with() -> None:
     stopper = StopAt(9)
     simulate("abcde", Path("r"), watchers=(stopper,), stop=stopper.stop, **given)
     status, resumed = simulate("abcde", Path("r"), **given)
+    assert status is RunStatus.FINISHED
+    assert history(resumed) == history(whole)
+    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+
+
+class StopAtUpload:
+    """Asks to stop when so many uploads have come in."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.stop = number, threading.Event()
+
+    def emit(self, event: Any) -> None:
+        self.number -= isinstance(event, UploadReceived)
+        if self.number == 0:
+            self.stop.set()
+
+
+FAST: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 4, "rounds": 3, "speeds": "1,30,30"}
+LATE = {**ROUGH, "rounds": 6}
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "at"),
+    [("abc", FAST, 3), ("abc", FAST, 7), ("abc", FAST, 11), ("abcde", LATE, 8), ("abcde", LATE, 17)],
+)
+def test_what_clients_remember_is_what_it_was(names: str, given: dict[str, Any], at: int) -> None:
+    """That is what compression has left out. One answers four times between two checkpoints; or some are late."""
+    given = {**given, "codec_up": "topk:0.3"}
+    _, whole = simulate(names, Path("whole"), **given)
+    stopper = StopAtUpload(at)
+    simulate(names, Path("r"), watchers=(stopper,), stop=stopper.stop, **given)
+    status, resumed = simulate(names, Path("r"), **given)
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
     assert torch.equal(state_of(resumed).params, state_of(whole).params)

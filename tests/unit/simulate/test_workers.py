@@ -29,6 +29,7 @@ class Counting:
     sizes: dict[str, int]
     device: Any = "cpu"
     states: Path | None = None
+    models: Path | None = None
     played: int = field(default=0)
 
     def prepare(self, setup: Setup) -> None: ...
