@@ -37,7 +37,8 @@ class Flights:
     model_at: Callable[[int, ServerState], Tensor | None]
     bytes_down: int = 0
     _out: dict[str, Flight] = field(default_factory=dict, init=False)
-    _lost: dict[str, InFlight] = field(default_factory=dict, init=False)  # until their clients are back
+    _left: dict[str, Flight] = field(default_factory=dict, init=False)  # of clients that have gone, until they are back
+    _lost: dict[str, InFlight] = field(default_factory=dict, init=False)  # the same, of a server before this one
 
     def __contains__(self, name: str) -> bool:
         return name in self._out
@@ -54,8 +55,14 @@ class Flights:
         self._lost = {flight.client: flight for flight in state.in_flight if flight.wanted}
 
     def send_lost(self, name: str, state: ServerState, counted: TaskKey | None) -> None:
-        """Ask a client that is back for what it was at when a server before this one stopped, if it was."""
-        lost = self._lost.pop(name, None) if name not in self._out else None
+        """Ask a client that is back for what it was at when it went, or when a server before this one stopped."""
+        if name in self._out:
+            return
+        left = self._left.pop(name, None)
+        if left is not None and left.trains and self.context.timer.now() < left.deadline:
+            self._hand_out(name, left.broadcast)
+            return
+        lost = self._lost.pop(name, None)
         params = None if lost is None else self.model_at(lost.key.round - 1, state)
         if lost is not None and params is not None:
             self._hand_out(name, self._training(lost.key, state, params, counted))
@@ -87,20 +94,21 @@ class Flights:
         return flight
 
     def give_up(self) -> dict[str, bool]:
-        """Forget the tasks of clients that have gone (True) or take too long (False)."""
+        """Wait no more for clients that have gone (True) or take too long (False)."""
         members, now = self.context.membership, self.context.timer.now()
         gone = {name for name in self._out if members.address(name) is None and name not in members.returning()}
         given_up = {n: n in gone for n, flight in sorted(self._out.items()) if n in gone or now >= flight.deadline}
         for name in given_up:
-            del self._out[name]
+            flight = self._out.pop(name)
+            if name in gone:
+                self._left[name] = flight
         return given_up
 
     def in_flight(self) -> tuple[InFlight, ...]:
         """The training that is out, to be written down."""
+        flights = {**self._left, **self._out}
         return tuple(
-            InFlight(client=name, key=flight.broadcast.key)
-            for name, flight in sorted(self._out.items())
-            if flight.trains
+            InFlight(client=name, key=flight.broadcast.key) for name, flight in sorted(flights.items()) if flight.trains
         )
 
     def _training(self, key: TaskKey, state: ServerState, params: Tensor, counted: TaskKey | None) -> Broadcast:

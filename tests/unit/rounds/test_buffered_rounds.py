@@ -164,6 +164,28 @@ def test_a_client_goes_on_from_the_state_of_its_upload_that_waits_in_the_buffer(
         torch.testing.assert_close(witness.uploads["a", task.key].delta, own + 0.5 * before)
 
 
+def test_a_task_has_the_learning_rate_of_the_version_that_it_is_for() -> None:
+    world = buffered(delays={"a": FAST, "b": FAST, "c": 3.1}, plan={"client_lr": lambda number: 0.1 / number})
+    witness = Witness()
+    witness.watch(world).run()
+    rates = {(task.key.round, task.client_lr) for name in world.names for task in witness.tasks(name)}
+    assert len(rates) > 4
+    assert all(rate == 0.1 / number for number, rate in rates)
+
+
+def test_a_client_that_comes_back_is_asked_again_for_what_it_was_at() -> None:
+    world = buffered(delays={"a": FAST, "b": FAST, "c": SLOW}, num_rounds=20)
+    witness = Witness()
+    witness.watch(world)
+    world.connect_all()
+    line = world.peer("c", address="another line")
+    world.transport.connect(line, delay=2 * SLOW + 2.0)  # it has evaluated, and is at its training
+    assert world.server().run() is RunStatus.FINISHED
+    first, again = witness.tasks("c")[:2]
+    assert first.key == again.key
+    assert torch.equal(first.params, again.params)
+
+
 def test_two_tasks_on_one_model_draw_photos_in_different_orders() -> None:
     world = buffered(delays={"a": FAST, "b": SLOW, "c": SLOW}, algorithm=FedBuff(server_lr=1.0, buffer_size=4))
     witness = Witness()
