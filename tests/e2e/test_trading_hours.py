@@ -88,6 +88,7 @@ def test_work_that_comes_after_closing_is_not_begun() -> None:
         transport = server.transport()
         with ThreadClient(server.address, "lyon", handle=handle, door=clock.door()):
             address = joined(transport)["lyon"]
+            time.sleep(0.3)  # until it asks for work
             clock.now = DAYTIME
             transport.send(address, task(torch.zeros(3)))  # it is asking at this moment, and is handed it
             assert expect(transport, Left).address == address

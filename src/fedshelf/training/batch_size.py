@@ -11,7 +11,7 @@ photos, and take the fastest: a power of two times the configured size, within b
   Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", section 5.
 * At least `LEAST_STEPS` steps an epoch. The rule takes gradients to be alike over the k steps that one replaces, which
   they are not over a good part of an epoch; and momentum needs some ten steps of each round to build up. On real
-  photos, five to seven steps an epoch in place of twenty cost twice the accuracy that eight to fourteen did, and saved
+  photos, four to eight steps an epoch in place of twenty cost twice the accuracy that eight to fifteen did, and saved
   little more time (docs/how-to/nights-and-slow-machines.md).
 * Whatever fits in memory.
 

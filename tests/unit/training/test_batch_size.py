@@ -143,11 +143,12 @@ def test_what_is_no_lack_of_memory_is_not_taken_for_one() -> None:
 def test_a_batch_takes_no_more_than_its_share_of_free_memory(
     batches: float, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A linear layer keeps its input, of which a batch of four has 768 bytes."""
-    batch = 4 * PHOTO * 4
+    """Each linear layer keeps its input, of which a batch of four has 768 bytes; the model is there anyway."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(PHOTO, PHOTO), nn.Linear(PHOTO, 3))
+    batch = 4 * 2 * PHOTO * 4
     free = int(batches * batch / batch_size.MEMORY_SHARE)
     monkeypatch.setattr(batch_size, "free_memory", lambda: free)
-    assert tuple(measure(workbench(), photos(1, 9), SIZES)) == expected
+    assert tuple(measure(workbench(module), photos(1, 9), SIZES)) == expected
 
 
 def test_it_is_measured_once_and_a_small_store_takes_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
