@@ -258,6 +258,15 @@ def test_asynchronous_versions_are_made_when_the_buffer_is_full_and_slow_stores_
     assert flights == {"b": pytest.approx(1.0), "c": pytest.approx(1.8)}
 
 
+def test_a_store_that_trains_twice_from_one_model_sees_its_photos_in_another_order() -> None:
+    given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "speeds": "1,9,9", "rounds": 1}
+    _, directory = simulate("abc", Path("r"), **given)
+    first, second = rounds_of(directory)[0].clients
+    assert (first.client, first.staleness, first.number) == ("a", 0, 0)
+    assert (second.client, second.staleness, second.number) == ("a", 0, 1)
+    assert first.train_loss != second.train_loss
+
+
 def test_the_asynchronous_run_has_stale_uploads_and_stores_that_break_off(asynchronous: RunDirectory) -> None:
     """Else equality would show little."""
     members = [member for record in rounds_of(asynchronous) for member in record.clients]
