@@ -260,8 +260,9 @@ def test_asynchronous_versions_are_made_when_the_buffer_is_full_and_slow_stores_
 
 def test_a_store_that_trains_twice_from_one_model_sees_its_photos_in_another_order() -> None:
     given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "speeds": "1,9,9", "rounds": 1}
-    _, directory = simulate("abc", Path("r"), **given)
-    first, second = rounds_of(directory)[0].clients
+    seen = RecordingSink()
+    simulate("abc", Path("r"), watchers=(seen,), **given)
+    first, second = seen.of(RoundFinished)[0].clients
     assert (first.client, first.staleness, first.number) == ("a", 0, 0)
     assert (second.client, second.staleness, second.number) == ("a", 0, 1)
     assert first.train_loss != second.train_loss
