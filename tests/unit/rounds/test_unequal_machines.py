@@ -1,6 +1,7 @@
 """Machines that differ, in rounds on fake ports: observed speed, a deadline from it, over-selection, steps by speed."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from fedshelf.algorithms.robust import aggregator
 from fedshelf.algorithms.scaffold import CONTROL_VARIATE, Scaffold
 from fedshelf.core.choices import LocalWork, WorkNorm
 from fedshelf.core.events import ClientRefused, RoundFinished, RoundStarted, RoundVoid, RunStatus
-from fedshelf.core.messages import Broadcast, Failure, Purpose, ServerMessage, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Purpose, ServerMessage, TaskKey, Upload
+from fedshelf.core.ports import Arrival, Received, Reply
 from fedshelf.core.state import ClientState
 from fedshelf.rounds.orders import Pacing
 from fedshelf.rounds.workload import Workload
+from fedshelf.tracking.spool import MemorySpool
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakeTransport
 from tests.worlds import PLAIN, World, with_batch_norm
@@ -457,3 +460,35 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_under_unequal_work() -> None:
     torch.testing.assert_close(
         final.optimizer[CONTROL_VARIATE], torch.stack(kept).mean(0), rtol=1e-5, atol=1e-6
     )  # fmt: skip
+
+
+class WithFiles(FakeTransport):
+    """Every answer comes in a file."""
+
+    def receive(self, timeout: float) -> Arrival | None:
+        arrival = super().receive(timeout)
+        came_in = Received(path=Path("/nowhere"), digest="")
+        return replace(arrival, source=came_in) if isinstance(arrival, Reply) else arrival
+
+
+class WatchingSpool(MemorySpool):
+    """Notes whose uploads are kept as the files that they came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.as_files: dict[int, set[str]] = {}
+
+    def put(self, key: TaskKey, client: str, message: ClientMessage, source: Received | None = None) -> None:
+        super().put(key, client, message, source)
+        if source is not None:
+            self.as_files.setdefault(key.round, set()).add(client)
+
+
+def test_an_upload_that_is_scaled_is_not_kept_as_the_file_that_it_came_in() -> None:
+    """Or what is folded would be what was sent."""
+    world = four(num_rounds=2, plan=paced("cut"), paces=SLOWNESS)
+    spool = world.spool = WatchingSpool()
+    world.transport = WithFiles(world.clock)
+    world.run()
+    assert {name for name, steps in steps_asked(world, 2).items() if steps is not None} == {"c", "d"}
+    assert spool.as_files == {1: set(FOUR), 2: {"a", "b"}}
