@@ -19,7 +19,7 @@ WAYS: Mapping[str, Sequence[str]] = {
     "FedBuff, 85 versions": (*BUFFERED, "--rounds", "85"),
     "FedBuff, 120 versions": (*BUFFERED, "--rounds", "120"),
     "FedAsync, 240 versions": ("--algorithm", "fedasync", "--rounds", "240", "--test-every", "8"),
-    "FedAvg, work cut": ("--local-work", "cut"),
+    "FedAvg, work cut": ("--local-work", "cut", "--work-norm", "none"),
     "FedAvg, work fitted": ("--local-work", "dynamic"),
 }
 PLACES = {
