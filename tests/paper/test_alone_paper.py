@@ -9,6 +9,7 @@ from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.core.choices import PersonalizeName
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.core.state import ClientState
+from fedshelf.data.augmentation import Augmentation
 from fedshelf.personalize.alone import train_alone
 from fedshelf.personalize.base import PERSONAL
 from fedshelf.personalize.finetune import FineTuning
@@ -106,3 +107,16 @@ def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
     assert not torch.equal(results[0], bench.params.shared), "not the last round's order over again"
+
+
+def test_fine_tuning_sees_photos_as_they_are() -> None:
+    results = []
+    for augmentation in (Augmentation(), None):
+        bench = workbench(with_batch_norm(), replace(USUAL, augmentation=augmentation))
+        store, start = trainer("a", bench=bench), bench.params.shared.clone()
+        FineTuning(epochs=2, client_lr=0.05).finish(last(start), store)
+        results.append(bench.params.shared.clone())
+        store.fit(round=1, client_lr=0.05)  # the bench's own settings are as they were
+        results.append(bench.params.shared.clone())
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[1], results[3])

@@ -12,7 +12,9 @@ after each of them, is the algorithm's model.
 
 Differs from the papers: eta is the same at all stores and in all steps, and both are given, not searched for; lines 1-3
 are any algorithm's, not FedAvg's alone; batch-norm statistics move in line 6, too. F_k is the loss of the rounds, with
-the same optimizer.
+the same optimizer, but on photos as they are: the model's last steps are on what it will be shown (augmented photos
+show things larger: Touvron et al. 2019, "Fixing the train-test resolution discrepancy", tune on test-like photos at
+last, too).
 """
 
 from dataclasses import dataclass, replace
@@ -45,5 +47,7 @@ class FineTuning:
         return after
 
     def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
-        tuning = replace(trainer, phases=(Phase(epochs=self.epochs),))
+        bench = trainer.workbench
+        as_they_are = replace(bench, settings=replace(bench.settings, augmentation=None))
+        tuning = replace(trainer, workbench=as_they_are, phases=(Phase(epochs=self.epochs),))
         tuning.fit(round=broadcast.key.round, client_lr=self.client_lr, part="-finetune")  # lines 5 and 6
