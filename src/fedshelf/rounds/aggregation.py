@@ -6,7 +6,7 @@ from where it is spooled, block by block.
 Shapes: S shared values, b values of a block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -136,8 +136,9 @@ def _screen(parts: Parts, screens: Sequence[Screen], num_uploads: int) -> list[V
     return verdicts
 
 
-def weighted(values: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """The weighted mean of the numbers that are there; None if there are none."""
-    pairs = [(value, weights[name]) for name, value in sorted(values.items()) if value is not None]
-    total = sum(weight for _, weight in pairs)
-    return sum(value * weight for value, weight in pairs) / total if total else None
+def weighted(pairs: Iterable[tuple[float | None, float]]) -> float | None:
+    """The weighted mean of the values that are there, of (value, weight), added up in this order; None if there are
+    none."""
+    known = [(value, weight) for value, weight in pairs if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None

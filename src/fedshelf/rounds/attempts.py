@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedshelf.core.errors import RunError
-from fedshelf.core.events import RoundFinished, RoundVoid
+from fedshelf.core.events import RoundFinished
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds import cohort as cohorts
@@ -40,16 +40,20 @@ class SynchronousRounds:
         Raises:
             RunError: the round was void, however often it was tried.
         """
-        opened, attempt = self._opened, 0
-        for in_a_row in range(1, MAX_VOID_IN_A_ROW + 1):
+        opened, attempt, reason = self._opened, 0, ""
+        for _ in range(MAX_VOID_IN_A_ROW):
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
                 opened = self._open(state, attempt)
             state, outcome = self._single.run(state, opened, self._plan.client_lr(opened.key.round))
             if isinstance(outcome, RoundFinished):
                 return state, outcome, opened.live
-            self._void(outcome, in_a_row)
-            state, attempt = replace(state, void_rounds=state.void_rounds + 1), outcome.attempt + 1
-        raise RuntimeError("a round that is void too often is an error of its own")
+            self._ports.sink.emit(outcome)
+            state = replace(state, void_rounds=state.void_rounds + 1)
+            attempt, reason = outcome.attempt + 1, outcome.reason
+        raise RunError(
+            f"round {state.round + 1} was void {MAX_VOID_IN_A_ROW} times in a row, last because {reason}; give clients "
+            "more time (--round-timeout), ask for fewer (--quorum), and start the server again"
+        )
 
     def _open(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked."""
@@ -80,12 +84,3 @@ class SynchronousRounds:
     def _is_unsettled(self) -> bool:
         """Whether, in a simulation, somebody comes or goes at this very moment: the cohort is drawn after that."""
         return self._ports.virtual is not None and not self._ports.virtual.is_settled()
-
-    def _void(self, outcome: RoundVoid, in_a_row: int) -> None:
-        """Record a void attempt."""
-        self._ports.sink.emit(outcome)
-        if in_a_row >= MAX_VOID_IN_A_ROW:
-            raise RunError(
-                f"round {outcome.round} was void {in_a_row} times in a row, last because {outcome.reason}; "
-                "give clients more time (--round-timeout), ask for fewer (--quorum), and start the server again"
-            )

@@ -203,8 +203,8 @@ class BufferedRounds:
             round=books.number,
             attempt=books.num_void,
             clients=(*records, *books.in_order()),
-            train_loss=_mean([(record.train_loss, float(record.num_examples or 0)) for record in records]),
-            accuracy=_mean([(correct / count, float(min(count, most))) for correct, count in scores]),
+            train_loss=weighted((record.train_loss, float(record.num_examples or 0)) for record in records),
+            accuracy=weighted((correct / count, float(min(count, most))) for correct, count in scores),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
             seconds=self._ports.clock.now() - books.started,
@@ -259,9 +259,3 @@ class BufferedRounds:
                 num_cohort=self._size,
             )
         )  # fmt: skip
-
-
-def _mean(pairs: Sequence[tuple[float | None, float]]) -> float | None:
-    return weighted(
-        {str(i): value for i, (value, _) in enumerate(pairs)}, {str(i): weight for i, (_, weight) in enumerate(pairs)}
-    )

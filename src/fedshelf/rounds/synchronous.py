@@ -59,14 +59,13 @@ class SynchronousRound:
         names = tally.counted()  # without those that the aggregator has left out
         self._evaluate(tally, next_state, key, names)
         central = self._test.score(next_state)
-        weights = {name: float(tally.members[name].num_examples or 0) for name in names}
-        accuracies = {name: tally.members[name].accuracy for name in tally.evaluated}
+        members, evaluated = [tally.members[name] for name in names], sorted(tally.evaluated.items())
         return next_state, RoundFinished(
             round=key.round,
             attempt=key.attempt,
             clients=tally.in_order(),
-            train_loss=weighted({name: tally.members[name].train_loss for name in names}, weights),
-            accuracy=weighted(accuracies, {name: float(count) for name, count in tally.evaluated.items()}),
+            train_loss=weighted((member.train_loss, float(member.num_examples or 0)) for member in members),
+            accuracy=weighted((tally.members[name].accuracy, float(count)) for name, count in evaluated),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
             seconds=self._ports.clock.now() - started,
@@ -132,7 +131,7 @@ class SynchronousRound:
         for name, verdict in zip(names, verdicts, strict=True):
             tally.members[name] = _judged(tally.members[name], verdict)
         by_name, names = dict(zip(names, weights, strict=True)), tally.counted()
-        length = weighted({name: tally.orders.share(name) for name in names}, by_name) or 1.0
+        length = weighted((tally.orders.share(name), by_name[name]) for name in names) or 1.0
         after = self._algorithm.server_update(state, stretched(aggregate, length), population)
         return self._downloads.advance(
             replace(

@@ -61,7 +61,7 @@ def test_the_fold_leaves_the_uploads_as_they_are() -> None:
 def test_the_weighted_metric_skips_clients_without_a_number(values: dict[str, float | None], seed: int) -> None:
     weights = {name: float(random.Random(f"{seed}{name}").randint(1, 50)) for name in values}
     there = {name: value for name, value in values.items() if value is not None}
-    result = weighted(values, weights)
+    result = weighted((value, weights[name]) for name, value in values.items())
     if not there:
         assert result is None
         return
@@ -70,7 +70,7 @@ def test_the_weighted_metric_skips_clients_without_a_number(values: dict[str, fl
 
 
 def test_a_metric_of_clients_without_weight_is_absent_rather_than_a_division_by_zero() -> None:
-    assert weighted({"a": 0.5}, {"a": 0.0}) is None
+    assert weighted([(0.5, 0.0)]) is None
 
 
 @pytest.fixture(scope="module")
