@@ -13,7 +13,7 @@ from benchmarks.study import ALL_IN_ONE, EACH_ALONE, Contender, Record
 
 TARGET = 0.37
 CONTENDERS = (
-    Contender(name="FedAvg"),
+    Contender(name="FedAvg", flags=study.CLOCKED),
     Contender(name="FedProx, mu 0.01", flags=("--algorithm", "fedprox", "--mu", "0.01")),
     Contender(name="FedProx, mu 0.1", flags=("--algorithm", "fedprox", "--mu", "0.1")),
     Contender(name="FedAvgM, momentum 0.5", flags=("--algorithm", "fedavgm", "--server-momentum", "0.5")),

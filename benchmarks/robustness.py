@@ -23,7 +23,7 @@ DEFENCES = {
 }
 CLEAN, UNDER_ATTACK = "{}, clean", "{}, 2 of 8 at -10"
 CONTENDERS = tuple(
-    Contender(name=pattern.format(name), flags=(*flags, *more))
+    Contender(name=pattern.format(name), flags=(*flags, *more) or study.CLOCKED)
     for name, flags in DEFENCES.items()
     for pattern, more in ((CLEAN, ()), (UNDER_ATTACK, ATTACKED))
 )

@@ -1,7 +1,8 @@
 """Runs of the acceptance benchmark under other flags, each kept as one record: what the tables of algorithms,
 personalization, robustness and unequal machines are made of.
 
-Every run is kept below --work; one that was interrupted goes on, one that is done is read.
+Every run is kept below --work, under what it is a run of; one that was interrupted goes on, one that is done is read,
+by every study that has use for it.
 """
 
 import argparse
@@ -9,14 +10,15 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import acceptance, results
 from fedshelf.tracking.queries import RunSummary, run_summary
 
-ROUNDS = 30
-ALL_IN_ONE, EACH_ALONE = "all-in-one", "each-alone"
+EIGHT, ALL_IN_ONE, EACH_ALONE = "eight", "all-in-one", "each-alone"
+CLOCKED = ("--speeds", "1")
+"""Of plain FedAvg in all studies: alike stores, on a virtual clock, so that one record serves them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Contender:
     """One way to train.
 
     Attributes:
-        name: as in tables; unique among all studies that share a folder.
+        name: as in tables.
         flags: beside those of the benchmark.
         split: how the photos are dealt to 8 stores: dirichlet, assortment or iid.
         stores: what it trains over: the split's eight, `ALL_IN_ONE`, or `EACH_ALONE` (a run for each).
@@ -33,12 +35,17 @@ class Contender:
     name: str
     flags: Sequence[str] = ()
     split: str = "dirichlet"
-    stores: str = "eight"
+    stores: str = EIGHT
 
     @property
     def travels(self) -> bool:
         """Whether it moves bytes between stores."""
-        return self.stores == "eight"
+        return self.stores == EIGHT
+
+    @property
+    def key(self) -> str:
+        """What its runs are kept under: everything that makes them what they are, but for the seed."""
+        return re.sub(r"[^a-z0-9.]+", "-", " ".join([self.split, self.stores, *self.flags]).lower()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,7 @@ class Record:
 
     Attributes:
         accuracies: after each round, on the official test photos (of several runs, the mean).
+        validation: after each round, on the photos that the stores hold out, if they do.
         num_bytes: payload of all clients, both ways, up to that round.
         virtual_seconds: up to that round.
         stores: of the comparison after the last round, by store: accuracies of `local`, `global`, `personalized`, and
@@ -56,6 +64,7 @@ class Record:
     name: str
     seed: int
     accuracies: Sequence[float | None]
+    validation: Sequence[float | None]
     num_bytes: Sequence[int]
     virtual_seconds: Sequence[float]
     stores: Mapping[str, Mapping[str, float | str | None]] = field(default_factory=dict)
@@ -71,12 +80,12 @@ class Record:
 
 def run(work: Path, photos: Path, contender: Contender, seed: int, workers: int) -> Record:
     """Simulate one contender, or read what it came to."""
-    path = work / f"{_file_name(contender.name)}-{seed}.json"
+    path = _record_path(work, contender, seed)
     if not path.exists():
         folders = _folders(work, photos, contender, seed)
         records = [_simulate(work, photos, contender, seed, workers, folder) for folder in folders]
-        path.write_text(json.dumps(asdict(_mean(contender.name, seed, records))), encoding="utf-8")
-    return Record(**json.loads(path.read_text(encoding="utf-8")))
+        path.write_text(json.dumps(asdict(_mean(records))), encoding="utf-8")
+    return replace(Record(**json.loads(path.read_text(encoding="utf-8"))), name=contender.name)
 
 
 def main(
@@ -98,7 +107,7 @@ def main(
         run(arguments.work, arguments.photos, contender, seed, arguments.workers)
         for seed in arguments.seed or [0, 1, 2]
         for contender in wanted
-        if not arguments.kept or (arguments.work / f"{_file_name(contender.name)}-{seed}.json").exists()
+        if not arguments.kept or _record_path(arguments.work, contender, seed).exists()
     ]
     text = report(records)
     print(text)
@@ -122,7 +131,7 @@ def percent(values: Sequence[float]) -> str:
 def _simulate(
     work: Path, photos: Path, contender: Contender, seed: int, workers: int, folder: Path | None
 ) -> Record:  # fmt: skip
-    run_dir = work / f"{_file_name(contender.name)}-{seed}" / (folder.name if folder else "run")
+    run_dir = _record_path(work, contender, seed).with_suffix("") / (folder.name if folder else "run")
     stores = folder or acceptance.stores_of(work, photos, seed, split=contender.split)
     acceptance.simulate(work, photos, seed, run_dir, contender.flags, workers=workers, stores=stores)
     return _record(contender.name, seed, run_summary(run_dir))
@@ -138,23 +147,23 @@ def _record(name: str, seed: int, summary: RunSummary) -> Record:
         sums.append(num_bytes)
         clock.append(seconds)
     return Record(
-        name=name, seed=seed, accuracies=[each.central_accuracy for each in summary.rounds], num_bytes=sums,
-        virtual_seconds=clock,
+        name=name, seed=seed, accuracies=[each.central_accuracy for each in summary.rounds],
+        validation=[each.accuracy for each in summary.rounds], num_bytes=sums, virtual_seconds=clock,
         stores={store["client"]: store for store in summary.to_record()["stores"]},
     )  # fmt: skip
 
 
-def _mean(name: str, seed: int, records: Sequence[Record]) -> Record:
+def _mean(records: Sequence[Record]) -> Record:
     """Several runs as one: accuracies are means."""
     if len(records) == 1:
         return records[0]
-    return Record(
-        name=name, seed=seed,
+    return replace(
+        records[0],
         accuracies=[
             statistics.fmean(accuracy or 0.0 for accuracy in each)
             for each in zip(*(record.accuracies for record in records), strict=True)
         ],
-        num_bytes=[0] * len(records[0].num_bytes), virtual_seconds=records[0].virtual_seconds,
+        num_bytes=[0] * len(records[0].num_bytes),
     )  # fmt: skip
 
 
@@ -175,5 +184,5 @@ def _folders(work: Path, photos: Path, contender: Contender, seed: int) -> list[
     return folders
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+def _record_path(work: Path, contender: Contender, seed: int) -> Path:
+    return work / f"{contender.key}.{seed}.json"

@@ -1,0 +1,42 @@
+"""*tuning*: rates and taus of the adaptive optimizers, on half as many rounds, by the photos that the stores hold out.
+
+python -m benchmarks.tuning --seed 0
+"""
+
+from collections.abc import Sequence
+
+from benchmarks import results, study
+from benchmarks.study import Contender, Record
+
+GRID = {
+    "fedadam": ((0.001, 0.0001), (0.003, 0.001), (0.01, 0.001), (0.03, 0.001), (0.01, 0.01), (0.03, 0.01), (0.1, 0.01)),
+    "fedyogi": ((0.01, 0.001), (0.03, 0.01)),
+    "fedadagrad": ((0.01, 0.001), (0.03, 0.01), (0.1, 0.01)),
+}
+CONTENDERS = tuple(
+    Contender(
+        name=f"{algorithm}, rate {rate}, tau {tau}",
+        flags=(
+            "--algorithm", algorithm, "--server-lr", str(rate), "--server-tau", str(tau),
+            "--rounds", "15", "--val-fraction", "0.1",
+        ),
+    )
+    for algorithm, pairs in GRID.items()
+    for rate, tau in pairs
+)  # fmt: skip
+
+
+def report(records: Sequence[Record]) -> str:
+    """One row per setting: accuracy on held-out photos of the stores after the last round."""
+    rows = [
+        [name, study.percent([record.validation[-1] or 0.0 for record in of])]
+        for name, of in study.by_name(records).items()
+    ]
+    return (
+        results.table(["", "accuracy on held-out photos %"], rows)
+        + "\n\nThe acceptance benchmark with 15 rounds and 10 % of each store's photos held out."
+    )
+
+
+if __name__ == "__main__":
+    study.main(__doc__, CONTENDERS, "tuning", report)
