@@ -1,5 +1,6 @@
 """Local only is a federation of one store; fine-tuning is training on from the last global model."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,9 @@ from fedshelf.personalize.alone import train_alone
 from fedshelf.personalize.base import PERSONAL
 from fedshelf.personalize.finetune import FineTuning
 from fedshelf.training.settings import TrainingSettings
+from fedshelf.training.trainer import Trainer
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
-from tests.worlds import PLAIN, World, trainer, with_batch_norm, workbench
+from tests.worlds import CLASSES, PLAIN, World, trainer, with_batch_norm, workbench
 
 USUAL = TrainingSettings(batch_size=4, local_epochs=2)  # momentum, weight decay, clipping, augmentation
 ROUNDS = 4
@@ -23,6 +25,13 @@ ROUNDS = 4
 
 def rate(number: int) -> float:
     return 0.1 / number
+
+
+def log_prior(store: Trainer) -> torch.Tensor:
+    """log(K · p_k(c)) for each class c, by hand."""
+    counts = [float((store.train.labels == label).sum()) for label in range(len(CLASSES))]
+    shares = [(count + 0.5) / (sum(counts) + len(CLASSES) / 2) for count in counts]
+    return torch.tensor([math.log(len(CLASSES) * share) for share in shares])
 
 
 def last(params: torch.Tensor, *, round: int = ROUNDS) -> Broadcast:
@@ -70,13 +79,15 @@ def test_a_store_alone_reaches_its_own_optimum_and_not_the_common_one() -> None:
 
 
 def test_fine_tuning_is_so_many_epochs_at_its_own_rate_from_the_last_global_model() -> None:
-    """On a quadratic each of its steps takes the distance to the store's minimum times 1 - eta · a."""
+    """On a quadratic each of its steps takes the distance to the store's minimum times 1 - eta · a; it begins where the
+    store's mix of products is in the bias."""
     quadratic = drifting()[0]
     store = trains_on(quadratic)
     steps_per_epoch = -(-len(store.train) // PLAIN.batch_size)
     start = torch.linspace(-1, 1, NUM_VALUES)
     store.workbench.load(start)
     FineTuning(epochs=3, client_lr=0.01).finish(last(start), store)
+    start[-len(CLASSES) :] += log_prior(store)
     left = (1 - 0.01 * quadratic.curvature) ** (3 * steps_per_epoch)
     expected = quadratic.minimum + left * (start - quadratic.minimum)
     torch.testing.assert_close(store.workbench.params.trainable, expected, rtol=1e-4, atol=1e-5)
@@ -120,3 +131,31 @@ def test_fine_tuning_sees_photos_as_they_are() -> None:
         results.append(bench.params.shared.clone())
     assert torch.equal(results[0], results[2])
     assert not torch.equal(results[1], results[3])
+
+
+def test_without_an_epoch_of_fine_tuning_the_model_only_expects_what_the_store_stocks() -> None:
+    bench = workbench(with_batch_norm(), USUAL)
+    store, start = trainer("a", bench=bench), bench.params.shared.clone()
+    FineTuning(epochs=0, client_lr=0.05).finish(last(start), store)
+    moved = bench.params.shared - start
+    (bias,) = (each for each in bench.params.layout.tensors if each.name == "4.bias")
+    found = moved[bias.offset : bias.offset + bias.size]
+    torch.testing.assert_close(found, log_prior(store), rtol=1e-5, atol=1e-6)
+    assert int((moved != 0).sum()) == len(CLASSES)
+
+
+def test_what_a_store_trains_by_itself_it_trains_by_plain_cross_entropy_whatever_the_rounds_do() -> None:
+    """FedLC's loss takes no account of how often a product is there, which is what a store's own model has to know."""
+    results = []
+    for settings in (USUAL, replace(USUAL, loss="fedlc")):
+        bench = workbench(with_batch_norm(), settings)
+        store, start = trainer("a", bench=bench), bench.params.shared.clone()
+        FineTuning(epochs=2, client_lr=0.05).finish(last(start), store)
+        results.append(bench.params.shared.clone())
+        train_alone(store, start, run_id="r", num_rounds=2, client_lr=rate)
+        results.append(bench.params.shared.clone())
+        store.fit(round=1, client_lr=0.05)  # as in the rounds
+        results.append(bench.params.shared.clone())
+    assert torch.equal(results[0], results[3])
+    assert torch.equal(results[1], results[4])
+    assert not torch.equal(results[2], results[5])

@@ -172,7 +172,7 @@ class RunConfig(Settings):
         "rest is trained.", panel=ALGORITHM)] = 2  # fmt: skip
     ditto_lambda: Annotated[float, Field(ge=0), Flag(help="How strongly ditto holds a store's own model near the "
         "global one.", panel=ALGORITHM)] = 0.1  # fmt: skip
-    finetune_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of finetune over a store's photos, once the rounds "
+    finetune_epochs: Annotated[int, Field(ge=0), Flag(help="Passes of finetune over a store's photos, once the rounds "
         "are over.", panel=ALGORITHM)] = 8  # fmt: skip
     finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of finetune.", panel=ALGORITHM)] = 0.003
     compare: Annotated[bool | None, Flag(help="After the last round, let each store choose what serves it best: the "

@@ -7,7 +7,8 @@
 
 Line 4 is written as the server adds an upload: so the result is, to the last bit, the model of a run of plain FedAvg
 over this store alone. The draws are those of the rounds, too: what differs between the candidates is what the exchange
-brought, and not chance.
+brought, and not chance. The loss is plain cross-entropy, whatever that of the rounds: those against label skew are of
+use where stores are averaged, and leave out how often a product is there.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,9 @@ def train_alone(
     Raises:
         FedShelfError: training diverged.
     """
-    bench, whole = trainer.workbench, replace(trainer, phases=(Phase(),))
+    bench = trainer.workbench
+    plain = trainer.having(replace(bench.settings, loss="cross-entropy"))
+    whole = replace(plain, phases=(Phase(),))
     bench.params.personal.copy_(bench.initial_personal)
     shared = first
     for number in range(1, num_rounds + 1):

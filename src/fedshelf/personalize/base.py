@@ -34,6 +34,11 @@ class Personalization(Protocol):
         are no whole model, no personalized one where nothing is the store's own."""
         ...
 
+    @property
+    def trains_at_last(self) -> bool:
+        """Whether `finish` trains: a model that was chosen can then be made once more, of all photos."""
+        ...
+
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         """Names of the tensors that stay at the store: they are no part of what travels.
 
@@ -74,6 +79,7 @@ class PersonalLayers:
     names: Callable[[nn.Module], frozenset[str]]
     phases: tuple[Phase, ...] = (Phase(),)
     candidates: tuple[Candidate, ...] = (Candidate.LOCAL, Candidate.PERSONALIZED)
+    trains_at_last: bool = False
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         return self.names(module)

@@ -32,6 +32,7 @@ class Ditto:
     pull: float
     phases: tuple[Phase, ...] = (Phase(),)
     candidates: tuple[Candidate, ...] = tuple(Candidate)
+    trains_at_last: bool = False
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         return frozenset()

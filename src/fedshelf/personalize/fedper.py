@@ -13,6 +13,7 @@ Differs from the paper: nothing else.
 from torch import nn
 
 from fedshelf.core.errors import ModelError
+from fedshelf.personalize.head import head
 
 
 def personal_names(module: nn.Module) -> frozenset[str]:
@@ -21,8 +22,8 @@ def personal_names(module: nn.Module) -> frozenset[str]:
     Raises:
         ModelError: there is none.
     """
-    layers = [(layer, child) for layer, child in module.named_modules() if isinstance(child, nn.Linear)]
-    if not layers:
+    found = head(module)
+    if found is None:
         raise ModelError("--personalize fedper keeps the last linear layer at the stores, and this model has none")
-    layer, child = layers[-1]
+    layer, child = found
     return frozenset(f"{layer}.{name}" if layer else name for name, _ in child.named_parameters())

@@ -2,8 +2,10 @@
 
      1  make each candidate: trained alone, the global model, the personalized one
      2  mark each on the validation photos, and on test photos of what the store sells
-     3  choose by the validation photos alone; keep the chosen model
-     4  tell the server how the candidates do on the store's own mix, and which one is kept
+     3  choose by the validation photos alone
+     4  if the chosen one is made by a training of its own in the end: make it anew, with the validation photos, too
+     5  keep it
+     6  tell the server how the candidates do on the store's own mix, and which one is kept
 
 A store has few validation photos, some dozens: chance alone may put any candidate in front there. So the one with the
 most right answers is chosen (of equals, the one with the lower loss), unless the personalized one is there and what
@@ -20,8 +22,7 @@ Shapes: S shared values, P all values.
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,23 +88,28 @@ def compare(
         RefusedError: the first model is missing.
         FedShelfError: no candidate could be trained, or the chosen one cannot be saved.
     """
-    makers = _makers(broadcast, state, trainer, personalization, choosing)
-    own_labels = np.concatenate([trainer.train.labels, trainer.validation.labels])
+    maker = _Maker.of(broadcast, state, trainer, personalization, choosing)
+    own = _joined(trainer.train, trainer.validation)
     test = choosing.test()
-    test = None if test is None else of_classes(test, own_labels)
+    test = None if test is None else of_classes(test, own.labels)
     judges = test if test is not None and len(test) else None
     tried: dict[Candidate, _Tried] = {}
     for candidate in _worth_making(personalization, has_photos=judges is not None or len(trainer.validation) > 0):
         try:
-            makers[candidate]()
+            maker.make(candidate)
         except FedShelfError as error:  # a model that cannot be trained is none to choose
             log.warning("there is no %s model to choose: %s", candidate.value, error)
         else:
-            tried[candidate] = _try(trainer, judges, own_labels)
+            tried[candidate] = _try(trainer, judges, own.labels)
     if not tried:
         raise FedShelfError("none of the models to choose among could be trained: lower --client-lr or --finetune-lr")
     best = choose({candidate: found.validation for candidate, found in tried.items()})
-    trainer.workbench.params.vector.copy_(tried[best].values)
+    if best is Candidate.PERSONALIZED and personalization.trains_at_last and len(trainer.validation):
+        replace(maker, trainer=replace(trainer, train=own)).make(best)
+        if judges is not None:  # without them, what held-out photos said stands: the model has seen those now
+            tried[best] = _try(trainer, judges, own.labels)
+    else:
+        trainer.workbench.params.vector.copy_(tried[best].values)
     comparison = Comparison(
         key=broadcast.key,
         best=best,
@@ -141,28 +147,42 @@ def _worth_making(personalization: Personalization, *, has_photos: bool) -> tupl
     return (next(candidate for candidate in PREFERRED if candidate in personalization.candidates),)
 
 
-def _makers(
-    broadcast: Broadcast, state: ClientState, trainer: Trainer, personalization: Personalization, choosing: Choosing
-) -> Mapping[Candidate, Callable[[], None]]:
-    """What leaves each candidate on the trainer's bench."""
-    bench, first = trainer.workbench, broadcast.auxiliary.get(FIRST_MODEL)
-    if first is None or len(first) != bench.params.layout.num_shared:
-        raise RefusedError("the run's first model did not come with the last one: another version of FedShelf?")
-    alone = partial(
-        train_alone, trainer, first, run_id=broadcast.key.run_id, num_rounds=broadcast.key.round,
-        client_lr=choosing.client_lr,
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Maker:
+    """Leaves candidates on the trainer's bench. `first` [S] is the run's first model."""
 
-    def personalize() -> None:
-        bench.load(broadcast.params)
-        personalization.equip(bench, state)
-        personalization.finish(broadcast, trainer)
+    broadcast: Broadcast
+    first: Tensor
+    state: ClientState
+    trainer: Trainer
+    personalization: Personalization
+    choosing: Choosing
 
-    return {
-        Candidate.LOCAL: alone,
-        Candidate.GLOBAL: partial(bench.load, broadcast.params),
-        Candidate.PERSONALIZED: personalize,
-    }
+    @classmethod
+    def of(
+        cls, broadcast: Broadcast, state: ClientState, trainer: Trainer, personalization: Personalization,
+        choosing: Choosing,
+    ) -> "_Maker":  # fmt: skip
+        first = broadcast.auxiliary.get(FIRST_MODEL)
+        if first is None or len(first) != trainer.workbench.params.layout.num_shared:
+            raise RefusedError("the run's first model did not come with the last one: another version of FedShelf?")
+        return cls(
+            broadcast=broadcast, first=first, state=state, trainer=trainer, personalization=personalization,
+            choosing=choosing,
+        )  # fmt: skip
+
+    def make(self, candidate: Candidate) -> None:
+        """Raises FedShelfError where training it diverges."""
+        bench, key = self.trainer.workbench, self.broadcast.key
+        if candidate is Candidate.LOCAL:
+            train_alone(
+                self.trainer, self.first, run_id=key.run_id, num_rounds=key.round, client_lr=self.choosing.client_lr
+            )
+            return
+        bench.load(self.broadcast.params)
+        if candidate is Candidate.PERSONALIZED:
+            self.personalization.equip(bench, self.state)
+            self.personalization.finish(self.broadcast, self.trainer)
 
 
 def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> _Tried:
@@ -173,3 +193,7 @@ def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64])
     if test is not None:
         accuracy = own_mix_accuracy(mark(bench, test).right, test.labels, own_labels)
     return _Tried(values=bench.params.vector.clone(), validation=validation, accuracy=accuracy)
+
+
+def _joined(one: PhotoSet, other: PhotoSet) -> PhotoSet:
+    return PhotoSet(np.concatenate([one.images, other.images]), np.concatenate([one.labels, other.labels]))

@@ -23,6 +23,7 @@ from fedshelf.training.batches import Batch, batches, take
 from fedshelf.training.loop import Fit, Lane, Run
 from fedshelf.training.losses import Calibration, calibration_of
 from fedshelf.training.optimizer import Moves
+from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.workbench import GradientHook, Workbench
 
 EVALUATION_BATCH = 250
@@ -82,6 +83,10 @@ class Trainer:
         """What the configured loss makes of this client's counts of labels."""
         bench = self.workbench
         return calibration_of(bench.settings, self.train.labels, self.num_classes, bench.compute.device)
+
+    def having(self, settings: TrainingSettings) -> "Trainer":
+        """The same client with other settings of local training, on the same bench."""
+        return replace(self, workbench=replace(self.workbench, settings=settings))
 
     def upload(self, broadcast: Broadcast, *, gradient_hook: GradientHook | None = None) -> Upload:
         """Train from the broadcast model and return the difference, local minus global."""

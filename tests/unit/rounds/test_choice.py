@@ -12,6 +12,7 @@ from fedshelf.core.choices import Candidate, PersonalizeName
 from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import Broadcast, Comparison, Purpose, TaskKey
 from fedshelf.core.state import ClientState
+from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalize.base import PERSONAL, Personalization
 from fedshelf.personalize.registry import make
 from fedshelf.rounds.choice import FIRST_MODEL, Choosing, choose, compare
@@ -139,6 +140,29 @@ def test_the_reported_accuracy_is_that_of_the_very_model_that_is_kept(method: Pe
     assert store.accuracy() == comparison.accuracies[comparison.best]
 
 
+def joined(*sets: PhotoSet) -> PhotoSet:
+    return PhotoSet(np.concatenate([each.images for each in sets]), np.concatenate([each.labels for each in sets]))
+
+
+def test_a_fine_tuned_model_that_was_chosen_is_made_once_more_of_all_photos() -> None:
+    store = Store("finetune")
+    comparison = store.compare()
+    assert comparison.best is PERSONALIZED
+    ((_, kept),) = store.kept
+    for photos_, same in ((joined(store.trainer.train, store.trainer.validation), True), (store.trainer.train, False)):
+        store.bench.load(store.last)
+        store.personalization.finish(store.broadcast, replace(store.trainer, train=photos_))
+        assert torch.equal(kept, store.bench.params.vector) == same
+
+
+def test_what_is_not_trained_at_last_is_kept_as_the_rounds_left_it() -> None:
+    store = Store("fedbn")
+    store.choosing = replace(store.choosing, client_lr=lambda number: 1e30)  # there is no local one
+    store.compare()
+    ((_, kept),) = store.kept
+    assert torch.equal(kept[: len(store.last)], store.last)
+
+
 def test_the_global_candidate_is_the_last_model_as_it_came() -> None:
     store = Store("finetune")
     found = store.compare().accuracies
@@ -173,7 +197,11 @@ def test_without_test_photos_the_report_is_on_validation_photos_and_says_so() ->
     store.choosing = replace(store.choosing, test=lambda: None)
     comparison = store.compare()
     assert not comparison.on_test
-    assert comparison.accuracies[comparison.best] == mark(store.bench, store.trainer.validation).accuracy
+    assert comparison.best is PERSONALIZED
+    store.bench.load(store.last)
+    store.personalization.finish(store.broadcast, store.trainer)
+    held_out = mark(store.bench, store.trainer.validation).accuracy
+    assert comparison.accuracies[PERSONALIZED] == held_out, "of the model that had not seen them"
 
 
 def test_test_photos_of_none_of_the_stores_products_are_as_good_as_none() -> None:

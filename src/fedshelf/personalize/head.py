@@ -1,0 +1,40 @@
+"""A model's head, the last linear layer: where what a store stocks shows.
+
+A model that has learnt from all stores expects any product; a store sees what it sells, as often as it sells it. Which
+of two products a blurred photo shows is then a matter of how often each is there, too (Saerens, Latinne & Decaestecker
+2002, "Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure", eq. 2.4):
+
+    p_k(c | x) ~ p(c | x) · p_k(c) / p(c),   that is: logit c, and log p_k(c) - log p(c)
+
+p_k(c) = (n_c + 1/2) / (n + K/2) for n photos at store k, n_c of them of class c (Krichevsky & Trofimov 1981). What all
+stores together sell is not known to a store: p is taken as even.
+
+Shapes: K classes, N photos.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+
+def head(module: nn.Module) -> tuple[str, nn.Linear] | None:
+    """The last linear layer and its name; None if there is none."""
+    layers = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    return layers[-1] if layers else None
+
+
+def expect(module: nn.Module, labels_N: NDArray[np.int64]) -> bool:
+    """Make the model expect classes as often as they are among these labels: p_k in the bias of its head.
+
+    Returns:
+        Whether it could be done: the model has a head with a bias.
+    """
+    found = head(module)
+    if found is None or found[1].bias is None:
+        return False
+    bias_K = found[1].bias
+    counts_K = torch.from_numpy(np.bincount(labels_N, minlength=len(bias_K))).to(bias_K) + 0.5
+    with torch.no_grad():
+        bias_K.add_(torch.log(counts_K / counts_K.sum() * len(bias_K)))
+    return True
