@@ -1,7 +1,6 @@
-"""*robustness*: two of eight stores send -10 times their update. Who withstands that, and what the defence costs where
-nobody attacks.
+"""*robustness*: two of eight stores are hostile. Who withstands what, and what the defence costs where nobody attacks.
 
-    python -m benchmarks.robustness --seed 0
+python -m benchmarks.robustness --seed 0
 """
 
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from collections.abc import Sequence
 from benchmarks import results, study
 from benchmarks.study import Contender, Record
 
-ATTACKED = ("--attack", "scale", "--attackers", "2", "--attack-factor", "-10")
 BOUND = ("--norm-bound", "3")
 DEFENCES = {
     "mean": (),
@@ -21,27 +19,34 @@ DEFENCES = {
     "multi-Krum": ("--aggregator", "multi-krum"),
     "multi-Krum, norm bound": ("--aggregator", "multi-krum", *BOUND),
 }
-CLEAN, UNDER_ATTACK = "{}, clean", "{}, 2 of 8 at -10"
+HOSTILE = ("--attackers", "2", "--attack")
+ATTACKS = {
+    "nobody attacks": (),
+    "update × -10": (*HOSTILE, "scale", "--attack-factor", "-10"),
+    "signs flipped": (*HOSTILE, "sign-flip"),
+    "labels flipped": (*HOSTILE, "label-flip"),
+}
 CONTENDERS = tuple(
-    Contender(name=pattern.format(name), flags=(*flags, *more) or study.CLOCKED)
-    for name, flags in DEFENCES.items()
-    for pattern, more in ((CLEAN, ()), (UNDER_ATTACK, ATTACKED))
+    Contender(name=f"{defence}, {attack}", flags=(*flags, *more) or study.CLOCKED)
+    for attack, more in ATTACKS.items()
+    for defence, flags in DEFENCES.items()
 )
 
 
 def report(records: Sequence[Record]) -> str:
-    """One row per defence: final accuracy with and without the attack."""
+    """One row per defence: final accuracy under each attack."""
     found = study.by_name(records)
 
-    def accuracy(pattern: str, name: str) -> str:
-        of = found.get(pattern.format(name))
-        return study.percent([record.final for record in of]) if of else "–"
+    def accuracy(name: str) -> str:
+        of = found.get(name)
+        return f"{study.percent([record.final for record in of])} [{len(of)}]" if of else "–"
 
-    rows = [[name, accuracy(CLEAN, name), accuracy(UNDER_ATTACK, name)] for name in DEFENCES]
+    rows = [[defence, *(accuracy(f"{defence}, {attack}") for attack in ATTACKS)] for defence in DEFENCES]
     return (
-        results.table(["", "nobody attacks: accuracy %", "2 of 8 send -10 × their update: accuracy %"], rows)
-        + "\n\nThe acceptance benchmark (8 stores, Dirichlet 0.3); the stores are not alike, which is what costs "
-        "median-type rules accuracy where nobody attacks: what one store alone knows looks like an attack."
+        results.table(["accuracy % [seeds]", *ATTACKS], rows)
+        + "\n\nThe acceptance benchmark (8 stores, Dirichlet 0.3), two of the stores hostile; norm bound 3. The stores "
+        "are not alike, which is what costs median-type rules accuracy where nobody attacks: what one store alone "
+        "knows looks like an attack."
     )
 
 

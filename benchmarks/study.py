@@ -7,7 +7,6 @@ by every study that has use for it.
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -45,7 +44,7 @@ class Contender:
     @property
     def key(self) -> str:
         """What its runs are kept under: everything that makes them what they are, but for the seed."""
-        return re.sub(r"[^a-z0-9.]+", "-", " ".join([self.split, self.stores, *self.flags]).lower()).strip("-")
+        return "_".join([self.split, self.stores, *(flag.removeprefix("--") for flag in self.flags)])
 
 
 @dataclass(frozen=True, kw_only=True)
