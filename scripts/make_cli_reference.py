@@ -50,7 +50,7 @@ The column *decides* says what a value is part of:
 |---|---|
 | result, sent | part of the run's identity, and sent to every client |
 | result | part of the run's identity; stays at the server |
-| nothing | may differ when a run is resumed |
+| nothing | may differ when a run is resumed (`round-timeout` may not with `speeds`: virtual time decides the result) |
 
 *The run's identity*: a run goes on only with the values it was begun with
 ([resume and extend](../how-to/resume-and-extend.md)).

@@ -1,11 +1,14 @@
 """`fedshelf client`."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
+
+if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+    from fedshelf.core.messages import Comparison
 
 
 @with_options(ClientConfig, "client")
@@ -18,11 +21,9 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.config.active_hours import active_hours
     from fedshelf.config.client import ClientPlace, StoreClient, join_of
     from fedshelf.core.errors import TransportError, UsageError
-    from fedshelf.core.messages import Comparison
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.opening import Door
-    from fedshelf.tracking.worth import figures
 
     if config.data_dir is None:
         raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
@@ -34,17 +35,12 @@ def client(*, config: ClientConfig) -> None:
     def say(text: str) -> None:
         typer.echo(f"{place.name}: {text}", err=True)
 
-    def on_choice(comparison: Comparison, folder: Path) -> None:
-        photos = "test" if comparison.on_test else "validation"
-        found = f"{figures(comparison.accuracies)}, judged on its {photos} photos"
-        say(f"keeps the {comparison.best.value} model{found}: {folder}")
-
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
     with place.lock(), stop_on_signals() as stop:
         ended = run_client(
             config.server_address,
-            StoreClient(place, on_choice=on_choice).handle,
+            StoreClient(place, on_choice=lambda found, folder: say(f"{_kept(found)}: {folder}")).handle,
             join_of(place),
             ca=config.ca,
             insecure=config.insecure,
@@ -56,3 +52,11 @@ def client(*, config: ClientConfig) -> None:
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
     say(ended.reason)
+
+
+def _kept(comparison: "Comparison") -> str:
+    """Which model the store keeps, and by what it was chosen."""
+    from fedshelf.tracking.worth import figures
+
+    photos = "test" if comparison.on_test else "validation"
+    return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos} photos"

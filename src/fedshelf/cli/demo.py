@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,6 @@ def demo(
     Example: fedshelf demo --dir /tmp/demo
     """
     from fedshelf.cli.ending import describe_demo
-    from fedshelf.core.errors import RunError
 
     stores = _photos(folder, seed)
     run_dir = folder / "runs" / f"rounds-{rounds}-seed-{seed}"
@@ -34,17 +33,11 @@ def demo(
     # Certificates, caches and client states of the demo stay inside its folder.
     environment = {**os.environ, "FEDSHELF_HOME": str((folder / "home").absolute())}
     typer.echo(f"\nServer on {address}, one client process per store: {', '.join(store.name for store in stores)}\n")
-    serve = ["server", "--address", address, "--min-clients", str(len(stores)), "--rounds", str(rounds)]
-    serve += [
-        "--local-epochs",
-        str(LOCAL_EPOCHS),
-        "--seed",
-        str(seed),
-        "--test-dir",
-        str(folder / "photos" / "test"),
-        "--run-dir",
-        str(run_dir),
-    ]
+    serve = [
+        "server", "--address", address, "--min-clients", str(len(stores)), "--rounds", str(rounds),
+        "--local-epochs", str(LOCAL_EPOCHS), "--seed", str(seed), "--test-dir", str(folder / "photos" / "test"),
+        "--run-dir", str(run_dir),
+    ]  # fmt: skip
     with contextlib.ExitStack() as processes:
         clients = {}
         server = processes.enter_context(_process(serve, environment, None))
@@ -52,17 +45,29 @@ def demo(
             join = ["client", "--data-dir", str(store), "--server-address", address, "--max-wait", "120"]
             log = folder / "logs" / f"{store.name}.log"
             clients[log] = processes.enter_context(_process(join, environment, log))
-        while server.poll() is None:
-            broken = next((log for log, client in clients.items() if client.poll()), None)
-            if broken is not None:
-                raise RunError(f"a client ended with an error: {broken.read_text(errors='replace').strip()[-500:]}")
-            time.sleep(0.2)
-        if server.returncode != 0:
-            raise RunError(f"the server ended with an error (above); the clients' logs are in {folder / 'logs'}")
-        deadline = time.monotonic() + FAREWELL_SECONDS  # clients hear that the run is finished and end by themselves
-        while time.monotonic() < deadline and any(client.poll() is None for client in clients.values()):
-            time.sleep(0.1)
+        _see_through(server, clients)
     describe_demo(folder, run_dir)
+
+
+def _see_through(server: subprocess.Popen[bytes], clients: Mapping[Path, subprocess.Popen[bytes]]) -> None:
+    """Wait until the run is over and its clients (by log) have heard of that.
+
+    Raises:
+        RunError: one of the processes has failed.
+    """
+    from fedshelf.core.errors import RunError
+
+    while server.poll() is None:
+        broken = next((log for log, client in clients.items() if client.poll()), None)
+        if broken is not None:
+            raise RunError(f"a client ended with an error: {broken.read_text(errors='replace').strip()[-500:]}")
+        time.sleep(0.2)
+    if server.returncode != 0:
+        logs = next(iter(clients)).parent
+        raise RunError(f"the server ended with an error (above); the clients' logs are in {logs}")
+    deadline = time.monotonic() + FAREWELL_SECONDS  # clients hear that the run is finished and end by themselves
+    while time.monotonic() < deadline and any(client.poll() is None for client in clients.values()):
+        time.sleep(0.1)
 
 
 def _photos(folder: Path, seed: int) -> list[Path]:

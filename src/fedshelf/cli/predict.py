@@ -1,9 +1,14 @@
 """`fedshelf predict`."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+    from fedshelf.config.predictor import Guess
 
 
 def predict(
@@ -17,11 +22,6 @@ def predict(
 
     Example: fedshelf predict shelf.jpg --run runs/20261121-083512-a1b2
     """
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-
     from fedshelf.config.predictor import Predictor, model_folder
     from fedshelf.core.errors import DataError
 
@@ -32,19 +32,31 @@ def predict(
             found = predictor.predict(photo, top=top)
         except DataError as error:
             unusable += 1
-            if as_json:
-                typer.echo(json.dumps({"photo": str(photo), "error": str(error)}))
-            else:
-                typer.echo(f"{photo}: {error}", err=True)
-            continue
-        if as_json:
-            guesses = [{"class": guess.label, "probability": guess.probability} for guess in found]
-            typer.echo(json.dumps({"photo": str(photo), "predictions": guesses}, ensure_ascii=False))
-            continue
-        typer.echo(photo)
-        table = Table(show_header=False, box=None)
-        for guess in found:
-            table.add_row(f"{guess.probability:6.1%}", guess.label)
-        Console().print(table)
+            _show_unusable(photo, error, as_json=as_json)
+        else:
+            _show(photo, found, as_json=as_json)
     if unusable:
         raise typer.Exit(1)
+
+
+def _show(photo: Path, guesses: "Sequence[Guess]", *, as_json: bool) -> None:
+    """What is in `photo`, the most probable first: as a table, or as one line of JSON."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if as_json:
+        predictions = [{"class": guess.label, "probability": guess.probability} for guess in guesses]
+        typer.echo(json.dumps({"photo": str(photo), "predictions": predictions}, ensure_ascii=False))
+        return
+    typer.echo(photo)
+    table = Table(show_header=False, box=None)
+    for guess in guesses:
+        table.add_row(f"{guess.probability:6.1%}", guess.label)
+    Console().print(table)
+
+
+def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"photo": str(photo), "error": str(error)}))
+    else:
+        typer.echo(f"{photo}: {error}", err=True)

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from fedshelf.core.choices import Candidate
-from fedshelf.tracking import words, worth
+from fedshelf.tracking import late, words, worth
 from fedshelf.tracking.queries import RunSummary
 from fedshelf.tracking.run_directory import differences
 
@@ -77,6 +77,11 @@ def rounds_table(summary: RunSummary) -> Table:
 def remarks_on(summary: RunSummary) -> list[str]:
     """What is to be said of a run after its rounds."""
     remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.foreign(v.reason)}" for v in summary.voids]
+    in_a_row = late.LateInARow()
+    for round_ in summary.rounds:
+        in_a_row.add(round_.clients)
+    if sentence := late.advice(in_a_row.habits()):
+        remarks.append(sentence)
     return remarks + ["* best round"] * (summary.best_round is not None)
 
 

@@ -66,7 +66,10 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 def effective(config: RunConfig) -> str:
     """All that decides a run's result, as TOML text: what a run directory keeps."""
-    return to_toml(select(config, Scope.RUN, Scope.SERVER))
+    values = select(config, Scope.RUN, Scope.SERVER)
+    if config.speeds is not None:  # who keeps a deadline in virtual time is no accident of the day
+        values["round-timeout"] = config.round_timeout
+    return to_toml(values)
 
 
 def for_clients(config: RunConfig) -> str:

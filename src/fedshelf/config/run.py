@@ -106,24 +106,7 @@ def make_server(
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
     given = Catalogue.load(config.catalogue) if config.catalogue else None
     plan = plan_of(config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given)
-
     evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
-
-    def build_model(catalogue: Catalogue) -> GlobalModel:
-        bench = workbench_of(config, catalogue, device=config.device, make_module=make_module)
-        _check_budget(config, bench)
-
-        def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
-            job = partial(_publish, run, bench, catalogue, params, record, best)
-            run.writer.do(job) if run.writer else job()
-
-        return GlobalModel(
-            layout=bench.params.layout,
-            initial=bench.params.shared.detach().cpu().clone(),
-            evaluate_centrally=evaluator(plan, catalogue, bench),
-            publish=publish,
-        )
-
     checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
     ports = Ports(
         transport=transport, spool=spool, sink=run.sink,
@@ -131,9 +114,34 @@ def make_server(
         clock=SystemClock(), stop=stop, virtual=virtual,
     )  # fmt: skip
     return Server(
-        plan=plan, ports=ports, algorithm=algorithm_of(config), build_model=build_model,
+        plan=plan, ports=ports, algorithm=algorithm_of(config),
+        build_model=partial(_global_model, run, evaluator=partial(evaluator, plan), make_module=make_module),
         keep_catalogue=lambda catalogue: catalogue.save(directory.catalogue),
     )  # fmt: skip
+
+
+def _global_model(
+    run: OpenedRun, catalogue: Catalogue, *, evaluator: Callable[[Catalogue, Workbench], Evaluate | None],
+    make_module: ModuleFactory | None,
+) -> GlobalModel:  # fmt: skip
+    """The model of `run` over the classes of `catalogue`.
+
+    Raises:
+        UsageError: --byte-budget is too small for it.
+    """
+    bench = workbench_of(run.config, catalogue, device=run.config.device, make_module=make_module)
+    _check_budget(run.config, bench)
+
+    def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
+        job = partial(_publish, run, bench, catalogue, params, record, best)
+        run.writer.do(job) if run.writer else job()
+
+    return GlobalModel(
+        layout=bench.params.layout,
+        initial=bench.params.shared.detach().cpu().clone(),
+        evaluate_centrally=evaluator(catalogue, bench),
+        publish=publish,
+    )
 
 
 def _check(config: RunConfig) -> None:

@@ -36,7 +36,8 @@ AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type
 
 class Scope(StrEnum):
     """Who needs a value. `run`: it decides the result, and clients are sent it; `server`: it decides the result,
-    at the server alone; `local`: it may differ when a run is resumed."""
+    at the server alone; `local`: it may differ when a run is resumed (but for `round_timeout` in virtual time, see
+    `files.effective`)."""
 
     RUN = "run"
     SERVER = "server"

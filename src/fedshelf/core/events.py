@@ -65,6 +65,9 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientJoined:
+    """A client can be asked from now on, for the first time or again. `num_left_out` counts photos of classes that the
+    catalogue does not have."""
+
     client: str
     num_train: int
     num_validation: int
@@ -81,12 +84,17 @@ class ClientRefused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientLeft:
+    """A connection is lost, set up or not; the client may come back."""
+
     client: str
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundStarted:
+    """Work is about to be handed out. `attempt` counts from 0; where rounds are asynchronous, `cohort` is who is at
+    work already."""
+
     round: int
     attempt: int
     cohort: tuple[str, ...]
@@ -116,6 +124,11 @@ class RoundVoid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundFinished:
+    """A version is made. `accuracy` is on the clients' validation photos, `central_accuracy` and `central_loss` are on
+    the server's test photos (None: not measured in this round), `train_loss` is the mean over the training that led to
+    it. Bytes are payload on the wire, all clients together. `virtual_seconds`, of a simulation, has those of void
+    attempts in it."""
+
     round: int
     attempt: int
     clients: tuple[Participation, ...]
@@ -172,6 +185,8 @@ class StoresCompared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEnded:
+    """The server is about to close. A run that was `stopped` can be gone on with."""
+
     status: RunStatus
     reason: str = ""
 

@@ -78,15 +78,7 @@ def load_photos(
     Raises:
         DataError: no photo is usable, or the cache cannot be written.
     """
-    index_of = {path: catalogue.index_of(class_folder(path)) for path in {photo.class_path for photo in photos}}
-    known: list[tuple[Photo, int]] = []
-    left_out: Counter[str] = Counter()
-    for photo in photos:
-        index = index_of[photo.class_path]
-        if index is None:
-            left_out[photo.class_path] += 1
-        else:
-            known.append((photo, index))
+    known, left_out = _looked_up(photos, catalogue)
     if left_out:
         _log.warning(
             "%d photos are left out, their classes are not in the catalogue: %s",
@@ -97,6 +89,21 @@ def load_photos(
     return LoadedPhotos(
         photo_set=PhotoSet(cached.images, labels), left_out=dict(sorted(left_out.items())), problems=cached.problems
     )
+
+
+def _looked_up(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tuple[Photo, int]], Counter[str]]:
+    """The photos of classes in the catalogue, each with its class's index; and how many there are of each other class,
+    by its path."""
+    index_of = {path: catalogue.index_of(class_folder(path)) for path in {photo.class_path for photo in photos}}
+    known: list[tuple[Photo, int]] = []
+    left_out: Counter[str] = Counter()
+    for photo in photos:
+        index = index_of[photo.class_path]
+        if index is None:
+            left_out[photo.class_path] += 1
+        else:
+            known.append((photo, index))
+    return known, left_out
 
 
 def load_photo(path: Path, image_size: int) -> NDArray[np.uint8]:

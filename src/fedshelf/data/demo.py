@@ -5,7 +5,7 @@ stores), knows only some of a product's colours, and has light and shelves of it
 products in all colours under every store's light. So a store alone cannot know them all; the stores together can.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,17 +76,7 @@ def make_demo(
             path.write_bytes(simplejpeg.encode_jpeg(photo, quality=_JPEG_QUALITY))
             progress(done, len(plan))
         (work / "README.txt").write_text(_README.format(seed=seed), encoding="utf-8")
-    sold = {(shot.folder.removeprefix("stores/"), shot.product.name) for shot in plan if shot.folder != "test"}
-    return DemoSet(
-        stores=out / "stores",
-        test=out / "test",
-        num_train=sum(shot.folder != "test" for shot in plan),
-        num_test=sum(shot.folder == "test" for shot in plan),
-        classes={
-            store: tuple(sorted(name for seller, name in sold if seller == store))
-            for store in sorted({seller for seller, _ in sold})
-        },
-    )
+    return _drawn(plan, out)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +88,21 @@ class _Shot:
     color: int
     look: Look
     number: int
+
+
+def _drawn(plan: Sequence[_Shot], out: Path) -> DemoSet:
+    """What is in `out` once all of `plan` is."""
+    sold = {(shot.folder.removeprefix("stores/"), shot.product.name) for shot in plan if shot.folder != "test"}
+    return DemoSet(
+        stores=out / "stores",
+        test=out / "test",
+        num_train=sum(shot.folder != "test" for shot in plan),
+        num_test=sum(shot.folder == "test" for shot in plan),
+        classes={
+            store: tuple(sorted(name for seller, name in sold if seller == store))
+            for store in sorted({seller for seller, _ in sold})
+        },
+    )
 
 
 def _plan(seed: int, photos_per_class: int, test_photos_per_class: int) -> list[_Shot]:

@@ -85,10 +85,7 @@ def fetch(
         DataError: the files are not the right ones (nothing is kept), or `out` cannot be written.
         UsageError: `base_url` is not a web address, or `sha256` not a checksum.
     """
-    if base_url is not None and urlsplit(base_url).scheme not in {"http", "https"}:
-        raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://")
-    if sha256 is not None and (len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef")):
-        raise UsageError(f"'{sha256}' is not a SHA-256 checksum: give 64 hexadecimal digits")
+    _check(base_url, sha256)
     part = out.with_name(out.name + ".zip.part")
     with whole_folder(out) as work:
         url = f"{base_url or 'https://codeload.github.com'}/{source.repository}/zip/{source.commit}"
@@ -112,6 +109,13 @@ def fetch(
             proof = f"git commit {source.commit}"
     _discard(part)
     return Fetched(photos=out / source.photos, sha256=actual, proof=proof)
+
+
+def _check(base_url: str | None, sha256: str | None) -> None:
+    if base_url is not None and urlsplit(base_url).scheme not in {"http", "https"}:
+        raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://")
+    if sha256 is not None and (len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef")):
+        raise UsageError(f"'{sha256}' is not a SHA-256 checksum: give 64 hexadecimal digits")
 
 
 def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) -> None:

@@ -61,7 +61,7 @@ class SynchronousRounds:
         needed = plan.start_clients if number == 1 else plan.min_clients
         if self._membership.num_live() < needed:
             log.info("round %d waits until %d clients are live", number, needed)
-        while self._membership.num_live() < needed or self._membership.returning() or self._is_unsettled():
+        while self._membership.num_live() < needed or self._membership.returning() or not self._context.is_settled:
             self._context.reception.poll(POLL_SECONDS)
         live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
@@ -80,7 +80,3 @@ class SynchronousRounds:
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened
-
-    def _is_unsettled(self) -> bool:
-        """Whether, in a simulation, somebody comes or goes at this very moment: the cohort is drawn after that."""
-        return self._ports.virtual is not None and not self._ports.virtual.is_settled()

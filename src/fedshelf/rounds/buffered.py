@@ -106,7 +106,7 @@ class BufferedRounds:
             return
         for name in live:
             self._flights.send_lost(name, state, self._counted(name, state))
-        if self._membership.returning() or not self._is_settled():
+        if self._membership.returning() or not self._context.is_settled:
             return  # or a restarted server would draw among those who were quicker to come back
         idle = [name for name in live if name not in self._flights and name not in books.resting]
         wanted = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
@@ -221,10 +221,6 @@ class BufferedRounds:
             return self._context.model.initial
         kept = self._ports.checkpoints.load_round(version)
         return None if kept is None else kept.model
-
-    def _is_settled(self) -> bool:
-        """Whether, in a simulation, nobody comes or goes at this very moment: clients are drawn after that."""
-        return self._ports.virtual is None or self._ports.virtual.is_settled()
 
     def _have_all_failed(self, books: _Books) -> bool:
         """With everybody's work refused or failed the round is void: they are to be asked again, but not for ever."""

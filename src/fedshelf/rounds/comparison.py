@@ -36,10 +36,7 @@ class Comparing:
             StopRequested: the server was asked to stop; the next one asks again.
         """
         plan, membership, sink = self.context.plan, self.context.membership, self.context.ports.sink
-        if not membership.live() and not membership.returning():  # this server has just been started
-            membership.expect(state.counted, plan.rounds.rejoin_grace)
-        while membership.returning():
-            self.context.reception.poll(POLL_SECONDS)
+        self._gather(state)
         key = TaskKey(run_id=plan.run_id, round=state.round, attempt=_unused_attempt(state))
         stores = tuple(sorted({*membership.live(), *state.counted}))
         sink.emit(ComparisonStarted(round=state.round, stores=stores))
@@ -61,6 +58,15 @@ class Comparing:
                 reason = f"no answer within {timeout:g} s" if there else "not connected"
                 self._note(_without(name, reason), key, len(stores))
         return StoresCompared(round=state.round, stores=tuple(self._found[name] for name in stores))
+
+    def _gather(self, state: ServerState) -> None:
+        """Wait for those who will be back in a moment, if this server has just been started."""
+        membership = self.context.membership
+        if self.context.ports.virtual is None and not membership.live() and not membership.returning():
+            membership.expect(state.counted, self.context.plan.rounds.rejoin_grace)
+        # In a simulation everybody who was there is back at the very moment; who was away would still be.
+        while membership.returning() or not self.context.is_settled:
+            self.context.reception.poll(POLL_SECONDS)
 
     def _examined(self, answer: Answer, key: TaskKey) -> StoreComparison:
         message = answer.message

@@ -31,6 +31,11 @@ class Context:
         """What deadlines go by: the clock of a simulation, where there is one."""
         return self.ports.virtual or self.ports.clock
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether, in a simulation, nobody comes or goes at this very moment: who is there is asked after that."""
+        return self.ports.virtual is None or self.ports.virtual.is_settled()
+
     @cached_property
     def asker(self) -> Asker:
         """Hands work out, and waits for answers."""

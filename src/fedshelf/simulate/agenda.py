@@ -46,6 +46,8 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Happening:
+    """What has come of a task at the present moment; where its client has left, that is before the task's `due`."""
+
     what: What
     task: Task
 

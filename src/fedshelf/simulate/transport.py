@@ -118,4 +118,6 @@ class InProcess:
 
 
 class Play(Protocol):
+    """Answers a message as the client of that name would; a client's failure is an answer, too."""
+
     def __call__(self, name: str, message: ServerMessage) -> ClientMessage: ...

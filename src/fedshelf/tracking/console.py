@@ -28,6 +28,7 @@ from fedshelf.core.events import (
     StoresCompared,
     UploadReceived,
 )
+from fedshelf.tracking.late import LateInARow, advice
 from fedshelf.tracking.words import duration, foreign, number, percent
 from fedshelf.tracking.worth import figures, verdict
 
@@ -50,6 +51,7 @@ class ConsoleSink:
         self._seconds: list[float] = []
         self._best_round: int | None = None
         self._named: set[str] = set()  # whom of this round's cohort a warning has named
+        self._late = LateInARow()
 
     def emit(self, event: Event) -> None:
         match event:
@@ -137,6 +139,8 @@ class ConsoleSink:
         self._say(f"{line}  {duration(event.seconds)}  left {duration(left)}{best}")
         self._best_round = event.best_round
         self._warn_of_others(event.round, event.clients)
+        if sentence := advice(self._late.add(event.clients)):
+            self._warn(sentence)
         if self._bar is not None:
             self._bar.advance_to(event.round, left=duration(left))
 

@@ -11,7 +11,7 @@ from fedshelf.config import places
 from fedshelf.config.run import open_run
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
-from fedshelf.core.events import RoundStarted, RunStarted, RunStatus
+from fedshelf.core.events import ClientStatus, RoundStarted, RunStarted, RunStatus
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.simulate.engine import simulate_in_memory
 from fedshelf.tracking.checkpoints import FileCheckpoints
@@ -73,6 +73,18 @@ def test_address_timeouts_and_workers_may_differ() -> None:
         config(run_dir=Path("r"), address="h:1", round_timeout=9.0, heartbeat_timeout=99.0, insecure=True)
     )
     assert (status, again.run_id) == (RunStatus.FINISHED, first.run_id)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_deadline_in_virtual_time_decides_the_result_and_may_not_differ() -> None:
+    timed = {"speeds": "1,1,5", "quorum": 2}
+    _, first = run(config(run_dir=Path("r"), round_timeout=0.2, **timed), stop_at=2)
+    with pytest.raises(RunError, match=r"another configuration: round-timeout: 0\.2 → 1800\.0\."):
+        run(config(run_dir=Path("r"), **timed))
+    status, again = run(config(run_dir=Path("r"), round_timeout=0.2, **timed))
+    assert (status, again.run_id) == (RunStatus.FINISHED, first.run_id)
+    (_, _, late), *_ = [record.clients for record in run_summary(again.path).rounds]
+    assert late.status is ClientStatus.LATE, "else the deadline decides nothing here"
 
 
 @pytest.mark.usefixtures("home")

@@ -18,7 +18,17 @@ from fedshelf.cli.app import app
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
-from fedshelf.core.events import ClientJoined, ClientLeft, RoundFinished, RoundStarted, RunStatus, UploadReceived
+from fedshelf.core.events import (
+    ClientJoined,
+    ClientLeft,
+    ComparisonReceived,
+    ComparisonStarted,
+    RoundFinished,
+    RoundStarted,
+    RunStatus,
+    UploadReceived,
+)
+from fedshelf.tracking.queries import run_summary
 from fedshelf.tracking.run_directory import RunDirectory
 from tests.fakes import RecordingSink
 from tests.unit.simulate import slow_stores
@@ -331,6 +341,44 @@ def test_what_clients_remember_is_what_it_was(names: str, given: dict[str, Any],
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
     assert torch.equal(state_of(resumed).params, state_of(whole).params)
+
+
+class StopAtComparison:
+    """Asks to stop at the `number`-th event that tells of the comparison: when it begins, or a store has compared."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.stop = number, threading.Event()
+
+    def emit(self, event: Any) -> None:
+        self.number -= isinstance(event, ComparisonStarted | ComparisonReceived)
+        if self.number == 0:
+            self.stop.set()
+
+
+COMPARES: dict[str, Any] = {
+    **ROUGH, "rounds": 2, "dropout": 0.6, "quorum": 1, "personalize": "finetune", "finetune_epochs": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seed", "all_there", "at"),
+    [(13, True, 2), (1, False, 2), (6, False, 1)],
+    ids=["some were never counted", "one is away", "all but one are away"],
+)
+def test_a_comparison_that_is_stopped_and_gone_on_with_comes_to_the_same_table(
+    seed: int, all_there: bool, at: int
+) -> None:
+    _, whole = simulate("abcde", Path("whole"), seed=seed, **COMPARES)
+    end = state_of(whole).virtual_seconds
+    away = [flight.client for flight in state_of(whole).in_flight if flight.leaves is not None and flight.leaves <= end]
+    assert (not away) is all_there
+    stopper = StopAtComparison(at)
+    status, _ = simulate("abcde", Path("r"), seed=seed, watchers=(stopper,), stop=stopper.stop, **COMPARES)
+    assert status is RunStatus.STOPPED
+    status, resumed = simulate("abcde", Path("r"), seed=seed, **COMPARES)
+    assert status is RunStatus.FINISHED
+    assert run_summary(whole.path).stores
+    assert run_summary(resumed.path).stores == run_summary(whole.path).stores
 
 
 @pytest.mark.slow
