@@ -175,7 +175,7 @@ class RunConfig(Settings):
         "global one.", panel=ALGORITHM)] = 0.1  # fmt: skip
     finetune_epochs: Annotated[int, Field(ge=0), Flag(help="Passes of finetune over a store's photos, once the rounds "
         "are over.", panel=ALGORITHM)] = 8  # fmt: skip
-    finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of finetune.", panel=ALGORITHM)] = 0.003
+    finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of finetune.", panel=ALGORITHM)] = 0.005
     compare: Annotated[bool | None, Flag(help="After the last round, let each store choose what serves it best: the "
         "global model, its personalized one, or one trained alone, which takes it as long as all rounds (default: "
         "where there is personalization).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip

@@ -4,24 +4,28 @@ averaging); Wang et al. 2019, "Federated Evaluation of On-device Personalization
     server:                                             client k, once the rounds are over:
      1  for each round t:                                4  v_k <- w_T
      2    w_{t+1} <- as the algorithm says               5  b_c(v_k) <- b_c(v_k) + log(K · p_k(c)), all classes c
-     3  send w_T                                         6  for each of E epochs, for each batch b:
-                                                         7    v_k <- v_k - eta · grad F_k(v_k; b)
-                                                         8  keep v_k
+     3  send w_T                                         6  for each of E epochs e:
+                                                         7    for each batch b: v_k <- v_k - eta · grad F_k(v_k; b)
+                                                         8    u_e <- v_k
+                                                         9  keep the mean of u_1 .. u_E (v_k where E = 0)
 
 E is `--finetune-epochs`, eta `--finetune-lr`. In the rounds nothing is personal: what travels, and what is evaluated
 after each of them, is the algorithm's model. Line 5 is `personalize.head`: the model expects what the store stocks, as
-often as it is there, before it takes a single step. E = 0 leaves it at that.
+often as it is there, before it takes a single step. Line 9: steps at a constant rate end somewhere around what they
+approach; the mean of where they were is nearer to it, and to w_T (Izmailov et al. 2018, "Averaging Weights Leads to
+Wider Optima and Better Generalization", with a mean per epoch as there).
 
-Differs from the papers: line 5 is not theirs; eta is the same at all stores and in all steps, and both are given, not
-searched for; lines 1-3 are any algorithm's, not FedAvg's alone; batch-norm statistics move in line 7, too. F_k is plain
-cross-entropy, whatever the rounds' loss (`training.losses` has such as leave out how often a class is there), with
-the same optimizer, but on photos as they are: the model's last steps are on what it will be shown (augmented photos
-show things larger: Touvron et al. 2019, "Fixing the train-test resolution discrepancy", tune on test-like photos at
-last, too).
+Differs from the papers: lines 5, 8 and 9 are not theirs; eta is the same at all stores and in all steps, and both are
+given, not searched for; lines 1-3 are any algorithm's, not FedAvg's alone; the optimizer starts fresh each epoch;
+batch-norm statistics move in line 7 and are averaged in line 9, too. F_k is plain cross-entropy, whatever the rounds'
+loss (`training.losses` has such as leave out how often a class is there), with the same optimizer, but on photos as
+they are: the model's last steps are on what it will be shown (augmented photos show things larger: Touvron et al. 2019,
+"Fixing the train-test resolution discrepancy", tune on test-like photos at last, too).
 """
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from fedshelf.core.choices import Candidate
@@ -55,5 +59,10 @@ class FineTuning:
         bench = trainer.workbench
         expect(bench.module, trainer.train.labels)  # line 5
         plain = trainer.having(replace(bench.settings, loss="cross-entropy", augmentation=None))
-        tuning = replace(plain, phases=(Phase(epochs=self.epochs),))
-        tuning.fit(round=broadcast.key.round, client_lr=self.client_lr, part="-finetune")  # lines 6 and 7
+        epoch = replace(plain, phases=(Phase(epochs=1),))
+        mean = torch.zeros_like(bench.params.vector)
+        for number in range(self.epochs):
+            epoch.fit(round=broadcast.key.round, client_lr=self.client_lr, part=f"-finetune-{number}")  # line 7
+            mean += bench.params.vector / self.epochs
+        if self.epochs:
+            bench.params.vector.copy_(mean)  # line 9
