@@ -106,6 +106,6 @@ def fedyogi(settings: Mapping[str, Any]) -> FedOpt:
 
 def _fedopt(second_moment: SecondMoment, settings: Mapping[str, Any]) -> FedOpt:
     return FedOpt(
-        second_moment=second_moment, server_lr=settings["server_lr"] or 0.01, beta1=settings["server_momentum"],
+        second_moment=second_moment, server_lr=settings["server_lr"] or 0.1, beta1=settings["server_momentum"],
         beta2=settings["server_beta2"], tau=settings["server_tau"],
     )  # fmt: skip

@@ -134,7 +134,7 @@ class RunConfig(Settings):
         "store does not sell.", panel=ALGORITHM)] = 0.5  # fmt: skip
     fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins, which are the wider the fewer "
         "photos a product has.", panel=ALGORITHM)] = 1.0  # fmt: skip
-    server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.01 for "
+    server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.1 for "
         "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM,
         scope=Scope.SERVER)] = None  # fmt: skip
     server_momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm; beta_1 of fedadagrad, fedadam "
@@ -142,7 +142,7 @@ class RunConfig(Settings):
     server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.99  # fmt: skip
     server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi: the smaller, "
-        "the more adaptive.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-3  # fmt: skip
+        "the more adaptive.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-2  # fmt: skip
     buffer_size: Annotated[int, Field(ge=1), Flag(help="Uploads that make fedbuff's next version.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 4  # fmt: skip
     staleness_exponent: Annotated[float, Field(ge=0), Flag(help="How fast an upload of fedbuff and fedasync loses "
