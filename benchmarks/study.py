@@ -88,7 +88,8 @@ def run(work: Path, photos: Path, contender: Contender, seed: int, workers: int)
 
 
 def main(
-    description: str | None, contenders: Sequence[Contender], section: str, report: Callable[[Sequence[Record]], str]
+    description: str | None, contenders: Sequence[Contender], section: str, report: Callable[[Sequence[Record]], str],
+    draw: Callable[[Sequence[Record]], str] = lambda records: "",
 ) -> None:  # fmt: skip
     """The command line of a study: run what is asked for, print the table, and write it if that is wanted."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,7 +112,11 @@ def main(
     text = report(records)
     print(text)
     if arguments.write:
-        results.write(section, text, f"python -m benchmarks.{section.replace(' ', '_')}")
+        results.write(
+            section,
+            "\n\n".join(filter(None, [text, draw(records)])),
+            f"python -m benchmarks.{section.replace(' ', '_')}",
+        )
 
 
 def by_name(records: Iterable[Record]) -> dict[str, list[Record]]:

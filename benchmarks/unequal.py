@@ -3,9 +3,10 @@
 python -m benchmarks.unequal --seed 0
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks import results, study
+from benchmarks import curves, results, study
 from benchmarks.study import Contender, Record
 
 EQUAL, ONE_IN_FOUR, STEPS = "1", "1,1,1,5", "1,1,2,4"
@@ -34,6 +35,7 @@ CONTENDERS = tuple(
     for place, (speeds, ways) in PLACES.items()
     for way in ways
 )
+GRID = 200
 MOMENTS = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of the time that FedAvg takes
 
 
@@ -45,15 +47,51 @@ def report(records: Sequence[Record]) -> str:
         reference = found.get(f"FedAvg, {place}")
         if not reference:
             continue
-        columns = ["", *(f"at {moment:.0%}" for moment in MOMENTS), "in the end %", "FedAvg's at", "time"]
+        columns = [
+            "",
+            *(f"at {moment:.0%}" for moment in MOMENTS),
+            "in the end %",
+            "FedAvg's at",
+            "ahead",
+            "time",
+            "seeds",
+        ]
         rows = [_row(way, found[f"{way}, {place}"], reference) for way in ways if f"{way}, {place}" in found]
         parts.append(f"Stores: {place}.\n\n{results.table(columns, rows)}")
     parts.append(
         "The acceptance benchmark (8 stores, Dirichlet 0.3). Accuracies (%) are of the newest model at shares of the "
         "virtual time that 30 rounds of FedAvg take with such stores; *FedAvg's at*: the share after which the "
-        "accuracy is there that FedAvg has in the end (mean over seeds; –: not by all); *time*: when it ends."
+        "accuracy is there that FedAvg has in the end (mean over seeds; –: not by all); *ahead*: in how many of 200 "
+        "moments of that time the mean accuracy is FedAvg's or more; *time*: when it ends."
     )
     return "\n\n".join(parts)
+
+
+def draw(records: Sequence[Record]) -> str:
+    """A figure per place: mean accuracy over virtual time."""
+    found = study.by_name(records)
+    images = []
+    for place, (_, ways) in PLACES.items():
+        reference = found.get(f"FedAvg, {place}")
+        if not reference:
+            continue
+        lines = {
+            way: [(100 * moment, 100 * accuracy) for moment, accuracy in _curve(found[f"{way}, {place}"], reference)]
+            for way in ways
+            if f"{way}, {place}" in found
+        }
+        name = "unequal-" + place.replace(" ", "-").replace(":", "-").replace("×", "times")
+        images.append(curves.draw(name, f"Stores: {place}", "virtual time, % of what 30 rounds of FedAvg take", lines))
+    return "\n\n".join(images)
+
+
+def _curve(records: Sequence[Record], reference: Sequence[Record]) -> list[tuple[float, float]]:
+    """Shares of the time that the reference takes, and the mean accuracy there; to the last record's end."""
+    ends = {record.seed: record.virtual_seconds[-1] for record in reference}
+    known = [record for record in records if record.seed in ends]
+    last = min(1.0, *(record.virtual_seconds[-1] / ends[record.seed] for record in known), 1.0)
+    moments = [step / GRID for step in range(1, GRID + 1) if step / GRID <= last + 1 / GRID]
+    return [(at, statistics.fmean(_accuracy_at(r, at * ends[r.seed]) for r in known)) for at in moments]
 
 
 def _row(way: str, records: Sequence[Record], reference: Sequence[Record]) -> list[str]:
@@ -66,9 +104,22 @@ def _row(way: str, records: Sequence[Record], reference: Sequence[Record]) -> li
     return [
         way, *(f"{100 * sum(values) / len(values):.1f}" for values in at),
         study.percent([record.final for record in known]),
-        f"{sum(shares) / len(shares):.2f}" if len(shares) == len(known) else "–",
-        f"{sum(record.virtual_seconds[-1] / ends[record.seed] for record in known) / len(known):.2f}",
+        f"{sum(shares) / len(shares):.2f}" if len(shares) == len(known) else "–", _ahead(known, reference),
+        f"{sum(record.virtual_seconds[-1] / ends[record.seed] for record in known) / len(known):.2f}", str(len(known)),
     ]  # fmt: skip
+
+
+def _ahead(records: Sequence[Record], reference: Sequence[Record]) -> str:
+    """In how many moments of the reference's time a mean over the same seeds is as high as its own, or higher."""
+    seeds = {record.seed for record in records}
+    ends = {record.seed: record.virtual_seconds[-1] for record in reference}
+    same = [record for record in reference if record.seed in seeds]
+
+    def mean(of: Sequence[Record], moment: float) -> float:
+        return statistics.fmean(_accuracy_at(record, moment * ends[record.seed]) for record in of)
+
+    count = sum(mean(records, step / GRID) >= mean(same, step / GRID) for step in range(1, GRID + 1))
+    return f"{count} of {GRID}"
 
 
 def _accuracy_at(record: Record, seconds: float) -> float:
@@ -79,4 +130,4 @@ def _accuracy_at(record: Record, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    study.main(__doc__, CONTENDERS, "unequal", report)
+    study.main(__doc__, CONTENDERS, "unequal", report, draw)
