@@ -121,17 +121,20 @@ def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
     assert not torch.equal(results[0], bench.params.shared), "not the last round's order over again"
 
 
-def test_fine_tuning_sees_photos_as_they_are() -> None:
-    results = []
-    for augmentation in (Augmentation(), None):
+def test_fine_tuning_sees_photos_as_they_are_or_mirrored() -> None:
+    mirrored = Augmentation(crop_scale=(1.0, 1.0), rotation_degrees=0.0, brightness=0.0, contrast=0.0)
+    tuned, trained = [], []
+    for augmentation in (Augmentation(), mirrored, Augmentation(flip=False), None):
         bench = workbench(with_batch_norm(), replace(USUAL, augmentation=augmentation))
         store, start = trainer("a", bench=bench), bench.params.shared.clone()
         FineTuning(epochs=2, client_lr=0.05).finish(last(start), store)
-        results.append(bench.params.shared.clone())
+        tuned.append(bench.params.shared.clone())
         store.fit(round=1, client_lr=0.05)  # the bench's own settings are as they were
-        results.append(bench.params.shared.clone())
-    assert torch.equal(results[0], results[2])
-    assert not torch.equal(results[1], results[3])
+        trained.append(bench.params.shared.clone())
+    assert torch.equal(tuned[0], tuned[1])
+    torch.testing.assert_close(tuned[2], tuned[3], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(tuned[0], tuned[2], rtol=1e-3)
+    assert not torch.equal(trained[0], trained[1])
 
 
 def test_without_an_epoch_of_fine_tuning_the_model_only_expects_what_the_store_stocks() -> None:

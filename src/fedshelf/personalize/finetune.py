@@ -18,9 +18,9 @@ Wider Optima and Better Generalization", with a mean per epoch as there).
 Differs from the papers: lines 5, 8 and 9 are not theirs; eta is the same at all stores and in all steps, and both are
 given, not searched for; lines 1-3 are any algorithm's, not FedAvg's alone; the optimizer starts fresh each epoch;
 batch-norm statistics move in line 7 and are averaged in line 9, too. F_k is plain cross-entropy, whatever the rounds'
-loss (`training.losses` has such as leave out how often a class is there), with the same optimizer, but on photos as
-they are: the model's last steps are on what it will be shown (augmented photos show things larger: Touvron et al. 2019,
-"Fixing the train-test resolution discrepancy", tune on test-like photos at last, too).
+loss (`training.losses` has such as leave out how often a class is there), with the same optimizer, but on photos that
+are at most mirrored: the model's last steps are on what it will be shown (cropped photos show things larger: Touvron et
+al. 2019, "Fixing the train-test resolution discrepancy", tune on test-like photos at last, too).
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +31,7 @@ from torch import nn
 from fedshelf.core.choices import Candidate
 from fedshelf.core.messages import Broadcast
 from fedshelf.core.state import ClientState
+from fedshelf.data.augmentation import Augmentation
 from fedshelf.personalize.head import expect
 from fedshelf.training.trainer import Phase, Trainer
 from fedshelf.training.workbench import Workbench
@@ -58,7 +59,7 @@ class FineTuning:
     def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
         bench = trainer.workbench
         expect(bench.module, trainer.train.labels)  # line 5
-        plain = trainer.having(replace(bench.settings, loss="cross-entropy", augmentation=None))
+        plain = trainer.having(replace(bench.settings, loss="cross-entropy", augmentation=_mirrored(bench)))
         epoch = replace(plain, phases=(Phase(epochs=1),))
         mean = torch.zeros_like(bench.params.vector)
         for number in range(self.epochs):
@@ -66,3 +67,11 @@ class FineTuning:
             mean += bench.params.vector / self.epochs
         if self.epochs:
             bench.params.vector.copy_(mean)  # line 9
+
+
+def _mirrored(bench: Workbench) -> Augmentation | None:
+    """Of the views that the rounds train on: none but mirrored ones."""
+    views = bench.settings.augmentation
+    if views is None:
+        return None
+    return Augmentation(crop_scale=(1.0, 1.0), flip=views.flip, rotation_degrees=0.0, brightness=0.0, contrast=0.0)
