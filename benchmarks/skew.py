@@ -42,8 +42,8 @@ def report(records: Sequence[Record]) -> str:
         "The acceptance benchmark with 10 % of each store's photos held out for its choice. Accuracy on each store's "
         "own mix of products, on the official test photos: mean over the 8 stores, and the worst of them. *best* is "
         "the model that the store has chosen on its held-out photos; *worst against alone*: by how many points the "
-        "store that has lost most (or won least) by that is above its model trained alone. *prior alone*: fine-tuning of no "
-        "epochs, what the store stocks in the last layer's bias."
+        "store that has lost most (or won least) by that is above its model trained alone. *prior alone*: fine-tuning "
+        "of no epochs, what the store stocks in the last layer's bias."
     )
     return "\n\n".join(parts)
 
