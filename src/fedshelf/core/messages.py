@@ -114,7 +114,8 @@ class Broadcast:
 
     `counted` is the key of this client's newest upload that the server counted: state the client holds pending
     for that key is committed, any other pending state is rolled back. `num_steps` is how many local steps to take
-    (None: as many as the configured epochs have).
+    (None: as many as the configured epochs have); `num_rounds`, to compare, how many rounds a model trained alone is
+    given (None: `key.round`).
     """
 
     key: TaskKey
@@ -124,6 +125,7 @@ class Broadcast:
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     counted: TaskKey | None = None
     num_steps: int | None = None
+    num_rounds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -172,6 +174,7 @@ class CompressedBroadcast:
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     counted: TaskKey | None = None
     num_steps: int | None = None
+    num_rounds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

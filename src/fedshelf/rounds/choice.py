@@ -175,9 +175,11 @@ class _Maker:
         """Raises FedShelfError where training it diverges."""
         bench, key = self.trainer.workbench, self.broadcast.key
         if candidate is Candidate.LOCAL:
+            num_rounds = self.broadcast.num_rounds or key.round
             train_alone(
-                self.trainer, self.first, run_id=key.run_id, num_rounds=key.round, client_lr=self.choosing.client_lr
-            )
+                self.trainer, self.first, run_id=key.run_id, num_rounds=num_rounds,
+                client_lr=lambda number: self.choosing.client_lr(math.ceil(number * key.round / num_rounds)),
+            )  # fmt: skip
             return
         bench.load(self.broadcast.params)
         if candidate is Candidate.PERSONALIZED:

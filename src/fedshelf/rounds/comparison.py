@@ -1,13 +1,15 @@
 """Once the rounds are over: which model serves each store best. The server's side (the client's is `choice`).
 
-Every store trains a model alone for this, from the run's first model and for as many rounds as the run had, so it takes
-as long as all rounds took. Nothing but accuracies and a choice come back; what was chosen stays at the store.
+Every store trains a model alone for this, from the run's first model and for as many rounds as the run had (where
+rounds are versions that not everybody has a part in, for as many as a store had on average), so it takes as long as all
+rounds took. Nothing but accuracies and a choice come back; what was chosen stays at the store.
 
 Shapes: S shared values.
 """
 
 from dataclasses import dataclass, field
 
+from fedshelf.algorithms.base import Asynchronous
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
 from fedshelf.core.messages import Broadcast, Comparison, Failure, Purpose, TaskKey
@@ -45,6 +47,7 @@ class Comparing:
             return Broadcast(
                 key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0,
                 auxiliary={FIRST_MODEL: self.context.model.initial}, counted=state.counted.get(name),
+                num_rounds=self._num_rounds_alone(state.round, len(stores)),
             )  # fmt: skip
 
         def settle(answer: Answer) -> None:
@@ -58,6 +61,13 @@ class Comparing:
                 reason = f"no answer within {timeout:g} s" if there else "not connected"
                 self._note(_without(name, reason), key, len(stores))
         return StoresCompared(round=state.round, stores=tuple(self._found[name] for name in stores))
+
+    def _num_rounds_alone(self, num_versions: int, num_stores: int) -> int | None:
+        """As many tasks as a store had on average, where versions are not made by all; None: as many as there were."""
+        algorithm = self.context.algorithm
+        if not isinstance(algorithm, Asynchronous):
+            return None
+        return max(1, round(num_versions * algorithm.buffer_size / num_stores))
 
     def _gather(self, state: ServerState) -> None:
         """Wait for those who will be back in a moment, if this server has just been started."""

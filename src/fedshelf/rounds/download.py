@@ -84,6 +84,7 @@ class Downloads:
             key=broadcast.key, purpose=broadcast.purpose, model=self._name,
             steps=self._way(self._holds.get(address, came_with)), client_lr=broadcast.client_lr,
             auxiliary=broadcast.auxiliary, counted=broadcast.counted, num_steps=broadcast.num_steps,
+            num_rounds=broadcast.num_rounds,
         )  # fmt: skip
 
     def answered(self, address: str, *, failed: bool) -> None:
@@ -161,6 +162,7 @@ def open_broadcast(message: CompressedBroadcast, held: HeldModel) -> Broadcast:
     return Broadcast(
         key=message.key, purpose=message.purpose, params=model, client_lr=message.client_lr,
         auxiliary=message.auxiliary, counted=message.counted, num_steps=message.num_steps,
+        num_rounds=message.num_rounds,
     )  # fmt: skip
 
 

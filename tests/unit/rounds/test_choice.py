@@ -226,6 +226,22 @@ def test_without_any_photos_to_judge_by_only_the_kept_model_is_made() -> None:
     assert len(store.kept) == 1
 
 
+@pytest.mark.parametrize(("num_rounds", "expected"), [(None, [1, 2, 3]), (2, [2, 3]), (6, [1, 1, 2, 2, 3, 3])])
+def test_a_model_alone_goes_through_the_rates_of_the_run_in_as_many_rounds_as_it_is_given(
+    num_rounds: int | None, expected: list[int]
+) -> None:
+    store = Store()
+    rates: list[int] = []
+
+    def client_lr(number: int) -> float:
+        rates.append(number)
+        return 0.1
+
+    store.choosing = replace(store.choosing, client_lr=client_lr)
+    store.compare(broadcast=replace(store.broadcast, num_rounds=num_rounds))
+    assert rates == expected
+
+
 def test_a_model_that_diverges_is_none_to_choose(caplog: pytest.LogCaptureFixture) -> None:
     store = Store()
     store.choosing = replace(store.choosing, client_lr=lambda number: 1e30)

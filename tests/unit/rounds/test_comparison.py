@@ -312,6 +312,24 @@ def test_asynchronous_rounds_end_with_a_comparison_too() -> None:
     assert all(found.best is not None for found in compared(federation).stores)
 
 
+@pytest.mark.parametrize("codec", [None, "int8"])
+@pytest.mark.parametrize(("versions", "buffer_size", "expected"), [(8, 2, 5), (1, 1, 1)])
+def test_after_asynchronous_rounds_a_model_alone_gets_as_many_as_a_store_had_on_average(
+    codec: str | None, versions: int, buffer_size: int, expected: int
+) -> None:
+    """Of three stores; after synchronous rounds it gets as many as there were."""
+    plan = (
+        COMPARES
+        if codec is None
+        else {**COMPARES, "downloads": Coding(codec=parse(codec), byte_budget=None, rng=Rng(0))}
+    )
+    federation = world(algorithm=FedBuff(buffer_size=buffer_size, server_lr=1.0), num_rounds=versions, plan=plan)
+    federation.run()
+    sent = [m for _, m in federation.transport.sent if isinstance(m, Broadcast | CompressedBroadcast)]
+    assert {m.num_rounds for m in sent if m.purpose is Purpose.COMPARE} == {expected}
+    assert {m.num_rounds for m in sent if m.purpose is not Purpose.COMPARE} == {None}
+
+
 def test_a_choice_that_there_is_not_is_refused_where_the_message_is_read() -> None:
     key = TaskKey(run_id="run-1", round=2, attempt=1)
     honest = Comparison(
