@@ -82,8 +82,8 @@ def of_a_server(config: RunConfig) -> RunConfig:
     """
     if config.attack != "none":
         raise UsageError(
-            f"attack = {config.attack!r}: attackers are simulated ones, and the stores of a server are real; take attack, "
-            "attackers and attack-factor out of the file, or run fedshelf simulate with it"
+            f"attack = {config.attack!r}: attackers are simulated ones, and the stores of a server are real; take "
+            "attack, attackers and attack-factor out of the file, or run fedshelf simulate with it"
         )
     fields = RunConfig.model_fields
     simulated = [name for name, flag in RunConfig.flags().items() if "server" not in flag.commands]
