@@ -291,6 +291,24 @@ def test_a_restarted_server_counts_what_it_had_received_and_asks_again_for_what_
     assert {(m.number, m.client) for m in third.clients} >= spooled
 
 
+def test_what_a_client_was_at_is_remembered_through_servers_that_it_did_not_come_back_to() -> None:
+    world = buffered(delays={"a": FAST, "b": FAST, "c": 40.0}, num_rounds=60, rounds={"rejoin_grace": 5.0})
+    witness = Witness()
+    witness.watch(world).run()
+
+    def out() -> list[TaskKey]:
+        return [flight.key for flight in world.checkpoints.states[-1].in_flight if flight.client == "c"]
+
+    (lost,) = out()
+    for last, names in ((62, "ab"), (64, "ab"), (100, "abc")):
+        assert out() == [lost]
+        assert [task.key for task in witness.tasks("c")] == [lost]
+        world.num_rounds, world.names = last, tuple(names)
+        world.restart()
+        assert world.server().run() is RunStatus.FINISHED
+    assert [task.key for task in witness.tasks("c")][:2] == [lost, lost]
+
+
 def test_only_so_many_are_at_work_as_a_cohort_has() -> None:
     world = buffered(plan={"fraction": 0.3, "min_clients": 2}, delays=dict.fromkeys("abc", FAST))
     at_work: set[str] = set()
