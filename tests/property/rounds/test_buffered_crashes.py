@@ -1,4 +1,4 @@
-"""A server of asynchronous rounds killed anywhere, or out of disk, started again on what it had saved, counts each upload once.
+"""A server of asynchronous rounds killed anywhere, or out of disk, counts each upload once when it is started again.
 
 Versions after a kill may be made of other uploads than without it: nobody waits for anybody. What must hold all the
 same: each is made of as many as the buffer holds, no upload is in two of them or twice in one, and what a client keeps

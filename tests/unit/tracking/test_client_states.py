@@ -7,9 +7,9 @@ import torch
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
+from fedshelf.core.ports import ClientStates
 from fedshelf.core.state import ClientState
 from fedshelf.rounds import payload
-from fedshelf.core.ports import ClientStates
 from fedshelf.tracking.client_states import FileClientStates, MemoryClientStates
 from fedshelf.tracking.tensor_file import write_tensors
 
