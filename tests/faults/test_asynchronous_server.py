@@ -76,6 +76,24 @@ def test_a_store_that_dies_at_work_is_offline_and_the_others_finish(site: Site) 
     assert ends.count("offline") == 1
 
 
+def test_stores_that_send_what_they_should_not_are_refused_by_name_and_stop_nobody(site: Site) -> None:
+    server = site.server(*RECIPE)
+    reasons = {"store-3": ("stale", "stale or of another run"), "store-4": ("truncated", "truncated or altered")}
+    honest = [site.client(name) for name in site.names[:2]]
+    odd = [site.odd_client(name, "--do", oddity) for name, (oddity, _) in reasons.items()]
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (*honest, *odd)] == [0] * 4
+    assert "Traceback" not in server.text()
+    members = [member for round_ in site.show(site.only_run())["rounds"] for member in round_["clients"]]
+    counted = [member["client"] for member in members if member["status"] == "counted"]
+    assert (len(counted), set(counted)) == (60, set(site.names[:2]))
+    for name, (_, reason) in reasons.items():
+        refused = [member for member in members if member["client"] == name]
+        assert refused
+        assert {member["status"] for member in refused} == {"refused"}
+        assert all(reason in member["reason"] for member in refused)
+
+
 def test_a_server_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(site: Site) -> None:
     server = site.server(*RECIPE)
     slow = site.held_client(site.names[0], "hold@1")

@@ -285,8 +285,15 @@ def test_a_restarted_server_counts_what_it_had_received_and_asks_again_for_what_
     world.tampers["a"] = witness._tamper("a", lambda message, honest: honest)
     world.restart()
     assert world.server().run() is RunStatus.FINISHED
-    again = {(name, task.key) for name, task in witness.asked[asked:] if task.purpose is Purpose.TRAIN}
-    assert {(flight.client, flight.key) for flight in saved.in_flight} <= again
+    first, again = (
+        {(name, task.key): task for name, task in tasks if task.purpose is Purpose.TRAIN}
+        for tasks in (witness.asked[:asked], witness.asked[asked:])
+    )
+    assert {(flight.client, flight.key) for flight in saved.in_flight} <= again.keys()
+    for flight in saved.in_flight:
+        before, after = first[flight.client, flight.key], again[flight.client, flight.key]
+        assert torch.equal(before.params, after.params), "it trains from what it had begun with"
+        assert before.client_lr == after.client_lr
     third = next(record for record in world.finished if record.round == saved.round + 1)
     assert {(m.number, m.client) for m in third.clients} >= spooled
 
