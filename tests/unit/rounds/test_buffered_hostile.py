@@ -12,9 +12,9 @@ from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.core.events import ClientRefused, ClientStatus, Participation, RunStatus
-from fedshelf.core.messages import Evaluation, ServerMessage, TaskKey, Upload
+from fedshelf.core.messages import Evaluation, Ready, ServerMessage, TaskKey, Upload
 from fedshelf.core.ports import Reply
-from tests.fakes import Answer, Garbled
+from tests.fakes import Answer, Garbled, Gone
 from tests.worlds import World, with_batch_norm
 
 DELAYS = {"a": 1.0, "b": 1.3, "c": 2.9}
@@ -147,3 +147,47 @@ def test_a_client_that_answers_evaluations_with_uploads_is_given_up_at_the_deadl
     assert federation.run() is RunStatus.FINISHED
     found = [(m.status, m.reason) for record in federation.finished for m in record.clients if m.client == "c"]
     assert set(found) == {(ClientStatus.LATE, "no answer within 6 s")}
+
+
+def test_variances_never_fall_below_zero() -> None:
+    def lies(upload: Upload) -> Answer:
+        return replace(upload, delta=upload.delta - 100.0)
+
+    federation = world(tampers={"c": on_upload(lies)})
+    federation.run()
+    layout = federation.trainer("c").workbench.params.layout
+    assert all(torch.equal(state.params, layout.clamp(state.params)) for state in federation.checkpoints.states)
+    assert any(m.client == "c" for found in members(federation) for m in found), "nobody lied: the test shows nothing"
+
+
+def test_a_claim_of_many_validation_photos_does_not_decide_the_accuracy() -> None:
+    """All of them right, it says; it weighs no more than --max-examples allows."""
+    claimed, cap = 1_000_000, 12
+
+    def claims(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(honest, Ready):
+            return replace(honest, num_validation=claimed)
+        return replace(honest, num_examples=claimed, num_correct=claimed) if isinstance(honest, Evaluation) else honest
+
+    def wrong(message: ServerMessage, honest: Answer) -> Answer:
+        return replace(honest, num_correct=0) if isinstance(honest, Evaluation) else honest
+
+    federation = world(tampers={"a": wrong, "b": wrong, "c": claims}, rounds={"max_examples": cap})
+    federation.run()
+    assert federation.finished[-1].accuracy == pytest.approx(cap / (cap + 4 + 4))
+
+
+def test_who_has_gone_does_not_count_in_the_accuracy_any_more() -> None:
+    def evaluates(correct: int) -> Callable[[ServerMessage, Answer], Answer]:
+        def tamper(message: ServerMessage, honest: Answer) -> Answer:
+            if isinstance(honest, Upload) and correct:
+                return Gone()
+            return replace(honest, num_correct=correct) if isinstance(honest, Evaluation) else honest
+
+        return tamper
+
+    federation = world(tampers={"a": evaluates(0), "b": evaluates(0), "c": evaluates(4)})
+    federation.run()
+    accuracies = [record.accuracy for record in federation.finished]
+    assert accuracies[0] == pytest.approx(4 / 12)
+    assert accuracies[-1] == 0

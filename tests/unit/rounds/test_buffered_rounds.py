@@ -1,5 +1,6 @@
 """Asynchronous rounds: who is at work, what makes a version, what is stale, and what outlives the server."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.core.errors import RunError
-from fedshelf.core.events import ClientStatus, Participation, RoundVoid, RunStatus
+from fedshelf.core.events import ClientStatus, Participation, RoundVoid, RunStatus, UploadReceived
 from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.core.state import ClientState
 from fedshelf.training.trainer import Trainer
@@ -105,6 +106,19 @@ def test_versions_of_fedbuff_are_what_the_paper_says(module: Callable[[], nn.Mod
         mean = sum((w * s for w, s in zip(weights, own, strict=True)), torch.zeros(len(own[0]))) / sum(weights)
         torch.testing.assert_close(after[count:], mean)
     assert len(staleness) > 1, "nobody was stale: the test shows nothing"
+
+
+def test_the_order_in_which_uploads_come_changes_not_one_bit_of_the_version_that_they_make() -> None:
+    finals = []
+    for seed in range(4):
+        world = buffered(
+            algorithm=FedBuff(server_lr=1.0, buffer_size=3), delays=dict.fromkeys("abc", FAST), num_rounds=4,
+            module=with_batch_norm, order=random.Random(seed),
+        )  # fmt: skip
+        world.run()
+        finals.append((tuple(event.client for event in world.sink.of(UploadReceived)), world.final))
+    assert len({order for order, _ in finals}) > 1, "all came in the same order: the test shows nothing"
+    assert all(torch.equal(final, finals[0][1]) for _, final in finals)
 
 
 def test_versions_of_fedasync_are_what_the_paper_says() -> None:
