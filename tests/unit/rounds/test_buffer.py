@@ -1,5 +1,8 @@
 """The uploads that wait for a version: none takes another one's place."""
 
+from itertools import permutations
+
+import pytest
 import torch
 
 from fedshelf.algorithms.fedbuff import FedBuff
@@ -38,3 +41,16 @@ def test_after_a_restart_no_upload_takes_the_place_of_one_that_was_found() -> No
     assert dict(buffer.newest()) == {"a": TaskKey(run_id="r", round=4, attempt=1)}
     aggregate = buffer.combine(FedBuff(server_lr=1.0, buffer_size=2), MEAN, BASE, relative=False)
     torch.testing.assert_close(aggregate.delta, torch.full_like(BASE, 4.0))
+
+
+@pytest.mark.parametrize("names", list(permutations("abc")), ids="".join)
+def test_uploads_are_folded_in_the_order_of_names_however_they_came(names: tuple[str, ...]) -> None:
+    """Of values so unequal that the sum depends on the order even in double precision."""
+    buffer = Buffer(spool=MemorySpool(), layout=LAYOUT, run_id="r")
+    buffer.open(1, lambda version: BASE)
+    values = {"a": 1e30, "b": 1.0, "c": -1e30}
+    for name in names:
+        buffer.add(name, Passed(upload=upload(1, 0, values[name]), source=None), BASE)
+    aggregate = buffer.combine(FedBuff(server_lr=1.0, buffer_size=3), MEAN, BASE, relative=False)
+    assert torch.equal(aggregate.delta, torch.zeros_like(BASE))
+    assert [record.client for record in buffer.records()] == ["a", "b", "c"]

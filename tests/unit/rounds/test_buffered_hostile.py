@@ -155,8 +155,7 @@ def test_variances_never_fall_below_zero() -> None:
 
     federation = world(tampers={"c": on_upload(lies)})
     federation.run()
-    layout = federation.trainer("c").workbench.params.layout
-    assert all(torch.equal(state.params, layout.clamp(state.params)) for state in federation.checkpoints.states)
+    assert all(state.params[-4:].min() >= 0 for state in federation.checkpoints.states), "running variances"
     assert any(m.client == "c" for found in members(federation) for m in found), "nobody lied: the test shows nothing"
 
 
