@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import UsageError
 from fedshelf.deploy.stock import run_config
 from tests.e2e.test_transport_stock import BIN, PATIENCE, environment, free_ports, running, wait_for_superlink
 from tests.processes import ROOT, TINY, Site, figures, same_model
@@ -34,6 +35,11 @@ def test_the_app_declares_every_key_of_a_run_with_its_default() -> None:
     known = {name.replace("_", "-") for name in flags if "server" in flags[name].commands and name not in not_flowers}
     assert set(declared) == known
     assert run_config(declared) == RunConfig()
+
+
+def test_the_app_has_no_simulated_attackers_either() -> None:
+    with pytest.raises(UsageError, match="the stores of a server are real"):
+        run_config({"attack": "sign-flip", "attackers": 1})
 
 
 @pytest.mark.e2e

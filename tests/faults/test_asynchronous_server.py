@@ -1,5 +1,6 @@
 """Asynchronous rounds over real processes: a slow store holds nobody up, and a killed server loses nothing."""
 
+import resource
 from typing import Any
 
 import pytest
@@ -73,3 +74,48 @@ def test_a_store_that_dies_at_work_is_offline_and_the_others_finish(site: Site) 
     ends = [statuses(summary, round_["round"]).get(site.names[0]) for round_ in summary["rounds"]]
     assert set(ends) == {None, "offline"}
     assert ends.count("offline") == 1
+
+
+def test_stores_that_send_what_they_should_not_are_refused_by_name_and_stop_nobody(site: Site) -> None:
+    server = site.server(*RECIPE)
+    reasons = {"store-3": ("stale", "stale or of another run"), "store-4": ("truncated", "truncated or altered")}
+    honest = [site.client(name) for name in site.names[:2]]
+    odd = [site.odd_client(name, "--do", oddity) for name, (oddity, _) in reasons.items()]
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (*honest, *odd)] == [0] * 4
+    assert "Traceback" not in server.text()
+    members = [member for round_ in site.show(site.only_run())["rounds"] for member in round_["clients"]]
+    counted = [member["client"] for member in members if member["status"] == "counted"]
+    assert (len(counted), set(counted)) == (60, set(site.names[:2]))
+    for name, (_, reason) in reasons.items():
+        refused = [member for member in members if member["client"] == name]
+        assert refused
+        assert {member["status"] for member in refused} == {"refused"}
+        assert all(reason in member["reason"] for member in refused)
+
+
+def test_a_server_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(site: Site) -> None:
+    server = site.server(*RECIPE)
+    slow = site.held_client(site.names[0], "hold@1")
+    others = [site.client(name) for name in site.names[1:]]
+    slow.wait_for("held", round=1)
+    server.wait_for("round_finished", round=4)
+    # From now on no file of this process may grow: what a full disk is to it, and needs no disk to fill.
+    _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (1, hard))
+    assert server.end() == 1
+    assert "error: cannot write" in server.text()
+    assert "Traceback" not in server.text()
+    before = [round_["round"] for round_ in site.show(site.only_run())["rounds"]]
+    assert before == list(range(1, len(before) + 1))
+
+    for client in (slow, *others):
+        client.kill()
+    server = site.server(*RECIPE)
+    again = site.clients()
+    assert len(before) <= server.wait_for("run_started")["first_round"] <= len(before) + 1
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in again.values()] == [0] * 4
+    summary = site.show(site.only_run())
+    assert [round_["round"] for round_ in summary["rounds"]] == list(range(1, 31))
+    assert all(len([m for m in r["clients"] if m["status"] == "counted"]) == 2 for r in summary["rounds"])

@@ -86,6 +86,34 @@ def test_ditto_ends_where_its_objective_is_smallest(pull: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_dittos_model_takes_as_many_steps_at_the_same_rate_as_the_model_that_travels(num_steps: int) -> None:
+    """From the first w that the client gets, wherever training has left the bench; each step takes the distance to the
+    objective's minimum times 1 - eta · (a + lambda)."""
+    quadratic, anchor, pull, rate = drifting()[0], torch.linspace(-2, 2, NUM_VALUES), 0.5, 0.03
+    at_work = trains_on(quadratic)
+    at_work.workbench.params.vector.add_(3.0)
+    broadcast = replace(task(anchor, lr=rate), num_steps=num_steps)
+    found = Ditto(pull=pull).keep(broadcast, ClientState(), ClientState(), at_work).tensors[PERSONAL]
+    target = (quadratic.curvature * quadratic.minimum + pull * anchor) / (quadratic.curvature + pull)
+    left = (1 - rate * (quadratic.curvature + pull)) ** num_steps
+    torch.testing.assert_close(found, target + left * (anchor - target), rtol=1e-4, atol=1e-5)
+
+
+def test_dittos_model_sees_photos_in_an_order_of_its_own_that_differs_from_round_to_round() -> None:
+    at_work = trainer(bench=workbench(with_batch_norm()))
+    start = at_work.workbench.params.shared.clone()
+
+    def unheld(number: int) -> Tensor:
+        return Ditto(pull=0.0).keep(task(start, round=number), ClientState(), ClientState(), at_work).tensors[PERSONAL]
+
+    first, again, later = unheld(1), unheld(1), unheld(2)
+    travels = start + at_work.upload(task(start)).delta
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, later)
+    assert not torch.allclose(first, travels)
+
+
 def test_ditto_leaves_what_travels_as_it_is() -> None:
     """The global model is FedAvg's, bit for bit."""
     plain, ditto = World(num_rounds=3), World(num_rounds=3, personalize="ditto")

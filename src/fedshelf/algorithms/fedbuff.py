@@ -57,6 +57,6 @@ class FedBuff:
 def fedbuff(settings: Mapping[str, Any]) -> FedBuff:
     """FedBuff of a run's settings."""
     return FedBuff(
-        server_lr=settings["server_lr"] or 1.0, buffer_size=settings["buffer_size"],
+        server_lr=settings["server_lr"] or 1.0, buffer_size=settings["buffer_size"] or 4,
         exponent=settings["staleness_exponent"],
     )  # fmt: skip

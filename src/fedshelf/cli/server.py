@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from fedshelf.cli.options import with_options
+from fedshelf.config.files import of_a_server
 from fedshelf.config.schema import RunConfig
 
 
@@ -26,8 +27,7 @@ def server(
     from fedshelf.tracking.spool import FileSpool
 
     listen = parse_address(config.address)
-    # A file may say where a simulation's stores are, and who attacks there: not ours.
-    config = config.model_copy(update={"data_dir": None, "attack": "none", "attackers": 0, "attack_factor": None})
+    config = of_a_server(config)
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
         tls = _tls(config.insecure, listen.host)
         with EmbeddedServer(

@@ -77,6 +77,22 @@ def for_clients(config: RunConfig) -> str:
     return to_toml(select(config, Scope.RUN))
 
 
+def of_a_server(config: RunConfig) -> RunConfig:
+    """`config` without what only a simulation goes by: one file may serve both commands.
+
+    Raises:
+        UsageError: it tells of attackers, and at a server there are none but real ones.
+    """
+    if config.attack != "none":
+        raise UsageError(
+            f"attack = {config.attack!r}: attackers are simulated ones, and the stores of a server are real; take "
+            "attack, attackers and attack-factor out of the file, or run fedshelf simulate with it"
+        )
+    fields = RunConfig.model_fields
+    simulated = [name for name, flag in RunConfig.flags().items() if "server" not in flag.commands]
+    return config.model_copy(update={name: fields[name].default for name in simulated})
+
+
 def digest(toml: str) -> str:
     """SHA-256 of a configuration's text."""
     return hashlib.sha256(toml.encode()).hexdigest()

@@ -180,9 +180,15 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
 
 
 def _problems_with_asynchrony(config: RunConfig) -> list[str]:
-    if not isinstance(algorithm_of(config), Asynchronous):
+    algorithm = algorithm_of(config)
+    if not isinstance(algorithm, Asynchronous):
         return []
     found = []
+    if config.buffer_size not in (None, algorithm.buffer_size):
+        found.append(
+            f"--buffer-size {config.buffer_size} --algorithm {config.algorithm}: every upload makes a version there; "
+            "leave --buffer-size out, or use --algorithm fedbuff"
+        )
     if config.aggregator == "multi-krum":
         found.append(
             f"--aggregator multi-krum --algorithm {config.algorithm}: whoever it leaves out may have begun its next "

@@ -143,8 +143,8 @@ class RunConfig(Settings):
         scope=Scope.SERVER)] = 0.99  # fmt: skip
     server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi: the smaller, "
         "the more adaptive.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-2  # fmt: skip
-    buffer_size: Annotated[int, Field(ge=1), Flag(help="Uploads that make fedbuff's next version.", panel=ALGORITHM,
-        scope=Scope.SERVER)] = 4  # fmt: skip
+    buffer_size: Annotated[int | None, Field(ge=1), Flag(help="Uploads that make fedbuff's next version (default: 4; "
+        "fedasync makes one of each upload).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     staleness_exponent: Annotated[float, Field(ge=0), Flag(help="How fast an upload of fedbuff and fedasync loses "
         "weight with age: as (1 + versions since it began) to minus this.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.5  # fmt: skip

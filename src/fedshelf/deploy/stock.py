@@ -24,10 +24,10 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run that Flower was given.
 
     Raises:
-        UsageError: see `config.files.parse`.
+        UsageError: see `config.files.parse` and `of_a_server`.
     """
     said = {key: value for key, value in values.items() if value != ""}
-    return files.parse(RunConfig, said, where="the app's run configuration")
+    return files.of_a_server(files.parse(RunConfig, said, where="the app's run configuration"))
 
 
 def _serve(transport: Transport, values: Mapping[str, Any]) -> None:

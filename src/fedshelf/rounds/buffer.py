@@ -74,7 +74,7 @@ class Buffer:
 
     def add(self, client: str, passed: Passed, base: Tensor) -> Entry:
         """Take an upload in that was trained from the model `base` [S]."""
-        number = sum(entry.client == client for entry in self._entries)
+        number = 1 + max((entry.number for entry in self._entries if entry.client == client), default=-1)
         self._spool.put(self._key(number), client, passed.upload, passed.source)
         return self._enter(client, number, passed.upload, base)
 

@@ -80,6 +80,9 @@ class BufferedRounds:
         books = _Books(number=state.round + 1, started=self._ports.clock.now())
         self._flights.bytes_down = 0
         self._buffer.open(books.number, lambda version: self._model_at(version, state))
+        self._flights.forget_lost(self._buffer.newest())
+        if len(self._buffer) >= self._size:
+            state = self._catch_up(state, books)
         self._keep_busy(state, books)
         while not self._flights and len(self._buffer) < self._size:  # until there are enough clients
             state = self._receive(state, books)
@@ -94,6 +97,19 @@ class BufferedRounds:
             if self._have_all_failed(books):
                 self._keep_busy(state, books)
         return *self._make_version(state, books), self._membership.live()
+
+    def _catch_up(self, state: ServerState, books: _Books) -> ServerState:
+        """A server before this one had received all uploads of the round, but nobody is there to be its clients, and
+        what they said of the model may be lost: wait for those who were there, and ask who is not known of."""
+        while self._membership.returning():
+            state = self._receive(state, books)
+        for name in self._membership.live():
+            if name not in state.evaluated and self._membership.num_validation(name):
+                self._flights.send_evaluation(name, state)
+        while self._flights.any_evaluates():
+            state = self._receive(state, books)
+            self._keep_busy(state, books)
+        return state
 
     def _keep_busy(self, state: ServerState, books: _Books) -> None:
         """Forget who has gone or takes too long, and give work to as many clients as there should be at work."""
@@ -155,7 +171,8 @@ class BufferedRounds:
                     self._take(answer, flight, books)
                 else:
                     state = self._take_evaluation(answer, flight, state)
-                    self._send_training(name, state)
+                    if len(self._buffer) < self._size:  # or it would begin on a model that is about to be replaced
+                        self._send_training(name, state)
         return state
 
     def _take(self, answer: Answer, flight: Flight, books: _Books) -> None:

@@ -1,11 +1,11 @@
 """Tasks that are out, in asynchronous rounds: handed out, sent again, given up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, Failure, Purpose, TaskKey
+from fedshelf.core.messages import Broadcast, CompressedUpload, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.state import InFlight, ServerState
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.reception import Answer
@@ -50,9 +50,19 @@ class Flights:
         """Who is at work, sorted."""
         return tuple(sorted(self._out))
 
+    def any_evaluates(self) -> bool:
+        """Whether somebody is asked how the model does."""
+        return any(not flight.trains for flight in self._out.values())
+
     def resume(self, state: ServerState) -> None:
         """What was out when `state` was saved is lost until `send_lost`."""
         self._lost = {flight.client: flight for flight in state.in_flight if flight.wanted}
+
+    def forget_lost(self, names: Iterable[str]) -> None:
+        """What was out at `names` is over: a server before this one has had answers of theirs since. Asked again, they
+        would do it once more, on what is counted of it already."""
+        for name in names:
+            self._lost.pop(name, None)
 
     def send_lost(self, name: str, state: ServerState, counted: TaskKey | None) -> None:
         """Ask a client that is back for what it was at when it went, or when a server before this one stopped."""
@@ -86,6 +96,8 @@ class Flights:
         flight = self._out.get(answer.client)
         if flight is None or answer.task not in (flight.broadcast.key, None):
             return None
+        if not flight.trains and isinstance(answer.message, Upload | CompressedUpload):
+            return None  # once more: the task that made a version has the key of an evaluation of that version
         del self._out[answer.client]
         address = self.context.membership.address(answer.client)
         if address is not None:  # whoever has answered holds the model that it was sent
@@ -107,9 +119,9 @@ class Flights:
     def in_flight(self) -> tuple[InFlight, ...]:
         """The training that is out, to be written down."""
         flights = {**self._left, **self._out}
-        return tuple(
-            InFlight(client=name, key=flight.broadcast.key) for name, flight in sorted(flights.items()) if flight.trains
-        )
+        trains = {n: InFlight(client=n, key=flight.broadcast.key) for n, flight in flights.items() if flight.trains}
+        known = {**self._lost, **trains}
+        return tuple(known[name] for name in sorted(known))
 
     def _training(self, key: TaskKey, state: ServerState, params: Tensor, counted: TaskKey | None) -> Broadcast:
         """A task that is sent again keeps the learning rate that it had."""

@@ -102,6 +102,14 @@ def test_a_wrong_call_is_exit_code_2_with_a_reason(
     assert said in " ".join(error.replace("│", " ").split())
 
 
+def test_a_server_whose_file_names_attackers_does_not_start(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.toml").write_text('attack = "scale"\nattackers = 2\n')
+    code, _, error = fedshelf(capsys, "server", "--config", "run.toml", "--address", "127.0.0.1:1")
+    assert code == 2
+    assert "attack = 'scale': attackers are simulated ones" in error
+    assert [path.name for path in Path().iterdir()] == ["run.toml"], "there is no run of it"
+
+
 def test_what_fails_is_exit_code_1_with_a_reason(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = fedshelf(capsys, "simulate", "--data-dir", "stores", "--model", "resnet_18", *TINY)
     assert code == 2, "a name that is wrong is wrong usage"

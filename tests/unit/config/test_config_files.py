@@ -151,6 +151,22 @@ def test_clients_are_sent_no_paths_and_no_addresses() -> None:
     assert {"client-lr", "mu", "seed", "threads", "augment", "val-fraction"} <= keys
 
 
+@pytest.mark.parametrize("attack", ["label-flip", "sign-flip", "scale"])
+def test_a_server_has_no_simulated_attackers(tmp_path: Path, attack: str) -> None:
+    config = load(tmp_path, f'attack = "{attack}"\nattackers = 1\n')
+    with pytest.raises(UsageError, match=f"attack = '{attack}': .* stores of a server are real; .* fedshelf simulate"):
+        files.of_a_server(config)
+
+
+def test_at_a_server_nothing_is_left_of_what_only_a_simulation_goes_by(tmp_path: Path) -> None:
+    """Or the run's record would tell of slow stores that there never were."""
+    common = "rounds = 7\nquorum = 3\n"
+    simulated = 'data-dir = "d"\nengine = "vmap"\nworkers = 2\nspeeds = "1,5"\ndropout = 0.5\nattackers = 0\n'
+    here = load(tmp_path, common)
+    assert files.of_a_server(here) == here
+    assert files.of_a_server(load(tmp_path, common + simulated)) == here
+
+
 def test_every_field_says_how_it_shows_on_the_command_line() -> None:
     for kind in (RunConfig, ClientConfig):
         for name, flag in kind.flags().items():

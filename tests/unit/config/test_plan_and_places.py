@@ -13,13 +13,20 @@ from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.algorithms.scaffold import Scaffold
 from fedshelf.config import files, places
-from fedshelf.config.build import algorithm_of, client_lr_of, plan_of, workbench_of
+from fedshelf.config.build import algorithm_of, client_lr_of, personalization_of, plan_of, workbench_of
 from fedshelf.config.client import ClientPlace, StoreClient, from_node_config, join_of
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.choices import SamplingName
 from fedshelf.core.errors import DataError, RunError, UsageError
 from fedshelf.core.messages import ClassFolder, Failure, Ready, Setup
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.personalize import fedbn, fedper
+from fedshelf.personalize.base import NONE, PersonalLayers
+from fedshelf.personalize.ditto import Ditto
+from fedshelf.personalize.finetune import FineTuning
+from fedshelf.training.optimizer import Moves
+from fedshelf.training.trainer import Phase
 from tests.unit.data.samples import write_pack
 
 
@@ -55,6 +62,28 @@ def test_algorithms_are_built_by_name_with_their_settings() -> None:
         expected = FedOpt(second_moment=second_moment, server_lr=0.3, beta1=0.4, beta2=0.5, tau=0.6)
         assert algorithm_of(config(algorithm=name, **server)) == expected
     assert algorithm_of(config(algorithm="scaffold", scaffold_option="1")) == Scaffold(server_lr=1.0, option=1)
+
+
+@pytest.mark.parametrize(("sampling", "alike"), [("uniform", False), ("availability", False), ("size", True)])
+def test_stores_that_are_drawn_by_size_count_alike_and_others_by_their_photos(
+    sampling: SamplingName, alike: bool
+) -> None:
+    plan = plan_of(config(sampling=sampling), run_id="r", start_clients=1, catalogue=None)
+    assert (plan.sampling, plan.rounds.equal_weights) == (sampling, alike)
+
+
+def test_personalizations_are_built_by_name_with_their_settings() -> None:
+    names = ("fedbn", "fedper", "fedrep", "ditto", "finetune")
+    settings = {"fedrep_head_epochs": 3, "ditto_lambda": 0.7, "finetune_epochs": 5, "finetune_lr": 0.2}
+    made = {name: personalization_of(config(personalize=name, **settings)) for name in names}
+    assert personalization_of(config(**settings)) is NONE
+    assert made["fedbn"] == PersonalLayers(names=fedbn.personal_names)
+    assert made["fedper"] == PersonalLayers(names=fedper.personal_names)
+    assert made["fedrep"] == PersonalLayers(
+        names=fedper.personal_names, phases=(Phase(moves=Moves.PERSONAL, epochs=3), Phase(moves=Moves.SHARED))
+    )
+    assert made["ditto"] == Ditto(pull=0.7)
+    assert made["finetune"] == FineTuning(epochs=5, client_lr=0.2)
 
 
 def test_every_registered_algorithm_can_be_made_of_the_defaults() -> None:

@@ -1,5 +1,6 @@
 """Asynchronous rounds: who is at work, what makes a version, what is stale, and what outlives the server."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.core.errors import RunError
-from fedshelf.core.events import ClientStatus, Participation, RoundVoid, RunStatus
+from fedshelf.core.events import ClientStatus, Participation, RoundVoid, RunStatus, UploadReceived
 from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.core.state import ClientState
 from fedshelf.training.trainer import Trainer
@@ -105,6 +106,19 @@ def test_versions_of_fedbuff_are_what_the_paper_says(module: Callable[[], nn.Mod
         mean = sum((w * s for w, s in zip(weights, own, strict=True)), torch.zeros(len(own[0]))) / sum(weights)
         torch.testing.assert_close(after[count:], mean)
     assert len(staleness) > 1, "nobody was stale: the test shows nothing"
+
+
+def test_the_order_in_which_uploads_come_changes_not_one_bit_of_the_version_that_they_make() -> None:
+    finals = []
+    for seed in range(4):
+        world = buffered(
+            algorithm=FedBuff(server_lr=1.0, buffer_size=3), delays=dict.fromkeys("abc", FAST), num_rounds=4,
+            module=with_batch_norm, order=random.Random(seed),
+        )  # fmt: skip
+        world.run()
+        finals.append((tuple(event.client for event in world.sink.of(UploadReceived)), world.final))
+    assert len({order for order, _ in finals}) > 1, "all came in the same order: the test shows nothing"
+    assert all(torch.equal(final, finals[0][1]) for _, final in finals)
 
 
 def test_versions_of_fedasync_are_what_the_paper_says() -> None:
@@ -285,10 +299,36 @@ def test_a_restarted_server_counts_what_it_had_received_and_asks_again_for_what_
     world.tampers["a"] = witness._tamper("a", lambda message, honest: honest)
     world.restart()
     assert world.server().run() is RunStatus.FINISHED
-    again = {(name, task.key) for name, task in witness.asked[asked:] if task.purpose is Purpose.TRAIN}
-    assert {(flight.client, flight.key) for flight in saved.in_flight} <= again
+    first, again = (
+        {(name, task.key): task for name, task in tasks if task.purpose is Purpose.TRAIN}
+        for tasks in (witness.asked[:asked], witness.asked[asked:])
+    )
+    assert {(flight.client, flight.key) for flight in saved.in_flight} <= again.keys()
+    for flight in saved.in_flight:
+        before, after = first[flight.client, flight.key], again[flight.client, flight.key]
+        assert torch.equal(before.params, after.params), "it trains from what it had begun with"
+        assert before.client_lr == after.client_lr
     third = next(record for record in world.finished if record.round == saved.round + 1)
     assert {(m.number, m.client) for m in third.clients} >= spooled
+
+
+def test_what_a_client_was_at_is_remembered_through_servers_that_it_did_not_come_back_to() -> None:
+    world = buffered(delays={"a": FAST, "b": FAST, "c": 40.0}, num_rounds=60, rounds={"rejoin_grace": 5.0})
+    witness = Witness()
+    witness.watch(world).run()
+
+    def out() -> list[TaskKey]:
+        return [flight.key for flight in world.checkpoints.states[-1].in_flight if flight.client == "c"]
+
+    (lost,) = out()
+    asked = len(witness.tasks("c"))
+    for last, names in ((62, "ab"), (64, "ab"), (100, "abc")):
+        assert out() == [lost]
+        assert len(witness.tasks("c")) == asked
+        world.num_rounds, world.names = last, tuple(names)
+        world.restart()
+        assert world.server().run() is RunStatus.FINISHED
+    assert witness.tasks("c")[asked].key == lost
 
 
 def test_only_so_many_are_at_work_as_a_cohort_has() -> None:

@@ -71,6 +71,13 @@ def test_a_weighted_draw_is_a_cohort_too(seed: int, count: int, data: st.DataObj
     assert list(drawn) == sorted(drawn)
 
 
+@given(seed=st.integers(0, 2**40), scale=st.sampled_from([2.0**-60, 2.0**-20, 2.0**60]))
+def test_only_the_proportions_of_weights_matter_to_a_draw(seed: int, scale: float) -> None:
+    weights = {"a": 1.0, "b": 2.0, "c": 5.0, "d": 1.5}
+    scaled = {name: scale * weight for name, weight in weights.items()}
+    assert cohort.draw("abcd", 2, Rng(seed), weights) == cohort.draw("abcd", 2, Rng(seed), scaled)
+
+
 def test_stores_that_are_seldom_open_take_part_as_often_as_others_in_the_long_run() -> None:
     """Two of three are always there; the third in every fourth round. One is drawn each time."""
     times_live: dict[str, int] = {}
@@ -84,6 +91,21 @@ def test_stores_that_are_seldom_open_take_part_as_often_as_others_in_the_long_ru
     uniform = 4000 / 4 / 3
     assert counts["c"] > 1.5 * uniform
     assert counts["a"] == pytest.approx(counts["b"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("count", "population", "share", "expected"),
+    [(5, 20, 0.3, 7), (10, 100, 0.1, 11), (4, 20, 0.5, 6), (5, 6, 1.0, 6), (5, 20, 0.0, 5), (3, 20, 10.0, 20)],
+)
+def test_over_selection_asks_the_share_more_rounded_up_and_no_more_than_there_are(
+    count: int, population: int, share: float, expected: int
+) -> None:
+    assert cohort.over_selected(count, population, share) == expected
+
+
+def test_sampling_by_availability_goes_by_how_often_a_store_was_there_this_time_included() -> None:
+    found = cohort.sampling_weights("availability", "abc", num_train={}, times_live={"a": 7, "b": 1}, round=8)
+    assert found == {"a": 1.0, "b": 4.0, "c": 8.0}
 
 
 def test_sampling_by_size_goes_by_photos_and_uniform_by_nothing() -> None:

@@ -133,6 +133,7 @@ BAD: dict[str, tuple[Callable[[Comparison], Answer], str]] = {
     ),
     "for other work": (lambda c: replace(c, key=replace(c.key, round=1)), "for other work"),
     "more validation photos than it has": (lambda c: replace(c, num_validation=99), "99 validation photos"),
+    "fewer validation photos than it came with": (lambda c: replace(c, num_validation=3), "chosen on 3 validation"),
     "unreadable": (lambda c: Garbled("the message is malformed: best: Input should be"), "best: Input should be"),
     "something else": (lambda c: Upload(
         key=c.key, delta=torch.zeros(3), num_examples=1, num_steps=1, train_loss=1.0, seconds=1.0
@@ -153,6 +154,19 @@ def test_a_bad_comparison_is_named_and_disturbs_nobody(kind: str) -> None:
     for name in ("a", "c"):
         assert store(federation, name) == store(honest, name)
     assert torch.equal(federation.final, honest.final)
+
+
+@pytest.mark.parametrize(
+    "accuracies",
+    [dict.fromkeys(Candidate, 0.0), dict.fromkeys(Candidate, 1.0), {}],
+    ids=["nothing right", "all right", "no photos to judge by"],
+)
+def test_a_comparison_is_used_to_the_very_bounds_of_what_can_be(accuracies: dict[Candidate, float]) -> None:
+    federation = world()
+    federation.tampers["b"] = on_comparison(lambda c: replace(c, accuracies=accuracies))
+    federation.run()
+    found = store(federation, "b")
+    assert (found.reason, found.accuracies, found.best) == ("", accuracies, federation.kept["b"][0].best)
 
 
 def test_who_says_nothing_is_waited_for_as_long_as_all_rounds_may_take() -> None:

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from fedshelf.core.choices import PersonalizeName
 from fedshelf.core.errors import ModelError
-from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Evaluation, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.core.params import Segment
+from fedshelf.core.state import ClientState
 from fedshelf.models.resnet import resnet10
 from fedshelf.personalize.base import PERSONAL
 from fedshelf.personalize.registry import make
 from fedshelf.tracking.client_states import FileClientStates
+from fedshelf.training.workbench import Workbench
 from tests.fakes import Answer
-from tests.worlds import World, linear, with_batch_norm
+from tests.worlds import Remembering, World, linear, with_batch_norm, workbench
 
 LAYERS: tuple[PersonalizeName, ...] = ("fedbn", "fedper", "fedrep")
 METHODS: tuple[PersonalizeName, ...] = (*LAYERS, "ditto")
@@ -28,8 +30,25 @@ def test_fedbn_keeps_batch_norm_layers_by_their_type_whatever_they_are_called() 
     assert names_of("fedbn", module) == expected
 
 
+def test_fedbn_keeps_no_other_normalization_layers() -> None:
+    module = nn.Sequential(nn.LayerNorm(2), nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.InstanceNorm2d(2, affine=True))
+    assert {name.split(".")[0] for name in names_of("fedbn", module)} == {"1"}
+
+
 def test_fedper_keeps_the_last_linear_layer() -> None:
     assert names_of("fedper", resnet10(5, width=8)) == {"head.weight", "head.bias"}
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4), nn.Softmax(1))
+    assert names_of("fedper", module) == {"2.weight", "2.bias"}
+
+
+def test_a_model_that_is_one_layer_is_named_as_it_names_itself() -> None:
+    assert names_of("fedbn", nn.BatchNorm1d(2)) == {"weight", "bias", "running_mean", "running_var"}
+    assert names_of("fedper", nn.Linear(2, 2)) == {"weight", "bias"}
+
+
+def test_a_model_without_a_linear_layer_is_refused() -> None:
+    with pytest.raises(ModelError, match="fedper keeps the last linear layer"):
+        names_of("fedper", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
 
 
 def test_a_model_without_batch_norm_is_refused_with_what_to_do() -> None:
@@ -107,13 +126,60 @@ class TestInRounds:
     def test_evaluation_is_of_the_model_that_the_store_would_use(self, method: PersonalizeName) -> None:
         """The shared part after the round, the store's own as its upload of that round left it."""
         world = World(module=with_batch_norm, personalize=method, num_rounds=1)
+        answered: list[Evaluation] = []
+
+        def note(message: ServerMessage, answer: Answer) -> Answer:
+            answered.extend([answer] if isinstance(answer, Evaluation) else [])
+            return answer
+
+        world.tampers["a"] = note
         world.run()
         bench = world.trainer("a").workbench
-        bench.load(world.final)
-        world.personalization.equip(bench, world.states["a"].reached(key_of(world)))
+        make_own(bench, world.final, own(world, "a"))
         score = world.trainer("a").evaluate()
-        found = next(member.accuracy for member in world.finished[0].clients if member.client == "a")
-        assert found == score.accuracy
+        assert [(found.num_correct, found.loss_sum) for found in answered] == [(score.num_correct, score.loss_sum)]
+        bench.load(world.final)
+        bench.params.personal.copy_(bench.initial_personal)
+        assert world.trainer("a").evaluate().loss_sum != score.loss_sum, "or the test shows nothing"
+
+    def test_training_begins_with_what_the_store_had_made_its_own(self, method: PersonalizeName) -> None:
+        """By hand, from the second round's broadcast and what the first had left at the store."""
+        world = World(module=with_batch_norm, personalize=method, num_rounds=1)
+        world.run()
+        before = own(world, "a")
+        world.num_rounds = 2
+        world.restart()
+        world.server().run()
+        broadcast = next(
+            m for m in world.transport.broadcasts("line-to-a") if m.key.round == 2 and m.purpose is Purpose.TRAIN
+        )
+        at_work = world.trainer("a")
+        make_own(at_work.workbench, broadcast.params, before)
+        if method == "ditto":  # held near the global model, in an order of photos of its own
+            anchor = broadcast.params[: at_work.workbench.params.layout.num_trainable]
+
+            def pull(gradient: Tensor, values: Tensor) -> None:
+                gradient.add_(values - anchor, alpha=0.5)
+
+            at_work.fit(round=2, client_lr=0.1, part="-ditto", gradient_hook=pull)
+        else:
+            at_work.fit(round=2, client_lr=0.1)
+        params = at_work.workbench.params
+        assert torch.equal(params.shared if method == "ditto" else params.personal, own(world, "a"))
+
+    def test_what_the_algorithm_keeps_is_kept_beside_it(self, method: PersonalizeName) -> None:
+        world = World(module=with_batch_norm, personalize=method, num_rounds=2, algorithm=Remembering())
+        uploads: list[Upload] = []
+
+        def note(message: ServerMessage, answer: Answer) -> Answer:
+            uploads.extend([answer] if isinstance(answer, Upload) else [])
+            return answer
+
+        world.tampers["a"] = note
+        world.run()
+        kept = world.states["a"].reached(key_of(world)).tensors
+        assert set(kept) == {"memory", PERSONAL}
+        assert torch.equal(kept["memory"], uploads[-1].delta)
 
     def test_personal_tensors_survive_the_clients_process(self, method: PersonalizeName, tmp_path: Path) -> None:
         whole = World(module=with_batch_norm, personalize=method, num_rounds=4)
@@ -132,6 +198,29 @@ class TestInRounds:
         assert torch.equal(broken.final, whole.final)
         for name in whole.names:
             assert torch.equal(own(broken, name), own(whole, name))
+
+
+def test_a_store_without_a_state_begins_with_the_models_own_first_values() -> None:
+    """Whoever was on the bench before: in a simulation stores share one."""
+    personalization = make("fedper", {})
+    bench = workbench(with_batch_norm(), personalization=personalization)
+    first = bench.params.personal.clone()
+    bench.params.personal.add_(1.0)
+    personalization.equip(bench, ClientState())
+    assert torch.equal(bench.params.personal, first)
+
+
+def test_where_nothing_is_personal_nothing_is_kept() -> None:
+    """A client has then nothing to write down and to sync to its disk."""
+    world = World(module=with_batch_norm)
+    world.run()
+    assert all(not states.reached(key_of(world)).tensors for states in world.states.values())
+
+
+def make_own(bench: Workbench, shared: Tensor, personal: Tensor) -> None:
+    """Put the store's own model on its bench: a whole one in place of the global one, or the part that it lacks."""
+    bench.load(shared)
+    (bench.params.personal if len(bench.params.personal) else bench.params.shared).copy_(personal)
 
 
 def own(world: World, name: str, round: int | None = None) -> Tensor:

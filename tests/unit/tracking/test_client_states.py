@@ -7,9 +7,10 @@ import torch
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
+from fedshelf.core.ports import ClientStates
 from fedshelf.core.state import ClientState
 from fedshelf.rounds import payload
-from fedshelf.tracking.client_states import FileClientStates
+from fedshelf.tracking.client_states import FileClientStates, MemoryClientStates
 from fedshelf.tracking.tensor_file import write_tensors
 
 
@@ -113,6 +114,17 @@ def test_unfinished_files_of_a_killed_client_are_removed(tmp_path: Path) -> None
     (folder / ".pending.safetensors.ab.tmp").write_bytes(b"half")
     FileClientStates(tmp_path)
     assert names(folder) == ["pending.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_what_was_rolled_back_is_never_in_force_again(kind: str, tmp_path: Path) -> None:
+    states: ClientStates = FileClientStates(tmp_path) if kind == "file" else MemoryClientStates()
+    states.hold(key(1), upload(key(1)), state(1))
+    assert value(states.reached(key(1))) == 1
+    assert value(states.reached(key(2))) is None, "what another task led to is not in force before it is counted"
+    assert value(states.settle(broadcast(key(2)))) is None
+    assert value(states.reached(key(1))) is None
+    assert value(states.settle(broadcast(key(3), counted=key(1)))) is None
 
 
 def test_an_answer_that_was_not_counted_is_rolled_back_and_gone(tmp_path: Path) -> None:
