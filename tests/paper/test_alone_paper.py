@@ -121,6 +121,19 @@ def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
     assert not torch.equal(results[0], bench.params.shared), "not the last round's order over again"
 
 
+def test_fine_tuning_takes_labels_as_they_are() -> None:
+    results = []
+    for smoothing in (0.0, 0.3):
+        bench = workbench(with_batch_norm(), replace(USUAL, label_smoothing=smoothing))
+        store, start = trainer("a", bench=bench), bench.params.shared.clone()
+        FineTuning(epochs=2, client_lr=0.05).finish(last(start), store)
+        results.append(bench.params.shared.clone())
+        store.fit(round=1, client_lr=0.05)  # the bench's own settings are as they were
+        results.append(bench.params.shared.clone())
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[1], results[3])
+
+
 def test_fine_tuning_sees_photos_as_they_are_or_mirrored() -> None:
     mirrored = Augmentation(crop_scale=(1.0, 1.0), rotation_degrees=0.0, brightness=0.0, contrast=0.0)
     tuned, trained = [], []

@@ -17,10 +17,11 @@ Wider Optima and Better Generalization", with a mean per epoch as there).
 
 Differs from the papers: lines 5, 8 and 9 are not theirs; eta is the same at all stores and in all steps, and both are
 given, not searched for; lines 1-3 are any algorithm's, not FedAvg's alone; the optimizer starts fresh each epoch;
-batch-norm statistics move in line 7 and are averaged in line 9, too. F_k is plain cross-entropy, whatever the rounds'
-loss (`training.losses` has such as leave out how often a class is there), with the same optimizer, but on photos that
-are at most mirrored: the model's last steps are on what it will be shown (cropped photos show things larger: Touvron et
-al. 2019, "Fixing the train-test resolution discrepancy", tune on test-like photos at last, too).
+batch-norm statistics move in line 7 and are averaged in line 9, too. F_k is plain cross-entropy of unsmoothed labels,
+whatever the rounds' loss (smoothed labels expect each class everywhere, and `training.losses` has losses that leave out
+how often one is there), with the same optimizer, but on photos that are at most mirrored: the model's last steps are on
+what it will be shown (cropped photos show things larger: Touvron et al. 2019, "Fixing the train-test resolution
+discrepancy", tune on test-like photos at last, too).
 """
 
 from dataclasses import dataclass, replace
@@ -59,8 +60,13 @@ class FineTuning:
     def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
         bench = trainer.workbench
         expect(bench.module, trainer.train.labels)  # line 5
-        plain = trainer.having(replace(bench.settings, loss="cross-entropy", augmentation=_mirrored(bench)))
-        epoch = replace(plain, phases=(Phase(epochs=1),))
+        settings = replace(
+            bench.settings,
+            loss="cross-entropy",
+            label_smoothing=0.0,
+            augmentation=_mirrored(bench.settings.augmentation),
+        )
+        epoch = replace(trainer.having(settings), phases=(Phase(epochs=1),))
         mean = torch.zeros_like(bench.params.vector)
         for number in range(self.epochs):
             epoch.fit(round=broadcast.key.round, client_lr=self.client_lr, part=f"-finetune-{number}")  # line 7
@@ -69,9 +75,8 @@ class FineTuning:
             bench.params.vector.copy_(mean)  # line 9
 
 
-def _mirrored(bench: Workbench) -> Augmentation | None:
+def _mirrored(views: Augmentation | None) -> Augmentation | None:
     """Of the views that the rounds train on: none but mirrored ones."""
-    views = bench.settings.augmentation
     if views is None:
         return None
     return Augmentation(crop_scale=(1.0, 1.0), flip=views.flip, rotation_degrees=0.0, brightness=0.0, contrast=0.0)
