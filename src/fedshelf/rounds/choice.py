@@ -93,16 +93,7 @@ def compare(
     test = choosing.test()
     test = None if test is None else of_classes(test, own.labels)
     judges = test if test is not None and len(test) else None
-    tried: dict[Candidate, _Tried] = {}
-    for candidate in _worth_making(personalization, has_photos=judges is not None or len(trainer.validation) > 0):
-        try:
-            maker.make(candidate)
-        except FedShelfError as error:  # a model that cannot be trained is none to choose
-            log.warning("there is no %s model to choose: %s", candidate.value, error)
-        else:
-            tried[candidate] = _try(trainer, judges, own.labels)
-    if not tried:
-        raise FedShelfError("none of the models to choose among could be trained: lower --client-lr or --finetune-lr")
+    tried = _try_all(maker, judges, own.labels)
     best = choose({candidate: found.validation for candidate, found in tried.items()})
     if best is Candidate.PERSONALIZED and personalization.trains_at_last and len(trainer.validation):
         replace(maker, trainer=replace(trainer, train=own)).make(best)
@@ -185,6 +176,25 @@ class _Maker:
         if candidate is Candidate.PERSONALIZED:
             self.personalization.equip(bench, self.state)
             self.personalization.finish(self.broadcast, self.trainer)
+
+
+def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> dict[Candidate, _Tried]:
+    """All candidates that can be made.
+
+    Raises:
+        FedShelfError: there are none.
+    """
+    trainer, tried = maker.trainer, {}
+    for candidate in _worth_making(maker.personalization, has_photos=test is not None or len(trainer.validation) > 0):
+        try:
+            maker.make(candidate)
+        except FedShelfError as error:  # a model that cannot be trained is none to choose
+            log.warning("there is no %s model to choose: %s", candidate.value, error)
+        else:
+            tried[candidate] = _try(trainer, test, own_labels)
+    if not tried:
+        raise FedShelfError("none of the models to choose among could be trained: lower --client-lr or --finetune-lr")
+    return tried
 
 
 def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> _Tried:
