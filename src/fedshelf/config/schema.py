@@ -35,9 +35,8 @@ AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type
 
 
 class Scope(StrEnum):
-    """Who needs a value. `run`: it decides the result, and clients are sent it; `server`: it decides the result,
-    at the server alone; `local`: it may differ when a run is resumed (but for `round_timeout` in virtual time, see
-    `files.effective`)."""
+    """Who needs a value. `run`: it decides the result, and clients are sent it; `server`: it decides the result, at the
+    server alone; `local`: it may differ when a run is resumed (in virtual time, not all: `files.effective`)."""
 
     RUN = "run"
     SERVER = "server"
