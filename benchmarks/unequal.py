@@ -12,7 +12,7 @@ from benchmarks.study import Contender, Record
 EQUAL, ONE_IN_FOUR, STEPS = "1", "1,1,1,5", "1,1,2,4"
 # A version of fedbuff takes 4 of 8 uploads, one of fedasync 1: 60 and 240 are as many local epochs in all as 30
 # rounds of FedAvg. Stores that do not wait are done with those sooner: 85 versions take about as long where stores are
-# alike, 120 half as long where one in four is 5 times slower. So are 80 rounds of work fitted to speeds 1:1:2:4.
+# alike, 120 half as long where one in four is 5 times slower; 80 rounds of fitted work as long at speeds 1:1:2:4.
 BUFFERED = ("--algorithm", "fedbuff", "--buffer-size", "4", "--test-every", "4")
 WAYS: Mapping[str, Sequence[str]] = {
     "FedAvg": (),
