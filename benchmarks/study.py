@@ -1,8 +1,8 @@
 """Runs of the acceptance benchmark under other flags, each kept as one record: what the tables of algorithms,
 personalization, robustness and unequal machines are made of.
 
-Every run is kept below --work, under what it is a run of; one that was interrupted goes on, one that is done is read,
-by every study that has use for it.
+What came of a run is kept in `studies/`, under what it was a run of, and read by every study that has use for it; a run
+that was interrupted goes on where it was, below --work. To run something anew, remove its record.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks import acceptance, results
 from fedshelf.tracking.queries import RunSummary, run_summary
 
+RECORDS = Path(__file__).with_name("studies")
 EIGHT, ALL_IN_ONE, EACH_ALONE = "eight", "all-in-one", "each-alone"
 CLOCKED = ("--speeds", "1")
 """Of plain FedAvg in all studies: alike stores, on a virtual clock, so that one record serves them all."""
@@ -79,11 +80,12 @@ class Record:
 
 def run(work: Path, photos: Path, contender: Contender, seed: int, workers: int) -> Record:
     """Simulate one contender, or read what it came to."""
-    path = _record_path(work, contender, seed)
+    path = _record_path(contender, seed)
     if not path.exists():
         folders = _folders(work, photos, contender, seed)
         records = [_simulate(work, photos, contender, seed, workers, folder) for folder in folders]
-        path.write_text(json.dumps(asdict(_mean(records))), encoding="utf-8")
+        RECORDS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(asdict(_mean(records))) + "\n", encoding="utf-8")
     return replace(Record(**json.loads(path.read_text(encoding="utf-8"))), name=contender.name)
 
 
@@ -107,7 +109,7 @@ def main(
         run(arguments.work, arguments.photos, contender, seed, arguments.workers)
         for seed in arguments.seed or [0, 1, 2]
         for contender in wanted
-        if not arguments.kept or _record_path(arguments.work, contender, seed).exists()
+        if not arguments.kept or _record_path(contender, seed).exists()
     ]
     text = report(records)
     print(text)
@@ -135,7 +137,7 @@ def percent(values: Sequence[float]) -> str:
 def _simulate(
     work: Path, photos: Path, contender: Contender, seed: int, workers: int, folder: Path | None
 ) -> Record:  # fmt: skip
-    run_dir = _record_path(work, contender, seed).with_suffix("") / (folder.name if folder else "run")
+    run_dir = work / _record_path(contender, seed).stem / (folder.name if folder else "run")
     stores = folder or acceptance.stores_of(work, photos, seed, split=contender.split)
     acceptance.simulate(work, photos, seed, run_dir, contender.flags, workers=workers, stores=stores)
     return _record(contender.name, seed, run_summary(run_dir))
@@ -188,5 +190,5 @@ def _folders(work: Path, photos: Path, contender: Contender, seed: int) -> list[
     return folders
 
 
-def _record_path(work: Path, contender: Contender, seed: int) -> Path:
-    return work / f"{contender.key}.{seed}.json"
+def _record_path(contender: Contender, seed: int) -> Path:
+    return RECORDS / f"{contender.key}.{seed}.json"
