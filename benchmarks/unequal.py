@@ -42,7 +42,7 @@ CONTENDERS = tuple(
     for place, (speeds, ways) in PLACES.items()
     for way in ways
 )
-GRID = 200
+GRID = [step / 200 for step in range(1, 201)]
 MOMENTS = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of the time that FedAvg takes
 
 
@@ -93,40 +93,36 @@ def draw(records: Sequence[Record]) -> str:
 
 
 def _curve(records: Sequence[Record], reference: Sequence[Record]) -> list[tuple[float, float]]:
-    """Shares of the time that the reference takes, and the mean accuracy there; to the last record's end."""
-    ends = {record.seed: record.virtual_seconds[-1] for record in reference}
+    """Shares of the time that the reference takes, and the mean accuracy there; to the first record's end."""
+    ends = _ends(reference)
     known = [record for record in records if record.seed in ends]
-    last = min(1.0, *(record.virtual_seconds[-1] / ends[record.seed] for record in known), 1.0)
-    moments = [step / GRID for step in range(1, GRID + 1) if step / GRID <= last + 1 / GRID]
-    return [(at, statistics.fmean(_accuracy_at(r, at * ends[r.seed]) for r in known)) for at in moments]
+    last = min(record.virtual_seconds[-1] / ends[record.seed] for record in known)
+    return [(at, _mean_at(known, ends, at)) for at in GRID if at <= last + GRID[0]]
 
 
 def _row(way: str, records: Sequence[Record], reference: Sequence[Record]) -> list[str]:
-    ends = {record.seed: record.virtual_seconds[-1] for record in reference}
-    goals = {record.seed: record.final for record in reference}
+    ends, goals = _ends(reference), {record.seed: record.final for record in reference}
     known = [record for record in records if record.seed in ends]
-    at = [[_accuracy_at(record, moment * ends[record.seed]) for record in known] for moment in MOMENTS]
+    same = [record for record in reference if record.seed in {other.seed for other in known}]
     reached = [(record, record.reached(goals[record.seed])) for record in known]
     shares = [record.virtual_seconds[n - 1] / ends[record.seed] for record, n in reached if n is not None]
+    ahead = sum(_mean_at(known, ends, at) >= _mean_at(same, ends, at) for at in GRID)
     return [
-        way, *(f"{100 * sum(values) / len(values):.1f}" for values in at),
+        way, *(f"{100 * _mean_at(known, ends, moment):.1f}" for moment in MOMENTS),
         study.percent([record.final for record in known]),
-        f"{sum(shares) / len(shares):.2f}" if len(shares) == len(known) else "–", _ahead(known, reference),
-        f"{sum(record.virtual_seconds[-1] / ends[record.seed] for record in known) / len(known):.2f}", str(len(known)),
+        f"{statistics.fmean(shares):.2f}" if len(shares) == len(known) else "–", f"{ahead} of {len(GRID)}",
+        f"{statistics.fmean(record.virtual_seconds[-1] / ends[record.seed] for record in known):.2f}", str(len(known)),
     ]  # fmt: skip
 
 
-def _ahead(records: Sequence[Record], reference: Sequence[Record]) -> str:
-    """In how many moments of the reference's time a mean over the same seeds is as high as its own, or higher."""
-    seeds = {record.seed for record in records}
-    ends = {record.seed: record.virtual_seconds[-1] for record in reference}
-    same = [record for record in reference if record.seed in seeds]
+def _ends(reference: Sequence[Record]) -> dict[int, float]:
+    """By seed, how long the reference takes (virtual s)."""
+    return {record.seed: record.virtual_seconds[-1] for record in reference}
 
-    def mean(of: Sequence[Record], moment: float) -> float:
-        return statistics.fmean(_accuracy_at(record, moment * ends[record.seed]) for record in of)
 
-    count = sum(mean(records, step / GRID) >= mean(same, step / GRID) for step in range(1, GRID + 1))
-    return f"{count} of {GRID}"
+def _mean_at(records: Sequence[Record], ends: Mapping[int, float], share: float) -> float:
+    """Mean accuracy after that share of the reference's time."""
+    return statistics.fmean(_accuracy_at(record, share * ends[record.seed]) for record in records)
 
 
 def _accuracy_at(record: Record, seconds: float) -> float:

@@ -121,29 +121,30 @@ def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
     assert not torch.equal(results[0], bench.params.shared), "not the last round's order over again"
 
 
+def tuned_and_then_trained(settings: TrainingSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """What fine-tuning leaves, and what training as in the rounds makes of it: the bench's own settings are as they
+    were."""
+    bench = workbench(with_batch_norm(), settings)
+    store = trainer("a", bench=bench)
+    FineTuning(epochs=2, client_lr=0.05).finish(last(bench.params.shared.clone()), store)
+    tuned = bench.params.shared.clone()
+    store.fit(round=1, client_lr=0.05)
+    return tuned, bench.params.shared.clone()
+
+
 def test_fine_tuning_takes_labels_as_they_are() -> None:
-    results = []
-    for smoothing in (0.0, 0.3):
-        bench = workbench(with_batch_norm(), replace(USUAL, label_smoothing=smoothing))
-        store, start = trainer("a", bench=bench), bench.params.shared.clone()
-        FineTuning(epochs=2, client_lr=0.05).finish(last(start), store)
-        results.append(bench.params.shared.clone())
-        store.fit(round=1, client_lr=0.05)  # the bench's own settings are as they were
-        results.append(bench.params.shared.clone())
-    assert torch.equal(results[0], results[2])
-    assert not torch.equal(results[1], results[3])
+    (tuned, trained), (same, other) = (
+        tuned_and_then_trained(replace(USUAL, label_smoothing=smoothing)) for smoothing in (0.0, 0.3)
+    )
+    assert torch.equal(tuned, same)
+    assert not torch.equal(trained, other)
 
 
 def test_fine_tuning_sees_photos_as_they_are_or_mirrored() -> None:
     mirrored = Augmentation(crop_scale=(1.0, 1.0), rotation_degrees=0.0, brightness=0.0, contrast=0.0)
-    tuned, trained = [], []
-    for augmentation in (Augmentation(), mirrored, Augmentation(flip=False), None):
-        bench = workbench(with_batch_norm(), replace(USUAL, augmentation=augmentation))
-        store, start = trainer("a", bench=bench), bench.params.shared.clone()
-        FineTuning(epochs=2, client_lr=0.05).finish(last(start), store)
-        tuned.append(bench.params.shared.clone())
-        store.fit(round=1, client_lr=0.05)  # the bench's own settings are as they were
-        trained.append(bench.params.shared.clone())
+    views = (Augmentation(), mirrored, Augmentation(flip=False), None)
+    found = [tuned_and_then_trained(replace(USUAL, augmentation=augmentation)) for augmentation in views]
+    tuned, trained = zip(*found, strict=True)
     assert torch.equal(tuned[0], tuned[1])
     torch.testing.assert_close(tuned[2], tuned[3], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(tuned[0], tuned[2], rtol=1e-3)

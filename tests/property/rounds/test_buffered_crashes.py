@@ -27,7 +27,7 @@ from fedshelf.core.state import ClientState, ServerState
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from fedshelf.tracking.spool import FileSpool
 from fedshelf.training.trainer import Trainer
-from tests.property.rounds.test_crashes import Switch, run_with_kills
+from tests.property.rounds.test_crashes import Switch, fragile, run_with_kills
 from tests.worlds import World
 
 BUFFER = 3
@@ -67,15 +67,8 @@ class Telling:
 
 def fragile_world() -> tuple[World, Switch, Telling]:
     telling = Telling()
-    world, switch = World(num_rounds=ROUNDS, algorithm=telling, delays=dict(DELAYS)), Switch()
-    for port, names in (
-        (world.sink, ("emit",)),
-        (world.checkpoints, ("save", "save_open_round")),
-        (world.spool, ("put", "clear")),
-    ):
-        for name in names:
-            setattr(port, name, switch.around(getattr(port, name)))
-    return world, switch, telling
+    world = World(num_rounds=ROUNDS, algorithm=telling, delays=dict(DELAYS))
+    return world, fragile(world), telling
 
 
 def assert_each_counted_once(world: World, telling: Telling) -> None:

@@ -46,8 +46,9 @@ class Switch:
             raise Killed
 
 
-def fragile_world(**settings: Any) -> tuple[World, Switch]:
-    world, switch = World(num_rounds=3, algorithm=Remembering(), module=with_batch_norm, **settings), Switch()
+def fragile(world: World) -> Switch:
+    """Put a switch around everything that `world` saves."""
+    switch = Switch()
     for port, names in (
         (world.sink, ("emit",)),
         (world.checkpoints, ("save", "save_open_round")),
@@ -55,7 +56,12 @@ def fragile_world(**settings: Any) -> tuple[World, Switch]:
     ):
         for name in names:
             setattr(port, name, switch.around(getattr(port, name)))
-    return world, switch
+    return switch
+
+
+def fragile_world(**settings: Any) -> tuple[World, Switch]:
+    world = World(num_rounds=3, algorithm=Remembering(), module=with_batch_norm, **settings)
+    return world, fragile(world)
 
 
 def run_with_kills(world: World, switch: Switch, kills: list[int], *, restart_clients: bool) -> RunStatus:
