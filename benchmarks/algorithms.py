@@ -24,6 +24,14 @@ CONTENDERS = (
     ),
     Contender(name="SCAFFOLD, option I", flags=("--algorithm", "scaffold", "--scaffold-option", "1")),
     Contender(name="SCAFFOLD, option II", flags=("--algorithm", "scaffold")),
+    *(  # where local training does not move far in a round, its gradient at the round's start is worth something
+        Contender(name=f"{name}, local rate 0.005", flags=(*flags, "--client-lr", "0.005"))
+        for name, flags in (
+            ("FedAvg", ()),
+            ("SCAFFOLD, option I", ("--algorithm", "scaffold", "--scaffold-option", "1")),
+            ("SCAFFOLD, option II", ("--algorithm", "scaffold")),
+        )
+    ),
     Contender(name="FedAvg, FedRS", flags=("--loss", "fedrs")),
     Contender(name="FedAvg, FedLC", flags=("--loss", "fedlc")),
     *(
