@@ -17,7 +17,11 @@ CONTENDERS = (
     Contender(name="FedProx, mu 0.01", flags=("--algorithm", "fedprox", "--mu", "0.01")),
     Contender(name="FedProx, mu 0.1", flags=("--algorithm", "fedprox", "--mu", "0.1")),
     Contender(name="FedAvgM, momentum 0.5", flags=("--algorithm", "fedavgm", "--server-momentum", "0.5")),
-    Contender(name="FedAvgM, momentum 0.9, rate 0.3", flags=("--algorithm", "fedavgm", "--server-lr", "0.3")),
+    Contender(name="FedAvgM, momentum 0.9", flags=("--algorithm", "fedavgm", "--server-momentum", "0.9")),
+    Contender(
+        name="FedAvgM, momentum 0.9, rate 0.3",
+        flags=("--algorithm", "fedavgm", "--server-momentum", "0.9", "--server-lr", "0.3"),
+    ),
     *(
         Contender(name=name, flags=("--algorithm", name.lower(), "--server-lr", "0.1", "--server-tau", "0.01"))
         for name in ("FedAdagrad", "FedAdam", "FedYogi")  # rates and taus of `benchmarks.tuning`

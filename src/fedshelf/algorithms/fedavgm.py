@@ -56,4 +56,5 @@ class FedAvgM:
 
 def fedavgm(settings: Mapping[str, Any]) -> FedAvgM:
     """FedAvgM of a run's settings."""
-    return FedAvgM(server_lr=settings["server_lr"] or 1.0, beta=settings["server_momentum"])
+    beta = settings["server_momentum"]
+    return FedAvgM(server_lr=settings["server_lr"] or 1.0, beta=0.5 if beta is None else beta)

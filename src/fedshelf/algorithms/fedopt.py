@@ -105,7 +105,8 @@ def fedyogi(settings: Mapping[str, Any]) -> FedOpt:
 
 
 def _fedopt(second_moment: SecondMoment, settings: Mapping[str, Any]) -> FedOpt:
+    beta1 = settings["server_momentum"]
     return FedOpt(
-        second_moment=second_moment, server_lr=settings["server_lr"] or 0.1, beta1=settings["server_momentum"],
+        second_moment=second_moment, server_lr=settings["server_lr"] or 0.1, beta1=0.9 if beta1 is None else beta1,
         beta2=settings["server_beta2"], tau=settings["server_tau"],
     )  # fmt: skip

@@ -10,8 +10,8 @@
 
 Option II's line 9 is the mean of the K gradients g_i(y_i; b) that line 8 has used: summed up, line 8 says
 x - y_i = eta_l · sum(g_i - c_i + c). That mean is what is computed here. It is the same for the paper's plain steps,
-and still means what it should where local steps have momentum, decay or a clipped gradient. Option I's gradient is larger
-than those that follow it, and over many steps at a high rate pushes too far (docs/explanation/algorithms/scaffold.md).
+and still means what it should where local steps have momentum, decay or a clipped gradient. Option I's gradient is
+larger than those that follow it: many steps at a high rate go too far (docs/explanation/algorithms/scaffold.md).
 
 Differs from the paper: nothing with plain local steps. N counts the clients that were live when the cohort was drawn,
 and a client that was never counted has c_i = 0; control variates are of trainable values, batch-norm statistics are

@@ -136,8 +136,8 @@ class RunConfig(Settings):
     server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.1 for "
         "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM,
         scope=Scope.SERVER)] = None  # fmt: skip
-    server_momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm; beta_1 of fedadagrad, fedadam "
-        "and fedyogi.", panel=ALGORITHM, scope=Scope.SERVER)] = 0.9  # fmt: skip
+    server_momentum: Annotated[float | None, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm (default: 0.5); beta_1 "
+        "of fedadagrad, fedadam and fedyogi (default: 0.9).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.99  # fmt: skip
     server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi: the smaller, "

@@ -1,6 +1,7 @@
 """From configuration to objects."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def test_algorithms_are_built_by_name_with_their_settings() -> None:
     for name, second_moment in (("fedadagrad", adagrad), ("fedadam", adam), ("fedyogi", yogi)):
         expected = FedOpt(second_moment=second_moment, server_lr=0.3, beta1=0.4, beta2=0.5, tau=0.6)
         assert algorithm_of(config(algorithm=name, **server)) == expected
+    assert algorithm_of(config(algorithm="fedavgm")) == FedAvgM(server_lr=1.0, beta=0.5)
+    assert algorithm_of(config(algorithm="fedavgm", server_momentum=0.0)) == FedAvgM(server_lr=1.0, beta=0.0)
+    adaptive = FedOpt(second_moment=adam, server_lr=0.1, beta1=0.9, beta2=0.99, tau=0.01)
+    assert algorithm_of(config(algorithm="fedadam")) == adaptive
+    assert algorithm_of(config(algorithm="fedadam", server_momentum=0.0)) == replace(adaptive, beta1=0.0)
     assert algorithm_of(config(algorithm="scaffold", scaffold_option="1")) == Scaffold(server_lr=1.0, option=1)
 
 
