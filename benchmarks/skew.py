@@ -11,6 +11,7 @@ from benchmarks.study import Contender, Record
 
 WAYS = {
     "FedAvg, fine-tuned": ("--personalize", "finetune"),
+    "FedAvgM, fine-tuned": ("--personalize", "finetune", "--algorithm", "fedavgm", "--server-momentum", "0.5"),
     "FedAvg, 60 rounds, fine-tuned": ("--personalize", "finetune", "--rounds", "60"),
     "FedAvg, 3 epochs at 0.01": ("--personalize", "finetune", "--finetune-epochs", "3", "--finetune-lr", "0.01"),
     "FedAvg, prior alone": ("--personalize", "finetune", "--finetune-epochs", "0"),

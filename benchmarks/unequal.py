@@ -11,21 +11,29 @@ from benchmarks.study import Contender, Record
 
 EQUAL, ONE_IN_FOUR, STEPS = "1", "1,1,1,5", "1,1,2,4"
 # A version of fedbuff takes 4 of 8 uploads, one of fedasync 1: 60 and 240 are as many local epochs in all as 30
-# rounds of FedAvg. Stores that do not wait are done with those sooner: 85 versions take about as long where stores are
-# alike, 120 half as long where one in four is 5 times slower; 80 rounds of fitted work as long at speeds 1:1:2:4.
+# rounds of FedAvg. Stores that do not wait are done with those sooner: 85 and 328 versions take about as long where
+# stores are alike, 120 half as long where one in four is 5 times slower; 80 rounds of fitted work as long at 1:1:2:4.
 BUFFERED = ("--algorithm", "fedbuff", "--buffer-size", "4", "--test-every", "4")
+MIXED = ("--algorithm", "fedasync", "--test-every", "8")
 WAYS: Mapping[str, Sequence[str]] = {
     "FedAvg": (),
     "FedBuff, 60 versions": (*BUFFERED, "--rounds", "60"),
     "FedBuff, 85 versions": (*BUFFERED, "--rounds", "85"),
     "FedBuff, 120 versions": (*BUFFERED, "--rounds", "120"),
-    "FedAsync, 240 versions": ("--algorithm", "fedasync", "--rounds", "240", "--test-every", "8"),
+    "FedAsync, 240 versions": (*MIXED, "--rounds", "240"),
+    "FedAsync, 328 versions": (*MIXED, "--rounds", "328"),
     "FedAvg, work cut": ("--local-work", "cut", "--work-norm", "none"),
     "FedAvg, work fitted": ("--local-work", "dynamic"),
     "FedAvg, work fitted, 80 rounds": ("--local-work", "dynamic", "--rounds", "80"),
 }
 PLACES = {
-    "equal": (EQUAL, ("FedAvg", "FedBuff, 60 versions", "FedBuff, 85 versions", "FedAsync, 240 versions")),
+    "equal": (
+        EQUAL,
+        (
+            "FedAvg", "FedBuff, 60 versions", "FedBuff, 85 versions", "FedAsync, 240 versions",
+            "FedAsync, 328 versions",
+        ),
+    ),
     "one in four 5 × slower": (
         ONE_IN_FOUR, ("FedAvg", "FedBuff, 60 versions", "FedBuff, 120 versions", "FedAvg, work fitted")
     ),
