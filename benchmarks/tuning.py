@@ -1,4 +1,5 @@
-"""*tuning*: rates and taus of the adaptive optimizers, on half as many rounds, by the photos that the stores hold out.
+"""*tuning*: FedAvgM's momentum, rates and taus of the adaptive optimizers, on half as many rounds, by the photos that
+the stores hold out.
 
 python -m benchmarks.tuning --seed 0
 """
@@ -16,9 +17,17 @@ GRID = {
     "fedyogi": ((0.01, 0.001), (0.03, 0.01), (0.1, 0.01), (0.3, 0.03)),
     "fedadagrad": ((0.01, 0.001), (0.03, 0.01), (0.1, 0.01), (0.3, 0.03)),
 }  # fmt: skip
+MOMENTA = (0.3, 0.5, 0.7, 0.8)
 SHORT = ("--rounds", "15", "--val-fraction", "0.1")
 CONTENDERS = (
     Contender(name="fedavg", flags=SHORT),
+    *(
+        Contender(
+            name=f"fedavgm, momentum {momentum}",
+            flags=("--algorithm", "fedavgm", "--server-momentum", str(momentum), *SHORT),
+        )
+        for momentum in MOMENTA
+    ),
     *(
         Contender(
             name=f"{algorithm}, rate {rate}, tau {tau}",
