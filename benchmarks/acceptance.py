@@ -103,10 +103,12 @@ def stores_of(work: Path, photos: Path, seed: int, *, split: str = "dirichlet") 
 
 
 def _unpack(folder: Path, work: Path) -> Path:
-    pack = work / "groceries-128"
+    pack, packed = work / "groceries-128", folder / "groceries-128.tar.gz"
     if not pack.is_dir():
+        if not packed.is_file():
+            raise SystemExit(f"there is no '{packed}': give the folder that holds the photos with --photos")
         work.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(folder / "groceries-128.tar.gz") as archive, tempfile.TemporaryDirectory(dir=work) as fresh:
+        with tarfile.open(packed) as archive, tempfile.TemporaryDirectory(dir=work) as fresh:
             archive.extractall(fresh, filter="data")
             (Path(fresh) / "groceries-128").rename(pack)
     return pack
