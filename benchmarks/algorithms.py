@@ -74,7 +74,7 @@ def report(records: Sequence[Record]) -> str:
     return (
         f"{table(records)}\n\nThe acceptance benchmark: 81 products, 8 stores (Dirichlet 0.3), 30 rounds of 2 local "
         "epochs (60 epochs in one place, or alone; versions of FedBuff and FedAsync are made of as many), accuracy on "
-        "the official test photos after the last round; mean and standard deviation over seeds."
+        "the official test photos of all products after the last round; mean and standard deviation over seeds."
     )
 
 

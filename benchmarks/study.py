@@ -16,7 +16,9 @@ from benchmarks import acceptance, results
 from fedshelf.tracking.queries import RunSummary, run_summary
 
 RECORDS = Path(__file__).with_name("studies")
-EIGHT, ALL_IN_ONE, EACH_ALONE = "eight", "all-in-one", "each-alone"
+EIGHT, ALL_IN_ONE, EACH_ALONE, HONEST = "eight", "all-in-one", "each-alone", "honest"
+NUM_HOSTILE = 2
+"""How many stores attack where any do: the first, in the order of names."""
 CLOCKED = ("--speeds", "1")
 """Of plain FedAvg in all studies: alike stores, on a virtual clock, so that one record serves them all."""
 
@@ -29,7 +31,8 @@ class Contender:
         name: as in tables.
         flags: beside those of the benchmark.
         split: how the photos are dealt to 8 stores: dirichlet, assortment or iid.
-        stores: what it trains over: the split's eight, `ALL_IN_ONE`, or `EACH_ALONE` (a run for each).
+        stores: what it trains over: the split's eight, `ALL_IN_ONE`, `EACH_ALONE` (a run for each) or the
+            `HONEST` ones.
     """
 
     name: str
@@ -139,7 +142,8 @@ def _simulate(
 ) -> Record:  # fmt: skip
     run_dir = work / _record_path(contender, seed).stem / (folder.name if folder else "run")
     stores = folder or acceptance.stores_of(work, photos, seed, split=contender.split)
-    acceptance.simulate(work, photos, seed, run_dir, contender.flags, workers=workers, stores=stores)
+    flags = [*contender.flags, *(("--catalogue", str(_catalogue(work))) if folder else ())]
+    acceptance.simulate(work, photos, seed, run_dir, flags, workers=workers, stores=stores)
     return _record(contender.name, seed, run_summary(run_dir))
 
 
@@ -177,17 +181,28 @@ def _folders(work: Path, photos: Path, contender: Contender, seed: int) -> list[
     """The folders of stores that a contender trains over, one run each; None is the split's own."""
     if contender.travels:
         return [None]
-    dealt = acceptance.stores_of(work, photos, seed, split=contender.split)
-    whole = {"all": work / "groceries-128" / "train"}
-    chosen = whole if contender.stores == ALL_IN_ONE else {store.name: store for store in sorted(dealt.iterdir())}
+    dealt = sorted(acceptance.stores_of(work, photos, seed, split=contender.split).iterdir())
+    groups = {
+        ALL_IN_ONE: {"all": {"all": work / "groceries-128" / "train"}},
+        EACH_ALONE: {store.name: {store.name: store} for store in dealt},
+        HONEST: {"honest": {store.name: store for store in dealt[NUM_HOSTILE:]}},
+    }[contender.stores]
     folders: list[Path | None] = []
-    for store, target in chosen.items():
-        folder = work / f"alone-{contender.split}-{seed}" / store
+    for group, stores in groups.items():
+        folder = work / f"{contender.stores}-{contender.split}-{seed}" / group
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / store).exists():
-            (folder / store).symlink_to(target.resolve(), target_is_directory=True)
+        for store, photos_of_it in stores.items():
+            if not (folder / store).exists():
+                (folder / store).symlink_to(photos_of_it.resolve(), target_is_directory=True)
         folders.append(folder)
     return folders
+
+
+def _catalogue(work: Path) -> Path:
+    """All products: who trains on a part of the photos is tested on what it does not sell, too."""
+    path, tested = work / "catalogue.txt", work / "groceries-128" / "test"
+    path.write_text("".join(f"{name}\n" for name in sorted({photo.parent.name for photo in tested.rglob("*.*")})))
+    return path
 
 
 def _record_path(contender: Contender, seed: int) -> Path:
