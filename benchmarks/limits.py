@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks import photos
 from benchmarks.workloads import MEAN, STD, WORKLOADS, Workload
+from fedshelf.core.process_exit import describe_exit
 
 TEST_BATCH = 250
 
@@ -153,7 +154,7 @@ def run(workload: Workload, folder: Path, *, processes: int, threads: int) -> di
         for worker in workers:
             worker.join()
             if worker.exitcode:
-                raise SystemExit(f"a worker of the limit ended with code {worker.exitcode}; see above")
+                raise SystemExit(f"{describe_exit('a worker of the limit', worker.exitcode)}; see above")
     num_trained = workload.cohort_size * workload.photos_per_store
     figures = {"train_loss": shared.train_loss.sum(1) / num_trained, "round_seconds": shared.ended.amax(1).diff()}
     if workload.num_test:

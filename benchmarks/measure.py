@@ -17,6 +17,7 @@ from typing import IO, Any
 import psutil
 
 from benchmarks.networks import FIRST_STEP_FILE
+from fedshelf.core.process_exit import describe_exit
 
 SAMPLING_SECONDS = 0.05
 MB = 1_000_000
@@ -85,8 +86,9 @@ def measure(
             in_time = watch.until_end(process, started + patience)
             seconds = time.monotonic() - started
         if process.returncode or not in_time:
-            what = f"ended with code {process.returncode}" if in_time else f"was not done in {patience:.0f} s"
-            raise MeasurementError(f"python -m {' '.join(command)} {what}{_last_words(log)}")
+            name = f"python -m {' '.join(command)}"
+            what = describe_exit(name, process.returncode) if in_time else f"{name} was not done in {patience:.0f} s"
+            raise MeasurementError(f"{what}{_last_words(log)}")
         lines = first_step_file.read_text().split() if first_step_file.exists() else []
         output.seek(0)
         figures = _last_object(output.read(), command)

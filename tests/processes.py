@@ -1,8 +1,10 @@
 """Real ``python -m fedshelf …`` processes for tests: started, listened to, paused, killed, and always cleaned up.
 
-A test waits for what a process says (the events that ``--json`` prints), never for time to pass.
+A test waits for what a process says (the events that ``--json`` prints), never for time to pass. It does not wait for
+the dead: once any process of its machine was ended by a signal that the test did not send, all waiting fails.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,13 +24,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from fedshelf.core.process_exit import describe_exit, signal_of
+
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120.0  # seconds for anything to happen that must, on a busy machine
+LOOK_SECONDS = 0.2  # between looks at whether a process has died
 CLASSES = ("apple", "bread", "cocoa", "dates")
 Event = dict[str, Any]
 
 TINY = (
-    "--model", "resnet10", "--width", "4", "--image-size", "16", "--local-epochs", "1", "--batch-size", "8",
+    "--model", "resnet10", "--width", "8", "--image-size", "16", "--local-epochs", "1", "--batch-size", "8",
     "--client-lr", "0.05", "--warmup-rounds", "0", "--seed", "7", "--threads", "1",
 )  # fmt: skip
 """A recipe that trains a store in a blink, for `simulate` and `server` alike."""
@@ -41,10 +46,16 @@ class Process:
         command: what to run.
         environment: its environment.
         cwd: its working folder.
+        together: the processes that work together, this one to be added by the caller: see the module's text.
     """
 
-    def __init__(self, command: Sequence[str], *, environment: dict[str, str], cwd: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], *, environment: dict[str, str], cwd: Path, together: Sequence["Process"] = ()
+    ) -> None:
         self.events: list[Event] = []
+        self._command = command
+        self._together = together
+        self._may_die = False
         self._log = bytearray()
         self._news = threading.Condition()
         self._ended = False
@@ -72,11 +83,14 @@ class Process:
                 found = next((event for event in self.events if match(event)), None)
                 if found is not None:
                     return found
-                if self._ended or not self._news.wait(max(0.0, deadline - time.monotonic())):
+                self._fail_if_one_died()
+                left = deadline - time.monotonic()
+                if self._ended or left <= 0:
                     what = "ended" if self._ended else f"was silent for {PATIENCE:g} s"
                     raise AssertionError(
                         f"the process {what} without {kind} {fields}; events: {self.events}; log:\n{self.text()}"
                     )
+                self._news.wait(min(left, LOOK_SECONDS))
 
     def wait_for_text(self, text: str) -> None:
         """Return once `text` stands in the log."""
@@ -84,6 +98,7 @@ class Process:
         while text not in self.text():
             if time.monotonic() > deadline or (self._ended and text not in self.text()):
                 raise AssertionError(f"no {text!r} in the log:\n{self.text()}")
+            self._fail_if_one_died()
             time.sleep(0.02)
 
     def has(self, kind: str, **fields: Any) -> bool:
@@ -105,22 +120,32 @@ class Process:
         """Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
 
-    def kill(self) -> None:
-        """`kill -9`, and wait until it is dead."""
-        self._process.kill()
-        self._process.wait()
+    def kill(self, by: signal.Signals = signal.SIGKILL) -> None:
+        """`kill -9`, or by another signal that ends it, and wait until it is dead."""
+        self._may_die = True
+        self._process.send_signal(by)
+        self._process.wait(PATIENCE)
         self._join()
 
     def end(self) -> int:
         """Wait for the end and return the exit code."""
-        try:
-            code = self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(
-                f"the process did not end; last events: {self.events[-8:]}; log:\n{self.text()}"
-            ) from None
+        deadline = time.monotonic() + PATIENCE
+        while (code := self._process.poll()) is None:
+            self._fail_if_one_died()
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the process did not end; last events: {self.events[-8:]}; log:\n{self.text()}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LOOK_SECONDS)
         self._join()
         return code
+
+    def _fail_if_one_died(self) -> None:
+        for process in self._together:
+            code = process._process.poll()
+            if signal_of(code) and not process._may_die:
+                process._join()
+                ending = describe_exit(f"'{' '.join(process._command)}'", code or 0)
+                raise AssertionError(f"{ending}; its log:\n{process.text()}")
 
     def running(self) -> bool:
         return self._process.poll() is None
@@ -180,7 +205,7 @@ class Site:
 
     def start(self, *command: str, cwd: Path | None = None) -> Process:
         """Start any command in this machine's environment."""
-        process = Process(command, environment=self.environment, cwd=cwd or self.root)
+        process = Process(command, environment=self.environment, cwd=cwd or self.root, together=self._processes)
         self._processes.append(process)
         return process
 

@@ -1,8 +1,10 @@
 """Whoever reaches the server's port may send anything: it is refused, and the server goes on serving the others."""
 
 import datetime
+import time
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -19,9 +21,9 @@ from fedshelf.core.ports import Arrival, Left, Reply, Undecodable
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_engine import MAX_REPLY_OBJECTS
 from fedshelf.deploy.flower_server import EmbeddedServer
-from fedshelf.deploy.gate import MAX_BODY_BYTES
+from fedshelf.deploy.gate import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.line import SessionLostError
+from fedshelf.deploy.line import ServerAwayError, SessionLostError
 from fedshelf.deploy.wire import to_parcel
 from tests.unit.deploy.echo import (
     PATIENCE,
@@ -70,6 +72,47 @@ def until(transport: GridTransport, kind: type[Any], address: str) -> Any:
         if isinstance(arrival, kind) and arrival.address == address:
             return arrival
     raise AssertionError(f"no {kind.__name__} among 100 arrivals")
+
+
+@pytest.mark.usefixtures("honest")
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [
+        (b'{"token": "0123456789abcdef0123456789abcdef", "signal": "SIGSEGV"}', 404),
+        (b'{"token": "", "signal": "SIGSEGV"}', 404),
+        (b'{"signal": "SIGSEGV"}', 404),
+        (b"[" * 1000, 404),
+        (b"\xff", 404),
+        (b" " * (MAX_REPORT_BYTES + 1), 413),
+    ],
+    ids=["unknown token", "no token", "token missing", "nested", "not text", "too large"],
+)
+def test_a_report_of_a_death_counts_for_whoever_has_the_clients_token_alone(
+    server: EmbeddedServer, report: bytes, status: int
+) -> None:
+    assert httpx.post(f"http://{server.address}/fedshelf/died", content=report).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("told", "believed"), [("SIGBUS", "SIGBUS"), ("", ""), ("SIGKILL", ""), ("\x1b[31m a forged line", "")]
+)
+def test_a_report_is_believed_only_where_it_names_a_crash(
+    server: EmbeddedServer, transport: GridTransport, told: str, believed: str
+) -> None:
+    session = FleetSession(server.address, None)
+    assert transport.receive(0) is None
+    reply(session, pulled(session), join("dying"))
+    address = joined(transport)["dying"]
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(session.wait_for_end)  # the server learns the token by that
+        url, report = f"http://{server.address}/fedshelf/died", {"token": session.crash_token, "signal": told}
+        deadline = time.monotonic() + PATIENCE
+        while httpx.post(url, json=report).status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert expect(transport, Left) == Left(address=address, ended_by=believed)
+        assert httpx.post(url, json=report).status_code == 404, "it is believed once"
+        session.leave()
+        assert isinstance(waiting.exception(PATIENCE), ServerAwayError)
 
 
 class Intruder:

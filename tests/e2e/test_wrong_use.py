@@ -116,7 +116,7 @@ def test_the_two_scripts_of_the_repository_do_what_the_commands_do(pair: Site) -
         return pair.start(sys.executable, str(ROOT / name), *arguments, cwd=ROOT)
 
     run = pair.root / "run"
-    recipe = ("--rounds", "1", "--image-size", "16", "--width", "4", "--local-epochs", "1", "--val-fraction", "0")
+    recipe = ("--rounds", "1", "--image-size", "16", "--width", "8", "--local-epochs", "1", "--val-fraction", "0")
     server = script(
         "server.py", *recipe, "--min-clients", "2", "--address", pair.address, "--run-dir", str(run), "--json"
     )

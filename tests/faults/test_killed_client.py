@@ -1,7 +1,10 @@
 """A real client that dies, is told to stop, or comes back: the round does not depend on it."""
 
+import os
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.processes import CLASSES, Process, Site, reason, statuses
@@ -45,9 +48,42 @@ def test_a_round_completes_by_quorum_without_a_killed_client_which_rejoins_when_
     assert [client.end() for client in (victim, *others)] == [0] * 4
     summary = site.show(run)
     assert statuses(summary, 1) == dict.fromkeys(site.names[:3], "counted") | {"store-4": "offline"}
-    assert reason(summary, 1, "store-4") == "not connected"
+    assert "the process of store-4 ended without a word" in reason(summary, 1, "store-4")
     assert statuses(summary, 2) == dict.fromkeys(site.names, "counted")
     assert summary["void_rounds"] == 0
+
+
+@pytest.mark.parametrize("by", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_client_that_crashes_is_named_by_the_signal_on_both_sides(pair: Site, by: signal.Signals) -> None:
+    server = pair.server("--rounds", "1", "--val-fraction", "0")
+    held, victim = pair.held_client("store-1", "hold@1"), pair.client("store-2")
+    for name in pair.names:
+        server.wait_for("client_joined", client=name)
+    victim.kill(by)
+    ending = f"the process of store-2 was ended by {by.name} (a fault in native code)"
+    assert server.wait_for("client_left", client="store-2")["reason"] == ending
+    assert f"store-2: {ending}" in victim.text()
+    assert "most recent call first" in victim.text()  # where in the code it was
+    assert held.running()
+
+
+def test_waiting_fails_at_once_where_another_process_has_crashed(pair: Site) -> None:
+    server, client = pair.server("--rounds", "1"), pair.client("store-1")  # too few clients to begin with
+    client.wait_for_text("connected to")
+    os.kill(client.pid, signal.SIGSEGV)
+    with pytest.raises(AssertionError, match=r"store-1.* was ended by SIGSEGV"):
+        server.wait_for("round_finished", round=1)
+    with pytest.raises(AssertionError, match=r"store-1.* was ended by SIGSEGV"):
+        server.end()
+
+
+def test_a_client_that_ends_by_itself_leaves_no_process_behind(pair: Site) -> None:
+    client = pair.client("store-1", "--max-wait", "0.1")  # there is no server
+    client.wait_for_text("connecting to")
+    (reporter,) = psutil.Process(client.pid).children()
+    assert client.end() == 1
+    assert "without a word" not in client.text()
+    assert not reporter.is_running()
 
 
 def test_ctrl_c_of_a_client_signs_it_off_and_it_may_come_back(pair: Site) -> None:

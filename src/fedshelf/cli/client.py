@@ -1,5 +1,6 @@
 """`fedshelf client`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,6 +10,7 @@ from fedshelf.config.schema import ClientConfig
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.core.messages import Comparison
+    from fedshelf.deploy.crash_reporter import CrashReporter
 
 
 @with_options(ClientConfig, "client")
@@ -17,19 +19,27 @@ def client(*, config: ClientConfig) -> None:
 
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
+    from fedshelf.core.errors import UsageError
+    from fedshelf.deploy.crash_reporter import CrashReporter
+
+    if config.data_dir is None:
+        raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
+    with CrashReporter(config.name or config.data_dir.absolute().name) as reporter:
+        _take_part(config, config.data_dir, reporter)
+
+
+def _take_part(config: ClientConfig, data_dir: Path, reporter: "CrashReporter") -> None:
     from fedshelf.cli.display import stop_on_signals
     from fedshelf.config.active_hours import active_hours
     from fedshelf.config.client import ClientPlace, StoreClient, join_of
-    from fedshelf.core.errors import TransportError, UsageError
+    from fedshelf.core.errors import TransportError
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.opening import Door
 
-    if config.data_dir is None:
-        raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
     hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(
-        config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+        data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
     )  # fmt: skip
 
     def say(text: str) -> None:
@@ -48,6 +58,7 @@ def client(*, config: ClientConfig) -> None:
             on_status=say,
             max_wait=config.max_wait,
             door=Door(hours),
+            reporter=reporter,
         )
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")

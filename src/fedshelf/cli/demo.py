@@ -56,15 +56,18 @@ def _see_through(server: subprocess.Popen[bytes], clients: Mapping[Path, subproc
         RunError: one of the processes has failed.
     """
     from fedshelf.core.errors import RunError
+    from fedshelf.core.process_exit import describe_exit
 
     while server.poll() is None:
-        broken = next((log for log, client in clients.items() if client.poll()), None)
-        if broken is not None:
-            raise RunError(f"a client ended with an error: {broken.read_text(errors='replace').strip()[-500:]}")
+        for log, client in clients.items():
+            if code := client.poll():
+                ending = describe_exit(f"the process of {log.stem}", code)
+                raise RunError(f"{ending}: {log.read_text(errors='replace').strip()[-500:]}")
         time.sleep(0.2)
     if server.returncode != 0:
         logs = next(iter(clients)).parent
-        raise RunError(f"the server ended with an error (above); the clients' logs are in {logs}")
+        ending = describe_exit("the server's process", server.returncode)
+        raise RunError(f"{ending} (see above); the clients' logs are in {logs}")
     deadline = time.monotonic() + FAREWELL_SECONDS  # clients hear that the run is finished and end by themselves
     while time.monotonic() < deadline and any(client.poll() is None for client in clients.values()):
         time.sleep(0.1)

@@ -22,9 +22,16 @@ class Joined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Left:
-    """The connection has been silent for too long, or was closed."""
+    """The connection has been silent for too long, or was closed.
+
+    Attributes:
+        address: which one.
+        ended_by: the signal that ended the client's process, empty where its machine does not know which; None: nothing
+            is known of an end of the process.
+    """
 
     address: str
+    ended_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """A client that stays: it joins, answers what the server asks, and comes back after any break."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -14,6 +15,7 @@ from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.address import parse_address
 from fedshelf.deploy.bodies_client import HeldBody
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
+from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
@@ -43,6 +45,7 @@ def run_client(
     on_send: SendHook | None = None,
     max_wait: float | None = None,
     door: Door | None = None,
+    reporter: CrashReporter | None = None,
 ) -> Ended:
     """Take part until the server closes the run, refuses this client, or `stop` is set.
 
@@ -58,6 +61,7 @@ def run_client(
         max_wait: seconds to wait for a server that does not answer, while the door is open; None is forever.
         door: when this client may work (always, without one). Once it closes, the task at hand is finished and
             delivered, and the client leaves until it opens.
+        reporter: tells the server if this process dies.
 
     Raises:
         TransportError: the server is not who it should be, does not speak our protocol, or stayed away `max_wait`.
@@ -77,7 +81,12 @@ def run_client(
             # Anew each time: a server on this machine may just have made its certificate authority.
             session = FleetSession(address, None if insecure else client_context(ca), held)
             on_status(f"connected to {address}")
-            ended = _Visit(session, part, stop, door, on_send).run()
+            token = session.crash_token
+            target = ReportTarget(
+                address=str(address), ca=None if ca is None else str(ca), insecure=insecure, token=token
+            )
+            with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
+                ended = _Visit(session, part, stop, door, on_send).run()
             if ended is not None:
                 return ended
         except TransportError:

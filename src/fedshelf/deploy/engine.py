@@ -17,6 +17,9 @@ class Engine(Protocol):
     def announce_end(self, reason: str) -> None:
         """Tell clients, busy ones too, that the run has ended."""
 
+    def ended_by(self, node_id: int) -> str | None:
+        """Which signal ended the process of a node that has left (see `core.ports.Left`)."""
+
 
 class Polling:
     """The stock SuperLink: it tells nothing by itself, and frees messages at its own time."""
@@ -32,3 +35,6 @@ class Polling:
 
     def announce_end(self, reason: str) -> None:
         pass
+
+    def ended_by(self, node_id: int) -> str | None:
+        return None

@@ -7,6 +7,7 @@ server was restarted. Nor are its HTTP client and its pools of threads: they cos
 
 import email.utils
 import json
+import secrets
 import socket
 import ssl
 import time
@@ -34,6 +35,7 @@ from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.bodies_client import BodyClient, HeldBody
+from fedshelf.deploy.crash_reporter import TOKEN_HEADER
 from fedshelf.deploy.line import Answer, Line, ServerAwayError, SessionLostError
 from fedshelf.rounds.body import Body
 
@@ -46,7 +48,8 @@ _T = TypeVar("_T")
 
 
 class FleetSession:
-    """One registration. All but `wait_for_end` belong to one thread; that may run in another.
+    """One registration. All but `wait_for_end` belong to one thread; that may run in another. By its `crash_token` the
+    server knows a report of this process' death.
 
     Args:
         address: the server's.
@@ -60,6 +63,7 @@ class FleetSession:
     """
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, held: HeldBody | None = None) -> None:
+        self.crash_token = secrets.token_hex(16)
         self._address = address
         self._encrypted = context is not None
         self._private_key, public_key = generate_key_pairs()
@@ -138,7 +142,8 @@ class FleetSession:
 
     def wait_for_end(self) -> str:
         """Why the run has ended, or "" after some seconds in which it has not. Also this client's sign of life."""
-        response = self._end_line.request("POST", "/fedshelf/wait", self._headers())
+        headers = {**self._headers(), TOKEN_HEADER: self.crash_token}
+        response = self._end_line.request("POST", "/fedshelf/wait", headers)
         return str(json.loads(_checked(response))["end"])
 
     def leave(self) -> None:

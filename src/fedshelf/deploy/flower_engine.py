@@ -98,6 +98,7 @@ class FlowerEngine:
         self.exchange = threading.RLock()  # held while the objects of a message are registered or deleted
         self._silence = silence
         self._taken: dict[int, bytes] = {}  # what nodes were given and have not confirmed
+        self._ended_by: dict[int, str] = {}  # nodes whose process died, and by which signal
 
     def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
         """Answer a request to one of `ROUTES`: HTTP status and body (protobuf, or JSON from 400 on)."""
@@ -192,11 +193,19 @@ class FlowerEngine:
         # The engine counts a node as online for twice the interval from its last heartbeat.
         self.state.acknowledge_node_heartbeat(node_id, self._silence / 2)
 
-    def lost(self, node_id: int) -> None:
-        """The node's connection broke, and it did not come back."""
+    def lost(self, node_id: int, ended_by: str | None = None) -> None:
+        """The node's connection broke, and it did not come back, or its process ended (`core.ports.Left.ended_by`)."""
         self._taken.pop(node_id, None)
+        if ended_by is not None:
+            self._ended_by[node_id] = ended_by
         if self.state.deactivate_node(node_id):
             self.arrived.set()
+        else:  # it had left before: nobody will ask
+            self._ended_by.pop(node_id, None)
+
+    def ended_by(self, node_id: int) -> str | None:
+        """Which signal ended the process of a node that has left; asked once."""
+        return self._ended_by.pop(node_id, None)
 
     def keep_alive(self) -> None:
         """To be called at least once a minute, or the engine calls the run dead."""

@@ -1,14 +1,16 @@
-"""The only door of the server: Flower's fleet routes, five of our own, and nothing else.
+"""The only door of the server: Flower's fleet routes, six of our own, and nothing else.
 
 `POST /fedshelf/take` and `/fedshelf/give` carry a whole message, for which the fleet routes need a request per object.
 A take is held open for a moment until there is a message: nobody has to ask again and again.
 
 `POST /fedshelf/wait` is held open until the run ends: it is at once the client's heartbeat, the bell that reaches it
-while it trains, and the thread that snaps when its process dies.
+while it trains, and the thread that snaps when its process dies. `POST /fedshelf/died` says how it died: the client's
+crash reporter sends it, known by the token that came with the client's waits.
 """
 
 import asyncio
 import contextlib
+import hmac
 import json
 import logging
 import time
@@ -19,6 +21,7 @@ from typing import Any, Protocol, TypeAlias
 from fedshelf.deploy.bodies import Bodies
 from fedshelf.deploy.body_routes import PATH as BODY_PATH
 from fedshelf.deploy.body_routes import BodyRoutes
+from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
 
 LOG = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ Send: TypeAlias = Any
 PREFIX = "/v1/fleet/"
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
 MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers alone, of which a join's lists every class folder
+MAX_REPORT_BYTES = 1 << 10  # of a crash report
+MAX_TOKEN_CHARACTERS = 64
 TAKE_SECONDS = 1.0  # a take is held open so long at most: a client that is told to stop does so in that time
 WORKERS = 8
 WRITERS = 4
@@ -52,8 +57,8 @@ class EngineRoom(Protocol):
     def seen(self, node_id: int) -> None:
         """The node gave a sign of life."""
 
-    def lost(self, node_id: int) -> None:
-        """The node's connection broke, and it did not come back."""
+    def lost(self, node_id: int, ended_by: str | None = None) -> None:
+        """The node's connection broke, and it did not come back, or its process ended (`core.ports.Left.ended_by`)."""
 
 
 class Gate:
@@ -85,6 +90,7 @@ class Gate:
         self._bells: dict[int, asyncio.Event] = {}  # a node's: a message may be there
         self._ending = asyncio.Event()
         self._last_wait: dict[int, float] = {}
+        self._crash_tokens: dict[int, bytes] = {}  # by node: what a report of its death is known by
         self._end = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,6 +136,8 @@ class Gate:
             await self._small(lambda *request: self._engine.serve(route, *request), PROTOBUF, scope, receive, send)
         elif (method, path) == ("POST", "/fedshelf/take"):
             await self._take(scope, receive, send)
+        elif (method, path) == ("POST", "/fedshelf/died"):
+            await self._died(scope, receive, send)
         elif (method, path) == ("POST", "/fedshelf/give"):
             await self._small(self._engine.give, JSON, scope, receive, send)
         elif named := BODY_PATH.fullmatch(path):
@@ -175,11 +183,13 @@ class Gate:
             await self._bodies.serve(node_id, digest, scope, receive, send)
 
     async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
-        node_id = self._engine.identify(dict(scope["headers"]))
+        headers = dict(scope["headers"])
+        node_id = self._engine.identify(headers)
         if node_id is None:
             await _answer(send, 401, _json({"detail": "unknown node"}))
             return
         self._seen(node_id)
+        self._crash_tokens[node_id] = headers.get(TOKEN_HEADER.encode(), b"")[:MAX_TOKEN_CHARACTERS]
         hang_up = asyncio.ensure_future(_until_disconnect(receive))
         ending = asyncio.ensure_future(self._ending.wait())
         await asyncio.wait({hang_up, ending}, timeout=self._hold, return_when=asyncio.FIRST_COMPLETED)
@@ -190,6 +200,21 @@ class Gate:
             asyncio.get_running_loop().call_later(self._grace, self._check, node_id, time.monotonic())
             return
         await _answer(send, 200, _json({"end": self._end}))
+
+    async def _died(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read(dict(scope["headers"]), scope, receive, send, limit=MAX_REPORT_BYTES)
+        if body is None:
+            return
+        try:
+            told = json.loads(body)
+            token, by = str(told["token"]).encode(), str(told["signal"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            token, by = b"", ""
+        nodes = [node for node, known in self._crash_tokens.items() if token and hmac.compare_digest(known, token)]
+        for node_id in nodes:
+            self._forget(node_id)
+            self._engine.lost(node_id, by if by in SIGNALS.values() else "")
+        await _answer(send, 200 if nodes else 404, _json({}))
 
     def _soon(self, action: Callable[[], None]) -> None:
         loop = self._loop
@@ -211,24 +236,29 @@ class Gate:
 
     def _check(self, node_id: int, hung_up_at: float) -> None:
         if self._last_wait.get(node_id, 0.0) <= hung_up_at:
-            self._bells.pop(node_id, None)
-            self._last_wait.pop(node_id, None)
+            self._forget(node_id)
             self._engine.lost(node_id)
 
+    def _forget(self, node_id: int) -> None:
+        self._bells.pop(node_id, None)
+        self._last_wait.pop(node_id, None)
+        self._crash_tokens.pop(node_id, None)
 
-async def _read(headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send) -> bytes | None:
+
+async def _read(
+    headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send, *, limit: int = MAX_BODY_BYTES
+) -> bytes | None:
     """The request's body; None where it is larger than allowed or breaks off: that has been answered."""
     announced = headers.get(b"content-length", b"0")
-    too_large = announced.isdigit() and int(announced) > MAX_BODY_BYTES
-    body = None if too_large else await _read_all(receive)
+    too_large = announced.isdigit() and int(announced) > limit
+    body = None if too_large else await _read_all(receive, limit)
     if body is None:
-        path = scope["path"]
-        LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), path, MAX_BODY_BYTES)
-        await _answer(send, 413, _json({"detail": f"the request is larger than {MAX_BODY_BYTES} bytes"}))
+        LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
+        await _answer(send, 413, _json({"detail": f"the request is larger than {limit} bytes"}))
     return body
 
 
-async def _read_all(receive: Receive) -> bytes | None:
+async def _read_all(receive: Receive, limit: int) -> bytes | None:
     chunks, size, more = [], 0, True
     while more:
         message = await receive()
@@ -237,7 +267,7 @@ async def _read_all(receive: Receive) -> bytes | None:
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         more = message.get("more_body", False)
-        if size > MAX_BODY_BYTES:
+        if size > limit:
             return None
     return b"".join(chunks)
 

@@ -228,7 +228,7 @@ class GridTransport:
             self._bodies.forget(connection.node_id)
         del self._connections[connection.node_id]
         if connection.joined and not connection.refused:
-            self._arrivals.append(Left(address=connection.address))
+            self._arrivals.append(Left(address=connection.address, ended_by=self._engine.ended_by(connection.node_id)))
 
     def _take(self, message: Message) -> None:
         pending = self._pending.pop(message.metadata.reply_to_message_id, None)

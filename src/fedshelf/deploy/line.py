@@ -14,9 +14,12 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedshelf.deploy.address import Address
-from fedshelf.rounds.body import Buffer
+
+if TYPE_CHECKING:  # its module loads torch, which a crash reporter does without
+    from fedshelf.rounds.body import Buffer
 
 HEADER_NAMES = ("upload-offset", "content-range", "content-length", "date")
 
@@ -76,7 +79,7 @@ class Line:
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error) from error
 
-    def send(self, method: str, path: str, headers: Mapping[str, str], pieces: Iterable[Buffer]) -> Answer:
+    def send(self, method: str, path: str, headers: Mapping[str, str], pieces: "Iterable[Buffer]") -> Answer:
         """A request whose body is `pieces`; `headers` say its length."""
         self._hang_up_if_stale()
         try:

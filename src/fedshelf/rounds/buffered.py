@@ -115,7 +115,7 @@ class BufferedRounds:
         """Forget who has gone or takes too long, and give work to as many clients as there should be at work."""
         for name, gone in self._flights.give_up().items():
             status = ClientStatus.OFFLINE if gone else ClientStatus.LATE
-            self._leave_out(books, name, status, self._gone_or_late(gone))
+            self._leave_out(books, name, status, self._gone_or_late(name, gone))
         plan, live = self._plan, self._membership.live()
         needed = plan.start_clients if state.round == 0 else plan.min_clients
         if len(self._buffer) >= self._size or len(live) < needed:
@@ -253,8 +253,8 @@ class BufferedRounds:
         books.resting.clear()
         return True
 
-    def _gone_or_late(self, gone: bool) -> str:
-        return "not connected" if gone else f"no answer within {self._plan.rounds.timeout:g} s"
+    def _gone_or_late(self, name: str, gone: bool) -> str:
+        return self._membership.absence(name) if gone else f"no answer within {self._plan.rounds.timeout:g} s"
 
     def _leave_out(
         self, books: _Books, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None

@@ -58,7 +58,7 @@ class Comparing:
         for name in stores:
             if name not in self._found:
                 there = membership.address(name) is not None
-                reason = f"no answer within {timeout:g} s" if there else "not connected"
+                reason = f"no answer within {timeout:g} s" if there else membership.absence(name)
                 self._note(_without(name, reason), key, len(stores))
         return StoresCompared(round=state.round, stores=tuple(self._found[name] for name in stores))
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fedshelf.core import process_exit
 from fedshelf.core.events import ClientJoined, ClientLeft, ClientRefused
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Ready, Setup
 from fedshelf.core.ports import Clock, MetricSink, Transport
@@ -38,6 +39,7 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._live: set[str] = set()
         self._names: dict[str, str] = {}  # address -> name
+        self._deaths: dict[str, str] = {}  # by name: how the process ended of a client that is not back
         self._setup: Setup | None = None
         self._expected: Ready | None = None
 
@@ -140,6 +142,7 @@ class Membership:
         self._members[name].ready = ready
         self._live.add(name)
         self._returning.discard(name)
+        self._deaths.pop(name, None)
         self._sink.emit(
             ClientJoined(
                 client=name, num_train=ready.num_train, num_validation=ready.num_validation,
@@ -154,11 +157,23 @@ class Membership:
         if name is not None:
             self._drop(name, reason)
 
-    def on_left(self, address: str, reason: str) -> str | None:
-        """Forget a connection; return the name that is now offline."""
+    def absence(self, name: str) -> str:
+        """Why a client is not live, as far as anybody knows."""
+        return self._deaths.get(name, "not connected")
+
+    def on_left(self, address: str, reason: str, *, ended_by: str | None = None) -> str | None:
+        """Forget a connection; return the name that is now offline.
+
+        Args:
+            address: which connection.
+            reason: why it is gone.
+            ended_by: if its process ended, the signal that did that (`core.ports.Left`): the reason then.
+        """
         name = self._names.pop(address, None)
         if name is None:
             return None
+        if ended_by is not None:
+            reason = self._deaths[name] = process_exit.ended_by(f"the process of {name}", ended_by)
         del self._members[name]
         self._live.discard(name)
         self._sink.emit(ClientLeft(client=name, reason=reason))

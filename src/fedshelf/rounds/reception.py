@@ -62,8 +62,8 @@ class Reception:
         match self._transport.receive(timeout):
             case Joined(address=address, join=join):
                 self._membership.on_joined(address, join)
-            case Left(address=address):
-                self._membership.on_left(address, "no sign of life")
+            case Left(address=address, ended_by=by):
+                self._membership.on_left(address, "no sign of life", ended_by=by)
             case Reply() as reply:
                 return self._on_reply(reply)
             case Undecodable(address=address, reason=reason, task=None) if self._membership.name(address):

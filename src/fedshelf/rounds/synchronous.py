@@ -105,7 +105,8 @@ class SynchronousRound:
         ended = self._timer.now()
         for name in tally.pending():
             if self._membership.address(name) is None:
-                self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason="not connected"))
+                reason = self._membership.absence(name)
+                self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason=reason))
             else:
                 reason = tally.late(began, ended, self._plan.rounds.timeout)
                 self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))

@@ -56,6 +56,12 @@ class Processes:
             theirs.close()
             self._processes.append(process)
 
+    def exit_code(self, number: int) -> int:
+        """How a worker ended whose pipe has ended: a killed one's pipe does so a moment before it."""
+        process = self._processes[number]
+        process.join(PATIENCE)
+        return process.exitcode or 0
+
     def close(self) -> None:
         """End them: a worker reads the end of its pipe. One that does not in time is killed."""
         for connection in self.connections:

@@ -25,6 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedshelf.core import process_exit
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import ClientMessage, Ready, ServerMessage, Setup
 from fedshelf.simulate.exchange import pack, unpack
@@ -78,9 +79,10 @@ class _Crashed:
 
 @dataclass(kw_only=True, eq=False)
 class _Worker:
-    """Our side of one worker. `tasks` are those it has not answered, which keeps their models' files from being used
-    again; `released` are files of its answers that nobody here needs any more."""
+    """Our side of worker `number`. `tasks` are those it has not answered, which keeps their models' files from being
+    used again; `released` are files of its answers that nobody here needs any more."""
 
+    number: int
     connection: Connection
     tasks: deque[_Task] = field(default_factory=deque)
     released: deque[tuple[str, int]] = field(default_factory=deque)
@@ -111,7 +113,10 @@ class WorkerPool:
         self._scores: dict[int, list[BatchScore]] = {}  # of central evaluation, by share
         method = start_method(player.device, threads=threads)
         self._processes = Processes(partial(_work, player, self._folders.paths), num_workers, method)
-        self._workers = [_Worker(connection=connection) for connection in self._processes.connections]
+        self._workers = [
+            _Worker(number=number, connection=connection)
+            for number, connection in enumerate(self._processes.connections)
+        ]
         self._selector = DefaultSelector()
         for worker in self._workers:
             self._selector.register(worker.connection, EVENT_READ, worker)
@@ -214,7 +219,7 @@ class WorkerPool:
         try:
             worker.connection.send_bytes(pack((released, task), self._files.publish))
         except (BrokenPipeError, ConnectionResetError):
-            raise _died() from None
+            raise self._died(worker) from None
 
     def _receive(self, worker: _Worker) -> Any:
         def load(reference: Reference) -> Tensor:
@@ -225,16 +230,23 @@ class WorkerPool:
         try:
             answer = unpack(worker.connection.recv_bytes(), load)
         except (EOFError, ConnectionResetError):
-            raise _died() from None
+            raise self._died(worker) from None
         if isinstance(answer, _Crashed):
             raise FedShelfError(answer.trace)
         return answer
 
-
-def _died() -> FedShelfError:
-    return FedShelfError(
-        "a worker process died (out of memory?); start the same command again to go on, with fewer --workers"
-    )
+    def _died(self, worker: _Worker) -> FedShelfError:
+        """What to say of a worker that has ended: for whom it was at work, and by what it was ended."""
+        process = "a worker process"
+        match worker.tasks[0] if worker.tasks else None:
+            case _Play(name=name):
+                process = f"the process of {name}"
+            case _PlayTogether(plays=plays):
+                process = f"the process of {', '.join(play.name for play in plays)}"
+        ending = process_exit.describe_exit(process, self._processes.exit_code(worker.number))
+        return FedShelfError(
+            f"{ending}; start the same command again to go on, with fewer --workers if memory is short"
+        )
 
 
 def _work(player: Player, folders: Sequence[Path], connection: Connection, number: int) -> None:

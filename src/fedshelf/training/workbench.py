@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf.core.params import Params, bind, bind_gradients
 from fedshelf.models.build import Normalization, normalization_of
+from fedshelf.models.convolution_fault import avoid_convolution_fault
 from fedshelf.training.device import Compute
 from fedshelf.training.settings import TrainingSettings
 
@@ -41,6 +42,7 @@ class Workbench:
         """Take the module over: it is moved to the device and its tensors are rebound. Those of `personal_names` stay
         at the client."""
         normalization = normalization_of(module)
+        avoid_convolution_fault(module)
         params = bind(module.to(compute.device), is_personal=lambda name: name in personal_names)
         return cls(
             module=module, params=params, gradients=bind_gradients(module, params), compute=compute,

@@ -17,7 +17,7 @@ COMMANDS = [
     "demo", "server", "client", "simulate", "predict", "runs list", "runs show", "runs compare", "data partition",
     "data make-demo", "data fetch", "data check",
 ]  # fmt: skip
-TINY = ["--image-size", "16", "--width", "4", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
+TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
 
 
 def fedshelf(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

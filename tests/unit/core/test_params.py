@@ -17,7 +17,7 @@ MODELS = [
 
 
 def make(name: str, norm: str) -> Any:
-    return build(ModelSettings(name=name, num_classes=5, image_size=32, norm=norm, width=4), seed=1)  # type: ignore[arg-type]
+    return build(ModelSettings(name=name, num_classes=5, image_size=32, norm=norm, width=16), seed=1)  # type: ignore[arg-type]
 
 
 def tiny() -> nn.Sequential:

@@ -46,7 +46,7 @@ class Federation:
         test_photos: int = 0, **values: Any,
     ) -> "Federation":  # fmt: skip
         """Stores of so many photos each."""
-        given: dict[str, Any] = {"device": "cpu", "image_size": size, "batch_size": 4, "local_epochs": 1, "width": 4}
+        given: dict[str, Any] = {"device": "cpu", "image_size": size, "batch_size": 4, "local_epochs": 1, "width": 8}
         config = RunConfig(**{**given, **values})
         stores = {name: photos(seed, count, size) for seed, (name, count) in enumerate(counts.items())}
         catalogue = Catalogue.resolve({"all": MemoryStores(stores, None, CLASSES).classes("")})

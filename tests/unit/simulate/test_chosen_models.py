@@ -38,7 +38,7 @@ def stores(home: Path) -> Path:
 
 def config(**values: Any) -> RunConfig:
     given: dict[str, Any] = {
-        "data_dir": Path("stores"), "test_dir": Path("test"), "image_size": 16, "width": 4, "rounds": 2,
+        "data_dir": Path("stores"), "test_dir": Path("test"), "image_size": 16, "width": 8, "rounds": 2,
         "batch_size": 4, "device": "cpu", "val_fraction": 0.2, "personalize": "finetune",
     }  # fmt: skip
     return RunConfig(**{**given, **values})

@@ -53,7 +53,7 @@ def test_the_command_line_trains_with_the_loss_it_is_told(stores: Path) -> None:
         "strict": "--loss fedrs --fedrs-alpha 0",
         "as plain": "--loss fedrs --fedrs-alpha 1",
     }.items():
-        small = ["--data-dir", "stores", "--rounds", "1", "--image-size", "16", "--width", "4", "--device", "cpu"]
+        small = ["--data-dir", "stores", "--rounds", "1", "--image-size", "16", "--width", "8", "--device", "cpu"]
         told("simulate", *small, "--run-dir", name, *flags.split())
         (record,) = json.loads(told("runs", "show", name, "--json"))["rounds"]
         losses[name] = record["train_loss"]

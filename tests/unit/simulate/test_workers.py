@@ -47,6 +47,8 @@ class Counting:
             raise ValueError("this client is broken")
         if name == "deadly":
             os._exit(3)
+        if name == "crashing":
+            os.kill(os.getpid(), signal.SIGSEGV)
         self.played += 1
         assert isinstance(message, Broadcast)
         return Evaluation(
@@ -126,14 +128,21 @@ def test_a_worker_that_is_killed_is_one_clear_error() -> None:
         worker.send_signal(signal.SIGKILL)
         while worker.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.001)
-        with pytest.raises(FedShelfError, match="a worker process died"):
+        with pytest.raises(FedShelfError, match=r"^the process of a was ended by SIGKILL \(out of memory\?\); start"):
             pool.submit("a", broadcast())
 
 
 def test_a_worker_that_dies_at_work_is_one_clear_error() -> None:
     with pool_of({"deadly": 1}, 1) as pool:
         pool.submit("deadly", broadcast())
-        with pytest.raises(FedShelfError, match="a worker process died"):
+        with pytest.raises(FedShelfError, match=r"^the process of deadly ended with exit code 3; start"):
+            pool.next()
+
+
+def test_a_worker_that_crashes_is_named_by_its_client_and_the_signal() -> None:
+    with pool_of({"crashing": 1}, 1) as pool:
+        pool.submit("crashing", broadcast())
+        with pytest.raises(FedShelfError, match=r"^the process of crashing was ended by SIGSEGV \(a fault in native"):
             pool.next()
 
 

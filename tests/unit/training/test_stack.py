@@ -97,7 +97,7 @@ def test_statistics_that_do_not_move_together_are_found_out() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_our_own_models_can_be_computed_together_and_trying_changes_nothing(norm: Any) -> None:
-    bench = workbench(resnet10(3, width=4, norm=norm))
+    bench = workbench(resnet10(3, width=8, norm=norm))
     before = {name: tensor.clone() for name, tensor in bench.module.state_dict().items()}
     assert find_problem(bench, 32) is None
     measured = measure(bench, 32, cohort_size=3)

@@ -230,7 +230,7 @@ def test_augmentation_changes_the_views_but_not_the_order() -> None:
 def test_the_same_round_trained_twice_gives_the_same_bits() -> None:
     def delta() -> Tensor:
         settings = TrainingSettings(batch_size=4)
-        module = nn.Sequential(resnet10(3, width=4))
+        module = nn.Sequential(resnet10(3, width=8))
         for parameter in module.parameters():
             nn.init.constant_(parameter, 0.05)
         work: Trainer = trainer(bench=workbench(module, settings), size=32)
@@ -239,6 +239,12 @@ def test_the_same_round_trained_twice_gives_the_same_bits() -> None:
         return work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, params=start, client_lr=0.05)).delta
 
     assert torch.equal(delta(), delta())
+
+
+def test_a_workbench_has_no_layer_that_corrupts_memory() -> None:
+    narrow = [layer for layer in workbench(resnet10(3, width=4)).module.modules() if isinstance(layer, nn.Conv2d)]
+    pointwise = [layer for layer in narrow if layer.kernel_size == (1, 1)]
+    assert [(layer.in_channels, layer.stride) for layer in pointwise] == [(4, (1, 1)), (8, (1, 1)), (16, (2, 2))]
 
 
 def test_a_device_that_is_not_there_is_a_wrong_flag() -> None:

@@ -1,0 +1,40 @@
+"""How a process ended, in words that are the same wherever somebody is told of it."""
+
+import signal
+
+CRASHES = frozenset({"SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"})
+"""Signals for a fault in native code: torch, a driver, memory."""
+
+
+def signal_of(exit_code: int | None) -> str:
+    """The name of the signal that ended a process ("SIGSEGV"); empty where it ended by itself, or still runs.
+
+    Args:
+        exit_code: as `subprocess` and `multiprocessing` tell it: negative for a signal.
+    """
+    if exit_code is None or exit_code >= 0:
+        return ""
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:  # one of the real-time signals
+        return f"signal {-exit_code}"
+
+
+def ended_by(process: str, signal_name: str) -> str:
+    """Say that a signal ended a process: "the process of store-2 was ended by SIGSEGV", and what that suggests.
+
+    Args:
+        process: what to call it.
+        signal_name: empty where nobody saw which.
+    """
+    if not signal_name:
+        return f"{process} ended without a word (killed, or out of memory?)"
+    hint = " (out of memory?)" if signal_name == "SIGKILL" else ""
+    hint = " (a fault in native code)" if signal_name in CRASHES else hint
+    return f"{process} was ended by {signal_name}{hint}"
+
+
+def describe_exit(process: str, exit_code: int) -> str:
+    """How `process` ended: by a signal, or with an exit code."""
+    by = signal_of(exit_code)
+    return ended_by(process, by) if by else f"{process} ended with exit code {exit_code}"

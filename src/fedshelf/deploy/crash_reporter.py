@@ -1,0 +1,140 @@
+"""Tells the server how a client's process died, which that process cannot do itself.
+
+A small process is forked before anything large is loaded. It reads from a pipe that the client holds open, so it
+learns of the client's end however that comes. Where the end is a fault in native code, Python's `faulthandler` has
+written the signal and the stack of every thread into the pipe: the reporter passes them on to standard error, and the
+signal's name to the server. What leaves the store is that name alone.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+from fedshelf.core.process_exit import ended_by
+
+REPORT_SECONDS = 3.0  # that the server may take to answer; a report is sent once
+TOKEN_HEADER = "fedshelf-crash-token"  # noqa: S105 the name of a header
+FATAL = b"Fatal Python error: "
+SIGNALS = {
+    b"Segmentation fault": "SIGSEGV",
+    b"Bus error": "SIGBUS",
+    b"Aborted": "SIGABRT",
+    b"Illegal instruction": "SIGILL",
+    b"Floating point exception": "SIGFPE",
+    b"Floating-point exception": "SIGFPE",
+}  # faulthandler's words, in all versions of Python
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportTarget:
+    """Where to report the death of a registered client.
+
+    Attributes:
+        address: the server's, HOST:PORT.
+        ca: the certificate authority to trust, as for the client itself.
+        insecure: speak in clear.
+        token: what this registration gave the server to know the report by.
+    """
+
+    address: str
+    ca: str | None
+    insecure: bool
+    token: str
+
+
+class CrashReporter:
+    """The reporter of this process, as a context manager: within it, an end of the process is a crash.
+
+    Start it before there are threads, and before large imports: it keeps what memory the process has then.
+
+    Args:
+        name: what to call the client on standard error.
+    """
+
+    def __init__(self, name: str) -> None:
+        reading, writing = os.pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            os.close(writing)
+            _stand_by(reading, name)
+        os.close(reading)
+        self._pipe = os.fdopen(writing, "wb", buffering=0)
+        faulthandler.enable(self._pipe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        faulthandler.disable()
+        self._tell({"closed": True})
+        self._pipe.close()
+        os.waitpid(self._process, 0)
+
+    @contextlib.contextmanager
+    def reporting_to(self, target: ReportTarget) -> Iterator[None]:
+        """Within it, a crash is reported there."""
+        self._tell({"target": asdict(target)})
+        try:
+            yield
+        finally:
+            self._tell({"target": None})
+
+    def _tell(self, news: dict[str, object]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # somebody killed the reporter; the client works without it
+            self._pipe.write(json.dumps(news).encode() + b"\n")
+
+
+def _stand_by(reading: int, name: str) -> NoReturn:
+    """The reporter's life."""
+    try:
+        os.setsid()  # Ctrl-C and a closed terminal are for the client
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to both; the client's end is ours
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1):
+            os.dup2(nothing, standard)
+        target, closed, crash = None, False, []
+        with os.fdopen(reading, "rb") as pipe:
+            for line in pipe:
+                if not line.startswith(b"{"):
+                    crash.append(line)
+                    continue
+                news = json.loads(line)
+                closed = closed or "closed" in news
+                target = news.get("target", target)
+        if not closed:
+            _report(name, b"".join(crash), None if target is None else ReportTarget(**target))
+    finally:
+        os._exit(0)
+
+
+def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
+    by = signal_in(crash)
+    os.write(2, crash + f"{name}: {ended_by(f'the process of {name}', by)}\n".encode(errors="backslashreplace"))
+    os.close(2)  # whoever reads the client's log need not wait for the network
+    if target is None:
+        return
+    from fedshelf.deploy.address import parse_address
+    from fedshelf.deploy.line import Line
+    from fedshelf.deploy.tls import client_context
+
+    context = None if target.insecure else client_context(Path(target.ca) if target.ca else None)
+    line = Line(parse_address(target.address), context, timeout=REPORT_SECONDS)
+    content = json.dumps({"token": target.token, "signal": by}).encode()
+    line.request("POST", "/fedshelf/died", {"content-type": "application/json"}, content)
+
+
+def signal_in(crash: bytes) -> str:
+    """The name of the signal that `faulthandler` wrote of; empty where it wrote nothing of one."""
+    for line in crash.splitlines():
+        if line.startswith(FATAL):
+            return SIGNALS.get(line.removeprefix(FATAL).strip(), "")
+    return ""
