@@ -56,13 +56,14 @@ def _see_through(server: subprocess.Popen[bytes], clients: Mapping[Path, subproc
         RunError: one of the processes has failed.
     """
     from fedshelf.core.errors import RunError
-    from fedshelf.core.process_exit import describe_exit
+    from fedshelf.core.process_exit import describe_exit, signal_of
 
     while server.poll() is None:
         for log, client in clients.items():
             if code := client.poll():
                 ending = describe_exit(f"the process of {log.stem}", code)
-                raise RunError(f"{ending}: {log.read_text(errors='replace').strip()[-500:]}")
+                words = "" if signal_of(code) else f": {log.read_text(errors='replace').strip()[-500:]}"
+                raise RunError(f"{ending}{words}; its log is {log}")
         time.sleep(0.2)
     if server.returncode != 0:
         logs = next(iter(clients)).parent

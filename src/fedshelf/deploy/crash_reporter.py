@@ -1,9 +1,9 @@
 """Tells the server how a client's process died, which that process cannot do itself.
 
-A small process is forked before anything large is loaded. It reads from a pipe that the client holds open, so it
-learns of the client's end however that comes. Where the end is a fault in native code, Python's `faulthandler` has
-written the signal and the stack of every thread into the pipe: the reporter passes them on to standard error, and the
-signal's name to the server. What leaves the store is that name alone.
+A small process (this module, run by itself) reads from a pipe that the client holds open, so it learns of the client's
+end however that comes. Where the end is a fault in native code, Python's `faulthandler` has written the signal and the
+stack of every thread into the pipe: the reporter passes them on to standard error, and the signal's name to the server.
+What leaves the store is that name alone.
 """
 
 import contextlib
@@ -11,11 +11,13 @@ import faulthandler
 import json
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import IO, Any, Self
 
 from fedshelf.core.process_exit import ended_by
 
@@ -52,20 +54,19 @@ class ReportTarget:
 class CrashReporter:
     """The reporter of this process, as a context manager: within it, an end of the process is a crash.
 
-    Start it before there are threads, and before large imports: it keeps what memory the process has then.
-
     Args:
         name: what to call the client on standard error.
     """
 
     def __init__(self, name: str) -> None:
-        reading, writing = os.pipe()
-        self._process = os.fork()
-        if self._process == 0:
-            os.close(writing)
-            _stand_by(reading, name)
-        os.close(reading)
-        self._pipe = os.fdopen(writing, "wb", buffering=0)
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path}, bufsize=0,
+            start_new_session=True,  # Ctrl-C and a closed terminal are for the client
+        )  # fmt: skip
+        self._pipe: IO[bytes] = self._process.stdin  # type: ignore[assignment]  # it was asked for
+        self._tell({"name": name})
         faulthandler.enable(self._pipe)
 
     def __enter__(self) -> Self:
@@ -77,7 +78,7 @@ class CrashReporter:
         faulthandler.disable()
         self._tell({"closed": True})
         self._pipe.close()
-        os.waitpid(self._process, 0)
+        self._process.wait()
 
     @contextlib.contextmanager
     def reporting_to(self, target: ReportTarget) -> Iterator[None]:
@@ -93,27 +94,19 @@ class CrashReporter:
             self._pipe.write(json.dumps(news).encode() + b"\n")
 
 
-def _stand_by(reading: int, name: str) -> NoReturn:
-    """The reporter's life."""
-    try:
-        os.setsid()  # Ctrl-C and a closed terminal are for the client
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to both; the client's end is ours
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1):
-            os.dup2(nothing, standard)
-        target, closed, crash = None, False, []
-        with os.fdopen(reading, "rb") as pipe:
-            for line in pipe:
-                if not line.startswith(b"{"):
-                    crash.append(line)
-                    continue
-                news = json.loads(line)
-                closed = closed or "closed" in news
-                target = news.get("target", target)
-        if not closed:
-            _report(name, b"".join(crash), None if target is None else ReportTarget(**target))
-    finally:
-        os._exit(0)
+def stand_by(pipe: Iterable[bytes]) -> None:
+    """The reporter's life: read what the client tells until its process ends, and report that end if it is a crash."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to both; the client's end is ours
+    told: dict[str, Any] = {}
+    crash = []
+    for line in pipe:
+        if line.startswith(b"{"):
+            told |= json.loads(line)
+        else:
+            crash.append(line)
+    if "closed" not in told:
+        target = told.get("target")
+        _report(told.get("name", "client"), b"".join(crash), None if target is None else ReportTarget(**target))
 
 
 def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
@@ -138,3 +131,8 @@ def signal_in(crash: bytes) -> str:
         if line.startswith(FATAL):
             return SIGNALS.get(line.removeprefix(FATAL).strip(), "")
     return ""
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(Exception):  # nobody is left to be told that the server was not
+        stand_by(sys.stdin.buffer)
