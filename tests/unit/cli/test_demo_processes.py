@@ -28,7 +28,7 @@ def running(code: str) -> Iterator["subprocess.Popen[bytes]"]:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (CRASH.format("SIGSEGV"), r"^the process of lyon was ended by SIGSEGV \(a fault in native code\); its log is .*lyon"),
+        (CRASH.format("SIGSEGV"), r"^the process of lyon was ended by SIGSEGV \(.*\); its log is .*lyon"),
         ("raise SystemExit(1)", "^the process of lyon ended with exit code 1: error: no photos; its log is .*lyon"),
     ],
 )  # fmt: skip
@@ -40,6 +40,6 @@ def test_a_client_that_ends_early_is_named(tmp_path: Path, code: str, said: str)
 
 
 def test_a_server_that_crashes_is_named(tmp_path: Path) -> None:
-    with running(CRASH.format("SIGBUS")) as server, running(WAIT) as client:
-        with pytest.raises(RunError, match=r"^the server's process was ended by SIGBUS .* logs are in .*logs$"):
-            _see_through(server, {tmp_path / "logs" / "lyon.log": client})
+    said = r"^the server's process was ended by SIGBUS .* logs are in .*logs$"
+    with running(CRASH.format("SIGBUS")) as server, running(WAIT) as client, pytest.raises(RunError, match=said):
+        _see_through(server, {tmp_path / "logs" / "lyon.log": client})
