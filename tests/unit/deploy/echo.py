@@ -28,6 +28,7 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.core.ports import Joined
+from fedshelf.core.process_exit import CRASHES, signal_of
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended
 from fedshelf.deploy.flower_client import FleetSession
@@ -38,6 +39,7 @@ ROOT = Path(__file__).parents[3]
 PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
 _T = TypeVar("_T")
+_processes: list["subprocess.Popen[bytes]"] = []  # of clients
 
 
 def join(name: str) -> Join:
@@ -103,16 +105,22 @@ def process_client(address: object, name: str) -> Iterator[subprocess.Popen[byte
     command = [sys.executable, "-m", "tests.unit.deploy.echo", str(address), name]
     path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"})
+    _processes.append(process)
     try:
         yield process
     finally:
+        _processes.remove(process)
         process.kill()
         process.wait()
 
 
 def expect(transport: GridTransport, kind: type[_T]) -> _T:
-    """The next arrival, which must be a `kind`."""
-    arrival = transport.receive(PATIENCE)
+    """The next arrival, which must be a `kind`. Nobody waits for a client's process that has crashed."""
+    deadline, arrival = time.monotonic() + PATIENCE, None
+    while arrival is None and time.monotonic() < deadline:
+        arrival = transport.receive(1.0)
+        crashes = [ended for process in _processes if (ended := signal_of(process.poll())) in CRASHES]
+        assert not crashes, f"a client's process was ended by {crashes[0]}"
     assert isinstance(arrival, kind), arrival
     return arrival
 
