@@ -242,7 +242,8 @@ class WorkerPool:
             case _Play(name=name):
                 process = f"the process of {name}"
             case _PlayTogether(plays=plays):
-                process = f"the process of {', '.join(play.name for play in plays)}"
+                others = f" and {len(plays) - 1} more" if len(plays) > 1 else ""
+                process = f"the process of {plays[0].name}{others}"
         ending = process_exit.describe_exit(process, self._processes.exit_code(worker.number))
         return FedShelfError(
             f"{ending}; start the same command again to go on, with fewer --workers if memory is short"
