@@ -40,9 +40,12 @@ ROUTES = frozenset(
     [f"POST /v1/fleet/{name}" for name in (
         "register-node", "activate-node", "deactivate-node", "unregister-node", "pull-messages", "push-messages",
         "push-object", "pull-object", "confirm-message-received", "send-node-heartbeat",
-    )] + ["GET /fedshelf/health", "POST /fedshelf/wait", "POST /fedshelf/take", "POST /fedshelf/give"]
+    )] + ["GET /fedshelf/health", "POST /fedshelf/wait", "POST /fedshelf/take", "POST /fedshelf/give",
+       "POST /fedshelf/died"]
 )  # fmt: skip
 BODY_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/bodies/[0-9a-f]{64}")
+TOKEN = re.compile(r"[0-9a-f]{32}")
+CRASH_REPORT = re.compile(rb'\{"token": "[0-9a-f]{32}", "signal": "(SIG(SEGV|BUS|ABRT|ILL|FPE))?"\}')
 HTTP_HEADERS = frozenset(
     ("host", "accept-encoding", "content-length", "content-type", "content-range", "range", "upload-length")
 )
@@ -245,8 +248,13 @@ def unlisted_requests(stream: bytes) -> list[str]:
         if f"{method} {path}" not in ROUTES and not BODY_ROUTE.fullmatch(f"{method} {path}"):
             found.append(f"request {first[:100]!r}")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        token = headers.pop("fedshelf-crash-token", "0" * 32)
+        found += [] if TOKEN.fullmatch(token) else [f"crash token {token!r}"]
         found += [f"header {name!r}" for name in headers if not (name in HTTP_HEADERS or name.startswith("flwr-"))]
-        rest = rest[int(headers.get("content-length", "0")) :]
+        size = int(headers.get("content-length", "0"))
+        if path == "/fedshelf/died" and not CRASH_REPORT.fullmatch(rest[:size]):
+            found.append(f"crash report {rest[:size]!r}")
+        rest = rest[size:]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,20 @@ def test_nothing_but_the_declared_payload_leaves_a_client(pair: Site) -> None:
     assert bytes_of_photos(everything, windows) == 0
     assert not any(name.encode() in everything for name in store.file_names)
     assert b"secret" not in everything  # the name in the error that the client failed with
+
+
+@pytest.mark.slow
+def test_of_a_crash_nothing_leaves_but_the_signals_name(pair: Site) -> None:
+    server = pair.server("--rounds", "100000", "--insecure", min_clients=1)
+    with recording_proxy(pair.address) as proxy:
+        pair.address = proxy.address
+        client = pair.client("store-1", "--insecure")
+        server.wait_for("round_finished", round=1)
+        client.kill(signal.SIGSEGV)
+        server.wait_for("client_left", client="store-1")
+    streams = [bytes(stream) for stream in proxy.streams]
+    assert [unlisted_requests(stream) for stream in streams] == [[]] * len(streams)
+    assert sum(b'"signal": "SIGSEGV"}' in stream for stream in streams) == 1
 
 
 @pytest.mark.slow
@@ -253,6 +268,7 @@ def test_a_planted_request_is_caught(photo: Path) -> None:
     assert unlisted_requests(honest + honest.replace(b"wait", b"upload-photo")) != []
     assert unlisted_requests(honest.replace(b"wait", b"wait?photo=" + text(photo).encode())) != []
     assert unlisted_requests(honest.replace(b"Host: a", b"X-Photo: " + text(photo).encode())) != []
+    assert unlisted_requests(honest.replace(b"Host: a", b"Fedshelf-Crash-Token: " + text(photo).encode())) != []
 
 
 def test_bytes_of_a_photo_are_found_wherever_they_are(photo: Path) -> None:

@@ -22,7 +22,7 @@ def test_a_measured_command_counts_its_child_processes() -> None:
 
 
 def test_a_measured_command_that_fails_is_an_error() -> None:
-    with pytest.raises(measure.MeasurementError, match=r"no_such_module.* ended with code 1"):
+    with pytest.raises(measure.MeasurementError, match=r"no_such_module.* ended with exit code 1"):
         measure.measure(["benchmarks.no_such_module"])
 
 
