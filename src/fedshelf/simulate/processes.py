@@ -5,6 +5,7 @@ little in memory. That is how torch's own data loading starts its workers, under
 compute with several threads, and not on a device, because neither survives the fork. Else they are started afresh.
 """
 
+import contextlib
 import gc
 import multiprocessing
 import signal
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,6 +23,7 @@ import torch
 from fedshelf.core.choices import DeviceName
 
 PATIENCE = 2.0  # seconds for workers to end by themselves
+LARGEST_OOM_SCORE = 1000  # man 5 proc: such a process is killed before all others
 
 Method = Literal["fork", "spawn"]
 Target = Callable[[Connection, int], None]
@@ -74,7 +77,15 @@ class Processes:
                 process.join()
 
 
+def _die_first() -> None:
+    """Where memory runs out, have Linux kill this process rather than its parent, which can say what happened."""
+    with contextlib.suppress(OSError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(min(LARGEST_OOM_SCORE, int(score.read_text()) + LARGEST_OOM_SCORE // 2)))
+
+
 def _live(target: Target, connection: Connection, number: int, others: Sequence[Connection]) -> None:
+    _die_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever a parent that was forked does about it
     for other in others:

@@ -270,7 +270,10 @@ def _work(player: Player, folders: Sequence[Path], connection: Connection, numbe
         except Exception:  # noqa: BLE001  whatever it was, the parent must hear of it
             answer = _Crashed(trace=f"a worker process failed:\n{traceback.format_exc()}")
         if answer is not None:
-            connection.send_bytes(pack(answer, files.write))
+            try:
+                connection.send_bytes(pack(answer, files.write))
+            except (BrokenPipeError, ConnectionResetError):  # the parent has died meanwhile
+                return
 
 
 def _do(task: _Task, player: Player, together: VmapBackend) -> Any:

@@ -1,9 +1,13 @@
 """Worker processes: who gets which work, and how it all ends."""
 
+import contextlib
+import faulthandler
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,10 @@ import torch
 
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, ClientMessage, Evaluation, Purpose, Ready, ServerMessage, Setup, TaskKey
+from fedshelf.simulate.exchange import pack
 from fedshelf.simulate.processes import start_method
-from fedshelf.simulate.workers import WorkerPool
+from fedshelf.simulate.shared import SharedFiles, SharedFolders
+from fedshelf.simulate.workers import WorkerPool, _Play, _work
 from fedshelf.tracking.checkpoints import FileCheckpoints
 from tests.unit.simulate import stateful
 
@@ -48,6 +54,7 @@ class Counting:
         if name == "deadly":
             os._exit(3)
         if name == "crashing":
+            faulthandler.disable()  # pytest's: this crash is meant
             os.kill(os.getpid(), signal.SIGSEGV)
         self.played += 1
         assert isinstance(message, Broadcast)
@@ -144,6 +151,32 @@ def test_a_worker_that_crashes_is_named_by_its_client_and_the_signal() -> None:
         pool.submit("crashing", broadcast())
         with pytest.raises(FedShelfError, match=r"^the process of crashing was ended by SIGSEGV \(a fault in native"):
             pool.next()
+
+
+def test_a_worker_whose_parent_dies_meanwhile_ends_in_silence() -> None:
+    ours, theirs = Pipe()
+
+    class Orphaned(Counting):
+        def play(self, name: str, message: ServerMessage) -> ClientMessage:
+            ours.close()
+            return super().play(name, message)
+
+    with contextlib.closing(SharedFolders()) as folders:
+        files = SharedFiles(folders.paths, "models")
+        ours.send_bytes(pack(([], _Play(name="a", message=broadcast())), files.publish))
+        _work(Orphaned({"a": 1}), folders.paths, theirs, 0)  # type: ignore[arg-type]
+    theirs.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux is told whom to kill first")
+def test_where_memory_runs_out_workers_die_before_their_parent() -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    before = psutil.Process().children()
+    with pool_of({"a": 1}, 1) as pool:
+        (worker,) = (process for process in psutil.Process().children() if process not in before)
+        pool.submit("a", broadcast())
+        assert pool.next() is not None
+        assert int(Path(f"/proc/{worker.pid}/oom_score_adj").read_text()) == min(1000, own + 500)
 
 
 def test_workers_that_compute_with_several_threads_are_not_forked() -> None:
