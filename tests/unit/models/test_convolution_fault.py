@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedshelf.core.process_exit import CRASHES, signal_of
+from fedshelf.models.build import ModelSettings, build
 from fedshelf.models.convolution_fault import MOST_FLOATS_IN_A_VECTOR, avoid_convolution_fault
 from fedshelf.models.resnet import resnet10
 
@@ -28,6 +29,7 @@ needs_avx2 = pytest.mark.skipif(
 TRAIN = """
 import resource, sys
 import torch
+from fedshelf.models.build import ModelSettings, build
 from fedshelf.models.convolution_fault import avoid_convolution_fault
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -115,6 +117,13 @@ def test_layers_without_the_fault_are_left_alone(layer: nn.Module) -> None:
     avoid_convolution_fault(layer)
     assert str(layer) == before
     assert not layer._forward_pre_hooks
+
+
+def test_a_layer_deep_in_one_of_timms_models_is_found() -> None:
+    model = build(ModelSettings(name="mobileone_s0", num_classes=3, image_size=32), seed=0)
+    avoid_convolution_fault(model)
+    changed = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer._forward_pre_hooks]
+    assert [(layer.in_channels, layer.kernel_size, layer.stride) for layer in changed] == [(3, (1, 1), (1, 1))]
 
 
 def test_a_model_is_changed_once_and_its_copies_compute_alike() -> None:
