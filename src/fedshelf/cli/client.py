@@ -1,6 +1,5 @@
 """`fedshelf client`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,7 +9,6 @@ from fedshelf.config.schema import ClientConfig
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.core.messages import Comparison
-    from fedshelf.deploy.crash_reporter import CrashReporter
 
 
 @with_options(ClientConfig, "client")
@@ -19,27 +17,20 @@ def client(*, config: ClientConfig) -> None:
 
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
-    from fedshelf.core.errors import UsageError
-    from fedshelf.deploy.crash_reporter import CrashReporter
-
-    if config.data_dir is None:
-        raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
-    with CrashReporter(config.name or config.data_dir.absolute().name) as reporter:
-        _take_part(config, config.data_dir, reporter)
-
-
-def _take_part(config: ClientConfig, data_dir: Path, reporter: "CrashReporter") -> None:
     from fedshelf.cli.display import stop_on_signals
     from fedshelf.config.active_hours import active_hours
     from fedshelf.config.client import ClientPlace, StoreClient, join_of
-    from fedshelf.core.errors import TransportError
+    from fedshelf.core.errors import TransportError, UsageError
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
+    from fedshelf.deploy.crash_reporter import CrashReporter
     from fedshelf.deploy.opening import Door
 
+    if config.data_dir is None:
+        raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
     hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(
-        data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+        config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
     )  # fmt: skip
 
     def say(text: str) -> None:
@@ -47,7 +38,7 @@ def _take_part(config: ClientConfig, data_dir: Path, reporter: "CrashReporter") 
 
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
-    with place.lock(), stop_on_signals() as stop:
+    with place.lock(), CrashReporter(place.name) as reporter, stop_on_signals() as stop:
         ended = run_client(
             config.server_address,
             StoreClient(place, on_choice=lambda found, folder: say(f"{_kept(found)}: {folder}")).handle,

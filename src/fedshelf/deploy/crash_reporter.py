@@ -9,6 +9,7 @@ What leaves the store is that name alone.
 import contextlib
 import faulthandler
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from fedshelf.core.process_exit import ended_by
+
+LOG = logging.getLogger(__name__)
 
 REPORT_SECONDS = 3.0  # that the server may take to answer; a report is sent once
 TOKEN_HEADER = "fedshelf-crash-token"  # noqa: S105 the name of a header
@@ -54,20 +57,29 @@ class ReportTarget:
 class CrashReporter:
     """The reporter of this process, as a context manager: within it, an end of the process is a crash.
 
+    Where no process can be started (limits, memory), that is logged, and the client works without.
+
     Args:
         name: what to call the client on standard error.
     """
 
     def __init__(self, name: str) -> None:
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path}, bufsize=0,
-            start_new_session=True,  # Ctrl-C and a closed terminal are for the client
-        )  # fmt: skip
-        self._pipe: IO[bytes] = self._process.stdin  # type: ignore[assignment]  # it was asked for
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: IO[bytes] | None = None
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path}, bufsize=0,
+                start_new_session=True,  # Ctrl-C and a closed terminal are for the client
+            )  # fmt: skip
+        except OSError as error:
+            LOG.warning("no crash reporter can be started (%s): the server will not learn of a crash here", error)
+            return
+        self._pipe = self._process.stdin
         self._tell({"name": name})
-        faulthandler.enable(self._pipe)
+        if self._pipe is not None:
+            faulthandler.enable(self._pipe)
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +87,8 @@ class CrashReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process is None or self._pipe is None:
+            return
         faulthandler.disable()
         self._tell({"closed": True})
         self._pipe.close()
@@ -90,8 +104,9 @@ class CrashReporter:
             self._tell({"target": None})
 
     def _tell(self, news: dict[str, object]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # somebody killed the reporter; the client works without it
-            self._pipe.write(json.dumps(news).encode() + b"\n")
+        if self._pipe is not None:
+            with contextlib.suppress(BrokenPipeError):  # somebody killed the reporter; the client works without it
+                self._pipe.write(json.dumps(news).encode() + b"\n")
 
 
 def stand_by(pipe: Iterable[bytes]) -> None:
