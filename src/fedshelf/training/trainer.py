@@ -19,12 +19,12 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
-from fedshelf.training.batches import Batch, batches, take
+from fedshelf.training.batches import Batch, batches, gather
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration, calibration_of
 from fedshelf.training.optimizer import Moves
-from fedshelf.training.prefetch import ahead
+from fedshelf.training.prefetch import prefetch
 from fedshelf.training.settings import TrainingSettings
 
 EVALUATION_BATCH = 250
@@ -193,7 +193,7 @@ class Trainer:
             self.bound_model, self.train, self.rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
             part=part,
         )  # fmt: skip
-        return ahead(made) if self.bound_model.compute.device.type == "cuda" else made
+        return prefetch(made) if self.bound_model.compute.device.type == "cuda" else made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,7 +240,7 @@ def logits(
     mean, std = bound.normalization.mean, bound.normalization.std
     for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
         chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
-        images_BHWC, labels_B = take(photos, chosen)
+        images_BHWC, labels_B = gather(photos, chosen)
         bound.module.eval()
         with torch.inference_mode():
             logits_BK = bound.logits(normalize(images_BHWC, device=bound.compute.device, mean=mean, std=std))
