@@ -9,15 +9,13 @@ import typer.main
 from fedshelf.cli.app import app
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "fedshelf"
-BANNED = frozenset(
-    """
-    asking asker flight flights tally reception examination examine examiner checks orders central coding attempts room
-    ahead workbench lane lanes gate door opening bodies take give agenda player turns exchange words worth ending settle
-    reached answered hold equip keep speeds
-    """.split()
-)
+BANNED = frozenset((
+        "asking", "asker", "flight", "flights", "tally", "reception", "examination", "examine", "examiner", "checks", "orders", "central", "coding", "attempts",
+    "room", "ahead", "workbench", "lane", "lanes", "gate", "door", "opening", "bodies", "take", "give", "agenda", "player", "turns",
+    "exchange", "words", "worth", "ending", "settle", "reached", "answered", "hold", "equip", "keep", "speeds",
+))  # fmt: skip
 """Wherever they name something."""
-BANNED_MODULES = frozenset("selection choice comparison memory line late ordered".split())
+BANNED_MODULES = frozenset(["selection", "choice", "comparison", "memory", "line", "late", "ordered"])
 """Ordinary words that say nothing as the name of a module."""
 BANNED_IN_PERSONALIZATION = frozenset(["finish"])
 

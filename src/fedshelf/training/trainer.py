@@ -21,6 +21,7 @@ from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, gather
 from fedshelf.training.bound_model import BoundModel, GradientHook
+from fedshelf.training.free_memory import lacks_memory
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration, calibration_of
 from fedshelf.training.optimizer import Moves
@@ -175,9 +176,9 @@ class Trainer:
         """Train to the end; torch's errors become a `TrainingError` that says what to do."""
         try:
             return local_run.result(self.run(local_run))
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"no memory to train with --batch-size {local_run.size}: lower it ({error})") from error
         except (RuntimeError, ValueError) as error:
+            if lacks_memory(error):
+                raise TrainingError(f"lower --batch-size, {local_run.size} photos do not fit: {error}") from error
             if self.bound_model.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise TrainingError(
                     "batch normalization cannot train on a single photo at this --image-size: give this store at least "
