@@ -10,9 +10,11 @@ from fedshelf.cli.app import app
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "fedshelf"
 BANNED = frozenset((
-        "asking", "asker", "flight", "flights", "tally", "reception", "examination", "examine", "examiner", "checks", "orders", "central", "coding", "attempts",
-    "room", "ahead", "workbench", "lane", "lanes", "gate", "door", "opening", "bodies", "take", "give", "agenda", "player", "turns",
-    "exchange", "words", "worth", "ending", "settle", "reached", "answered", "hold", "equip", "keep", "speeds",
+    "asking", "asker", "flight", "flights", "tally", "reception", "examination", "examine", "examiner",
+    "checks", "orders", "central", "coding", "attempts", "room", "ahead", "workbench", "lane",
+    "lanes", "gate", "door", "opening", "bodies", "take", "give", "agenda", "player",
+    "turns", "exchange", "words", "worth", "ending", "settle", "reached", "answered", "hold",
+    "equip", "keep", "speeds",
 ))  # fmt: skip
 """Wherever they name something."""
 BANNED_MODULES = frozenset(["selection", "choice", "comparison", "memory", "line", "late", "ordered"])
