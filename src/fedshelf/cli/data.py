@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedshelf.cli.commands import Commands
 from fedshelf.core.errors import UsageError
 
 if TYPE_CHECKING:  # the rooms below need seconds to import: inside the commands only
     from fedshelf.data.health import Health
 
-app = typer.Typer(
-    no_args_is_help=True, help="Deal photos to stores, draw a demo set, download a public one, check one."
-)
+app = Commands(help="Partition photos over stores, check them, download or draw some.")
 
 _PhotosArgument = Annotated[Path, typer.Argument(help="Folder with one folder of photos per class.")]
 _Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshelf.cli.commands import Commands
+
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from rich.table import Table
 
     from fedshelf.tracking.queries import RunSummary
 
-app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True)
+app = Commands(help="List, show and compare runs.")
 
 Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]

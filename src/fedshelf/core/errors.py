@@ -11,9 +11,20 @@ FedShelfError                 the message is for a person: what, where, why, wha
 
 
 class FedShelfError(Exception):
-    """Base of all expected failures; the command line prints it without a traceback."""
+    """Base of all expected failures; the command line prints it without a traceback.
+
+    Args:
+        problems: what is wrong, each a sentence of its own. Usually one; a check that finds several gives them all.
+
+    Attributes:
+        exit_code: what the command line exits with.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """All problems on one line; the command line prints each on its own."""
+        return "; ".join(map(str, self.args))
 
 
 class UsageError(FedShelfError):

@@ -1,0 +1,69 @@
+"""Where text for a person goes, and how wide it is.
+
+On a terminal, lines break between words and colors are used (not with `NO_COLOR` or `TERM=dumb`). Anywhere else (a
+pipe, a file, the journal of a service) there are no colors and no cursor movements, and one line stays one line.
+Nothing in the text is taken for markup, and nothing in it can move the cursor.
+"""
+
+import logging
+import os
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from fedshelf.reporting.formatting import foreign
+
+UNLIMITED = 10_000  # columns of what is no terminal
+_LEVELS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console on one of the standard streams. The width is `COLUMNS`, else the terminal's; a pipe has none.
+
+    Args:
+        stderr: standard error instead of standard output.
+
+    Returns:
+        A console that prints text as it is, without markup.
+    """
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        force_terminal=is_terminal,
+        color_system="auto" if is_terminal and not os.environ.get("NO_COLOR") else None,
+        width=None if is_terminal or os.environ.get("COLUMNS") else UNLIMITED,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def print_line(console: Console, line: str, *, label: str = "", style: str = "", label_style: str = "") -> None:
+    """Print one line of text. On a terminal it breaks between words; a word that is too long (a path, a flag) stands
+    whole on a line of its own.
+
+    Args:
+        console: where to.
+        line: the text; control characters in it are shown, not sent.
+        label: what stands before it, such as `warning: `.
+        style: how the text looks.
+        label_style: how the label looks.
+    """
+    text = Text.assemble((label, label_style or style), (foreign(line), style), overflow="ignore")
+    console.print(text, soft_wrap=not console.is_terminal, crop=False)
+
+
+class LogHandler(logging.Handler):
+    """Log records as lines on standard error. They have no time of their own: a service's journal adds it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, its traceback (if any) line by line."""
+        label, style = _LEVELS.get(min(record.levelno, logging.ERROR), ("", ""))
+        try:
+            console = make_console(stderr=True)
+            for line in self.format(record).splitlines():
+                print_line(console, line, label=label, label_style=style)
+                label = ""
+        except Exception:
+            self.handleError(record)
