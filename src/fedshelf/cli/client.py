@@ -27,7 +27,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.scheduling.active_hours import active_hours
 
     if config.data_dir is None:
-        raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
+        raise UsageError("--data-dir is missing: the folder of the store's photos, with one folder per product")
     hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(
         config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir

@@ -3,12 +3,48 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fedshelf.cli.tables import Table
+from fedshelf.tracking.terminal import make_console, print_line
+
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
+
+
+def echo(*parts: str | Table) -> None:
+    """Print sentences and tables to standard output, a blank line around each table."""
+    console = make_console()
+    shown = [part for part in parts if isinstance(part, str) or part.rows]
+    for before, part in zip([None, *shown], shown, strict=False):
+        if before is not None and not (isinstance(before, str) and isinstance(part, str)):
+            print_line(console, "")
+        print_line(console, part) if isinstance(part, str) else part.print(console)
+
+
+@contextmanager
+def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error for as long as the block runs; nothing where that is no terminal.
+
+    Args:
+        what: what is done, such as `Checking photos`.
+        is_bytes: bytes are counted, not pieces.
+
+    Yields:
+        A function to call with how many are done, and how many there are.
+    """
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = make_console(stderr=True)
+    columns = (
+        TextColumn(what), BarColumn(bar_width=24), DownloadColumn() if is_bytes else MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
@@ -20,7 +56,7 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
     if as_json:
         yield JsonLinesSink(sys.stdout)
         return
-    console = ConsoleSink()
+    console = ConsoleSink(make_console())
     try:
         yield console
     finally:
