@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from fedshelf.cli.options import BASIC
 from fedshelf.cli.tables import wrapped
-from fedshelf.core.text import did_you_mean
+from fedshelf.core.suggestions import did_you_mean
 
 MAX_WIDTH = 100
 INDENT, MAX_TERM = "  ", 26  # a longer flag stands on a line of its own

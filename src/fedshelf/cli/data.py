@@ -11,7 +11,7 @@ from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, progress_bar
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import UsageError
-from fedshelf.core.text import count
+from fedshelf.core.text import counted
 
 if TYPE_CHECKING:  # the packages below need seconds to import: inside the commands only
     from fedshelf.data.health import Health
@@ -58,7 +58,7 @@ def partition(
     table = Table(columns=[Column(name="store"), Column(name="photos", is_figure=True)])
     for store, number in counts.items():
         table.add(store, f"{number:,}")
-    echo(table, f"{count(sum(counts.values()), 'photo')} in {count(len(counts), 'store')} below '{out}'")
+    echo(table, f"{counted(sum(counts.values()), 'photo')} in {counted(len(counts), 'store')} below '{out}'")
     echo(f"Next: fedshelf simulate --data-dir {shlex.quote(str(out))} --rounds 10")
 
 
@@ -92,8 +92,8 @@ def make_demo(
         )
         return
     echo(
-        f"Drew {count(made.num_train, 'photo')} for {count(len(made.classes), 'store')} and "
-        f"{count(made.num_test, 'test photo')} in '{out}'"
+        f"Drew {counted(made.num_train, 'photo')} for {counted(len(made.classes), 'store')} and "
+        f"{counted(made.num_test, 'test photo')} in '{out}'"
     )
     stores, test = shlex.quote(str(made.stores)), shlex.quote(str(made.test))
     echo(f"Next: fedshelf simulate --data-dir {stores} --test-dir {test} --rounds 10")
@@ -160,8 +160,8 @@ def _print_health(health: "Health") -> None:
         table.add(entry.path, *(f"{n:,}" if n else "" for n in (entry.train, entry.validation, entry.unusable, entry.tiny)))
     echo(
         table,
-        f"{count(len(health.classes), 'class')}, {count(health.num_train, 'training photo')} and "
-        f"{count(health.num_validation, 'validation photo')} in '{health.root}'",
+        f"{counted(len(health.classes), 'class', 'classes')}, {counted(health.num_train, 'training photo')} and "
+        f"{counted(health.num_validation, 'validation photo')} in '{health.root}'",
     )
     for path, reason in health.unusable.items():
         echo(f"  unusable '{path}': {reason}")

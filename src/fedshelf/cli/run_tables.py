@@ -4,14 +4,13 @@ import datetime
 
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.choices import Candidate
-from fedshelf.core.text import count, some
+from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
 from fedshelf.reporting.formatting import ABSENT, duration, number, percent, size, sparkline
 from fedshelf.storage.run_directory import differences
 from fedshelf.tracking.queries import RunSummary
 
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
-MOST_NAMES = 8  # in one remark
 
 
 def list_table(summaries: list[RunSummary]) -> Table:
@@ -73,7 +72,7 @@ def rounds_table(summary: RunSummary) -> Table:
 def remarks_on(summary: RunSummary) -> list[str]:
     """What is to be said of a run after its rounds."""
     remarks = [f"round {void.round}, attempt {void.attempt + 1} was void: {void.reason}" for void in summary.voids]
-    in_a_row = stragglers.LateInARow()
+    in_a_row = stragglers.StragglerTracker()
     for round_ in summary.rounds:
         in_a_row.add(round_.clients)
     if sentence := stragglers.advice(in_a_row.habits()):
@@ -93,7 +92,7 @@ def gain_table(summary: RunSummary) -> list[Table | str]:
         table.add(store.client, *accuracies, gain, keeps, notes=[store.reason] * bool(store.reason))
     means = [gain_report.mean(store.accuracies.get(candidate) for store in summary.stores) for candidate in Candidate]
     difference = gain_report.points(gain_report.mean(gain_report.gain(store) for store in summary.stores))
-    table.add(f"mean of {count(len(summary.stores), 'store')}", *map(percent, means), difference, "")
+    table.add(f"mean of {counted(len(summary.stores), 'store')}", *map(percent, means), difference, "")
     sentence = gain_report.verdict(summary.stores)
     return [table, *([sentence] if sentence else [])]
 
@@ -107,7 +106,7 @@ def own_batches(summary: RunSummary, config_toml: str) -> list[str]:
             own.setdefault((client.batch_size or 0, client.client_lr or 0.0), []).append(client.client)
     return [
         f"round {summary.rounds[-1].round}: batches of {batch_size} (configured: {configured}) at the rate {rate:.3g}: "
-        + some(names, MOST_NAMES)
+        + some(names)
         for (batch_size, rate), names in sorted(own.items())
     ]
 

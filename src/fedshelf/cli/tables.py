@@ -7,7 +7,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from fedshelf.reporting.formatting import ABSENT, foreign
+from fedshelf.core.text import printable
+from fedshelf.reporting.formatting import ABSENT
 
 GAP = 2  # blanks between columns
 INDENT = " " * 4
@@ -55,7 +56,7 @@ class Table:
 
     def add(self, *cells: str, notes: Sequence[str] = ()) -> None:
         """Append a row."""
-        self.rows.append(Row(tuple(map(foreign, cells)), tuple(map(foreign, notes))))
+        self.rows.append(Row(tuple(map(printable, cells)), tuple(map(printable, notes))))
 
     def transposed(self) -> "Table":
         """Rows as columns: for a few long rows beside each other that do not fit."""

@@ -13,7 +13,8 @@ from fedshelf.compression.randk import RandK
 from fedshelf.compression.stage import MAX_MAGNITUDE, Lossless, Quantizer, Sparsifier
 from fedshelf.compression.topk import TopK
 from fedshelf.core.errors import UsageError
-from fedshelf.core.text import count, nearest
+from fedshelf.core.suggestions import nearest
+from fedshelf.core.text import counted
 
 Stage = Sparsifier | Quantizer | Lossless
 FORMS = {
@@ -98,7 +99,7 @@ def _modular(arguments: list[str]) -> Modular:
     stage = Modular(bits, reach) if len(arguments) == 2 else Modular(bits, reach, _whole(arguments[2]))
     if stage.summands < 1 or stage.levels < 1:
         raise _Wrong(
-            f"{bits} bits have no room for {count(stage.summands, 'summand')}: choose from 1 to {2 ** (bits - 1) - 1}"
+            f"{bits} bits have no room for {counted(stage.summands, 'summand')}: choose from 1 to {2 ** (bits - 1) - 1}"
         )
     return stage
 

@@ -9,6 +9,8 @@ FedShelfError                 the message is for a person: what, where, why, wha
 └── TransportError            the other side cannot be reached or does not speak our protocol
 """
 
+from fedshelf.core.text import printable
+
 
 class FedShelfError(Exception):
     """Base of all expected failures; the command line prints it without a traceback.
@@ -23,8 +25,8 @@ class FedShelfError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """All problems on one line; the command line prints each on its own."""
-        return "; ".join(map(str, self.args))
+        """All problems on one line, harmless to a terminal whatever names from outside went into them."""
+        return "; ".join(printable(str(problem)) for problem in self.args)
 
 
 class UsageError(FedShelfError):

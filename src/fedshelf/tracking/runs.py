@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.text import count, did_you_mean, some
+from fedshelf.core.suggestions import did_you_mean
+from fedshelf.core.text import counted, some
 from fedshelf.storage.run_directory import RunDirectory, is_run
 from fedshelf.tracking.queries import run_summary
 
@@ -60,7 +61,7 @@ def resolve_run(name: str, root: Path) -> RunDirectory:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise UsageError(f"'{name}' matches {count(len(matching), 'run')}: {some((r.run_id for r in matching), 5)}")
+        raise UsageError(f"'{name}' matches {counted(len(matching), 'run')}: {some(r.run_id for r in matching)}")
     if not runs:
         raise UsageError(f"unknown run '{name}': there are no runs in '{root}'")
     hint = did_you_mean(name, (run.run_id for run in runs)) or f": the newest is {runs[-1].run_id}."

@@ -12,7 +12,7 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from fedshelf.reporting.formatting import foreign
+from fedshelf.core.text import printable
 
 UNLIMITED = 10_000  # columns of what is no terminal
 _LEVELS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
@@ -50,7 +50,7 @@ def print_line(console: Console, line: str, *, label: str = "", style: str = "",
         style: how the text looks.
         label_style: how the label looks.
     """
-    text = Text.assemble((label, label_style or style), (foreign(line), style), overflow="ignore")
+    text = Text.assemble((label, label_style or style), (printable(line), style), overflow="ignore")
     console.print(text, soft_wrap=not console.is_terminal, crop=False)
 
 
