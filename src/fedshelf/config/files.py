@@ -92,8 +92,8 @@ _WRONG: dict[str, str] = {
     "int_parsing": "not a whole number", "int_type": "not a whole number", "int_from_float": "not a whole number",
     "float_parsing": "not a number", "float_type": "not a number", "bool_parsing": "not true or false",
     "bool_type": "not true or false", "string_type": "not a text in quotes", "path_type": "not a path in quotes",
-    "greater_than": "must be more than {gt}", "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}", "less_than_equal": "must be at most {le}",
+    "greater_than": "must be more than {gt:g}", "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}", "less_than_equal": "must be at most {le:g}",
     "finite_number": "must be a finite number",
 }  # fmt: skip
 """What to say for pydantic's types of errors."""
@@ -140,8 +140,8 @@ def of_a_server(config: RunConfig) -> RunConfig:
     """
     if config.attack != "none":
         raise UsageError(
-            f"attack = {config.attack!r}: only a simulation has attackers. Remove attack, attackers and attack-factor from "
-            "the file, or use it with 'fedshelf simulate'"
+            f"attack = {config.attack!r}: only a simulation has attackers, the stores of a server are real. Remove attack, "
+            "attackers and attack-factor from the file, or use it with 'fedshelf simulate'"
         )
     fields = RunConfig.model_fields
     simulated = [name for name, flag in RunConfig.flags().items() if "server" not in flag.commands]

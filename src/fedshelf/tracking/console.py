@@ -31,7 +31,7 @@ from fedshelf.core.events import (
     UploadReceived,
 )
 from fedshelf.core.text import counted, printable
-from fedshelf.reporting.formatting import duration, number, percent
+from fedshelf.reporting.formatting import ABSENT, duration, number, percent
 from fedshelf.reporting.gain_report import figures, verdict
 from fedshelf.reporting.stragglers import StragglerTracker, advice
 from fedshelf.tracking.terminal import make_console, print_line
@@ -124,7 +124,8 @@ class ConsoleSink:
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()
         self._awaited, self._num_counted = dict.fromkeys(event.cohort), 0
-        self._show_round(event.round, f", attempt {event.attempt + 1}" if event.attempt else "")
+        attempt = f", attempt {event.attempt + 1}" if event.attempt else ""
+        self._show_round(f"round {event.round}/{self._num_rounds}{attempt}: ", is_complete=False)
 
     def _upload_received(self, event: UploadReceived) -> None:
         self._awaited.pop(event.client, None)
@@ -132,15 +133,15 @@ class ConsoleSink:
             self._num_counted += 1
         else:
             self._warn_of(event.round, event.client, event.status, event.reason)
-        self._show_round(event.round)
+        so_far = f"round {event.round}/{self._num_rounds}: {self._num_counted} of {event.num_cohort} counted, "
+        self._show_round(so_far, is_complete=event.num_done >= event.num_cohort)
 
-    def _show_round(self, round: int, attempt: str = "") -> None:
-        line = f"round {round}/{self._num_rounds}{attempt}: {self._num_counted} counted, "
-        if not self._awaited:
-            self._show(f"{line}evaluating the new model")
+    def _show_round(self, so_far: str, *, is_complete: bool) -> None:
+        if is_complete:
+            self._show(f"{so_far}evaluating the new model")
             return
-        waiting = f"{line}waiting for "
-        self._show(waiting + _some(self._awaited, width=self._console.width - cell_len(waiting)))
+        line = f"{so_far}waiting for "  # of asynchronous rounds, it is not known who comes next
+        self._show(line + (_some(self._awaited, width=self._console.width - cell_len(line)) or "more uploads"))
 
     def _round_void(self, event: RoundVoid) -> None:
         self._warn_of_others(event.round, event.clients)
@@ -151,21 +152,22 @@ class ConsoleSink:
         missing = [client for client in event.clients if client.status is not ClientStatus.COUNTED]
         left = (self._num_rounds - event.round) * statistics.median(self._seconds)
         self._warn_of_others(event.round, event.clients)
+        asked = "upload" if any(client.staleness is not None for client in event.clients) else "store"
+        measured = {
+            "loss": number(event.train_loss), "accuracy": percent(event.accuracy),
+            "central": percent(event.central_accuracy),
+        }  # fmt: skip
         facts = [
             f"round {event.round}/{self._num_rounds}",
-            f"{len(event.clients) - len(missing)} of {counted(len(event.clients), 'store')}",
+            f"{len(event.clients) - len(missing)} of {counted(len(event.clients), asked)}",
+            *(f"{name} {figure}" for name, figure in measured.items() if figure != ABSENT),
+            duration(event.seconds),
+            *["best so far"] * (event.best_round == event.round),
+            *[f"{duration(left)} left"] * (self._bar is None and left > 0),
         ]
-        shown = {"loss": number(event.train_loss), "accuracy": percent(event.accuracy)}
-        if event.central_accuracy is not None:
-            shown["central"] = percent(event.central_accuracy)
-        facts += [f"{name} {figure}" for name, figure in shown.items()]
-        facts.append(duration(event.seconds))
-        facts += ["best so far"] * (event.best_round == event.round)
-        if self._bar is None and left:
-            facts.append(f"{duration(left)} left")
         if missing:
             named = [f"{client.client} ({client.status.value})" for client in missing]
-            facts.append("missing: " + _some(named, most=MOST_MISSING))
+            facts.append(f"missing: {_some(named, most=MOST_MISSING)}")
         self._say("  ".join(facts))
         self._best_round = event.best_round
         if sentence := advice(self._late.add(event.clients)):
@@ -230,7 +232,7 @@ def _some(names: Iterable[str], *, most: int | None = None, width: int | None = 
         text = ", ".join(names[:kept]) + more
         if width is None or cell_len(text) <= width:
             return text
-    return counted(len(names), "store")
+    return counted(len(names), "store") if names else ""
 
 
 class _Bar(Progress):
