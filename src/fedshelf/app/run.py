@@ -154,9 +154,8 @@ def _check(config: RunConfig) -> None:
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: no such file")
-    for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
-        if path is not None and not path.is_dir():
-            problems.append(f"--{key} {path}: no such folder")
+    if config.test_dir is not None and not config.test_dir.is_dir():
+        problems.append(f"--test-dir {config.test_dir}: no such folder")
     if config.dynamic_batch and config.engine in ("vmap", "auto"):
         problems.append(
             f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation share one batch "

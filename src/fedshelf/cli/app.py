@@ -35,7 +35,7 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _common(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what usually goes unsaid.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show informational messages, too.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,

@@ -13,7 +13,9 @@ if TYPE_CHECKING:  # the command line must start fast: what is needed is importe
 
 @with_options(ClientConfig, "client")
 def client(*, config: ClientConfig) -> None:
-    """Take part as one store: train on its photos whenever the server asks. Photos never leave.
+    """Take part as one store, with the photos of a folder.
+
+    The client trains whenever the server asks, and reconnects by itself. Photos never leave the store.
 
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """

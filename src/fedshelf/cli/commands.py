@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fedshelf.cli.options import BASIC
-from fedshelf.cli.tables import wrapped
+from fedshelf.cli.tables import GLUE, wrapped
 from fedshelf.core.suggestions import did_you_mean
 
 MAX_WIDTH = 100
@@ -121,9 +121,11 @@ def complaint(error: click.UsageError) -> str:
     ctx = error.ctx
     if isinstance(error, click.NoSuchOption) and ctx is not None:
         return f"unknown flag {error.option_name!r}" + (
-            did_you_mean(error.option_name, [name for p in ctx.command.get_params(ctx) for name in p.opts])
-            or _elsewhere(error.option_name, ctx)
+            _elsewhere(error.option_name, ctx)
+            or did_you_mean(error.option_name, [name for p in ctx.command.get_params(ctx) for name in p.opts])
         )
+    if isinstance(error, click.BadOptionUsage):
+        return f"{error.option_name} {'takes no' if 'not take' in error.message else 'needs a'} value"
     if isinstance(error, click.MissingParameter) and error.param is not None:
         name, text = describe(error.param)
         return f"{name} is missing: {text.removesuffix(' [required]').rstrip('.')}"
@@ -137,7 +139,7 @@ def _elsewhere(name: str, ctx: click.Context) -> str:
     """Which other commands have the flag `name`."""
     commands = ctx.find_root().command.commands.items() if isinstance(ctx.find_root().command, click.Group) else ()
     having = [f"'fedshelf {other}'" for other, command in commands if any(name in p.opts for p in command.params)]
-    return f" for '{ctx.command_path}': it is one of {' and '.join(having)}" if having else ""
+    return f" for '{ctx.command_path}': it belongs to {' and '.join(having)}" if having else ""
 
 
 def _sections(ctx: click.Context, *, everything: bool) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -178,8 +180,7 @@ def _definitions(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
     column = max(len(term) for term, _ in rows if len(term) <= MAX_TERM or len(rows) == 1)
     indent = INDENT + " " * (min(column, MAX_TERM) + 2)
     for term, text in rows:
-        whole = text.replace("[default: ", "[default:\0")  # a default stays on one line
-        lines = [line.replace("\0", " ") for line in wrapped(whole, width, indent)]
+        lines = list(wrapped(text.replace("[default: ", f"[default:{GLUE}"), width, indent))
         if len(term) <= MAX_TERM and lines:
             lines[0] = f"{INDENT}{term}".ljust(len(indent)) + lines[0][len(indent) :]
             yield from lines
@@ -189,9 +190,9 @@ def _definitions(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
 
 def _example(text: str, width: int) -> Iterator[str]:
     """An example that can be copied: a long one is continued by backslashes."""
-    line = text
-    while len(line) > width and " --" in line[len(EXAMPLE) : width - 1]:
-        end = line.rindex(" --", len(EXAMPLE), width - 1)
+    line, begin = text, len(EXAMPLE) + 4
+    while len(line) > width and " " in line[begin : width - 1]:
+        end = max(line.rfind(" --", begin, width - 1), 0) or line.rindex(" ", begin, width - 1)
         yield f"{line[:end]} \\"
-        line = " " * (len(EXAMPLE) + 4) + line[end + 1 :]
+        line = " " * begin + line[end + 1 :]
     yield line

@@ -19,23 +19,24 @@ if TYPE_CHECKING:  # the packages below need seconds to import: inside the comma
 app = Commands(help="Partition photos over stores, check them, download or draw some.")
 
 _PhotosArgument = Annotated[Path, typer.Argument(help="Folder with one folder of photos per class.")]
-_Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.command(epilog="Example: fedshelf data partition photos/ --out stores/ --mode dirichlet --stores 8 --alpha 0.3")
 def partition(
     photos: _PhotosArgument,
-    out: Annotated[Path, typer.Option(help="Folder to make: STORES/<store>/<class>/<photo>.")],
+    out: Annotated[Path, typer.Option(help="Folder to create, with one folder per store.")],
     mode: Annotated[
         Literal["iid", "dirichlet", "assortment", "feature"],
-        typer.Option(help="Same mix for all; uneven mix; a third of the classes each; same mix, other cameras."),
+        typer.Option(help="Same mix of classes everywhere (iid), uneven mix (dirichlet), a third of the classes each (assortment), or same "
+            "mix but different cameras (feature)."),
     ] = "dirichlet",
     stores: Annotated[int, typer.Option(min=1, help="Number of stores.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Evenness of mode dirichlet: 0.1 very uneven, 100 nearly even.")] = 0.3,
+    alpha: Annotated[float, typer.Option(help="Evenness of --mode dirichlet: 0.1 is very uneven, 100 nearly even.")] = 0.3,
     seed: _Seed = 0,
     assignment: Annotated[
-        Path | None, typer.Option(help="CSV with the columns photo,store instead of a mode; paths below PHOTOS.")
+        Path | None, typer.Option(help="CSV with the columns photo,store, instead of --mode. Paths are below PHOTOS.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -64,7 +65,7 @@ def partition(
 
 @app.command("make-demo", epilog="Example: fedshelf data make-demo demo/ --seed 1")
 def make_demo(
-    out: Annotated[Path, typer.Argument(help="Folder to make: stores/ and test/ in it.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create, with stores/ and test/ in it.")],
     seed: _Seed = 0,
     photos_per_class: Annotated[int, typer.Option(min=5, help="Photos of each product over all stores.")] = 90,
     image_size: Annotated[int, typer.Option(min=32, help="Side of the photos in pixels.")] = 96,
@@ -101,10 +102,10 @@ def make_demo(
 
 @app.command(epilog="Example: fedshelf data fetch groceries --out groceries/")
 def fetch(
-    name: Annotated[str, typer.Argument(help="What to fetch: groceries.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to make; default: the name.")] = None,
+    name: Annotated[str, typer.Argument(help="The photo set: groceries.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to create (default: NAME).")] = None,
     sha256: Annotated[
-        str | None, typer.Option(help="Checksum of the archive; without it the files are proven by the git commit.")
+        str | None, typer.Option(help="Expected checksum of the archive (default: verify the files).")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Address of a mirror instead of GitHub.")] = None,
     as_json: _Json = False,
@@ -134,9 +135,9 @@ def fetch(
 @app.command(epilog="Example: fedshelf data check stores/store-1")
 def check(
     photos: _PhotosArgument,
-    val_fraction: Annotated[float, typer.Option(help="Share kept for validation where there is no val/ folder.")] = 0.1,
+    val_fraction: Annotated[float, typer.Option(help="Share held out for validation where there is no val/ folder.")] = 0.1,
     seed: _Seed = 0,
-    fewest: Annotated[int, typer.Option(min=1, help="Name classes with fewer training photos than this.")] = 10,
+    fewest: Annotated[int, typer.Option(min=1, help="Warn of classes with fewer training photos.")] = 10,
     as_json: _Json = False,
 ) -> None:
     """Check a photo folder, class by class.

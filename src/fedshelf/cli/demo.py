@@ -17,11 +17,13 @@ FAREWELL_SECONDS, STOP_SECONDS = 5.0, 15.0
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="Where photos, run and logs go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option("--dir", help="Folder for photos, run and logs.")] = Path("demo"),
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds to train.")] = ROUNDS,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the photos and the training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
 ) -> None:
-    """Draw product photos for five stores, start a real server and five real clients, and train one model over them.
+    """Train one model over five stores on this machine.
+
+    Draws product photos, then starts a real server and one real client per store.
 
     Example: fedshelf demo --dir /tmp/demo
     """

@@ -18,7 +18,9 @@ def predict(
     best: Annotated[bool, typer.Option("--best", help="The best round's model instead of the last's.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")] = False,
 ) -> None:
-    """Name the products in photos, with probabilities.
+    """Name the products in photos.
+
+    Prints the most likely products of each photo with their probabilities.
 
     Example: fedshelf predict shelf.jpg --run runs/20261121-083512-a1b2
     """

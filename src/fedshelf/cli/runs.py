@@ -13,11 +13,11 @@ if TYPE_CHECKING:  # the command line must start fast: what is needed is importe
 
 app = Commands(help="List, show and compare runs.")
 
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.", metavar="DIR")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
+Root = Annotated[Path, typer.Option("--root", help="Folder of all runs.", metavar="DIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its id, or the beginning of its id.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs, each as for 'runs show'.")]
-Metric = Annotated[str, typer.Option("--metric", help="accuracy, central_accuracy or train_loss.")]
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs, each a folder, an id, or the beginning of an id.")]
+Metric = Annotated[str, typer.Option("--metric", help="Figure to compare: accuracy, central_accuracy or train_loss.")]
 
 DEFAULT_ROOT = Path("runs")
 
@@ -48,8 +48,6 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
 
     For each round: the figures, how many stores took part, and who did not and why.
 
-    RUN is a run's folder, its id, or the beginning of its id below --root.
-
     Example: fedshelf runs show 20261121-0835
     """
     from fedshelf.cli.run_tables import gain_table, heading, own_batches, remarks_on, rounds_table
@@ -70,8 +68,6 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
 @app.command()
 def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", as_json: AsJson = False) -> None:
     """Compare runs: figures, and the settings that differ.
-
-    Each RUN is a run's folder, its id, or the beginning of its id below --root.
 
     Example: fedshelf runs compare 20261121-0835 20261121-0912 --metric central_accuracy
     """

@@ -12,6 +12,7 @@ from fedshelf.reporting.formatting import ABSENT
 
 GAP = 2  # blanks between columns
 INDENT = " " * 4
+GLUE = "\ue000"  # a blank at which no line breaks
 LEAST_FIRST = 12  # cells that a first column may be narrowed to, its long names on lines of their own
 
 
@@ -129,8 +130,8 @@ class Table:
         for row in self.rows:
             yield row.cells[0]
             pairs = zip(self.columns[1:], row.cells[1:], strict=True)
-            figures = [f"{column.name} {cell}".replace(" ", "\0") for column, cell in pairs if cell not in ("", ABSENT)]
-            yield from (line.replace("\0", " ") for line in wrapped(", ".join(figures), width, INDENT))
+            figures = [f"{column.name} {cell}".replace(" ", GLUE) for column, cell in pairs if cell not in ("", ABSENT)]
+            yield from wrapped(", ".join(figures), width, INDENT)
             for note in row.notes:
                 yield from wrapped(note, width, INDENT)
 
@@ -141,8 +142,8 @@ def wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
     for word in text.split(" "):
         longer = f"{line} {word}" if line else indent + word
         if line and cell_len(longer) > width:
-            yield line
+            yield line.replace(GLUE, " ")
             longer = indent + word
         line = longer
     if line:
-        yield line
+        yield line.replace(GLUE, " ")

@@ -52,6 +52,8 @@ def simulate(
     """
     if config.data_dir is None:
         raise UsageError("--data-dir is missing: the folder of the stores, with one folder of photos per store")
+    if not config.data_dir.is_dir():
+        raise UsageError(f"--data-dir {config.data_dir}: no such folder")
     stores = FolderStores(root=config.data_dir, cache=places.photo_cache(), test_dir=config.test_dir)
     return simulate_stores(config, stores, watchers=watchers, stop=stop)
 

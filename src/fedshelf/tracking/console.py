@@ -170,6 +170,7 @@ class ConsoleSink:
             facts.append(f"missing: {_some(named, most=MOST_MISSING)}")
         self._say("  ".join(facts))
         self._best_round = event.best_round
+        self._show("")
         if sentence := advice(self._late.add(event.clients)):
             self._warn(sentence)
         if self._bar is not None:
@@ -217,7 +218,7 @@ class ConsoleSink:
         print_line(self._console, line, style=style)
 
     def _warn(self, line: str) -> None:
-        print_line(self._console, line, label="warning: ", style="yellow")
+        print_line(self._console, line, label="warning: ", label_style="yellow")
 
     def _show(self, status: str) -> None:
         if self._bar is not None:
@@ -239,7 +240,7 @@ class _Bar(Progress):
     """What is going on now, in a line below the others, and how many rounds are done; terminals only."""
 
     def __init__(self, console: Console) -> None:
-        self._status = ""
+        self._status = Text(no_wrap=True, overflow="ellipsis")
         self._task: TaskID | None = None
         super().__init__(
             BarColumn(bar_width=24),
@@ -252,7 +253,7 @@ class _Bar(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The status line, and the bar."""
-        yield Text(printable(self._status), no_wrap=True, overflow="ellipsis")
+        yield self._status
         yield self.make_tasks_table(self.tasks)
 
     def begin(self, *, total: int, done: int) -> None:
@@ -264,7 +265,7 @@ class _Bar(Progress):
 
     def show(self, status: str) -> None:
         """Say what is going on now."""
-        self._status = status
+        self._status.plain = printable(status)
 
     def advance_to(self, done: int, *, left: str) -> None:
         """Move the bar."""

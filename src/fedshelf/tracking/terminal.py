@@ -28,11 +28,14 @@ def make_console(*, stderr: bool = False) -> Console:
         A console that prints text as it is, without markup.
     """
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    columns = os.environ.get("COLUMNS", "")
+    width = (int(columns) if columns.isdecimal() else 0) or (None if is_terminal else UNLIMITED)
     return Console(
         stderr=stderr,
         force_terminal=is_terminal,
         color_system="auto" if is_terminal and not os.environ.get("NO_COLOR") else None,
-        width=None if is_terminal or os.environ.get("COLUMNS") else UNLIMITED,
+        width=width,
+        height=width and 25,  # without a height, rich takes a dumb terminal for 80 columns wide
         markup=False,
         emoji=False,
         highlight=False,
@@ -50,8 +53,8 @@ def print_line(console: Console, line: str, *, label: str = "", style: str = "",
         style: how the text looks.
         label_style: how the label looks.
     """
-    text = Text.assemble((label, label_style or style), (printable(line), style), overflow="ignore")
-    console.print(text, soft_wrap=not console.is_terminal, crop=False)
+    text = Text.assemble((label, label_style or style), (printable(line), style))
+    console.print(text, soft_wrap=not console.is_terminal, overflow="ignore", crop=False)
 
 
 class LogHandler(logging.Handler):

@@ -148,9 +148,9 @@ def test_a_log_file_gets_plain_whole_lines_without_control_characters() -> None:
 
 def test_a_terminal_additionally_shows_who_is_in() -> None:
     text = printed(terminal=True, width=100)
-    assert "round 1/4, attempt 2: 0 counted, waiting for [red]lyon, paris, rome" in text
+    assert "round 1/4, attempt 2: waiting for [red]lyon, paris, rome" in text
     assert "round 1/4: 1 of 3 counted, waiting for rome" in text
-    assert "warning: round 1: paris not counted, refused: delta is NaN" in text
+    assert "round 1: paris not counted, refused: delta is NaN" in text
     assert text.endswith("\n")
 
 
