@@ -13,8 +13,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fedshelf.cli.options import BASIC
-from fedshelf.cli.tables import GLUE, wrapped
 from fedshelf.core.suggestions import did_you_mean
+from fedshelf.tracking.terminal import GLUE, wrapped
 
 MAX_WIDTH = 100
 INDENT, MAX_TERM = "  ", 26  # a longer flag stands on a line of its own
@@ -181,9 +181,9 @@ def _definitions(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
     indent = INDENT + " " * (min(column, MAX_TERM) + 2)
     for term, text in rows:
         lines = list(wrapped(text.replace("[default: ", f"[default:{GLUE}"), width, indent))
-        if len(term) <= MAX_TERM and lines:
-            lines[0] = f"{INDENT}{term}".ljust(len(indent)) + lines[0][len(indent) :]
-            yield from lines
+        if len(term) <= MAX_TERM:
+            yield (f"{INDENT}{term}".ljust(len(indent)) + lines[0][len(indent) :]).rstrip()
+            yield from lines[1:]
         else:
             yield from (INDENT + term, *lines)
 

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from fedshelf.core.text import printable
 from fedshelf.reporting.formatting import ABSENT
+from fedshelf.tracking.terminal import GLUE, wrapped
 
 GAP = 2  # blanks between columns
 INDENT = " " * 4
-GLUE = "\ue000"  # a blank at which no line breaks
 LEAST_FIRST = 12  # cells that a first column may be narrowed to, its long names on lines of their own
 
 
@@ -134,16 +134,3 @@ class Table:
             yield from wrapped(", ".join(figures), width, INDENT)
             for note in row.notes:
                 yield from wrapped(note, width, INDENT)
-
-
-def wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
-    """`text` in lines of at most `width` cells, broken at blanks only; a longer word stands on a line of its own."""
-    line = ""
-    for word in text.split(" "):
-        longer = f"{line} {word}" if line else indent + word
-        if line and cell_len(longer) > width:
-            yield line.replace(GLUE, " ")
-            longer = indent + word
-        line = longer
-    if line:
-        yield line.replace(GLUE, " ")

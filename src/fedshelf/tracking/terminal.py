@@ -7,13 +7,17 @@ Nothing in the text is taken for markup, and nothing in it can move the cursor.
 
 import logging
 import os
+import re
 import sys
+from collections.abc import Iterator
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from fedshelf.core.text import printable
 
+GLUE = "\ue000"  # a blank at which no line breaks
 UNLIMITED = 10_000  # columns of what is no terminal
 _LEVELS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
 
@@ -53,8 +57,22 @@ def print_line(console: Console, line: str, *, label: str = "", style: str = "",
         style: how the text looks.
         label_style: how the label looks.
     """
-    text = Text.assemble((label, label_style or style), (printable(line), style))
-    console.print(text, soft_wrap=not console.is_terminal, overflow="ignore", crop=False)
+    text = label + printable(line)
+    for part in wrapped(text, console.width) if console.is_terminal else [text]:
+        console.print(Text.assemble((part[: len(label)], label_style or style), (part[len(label) :], style)), soft_wrap=True)
+        label = ""
+
+
+def wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
+    """`text` in lines of at most `width` cells, broken at blanks only; a longer word stands on a line of its own."""
+    line = ""
+    for word in re.findall(" *[^ ]+", text):  # with the blanks before it
+        if line and cell_len(line + word) > width:
+            yield line.replace(GLUE, " ")
+            line = indent + word.lstrip(" ")
+        else:
+            line += word if line else indent + word
+    yield line.replace(GLUE, " ")
 
 
 class LogHandler(logging.Handler):
