@@ -111,28 +111,36 @@ def own_batches(summary: RunSummary, config_toml: str) -> list[str]:
     ]
 
 
-def compare_table(
+def compare_tables(
     summaries: list[RunSummary], metric: str, settings: dict[str, list[object]], *, width: int
-) -> Table:  # fmt: skip
-    """Runs side by side; where they do not fit into `width`, one below the other."""
+) -> list[Table]:  # fmt: skip
+    """Figures of runs, and the settings on which they differ: side by side where that fits into `width`."""
 
     def figure(value: float | None) -> str:
         return number(value) if metric == "train_loss" else percent(value)
 
-    series = [series_of(summary, metric) for summary in summaries]
-    table = _table("run", *(summary.run_id for summary in summaries))
-    table.add("status", *(summary.status.value for summary in summaries))
-    table.add("rounds", *(_progress(summary) for summary in summaries))
-    table.add(f"{metric}, last", *(figure(last_of(values)) for values in series))
-    table.add(f"{metric}, best", *(figure(_best(values, metric)) for values in series))
-    table.add(metric, *(sparkline(values) for values in series))
-    table.add("parameters", *(_or_dash(summary.num_parameters) for summary in summaries))
-    table.add("time", *(duration(sum(r.seconds or 0.0 for r in s.rounds)) for s in summaries))
-    table.add("bytes up", *(size(sum(r.bytes_up for r in s.rounds)) for s in summaries))
-    table.add("bytes down", *(size(sum(r.bytes_down for r in s.rounds)) for s in summaries))
-    for key, values in settings.items():
-        table.add(key, *(ABSENT if value is None else str(value) for value in values))
-    return table if table.fits(width) else table.transposed()
+    table = _table(
+        "run", "rounds>", f"{metric}>", "best>", "time>", "up>", "down>", "status?", "parameters>?", "curve?"
+    )  # fmt: skip
+    for summary in summaries:
+        values = series_of(summary, metric)
+        table.add(
+            summary.run_id,
+            _progress(summary),
+            figure(last_of(values)),
+            figure(_best(values, metric)),
+            duration(sum(round_.seconds or 0.0 for round_ in summary.rounds)),
+            size(sum(round_.bytes_up for round_ in summary.rounds)),
+            size(sum(round_.bytes_down for round_ in summary.rounds)),
+            summary.status.value,
+            _or_dash(summary.num_parameters),
+            sparkline(values),
+        )
+    differing = _table("setting", *(summary.run_id for summary in summaries))
+    for key, of_runs in settings.items():
+        differing.add(key, *(ABSENT if value is None else str(value) for value in of_runs))
+    beside = table.transposed()
+    return [beside if beside.fits(width) else table, differing]
 
 
 def series_of(summary: RunSummary, metric: str) -> list[float | None]:

@@ -71,7 +71,7 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
 
     Example: fedshelf runs compare 20261121-0835 20261121-0912 --metric central_accuracy
     """
-    from fedshelf.cli.run_tables import METRICS, compare_table, series_of
+    from fedshelf.cli.run_tables import METRICS, compare_tables, series_of
     from fedshelf.core.errors import UsageError
     from fedshelf.core.suggestions import did_you_mean
     from fedshelf.tracking.queries import run_summary
@@ -92,7 +92,7 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
         ]
         _print_json({"runs": figures, "settings": settings})
     else:
-        echo(compare_table(summaries, metric, settings, width=make_console().width))
+        echo(*compare_tables(summaries, metric, settings, width=make_console().width))
 
 
 def _overview(summary: "RunSummary", path: Path) -> dict[str, object]:

@@ -100,11 +100,20 @@ class Table:
         return [0, *(i for i in range(1, len(self.columns)) if any(r.cells[i] not in ("", ABSENT) for r in self.rows))]
 
     def _layout(self, width: int) -> list[int] | None:
-        """The columns that stand beside each other; None where there is no place for that."""
+        """The columns that stand beside each other; None where there is no place for that. An optional one is left
+        out where it would push out a name."""
+
+        def num_names(columns: Sequence[int]) -> int:
+            """First cells that fit beside the others."""
+            left = width - sum(GAP + self._width_of(i) for i in columns[1:])
+            return sum(cell_len(row.cells[0]) <= left for row in self.rows) if left >= least_first else -1
+
         shown = self._shown()
-        while self._least(shown) > width and any(self.columns[i].is_optional for i in shown):
+        least_first = max(cell_len(self.columns[0].name), min(LEAST_FIRST, self._width_of(0)))
+        needed = [i for i in shown if not self.columns[i].is_optional]
+        while num_names(shown) < num_names(needed):
             shown.remove(max(i for i in shown if self.columns[i].is_optional))
-        return shown if self._least(shown) <= width else None
+        return shown if num_names(shown) >= 0 else None
 
     def _width_of(self, index: int, most: int | None = None) -> int:
         """The width of a column, counting only the cells that are at most `most` wide."""
@@ -113,10 +122,6 @@ class Table:
 
     def _width(self, shown: Sequence[int]) -> int:
         return sum(GAP + self._width_of(i) for i in shown) - GAP
-
-    def _least(self, shown: Sequence[int]) -> int:
-        least_first = max(cell_len(self.columns[0].name), min(LEAST_FIRST, self._width_of(0)))
-        return least_first + sum(GAP + self._width_of(i) for i in shown[1:])
 
     def _line(self, cells: Sequence[str], widths: dict[int, int]) -> str:
         padded = (self._padded(cells[i], width, self.columns[i]) for i, width in widths.items())
@@ -128,9 +133,10 @@ class Table:
 
     def _as_lists(self, width: int) -> Iterator[str]:
         for row in self.rows:
-            yield row.cells[0]
+            yield f"{self.columns[0].name} {row.cells[0]}" if self.columns[0].is_figure else row.cells[0]
             pairs = zip(self.columns[1:], row.cells[1:], strict=True)
-            figures = [f"{column.name} {cell}".replace(" ", GLUE) for column, cell in pairs if cell not in ("", ABSENT)]
-            yield from wrapped(", ".join(figures), width, INDENT)
+            figures = [f"{column.name} {cell}" for column, cell in pairs if cell not in ("", ABSENT)]
+            glued = (f.replace(" ", GLUE) if cell_len(INDENT + f) < width else f for f in figures)
+            yield from wrapped(", ".join(glued), width, INDENT)
             for note in row.notes:
                 yield from wrapped(note, width, INDENT)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from fedshelf.core.choices import Candidate
+from fedshelf.core.text import counted
 from fedshelf.reporting.formatting import percent
 
 
@@ -57,7 +58,7 @@ def verdict(stores: Sequence[Outcome]) -> str:
     alone = mean(store.accuracies.get(Candidate.LOCAL) for store, _ in judged)
     photos = "test photos" if on_test else "the validation photos that it was chosen on, which flatter it"
     return (
-        f"worth it for {better} of {len(judged)} stores: on its own mix of products a store keeps a model that names "
+        f"worth it for {better} of {counted(len(judged), 'store')}: on its own mix of products a store keeps a model that names "
         f"{percent(mean(kept(store) for store, _ in judged))} right (mean, on {photos}), and alone it would have one "
         f"that names {percent(alone)}: {points(mean(difference for _, difference in judged))} points"
     )
