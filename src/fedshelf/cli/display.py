@@ -65,16 +65,14 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C ends at once."""
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C exits at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print(
-            "stopping: the same command goes on with the open round; Ctrl-C once more to end at once", file=sys.stderr
-        )
+        print("stopping: the same command resumes the open round. Press Ctrl-C again to exit at once", file=sys.stderr)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
