@@ -43,7 +43,7 @@ def with_options(kind: type[Settings], command: str) -> Callable[[Callable[..., 
         def run(**given: Any) -> None:
             file = given.pop("config_file")
             said = {name: given.pop(name) for name in names}
-            overrides = {name: value for name, value in said.items() if value is not None}
+            overrides = {name: value for name, value in said.items() if value is not None and value != []}
             function(config=load(kind, file, overrides), **given)
 
         parameters = [*offered, _config_file(), *own]
@@ -65,18 +65,20 @@ def _parameter(settings: type[Settings], name: str) -> inspect.Parameter:
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     choices = list(get_args(field.annotation)) if get_origin(field.annotation) is Literal else []
     if bool in kinds:
+        text += " [default: on]" * (field.default is True)
         option = typer.Option(f"{dashed}/--no-{dashed[2:]}", help=text, rich_help_panel=flag.panel, show_default=False)
         return _keyword(name, Annotated[bool | None, option])  # either form wins over a file
     metavar = "|".join(choices) or _METAVARS.get(kinds[0], "TEXT")
     if len(metavar) > MAX_CHOICES:
         metavar, text = "NAME", f"{text} One of: {', '.join(choices)}."
-    if field.default is not None:
+    if field.default not in (None, ()):
         text += f" [default: {field.default}]"
     option = typer.Option(
         dashed, help=text, rich_help_panel=flag.panel, show_default=False, metavar=metavar,
         autocompletion=(lambda: choices) if choices else None,
     )  # fmt: skip
-    return _keyword(name, Annotated[(Path if kinds[0] is Path else str) | None, option])
+    kind: Any = list[str] if get_origin(field.annotation) is tuple else Path if kinds[0] is Path else str
+    return _keyword(name, Annotated[kind | None, option])
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
