@@ -23,8 +23,8 @@ NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then r
 
 CLI_INTRODUCTION = """# Command line
 
-All commands and flags. `fedshelf COMMAND --help` says the same; for `server`, `simulate` and `client` it shows the flags
-that a first run needs, and `--help-all` shows all of them by theme.
+All commands and flags. `fedshelf COMMAND --help` says the same; for `server`, `simulate` and `client` it shows the
+flags that a first run needs, and `--help-all` shows all of them by theme.
 
 Errors and warnings go to the standard error stream, one line each. On a terminal, lines break between words; a pipe, a
 file or the journal of a service gets one line per event without colors or cursor movements. `COLUMNS` sets the width,

@@ -158,8 +158,8 @@ def _check(config: RunConfig) -> None:
         problems.append(f"--test-dir {config.test_dir}: no such folder")
     if config.dynamic_batch and config.engine in ("vmap", "auto"):
         problems.append(
-            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation share one batch "
-            "size. Use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation share one "
+            "batch size. Use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
     found = [problem for problem in problems if problem]
     if found:
@@ -185,20 +185,20 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
     found = []
     if config.buffer_size not in (None, algorithm.buffer_size):
         found.append(
-            f"--buffer-size {config.buffer_size} with --algorithm {config.algorithm}: there every upload makes a version. "
-            "Leave --buffer-size out, or use --algorithm fedbuff"
+            f"--buffer-size {config.buffer_size} with --algorithm {config.algorithm}: there every upload makes a "
+            "version. Leave --buffer-size out, or use --algorithm fedbuff"
         )
     if config.aggregator == "multi-krum":
         found.append(
-            f"--aggregator multi-krum with --algorithm {config.algorithm}: a client that it leaves out may have begun its "
-            "next task from a state that must be undone. Use median or trimmed-mean"
+            f"--aggregator multi-krum with --algorithm {config.algorithm}: a client that it leaves out may have begun "
+            "its next task from a state that must be undone. Use median or trimmed-mean"
         )
     if config.quorum is not None:
         found.append(f"--quorum with --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
     if config.sampling == "size":
         found.append(
-            f"--sampling size with --algorithm {config.algorithm}: all clients work all the time, and uploads count alike. "
-            "Use uniform or availability"
+            f"--sampling size with --algorithm {config.algorithm}: all clients work all the time, and uploads count "
+            "alike. Use uniform or availability"
         )
     pacing = {
         "straggler-factor": config.straggler_factor is not None, "over-selection": config.over_selection > 0,
@@ -216,8 +216,8 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
     least = 2 * least_budget(bound.params.layout) / 1e6
     if config.byte_budget is not None and config.byte_budget < least:
         raise UsageError(
-            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} MB per client and round, half each "
-            "way, with the smallest codec"
+            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} MB per client and round, "
+            "half each way, with the smallest codec"
         )
 
 
@@ -239,8 +239,9 @@ def _directory(config: RunConfig) -> RunDirectory:
     changed = differences(directory.config_toml, toml)
     if changed:
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
+        settings = ", ".join(map(str, changed))
         raise RunError(
-            f"run {directory.run_id} in {config.run_dir} was started with other settings ({', '.join(map(str, changed))}). "
+            f"run {directory.run_id} in {config.run_dir} was started with other settings ({settings}). "
             f"Start it with the old ones{more}, or choose another --run-dir"
         )
     return directory

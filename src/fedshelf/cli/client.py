@@ -62,5 +62,5 @@ def _kept(comparison: "Comparison") -> str:
     """Which model the store keeps, and by what it was chosen."""
     from fedshelf.reporting.gain_report import figures
 
-    photos = "test" if comparison.on_test else "validation"
-    return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos} photos"
+    photos = "test photos" if comparison.on_test else "validation photos"
+    return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos}"

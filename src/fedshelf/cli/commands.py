@@ -28,7 +28,9 @@ class Commands(typer.Typer):
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=Group, no_args_is_help=True, rich_markup_mode=None, **settings)
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def command(  # type: ignore[override]  # the settings are those of typer
+        self, name: str | None = None, **settings: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a function as a command; see `typer.Typer.command`."""
         return super().command(name, **{"cls": Command, **settings})
 
@@ -137,7 +139,8 @@ def complaint(error: click.UsageError) -> str:
 
 def _elsewhere(name: str, ctx: click.Context) -> str:
     """Which other commands have the flag `name`."""
-    commands = ctx.find_root().command.commands.items() if isinstance(ctx.find_root().command, click.Group) else ()
+    root = ctx.find_root().command
+    commands = root.commands.items() if isinstance(root, click.Group) else ()
     having = [f"'fedshelf {other}'" for other, command in commands if any(name in p.opts for p in command.params)]
     return f" for '{ctx.command_path}': it belongs to {' and '.join(having)}" if having else ""
 

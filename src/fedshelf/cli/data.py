@@ -29,11 +29,15 @@ def partition(
     out: Annotated[Path, typer.Option(help="Folder to create, with one folder per store.")],
     mode: Annotated[
         Literal["iid", "dirichlet", "assortment", "feature"],
-        typer.Option(help="Same mix of classes everywhere (iid), uneven mix (dirichlet), a third of the classes each (assortment), or same "
-            "mix but different cameras (feature)."),
+        typer.Option(
+            help="Same mix of classes everywhere (iid), uneven mix (dirichlet), a third of the classes each "
+            "(assortment), or same mix but different cameras (feature)."
+        ),
     ] = "dirichlet",
     stores: Annotated[int, typer.Option(min=1, help="Number of stores.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Evenness of --mode dirichlet: 0.1 is very uneven, 100 nearly even.")] = 0.3,
+    alpha: Annotated[
+        float, typer.Option(help="Evenness of --mode dirichlet: 0.1 is very uneven, 100 nearly even.")
+    ] = 0.3,
     seed: _Seed = 0,
     assignment: Annotated[
         Path | None, typer.Option(help="CSV with the columns photo,store, instead of --mode. Paths are below PHOTOS.")
@@ -135,7 +139,9 @@ def fetch(
 @app.command(epilog="Example: fedshelf data check stores/store-1")
 def check(
     photos: _PhotosArgument,
-    val_fraction: Annotated[float, typer.Option(help="Share held out for validation where there is no val/ folder.")] = 0.1,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share held out for validation where there is no val/ folder.")
+    ] = 0.1,
     seed: _Seed = 0,
     fewest: Annotated[int, typer.Option(min=1, help="Warn of classes with fewer training photos.")] = 10,
     as_json: _Json = False,
@@ -158,7 +164,9 @@ def _print_health(health: "Health") -> None:
     names = ("train", "validation", "unusable", "tiny")
     table = Table(columns=[Column(name="class"), *(Column(name=name, is_figure=True) for name in names)])
     for entry in health.classes:
-        table.add(entry.path, *(f"{n:,}" if n else "" for n in (entry.train, entry.validation, entry.unusable, entry.tiny)))
+        table.add(
+            entry.path, *(f"{n:,}" if n else "" for n in (entry.train, entry.validation, entry.unusable, entry.tiny))
+        )
     echo(
         table,
         f"{counted(len(health.classes), 'class', 'classes')}, {counted(health.num_train, 'training photo')} and "

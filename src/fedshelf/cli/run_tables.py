@@ -15,7 +15,9 @@ METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 
 def list_table(summaries: list[RunSummary]) -> Table:
     """One row per run."""
-    table = _table("run", "status", "rounds>", "accuracy>", "central>", "best round>", "parameters>?", "accuracy so far?")
+    table = _table(
+        "run", "status", "rounds>", "accuracy>", "central>", "best round>", "parameters>?", "accuracy so far?"
+    )
     for summary in summaries:
         accuracies = series_of(summary, "accuracy")
         table.add(

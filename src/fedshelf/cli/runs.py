@@ -16,7 +16,10 @@ app = Commands(help="List, show and compare runs.")
 Root = Annotated[Path, typer.Option("--root", help="Folder of all runs.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its id, or the beginning of its id.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs, each a folder, an id, or the beginning of an id.")]
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Two or more runs, each a folder, an id, or the beginning of an id."),
+]
 Metric = Annotated[str, typer.Option("--metric", help="Figure to compare: accuracy, central_accuracy or train_loss.")]
 
 DEFAULT_ROOT = Path("runs")

@@ -140,8 +140,8 @@ def of_a_server(config: RunConfig) -> RunConfig:
     """
     if config.attack != "none":
         raise UsageError(
-            f"attack = {config.attack!r}: only a simulation has attackers, the stores of a server are real. Remove attack, "
-            "attackers and attack-factor from the file, or use it with 'fedshelf simulate'"
+            f"attack = {config.attack!r}: only a simulation has attackers, the stores of a server are real. Remove "
+            "attack, attackers and attack-factor from the file, or use it with 'fedshelf simulate'"
         )
     fields = RunConfig.model_fields
     simulated = [name for name, flag in RunConfig.flags().items() if "server" not in flag.commands]

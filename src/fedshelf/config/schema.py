@@ -288,7 +288,7 @@ def parse_speeds(text: str) -> tuple[float, ...]:
         except ValueError:
             number = math.nan
         if not 0 < number < math.inf:
-            raise ValueError(f"{part.strip()!r} is no number above 0; give numbers joined by commas, such as 1,1,5")
+            raise ValueError(f"{part.strip()!r} is not a number above 0; give numbers joined by commas, such as 1,1,5")
         numbers.append(number)
     return tuple(numbers)
 

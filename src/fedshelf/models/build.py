@@ -99,7 +99,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"{name} {tuple(given[name].shape) if name in given else 'absent'} for {tuple(expected[name].shape)}"
             for name in sorted(missing)[:5]
         )
-        raise ModelError(f"{path} does not fit the model: {counted(len(missing), 'tensor')} missing or of another shape ({some})")
+        raise ModelError(
+            f"{path} does not fit the model: {counted(len(missing), 'tensor')} missing or of another shape ({some})"
+        )
     if head - fitting.keys():
         log.info("%s has another head; ours (%s) starts fresh", path, ", ".join(sorted(head - fitting.keys())))
     module.load_state_dict(fitting, strict=False)

@@ -8,6 +8,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.text import counted
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.inbox import POLL_SECONDS
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW
@@ -60,7 +61,7 @@ class SynchronousRounds:
         plan, number = self._plan, state.round + 1
         needed = plan.start_clients if number == 1 else plan.min_clients
         if self._membership.num_live() < needed:
-            log.info("round %d waits until %d clients are live", number, needed)
+            log.info("round %d waits for %s to be live", number, counted(needed, "client"))
         while self._membership.num_live() < needed or self._membership.returning() or not self._context.is_settled:
             self._context.inbox.poll(POLL_SECONDS)
         live = self._membership.live()

@@ -65,7 +65,7 @@ def problem_with_evaluation(answer: Answer, key: TaskKey, num_validation: int) -
     if message.key != key:
         return "it is for other work"
     if not 0 <= message.num_correct <= message.num_examples:
-        return f"it claims {message.num_correct} of {message.num_examples} photos to be right"
+        return f"it claims {message.num_correct} right answers of {message.num_examples}"
     if message.num_examples != num_validation:
-        return f"it is of {message.num_examples} photos, not of those that the client came with"
+        return f"its number of photos is {message.num_examples}, not {num_validation} as when the client joined"
     return ""

@@ -9,6 +9,7 @@ from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.attempts import SynchronousRounds
 from fedshelf.rounds.buffered import BufferedRounds
@@ -78,7 +79,7 @@ class Server:
         plan, ports = self._plan, self._ports
         state = ports.checkpoints.load()
         if state is not None and state.round >= plan.num_rounds and not self._is_to_compare(state):
-            return f"{state.round} rounds were done before"
+            return f"{counted(state.round, 'round')} already done"
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
@@ -111,7 +112,7 @@ class Server:
 
     def _gather_catalogue(self) -> Catalogue:
         """Wait for enough clients to join, and settle which products there are."""
-        log.info("waiting for %d clients to join", self._plan.start_clients)
+        log.info("waiting for %s to join", counted(self._plan.start_clients, "client"))
         while self._membership.num_joined() < self._plan.start_clients:
             self._reception.poll(POLL_SECONDS)
         return Catalogue.resolve(self._membership.classes())
@@ -130,7 +131,7 @@ class Server:
                 return state, plan.early_stopping.why_stopped(state.best)
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, context.model)
-        return state, f"all {plan.num_rounds} rounds are done"
+        return state, f"{counted(plan.num_rounds, 'round')} done"
 
     def _is_to_compare(self, state: ServerState) -> bool:
         """Whether stores have yet to compare what they can choose among after this very round."""

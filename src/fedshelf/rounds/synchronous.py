@@ -53,7 +53,7 @@ class SynchronousRound:
         pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(self._timer.now()))
         state = replace(state, pace=pace)
         if len(progress.counted()) < needed:
-            reason = f"{len(progress.counted())} of {assignment.wanted} clients were counted, the quorum is {needed}"
+            reason = f"counted {len(progress.counted())} of {assignment.wanted}, the quorum is {needed}"
             return state, RoundVoid(
                 round=key.round, attempt=key.attempt, reason=reason, clients=progress.participations()
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Comparison, TaskKey, Upload
 from fedshelf.core.params import Layout
+from fedshelf.core.text import counted
 
 BLOCK = 1 << 20  # values checked at once
 
@@ -46,7 +47,9 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
                 f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged"
             )
     if upload.num_examples < 1 or upload.num_steps < 0:
-        raise RefusedError(f"it claims {upload.num_examples} examples in {upload.num_steps} steps")
+        raise RefusedError(
+            f"it claims {counted(upload.num_examples, 'example')} in {counted(upload.num_steps, 'step')}"
+        )
     metrics = (upload.train_loss, upload.seconds, upload.client_lr or 0.0)
     if not all(math.isfinite(metric) for metric in metrics):
         raise RefusedError(
@@ -65,7 +68,8 @@ def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: in
         raise RefusedError("it is for other work")
     if comparison.num_validation != num_validation:
         raise RefusedError(
-            f"it was chosen on {comparison.num_validation} validation photos, and the client came with {num_validation}"
+            f"it was chosen on {counted(comparison.num_validation, 'validation photo')}, the client joined with "
+            f"{num_validation}"
         )
     for candidate, accuracy in comparison.accuracies.items():
         if not 0 <= accuracy <= 1:  # what is no number is not either

@@ -118,7 +118,8 @@ class ConsoleSink:
         left_out = f", {counted(event.num_left_out, 'photo')} left out" if event.num_left_out else ""
         self._say(
             f"{event.client} joined: {counted(event.num_train, 'training photo')}, "
-            f"{counted(event.num_validation, 'validation photo')}{left_out}" + (f" ({gate})" if not self._seconds else "")
+            f"{counted(event.num_validation, 'validation photo')}{left_out}"
+            + (f" ({gate})" if not self._seconds else "")
         )
 
     def _round_started(self, event: RoundStarted) -> None:

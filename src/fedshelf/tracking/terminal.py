@@ -59,7 +59,9 @@ def print_line(console: Console, line: str, *, label: str = "", style: str = "",
     """
     text = label + printable(line)
     for part in wrapped(text, console.width) if console.is_terminal else [text]:
-        console.print(Text.assemble((part[: len(label)], label_style or style), (part[len(label) :], style)), soft_wrap=True)
+        console.print(
+            Text.assemble((part[: len(label)], label_style or style), (part[len(label) :], style)), soft_wrap=True
+        )
         label = ""
 
 
@@ -86,5 +88,5 @@ class LogHandler(logging.Handler):
             for line in self.format(record).splitlines():
                 print_line(console, line, label=label, label_style=style)
                 label = ""
-        except Exception:
+        except Exception:  # noqa: BLE001  as logging's own handlers: a message must not end what it is about
             self.handleError(record)

@@ -19,7 +19,7 @@ def run(*arguments: str) -> tuple[int, str]:
     with io.TextIOWrapper(io.BytesIO(), encoding="utf-8") as stream:
         code = _run(stream, arguments)
         stream.flush()
-        return code, stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        return code, stream.buffer.getvalue().decode()
 
 
 def run_on_terminal(*arguments: str) -> tuple[int, str]:

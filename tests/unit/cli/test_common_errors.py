@@ -143,4 +143,4 @@ def test_what_the_output_cannot_encode_is_escaped(home: Path, capsys: pytest.Cap
             with pytest.raises(SystemExit):
                 main(["predict", "x.jpg", "--run", "店"])
             stream.flush()
-            assert b"\\u5e97" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+            assert b"\\u5e97" in stream.buffer.getvalue()

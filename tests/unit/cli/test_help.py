@@ -12,9 +12,10 @@ from fedshelf.cli.options import BASIC
 from tests.unit.cli.screen import run, run_on_terminal, too_wide
 
 ROOT = typer.main.get_command(app)
+Words = tuple[str, ...]
 
 
-def commands(group: click.Command = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(group: click.Command = ROOT, path: Words = ()) -> Iterator[tuple[Words, click.Command]]:
     """Every command with the words that call it."""
     yield path, group
     if isinstance(group, click.Group):

@@ -27,7 +27,12 @@ from tests.unit.data.samples import write_pack
 WIDTHS = [60, 80, 120]
 LONG = "20261121-083512-a1b2-" + "the-autumn-campaign-in-all-stores-of-the-north-" * 2 + "end"
 RUN_IDS = ["20261121-083512-a1b2", "20261122-070000-c3d4", "20261123-235959-ffff", LONG]
-ODD_STORES = ["北京王府井大街第一分店", "🍎 fruit & more", "[bold]Lyon[/bold]", "magasin-de-la-place-de-la-République-à-côté-de-la-gare"]
+ODD_STORES = [
+    "北京王府井大街第一分店",
+    "🍎 fruit & more",
+    "[bold]Lyon[/bold]",
+    "magasin-de-la-place-de-la-République-à-côté-de-la-gare",
+]
 STORES = sorted([f"store-{number:02}" for number in range(36)] + ODD_STORES)
 PRODUCTS = [
     "Arla-Ko-Ekologisk-Mellanmjölk-1,5%-färskmjölk-1500-ml-återförslutningsbar", "苹果/红富士", "🥑", "Milk [organic]",
@@ -52,7 +57,7 @@ def make_run(root: Path, run_id: str, *, num_rounds: int = 12, has_tests: bool =
             min_clients=40,
         )
     )  # fmt: skip
-    database.emit(RoundVoid(round=1, attempt=0, reason="12 of 40 clients were counted, the quorum is 27", clients=()))
+    database.emit(RoundVoid(round=1, attempt=0, reason="counted 12 of 40, the quorum is 27", clients=()))
     for number in range(1, num_rounds + 1):
         clients = []
         for store in STORES:
@@ -71,7 +76,7 @@ def make_run(root: Path, run_id: str, *, num_rounds: int = 12, has_tests: bool =
         StoreComparison(client=s, best=Candidate.PERSONALIZED, accuracies=accuracies, on_test=True) for s in STORES[:-1]
     ]
     compared.append(
-        StoreComparison(client=STORES[-1], best=None, accuracies={}, on_test=False, reason="the store left before the end")
+        StoreComparison(client=STORES[-1], best=None, accuracies={}, on_test=False, reason="the store left early")
     )
     database.emit(StoresCompared(round=num_rounds, stores=tuple(compared)))
     database.emit(RunEnded(status=RunStatus.FINISHED))
@@ -132,7 +137,7 @@ def test_a_run_round_by_round_fits_with_whole_names_and_paths(
     has_tests = run_id != RUN_IDS[1]
     assert ("central" in text) == ("virtual time" in text) == has_tests, "a column without values is left out"
     assert "mean of 40 stores" in text
-    assert "\n    the store left before the end\n" in text
+    assert "\n    the store left early\n" in text
     *_, sentence = text.strip().split("\n\n")
     assert "of 39 stores" in " ".join(sentence.split())
 
@@ -210,7 +215,8 @@ def test_a_name_that_is_too_long_stands_above_its_figures() -> None:
     table.add("a-very-long-class-name", "12")
     table.add("milk", "7", notes=["3 copies of the same photo"])
     assert list(table.lines(20)) == [
-        "class  train", "a-very-long-class-name", "          12", "milk       7", "    3 copies of the", "    same photo",
+        "class  train", "a-very-long-class-name", "          12", "milk       7", "    3 copies of the",
+        "    same photo",
     ]  # fmt: skip
 
 

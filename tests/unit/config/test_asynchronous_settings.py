@@ -35,7 +35,9 @@ def test_fedasync_is_told_its_alpha_and_rho_and_makes_a_version_of_every_upload(
 def test_a_buffer_of_more_than_one_upload_is_none_of_fedasyncs(size: int) -> None:
     """Not even fedbuff's default, once somebody has asked for it."""
     with (
-        pytest.raises(UsageError, match=f"--buffer-size {size} with --algorithm fedasync: .* every upload .* Leave .* fedbuff"),
+        pytest.raises(
+            UsageError, match=f"--buffer-size {size} with --algorithm fedasync: .* every upload .* Leave .* fedbuff"
+        ),
         open_run(config(algorithm="fedasync", buffer_size=size), watchers=()),
     ):
         pass

@@ -74,7 +74,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         "--seed -1: must be at least 0",
         f"momentum = 1.5 in {file}: must be less than 1",
         f"norm = \"bach\" in {file}: must be one of batch, group: did you mean 'batch'?",
-        f"rounds = \"ten\" in {file}: not a whole number",
+        f'rounds = "ten" in {file}: not a whole number',
         f"unknown key 'batch-sise' in {file}: did you mean 'batch-size'?",
     ]
 

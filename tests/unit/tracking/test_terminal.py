@@ -31,7 +31,7 @@ EVENTS = [
     r"oslo joined: 8 training photos, 1 validation photo \(2 of 2 stores needed to start\)",
     r"round 1/2  2 of 2 stores  loss \d\.\d{3}  accuracy \d+\.\d %  \d+\.\d s.*",
     r"round 2/2  2 of 2 stores  loss \d\.\d{3}  accuracy \d+\.\d %  \d+\.\d s.*",
-    r"run finished: all 2 rounds are done, best round \d",
+    r"run finished: 2 rounds done, best round \d",
 ]
 
 
