@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
 from fedshelf.core.suggestions import did_you_mean
-from fedshelf.core.text import counted
 from fedshelf.models.resnet import resnet10
 
 log = logging.getLogger(__name__)
@@ -99,9 +98,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"{name} {tuple(given[name].shape) if name in given else 'absent'} for {tuple(expected[name].shape)}"
             for name in sorted(missing)[:5]
         )
-        raise ModelError(
-            f"{path} does not fit the model: {counted(len(missing), 'tensor')} missing or of another shape ({some})"
-        )
+        raise ModelError(f"{path} does not fit the model: {len(missing)} tensors differ ({some})")
     if head - fitting.keys():
         log.info("%s has another head; ours (%s) starts fresh", path, ", ".join(sorted(head - fitting.keys())))
     module.load_state_dict(fitting, strict=False)
