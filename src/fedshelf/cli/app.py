@@ -14,7 +14,9 @@ from fedshelf.cli.commands import Commands, complaint
 from fedshelf.core.errors import FedShelfError
 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
-EPILOG = """Certificates, decoded photos and client state are kept in $FEDSHELF_HOME, by default in the user's data
+EPILOG = """Run 'fedshelf COMMAND --help' for the flags of a command.
+
+Certificates, decoded photos and client state are kept in $FEDSHELF_HOME, by default in the user's data
 directory.
 
 Documentation: docs/index.md in the source folder; 'make docs' makes a web site of it.

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from fedshelf.cli.options import BASIC
 from fedshelf.core.suggestions import did_you_mean
-from fedshelf.tracking.terminal import GLUE, wrapped
+from fedshelf.tracking.terminal import GLUE, continued, wrapped
 
 MAX_WIDTH = 100
 INDENT, MAX_TERM = "  ", 26  # a longer flag stands on a line of its own
@@ -192,10 +192,6 @@ def _definitions(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
 
 
 def _example(text: str, width: int) -> Iterator[str]:
-    """An example that can be copied: a long one is continued by backslashes."""
-    line, begin = text, len(EXAMPLE) + 4
-    while len(line) > width and " " in line[begin : width - 1]:
-        end = max(line.rfind(" --", begin, width - 1), 0) or line.rindex(" ", begin, width - 1)
-        yield f"{line[:end]} \\"
-        line = " " * begin + line[end + 1 :]
-    yield line
+    """An example that can be pasted."""
+    first, *more = continued(text.removeprefix(EXAMPLE), width, " " * len(EXAMPLE))
+    yield from (EXAMPLE + first.lstrip(), *more)

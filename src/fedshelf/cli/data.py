@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedshelf.cli.commands import Commands
-from fedshelf.cli.display import echo, progress_bar
+from fedshelf.cli.display import echo, echo_command, progress_bar
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import UsageError
 from fedshelf.core.text import counted
@@ -64,7 +64,7 @@ def partition(
     for store, number in counts.items():
         table.add(store, f"{number:,}")
     echo(table, f"{counted(sum(counts.values()), 'photo')} in {counted(len(counts), 'store')} below '{out}'")
-    echo(f"Next: fedshelf simulate --data-dir {shlex.quote(str(out))} --rounds 10")
+    echo_command(f"fedshelf simulate --data-dir {shlex.quote(str(out))} --rounds 10")
 
 
 @app.command("make-demo", epilog="Example: fedshelf data make-demo demo/ --seed 1")
@@ -101,7 +101,7 @@ def make_demo(
         f"{counted(made.num_test, 'test photo')} in '{out}'"
     )
     stores, test = shlex.quote(str(made.stores)), shlex.quote(str(made.test))
-    echo(f"Next: fedshelf simulate --data-dir {stores} --test-dir {test} --rounds 10")
+    echo_command(f"fedshelf simulate --data-dir {stores} --test-dir {test} --rounds 10")
 
 
 @app.command(epilog="Example: fedshelf data fetch groceries --out groceries/")
@@ -133,7 +133,7 @@ def fetch(
         return
     echo(f"Photos in '{fetched.photos}', verified by {fetched.proof} (SHA-256 of the archive: {fetched.sha256})")
     echo(f"Please cite: {GROCERIES.citation}")
-    echo(f"Next: fedshelf data partition {shlex.quote(str(fetched.photos))} --out stores/")
+    echo_command(f"fedshelf data partition {shlex.quote(str(fetched.photos))} --out stores/")
 
 
 @app.command(epilog="Example: fedshelf data check stores/store-1")

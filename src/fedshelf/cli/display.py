@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedshelf.cli.tables import Table
-from fedshelf.tracking.terminal import make_console, print_line
+from fedshelf.core.text import printable
+from fedshelf.tracking.terminal import continued, make_console, print_line
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
@@ -22,6 +23,14 @@ def echo(*parts: str | Table) -> None:
         if before is not None and not (isinstance(before, str) and isinstance(part, str)):
             print_line(console, "")
         print_line(console, part) if isinstance(part, str) else part.print(console)
+
+
+def echo_command(command: str) -> None:
+    """Print what to do next, so that it can be pasted."""
+    console = make_console()
+    print_line(console, "Next:")
+    for line in continued(printable(command), console.width, "  "):
+        console.print(line, soft_wrap=True)
 
 
 @contextmanager

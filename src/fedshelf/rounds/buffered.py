@@ -250,7 +250,9 @@ class BufferedRounds:
         self._ports.sink.emit(void)
         books.num_void += 1
         if books.num_void >= MAX_VOID_IN_A_ROW:
-            raise RunError(f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row, last because {reason}")
+            raise RunError(
+                f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason})"
+            )
         books.resting.clear()
         return True
 

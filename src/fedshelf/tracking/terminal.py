@@ -77,6 +77,16 @@ def wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
     yield line.replace(GLUE, " ")
 
 
+def continued(command: str, width: int, indent: str = "") -> Iterator[str]:
+    """A command in lines of at most `width` cells that can be pasted: all but the last end with a backslash."""
+    line, begin = indent + command, len(indent) + 4
+    while cell_len(line) > width and " " in line[begin : width - 1]:
+        end = max(line.rfind(" --", begin, width - 1), 0) or line.rindex(" ", begin, width - 1)
+        yield f"{line[:end]} \\"
+        line = " " * begin + line[end + 1 :]
+    yield line
+
+
 class LogHandler(logging.Handler):
     """Log records as lines on standard error. They have no time of their own: a service's journal adds it."""
 

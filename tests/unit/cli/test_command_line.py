@@ -35,8 +35,8 @@ def fedshelf(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 @pytest.fixture
 def stores(home: Path) -> Path:
     for name in ("lyon", "oslo"):
-        write_pack(Path("stores") / name, {"apple": 5, "milk": 4})
-    write_pack(Path("test"), {"apple": 2, "milk": 2})
+        write_pack(Path("stores") / name, {"apple": 5, "Milk [organic]": 4})
+    write_pack(Path("test"), {"apple": 2, "Milk [organic]": 2})
     return Path("stores")
 
 
@@ -144,7 +144,7 @@ def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixt
     assert code == 0
     assert answer["photo"] == str(good)
     (guess,) = answer["predictions"]
-    assert guess["class"] in ("apple", "milk")
+    assert guess["class"] in ("apple", "Milk [organic]")
     assert 0.5 <= guess["probability"] <= 1
 
     Path("corrupt.jpg").write_bytes(b"\xff\xd8\xff nonsense")
@@ -152,7 +152,7 @@ def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixt
     assert code == 1, "some photos could not be used"
     assert "corrupt.jpg" in error
     assert "absent.jpg" in error
-    assert "%" in out, "the others are named all the same"
+    assert " %  Milk [organic]\n" in out, "the others are named all the same, and nothing in a name is markup"
     code, out, _ = fedshelf(capsys, "predict", "corrupt.jpg", "--run", "r/model", "--json")
     assert code == 1
     assert "error" in json.loads(out)

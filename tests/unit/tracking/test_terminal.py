@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshelf.tracking.terminal import LogHandler, wrapped
+from fedshelf.tracking.terminal import LogHandler, continued, wrapped
 from tests.unit.cli.screen import run, run_on_terminal
 from tests.unit.data.samples import write_pack
 
@@ -105,3 +105,16 @@ def test_log_records_are_lines_with_their_level(capsys: pytest.CaptureFixture[st
 )
 def test_lines_break_at_blanks_only(text: str, lines: list[str]) -> None:
     assert list(wrapped(text, 8)) == lines
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("fedshelf demo", ["  fedshelf demo"]),
+        ("fedshelf runs show RUN --root DIR", ["  fedshelf runs show RUN \\", "      --root DIR"]),
+        ("fedshelf predict a-long-photo.jpg", ["  fedshelf predict \\", "      a-long-photo.jpg"]),
+        ("a-command-without-any-blank-in-it", ["  a-command-without-any-blank-in-it"]),
+    ],
+)
+def test_a_long_command_can_be_pasted(command: str, lines: list[str]) -> None:
+    assert list(continued(command, 26, "  ")) == lines
