@@ -52,8 +52,8 @@ class SynchronousRounds:
             state = replace(state, void_rounds=state.void_rounds + 1)
             attempt, reason = outcome.attempt + 1, outcome.reason
         raise RunError(
-            f"round {state.round + 1} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason}). Give clients "
-            "more time (--round-timeout), ask for fewer (--quorum), and start the server again"
+            f"round {state.round + 1} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason}). Give "
+            "clients more time (--round-timeout), ask for fewer (--quorum), and start the server again"
         )
 
     def _open(self, state: ServerState, attempt: int) -> OpenRound:
