@@ -17,7 +17,7 @@ def server(
 ) -> None:
     """Run the server: wait for stores and train over them.
 
-    Stopped or killed, it resumes the run when the same command is started again.
+    After a stop or a crash, the same command resumes the run.
 
     Example: fedshelf server --rounds 10 --min-clients 5
     """

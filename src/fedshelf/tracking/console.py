@@ -111,15 +111,15 @@ class ConsoleSink:
             self._show(f"waiting for {counted(event.min_clients, 'store')} to join")
 
     def _client_joined(self, event: ClientJoined) -> None:
-        gate = f"{len(self._joined)} of {counted(self._min_clients, 'store')} needed to start"
+        so_far = f"{len(self._joined)} of {counted(self._min_clients, 'store')} needed to start"
         if len(self._joined) > MOST_NAMED and not self._seconds:
-            self._show(gate)
+            self._show(so_far)
             return  # a thousand simulated stores are a number, not a thousand lines
         left_out = f", {counted(event.num_left_out, 'photo')} left out" if event.num_left_out else ""
         self._say(
             f"{event.client} joined: {counted(event.num_train, 'training photo')}, "
             f"{counted(event.num_validation, 'validation photo')}{left_out}"
-            + (f" ({gate})" if not self._seconds else "")
+            + (f" ({so_far})" if not self._seconds else "")
         )
 
     def _round_started(self, event: RoundStarted) -> None:
