@@ -49,10 +49,10 @@ class ClientPlace:
         """
         folder = data_dir.expanduser().absolute()
         if not folder.is_dir():
-            raise UsageError(f"--data-dir {data_dir}: there is no such folder")
+            raise UsageError(f"--data-dir {data_dir}: no such folder")
         test = test_dir.expanduser().absolute() if test_dir else None
         if test is not None and not test.is_dir():
-            raise UsageError(f"--test-dir {test_dir}: there is no such folder")
+            raise UsageError(f"--test-dir {test_dir}: no such folder")
         if device not in get_args(DeviceName):
             raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
         chosen = name or folder.resolve().name

@@ -250,12 +250,14 @@ class BufferedRounds:
         live = self._membership.live()
         if self._tasks or not live or not books.resting.issuperset(live):
             return False
-        reason = f"all {len(live)} live clients have failed, {len(self._buffer)} of {self._size} uploads are in"
+        reason = f"every live client has failed; uploads received: {len(self._buffer)} of {self._size}"
         void = RoundVoid(round=books.number, attempt=books.num_void, reason=reason, clients=books.in_order())
         self._ports.sink.emit(void)
         books.num_void += 1
         if books.num_void >= MAX_VOID_IN_A_ROW:
-            raise RunError(f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row, last because {reason}")
+            raise RunError(
+                f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason})"
+            )
         books.resting.clear()
         return True
 
