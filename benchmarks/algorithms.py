@@ -1,82 +1,74 @@
-"""*algorithms*: every way to train, on the acceptance benchmark, between its two bounds: all photos in one place, and
-each store alone.
-
-    python -m benchmarks.algorithms                         # all, three seeds; takes hours, goes on where it was
-    python -m benchmarks.algorithms --seed 0 --only FedAvg --only "SCAFFOLD, option II"
-"""
+"""*algorithms*: every algorithm, between two bounds: all photos in one place, and each store alone."""
 
 import statistics
 from collections.abc import Sequence
 
 from benchmarks import results, study, unequal
-from benchmarks.study import ALL_IN_ONE, EACH_ALONE, Contender, Record
+from benchmarks.study import ALL_IN_ONE, EACH_ALONE, Experiment, Result, Study
 
 TARGET = 0.37
-CONTENDERS = (
-    Contender(name="FedAvg", flags=study.CLOCKED),
-    Contender(name="FedProx, mu 0.01", flags=("--algorithm", "fedprox", "--mu", "0.01")),
-    Contender(name="FedProx, mu 0.1", flags=("--algorithm", "fedprox", "--mu", "0.1")),
-    Contender(name="FedAvgM, momentum 0.5", flags=("--algorithm", "fedavgm", "--server-momentum", "0.5")),
-    Contender(name="FedAvgM, momentum 0.9", flags=("--algorithm", "fedavgm", "--server-momentum", "0.9")),
-    Contender(
+SCAFFOLD_OPTIONS = (
+    ("SCAFFOLD, option I", ("--algorithm", "scaffold", "--scaffold-option", "1")),
+    ("SCAFFOLD, option II", ("--algorithm", "scaffold")),
+)
+EXPERIMENTS = (
+    Experiment(name="FedAvg", flags=study.EQUALLY_FAST),
+    Experiment(name="FedProx, mu 0.01", flags=("--algorithm", "fedprox", "--mu", "0.01")),
+    Experiment(name="FedProx, mu 0.1", flags=("--algorithm", "fedprox", "--mu", "0.1")),
+    Experiment(name="FedAvgM, momentum 0.5", flags=("--algorithm", "fedavgm", "--server-momentum", "0.5")),
+    Experiment(name="FedAvgM, momentum 0.9", flags=("--algorithm", "fedavgm", "--server-momentum", "0.9")),
+    Experiment(
         name="FedAvgM, momentum 0.9, rate 0.3",
         flags=("--algorithm", "fedavgm", "--server-momentum", "0.9", "--server-lr", "0.3"),
     ),
     *(
-        Contender(name=name, flags=("--algorithm", name.lower(), "--server-lr", "0.1", "--server-tau", "0.01"))
-        for name in ("FedAdagrad", "FedAdam", "FedYogi")  # rates and taus of `benchmarks.tuning`
+        Experiment(name=name, flags=("--algorithm", name.lower(), "--server-lr", "0.1", "--server-tau", "0.01"))
+        for name in ("FedAdagrad", "FedAdam", "FedYogi")  # rates and taus of *tuning*
     ),
-    Contender(name="SCAFFOLD, option I", flags=("--algorithm", "scaffold", "--scaffold-option", "1")),
-    Contender(name="SCAFFOLD, option II", flags=("--algorithm", "scaffold")),
-    *(  # where local training does not move far in a round, its gradient at the round's start is worth something
-        Contender(name=f"{name}, local rate 0.005", flags=(*flags, "--client-lr", "0.005"))
-        for name, flags in (
-            ("FedAvg", ()),
-            ("SCAFFOLD, option I", ("--algorithm", "scaffold", "--scaffold-option", "1")),
-            ("SCAFFOLD, option II", ("--algorithm", "scaffold")),
-        )
+    *(Experiment(name=name, flags=flags) for name, flags in SCAFFOLD_OPTIONS),
+    *(  # with a small local rate, the gradient at a round's start stays representative of the round
+        Experiment(name=f"{name}, local rate 0.005", flags=(*flags, "--client-lr", "0.005"))
+        for name, flags in (("FedAvg", ()), *SCAFFOLD_OPTIONS)
     ),
-    Contender(name="FedAvg, FedRS", flags=("--loss", "fedrs")),
-    Contender(name="FedAvg, FedLC", flags=("--loss", "fedlc")),
+    Experiment(name="FedAvg, FedRS", flags=("--loss", "fedrs")),
+    Experiment(name="FedAvg, FedLC", flags=("--loss", "fedlc")),
     *(
-        Contender(name=name, flags=(*study.CLOCKED, *unequal.WAYS[name]))
+        Experiment(name=name, flags=(*study.EQUALLY_FAST, *unequal.METHODS[name]))
         for name in ("FedBuff, 60 versions", "FedAsync, 240 versions")
     ),
-    Contender(name="all photos in one place", flags=("--min-clients", "1"), stores=ALL_IN_ONE),
-    Contender(name="each store alone (mean)", flags=("--min-clients", "1"), stores=EACH_ALONE),
+    Experiment(name="all photos in one place", flags=("--min-clients", "1"), stores=ALL_IN_ONE),
+    Experiment(name="each store alone (mean)", flags=("--min-clients", "1"), stores=EACH_ALONE),
 )
-TRAVELS = {contender.name: contender.travels for contender in CONTENDERS}
+IS_FEDERATED = {experiment.name: experiment.is_federated for experiment in EXPERIMENTS}
 
 
-def table(records: Sequence[Record]) -> str:
-    """One row per contender: means and standard deviations over seeds."""
-    columns = ["", "accuracy %", f"rounds to {TARGET:.0%}", f"MB to {TARGET:.0%}", "MB in all", "seeds"]
+def report(found: Sequence[Result]) -> str:
+    """One row per experiment: means and standard deviations over seeds."""
+    columns = ["", "accuracy %", f"rounds to {TARGET:.0%}", f"MB to {TARGET:.0%}", "MB in total", "seeds"]
     rows = []
-    for name, of in study.by_name(records).items():
-        reached = [record.reached(TARGET) for record in of]
-        found = [number for number in reached if number is not None]
-        megabytes = [record.num_bytes[number - 1] / 1e6 for record, number in zip(of, reached, strict=True) if number]
-        everywhere, travels = len(found) == len(of), TRAVELS.get(name, True)
+    for name, of in study.by_name(found).items():
+        rounds = [result.round_reaching(TARGET) for result in of]
+        reached = [number for number in rounds if number is not None]
+        megabytes = [result.num_bytes[number - 1] / 1e6 for result, number in zip(of, rounds, strict=True) if number]
+        always, is_federated = len(reached) == len(of), IS_FEDERATED[name]
         rows.append(
             [
-                name, study.percent([record.final for record in of]),
-                f"{statistics.fmean(found):.1f}" if everywhere else f"missed by {len(of) - len(found)}",
-                f"{statistics.fmean(megabytes):.0f}" if travels and everywhere else "–",
-                f"{statistics.fmean(record.num_bytes[-1] for record in of) / 1e6:.0f}" if travels else "–",
+                name, study.percent([result.final_accuracy for result in of]),
+                f"{statistics.fmean(reached):.1f}" if always else f"missed by {len(of) - len(reached)}",
+                f"{statistics.fmean(megabytes):.0f}" if is_federated and always else "–",
+                f"{statistics.fmean(result.num_bytes[-1] for result in of) / 1e6:.0f}" if is_federated else "–",
                 str(len(of)),
             ]
         )  # fmt: skip
-    return results.table(columns, rows)
-
-
-def report(records: Sequence[Record]) -> str:
-    """The section."""
     return (
-        f"{table(records)}\n\nThe acceptance benchmark: 81 products, 8 stores (Dirichlet 0.3), 30 rounds of 2 local "
-        "epochs (60 epochs in one place, or alone; versions of FedBuff and FedAsync are made of as many), accuracy on "
-        "the official test photos of all products after the last round; mean and standard deviation over seeds."
+        f"{results.table(columns, rows)}\n\nThe acceptance benchmark: 81 products, 8 stores (Dirichlet 0.3), 30 rounds "
+        "of 2 local epochs (60 epochs in one place and alone; as many local epochs in all versions of FedBuff and "
+        "FedAsync). Accuracy on the official test photos of all products after the last round; mean and standard "
+        "deviation over seeds."
     )
 
 
-if __name__ == "__main__":
-    study.main(__doc__, CONTENDERS, "algorithms", report)
+STUDY = Study(
+    name="algorithms", help="Compare all algorithms, central training, and each store alone.",
+    experiments=EXPERIMENTS, report=report,
+)  # fmt: skip

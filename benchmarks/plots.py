@@ -1,6 +1,7 @@
-"""Bar charts of ratios as small SVG files in `plots/`, written by hand: no plotting library, the same bytes each time.
+"""Figures as SVG files in `plots/`: bar charts of ratios, and curves.
 
-Ratios that span more than a factor of ten get a logarithmic scale, where a dot on a line says that length is no amount.
+Bar charts are written without a plotting library. Ratios that span more than a factor of ten get a logarithmic scale
+and dots in place of bars, since a length on such a scale is not an amount.
 """
 
 import itertools
@@ -9,24 +10,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from benchmarks.results import LIMIT, ONE_PROCESS, OURS, Figures
+from benchmarks.results import FEDSHELF, LIMIT, ONE_PROCESS, Figures
 
 FOLDER = Path(__file__).with_name("plots")
 WIDTH, ROW, TOP, LEFT, RIGHT = 720, 28, 56, 210, 70  # pixels; LEFT holds names, RIGHT values
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#24292f}.title{font-weight:600}.axis{fill:#6e7781;font-size:11px}"
-    "line{stroke:#d0d7de}.ours{fill:#1a7f8e;stroke:#1a7f8e}.limit{fill:#8c959f;stroke:#8c959f}"
+    "line{stroke:#d0d7de}.fedshelf{fill:#1a7f8e;stroke:#1a7f8e}.limit{fill:#8c959f;stroke:#8c959f}"
     ".peer{fill:#bc6c25;stroke:#bc6c25}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{fill:#8d96a0}"
     "line{stroke:#3d444d}}"
 )
 
 
-def draw(section: str, figures: Mapping[str, Figures]) -> list[str]:
-    """Draw a benchmark's charts, one for each size; the Markdown that shows them.
+def draw_bars(section: str, figures: Mapping[str, Figures]) -> list[str]:
+    """Draw a benchmark's bar charts, one for each size.
 
     Args:
-        section: name of the benchmark.
-        figures: by contender; a size follows the name after a comma.
+        section: The section's name.
+        figures: By program; a size follows the program's name after a comma.
+
+    Returns:
+        The Markdown that shows the charts.
     """
     images = []
     sizes = itertools.groupby(figures, key=lambda name: name.partition(", ")[2])
@@ -35,14 +39,49 @@ def draw(section: str, figures: Mapping[str, Figures]) -> list[str]:
         title = f"{section}, {size}" if size else section
         name = f"{title.lower().replace(', ', '-').replace(' ', '-')}.svg"
         FOLDER.mkdir(exist_ok=True)
-        (FOLDER / name).write_text(chart(f"{title}: time over the limit's (less is better)", ratios), encoding="utf-8")
-        text = "; ".join(f"{who} {_number(ratio)}" for who, ratio in ratios.items())
+        (FOLDER / name).write_text(
+            chart(f"{title}: time relative to the limit (less is better)", ratios), encoding="utf-8"
+        )
+        text = "; ".join(f"{program} {_number(ratio)}" for program, ratio in ratios.items())
         images.append(f"![{title}, times the limit: {text}](plots/{name})")
     return images
 
 
+def draw_curves(name: str, title: str, x_label: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Draw accuracies (%) over time, one curve for each name.
+
+    Args:
+        name: The file's name, without its ending.
+        title: The figure's title.
+        x_label: What the time is.
+        curves: Points (time, accuracy), sorted by time; a value holds until the next one.
+
+    Returns:
+        The Markdown that shows the figure.
+    """
+    import matplotlib as mpl  # extra "bench"; slow to import, and only needed with --write
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "fedshelf", "svg.fonttype": "none", "font.size": 10})
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for label, points in curves.items():
+        axes.step([x for x, _ in points], [y for _, y in points], where="post", label=label)
+    axes.set(title=title, xlabel=x_label, ylabel="accuracy %")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    return f"![{title}](plots/{path.name})"
+
+
 def chart(title: str, ratios: Mapping[str, float]) -> str:
-    """An SVG document with a row for each ratio, the smallest first."""
+    """Return an SVG document with a row for each ratio, the smallest first."""
     rows = sorted(ratios.items(), key=lambda row: row[1])
     logarithmic = rows[-1][1] > 10 * rows[0][1]
     ticks = _decades(rows[0][1], rows[-1][1]) if logarithmic else _steps(rows[-1][1])
@@ -68,7 +107,7 @@ def chart(title: str, ratios: Mapping[str, float]) -> str:
 
 
 def _row(name: str, ratio: float, top: int, end: float, *, dot: bool) -> list[str]:
-    kind = {OURS: "ours", LIMIT: "limit", ONE_PROCESS: "limit"}.get(name, "peer")
+    kind = {FEDSHELF: "fedshelf", LIMIT: "limit", ONE_PROCESS: "limit"}.get(name, "peer")
     middle = top + ROW / 2
     length = round(end - LEFT, 1)
     shape = (

@@ -1,37 +1,38 @@
-"""Runs of the acceptance benchmark under other flags, each kept as one record: what the tables of algorithms,
-personalization, robustness and unequal machines are made of.
+"""Studies: tables over simulations of the acceptance benchmark with other flags.
 
-What came of a run is kept in `studies/`, under what it was a run of, and read by every study that has use for it; a run
-that was interrupted goes on where it was, below --work. To run something anew, remove its record.
+Every finished experiment is one record in `studies.jsonl`, under a key that says what was run; all studies that need
+it read it there. An interrupted simulation resumes from its folder below --work. To run an experiment again, delete its
+line.
 """
 
-import argparse
-import json
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from benchmarks import acceptance, results
+from benchmarks import acceptance, photos, results
+from benchmarks.records import RecordFile
 from fedshelf.tracking.queries import RunSummary, run_summary
 
-RECORDS = Path(__file__).with_name("studies")
+RECORDS = RecordFile(Path(__file__).with_name("studies.jsonl"))
+SEEDS = (0, 1, 2)
 EIGHT, ALL_IN_ONE, EACH_ALONE, HONEST = "eight", "all-in-one", "each-alone", "honest"
-NUM_HOSTILE = 2
-"""How many stores attack where any do: the first, in the order of names."""
-CLOCKED = ("--speeds", "1")
-"""Of plain FedAvg in all studies: alike stores, on a virtual clock, so that one record serves them all."""
+NUM_ATTACKERS = 2
+"""How many stores attack where any do: the first ones, sorted by name."""
+EQUALLY_FAST = ("--slowdowns", "1")
+"""Flags of plain FedAvg in all studies: with a virtual clock, one record serves them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Experiment:
     """One way to train.
 
     Attributes:
-        name: as in tables.
-        flags: beside those of the benchmark.
-        split: how the photos are dealt to 8 stores: dirichlet, assortment or iid.
-        stores: what it trains over: the split's eight, `ALL_IN_ONE`, `EACH_ALONE` (a run for each) or the
+        name: Its name in tables.
+        flags: Flags in addition to the benchmark's.
+        split: How the photos are dealt to 8 stores: dirichlet, assortment or iid.
+        stores: What it trains over: the split's `EIGHT`, `ALL_IN_ONE`, `EACH_ALONE` (a run for each store) or the
             `HONEST` ones.
     """
 
@@ -41,27 +42,29 @@ class Contender:
     stores: str = EIGHT
 
     @property
-    def travels(self) -> bool:
-        """Whether it moves bytes between stores."""
+    def is_federated(self) -> bool:
+        """Whether stores exchange models over the network."""
         return self.stores == EIGHT
 
-    @property
-    def key(self) -> str:
-        """What its runs are kept under: everything that makes them what they are, but for the seed."""
-        return "_".join([self.split, self.stores, *(flag.removeprefix("--") for flag in self.flags)])
+    def key(self, seed: int) -> str:
+        """Return the key of its record: everything that decides the result."""
+        return "_".join([self.split, self.stores, *(flag.removeprefix("--") for flag in self.flags), f"seed_{seed}"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """One contender on one seed.
+class Result:
+    """One experiment on one seed.
 
     Attributes:
-        accuracies: after each round, on the official test photos (of several runs, the mean).
-        validation: after each round, on the photos that the stores hold out, if they do.
-        num_bytes: payload of all clients, both ways, up to that round.
-        virtual_seconds: up to that round.
-        stores: of the comparison after the last round, by store: accuracies of `local`, `global`, `personalized`, and
-            which was `best`.
+        name: The experiment's name.
+        seed: Seed of the split and of the training.
+        accuracies: After each round, on the official test photos (the mean if there were several runs).
+        validation: After each round, on the photos that the stores hold out, if they do.
+        num_bytes: Payload bytes of all clients, both ways, up to that round.
+        bytes_up: Of these, the bytes that clients sent; empty in records made before it was kept.
+        virtual_seconds: Virtual time up to that round.
+        stores: By store, what was compared after the last round: the accuracies of `local`, `global` and
+            `personalized`, and which was `best`.
     """
 
     name: str
@@ -69,141 +72,131 @@ class Record:
     accuracies: Sequence[float | None]
     validation: Sequence[float | None]
     num_bytes: Sequence[int]
+    bytes_up: Sequence[int] = ()
     virtual_seconds: Sequence[float]
     stores: Mapping[str, Mapping[str, float | str | None]] = field(default_factory=dict)
 
     @property
-    def final(self) -> float:
+    def final_accuracy(self) -> float:
+        """The accuracy after the last round."""
         return self.accuracies[-1] or 0.0
 
-    def reached(self, accuracy: float) -> int | None:
-        """The first round with that accuracy."""
+    def round_reaching(self, accuracy: float) -> int | None:
+        """Return the first round with that accuracy."""
         return next((i for i, value in enumerate(self.accuracies, 1) if value is not None and value >= accuracy), None)
 
 
-def run(work: Path, photos: Path, contender: Contender, seed: int, workers: int) -> Record:
-    """Simulate one contender, or read what it came to."""
-    path = _record_path(contender, seed)
-    if not path.exists():
-        folders = _folders(work, photos, contender, seed)
-        records = [_simulate(work, photos, contender, seed, workers, folder) for folder in folders]
-        RECORDS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(asdict(_mean(records))) + "\n", encoding="utf-8")
-    return replace(Record(**json.loads(path.read_text(encoding="utf-8"))), name=contender.name)
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A table over experiments.
+
+    Attributes:
+        name: The name of the command and of the section in RESULTS.md.
+        help: What it compares.
+        experiments: What it runs.
+        report: Makes the section's text.
+        draw: Draws its figures and returns the Markdown that shows them.
+        summary: Makes the object that `--json` prints.
+    """
+
+    name: str
+    help: str
+    experiments: Sequence[Experiment]
+    report: Callable[[Sequence[Result]], str]
+    draw: Callable[[Sequence[Result]], str] = lambda results: ""
+    summary: Callable[[Sequence[Result]], Mapping[str, float]] = lambda results: {
+        name: statistics.fmean(result.final_accuracy for result in of) for name, of in by_name(results).items()
+    }
 
 
-def main(
-    description: str | None, contenders: Sequence[Contender], section: str, report: Callable[[Sequence[Record]], str],
-    draw: Callable[[Sequence[Record]], str] = lambda records: "",
-) -> None:  # fmt: skip
-    """The command line of a study: run what is asked for, print the table, and write it if that is wanted."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [contender.name for contender in contenders]
-    parser.add_argument("--seed", type=int, action="append", help="split and training (default: 0, 1 and 2)")
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help="only these rows")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes")
-    parser.add_argument("--photos", type=Path, default=acceptance.PHOTOS, help="folder with groceries-128.tar.gz")
-    parser.add_argument("--work", type=Path, default=Path("runs") / "studies", help="where photos and runs go")
-    parser.add_argument("--kept", action="store_true", help="run nothing: the table of what is there")
-    parser.add_argument("--write", action="store_true", help="write the section into benchmarks/RESULTS.md")
-    arguments = parser.parse_args()
-    wanted = [c for c in contenders if not arguments.only or c.name in arguments.only]
-    records = [
-        run(arguments.work, arguments.photos, contender, seed, arguments.workers)
-        for seed in arguments.seed or [0, 1, 2]
-        for contender in wanted
-        if not arguments.kept or _record_path(contender, seed).exists()
+def results_of(
+    study: Study, work: Path, photos_folder: Path, *, seeds: Sequence[int] = SEEDS, only: Sequence[str] = (),
+    workers: int = 2, recorded: bool = False,
+) -> list[Result]:  # fmt: skip
+    """Read the results of a study's experiments, and run those that have no record.
+
+    Args:
+        study: The study.
+        work: The folder for unpacked photos, stores and runs.
+        photos_folder: The folder that holds the groceries-128 pack and `splits/`.
+        seeds: Seeds of the splits and of the training.
+        only: Names of the experiments; empty for all.
+        workers: Worker processes.
+        recorded: Run nothing.
+    """
+    known = RECORDS.load()
+    return [
+        run(work, photos_folder, experiment, seed, workers)
+        for seed in seeds
+        for experiment in study.experiments
+        if (not only or experiment.name in only) and (not recorded or experiment.key(seed) in known)
     ]
-    text = report(records)
-    print(text)
-    if arguments.write:
-        results.write(
-            section,
-            "\n\n".join(filter(None, [text, draw(records)])),
-            f"python -m benchmarks.{section.replace(' ', '_')}",
-        )
 
 
-def by_name(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The records of each contender, in their order."""
-    grouped: dict[str, list[Record]] = {}
-    for record in records:
-        grouped.setdefault(record.name, []).append(record)
+def run(work: Path, photos_folder: Path, experiment: Experiment, seed: int, workers: int) -> Result:
+    """Read an experiment's record, or simulate it and add that."""
+    key = experiment.key(seed)
+    record = RECORDS.load().get(key)
+    if record is None:
+        runs = []
+        for stores in _store_folders(work, photos_folder, experiment, seed):
+            run_dir, flags = work / key / stores.name, list(experiment.flags)
+            if not experiment.is_federated:  # tested on the products that its stores do not sell, too
+                tested = photos.unpack(photos_folder, work) / "test"
+                flags += ["--catalogue", str(photos.write_catalogue(work / "catalogue.txt", tested))]
+            acceptance.simulate(work, photos_folder, seed, run_dir, flags, workers=workers, stores=stores)
+            runs.append(_result(experiment.name, seed, run_summary(run_dir)))
+        record = asdict(_mean(runs))
+        RECORDS.add(key, record)
+    return replace(Result(**record), name=experiment.name)
+
+
+def by_name(found: Iterable[Result]) -> dict[str, list[Result]]:
+    """Group results by experiment, in their order."""
+    grouped: dict[str, list[Result]] = {}
+    for result in found:
+        grouped.setdefault(result.name, []).append(result)
     return grouped
 
 
 def percent(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Format mean and standard deviation over seeds in percent."""
     return results.spread([100 * value for value in values])
 
 
-def _simulate(
-    work: Path, photos: Path, contender: Contender, seed: int, workers: int, folder: Path | None
-) -> Record:  # fmt: skip
-    run_dir = work / _record_path(contender, seed).stem / (folder.name if folder else "run")
-    stores = folder or acceptance.stores_of(work, photos, seed, split=contender.split)
-    flags = [*contender.flags, *(("--catalogue", str(_catalogue(work))) if folder else ())]
-    acceptance.simulate(work, photos, seed, run_dir, flags, workers=workers, stores=stores)
-    return _record(contender.name, seed, run_summary(run_dir))
-
-
-def _record(name: str, seed: int, summary: RunSummary) -> Record:
-    num_bytes, seconds = 0, 0.0
-    sums: list[int] = []
-    clock: list[float] = []
-    for each in summary.rounds:
-        num_bytes += each.bytes_up + each.bytes_down
-        seconds += each.virtual_seconds or 0.0
-        sums.append(num_bytes)
-        clock.append(seconds)
-    return Record(
-        name=name, seed=seed, accuracies=[each.central_accuracy for each in summary.rounds],
-        validation=[each.accuracy for each in summary.rounds], num_bytes=sums, virtual_seconds=clock,
+def _result(name: str, seed: int, summary: RunSummary) -> Result:
+    rounds = summary.rounds
+    return Result(
+        name=name, seed=seed, accuracies=[each.central_accuracy for each in rounds],
+        validation=[each.accuracy for each in rounds],
+        num_bytes=list(itertools.accumulate(each.bytes_up + each.bytes_down for each in rounds)),
+        bytes_up=list(itertools.accumulate(each.bytes_up for each in rounds)),
+        virtual_seconds=list(itertools.accumulate(each.virtual_seconds or 0.0 for each in rounds)),
         stores={store["client"]: store for store in summary.to_record()["stores"]},
     )  # fmt: skip
 
 
-def _mean(records: Sequence[Record]) -> Record:
-    """Several runs as one: accuracies are means."""
-    if len(records) == 1:
-        return records[0]
+def _mean(runs: Sequence[Result]) -> Result:
+    """Several runs as one: accuracies are means, and no bytes travel."""
+    if len(runs) == 1:
+        return runs[0]
+    accuracies = zip(*(result.accuracies for result in runs), strict=True)
     return replace(
-        records[0],
-        accuracies=[
-            statistics.fmean(accuracy or 0.0 for accuracy in each)
-            for each in zip(*(record.accuracies for record in records), strict=True)
-        ],
-        num_bytes=[0] * len(records[0].num_bytes),
+        runs[0], accuracies=[statistics.fmean(accuracy or 0.0 for accuracy in each) for each in accuracies],
+        num_bytes=[0] * len(runs[0].num_bytes), bytes_up=[0] * len(runs[0].bytes_up),
     )  # fmt: skip
 
 
-def _folders(work: Path, photos: Path, contender: Contender, seed: int) -> list[Path | None]:
-    """The folders of stores that a contender trains over, one run each; None is the split's own."""
-    if contender.travels:
-        return [None]
-    dealt = sorted(acceptance.stores_of(work, photos, seed, split=contender.split).iterdir())
+def _store_folders(work: Path, photos_folder: Path, experiment: Experiment, seed: int) -> list[Path]:
+    """The folders of stores that an experiment trains over, one per run."""
+    split = acceptance.partition(work, photos_folder, seed, split=experiment.split)
+    if experiment.is_federated:
+        return [split]
+    dealt = sorted(split.iterdir())
     groups = {
-        ALL_IN_ONE: {"all": {"all": work / "groceries-128" / "train"}},
+        ALL_IN_ONE: {"all": {"all": photos.unpack(photos_folder, work) / "train"}},
         EACH_ALONE: {store.name: {store.name: store} for store in dealt},
-        HONEST: {"honest": {store.name: store for store in dealt[NUM_HOSTILE:]}},
-    }[contender.stores]
-    folders: list[Path | None] = []
-    for group, stores in groups.items():
-        folder = work / f"{contender.stores}-{contender.split}-{seed}" / group
-        folder.mkdir(parents=True, exist_ok=True)
-        for store, photos_of_it in stores.items():
-            if not (folder / store).exists():
-                (folder / store).symlink_to(photos_of_it.resolve(), target_is_directory=True)
-        folders.append(folder)
-    return folders
-
-
-def _catalogue(work: Path) -> Path:
-    """All products: who trains on a part of the photos is tested on what it does not sell, too."""
-    path, tested = work / "catalogue.txt", work / "groceries-128" / "test"
-    path.write_text("".join(f"{name}\n" for name in sorted({photo.parent.name for photo in tested.rglob("*.*")})))
-    return path
-
-
-def _record_path(contender: Contender, seed: int) -> Path:
-    return RECORDS / f"{contender.key}.{seed}.json"
+        HONEST: {"honest": {store.name: store for store in dealt[NUM_ATTACKERS:]}},
+    }[experiment.stores]
+    root = work / f"{experiment.stores}-{experiment.split}-{seed}"
+    return [photos.link_stores(root / group, stores) for group, stores in groups.items()]

@@ -1,12 +1,13 @@
-"""FedShelf's side of *pilot* and *chain*: the product's simulator with two workers, as a user would call it.
+"""FedShelf's side of *pilot* and *chain*: its simulator with two workers, as a user would call it.
 
-    python -m benchmarks.ours pilot FOLDER
+    python -m benchmarks.training_fedshelf pilot FOLDER
 
-One line of JSON comes out, with the same figures as from `benchmarks.limits`.
+It prints one line of JSON with the same figures as `benchmarks.training_limit`. It is started for measuring, so it
+imports nothing that it does not need.
 """
 
-import argparse
 import json
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ NUM_WORKERS = 2
 
 @dataclass(frozen=True)
 class MakeModule:
-    """The workload's network, whatever number of classes the run has found (all of them)."""
+    """Builds the workload's network; its number of classes is fixed."""
 
     workload: Workload
 
@@ -36,7 +37,7 @@ class MakeModule:
 
 
 def config_of(workload: Workload, run_dir: Path) -> RunConfig:
-    """Plain SGD at a constant rate on photos as they are, one thread per client."""
+    """Return the configuration: plain SGD at a constant rate, no augmentation, one thread per client."""
     return RunConfig(
         rounds=workload.num_rounds, fraction=workload.cohort_size / workload.num_stores,
         min_clients=workload.cohort_size, local_epochs=1, batch_size=workload.batch_size,
@@ -47,7 +48,13 @@ def config_of(workload: Workload, run_dir: Path) -> RunConfig:
 
 
 def run(workload: Workload, folder: Path, run_dir: Path) -> dict[str, list[float]]:
-    """Simulate; the figures of every round (accuracies are fractions, losses nats)."""
+    """Simulate, and return the figures of every round (accuracies are fractions, losses nats).
+
+    Args:
+        workload: What to train.
+        folder: The folder of its prepared photos.
+        run_dir: The folder of the run.
+    """
     data = photos.load(folder)
     size = workload.photos_per_store
     stores = {
@@ -55,7 +62,7 @@ def run(workload: Workload, folder: Path, run_dir: Path) -> dict[str, list[float
         for i, name in enumerate(workload.stores)
     }
     test = PhotoSet(data.test_images, data.test_labels) if workload.num_test else None
-    names = tuple(f"class-{label:02d}" for label in range(NUM_CLASSES))  # the catalogue sorts: label order it is
+    names = tuple(f"class-{label:02d}" for label in range(NUM_CLASSES))  # sorted, so that labels keep their order
     simulate_in_memory(
         config_of(workload, run_dir), stores=stores, test=test, class_names=names, model=MakeModule(workload)
     )  # fmt: skip
@@ -68,14 +75,7 @@ def run(workload: Workload, folder: Path, run_dir: Path) -> dict[str, list[float
     return {name: [value for value in values if value is not None] for name, values in figures.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Run a workload on FedShelf's simulator.")
-    parser.add_argument("workload", choices=sorted(WORKLOADS))
-    parser.add_argument("folder", type=Path, help="the workload's prepared photos")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(run(WORKLOADS[arguments.workload], arguments.folder, Path(folder) / "run")))
-
-
 if __name__ == "__main__":
-    main()
+    name, photos_folder = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as temporary:
+        print(json.dumps(run(WORKLOADS[name], Path(photos_folder), Path(temporary) / "run")))

@@ -1,23 +1,24 @@
-"""The limits of *pilot* and *chain*: the same steps as plain PyTorch, with no framework around them.
+"""The limit of *pilot* and *chain*: the same steps in plain PyTorch, without a framework.
 
-    python -m benchmarks.limits pilot FOLDER --processes 1   # (a) one process with two threads
-    python -m benchmarks.limits pilot FOLDER --processes 2   # (b) two processes with one thread each: the limit
+    python -m benchmarks.training_limit pilot FOLDER 1   # one process with two threads
+    python -m benchmarks.training_limit pilot FOLDER 2   # two processes with one thread each: the limit
 
-One line of JSON comes out: the losses and accuracies of every round, and the seconds of all but the first. Workers
-are started once and share the global weights; each adds up what its stores changed, and the sums are joined when all
-are done.
+It prints one line of JSON: the losses and accuracies of every round, and the seconds of all rounds but the first.
+Workers are started once and share the global weights. Each sums the changes of its stores; the sums are added when all
+workers are done.
 
-These loops are frozen: a slower limit would flatter FedShelf. A faster one is welcome.
+Do not make these loops slower: a slower limit would flatter FedShelf. Making them faster is welcome.
 
 Shapes: B batch, H height, W width, C channels, K classes, R = W·C values of a row of pixels.
 """
 
-import argparse
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
@@ -34,14 +35,24 @@ TEST_BATCH = 250
 
 
 class Barrier(Protocol):
-    def wait(self) -> int: ...
+    """A barrier of threads or of processes."""
+
+    def wait(self) -> int:
+        """Wait until all have arrived."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """Tensors that all workers see. `sums` has one list of tensors per worker; the figures are [rounds, workers].
+    """Tensors that all workers share.
 
-    Sums are float64: then joining them in any order rounds to the same float32, and every loss can be compared.
+    Attributes:
+        weights: The global weights.
+        sums: The summed changes, one list of tensors per worker. They are float64, so that adding them in any order
+            rounds to the same float32.
+        train_loss: Summed losses [rounds, workers].
+        test_correct: Correct answers [rounds, workers].
+        ended: When a worker ended a round [rounds, workers].
     """
 
     weights: list[Tensor]
@@ -51,7 +62,8 @@ class Shared:
     ended: Tensor
 
     @classmethod
-    def of(cls, workload: Workload, processes: int) -> "Shared":
+    def allocate(cls, workload: Workload, processes: int) -> "Shared":
+        """Allocate them in shared memory, with the workload's first weights."""
         weights = [parameter.detach().clone().share_memory_() for parameter in _network(workload).parameters()]
         zeros = [[torch.zeros_like(w, dtype=torch.float64).share_memory_() for w in weights] for _ in range(processes)]
         figures = (torch.zeros(workload.num_rounds, processes, dtype=torch.float64).share_memory_() for _ in range(3))
@@ -76,7 +88,7 @@ class Loop:
         self.first_row = {store: i * workload.photos_per_store for i, store in enumerate(workload.stores)}
 
     def fit(self, round: int, store: str) -> float:
-        """One epoch over a store's photos; the sum of their losses (nats)."""
+        """Train one epoch on a store's photos, and return the sum of their losses (nats)."""
         self.module.train()
         rows = self.first_row[store] + self.workload.order(round, store)
         loss_sum = torch.zeros((), dtype=torch.float64)
@@ -89,7 +101,7 @@ class Loop:
         return loss_sum.item()
 
     def evaluate(self, batches: Iterable[Tensor]) -> float:
-        """Score rows of the test photos; the number of right answers."""
+        """Return the number of correct answers on batches of rows of the test photos."""
         self.module.eval()
         num_correct = 0.0
         with torch.inference_mode():
@@ -100,7 +112,7 @@ class Loop:
 
     def _batch(self, images_BHWC: Tensor) -> Tensor:
         batch, height, width, channels = images_BHWC.shape
-        rows_BHR = images_BHWC.view(batch, height, width * channels).float()  # long rows: [..., C] runs slowly
+        rows_BHR = images_BHWC.view(batch, height, width * channels).float()  # [..., C] is slow: three values per row
         scaled_BHR = torch.addcmul(self.shift_R, rows_BHR, self.scale_R)
         return scaled_BHR.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
@@ -113,7 +125,17 @@ def _network(workload: Workload) -> nn.Module:
 def train(
     rank: int, processes: int, threads: int, workload: Workload, folder: Path, shared: Shared, barrier: Barrier
 ) -> None:
-    """One worker's part of all rounds: every `processes`-th store of each cohort, and of the test's batches."""
+    """Run one worker's part of all rounds: every `processes`-th store of each cohort, and every such test batch.
+
+    Args:
+        rank: The worker's number.
+        processes: The number of workers.
+        threads: Threads of the worker.
+        workload: What to train.
+        folder: The folder of its prepared photos.
+        shared: The tensors that all workers share.
+        barrier: Where workers wait for each other.
+    """
     torch.set_num_threads(threads)
     loop = Loop(workload, folder)
     for row in range(workload.num_rounds):
@@ -136,8 +158,15 @@ def train(
 
 
 def run(workload: Workload, folder: Path, *, processes: int, threads: int) -> dict[str, list[float]]:
-    """Train; the figures of every round (accuracies are fractions, losses nats)."""
-    shared = Shared.of(workload, processes)
+    """Train, and return the figures of every round (accuracies are fractions, losses nats).
+
+    Args:
+        workload: What to train.
+        folder: The folder of its prepared photos.
+        processes: Worker processes.
+        threads: Threads of each.
+    """
+    shared = Shared.allocate(workload, processes)
     if processes == 1:
         train(0, 1, threads, workload, folder, shared, threading.Barrier(1))
     else:
@@ -151,10 +180,13 @@ def run(workload: Workload, folder: Path, *, processes: int, threads: int) -> di
         ]
         for worker in workers:
             worker.start()
-        for worker in workers:
-            worker.join()
-            if worker.exitcode:
-                raise SystemExit(f"{describe_exit('a worker of the limit', worker.exitcode)}; see above")
+        running = {worker.sentinel: worker for worker in workers}
+        while running:
+            for ended in wait(list(running)):
+                worker = running.pop(ended)  # type: ignore[arg-type]
+                worker.join()
+                if worker.exitcode:  # the others would wait for it at the barrier
+                    raise SystemExit(f"{describe_exit('a worker of the limit', worker.exitcode)}; see above")
     num_trained = workload.cohort_size * workload.photos_per_store
     figures = {"train_loss": shared.train_loss.sum(1) / num_trained, "round_seconds": shared.ended.amax(1).diff()}
     if workload.num_test:
@@ -162,15 +194,6 @@ def run(workload: Workload, folder: Path, *, processes: int, threads: int) -> di
     return {name: values.tolist() for name, values in figures.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Run a plain PyTorch loop over a workload.")
-    parser.add_argument("workload", choices=sorted(WORKLOADS))
-    parser.add_argument("folder", type=Path, help="the workload's prepared photos")
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=2)
-    arguments = parser.parse_args()
-    workload, processes = WORKLOADS[arguments.workload], arguments.processes
-    print(json.dumps(run(workload, arguments.folder, processes=processes, threads=2 // processes)))
-
-
 if __name__ == "__main__":
-    main()
+    name, photos_folder, count = sys.argv[1:]
+    print(json.dumps(run(WORKLOADS[name], Path(photos_folder), processes=int(count), threads=2 // int(count))))

@@ -1,13 +1,9 @@
-"""*tuning*: FedAvgM's momentum, rates and taus of the adaptive optimizers, on half as many rounds, by the photos that
-the stores hold out.
-
-python -m benchmarks.tuning --seed 0
-"""
+"""*tuning*: FedAvgM's momentum, and the adaptive optimizers' rates and taus, by accuracy on held-out photos."""
 
 from collections.abc import Sequence
 
 from benchmarks import results, study
-from benchmarks.study import Contender, Record
+from benchmarks.study import Experiment, Result, Study
 
 GRID = {
     "fedadam": (
@@ -17,19 +13,20 @@ GRID = {
     "fedyogi": ((0.01, 0.001), (0.03, 0.01), (0.1, 0.01), (0.3, 0.03)),
     "fedadagrad": ((0.01, 0.001), (0.03, 0.01), (0.1, 0.01), (0.3, 0.03)),
 }  # fmt: skip
+"""Pairs of rate and tau, by algorithm."""
 MOMENTA = (0.3, 0.5, 0.7, 0.8)
 SHORT = ("--rounds", "15", "--val-fraction", "0.1")
-CONTENDERS = (
-    Contender(name="fedavg", flags=SHORT),
+EXPERIMENTS = (
+    Experiment(name="fedavg", flags=SHORT),
     *(
-        Contender(
+        Experiment(
             name=f"fedavgm, momentum {momentum}",
             flags=("--algorithm", "fedavgm", "--server-momentum", str(momentum), *SHORT),
         )
         for momentum in MOMENTA
     ),
     *(
-        Contender(
+        Experiment(
             name=f"{algorithm}, rate {rate}, tau {tau}",
             flags=("--algorithm", algorithm, "--server-lr", str(rate), "--server-tau", str(tau), *SHORT),
         )
@@ -39,11 +36,11 @@ CONTENDERS = (
 )
 
 
-def report(records: Sequence[Record]) -> str:
-    """One row per setting: accuracy on held-out photos of the stores after the last round."""
+def report(found: Sequence[Result]) -> str:
+    """One row per setting: accuracy on the stores' held-out photos after the last round."""
     rows = [
-        [name, study.percent([record.validation[-1] or 0.0 for record in of]), ", ".join(str(r.seed) for r in of)]
-        for name, of in study.by_name(records).items()
+        [name, study.percent([result.validation[-1] or 0.0 for result in of]), ", ".join(str(r.seed) for r in of)]
+        for name, of in study.by_name(found).items()
     ]
     return (
         results.table(["", "accuracy on held-out photos %", "seeds"], rows)
@@ -51,5 +48,6 @@ def report(records: Sequence[Record]) -> str:
     )
 
 
-if __name__ == "__main__":
-    study.main(__doc__, CONTENDERS, "tuning", report)
+STUDY = Study(
+    name="tuning", help="Tune the server optimizers on 15 rounds.", experiments=EXPERIMENTS, report=report,
+)  # fmt: skip

@@ -1,22 +1,26 @@
-"""*wire*: FedShelf, plain sockets and the peers in turn, at each size."""
+"""*wire*: FedShelf, plain sockets and the peers in turn, at each size of the model."""
 
-import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks import results
-from benchmarks.journal import Contender, Journal, alternate
 from benchmarks.measure import Sample, median
-from benchmarks.peers import contenders
-from benchmarks.results import LIMIT, OURS, Figures, Outcome
+from benchmarks.peers import registry
+from benchmarks.results import FEDSHELF, LIMIT, Figures, Outcome
+from benchmarks.samples import Program, SampleLog, run_in_turn
 
 
 @dataclass(frozen=True, kw_only=True)
 class WireFigures(Figures):
-    """`seconds` are those of a round, `peak_mb` is the server's.
+    """Medians of a program that moves a model; `seconds` are those of a round, `peak_mb` is the server's.
 
-    Of that, `anonymous_mb` is its own memory, and `above_idle` what the rounds added to it, in models. None for peers.
+    Attributes:
+        all_peak_mb: Peak memory of all processes together.
+        lo_ratio: Bytes on the loopback interface over the nominal bytes.
+        anonymous_mb: The server's own memory at its peak; None for peers.
+        above_idle: Of it, what the rounds added, in models; None for peers.
     """
 
     all_peak_mb: float
@@ -25,33 +29,46 @@ class WireFigures(Figures):
     above_idle: float | None
 
 
-def measure(arguments: argparse.Namespace, journal: Journal) -> Outcome:
-    """Run everybody and compare; the contract's figures are those of the largest size.
+def measure(
+    log: SampleLog, *, runs: int, peers: bool, insecure: bool, clients: int, megabytes: Sequence[int], work: Path
+) -> Outcome:  # fmt: skip
+    """Run all programs and compare them; the summary is that of the largest size.
+
+    Args:
+        log: Where samples are kept.
+        runs: Runs of each program.
+        peers: Whether to measure other frameworks, too.
+        insecure: Whether FedShelf does without TLS.
+        clients: Client processes.
+        megabytes: Sizes of the model.
+        work: The folder for the peers' environments.
 
     Raises:
         MeasurementError: FedShelf or the limit failed.
     """
-    clients = ("--clients", str(arguments.clients))
-    plain = ["--insecure"] if arguments.insecure else []
     samples: dict[int, Mapping[str, Sequence[Sample]]] = {}
-    for megabytes in arguments.megabytes:
-        size = f"{megabytes} MB"
-        entrants = [
-            Contender(name=f"{OURS}, {size}", command=("benchmarks.wire", str(megabytes), *clients, *plain)),
-            Contender(name=f"{LIMIT}, {size}", command=("benchmarks.wire_limit", str(megabytes), *clients)),
+    for size in megabytes:
+        server = ("server", str(size), str(clients))
+        programs = [
+            Program(
+                name=f"{FEDSHELF}, {size} MB",
+                command=("benchmarks.wire_fedshelf", *server, "plain" if insecure else "tls"),
+            ),
+            Program(name=f"{LIMIT}, {size} MB", command=("benchmarks.wire_limit", *server)),
         ]
-        if arguments.peers:
-            entrants += contenders.movers(megabytes, arguments.work, journal)
-        samples[megabytes] = alternate(entrants, arguments.runs, journal)
+        if peers:
+            programs += registry.wire_programs(size, work, log)
+        samples[size] = run_in_turn(programs, runs, log)
     figures = {
-        name: _figures(megabytes, of, group[f"{LIMIT}, {megabytes} MB"])
-        for megabytes, group in samples.items()
+        name: _figures(size, of, group[f"{LIMIT}, {size} MB"])
+        for size, group in samples.items()
         for name, of in group.items()
     }
-    largest = max(arguments.megabytes)
+    largest = max(megabytes)
     return Outcome(
-        text=_text(arguments, figures, journal.failures), figures=figures, failed=dict(journal.failures),
-        contract=figures[f"{OURS}, {largest} MB"].contract(figures[f"{LIMIT}, {largest} MB"]),
+        text=_text(runs, figures, log.failures, peers=peers, insecure=insecure, clients=clients),
+        figures=figures, failed=dict(log.failures),
+        summary=figures[f"{FEDSHELF}, {largest} MB"].summary(figures[f"{LIMIT}, {largest} MB"]),
     )  # fmt: skip
 
 
@@ -68,7 +85,10 @@ def _figures(megabytes: int, of: Sequence[Sample], limit: Sequence[Sample]) -> W
     )  # fmt: skip
 
 
-def _text(arguments: argparse.Namespace, figures: Mapping[str, WireFigures], failed: Mapping[str, str]) -> str:
+def _text(
+    runs: int, figures: Mapping[str, WireFigures], failed: Mapping[str, str], *, peers: bool, insecure: bool,
+    clients: int,
+) -> str:  # fmt: skip
     columns = [
         "", "s/round", "× limit", "CPU s", "server peak RSS MB", "of it anonymous", "above idle, in models",
         "all peak RSS MB", "lo bytes ÷ nominal",
@@ -81,15 +101,14 @@ def _text(arguments: argparse.Namespace, figures: Mapping[str, WireFigures], fai
         ]
         for name, of in figures.items()
     ]  # fmt: skip
-    security = "without" if arguments.insecure else "with"
     parts = [
-        f"{results.table(columns, rows)}\n\nMedians of {arguments.runs} runs in turn, each of 5 rounds with "
-        f"{arguments.clients} client processes on loopback; FedShelf {security} TLS, the limit without."
+        f"{results.table(columns, rows)}\n\nMedians of {runs} runs, in turn, each of 5 rounds with {clients} client "
+        f"processes on loopback; FedShelf {'without' if insecure else 'with'} TLS, the limit (plain sockets) without."
     ]
-    if arguments.peers:
+    if peers:
         parts.append(
-            f"Peers ({contenders.versions(contenders.DEPLOYMENTS)}): Flower and FLARE's simulator without TLS, FLARE's "
-            "POC with the TLS it always has. A server of two processes counts with both. The result of every run was "
+            f"Peers ({registry.versions(registry.DEPLOYMENTS)}): Flower and FLARE's simulator without TLS, FLARE's POC "
+            "with TLS, which it always uses. A server of two processes counts with both. The result of every run was "
             "checked to the last bit."
         )
     return "\n\n".join([*parts, *results.failures(failed)])

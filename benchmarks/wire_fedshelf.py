@@ -1,13 +1,13 @@
 """FedShelf's side of *wire*: the deployed transport between processes, without training.
 
-    python -m benchmarks.wire 100 [--insecure] [--clients 16]     # megabytes of float32
+    python -m benchmarks.wire_fedshelf server 100 4 tls           # megabytes of float32, clients, tls or plain
+    python -m benchmarks.wire_fedshelf client 100 ADDRESS NUMBER [CA]
 
-The server sends a broadcast, spools what the clients upload and folds it in the order of their names, as in a run. A
-client's delta is the change of `wire_limit` plus the first model: no two blocks of it are alike, so that an engine that
-sends equal blocks once has to send them all. One line of JSON comes out, see `wire_limit.Figures`.
+The server sends a broadcast, spools the clients' uploads and aggregates them in the order of their names, as in a run.
+A client's delta is the change of `wire_limit` plus the first model: no two blocks of it are equal, so an engine that
+sends equal blocks only once still has to send all of them. The server prints `wire_limit.Figures` as a line of JSON.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import wire_limit
-from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, AnonymousMemory, Figures
+from benchmarks.wire_limit import NUM_ROUNDS, TIMEOUT_SECONDS, AnonymousMemory, Figures
 from fedshelf import __version__
 from fedshelf.algorithms.reduce import weighted_mean
 from fedshelf.core.messages import (
@@ -41,19 +41,17 @@ from fedshelf.deploy.tls import ensure_server_tls
 from fedshelf.rounds.aggregation import fold
 from fedshelf.tracking.spool import FileSpool
 
-PATIENCE_SECONDS = 120.0
-
 
 def serve(megabytes: int, num_clients: int, *, insecure: bool) -> Figures:
-    """Start the clients, run the rounds, check the result."""
+    """Start the clients, run the rounds, check the result, and return the figures."""
     params = torch.from_numpy(wire_limit.first_model(wire_limit.num_values(megabytes)))
     with tempfile.TemporaryDirectory() as folder:
         tls = None if insecure else ensure_server_tls(Path(folder) / "tls")
         spool = FileSpool(Path(folder) / "spool")
         with EmbeddedServer(host="127.0.0.1", port=0, tls=tls, incoming=Path(folder) / "incoming") as server:
-            command = [sys.executable, "-m", __spec__.name, str(megabytes), "--address", str(server.address)]
-            command += ["--ca", str(tls.ca)] if tls else ["--insecure"]
-            clients = [subprocess.Popen([*command, "--client", str(i)]) for i in range(num_clients)]
+            command = [sys.executable, "-m", __spec__.name, "client", str(megabytes), str(server.address)]
+            ca = [str(tls.ca)] if tls else []
+            clients = [subprocess.Popen([*command, str(i), *ca]) for i in range(num_clients)]
             transport = server.transport()
             addresses = _joined(transport, num_clients)
             memory = AnonymousMemory()
@@ -71,10 +69,10 @@ def serve(megabytes: int, num_clients: int, *, insecure: bool) -> Figures:
 
 
 def _joined(transport: Transport, num_clients: int) -> dict[str, str]:
-    """Each client's name by its address, once all are there."""
+    """Wait until all clients have joined; return their names by address."""
     names: dict[str, str] = {}
     while len(names) < num_clients:
-        arrival = transport.receive(PATIENCE_SECONDS)
+        arrival = transport.receive(TIMEOUT_SECONDS)
         if not isinstance(arrival, Joined):
             raise SystemExit(f"wire: expected a client to join, got {arrival}")
         names[arrival.address] = arrival.join.client
@@ -87,7 +85,7 @@ def _round(params: Tensor, round: int, transport: Transport, names: dict[str, st
     for address in names:
         transport.send(address, broadcast)
     while len(spool.names(key)) < len(names):
-        arrival = transport.receive(PATIENCE_SECONDS)
+        arrival = transport.receive(TIMEOUT_SECONDS)
         if not isinstance(arrival, Reply) or not isinstance(arrival.message, Upload):
             raise SystemExit(f"wire, round {round}: expected an upload, got {arrival}")
         spool.put(key, names[arrival.address], arrival.message, arrival.source)
@@ -98,7 +96,7 @@ def _round(params: Tensor, round: int, transport: Transport, names: dict[str, st
 
 
 def take_part(megabytes: int, address: str, client: int, ca: Path | None) -> None:
-    """Answer every broadcast with the model changed."""
+    """Run a client: answer every broadcast with the changed model."""
     pattern = torch.from_numpy(wire_limit.first_model(wire_limit.num_values(megabytes)))
 
     def answer(message: ServerMessage) -> ClientMessage:
@@ -113,23 +111,14 @@ def take_part(megabytes: int, address: str, client: int, ca: Path | None) -> Non
 
     name = f"client-{client}"
     join = Join(protocol=PROTOCOL_VERSION, version=__version__, client=name, identity=name, classes=())
-    run_client(address, answer, join, ca=ca, insecure=ca is None, max_wait=PATIENCE_SECONDS)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Move a model over FedShelf's transport.")
-    parser.add_argument("megabytes", type=int)
-    parser.add_argument("--insecure", action="store_true", help="no TLS")
-    parser.add_argument("--clients", type=wire_limit.power_of_two, default=NUM_CLIENTS, help="client processes")
-    parser.add_argument("--address", help=argparse.SUPPRESS)
-    parser.add_argument("--ca", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.client is None:
-        print(json.dumps(asdict(serve(arguments.megabytes, arguments.clients, insecure=arguments.insecure))))
-    else:
-        take_part(arguments.megabytes, arguments.address, arguments.client, arguments.ca)
+    run_client(address, answer, join, ca=ca, insecure=ca is None, max_wait=TIMEOUT_SECONDS)
 
 
 if __name__ == "__main__":
-    main()
+    role, size, *arguments = sys.argv[1:]
+    if role == "server":
+        number, security = arguments
+        print(json.dumps(asdict(serve(int(size), int(number), insecure=security == "plain"))))
+    else:
+        server_address, number, *authority = arguments
+        take_part(int(size), server_address, int(number), Path(authority[0]) if authority else None)

@@ -1,4 +1,4 @@
-"""Writes a workload down as plain files, so that a peer needs nothing of FedShelf to do the same work."""
+"""Writes a workload as plain files, so that a peer can do the same work without FedShelf."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from benchmarks.workloads import MEAN, STD, Workload
 
 
 def export(workload: Workload, photos: Path, folder: Path) -> None:
-    """Write what `benchmarks.peers.job.Job` reads.
+    """Write what `benchmarks.peers.exported_workload.ExportedWorkload` reads.
 
     Args:
-        workload: what to do.
-        photos: the folder of its photos (stays where it is).
-        folder: an existing folder for the files.
+        workload: What to train.
+        photos: The folder of its prepared photos, which are not copied.
+        folder: An existing folder for the files.
     """
     number = {store: i for i, store in enumerate(workload.stores)}
     cohorts = [workload.cohort(number) for number in range(1, workload.num_rounds + 1)]
@@ -27,10 +27,10 @@ def export(workload: Workload, photos: Path, folder: Path) -> None:
     np.save(folder / "rows.npy", torch.stack([torch.stack(each) for each in rows]).numpy())
     weights = {name: value.numpy() for name, value in workload.build().state_dict().items()}
     np.savez(folder / "weights.npz", **weights)
-    facts = {
+    settings = {
         "network": workload.name, "photos": str(photos.absolute()), "image_size": workload.image_size,
         "num_stores": workload.num_stores, "photos_per_store": workload.photos_per_store,
         "batch_size": workload.batch_size, "client_lr": workload.client_lr, "num_test": workload.num_test,
         "mean": MEAN, "std": STD,
     }  # fmt: skip
-    (folder / "job.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / "workload.json").write_text(json.dumps(settings), encoding="utf-8")

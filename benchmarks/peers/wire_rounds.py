@@ -1,13 +1,12 @@
-"""The server's side of *wire* on any peer: when rounds begin and end, and figures as of `benchmarks.wire_limit`.
+"""The server's side of *wire* on any peer: when rounds begin and end, and the figures of `benchmarks.wire_limit`.
 
-Without its anonymous memory: a thread that looks every 10 ms would slow a peer down.
+Anonymous memory is not measured: a thread that samples every 10 ms would slow a peer down.
 """
 
 import itertools
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,35 +16,42 @@ from benchmarks.wire_limit import NUM_CLIENTS
 
 
 class WireRounds:
-    """Call `begin` when the first round begins and `end_round` at the end of each."""
+    """Measures the rounds.
+
+    Args:
+        megabytes: Size of the model.
+    """
 
     def __init__(self, megabytes: int) -> None:
         self.megabytes = megabytes
-        self.marks: list[float] = []
+        self.times: list[float] = []
         self.bytes_before: int | None = None
 
     def first_model(self) -> NDArray[np.float32]:
+        """Return the model of the first round."""
         return wire_limit.first_model(wire_limit.num_values(self.megabytes))
 
     def begin(self) -> None:
+        """Call when the first round begins."""
         self.bytes_before = wire_limit.loopback_bytes()
-        self.marks.append(time.perf_counter())
+        self.times.append(time.perf_counter())
 
     def end_round(self) -> None:
-        self.marks.append(time.perf_counter())
+        """Call at the end of each round."""
+        self.times.append(time.perf_counter())
 
-    def figures(self, model: NDArray[np.float32], *, helpers: Sequence[int] = ()) -> str:
-        """JSON, after the last round.
+    def figures(self, model: NDArray[np.float32], *, other_processes: Sequence[int] = ()) -> str:
+        """Return the figures as JSON, after the last round.
 
         Args:
-            model: what the rounds ended with.
-            helpers: process ids that belong to the server and are not this one; their peaks are added.
+            model: The model after the last round.
+            other_processes: Ids of the server's other processes, whose peak memory is added.
 
         Raises:
-            ValueError: the model is not the mean of what the clients sent.
+            ValueError: The model is not the mean of what the clients sent.
         """
-        seconds = [after - before for before, after in itertools.pairwise(self.marks)]
-        peak = wire_limit.peak_bytes() + sum(_peak_bytes(process) for process in helpers)
+        seconds = [after - before for before, after in itertools.pairwise(self.times)]
+        peak = wire_limit.peak_bytes() + sum(wire_limit.status_bytes("VmHWM:", other) or 0 for other in other_processes)
         after, nominal = wire_limit.loopback_bytes(), 2 * NUM_CLIENTS * model.nbytes * len(seconds)
         known = self.bytes_before is not None and after is not None
         wire_limit.check(model, NUM_CLIENTS)
@@ -55,9 +61,3 @@ class WireRounds:
                 "lo_ratio": (after - self.bytes_before) / nominal if known else None,  # type: ignore[operator]
             }
         )  # fmt: skip
-
-
-def _peak_bytes(process: int) -> int:
-    """The highest resident size of another process."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
