@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedshelf.tracking.files import write_atomically
+from fedshelf.storage.atomic_files import make_folder, write_atomically
 
 
 class RecordFile:
@@ -36,8 +36,8 @@ class RecordFile:
         Raises:
             RunError: The file cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)  # the file itself is replaced, so it cannot carry the lock
+        # The folder carries the lock, since the file itself is replaced.
+        folder = os.open(make_folder(self.path.parent), os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             records = self.load() | {key: dict(record)}

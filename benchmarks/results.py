@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from benchmarks.measure import Sample
-from fedshelf.tracking.files import write_atomically
+from fedshelf.storage.atomic_files import write_atomically
 
 FEDSHELF, LIMIT, ONE_PROCESS = "FedShelf", "limit", "one process"
 PATH = Path(__file__).with_name("RESULTS.md")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import TIMEOUT_SECONDS, MeasurementError, Sample, measure
 from benchmarks.records import RecordFile
-from fedshelf.tracking.lock import RunLock
+from fedshelf.storage.lock import RunLock
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_AGE_SECONDS = 24 * 3600.0  # machines vary from day to day: older samples are not mixed with new ones

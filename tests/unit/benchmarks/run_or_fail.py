@@ -1,4 +1,4 @@
-"""A contender: notes that it ran, as `NAME` in a file; fails while there is a file called `NAME.broken` beside it."""
+"""A program for tests: appends NAME to a file, or fails while there is a file NAME.broken beside it."""
 
 import json
 import sys

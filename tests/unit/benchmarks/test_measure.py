@@ -1,4 +1,4 @@
-"""A measured command is measured whole, and leaves nothing behind."""
+"""A command is measured as a whole, and leaves nothing behind."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks import measure
 
 
 def is_gone(pid: int) -> bool:
-    """Ended; whether its new parent has noticed is not ours to say."""
+    """Whether it has ended; its new parent may not have waited for it yet."""
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
@@ -33,7 +33,7 @@ def test_what_a_command_leaves_running_is_ended() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans cannot be adopted here")
-def test_a_child_whose_parent_ends_at_once_is_counted_all_the_same() -> None:
+def test_a_child_whose_parent_ends_at_once_is_still_counted() -> None:
     sample = measure.measure(["tests.unit.benchmarks.orphan_a_child"])
     assert sample.cpu_seconds > 0.3  # burned by the orphan alone
     assert is_gone(sample.figures["child"])
@@ -41,12 +41,12 @@ def test_a_child_whose_parent_ends_at_once_is_counted_all_the_same() -> None:
 
 def test_a_command_that_takes_too_long_is_ended_and_is_an_error(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    with pytest.raises(measure.MeasurementError, match="was not done in 2 s"):
-        measure.measure(["tests.unit.benchmarks.leave_a_child", str(note)], patience=2.0)
+    with pytest.raises(measure.MeasurementError, match="did not finish in 2 s"):
+        measure.measure(["tests.unit.benchmarks.leave_a_child", str(note)], timeout=2.0)
     assert is_gone(int(note.read_text()))
 
 
-def test_an_error_repeats_the_last_words_of_the_log(tmp_path: Path) -> None:
+def test_an_error_repeats_the_end_of_the_log(tmp_path: Path) -> None:
     with pytest.raises(measure.MeasurementError, match=r"No module named .*no_such_module.*errors.log"):
         measure.measure(["benchmarks.no_such_module"], log=tmp_path / "errors.log")
 

@@ -1,23 +1,24 @@
-"""An interrupted measurement goes on where it was, and a failing peer stops nobody."""
+"""An interrupted measurement resumes, and a peer that fails stops no other program."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks import journal
-from benchmarks.journal import Contender, Journal, alternate
+from benchmarks import samples
 from benchmarks.measure import MeasurementError, Sample
+from benchmarks.samples import Program, SampleLog, run_in_turn
+from fedshelf.core.errors import RunError
 
 
-class Bench:
-    """Contenders that note in `ran` when they ran; each fails while it is broken."""
+class Programs:
+    """Programs that record in `ran` when they ran; each fails while it is broken."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.tally = folder, folder / "tally"
+        self.folder, self.runs = folder, folder / "runs"
 
-    def contender(self, name: str, *, peer: bool = False) -> Contender:
-        command = ("tests.unit.benchmarks.tally", str(self.tally), name)
-        return Contender(name=name, command=command, peer=peer, log=self.folder / f"{name}.log")
+    def make(self, name: str, *, is_peer: bool = False) -> Program:
+        command = ("tests.unit.benchmarks.run_or_fail", str(self.runs), name)
+        return Program(name=name, command=command, is_peer=is_peer, log=self.folder / f"{name}.log")
 
     def break_(self, name: str) -> None:
         (self.folder / f"{name}.broken").touch()
@@ -27,104 +28,103 @@ class Bench:
 
     @property
     def ran(self) -> list[str]:
-        return self.tally.read_text().split() if self.tally.exists() else []
+        return self.runs.read_text().split() if self.runs.exists() else []
 
-    def journal(self, *, fresh: bool = False) -> Journal:
-        return Journal(self.folder / "samples" / "x.jsonl", fresh=fresh)
+    def log(self, *, fresh: bool = False) -> SampleLog:
+        return SampleLog(self.folder / "samples" / "x.jsonl", fresh=fresh)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def programs(tmp_path: Path) -> Programs:
+    return Programs(tmp_path)
 
 
 def sample(seconds: float) -> Sample:
     return Sample(seconds=seconds, cpu_seconds=1.0, peak_mb=1.0, processes=1, first_step=None, figures={"a": [1]})
 
 
-def test_contenders_run_in_turn(bench: Bench) -> None:
-    with bench.journal() as book:
-        samples = alternate([bench.contender("a"), bench.contender("b")], 2, book)
-    assert bench.ran == ["a", "b", "a", "b"]
-    assert [each.figures["name"] for each in samples["b"]] == ["b", "b"]
+def test_programs_run_in_turn(programs: Programs) -> None:
+    with programs.log() as log:
+        found = run_in_turn([programs.make("a"), programs.make("b")], 2, log)
+    assert programs.ran == ["a", "b", "a", "b"]
+    assert [each.figures["name"] for each in found["b"]] == ["b", "b"]
 
 
-def test_an_interrupted_measurement_goes_on_where_it_was(bench: Bench) -> None:
-    entrants = [bench.contender("a"), bench.contender("b")]
-    bench.break_("b")
-    with bench.journal() as book, pytest.raises(MeasurementError, match="b is broken"):
-        alternate(entrants, 2, book)
-    bench.mend("b")
-    with bench.journal() as book:
-        assert len(book) == 1
-        alternate(entrants, 2, book)
-    assert bench.ran == ["a", "b", "a", "b"]
+def test_an_interrupted_measurement_resumes(programs: Programs) -> None:
+    both = [programs.make("a"), programs.make("b")]
+    programs.break_("b")
+    with programs.log() as log, pytest.raises(MeasurementError, match="b is broken"):
+        run_in_turn(both, 2, log)
+    programs.mend("b")
+    with programs.log() as log:
+        assert len(log) == 1
+        run_in_turn(both, 2, log)
+    assert programs.ran == ["a", "b", "a", "b"]
 
 
-def test_a_peer_that_fails_stops_nobody_and_is_not_tried_again(bench: Bench) -> None:
-    entrants = [bench.contender("a"), bench.contender("b", peer=True)]
-    bench.break_("b")
-    with bench.journal() as book:
-        assert list(alternate(entrants, 2, book)) == ["a"]
-    bench.mend("b")
-    with bench.journal() as book:
-        alternate(entrants, 3, book)
-        assert "b is broken" in book.failures["b"]
-    assert bench.ran == ["a", "a", "a"]
+def test_a_peer_that_fails_is_not_tried_again_and_the_others_are_measured(programs: Programs) -> None:
+    both = [programs.make("a"), programs.make("b", is_peer=True)]
+    programs.break_("b")
+    with programs.log() as log:
+        assert list(run_in_turn(both, 2, log)) == ["a"]
+    programs.mend("b")
+    with programs.log() as log:
+        run_in_turn(both, 3, log)
+        assert "b is broken" in log.failures["b"]
+    assert programs.ran == ["a", "a", "a"]
 
 
-def test_a_fresh_measurement_begins_anew(bench: Bench) -> None:
+def test_a_fresh_measurement_starts_anew(programs: Programs) -> None:
     for fresh in (False, True):
-        with bench.journal(fresh=fresh) as book:
-            assert len(book) == 0
-            book.add("a", 1, sample(1.0))
+        with programs.log(fresh=fresh) as log:
+            assert len(log) == 0
+            log.add("a", 1, sample(1.0))
 
 
-def test_a_finished_measurement_is_kept_and_not_gone_on_with(bench: Bench) -> None:
-    with bench.journal() as book:
-        book.add("a", 1, sample(1.0))
-        book.finish()
-    with bench.journal() as book:
-        assert len(book) == 0
-    assert len(list((bench.folder / "samples").iterdir())) == 2
+def test_a_finished_measurement_is_kept_and_not_resumed(programs: Programs) -> None:
+    with programs.log() as log:
+        log.add("a", 1, sample(1.0))
+        log.finish()
+    with programs.log() as log:
+        assert len(log) == 0
+    assert len(list((programs.folder / "samples").glob("*.jsonl"))) == 1
 
 
-def test_a_line_that_a_crash_tore_is_dropped(bench: Bench) -> None:
-    with bench.journal() as book:
-        book.add("a", 1, sample(1.5))
-        path = book.path
-    whole = path.read_text()
-    path.write_text(whole + whole[: len(whole) // 2])
-    with bench.journal() as book:
-        assert book.samples == {("a", 1): sample(1.5)}
-        book.fail("b", "why")
-    with bench.journal() as book:
-        assert (list(book.samples), book.failures) == ([("a", 1)], {"b": "why"})
+def test_samples_and_failures_are_read_as_they_were_written(programs: Programs) -> None:
+    with programs.log() as log:
+        log.add("a", 1, sample(1.5))
+        log.fail("b", "why")
+    with programs.log() as log:
+        assert (log.samples, log.failures) == ({("a", 1): sample(1.5)}, {"b": "why"})
 
 
-def test_two_measurements_cannot_share_a_journal(bench: Bench) -> None:
-    with bench.journal(), pytest.raises(MeasurementError, match="in use: the same measurement runs already"):
-        bench.journal()
+def test_two_measurements_cannot_share_a_file(programs: Programs) -> None:
+    with programs.log(), pytest.raises(RunError, match=r"x\.jsonl' is already .* or give another --work"):
+        programs.log()
 
 
-def test_what_is_a_day_old_is_not_gone_on_with(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    with bench.journal() as book:
-        book.add("a", 1, sample(1.0))
-    monkeypatch.setattr(journal, "STALE_SECONDS", -1.0)
-    with bench.journal() as book:
-        assert len(book) == 0
+def test_samples_of_another_day_are_not_mixed_in(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    with programs.log() as log:
+        log.add("a", 1, sample(1.0))
+    monkeypatch.setattr(samples, "MAX_AGE_SECONDS", -1.0)
+    with programs.log() as log:
+        assert len(log) == 0
 
 
-def test_other_code_has_another_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "ROOT", tmp_path)
+def test_other_code_has_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "ROOT", tmp_path)
     for folder in ("src", "benchmarks"):
         (tmp_path / folder).mkdir()
     module, pins = tmp_path / "src" / "a.py", tmp_path / "benchmarks" / "peers.txt"
     digests = set()
     for path, text in ((module, "1"), (module, "2"), (pins, "x==1"), (pins, "x==2")):
         path.write_text(text)
-        digests.add(journal.code_digest())
+        digests.add(samples.code_digest())
     assert len(digests) == 4
     (tmp_path / "benchmarks" / "RESULTS.md").write_text("results are not code")
-    (tmp_path / "benchmarks" / "plots.py").write_text("what reports is not measured")
-    assert journal.code_digest() in digests
+    (tmp_path / "benchmarks" / "plots.py").write_text("a module that only reports")
+    assert samples.code_digest() in digests
+
+
+def test_every_module_that_only_reports_exists() -> None:
+    assert [name for name in samples.REPORTING if not (samples.ROOT / "benchmarks" / name).is_file()] == []
