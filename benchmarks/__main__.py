@@ -231,12 +231,16 @@ def digests_command(
         "src"
     ),
     only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="This run only; repeatable.")] = None,
+    short: Annotated[
+        bool, typer.Option("--short", help="Leave out the acceptance benchmark, which takes minutes.")
+    ] = False,
     photos_folder: Photos = photos.DEFAULT_FOLDER,
 ) -> None:
     """Print digests of final models with any version of FedShelf, to compare two versions on one machine."""
-    _check_names(context, only, [case.name for case in digests.CASES])
+    cases = [case.name for case in digests.CASES if not short or case is not digests.ACCEPTANCE]
+    _check_names(context, only, cases)
     with tempfile.TemporaryDirectory() as work:
-        for name, digest in digests.digests(source, photos_folder, Path(work), only or ()):
+        for name, digest in digests.digests(source, photos_folder, Path(work), only or cases):
             typer.echo(f"{name:<30} {digest}")
 
 

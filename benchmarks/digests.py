@@ -86,14 +86,14 @@ CASES = (
 )
 
 
-def digests(source: Path, photos_folder: Path, work: Path, only: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Run all cases, and yield the name and the digest of each.
+def digests(source: Path, photos_folder: Path, work: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Run cases, and yield the name and the digest of each.
 
     Args:
         source: The `src` folder of the version to run.
         photos_folder: The folder that holds the packs groceries-128 and groceries-small, and `splits/`.
         work: A new folder for unpacked photos, stores and runs.
-        only: Names of cases; empty for all.
+        names: Names of the cases to run.
 
     Raises:
         PhotosMissingError: A pack is missing.
@@ -103,7 +103,7 @@ def digests(source: Path, photos_folder: Path, work: Path, only: Sequence[str] =
         raise MeasurementError(f"'{source}' contains no package fedshelf: give the 'src' folder of a checkout")
     cli = FedShelfCli(home=work / "home", source=source)
     for case in CASES:
-        if only and case.name not in only:
+        if case.name not in names:
             continue
         if case is ACCEPTANCE:
             stores, flags = acceptance.partition(work, photos_folder, 0), acceptance.run_flags(work, photos_folder, 0)

@@ -8,19 +8,17 @@ A client's delta is the change of `wire_limit` plus the first model: no two bloc
 sends equal blocks only once still has to send all of them. The server prints `wire_limit.Figures` as a line of JSON.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks import wire_limit
-from benchmarks.wire_limit import NUM_ROUNDS, TIMEOUT_SECONDS, AnonymousMemory, Figures
+from benchmarks.wire_limit import NUM_ROUNDS, TIMEOUT_SECONDS, WireRounds
 from fedshelf import __version__
 from fedshelf.algorithms.aggregation import fold
 from fedshelf.algorithms.reduce import weighted_mean
@@ -42,9 +40,10 @@ from fedshelf.deploy.tls import ensure_server_tls
 from fedshelf.storage.spool import FileSpool
 
 
-def serve(megabytes: int, num_clients: int, *, insecure: bool) -> Figures:
-    """Start the clients, run the rounds, check the result, and return the figures."""
-    params = torch.from_numpy(wire_limit.first_model(wire_limit.num_values(megabytes)))
+def serve(megabytes: int, num_clients: int, *, insecure: bool) -> str:
+    """Start the clients, run the rounds, check the result, and return the figures as JSON."""
+    rounds = WireRounds(megabytes, num_clients, sample_memory=True)
+    params = torch.from_numpy(rounds.first_model())
     with tempfile.TemporaryDirectory() as folder:
         tls = None if insecure else ensure_server_tls(Path(folder) / "tls")
         spool = FileSpool(Path(folder) / "spool")
@@ -54,18 +53,15 @@ def serve(megabytes: int, num_clients: int, *, insecure: bool) -> Figures:
             clients = [subprocess.Popen([*command, str(i), *ca]) for i in range(num_clients)]
             transport = server.transport()
             addresses = _joined(transport, num_clients)
-            memory = AnonymousMemory()
-            bytes_before, round_seconds = wire_limit.loopback_bytes(), []
+            rounds.begin()
             for number in range(1, NUM_ROUNDS + 1):
-                started = time.perf_counter()
                 params = _round(params, number, transport, addresses, spool)
-                round_seconds.append(time.perf_counter() - started)
-            result = wire_limit.figures(round_seconds, megabytes, num_clients, bytes_before, memory)
+                rounds.end_round()
+            figures = rounds.figures(params.numpy(), first_models=1 + NUM_ROUNDS)
             transport.close("all rounds are done")
             for client in clients:
                 client.wait()
-    wire_limit.check(params.numpy(), num_clients, first_models=1 + NUM_ROUNDS)
-    return result
+    return figures
 
 
 def _joined(transport: Transport, num_clients: int) -> dict[str, str]:
@@ -118,7 +114,7 @@ if __name__ == "__main__":
     role, size, *arguments = sys.argv[1:]
     if role == "server":
         number, security = arguments
-        print(json.dumps(asdict(serve(int(size), int(number), insecure=security == "plain"))))
+        print(serve(int(size), int(number), insecure=security == "plain"))
     else:
         server_address, number, *authority = arguments
         take_part(int(size), server_address, int(number), Path(authority[0]) if authority else None)

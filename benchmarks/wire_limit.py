@@ -7,6 +7,7 @@ In every round the server sends its model to each client; client i (from 0) adds
 and sends the model back; the server sums what it reads and takes the mean. It prints its `Figures` as a line of JSON.
 """
 
+import itertools
 import json
 import resource
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -140,57 +142,87 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def figures(
-    round_seconds: list[float], megabytes: int, num_clients: int, bytes_before: int | None, memory: AnonymousMemory
-) -> Figures:
-    """Return the figures. To be called in the server's process at the end of the last round.
+class WireRounds:
+    """Measures the rounds of a server of *wire*, in its process.
 
     Args:
-        round_seconds: Seconds of each round.
         megabytes: Size of the model.
         num_clients: The number of clients.
-        bytes_before: `loopback_bytes` before the first round.
-        memory: The sampler, started before the first round.
+        sample_memory: Whether to sample anonymous memory; the thread that does it would slow a peer down.
     """
-    memory.stop()
-    bytes_after = loopback_bytes()
-    nominal = 2 * num_clients * 4 * num_values(megabytes) * len(round_seconds)
-    known = bytes_before is not None and bytes_after is not None
-    return Figures(
-        round_seconds=round_seconds,
-        server_peak_mb=peak_bytes() / 1_000_000,
-        server_peak_anonymous_mb=memory.peak and memory.peak / 1_000_000,
-        server_idle_anonymous_mb=memory.idle and memory.idle / 1_000_000,
-        lo_ratio=(bytes_after - bytes_before) / nominal if known else None,  # type: ignore[operator]
-    )
+
+    def __init__(self, megabytes: int, num_clients: int = NUM_CLIENTS, *, sample_memory: bool = False) -> None:
+        self.megabytes, self.num_clients, self.sample_memory = megabytes, num_clients, sample_memory
+        self.times: list[float] = []
+        self.bytes_before: int | None = None
+        self.memory: AnonymousMemory | None = None
+
+    def first_model(self) -> NDArray[np.float32]:
+        """Return the model of the first round."""
+        return first_model(num_values(self.megabytes))
+
+    def begin(self) -> None:
+        """Call when the first round begins."""
+        self.memory = AnonymousMemory() if self.sample_memory else None
+        self.bytes_before = loopback_bytes()
+        self.times.append(time.perf_counter())
+
+    def end_round(self) -> None:
+        """Call at the end of each round."""
+        self.times.append(time.perf_counter())
+
+    def figures(self, model: NDArray[np.float32], *, first_models: int = 1, other_processes: Sequence[int] = ()) -> str:
+        """Check the result, and return `Figures` as JSON. Call it after the last round.
+
+        Args:
+            model: The model after the last round.
+            first_models: How many times the first model is in it.
+            other_processes: Ids of the server's other processes, whose peak memory is added.
+
+        Raises:
+            ValueError: The model is not what the clients have sent.
+        """
+        bytes_after, memory = loopback_bytes(), self.memory
+        if memory is not None:
+            memory.stop()
+        peak = peak_bytes() + sum(status_bytes("VmHWM:", other) or 0 for other in other_processes)
+        nominal = 2 * self.num_clients * model.nbytes * (len(self.times) - 1)
+        known = self.bytes_before is not None and bytes_after is not None
+        figures = Figures(
+            round_seconds=[after - before for before, after in itertools.pairwise(self.times)],
+            server_peak_mb=peak / 1_000_000,
+            server_peak_anonymous_mb=memory and memory.peak and memory.peak / 1_000_000,
+            server_idle_anonymous_mb=memory and memory.idle and memory.idle / 1_000_000,
+            lo_ratio=(bytes_after - self.bytes_before) / nominal if known else None,  # type: ignore[operator]
+        )
+        check(model, self.num_clients, first_models=first_models)  # last, since it needs memory
+        return json.dumps(asdict(figures))
 
 
-def serve(megabytes: int, num_clients: int) -> Figures:
-    """Start the clients, run the rounds, check the result, and return the figures."""
-    model = first_model(num_values(megabytes))
+def serve(megabytes: int, num_clients: int) -> str:
+    """Start the clients, run the rounds, check the result, and return the figures as JSON."""
+    rounds = WireRounds(megabytes, num_clients, sample_memory=True)
+    model = rounds.first_model()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(TIMEOUT_SECONDS)
         port = listener.getsockname()[1]
         command = [sys.executable, "-m", __spec__.name, "client", str(megabytes), str(port)]
         clients = [subprocess.Popen([*command, str(i)]) for i in range(num_clients)]
         connections = [listener.accept()[0] for _ in clients]
-    bytes_before, round_seconds = loopback_bytes(), []
-    memory = AnonymousMemory()
     total = np.empty_like(model)
+    rounds.begin()
     for _ in range(NUM_ROUNDS):
-        started = time.perf_counter()
         for connection in connections:
             connection.sendall(model.data)
         _average(connections, total)
         model, total = total, model
-        round_seconds.append(time.perf_counter() - started)
-    result = figures(round_seconds, megabytes, num_clients, bytes_before, memory)
+        rounds.end_round()
+    figures = rounds.figures(model)
     for connection in connections:
         connection.close()
     for client in clients:
         client.wait()
-    check(model, num_clients)
-    return result
+    return figures
 
 
 def _average(connections: list[socket.socket], total: NDArray[np.float32]) -> None:
@@ -227,6 +259,6 @@ def take_part(megabytes: int, port: int, client: int) -> None:
 if __name__ == "__main__":
     role, *numbers = sys.argv[1:]
     if role == "server":
-        print(json.dumps(asdict(serve(*map(int, numbers)))))
+        print(serve(*map(int, numbers)))
     else:
         take_part(*map(int, numbers))

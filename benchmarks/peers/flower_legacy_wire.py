@@ -21,8 +21,7 @@ from flwr.server.strategy import FedAvg
 from numpy.typing import NDArray
 
 from benchmarks.peers.processes import free_ports
-from benchmarks.peers.wire_rounds import WireRounds
-from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, change
+from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, WireRounds, change
 from fedshelf.core.process_exit import describe_exit
 
 

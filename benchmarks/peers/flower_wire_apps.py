@@ -9,8 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from benchmarks.peers.wire_rounds import WireRounds
-from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, change
+from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, WireRounds, change
 
 client = ClientApp()
 server = ServerApp()

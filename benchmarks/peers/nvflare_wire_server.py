@@ -9,8 +9,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.fedavg import FedAvg
 
 from benchmarks.peers.nvflare_common import CHECK_SECONDS
-from benchmarks.peers.wire_rounds import WireRounds
-from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS
+from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, WireRounds
 
 
 class Mean(FedAvg):

@@ -116,4 +116,4 @@ def test_the_digest_of_a_run_tells_every_bit_of_every_final_model(tmp_path: Path
 
 def test_digests_of_a_folder_that_is_no_checkout_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match="give the 'src' folder of a checkout"):
-        next(digests.digests(tmp_path, tmp_path, tmp_path))
+        next(digests.digests(tmp_path, tmp_path, tmp_path, ["FedAvg"]))

@@ -12,7 +12,6 @@ import torch
 from benchmarks import training, training_limit, wire_limit
 from benchmarks.measure import Sample
 from benchmarks.peers import environments, export_workload, exported_workload, processes, registry
-from benchmarks.peers.wire_rounds import WireRounds
 from benchmarks.samples import ROOT
 from tests.unit.benchmarks.conftest import TINY
 
@@ -65,7 +64,7 @@ def test_fewer_rounds_are_the_first_rounds(folder: Path, tmp_path: Path) -> None
 
 def test_peers_need_no_package_of_fedshelfs_environment() -> None:
     code = (
-        "import sys, benchmarks.peers.exported_workload, benchmarks.peers.wire_rounds, benchmarks.peers.processes\n"
+        "import sys, benchmarks.peers.exported_workload, benchmarks.wire_limit, benchmarks.peers.processes\n"
         "found = {name for name in sys.modules if name.partition('.')[0] in ('fedshelf', 'psutil', 'platformdirs')}\n"
         "print(*sorted(found))"
     )
@@ -86,7 +85,7 @@ def test_a_peers_process_that_fails_is_named_with_its_exit(code: str, reason: st
 
 
 def test_a_server_that_misses_a_clients_change_is_detected() -> None:
-    rounds = WireRounds(1)
+    rounds = wire_limit.WireRounds(1)
     rounds.begin()
     for _ in range(wire_limit.NUM_ROUNDS):
         rounds.end_round()
