@@ -11,30 +11,12 @@ import platformdirs
 import typer
 from click.core import ParameterSource
 
-from benchmarks import (
-    acceptance,
-    algorithms,
-    codecs,
-    demo,
-    digests,
-    drift,
-    guard,
-    photos,
-    plots,
-    processes,
-    results,
-    robustness,
-    scale,
-    skew,
-    study,
-    training,
-    tuning,
-    unequal,
-    wire,
-)
+from benchmarks import acceptance, demo, digests, drift, guard, photos, plots, results, scale, training, wire
+from benchmarks.processes import ending_all_children
 from benchmarks.results import Outcome
 from benchmarks.samples import SampleLog, code_digest
-from benchmarks.study import Study
+from benchmarks.studies import algorithms, codecs, robustness, skew, tuning, unequal
+from benchmarks.studies.study import SEEDS, Study, results_of
 from benchmarks.wire_limit import NUM_CLIENTS
 from benchmarks.workloads import CHAIN, PILOT, Workload
 from fedshelf.core.errors import FedShelfError
@@ -54,15 +36,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Runs = Annotated[int, typer.Option("--runs", min=1, help="Runs of each program.")]
+Runs = Annotated[int, typer.Option(min=1, help="Runs of each program.")]
 Peers = Annotated[bool, typer.Option("--peers", help="Measure other frameworks, too; makes their environments.")]
+PeerRounds = Annotated[int | None, typer.Option(min=1, help="The most rounds of each peer.")]
+OneProcess = Annotated[bool, typer.Option("--one-process", help="Measure the plain loop in one process, too.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Measure without TLS.")]
+Clients = Annotated[int, typer.Option(min=1, help="Client processes, a power of two.")]
+Megabytes = Annotated[list[int] | None, typer.Option(min=1, help="Size of the model; repeatable (default: 10, 100).")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of resuming.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the main figures as one JSON object.")]
 Write = Annotated[bool, typer.Option("--write", help="Write the section of RESULTS.md, its plots and its record.")]
 Photos = Annotated[Path, typer.Option("--photos", help="Folder that holds the groceries packs and splits/.")]
-Work = Annotated[Path, typer.Option("--work", help="Folder for photos, samples, environments and runs.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes of a simulation.")]
+Work = Annotated[Path, typer.Option(help="Folder for photos, samples, environments and runs.")]
+Workers = Annotated[int, typer.Option(min=0, help="Worker processes of a simulation.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of split and training; repeatable.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the photos and of the training.")]
+Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run this row only; repeatable.")]
+Recorded = Annotated[bool, typer.Option("--recorded", help="Run nothing: print the table of what was run before.")]
+Deployed = Annotated[bool, typer.Option("--deployed", help="Run processes instead of a simulation.")]
+Source = Annotated[Path, typer.Option("--checkout-src", help="The 'src' folder of the version to run.")]
+Short = Annotated[bool, typer.Option("--short", help="Leave out the acceptance benchmark, which takes minutes.")]
 
 
 def _add_training(workload: Workload, help: str) -> None:
@@ -71,12 +64,8 @@ def _add_training(workload: Workload, help: str) -> None:
         context: typer.Context,
         runs: Runs = 5,
         peers: Peers = False,
-        peer_rounds: Annotated[
-            int | None, typer.Option("--peer-rounds", min=1, help="The most rounds of each peer.")
-        ] = None,
-        one_process: Annotated[
-            bool, typer.Option("--one-process", help="Measure the plain loop in one process, too.")
-        ] = False,
+        peer_rounds: PeerRounds = None,
+        one_process: OneProcess = False,
         as_json: AsJson = False,
         write: Write = False,
         fresh: Fresh = False,
@@ -89,8 +78,7 @@ def _add_training(workload: Workload, help: str) -> None:
                 photos_folder=photos_folder, work=work.absolute(),
             )  # fmt: skip
 
-        outcome = _measured(workload.name, work, measure, fresh=fresh)
-        _report(context, workload.name, outcome, as_json=as_json, write=write)
+        _measure(context, workload.name, work, measure, fresh=fresh, as_json=as_json, write=write)
 
 
 _add_training(PILOT, "Train on 8 stores in 5 rounds, against a plain PyTorch loop.")
@@ -102,21 +90,18 @@ def wire_command(
     context: typer.Context,
     runs: Runs = 5,
     peers: Peers = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Measure without TLS.")] = False,
-    clients: Annotated[int, typer.Option("--clients", min=1, help="Client processes, a power of two.")] = NUM_CLIENTS,
-    megabytes: Annotated[
-        list[int] | None, typer.Option("--megabytes", min=1, help="Size of the model; repeatable (default: 10, 100).")
-    ] = None,
+    insecure: Insecure = False,
+    clients: Clients = NUM_CLIENTS,
+    megabytes: Megabytes = None,
     as_json: AsJson = False,
     write: Write = False,
     fresh: Fresh = False,
     work: Work = CACHE,
 ) -> None:
     """Move a model to client processes and back, without training, against plain sockets."""
-    if clients & (clients - 1):
-        raise typer.BadParameter("it must be a power of two: then the mean is exact and can be checked", context, None)
-    if peers and clients != NUM_CLIENTS:
-        raise typer.BadParameter(f"--peers measures {NUM_CLIENTS} clients", context, None)
+    if clients & (clients - 1) or (peers and clients != NUM_CLIENTS):
+        reason = "--clients must be a power of two, so that the mean is exact"
+        raise typer.BadParameter(f"{reason}, and {NUM_CLIENTS} with --peers", context)
     details = ["without TLS"] * insecure + [f"{clients} clients"] * (clients != NUM_CLIENTS)
     section = ", ".join(["wire", *details])
 
@@ -126,21 +111,18 @@ def wire_command(
             work=work.absolute(),
         )  # fmt: skip
 
-    outcome = _measured(section, work, measure, fresh=fresh)
-    _report(context, section, outcome, as_json=as_json, write=write)
+    _measure(context, section, work, measure, fresh=fresh, as_json=as_json, write=write)
 
 
 def _add_study(one: Study) -> None:
-    @app.command(one.name, help=f"{one.help} Takes hours; each finished run is kept in studies.jsonl.")
+    @app.command(
+        one.name, help=f"{one.help} Takes hours; each finished run is kept in benchmarks/studies/records.jsonl."
+    )
     def command(
         context: typer.Context,
         seeds: Seeds = None,
-        only: Annotated[
-            list[str] | None, typer.Option("--only", metavar="NAME", help="Run this row only; repeatable.")
-        ] = None,
-        recorded: Annotated[
-            bool, typer.Option("--recorded", help="Run nothing: print the table of what was run before.")
-        ] = False,
+        only: Only = None,
+        recorded: Recorded = False,
         workers: Workers = 2,
         as_json: AsJson = False,
         write: Write = False,
@@ -148,8 +130,8 @@ def _add_study(one: Study) -> None:
         work: Work = Path("runs") / "studies",
     ) -> None:
         _check_names(context, only, [experiment.name for experiment in one.experiments])
-        found = study.results_of(
-            one, work, photos_folder, seeds=seeds or study.SEEDS, only=only or (), workers=workers, recorded=recorded
+        found = results_of(
+            one, work, photos_folder, seeds=seeds or SEEDS, only=only or (), workers=workers, recorded=recorded
         )  # fmt: skip
         text = "\n\n".join(filter(None, [one.report(found), one.draw(found) if write else ""]))
         _report(context, one.name, Outcome(summary=one.summary(found), text=text), as_json=as_json, write=write)
@@ -163,9 +145,7 @@ for each in STUDIES:
 def acceptance_command(
     context: typer.Context,
     seeds: Seeds = None,
-    deployed: Annotated[
-        bool, typer.Option("--deployed", help="Run a server and 8 client processes instead of a simulation.")
-    ] = False,
+    deployed: Deployed = False,
     workers: Workers = 2,
     write: Write = False,
     photos_folder: Photos = photos.DEFAULT_FOLDER,
@@ -185,7 +165,7 @@ def acceptance_command(
 @app.command("demo")
 def demo_command(
     context: typer.Context,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the photos and of the training.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
     write: Write = False,
     work: Work = Path("runs") / "demo-check",
@@ -227,13 +207,9 @@ def guard_command() -> None:
 @app.command("digests")
 def digests_command(
     context: typer.Context,
-    source: Annotated[Path, typer.Option("--checkout-src", help="The 'src' folder of the version to run.")] = Path(
-        "src"
-    ),
-    only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="This run only; repeatable.")] = None,
-    short: Annotated[
-        bool, typer.Option("--short", help="Leave out the acceptance benchmark, which takes minutes.")
-    ] = False,
+    source: Source = Path("src"),
+    only: Only = None,
+    short: Short = False,
     photos_folder: Photos = photos.DEFAULT_FOLDER,
 ) -> None:
     """Print digests of final models with any version of FedShelf, to compare two versions on one machine."""
@@ -244,14 +220,17 @@ def digests_command(
             typer.echo(f"{name:<30} {digest}")
 
 
-def _measured(section: str, work: Path, measure: Callable[[SampleLog], Outcome], *, fresh: bool) -> Outcome:
-    """Measure, or resume an interrupted measurement."""
+def _measure(
+    context: typer.Context, section: str, work: Path, measure: Callable[[SampleLog], Outcome], *, fresh: bool,
+    as_json: bool, write: bool,
+) -> None:  # fmt: skip
+    """Measure or resume an interrupted measurement, and report the result."""
     with SampleLog(work.absolute() / "samples" / f"{section}-{code_digest()}.jsonl", fresh=fresh) as log:
         if len(log):
             typer.echo(f"{section}: resuming with {len(log)} runs from {log.path}", err=True)
         outcome = measure(log)
         log.finish()
-    return outcome
+    _report(context, section, outcome, as_json=as_json, write=write)
 
 
 def _report(
@@ -281,13 +260,13 @@ def _command_line(context: typer.Context) -> str:
 def _check_names(context: typer.Context, chosen: list[str] | None, known: list[str]) -> None:
     for name in chosen or ():
         if name not in known:
-            raise typer.BadParameter(f"there is no row '{name}': choose from {'; '.join(known)}", context, None)
+            raise typer.BadParameter(f"there is no row '{name}': choose from {'; '.join(known)}", context)
 
 
 def main() -> None:
     """Run the command line; an expected error is one line and an exit code, never a traceback."""
     try:
-        with processes.ending_all_children():
+        with ending_all_children():
             app()
     except FedShelfError as error:
         typer.echo(f"error: {error}", err=True)

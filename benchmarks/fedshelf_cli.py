@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import MeasurementError
+from benchmarks.processes import free_ports, running
 from fedshelf.core.process_exit import describe_exit
 
-POLL_SECONDS, STOP_SECONDS = 0.2, 15.0
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,6 @@ class FedShelfCli:
     home: Path
     source: Path | None = None
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment of all processes."""
-        source = {"PYTHONPATH": str(self.source.resolve())} if self.source else {}
-        return {**os.environ, "FEDSHELF_HOME": str(self.home.resolve()), **source}
-
     @contextlib.contextmanager
     def started(
         self, *arguments: str, stdout: int | None = None, log: Path | None = None
@@ -45,18 +39,12 @@ class FedShelfCli:
             stdout: Where its standard output goes; None is standard error.
             log: The file for all of its output.
         """
+        source = {"PYTHONPATH": str(self.source.resolve())} if self.source else {}
+        environment = {**os.environ, "FEDSHELF_HOME": str(self.home.resolve()), **source}
         command = [sys.executable, "-m", "fedshelf", *arguments]
         with contextlib.ExitStack() as stack:
             file = None if log is None else stack.enter_context(log.open("wb"))
-            process = subprocess.Popen(command, env=self.environment, stdout=file or stdout or sys.stderr, stderr=file)
-            try:
-                yield process
-            finally:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_SECONDS)
-                process.kill()
-                process.wait()
+            yield stack.enter_context(running(command, environment=environment, stdout=file or stdout, stderr=file))
 
     def run(self, *arguments: str) -> None:
         """Run a command to its end.
@@ -78,25 +66,21 @@ class FedShelfCli:
         Raises:
             MeasurementError: The server or a client failed.
         """
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
-        logs = self.home / "logs"
+        address, logs = f"127.0.0.1:{free_ports(1)[0]}", self.home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        serve = ("server", "--address", address, "--min-clients", str(len(stores)), *server_flags)
         with contextlib.ExitStack() as stack:
-            server = stack.enter_context(self.started(*serve))
-            clients = {
-                store.name: stack.enter_context(
-                    self.started("client", "--data-dir", str(store), "--server-address", address,
-                                 log=logs / f"{store.name}.log")
-                )
-                for store in stores
-            }  # fmt: skip
+            command = ("server", "--address", address, "--min-clients", str(len(stores)), *server_flags)
+            server, clients = stack.enter_context(self.started(*command)), {}
+            for store in stores:
+                command = ("client", "--data-dir", str(store), "--server-address", address)
+                log = logs / f"{store.name}.log"
+                clients[log] = stack.enter_context(self.started(*command, log=log))
             while (code := server.poll()) is None:
-                for name, client in clients.items():
+                for log, client in clients.items():
                     if failed := client.poll():
-                        ending = describe_exit(f"the client of {name}", failed)
-                        raise MeasurementError(f"{ending}; its log is {logs / name}.log")
+                        raise MeasurementError(
+                            f"{describe_exit(f'the client of {log.stem}', failed)}; its log is {log}"
+                        )
                 time.sleep(POLL_SECONDS)
         if code:
             raise MeasurementError(f"{describe_exit('fedshelf server', code)}; see above")

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -30,6 +30,29 @@ LOG_TAIL = 300  # characters of a log that an error message repeats
 
 class MeasurementError(FedShelfError):
     """A measured process failed; its output is on standard error or in its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A Python program to measure, and the environment it runs in.
+
+    Attributes:
+        name: Its name in tables.
+        command: The module and its arguments.
+        python: The interpreter, which decides the environment of packages.
+        environment: Variables in addition to those of this process.
+        timeout: Seconds for one run.
+        is_peer: Whether the other programs are still measured when it fails.
+        log: Where its standard error goes; None is the standard error of this process.
+    """
+
+    name: str
+    command: Sequence[str]
+    python: Path = Path(sys.executable)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = TIMEOUT_SECONDS
+    is_peer: bool = False
+    log: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,55 +81,40 @@ def median(samples: Sequence[Sample], figure: Callable[[Sample], float]) -> floa
     return statistics.median(figure(sample) for sample in samples)
 
 
-def measure(
-    command: Sequence[str], *, python: Path = Path(sys.executable), environment: Mapping[str, str] | None = None,
-    timeout: float = TIMEOUT_SECONDS, log: Path | None = None,
-) -> Sample:  # fmt: skip
-    """Run `python -m <command>`, measure it, and kill whatever it leaves behind.
-
-    Args:
-        command: The module and its arguments.
-        python: The interpreter, which decides the environment of packages.
-        environment: Variables in addition to those of this process.
-        timeout: Seconds after which it has failed.
-        log: Where its standard error goes; None is the standard error of this process.
+def measure(program: Program) -> Sample:
+    """Run a program, measure it, and kill whatever it leaves behind.
 
     Raises:
-        MeasurementError: The command failed, or took too long.
+        MeasurementError: It failed, or took too long.
     """
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory() as folder, _opened(log) as errors:
+    if log := program.log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryDirectory() as folder,
+        log.open("w", encoding="utf-8") if log else contextlib.nullcontext() as errors,
+    ):
         first_step_file = Path(folder) / "first-step"
-        variables = {"OMP_WAIT_POLICY": "PASSIVE", FIRST_STEP_FILE: str(first_step_file), **(environment or {})}
+        variables = {"OMP_WAIT_POLICY": "PASSIVE", FIRST_STEP_FILE: str(first_step_file), **program.environment}
+        command = [str(program.python), "-m", *program.command]
         started = time.monotonic()
         with (
-            subprocess.Popen(
-                [str(python), "-m", *command], env={**os.environ, **variables}, stdout=output, stderr=errors
-            ) as process,
+            subprocess.Popen(command, env={**os.environ, **variables}, stdout=output, stderr=errors) as process,
             ProcessTree(root=process.pid) as tree,
-        ):  # fmt: skip
-            in_time = tree.watch(process, started + timeout)
+        ):
+            in_time = tree.watch(process, started + program.timeout)
             seconds = time.monotonic() - started
+        name = f"python -m {' '.join(program.command)}"
         if process.returncode or not in_time:
-            name = f"python -m {' '.join(command)}"
-            reason = describe_exit(name, process.returncode) if in_time else f"{name} did not finish in {timeout:.0f} s"
-            raise MeasurementError(f"{reason}{_log_tail(log)}")
+            late = f"{name} did not finish in {program.timeout:.0f} s"
+            raise MeasurementError(f"{describe_exit(name, process.returncode) if in_time else late}{_log_tail(log)}")
         lines = first_step_file.read_text().split() if first_step_file.exists() else []
         output.seek(0)
-        figures = _last_object(output.read(), command)
+        figures = _last_object(output.read(), name)
     return Sample(
         seconds=seconds, cpu_seconds=sum(tree.cpu_seconds.values()), peak_mb=tree.peak_bytes / MB,
         processes=tree.max_processes, first_step=min(map(float, lines)) - started if lines else None, figures=figures,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _opened(log: Path | None) -> Iterator[IO[str] | None]:
-    if log is None:
-        yield None
-    else:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8") as file:
-            yield file
 
 
 def _log_tail(log: Path | None) -> str:
@@ -114,13 +122,13 @@ def _log_tail(log: Path | None) -> str:
     return f": …{' '.join(words)[-LOG_TAIL:]} ({log})" if words else ""
 
 
-def _last_object(output: str, command: Sequence[str]) -> Mapping[str, Any]:
+def _last_object(output: str, name: str) -> Mapping[str, Any]:
     """The last line that is a JSON object: some programs print more after it."""
     for line in reversed(output.splitlines()):
         with contextlib.suppress(json.JSONDecodeError):
             if isinstance(found := json.loads(line), dict):
                 return found
-    raise MeasurementError(f"python -m {' '.join(command)} succeeded but printed no figures")
+    raise MeasurementError(f"{name} succeeded but printed no figures")
 
 
 @dataclass(kw_only=True)

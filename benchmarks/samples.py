@@ -3,11 +3,11 @@
 import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.measure import TIMEOUT_SECONDS, MeasurementError, Sample, measure
+from benchmarks.measure import MeasurementError, Program, Sample, measure
 from benchmarks.records import RecordFile
 from fedshelf.storage.lock import RunLock
 
@@ -15,29 +15,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_AGE_SECONDS = 24 * 3600.0  # machines vary from day to day: older samples are not mixed with new ones
 REPORTING = {f"{name}.py" for name in ("__main__", "guard", "plots", "results", "training", "wire")}
 """Modules that decide how results look, not what they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A program to measure, and the environment it runs in.
-
-    Attributes:
-        name: Its name in tables.
-        command: The module and its arguments.
-        python: The interpreter, which decides the environment of packages.
-        environment: Variables in addition to those of this process.
-        timeout: Seconds for one run.
-        is_peer: Whether the other programs are still measured when it fails.
-        log: Where its standard error goes; None is the standard error of this process.
-    """
-
-    name: str
-    command: Sequence[str]
-    python: Path = Path(sys.executable)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = TIMEOUT_SECONDS
-    is_peer: bool = False
-    log: Path | None = None
 
 
 def code_digest() -> str:
@@ -129,10 +106,7 @@ def run_in_turn(programs: Sequence[Program], runs: int, log: SampleLog) -> dict[
             if name in log.failures or (name, run) in log.samples:
                 continue
             try:
-                sample = measure(
-                    program.command, python=program.python, environment=program.environment,
-                    timeout=program.timeout, log=program.log,
-                )  # fmt: skip
+                sample = measure(program)
             except MeasurementError as error:
                 if not program.is_peer:
                     raise

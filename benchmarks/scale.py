@@ -13,16 +13,16 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from torch import nn
 
 from benchmarks import results
-from benchmarks.measure import measure
+from benchmarks.measure import Program, measure
+from benchmarks.networks import NUM_CLASSES, chain_network
 from benchmarks.records import RecordFile
 from fedshelf.app.components import OpenedSetup, StorePhotos
 from fedshelf.config.schema import RunConfig
@@ -32,7 +32,7 @@ from fedshelf.core.messages import ClassFolder
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.engine import simulate_stores
 
-NUM_CLASSES, IMAGE_SIZE, PHOTOS_PER_STORE, BATCH_SIZE = 43, 32, 20, 10
+IMAGE_SIZE, PHOTOS_PER_STORE, BATCH_SIZE = 32, 20, 10
 NUM_WORKERS = 2
 LIMIT_GIB = 4.0
 
@@ -60,20 +60,6 @@ CURVES: Mapping[str, Sequence[Point]] = {
     "cohort": [Point(cohort=cohort) for cohort in (10, 30, 100, 300)],
     "parameters": [Point(width=width) for width in (8, 16, 32, 64)],
 }
-
-
-@dataclass(frozen=True)
-class Network:
-    """*chain*'s network with another width."""
-
-    width: int
-
-    def __call__(self, num_classes: int) -> nn.Module:
-        layers: list[nn.Module] = []
-        channels = [3, self.width, 2 * self.width, 4 * self.width]
-        for before, after in pairwise(channels):
-            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 16, num_classes))
 
 
 @dataclass(frozen=True)
@@ -131,7 +117,7 @@ class Times:
 
 def run(point: Point) -> dict[str, Any]:
     """Simulate; return the start of the first round, the median seconds and the mean CPU time of the other rounds."""
-    times, network = Times(), Network(point.width)
+    times, network = Times(), partial(chain_network, point.width)
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
             rounds=point.rounds, fraction=point.cohort / point.clients, min_clients=1, local_epochs=1,
@@ -140,7 +126,7 @@ def run(point: Point) -> dict[str, Any]:
         )  # fmt: skip
         simulate_stores(config, DrawnStores(point.clients), model=network, watchers=(times,))
     return {
-        "parameters": sum(p.numel() for p in network(NUM_CLASSES).parameters()), "start": times.start,
+        "parameters": sum(p.numel() for p in network().parameters()), "start": times.start,
         "round": float(np.median(times.rounds[1:])), "round_cpu": float(np.diff(times.cpu).mean()),
     }  # fmt: skip
 
@@ -149,7 +135,7 @@ def measured(point: Point, work: Path) -> dict[str, Any]:
     """Measure a point, or return the figures of an earlier call."""
     file, key = RecordFile(work / "scale.jsonl"), json.dumps(asdict(point))
     if key not in file.load():
-        sample = measure(["benchmarks.scale", key])
+        sample = measure(Program(name="scale", command=("benchmarks.scale", key)))
         totals = {"seconds": sample.seconds, "cpu_seconds": sample.cpu_seconds, "peak_mb": sample.peak_mb}
         file.add(key, {**sample.figures, **totals})
         print(f"{key}: {file.load()[key]}", file=sys.stderr, flush=True)

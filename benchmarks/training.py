@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import photos, results
-from benchmarks.measure import Sample, median
+from benchmarks.measure import Program, Sample, median
 from benchmarks.peers import registry
 from benchmarks.results import FEDSHELF, LIMIT, ONE_PROCESS, Figures, Outcome
-from benchmarks.samples import Program, SampleLog, run_in_turn
+from benchmarks.samples import SampleLog, run_in_turn
 from benchmarks.workloads import Workload
 from fedshelf.core.errors import FedShelfError
 

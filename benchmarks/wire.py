@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.measure import Sample, median
+from benchmarks.measure import Program, Sample, median
 from benchmarks.peers import registry
 from benchmarks.results import FEDSHELF, LIMIT, Figures, Outcome
-from benchmarks.samples import Program, SampleLog, run_in_turn
+from benchmarks.samples import SampleLog, run_in_turn
 
 
 @dataclass(frozen=True, kw_only=True)

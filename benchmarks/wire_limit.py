@@ -60,24 +60,20 @@ class AnonymousMemory:
     """
 
     def __init__(self) -> None:
-        self.idle = self.peak = anonymous_bytes()
+        self.idle = self.peak = status_bytes("RssAnon:")
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop sampling."""
+    def stop(self) -> tuple[int | None, int | None]:
+        """Stop sampling, and return `idle` and `peak`."""
         self._stopped.set()
         self._thread.join()
+        return self.idle, self.peak
 
     def _sample(self) -> None:
         while not self._stopped.wait(SAMPLING_SECONDS):
-            self.peak = max(self.peak or 0, anonymous_bytes() or 0) or None
-
-
-def anonymous_bytes() -> int | None:
-    """Return the anonymous resident memory of this process; None where the system does not tell."""
-    return status_bytes("RssAnon:")
+            self.peak = max(self.peak or 0, status_bytes("RssAnon:") or 0) or None
 
 
 def status_bytes(entry: str, process: int | str = "self") -> int | None:
@@ -182,17 +178,16 @@ class WireRounds:
         Raises:
             ValueError: The model is not what the clients have sent.
         """
-        bytes_after, memory = loopback_bytes(), self.memory
-        if memory is not None:
-            memory.stop()
+        bytes_after = loopback_bytes()
+        idle, peak_anonymous = self.memory.stop() if self.memory else (None, None)
         peak = peak_bytes() + sum(status_bytes("VmHWM:", other) or 0 for other in other_processes)
         nominal = 2 * self.num_clients * model.nbytes * (len(self.times) - 1)
         known = self.bytes_before is not None and bytes_after is not None
         figures = Figures(
             round_seconds=[after - before for before, after in itertools.pairwise(self.times)],
             server_peak_mb=peak / 1_000_000,
-            server_peak_anonymous_mb=memory and memory.peak and memory.peak / 1_000_000,
-            server_idle_anonymous_mb=memory and memory.idle and memory.idle / 1_000_000,
+            server_peak_anonymous_mb=peak_anonymous and peak_anonymous / 1_000_000,
+            server_idle_anonymous_mb=idle and idle / 1_000_000,
             lo_ratio=(bytes_after - self.bytes_before) / nominal if known else None,  # type: ignore[operator]
         )
         check(model, self.num_clients, first_models=first_models)  # last, since it needs memory

@@ -27,10 +27,12 @@ def export(workload: Workload, photos: Path, folder: Path) -> None:
     np.save(folder / "rows.npy", torch.stack([torch.stack(each) for each in rows]).numpy())
     weights = {name: value.numpy() for name, value in workload.build().state_dict().items()}
     np.savez(folder / "weights.npz", **weights)
+    shared = ("image_size", "num_stores", "photos_per_store", "batch_size", "client_lr", "num_test")
     settings = {
-        "network": workload.name, "photos": str(photos.absolute()), "image_size": workload.image_size,
-        "num_stores": workload.num_stores, "photos_per_store": workload.photos_per_store,
-        "batch_size": workload.batch_size, "client_lr": workload.client_lr, "num_test": workload.num_test,
-        "mean": MEAN, "std": STD,
-    }  # fmt: skip
+        **{name: getattr(workload, name) for name in shared},
+        "network": workload.name,
+        "photos": str(photos.absolute()),
+        "mean": MEAN,
+        "std": STD,
+    }
     (folder / "workload.json").write_text(json.dumps(settings), encoding="utf-8")

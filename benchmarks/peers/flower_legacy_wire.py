@@ -20,7 +20,7 @@ from flwr.server import ServerConfig, start_server
 from flwr.server.strategy import FedAvg
 from numpy.typing import NDArray
 
-from benchmarks.peers.processes import free_ports
+from benchmarks.processes import free_ports
 from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, WireRounds, change
 from fedshelf.core.process_exit import describe_exit
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.peers.processes import free_ports, program, run, running, wait_for_port
+from benchmarks.processes import free_ports, program, run, running, wait_for_port
 from benchmarks.wire_limit import NUM_CLIENTS
 from fedshelf.core.process_exit import describe_exit
 

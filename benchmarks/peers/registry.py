@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.measure import Program
 from benchmarks.peers import environments, export_workload
-from benchmarks.samples import ROOT, Program, SampleLog
+from benchmarks.samples import ROOT, SampleLog
 from benchmarks.workloads import Workload
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")

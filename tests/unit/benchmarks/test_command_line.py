@@ -44,7 +44,7 @@ def test_the_documentation_names_every_command() -> None:
     ("arguments", "reason"),
     [
         (("wire", "--clients", "3"), "power of two"),
-        (("wire", "--clients", "8", "--peers"), "--peers measures 4 clients"),
+        (("wire", "--clients", "8", "--peers"), "and 4 with --peers"),
         (("pilot", "--runs", "0"), "--runs"),
         (("skew", "--only", "nobody"), "there is no row 'nobody'"),
     ],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import training, training_limit, wire_limit
+from benchmarks import processes, training, training_limit, wire_limit
 from benchmarks.measure import Sample
-from benchmarks.peers import environments, export_workload, exported_workload, processes, registry
+from benchmarks.peers import environments, export_workload, exported_workload, registry
 from benchmarks.samples import ROOT
 from tests.unit.benchmarks.conftest import TINY
 
@@ -64,7 +64,7 @@ def test_fewer_rounds_are_the_first_rounds(folder: Path, tmp_path: Path) -> None
 
 def test_peers_need_no_package_of_fedshelfs_environment() -> None:
     code = (
-        "import sys, benchmarks.peers.exported_workload, benchmarks.wire_limit, benchmarks.peers.processes\n"
+        "import sys, benchmarks.peers.exported_workload, benchmarks.wire_limit, benchmarks.processes\n"
         "found = {name for name in sys.modules if name.partition('.')[0] in ('fedshelf', 'psutil', 'platformdirs')}\n"
         "print(*sorted(found))"
     )

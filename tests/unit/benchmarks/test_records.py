@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results, study
+from benchmarks import results
 from benchmarks.__main__ import STUDIES
 from benchmarks.records import RecordFile
-from benchmarks.study import RECORDS, Experiment, Result, Study
+from benchmarks.studies import study
+from benchmarks.studies.study import RECORDS, Experiment, Result, Study
 from fedshelf.core.errors import RunError
 
 

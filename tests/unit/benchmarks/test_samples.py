@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import samples
-from benchmarks.measure import MeasurementError, Sample
-from benchmarks.samples import Program, SampleLog, run_in_turn
+from benchmarks.measure import MeasurementError, Program, Sample
+from benchmarks.samples import SampleLog, run_in_turn
 from fedshelf.core.errors import RunError
 
 

@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
-from benchmarks import results, study, unequal
-from benchmarks.study import ALL_IN_ONE, EACH_ALONE, Experiment, Result, Study
+from benchmarks import results
+from benchmarks.studies import study, unequal
+from benchmarks.studies.study import ALL_IN_ONE, EACH_ALONE, Experiment, Result, Study
 
 TARGET = 0.37
 SCAFFOLD_OPTIONS = (

@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks import results, study
-from benchmarks.study import Experiment, Result, Study
+from benchmarks import results
+from benchmarks.studies import study
+from benchmarks.studies.study import Experiment, Result, Study
 
 METHODS = {
     "FedAvg, fine-tuned": ("--personalize", "finetune"),

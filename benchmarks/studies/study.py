@@ -1,6 +1,6 @@
 """Studies: tables over simulations of the acceptance benchmark with other flags.
 
-Every finished experiment is one record in `studies.jsonl`, under a key that says what was run; all studies that need
+Every finished experiment is one record in `records.jsonl`, under a key that says what was run; all studies that need
 it read it there. An interrupted simulation resumes from its folder below --work. To run an experiment again, delete its
 line.
 """
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from benchmarks import acceptance, photos, results
+from benchmarks import acceptance, photos
 from benchmarks.records import RecordFile
 from fedshelf.tracking.queries import RunSummary, run_summary
 
-RECORDS = RecordFile(Path(__file__).with_name("studies.jsonl"))
+RECORDS = RecordFile(Path(__file__).with_name("records.jsonl"))
 SEEDS = (0, 1, 2)
 EIGHT, ALL_IN_ONE, EACH_ALONE, HONEST = "eight", "all-in-one", "each-alone", "honest"
 NUM_ATTACKERS = 2
@@ -161,7 +161,8 @@ def by_name(found: Iterable[Result]) -> dict[str, list[Result]]:
 
 def percent(values: Sequence[float]) -> str:
     """Format mean and standard deviation over seeds in percent."""
-    return results.spread([100 * value for value in values])
+    percents = [100 * value for value in values]
+    return f"{statistics.fmean(percents):.1f}" + (f" ± {statistics.stdev(percents):.1f}" if len(values) > 1 else "")
 
 
 def _result(name: str, seed: int, summary: RunSummary) -> Result:

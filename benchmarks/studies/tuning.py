@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from benchmarks import results, study
-from benchmarks.study import Experiment, Result, Study
+from benchmarks import results
+from benchmarks.studies import study
+from benchmarks.studies.study import Experiment, Result, Study
 
 GRID = {
     "fedadam": (
