@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import results
+from benchmarks.measure import MeasurementError
 from benchmarks.results import FEDSHELF, LIMIT, ONE_PROCESS
 
 TOLERANCE = 0.10  # of a ratio: on a busy machine, medians of five runs differ by 5 %
@@ -91,6 +92,11 @@ def _band(benchmark: str, record: Mapping[str, Any]) -> Finding:
 
 
 def findings() -> list[Finding]:
-    """Return the findings about all benchmarks that have records."""
-    records = results.load()
+    """Return the findings about all benchmarks.
+
+    Raises:
+        MeasurementError: There are no records.
+    """
+    if not (records := results.load()):
+        raise MeasurementError(f"'{results.RECORDS}' holds no records: run `make bench` first")
     return [finding for name in sorted(records) for finding in judge(name, records[name])]

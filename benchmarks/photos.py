@@ -3,8 +3,7 @@
 Shapes: N photos, H height, W width.
 """
 
-import os
-import shutil
+import contextlib
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -173,11 +172,10 @@ def _stack(images: list[Images], workload: Workload) -> Images:
 
 def _write(photos: Photos, folder: Path) -> None:
     """Write into a temporary folder and rename that: an interrupted preparation leaves nothing incomplete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-    for name in Photos.__dataclass_fields__:
-        np.save(temporary / f"{name}.npy", np.ascontiguousarray(getattr(photos, name)))
-    try:
-        os.rename(temporary, folder)  # noqa: PTH104  it must not replace: another process has written the same
-    except OSError:
-        shutil.rmtree(temporary)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        complete = Path(temporary) / folder.name
+        complete.mkdir()
+        for name in Photos.__dataclass_fields__:
+            np.save(complete / f"{name}.npy", np.ascontiguousarray(getattr(photos, name)))
+        with contextlib.suppress(OSError):  # another process has written the same
+            complete.rename(folder)

@@ -36,18 +36,13 @@ def python_of(name: str, work: Path, *, requirements: Path = REQUIREMENTS) -> Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_complete(folder, wanted):
+        marker = folder / MARKER
+        if not (marker.is_file() and marker.read_text(encoding="utf-8") == wanted):
             print(f"making the environment {folder} (takes minutes, once)", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             _make(folder, file)
-            (folder / MARKER).write_text(wanted, encoding="utf-8")
+            marker.write_text(wanted, encoding="utf-8")
     return folder / "bin" / "python"
-
-
-def is_complete(folder: Path, wanted: str) -> bool:
-    """Return whether the environment was made completely, and from these requirements."""
-    marker = folder / MARKER
-    return marker.is_file() and marker.read_text(encoding="utf-8") == wanted
 
 
 def _make(folder: Path, requirements: Path) -> None:

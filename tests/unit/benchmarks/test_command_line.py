@@ -46,7 +46,7 @@ def test_the_documentation_names_every_command() -> None:
         (("wire", "--clients", "3"), "power of two"),
         (("wire", "--clients", "8", "--peers"), "and 4 with --peers"),
         (("pilot", "--runs", "0"), "--runs"),
-        (("skew", "--only", "nobody"), "there is no row 'nobody'"),
+        (("skew", "--only", "nobody"), "Invalid value for '--only': 'nobody' is not one of"),
     ],
 )
 def test_wrong_usage_is_refused(arguments: tuple[str, ...], reason: str) -> None:
