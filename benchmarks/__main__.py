@@ -29,8 +29,8 @@ NOT_RECORDED = {"as_json", "write", "fresh", "recorded", "photos_folder", "work"
 
 app = typer.Typer(
     help="Measure FedShelf against the limit of this machine and against other frameworks, and train the acceptance "
-    "benchmark in many ways. Interrupted measurements resume.\n\nExit codes: 0 done, 1 failed, 2 wrong usage, 77 skipped "
-    "because photos are missing, 130 interrupted.",
+    "benchmark in many ways. Interrupted measurements resume.\n\nExit codes: 0 done, 1 failed, 2 wrong usage, 77 no "
+    "photos, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -119,9 +119,7 @@ def _only(names: Iterable[str]) -> Any:
 
 
 def _add_study(one: Study) -> None:
-    @app.command(
-        one.name, help=f"{one.help}\n\nIt takes hours; finished runs are kept in benchmarks/studies/records.jsonl."
-    )
+    @app.command(one.name, help=f"{one.help}\n\nIt takes hours. Finished runs are in benchmarks/studies/records.jsonl.")
     def command(
         context: typer.Context,
         seeds: Seeds = None,
