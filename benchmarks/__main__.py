@@ -224,7 +224,7 @@ def _measure(
         if len(log):
             typer.echo(f"{section}: resuming with {len(log)} runs from {log.path}", err=True)
         outcome = measure(log)
-        log.finish()
+        log.archive()
     _report(context, section, outcome, as_json=as_json, write=write)
 
 

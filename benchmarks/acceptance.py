@@ -35,13 +35,11 @@ def simulate(
     """
     folder = stores or partition(work, photos_folder, seed)
     command = ["simulate", "--data-dir", str(folder), "--workers", str(workers), *run_flags(work, photos_folder, seed)]
-    _cli(work).run(*command, "--run-dir", str(run_dir), *flags)
+    FedShelfCli(home=work / "home").run(*command, "--run-dir", str(run_dir), *flags)
     return run_dir
 
 
-def run(
-    work: Path, photos_folder: Path, seed: int, *, deployed: bool, workers: int
-) -> dict[str, Any]:  # fmt: skip
+def run(work: Path, photos_folder: Path, seed: int, *, deployed: bool, workers: int) -> dict[str, Any]:
     """Run the benchmark and return its figures; an interrupted run resumes.
 
     Args:
@@ -55,7 +53,7 @@ def run(
     started = time.monotonic()
     if deployed:
         stores = sorted(partition(work, photos_folder, seed).iterdir())
-        _cli(work).deploy(stores, *run_flags(work, photos_folder, seed), "--run-dir", str(run_dir))
+        FedShelfCli(home=work / "home").deploy(stores, *run_flags(work, photos_folder, seed), "--run-dir", str(run_dir))
     else:
         simulate(work, photos_folder, seed, run_dir, workers=workers)
     rounds = run_summary(run_dir).rounds
@@ -105,9 +103,7 @@ def partition(work: Path, photos_folder: Path, seed: int, *, split: str = "diric
     stores = work / (f"stores-{seed}" if split == "dirichlet" else f"{split}-{seed}")
     if not stores.is_dir():
         pack, dealt = photos.unpack(photos_folder, work), photos_folder / "splits" / f"{split}-8-seed{seed}.csv"
-        _cli(work).run("data", "partition", str(pack), "--out", str(stores), "--assignment", str(dealt))
+        FedShelfCli(home=work / "home").run(
+            "data", "partition", str(pack), "--out", str(stores), "--assignment", str(dealt)
+        )
     return stores
-
-
-def _cli(work: Path) -> FedShelfCli:
-    return FedShelfCli(home=work / "home")

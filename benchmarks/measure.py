@@ -106,8 +106,9 @@ def measure(program: Program) -> Sample:
             seconds = time.monotonic() - started
         name = f"python -m {' '.join(program.command)}"
         if process.returncode or not in_time:
-            late = f"{name} did not finish in {program.timeout:.0f} s"
-            raise MeasurementError(f"{describe_exit(name, process.returncode) if in_time else late}{_log_tail(log)}")
+            timed_out = f"{name} did not finish in {program.timeout:.0f} s"
+            reason = describe_exit(name, process.returncode) if in_time else timed_out
+            raise MeasurementError(f"{reason}{_log_tail(log)}")
         lines = first_step_file.read_text().split() if first_step_file.exists() else []
         output.seek(0)
         figures = _last_object(output.read(), name)
@@ -118,8 +119,8 @@ def measure(program: Program) -> Sample:
 
 
 def _log_tail(log: Path | None) -> str:
-    words = log.read_text(encoding="utf-8", errors="replace").split() if log else []
-    return f": …{' '.join(words)[-LOG_TAIL:]} ({log})" if words else ""
+    text = " ".join(log.read_text(encoding="utf-8", errors="replace").split()) if log else ""
+    return f": …{text[-LOG_TAIL:]} ({log})" if text else ""
 
 
 def _last_object(output: str, name: str) -> Mapping[str, Any]:

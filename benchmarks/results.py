@@ -81,6 +81,11 @@ def round_seconds(sample: Sample) -> float:
     return statistics.median(times)
 
 
+def medians_of(runs: int) -> str:
+    """Return what the figures of a section are."""
+    return "One run of each program" if runs == 1 else f"Medians of {runs} runs, in turn"
+
+
 def failures(failed: Mapping[str, str]) -> list[str]:
     """Return a paragraph about the programs that failed, if any did."""
     if not failed:

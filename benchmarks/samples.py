@@ -72,7 +72,7 @@ class SampleLog:
         self.failures[program] = reason
         self._records.add(f"{program}, failure", {"program": program, "failure": reason})
 
-    def finish(self) -> None:
+    def archive(self) -> None:
         """Rename the file, so that the next measurement starts anew."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self.path.rename(self.path.with_name(f"{self.path.stem}-{stamp}{self.path.suffix}"))

@@ -139,9 +139,7 @@ def peer_loss_difference(peer: Sample, limit: Sample) -> LossDifference:
     return found
 
 
-def peer_loss_differences(
-    samples: Mapping[str, Sequence[Sample]], failed: dict[str, str]
-) -> dict[str, LossDifference]:  # fmt: skip
+def peer_loss_differences(samples: Mapping[str, Sequence[Sample]], failed: dict[str, str]) -> dict[str, LossDifference]:
     """Return the differences by peer; peers that did other work are added to `failed`."""
     differences = {}
     for name, of in samples.items():
@@ -187,7 +185,7 @@ def _text(
         for name, of in figures.items()
     ]  # fmt: skip
     parts = [
-        f"{results.table(columns, rows)}\n\nMedians of {runs} runs, in turn; the limit is a plain PyTorch loop in two "
+        f"{results.table(columns, rows)}\n\n{results.medians_of(runs)}; the limit is a plain PyTorch loop in two "
         f"processes of one thread. Losses agree with the plain loop's to {difference:.0e} in every round."
     ]
     if differences:

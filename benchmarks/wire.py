@@ -102,7 +102,7 @@ def _text(
         for name, of in figures.items()
     ]  # fmt: skip
     parts = [
-        f"{results.table(columns, rows)}\n\nMedians of {runs} runs, in turn, each of 5 rounds with {clients} client "
+        f"{results.table(columns, rows)}\n\n{results.medians_of(runs)}, of 5 rounds with {clients} client "
         f"processes on loopback; FedShelf {'without' if insecure else 'with'} TLS, the limit (plain sockets) without."
     ]
     if peers:

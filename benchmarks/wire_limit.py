@@ -151,7 +151,7 @@ class WireRounds:
         self.megabytes, self.num_clients, self.sample_memory = megabytes, num_clients, sample_memory
         self.times: list[float] = []
         self.bytes_before: int | None = None
-        self.memory: AnonymousMemory | None = None
+        self.sampler: AnonymousMemory | None = None
 
     def first_model(self) -> NDArray[np.float32]:
         """Return the model of the first round."""
@@ -159,7 +159,7 @@ class WireRounds:
 
     def begin(self) -> None:
         """Call when the first round begins."""
-        self.memory = AnonymousMemory() if self.sample_memory else None
+        self.sampler = AnonymousMemory() if self.sample_memory else None
         self.bytes_before = loopback_bytes()
         self.times.append(time.perf_counter())
 
@@ -179,7 +179,7 @@ class WireRounds:
             ValueError: The model is not what the clients have sent.
         """
         bytes_after = loopback_bytes()
-        idle, peak_anonymous = self.memory.stop() if self.memory else (None, None)
+        idle, peak_anonymous = self.sampler.stop() if self.sampler else (None, None)
         peak = peak_bytes() + sum(status_bytes("VmHWM:", other) or 0 for other in other_processes)
         nominal = 2 * self.num_clients * model.nbytes * (len(self.times) - 1)
         known = self.bytes_before is not None and bytes_after is not None

@@ -49,6 +49,4 @@ def report(found: Sequence[Result]) -> str:
     )
 
 
-STUDY = Study(
-    name="tuning", help="Tune the server optimizers on 15 rounds.", experiments=EXPERIMENTS, report=report,
-)  # fmt: skip
+STUDY = Study(name="tuning", help="Tune the server optimizers on 15 rounds.", experiments=EXPERIMENTS, report=report)

@@ -84,7 +84,7 @@ def test_a_fresh_measurement_starts_anew(programs: Programs) -> None:
 def test_a_finished_measurement_is_kept_and_not_resumed(programs: Programs) -> None:
     with programs.log() as log:
         log.add("a", 1, sample(1.0))
-        log.finish()
+        log.archive()
     with programs.log() as log:
         assert len(log) == 0
     assert len(list((programs.folder / "samples").glob("*.jsonl"))) == 1
