@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fedshelf.compression.download import MemoryHeldModel, open_broadcast
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage
-from fedshelf.rounds.download import MemoryHeldModel, open_broadcast
 from fedshelf.simulate.sizes import Sizes
 
 
