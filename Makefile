@@ -30,9 +30,8 @@ test: $(READY)
 # A benchmark whose photos are missing (exit code 77) is left out. BENCH_FLAGS are those of pilot, chain and wire.
 bench: $(READY)
 	@for name in $(BENCH); do \
-	  [ $$name = bytes ] || flags="--peers $(BENCH_FLAGS)"; \
+	  if [ $$name = bytes ]; then flags=; else flags="--peers $(BENCH_FLAGS)"; fi; \
 	  $(VENV)/bin/python -m benchmarks $$name --write $$flags || [ $$? -eq 77 ] || exit 1; \
-	  flags=; \
 	done
 	$(VENV)/bin/python -m benchmarks guard
 
