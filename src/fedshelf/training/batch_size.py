@@ -32,11 +32,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from fedshelf.core.errors import TrainingError
 from fedshelf.core.rng import Rng
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training.batches import batches
 from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.free_memory import free_memory
+from fedshelf.training.free_memory import free_memory, lacks_memory
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.timing import once
 from fedshelf.training.trainer import Trainer
@@ -181,9 +182,8 @@ def _survives(step: Callable[[], object], device: torch.device) -> bool:
     """Whether there is memory for `step`."""
     try:
         step()
-    except RuntimeError as error:
-        told = str(error).lower()
-        if not any(words in told for words in ("out of memory", "not enough memory", "can't allocate memory")):
+    except TrainingError as error:
+        if not lacks_memory(error):
             raise
     else:
         return True
