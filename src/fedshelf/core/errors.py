@@ -10,10 +10,19 @@ FedShelfError                 the message is for a person: what, where, why, wha
 """
 
 
+from fedshelf.core.text import printable
+
+
 class FedShelfError(Exception):
-    """Base of all expected failures; the command line prints it without a traceback."""
+    """Base of all expected failures; the command line prints it without a traceback.
+
+    Its text can be shown, sent and stored as it is, whatever names and messages from outside went into it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class UsageError(FedShelfError):
