@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import ModuleFactory, algorithm_of, bound_model_of, plan_of, test_photos
+from fedshelf.app.components import ModuleFactory, algorithm_of, bound_model_of, plan_of, scan_test_photos, test_photos
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
@@ -20,7 +20,9 @@ from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
-from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.catalogue import Catalogue, load_aliases
+from fedshelf.data.filesystem import folder_problem
+from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
 from fedshelf.rounds.pipeline import least_budget
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
@@ -104,8 +106,10 @@ def make_server(
     """
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
-    given = Catalogue.load(config.catalogue) if config.catalogue else None
-    plan = plan_of(config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given)
+    aliases, given = _given_names(config)
+    plan = plan_of(
+        config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
+    )  # fmt: skip
     evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
     checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
     ports = Ports(
@@ -131,6 +135,11 @@ def _global_model(
     """
     bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
     _check_budget(run.config, bound)
+    evaluate_centrally = evaluator(catalogue, bound)
+    known: list[bool] = []
+    if evaluate_centrally and run.config.test_dir:
+        classes = [class_folder(photo.class_path) for photo in scan_test_photos(run.config.test_dir).train]
+        known = [catalogue.index_of(folder) is not None for folder in classes]
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
         job = partial(_publish, run, bound, catalogue, params, record, best)
@@ -139,9 +148,22 @@ def _global_model(
     return GlobalModel(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
-        evaluate_centrally=evaluator(catalogue, bound),
+        evaluate_centrally=evaluate_centrally,
         publish=publish,
+        num_test=sum(known) if known else None,
+        num_test_left_out=known.count(False),
     )
+
+
+def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
+    """The aliases and the catalogue in the files that `config` names, if it does.
+
+    Raises:
+        DataError: one of them cannot be read, or they contradict each other.
+    """
+    aliases = load_aliases(config.aliases) if config.aliases else {}
+    catalogue = Catalogue.load(config.catalogue) if config.catalogue else None
+    return aliases, catalogue.with_aliases(aliases) if catalogue and aliases else catalogue
 
 
 def _check(config: RunConfig) -> None:
@@ -149,14 +171,17 @@ def _check(config: RunConfig) -> None:
 
     Raises:
         UsageError: listing all that is wrong.
+        DataError: a file that it names cannot be used.
     """
     problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
-    for key, path in (("init", config.init), ("catalogue", config.catalogue)):
+    for key, path in (("init", config.init), ("catalogue", config.catalogue), ("aliases", config.aliases)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: there is no such file")
     for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
-        if path is not None and not path.is_dir():
-            problems.append(f"--{key} {path}: there is no such folder")
+        if path is not None and (problem := folder_problem(path)):
+            problems.append(f"--{key} {path}: {problem}")
+    if config.data_dir is not None and config.test_dir is not None and config.test_dir.parent == config.data_dir:
+        problems.append(f"--test-dir {config.test_dir} lies in --data-dir, and would be trained on as a store")
     if config.dynamic_batch and config.engine in ("vmap", "auto"):
         problems.append(
             f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one "
@@ -165,6 +190,9 @@ def _check(config: RunConfig) -> None:
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))
+    _given_names(config)
+    for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
+        log.warning("--test-dir: %s", finding)
 
 
 def _problems_with_codecs(config: RunConfig) -> list[str]:

@@ -84,6 +84,7 @@ def remarks_on(summary: RunSummary) -> list[str]:
         in_a_row.add(round_.clients)
     if sentence := late.advice(in_a_row.habits()):
         remarks.append(sentence)
+    remarks += words.caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
     return remarks + ["* best round"] * (summary.best_round is not None)
 
 

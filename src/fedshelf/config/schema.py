@@ -78,7 +78,10 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         """The same run from another working folder is the same run."""
-        return value.expanduser().absolute() if isinstance(value, Path) else value
+        try:
+            return value.expanduser().absolute() if isinstance(value, Path) else value
+        except (OSError, RuntimeError) as error:  # the working folder was removed; nobody knows this user's home
+            raise ValueError(str(error)) from error
 
 
 class RunConfig(Settings):
@@ -88,8 +91,10 @@ class RunConfig(Settings):
         scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
     test_dir: Annotated[Path | None, Flag(help="Folder of test photos (CLASS/*.jpg) for central evaluation.",
         panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    catalogue: Annotated[Path | None, Flag(help="File that names the classes (JSON, or one name a line); else the "
-        "clients' folders do.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    catalogue: Annotated[Path | None, Flag(help="File that names the classes: one a line, a .csv with a header, or "
+        "JSON (default: the clients' folders do).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    aliases: Annotated[Path | None, Flag(help="CSV file with the columns alias,class: other names of products, which "
+        "stores may have given their folders.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
     image_size: Annotated[int, Field(ge=8, le=2048), Flag(help="Side of the photos in training, in pixels.",
         panel=DATA)] = 48  # fmt: skip
     val_fraction: Annotated[float, Field(ge=0, lt=1), Flag(help="Share of a store's photos held out for validation.",

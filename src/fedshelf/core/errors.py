@@ -9,20 +9,24 @@ FedShelfError                 the message is for a person: what, where, why, wha
 └── TransportError            the other side cannot be reached or does not speak our protocol
 """
 
-
 from fedshelf.core.text import printable
 
 
 class FedShelfError(Exception):
     """Base of all expected failures; the command line prints it without a traceback.
 
-    Its text can be shown, sent and stored as it is, whatever names and messages from outside went into it.
+    Args:
+        problems: what is wrong, each a sentence of its own. Usually one; a check that finds several gives them all.
+
+    Attributes:
+        exit_code: what the command line exits with.
     """
 
     exit_code = 1
 
     def __str__(self) -> str:
-        return "\n".join(map(printable, super().__str__().split("\n")))
+        """All problems on one line, harmless to a terminal whatever names from outside went into them."""
+        return "; ".join(printable(str(problem)) for problem in self.args)
 
 
 class UsageError(FedShelfError):

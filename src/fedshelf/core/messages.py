@@ -24,7 +24,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fedshelf.core.choices import Candidate
-from fedshelf.core.class_folder import ClassFolder as ClassFolder  # part of this module to those who read and write messages
+from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 
 PROTOCOL_VERSION = 3

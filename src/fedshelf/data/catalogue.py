@@ -198,7 +198,7 @@ def load_aliases(path: Path) -> dict[str, str]:
         raise DataError(f"alias file '{path}': its first line must be alias,class")
     aliases: dict[str, str] = {}
     for row in rows:
-        alias, name = row["alias"], row["class"]
+        alias, name = (unicodedata.normalize("NFC", row[column]) for column in ("alias", "class"))
         if not alias or not name:
             raise DataError(f"alias file '{path}': a line has no {'class' if alias else 'alias'}: {alias}{name}")
         if aliases.setdefault(alias, name) != name:
@@ -214,13 +214,13 @@ def _read_text(path: Path, what: str) -> str:
 
 
 def _rows(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV table by column; names of columns in small letters, all without blanks around them."""
+    """The rows of a CSV table by column, whose names are in small letters. Blanks before a value do not count."""
     try:
         header, *rows = [row for row in csv.reader(io.StringIO(text), skipinitialspace=True) if any(row)] or [[]]
     except csv.Error as error:
         raise DataError(f"it is not a CSV table ({error})") from error
     columns = [_clean(column).lower() for column in header]
-    return [dict(zip(columns, map(_clean, row + [""] * len(columns)), strict=False)) for row in rows]
+    return [dict(zip(columns, row + [""] * len(columns), strict=False)) for row in rows]
 
 
 def _names_of_table(text: str) -> list[str]:
@@ -229,7 +229,7 @@ def _names_of_table(text: str) -> list[str]:
     if not _HEADER_WORDS.intersection(columns):
         raise DataError("its first line does not name the columns, such as: class")
     column = next(column for column in columns if column in _HEADER_WORDS)
-    return [row[column] for row in rows if row[column]]
+    return [_clean(row[column]) for row in rows if row[column].strip()]
 
 
 def _lines(text: str) -> list[str]:

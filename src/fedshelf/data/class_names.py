@@ -10,7 +10,9 @@ from fedshelf.core.text import some
 from fedshelf.data.catalogue import Catalogue
 
 ALIKE = "equal but for case, blanks, accents or plural, and taken as different products"
-_STORE_NAME = re.compile(r"(store|shop|branch|site|client|filiale|markt|magasin|tienda|negozio|门店|商店)[ _-]*\d+", re.I)
+_STORE_NAME = re.compile(
+    r"(store|shop|branch|site|client|filiale|markt|magasin|tienda|negozio|门店|商店)[ _-]*\d+", re.IGNORECASE
+)
 
 
 def federation_doubts(joins: Mapping[str, Sequence[ClassFolder]], catalogue: Catalogue) -> list[str]:
@@ -28,9 +30,12 @@ def federation_doubts(joins: Mapping[str, Sequence[ClassFolder]], catalogue: Cat
         stores, _ = nested_stores(sorted({folder.path for folder in folders}))
         if stores:
             found.append(f"store '{client}' looks like a folder of stores: {stores}")
-    for group in similar_names(catalogue.names):
-        named = "; ".join(f"'{name}' (in {some(holders[name])})" for name in group)
-        found.append(f"class names {ALIKE}: {named}. To unite them, give a file of --aliases")
+    alike = [
+        " and ".join(f"'{name}' (in {some(holders[name])})" for name in group)
+        for group in similar_names(catalogue.names)
+    ]
+    if alike:
+        found.append(f"class names {ALIKE}: {'; '.join(alike)}. To unite them, list them in a file for --aliases")
     if len(joins) > 1 and all(len(clients) < 2 for clients in holders.values()):
         found.append(
             f"no two stores have a product in common ({some(sorted(joins))}): do these folders hold stores, "

@@ -21,7 +21,7 @@ _SPLIT_NAMES = frozenset(
 )  # fmt: skip
 _LABEL_FILES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
 _LABEL_WORDS = frozenset(("label", "labels", "class", "classes", "class_name", "category", "product", "target", "sku"))
-_NO_PRODUCTS = frozenset(("images", "image", "img", "imgs", "photos", "photo", "pictures", "pics", "jpegimages", "dcim"))
+_NO_PRODUCTS = frozenset(("images", "image", "img", "imgs", "photos", "photo", "pictures", "jpegimages", "dcim"))
 _LABEL_BYTES = 1 << 20  # of a file that may hold labels
 
 
@@ -42,7 +42,8 @@ def doubts(listing: Listing) -> list[str]:
         if certain:
             raise DataError(sentence)
         found.append(sentence)
-    return found + [f"class names {ALIKE}: {some(group)}" for group in similar_names(paths)]
+    alike = "; ".join(some(group) for group in similar_names(paths))
+    return [*found, f"class names {ALIKE}: {alike}"] if alike else found
 
 
 def store_folders(root: Path) -> dict[str, Path]:

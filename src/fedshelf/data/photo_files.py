@@ -72,15 +72,17 @@ class Listing:
 
     def findings(self) -> list[str]:
         """In sentences, what was left out, and which names are odd."""
-        found = [f"left out: {kind} ({len(names)}): {some(names)}" for kind, names in sorted(self.left_out.items())]
+        found = [
+            f"left out: {kind} ({len(names)}): {some(sorted(names))}" for kind, names in sorted(self.left_out.items())
+        ]
         if self.other_files:
             counts = [f"{count} {ending or 'without an ending'}" for ending, count in sorted(self.other_files.items())]
             found.append(f"left out: files that are not read as photos: {', '.join(counts)}{self._heic()}")
         raw = [path for path, names in self.folders.items() if any(_is_raw(name) for name in names)]
         if raw:
             found.append(
-                f"folder names that are not UTF-8 ({len(raw)}), taken as they are written here: {some(raw)}; rename "
-                f"them, for instance with: convmv -r -f GBK -t UTF-8 --notest '{self.root}'"
+                f"folder names that are not UTF-8 ({len(raw)}), taken as written here: {some(sorted(raw))}; rename "
+                f"them, for instance with: convmv -r -f ENCODING -t UTF-8 --notest '{self.root}'"
             )
         found += [
             f"'{path}' is the name of {len(names)} folders, which are written with different Unicode characters: they "

@@ -10,6 +10,7 @@ from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.class_names import federation_doubts
 from fedshelf.rounds.attempts import SynchronousRounds
 from fedshelf.rounds.buffered import BufferedRounds
 from fedshelf.rounds.context import Context
@@ -95,6 +96,7 @@ class Server:
             RunStarted(
                 run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
                 num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.start_clients,
+                num_test=model.num_test, num_test_left_out=model.num_test_left_out,
             )
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
@@ -114,7 +116,11 @@ class Server:
         log.info("waiting for %d clients to join", self._plan.start_clients)
         while self._membership.num_joined() < self._plan.start_clients:
             self._reception.poll(POLL_SECONDS)
-        return Catalogue.resolve(self._membership.classes())
+        joins = self._membership.classes()
+        catalogue = Catalogue.resolve(joins, self._plan.aliases)
+        for doubt in federation_doubts(joins, catalogue):
+            log.warning(doubt)
+        return catalogue
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
         """The state after the last round, and why it was the last."""

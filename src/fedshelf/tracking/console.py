@@ -28,7 +28,7 @@ from fedshelf.core.events import (
     StoresCompared,
     UploadReceived,
 )
-from fedshelf.reporting.formatting import duration, number, percent, printable
+from fedshelf.reporting.formatting import caveats, duration, number, percent, printable
 from fedshelf.reporting.gain_report import figures, verdict
 from fedshelf.reporting.stragglers import StragglerTracker, advice
 
@@ -50,6 +50,7 @@ class ConsoleSink:
         self._min_clients = 0
         self._seconds: list[float] = []
         self._best_round: int | None = None
+        self._one_product = self._of_test = ""  # what accuracies are said with that tell little
         self._named: set[str] = set()  # whom of this round's cohort a warning has named
         self._late = StragglerTracker()
 
@@ -97,6 +98,11 @@ class ConsoleSink:
             f"{event.num_classes} classes{goes_on}",
             style="bold",
         )
+        for caveat in caveats(event.num_classes, event.num_test, event.num_test_left_out):
+            self._warn(caveat)
+        self._one_product = " (one product)" if event.num_classes == 1 else ""
+        if event.num_test_left_out:
+            self._of_test = f" of {event.num_test} of {(event.num_test or 0) + event.num_test_left_out} photos"
         if self._bar is not None:
             self._bar.start(total=event.num_rounds, done=event.first_round - 1)
 
@@ -130,9 +136,9 @@ class ConsoleSink:
     def _round_finished(self, event: RoundFinished) -> None:
         self._seconds.append(event.seconds)
         counted = sum(client.status is ClientStatus.COUNTED for client in event.clients)
-        figures = [f"loss {number(event.train_loss)}", f"accuracy {percent(event.accuracy)}"]
+        figures = [f"loss {number(event.train_loss)}", f"accuracy {percent(event.accuracy)}{self._one_product}"]
         if event.central_accuracy is not None:
-            figures.append(f"central {percent(event.central_accuracy)}")
+            figures.append(f"central {percent(event.central_accuracy)}{self._of_test}")
         left = (self._num_rounds - event.round) * statistics.median(self._seconds)
         best = "  best so far" if event.best_round == event.round else ""
         line = "  ".join(
