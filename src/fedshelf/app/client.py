@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,13 +53,17 @@ class ClientPlace:
         Raises:
             UsageError: there is no such folder, or the state would lie among the photos.
         """
-        folder = data_dir.expanduser().absolute()
-        test = test_dir.expanduser().absolute() if test_dir else None
+        try:
+            folder = data_dir.expanduser().absolute()
+            test = test_dir.expanduser().absolute() if test_dir else None
+            state_dir = state_dir.expanduser().absolute() if state_dir else None
+        except (OSError, RuntimeError) as error:  # nobody knows this user's home; the working folder was removed
+            raise UsageError(f"--data-dir {data_dir}: {error}") from None
         for key, given in (("data-dir", folder), ("test-dir", test)):
             if given is not None and (problem := folder_problem(given)):
                 raise UsageError(f"--{key} {given}: {problem}")
         if test == folder:
-            raise UsageError(f"--test-dir {test} is the --data-dir: give photos that are not trained on")
+            raise UsageError(f"--test-dir {test_dir} is the --data-dir: give photos that are not trained on")
         if device not in get_args(DeviceName):
             raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
         chosen = name or from_filesystem(folder.resolve().name)
@@ -66,7 +71,7 @@ class ClientPlace:
             chosen.encode()
         except UnicodeEncodeError:
             raise UsageError(f"--name {chosen} is not UTF-8 text: give another name") from None
-        state = (state_dir.expanduser().absolute() if state_dir else places.client_directory(chosen)).resolve()
+        state = Path(os.path.realpath(state_dir or places.client_directory(chosen)))
         if state.is_relative_to(folder.resolve()):
             raise UsageError(f"--state-dir {state} lies inside the photos of {folder}; choose another place")
         return cls(

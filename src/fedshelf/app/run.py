@@ -21,7 +21,7 @@ from fedshelf.core.events import RoundFinished
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue, load_aliases
-from fedshelf.data.filesystem import folder_problem
+from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
 from fedshelf.rounds.pipeline import least_budget
@@ -174,11 +174,12 @@ def _check(config: RunConfig) -> None:
         DataError: a file that it names cannot be used.
     """
     problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
-    for key, path in (("init", config.init), ("catalogue", config.catalogue), ("aliases", config.aliases)):
-        if path is not None and not path.is_file():
-            problems.append(f"--{key} {path}: there is no such file")
-    for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
-        if path is not None and (problem := folder_problem(path)):
+    for key, path, find in (
+        ("init", config.init, file_problem), ("catalogue", config.catalogue, file_problem),
+        ("aliases", config.aliases, file_problem), ("data-dir", config.data_dir, folder_problem),
+        ("test-dir", config.test_dir, folder_problem),
+    ):  # fmt: skip
+        if path is not None and (problem := find(path)):
             problems.append(f"--{key} {path}: {problem}")
     if config.data_dir is not None and config.test_dir is not None and config.test_dir.parent == config.data_dir:
         problems.append(f"--test-dir {config.test_dir} lies in --data-dir, and would be trained on as a store")

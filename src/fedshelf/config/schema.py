@@ -30,6 +30,7 @@ from fedshelf.core.choices import (
     Schedule,
     WorkNorm,
 )
+from fedshelf.core.text import from_filesystem
 
 AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]  # whatever is registered
 
@@ -302,4 +303,5 @@ def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
     """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
     wanted = {name for name, flag in RunConfig.flags().items() if flag.scope in scopes}
     values: dict[str, Any] = config.model_dump(mode="json", by_alias=True, include=wanted, exclude_none=True)
-    return values
+    paths = {name.replace("_", "-") for name in wanted if isinstance(getattr(config, name), Path)}
+    return {key: from_filesystem(value) if key in paths else value for key, value in values.items()}

@@ -5,7 +5,7 @@ import errno
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedshelf.core.errors import DataError
@@ -45,11 +45,20 @@ def reading(what: str) -> Iterator[None]:
 
 
 def folder_problem(path: Path) -> str:
-    """Why there is no folder at `path` that can be looked into; empty where there is one."""
+    """Why there is no folder at `path`; empty where there is one."""
+    return _problem(path, stat.S_ISDIR, "folder")
+
+
+def file_problem(path: Path) -> str:
+    """Why there is no file at `path`; empty where there is one."""
+    return _problem(path, stat.S_ISREG, "file")
+
+
+def _problem(path: Path, is_kind: Callable[[int], bool], kind: str) -> str:
     try:
-        return "" if stat.S_ISDIR(path.stat().st_mode) else "it is not a folder"
+        return "" if is_kind(path.stat().st_mode) else f"it is not a {kind}"
     except FileNotFoundError:
-        return "there is no such folder"
+        return f"no such {kind}"
     except (OSError, ValueError) as error:
         return cause(error)
 

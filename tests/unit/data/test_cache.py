@@ -19,7 +19,8 @@ from fedshelf.core.errors import DataError
 from fedshelf.data import cache as cache_module
 from fedshelf.data.cache import CachedPhotos, PhotoCache
 from fedshelf.data.decode import _register_heic, decode
-from fedshelf.data.folder import Photo, scan
+from fedshelf.data.folder import scan
+from fedshelf.data.photo_files import Photo
 from tests.unit.data.samples import GROCERIES_SMALL, needs_groceries_small, write_pack, write_photo
 
 SIZE = 24

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from fedshelf.core.errors import DataError, UsageError
-from fedshelf.data.folder import Photo, PhotoFolder, scan
+from fedshelf.data.folder import PhotoFolder, scan
+from fedshelf.data.photo_files import Photo
 from tests.unit.data.samples import write_pack, write_photo
 
 
@@ -97,7 +98,7 @@ def test_a_folder_without_class_photos_is_one_clear_error(tmp_path: Path, make) 
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere': there is no such folder"):
+    with pytest.raises(DataError, match=r"nowhere': no such folder"):
         scan_all(tmp_path / "nowhere")
 
 
