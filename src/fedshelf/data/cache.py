@@ -294,7 +294,7 @@ def none_usable(problems: Sequence[Problem]) -> str:
     reasons = Counter(problem.reason for problem in problems)
     listed = "; ".join(f"{reason} ({counted(count, 'photo')})" for reason, count in reasons.most_common(3))
     return (
-        f"none of its photos can be used: {listed}. The first is '{problems[0].path}'; 'fedshelf data check' names all"
+        f"none of its photos can be used: {listed}. The first is '{problems[0].path}'; 'fedshelf data check' names them"
     )
 
 
