@@ -134,6 +134,7 @@ def list_photos(root: Path) -> Listing:
         if here in above:
             found.left_out[LINKS_UP].append("/".join(parts))
             continue
+        class_path, on_disk = unicodedata.normalize("NFC", "/".join(parts)), str(folder.relative_to(root))
         for entry in entries:
             name = from_filesystem(entry.name)
             is_folder = _is_folder(entry)
@@ -148,9 +149,8 @@ def list_photos(root: Path) -> Listing:
             elif not parts:
                 found.stray.append(name)
             else:
-                class_path = unicodedata.normalize("NFC", "/".join(parts))
                 found.photos.append(Photo(class_path=class_path, path=folder / entry.name))
-                found.folders[class_path].add(str(folder.relative_to(root)))
+                found.folders[class_path].add(on_disk)
     if found.stray:
         found.left_out[STRAY] = found.stray
     found.photos.sort()
