@@ -301,7 +301,7 @@ def none_usable(problems: Sequence[Problem]) -> str:
 def _report(problems: Sequence[Problem], num_photos: int) -> None:
     if not problems:
         return
-    _log.warning("%d of %d photos cannot be used and are left out:", len(problems), num_photos)
+    _log.warning("cannot be used and left out: %d of %s", len(problems), counted(num_photos, "photo"))
     for problem in problems[:_PROBLEMS_NAMED]:
         _log.warning("  '%s': %s", problem.path, problem.reason)
     if len(problems) > _PROBLEMS_NAMED:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError
-from fedshelf.core.text import some
+from fedshelf.core.text import counted, some
 from fedshelf.data.cache import PhotoCache, Problem, Progress, UnreadableFileError, read_photo
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.class_names import similar_names
@@ -84,7 +84,7 @@ def load_photos(
     known, left_out = _looked_up(photos, catalogue)
     if left_out:
         _log.warning(
-            "%d photos are left out, their classes are not in the catalogue: %s", left_out.total(),
+            "left out: %s of classes that are not in the catalogue: %s", counted(left_out.total(), "photo"),
             ", ".join(f"{path} ({count}{_meant(path, catalogue)})" for path, count in sorted(left_out.items())),
         )  # fmt: skip
     cached = cache.open([photo for photo, _ in known], image_size, allow_empty=allow_empty, progress=progress)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError, UsageError
-from fedshelf.core.text import from_filesystem, some
+from fedshelf.core.text import counted, from_filesystem, some
 from fedshelf.data import layout
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.photo_files import Listing, Photo, list_photos, photo_extensions, subfolders
@@ -154,7 +154,7 @@ def _folders_beside_split(root: Path) -> list[str]:
 def _nothing_found(listing: Listing) -> str:
     root = listing.root
     if listing.stray:
-        why = f"its {len(listing.stray)} photos lie directly in it, so that their class is not known"
+        why = f"{counted(len(listing.stray), 'photo')} directly in it, whose class is not known"
     else:
         why = f"no file below it has a name that ends in {', '.join(sorted(photo_extensions()))}"
     more = "".join(f". {finding[:1].upper()}{finding[1:]}" for finding in listing.findings())

@@ -174,7 +174,7 @@ def _findings(classes: tuple[ClassHealth, ...], duplicates: tuple[Duplicate, ...
         findings.append(f"no usable training photo in {counted(len(empty), 'class', 'classes')}: {some(empty)}")
     if few := [entry.path for entry in classes if 0 < entry.train < fewest]:
         classes_with_few = counted(len(few), "class", "classes")
-        findings.append(f"fewer than {fewest} training photos in {classes_with_few}: {some(few)}")
+        findings.append(f"fewer than {counted(fewest, 'training photo')} in {classes_with_few}: {some(few)}")
     sizes = [entry.train for entry in classes if entry.train]
     if sizes and max(sizes) / min(sizes) > IMBALANCE:
         findings.append(f"the largest class has {max(sizes) / min(sizes):.0f} times the photos of the smallest")

@@ -126,7 +126,7 @@ def _labels(listing: Listing) -> list[str]:
             raise DataError(sentence)
         return [sentence]
     only = {_leaf(photo.class_path) for photo in listing.photos if _plain(_leaf(photo.class_path)) in _NO_PRODUCTS}
-    return [f"all {len(names)} photos lie in a folder '{name}', which would be the only product" for name in only]
+    return [f"all photos ({len(names)}) lie in a folder '{name}', which would be the only product" for name in only]
 
 
 def _leaf(path: str) -> str:

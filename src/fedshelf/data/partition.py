@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from fedshelf.core.errors import DataError, UsageError
-from fedshelf.core.text import to_filesystem
+from fedshelf.core.text import counted, to_filesystem
 from fedshelf.data.camera import Camera
 from fedshelf.data.decode import UnusablePhotoError
 from fedshelf.data.filesystem import cause, folder_problem, reading
@@ -88,7 +88,9 @@ def deal(pack: Path, *, mode: Mode, num_stores: int, alpha: float, seed: int) ->
     photos = listing.photos
     fewest = min(_FEWEST_PHOTOS, len(photos) // num_stores)
     if fewest < 1:
-        raise DataError(f"'{top}' has {len(photos)} photos in class folders: too few for {num_stores} stores")
+        raise DataError(
+            f"'{top}' has {counted(len(photos), 'photo')} in class folders: too few for {counted(num_stores, 'store')}"
+        )
     rng = np.random.default_rng(seed)
     if mode is Mode.DIRICHLET:
         store_of = _until_all_have(fewest, num_stores, lambda: _dirichlet(photos, num_stores, alpha, rng), alpha)
@@ -134,7 +136,8 @@ def read_assignment(path: Path, pack: Path) -> Partition:
             problems.append(f"line {line}: {problem}")
         stores[store].append(photo)
     if problems:
-        more = f" (and {len(problems) - _PROBLEMS_NAMED} more lines)" if len(problems) > _PROBLEMS_NAMED else ""
+        rest = len(problems) - _PROBLEMS_NAMED
+        more = f" (and {rest} more)" if rest > 0 else ""
         raise DataError(
             f"assignment file '{path}' does not fit '{pack}': {'; '.join(problems[:_PROBLEMS_NAMED])}{more}"
         )
@@ -240,7 +243,7 @@ def _until_all_have(fewest: int, num_stores: int, draw: Callable[[], list[int]],
         if min(np.bincount(store_of, minlength=num_stores)) >= fewest:
             return store_of
     raise DataError(
-        f"{_REDRAWS} draws left some of the {num_stores} stores with fewer than {fewest} photos: "
+        f"{_REDRAWS} draws left some of {counted(num_stores, 'store')} with fewer photos than {fewest}: "
         f"give fewer --stores, or a larger --alpha than {alpha}"
     )
 

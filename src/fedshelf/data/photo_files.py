@@ -85,8 +85,8 @@ class Listing:
                 f"them, for instance with: convmv -r -f ENCODING -t UTF-8 --notest '{self.root}'"
             )
         found += [
-            f"'{path}' is the name of {len(names)} folders, which are written with different Unicode characters: they "
-            "are taken as one product"
+            f"'{path}' is the name of several folders ({len(names)}), written with different Unicode characters, and "
+            "taken as one product"
             for path, names in sorted(self.folders.items())
             if len(names) > 1
         ]

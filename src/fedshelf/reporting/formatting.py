@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fedshelf.core.text import counted
 from fedshelf.core.text import printable as printable
 
 ABSENT = "–"
@@ -56,10 +57,8 @@ def caveats(num_classes: int | None, num_test: int | None, num_test_left_out: in
             "there is one product in all stores: any model names each photo right, and no accuracy says anything"
         )
     if num_test_left_out:
-        total = (num_test or 0) + num_test_left_out
-        found.append(
-            f"the central accuracy is of {num_test:,} of {total:,} test photos: no store has the products of the others"
-        )
+        total = counted((num_test or 0) + num_test_left_out, "test photo")
+        found.append(f"the central accuracy is of {num_test:,} of {total}: no store has the products of the others")
     return found
 
 

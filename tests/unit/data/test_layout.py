@@ -133,7 +133,7 @@ def test_tables_about_other_things_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_called_images_is_said_to_be_the_only_product(tmp_path: Path) -> None:
     assert scan_all(write_pack(tmp_path, {"images": 3})).findings == (
-        "all 3 photos lie in a folder 'images', which would be the only product",
+        "all photos (3) lie in a folder 'images', which would be the only product",
     )
 
 

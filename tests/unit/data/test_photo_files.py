@@ -108,7 +108,7 @@ def test_folders_whose_names_are_the_same_in_unicode_are_one_product_and_named(t
     write_pack(tmp_path, {"Pur\u0065\u0301e": 1, "Pur\u00e9e": 1})
     listing = list_photos(tmp_path)
     assert classes(listing) == ["Pur\u00e9e"]
-    assert "is the name of 2 folders" in listing.findings()[0]
+    assert "is the name of several folders (2)" in listing.findings()[0]
 
 
 def test_a_folder_that_may_not_be_read_is_named_with_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
