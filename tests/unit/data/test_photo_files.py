@@ -1,5 +1,6 @@
 """What is taken for a photo of a product, and what is passed over and named."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -83,15 +84,20 @@ def test_sockets_and_pipes_are_no_photos(tmp_path: Path) -> None:
 
 
 def test_any_depth_of_folders_is_walked(tmp_path: Path) -> None:
-    deepest = tmp_path
-    for _ in range(1500):
-        deepest = deepest / "d"
-        try:
-            deepest.mkdir()
-        except OSError:  # a path has at most 4,096 bytes
-            break
+    folders = [tmp_path / "d"]
+    folders[0].mkdir()
+    with contextlib.suppress(OSError):  # a path has at most 4,096 bytes
+        for _ in range(sys.getrecursionlimit() + 100):
+            (folders[-1] / "d").mkdir()
+            folders.append(folders[-1] / "d")
     (tmp_path / "d" / "p.png").touch()
-    assert classes(list_photos(tmp_path)) == ["d"]
+    try:
+        assert classes(list_photos(tmp_path)) == ["d"]
+    finally:
+        (tmp_path / "d" / "p.png").unlink()
+        for folder in reversed(folders):  # not every program that tidies up can go so deep
+            folder.rmdir()
+    assert len(folders) > sys.getrecursionlimit()
 
 
 def test_products_whose_names_are_not_utf8_stay_apart(tmp_path: Path) -> None:
