@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from fedshelf.core.errors import UsageError
+from fedshelf.core.text import from_filesystem
 
 if TYPE_CHECKING:  # the rooms below need seconds to import: inside the commands only
     from fedshelf.data.health import Health
@@ -55,7 +56,7 @@ def partition(
         write_stores(dealt, photos, out, progress=progress)
     counts = {store: len(members) for store, members in dealt.stores.items()}
     if as_json:
-        print(json.dumps({"out": str(out), "stores": counts}))
+        print(json.dumps({"out": from_filesystem(str(out)), "stores": counts}))
         return
     print(f"{sum(counts.values())} photos dealt to {len(counts)} stores in '{out}':")
     for store, count in counts.items():
@@ -80,8 +81,8 @@ def make_demo(
         print(
             json.dumps(
                 {
-                    "stores": str(made.stores),
-                    "test": str(made.test),
+                    "stores": from_filesystem(str(made.stores)),
+                    "test": from_filesystem(str(made.test)),
                     "num_train": made.num_train,
                     "num_test": made.num_test,
                     "classes": made.classes,
@@ -116,7 +117,11 @@ def fetch(
     with _downloading("Downloading") as progress:
         fetched = get(GROCERIES, target, sha256=sha256, base_url=base_url, progress=progress)
     if as_json:
-        print(json.dumps({"photos": str(fetched.photos), "sha256": fetched.sha256, "proof": fetched.proof}))
+        print(
+            json.dumps(
+                {"photos": from_filesystem(str(fetched.photos)), "sha256": fetched.sha256, "proof": fetched.proof}
+            )
+        )
         return
     print(f"Photos in '{fetched.photos}', proven by {fetched.proof} (the archive's SHA-256: {fetched.sha256})")
     print(f"Please cite: {GROCERIES.citation}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshelf.core.text import from_filesystem, printable
+
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.app.predictor import Guess
 
@@ -46,17 +48,17 @@ def _show(photo: Path, guesses: "Sequence[Guess]", *, as_json: bool) -> None:
 
     if as_json:
         predictions = [{"class": guess.label, "probability": guess.probability} for guess in guesses]
-        typer.echo(json.dumps({"photo": str(photo), "predictions": predictions}, ensure_ascii=False))
+        typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "predictions": predictions}))
         return
-    typer.echo(photo)
+    typer.echo(printable(str(photo)))
     table = Table(show_header=False, box=None)
     for guess in guesses:
-        table.add_row(f"{guess.probability:6.1%}", guess.label)
-    Console().print(table)
+        table.add_row(f"{guess.probability:6.1%}", printable(guess.label))
+    Console(markup=False, emoji=False).print(table)
 
 
 def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"photo": str(photo), "error": str(error)}))
+        typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "error": str(error)}))
     else:
-        typer.echo(f"{photo}: {error}", err=True)
+        typer.echo(printable(f"{photo}: {error}"), err=True)

@@ -134,4 +134,4 @@ def _print(*parts: "str | Table") -> None:
 def _print_json(value: object) -> None:
     from fedshelf.serialization.records import dump
 
-    typer.echo(dump(value, indent=1))
+    typer.echo(dump(value, indent=1, ascii=True))
