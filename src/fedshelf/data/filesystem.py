@@ -14,7 +14,6 @@ _NO_ANSWER = "its disk or network drive does not answer: check that it is mounte
 _REMEDIES = {
     errno.EACCES: "allow {user} to read it",
     errno.EPERM: "allow {user} to read it",
-    errno.ENOENT: "it was removed, or is a link to something that was",
     errno.ELOOP: "it is a link that leads back to itself: remove it",
     errno.ENAMETOOLONG: "move it to a place with a shorter path",
     errno.ESTALE: _NO_ANSWER,

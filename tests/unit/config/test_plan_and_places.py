@@ -119,15 +119,16 @@ def test_the_home_is_where_the_variable_says(home: Path) -> None:
     assert {p.parent for p in (places.tls_directory(), places.photo_cache())} == {home}
 
 
-@pytest.mark.parametrize("name", ["..", "../../etc", "a/b", "", ".hidden", "ünï çode", "a\x00b"])
+@pytest.mark.parametrize("name", ["..", "../../etc", "a/b", "", ".hidden", "ünï çode", "a\x00b", "柠檬 " * 99])
 def test_no_name_leads_out_of_the_states_folder(home: Path, name: str) -> None:
     folder = places.client_directory(name)
     assert folder.parent == home / "clients"
     assert folder.name not in ("", ".", "..")
+    assert len(os.fsencode(folder.name)) <= 255
 
 
 def test_names_that_differ_have_folders_that_differ(home: Path) -> None:
-    names = ["a b", "a_b", "a/b", "a%20b", "a%2fb", ".a", "a", ".", "..", "%2ea"]
+    names = ["a b", "a_b", "a/b", "a%20b", "a%2fb", ".a", "a", ".", "..", "%2ea", "柠檬" * 99, "柠檬" * 99 + "!"]
     assert len({places.client_directory(name) for name in names}) == len(names)
 
 
