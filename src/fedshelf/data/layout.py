@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedshelf.core.errors import DataError
+from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.text import from_filesystem, some
 from fedshelf.data.class_names import ALIKE, nested_stores, similar_names
 from fedshelf.data.filesystem import folder_problem, reading
@@ -50,10 +50,11 @@ def store_folders(root: Path) -> dict[str, Path]:
     """The stores to simulate, one folder each, by name.
 
     Raises:
+        UsageError: there is no such folder.
         DataError: `root` cannot be read, holds no folder, is one store's folder, or holds photos for testing, too.
     """
     if problem := folder_problem(root):
-        raise DataError(f"--data-dir '{root}': {problem}")
+        raise UsageError(f"--data-dir {root}: {problem}")
     folders = {from_filesystem(path.name): path for path in subfolders(root)}
     if not folders:
         raise DataError(
