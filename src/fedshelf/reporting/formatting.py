@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from fedshelf.core.text import counted
-from fedshelf.core.text import printable as printable
 
 ABSENT = "–"
 _BARS = "▁▂▃▄▅▆▇█"

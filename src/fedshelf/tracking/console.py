@@ -119,9 +119,8 @@ class ConsoleSink:
         if event.num_classes == 1:
             self._caveats["accuracy"] = " (one product)"
         if event.num_test_left_out:
-            self._caveats["central"] = (
-                f" of {event.num_test} of {(event.num_test or 0) + event.num_test_left_out} photos"
-            )
+            total = counted((event.num_test or 0) + event.num_test_left_out, "photo")
+            self._caveats["central"] = f" of {event.num_test} of {total}"
         if self._bar is not None:
             self._bar.begin(total=event.num_rounds, done=event.first_round - 1)
             self._show(f"waiting for {counted(event.min_clients, 'store')} to join")

@@ -187,6 +187,6 @@ def test_time_left_is_the_median_round_times_the_rounds_to_come() -> None:
             )
         )  # fmt: skip
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "run r: 10 rounds, 1 parameter, 1 class, resuming with round 3"
+    assert lines[0] == "run r: 10 rounds, 1 parameter, 2 classes, resuming with round 3"
     assert "1 min 0 s left" in lines[-1]
     assert "loss" not in lines[-1], "what was not measured is not named"
