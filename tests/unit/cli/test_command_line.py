@@ -228,3 +228,18 @@ def test_products_and_photos_are_shown_by_their_names_whatever_these_hold(
     code, _, error = fedshelf(capsys, "predict", "no\udce9[red].jpg", "--run", "r")
     assert code == 1
     assert r"no\xe9[red].jpg" in error
+
+
+def test_a_terminal_that_lacks_the_characters_of_a_name_gets_escapes(home: Path) -> None:
+    """A real process, since the encoding of its output is its own."""
+    write_pack(Path("photos"), {"柠檬": 2, "Tea": 2})
+    (Path("photos/Tea") / os.fsdecode(b"caf\xe8.jpg")).touch()
+    check = [sys.executable, "-m", "fedshelf", "data", "check", "photos"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(check, env=environment, capture_output=True, text=True, check=True).stdout
+    assert r"\u67e0\u6aac" in shown
+    assert r"unusable 'Tea/caf\xe8.jpg': the file is empty" in shown
+    text = subprocess.run([*check, "--json"], env=environment, capture_output=True, text=True, check=True).stdout
+    found = json.loads(text)
+    assert {entry["path"] for entry in found["classes"]} == {"柠檬", "Tea"}
+    assert found["unusable"] == {r"Tea/caf\xe8.jpg": "the file is empty"}
