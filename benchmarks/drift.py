@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import acceptance, results
+from fedshelf.app.components import open_setup, store_photos
 from fedshelf.config import files
-from fedshelf.config.build import open_setup, store_photos
 from fedshelf.config.places import photo_cache
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Setup
 from fedshelf.core.rng import Rng
 from fedshelf.data.cache import PhotoCache
-from fedshelf.tracking.checkpoints import FileCheckpoints
-from fedshelf.tracking.run_directory import RunDirectory
+from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.training.trainer import Trainer
 
 RATES = (0.05, 0.005)

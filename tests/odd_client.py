@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from flwr.app import ConfigRecord
 
+from fedshelf.app.client import ClientPlace, StoreClient, join_of
 from fedshelf.cli.display import stop_on_signals
-from fedshelf.config.client import ClientPlace, StoreClient, join_of
 from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
@@ -33,8 +33,8 @@ from fedshelf.core.messages import (
 )
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import EndKind
-from fedshelf.deploy.wire import Parcel
-from fedshelf.rounds.body import Body
+from fedshelf.deploy.records import Parcel
+from fedshelf.serialization.body import Body
 
 
 def _nan(upload: Upload) -> Upload:

@@ -30,20 +30,20 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.personalize import registry as personalizations
-from fedshelf.personalize.base import NONE, Personalization
-from fedshelf.rounds.choice import Choosing
+from fedshelf.personalization import registry as personalizations
+from fedshelf.personalization.base import NONE, Personalization
+from fedshelf.personalization.model_selection import Choosing
 from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.download import MemoryHeldModel
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
-from fedshelf.rounds.selection import Selection
 from fedshelf.rounds.server import Server
-from fedshelf.tracking.client_states import MemoryClientStates
-from fedshelf.tracking.spool import MemorySpool
+from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.storage.client_states import MemoryClientStates
+from fedshelf.storage.spool import MemorySpool
+from fedshelf.training.bound_model import TrainingSettings, Workbench
 from fedshelf.training.device import Compute
 from fedshelf.training.trainer import Trainer
-from fedshelf.training.workbench import TrainingSettings, Workbench
 from tests.fakes import Answer, FakeCheckpoints, FakeClock, FakePeer, FakeTransport, RecordingSink
 
 CLASSES = ("apple", "milk", "tea")

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedshelf.config.active_hours import DAY, active_hours
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Upload
 from fedshelf.core.ports import Left, Reply
-from fedshelf.deploy import client_loop, opening
+from fedshelf.deploy import active_hours as opening
+from fedshelf.deploy import client_loop
+from fedshelf.deploy.active_hours import Door
 from fedshelf.deploy.flower_server import EmbeddedServer
-from fedshelf.deploy.opening import Door
+from fedshelf.scheduling.active_hours import DAY, active_hours
 from tests.processes import Site, free_port, statuses
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, joined, task
 

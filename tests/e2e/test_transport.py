@@ -32,8 +32,8 @@ from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
+from fedshelf.deploy.records import Parcel, from_records
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
-from fedshelf.deploy.wire import Parcel, from_records
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (
     PATIENCE,

@@ -18,13 +18,13 @@ from flwr.proto.node_pb2 import Node
 
 from fedshelf.core.messages import PROTOCOL_VERSION, Failure, Join, Upload
 from fedshelf.core.ports import Arrival, Left, Reply, Undecodable
+from fedshelf.deploy.asgi_app import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_engine import MAX_REPLY_OBJECTS
 from fedshelf.deploy.flower_server import EmbeddedServer
-from fedshelf.deploy.gate import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.line import ServerAwayError, SessionLostError
-from fedshelf.deploy.wire import to_parcel
+from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
+from fedshelf.deploy.records import to_parcel
 from tests.unit.deploy.echo import (
     PATIENCE,
     ThreadClient,

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fedshelf.algorithms.aggregation import combine
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
-from fedshelf.rounds.aggregation import combine
 from fedshelf.training import loop
 from fedshelf.training.loop import Lane
 from fedshelf.training.settings import TrainingSettings

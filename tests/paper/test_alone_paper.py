@@ -11,9 +11,9 @@ from fedshelf.core.choices import PersonalizeName
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.core.state import ClientState
 from fedshelf.data.augmentation import Augmentation
-from fedshelf.personalize.alone import train_alone
-from fedshelf.personalize.base import PERSONAL
-from fedshelf.personalize.finetune import FineTuning
+from fedshelf.personalization.alone import train_alone
+from fedshelf.personalization.base import PERSONAL
+from fedshelf.personalization.finetune import FineTuning
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Trainer
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on

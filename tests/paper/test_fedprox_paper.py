@@ -11,8 +11,8 @@ from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState
+from fedshelf.training.bound_model import GradientHook
 from fedshelf.training.trainer import Trainer
-from fedshelf.training.workbench import GradientHook
 from tests.worlds import PLAIN, linear, trainer, with_batch_norm, workbench
 
 KEY = TaskKey(run_id="r", round=1, attempt=0)

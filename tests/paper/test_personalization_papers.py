@@ -9,10 +9,10 @@ from torch import Tensor
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.core.state import ClientState
-from fedshelf.personalize.base import PERSONAL, PersonalLayers
-from fedshelf.personalize.ditto import Ditto
-from fedshelf.personalize.fedper import personal_names
-from fedshelf.personalize.fedrep import fedrep
+from fedshelf.personalization.base import PERSONAL, PersonalLayers
+from fedshelf.personalization.ditto import Ditto
+from fedshelf.personalization.fedper import personal_names
+from fedshelf.personalization.fedrep import fedrep
 from fedshelf.training.optimizer import Moves
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Phase, Trainer

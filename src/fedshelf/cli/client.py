@@ -17,14 +17,14 @@ def client(*, config: ClientConfig) -> None:
 
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
+    from fedshelf.app.client import ClientPlace, StoreClient, join_of
     from fedshelf.cli.display import stop_on_signals
-    from fedshelf.config.active_hours import active_hours
-    from fedshelf.config.client import ClientPlace, StoreClient, join_of
     from fedshelf.core.errors import TransportError, UsageError
+    from fedshelf.deploy.active_hours import Door
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
-    from fedshelf.deploy.opening import Door
+    from fedshelf.scheduling.active_hours import active_hours
 
     if config.data_dir is None:
         raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
@@ -58,7 +58,7 @@ def client(*, config: ClientConfig) -> None:
 
 def _kept(comparison: "Comparison") -> str:
     """Which model the store keeps, and by what it was chosen."""
-    from fedshelf.tracking.worth import figures
+    from fedshelf.reporting.gain_report import figures
 
     photos = "test" if comparison.on_test else "validation"
     return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos} photos"

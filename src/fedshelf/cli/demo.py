@@ -25,7 +25,7 @@ def demo(
 
     Example: fedshelf demo --dir /tmp/demo
     """
-    from fedshelf.cli.ending import describe_demo
+    from fedshelf.cli.run_summary import describe_demo
 
     stores = _photos(folder, seed)
     run_dir = folder / "runs" / f"rounds-{rounds}-seed-{seed}"

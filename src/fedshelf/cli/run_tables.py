@@ -6,9 +6,11 @@ from rich import box
 from rich.table import Table
 
 from fedshelf.core.choices import Candidate
-from fedshelf.tracking import late, words, worth
+from fedshelf.reporting import formatting as words
+from fedshelf.reporting import gain_report as worth
+from fedshelf.reporting import stragglers as late
+from fedshelf.storage.run_directory import differences
 from fedshelf.tracking.queries import RunSummary
-from fedshelf.tracking.run_directory import differences
 
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 MOST_NAMES = 8  # in one remark

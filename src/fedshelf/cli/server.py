@@ -19,12 +19,12 @@ def server(
 
     Example: fedshelf server --rounds 10 --min-clients 5
     """
+    from fedshelf.app.run import make_server, open_run
     from fedshelf.cli.display import stop_on_signals, watching
-    from fedshelf.cli.ending import conclude
-    from fedshelf.config.run import make_server, open_run
+    from fedshelf.cli.run_summary import conclude
     from fedshelf.deploy.address import parse_address
     from fedshelf.deploy.flower_server import EmbeddedServer
-    from fedshelf.tracking.spool import FileSpool
+    from fedshelf.storage.spool import FileSpool
 
     listen = parse_address(config.address)
     config = of_a_server(config)

@@ -12,17 +12,17 @@ from flwr.app import Message
 
 from fedshelf.core.errors import FedShelfError, RefusedError, TransportError
 from fedshelf.core.messages import Failure, Join
+from fedshelf.deploy.active_hours import Door
 from fedshelf.deploy.address import parse_address
-from fedshelf.deploy.bodies_client import HeldBody
+from fedshelf.deploy.blob_client import HeldBody
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
-from fedshelf.deploy.line import ServerAwayError, SessionLostError
-from fedshelf.deploy.opening import Door
+from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
+from fedshelf.deploy.records import SendHook, WireMessage, body_beside, task_of, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
-from fedshelf.deploy.wire import SendHook, WireMessage, body_beside, task_of, to_parcel
 
 LOG = logging.getLogger(__name__)
 

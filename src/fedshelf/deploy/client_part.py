@@ -11,8 +11,8 @@ from flwr.app import Message
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Failure, Join, ServerMessage
 from fedshelf.deploy.failure_text import failure_text, without_places
-from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records
-from fedshelf.rounds.body import Buffer
+from fedshelf.deploy.records import Control, ControlKind, WireMessage, from_records
+from fedshelf.serialization.body import Buffer
 
 LOG = logging.getLogger(__name__)
 

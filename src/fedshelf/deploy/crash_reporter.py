@@ -131,7 +131,7 @@ def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
     if target is None:
         return
     from fedshelf.deploy.address import parse_address
-    from fedshelf.deploy.line import Line
+    from fedshelf.deploy.http_connection import Line
     from fedshelf.deploy.tls import client_context
 
     context = None if target.insecure else client_context(Path(target.ca) if target.ca else None)

@@ -34,10 +34,10 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.bodies_client import BodyClient, HeldBody
+from fedshelf.deploy.blob_client import BodyClient, HeldBody
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
-from fedshelf.deploy.line import Answer, Line, ServerAwayError, SessionLostError
-from fedshelf.rounds.body import Body
+from fedshelf.deploy.http_connection import Answer, Line, ServerAwayError, SessionLostError
+from fedshelf.serialization.body import Body
 
 REQUEST_SECONDS = 30.0
 WAIT_SECONDS = 60.0  # the server holds a wait for 8 s at most

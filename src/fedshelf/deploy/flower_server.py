@@ -17,11 +17,11 @@ import fedshelf
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.bodies import Bodies
+from fedshelf.deploy.asgi_app import Gate
+from fedshelf.deploy.blobs import Bodies
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
 from fedshelf.deploy.flower_grid import EmbeddedGrid
-from fedshelf.deploy.gate import Gate
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls
 

@@ -31,9 +31,9 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply, Undecodable
-from fedshelf.deploy.bodies import Bodies, model_bytes, most_of_upload
+from fedshelf.deploy.blobs import Bodies, model_bytes, most_of_upload
 from fedshelf.deploy.engine import Engine, Polling
-from fedshelf.deploy.wire import (
+from fedshelf.deploy.records import (
     Control,
     ControlKind,
     Encoder,
@@ -44,8 +44,8 @@ from fedshelf.deploy.wire import (
     num_bytes,
     to_parcel,
 )
-from fedshelf.rounds.body import Body
-from fedshelf.tracking.files import map_file
+from fedshelf.serialization.body import Body
+from fedshelf.storage.atomic_files import map_file
 
 LOG = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Bodies that clients may fetch: to each node the newest that was sent to it, and no other."""
 
-from fedshelf.rounds.body import Body
+from fedshelf.serialization.body import Body
 
 
 class Outgoing:

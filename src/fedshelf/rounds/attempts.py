@@ -8,12 +8,12 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import OpenRound, ServerState
-from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.context import Context
-from fedshelf.rounds.pace import predicted
+from fedshelf.rounds.inbox import POLL_SECONDS
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW
-from fedshelf.rounds.reception import POLL_SECONDS
 from fedshelf.rounds.synchronous import SynchronousRound
+from fedshelf.scheduling import cohort as cohorts
+from fedshelf.scheduling.pace import predicted
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fedshelf.algorithms.aggregation import combine
 from fedshelf.algorithms.base import Aggregate, Algorithm
 from fedshelf.algorithms.reduce import Aggregator, Verdict
 from fedshelf.core.errors import RunError
@@ -19,7 +20,6 @@ from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Spool
-from fedshelf.rounds.aggregation import combine
 from fedshelf.rounds.examination import Passed, counted
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from fedshelf.algorithms.aggregation import weighted
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
@@ -26,14 +27,13 @@ from fedshelf.core.events import (
 )
 from fedshelf.core.messages import Evaluation, TaskKey
 from fedshelf.core.state import OpenRound, ServerState
-from fedshelf.rounds import cohort as cohorts
-from fedshelf.rounds.aggregation import weighted
 from fedshelf.rounds.buffer import Buffer
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.examination import problem_with_evaluation
-from fedshelf.rounds.flights import Flight, Flights
+from fedshelf.rounds.in_flight import Flight, Flights
+from fedshelf.rounds.inbox import POLL_SECONDS, Answer, Back
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW
-from fedshelf.rounds.reception import POLL_SECONDS, Answer, Back
+from fedshelf.scheduling import cohort as cohorts
 
 
 @dataclass(kw_only=True, eq=False)

@@ -20,8 +20,8 @@ from fedshelf.core.messages import (
     task_key,
 )
 from fedshelf.core.ports import ClientStates
-from fedshelf.personalize.base import NONE, Personalization
-from fedshelf.rounds.choice import Choosing, compare
+from fedshelf.personalization.base import NONE, Personalization
+from fedshelf.personalization.model_selection import Choosing, compare
 from fedshelf.rounds.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.trainer import Trainer

@@ -5,13 +5,13 @@ from functools import cached_property
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.core.ports import Clock
-from fedshelf.rounds.asking import Asker
-from fedshelf.rounds.central import CentralTest
+from fedshelf.rounds.dispatch import Asker
 from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.examination import Examiner
+from fedshelf.rounds.inbox import Reception
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
-from fedshelf.rounds.reception import Reception
+from fedshelf.rounds.server_evaluation import CentralTest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

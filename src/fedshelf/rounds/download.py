@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from fedshelf.compression.chain import decode, parse
+from fedshelf.compression.codec_policy import Coding
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import STATISTICS, TRAINABLE, Broadcast, CompressedBroadcast, Step
 from fedshelf.core.params import Layout
 from fedshelf.core.state import ServerState
-from fedshelf.rounds import body
-from fedshelf.rounds.coding import Coding
+from fedshelf.serialization import body
 
 WHOLE = parse("none")
 

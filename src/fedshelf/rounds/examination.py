@@ -7,9 +7,9 @@ from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import CompressedUpload, Evaluation, Failure, TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Received
-from fedshelf.rounds.checks import cap_examples, check_upload
+from fedshelf.rounds.inbox import Answer
 from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.rounds.reception import Answer
+from fedshelf.rounds.validation import cap_examples, check_upload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from fedshelf.compression import budget, feedback
 from fedshelf.compression.chain import Chain, decode, parse
+from fedshelf.compression.codec_policy import HEADER_BYTES, Coding
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, CompressedUpload, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.state import ClientState
-from fedshelf.rounds.coding import HEADER_BYTES, Coding
 
 MEMORY = "pipeline.memory"
 """Where a client's state keeps what its codec has left out so far [T]."""

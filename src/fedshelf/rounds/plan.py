@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedshelf.algorithms.reduce import MEAN, Aggregator
+from fedshelf.compression.codec_policy import Coding
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.messages import Setup
@@ -14,10 +15,9 @@ from fedshelf.core.params import Layout
 from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Timeline, Transport
 from fedshelf.core.rng import Rng
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.rounds.coding import Coding
-from fedshelf.rounds.orders import UNPACED, Pacing
 from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.rounds.selection import Selection
+from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.scheduling.work_assignment import UNPACED, Pacing
 from fedshelf.training.trainer import Score
 
 MAX_VOID_IN_A_ROW = 10  # attempts at a round, before the run fails

@@ -12,12 +12,12 @@ from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.attempts import SynchronousRounds
 from fedshelf.rounds.buffered import BufferedRounds
-from fedshelf.rounds.comparison import Comparing
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.download import Downloads
+from fedshelf.rounds.inbox import POLL_SECONDS, Reception, StopRequested
 from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.model_selection import Comparing
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, setup_of
-from fedshelf.rounds.reception import POLL_SECONDS, Reception, StopRequested
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fedshelf.algorithms.aggregation import combine, normalized, stretched, weighted
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core.events import (
     ClientRefused,
@@ -15,13 +16,12 @@ from fedshelf.core.events import (
 )
 from fedshelf.core.messages import Broadcast, Evaluation, Purpose, TaskKey, Upload
 from fedshelf.core.state import OpenRound, ServerState
-from fedshelf.rounds import cohort as cohorts
-from fedshelf.rounds.aggregation import combine, normalized, stretched, weighted
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.examination import counted, problem_with_evaluation
-from fedshelf.rounds.pace import updated
-from fedshelf.rounds.reception import Answer
-from fedshelf.rounds.tally import Tally
+from fedshelf.rounds.inbox import Answer
+from fedshelf.rounds.round_progress import Tally
+from fedshelf.scheduling import cohort as cohorts
+from fedshelf.scheduling.pace import updated
 
 
 class SynchronousRound:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from fedshelf.app.components import ModuleFactory
+from fedshelf.app.run import Evaluate, make_server, open_run
 from fedshelf.config import places
-from fedshelf.config.build import ModuleFactory
-from fedshelf.config.run import Evaluate, make_server, open_run
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
@@ -22,20 +22,20 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
-from fedshelf.simulate.ordered import OrderedTransport
-from fedshelf.simulate.player import Player
+from fedshelf.simulate.client_runner import Player
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
 from fedshelf.simulate.virtual import Durations, dropout_of, durations_of, needs_order
+from fedshelf.simulate.virtual_time_transport import OrderedTransport
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import engine_of
 from fedshelf.simulate.workers import WorkerPool
-from fedshelf.tracking.run_directory import RunDirectory
-from fedshelf.tracking.spool import MemorySpool
-from fedshelf.training.memory import keep_freed_memory
+from fedshelf.storage.run_directory import RunDirectory
+from fedshelf.storage.spool import MemorySpool
+from fedshelf.training.bound_model import Workbench
+from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.threads import default_threads
 from fedshelf.training.trainer import BatchScore, total
-from fedshelf.training.workbench import Workbench
 
 if TYPE_CHECKING:
     from fedshelf.simulate.ray_pool import RayPool  # Ray is an extra

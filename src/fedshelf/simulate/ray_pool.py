@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fedshelf.core.errors import FedShelfError, UsageError
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
-from fedshelf.simulate.player import Player
-from fedshelf.training.memory import keep_freed_memory
+from fedshelf.simulate.client_runner import Player
+from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
 AHEAD = 2  # tasks that an actor has while there are plenty: one at work, one at hand

@@ -15,9 +15,9 @@ from pathlib import Path
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import ClientState
-from fedshelf.tracking.files import make_folder, remove_leftovers, saying_what_to_do
-from fedshelf.tracking.spool import file_name
-from fedshelf.tracking.tensor_file import DamagedFileError, read_tensors, write_tensors
+from fedshelf.serialization.tensor_file import DamagedFileError, read_tensors
+from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do, write_tensors
+from fedshelf.storage.spool import file_name
 
 _FILE = re.compile(r"(\d+)-(\d+)\.safetensors")
 

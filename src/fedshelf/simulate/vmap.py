@@ -14,12 +14,12 @@ from functools import partial
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, Setup
 from fedshelf.rounds.client import Work
-from fedshelf.simulate.player import Player
-from fedshelf.simulate.turns import Turns
+from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.lockstep import Turns
+from fedshelf.training.bound_model import Workbench
 from fedshelf.training.loop import Run
 from fedshelf.training.stack import Stack, default_count
 from fedshelf.training.stack_check import find_problem
-from fedshelf.training.workbench import Workbench
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fedshelf.config.build import ModuleFactory, workbench_of
+from fedshelf.app.components import ModuleFactory, workbench_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import RunError
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.simulate.stores import Stores
-from fedshelf.tracking.files import write_atomically
-from fedshelf.tracking.run_directory import RunDirectory
+from fedshelf.storage.atomic_files import write_atomically
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.training.stack_check import measure
 
 log = logging.getLogger(__name__)

@@ -28,12 +28,12 @@ from torch import Tensor
 from fedshelf.core import process_exit
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import ClientMessage, Ready, ServerMessage, Setup
-from fedshelf.simulate.exchange import pack, unpack
-from fedshelf.simulate.player import Player
+from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.ipc import pack, unpack
 from fedshelf.simulate.processes import Processes, start_method
 from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
 from fedshelf.simulate.vmap import VmapBackend, is_training
-from fedshelf.training.memory import keep_freed_memory
+from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
 MOST_AHEAD = 8  # tasks that a worker has at hand beside the one at work; what is small of them fits into a pipe

@@ -28,9 +28,9 @@ from fedshelf.core.events import (
     StoresCompared,
     UploadReceived,
 )
-from fedshelf.tracking.late import LateInARow, advice
-from fedshelf.tracking.words import duration, foreign, number, percent
-from fedshelf.tracking.worth import figures, verdict
+from fedshelf.reporting.formatting import duration, foreign, number, percent
+from fedshelf.reporting.gain_report import figures, verdict
+from fedshelf.reporting.stragglers import LateInARow, advice
 
 MOST_NAMED = 20  # clients that are named as they join before the first round
 

@@ -35,11 +35,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedshelf.core.rng import Rng
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training.batches import batches
-from fedshelf.training.room import free_memory
+from fedshelf.training.bound_model import Workbench
+from fedshelf.training.free_memory import free_memory
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.timing import once
 from fedshelf.training.trainer import Trainer
-from fedshelf.training.workbench import Workbench
 
 log = logging.getLogger(__name__)
 

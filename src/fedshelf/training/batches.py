@@ -15,7 +15,7 @@ from torch import Tensor
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import augment, normalize
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.training.workbench import Workbench
+from fedshelf.training.bound_model import Workbench
 
 
 class Batch(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 
 from fedshelf.core.choices import CompileChoice
 from fedshelf.core.errors import UsageError
+from fedshelf.training.bound_model import Workbench
 from fedshelf.training.loop import differentiate_alone
 from fedshelf.training.timing import noise_lanes, seconds
-from fedshelf.training.workbench import Workbench
 
 MARGIN = 0.95  # a smaller gain is within the noise of so short a measurement
 

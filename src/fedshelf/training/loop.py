@@ -14,9 +14,9 @@ from torch import Tensor
 from fedshelf.core.errors import FedShelfError
 from fedshelf.training import optimizer
 from fedshelf.training.batches import Batch
+from fedshelf.training.bound_model import GradientHook, Workbench
 from fedshelf.training.losses import Calibration, cross_entropy
 from fedshelf.training.optimizer import Moves
-from fedshelf.training.workbench import GradientHook, Workbench
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

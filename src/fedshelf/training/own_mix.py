@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.data.dataset import PhotoSet
+from fedshelf.training.bound_model import Workbench
 from fedshelf.training.trainer import logits
-from fedshelf.training.workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

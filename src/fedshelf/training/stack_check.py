@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf.training import loop
+from fedshelf.training.bound_model import Workbench
 from fedshelf.training.stack import Stack, default_count
 from fedshelf.training.timing import LONG_STEP, noise_lanes, seconds
-from fedshelf.training.workbench import Workbench
 
 TOLERANCE = 1e-3  # of the gradient's norm; roundings stay far below, a wrong formula does not
 COARSE_TOLERANCE = 5e-2  # the same where the pass runs in bfloat16

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fedshelf.training.batches import Batch
+from fedshelf.training.bound_model import Workbench
 from fedshelf.training.loop import Lane
-from fedshelf.training.workbench import Workbench
 
 LONG_STEP = 0.02  # seconds: on a CPU, one client's step then keeps it busy, and a call's overhead does not show
 REPEATS = 2

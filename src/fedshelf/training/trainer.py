@@ -18,13 +18,13 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
-from fedshelf.training.ahead import ahead
 from fedshelf.training.batches import Batch, batches, take
+from fedshelf.training.bound_model import GradientHook, Workbench
 from fedshelf.training.loop import Fit, Lane, Run
 from fedshelf.training.losses import Calibration, calibration_of
 from fedshelf.training.optimizer import Moves
+from fedshelf.training.prefetch import ahead
 from fedshelf.training.settings import TrainingSettings
-from fedshelf.training.workbench import GradientHook, Workbench
 
 EVALUATION_BATCH = 250
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RunStatus
 from fedshelf.core.messages import Purpose, TaskKey
-from fedshelf.tracking.client_states import MemoryClientStates
+from fedshelf.storage.client_states import MemoryClientStates
 from tests.worlds import Remembering, World, with_batch_norm
 
 

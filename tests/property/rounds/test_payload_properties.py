@@ -32,8 +32,8 @@ from fedshelf.core.messages import (
     TaskKey,
     Upload,
 )
-from fedshelf.rounds import payload
-from fedshelf.rounds.body import DTYPES
+from fedshelf.serialization import messages as payload
+from fedshelf.serialization.body import DTYPES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 COUNT = st.integers(0, 2**62)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedshelf.app.client import ClientPlace, StoreClient
+from fedshelf.app.components import StorePhotos, open_setup, work_for, workbench_of
 from fedshelf.config import files
-from fedshelf.config.build import StorePhotos, open_setup, work_for, workbench_of
-from fedshelf.config.client import ClientPlace, StoreClient
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
@@ -22,8 +22,8 @@ from fedshelf.core.messages import Broadcast, ClassFolder, Purpose, Setup, TaskK
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.engine import simulate_in_memory
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary
-from fedshelf.tracking.run_directory import RunDirectory
 from fedshelf.training import batch_size
 from tests.unit.data.samples import write_pack
 from tests.worlds import CLASSES, photos

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from fedshelf.app.components import StorePhotos, open_setup, work_for, workbench_of
 from fedshelf.config import files
-from fedshelf.config.build import StorePhotos, open_setup, work_for, workbench_of
 from fedshelf.config.schema import RunConfig, Scope, select
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import ClassFolder, Setup

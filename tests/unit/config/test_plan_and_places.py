@@ -13,19 +13,19 @@ from fedshelf.algorithms.fedopt import FedOpt, adagrad, adam, yogi
 from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.algorithms.scaffold import Scaffold
+from fedshelf.app.client import ClientPlace, StoreClient, from_node_config, join_of
+from fedshelf.app.components import algorithm_of, client_lr_of, personalization_of, plan_of, workbench_of
 from fedshelf.config import files, places
-from fedshelf.config.build import algorithm_of, client_lr_of, personalization_of, plan_of, workbench_of
-from fedshelf.config.client import ClientPlace, StoreClient, from_node_config, join_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.errors import DataError, RunError, UsageError
 from fedshelf.core.messages import ClassFolder, Failure, Ready, Setup
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.personalize import fedbn, fedper
-from fedshelf.personalize.base import NONE, PersonalLayers
-from fedshelf.personalize.ditto import Ditto
-from fedshelf.personalize.finetune import FineTuning
+from fedshelf.personalization import fedbn, fedper
+from fedshelf.personalization.base import NONE, PersonalLayers
+from fedshelf.personalization.ditto import Ditto
+from fedshelf.personalization.finetune import FineTuning
 from fedshelf.training.optimizer import Moves
 from fedshelf.training.trainer import Phase
 from tests.unit.data.samples import write_pack

@@ -33,7 +33,7 @@ from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.wire import WireMessage, body_beside, from_records, to_parcel
+from fedshelf.deploy.records import WireMessage, body_beside, from_records, to_parcel
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedshelf.algorithms import aggregation
+from fedshelf.algorithms.aggregation import combine, fold
 from fedshelf.algorithms.reduce import MEAN, Aggregator, Parts, Verdict, weighted_mean
 from fedshelf.algorithms.robust import NormBound, aggregator
 from fedshelf.algorithms.scaffold import CONTROL_VARIATE, Scaffold
 from fedshelf.core.choices import AggregatorName
 from fedshelf.core.events import ClientStatus
 from fedshelf.core.messages import STATISTICS, TRAINABLE, Broadcast, Purpose, ServerMessage, TaskKey, Upload
-from fedshelf.rounds import aggregation
-from fedshelf.rounds.aggregation import combine, fold
-from fedshelf.tracking.spool import FileSpool
+from fedshelf.storage.spool import FileSpool
 from tests.fakes import Answer
 from tests.worlds import Tamper, World, with_batch_norm
 

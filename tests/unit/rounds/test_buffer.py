@@ -10,7 +10,7 @@ from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.rounds.buffer import Buffer
 from fedshelf.rounds.examination import Passed
-from fedshelf.tracking.spool import MemorySpool
+from fedshelf.storage.spool import MemorySpool
 from tests.worlds import workbench
 
 LAYOUT = workbench().params.layout

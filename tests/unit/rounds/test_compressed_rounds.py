@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.compression.chain import decode, parse
+from fedshelf.compression.codec_policy import Coding
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.events import ClientStatus, RunStatus
 from fedshelf.core.messages import (
@@ -25,10 +26,9 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.core.state import ClientState
-from fedshelf.rounds import payload
-from fedshelf.rounds.coding import Coding
 from fedshelf.rounds.download import MemoryHeldModel, name_of
 from fedshelf.rounds.pipeline import MEMORY, UploadPipeline
+from fedshelf.serialization import messages as payload
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer
 from tests.worlds import World, linear, with_batch_norm, workbench

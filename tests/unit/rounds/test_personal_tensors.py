@@ -13,10 +13,10 @@ from fedshelf.core.messages import Broadcast, Evaluation, Purpose, ServerMessage
 from fedshelf.core.params import Segment
 from fedshelf.core.state import ClientState
 from fedshelf.models.resnet import resnet10
-from fedshelf.personalize.base import PERSONAL
-from fedshelf.personalize.registry import make
-from fedshelf.tracking.client_states import FileClientStates
-from fedshelf.training.workbench import Workbench
+from fedshelf.personalization.base import PERSONAL
+from fedshelf.personalization.registry import make
+from fedshelf.storage.client_states import FileClientStates
+from fedshelf.training.bound_model import Workbench
 from tests.fakes import Answer
 from tests.worlds import Remembering, World, linear, with_batch_norm, workbench
 

@@ -41,8 +41,9 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import Left, Reply, Undecodable
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState
-from fedshelf.rounds import checks, payload
-from fedshelf.rounds.selection import Selection
+from fedshelf.rounds import validation as checks
+from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.serialization import messages as payload
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakePeer, Garbled, Gone
 from tests.worlds import World, join, with_batch_norm

@@ -16,9 +16,9 @@ from fedshelf.core.events import ClientRefused, RoundFinished, RoundStarted, Rou
 from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.core.ports import Arrival, Received, Reply
 from fedshelf.core.state import ClientState
-from fedshelf.rounds.orders import Pacing
-from fedshelf.rounds.workload import Workload
-from fedshelf.tracking.spool import MemorySpool
+from fedshelf.scheduling.work_assignment import Pacing
+from fedshelf.scheduling.workload import Workload
+from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakeTransport
 from tests.worlds import PLAIN, World, with_batch_norm

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedshelf.app.components import ModuleFactory, workbench_of
 from fedshelf.config import files
-from fedshelf.config.build import ModuleFactory, workbench_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, Ready, Setup, TaskKey, Upload
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.simulate.player import Player
+from fedshelf.simulate.client_runner import Player
 from fedshelf.simulate.stores import MemoryStores
 from fedshelf.simulate.transport import Backend
 

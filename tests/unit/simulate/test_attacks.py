@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedshelf.app.components import StorePhotos
 from fedshelf.config import files
-from fedshelf.config.build import StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import AggregatorName, AttackName, EngineName
 from fedshelf.core.errors import UsageError
@@ -17,10 +17,10 @@ from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.attacks import NO_ATTACK, Attack, attack_of
+from fedshelf.simulate.client_runner import Player
 from fedshelf.simulate.engine import simulate_in_memory
-from fedshelf.simulate.player import Player
 from fedshelf.simulate.stores import MemoryStores
-from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.tracking.queries import run_summary
 from tests.unit.simulate.federations import CLASSES, Federation, photos
 

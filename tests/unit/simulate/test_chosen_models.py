@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedshelf.app.components import open_setup, store_photos
+from fedshelf.app.components import test_photos as load_test_photos
+from fedshelf.app.predictor import Predictor
 from fedshelf.config import files, places
-from fedshelf.config.build import open_setup, store_photos
-from fedshelf.config.build import test_photos as load_test_photos
-from fedshelf.config.predictor import Predictor
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import Candidate, EngineName, PersonalizeName
 from fedshelf.core.events import RunStatus
@@ -19,8 +19,8 @@ from fedshelf.core.messages import Setup
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.simulate.engine import simulate
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary
-from fedshelf.tracking.run_directory import RunDirectory
 from fedshelf.training.own_mix import mark, of_classes, own_mix_accuracy
 from tests.unit.data.samples import write_pack
 

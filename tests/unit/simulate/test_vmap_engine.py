@@ -19,7 +19,7 @@ from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.models.resnet import SmallResNet
-from fedshelf.simulate.player import Player
+from fedshelf.simulate.client_runner import Player
 from fedshelf.simulate.transport import InProcess
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import choose_engine

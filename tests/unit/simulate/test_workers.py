@@ -17,11 +17,11 @@ import torch
 
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, ClientMessage, Evaluation, Purpose, Ready, ServerMessage, Setup, TaskKey
-from fedshelf.simulate.exchange import pack
+from fedshelf.simulate.ipc import pack
 from fedshelf.simulate.processes import start_method
 from fedshelf.simulate.shared import SharedFiles, SharedFolders
 from fedshelf.simulate.workers import WorkerPool, _Play, _work
-from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.storage.checkpoints import FileCheckpoints
 from tests.unit.simulate import stateful
 
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fedshelf.core.errors import UsageError
-from fedshelf.training.ahead import ahead
 from fedshelf.training.compiled import choose_forward
+from fedshelf.training.prefetch import ahead
 from fedshelf.training.trainer import evaluate
 from tests.worlds import PLAIN, photos, trainer, with_batch_norm, workbench
 
@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_compiled_is_a_wrong_flag_where_it_was_asked_for(
 
 KEPT = """
 import resource
-from fedshelf.training.memory import keep_freed_memory
+from fedshelf.training.malloc import keep_freed_memory
 kept = keep_freed_memory()
 import torch
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

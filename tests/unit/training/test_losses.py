@@ -18,10 +18,10 @@ from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import take
+from fedshelf.training.bound_model import TrainingSettings, Workbench
 from fedshelf.training.losses import calibration_of, cross_entropy, stacked
 from fedshelf.training.stack import Stack
 from fedshelf.training.trainer import Trainer
-from fedshelf.training.workbench import TrainingSettings, Workbench
 from tests.worlds import PLAIN, linear, photos, trainer, with_batch_norm, workbench
 
 CPU = torch.device("cpu")

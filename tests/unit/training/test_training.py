@@ -17,10 +17,10 @@ from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.models.resnet import resnet10
 from fedshelf.training import trainer as training
+from fedshelf.training.bound_model import TrainingSettings, Workbench
 from fedshelf.training.device import choose
 from fedshelf.training.schedule import client_lr
 from fedshelf.training.trainer import Trainer, evaluate, evaluate_batches, num_batches, total
-from fedshelf.training.workbench import TrainingSettings, Workbench
 from tests.paper.reference_fedavg import normalized
 from tests.worlds import PLAIN, linear, photos, trainer, with_batch_norm, workbench
 

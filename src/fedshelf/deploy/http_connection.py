@@ -1,0 +1,182 @@
+"""A client's line to the server: one HTTP connection that stays open, and is opened anew after a break.
+
+The standard library's client is used: it reads into memory that is there already and writes from where the values
+lie, and costs a tenth of what the comfortable ones cost for each request.
+"""
+
+import contextlib
+import http.client
+import select
+import socket
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fedshelf.deploy import connection_errors
+from fedshelf.deploy.address import Address
+from fedshelf.deploy.proxy import Proxy, proxy_for
+
+if TYPE_CHECKING:  # its module loads torch, which a crash reporter does without
+    from fedshelf.serialization.body import Buffer
+
+HEADER_NAMES = ("upload-offset", "content-range", "content-length", "date")
+PROBE_SECONDS = 5.0  # that a server may take to show its certificate when the client asks what is wrong with it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What the server answered: HTTP status, those of its headers that are read, and the content."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+class Line:
+    """One connection; belongs to one thread. After a break the next request opens it anew.
+
+    Every method raises `ServerUnavailableError` where trying again may help, and `TransportError` where it will not.
+
+    Args:
+        address: the server's.
+        context: what to check the server's certificate against; None speaks in clear.
+        timeout: seconds that the server may be silent.
+
+    Raises:
+        TransportError: the environment names a proxy by a URL that is none.
+    """
+
+    def __init__(self, address: Address, context: ssl.SSLContext | None, *, timeout: float) -> None:
+        self._address = address
+        proxy = proxy_for(address, encrypted=context is not None)
+        self._connection = _Connection(address, context, proxy, timeout)
+
+    def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+        """One request, and its whole answer."""
+        response = self.open(method, path, headers, body)
+        with self._translating():
+            return _answer(response, response.read())
+
+    def open(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> http.client.HTTPResponse:
+        """One request; the caller reads the answer's content (`read_into`), to its end or up to a `close`."""
+        self._make_ready()
+        with self._translating():
+            self._connection.request(method, path, body=body, headers=dict(headers))
+            return self._connection.getresponse()
+
+    def read_into(self, response: http.client.HTTPResponse, target: memoryview) -> int:
+        """Read on into `target`: the number of bytes, 0 at the end."""
+        with self._translating():
+            return response.readinto(target)
+
+    def send(self, method: str, path: str, headers: Mapping[str, str], pieces: "Iterable[Buffer]") -> Answer:
+        """A request whose body is `pieces`; `headers` say its length."""
+        self._make_ready()
+        with self._translating():
+            self._connection.putrequest(method, path)
+            for name, value in headers.items():
+                self._connection.putheader(name, value)
+            self._connection.endheaders()
+            for piece in pieces:
+                self._connection.send(piece)
+            response = self._connection.getresponse()
+            return _answer(response, response.read())
+
+    def close(self) -> None:
+        """Also wakes another thread that waits for an answer here."""
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, whose state the other thread may be using
+        self._connection.close()
+
+    def speaks_tls(self) -> bool:
+        """Whether the server would rather be spoken to by TLS; asked by a connection of its own."""
+        return self._connection.peer_certificate() is not None
+
+    def _make_ready(self) -> None:
+        """Connect. Between requests nothing arrives but the end: the server closes what has been idle for a while."""
+        sock = self._connection.sock
+        if sock is not None and _is_readable(sock):
+            self._connection.close()
+        if self._connection.sock is None:
+            self._connection.connect()
+
+    @contextlib.contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise connection_errors.broken(error, self._address) from error
+
+
+class _Connection(http.client.HTTPConnection):
+    """Connects directly or through a proxy's tunnel, and then by TLS unless `context` is None."""
+
+    def __init__(self, address: Address, context: ssl.SSLContext | None, proxy: Proxy | None, timeout: float) -> None:
+        super().__init__(address.host, address.port, timeout=timeout)
+        self._address, self._context, self._proxy, self._seconds = address, context, proxy, timeout
+
+    def connect(self) -> None:
+        first = self._address if self._proxy is None else self._proxy.address
+        try:
+            sock = socket.create_connection((first.host, first.port), self._seconds)
+        except (OSError, UnicodeError) as error:
+            raise connection_errors.unreachable(error, self._address, self._proxy) from error
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._proxy is not None:
+                self._open_tunnel(sock, self._proxy)
+            self.sock = sock if self._context is None else self._encrypt(sock, self._context)
+        except BaseException:
+            sock.close()
+            raise
+
+    def peer_certificate(self) -> bytes | None:
+        """The certificate (DER) that the server shows to anybody; None where it shows none."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent or believed here
+        probe = _Connection(self._address, context, self._proxy, PROBE_SECONDS)
+        try:
+            probe.connect()
+            return probe.sock.getpeercert(binary_form=True)
+        except connection_errors.TransportError:
+            return None
+        finally:
+            probe.close()
+
+    def _open_tunnel(self, sock: socket.socket, proxy: Proxy) -> None:
+        target = str(replace(self._address, host=self._address.host.encode("idna").decode("ascii")))
+        headers = "".join(f"{name}: {value}\r\n" for name, value in {"Host": target, **proxy.headers}.items())
+        try:
+            sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{headers}\r\n".encode("ascii"))
+            response = http.client.HTTPResponse(sock, method="CONNECT")
+            response.begin()
+        except (OSError, http.client.HTTPException) as error:
+            raise connection_errors.no_tunnel(error, self._address, proxy) from error
+        response.close()
+        if not 200 <= response.status < 300:
+            raise connection_errors.no_tunnel(response.status, self._address, proxy)
+
+    def _encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+        try:
+            return context.wrap_socket(sock, server_hostname=self._address.host)
+        except (OSError, ValueError) as error:
+            raise connection_errors.tls_failed(
+                error, self._address, self._proxy, context, self.peer_certificate
+            ) from error
+
+
+def _answer(response: http.client.HTTPResponse, content: bytes) -> Answer:
+    headers = {name: value for name in HEADER_NAMES if (value := response.getheader(name)) is not None}
+    return Answer(status=response.status, headers=headers, content=content)
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    watch = select.poll()
+    watch.register(sock, select.POLLIN)
+    return bool(watch.poll(0))
