@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the command line must start fast: what is needed is importe
 def client(*, config: ClientConfig) -> None:
     """Take part as one store: train on its photos whenever the server asks. Photos never leave.
 
-    Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
+    Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem --name lyon
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
     from fedshelf.cli.display import stop_on_signals

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -27,7 +27,7 @@ def with_options(kind: type[Settings], command: str) -> Callable[[Callable[..., 
         def run(**given: Any) -> None:
             file = given.pop("config_file")
             said = {name: given.pop(name) for name in names}
-            overrides = {name: value for name, value in said.items() if value is not None}
+            overrides = {name: value for name, value in said.items() if value is not None and value != []}
             function(config=load(kind, file, overrides), **given)
 
         parameters = [*offered, _config_file(), *own]
@@ -46,10 +46,10 @@ def _config_file() -> inspect.Parameter:
 def _parameter(settings: type[Settings], name: str) -> inspect.Parameter:
     field, flag = settings.model_fields[name], settings.flags()[name]
     dashed = f"--{name.replace('_', '-')}"
-    kind: Any = field.annotation
+    kind: Any = list[str] if get_origin(field.annotation) is tuple else field.annotation
     is_switch = bool in (kind, *get_args(kind))
     names = [f"{dashed}/--no-{dashed[2:]}"] if is_switch else [dashed]  # either wins over a file
-    silent = field.default is None or is_switch
+    silent = field.default in (None, ()) or is_switch
     text = flag.help if silent else f"{flag.help} (default {field.default})"
     option = typer.Option(*names, help=text, rich_help_panel=flag.panel, show_default=False)
     return _keyword(name, Annotated[kind | None, option])

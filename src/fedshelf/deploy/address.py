@@ -64,7 +64,7 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise UsageError(f"address {text!r} has an IPv6 host without brackets: {EXAMPLE}")
-    if problem := _host_problem(host):
+    if problem := host_problem(host):
         raise UsageError(f"address {text!r} has no valid host ({problem}): {EXAMPLE}")
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
         raise UsageError(f"address {text!r} has no valid port (a number from 0 to 65535): {EXAMPLE}")
@@ -133,8 +133,15 @@ def reachable_address(listen: Address) -> Address:
     return Address(host=others[0] if others else "127.0.0.1", port=listen.port)
 
 
-def _host_problem(host: str) -> str:
-    """Why no machine can have this name; empty where one can."""
+def host_problem(host: str) -> str:
+    """Why no machine can have this name or address.
+
+    Args:
+        host: without brackets.
+
+    Returns:
+        The reason, as a part of a sentence; empty where one can.
+    """
     if not host or not host.isprintable() or any(character in host for character in "[]/@ "):
         return "a character that no host name has" if host else "it is empty"
     labels = host.removesuffix(".").split(".")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,22 +14,30 @@ from flwr.app import Message
 from fedshelf.core.errors import FedShelfError, RefusedError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.active_hours import Door
-from fedshelf.deploy.address import parse_address
+from fedshelf.deploy.address import parse_server_address
 from fedshelf.deploy.blob_client import HeldBody
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
+from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
-from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
 from fedshelf.deploy.records import SendHook, WireMessage, body_beside, task_of, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
+from fedshelf.deploy.wait_reporter import WaitReporter
 
 LOG = logging.getLogger(__name__)
 
-FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts to reach a server
+PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to join a server
+STABLE_SECONDS = 60.0  # a registration that lasts so long was no failure
+FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
 GLITCH_SECONDS = 20.0  # an interruption this short does not end a registration
 PAUSE_SECONDS = 1.0  # between attempts to hear from a server that is away
+
+IDLE_ADVICE = (
+    "this store is connected and has nothing to do; the server's output, and 'fedshelf runs show' there, tell which "
+    "stores it waits for"
+)
 
 _T = TypeVar("_T")
 
@@ -64,62 +73,102 @@ def run_client(
         reporter: tells the server if this process dies.
 
     Raises:
-        TransportError: the server is not who it should be, does not speak our protocol, or stayed away `max_wait`.
+        TransportError: the server is not who it should be, does not speak our protocol, or did not answer for
+            `max_wait`.
+        UsageError: `server_address` is no address that a client can connect to.
     """
     quiet_engine_log()
-    address = parse_address(server_address)
+    address = parse_server_address(server_address)
     stop, door = stop or threading.Event(), door or Door()
     part, held = ClientPart(join=join, handle=handle), HeldBody()
-    away_since, backoff = time.monotonic(), FIRST_BACKOFF
+    retries, away_since = _Retries(on_status, stop, max_wait), time.monotonic()
     on_status(f"connecting to {address}")
-    while not stop.is_set():
-        away_since += door.wait(stop, on_status)
-        if stop.is_set():
-            break
-        authority = local_authority()
-        try:
-            # Anew each time: a server on this machine may just have made its certificate authority.
-            session = FleetSession(address, None if insecure else client_context(ca), held)
-            on_status(f"connected to {address}")
-            token = session.crash_token
-            target = ReportTarget(
-                address=str(address), ca=None if ca is None else str(ca), insecure=insecure, token=token
-            )
-            with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
-                ended = _Visit(session, part, stop, door, on_send).run()
-            if ended is not None:
-                return ended
-        except TransportError:
-            if insecure or ca is not None or local_authority() == authority:
-                raise
-            on_status("a server on this machine has just made its certificate authority; trying again")
-        except (ServerAwayError, SessionLostError) as error:
-            if max_wait is not None and time.monotonic() - away_since > max_wait:
-                raise TransportError(f"the server on {address} did not answer for {max_wait:g} s ({error})") from error
-            on_status(f"the server on {address} is away ({error}); trying again in {backoff:g} s")
-            stop.wait(backoff)
-            backoff = min(2 * backoff, LAST_BACKOFF)
-        else:
+    with WaitReporter(on_status) as waiting:
+        while not stop.is_set():
+            if not door.is_open():
+                waiting.end()
+            away_since += door.wait(stop, on_status)
             if stop.is_set():
                 break
-            away_since, backoff = time.monotonic(), FIRST_BACKOFF
-            if door.is_open():
-                on_status(f"the connection to {address} was lost; joining again")
-                stop.wait(FIRST_BACKOFF)
+            waiting.begin(f"the server at {address}")
+            authority = local_authority() if ca is None and not insecure else ""
+            try:
+                # Anew each time: a server on this machine may just have made its certificate authority.
+                session = FleetSession(address, None if insecure else client_context(ca), held)
+                retries.say(f"connected to {address}")
+                target = ReportTarget(
+                    address=str(address), ca=None if ca is None else str(ca), insecure=insecure,
+                    token=session.crash_token,
+                )  # fmt: skip
+                visit, joined_at = _Visit(session, part, stop, door, on_send, waiting), time.monotonic()
+                with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
+                    ended = visit.run()
+                if ended is not None:
+                    return ended
+            except (ServerUnavailableError, SessionLostError) as error:
+                if max_wait is not None and time.monotonic() - away_since > max_wait:
+                    raise TransportError(
+                        f"the server on {address} did not answer for {max_wait:g} s ({error})"
+                    ) from error
+                retries.say(f"{error}; trying again")
+                waiting.begin(f"the server at {address}", str(error))
+                retries.pause()
+            except TransportError:
+                if insecure or ca is not None or local_authority() == authority:
+                    raise
+                on_status("a server on this machine has just made its certificate authority; trying again")
+            else:
+                away_since = time.monotonic()
+                if away_since - joined_at > STABLE_SECONDS:
+                    retries.forget()
+                if door.is_open() and not stop.is_set():
+                    retries.say(f"the connection to {address} was lost ({visit.lost}); joining again")
+                    retries.pause()
     return Ended(kind=EndKind.STOPPED, reason="stopped")
 
 
+class _Retries:
+    """How a client bears a server that does not answer: it pauses longer and longer, and says nothing twice."""
+
+    def __init__(self, on_status: Callable[[str], None], stop: threading.Event, max_wait: float | None) -> None:
+        self._on_status = on_status
+        self._stop = stop
+        self._longest = PAUSES[-1] if max_wait is None else max_wait
+        self._said: set[str] = set()
+        self._count = 0
+
+    def say(self, text: str) -> None:
+        """Say `text`, unless the same was said before, but for its figures."""
+        key = re.sub(r"\d+", "", text)
+        if key not in self._said:
+            self._said.add(key)
+            self._on_status(text)
+
+    def pause(self) -> None:
+        self._stop.wait(min(self._longest, PAUSES[min(self._count, len(PAUSES) - 1)]))
+        self._count += 1
+
+    def forget(self) -> None:
+        """The server was there for a while: what comes now is new."""
+        self._said.clear()
+        self._count = 0
+
+
 class _Visit:
-    """From one registration to its end. A second thread waits for the run's end, and is the heartbeat."""
+    """From one registration to its end, and in `lost` why it is lost. A second thread waits for the run's end, and is
+    the heartbeat."""
 
     def __init__(
-        self, session: FleetSession, part: ClientPart, stop: threading.Event, door: Door, on_send: SendHook | None
+        self, session: FleetSession, part: ClientPart, stop: threading.Event, door: Door, on_send: SendHook | None,
+        waiting: WaitReporter,
     ) -> None:  # fmt: skip
+        self.lost = ""
         self._session = session
         self._part = part
         self._stop = stop
         self._door = door
         self._on_send = on_send
+        self._waiting = waiting
         self._over = threading.Event()
         self._end = ""
 
@@ -129,15 +178,15 @@ class _Visit:
         watch.start()
         try:
             while not self._end and self._door.is_open() and not self._stop.is_set():
-                message = self._patiently(self._session.pull)
+                message = self._patiently("work from the server", self._session.pull, IDLE_ADVICE)
                 if message is None or not self._door.is_open():
                     continue  # what came after closing is not begun: the server sees this client leave
                 ended = self._answer(message)
                 if ended is not None:
                     return ended
             return Ended(kind=EndKind.CLOSED, reason=self._end) if self._end else None
-        except (SessionLostError, ServerAwayError) as error:
-            LOG.info("the registration is lost: %s", error)
+        except (SessionLostError, ServerUnavailableError) as error:
+            self.lost = str(error)
             return None
         finally:
             self._over.set()
@@ -149,10 +198,12 @@ class _Visit:
         try:
             body, digest = None, _body_named(message)
             if digest:
-                body = self._patiently(lambda: self._session.fetch(digest))
+                body = self._patiently("the model to arrive", lambda: self._session.fetch(digest))
                 if body is None:
                     return None  # withdrawn, or the end of this visit
             answer, ended = self._part.answer(message, body)
+        except ServerUnavailableError:
+            raise
         except FedShelfError as error:  # the body cannot be had
             answer, ended = Failure(reason=failure_text(error), key=task_of(message.content)), None
         if not self._deliver(message, answer):
@@ -168,31 +219,37 @@ class _Visit:
         reply = Message(parcel.records, reply_to=message)
         if parcel.body.pieces:
             try:
-                wanted = self._patiently(lambda: self._session.upload(parcel.body))
+                wanted = self._patiently("the answer to arrive", lambda: self._session.upload(parcel.body))
+            except ServerUnavailableError:
+                raise
             except FedShelfError as error:
                 LOG.warning("the answer cannot be delivered: %s", error)
                 failure = Failure(reason=failure_text(error), key=getattr(answer, "key", None))
                 return self._deliver(message, failure)
             if not wanted:
                 return False
-        self._patiently(lambda: self._session.send(reply))
+        self._patiently("the answer to arrive", lambda: self._session.send(reply))
         return True
 
     def _watch(self) -> None:
         while not self._over.is_set():
             try:
                 self._end = self._session.wait_for_end() or self._end
-            except (ServerAwayError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
+            except (TransportError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
                 self._over.wait(PAUSE_SECONDS)  # the other thread finds out
 
-    def _patiently(self, request: Callable[[], _T]) -> _T | None:
-        """`request`'s result, through interruptions shorter than `GLITCH_SECONDS`; None once this visit is to end."""
+    def _patiently(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:
+        """`request`'s result, through interruptions shorter than `GLITCH_SECONDS`; None once this visit is to end.
+
+        Meanwhile the client waits for `what`; a result of None leaves it waiting.
+        """
         deadline, backoff, moved = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF, self._session.num_moved
         while True:
+            self._waiting.begin(what, advice)
             try:
-                return request()
-            except ServerAwayError as error:
-                LOG.info("the server is away: %s", error)
+                result = request()
+            except ServerUnavailableError as error:
+                self._waiting.begin("the server to come back", str(error))
                 if self._session.num_moved > moved:  # it was there meanwhile
                     deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
                     moved = self._session.num_moved
@@ -201,6 +258,10 @@ class _Visit:
                 if self._end or self._stop.wait(backoff):
                     return None
                 backoff = min(2 * backoff, LAST_BACKOFF)
+            else:
+                if result is not None:
+                    self._waiting.end()
+                return result
 
 
 def _body_named(message: Message) -> str:

@@ -12,7 +12,7 @@ import datetime
 import http.client
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from cryptography import x509
 
@@ -23,7 +23,7 @@ from fedshelf.deploy.proxy import Proxy
 
 NOT_YET_VALID, EXPIRED, HOST_MISMATCH, IP_MISMATCH = 9, 10, 62, 64  # OpenSSL's X509_V_ERR_*
 NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
-PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+PASSING_STATUSES = frozenset({408, 429, 502, 503, 504})
 
 PeerCertificate = Callable[[], bytes | None]
 """Fetches the certificate (DER) that the other side shows, without checking it; None where that fails."""
@@ -63,13 +63,13 @@ def no_tunnel(problem: Exception | int, server: Address, proxy: Proxy) -> Transp
         server: where the tunnel should lead.
         proxy: which one it is.
     """
-    kind, answer = ServerUnavailableError, ""
+    kind: type[TransportError] = ServerUnavailableError
     advice = f"check that the server runs, and that {proxy.variable} names an HTTP proxy"
     if isinstance(problem, Exception):
         answer = reason(problem)
     else:
         answer = f"it answers {problem} {http.client.responses.get(problem, '')}".rstrip()
-        if problem not in PASSING_STATUSES:
+        if problem < 500 and problem not in PASSING_STATUSES:
             kind = TransportError
             advice = f"have it allow CONNECT to {server}, or list {server.host} in NO_PROXY if no proxy is needed"
         if problem == 407:
@@ -153,23 +153,17 @@ def _out_of_time(
 ) -> str:
     """Whose validity it is that the clock disagrees with, and what to do."""
     now = datetime.datetime.now(datetime.UTC)
-    certificate = x509.load_der_x509_certificate(shown) if shown else None
-    if certificate is not None and (problem := validity(certificate, now)):
-        return (
-            f"the certificate of {server} {problem}. Set this machine's clock if it is wrong; else restart the server, "
-            "which renews its certificate"
-        )
-    for authority in _issuers(certificate, context.get_ca_certs(binary_form=True)):
-        if problem := validity(authority, now):
+    if shown is not None:
+        certificate = x509.load_der_x509_certificate(shown)
+        if problem := validity(certificate, now):
             return (
-                f"the certificate authority of {server} {problem}. Set this machine's clock if it is wrong; else the "
-                "server needs a new authority, and this client its ca.pem: ask the server's operator"
+                f"the certificate of {server} {problem}. Set this machine's clock if it is wrong; else restart the "
+                "server, which renews its certificate"
             )
+        for authority in map(x509.load_der_x509_certificate, context.get_ca_certs(binary_form=True)):
+            if authority.subject == certificate.issuer and (problem := validity(authority, now)):
+                return (
+                    f"the certificate authority of {server} {problem}. Set this machine's clock if it is wrong; else "
+                    "the server needs a new authority, and this client its ca.pem: ask the server's operator"
+                )
     return f"the certificate of {server}: {error.verify_message}; check this machine's clock and the server's"
-
-
-def _issuers(certificate: x509.Certificate | None, authorities: Iterable[bytes]) -> Iterable[x509.Certificate]:
-    for content in authorities if certificate is not None else ():
-        authority = x509.load_der_x509_certificate(content)
-        if authority.subject == certificate.issuer:
-            yield authority

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fedshelf.core.errors import TransportError
 from fedshelf.deploy import connection_errors
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.proxy import Proxy, proxy_for
@@ -143,8 +144,8 @@ class _Connection(http.client.HTTPConnection):
         probe = _Connection(self._address, context, self._proxy, PROBE_SECONDS)
         try:
             probe.connect()
-            return probe.sock.getpeercert(binary_form=True)
-        except connection_errors.TransportError:
+            return probe.sock.getpeercert(binary_form=True) if isinstance(probe.sock, ssl.SSLSocket) else None
+        except TransportError:
             return None
         finally:
             probe.close()

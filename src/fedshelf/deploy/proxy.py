@@ -12,6 +12,7 @@ from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.deploy.address import IP, Address, parse_address, parse_ip
 
 DEFAULT_PORT = 80  # of an http:// URL
+_WITH_PORT = re.compile(r"([^:]*|\[.*\]):([0-9]{1,5})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,13 +86,11 @@ def _is_excepted(server: Address, exceptions: str) -> bool:
     """Whether `NO_PROXY` names the server: `*`, a host, a domain with all below it, an IP address, or a network in CIDR
     notation; each may have a port."""
     host, ip = server.host.lower(), parse_ip(server.host)
-    for entry in re.split(r"[,\s]+", exceptions.lower()):
-        name, colon, port = entry.rpartition(":")
-        if colon and port.isdecimal() and (":" not in name or name.endswith("]")):
-            if int(port) != server.port:
-                continue
-            entry = name
-        entry = entry.removeprefix("[").removesuffix("]")
+    for part in re.split(r"[,\s]+", exceptions.lower()):
+        match = _WITH_PORT.fullmatch(part)
+        if match is not None and int(match[2]) != server.port:
+            continue
+        entry = (match[1] if match is not None else part).removeprefix("[").removesuffix("]")
         domain = entry.removeprefix("*").removeprefix(".")
         if entry == "*" or (ip is None and domain and f".{host}".endswith(f".{domain}")):
             return True

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.http_connection import Line, ServerAwayError
+from fedshelf.deploy.connection_errors import ServerUnavailableError
+from fedshelf.deploy.http_connection import Line
 from fedshelf.serialization.body import Buffer
 
 
@@ -88,7 +89,7 @@ def test_a_connection_that_the_server_has_closed_meanwhile_is_opened_anew(server
 
 
 def test_a_break_amid_an_answer_is_a_server_that_is_away(line: Line) -> None:
-    with pytest.raises(ServerAwayError):
+    with pytest.raises(ServerUnavailableError):
         line.request("GET", "/", {})
     assert put(line, b"abc")[0] == 3
 
@@ -96,7 +97,7 @@ def test_a_break_amid_an_answer_is_a_server_that_is_away(line: Line) -> None:
 def test_nobody_there_is_a_server_that_is_away() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(ServerAwayError):
+    with pytest.raises(ServerUnavailableError):
         Line(Address(host="127.0.0.1", port=port), None, timeout=5).request("GET", "/", {})
 
 
