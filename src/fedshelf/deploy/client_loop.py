@@ -13,16 +13,16 @@ from flwr.app import Message
 
 from fedshelf.core.errors import FedShelfError, RefusedError, TransportError
 from fedshelf.core.messages import Failure, Join
-from fedshelf.deploy.active_hours import Door
+from fedshelf.deploy.active_hours import Availability
 from fedshelf.deploy.address import parse_server_address
-from fedshelf.deploy.blob_client import HeldBody
+from fedshelf.deploy.blob_client import ReceivedBlob
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
-from fedshelf.deploy.records import SendHook, WireMessage, body_beside, task_of, to_parcel
+from fedshelf.deploy.records import SendHook, WireMessage, external_blob, task_of, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
 from fedshelf.deploy.wait_reporter import WaitReporter
 
@@ -53,7 +53,7 @@ def run_client(
     on_status: Callable[[str], None] = LOG.info,
     on_send: SendHook | None = None,
     max_wait: float | None = None,
-    door: Door | None = None,
+    availability: Availability | None = None,
     reporter: CrashReporter | None = None,
 ) -> Ended:
     """Take part until the server closes the run, refuses this client, or `stop` is set.
@@ -67,8 +67,8 @@ def run_client(
         stop: set it to leave after the message at hand.
         on_status: told what the connection does, one line for a person.
         on_send: called with everything that leaves this client, before encryption.
-        max_wait: seconds to wait for a server that does not answer, while the door is open; None is forever.
-        door: when this client may work (always, without one). Once it closes, the task at hand is finished and
+        max_wait: seconds to wait for a server that does not answer, while it is available; None is forever.
+        availability: when this client may work (always, without one). Once that ends, the task at hand is finished and
             delivered, and the client leaves until it opens.
         reporter: tells the server if this process dies.
 
@@ -79,15 +79,15 @@ def run_client(
     """
     quiet_engine_log()
     address = parse_server_address(server_address)
-    stop, door = stop or threading.Event(), door or Door()
-    part, held = ClientPart(join=join, handle=handle), HeldBody()
+    stop, availability = stop or threading.Event(), availability or Availability()
+    part, held = ClientPart(join=join, handle=handle), ReceivedBlob()
     retries, away_since = _Retries(on_status, stop, max_wait), time.monotonic()
     on_status(f"connecting to {address}")
     with WaitReporter(on_status) as waiting:
         while not stop.is_set():
-            if not door.is_open():
+            if not availability.is_open():
                 waiting.end()
-            away_since += door.wait(stop, on_status)
+            away_since += availability.wait(stop, on_status)
             if stop.is_set():
                 break
             waiting.begin(f"the server at {address}")
@@ -100,7 +100,7 @@ def run_client(
                     address=str(address), ca=None if ca is None else str(ca), insecure=insecure,
                     token=session.crash_token,
                 )  # fmt: skip
-                visit, joined_at = _Visit(session, part, stop, door, on_send, waiting), time.monotonic()
+                visit, joined_at = _Visit(session, part, stop, availability, on_send, waiting), time.monotonic()
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
                     ended = visit.run()
                 if ended is not None:
@@ -121,7 +121,7 @@ def run_client(
                 away_since = time.monotonic()
                 if away_since - joined_at > STABLE_SECONDS:
                     retries.forget()
-                if door.is_open() and not stop.is_set():
+                if availability.is_open() and not stop.is_set():
                     retries.say(f"the connection to {address} was lost ({visit.lost}); joining again")
                     retries.pause()
     return Ended(kind=EndKind.STOPPED, reason="stopped")
@@ -159,27 +159,32 @@ class _Visit:
     the heartbeat."""
 
     def __init__(
-        self, session: FleetSession, part: ClientPart, stop: threading.Event, door: Door, on_send: SendHook | None,
+        self,
+        session: FleetSession,
+        part: ClientPart,
+        stop: threading.Event,
+        availability: Availability,
+        on_send: SendHook | None,
         waiting: WaitReporter,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.lost = ""
         self._session = session
         self._part = part
         self._stop = stop
-        self._door = door
+        self._availability = availability
         self._on_send = on_send
         self._waiting = waiting
         self._over = threading.Event()
         self._end = ""
 
     def run(self) -> Ended | None:
-        """Answer messages; None when the registration is lost, or the door has closed."""
+        """Answer messages; None when the registration is lost, or the store is closed."""
         watch = threading.Thread(target=self._watch, name="fedshelf-wait", daemon=True)
         watch.start()
         try:
-            while not self._end and self._door.is_open() and not self._stop.is_set():
+            while not self._end and self._availability.is_open() and not self._stop.is_set():
                 message = self._patiently("work from the server", self._session.pull, IDLE_ADVICE)
-                if message is None or not self._door.is_open():
+                if message is None or not self._availability.is_open():
                     continue  # what came after closing is not begun: the server sees this client leave
                 ended = self._answer(message)
                 if ended is not None:
@@ -193,18 +198,18 @@ class _Visit:
             self._session.leave()
 
     def _answer(self, message: Message) -> Ended | None:
-        """Fetch what the message names, do what it asks, and send the answer; its body first."""
+        """Fetch what the message names, do what it asks, and send the answer; its blob first."""
         answer: WireMessage
         try:
-            body, digest = None, _body_named(message)
+            blob, digest = None, _blob_named(message)
             if digest:
-                body = self._patiently("the model to arrive", lambda: self._session.fetch(digest))
-                if body is None:
+                blob = self._patiently("the model to arrive", lambda: self._session.fetch(digest))
+                if blob is None:
                     return None  # withdrawn, or the end of this visit
-            answer, ended = self._part.answer(message, body)
+            answer, ended = self._part.answer(message, blob)
         except ServerUnavailableError:
             raise
-        except FedShelfError as error:  # the body cannot be had
+        except FedShelfError as error:  # the blob cannot be fetched
             answer, ended = Failure(reason=failure_text(error), key=task_of(message.content)), None
         if not self._deliver(message, answer):
             return None
@@ -217,9 +222,9 @@ class _Visit:
             self._on_send(parcel)
         # Made once: sent again after a break, it must be the same.
         reply = Message(parcel.records, reply_to=message)
-        if parcel.body.pieces:
+        if parcel.blob.pieces:
             try:
-                wanted = self._patiently("the answer to arrive", lambda: self._session.upload(parcel.body))
+                wanted = self._patiently("the answer to arrive", lambda: self._session.upload(parcel.blob))
             except ServerUnavailableError:
                 raise
             except FedShelfError as error:
@@ -264,8 +269,8 @@ class _Visit:
                 return result
 
 
-def _body_named(message: Message) -> str:
+def _blob_named(message: Message) -> str:
     try:
-        return body_beside(message.content)
+        return external_blob(message.content)
     except RefusedError:
         return ""  # not a message of ours: whoever answers it says so

@@ -19,7 +19,7 @@ from fedshelf.deploy.address import Address
 from fedshelf.deploy.proxy import Proxy, proxy_for
 
 if TYPE_CHECKING:  # its module loads torch, which a crash reporter does without
-    from fedshelf.serialization.body import Buffer
+    from fedshelf.serialization.blob import Buffer
 
 HEADER_NAMES = ("upload-offset", "content-range", "content-length", "date")
 PROBE_SECONDS = 5.0  # that a server may take to show its certificate when the client asks what is wrong with it
@@ -34,7 +34,7 @@ class Answer:
     content: bytes
 
 
-class Line:
+class HttpConnection:
     """One connection; belongs to one thread. After a break the next request opens it anew.
 
     Every method raises `ServerUnavailableError` where trying again may help, and `TransportError` where it will not.

@@ -166,8 +166,8 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
         )
     if _OFFSET.fullmatch(name.strip()):
         raise UsageError(
-            f"--time-zone {name}: an offset is no time zone, as it does not tell when clocks are changed; write a place "
-            "whose clock it is, such as Europe/Berlin"
+            f"--time-zone {name}: an offset is no time zone, as it does not tell when clocks are changed; write a "
+            "place whose clock it is, such as Europe/Berlin"
         )
     if examples := _places_of(name.strip().upper(), known):
         raise UsageError(
