@@ -45,7 +45,10 @@ def home_directory() -> Path:
     override = os.environ.get(HOME_VARIABLE)
     if override:
         return absolute(Path(override))
-    folder = Path(platformdirs.user_data_dir("fedshelf", appauthor=False))
+    try:
+        folder = Path(platformdirs.user_data_dir("fedshelf", appauthor=False))
+    except RuntimeError:
+        folder = Path("~")
     if folder.parts[0] == "~":
         raise UsageError(
             f"{current_user()} has no home directory, so there is no place for certificates, decoded photos and client "

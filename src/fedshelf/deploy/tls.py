@@ -116,16 +116,17 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
             return ssl.create_default_context(cafile=str(ca))
         context = ssl.create_default_context()
     except (OSError, ValueError) as error:
-        named = f"--ca {ca}" if ca is not None else "this system's certificate authorities"
+        if isinstance(error, OSError) and error.filename:  # not the authority's: see SSLKEYLOGFILE
+            raise TransportError(f"TLS cannot be set up: '{error.filename}': {reason(error)}") from error
         why = "it holds no certificate" if isinstance(error, ssl.SSLError) else f"{current_user()}: {reason(error)}"
         raise TransportError(
-            f"{named}: {why}; give a copy of the ca.pem that 'fedshelf server' names when it starts"
+            f"--ca {ca}: {why}; give a copy of the ca.pem that 'fedshelf server' names when it starts"
         ) from error
     local = local_authority()
     if local:
         try:
             context.load_verify_locations(cadata=local)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise TransportError(
                 f"'{tls_directory() / 'ca.pem'}' holds no certificate: give the server's ca.pem with --ca FILE"
             ) from error
@@ -262,8 +263,8 @@ def _saying_what_to_do(directory: Path) -> Iterator[None]:
         ) from error
     except UNREADABLE as error:
         raise TransportError(
-            f"the server's certificates in '{directory}' are damaged or not FedShelf's ({reason(error)}): restore them "
-            f"from a backup; or {_start_anew(directory)}"
+            f"the files in '{directory}' are damaged or not FedShelf's certificates and keys: restore them from a "
+            f"backup; or {_start_anew(directory)}"
         ) from error
 
 
