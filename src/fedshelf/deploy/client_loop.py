@@ -6,12 +6,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError, RefusedError, TransportError
+from fedshelf.core.errors import FedShelfError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.active_hours import Availability
 from fedshelf.deploy.address import parse_server_address
@@ -22,7 +23,7 @@ from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
-from fedshelf.deploy.records import SendHook, WireMessage, external_blob, task_of, to_parcel
+from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
 from fedshelf.deploy.wait_reporter import WaitReporter
 
@@ -199,18 +200,20 @@ class _Visit:
 
     def _answer(self, message: Message) -> Ended | None:
         """Fetch what the message names, do what it asks, and send the answer; its blob first."""
+        asked, blob = None, None
         answer: WireMessage
         try:
-            blob, digest = None, _blob_named(message)
-            if digest:
-                blob = self._patiently("the model to arrive", lambda: self._session.fetch(digest))
+            asked = open_records(message.content)
+            if isinstance(asked, Envelope) and asked.external_blob:
+                blob = self._patiently("the model to arrive", partial(self._session.fetch, asked.external_blob))
                 if blob is None:
                     return None  # withdrawn, or the end of this visit
-            answer, ended = self._part.answer(message, blob)
+            answer, ended = self._part.answer_to(asked, blob)
         except ServerUnavailableError:
             raise
-        except FedShelfError as error:  # the blob cannot be fetched
-            answer, ended = Failure(reason=failure_text(error), key=task_of(message.content)), None
+        except FedShelfError as error:  # not a message of ours, or its blob cannot be had
+            task = asked.header.task if isinstance(asked, Envelope) else None
+            answer, ended = Failure(reason=failure_text(error), key=task), None
         if not self._deliver(message, answer):
             return None
         return ended
@@ -249,8 +252,8 @@ class _Visit:
         Meanwhile the client waits for `what`; a result of None leaves it waiting.
         """
         deadline, backoff, moved = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF, self._session.num_moved
+        self._waiting.begin(what, advice)
         while True:
-            self._waiting.begin(what, advice)
             try:
                 result = request()
             except ServerUnavailableError as error:
@@ -267,10 +270,3 @@ class _Visit:
                 if result is not None:
                     self._waiting.end()
                 return result
-
-
-def _blob_named(message: Message) -> str:
-    try:
-        return external_blob(message.content)
-    except RefusedError:
-        return ""  # not a message of ours: whoever answers it says so
