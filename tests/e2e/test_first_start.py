@@ -59,7 +59,7 @@ def test_two_stores_join_by_the_line_that_the_server_prints_and_by_the_same_fold
     run = pair.root / "run"
     port = pair.address.rpartition(":")[2]
     server = pair.server("--rounds", "1", "--run-dir", str(run), "--advertise", f"localhost:{port}")
-    server.wait_for_text("a client on this machine needs none")
+    server.wait_for_text("fingerprint of ca.pem")
     found = re.search(
         r"(fedshelf client --server-address \S+ --ca ca.pem --name) STORE --data-dir PHOTOS", server.text()
     )

@@ -26,12 +26,12 @@ def server(
     from fedshelf.app.run import make_server, open_run
     from fedshelf.cli.display import stop_on_signals, watching
     from fedshelf.cli.run_summary import conclude
-    from fedshelf.deploy.address import parse_address, reachable_address
+    from fedshelf.deploy.address import parse_address, parse_advertised, reachable_address
     from fedshelf.deploy.flower_server import EmbeddedServer
     from fedshelf.storage.spool import FileSpool
 
     listen = parse_address(config.address)
-    advertised = [parse_address(text, default_port=listen.port) for text in config.advertise]
+    advertised = [parse_advertised(text, listen) for text in config.advertise]
     config = of_a_server(config)
     tls = _tls([listen, *advertised], insecure=config.insecure)
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
@@ -65,14 +65,13 @@ def _invite(address: "Address", tls: "ServerTls | None") -> None:
     """Say what to do in each store."""
     from fedshelf.deploy.tls import fingerprint
 
-    trust = "--insecure" if tls is None else "--ca ca.pem"
+    copy, trust = ("", "--insecure") if tls is None else (f", with a copy of {tls.ca}", "--ca ca.pem")
     lines = [
-        "In each store:",
+        f"In each store{copy}:",
         f"  fedshelf client --server-address {address} {trust} --name STORE --data-dir PHOTOS",
     ]
-    if address.is_loopback:
-        lines.append(f"This server can be reached from this machine alone: it listens on {address}.")
     if tls is not None:
-        lines.append(f"ca.pem is a copy of {tls.ca}")
-        lines.append(f"with the fingerprint (SHA-256) {fingerprint(tls.ca)}; a client on this machine needs none.")
+        lines.append(f"  (the SHA-256 fingerprint of ca.pem is {fingerprint(tls.ca)})")
+    if address.is_loopback:
+        lines.append("  (on this machine alone, which needs no --ca: it listens on a loopback address)")
     typer.echo("\n".join(lines), err=True)

@@ -23,8 +23,8 @@ def reason(error: BaseException) -> str:
         return reason(inner)
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return f"TLS: {error.reason.lower().replace('_', ' ')}"
+    if isinstance(error, ssl.SSLError) and isinstance(inner, str):
+        return f"TLS: {inner.lower().replace('_', ' ')}"
     if isinstance(error, socket.gaierror) and error.errno in _NAMES:
         return _NAMES[error.errno]
     if isinstance(error, TimeoutError):
@@ -36,7 +36,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, http.client.IncompleteRead):
         return "the connection ended in the middle of an answer"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def current_user() -> str:

@@ -89,6 +89,25 @@ def parse_server_address(text: str) -> Address:
     return address
 
 
+def parse_advertised(text: str, listen: Address) -> Address:
+    """Read an address that a server says it is reached by: ``HOST`` or ``HOST:PORT``.
+
+    Args:
+        text: what somebody typed.
+        listen: where the server listens; its port is the default.
+
+    Raises:
+        UsageError: as `parse_address`, or for an address that nobody can connect to.
+    """
+    try:
+        address = parse_address(text, default_port=listen.port)
+    except UsageError as error:
+        raise UsageError(f"--advertise: {error}") from None
+    if address.is_wildcard:
+        raise UsageError(f"--advertise {text} is no address that clients can connect to: give a name or IP address")
+    return address
+
+
 def parse_ip(host: str) -> IP | None:
     """The IP address that `host` is, in any notation that the system takes; None for a name."""
     try:

@@ -91,7 +91,7 @@ def tls_failed(
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_verified(error, server, proxy, context, peer)
-    if isinstance(error, ssl.SSLError) and error.reason in NOT_TLS:
+    if isinstance(error, ssl.SSLError) and getattr(error, "reason", "") in NOT_TLS:
         return TransportError(
             f"the server on {server} does not encrypt (it runs with --insecure): start it without, or, if everybody "
             "on the network between may read along, give this client --insecure, too"

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import socket
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
 from fedshelf.deploy.flower_grid import EmbeddedGrid
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls
+from fedshelf.storage.atomic_files import temporary_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class EmbeddedServer:
         self._engine = FlowerEngine(silence=silence)
         self._temporary = contextlib.ExitStack()
         if incoming is None:
-            incoming = Path(self._temporary.enter_context(tempfile.TemporaryDirectory(prefix="fedshelf-")))
+            incoming = Path(self._temporary.enter_context(temporary_folder("fedshelf-")))
         self._blobs = Blobs.below(incoming)
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
         self._gate = FleetApp(

@@ -50,6 +50,14 @@ def test_a_file_says_what_flags_say(tmp_path: Path) -> None:
     assert config == files.load(RunConfig, None, {"client_lr": 0.5, "model": "resnet18", "augment": False, "quorum": 3})
 
 
+def test_a_list_in_a_file_is_a_flag_that_is_repeated(tmp_path: Path) -> None:
+    config = load(tmp_path, 'advertise = ["shop.example", "10.0.0.1:443"]\n')
+    assert config.advertise == ("shop.example", "10.0.0.1:443")
+    assert load(tmp_path, 'advertise = ["shop.example"]\n', advertise=["other.example"]).advertise == ("other.example",)
+    with pytest.raises(UsageError, match="advertise = 'shop.example'"):
+        load(tmp_path, 'advertise = "shop.example"\n')
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     config = load(tmp_path, "rounds = 7\nseed = 3\n", rounds=9)
     assert (config.rounds, config.seed) == (9, 3)

@@ -9,9 +9,12 @@ from fedshelf.deploy.address import (
     Address,
     own_addresses,
     parse_address,
+    parse_advertised,
     parse_server_address,
     reachable_address,
 )
+
+LISTEN = Address(host="0.0.0.0", port=8080)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,12 @@ def test_a_client_is_told_that_a_wildcard_is_the_server_s_side(text: str) -> Non
         parse_server_address(text)
 
 
+@pytest.mark.parametrize("text", ["0.0.0.0", "[::]:8080", "*", "a..b", "http://shop.example", "shop.example:port", ""])
+def test_what_cannot_be_advertised_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="--advertise"):
+        parse_advertised(text, LISTEN)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -86,7 +95,7 @@ def test_a_client_is_told_that_a_wildcard_is_the_server_s_side(text: str) -> Non
     ],
 )
 def test_the_port_may_be_left_out_where_there_is_a_default(text: str, expected: str) -> None:
-    assert str(parse_address(text, default_port=8080)) == expected
+    assert str(parse_advertised(text, LISTEN)) == expected
 
 
 @pytest.mark.parametrize(
