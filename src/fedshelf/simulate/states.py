@@ -95,5 +95,6 @@ def _read(path: Path) -> ClientState:
         return state_of(read_tensors(path)[0])
     except (OSError, DamagedFileError) as error:
         raise RunError(
-            f"the state of a simulated client is lost: {reason(error)}. Start the simulation as a new run (another --run-dir)."
+            f"the state of a simulated client is lost: {reason(error)}. Start the simulation as a new run (another "
+            "--run-dir)."
         ) from error
