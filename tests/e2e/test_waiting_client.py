@@ -117,6 +117,18 @@ def test_a_server_that_loses_every_registration_does_not_fill_the_log(answering:
     assert len(client.statuses) < 12, client.statuses
 
 
+def test_a_server_that_is_started_again_and_again_is_told_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_loop, "GLITCH_SECONDS", 0.0)
+    port, joins = free_port(), 0
+    with ThreadClient(f"127.0.0.1:{port}", "lyon") as client:
+        for _ in range(6):
+            with EmbeddedServer(host="127.0.0.1", port=port, tls=None) as server:
+                joins += len(joined(server.transport()))
+    assert joins == 6
+    for text in ("connected to", "was lost", "cannot connect"):
+        assert 1 <= sum(text in status for status in client.statuses) <= 3, client.statuses
+
+
 def test_what_stands_in_front_of_a_server_that_does_not_run_is_waited_for(answering: Callable[..., Answering]) -> None:
     server = answering(503)
     with ThreadClient(f"127.0.0.1:{server.server_port}", "lyon") as client:

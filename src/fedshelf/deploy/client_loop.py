@@ -25,12 +25,11 @@ from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
-from fedshelf.deploy.wait_reporter import WaitReporter
+from fedshelf.deploy.wait_reporter import Repetitions, WaitReporter
 
 LOG = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to join a server
-STABLE_SECONDS = 60.0  # a registration that lasts so long was no failure
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
 GLITCH_SECONDS = 20.0  # an interruption this short does not end a registration
 PAUSE_SECONDS = 1.0  # between attempts to hear from a server that is away
@@ -101,7 +100,7 @@ def run_client(
                     address=str(address), ca=None if ca is None else str(ca), insecure=insecure,
                     token=session.crash_token,
                 )  # fmt: skip
-                visit, joined_at = _Visit(session, part, stop, availability, on_send, waiting), time.monotonic()
+                visit = _Visit(session, part, stop, availability, on_send, waiting)
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
                     ended = visit.run()
                 if ended is not None:
@@ -120,8 +119,8 @@ def run_client(
                 on_status("a server on this machine has just made its certificate authority; trying again")
             else:
                 away_since = time.monotonic()
-                if away_since - joined_at > STABLE_SECONDS:
-                    retries.forget()
+                if visit.num_answered:
+                    retries.start_over()
                 if availability.is_open() and not stop.is_set():
                     retries.say(f"the connection to {address} was lost ({visit.lost}); joining again")
                     retries.pause()
@@ -129,35 +128,39 @@ def run_client(
 
 
 class _Retries:
-    """How a client bears a server that does not answer: it pauses longer and longer, and says nothing twice."""
+    """How a client bears a server that does not answer: it pauses longer and longer, and repeats itself ever less."""
 
     def __init__(self, on_status: Callable[[str], None], stop: threading.Event, max_wait: float | None) -> None:
         self._on_status = on_status
         self._stop = stop
         self._longest = PAUSES[-1] if max_wait is None else max_wait
-        self._said: set[str] = set()
+        self._repetitions = Repetitions()
+        self._last = ""
         self._count = 0
 
     def say(self, text: str) -> None:
-        """Say `text`, unless the same was said before, but for its figures."""
+        """Say `text`, unless it is what was said last, but for its figures, or was said a short time ago."""
         key = re.sub(r"\d+", "", text)
-        if key not in self._said:
-            self._said.add(key)
+        if key != self._last and self._repetitions.allow(key):
             self._on_status(text)
+        self._last = key
 
     def pause(self) -> None:
         self._stop.wait(min(self._longest, PAUSES[min(self._count, len(PAUSES) - 1)]))
         self._count += 1
 
-    def forget(self) -> None:
-        """The server was there for a while: what comes now is new."""
-        self._said.clear()
+    def start_over(self) -> None:
+        """The server was there: the next pause is short."""
         self._count = 0
 
 
 class _Visit:
-    """From one registration to its end, and in `lost` why it is lost. A second thread waits for the run's end, and is
-    the heartbeat."""
+    """From one registration to its end. A second thread waits for the run's end, and is the heartbeat.
+
+    Attributes:
+        num_answered: messages of the server.
+        lost: why the registration was lost.
+    """
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class _Visit:
         on_send: SendHook | None,
         waiting: WaitReporter,
     ) -> None:
+        self.num_answered = 0
         self.lost = ""
         self._session = session
         self._part = part
@@ -188,6 +192,7 @@ class _Visit:
                 if message is None or not self._availability.is_open():
                     continue  # what came after closing is not begun: the server sees this client leave
                 ended = self._answer(message)
+                self.num_answered += 1
                 if ended is not None:
                     return ended
             return Ended(kind=EndKind.CLOSED, reason=self._end) if self._end else None

@@ -14,9 +14,33 @@ MAX_INTERVAL = 3600.0
 LOOK_SECONDS = 0.5
 
 
+class Repetitions:
+    """What comes again and again is said at intervals that double up to an hour; after a long quiet time, at once.
+
+    Args:
+        first: seconds after which something may be said again for the first time.
+        clock: seconds; only differences count.
+    """
+
+    def __init__(self, first: float = FIRST_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._first = first
+        self._clock = clock
+        self._said: dict[str, tuple[float, float]] = {}  # when last, and the interval from then on
+
+    def allow(self, what: str) -> bool:
+        """Whether `what` is to be said now; then it counts as said."""
+        now = self._clock()
+        before, interval = self._said.get(what, (-math.inf, 0.0))
+        if now - before < interval:
+            return False
+        recently = now - before < 2 * interval + self._first
+        self._said[what] = now, min(2 * interval, MAX_INTERVAL) if recently else self._first
+        return True
+
+
 class WaitReporter:
-    """Speaks when a wait has taken 10 s, and then at intervals that double up to an hour. A wait that comes again soon
-    goes on with the intervals that it had.
+    """Speaks when a wait has taken 10 s, and then at growing intervals (see `Repetitions`), also where the wait was
+    interrupted for a short time.
 
     A context manager, within which a thread of its own speaks, so that a blocked call is reported, too. Any thread may
     change what is awaited.
@@ -35,7 +59,7 @@ class WaitReporter:
         self._clock = clock
         self._lock = threading.Lock()
         self._what, self._advice, self._began, self._since = "", "", "", 0.0
-        self._spoken: dict[str, tuple[float, float]] = {}  # of what: when last, and the interval from then on
+        self._repetitions = Repetitions(first, clock)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fedshelf-waiting", daemon=True)
 
@@ -60,13 +84,10 @@ class WaitReporter:
     def look(self) -> None:
         """Speak, if it is time to."""
         with self._lock:
-            now = self._clock()
-            spoken, interval = self._spoken.get(self._what, (-math.inf, 0.0))
-            if not self._what or now - self._since < self._first or now - spoken < interval:
+            waited = self._clock() - self._since
+            if not self._what or waited < self._first or not self._repetitions.allow(self._what):
                 return
-            recently = now - spoken < 2 * interval + self._first
-            self._spoken[self._what] = now, min(2 * interval, MAX_INTERVAL) if recently else self._first
-            text = f"waiting for {self._what} for {duration(now - self._since)}, since {self._began}"
+            text = f"waiting for {self._what} for {duration(waited)}, since {self._began}"
             text += f": {self._advice}" if self._advice else ""
         self._say(text)
 
