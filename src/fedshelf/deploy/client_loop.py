@@ -20,7 +20,7 @@ from fedshelf.deploy.blob_client import ReceivedBlob
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
-from fedshelf.deploy.engine_log import quiet_engine_log
+from fedshelf.deploy.engine import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
