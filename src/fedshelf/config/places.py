@@ -22,7 +22,7 @@ def absolute(path: Path) -> Path:
         UsageError: it leads nowhere: `~` of an unknown user, a working folder that is gone, a null character.
     """
     if "\0" in str(path):
-        raise UsageError(f"{str(path)!r} is no path: it holds a null character")
+        raise UsageError(f"{str(path)!r} is not a path: it holds a null character")
     try:
         return path.expanduser().absolute()
     except RuntimeError:

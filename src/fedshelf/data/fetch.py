@@ -117,7 +117,7 @@ def _check(base_url: str | None, sha256: str | None) -> None:
         try:
             parts = urlsplit(base_url)
             is_web = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # brackets, or a port that is no number
+        except ValueError:  # brackets, or a port that is not a number
             is_web = False
         if not is_web:
             raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://, and a host")

@@ -104,7 +104,7 @@ def parse_advertised(text: str, listen: Address) -> Address:
     except UsageError as error:
         raise UsageError(f"--advertise: {error}") from None
     if address.is_wildcard:
-        raise UsageError(f"--advertise {text} is no address that clients can connect to: give a name or IP address")
+        raise UsageError(f"--advertise {text} is not an address that clients can connect to: give a name or IP address")
     return address
 
 

@@ -75,7 +75,7 @@ def run_client(
     Raises:
         TransportError: the server is not who it should be, does not speak our protocol, or did not answer for
             `max_wait`.
-        UsageError: `server_address` is no address that a client can connect to.
+        UsageError: `server_address` is not an address that a client can connect to.
     """
     quiet_engine_log()
     address = parse_server_address(server_address)

@@ -45,7 +45,7 @@ class HttpConnection:
         timeout: seconds that the server may be silent.
 
     Raises:
-        TransportError: the environment names a proxy by a URL that is none.
+        TransportError: the URL of the proxy in the environment is not valid.
     """
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, *, timeout: float) -> None:

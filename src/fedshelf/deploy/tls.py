@@ -109,7 +109,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
         ca: a file that `fedshelf server` made.
 
     Raises:
-        TransportError: the file cannot be read or holds no certificate.
+        TransportError: the file cannot be read or does not hold a certificate.
     """
     try:
         if ca is not None:
@@ -118,7 +118,11 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.filename:  # not the authority's: see SSLKEYLOGFILE
             raise TransportError(f"TLS cannot be set up: '{error.filename}': {reason(error)}") from error
-        why = "it holds no certificate" if isinstance(error, ssl.SSLError) else f"{current_user()}: {reason(error)}"
+        why = (
+            "it does not hold a certificate"
+            if isinstance(error, ssl.SSLError)
+            else f"{current_user()}: {reason(error)}"
+        )
         raise TransportError(
             f"--ca {ca}: {why}; give a copy of the ca.pem that 'fedshelf server' names when it starts"
         ) from error
@@ -128,7 +132,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
             context.load_verify_locations(cadata=local)
         except (OSError, ValueError, TypeError) as error:
             raise TransportError(
-                f"'{tls_directory() / 'ca.pem'}' holds no certificate: give the server's ca.pem with --ca FILE"
+                f"'{tls_directory() / 'ca.pem'}' does not hold a certificate: give the server's ca.pem with --ca FILE"
             ) from error
     return context
 

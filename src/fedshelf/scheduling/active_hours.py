@@ -166,12 +166,12 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
         )
     if _OFFSET.fullmatch(name.strip()):
         raise UsageError(
-            f"--time-zone {name}: an offset is no time zone, as it does not tell when clocks are changed; write a "
+            f"--time-zone {name}: an offset is not a time zone, as it does not tell when clocks are changed; write a "
             "place whose clock it is, such as Europe/Berlin"
         )
     if examples := _places_of(name.strip().upper(), known):
         raise UsageError(
-            f"--time-zone {name}: an abbreviation is no time zone; write a place whose clock it is, such as "
+            f"--time-zone {name}: an abbreviation is not a time zone; write a place whose clock it is, such as "
             + " or ".join(examples)
         )
     near = _nearest(name, known)
@@ -217,7 +217,7 @@ def _check_local_zone() -> None:
     """The C library takes any nonsense in `TZ` for universal time, silently.
 
     Raises:
-        UsageError: `TZ` is no time zone.
+        UsageError: `TZ` is not a time zone.
     """
     name = os.environ.get("TZ", "").removeprefix(":")
     if name and not name.startswith("/") and not any(character.isdigit() for character in name):
@@ -225,7 +225,7 @@ def _check_local_zone() -> None:
             zoneinfo.ZoneInfo(name)
         except (KeyError, ValueError, OSError):
             raise UsageError(
-                f"the environment variable TZ is {name!r}, which is no time zone: this machine's clock would count as "
+                f"the environment variable TZ is {name!r}, which is not a time zone: this machine's clock would count as "
                 "universal time; set it to a name such as Europe/Berlin, or give --time-zone"
             ) from None
 

@@ -90,7 +90,7 @@ def test_help_does_not_wait_for_torch() -> None:
         (["client", "--data-dir", "stores", "--server-address", "0.0.0.0:8080"], "is what a server listens on"),
         (["client", "--data-dir", "stores", "--server-address", "a..b:8080"], "between two of its dots"),
         (["client", "--data-dir", "stores", "--ca", "~nobody-of-that-name/ca.pem"], "no home directory for"),
-        (["server", "--advertise", "shop.example", "--advertise", "0.0.0.0"], "--advertise 0.0.0.0 is no address"),
+        (["server", "--advertise", "shop.example", "--advertise", "0.0.0.0"], "--advertise 0.0.0.0 is not an address"),
         (["server", "--address", f"{'a' * 70}:8080"], "more than 63 characters"),
         (["client", "--data-dir", "stores", "--active-hours", "22-6"], "'22-6' is no window"),
         (["client", "--data-dir", "stores", "--time-zone", "UTC"], "--active-hours"),

@@ -53,7 +53,9 @@ def test_user_and_password_authorize_and_are_never_shown() -> None:
     ],
 )
 def test_a_url_that_cannot_be_read_is_named_by_its_variable_and_not_repeated(url: str) -> None:
-    with pytest.raises(TransportError, match=r"HTTPS_PROXY holds no valid proxy URL .*percent-encoded") as caught:
+    with pytest.raises(
+        TransportError, match=r"HTTPS_PROXY does not hold a valid proxy URL .*percent-encoded"
+    ) as caught:
         proxy_for(SERVER, encrypted=True, environment={"HTTPS_PROXY": url})
     assert "secret" not in str(caught.value)
 

@@ -290,7 +290,7 @@ def test_a_damaged_authority_of_this_machine_is_one_clear_error(
     monkeypatch.setenv("FEDSHELF_HOME", str(tmp_path))
     tls_directory().mkdir()
     (tls_directory() / "ca.pem").write_text(content, encoding="latin-1")
-    with pytest.raises(TransportError, match=r"ca\.pem' holds no certificate: .*--ca FILE"):
+    with pytest.raises(TransportError, match=r"ca\.pem' does not hold a certificate: .*--ca FILE"):
         client_context(None)
 
 

@@ -105,7 +105,7 @@ def test_a_system_without_a_folder_for_temporary_files_is_told_which_variable_na
         assert Path(folder).is_dir()
     assert not Path(folder).exists()
     monkeypatch.setattr(tempfile, "tempdir", "/proc/absent")  # where nobody can write
-    with pytest.raises(RunError, match=r"can make no temporary folder \(no such file or directory\): set .*TMPDIR"):
+    with pytest.raises(RunError, match=r"cannot make a temporary folder \(no such file or directory\): set .*TMPDIR"):
         temporary_folder("fedshelf-")
 
 
