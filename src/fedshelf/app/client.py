@@ -142,7 +142,7 @@ def _record(state_dir: Path) -> dict[str, str]:
 def _folder(flag: str, path: Path) -> Path:
     folder = places.absolute(path)
     if not _is_folder(folder):
-        raise UsageError(f"{flag} {path}: there is no such folder, or {current_user()} may not see it")
+        raise UsageError(f"{flag} {path}: no such folder, or {current_user()} may not see it")
     return folder
 
 
@@ -212,10 +212,10 @@ class StoreClient:
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)
         return work_for(
             self._place.name, self._opened, photos, batch_size=self._batch_size(setup, self._opened, photos),
-            test=lambda: test, keep=self._keep,
+            test=lambda: test, save=self._save,
         )  # fmt: skip
 
-    def _keep(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
+    def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
         folder = self._place.state_dir / "model"
         save_chosen(
             folder, bound, opened.config, opened.catalogue, client=self._place.name, comparison=comparison

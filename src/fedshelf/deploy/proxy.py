@@ -44,8 +44,8 @@ def proxy_for(server: Address, *, encrypted: bool, environment: Mapping[str, str
         environment: where the variables stand, in lower or upper case.
 
     Raises:
-        TransportError: the variable does not hold the URL of an HTTP proxy; the message does not repeat it, as it may hold a
-            password.
+        TransportError: the variable does not hold the URL of an HTTP proxy; the message does not repeat it, as it may
+            hold a password.
     """
     scheme = "https" if encrypted else "http"
     names = [name for part in (scheme, "all") for name in (f"{part}_proxy", f"{part}_proxy".upper())]
@@ -66,7 +66,7 @@ def _parse(url: str, variable: str) -> Proxy:
         is_valid = False
     if not is_valid:
         raise TransportError(
-            f"the environment variable {variable} does not hold a valid proxy URL (it is not repeated here, as it may hold a "
+            f"the environment variable {variable} does not hold a valid proxy URL (not repeated here, as it may hold a "
             "password): write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, with special characters of user and "
             "password percent-encoded (# as %23, / as %2F, @ as %40)"
         )

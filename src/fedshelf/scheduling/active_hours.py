@@ -225,8 +225,8 @@ def _check_local_zone() -> None:
             zoneinfo.ZoneInfo(name)
         except (KeyError, ValueError, OSError):
             raise UsageError(
-                f"the environment variable TZ is {name!r}, which is not a time zone: this machine's clock would count as "
-                "universal time; set it to a name such as Europe/Berlin, or give --time-zone"
+                f"the environment variable TZ is {name!r}, which is not a time zone: this machine's clock would count "
+                "as universal time; set it to a name such as Europe/Berlin, or give --time-zone"
             ) from None
 
 

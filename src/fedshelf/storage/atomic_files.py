@@ -97,8 +97,8 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> "tempfile.Tempo
         return tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
     except OSError as error:
         raise RunError(
-            f"{current_user()} cannot make a temporary folder ({reason(error)}): set the environment variable TMPDIR to "
-            "a folder that can be written to"
+            f"{current_user()} cannot make a temporary folder ({reason(error)}): set the environment variable TMPDIR "
+            "to a folder that can be written to"
         ) from error
 
 
