@@ -13,7 +13,7 @@ from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.buffered import BufferedRounds
-from fedshelf.rounds.inbox import Inbox, StopRequested
+from fedshelf.rounds.dispatch import Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
