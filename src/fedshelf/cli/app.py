@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 
 from fedshelf import __version__
 from fedshelf.cli import client, data, demo, predict, runs, server, simulate
+from fedshelf.core.child_process import follow_parent
 from fedshelf.core.errors import FedShelfError
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ def _common(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line and an exit code, never a traceback."""
     try:
+        follow_parent()
         app(args=arguments)
     except FedShelfError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")

@@ -17,7 +17,7 @@ def client(*, config: ClientConfig) -> None:
 
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
-    from fedshelf.cli.display import stop_on_signals
+    from fedshelf.cli.display import STOPPING_CLIENT, stop_on_signals
     from fedshelf.config.active_hours import active_hours
     from fedshelf.config.client import ClientPlace, StoreClient, join_of
     from fedshelf.core.errors import TransportError, UsageError
@@ -38,7 +38,7 @@ def client(*, config: ClientConfig) -> None:
 
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
-    with place.lock(), CrashReporter(place.name) as reporter, stop_on_signals() as stop:
+    with stop_on_signals(STOPPING_CLIENT) as stop, place.lock(), CrashReporter(place.name) as reporter:
         ended = run_client(
             config.server_address,
             StoreClient(place, on_choice=lambda found, folder: say(f"{_kept(found)}: {folder}")).handle,

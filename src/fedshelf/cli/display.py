@@ -1,11 +1,18 @@
 """What a long-running command shows while it runs, and how it is asked to stop."""
 
+import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from fedshelf.core.child_process import STOP_SIGNALS
+
+STOPPING_RUN = "stopping: the same command resumes the open round; press Ctrl-C again to end at once\n"
+STOPPING_CLIENT = "stopping after the task at hand; press Ctrl-C again to end at once\n"
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
@@ -28,19 +35,24 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C ends at once."""
+def stop_on_signals(said: str) -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM or a terminal that closes sets; a second Ctrl-C ends at once.
+
+    Args:
+        said: to the user, once the event is set.
+    """
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        if not stop.is_set():
+            stop.set()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, said.encode())  # not print(): the signal may have come in the midst of one
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.set()
-        print(
-            "stopping: the same command goes on with the open round; Ctrl-C once more to end at once", file=sys.stderr
-        )
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's SIGHUP
+    before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield stop
     finally:

@@ -8,9 +8,12 @@ Nodes need FedShelf, and where photos come from folders, the same folders at the
 """
 
 import os
+import signal
+import threading
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -195,12 +198,27 @@ def _connect(ray: ModuleType, num_cpus: int) -> bool:
     address = os.environ.get("RAY_ADDRESS")
     where: dict[str, Any] = {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     try:
-        ray.init(**where, log_to_driver=False, logging_level="ERROR")
+        with _own_signal_handlers():
+            ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster can be reached{f' at RAY_ADDRESS {address}' if address else ''}: {error}"
         ) from None
     return True
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Ray's handler aborts this process on SIGTERM: afterwards, what handled signals before does so again."""
+    if threading.current_thread() is not threading.main_thread():  # Ray sets none there, either
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _pass_tensors_as_bytes(ray: ModuleType) -> None:
