@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import acceptance, results
+from fedshelf.app.components import open_setup, store_photos
 from fedshelf.config import files
-from fedshelf.config.build import open_setup, store_photos
 from fedshelf.config.places import photo_cache
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Setup
 from fedshelf.core.rng import Rng
 from fedshelf.data.cache import PhotoCache
-from fedshelf.tracking.checkpoints import FileCheckpoints
-from fedshelf.tracking.run_directory import RunDirectory
+from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.training.trainer import Trainer
 
 RATES = (0.05, 0.005)
@@ -75,7 +75,7 @@ def _walks(run_dir: Path) -> tuple[float, dict[float, list[Walk]]]:
     for store in sorted(config.data_dir.iterdir()):
         photos = store_photos(store, opened, cache)
         trainer = Trainer(
-            workbench=opened.workbench, client=store.name, rng=Rng(config.seed), train=photos.train,
+            bound_model=opened.bound_model, client=store.name, rng=Rng(config.seed), train=photos.train,
             validation=photos.validation, num_classes=len(opened.catalogue),
         )  # fmt: skip
         for rate in RATES:
@@ -84,8 +84,8 @@ def _walks(run_dir: Path) -> tuple[float, dict[float, list[Walk]]]:
 
 
 def _walk(trainer: Trainer, model: Tensor, rate: float) -> Walk:
-    params = trainer.workbench.params
-    trainer.workbench.load(model)
+    params = trainer.bound_model.params
+    trainer.bound_model.load(model)
     at_start, along = trainer.gradient(round=ROUNDS + 1), torch.zeros_like(params.trainable)
 
     def note(gradient: Tensor, values: Tensor) -> None:

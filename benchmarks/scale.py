@@ -24,7 +24,7 @@ import psutil
 from torch import nn
 
 from benchmarks import measure, results
-from fedshelf.config.build import OpenedSetup, StorePhotos
+from fedshelf.app.components import OpenedSetup, StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError
 from fedshelf.core.events import Event, RoundFinished, RoundStarted

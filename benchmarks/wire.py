@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks import wire_limit
 from benchmarks.wire_limit import NUM_CLIENTS, NUM_ROUNDS, AnonymousMemory, Figures
 from fedshelf import __version__
+from fedshelf.algorithms.aggregation import fold
 from fedshelf.algorithms.reduce import weighted_mean
 from fedshelf.core.messages import (
     PROTOCOL_VERSION,
@@ -38,8 +39,7 @@ from fedshelf.core.ports import Joined, Reply, Spool, Transport
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ensure_server_tls
-from fedshelf.rounds.aggregation import fold
-from fedshelf.tracking.spool import FileSpool
+from fedshelf.storage.spool import FileSpool
 
 PATIENCE_SECONDS = 120.0
 

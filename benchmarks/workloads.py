@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.networks import NUM_CLASSES as NUM_CLASSES
 from benchmarks.networks import chain_network, note_first_step, pilot_network
 from fedshelf.core.rng import Rng
-from fedshelf.rounds import cohort
+from fedshelf.scheduling import cohort
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -1,7 +1,7 @@
 """In-memory fakes of the ports, with a clock that stands still unless something waits.
 
-`Spool` and `ClientStates` have real in-memory adapters (`tracking.spool.MemorySpool`,
-`tracking.client_states.MemoryClientStates`): tests use those.
+`Spool` and `ClientStates` have real in-memory adapters (`storage.spool.MemorySpool`,
+`storage.client_states.MemoryClientStates`): tests use those.
 """
 
 import heapq
@@ -14,7 +14,7 @@ from fedshelf.core.events import Event
 from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Join, ServerMessage, TaskKey, task_key
 from fedshelf.core.ports import Arrival, Joined, Left, Reply, Undecodable
 from fedshelf.core.state import OpenRound, ServerState
-from fedshelf.rounds import payload
+from fedshelf.serialization import messages as payload
 
 E = TypeVar("E")
 
@@ -146,7 +146,7 @@ class FakeTransport:
         heapq.heappush(self._due, _Due(self._clock.now() + delay, tiebreak, self._count, arrival))
 
     def send(self, address: str, message: ServerMessage) -> int:
-        body = payload.encode_body(message)
+        body = payload.encode_blob(message)
         header = payload.encode_header(message, payload.digest(body))
         self.sent.append((address, message))
         peer = self._peers.get(address)

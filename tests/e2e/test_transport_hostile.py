@@ -18,13 +18,13 @@ from flwr.proto.node_pb2 import Node
 
 from fedshelf.core.messages import PROTOCOL_VERSION, Failure, Join, Upload
 from fedshelf.core.ports import Arrival, Left, Reply, Undecodable
+from fedshelf.deploy.asgi_app import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_engine import MAX_REPLY_OBJECTS
 from fedshelf.deploy.flower_server import EmbeddedServer
-from fedshelf.deploy.gate import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.line import ServerAwayError, SessionLostError
-from fedshelf.deploy.wire import to_parcel
+from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
+from fedshelf.deploy.records import to_parcel
 from tests.unit.deploy.echo import (
     PATIENCE,
     ThreadClient,
@@ -322,7 +322,7 @@ def test_an_answer_that_cannot_be_read_is_reported_and_the_others_are_unharmed(
 ) -> None:
     session, address, message = answered_by_hand(server, transport)
     wrong = to_parcel(task(torch.ones(1000)))
-    assert what != "wrong-direction" or session.upload(wrong.body)
+    assert what != "wrong-direction" or session.upload(wrong.blob)
     records = {
         "bodiless": to_parcel(echo(task(torch.ones(1000)))).records,
         "foreign": RecordDict({"photo": ConfigRecord({"bytes": b"x"})}),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.storage.checkpoints import FileCheckpoints
 from tests.processes import Site, reason, statuses
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -23,7 +23,7 @@ from fedshelf.core.messages import (
     TaskKey,
     Upload,
 )
-from fedshelf.deploy.wire import to_parcel
+from fedshelf.deploy.records import to_parcel
 from tests.leaks import Store, bytes_of_photos, leaks, photo_windows, unlisted_requests
 from tests.odd_client import plain
 from tests.processes import CLASSES, Site, draw_photos

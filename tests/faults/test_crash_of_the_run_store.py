@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedshelf.core.events import RunStatus
-from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
 from fedshelf.tracking.queries import run_summary
-from fedshelf.tracking.run_directory import RunDirectory
 
 SERVER = """
 import sys
@@ -21,9 +21,9 @@ import torch
 from fedshelf.core.events import RoundFinished, RunStarted
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import Best, OpenRound, ServerState
-from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.tracking.database import RunDatabase
-from fedshelf.tracking.run_directory import RunDirectory
+from fedshelf.storage.run_directory import RunDirectory
 
 run = RunDirectory.open(Path(sys.argv[1]))
 lock = run.lock()

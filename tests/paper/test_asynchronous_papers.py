@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedshelf.algorithms.aggregation import combine
 from fedshelf.algorithms.base import Aggregate, polynomial
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedavg import FedAvg
@@ -15,7 +16,6 @@ from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
-from fedshelf.rounds.aggregation import combine
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
 
 KEY = TaskKey(run_id="run", round=1, attempt=0)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedshelf.algorithms.aggregation import combine, normalized, stretched
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
-from fedshelf.rounds.aggregation import combine, normalized, stretched
-from fedshelf.rounds.workload import Workload
+from fedshelf.scheduling.workload import Workload
 from tests.paper.quadratics import NUM_VALUES, Quadratic, trains_on
 from tests.worlds import PLAIN
 

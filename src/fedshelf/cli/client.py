@@ -17,14 +17,14 @@ def client(*, config: ClientConfig) -> None:
 
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
-    from fedshelf.cli.display import STOPPING_CLIENT, stop_on_signals
-    from fedshelf.config.active_hours import active_hours
-    from fedshelf.config.client import ClientPlace, StoreClient, join_of
+    from fedshelf.app.client import ClientPlace, StoreClient, join_of
+    from fedshelf.cli.display import stop_on_signals
     from fedshelf.core.errors import TransportError, UsageError
+    from fedshelf.deploy.active_hours import Availability
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
-    from fedshelf.deploy.opening import Door
+    from fedshelf.scheduling.active_hours import active_hours
 
     if config.data_dir is None:
         raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
@@ -38,7 +38,7 @@ def client(*, config: ClientConfig) -> None:
 
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
-    with stop_on_signals(STOPPING_CLIENT) as stop, place.lock(), CrashReporter(place.name) as reporter:
+    with stop_on_signals() as stop, place.lock(), CrashReporter(place.name) as reporter:
         ended = run_client(
             config.server_address,
             StoreClient(place, on_choice=lambda found, folder: say(f"{_kept(found)}: {folder}")).handle,
@@ -48,7 +48,7 @@ def client(*, config: ClientConfig) -> None:
             stop=stop,
             on_status=say,
             max_wait=config.max_wait,
-            door=Door(hours),
+            availability=Availability(hours),
             reporter=reporter,
         )
     if ended.kind is EndKind.REFUSED:
@@ -58,7 +58,7 @@ def client(*, config: ClientConfig) -> None:
 
 def _kept(comparison: "Comparison") -> str:
     """Which model the store keeps, and by what it was chosen."""
-    from fedshelf.tracking.worth import figures
+    from fedshelf.reporting.gain_report import figures
 
     photos = "test" if comparison.on_test else "validation"
     return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos} photos"

@@ -26,7 +26,7 @@ def demo(
     Example: fedshelf demo --dir /tmp/demo
     """
     from fedshelf.cli.display import stop_on_signals
-    from fedshelf.cli.ending import describe_demo
+    from fedshelf.cli.run_summary import describe_demo
     from fedshelf.core.child_process import end_all
 
     stores = _photos(folder, seed)
@@ -41,7 +41,7 @@ def demo(
         "--run-dir", str(run_dir),
     ]  # fmt: skip
     clients: dict[Path, subprocess.Popen[bytes]] = {}
-    with stop_on_signals("") as stop:  # the server says it on the same terminal
+    with stop_on_signals("stopping the server and its clients") as stop:
         server = _start(serve, environment, None)
         try:
             for store in stores:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedshelf.core.child_process import STOP_SIGNALS
 
-STOPPING_RUN = "stopping: the same command resumes the open round; press Ctrl-C again to end at once\n"
-STOPPING_CLIENT = "stopping after the task at hand; press Ctrl-C again to end at once\n"
+STOPPING = "stopping after the current step; press Ctrl-C again to end at once"
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
@@ -35,7 +34,7 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
 
 
 @contextmanager
-def stop_on_signals(said: str) -> Iterator[threading.Event]:
+def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM or a terminal that closes sets; a second Ctrl-C ends at once.
 
     Args:
@@ -47,7 +46,7 @@ def stop_on_signals(said: str) -> Iterator[threading.Event]:
         if not stop.is_set():
             stop.set()
             with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(2, said.encode())  # not print(): the signal may have come in the midst of one
+                os.write(2, f"{said}\n".encode())  # not print(): the signal may have come in the midst of one
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 

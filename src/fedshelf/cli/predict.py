@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
-    from fedshelf.config.predictor import Guess
+    from fedshelf.app.predictor import Guess
 
 
 def predict(
@@ -22,7 +22,7 @@ def predict(
 
     Example: fedshelf predict shelf.jpg --run runs/20261121-083512-a1b2
     """
-    from fedshelf.config.predictor import Predictor, model_folder
+    from fedshelf.app.predictor import Predictor, model_folder
     from fedshelf.core.errors import DataError
 
     predictor = Predictor.load(model_folder(run, best=best))

@@ -114,7 +114,7 @@ def _overview(summary: "RunSummary", path: Path) -> dict[str, object]:
 
 def _differing_settings(configs: list[str]) -> "dict[str, list[object]]":
     """By key, each run's value (None where it is not set); only keys on which any two runs differ."""
-    from fedshelf.tracking.run_directory import differences
+    from fedshelf.storage.run_directory import differences
 
     against_nothing = [{d.key: d.new for d in differences("", config)} for config in configs]
     keys = sorted({d.key for config in configs[1:] for d in differences(configs[0], config)})
@@ -132,6 +132,6 @@ def _print(*parts: "str | Table") -> None:
 
 
 def _print_json(value: object) -> None:
-    from fedshelf.tracking.records import dump
+    from fedshelf.serialization.records import dump
 
     typer.echo(dump(value, indent=1))

@@ -19,16 +19,16 @@ def server(
 
     Example: fedshelf server --rounds 10 --min-clients 5
     """
-    from fedshelf.cli.display import STOPPING_RUN, stop_on_signals, watching
-    from fedshelf.cli.ending import conclude
-    from fedshelf.config.run import make_server, open_run
+    from fedshelf.app.run import make_server, open_run
+    from fedshelf.cli.display import stop_on_signals, watching
+    from fedshelf.cli.run_summary import conclude
     from fedshelf.deploy.address import parse_address
     from fedshelf.deploy.flower_server import EmbeddedServer
-    from fedshelf.tracking.spool import FileSpool
+    from fedshelf.storage.spool import FileSpool
 
     listen = parse_address(config.address)
     config = of_a_server(config)
-    with watching(as_json=as_json) as watcher, stop_on_signals(STOPPING_RUN) as stop, open_run(config, watchers=(watcher,)) as run:
+    with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
         tls = _tls(config.insecure, listen.host)
         with EmbeddedServer(
             host=listen.host, port=listen.port, tls=tls, silence=config.heartbeat_timeout,

@@ -18,10 +18,10 @@ def simulate(
 
     Example: fedshelf simulate --data-dir stores --test-dir photos/test --rounds 10 --workers 2
     """
-    from fedshelf.cli.display import STOPPING_RUN, stop_on_signals, watching
-    from fedshelf.cli.ending import conclude
+    from fedshelf.cli.display import stop_on_signals, watching
+    from fedshelf.cli.run_summary import conclude
     from fedshelf.simulate.engine import simulate as run
 
-    with watching(as_json=as_json) as watcher, stop_on_signals(STOPPING_RUN) as stop:
+    with watching(as_json=as_json) as watcher, stop_on_signals() as stop:
         status, directory = run(config, watchers=(watcher,), stop=stop)
     conclude(status, directory, as_json=as_json)

@@ -10,7 +10,7 @@ from torch import Tensor
 class Encoded:
     """A float32 vector of `size` values as the chain `codec` wrote it down.
 
-    `parts` are one-dimensional tensors of the types that the wire knows (see `rounds.payload`): codes, scales,
+    `parts` are one-dimensional tensors of the types that the wire knows (see `serialization.messages`): codes, scales,
     indices. What they mean is the codec's matter.
     """
 

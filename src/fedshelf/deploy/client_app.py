@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.client_part import ClientPart, Handler
 from fedshelf.deploy.failure_text import failure_text
-from fedshelf.deploy.wire import WireMessage, to_parcel
+from fedshelf.deploy.records import WireMessage, to_parcel
 
 LOG = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from fedshelf.core.errors import RunError
 from fedshelf.core.ports import Received
 from fedshelf.deploy.upload_file import RefusedUploadError, Transfer, UploadFile
-from fedshelf.tracking.spool import file_name
+from fedshelf.storage.spool import file_name
 
 LOG = logging.getLogger(__name__)
 

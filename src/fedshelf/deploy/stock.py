@@ -8,16 +8,16 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from fedshelf.app.client import from_node_config
+from fedshelf.app.run import make_server, open_run
 from fedshelf.config import files
-from fedshelf.config.client import from_node_config
-from fedshelf.config.run import make_server, open_run
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Join
 from fedshelf.core.ports import Transport
 from fedshelf.deploy.client_app import make_client_app
 from fedshelf.deploy.client_part import Handler
 from fedshelf.deploy.server_app import make_server_app
-from fedshelf.tracking.spool import FileSpool
+from fedshelf.storage.spool import FileSpool
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedshelf.core.ports import Received
-from fedshelf.rounds.body import Buffer, Hasher
-from fedshelf.tracking.files import make_folder, saying_what_to_do
+from fedshelf.serialization.blob import Buffer, Hasher
+from fedshelf.storage.atomic_files import make_folder, saying_what_to_do
 
 _BLOCK = 1 << 20
 

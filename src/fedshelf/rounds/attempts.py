@@ -8,12 +8,12 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import OpenRound, ServerState
-from fedshelf.rounds import cohort as cohorts
 from fedshelf.rounds.context import Context
-from fedshelf.rounds.pace import predicted
+from fedshelf.rounds.inbox import POLL_SECONDS
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW
-from fedshelf.rounds.reception import POLL_SECONDS
 from fedshelf.rounds.synchronous import SynchronousRound
+from fedshelf.scheduling import cohort as cohorts
+from fedshelf.scheduling.pace import predicted
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class SynchronousRounds:
         if self._membership.num_live() < needed:
             log.info("round %d waits until %d clients are live", number, needed)
         while self._membership.num_live() < needed or self._membership.returning() or not self._context.is_settled:
-            self._context.reception.poll(POLL_SECONDS)
+            self._context.inbox.poll(POLL_SECONDS)
         live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
         rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")

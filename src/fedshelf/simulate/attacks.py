@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fedshelf.algorithms.base import Aggregate, Algorithm
-from fedshelf.config.build import StorePhotos
+from fedshelf.app.components import StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Upload

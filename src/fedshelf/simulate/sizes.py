@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 
 from fedshelf.core.messages import Broadcast, ClientMessage, Ready, ServerMessage, Setup
-from fedshelf.rounds import payload
+from fedshelf.serialization import messages as payload
 
 MOST_KNOWN = 10_000
 

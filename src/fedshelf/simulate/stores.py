@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedshelf import __version__
-from fedshelf.config.build import OpenedSetup, StorePhotos, store_photos, test_photos
+from fedshelf.app.components import OpenedSetup, StorePhotos, store_photos, test_photos
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
 from fedshelf.data.cache import PhotoCache

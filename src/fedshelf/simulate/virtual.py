@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.config.build import algorithm_of
+from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig, parse_speeds
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed

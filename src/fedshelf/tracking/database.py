@@ -28,8 +28,8 @@ from fedshelf.core.events import (
     RunStatus,
     StoresCompared,
 )
-from fedshelf.tracking import records
-from fedshelf.tracking.files import make_folder
+from fedshelf.serialization import records
+from fedshelf.storage.atomic_files import make_folder
 
 SCHEMA_VERSION = 2
 

@@ -10,8 +10,8 @@ from typing import Any
 from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RunStatus
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
-from fedshelf.tracking.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

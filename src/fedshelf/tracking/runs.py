@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus
+from fedshelf.storage.run_directory import RunDirectory, is_run
 from fedshelf.tracking.queries import run_summary
-from fedshelf.tracking.run_directory import RunDirectory, is_run
 
 logger = logging.getLogger(__name__)
 

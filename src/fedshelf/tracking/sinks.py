@@ -6,7 +6,7 @@ from typing import TextIO
 
 from fedshelf.core.events import Event
 from fedshelf.core.ports import MetricSink
-from fedshelf.tracking import records
+from fedshelf.serialization import records
 
 logger = logging.getLogger(__name__)
 

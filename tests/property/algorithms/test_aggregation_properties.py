@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedshelf.algorithms.aggregation import fold, weighted
 from fedshelf.algorithms.reduce import weighted_mean
-from fedshelf.rounds.aggregation import fold, weighted
 from tests.worlds import World, with_batch_norm
 
 

@@ -24,8 +24,8 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RunEnded, RunStatus
 from fedshelf.core.messages import Broadcast, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
-from fedshelf.tracking.checkpoints import FileCheckpoints
-from fedshelf.tracking.spool import FileSpool
+from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.spool import FileSpool
 from fedshelf.training.trainer import Trainer
 from tests.property.rounds.test_crashes import Switch, fragile, run_with_kills
 from tests.worlds import World

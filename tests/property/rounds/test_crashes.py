@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RunStatus
 from fedshelf.core.messages import Purpose, TaskKey
-from fedshelf.tracking.client_states import MemoryClientStates
+from fedshelf.storage.client_states import MemoryClientStates
 from tests.worlds import Remembering, World, with_batch_norm
 
 
@@ -130,7 +130,7 @@ def test_a_restarted_server_asks_with_the_same_key_and_clients_do_not_train_twic
 
         def hold(self, key: TaskKey, *rest: Any) -> None:
             trained.append((self.name, key))
-            super().hold(key, *rest)
+            super().stage(key, *rest)
 
     world.states = {name: Counting(name) for name in world.names}
     world.clients = {name: world.client(name) for name in world.names}

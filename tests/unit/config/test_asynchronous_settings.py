@@ -7,9 +7,9 @@ import pytest
 
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedbuff import FedBuff
+from fedshelf.app.components import algorithm_of
+from fedshelf.app.run import open_run
 from fedshelf.config import files
-from fedshelf.config.build import algorithm_of
-from fedshelf.config.run import open_run
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 

@@ -45,7 +45,7 @@ def test_a_client_works_on_where_no_reporter_can_be_started(
 
 def test_a_reporter_needs_nothing_large_to_report() -> None:
     code = (
-        "import sys, fedshelf.deploy.crash_reporter, fedshelf.deploy.line, fedshelf.deploy.tls\n"
+        "import sys, fedshelf.deploy.crash_reporter, fedshelf.deploy.http_connection, fedshelf.deploy.tls\n"
         "print([name for name in ('torch', 'numpy', 'flwr') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -14,7 +14,7 @@ from fedshelf.core.messages import Failure, Setup
 from fedshelf.core.ports import Joined, Left, Reply, Undecodable
 from fedshelf.deploy.engine import Polling
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.wire import Control, ControlKind, WireMessage, from_records, to_parcel
+from fedshelf.deploy.records import Control, ControlKind, WireMessage, from_records, to_parcel
 from tests.unit.deploy.echo import join, task
 
 CLIENT_APP_RAISED_EXCEPTION, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE = 2, 3, 5

@@ -67,7 +67,7 @@ def train(form: str, *widths: int, instructions: str = "AVX2") -> str:
 def test_torch_still_has_the_fault() -> None:
     assert train("bare", 3, 4, 5, 7) in CRASHES, (
         f"torch {torch.__version__} trains the bare layer unharmed: remove models/convolution_fault.py, its call in "
-        "training/workbench.py, and this file, once the oldest torch that pyproject.toml allows does so"
+        "training/bound_model.py, and this file, once the oldest torch that pyproject.toml allows does so"
     )
 
 

@@ -16,9 +16,9 @@ from fedshelf.core.events import ClientRefused, RoundFinished, RoundStarted, Rou
 from fedshelf.core.messages import Broadcast, ClientMessage, Failure, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.core.ports import Arrival, Received, Reply
 from fedshelf.core.state import ClientState
-from fedshelf.rounds.orders import Pacing
-from fedshelf.rounds.workload import Workload
-from fedshelf.tracking.spool import MemorySpool
+from fedshelf.scheduling.work_assignment import Pacing
+from fedshelf.scheduling.workload import Workload
+from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakeTransport
 from tests.worlds import PLAIN, World, with_batch_norm
@@ -272,7 +272,7 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_though_most_were_not_needed()
             key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params,
             client_lr=0.1, counted=final.counted.get(name),
         )  # fmt: skip
-        total += world.states[name].settle(ask).tensors.get(CONTROL_VARIATE, torch.zeros_like(total))
+        total += world.states[name].commit_or_rollback(ask).tensors.get(CONTROL_VARIATE, torch.zeros_like(total))
     torch.testing.assert_close(final.optimizer[CONTROL_VARIATE], total / 8, rtol=1e-5, atol=1e-6)
 
 
@@ -456,7 +456,7 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_under_unequal_work() -> None:
         key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params, client_lr=0.1,
         counted=TaskKey(run_id="run-1", round=4, attempt=0),
     )  # fmt: skip
-    kept = [world.states[name].settle(ask).tensors[CONTROL_VARIATE] for name in FOUR]
+    kept = [world.states[name].commit_or_rollback(ask).tensors[CONTROL_VARIATE] for name in FOUR]
     torch.testing.assert_close(
         final.optimizer[CONTROL_VARIATE], torch.stack(kept).mean(0), rtol=1e-5, atol=1e-6
     )  # fmt: skip

@@ -14,9 +14,9 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.events import RunStatus
 from fedshelf.core.state import ServerState
 from fedshelf.simulate.engine import simulate_in_memory
-from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import RoundSummary, run_summary
-from fedshelf.tracking.run_directory import RunDirectory
 from tests.unit.simulate.federations import CLASSES, photos
 
 SIZE = 8

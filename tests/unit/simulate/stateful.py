@@ -22,7 +22,7 @@ from fedshelf.core.ports import MetricSink
 from fedshelf.core.state import ClientState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.engine import simulate_in_memory
-from fedshelf.tracking.run_directory import RunDirectory
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.training.trainer import Trainer
 
 SIZE, NUM_ROUNDS = 16, 6

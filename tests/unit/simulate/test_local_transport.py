@@ -6,7 +6,7 @@ import weakref
 import torch
 
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, TaskKey, Upload
-from fedshelf.rounds import payload
+from fedshelf.serialization import messages as payload
 from fedshelf.simulate.sizes import Sizes
 from fedshelf.simulate.transport import LocalTransport
 from fedshelf.simulate.virtual import Durations

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedshelf.config.predictor import Predictor
+from fedshelf.app.predictor import Predictor
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError, FedShelfError, RunError, UsageError
 from fedshelf.core.events import ClientJoined, RoundFinished, RoundStarted, RoundVoid, RunStatus
@@ -19,8 +19,8 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.decode import decode
 from fedshelf.simulate.engine import simulate, simulate_in_memory
-from fedshelf.tracking.checkpoints import FileCheckpoints
-from fedshelf.tracking.run_directory import RunDirectory
+from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.run_directory import RunDirectory
 from tests.fakes import RecordingSink
 from tests.unit.data.samples import write_pack, write_photo
 

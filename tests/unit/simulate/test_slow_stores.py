@@ -28,8 +28,8 @@ from fedshelf.core.events import (
     RunStatus,
     UploadReceived,
 )
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary
-from fedshelf.tracking.run_directory import RunDirectory
 from tests.fakes import RecordingSink
 from tests.unit.simulate import slow_stores
 from tests.unit.simulate.slow_stores import ROUGH, history, out_of, rounds_of, simulate, state_of

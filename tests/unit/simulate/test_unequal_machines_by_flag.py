@@ -9,7 +9,7 @@ import torch
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import ClientStatus, RoundFinished
 from fedshelf.simulate.engine import simulate
-from fedshelf.tracking.checkpoints import FileCheckpoints
+from fedshelf.storage.checkpoints import FileCheckpoints
 from tests.fakes import RecordingSink
 from tests.unit.simulate.test_simulation import config, final, stores
 

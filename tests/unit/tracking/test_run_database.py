@@ -25,10 +25,10 @@ from fedshelf.core.events import (
     RunStatus,
     UploadReceived,
 )
-from fedshelf.tracking import records
+from fedshelf.serialization import records
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
 from fedshelf.tracking.queries import run_summary
-from fedshelf.tracking.run_directory import RunDirectory
 
 STARTED = RunStarted(run_id="r1", num_rounds=3, first_round=1, num_parameters=318, num_classes=81, min_clients=2)
 LYON = Participation(

@@ -19,8 +19,8 @@ from fedshelf.core.events import (
     RunStarted,
     RunStatus,
 )
+from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
-from fedshelf.tracking.run_directory import RunDirectory
 
 
 def make_run(root: Path, run_id: str, *, lr: float, accuracies: list[float]) -> RunDirectory:

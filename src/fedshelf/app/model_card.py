@@ -1,0 +1,111 @@
+"""Models on disk, with what somebody needs to use them, and to judge them: those that a run publishes, and those that
+stores keep."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedshelf import __version__
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.events import RoundFinished
+from fedshelf.core.messages import Comparison
+from fedshelf.core.params import Segment
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.storage.model_files import save_model
+from fedshelf.training.bound_model import BoundModel
+
+_LIMITS = (
+    "Tells apart the products in labels.json and no others: a photo of anything else is given the nearest of them. "
+    "Accuracy is that of the photos named above; other cameras and shelves may differ."
+)
+
+
+def save_global(
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished
+) -> None:  # fmt: skip
+    """Write the global model after a round, which is on the workbench, where it is to be found.
+
+    Raises:
+        RunError: the disk is full, ...; the model that was there is whole.
+    """
+    card = {
+        **_card(config, bound, run_id=run_id, round=record.round),
+        "training": {
+            **_training(config, record.round),
+            "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
+        },
+        "metrics": {
+            "accuracy": record.accuracy,
+            "central_accuracy": record.central_accuracy,
+            "train_loss": record.train_loss,
+        },
+        "limits": f"{_LIMITS} Tensors named under personal are at their first values here: each store has its own.",
+    }
+    save_model(folder, _tensors(bound), catalogue.names, card)
+
+
+def save_chosen(
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, comparison: Comparison
+) -> None:  # fmt: skip
+    """Write the model that a store has chosen, which is on the workbench, where it is to be found.
+
+    Raises:
+        RunError: see `save_global`.
+    """
+    key = comparison.key
+    card = {
+        **_card(config, bound, run_id=key.run_id, round=key.round),
+        "store": client,
+        "candidate": comparison.best.value,
+        "training": {**_training(config, key.round), "personalize": config.personalize},
+        "metrics": {
+            "own_mix_accuracy": {candidate.value: value for candidate, value in comparison.accuracies.items()},
+            "measured_on": "test photos" if comparison.on_test else "validation photos",
+            "chosen_on_validation_photos": comparison.num_validation,
+        },
+        "limits": f"{_LIMITS} It is one store's own, chosen for the mix of products that this store sells.",
+    }
+    save_model(folder, _tensors(bound), catalogue.names, card)
+
+
+def _card(config: RunConfig, bound: BoundModel, *, run_id: str, round: int) -> dict[str, Any]:
+    """What every card says."""
+    return {
+        "fedshelf": __version__,
+        "run_id": run_id,
+        "round": round,
+        "architecture": {"name": config.model, "norm": config.norm, "width": config.width},
+        "num_parameters": bound.params.layout.num_parameters,
+        "input": {
+            "image_size": config.image_size,
+            "resize": "squash",
+            "channels": "RGB",
+            "scale": "0..1",
+            "mean": list(bound.normalization.mean),
+            "std": list(bound.normalization.std),
+        },
+        "personal": [spec.name for spec in bound.params.layout.tensors if spec.segment is Segment.PERSONAL],
+    }
+
+
+def _training(config: RunConfig, rounds: int) -> dict[str, Any]:
+    return {"algorithm": config.algorithm, "rounds": rounds, "seed": config.seed}
+
+
+def _tensors(bound: BoundModel) -> dict[str, Tensor]:
+    """The module's tensors by name. What batch normalization counts is of no use, and tells of every client that this
+    process has played: it is zero in every file."""
+    counters = {
+        f"{layer}.num_batches_tracked" if layer else "num_batches_tracked"
+        for layer, child in bound.module.named_modules()
+        if isinstance(child, _BatchNorm)
+    }
+    return {
+        name: torch.zeros_like(tensor, device="cpu")
+        if name in counters
+        else tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in bound.module.state_dict().items()
+    }

@@ -1,0 +1,285 @@
+"""A run on disk, opened: new, or gone on with. And the server that runs it, assembled from its parts."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from fedshelf.algorithms.base import Asynchronous
+from fedshelf.app.components import ModuleFactory, algorithm_of, bound_model_of, plan_of, test_photos
+from fedshelf.app.model_card import save_global
+from fedshelf.compression.chain import parse
+from fedshelf.config import files, places
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import RunError, UsageError
+from fedshelf.core.events import RoundFinished
+from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
+from fedshelf.data.cache import PhotoCache
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.models.build import find_problem
+from fedshelf.rounds.pipeline import least_budget
+from fedshelf.rounds.plan import GlobalModel, Plan, Ports
+from fedshelf.rounds.server import Server
+from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
+from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.run_directory import RunDirectory, differences, is_run, new_run_id
+from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.runs import find_resumable
+from fedshelf.tracking.sinks import Sinks
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.trainer import Score, evaluate
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[Tensor], Score]
+EvaluatorFactory = Callable[[Plan, Catalogue, BoundModel], Evaluate | None]
+"""Makes central evaluation for a plan, its catalogue and the server's workbench."""
+
+
+class SystemClock:
+    """`Clock` on the system's monotonic clock."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedRun:
+    """A run directory that this process holds the lock of, and where its events go. `writer` is there where files are
+    written beside the rounds."""
+
+    config: RunConfig
+    directory: RunDirectory
+    sink: MetricSink
+    writer: BackgroundWriter | None = None
+
+
+@contextmanager
+def open_run(
+    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False
+) -> Iterator[OpenedRun]:  # fmt: skip
+    """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
+    configuration below `runs/`, else a new one.
+
+    Args:
+        watchers: sinks beside the run's own database.
+        in_background: write in a thread of its own; not for a server whose clients outlive it.
+
+    Raises:
+        RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
+        UsageError: an extension without a run to extend.
+    """
+    _check(config)
+    directory = _directory(config)
+    with directory.lock():
+        database = RunDatabase(directory.database)
+        try:
+            if not in_background:
+                yield OpenedRun(config=config, directory=directory, sink=Sinks(required=(database,), optional=watchers))
+                return
+            with BackgroundWriter(database.emit_all) as writer:
+                sink = Sinks(required=(writer,), optional=watchers)
+                yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
+        finally:
+            database.close()
+
+
+def make_server(
+    run: OpenedRun, *, transport: Transport, spool: Spool, stop: threading.Event, start_clients: int,
+    make_evaluator: EvaluatorFactory | None = None, make_module: ModuleFactory | None = None,
+    virtual: VirtualClock | None = None,
+) -> Server:  # fmt: skip
+    """The server of `run` on `transport`.
+
+    Args:
+        start_clients: how many must have joined before the catalogue is frozen and round 1 begins.
+        make_evaluator: evaluates on the test photos in another way than in this process.
+        make_module: a model of the caller's own.
+        virtual: the time of a simulation.
+    """
+    config, directory = run.config, run.directory
+    kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
+    given = Catalogue.load(config.catalogue) if config.catalogue else None
+    plan = plan_of(config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given)
+    evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
+    checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
+    ports = Ports(
+        transport=transport, spool=spool, sink=run.sink,
+        checkpoints=BackgroundCheckpoints(checkpoints, run.writer) if run.writer else checkpoints,
+        clock=SystemClock(), stop=stop, virtual=virtual,
+    )  # fmt: skip
+    return Server(
+        plan=plan, ports=ports, algorithm=algorithm_of(config),
+        build_model=partial(_global_model, run, evaluator=partial(evaluator, plan), make_module=make_module),
+        keep_catalogue=lambda catalogue: catalogue.save(directory.catalogue),
+    )  # fmt: skip
+
+
+def _global_model(
+    run: OpenedRun, catalogue: Catalogue, *, evaluator: Callable[[Catalogue, BoundModel], Evaluate | None],
+    make_module: ModuleFactory | None,
+) -> GlobalModel:  # fmt: skip
+    """The model of `run` over the classes of `catalogue`.
+
+    Raises:
+        UsageError: --byte-budget is too small for it.
+    """
+    bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
+    _check_budget(run.config, bound)
+
+    def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
+        job = partial(_publish, run, bound, catalogue, params, record, best)
+        run.writer.do(job) if run.writer else job()
+
+    return GlobalModel(
+        layout=bound.params.layout,
+        initial=bound.params.shared.detach().cpu().clone(),
+        evaluate_centrally=evaluator(catalogue, bound),
+        publish=publish,
+    )
+
+
+def _check(config: RunConfig) -> None:
+    """Find what would fail later, before there is a run and before clients wait for it.
+
+    Raises:
+        UsageError: listing all that is wrong.
+    """
+    problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
+    for key, path in (("init", config.init), ("catalogue", config.catalogue)):
+        if path is not None and not path.is_file():
+            problems.append(f"--{key} {path}: there is no such file")
+    for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
+        if path is not None and not path.is_dir():
+            problems.append(f"--{key} {path}: there is no such folder")
+    if config.dynamic_batch and config.engine in ("vmap", "auto"):
+        problems.append(
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one "
+            "batch size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+        )
+    found = [problem for problem in problems if problem]
+    if found:
+        raise UsageError("; ".join(found))
+
+
+def _problems_with_codecs(config: RunConfig) -> list[str]:
+    found = []
+    for key, text in (("codec-up", config.codec_up), ("codec-down", config.codec_down)):
+        try:
+            parse(text)
+        except UsageError as error:
+            found.append(f"--{key} {text}: {error}")
+        if config.byte_budget is not None and text != "none":
+            found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
+    return found
+
+
+def _problems_with_asynchrony(config: RunConfig) -> list[str]:
+    algorithm = algorithm_of(config)
+    if not isinstance(algorithm, Asynchronous):
+        return []
+    found = []
+    if config.buffer_size not in (None, algorithm.buffer_size):
+        found.append(
+            f"--buffer-size {config.buffer_size} --algorithm {config.algorithm}: every upload makes a version there; "
+            "leave --buffer-size out, or use --algorithm fedbuff"
+        )
+    if config.aggregator == "multi-krum":
+        found.append(
+            f"--aggregator multi-krum --algorithm {config.algorithm}: whoever it leaves out may have begun its next "
+            "task already, on a state that must not last; use median or trimmed-mean"
+        )
+    if config.quorum is not None:
+        found.append(f"--quorum --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
+    if config.sampling == "size":
+        found.append(
+            f"--sampling size --algorithm {config.algorithm}: all are at work all the time, and uploads count alike "
+            "as it is; use uniform or availability"
+        )
+    pacing = {
+        "straggler-factor": config.straggler_factor is not None, "over-selection": config.over_selection > 0,
+        "local-work": config.local_work != "fixed",
+    }  # fmt: skip
+    found += [
+        f"--{key} --algorithm {config.algorithm}: nobody waits for slow machines there; leave it out"
+        for key, is_set in pacing.items()
+        if is_set
+    ]
+    return found
+
+
+def _check_budget(config: RunConfig, bound: BoundModel) -> None:
+    least = 2 * least_budget(bound.params.layout) / 1e6
+    if config.byte_budget is not None and config.byte_budget < least:
+        raise UsageError(
+            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} (MB per client and round, "
+            "half each way), however hard it is compressed"
+        )
+
+
+def _directory(config: RunConfig) -> RunDirectory:
+    toml = files.effective(config)
+    digest = files.digest(toml)
+    if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
+        raise UsageError("--extend adds rounds to a run: name it with --run-dir")
+    if config.run_dir is None:
+        resumable = find_resumable(places.RUNS, digest)
+        if resumable is not None:
+            log.info("going on with run %s", resumable.run_id)
+            return resumable
+        run_id = new_run_id()
+        return RunDirectory.create(places.RUNS / run_id, run_id=run_id, config_toml=toml, config_digest=digest)
+    if not is_run(config.run_dir):
+        return RunDirectory.create(config.run_dir, run_id=new_run_id(), config_toml=toml, config_digest=digest)
+    directory = RunDirectory.open(config.run_dir)
+    changed = differences(directory.config_toml, toml)
+    if changed:
+        more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
+        raise RunError(
+            f"{config.run_dir} holds run {directory.run_id} of another configuration: "
+            + "; ".join(map(str, changed))
+            + f". Start it with the old values{more}, or choose another --run-dir"
+        )
+    return directory
+
+
+def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
+    def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
+        if config.test_dir is None:
+            return None
+        photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()))
+
+        def evaluate_centrally(params: Tensor) -> Score:
+            bound.load(params)
+            return evaluate(bound, photos)
+
+        return evaluate_centrally
+
+    return make
+
+
+def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> EvaluatorFactory:
+    """Without the stores' own tensors the global model says nothing about photos: it is not evaluated."""
+
+    def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
+        if not len(bound.params.personal):
+            return make_evaluator(plan, catalogue, bound)
+        if config.test_dir is not None:
+            log.info("--test-dir is not used: with --personalize %s the server has no whole model", config.personalize)
+        return None
+
+    return make
+
+
+def _publish(
+    run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool
+) -> None:  # fmt: skip
+    """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
+    bound.load(params)
+    folder = run.directory.best_model if best else run.directory.model
+    save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record)

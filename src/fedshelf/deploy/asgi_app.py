@@ -1,0 +1,295 @@
+"""The only door of the server: Flower's fleet routes, six of our own, and nothing else.
+
+`POST /fedshelf/pull` and `/fedshelf/push` carry a whole message, for which the fleet routes need a request per object.
+A take is held open for a moment until there is a message: nobody has to ask again and again.
+
+`POST /fedshelf/wait` is held open until the run ends: it is at once the client's heartbeat, the bell that reaches it
+while it trains, and the thread that snaps when its process dies. `POST /fedshelf/died` says how it died: the client's
+crash reporter sends it, known by the token that came with the client's waits.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeAlias
+
+from fedshelf.deploy.blob_routes import PATH as BLOB_PATH
+from fedshelf.deploy.blob_routes import BlobRoutes
+from fedshelf.deploy.blobs import Blobs
+from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
+
+LOG = logging.getLogger(__name__)
+
+Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
+Receive: TypeAlias = Any
+Send: TypeAlias = Any
+
+PREFIX = "/v1/fleet/"
+PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
+MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers alone, of which a join's lists every class folder
+MAX_REPORT_BYTES = 1 << 10  # of a crash report
+MAX_TOKEN_CHARACTERS = 64
+PULL_SECONDS = 1.0  # a take is held open so long at most: a client that is told to stop does so in that time
+WORKERS = 8
+WRITERS = 4
+
+
+class FleetEngine(Protocol):
+    """What the gate asks the engine. All but the first three are short."""
+
+    def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """Answer a fleet request: HTTP status and body."""
+
+    def pull(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """A whole message for the node that asks: HTTP status and body, empty where there is none."""
+
+    def push(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+        """Take in a whole answer: HTTP status and body."""
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
+        """The node that signed these headers, or None for nobody registered."""
+
+    def seen(self, node_id: int) -> None:
+        """The node gave a sign of life."""
+
+    def lost(self, node_id: int, ended_by: str | None = None) -> None:
+        """The node's connection broke, and it did not come back, or its process ended (`core.ports.Left.ended_by`)."""
+
+
+class FleetApp:
+    """An ASGI app.
+
+    Args:
+        engine: serves the fleet routes and knows the nodes.
+        routes: names of the fleet routes.
+        bodies: what nodes may fetch, and where what they bring goes.
+        health: what `GET /fedshelf/health` tells.
+        hold: seconds that a wait is held open at most.
+        grace: seconds that a client whose connection broke has to come back before it counts as gone.
+    """
+
+    def __init__(
+        self, engine: FleetEngine, routes: Collection[str], blobs: Blobs, *, health: Mapping[str, Any], hold: float,
+        grace: float,
+    ) -> None:  # fmt: skip
+        self._engine = engine
+        self._routes = routes
+        self._health = health
+        self._hold = hold
+        self._grace = grace
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="fedshelf-fleet")
+        # Apart: a slow disk must not hold up messages.
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="fedshelf-bodies")
+        self._blobs = BlobRoutes(blobs, self._writers)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bells: dict[int, asyncio.Event] = {}  # a node's: a message may be there
+        self._ending = asyncio.Event()
+        self._last_wait: dict[int, float] = {}
+        self._crash_tokens: dict[int, bytes] = {}  # by node: what a report of its death is known by
+        self._end = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def ring(self, node_id: int) -> None:
+        """Tell the node, from any thread, that there is a message for it."""
+        self._soon(lambda: self._bell(node_id).set())
+
+    def announce_end(self, reason: str) -> None:
+        """Tell all clients, from any thread, that the run has ended."""
+        self._end = reason
+        self._soon(self._let_go)
+
+    def close(self) -> None:
+        """Let go of all waiting clients, from any thread: the server stops."""
+        self._soon(self._let_go)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        self._loop = asyncio.get_running_loop()
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._loop = None
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._writers.shutdown(wait=True, cancel_futures=True)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if (method, path) == ("GET", "/fedshelf/health"):
+            await _answer(send, 200, _json(self._health))
+        elif (method, path) == ("POST", "/fedshelf/wait"):
+            await self._wait(scope, receive, send)
+        elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
+            route = path.removeprefix(PREFIX)
+            await self._small(lambda *request: self._engine.serve(route, *request), PROTOBUF, scope, receive, send)
+        elif (method, path) == ("POST", "/fedshelf/pull"):
+            await self._pull(scope, receive, send)
+        elif (method, path) == ("POST", "/fedshelf/died"):
+            await self._died(scope, receive, send)
+        elif (method, path) == ("POST", "/fedshelf/push"):
+            await self._small(self._engine.push, JSON, scope, receive, send)
+        elif named := BLOB_PATH.fullmatch(path):
+            await self._body(named[1], scope, receive, send)
+        else:
+            await _answer(send, 404, _json({"detail": "not found"}))
+
+    async def _small(
+        self, serve: Callable[[Mapping[bytes, bytes], bytes], tuple[int, bytes]], content_type: bytes, scope: Scope,
+        receive: Receive, send: Send,
+    ) -> None:  # fmt: skip
+        """A request that is read whole, and answered from a thread."""
+        headers = dict(scope["headers"])
+        body = await _read(headers, scope, receive, send)
+        if body is not None:
+            status, content = await self._in_thread(lambda: serve(headers, body))
+            await _answer(send, status, content, content_type if status == 200 else JSON)
+
+    async def _pull(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        body = await _read(headers, scope, receive, send)
+        if body is None:
+            return
+        node_id = self._engine.identify(headers)
+        bell = asyncio.Event() if node_id is None else self._bell(node_id)
+        bell.clear()
+        status, content = await self._in_thread(lambda: self._engine.pull(headers, body))
+        if (status, content) == (200, b""):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PULL_SECONDS):
+                    await bell.wait()
+                status, content = await self._in_thread(lambda: self._engine.pull(headers, body))
+        await _answer(send, status, content)
+
+    def _in_thread(self, work: Callable[[], tuple[int, bytes]]) -> "asyncio.Future[tuple[int, bytes]]":
+        return asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    async def _body(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
+        node_id = self._engine.identify(dict(scope["headers"]))
+        if node_id is None:
+            await _answer(send, 401, _json({"detail": "unknown node"}), close=True)
+        else:
+            await self._blobs.serve(node_id, digest, scope, receive, send)
+
+    async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        node_id = self._engine.identify(headers)
+        if node_id is None:
+            await _answer(send, 401, _json({"detail": "unknown node"}))
+            return
+        self._seen(node_id)
+        self._crash_tokens[node_id] = headers.get(TOKEN_HEADER.encode(), b"")[:MAX_TOKEN_CHARACTERS]
+        hang_up = asyncio.ensure_future(_until_disconnect(receive))
+        ending = asyncio.ensure_future(self._ending.wait())
+        await asyncio.wait({hang_up, ending}, timeout=self._hold, return_when=asyncio.FIRST_COMPLETED)
+        hung_up = hang_up.done()
+        hang_up.cancel()
+        ending.cancel()
+        if hung_up:
+            asyncio.get_running_loop().call_later(self._grace, self._check, node_id, time.monotonic())
+            return
+        await _answer(send, 200, _json({"end": self._end}))
+
+    async def _died(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read(dict(scope["headers"]), scope, receive, send, limit=MAX_REPORT_BYTES)
+        if body is None:
+            return
+        try:
+            told = json.loads(body)
+            token, by = str(told["token"]).encode(), str(told["signal"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            token, by = b"", ""
+        nodes = [node for node, known in self._crash_tokens.items() if token and hmac.compare_digest(known, token)]
+        for node_id in nodes:
+            self._forget(node_id)
+            self._engine.lost(node_id, by if by in SIGNALS.values() else "")
+        await _answer(send, 200 if nodes else 404, _json({}))
+
+    def _soon(self, action: Callable[[], None]) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed this instant: nobody waits any more
+                loop.call_soon_threadsafe(action)
+
+    def _let_go(self) -> None:
+        self._ending.set()
+        for bell in self._bells.values():
+            bell.set()
+
+    def _bell(self, node_id: int) -> asyncio.Event:
+        return self._bells.setdefault(node_id, asyncio.Event())
+
+    def _seen(self, node_id: int) -> None:
+        self._last_wait[node_id] = time.monotonic()
+        self._engine.seen(node_id)
+
+    def _check(self, node_id: int, hung_up_at: float) -> None:
+        if self._last_wait.get(node_id, 0.0) <= hung_up_at:
+            self._forget(node_id)
+            self._engine.lost(node_id)
+
+    def _forget(self, node_id: int) -> None:
+        self._bells.pop(node_id, None)
+        self._last_wait.pop(node_id, None)
+        self._crash_tokens.pop(node_id, None)
+
+
+async def _read(
+    headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send, *, limit: int = MAX_BODY_BYTES
+) -> bytes | None:
+    """The request's body; None where it is larger than allowed or breaks off: that has been answered."""
+    announced = headers.get(b"content-length", b"0")
+    too_large = announced.isdigit() and int(announced) > limit
+    body = None if too_large else await _read_all(receive, limit)
+    if body is None:
+        LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
+        await _answer(send, 413, _json({"detail": f"the request is larger than {limit} bytes"}))
+    return body
+
+
+async def _read_all(receive: Receive, limit: int) -> bytes | None:
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        more = message.get("more_body", False)
+        if size > limit:
+            return None
+    return b"".join(chunks)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(
+    send: Send, status: int, body: bytes, content_type: bytes = b"application/json", *, close: bool = False
+) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] if close else []
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode()
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "somebody"

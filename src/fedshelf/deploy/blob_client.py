@@ -1,0 +1,197 @@
+"""A client's half of the bulk bytes: the model comes down and the answer goes up beside the engine's messages.
+
+Both go on where a break has left them. What comes in is read into one piece of memory, what goes out is read from
+where the vectors lie; both are hashed once.
+"""
+
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPResponse
+
+from fedshelf.core.errors import RefusedError, TransportError
+from fedshelf.deploy.http_connection import HttpConnection, ServerAwayError, SessionLostError
+from fedshelf.serialization.blob import Blob, Hasher
+
+CHUNK = 1 << 18  # bytes read, hashed or sent at once: they stay in the second-level cache
+ATTEMPTS = 3  # at a body that arrives damaged
+
+
+class ReceivedBlob:
+    """The newest body that a client was sent, or as much of it as has come in. It outlives a registration."""
+
+    def __init__(self) -> None:
+        self._pages: mmap.mmap | None = None
+        self.drop()
+
+    def drop(self, digest: str = "") -> None:
+        """Forget everything; the next body to come is named `digest`."""
+        self.digest = digest
+        self.received = 0
+        self.whole = False
+        self.memory = memoryview(b"")
+        self._hasher = Hasher()
+
+    def expect(self, size: int) -> None:
+        """Make room for a body of `size` bytes: where the last one lay, if nobody looks there any more. Fresh pages
+        cost more time than the bytes do."""
+        if self._pages is None or len(self._pages) != size or not _is_free(self._pages):
+            self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else None
+        self.memory = memoryview(self._pages or b"")
+
+    def room(self) -> memoryview:
+        """Where the next bytes go."""
+        return self.memory[self.received : self.received + CHUNK]
+
+    def advance(self, count: int) -> None:
+        """So many bytes have come in."""
+        self._hasher.update(self.memory[self.received : self.received + count])
+        self.received += count
+        if self.received == len(self.memory):
+            self.whole = self._hasher.digest == self.digest
+
+
+class BlobClient:
+    """Fetches and brings bodies over a line; belongs to the line's thread.
+
+    Args:
+        line: to the server.
+        identify: makes the headers that say who is asking.
+        held: what was fetched before.
+    """
+
+    def __init__(
+        self, connection: HttpConnection, identify: Callable[[], Mapping[str, str]], held: ReceivedBlob
+    ) -> None:
+        self._connection = connection
+        self._identify = identify
+        self._held = held
+        self._damaged = 0
+        self._smooth = False  # whether the last upload went through at once
+        self.num_moved = 0
+
+    def fetch(self, digest: str) -> memoryview | None:
+        """The body named `digest`: keep it as it is, it is handed out again. None where the server has withdrawn it.
+
+        Raises:
+            RefusedError: it came in damaged again and again.
+            ServerAwayError: the line broke; call again to go on.
+        """
+        held = self._held
+        if held.digest != digest:
+            held.drop(digest)
+        while not held.whole:
+            response = self._open(held)
+            if response is None:
+                return None
+            while not held.whole and (count := self._connection.read_into(response, held.room())):
+                held.advance(count)
+                self.num_moved += count
+            if held.received < len(held.memory):
+                self._connection.close()
+                raise ServerAwayError("the connection ended amid a model")
+            if not held.whole:
+                self._note_damage(f"the model that the server sent came in damaged {ATTEMPTS} times")
+                held.drop(digest)
+        self._damaged = 0
+        return held.memory
+
+    def upload(self, blob: Blob) -> bool:
+        """Bring `blob`; False where the server does not want it (any more).
+
+        Raises:
+            TransportError: it will never take it.
+            ServerAwayError: the line broke; call again to go on.
+        """
+        while True:
+            # As a rule the server has nothing of it. After a break, or in a client's first round, it may have a part.
+            start = 0 if self._smooth else self._num_arrived(blob)
+            self._smooth = False
+            if start is None or start == blob.size:
+                return start is not None
+            headers = {
+                **self._identify(),
+                "content-length": str(blob.size - start),
+                "content-range": f"bytes {start}-{blob.size - 1}/{blob.size}",
+            }
+            answer = self._connection.send("PUT", _path(blob.digest), headers, self._counted(blob.chunks(start, CHUNK)))
+            if answer.status == 201:
+                self._damaged, self._smooth = 0, True
+                return True
+            if answer.status == 422:
+                self._note_damage(f"the answer arrived damaged at the server {ATTEMPTS} times")
+            elif answer.status != 409:  # something else has arrived meanwhile: ask again
+                _check(answer.status)
+
+    def _open(self, held: ReceivedBlob) -> HTTPResponse | None:
+        """Ask for what of the body is missing, and make room for it."""
+        headers = dict(self._identify())
+        if held.received:
+            headers["range"] = f"bytes={held.received}-"
+        response = self._connection.open("GET", _path(held.digest), headers)
+        if response.status == 206:
+            expected = f"bytes {held.received}-{len(held.memory) - 1}/{len(held.memory)}"
+            if response.getheader("content-range") == expected:
+                return response
+        elif response.status == 200:
+            held.drop(held.digest)
+            held.expect(int(response.getheader("content-length") or 0))
+            return response
+        self._connection.close()
+        if response.status == 404:
+            held.drop()
+            return None
+        if response.status in (206, 416):
+            held.drop(held.digest)
+            raise ServerAwayError("the rest of the model is not to be had: it has to come anew")
+        _check(response.status)
+        return None
+
+    def _num_arrived(self, blob: Blob) -> int | None:
+        """How many of the body's bytes the server has; None where it wants none."""
+        headers = {**self._identify(), "upload-length": str(blob.size)}
+        answer = self._connection.request("HEAD", _path(blob.digest), headers)
+        if answer.status == 403:
+            return None
+        if answer.status == 413:
+            raise TransportError(
+                f"the server takes no answer of {blob.size:,} bytes: it is larger than the model allows"
+            )
+        _check(answer.status, 204)
+        start = answer.headers.get("upload-offset", "")
+        if not start.isdecimal() or int(start) > blob.size:
+            raise SessionLostError("the server does not say how much of the answer it has")
+        return int(start)
+
+    def _counted(self, chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+        for chunk in chunks:
+            yield chunk
+            self.num_moved += len(chunk)
+
+    def _note_damage(self, complaint: str) -> None:
+        self._damaged += 1
+        if self._damaged >= ATTEMPTS:
+            self._damaged = 0
+            raise RefusedError(f"{complaint}: the line, or a memory, is faulty; start without --insecure")
+
+
+def _is_free(pages: mmap.mmap) -> bool:
+    """Whether no vector is a view of it."""
+    try:
+        pages.resize(len(pages))
+    except (BufferError, SystemError):  # the latter where the system cannot resize: then nobody knows
+        return False
+    return True
+
+
+def _path(digest: str) -> str:
+    return f"/fedshelf/blobs/{digest}"
+
+
+def _check(status: int, expected: int = 0) -> None:
+    if status == expected:
+        return
+    if status == 507:
+        raise ServerAwayError("the server's disk takes no more")
+    if status in (408, 502, 503, 504):
+        raise ServerAwayError(f"the server answers {status}")
+    raise SessionLostError(f"the server answers {status}")

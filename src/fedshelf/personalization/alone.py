@@ -1,0 +1,49 @@
+"""What a store comes to by itself: the rounds' training on its photos alone, without any exchange.
+
+     1  w_1 <- the run's first model
+     2  for each round t = 1..T:
+     3    y <- local training from w_t, as in round t
+     4    w_{t+1} <- w_t + (y - w_t)
+
+Line 4 is written as the server adds an upload: so the result is, to the last bit, the model of a run of plain FedAvg
+over this store alone. The draws are those of the rounds, too: what differs between the candidates is what the exchange
+brought, and not chance. The loss is plain cross-entropy, whatever that of the rounds: those against label skew are of
+use where stores are averaged, and leave out how often a product is there.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from fedshelf.core.messages import Broadcast, Purpose, TaskKey
+from fedshelf.training.trainer import Phase, Trainer
+
+
+def train_alone(
+    trainer: Trainer, first: Tensor, *, run_id: str, num_rounds: int, client_lr: Callable[[int], float]
+) -> None:
+    """Leave the store's local-only model on the trainer's bench.
+
+    Args:
+        trainer: trains it whole, whatever phases the rounds have.
+        first: shared values [S] of the run's first model; personal ones begin as at every client.
+        run_id: the run's.
+        num_rounds: T.
+        client_lr: learning rate by round.
+
+    Raises:
+        FedShelfError: training diverged.
+    """
+    bound = trainer.bound_model
+    plain = trainer.having(replace(bound.settings, loss="cross-entropy"))
+    whole = replace(plain, phases=(Phase(),))
+    bound.params.personal.copy_(bound.initial_personal)
+    shared = first
+    for number in range(1, num_rounds + 1):
+        task = Broadcast(
+            key=TaskKey(run_id=run_id, round=number, attempt=0), purpose=Purpose.TRAIN, params=shared,
+            client_lr=client_lr(number),
+        )  # fmt: skip
+        shared = bound.params.layout.clamp(shared + whole.upload(task).delta)  # lines 3 and 4
+    bound.load(shared)

@@ -1,0 +1,105 @@
+"""What personalization is: which tensors stay at the store, and what becomes of them. Orthogonal to the algorithm.
+
+What stays is client state like any other: what a round made of it holds once the server has counted the round's upload.
+
+Shapes: S shared values, P all values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from fedshelf.core.choices import Candidate
+from fedshelf.core.messages import Broadcast
+from fedshelf.core.state import ClientState
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.trainer import Phase, Trainer
+
+PERSONAL = "personal"
+
+
+class Personalization(Protocol):
+    """One paper."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """How local training goes."""
+        ...
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The models that a store can choose among once the rounds are over: no global one where the shared values
+        are no whole model, no personalized one where nothing is the store's own."""
+        ...
+
+    @property
+    def trains_at_last(self) -> bool:
+        """Whether `finalize` trains: a model that was chosen can then be made once more, of all photos."""
+        ...
+
+    def personal_names(self, module: nn.Module) -> frozenset[str]:
+        """Names of the tensors that stay at the store: they are no part of what travels.
+
+        Raises:
+            ModelError: the model has none of the kind.
+        """
+        ...
+
+    def apply(self, bound: BoundModel, state: ClientState) -> None:
+        """Make the model on the bench, whose shared values are the server's, the one that this store uses."""
+        ...
+
+    def update_state(
+        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
+    ) -> ClientState:
+        """`after` (what the algorithm keeps of the round) with what stays at the store.
+
+        Args:
+            broadcast: what the round began with.
+            before: the state that it began with.
+            after: what the algorithm made of that.
+            trainer: as local training has left it.
+        """
+        ...
+
+    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        """Once the rounds are over, make the model that this store used in them the one that it is to keep.
+
+        Args:
+            broadcast: brings the last global model.
+            trainer: on its bench is that model, made the store's by `apply`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalLayers:
+    """Some tensors stay: the last segment of the vector (`core.params`), which is not in the wire's layout."""
+
+    names: Callable[[nn.Module], frozenset[str]]
+    phases: tuple[Phase, ...] = (Phase(),)
+    candidates: tuple[Candidate, ...] = (Candidate.LOCAL, Candidate.PERSONALIZED)
+    trains_at_last: bool = False
+
+    def personal_names(self, module: nn.Module) -> frozenset[str]:
+        return self.names(module)
+
+    def apply(self, bound: BoundModel, state: ClientState) -> None:
+        bound.params.personal.copy_(state.tensors.get(PERSONAL, bound.initial_personal))
+
+    def update_state(
+        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
+    ) -> ClientState:
+        personal = trainer.bound_model.params.personal
+        if not personal.numel():
+            return after
+        return ClientState(tensors={**after.tensors, PERSONAL: personal.detach().cpu().clone()})
+
+    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        """Nothing is left to do."""
+
+
+NONE = PersonalLayers(names=lambda module: frozenset(), candidates=(Candidate.LOCAL, Candidate.GLOBAL))
+"""Nothing stays."""

@@ -1,0 +1,29 @@
+"""FedPer: Arivazhagan et al. 2019, "Federated Learning with Personalization Layers", Algorithms 1 and 2.
+
+    server:                                             client k:
+     1  for each round t:                                4  (w_base, own w_head) <- w, its head of the round before
+     2    each k: w_base,k                               5  train both together on its own photos
+     3    w_base <- sum_k n_k/n · w_base,k               6  send w_base,k; keep w_head,k
+
+The head is the last linear layer, which the paper calls K_P = 1 (its experiments keep one to four layers).
+
+Differs from the paper: nothing else.
+"""
+
+from torch import nn
+
+from fedshelf.core.errors import ModelError
+from fedshelf.personalization.head import head
+
+
+def personal_names(module: nn.Module) -> frozenset[str]:
+    """Weight and bias of the last linear layer.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = head(module)
+    if found is None:
+        raise ModelError("--personalize fedper keeps the last linear layer at the stores, and this model has none")
+    layer, child = found
+    return frozenset(f"{layer}.{name}" if layer else name for name, _ in child.named_parameters())

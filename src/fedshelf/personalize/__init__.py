@@ -1,1 +1,0 @@
-"""Which tensors stay at the store, and what becomes of them."""

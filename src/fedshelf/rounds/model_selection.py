@@ -1,0 +1,112 @@
+"""Once the rounds are over: which model serves each store best. The server's side (the client's is `choice`).
+
+Every store trains a model alone for this, from the run's first model and for as many rounds as the run had (where
+rounds are versions that not everybody has a part in, for as many as a store had on average), so it takes as long as all
+rounds took. Nothing but accuracies and a choice come back; what was chosen stays at the store.
+
+Shapes: S shared values.
+"""
+
+from dataclasses import dataclass, field
+
+from fedshelf.algorithms.base import Asynchronous
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.events import ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
+from fedshelf.core.messages import Broadcast, Comparison, Failure, Purpose, TaskKey
+from fedshelf.core.state import ServerState
+from fedshelf.personalization.model_selection import FIRST_MODEL
+from fedshelf.rounds.context import Context
+from fedshelf.rounds.dispatch import TrafficCounter
+from fedshelf.rounds.inbox import POLL_SECONDS, Answer
+from fedshelf.rounds.validation import check_comparison
+
+
+@dataclass(eq=False)
+class ModelComparison:
+    """Asks all stores once."""
+
+    context: Context
+    _found: dict[str, StoreComparison] = field(default_factory=dict, init=False)
+
+    def run(self, state: ServerState) -> StoresCompared:
+        """What became of the run at every store that is there, or that was ever counted.
+
+        Args:
+            state: after the last round.
+
+        Raises:
+            StopRequested: the server was asked to stop; the next one asks again.
+        """
+        plan, membership, sink = self.context.plan, self.context.membership, self.context.ports.sink
+        self._gather(state)
+        key = TaskKey(run_id=plan.run_id, round=state.round, attempt=_unused_attempt(state))
+        stores = tuple(sorted({*membership.live(), *state.counted}))
+        sink.emit(ComparisonStarted(round=state.round, stores=stores))
+
+        def broadcast(name: str) -> Broadcast:
+            return Broadcast(
+                key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0,
+                auxiliary={FIRST_MODEL: self.context.model.initial}, counted=state.counted.get(name),
+                num_rounds=self._num_rounds_alone(state.round, len(stores)),
+            )  # fmt: skip
+
+        def on_reply(answer: Answer) -> None:
+            self._note(self._examined(answer, key), key, len(stores))
+
+        timeout = plan.rounds.timeout * state.round
+        self.context.dispatcher.dispatch(stores, key, broadcast, on_reply, seconds=timeout, ledger=TrafficCounter())
+        for name in stores:
+            if name not in self._found:
+                there = membership.address(name) is not None
+                reason = f"no answer within {timeout:g} s" if there else membership.absence(name)
+                self._note(_without(name, reason), key, len(stores))
+        return StoresCompared(round=state.round, stores=tuple(self._found[name] for name in stores))
+
+    def _num_rounds_alone(self, num_versions: int, num_stores: int) -> int | None:
+        """As many tasks as a store had on average, where versions are not made by all; None: as many as there were."""
+        algorithm = self.context.algorithm
+        if not isinstance(algorithm, Asynchronous):
+            return None
+        return max(1, round(num_versions * algorithm.buffer_size / num_stores))
+
+    def _gather(self, state: ServerState) -> None:
+        """Wait for those who will be back in a moment, if this server has just been started."""
+        membership = self.context.membership
+        if self.context.ports.virtual is None and not membership.live() and not membership.returning():
+            membership.expect(state.counted, self.context.plan.rounds.rejoin_grace)
+        # In a simulation everybody who was there is back at the very moment; who was away would still be.
+        while membership.returning() or not self.context.is_settled:
+            self.context.inbox.poll(POLL_SECONDS)
+
+    def _examined(self, answer: Answer, key: TaskKey) -> StoreComparison:
+        message = answer.message
+        if isinstance(message, Failure):
+            return _without(answer.client, message.reason)
+        if not isinstance(message, Comparison):
+            return _without(answer.client, f"its answer is not used: {answer.reason or 'it is no comparison'}")
+        try:
+            check_comparison(message, key=key, num_validation=self.context.membership.num_validation(answer.client))
+        except RefusedError as error:
+            return _without(answer.client, f"its answer is not used: {error}")
+        return StoreComparison(
+            client=answer.client, best=message.best, accuracies=message.accuracies, on_test=message.on_test
+        )  # fmt: skip
+
+    def _note(self, found: StoreComparison, key: TaskKey, num_stores: int) -> None:
+        self._found[found.client] = found
+        self.context.ports.sink.emit(
+            ComparisonReceived(
+                round=key.round, client=found.client, reason=found.reason, num_done=len(self._found),
+                num_stores=num_stores,
+            )
+        )  # fmt: skip
+
+
+def _without(client: str, reason: str) -> StoreComparison:
+    return StoreComparison(client=client, best=None, accuracies={}, on_test=False, reason=reason)
+
+
+def _unused_attempt(state: ServerState) -> int:
+    """A number that no training task had: a late answer to one is none to this."""
+    keys = (*state.counted.values(), *(flight.key for flight in state.in_flight))
+    return 1 + max((key.attempt for key in keys), default=0)

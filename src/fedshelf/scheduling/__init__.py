@@ -1,0 +1,1 @@
+"""Who is asked, with how much work, and how long to wait."""

@@ -1,0 +1,47 @@
+"""Which round is best, and when to stop early."""
+
+from dataclasses import dataclass
+
+from fedshelf.core.choices import Metric
+from fedshelf.core.events import RoundFinished
+from fedshelf.core.state import Best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStopping:
+    """`metric` `auto` is the first that a run has of: accuracy on the clients' validation photos, accuracy on the
+    server's test photos, training loss. `patience` is how many rounds without a better one end the run (0: never).
+    """
+
+    metric: Metric = "auto"
+    patience: int = 0
+
+    def better(self, record: RoundFinished, best: Best | None) -> Best | None:
+        """The new best if `record` is better than `best`, else `best`; of equals, the earlier stays.
+
+        Only values of one metric are compared: a round that lacks the one that the best round had is not better.
+        """
+        values = _values(record)
+        chosen = best.metric if best else self.metric if self.metric != "auto" else next(iter(values), None)
+        value = values.get(chosen) if chosen else None
+        if chosen is None or value is None or (best is not None and value <= best.value):
+            return best
+        return Best(round=record.round, value=value, metric=chosen)
+
+    def exhausted(self, round: int, best: Best | None) -> bool:
+        """Whether `patience` rounds have passed since the best one."""
+        return bool(self.patience) and best is not None and round - best.round >= self.patience
+
+    def why_stopped(self, best: Best | None) -> str:
+        """What to say of a run that ends because of it."""
+        return f"stopped early: no round was better than round {best.round if best else 0} for {self.patience} rounds"
+
+
+def _values(record: RoundFinished) -> dict[Metric, float]:
+    """The metrics that the record has, the most telling first; of each, more is better."""
+    values: dict[Metric, float | None] = {
+        "accuracy": record.accuracy,
+        "central_accuracy": record.central_accuracy,
+        "train_loss": -record.train_loss if record.train_loss is not None else None,
+    }
+    return {metric: value for metric, value in values.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Messages and tensor files to bytes and back; nothing else parses them."""

@@ -1,0 +1,134 @@
+"""One process that plays any client: one module, one workbench, as many clients as asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from fedshelf.app.components import ModuleFactory, OpenedSetup, open_setup, work_for
+from fedshelf.app.model_card import save_chosen
+from fedshelf.config import files, places
+from fedshelf.core.choices import DeviceName
+from fedshelf.core.errors import FedShelfError
+from fedshelf.core.messages import ClientMessage, Comparison, Failure, Ready, ServerMessage, Setup
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.dataset import PhotoSet
+from fedshelf.rounds.client import Client, Work
+from fedshelf.simulate.attacks import NO_ATTACK, Attack
+from fedshelf.simulate.states import SimulatedStates
+from fedshelf.simulate.stores import Stores
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
+
+Adapt = Callable[[Work], Work]
+
+
+@dataclass(kw_only=True, eq=False)
+class ClientRunner:
+    """Plays the clients of `stores`, one message at a time. Nothing of a client stays here.
+
+    `states` is the folder of what clients keep between rounds; it must be there before the first round. `models` is
+    where the models lie that stores keep in the end; nowhere, if it is not given.
+    """
+
+    stores: Stores
+    device: DeviceName
+    make_module: ModuleFactory | None = None
+    attack: Attack = NO_ATTACK
+    states: Path | None = None
+    models: Path | None = None
+    _setup: Setup | None = None
+    _ready: Ready | None = None
+    _opened: OpenedSetup | None = None
+    _test: PhotoSet | None = None
+
+    def run(self, name: str, message: ServerMessage, *, adapt: Adapt = lambda work: work) -> ClientMessage:
+        """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter.
+
+        Args:
+            name: the client's.
+            message: the server's.
+            equip: gives the client other equipment than this player's one workbench.
+        """
+        if isinstance(message, Setup):
+            return self.ready(name, message) or self._client(name, adapt).handle(message)
+        if self._setup is None:
+            raise ValueError(f"client {name!r} is given work before any setup was opened")
+        client = self._client(name, adapt)
+        prepared = client.handle(self._setup)
+        if isinstance(prepared, Failure):
+            return replace(prepared, key=message.key)
+        return client.handle(message)
+
+    def ready(self, name: str, setup: Setup) -> Ready | None:
+        """The answer to `setup` where it is known without opening the store's photos, else None."""
+        self.prepare(setup)
+        count = self.stores.num_photos(name)
+        if count is None:
+            return None
+        if self._ready is None:
+            self._ready = Ready(
+                run_id=setup.run_id, layout_digest=setup.layout_digest,  # that of our model is checked by `open`
+                catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest=files.digest(setup.config),
+                num_train=0, num_validation=0, num_left_out=0,
+            )  # fmt: skip
+        return replace(self._ready, num_train=count)
+
+    def prepare(self, setup: Setup) -> None:
+        """From now on `setup` holds; its objects are built when they are needed."""
+        if setup != self._setup:
+            self._setup, self._ready, self._opened, self._test = setup, None, None, None
+
+    def open(self, setup: Setup) -> OpenedSetup:
+        """What `setup` describes, built once for all clients.
+
+        Raises:
+            FedShelfError: the model built here is not the server's.
+        """
+        self.prepare(setup)
+        if self._opened is None:
+            opened = open_setup(setup, device=self.device, make_module=self.make_module)
+            if opened.bound_model.params.layout.digest != setup.layout_digest:
+                raise FedShelfError(
+                    "the model that a simulated client built differs from the server's: the function that makes it "
+                    "must make the same one every time"
+                )
+            self._opened = opened
+        return self._opened
+
+    def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[BatchScore]:
+        """Score `params` [S] on one of `shares` contiguous parts of the test photos' batches."""
+        opened = self.open(setup)
+        test = self._test_photos(opened)
+        count = num_batches(test)
+        opened.bound_model.load(params)
+        batches = range(count * share // shares, count * (share + 1) // shares)
+        return evaluate_batches(opened.bound_model, test, batches)
+
+    def _test_photos(self, opened: OpenedSetup) -> PhotoSet:
+        """Those for central evaluation; stores compare their models on them, too."""
+        if self._test is None:
+            self._test = self.stores.test(opened)
+        return self._test
+
+    def _client(self, name: str, adapt: Adapt) -> Client:
+        if self.states is None:
+            raise ValueError("a player needs the folder of its clients' states")
+
+        def prepare(setup: Setup) -> Work:
+            opened = self.open(setup)
+            photos = self.attack.photos(name, self.stores.photos(name, opened), len(opened.catalogue))
+            work = work_for(
+                name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
+                keep=partial(self._keep, name),
+            )  # fmt: skip
+            return adapt(self.attack.work(name, work))
+
+        return Client(prepare=prepare, states=SimulatedStates(self.states, name))
+
+    def _keep(self, name: str, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
+        if self.models is not None:
+            folder = self.models / places.folder_name(name)
+            save_chosen(folder, bound, opened.config, opened.catalogue, client=name, comparison=comparison)

@@ -1,0 +1,226 @@
+"""The server's state on disk: one file per round, the last few and the best kept."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedshelf.core.errors import RunError
+from fedshelf.core.messages import TaskKey
+from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, OpenRound, ServerState
+from fedshelf.storage.atomic_files import (
+    make_folder,
+    remove_leftovers,
+    saying_what_to_do,
+    write_atomically,
+)
+from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
+
+logger = logging.getLogger(__name__)
+
+_PARAMS = "params"
+_SENT = "sent"
+_OPTIMIZER = "optimizer."
+_FILE = re.compile(r"round-(\d+)\.safetensors")
+_KEY_FIELDS = ("run_id", "round", "attempt")
+
+
+class FileCheckpoints:
+    """`round-NNNNNN.safetensors` per saved round, and `open_round.json`. Only for the one process that owns the run.
+
+    Args:
+        directory: made if it is missing.
+        keep: how many of the newest to keep, at least 1; two or more, or a damaged newest one ends the run. The best
+            one is kept beyond them, and those that tasks in flight began with.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 3) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: at least one checkpoint must be kept")
+        self._directory = make_folder(directory)
+        self._keep = keep
+        remove_leftovers(directory)
+
+    def load(self) -> ServerState | None:
+        """The newest state that can be read, or None in a fresh run. A damaged file is passed over with a warning.
+
+        Raises:
+            RunError: no checkpoint can be read, or a newer FedShelf wrote them.
+        """
+        newest = self._newest()
+        return None if newest is None else newest[0]
+
+    def load_round(self, round: int) -> ServerState | None:
+        """The state after `round`; None where it is no longer kept, or cannot be read (a warning says so)."""
+        path = self._files().get(round)
+        if path is None:
+            return None
+        try:
+            return _read(path)[0]
+        except DamagedFileError as error:
+            logger.warning("the state after round %d is lost: %s", round, error)
+            return None
+
+    def load_best(self) -> ServerState | None:
+        """The best round's state, or None if none was called best so far or its file cannot be read (a warning
+        says so).
+
+        Raises:
+            RunError: see `load`.
+        """
+        newest = self._newest()
+        best_round = None if newest is None else newest[1]["best_round"]
+        return None if best_round is None else self.load_round(best_round)
+
+    def save(self, state: ServerState, *, is_best: bool) -> None:
+        """Write the state and let go of old ones.
+
+        Raises:
+            RunError: the disk is full, ...; the checkpoints before this one are whole.
+        """
+        best_round = state.round if is_best else state.best.round if state.best else None
+        tensors = {_PARAMS: state.params} | ({} if state.sent is None else {_SENT: state.sent})
+        tensors |= {_OPTIMIZER + name: v for name, v in state.optimizer.items()}
+        write_tensors(self._path(state.round), tensors, _info(state, best_round))
+        files = self._files()
+        needed = {best_round, *(flight.key.round - 1 for flight in state.in_flight if flight.wanted)}
+        for round_ in list(files)[: -self._keep]:
+            if round_ not in needed:
+                with saying_what_to_do("delete", files[round_]):
+                    files[round_].unlink(missing_ok=True)
+
+    def load_open_round(self) -> OpenRound | None:
+        """The round that was in flight, or None.
+
+        Raises:
+            RunError: a newer FedShelf wrote it.
+        """
+        path = self._directory / "open_round.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            _check_schema(fields["schema"], path)
+            cohort = tuple(fields["cohort"])
+            return OpenRound(
+                key=_task_key(fields["key"]), cohort=cohort, live=tuple(fields.get("live", cohort)),
+                wanted=fields.get("wanted"), num_steps=dict(fields.get("num_steps", {})),
+                pace=dict(fields.get("pace", {})),
+            )  # fmt: skip
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # Harmless: the round starts over, and clients that have answered it send the same bytes again.
+            logger.warning("'%s' cannot be read, the round starts over: %r", path, error)
+            return None
+
+    def save_open_round(self, open_round: OpenRound) -> None:
+        """Replace the round in flight.
+
+        Raises:
+            RunError: see `save`.
+        """
+        fields = {
+            "schema": SCHEMA_VERSION,
+            "key": _as_list(open_round.key),
+            "cohort": list(open_round.cohort),
+            "live": list(open_round.live),
+            "wanted": open_round.wanted,
+            "num_steps": dict(open_round.num_steps),
+            "pace": dict(open_round.pace),
+        }
+        write_atomically(self._directory / "open_round.json", json.dumps(fields))
+
+    def _newest(self) -> tuple[ServerState, dict[str, Any]] | None:
+        """The newest file that can be read: its state and its JSON part."""
+        problems = []
+        for path in reversed(self._files().values()):
+            try:
+                return _read(path)
+            except DamagedFileError as error:
+                logger.warning("checkpoint skipped, the run goes on from the one before: %s", error)
+                problems.append(str(error))
+        if problems:
+            raise RunError(
+                f"no checkpoint in '{self._directory}' can be read: {'; '.join(problems)}. "
+                f"Restore the folder from a copy, or start a new run with another --run-dir."
+            )
+        return None
+
+    def _path(self, round: int) -> Path:
+        return self._directory / f"round-{round:06d}.safetensors"
+
+    def _files(self) -> dict[int, Path]:
+        """By round, oldest first."""
+        found = {int(m[1]): path for path in self._directory.iterdir() if (m := _FILE.fullmatch(path.name))}
+        return dict(sorted(found.items()))
+
+
+def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA_VERSION,
+        "round": state.round,
+        "counted": {client: _as_list(key) for client, key in state.counted.items()},
+        "times_live": dict(state.times_live),
+        "best": None if state.best is None else [state.best.round, state.best.value, state.best.metric],
+        "best_round": best_round,
+        "void_rounds": state.void_rounds,
+        "pace": dict(state.pace),
+        "evaluated": {client: list(score) for client, score in state.evaluated.items()},
+        "virtual_seconds": state.virtual_seconds,
+        "in_flight": [
+            [flight.client, _as_list(flight.key), flight.due, flight.leaves, flight.wanted]
+            for flight in state.in_flight
+        ],
+        "compared": state.compared,
+    }
+
+
+def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
+    try:
+        tensors, info = read_tensors(path)
+        _check_schema(info["schema"], path)
+        # Own memory: the file may be deleted, and a reader may want to write.
+        return _state({name: tensor.clone() for name, tensor in tensors.items()}, info), info
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path.name} cannot be read: {error!r}") from error
+
+
+def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerState:
+    best = info["best"]
+    return ServerState(
+        round=info["round"],
+        params=tensors[_PARAMS],
+        sent=tensors.get(_SENT),
+        optimizer={n.removeprefix(_OPTIMIZER): v for n, v in tensors.items() if n.startswith(_OPTIMIZER)},
+        counted={client: _task_key(key) for client, key in info["counted"].items()},
+        times_live=dict(info.get("times_live", {})),
+        best=None if best is None else Best(round=best[0], value=best[1], metric=best[2]),
+        void_rounds=info["void_rounds"],
+        pace=dict(info.get("pace", {})),
+        evaluated={client: (score[0], score[1]) for client, score in info.get("evaluated", {}).items()},
+        virtual_seconds=info.get("virtual_seconds", 0.0),
+        in_flight=tuple(
+            InFlight(client=client, key=_task_key(key), due=due, leaves=leaves, wanted=wanted)
+            for client, key, due, leaves, wanted in info.get("in_flight", ())
+        ),
+        compared=info.get("compared", 0),
+    )
+
+
+def _check_schema(schema: int, path: Path) -> None:
+    if schema > SCHEMA_VERSION:
+        raise RunError(
+            f"'{path}' was written by a newer FedShelf (schema {schema}, this one reads {SCHEMA_VERSION}). "
+            f"Go on with that version, or newer."
+        )
+
+
+def _as_list(key: TaskKey) -> list[str | int]:
+    return [key.run_id, key.round, key.attempt]
+
+
+def _task_key(fields: list[Any]) -> TaskKey:
+    return TaskKey(**dict(zip(_KEY_FIELDS, fields, strict=True)))

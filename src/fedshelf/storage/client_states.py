@@ -1,0 +1,225 @@
+"""What a client keeps between rounds, committed in two phases.
+
+On disk, per run: `committed` is the state in force; `pending` is the last answer and the state it leads to, in one
+file. A broadcast decides what becomes of the pending part (`Broadcast.counted` is the last upload the server counted):
+
+    counted == pending key              commit: write `committed`, then delete `pending`
+    else key == pending key             the server asks again (it was restarted): keep both, answer with the same bytes
+    else                                roll back: delete `pending`
+
+Every step is one rename or one unlink. A crash between the two steps of a commit repeats the first one, which copies a
+whole state and so may be done twice.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from fedshelf.core.errors import RefusedError, RunError
+from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
+from fedshelf.core.state import SCHEMA_VERSION, ClientState
+from fedshelf.serialization import messages as payload
+from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
+from fedshelf.storage.spool import file_name
+from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
+
+logger = logging.getLogger(__name__)
+
+_STATE = "state."
+_UPLOAD = "upload."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Kept:
+    """One file's content. `upload` is absent in a committed state, and where an old run's was dropped."""
+
+    key: TaskKey
+    state: ClientState
+    upload: ClientMessage | None = None
+
+
+class FileClientStates:
+    """States in files below `directory`, one folder per run. One process, one thread.
+
+    Args:
+        directory: the client's own; made if it is missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = make_folder(directory)
+        for folder in self._runs():
+            remove_leftovers(folder)
+
+    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
+        """Commit the pending state if the server counted it, else drop it; return the state now in force.
+
+        Raises:
+            RunError: the disk is full, ..., or the committed state is damaged or of a newer FedShelf.
+        """
+        folder = self._folder(broadcast.key)
+        pending = self._pending(folder)
+        committed = self._committed(folder)
+        if pending is not None and pending.key == broadcast.counted:
+            if pending.state.tensors or committed is not None:  # a stateless algorithm has nothing to write
+                _write(_committed_path(folder), _Kept(key=pending.key, state=pending.state))
+            _delete(_pending_path(folder))
+            return pending.state
+        if pending is not None and pending.key != broadcast.key:
+            _delete(_pending_path(folder))
+        return ClientState() if committed is None else committed.state
+
+    def peek(self, key: TaskKey) -> ClientState:
+        """The state that the answer to `key` leads to, be it counted yet or not; else the one in force.
+
+        Raises:
+            RunError: the committed state is damaged or of a newer FedShelf.
+        """
+        folder = self._folder(key)
+        pending = self._pending(folder)
+        if pending is not None and pending.key == key:
+            return pending.state
+        committed = self._committed(folder)
+        return ClientState() if committed is None else committed.state
+
+    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
+        """The answer already given for `key`, to be sent again byte for byte; None if there is none.
+
+        Its vectors are views of a file: do not write to them.
+        """
+        pending = self._pending(self._folder(key))
+        return pending.upload if pending is not None and pending.key == key else None
+
+    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+        """Keep the answer and the state it leads to, both pending. Call it before the answer is sent.
+
+        Raises:
+            RunError: the disk is full, ...
+        """
+        folder = self._folder(key)
+        for other in self._runs():
+            if other != folder:
+                _drop_upload(other)
+        make_folder(folder)
+        _write(_pending_path(folder), _Kept(key=key, state=state, upload=upload))
+
+    def _pending(self, folder: Path) -> _Kept | None:
+        try:
+            return _read(_pending_path(folder))
+        except DamagedFileError as error:
+            # Only a power cut does this, and only to a stateless algorithm's (see `_write`): training again gives
+            # the same.
+            logger.warning("the last answer is lost and will be made again if it is asked for: %s", error)
+            _delete(_pending_path(folder))
+            return None
+
+    def _committed(self, folder: Path) -> _Kept | None:
+        path = _committed_path(folder)
+        try:
+            return _read(path)
+        except DamagedFileError as error:
+            raise RunError(
+                f"the client's state is lost: {error}. Restore '{path}' from a copy, or delete it: the client then "
+                f"goes on like a new one."
+            ) from error
+
+    def _folder(self, key: TaskKey) -> Path:
+        return self._directory / Path(file_name(key.run_id)).stem
+
+    def _runs(self) -> list[Path]:
+        return sorted(path for path in self._directory.iterdir() if path.is_dir())
+
+
+class MemoryClientStates:
+    """The same rules in memory, for simulations."""
+
+    def __init__(self) -> None:
+        self._committed: dict[str, ClientState] = {}
+        self._pending: dict[str, _Kept] = {}
+
+    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
+        run_id = broadcast.key.run_id
+        pending = self._pending.get(run_id)
+        if pending is not None and pending.key == broadcast.counted:
+            self._committed[run_id] = pending.state
+            del self._pending[run_id]
+        elif pending is not None and pending.key != broadcast.key:
+            del self._pending[run_id]
+        return self._committed.get(run_id, ClientState())
+
+    def peek(self, key: TaskKey) -> ClientState:
+        pending = self._pending.get(key.run_id)
+        if pending is not None and pending.key == key:
+            return pending.state
+        return self._committed.get(key.run_id, ClientState())
+
+    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
+        pending = self._pending.get(key.run_id)
+        return pending.upload if pending is not None and pending.key == key else None
+
+    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+        self._pending[key.run_id] = _Kept(key=key, state=state, upload=upload)
+
+
+def _committed_path(folder: Path) -> Path:
+    return folder / "committed.safetensors"
+
+
+def _pending_path(folder: Path) -> Path:
+    return folder / "pending.safetensors"
+
+
+def _drop_upload(folder: Path) -> None:
+    """Another run's turn: the last one's answer need not fill the disk, but its state may yet be counted."""
+    path = _pending_path(folder)
+    try:
+        pending = _read(path)
+    except DamagedFileError:
+        return _delete(path)
+    if pending is None or pending.upload is None:
+        return None
+    return _write(path, _Kept(key=pending.key, state=pending.state)) if pending.state.tensors else _delete(path)
+
+
+def _write(path: Path, kept: _Kept) -> None:
+    """Fsynced, but for an answer without a state: there a power cut costs no more than training it again."""
+    tensors = {_STATE + name: tensor for name, tensor in kept.state.tensors.items()}
+    info: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "key": [kept.key.run_id, kept.key.round, kept.key.attempt],
+        "message": None,
+    }
+    if kept.upload is not None:
+        vectors, info["message"] = payload.vectors_of(kept.upload), payload.encode_header(kept.upload, "")
+        tensors |= {_UPLOAD + name: vector for name, vector in vectors.items()}
+    write_tensors(path, tensors, info, durable=kept.upload is None or bool(kept.state.tensors))
+
+
+def _read(path: Path) -> _Kept | None:
+    try:
+        tensors, info = read_tensors(path)
+        if info["schema"] > SCHEMA_VERSION:
+            raise RunError(f"'{path}' was written by a newer FedShelf. Run the client with that version, or newer.")
+        run_id, round_, attempt = info["key"]
+        header = info["message"]
+        return _Kept(
+            key=TaskKey(run_id=run_id, round=round_, attempt=attempt),
+            state=ClientState(tensors=_below(_STATE, tensors)),
+            upload=None if header is None else cast("ClientMessage", payload.join(header, _below(_UPLOAD, tensors))),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, DamagedFileError, RefusedError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"'{path}' cannot be read: {error!r}") from error
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _delete(path: Path) -> None:
+    with saying_what_to_do("delete", path):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,46 @@
+"""The model that a client decoded last, kept for the next difference to begin at."""
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
+
+logger = logging.getLogger(__name__)
+
+_MODEL = "model"
+
+
+class FileHeldModel:
+    """In memory, and in a file for the next process. One process, one thread.
+
+    The file is renamed into place but not fsynced: a power cut costs no more than receiving the model whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: tuple[str, Tensor] | None = None
+        self._looked = False
+
+    def load(self) -> tuple[str, Tensor] | None:
+        """Its name and values [S]; None if there is none, or the file is damaged."""
+        if not self._looked and self._held is None:
+            self._looked = True
+            try:
+                tensors, info = read_tensors(self._path)
+                self._held = (str(info["name"]), tensors[_MODEL].clone())
+            except FileNotFoundError:
+                return None
+            except (OSError, DamagedFileError, KeyError, TypeError) as error:
+                logger.warning("the model held from before is lost, the server sends it whole: %s", error)
+        return self._held
+
+    def keep(self, name: str, model: Tensor) -> None:
+        """Hold `model` [S].
+
+        Raises:
+            RunError: the disk is full, ...
+        """
+        self._held = (name, model)
+        write_tensors(self._path, {_MODEL: model}, {"name": name}, durable=False)

@@ -1,0 +1,116 @@
+"""A lock that tells a running run from a dead one.
+
+The kernel holds the lock (flock) for as long as the process lives, and drops it however the process dies; the file's
+text only says who that is. So a file left behind by `kill -9` is no obstacle.
+"""
+
+import fcntl
+import os
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+
+from fedshelf.core.errors import RunError
+from fedshelf.storage.atomic_files import saying_what_to_do
+
+PATIENCE = 0.5
+"""Seconds to try again for: somebody who only looks whether the run is alive holds the lock for a moment."""
+
+
+class RunLock:
+    """The right to write to a run directory (or a client's), until `release` or the end of the process.
+
+    Args:
+        path: the lock's file.
+        what: what only one process may run at a time, for the error; else the run in the file's folder.
+        instead: what else somebody who finds it locked can do.
+    """
+
+    def __init__(self, path: Path, *, what: str = "", instead: str = "give this one another --run-dir") -> None:
+        """Take the lock.
+
+        Raises:
+            RunError: another process holds it (named by its id), or the file cannot be written.
+        """
+        self._path = path
+        self._what = what or f"the run in '{path.parent}'"
+        self._instead = instead
+        with saying_what_to_do("write", path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire()
+            with saying_what_to_do("write", path):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        _held.add(self)
+
+    def _acquire(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not self._try():
+            if time.monotonic() >= deadline:
+                process = _read_pid(self._descriptor)
+                raise RunError(
+                    f"{self._what} is already being run by process {process or 'unknown'}. "
+                    f"Stop that process first, or {self._instead}."
+                )
+            time.sleep(0.02)
+
+    def _try(self) -> bool:
+        with saying_what_to_do("lock", self._path):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def release(self) -> None:
+        """Let others write; a second call does nothing."""
+        if self in _held:
+            _held.discard(self)
+            os.close(self._descriptor)
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def owner(path: Path) -> int | None:
+    """The id of the process that holds the lock at `path` (0 if it has not yet said), or None if nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_pid(descriptor) or 0
+    except OSError:  # a file system without locks: nobody can hold one
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _read_pid(descriptor: int) -> int | None:
+    text = os.pread(descriptor, 32, 0).strip()
+    return int(text) if text.isdigit() else None
+
+
+_held: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """A forked worker shares its parent's lock and would keep the run "alive" after the parent's death."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

@@ -1,0 +1,78 @@
+"""One module bound to one vector: what a process trains on, whichever client it plays."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedshelf.core.params import Params, bind, bind_gradients
+from fedshelf.models.build import Normalization, normalization_of
+from fedshelf.models.convolution_fault import avoid_convolution_fault
+from fedshelf.training.device import Compute
+from fedshelf.training.settings import TrainingSettings
+
+__all__ = ["GradientHook", "TrainingSettings", "BoundModel"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BoundModel:
+    """A module whose tensors are views of `params.vector` [P] and whose gradients are views of `gradients` [P].
+
+    `initial_personal` [P - S] is what the personal tensors were at first, at every client. `forward` computes the
+    module's training pass in another form (compiled, say); None: the module itself does.
+    """
+
+    module: nn.Module
+    params: Params
+    gradients: Tensor
+    compute: Compute
+    normalization: Normalization
+    settings: TrainingSettings
+    initial_personal: Tensor
+    forward: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, *, compute: Compute, settings: TrainingSettings,
+        personal_names: Collection[str] = frozenset(),
+    ) -> "BoundModel":  # fmt: skip
+        """Take the module over: it is moved to the device and its tensors are rebound. Those of `personal_names` stay
+        at the client."""
+        normalization = normalization_of(module)
+        avoid_convolution_fault(module)
+        params = bind(module.to(compute.device), is_personal=lambda name: name in personal_names)
+        return cls(
+            module=module, params=params, gradients=bind_gradients(module, params), compute=compute,
+            normalization=normalization, settings=settings, initial_personal=params.personal.clone(),
+        )  # fmt: skip
+
+    @cached_property
+    def has_batch_norm(self) -> bool:
+        """Whether the module cannot train on a batch of one photo."""
+        return any(isinstance(child, _BatchNorm) for child in self.module.modules())
+
+    def load(self, shared: Tensor) -> None:
+        """Make `shared` [S] the module's shared tensors."""
+        self.params.shared.copy_(shared)
+
+    def logits(self, images_BCHW: Tensor, *, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """[B, K] in float32, computed in bfloat16 where that pays.
+
+        Args:
+            images_BCHW: normalized.
+            forward: what computes, if not the module as it stands.
+        """
+        compute = forward or (self.forward if self.module.training else None) or self.module
+        if not self.compute.autocast:
+            output: Tensor = compute(images_BCHW)
+            return output
+        with torch.autocast(self.compute.device.type, dtype=torch.bfloat16):
+            output = compute(images_BCHW)
+        return output.float()
+
+
+GradientHook = Callable[[Tensor, Tensor], None]
+"""Called each step with views of the shared trainable gradient and values, both [T]; adds to the gradient in place."""
