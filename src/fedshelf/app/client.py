@@ -7,13 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from torch import Tensor
+
 from fedshelf import __version__
 from fedshelf.app.components import OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
-from fedshelf.app.model_card import save_chosen
+from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.config import files, places
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
-from fedshelf.core.messages import PROTOCOL_VERSION, ClientMessage, Comparison, Join, ServerMessage, Setup
+from fedshelf.core.messages import (
+    PROTOCOL_VERSION,
+    Broadcast,
+    ClientMessage,
+    Comparison,
+    Evaluation,
+    Join,
+    Purpose,
+    ServerMessage,
+    Setup,
+    TaskKey,
+)
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.folder import scan
 from fedshelf.rounds.client import Client, Work
@@ -104,10 +117,13 @@ class StoreClient:
         self._place = place
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
+        self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, rounds behind the model, and the model [S]
+        self._evaluation: Evaluation | None = None  # of that model
+        self._has_chosen = False
         self._setup_file = place.state_dir / "setup.json"
         self._client = Client(
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
-            held=FileHeldModel(place.state_dir / "model.safetensors"),
+            held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note,
         )  # fmt: skip
 
     def handle(self, message: ServerMessage) -> ClientMessage:
@@ -118,10 +134,39 @@ class StoreClient:
             known = payload.decode(self._setup_file.read_text(encoding="utf-8"), b"")
             if isinstance(known, Setup):
                 self._client.handle(known)
-        return self._client.handle(message)
+        answer = self._client.handle(message)
+        self._evaluation = answer if isinstance(answer, Evaluation) else self._evaluation
+        return answer
+
+    def keep_model(self) -> Path | None:
+        """Where this store's model lies at the end of a run; None if the run brought none.
+
+        It is the chosen one where models were compared, else the newest that came from the server.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        folder = places.client_model(self._place.state_dir)
+        if self._has_chosen:
+            return folder
+        if self._newest is None or self._opened is None:
+            return None
+        key, num_rounds, shared = self._newest
+        self._client.load_own(key, shared)
+        save_received(
+            folder, self._opened.bound_model, self._opened.config, self._opened.catalogue, client=self._place.name,
+            run_id=key.run_id, num_rounds=num_rounds, evaluation=self._evaluation,
+        )  # fmt: skip
+        return folder
+
+    def _note(self, broadcast: Broadcast) -> None:
+        num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
+        # A copy: the next model is received into the same memory.
+        self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None
 
     def _prepare(self, setup: Setup) -> Work:
         keep_freed_memory()
+        self._newest, self._has_chosen = None, False
         self._opened = open_setup(setup, device=self._place.device)
         cache = PhotoCache(root=places.photo_cache())
         photos = store_photos(self._place.data_dir, self._opened, cache)
@@ -136,10 +181,11 @@ class StoreClient:
         )  # fmt: skip
 
     def _keep(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
-        folder = self._place.state_dir / "model"
+        folder = places.client_model(self._place.state_dir)
         save_chosen(
             folder, bound, opened.config, opened.catalogue, client=self._place.name, comparison=comparison
         )  # fmt: skip
+        self._has_chosen = True
         self._on_choice(comparison, folder)
 
     def _batch_size(self, setup: Setup, opened: OpenedSetup, photos: StorePhotos) -> int | None:

@@ -1,19 +1,27 @@
-"""A trained model put to use: its files loaded, photos named."""
+"""A trained model put to use: its files loaded, photos named, folders of photos evaluated."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fedshelf.config import places
-from fedshelf.core.errors import ModelError
+from fedshelf.core.errors import DataError, ModelError, UsageError
 from fedshelf.data.augmentation import normalize
-from fedshelf.data.dataset import load_photo
+from fedshelf.data.cache import PhotoCache, Progress
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.dataset import load_photo, load_photos
+from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, Normalization, build
-from fedshelf.storage.model_files import load_model_files
+from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import is_run
 from fedshelf.tracking.runs import resolve_run
+from fedshelf.training.trainer import EVALUATION_BATCH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,24 +32,94 @@ class Guess:
     probability: float
 
 
-def model_folder(run: str, *, best: bool) -> Path:
-    """Where a run's model lies: `run` is a run's folder or id, or itself a folder with model files.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductScore:
+    """How a model does on the photos of one product.
+
+    Attributes:
+        label: the product.
+        num_photos: how many there are.
+        num_correct: how many of them it names right.
+        mistaken_for: what it most often takes the others for; empty where there are none.
+    """
+
+    label: str
+    num_photos: int
+    num_correct: int
+    mistaken_for: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How a model does on a folder of labelled photos.
+
+    Attributes:
+        products: those with photos, in the order of the model's classes.
+        loss: mean cross-entropy (nats).
+        left_out: photos of products that the model does not know, by folder.
+        num_unusable: photos that cannot be decoded.
+    """
+
+    products: tuple[ProductScore, ...]
+    loss: float
+    left_out: Mapping[str, int]
+    num_unusable: int
+
+    @property
+    def num_photos(self) -> int:
+        """How many photos were evaluated."""
+        return sum(product.num_photos for product in self.products)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of them that the model names right."""
+        return sum(product.num_correct for product in self.products) / self.num_photos
+
+
+def model_folder(run: str | None, *, best: bool) -> Path:
+    """Where the model lies that a person means.
+
+    Args:
+        run: a run's folder or id, a client's state directory, or a folder with a model; None is the model that a
+            client on this machine keeps (the working folder's, if it is a client's state directory).
+        best: the model of the best round instead of the last.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run; or `run` is None, and no client here keeps a model, or several do.
     """
-    path = Path(run)
+    path = _own_model() if run is None else Path(run)
     if path.is_dir() and not is_run(path):
-        return path / "best" if best else path
-    directory = resolve_run(run, places.RUNS)
+        folder = path if (path / CARD).is_file() else places.client_model(path)
+        return folder / "best" if best else folder
+    directory = resolve_run(str(path), places.RUNS)
     return directory.best_model if best else directory.model
+
+
+def _own_model() -> Path:
+    here = [folder for folder in (Path(), places.client_model(Path())) if (folder / CARD).is_file()]
+    if here:
+        return here[0]
+    found = sorted(folder for folder in places.client_directory("x").parent.glob("*") if _keeps_model(folder))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(map(str, found))
+        raise UsageError(f"several clients on this machine keep a model: choose one of these with --run: {listed}")
+    raise UsageError(
+        "no client on this machine keeps a model yet: name a run with --run ('fedshelf runs list' shows the runs here)"
+    )
+
+
+def _keeps_model(state_dir: Path) -> bool:
+    return (places.client_model(state_dir) / CARD).is_file()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A model with its class names, ready for photos."""
+    """A model with its class names, ready for photos; `catalogue` says which folders hold photos of which class."""
 
     module: nn.Module
+    catalogue: Catalogue
     labels: tuple[str, ...]
     image_size: int
     normalization: Normalization
@@ -70,7 +148,8 @@ class Predictor:
             raise ModelError(f"{folder}: the weights do not fit the model that the card describes: {error}") from None
         module.eval()
         return cls(
-            module=module, labels=tuple(labels), image_size=settings.image_size, normalization=normalization
+            module=module, labels=tuple(labels), catalogue=_catalogue(folder, tuple(labels)),
+            image_size=settings.image_size, normalization=normalization,
         )  # fmt: skip
 
     def predict(self, photo: Path, *, top: int) -> list[Guess]:
@@ -79,13 +158,66 @@ class Predictor:
         Raises:
             DataError: it cannot be read as a photo.
         """
-        image_HWC = load_photo(photo, self.image_size)
-        images_1CHW = normalize(
-            torch.from_numpy(image_HWC[None]), torch.device("cpu"), self.normalization.mean, self.normalization.std
-        )
-        with torch.inference_mode():
-            probabilities_K = self.module(images_1CHW).softmax(1)[0]
+        probabilities_K = self._logits(load_photo(photo, self.image_size)[None]).softmax(1)[0]
         values, indices = probabilities_K.topk(min(top, len(self.labels)))
         return [
             Guess(label=self.labels[int(i)], probability=float(v)) for v, i in zip(values, indices, strict=True)
         ]  # fmt: skip
+
+    def evaluate(self, folder: Path, *, progress: Progress = lambda done, total: None) -> Evaluation:
+        """How the model does on labelled photos.
+
+        Args:
+            folder: with one folder of photos per product.
+            progress: called with how many photos are decoded, and to decode.
+
+        Raises:
+            DataError: there are no photos of products that the model knows.
+        """
+        found = scan(folder, val_fraction=0.0, seed=0)
+        loaded = load_photos(
+            found.train, self.catalogue, PhotoCache(root=places.photo_cache()), self.image_size, allow_empty=True,
+            progress=progress,
+        )  # fmt: skip
+        photos, size = loaded.photo_set, len(self.labels)
+        if not len(photos):
+            raise DataError(
+                f"'{folder}' holds no usable photos of products that the model knows: it needs one folder of photos "
+                f"per product, named as in labels.json ({', '.join(self.labels[:3])}, …)"
+            )
+        confusion_KK, loss_sum = np.zeros((size, size), dtype=np.int64), 0.0
+        for start in range(0, len(photos), EVALUATION_BATCH):
+            labels_B = torch.from_numpy(photos.labels[start : start + EVALUATION_BATCH])
+            logits_BK = self._logits(photos.images[start : start + EVALUATION_BATCH])
+            loss_sum += F.cross_entropy(logits_BK.double(), labels_B, reduction="sum").item()
+            np.add.at(confusion_KK, (labels_B.numpy(), logits_BK.argmax(1).numpy()), 1)
+        return Evaluation(
+            products=tuple(self._score(k, confusion_KK[k]) for k in range(size) if confusion_KK[k].any()),
+            loss=loss_sum / len(photos), left_out=loaded.left_out, num_unusable=len(loaded.problems),
+        )  # fmt: skip
+
+    def _score(self, index: int, predicted_K: NDArray[np.int64]) -> ProductScore:
+        wrong_K = predicted_K.copy()
+        wrong_K[index] = 0
+        return ProductScore(
+            label=self.labels[index], num_photos=int(predicted_K.sum()), num_correct=int(predicted_K[index]),
+            mistaken_for=self.labels[int(wrong_K.argmax())] if wrong_K.any() else "",
+        )  # fmt: skip
+
+    def _logits(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
+        images_BCHW = normalize(
+            torch.from_numpy(images_BHWC.copy()), torch.device("cpu"), self.normalization.mean, self.normalization.std
+        )
+        with torch.inference_mode():
+            logits_BK: Tensor = self.module(images_BCHW)
+        return logits_BK
+
+
+def _catalogue(folder: Path, labels: tuple[str, ...]) -> Catalogue:
+    """The run's own where it lies above the model, for it knows every store's names; else one of the labels alone."""
+    for above in folder.absolute().parents[:2]:
+        if (above / "catalogue.json").is_file():
+            catalogue = Catalogue.load(above / "catalogue.json")
+            if catalogue.names == labels:
+                return catalogue
+    return Catalogue(labels, tuple((label,) for label in labels))

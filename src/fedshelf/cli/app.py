@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from fedshelf import __version__
-from fedshelf.cli import client, data, demo, predict, runs, server, simulate
+from fedshelf.cli import client, data, demo, evaluate, predict, runs, server, simulate
 from fedshelf.core.child_process import follow_parent
 from fedshelf.core.errors import FedShelfError
 
@@ -26,6 +26,7 @@ app.command()(server.server)
 app.command()(client.client)
 app.command()(simulate.simulate)
 app.command()(predict.predict)
+app.command()(evaluate.evaluate)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 

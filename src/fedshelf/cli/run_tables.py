@@ -10,7 +10,7 @@ from fedshelf.reporting import formatting as words
 from fedshelf.reporting import gain_report as worth
 from fedshelf.reporting import stragglers as late
 from fedshelf.storage.run_directory import differences
-from fedshelf.tracking.queries import RunSummary
+from fedshelf.tracking.queries import RunSummary, VoidAttempt
 
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 MOST_NAMES = 8  # in one remark
@@ -78,13 +78,24 @@ def rounds_table(summary: RunSummary) -> Table:
 
 def remarks_on(summary: RunSummary) -> list[str]:
     """What is to be said of a run after its rounds."""
-    remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.printable(v.reason)}" for v in summary.voids]
+    remarks = [_void(void) for void in summary.voids]
     in_a_row = late.StragglerTracker()
     for round_ in summary.rounds:
         in_a_row.add(round_.clients)
     if sentence := late.advice(in_a_row.habits()):
         remarks.append(sentence)
     return remarks + ["* best round"] * (summary.best_round is not None)
+
+
+def _void(void: VoidAttempt) -> str:
+    missing = [
+        f"{client.client} {client.status.value}{': ' * bool(client.reason)}{client.reason}"
+        for client in void.clients
+        if client.status != "counted"
+    ]
+    named = "; ".join(missing[:MOST_NAMES]) + f" and {len(missing) - MOST_NAMES} more" * (len(missing) > MOST_NAMES)
+    said = f"round {void.round}, attempt {void.attempt + 1} was void: {void.reason}"
+    return words.printable(f"{said} ({named})" if named else said)
 
 
 def worth_it(summary: RunSummary) -> list[Table | str]:

@@ -87,6 +87,8 @@ def end_all(processes: Sequence["subprocess.Popen[bytes]"], *, patience: float) 
         for process in processes:
             process.kill()
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ FedShelfError                 the message is for a person: what, where, why, wha
 ├── ModelError                an unknown model, a checkpoint that does not fit
 ├── RefusedError              a message that fails a check: nothing of it is kept
 ├── RunError                  a run directory that cannot be used or resumed
-└── TransportError            the other side cannot be reached or does not speak our protocol
+├── TransportError            the other side cannot be reached or does not speak our protocol
+└── WorkerLostError           a process that computes for this one has ended
 """
 
 
@@ -40,3 +41,7 @@ class RunError(FedShelfError):
 
 class TransportError(FedShelfError):
     """The other side cannot be reached, is not who it should be, or does not speak our protocol."""
+
+
+class WorkerLostError(FedShelfError):
+    """A process that computes for this one has ended before its work was done."""

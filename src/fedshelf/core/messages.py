@@ -26,6 +26,8 @@ from torch import Tensor
 from fedshelf.core.choices import Candidate
 from fedshelf.core.encoded import Encoded
 
+RUN_FINISHED = "the run is finished"
+"""What a server tells its clients at the end of a run that did not fail."""
 PROTOCOL_VERSION = 3
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
 """What the vectors of an upload are called: the two parts of its delta, and the prefix of those beside it."""

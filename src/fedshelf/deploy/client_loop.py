@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
@@ -30,6 +30,8 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts to reach a se
 GLITCH_SECONDS = 20.0  # an interruption this short does not end a registration
 PAUSE_SECONDS = 1.0  # between attempts to hear from a server that is away
 
+AnswerHook: TypeAlias = Callable[[WireMessage, int], None]
+
 _T = TypeVar("_T")
 
 
@@ -43,6 +45,7 @@ def run_client(
     stop: threading.Event | None = None,
     on_status: Callable[[str], None] = LOG.info,
     on_send: SendHook | None = None,
+    on_answer: AnswerHook = lambda answer, num_bytes: None,
     max_wait: float | None = None,
     availability: Availability | None = None,
     reporter: CrashReporter | None = None,
@@ -58,6 +61,7 @@ def run_client(
         stop: set it to leave after the message at hand.
         on_status: told what the connection does, one line for a person.
         on_send: called with everything that leaves this client, before encryption.
+        on_answer: called with each answer that the server has taken, and its size on the wire in bytes.
         max_wait: seconds to wait for a server that does not answer, while the door is open; None is forever.
         door: when this client may work (always, without one). Once it closes, the task at hand is finished and
             delivered, and the client leaves until it opens.
@@ -86,7 +90,7 @@ def run_client(
                 address=str(address), ca=None if ca is None else str(ca), insecure=insecure, token=token
             )
             with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
-                ended = _Visit(session, part, stop, availability, on_send).run()
+                ended = _Visit(session, part, stop, availability, on_send, on_answer).run()
             if ended is not None:
                 return ended
         except TransportError:
@@ -119,12 +123,14 @@ class _Visit:
         stop: threading.Event,
         availability: Availability,
         on_send: SendHook | None,
+        on_answer: AnswerHook,
     ) -> None:
         self._session = session
         self._part = part
         self._stop = stop
         self._door = availability
         self._on_send = on_send
+        self._on_answer = on_answer
         self._over = threading.Event()
         self._end = ""
 
@@ -181,6 +187,7 @@ class _Visit:
             if not wanted:
                 return False
         self._patiently(lambda: self._session.send(reply))
+        self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True
 
     def _watch(self) -> None:

@@ -51,11 +51,12 @@ class Processes:
         self.connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
         try:
-            if method == "spawn":
-                resource_tracker.ensure_running()  # now: to start it unblocks signals
             with child_process.stop_signals_blocked():
-                for number in range(count):
-                    self._start(target, number, method)
+                if method == "spawn":
+                    resource_tracker.ensure_running()  # unblocks signals here, so all are blocked again
+                with child_process.stop_signals_blocked():
+                    for number in range(count):
+                        self._start(target, number, method)
         except BaseException:
             self.close()
             raise

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedshelf.core.errors import FedShelfError, UsageError
+from fedshelf.core.errors import FedShelfError, UsageError, WorkerLostError
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.training.malloc import keep_freed_memory
@@ -146,7 +146,7 @@ class RayPool:
                 raise FedShelfError(str(cause)) from None
             raise FedShelfError(f"a Ray worker failed:\n{error}") from None
         except self._ray.exceptions.RayError as error:
-            raise FedShelfError(
+            raise WorkerLostError(
                 f"a Ray worker or its machine died ({type(error).__name__}; out of memory?); start the same command "
                 "again to go on, with fewer --workers"
             ) from None
