@@ -71,11 +71,11 @@ def client(*, config: ClientConfig) -> None:
 
 def _answered(answer: "WireMessage", num_bytes: int) -> str:
     """What this client has done in a round; empty where that needs no words."""
-    from fedshelf.core.messages import CompressedUpload, Failure, Upload
+    from fedshelf.core.messages import Failure, Upload
     from fedshelf.reporting.formatting import duration, number, size
 
     match answer:
-        case Upload() | CompressedUpload():
+        case Upload():
             return (
                 f"round {answer.key.round}: {answer.num_examples} photos, loss {number(answer.train_loss)}, "
                 f"sent {size(num_bytes)}, {duration(answer.seconds)}"

@@ -11,9 +11,3 @@ def quiet_engine_log() -> None:
             logger.removeHandler(handler)
         logger.propagate = True
         logger.setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not that a server that stops cuts off connections: only clients that are gone, or hang, have left any."""
-    return not record.getMessage().startswith("Cancel ")

@@ -90,7 +90,9 @@ def test_a_child_that_does_not_end_in_that_time_is_ended() -> None:
 
 
 def test_a_process_that_nobody_started_this_way_follows_nobody() -> None:
-    code = "import time\nfrom fedshelf.core.child_process import follow_parent\nfollow_parent(patience=0.1)\ntime.sleep(0.5)"
+    code = (
+        "import time\nfrom fedshelf.core.child_process import follow_parent\nfollow_parent(patience=.1)\ntime.sleep(.5)"
+    )
     assert subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, check=False).returncode == 0
 
 
@@ -116,10 +118,11 @@ def test_ctrl_c_at_a_terminal_does_not_reach_a_child() -> None:
 
 
 def test_processes_are_asked_to_end_and_then_made_to() -> None:
-    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    ends = "print('ready', flush=True)"
+    waits = f"{ends}; import time; time.sleep(600)"
+    ignores = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {waits}"
     processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        for code in (ignore, "print('ready', flush=True); import time; time.sleep(600)", "print('ready', flush=True)")
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for code in (ignores, waits, ends)
     ]
     for process in processes:
         assert process.stdout is not None
