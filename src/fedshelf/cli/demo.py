@@ -74,7 +74,7 @@ def _see_through(
                 words = "" if signal_of(code) else f": {log.read_text(errors='replace').strip()[-500:]}"
                 raise RunError(f"{ending}{words}; its log is {log}")
         time.sleep(0.2)
-    if server.returncode:
+    if server.returncode and not stop.is_set():
         logs = next(iter(clients)).parent
         ending = describe_exit("the server's process", server.returncode)
         raise RunError(f"{ending} (see above); the clients' logs are in {logs}")

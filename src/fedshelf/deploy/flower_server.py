@@ -63,8 +63,8 @@ class EmbeddedServer:
         )  # fmt: skip
         config = uvicorn.Config(
             self._gate, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
-            timeout_keep_alive=75, timeout_graceful_shutdown=2 * CLOSE_SECONDS, ssl_certfile=tls and str(tls.certificate),
-            ssl_keyfile=tls and str(tls.key),
+            timeout_keep_alive=75, timeout_graceful_shutdown=2 * CLOSE_SECONDS,
+            ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._stop = threading.Event()
