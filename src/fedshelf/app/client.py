@@ -35,6 +35,7 @@ from fedshelf.storage.atomic_files import make_folder, write_atomically
 from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.lock import RunLock
+from fedshelf.storage.model_files import CARD
 from fedshelf.training.batch_size import candidates
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
@@ -139,18 +140,17 @@ class StoreClient:
         return answer
 
     def keep_model(self) -> Path | None:
-        """Where this store's model lies at the end of a run; None if the run brought none.
+        """Where this store's model lies at the end of a run; None if it has none.
 
-        It is the chosen one where models were compared, else the newest that came from the server.
+        It is the chosen one where models were compared, else the newest that came from the server. A process that
+        has taken no part leaves the model of earlier ones.
 
         Raises:
             RunError: it cannot be written.
         """
         folder = places.client_model(self._place.state_dir)
-        if self._has_chosen:
-            return folder
-        if self._newest is None or self._opened is None:
-            return None
+        if self._has_chosen or self._newest is None or self._opened is None:
+            return folder if (folder / CARD).is_file() else None
         key, num_rounds, shared = self._newest
         self._client.load_own(key, shared)
         save_received(

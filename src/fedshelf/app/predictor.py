@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedshelf.config import places
 from fedshelf.core.errors import DataError, ModelError, UsageError
 from fedshelf.data.augmentation import normalize
-from fedshelf.data.cache import PhotoCache, Progress
+from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import load_photo, load_photos
 from fedshelf.data.folder import scan
@@ -50,7 +50,7 @@ class ProductScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
+class EvaluationReport:
     """How a model does on a folder of labelled photos.
 
     Attributes:
@@ -116,10 +116,10 @@ def _keeps_model(state_dir: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A model with its class names, ready for photos; `catalogue` says which folders hold photos of which class."""
+    """A model with its class names, ready for photos, and the folder that it was read from."""
 
+    folder: Path
     module: nn.Module
-    catalogue: Catalogue
     labels: tuple[str, ...]
     image_size: int
     normalization: Normalization
@@ -148,8 +148,8 @@ class Predictor:
             raise ModelError(f"{folder}: the weights do not fit the model that the card describes: {error}") from None
         module.eval()
         return cls(
-            module=module, labels=tuple(labels), catalogue=_catalogue(folder, tuple(labels)),
-            image_size=settings.image_size, normalization=normalization,
+            folder=folder, module=module, labels=tuple(labels), image_size=settings.image_size,
+            normalization=normalization,
         )  # fmt: skip
 
     def predict(self, photo: Path, *, top: int) -> list[Guess]:
@@ -164,36 +164,33 @@ class Predictor:
             Guess(label=self.labels[int(i)], probability=float(v)) for v, i in zip(values, indices, strict=True)
         ]  # fmt: skip
 
-    def evaluate(self, folder: Path, *, progress: Progress = lambda done, total: None) -> Evaluation:
+    def evaluate(self, photos: Path) -> EvaluationReport:
         """How the model does on labelled photos.
 
         Args:
-            folder: with one folder of photos per product.
-            progress: called with how many photos are decoded, and to decode.
+            photos: a folder with one folder of photos per product.
 
         Raises:
             DataError: there are no photos of products that the model knows.
         """
-        found = scan(folder, val_fraction=0.0, seed=0)
-        loaded = load_photos(
-            found.train, self.catalogue, PhotoCache(root=places.photo_cache()), self.image_size, allow_empty=True,
-            progress=progress,
-        )  # fmt: skip
-        photos, size = loaded.photo_set, len(self.labels)
-        if not len(photos):
+        found, cache = scan(photos, val_fraction=0.0, seed=0), PhotoCache(root=places.photo_cache())
+        catalogue = _catalogue(self.folder, self.labels)
+        loaded = load_photos(found.train, catalogue, cache, self.image_size, allow_empty=True)
+        photo_set, size = loaded.photo_set, len(self.labels)
+        if not len(photo_set):
             raise DataError(
-                f"'{folder}' holds no usable photos of products that the model knows: it needs one folder of photos "
+                f"'{photos}' holds no usable photos of products that the model knows: it needs one folder of photos "
                 f"per product, named as in labels.json ({', '.join(self.labels[:3])}, …)"
             )
         confusion_KK, loss_sum = np.zeros((size, size), dtype=np.int64), 0.0
-        for start in range(0, len(photos), EVALUATION_BATCH):
-            labels_B = torch.from_numpy(photos.labels[start : start + EVALUATION_BATCH])
-            logits_BK = self._logits(photos.images[start : start + EVALUATION_BATCH])
+        for start in range(0, len(photo_set), EVALUATION_BATCH):
+            labels_B = torch.from_numpy(photo_set.labels[start : start + EVALUATION_BATCH])
+            logits_BK = self._logits(photo_set.images[start : start + EVALUATION_BATCH])
             loss_sum += F.cross_entropy(logits_BK.double(), labels_B, reduction="sum").item()
             np.add.at(confusion_KK, (labels_B.numpy(), logits_BK.argmax(1).numpy()), 1)
-        return Evaluation(
+        return EvaluationReport(
             products=tuple(self._score(k, confusion_KK[k]) for k in range(size) if confusion_KK[k].any()),
-            loss=loss_sum / len(photos), left_out=loaded.left_out, num_unusable=len(loaded.problems),
+            loss=loss_sum / len(photo_set), left_out=loaded.left_out, num_unusable=len(loaded.problems),
         )  # fmt: skip
 
     def _score(self, index: int, predicted_K: NDArray[np.int64]) -> ProductScore:

@@ -160,7 +160,7 @@ def _global_model(
     return GlobalModel(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
-        evaluate_centrally=evaluator(catalogue, bound),
+        evaluate_on_server=evaluator(catalogue, bound),
         publish=publish,
     )
 

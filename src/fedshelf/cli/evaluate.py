@@ -10,7 +10,7 @@ import typer
 from fedshelf.cli.predict import AsJson, Best, Run
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
-    from fedshelf.app.predictor import Evaluation
+    from fedshelf.app.predictor import EvaluationReport
 
 
 def evaluate(
@@ -26,6 +26,7 @@ def evaluate(
     Example: fedshelf evaluate photos/test --run runs/20261121-083512-a1b2
     """
     from fedshelf.app.predictor import Predictor, model_folder
+    from fedshelf.reporting.formatting import percent
 
     folder = model_folder(run, best=best)
     found = Predictor.load(folder).evaluate(photos)
@@ -40,14 +41,15 @@ def evaluate(
         typer.echo(json.dumps({**summary, **figures, "products": products, **rest}, ensure_ascii=False))
         return
     _print_products(found)
-    typer.echo(f"accuracy {found.accuracy:.1%}, loss {found.loss:.3f} on {found.num_photos} photos; model {folder}")
+    accuracy = percent(found.accuracy)
+    typer.echo(f"accuracy {accuracy}, loss {found.loss:.3f} on {found.num_photos} photos, by the model in {folder}")
     for path, count in found.left_out.items():
         typer.echo(f"left out: {count} photos in '{path}', a product that the model does not know", err=True)
     if found.num_unusable:
         typer.echo(f"left out: {found.num_unusable} photos that cannot be decoded", err=True)
 
 
-def _print_products(found: "Evaluation") -> None:
+def _print_products(found: "EvaluationReport") -> None:
     from rich.console import Console
     from rich.table import Table
 

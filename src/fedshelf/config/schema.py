@@ -189,15 +189,15 @@ class RunConfig(Settings):
         "round, half each way; codecs are then chosen for each message.", panel=WIRE)] = None  # fmt: skip
 
     rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS)] = 30
-    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with; later rounds wait for as many, too.",
+    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients that must be there for the run to start.",
         panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for a round.",
         panel=ROUNDS, scope=Scope.SERVER)] = 1.0  # fmt: skip
     sampling: Annotated[SamplingName, Flag(help="How they are drawn: uniform; by size (in proportion to photos, "
         "and counted alike); by availability (the seldom live more often).", panel=ROUNDS,
         scope=Scope.SERVER)] = "uniform"  # fmt: skip
-    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that are enough at the deadline (default: 0.8 of "
-        "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that a round needs by its deadline (default: more "
+        "than two thirds of 4 or more drawn, 2 of 3, else all).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in "
         "seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
     straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="Wait for all no longer than so many times what "
