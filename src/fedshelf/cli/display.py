@@ -5,16 +5,61 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fedshelf.cli.tables import Table
 from fedshelf.core.child_process import STOP_SIGNALS
+from fedshelf.core.text import printable
+from fedshelf.tracking.terminal import continued, make_console, print_line
 
-STOPPING = "stopping after the current step; press Ctrl-C again to end at once"
+STOPPING = "stopping after the current step; press Ctrl-C again to exit at once"
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
+
+
+def echo(*parts: str | Table) -> None:
+    """Print sentences and tables to standard output, a blank line around each table."""
+    console = make_console()
+    shown = [part for part in parts if isinstance(part, str) or part.rows]
+    for before, part in zip([None, *shown], shown, strict=False):
+        if before is not None and not (isinstance(before, str) and isinstance(part, str)):
+            print_line(console, "")
+        print_line(console, part) if isinstance(part, str) else part.print(console)
+
+
+def echo_command(*commands: str) -> None:
+    """Print what to do next, so that it can be pasted."""
+    console = make_console()
+    print_line(console, "Next:")
+    for command in commands:
+        for line in continued(printable(command), console.width, "  "):
+            console.print(line, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error for as long as the block runs; nothing where that is no terminal.
+
+    Args:
+        what: what is done, such as `Checking photos`.
+        is_bytes: bytes are counted, not pieces.
+
+    Yields:
+        A function to call with how many are done, and how many there are.
+    """
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = make_console(stderr=True)
+    columns = (
+        TextColumn(what), BarColumn(bar_width=24), DownloadColumn() if is_bytes else MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
@@ -26,7 +71,7 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
     if as_json:
         yield JsonLinesSink(sys.stdout)
         return
-    console = ConsoleSink()
+    console = ConsoleSink(make_console())
     try:
         yield console
     finally:
@@ -35,7 +80,7 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
 
 @contextmanager
 def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
-    """An event that Ctrl-C, SIGTERM or a terminal that closes sets; a second Ctrl-C ends at once.
+    """An event that Ctrl-C, SIGTERM or a terminal that closes sets; a second Ctrl-C exits at once.
 
     Args:
         said: to the user, once the event is set.

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshelf.cli.display import echo
 from fedshelf.cli.predict import AsJson, Best, Run
+from fedshelf.cli.tables import Column, Table
+from fedshelf.core.text import counted
+from fedshelf.reporting.formatting import number, percent
+from fedshelf.tracking.terminal import make_console, print_line
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.app.predictor import EvaluationReport
@@ -26,7 +31,6 @@ def evaluate(
     Example: fedshelf evaluate photos/test --run runs/20261121-083512-a1b2
     """
     from fedshelf.app.predictor import Predictor, model_folder
-    from fedshelf.reporting.formatting import percent
 
     folder = model_folder(run, best=best)
     found = Predictor.load(folder).evaluate(photos)
@@ -40,28 +44,19 @@ def evaluate(
         rest = {"left_out": dict(found.left_out), "num_unusable": found.num_unusable}
         typer.echo(json.dumps({**summary, **figures, "products": products, **rest}, ensure_ascii=False))
         return
-    _print_products(found)
-    accuracy = percent(found.accuracy)
-    typer.echo(f"accuracy {accuracy}, loss {found.loss:.3f} on {found.num_photos} photos, by the model in {folder}")
+    measured = f"accuracy {percent(found.accuracy)}, loss {number(found.loss)} on {counted(found.num_photos, 'photo')}"
+    echo(_table(found), f"{measured}; the model is in {folder}")
+    console = make_console(stderr=True)
     for path, count in found.left_out.items():
-        typer.echo(f"left out: {count} photos in '{path}', a product that the model does not know", err=True)
+        print_line(console, f"left out: {counted(count, 'photo')} in '{path}', a product that the model does not know")
     if found.num_unusable:
-        typer.echo(f"left out: {found.num_unusable} photos that cannot be decoded", err=True)
+        print_line(console, f"left out: {counted(found.num_unusable, 'photo')} that cannot be decoded")
 
 
-def _print_products(found: "EvaluationReport") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from fedshelf.reporting.formatting import percent, printable
-
-    table = Table(box=None)
-    table.add_column("product", overflow="fold")
-    for name in ("photos", "right", "accuracy"):
-        table.add_column(name, justify="right")
-    table.add_column("most often taken for", overflow="fold")
+def _table(found: "EvaluationReport") -> Table:
+    figures = [Column(name=name, is_figure=True) for name in ("photos", "right", "accuracy")]
+    table = Table(columns=[Column(name="product"), *figures, Column(name="most often taken for")])
     for product in found.products:
         accuracy = percent(product.num_correct / product.num_photos)
-        names = printable(product.label), printable(product.mistaken_for)
-        table.add_row(names[0], str(product.num_photos), str(product.num_correct), accuracy, names[1])
-    Console(markup=False).print(table, markup=False)
+        table.add(product.label, str(product.num_photos), str(product.num_correct), accuracy, product.mistaken_for)
+    return table

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from fedshelf.cli.display import echo, echo_command
 from fedshelf.core.events import RunStatus
 from fedshelf.storage.run_directory import RunDirectory
 
@@ -14,8 +15,11 @@ from fedshelf.storage.run_directory import RunDirectory
 def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> None:
     """Say what a run came to, and which command comes next; a stopped run ends with exit code 1."""
     if not as_json:
-        for line in (*_accuracies(directory.path), *_next(status, directory)):
-            typer.echo(line)
+        echo(*_accuracies(directory.path))
+        if status is RunStatus.FINISHED:
+            _name_models(directory)
+        else:
+            echo("Start the same command again to resume the run.")
     if status is not RunStatus.FINISHED:
         sys.exit(1)
 
@@ -36,17 +40,14 @@ def _accuracies(run_dir: Path) -> Iterator[str]:
             )
 
 
-def _next(status: RunStatus, directory: RunDirectory) -> Iterator[str]:
-    if status is not RunStatus.FINISHED:
-        yield "Start the same command again to resume the run."
-        return
-    run = shlex.quote(str(directory.path))
-    yield f"Model: {directory.model}"
+def _name_models(directory: RunDirectory) -> None:
+    echo(f"Model: {directory.model}")
     if directory.stores.is_dir():
-        yield f"Models that stores keep: {directory.stores}"
-    yield f"Next: fedshelf predict PHOTO --run {run}"
-    yield f"      fedshelf evaluate FOLDER --run {run}"
-    yield f"      fedshelf runs show {run}"
+        echo(f"Models that stores keep: {directory.stores}")
+    run = shlex.quote(str(directory.path))
+    echo_command(
+        f"fedshelf predict PHOTO --run {run}", f"fedshelf evaluate FOLDER --run {run}", f"fedshelf runs show {run}"
+    )
 
 
 def describe_demo(folder: Path, run_dir: Path) -> None:

@@ -94,7 +94,7 @@ class Dispatcher:
         """A client that has answered holds the model that it was sent."""
         address = self.membership.address(reply.client)
         if address is not None:
-            self.downloads.answered(address, failed=reply.message is None or isinstance(reply.message, Failure))
+            self.downloads.confirm(address, failed=reply.message is None or isinstance(reply.message, Failure))
 
     def _may_answer(self, name: str) -> bool:
         return self.membership.address(name) is not None or name in self.membership.returning()
