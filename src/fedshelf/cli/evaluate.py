@@ -12,7 +12,6 @@ from fedshelf.cli.predict import AsJson, Best, Run
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.text import counted
 from fedshelf.reporting.formatting import number, percent
-from fedshelf.tracking.terminal import make_console, print_line
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.app.predictor import EvaluationReport
@@ -24,7 +23,9 @@ def evaluate(
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model on labelled photos: accuracy and loss, over all and product by product.
+    """Measure a model on labelled photos.
+
+    Prints accuracy and loss over all photos, and a table by product.
 
     Without --run it is the model that a client on this machine keeps.
 
@@ -46,11 +47,6 @@ def evaluate(
         return
     measured = f"accuracy {percent(found.accuracy)}, loss {number(found.loss)} on {counted(found.num_photos, 'photo')}"
     echo(_table(found), f"{measured}; the model is in {folder}")
-    console = make_console(stderr=True)
-    for path, count in found.left_out.items():
-        print_line(console, f"left out: {counted(count, 'photo')} in '{path}', a product that the model does not know")
-    if found.num_unusable:
-        print_line(console, f"left out: {counted(found.num_unusable, 'photo')} that cannot be decoded")
 
 
 def _table(found: "EvaluationReport") -> Table:

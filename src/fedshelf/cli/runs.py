@@ -105,7 +105,9 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
 
 @app.command()
 def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
-    """Stop a run on this machine after its current step. The command that started it resumes it.
+    """Stop a run on this machine.
+
+    It ends after its current step, and this command says how. The command that started the run resumes it.
 
     RUN is a run's folder, its id, or the beginning of its id below --root.
 

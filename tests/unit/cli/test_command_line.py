@@ -189,11 +189,10 @@ def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixt
     assert sum(p["num_correct"] for p in found["products"]) == 4 * found["accuracy"]
     write_pack(Path("more"), {"apple": 2, "durian": 3})
     Path("more/apple/broken.jpg").write_bytes(b"\xff\xd8\xff nonsense")
-    code, out, error = fedshelf(capsys, "evaluate", "more", "--run", "r")
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["product", "apple", "accuracy"]
-    assert "left out: 3 photos in 'durian'" in error
-    assert "left out: 1 photos that cannot be decoded" in error
+    found = json.loads(fedshelf(capsys, "evaluate", "more", "--run", "r", "--json")[1])
+    assert (found["num_photos"], found["left_out"], found["num_unusable"]) == (2, {"durian": 3}, 1)
+    out = fedshelf(capsys, "evaluate", "more", "--run", "r")[1]
+    assert [line.split()[0] for line in out.splitlines() if line] == ["product", "apple", "accuracy"]
     assert fedshelf(capsys, "evaluate", "more/durian", "--run", "r")[0] == 1
 
     Path("corrupt.jpg").write_bytes(b"\xff\xd8\xff nonsense")
@@ -242,7 +241,7 @@ def test_a_simulation_with_workers_stops_cleanly_however_it_is_asked_to(
                 os.killpg(process.pid, signal.SIGTERM)
             rest, error = process.communicate(timeout=60)
         assert process.returncode == 1, error
-        assert error == "stopping after the current step; press Ctrl-C again to end at once\n"
+        assert error == "stopping after the current step; press Ctrl-C again to exit at once\n"
         assert json.loads(rest.splitlines()[-1]) == {
             "event": "run_ended", "status": "stopped", "reason": "stopped on request",
         }  # fmt: skip
