@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config.places import absolute
 from fedshelf.core.choices import (
     AggregatorName,
     AttackName,
@@ -30,6 +31,7 @@ from fedshelf.core.choices import (
     Schedule,
     WorkNorm,
 )
+from fedshelf.core.text import from_filesystem
 
 AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]  # whatever is registered
 
@@ -78,7 +80,7 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         """The same run from another working folder is the same run."""
-        return value.expanduser().absolute() if isinstance(value, Path) else value
+        return absolute(value) if isinstance(value, Path) else value
 
 
 class RunConfig(Settings):
@@ -88,8 +90,10 @@ class RunConfig(Settings):
         scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
     test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) for evaluation at the server.",
         panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    catalogue: Annotated[Path | None, Flag(help="File with the class names, as JSON or one per line (default: the "
-        "clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    catalogue: Annotated[Path | None, Flag(help="File with the class names: one per line, .csv with a header, or JSON "
+        "(default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    aliases: Annotated[Path | None, Flag(help="CSV file with the columns alias,class: other names that stores use for "
+        "a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
     image_size: Annotated[int, Field(ge=8, le=2048), Flag(help="Side of the training photos in pixels.",
         panel=DATA)] = 48  # fmt: skip
     val_fraction: Annotated[float, Field(ge=0, lt=1), Flag(help="Share of a store's photos held out for validation.",
@@ -247,6 +251,9 @@ class RunConfig(Settings):
         commands=SIMULATE)] = 0.0  # fmt: skip
     address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
+    advertise: Annotated[tuple[str, ...], Flag(help="HOST[:PORT] by which clients reach this server, where it is not "
+        "this machine's name or address (NAT, Docker, a DNS alias); added to the certificate. Can be repeated.",
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
     insecure: Annotated[bool, Flag(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN,
         scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
@@ -268,7 +275,8 @@ class ClientConfig(Settings):
     test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) to compare the store's models on (default: "
         "its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
-    name: Annotated[str | None, Flag(help="The client's name (default: the data folder's).", panel=RUN,
+    name: Annotated[str | None, Flag(help="The client's name (default: the one it had before, else the data folder's; "
+        "FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
     state_dir: Annotated[Path | None, Flag(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
         "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
@@ -310,4 +318,5 @@ def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
     """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
     wanted = {name for name, flag in RunConfig.flags().items() if flag.scope in scopes}
     values: dict[str, Any] = config.model_dump(mode="json", by_alias=True, include=wanted, exclude_none=True)
-    return values
+    paths = {name.replace("_", "-") for name in wanted if isinstance(getattr(config, name), Path)}
+    return {key: from_filesystem(value) if key in paths else value for key, value in values.items()}

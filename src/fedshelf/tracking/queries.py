@@ -1,6 +1,7 @@
 """What a run's database tells, read while the run goes on. Nothing here writes."""
 
 import dataclasses
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -82,6 +83,9 @@ class RunSummary:
     started: float | None
     voids: tuple[VoidAttempt, ...]
     stores: tuple[StoreSummary, ...]
+    num_classes: int | None = None
+    num_test: int | None = None
+    num_test_left_out: int = 0
 
     def to_record(self) -> dict[str, Any]:
         """What `fedshelf runs show --json` prints. Scripts rely on these keys: drop none."""
@@ -122,7 +126,13 @@ def run_summary(path: Path) -> RunSummary:
         run = connection.execute("SELECT * FROM run").fetchone()
         clients = _clients(connection)
         rounds, voids, stores = _rounds(connection, clients), _voids(connection, clients), _stores(connection)
-        return _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores)
+        started = connection.execute("SELECT record FROM events WHERE kind = 'run_started' ORDER BY id DESC").fetchone()
+        record = json.loads(started["record"]) if started else {}
+        return dataclasses.replace(
+            _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores),
+            num_classes=record.get("num_classes"), num_test=record.get("num_test"),
+            num_test_left_out=record.get("num_test_left_out", 0),
+        )  # fmt: skip
 
 
 def _summary(
