@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedshelf.app.client import default_name
 from fedshelf.config import places
 from fedshelf.core.errors import DataError, ModelError, UsageError
 from fedshelf.data.augmentation import normalize
@@ -80,8 +81,8 @@ def model_folder(run: str | None, *, best: bool) -> Path:
     """Where the model lies that a person means.
 
     Args:
-        run: a run's folder or id, a client's state directory, or a folder with a model; None is the model that a
-            client on this machine keeps (the working folder's, if it is a client's state directory).
+        run: a run's folder or id, a client's state directory, or a folder with a model; None is the model of the
+            client whose photos or state are in the working folder, else of the only client of this machine.
         best: the model of the best round instead of the last.
 
     Raises:
@@ -89,17 +90,18 @@ def model_folder(run: str | None, *, best: bool) -> Path:
     """
     path = _own_model() if run is None else Path(run)
     if path.is_dir() and not is_run(path):
-        folder = path if (path / CARD).is_file() else places.client_model(path)
+        folder = path if _is_model(path) else places.client_model(path)
         return folder / "best" if best else folder
     directory = resolve_run(str(path), places.RUNS)
     return directory.best_model if best else directory.model
 
 
 def _own_model() -> Path:
-    here = [folder for folder in (Path(), places.client_model(Path())) if (folder / CARD).is_file()]
-    if here:
-        return here[0]
-    found = sorted(folder for folder in places.client_directory("x").parent.glob("*") if _keeps_model(folder))
+    here = Path().absolute()
+    own = places.client_directory(default_name(here.resolve()))
+    found = [folder for folder in (here, places.client_model(here), places.client_model(own)) if _is_model(folder)]
+    if not found:
+        found = sorted(card.parent for card in own.parent.glob(f"*/{places.client_model(Path())}/{CARD}"))
     if len(found) == 1:
         return found[0]
     if found:
@@ -110,8 +112,8 @@ def _own_model() -> Path:
     )
 
 
-def _keeps_model(state_dir: Path) -> bool:
-    return (places.client_model(state_dir) / CARD).is_file()
+def _is_model(folder: Path) -> bool:
+    return (folder / CARD).is_file()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
