@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedshelf import __version__
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.events import RoundFinished
-from fedshelf.core.messages import Comparison
+from fedshelf.core.messages import Comparison, Evaluation
 from fedshelf.core.params import Segment
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.storage.model_files import save_model
@@ -67,6 +67,38 @@ def save_chosen(
             "chosen_on_validation_photos": comparison.num_validation,
         },
         "limits": f"{_LIMITS} It is one store's own, chosen for the mix of products that this store sells.",
+    }
+    save_model(folder, _tensors(bound), catalogue.names, card)
+
+
+def save_received(
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, run_id: str,
+    num_rounds: int, evaluation: Evaluation | None,
+) -> None:  # fmt: skip
+    """Write the model that a store has received, which is on the workbench, where it is to be found.
+
+    Args:
+        folder: where to.
+        bound: the workbench.
+        config: the run's.
+        catalogue: the run's.
+        client: the store's name.
+        run_id: the run's id.
+        num_rounds: rounds of training behind it.
+        evaluation: of it on the store's validation photos, if there was one.
+
+    Raises:
+        RunError: see `save_global`.
+    """
+    card = {
+        **_card(config, bound, run_id=run_id, round=num_rounds),
+        "store": client,
+        "training": {**_training(config, num_rounds), "personalize": config.personalize},
+        "metrics": {
+            "accuracy": evaluation.num_correct / evaluation.num_examples if evaluation else None,
+            "measured_on": "validation photos",
+        },
+        "limits": _LIMITS,
     }
     save_model(folder, _tensors(bound), catalogue.names, card)
 

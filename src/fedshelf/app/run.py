@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
-from fedshelf.core.events import RoundFinished
+from fedshelf.core.events import Event, RoundFinished, RunStarted
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue, load_aliases
@@ -70,12 +70,21 @@ class OpenedRun:
     writer: BackgroundWriter | None = None
 
 
+class _HasBegun:
+    """A sink that tells whether the run's rounds have begun."""
+
+    has_begun = False
+
+    def emit(self, event: Event) -> None:
+        self.has_begun = self.has_begun or isinstance(event, RunStarted)
+
+
 @contextmanager
 def open_run(
     config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False
 ) -> Iterator[OpenedRun]:  # fmt: skip
     """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
-    configuration below `runs/`, else a new one.
+    configuration below `runs/`, else a new one. Of a new one that fails before its first round, nothing is left.
 
     Args:
         watchers: sinks beside the run's own database.
@@ -86,18 +95,22 @@ def open_run(
         UsageError: an extension without a run to extend.
     """
     _check(config)
-    directory = _directory(config)
+    directory, is_new = _directory(config)
+    began = _HasBegun()
     with directory.lock():
-        database = RunDatabase(directory.database)
         try:
-            if not in_background:
-                yield OpenedRun(config=config, directory=directory, sink=Sinks(required=(database,), optional=watchers))
-                return
-            with BackgroundWriter(database.emit_all) as writer:
-                sink = Sinks(required=(writer,), optional=watchers)
-                yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
-        finally:
-            database.close()
+            with closing(RunDatabase(directory.database)) as database:
+                if not in_background:
+                    sink = Sinks(required=(database, began), optional=watchers)
+                    yield OpenedRun(config=config, directory=directory, sink=sink)
+                    return
+                with BackgroundWriter(database.emit_all) as writer:
+                    sink = Sinks(required=(writer, began), optional=watchers)
+                    yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
+        except BaseException:
+            if is_new and not began.has_begun:
+                directory.remove()
+            raise
 
 
 def make_server(
@@ -262,7 +275,8 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
         )
 
 
-def _directory(config: RunConfig) -> RunDirectory:
+def _directory(config: RunConfig) -> tuple[RunDirectory, bool]:
+    """The run's directory, and whether it has just been made."""
     toml = files.effective(config)
     digest = files.digest(toml)
     if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
@@ -271,11 +285,11 @@ def _directory(config: RunConfig) -> RunDirectory:
         resumable = find_resumable(places.RUNS, digest)
         if resumable is not None:
             log.info("resuming run %s", resumable.run_id)
-            return resumable
+            return resumable, False
+    if config.run_dir is None or not is_run(config.run_dir):
         run_id = new_run_id()
-        return RunDirectory.create(places.RUNS / run_id, run_id=run_id, config_toml=toml, config_digest=digest)
-    if not is_run(config.run_dir):
-        return RunDirectory.create(config.run_dir, run_id=new_run_id(), config_toml=toml, config_digest=digest)
+        path = config.run_dir or places.RUNS / run_id
+        return RunDirectory.create(path, run_id=run_id, config_toml=toml, config_digest=digest), True
     directory = RunDirectory.open(config.run_dir)
     changed = differences(directory.config_toml, toml)
     if changed:
@@ -285,7 +299,7 @@ def _directory(config: RunConfig) -> RunDirectory:
             f"run {directory.run_id} in {config.run_dir} was started with other settings ({settings}). "
             f"Start it with the old ones{more}, or choose another --run-dir"
         )
-    return directory
+    return directory, False
 
 
 def _evaluate_here(config: RunConfig) -> EvaluatorFactory:

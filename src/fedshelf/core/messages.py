@@ -28,6 +28,8 @@ from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 
 PROTOCOL_VERSION = 4
+RUN_FINISHED = "the run is finished"
+"""What a server tells its clients at the end of a run that did not fail."""
 
 Vector: TypeAlias = Tensor | Encoded
 PARAMS, DELTA = "params", "delta"

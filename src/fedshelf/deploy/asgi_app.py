@@ -104,16 +104,16 @@ class FleetApp:
 
     def ring(self, node_id: int) -> None:
         """Tell the node, from any thread, that there is a message for it."""
-        self._soon(lambda: self._bell(node_id).set())
+        self.call_soon(lambda: self._bell(node_id).set())
 
     def announce_end(self, reason: str) -> None:
         """Tell all clients, from any thread, that the run has ended."""
         self._end = reason
-        self._soon(self._let_go)
+        self.call_soon(self._let_go)
 
     def close(self) -> None:
         """Let go of all waiting clients, from any thread: the server stops."""
-        self._soon(self._let_go)
+        self.call_soon(self._let_go)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
@@ -216,7 +216,8 @@ class FleetApp:
             self._engine.lost(node_id, by if by in SIGNALS.values() else "")
         await _answer(send, 200 if nodes else 404, _json({}))
 
-    def _soon(self, action: Callable[[], None]) -> None:
+    def call_soon(self, action: Callable[[], None]) -> None:
+        """Run `action` in the event loop, from any thread, if the app still serves."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # closed this instant: nobody waits any more

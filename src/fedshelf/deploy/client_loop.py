@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
@@ -39,6 +39,8 @@ IDLE_ADVICE = (
     "stores it waits for"
 )
 
+AnswerHook: TypeAlias = Callable[[WireMessage, int], None]
+
 _T = TypeVar("_T")
 
 
@@ -52,6 +54,7 @@ def run_client(
     stop: threading.Event | None = None,
     on_status: Callable[[str], None] = LOG.info,
     on_send: SendHook | None = None,
+    on_answer: AnswerHook = lambda answer, num_bytes: None,
     max_wait: float | None = None,
     availability: Availability | None = None,
     reporter: CrashReporter | None = None,
@@ -67,6 +70,7 @@ def run_client(
         stop: set it to leave after the message at hand.
         on_status: told what the connection does, one line for a person.
         on_send: called with everything that leaves this client, before encryption.
+        on_answer: called with each answer that the server has taken, and its size on the wire in bytes.
         max_wait: seconds to wait for a server that does not answer, while it is available; None is forever.
         availability: when this client may work (always, without one). Once that ends, the task at hand is finished and
             delivered, and the client leaves until it opens.
@@ -100,7 +104,7 @@ def run_client(
                     address=str(address), ca=None if ca is None else str(ca), insecure=insecure,
                     token=session.crash_token,
                 )  # fmt: skip
-                visit = _Visit(session, part, stop, availability, on_send, waiting)
+                visit = _Visit(session, part, stop, availability, on_send, on_answer, waiting)
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
                     ended = visit.run()
                 if ended is not None:
@@ -169,6 +173,7 @@ class _Visit:
         stop: threading.Event,
         availability: Availability,
         on_send: SendHook | None,
+        on_answer: AnswerHook,
         waiting: WaitReporter,
     ) -> None:
         self.num_answered = 0
@@ -178,6 +183,7 @@ class _Visit:
         self._stop = stop
         self._availability = availability
         self._on_send = on_send
+        self._on_answer = on_answer
         self._waiting = waiting
         self._over = threading.Event()
         self._end = ""
@@ -242,6 +248,7 @@ class _Visit:
             if not wanted:
                 return False
         self._patiently("the answer to arrive", lambda: self._session.send(reply))
+        self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True
 
     def _watch(self) -> None:

@@ -224,8 +224,12 @@ class GridTransport:
         if self._blobs is not None:
             self._blobs.forget(connection.node_id)
         del self._connections[connection.node_id]
+        node = connection.node_id
+        left = Left(
+            address=connection.address, ended_by=self._engine.ended_by(node), signed_off=self._engine.signed_off(node)
+        )
         if connection.joined and not connection.refused:
-            self._arrivals.append(Left(address=connection.address, ended_by=self._engine.ended_by(connection.node_id)))
+            self._arrivals.append(left)
 
     def _receive(self, message: Message) -> None:
         pending = self._pending.pop(message.metadata.reply_to_message_id, None)

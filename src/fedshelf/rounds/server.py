@@ -7,8 +7,9 @@ from typing import Protocol
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads
-from fedshelf.core.errors import FedShelfError, RunError
+from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.core.messages import RUN_FINISHED
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
@@ -68,16 +69,27 @@ class Server:
         sink, transport = self._ports.sink, self._ports.transport
         try:
             reason = self._run()
-        except StopRequested as stopped:
-            sink.emit(RunEnded(status=RunStatus.STOPPED, reason=str(stopped)))
-            return RunStatus.STOPPED  # clients are not told: they wait for the server to come back
-        except FedShelfError as error:
-            sink.emit(RunEnded(status=RunStatus.FAILED, reason=str(error)))
-            transport.close(f"the run failed: {error}")
+        except StopRequested:
+            return self._stopped("stopped on request")
+        except KeyboardInterrupt:
+            self._stopped("stopped at once on request")
+            raise
+        except Exception as error:
+            if isinstance(error, WorkerLostError) and self._ports.stop.is_set():
+                return self._stopped("stopped on request")  # the worker was asked, too
+            is_expected = isinstance(error, FedShelfError)
+            reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
+            sink.emit(RunEnded(status=RunStatus.FAILED, reason=reason))
+            transport.close(f"the run failed: {error if is_expected else 'an error inside the server'}")
             raise
         sink.emit(RunEnded(status=RunStatus.FINISHED, reason=reason))
-        transport.close("the run is finished")
+        transport.close(RUN_FINISHED)
         return RunStatus.FINISHED
+
+    def _stopped(self, reason: str) -> RunStatus:
+        """End without a word to the clients: they wait for the server to come back."""
+        self._ports.sink.emit(RunEnded(status=RunStatus.STOPPED, reason=reason))
+        return RunStatus.STOPPED
 
     def _run(self) -> str:
         plan, ports = self._plan, self._ports
