@@ -11,17 +11,26 @@ from functools import partial
 from torch import Tensor
 
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import ModuleFactory, algorithm_of, plan_of, test_photos, workbench_of
+from fedshelf.app.components import (
+    ModuleFactory,
+    algorithm_of,
+    module_of,
+    personalization_of,
+    plan_of,
+    test_photos,
+    workbench_of,
+)
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import RunError, UsageError
-from fedshelf.core.events import RoundFinished
+from fedshelf.core.errors import ModelError, RunError, UsageError
+from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Timeline, Transport
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
+from fedshelf.models.initial_weights import check_fit, load_initial_weights, read_initial_weights
 from fedshelf.rounds.pipeline import least_budget
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
@@ -61,7 +70,8 @@ class OpenedRun:
 
 @contextmanager
 def open_run(
-    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False
+    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False,
+    make_module: ModuleFactory | None = None,
 ) -> Iterator[OpenedRun]:  # fmt: skip
     """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
     configuration below `runs/`, else a new one.
@@ -69,12 +79,13 @@ def open_run(
     Args:
         watchers: sinks beside the run's own database.
         in_background: write in a thread of its own; not for a server whose clients outlive it.
+        make_module: a model of the caller's own.
 
     Raises:
         RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
-        UsageError: an extension without a run to extend.
+        UsageError: an extension without a run to extend, or values that cannot work (all of them).
     """
-    _check(config)
+    _check(config, make_module)
     directory = _directory(config)
     with directory.lock():
         database = RunDatabase(directory.database)
@@ -105,6 +116,9 @@ def make_server(
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
     given = Catalogue.load(config.catalogue) if config.catalogue else None
+    if kept and given and kept.names != given.names:
+        log.warning("--catalogue %s has changed since the run began and is not used: the run keeps its products. A new "
+            "run with --init takes over the rows of those that it has, too", config.catalogue)  # fmt: skip
     plan = plan_of(config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given)
     evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
     checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
@@ -131,9 +145,13 @@ def _global_model(
     """
     bench = workbench_of(run.config, catalogue, device=run.config.device, make_module=make_module)
     _check_budget(run.config, bench)
+    loaded = None
+    if run.config.init is not None:
+        weights = read_initial_weights(run.config.init)
+        loaded = load_initial_weights(bench.module, weights, catalogue.names)
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
-        job = partial(_publish, run, bench, catalogue, params, record, best)
+        job = partial(_publish, run, bench, catalogue, params, record, best, loaded)
         run.writer.do(job) if run.writer else job()
 
     return GlobalModel(
@@ -141,19 +159,22 @@ def _global_model(
         initial=bench.params.shared.detach().cpu().clone(),
         evaluate_centrally=evaluator(catalogue, bench),
         publish=publish,
+        loaded=loaded,
     )
 
 
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
     """Find what would fail later, before there is a run and before clients wait for it.
 
     Raises:
         UsageError: listing all that is wrong.
     """
-    problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
-    for key, path in (("init", config.init), ("catalogue", config.catalogue)):
-        if path is not None and not path.is_file():
-            problems.append(f"--{key} {path}: there is no such file")
+    problems = [
+        find_problem(config.model) or _problem_with_init(config, make_module), *_problems_with_codecs(config),
+        *_problems_with_asynchrony(config),
+    ]  # fmt: skip
+    if config.catalogue is not None and not config.catalogue.is_file():
+        problems.append(f"--catalogue {config.catalogue}: there is no such file")
     for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
         if path is not None and not path.is_dir():
             problems.append(f"--{key} {path}: there is no such folder")
@@ -165,6 +186,25 @@ def _check(config: RunConfig) -> None:
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))
+
+
+def _problem_with_init(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
+    """Why no run can start from the file, whatever its catalogue will be. A head that will start fresh is said now."""
+    if config.init is None:
+        return None
+    try:
+        weights = read_initial_weights(config.init)
+        module = module_of(config, len(weights.labels or ()) or 2, make_module)
+        reason = check_fit(module, weights)
+        personal = personalization_of(config).personal_names(module) & weights.tensors.keys()
+    except ModelError as error:
+        return str(error)
+    if reason:
+        log.warning("--init %s: the head will start fresh: %s", config.init, reason)
+    if personal:
+        log.warning("--init %s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
+            config.init, len(personal), config.personalize)  # fmt: skip
+    return None
 
 
 def _problems_with_codecs(config: RunConfig) -> list[str]:
@@ -277,9 +317,10 @@ def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> Eva
 
 
 def _publish(
-    run: OpenedRun, bench: Workbench, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool
+    run: OpenedRun, bench: Workbench, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool,
+    loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
     """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
     bench.load(params)
     folder = run.directory.best_model if best else run.directory.model
-    save_global(folder, bench, run.config, catalogue, run_id=run.directory.run_id, record=record)
+    save_global(folder, bench, run.config, catalogue, run_id=run.directory.run_id, record=record, loaded=loaded)

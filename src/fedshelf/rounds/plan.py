@@ -9,7 +9,7 @@ from torch import Tensor
 from fedshelf.algorithms.reduce import MEAN, Aggregator
 from fedshelf.compression.codec_policy import Coding
 from fedshelf.core.choices import SamplingName
-from fedshelf.core.events import RoundFinished
+from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.messages import Setup
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Timeline, Transport
@@ -38,12 +38,14 @@ class RoundSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GlobalModel:
-    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out."""
+    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out, and what
+    of its first values is from a file."""
 
     layout: Layout
     initial: Tensor
     evaluate_centrally: Callable[[Tensor], Score] | None
     publish: Callable[[Tensor, RoundFinished, bool], None]
+    loaded: WeightsLoaded | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -27,6 +27,7 @@ from fedshelf.core.events import (
     StoreComparison,
     StoresCompared,
     UploadReceived,
+    WeightsLoaded,
 )
 from fedshelf.reporting.formatting import duration, foreign, number, percent
 from fedshelf.reporting.gain_report import figures, verdict
@@ -57,6 +58,8 @@ class ConsoleSink:
         match event:
             case RunStarted():
                 self._run_started(event)
+            case WeightsLoaded():
+                self._weights_loaded(event)
             case ClientJoined():
                 self._joined.add(event.client)
                 self._client_joined(event)
@@ -99,6 +102,17 @@ class ConsoleSink:
         )
         if self._bar is not None:
             self._bar.start(total=event.num_rounds, done=event.first_round - 1)
+
+    def _weights_loaded(self, event: WeightsLoaded) -> None:
+        said = f"the head starts fresh: {event.reason}"
+        if not event.reason:
+            rows = {"kept": event.kept, "moved": event.moved, "added": event.added, "dropped": event.dropped}
+            said = "rows of the head: " + ", ".join(
+                f"{len(names)} {what} ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
+                for what, names in rows.items()
+                if names
+            )
+        self._say(f"weights from {foreign(event.file)}; {foreign(said)}")
 
     def _client_joined(self, event: ClientJoined) -> None:
         if len(self._joined) > MOST_NAMED and not self._seconds:
