@@ -160,7 +160,8 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, st
 
 def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its path, torch would go by its name
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"--init {path}: the file holds more than plain tensors, and such a file can run code: it is not read. "
