@@ -99,7 +99,7 @@ class RunConfig(Settings):
     model: Annotated[str, Flag(help="resnet10, or any timm model by name.", panel=MODEL)] = "resnet10"
     width: Annotated[int, Field(ge=1, le=1024), Flag(help="Channels of resnet10's first block.", panel=MODEL)] = 16
     norm: Annotated[NormName, Flag(help="Normalization layers.", panel=MODEL)] = "batch"
-    init: Annotated[Path | None, Flag(help="Start from this checkpoint (safetensors, or a torch file of tensors).",
+    init: Annotated[Path | None, Flag(help="Start from the weights in this file (safetensors, or torch tensors).",
         panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
     pretrained: Annotated[bool, Flag(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip

@@ -68,7 +68,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
         raise ModelError(f"--init {path}: this is neither a safetensors file nor a torch file. Is it the right one?")
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
-        raise ModelError(f"--init {path}: {_some(broken)} holds values that are not finite: its training diverged")
+        raise ModelError(f"--init {path}: {_some(broken)} holds values that are not finite: training diverged")
     inside = next((metadata[key] for key in LABEL_KEYS if key in metadata), None)
     labels = labels_beside(path) if inside is None else parse_labels(inside, where=f"the metadata of {path}")
     return InitialWeights(path=path, tensors=tensors, labels=labels, is_published="fedshelf" in metadata)
@@ -92,12 +92,12 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
     shapes = {name: (tuple(given[name].shape), tuple(own[name].shape)) for name in sorted(own.keys() & given.keys())}
     fitting = {name for name, (of, to) in shapes.items() if of == to or (name in head and of[1:] == to[1:])}
     problems = {
-        "differ": [f"{name} {of} for {to}" for name, (of, to) in shapes.items() if name not in fitting],
-        "are missing": sorted(needed - given.keys() - head),
-        "are not the model's": sorted(n for n, t in given.items() if n not in own and t.is_floating_point()),
+        "tensors that differ": [f"{name} {of} for {to}" for name, (of, to) in shapes.items() if name not in fitting],
+        "missing": sorted(needed - given.keys() - head),
+        "unknown to the model": sorted(n for n, t in given.items() if n not in own and t.is_floating_point()),
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} tensors {what}: {_some(names)}" for what, names in problems.items() if names)
+        found = "; ".join(f"{what} ({len(names)}): {_some(names)}" for what, names in problems.items() if names)
         raise ModelError(
             f"--init {weights.path} does not fit the model: {found}. Give the --model, --norm and --width that it was "
             "trained with"

@@ -5,7 +5,8 @@
      2    each k: w_base,k                               5  train both together on its own photos
      3    w_base <- sum_k n_k/n · w_base,k               6  send w_base,k; keep w_head,k
 
-The head is the last linear layer, which the paper calls K_P = 1 (its experiments keep one to four layers).
+The head is the last layer, which the paper calls K_P = 1 (its experiments keep one to four layers). A model that
+averages several classifiers has several.
 
 Differs from the paper: nothing else.
 """

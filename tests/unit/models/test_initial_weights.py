@@ -190,9 +190,9 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> N
     with pytest.raises(ModelError) as caught:
         load(target, saved(tmp_path / "w.safetensors", tensors))
     for part in (
-        "2 tensors differ: head.weight (3, 7) for (3, 32), stem.0.weight (9, 3, 3, 3) for (4, 3, 3, 3)",
-        "1 tensors are missing: blocks.1.body.0.weight",
-        "1 tensors are not the model's: extra.weight",
+        "tensors that differ (2): head.weight (3, 7) for (3, 32), stem.0.weight (9, 3, 3, 3) for (4, 3, 3, 3)",
+        "missing (1): blocks.1.body.0.weight",
+        "unknown to the model (1): extra.weight",
         "--model, --norm and --width",
     ):
         assert part in str(caught.value)
