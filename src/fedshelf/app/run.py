@@ -19,9 +19,11 @@ from fedshelf.app.components import (
     personalization_of,
     plan_of,
     test_photos,
+    uploads_of,
 )
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
+from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import ModelError, RunError, UsageError
@@ -31,7 +33,7 @@ from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
 from fedshelf.models.initial_weights import check_fit, load_initial_weights, read_initial_weights
-from fedshelf.rounds.pipeline import least_budget
+from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
 from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
@@ -183,6 +185,8 @@ def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
             f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one "
             "batch size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
+    if not any(problems):
+        problems += pipeline.problems(uploads_of(config).stages)
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))
