@@ -78,7 +78,7 @@ class OpenedSetup:
     batch_sizes: BatchSizes | None = None
 
 
-Keep = Callable[[OpenedSetup, BoundModel, Comparison], None]
+SaveModel = Callable[[OpenedSetup, BoundModel, Comparison], None]
 """Takes the model on the workbench, which a store has chosen."""
 
 
@@ -211,7 +211,7 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
 
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
-    test: Callable[[], PhotoSet | None] = lambda: None, keep: Keep = lambda opened, bound, comparison: None,
+    test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
 ) -> Work:  # fmt: skip
     """One client's part in what was set up.
 
@@ -245,7 +245,7 @@ def work_for(
         ready=ready,
         uploads=opened.uploads,
         personalization=opened.personalization,
-        model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, keep=partial(keep, opened)),
+        model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened)),
     )
 
 
@@ -281,7 +281,6 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         run_id=run_id,
         num_rounds=config.rounds + config.extend,
         start_clients=start_clients,
-        min_clients=config.min_clients,
         fraction=config.fraction,
         rng=Rng(config.seed),
         client_lr=client_lr_of(config),

@@ -5,6 +5,7 @@ by the names of their classes, never by their position.
 """
 
 import pickle
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,9 @@ def load_initial_weights(module: nn.Module, weights: InitialWeights, names: Sequ
     own, head = module.state_dict(), head_names(module)
     loaded = {name: tensor for name, tensor in weights.tensors.items() if name in own and name not in head}
     labels = () if reason else weights.labels or ()
-    old_row = {name: row for row, name in enumerate(labels)}
-    moves = {row: old_row[name] for row, name in enumerate(names) if name in old_row}
+    old_row = {_composed(name): row for row, name in enumerate(labels)}
+    moves = {row: old_row[_composed(name)] for row, name in enumerate(names) if _composed(name) in old_row}
+    taken = set(moves.values())
     for name in head & weights.tensors.keys():
         loaded[name] = own[name].clone()
         loaded[name][list(moves)] = weights.tensors[name][list(moves.values())].to(own[name])
@@ -144,8 +146,8 @@ def load_initial_weights(module: nn.Module, weights: InitialWeights, names: Sequ
         file=weights.path.name,
         kept=tuple(names[row] for row, old in moves.items() if row == old),
         moved=tuple(names[row] for row, old in moves.items() if row != old),
-        added=tuple(name for name in names if name not in old_row),
-        dropped=tuple(sorted(old_row.keys() - set(names))),
+        added=tuple(name for row, name in enumerate(names) if row not in moves),
+        dropped=tuple(name for row, name in enumerate(labels) if row not in taken),
         reason=reason or ("" if moves else "none of the file's classes is in the catalogue"),
     )
 
@@ -186,6 +188,11 @@ def _how_to_name(weights: InitialWeights, rows: int) -> str:
         f"nothing names the classes of the file's {rows:,} rows. If they are your products, write their names to "
         f"{beside}, as a JSON list in the order of the rows"
     )
+
+
+def _composed(name: str) -> str:
+    """The name with its accents in the letters: programs write them either way."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ out when it is loaded.
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def labels_beside(weights: Path) -> tuple[str, ...] | None:
 
 
 def parse_labels(text: bytes | str, *, where: str) -> tuple[str, ...]:
-    """Class names from JSON, in Unicode's composed form.
+    """Class names from JSON.
 
     Args:
         text: a list of distinct texts.
@@ -105,7 +104,6 @@ def parse_labels(text: bytes | str, *, where: str) -> tuple[str, ...]:
         raise ModelError(f"{where}: the class names are not JSON: {error}") from error
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ModelError(f"{where}: the class names must be a JSON list of texts")
-    labels = [unicodedata.normalize("NFC", label) for label in labels]
     if len(set(labels)) < len(labels):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         raise ModelError(f"{where}: class names must be distinct, and these are not: {', '.join(twice[:5])}")

@@ -1,5 +1,7 @@
 """Whatever products a file and a run have: each row goes to the product that it belongs to."""
 
+import unicodedata
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +11,8 @@ from torch import nn
 
 from fedshelf.models.initial_weights import InitialWeights, load_initial_weights
 
-products = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=8, unique=True)
+names = st.text(min_size=1, max_size=3).map(partial(unicodedata.normalize, "NFC"))
+products = st.lists(names, min_size=1, max_size=8, unique=True)
 
 
 @given(old=products, new=products)

@@ -43,7 +43,7 @@ def test_the_plan_is_the_configurations() -> None:
                momentum=0.5),
         run_id="r", start_clients=6, catalogue=None,
     )  # fmt: skip
-    assert (plan.num_rounds, plan.start_clients, plan.min_clients, plan.fraction) == (15, 6, 3, 0.4)
+    assert (plan.num_rounds, plan.start_clients, plan.fraction) == (15, 6, 0.4)
     assert (plan.pacing.straggler_factor, plan.pacing.over_selection) == (1.5, 0.3)
     workload = plan.pacing.workload
     assert (workload.rule, workload.least, workload.most, workload.norm) == ("dynamic", 0.5, 3.0, "l1")
@@ -151,7 +151,7 @@ def test_a_client_is_named_for_its_folder_and_keeps_its_state_elsewhere(home: Pa
     [
         ({"state_dir": Path("photos/state")}, "inside the photos"),
         ({"device": "tpu"}, "choose among"),
-        ({"test_dir": Path("absent")}, "--test-dir absent: there is no such folder"),
+        ({"test_dir": Path("absent")}, "--test-dir absent: no such folder"),
     ],
 )
 def test_a_place_that_makes_no_sense_is_a_usage_error(home: Path, values: dict[str, Any], why: str) -> None:
