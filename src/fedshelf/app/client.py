@@ -1,6 +1,8 @@
 """A store's client, put together from its folder of photos and its state directory."""
 
 import json
+import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from fedshelf.config import files, places
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClientMessage, Comparison, Join, ServerMessage, Setup
+from fedshelf.core.text import from_filesystem
 from fedshelf.data.cache import PhotoCache
+from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
 from fedshelf.rounds.client import Client, Work
 from fedshelf.serialization import messages as payload
@@ -25,6 +29,8 @@ from fedshelf.storage.lock import RunLock
 from fedshelf.training.batch_size import candidates
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,16 +53,25 @@ class ClientPlace:
         Raises:
             UsageError: there is no such folder, or the state would lie among the photos.
         """
-        folder = data_dir.expanduser().absolute()
-        if not folder.is_dir():
-            raise UsageError(f"--data-dir {data_dir}: no such folder")
-        test = test_dir.expanduser().absolute() if test_dir else None
-        if test is not None and not test.is_dir():
-            raise UsageError(f"--test-dir {test_dir}: no such folder")
+        try:
+            folder = data_dir.expanduser().absolute()
+            test = test_dir.expanduser().absolute() if test_dir else None
+            state_dir = state_dir.expanduser().absolute() if state_dir else None
+        except (OSError, RuntimeError) as error:  # nobody knows this user's home; the working folder was removed
+            raise UsageError(f"--data-dir {data_dir}: {error}") from None
+        for key, given in (("data-dir", folder), ("test-dir", test)):
+            if given is not None and (problem := folder_problem(given)):
+                raise UsageError(f"--{key} {given}: {problem}")
+        if test == folder:
+            raise UsageError(f"--test-dir {test_dir} is the --data-dir: give photos that are not trained on")
         if device not in get_args(DeviceName):
             raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
-        chosen = name or folder.resolve().name
-        state = (state_dir.expanduser().absolute() if state_dir else places.client_directory(chosen)).resolve()
+        chosen = name or from_filesystem(folder.resolve().name)
+        try:
+            chosen.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"--name {chosen} is not UTF-8 text: give another name") from None
+        state = Path(os.path.realpath(state_dir or places.client_directory(chosen)))
         if state.is_relative_to(folder.resolve()):
             raise UsageError(f"--state-dir {state} lies inside the photos of {folder}; choose another place")
         return cls(
@@ -80,9 +95,11 @@ def join_of(place: ClientPlace) -> Join:
     """How the client introduces itself.
 
     Raises:
-        DataError: its folder holds no photos.
+        DataError: its folder holds no photos, or is not the folder of one store.
     """
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
+    for finding in found.findings:
+        log.warning(finding)
     return Join(
         protocol=PROTOCOL_VERSION, version=__version__, client=place.name, identity=_identity(place.state_dir),
         classes=found.classes,

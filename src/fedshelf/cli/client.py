@@ -6,6 +6,7 @@ import typer
 
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
+from fedshelf.core.text import printable
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.core.messages import Comparison
@@ -36,7 +37,7 @@ def client(*, config: ClientConfig) -> None:
     )  # fmt: skip
 
     def say(text: str) -> None:
-        typer.echo(f"{place.name}: {text}", err=True)
+        typer.echo(printable(f"{place.name}: {text}"), err=True)
 
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)

@@ -1,11 +1,13 @@
 """Where FedShelf keeps what belongs to this machine's user rather than to a run."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import platformdirs
 
 HOME_VARIABLE = "FEDSHELF_HOME"
+MAX_NAME_BYTES = 240
 RUNS = Path("runs")  # below the working folder: a run is the user's own, to be looked into
 
 
@@ -31,6 +33,9 @@ def client_directory(name: str) -> Path:
 
 
 def folder_name(client: str) -> str:
-    """A name for a folder of the client's own, which leads nowhere else."""
-    safe = (c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(client))
-    return "".join(safe) or "%"
+    """A name for a folder of the client's own, which leads nowhere else and is short enough for any file system."""
+    escaped = (c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(client))
+    safe = "".join(escaped) or "%"
+    if len(safe.encode()) <= MAX_NAME_BYTES:
+        return safe
+    return f"{safe[:50]}%{hashlib.sha256(client.encode()).hexdigest()[:32]}"

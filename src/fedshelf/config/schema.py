@@ -30,6 +30,7 @@ from fedshelf.core.choices import (
     Schedule,
     WorkNorm,
 )
+from fedshelf.core.text import from_filesystem
 
 AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]  # whatever is registered
 
@@ -78,7 +79,10 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         """The same run from another working folder is the same run."""
-        return value.expanduser().absolute() if isinstance(value, Path) else value
+        try:
+            return value.expanduser().absolute() if isinstance(value, Path) else value
+        except (OSError, RuntimeError) as error:  # the working folder was removed; nobody knows this user's home
+            raise ValueError(str(error)) from error
 
 
 class RunConfig(Settings):
@@ -88,8 +92,10 @@ class RunConfig(Settings):
         scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
     test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) for evaluation at the server.",
         panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    catalogue: Annotated[Path | None, Flag(help="File with the class names, as JSON or one per line (default: the "
-        "clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    catalogue: Annotated[Path | None, Flag(help="File with the class names: one per line, .csv with a header, or JSON "
+        "(default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    aliases: Annotated[Path | None, Flag(help="CSV file with the columns alias,class: other names that stores use for "
+        "a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
     image_size: Annotated[int, Field(ge=8, le=2048), Flag(help="Side of the training photos in pixels.",
         panel=DATA)] = 48  # fmt: skip
     val_fraction: Annotated[float, Field(ge=0, lt=1), Flag(help="Share of a store's photos held out for validation.",
@@ -310,4 +316,5 @@ def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
     """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
     wanted = {name for name, flag in RunConfig.flags().items() if flag.scope in scopes}
     values: dict[str, Any] = config.model_dump(mode="json", by_alias=True, include=wanted, exclude_none=True)
-    return values
+    paths = {name.replace("_", "-") for name in wanted if isinstance(getattr(config, name), Path)}
+    return {key: from_filesystem(value) if key in paths else value for key, value in values.items()}

@@ -5,6 +5,7 @@ so their own checksum is not fixed; what is fixed is the commit's id. Unless the
 therefore proven against that id (see `git_tree`). Nothing unproven is given its final name.
 """
 
+import errno
 import hashlib
 import http.client
 import json
@@ -27,6 +28,7 @@ _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60
 _BLOCK = 1 << 18
 _MAX_TOTAL_BYTES = 8 << 30
+_DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EISDIR))
 
 Progress = Callable[[int, int | None], None]
 
@@ -140,6 +142,8 @@ def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) 
                 ) from error
             trouble = f"the server answers {error.code} {error.reason}"
         except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in _DISK_ERRORS:
+                raise DataError(f"'{part}' cannot be written: {error}") from error
             trouble = str(getattr(error, "reason", error))
     kept = part.stat().st_size if part.exists() else 0
     raise TransportError(
@@ -172,7 +176,9 @@ def unpack(archive: Path, into: Path) -> str:
                     blob = git_tree.blob_id(file, entry.file_size)
                 executable = entry.external_attr >> 16 & 0o111
                 files[path.as_posix()] = (git_tree.MODE_EXECUTABLE if executable else git_tree.MODE_FILE, blob)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError, ValueError
+    ) as error:  # fmt: skip
         raise DataError(f"the archive is damaged ({error}): nothing of it is kept; run the command again") from error
     return git_tree.tree_id(files)
 
@@ -181,10 +187,13 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
     """One request; True if the file is whole afterwards."""
     note = part.with_name(part.name + ".json")
     start = part.stat().st_size if part.exists() else 0
-    known = json.loads(note.read_text()) if start and note.exists() else {}
-    if known and start == known["total"]:
-        return True
-    tag = known.get("etag")
+    try:
+        known = json.loads(note.read_text()) if start and note.exists() else {}
+        if known and start == known["total"]:
+            return True
+        tag = known.get("etag")
+    except (ValueError, KeyError, AttributeError):  # a crash has damaged the note: the file is fetched anew
+        tag = None
     request = urllib.request.Request(url)  # noqa: S310  the caller has checked the scheme
     if start and tag:
         request.add_header("Range", f"bytes={start}-")

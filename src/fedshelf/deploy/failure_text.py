@@ -3,12 +3,12 @@
 import re
 
 from fedshelf.core.errors import FedShelfError
+from fedshelf.data.photo_files import ALL_EXTENSIONS
 
 MAX_CHARACTERS = 500
 _QUOTED = re.compile(r"""(['"])(?:(?!\1).)*(?:[/\\]|\.[A-Za-z]\w{1,11}\b)(?:(?!\1).)*\1""")
-_BARE = re.compile(
-    r"(?:[A-Za-z]:|\.{1,2}|~)?[^\s'\"(),;:=]*[/\\][^\s'\"(),;]*|\S+\.(?:jpe?g|png|webp|bmp|gif)\b", re.IGNORECASE
-)
+_ENDINGS = "|".join(ending.removeprefix(".") for ending in sorted(ALL_EXTENSIONS))
+_BARE = re.compile(rf"(?:[A-Za-z]:|\.{{1,2}}|~)?[^\s'\"(),;:=]*[/\\][^\s'\"(),;]*|\S+\.(?:{_ENDINGS})\b", re.IGNORECASE)
 
 
 def failure_text(error: BaseException) -> str:

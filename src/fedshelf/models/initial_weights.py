@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -117,13 +118,16 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
     return ""
 
 
-def load_initial_weights(module: nn.Module, weights: InitialWeights, names: Sequence[str]) -> WeightsLoaded:
+def load_initial_weights(
+    module: nn.Module, weights: InitialWeights, names: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})
+) -> WeightsLoaded:  # fmt: skip
     """Load a file, each row of the head to where its class is now. What the file does not have stays as it is.
 
     Args:
         module: the model, changed in place.
         weights: the file.
         names: the classes of the model's outputs, by index.
+        aliases: what a class is called now, by another name of it. The same name counts before an alias.
 
     Returns:
         What became of the rows of the head.
@@ -135,7 +139,8 @@ def load_initial_weights(module: nn.Module, weights: InitialWeights, names: Sequ
     own, head = module.state_dict(), head_names(module)
     loaded = {name: tensor for name, tensor in weights.tensors.items() if name in own and name not in head}
     labels = () if reason else weights.labels or ()
-    old_row = {_composed(name): row for row, name in enumerate(labels)}
+    old_row = {_composed(aliases[name]): row for row, name in enumerate(labels) if name in aliases}
+    old_row |= {_composed(name): row for row, name in enumerate(labels)}
     moves = {row: old_row[_composed(name)] for row, name in enumerate(names) if _composed(name) in old_row}
     taken = set(moves.values())
     for name in head & weights.tensors.keys():

@@ -29,8 +29,8 @@ from fedshelf.core.messages import Evaluation, Failure, TaskKey
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.buffer import UploadBuffer
+from fedshelf.rounds.dispatch import POLL_SECONDS, ClientReady
 from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
-from fedshelf.rounds.inbox import POLL_SECONDS, ClientReady
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.validation import problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts

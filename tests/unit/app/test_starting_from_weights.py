@@ -154,3 +154,12 @@ def test_a_catalogue_file_edited_after_the_start_is_said_to_be_of_no_effect(capl
     run(config("new", catalogue=names))
     assert "names.txt has changed since the run began and is not used" in caplog.text
     assert load_model_files(directory.model)[1] == ["apple", "milk", "tea"]
+
+
+@pytest.mark.usefixtures("old")
+def test_a_product_that_the_alias_file_renames_keeps_its_row(stores: Path) -> None:
+    for store in stores.iterdir():
+        (store / "apple").rename(store / "Apple")
+    Path("names.csv").write_text("alias,class\napple,Apple\n")
+    _, (loaded,) = run(config("new", rounds=1, init=MODEL, aliases=Path("names.csv")))
+    assert (loaded.kept, loaded.moved, loaded.added) == (("Apple", "tea"), (), ("kiwi",))

@@ -24,6 +24,8 @@ def test_an_expected_error_speaks_for_itself() -> None:
         DataError("photo Secret/IMG_1.PNG is broken"),
         DataError("photo 'Secret IMG_1.jpeg' is broken"),
         DataError("photo IMG_Secret.webp is broken"),
+        DataError("photo IMG_Secret.HEIC is broken"),
+        DataError("photo IMG_Secret.tiff is broken"),
         RuntimeError("see ~/Secret/log and ../Secret"),
     ],
 )

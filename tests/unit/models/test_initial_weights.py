@@ -97,6 +97,15 @@ def test_names_are_equal_however_their_accents_are_written(tmp_path: Path) -> No
     assert load(target, path, ("Caf\u00e9", "milk", "tea")).kept == ("Caf\u00e9", "milk", "tea")
 
 
+def test_a_renamed_product_keeps_its_row_by_an_alias_unless_its_new_name_has_one(tmp_path: Path) -> None:
+    source, target = make(seed=1).state_dict(), make(seed=2)
+    weights = read_initial_weights(saved(tmp_path / "w.safetensors", source, labels=("apple", "Milk", "tea")))
+    aliases = {"Milk": "milk", "apple": "tea"}
+    loaded = load_initial_weights(target, weights, ("chai", "milk", "tea"), aliases)
+    assert (loaded.kept, loaded.added, loaded.dropped) == (("milk", "tea"), ("chai",), ("apple",))
+    assert_rows(target, {1: (source, 1), 2: (source, 2)})
+
+
 def test_every_classifier_of_a_model_with_two_is_mapped(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"name": "pit_ti_distilled_224", "image_size": 224}
     source, target = make(seed=1, **settings).state_dict(), make(seed=2, **settings)
