@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config.places import absolute
 from fedshelf.core.choices import (
     AggregatorName,
     AttackName,
@@ -79,10 +80,7 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         """The same run from another working folder is the same run."""
-        try:
-            return value.expanduser().absolute() if isinstance(value, Path) else value
-        except (OSError, RuntimeError) as error:  # the working folder was removed; nobody knows this user's home
-            raise ValueError(str(error)) from error
+        return absolute(value) if isinstance(value, Path) else value
 
 
 class RunConfig(Settings):
@@ -253,6 +251,9 @@ class RunConfig(Settings):
         commands=SIMULATE)] = 0.0  # fmt: skip
     address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
+    advertise: Annotated[tuple[str, ...], Flag(help="HOST[:PORT] by which clients reach this server, where it is not "
+        "this machine's name or address (NAT, Docker, a DNS alias); added to the certificate. Can be repeated.",
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
     insecure: Annotated[bool, Flag(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN,
         scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
@@ -274,7 +275,8 @@ class ClientConfig(Settings):
     test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) to compare the store's models on (default: "
         "its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
-    name: Annotated[str | None, Flag(help="The client's name (default: the data folder's).", panel=RUN,
+    name: Annotated[str | None, Flag(help="The client's name (default: the one it had before, else the data folder's; "
+        "FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
     state_dir: Annotated[Path | None, Flag(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
         "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip

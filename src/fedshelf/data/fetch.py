@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from fedshelf.core.errors import DataError, TransportError, UsageError
+from fedshelf.core.system_errors import reason
 from fedshelf.data import git_tree
 from fedshelf.data.output import whole_folder
 
@@ -114,8 +115,14 @@ def fetch(
 
 
 def _check(base_url: str | None, sha256: str | None) -> None:
-    if base_url is not None and urlsplit(base_url).scheme not in {"http", "https"}:
-        raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://")
+    if base_url is not None:
+        try:
+            parts = urlsplit(base_url)
+            is_web = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets, or a port that is not a number
+            is_web = False
+        if not is_web:
+            raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://, and a host")
     if sha256 is not None and (len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef")):
         raise UsageError(f"'{sha256}' is not a SHA-256 checksum: give 64 hexadecimal digits")
 
@@ -141,10 +148,10 @@ def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) 
                     f"'{url}' cannot be had: the server answers {error.code} {error.reason}"
                 ) from error
             trouble = f"the server answers {error.code} {error.reason}"
-        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host, or a proxy's URL
             if getattr(error, "errno", None) in _DISK_ERRORS:
                 raise DataError(f"'{part}' cannot be written: {error}") from error
-            trouble = str(getattr(error, "reason", error))
+            trouble = reason(error)
     kept = part.stat().st_size if part.exists() else 0
     raise TransportError(
         f"'{url}' could not be downloaded in {_ATTEMPTS} attempts ({trouble}). Is there internet? "

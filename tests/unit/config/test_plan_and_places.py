@@ -114,11 +114,6 @@ def test_the_workbench_trains_as_configured_from_weights_of_the_seed() -> None:
     assert dict(bench.module.named_parameters())["head.weight"].shape[0] == 3
 
 
-def test_the_home_is_where_the_variable_says(home: Path) -> None:
-    assert places.home_directory() == home
-    assert {p.parent for p in (places.tls_directory(), places.photo_cache())} == {home}
-
-
 @pytest.mark.parametrize("name", ["..", "../../etc", "a/b", "", ".hidden", "ünï çode", "a\x00b", "柠檬 " * 99])
 def test_no_name_leads_out_of_the_states_folder(home: Path, name: str) -> None:
     folder = places.client_directory(name)

@@ -36,6 +36,14 @@ def test_places_on_the_clients_disk_are_not_told(error: Exception) -> None:
     assert text
 
 
+@pytest.mark.parametrize("user", ["user 'secret'", "user id 1234"])
+def test_users_of_the_clients_machine_are_not_told(user: str) -> None:
+    text = failure_text(DataError(f"{user} cannot write to '/home/secret/cache' (permission denied)"))
+    assert text.endswith("… cannot write to … (permission denied)")
+    assert "secret" not in text
+    assert "1234" not in text
+
+
 def test_a_message_stays_short_and_on_one_line() -> None:
     text = failure_text(DataError("a\nb " * 1000))
     assert len(text) <= MAX_CHARACTERS
