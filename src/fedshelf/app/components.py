@@ -30,7 +30,7 @@ from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet, load_photos
 from fedshelf.data.folder import PhotoFolder, has_split, scan
-from fedshelf.models.build import ModelSettings, build, load_weights
+from fedshelf.models.build import ModelSettings, build
 from fedshelf.personalization import registry as personalizations
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
@@ -140,20 +140,34 @@ def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
     )  # fmt: skip
 
 
+def module_of(config: RunConfig, num_classes: int, make_module: ModuleFactory | None = None) -> nn.Module:
+    """The run's model, its weights drawn from the run's seed (or pretrained).
+
+    Args:
+        config: names the model.
+        num_classes: how many outputs it has.
+        make_module: makes the caller's own model instead.
+
+    Returns:
+        The module, on the CPU.
+
+    Raises:
+        ModelError: see `models.build.build`.
+    """
+    seed = Rng(config.seed).fork(purpose="init").seed
+    if make_module is None:
+        return build(model_settings(config, num_classes), seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_module(num_classes)
+
+
 def bound_model_of(
     config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None
 ) -> BoundModel:  # fmt: skip
-    """A workbench with the run's model, its weights drawn from the run's seed (or pretrained)."""
+    """A bound model with the run's model as `module_of` makes it."""
     compute = choose(device, threads=config.threads)
-    seed = Rng(config.seed).fork(purpose="init").seed
-    if make_module is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = make_module(len(catalogue))
-    else:
-        module = build(model_settings(config, len(catalogue)), seed=seed)
-    if config.init is not None:
-        load_weights(module, config.init)
+    module = module_of(config, len(catalogue), make_module)
     return BoundModel.of(
         module,
         compute=compute,

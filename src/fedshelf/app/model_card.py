@@ -1,6 +1,7 @@
 """Models on disk, with what somebody needs to use them, and to judge them: those that a run publishes, and those that
 stores keep."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf import __version__
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.events import RoundFinished
+from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.messages import Comparison, Evaluation
 from fedshelf.core.params import Segment
 from fedshelf.data.catalogue import Catalogue
@@ -24,9 +25,19 @@ _LIMITS = (
 
 
 def save_global(
-    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished,
+    loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
     """Write the global model after a round, which is on the workbench, where it is to be found.
+
+    Args:
+        folder: made if it is missing.
+        bound: holds the model.
+        config: the run's.
+        catalogue: names the model's outputs.
+        run_id: the run's.
+        record: of the round.
+        loaded: the file that the run started from, if it did.
 
     Raises:
         RunError: the disk is full, ...; the model that was there is whole.
@@ -36,6 +47,7 @@ def save_global(
         "training": {
             **_training(config, record.round),
             "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
+            "initial_weights": asdict(loaded) if loaded else None,
         },
         "metrics": {
             "accuracy": record.accuracy,

@@ -15,24 +15,27 @@ from fedshelf.app.components import (
     ModuleFactory,
     algorithm_of,
     bound_model_of,
+    module_of,
+    personalization_of,
     plan_of,
     scan_test_photos,
     test_photos,
     uploads_of,
-)  # fmt: skip
+)
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import RunError, UsageError
-from fedshelf.core.events import Event, RoundFinished, RunStarted
+from fedshelf.core.errors import ModelError, RunError, UsageError
+from fedshelf.core.events import Event, RoundFinished, RunStarted, WeightsLoaded
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
+from fedshelf.models.initial_weights import check_fit, load_initial_weights, read_initial_weights
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
@@ -81,7 +84,8 @@ class _HasBegun:
 
 @contextmanager
 def open_run(
-    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False
+    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False,
+    make_module: ModuleFactory | None = None,
 ) -> Iterator[OpenedRun]:  # fmt: skip
     """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
     configuration below `runs/`, else a new one. Of a new one that fails before its first round, nothing is left.
@@ -89,12 +93,13 @@ def open_run(
     Args:
         watchers: sinks beside the run's own database.
         in_background: write in a thread of its own; not for a server whose clients outlive it.
+        make_module: a model of the caller's own.
 
     Raises:
         RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
-        UsageError: an extension without a run to extend.
+        UsageError: an extension without a run to extend, or values that cannot work (all of them).
     """
-    _check(config)
+    _check(config, make_module)
     directory, is_new = _directory(config)
     began = _HasBegun()
     with directory.lock():
@@ -129,6 +134,9 @@ def make_server(
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
     aliases, given = _given_names(config)
+    if kept and given and kept.names != given.names:
+        log.warning("--catalogue %s has changed since the run began and is not used: the run keeps its products. A new "
+            "run with --init takes over the rows of those that it has, too", config.catalogue)  # fmt: skip
     plan = plan_of(
         config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
     )  # fmt: skip
@@ -157,6 +165,10 @@ def _global_model(
     """
     bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
     _check_budget(run.config, bound)
+    loaded = None
+    if run.config.init is not None:
+        weights = read_initial_weights(run.config.init)
+        loaded = load_initial_weights(bound.module, weights, catalogue.names, _given_names(run.config)[0])
     evaluate_on_server = evaluator(catalogue, bound)
     known: list[bool] = []
     if evaluate_on_server and run.config.test_dir:
@@ -164,7 +176,7 @@ def _global_model(
         known = [catalogue.index_of(folder) is not None for folder in classes]
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
-        job = partial(_publish, run, bound, catalogue, params, record, best)
+        job = partial(_publish, run, bound, catalogue, params, record, best, loaded)
         run.writer.do(job) if run.writer else job()
 
     return GlobalModel(
@@ -172,6 +184,7 @@ def _global_model(
         initial=bound.params.shared.detach().cpu().clone(),
         evaluate_on_server=evaluate_on_server,
         publish=publish,
+        loaded=loaded,
         num_test=sum(known) if known else None,
         num_test_left_out=known.count(False),
     )
@@ -188,16 +201,19 @@ def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
     return aliases, catalogue.with_aliases(aliases) if catalogue and aliases else catalogue
 
 
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
     """Find what would fail later, before there is a run and before clients wait for it.
 
     Raises:
         UsageError: listing all that is wrong.
         DataError: a file that it names cannot be used.
     """
-    problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
+    problems = [
+        find_problem(config.model) or _problem_with_init(config, make_module), *_problems_with_codecs(config),
+        *_problems_with_asynchrony(config),
+    ]  # fmt: skip
     for key, path, find in (
-        ("init", config.init, file_problem), ("catalogue", config.catalogue, file_problem),
+        ("catalogue", config.catalogue, file_problem),
         ("aliases", config.aliases, file_problem), ("data-dir", config.data_dir, folder_problem),
         ("test-dir", config.test_dir, folder_problem),
     ):  # fmt: skip
@@ -218,6 +234,25 @@ def _check(config: RunConfig) -> None:
     _given_names(config)
     for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
         log.warning("--test-dir: %s", finding)
+
+
+def _problem_with_init(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
+    """Why no run can start from the file, whatever its catalogue will be. A head that will start fresh is said now."""
+    if config.init is None:
+        return None
+    try:
+        weights = read_initial_weights(config.init)
+        module = module_of(config, len(weights.labels or ()) or 2, make_module)
+        reason = check_fit(module, weights)
+        personal = personalization_of(config).personal_names(module) & weights.tensors.keys()
+    except ModelError as error:
+        return str(error)
+    if reason:
+        log.warning("--init %s: the head will start fresh: %s", config.init, reason)
+    if personal:
+        log.warning("--init %s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
+            config.init, len(personal), config.personalize)  # fmt: skip
+    return None
 
 
 def _problems_with_codecs(config: RunConfig) -> list[str]:
@@ -331,9 +366,10 @@ def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> Eva
 
 
 def _publish(
-    run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool
+    run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool,
+    loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
     """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
     bound.load(params)
     folder = run.directory.best_model if best else run.directory.model
-    save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record)
+    save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record, loaded=loaded)

@@ -102,7 +102,15 @@ class Server:
         self._keep_catalogue(catalogue)  # one that was given, too: its file may be edited while the run goes on
         model = self._build_model(catalogue)
         if state is None:
-            state = ServerState(round=0, params=model.initial)
+            if model.loaded is not None:
+                ports.sink.emit(model.loaded)
+            state = ServerState(round=0, params=model.initial, classes=catalogue.names_digest)
+        elif state.classes not in ("", catalogue.names_digest):
+            raise RunError(
+                f"the catalogue of run {plan.run_id} has changed since round {state.round}: its model would take one "
+                "product for another. Restore catalogue.json in the run's folder (labels.json in its model folder has "
+                "the names in their order), or start a new run from that model with --init"
+            )
         elif state.params.numel() != model.layout.num_shared:
             raise RunError(
                 f"the checkpoint holds {state.params.numel():,} values, the model {model.layout.num_shared:,}: the run "

@@ -47,7 +47,7 @@ def test_a_model_that_is_one_layer_is_named_as_it_names_itself() -> None:
 
 
 def test_a_model_without_a_linear_layer_is_refused() -> None:
-    with pytest.raises(ModelError, match="fedper keeps the last linear layer"):
+    with pytest.raises(ModelError, match="fedper and fedrep keep the last layer"):
         names_of("fedper", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
 
 
