@@ -75,7 +75,7 @@ def _walks(run_dir: Path) -> tuple[float, dict[float, list[Walk]]]:
     for store in sorted(config.data_dir.iterdir()):
         photos = store_photos(store, opened, cache)
         trainer = Trainer(
-            workbench=opened.workbench, client=store.name, rng=Rng(config.seed), train=photos.train,
+            bound_model=opened.bound_model, client=store.name, rng=Rng(config.seed), train=photos.train,
             validation=photos.validation, num_classes=len(opened.catalogue),
         )  # fmt: skip
         for rate in RATES:
@@ -84,8 +84,8 @@ def _walks(run_dir: Path) -> tuple[float, dict[float, list[Walk]]]:
 
 
 def _walk(trainer: Trainer, model: Tensor, rate: float) -> Walk:
-    params = trainer.workbench.params
-    trainer.workbench.load(model)
+    params = trainer.bound_model.params
+    trainer.bound_model.load(model)
     at_start, along = trainer.gradient(round=ROUNDS + 1), torch.zeros_like(params.trainable)
 
     def note(gradient: Tensor, values: Tensor) -> None:

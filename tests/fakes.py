@@ -146,7 +146,7 @@ class FakeTransport:
         heapq.heappush(self._due, _Due(self._clock.now() + delay, tiebreak, self._count, arrival))
 
     def send(self, address: str, message: ServerMessage) -> int:
-        body = payload.encode_body(message)
+        body = payload.encode_blob(message)
         header = payload.encode_header(message, payload.digest(body))
         self.sent.append((address, message))
         peer = self._peers.get(address)

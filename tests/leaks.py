@@ -40,10 +40,10 @@ ROUTES = frozenset(
     [f"POST /v1/fleet/{name}" for name in (
         "register-node", "activate-node", "deactivate-node", "unregister-node", "pull-messages", "push-messages",
         "push-object", "pull-object", "confirm-message-received", "send-node-heartbeat",
-    )] + ["GET /fedshelf/health", "POST /fedshelf/wait", "POST /fedshelf/take", "POST /fedshelf/give",
+    )] + ["GET /fedshelf/health", "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push",
        "POST /fedshelf/died"]
 )  # fmt: skip
-BODY_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/bodies/[0-9a-f]{64}")
+BODY_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/blobs/[0-9a-f]{64}")
 TOKEN = re.compile(r"[0-9a-f]{32}")
 CRASH_REPORT = re.compile(rb'\{"token": "[0-9a-f]{32}", "signal": "(SIG(SEGV|BUS|ABRT|ILL|FPE))?"\}')
 HTTP_HEADERS = frozenset(

@@ -34,7 +34,7 @@ from fedshelf.core.messages import (
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.records import Parcel
-from fedshelf.serialization.body import Body
+from fedshelf.serialization.blob import Blob
 
 
 def _nan(upload: Upload) -> Upload:
@@ -99,8 +99,8 @@ class OddClient:
 
     def on_send(self, parcel: Parcel) -> None:
         """Cut the body off where that was ordered: this is below everything that would notice."""
-        if self.cuts_off and parcel.body.pieces:
-            parcel.body = Body((memoryview(parcel.body.join()[:-100]),))
+        if self.cuts_off and parcel.blob.pieces:
+            parcel.blob = Blob((memoryview(parcel.blob.join()[:-100]),))
             self.cuts_off = False
 
 

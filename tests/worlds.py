@@ -32,16 +32,16 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalization import registry as personalizations
 from fedshelf.personalization.base import NONE, Personalization
-from fedshelf.personalization.model_selection import Choosing
+from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.download import MemoryHeldModel
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
 from fedshelf.rounds.server import Server
-from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.storage.client_states import MemoryClientStates
 from fedshelf.storage.spool import MemorySpool
-from fedshelf.training.bound_model import TrainingSettings, Workbench
+from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.device import Compute
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakeCheckpoints, FakeClock, FakePeer, FakeTransport, RecordingSink
@@ -80,22 +80,22 @@ def with_batch_norm(num_classes: int = len(CLASSES)) -> nn.Module:
         )  # fmt: skip
 
 
-def workbench(
+def bound_model(
     module: nn.Module | None = None, settings: TrainingSettings = PLAIN, personalization: Personalization = NONE
-) -> Workbench:  # fmt: skip
+) -> BoundModel:  # fmt: skip
     compute = Compute(device=torch.device("cpu"), autocast=False)
     made = module if module is not None else linear()
-    return Workbench.of(
+    return BoundModel.of(
         made, compute=compute, settings=settings, personal_names=personalization.personal_names(made)
     )  # fmt: skip
 
 
 def trainer(
-    name: str = "a", *, bench: Workbench | None = None, train: PhotoSet | None = None, size: int = SIZE
+    name: str = "a", *, bench: BoundModel | None = None, train: PhotoSet | None = None, size: int = SIZE
 ) -> Trainer:  # fmt: skip
     number = int.from_bytes(name.encode(), "big") % 1000
     return Trainer(
-        workbench=bench or workbench(), client=name, rng=Rng(0),
+        bound_model=bench or bound_model(), client=name, rng=Rng(0),
         train=train or photos(number, 6 + number % 5, size=size), validation=photos(number + 1, 4, size=size),
         num_classes=len(CLASSES),
     )  # fmt: skip
@@ -183,9 +183,9 @@ class World:
 
     def client(self, name: str) -> Client:
         """A client process of that name, on the state that it keeps."""
-        bench = workbench(self.module(), self.training, self.personalization)
+        bench = bound_model(self.module(), self.training, self.personalization)
 
-        def keep(bench: Workbench, comparison: Comparison) -> None:
+        def keep(bench: BoundModel, comparison: Comparison) -> None:
             self.kept[name] = comparison, bench.params.vector.clone()
 
         def prepare(setup: Setup) -> Work:
@@ -197,7 +197,7 @@ class World:
             return Work(
                 algorithm=self.algorithm, trainer=at_work, ready=ready,
                 uploads=self.plan.get("uploads", UploadPipeline()), personalization=self.personalization,
-                choosing=Choosing(client_lr=self.client_lr, test=lambda: self.test_photos, keep=keep),
+                model_selection=ModelSelection(client_lr=self.client_lr, test=lambda: self.test_photos, keep=keep),
             )  # fmt: skip
 
         at_work = self._trainers[name] = replace(
@@ -238,12 +238,13 @@ class World:
 
     def server(self) -> Server:
         """A server process on what was saved."""
-        bench = workbench(self.module(), self.training, self.personalization)
+        bench = bound_model(self.module(), self.training, self.personalization)
         rounds = {"timeout": 100.0, "quorum": 1, "max_examples": 1000, "rejoin_grace": 20.0, **self.rounds}
         plan: dict[str, Any] = {
             "run_id": "run-1", "num_rounds": self.num_rounds, "start_clients": len(self.names), "min_clients": 1,
             "fraction": 1.0, "rng": Rng(5), "client_lr": self.client_lr, "rounds": RoundSettings(**rounds),
-            "selection": Selection(), "config": "", "config_digest": "digest", "catalogue": self.catalogue, **self.plan,
+            "early_stopping": EarlyStopping(), "config": "", "config_digest": "digest",
+            "catalogue": self.catalogue, **self.plan,
         }  # fmt: skip
 
         def keep(catalogue: Catalogue) -> None:

@@ -10,15 +10,15 @@ from flwr.app import Message
 
 from fedshelf.core.messages import Purpose, Upload
 from fedshelf.core.ports import Left, Reply, Undecodable
-from fedshelf.deploy import blob_routes as body_routes
+from fedshelf.deploy import blob_routes as blob_routes
 from fedshelf.deploy.blobs import UPLOAD_MODELS, UPLOAD_SLACK
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.http_connection import Answer, Line
-from fedshelf.deploy.records import Parcel, body_beside, to_parcel
+from fedshelf.deploy.http_connection import Answer, HttpConnection
+from fedshelf.deploy.records import Parcel, external_blob, to_parcel
 from fedshelf.deploy.upload_file import RefusedUploadError
-from fedshelf.serialization import body as bodies
+from fedshelf.serialization import body as blobs
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, task
 
 pytestmark = pytest.mark.e2e
@@ -47,13 +47,13 @@ class Mallory:
         self.address = joined(transport)[name]
         transport.send(self.address, task(PARAMS))
         self.message = pulled(self.session)
-        self.model = body_beside(self.message.content)
-        self.line = Line(server.address, None, timeout=PATIENCE)
+        self.model = external_blob(self.message.content)
+        self.line = HttpConnection(server.address, None, timeout=PATIENCE)
         self.answer: Parcel = to_parcel(echo(task(PARAMS)))
 
     def ask(self, method: str, digest: str, headers: Mapping[str, str] | None = None, content: bytes = b"") -> Answer:
         told = {**self.session._headers(), **(headers or {})}
-        return self.line.request(method, f"/fedshelf/bodies/{digest}", told, content or None)
+        return self.line.request(method, f"/fedshelf/blobs/{digest}", told, content or None)
 
     def put(self, digest: str, content: bytes, *, start: int = 0, size: int | None = None) -> Answer:
         size = len(content) if size is None else size
@@ -80,13 +80,13 @@ def mallory(server: EmbeddedServer, transport: GridTransport) -> Iterator[Mallor
 
 
 def files(server: EmbeddedServer) -> list[Path]:
-    return [path for path in server._bodies.incoming._directory.rglob("*") if path.is_file()]
+    return [path for path in server._blobs.incoming._directory.rglob("*") if path.is_file()]
 
 
 def test_a_stranger_gets_nothing(server: EmbeddedServer, mallory: Mallory) -> None:
-    line = Line(server.address, None, timeout=PATIENCE)
+    line = HttpConnection(server.address, None, timeout=PATIENCE)
     for method in ("GET", "HEAD", "PUT"):
-        assert line.request(method, f"/fedshelf/bodies/{mallory.model}", {}).status == 401
+        assert line.request(method, f"/fedshelf/blobs/{mallory.model}", {}).status == 401
     line.close()
 
 
@@ -96,7 +96,7 @@ def test_a_node_may_fetch_what_it_was_sent_and_no_other_body(
     other = Mallory(server, transport, "other")
     assert other.ask("GET", mallory.model).status == 200  # one model for both
     transport.send(other.address, task(PARAMS + 5))
-    newer = body_beside(pulled(other.session).content)
+    newer = external_blob(pulled(other.session).content)
     assert mallory.ask("GET", newer).status == 404
     assert other.ask("GET", newer).status == 200
     assert other.ask("GET", mallory.model).status == 404  # a newer task has replaced it
@@ -125,7 +125,7 @@ def test_a_node_may_fetch_what_it_was_sent_and_no_other_body(
 def test_a_range_is_honoured_or_refused_or_not_understood(
     mallory: Mallory, asked: str, status: int, span: tuple[int, int | None] | None
 ) -> None:
-    whole = bodies.write({"params": PARAMS}).join()
+    whole = blobs.write({"params": PARAMS}).join()
     answer = mallory.ask("GET", mallory.model, {"range": asked})
     assert answer.status == status
     if span is None:
@@ -154,7 +154,7 @@ def test_a_path_that_is_no_digest_leads_nowhere(server: EmbeddedServer, mallory:
 
 
 def test_nothing_may_be_uploaded_unasked(server: EmbeddedServer, transport: GridTransport, mallory: Mallory) -> None:
-    digest, content = mallory.answer.body.digest, mallory.answer.body.join()
+    digest, content = mallory.answer.blob.digest, mallory.answer.blob.join()
     mallory.deliver(transport)
     assert mallory.num_arrived(digest, len(content)).status == 403  # it has answered
     transport.send(mallory.address, task(PARAMS, purpose=Purpose.EVALUATE))
@@ -167,7 +167,7 @@ def test_nothing_may_be_uploaded_unasked(server: EmbeddedServer, transport: Grid
 def test_bytes_that_are_not_what_their_name_says_are_not_kept(
     server: EmbeddedServer, transport: GridTransport, mallory: Mallory
 ) -> None:
-    digest, content = mallory.answer.body.digest, mallory.answer.body.join()
+    digest, content = mallory.answer.blob.digest, mallory.answer.blob.join()
     assert mallory.put(digest, bytes(len(content))).status == 422
     assert files(server) == []
     assert mallory.num_arrived(digest, len(content)).headers["upload-offset"] == "0"
@@ -177,7 +177,7 @@ def test_bytes_that_are_not_what_their_name_says_are_not_kept(
 def test_a_body_goes_on_from_where_it_is_and_nowhere_else(
     server: EmbeddedServer, transport: GridTransport, mallory: Mallory
 ) -> None:
-    digest, content = mallory.answer.body.digest, mallory.answer.body.join()
+    digest, content = mallory.answer.blob.digest, mallory.answer.blob.join()
     for start in (1, 1000, len(content) - 1):
         answer = mallory.put(digest, content[start:], start=start, size=len(content))
         assert (answer.status, answer.headers["upload-offset"]) == (409, "0")
@@ -233,7 +233,7 @@ def half_sent(server: EmbeddedServer, mallory: Mallory, digest: str, content: by
             **mallory.session._headers(), "host": "x", "content-length": str(len(content)),
             "content-range": f"bytes 0-{len(content) - 1}/{len(content)}",
         }  # fmt: skip
-        lines = [f"PUT /fedshelf/bodies/{digest} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+        lines = [f"PUT /fedshelf/blobs/{digest} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
         raw.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content[: len(content) // 2])
         raw.shutdown(socket.SHUT_WR)
         while raw.recv(1000):
@@ -244,8 +244,8 @@ def half_sent(server: EmbeddedServer, mallory: Mallory, digest: str, content: by
 def test_half_a_body_and_then_silence_is_cut_off_and_can_be_gone_on_with(
     server: EmbeddedServer, transport: GridTransport, mallory: Mallory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body_routes, "SILENCE_SECONDS", 0.2)
-    digest, content = mallory.answer.body.digest, mallory.answer.body.join()
+    monkeypatch.setattr(blob_routes, "SILENCE_SECONDS", 0.2)
+    digest, content = mallory.answer.blob.digest, mallory.answer.blob.join()
     half = len(content) // 2
     with (
         ThreadClient(server.address, "honest") as _,
@@ -255,7 +255,7 @@ def test_half_a_body_and_then_silence_is_cut_off_and_can_be_gone_on_with(
             **mallory.session._headers(), "host": "x", "content-length": str(len(content)),
             "content-range": f"bytes 0-{len(content) - 1}/{len(content)}",
         }  # fmt: skip
-        lines = [f"PUT /fedshelf/bodies/{digest} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+        lines = [f"PUT /fedshelf/blobs/{digest} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
         raw.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content[:half])
         raw.settimeout(PATIENCE)
         assert raw.recv(1000).startswith(b"HTTP/1.1 408")
@@ -271,9 +271,9 @@ def test_half_a_body_and_then_silence_is_cut_off_and_can_be_gone_on_with(
 def test_a_second_connection_takes_an_upload_over_from_the_first(
     server: EmbeddedServer, transport: GridTransport, mallory: Mallory
 ) -> None:
-    digest = mallory.answer.body.digest
-    content = mallory.answer.body.join()
-    incoming, node = server._bodies.incoming, mallory.session._node.node_id
+    digest = mallory.answer.blob.digest
+    content = mallory.answer.blob.join()
+    incoming, node = server._blobs.incoming, mallory.session._node.node_id
     first = incoming.open(node, digest, start=0, size=len(content))
     first.append([content[:100]])
     second = incoming.open(node, digest, start=100, size=len(content))
@@ -288,7 +288,7 @@ def test_two_clients_with_the_same_answer_do_not_share_a_file(
     server: EmbeddedServer, transport: GridTransport, mallory: Mallory
 ) -> None:
     other = Mallory(server, transport, "other")
-    digest, content = mallory.answer.body.digest, mallory.answer.body.join()
+    digest, content = mallory.answer.blob.digest, mallory.answer.blob.join()
     assert mallory.put(digest, content).status == 201
     assert other.num_arrived(digest, len(content)).headers["upload-offset"] == "0"
     other.deliver(transport)
@@ -301,7 +301,7 @@ def test_another_clients_body_cannot_be_claimed(
     server: EmbeddedServer, transport: GridTransport, mallory: Mallory
 ) -> None:
     other = Mallory(server, transport, "other")
-    assert mallory.put(mallory.answer.body.digest, mallory.answer.body.join()).status == 201
+    assert mallory.put(mallory.answer.blob.digest, mallory.answer.blob.join()).status == 201
     other.session.send(Message(other.answer.records, reply_to=other.message))  # names it, and has sent nothing
     arrival = expect(transport, Undecodable)
     assert arrival.address == other.address
@@ -314,8 +314,8 @@ def test_another_clients_body_cannot_be_claimed(
 def test_what_an_earlier_process_left_is_hashed_again_and_damage_is_not_believed(
     server: EmbeddedServer, transport: GridTransport, tmp_path: Path, mallory: Mallory
 ) -> None:
-    digest, content = mallory.answer.body.digest, mallory.answer.body.join()
-    folder = server._bodies.incoming._files["mallory"]._folder
+    digest, content = mallory.answer.blob.digest, mallory.answer.blob.join()
+    folder = server._blobs.incoming._files["mallory"]._folder
     folder.mkdir(parents=True)
     (folder / ("1" * 64)).write_bytes(content)  # of some earlier round
     (folder / digest).write_bytes(

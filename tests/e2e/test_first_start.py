@@ -38,9 +38,9 @@ def test_an_authority_made_while_a_client_connects_is_found(tmp_path: Path, monk
 def test_an_authority_of_somebody_else_is_still_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSHELF_HOME", str(tmp_path / "home"))
     ensure_server_tls(tmp_path / "home" / "tls")
-    foreign = ensure_server_tls(tmp_path / "foreign")
+    printable = ensure_server_tls(tmp_path / "foreign")
     with (
-        EmbeddedServer(host="127.0.0.1", port=0, tls=foreign) as server,
+        EmbeddedServer(host="127.0.0.1", port=0, tls=printable) as server,
         ThreadClient(server.address, "lyon", insecure=False) as client,
         pytest.raises(TransportError, match="not to be trusted"),
     ):

@@ -15,7 +15,7 @@ from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Uplo
 from fedshelf.core.ports import Left, Reply
 from fedshelf.deploy import active_hours as opening
 from fedshelf.deploy import client_loop
-from fedshelf.deploy.active_hours import Door
+from fedshelf.deploy.active_hours import Availability
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.scheduling.active_hours import DAY, active_hours
 from tests.processes import Site, reserve_port, statuses
@@ -32,8 +32,8 @@ class Clock:
     def __init__(self, now: float) -> None:
         self.now = now
 
-    def door(self) -> Door:
-        return Door(active_hours("22:00-06:00", "UTC"), lambda: self.now)
+    def availability(self) -> Availability:
+        return Availability(active_hours("22:00-06:00", "UTC"), lambda: self.now)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_the_task_at_hand_is_delivered_late_and_the_client_comes_back_when_its_h
 
     with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
         transport = server.transport()
-        with ThreadClient(server.address, "lyon", handle=slow, door=clock.door()) as client:
+        with ThreadClient(server.address, "lyon", handle=slow, availability=clock.availability()) as client:
             address = joined(transport)["lyon"]
             transport.send(address, task(torch.zeros(3)))
             assert started.wait(PATIENCE)
@@ -96,7 +96,7 @@ def test_work_that_comes_after_closing_is_not_begun() -> None:
 
     with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
         transport = server.transport()
-        with ThreadClient(server.address, "lyon", handle=handle, door=clock.door()):
+        with ThreadClient(server.address, "lyon", handle=handle, availability=clock.availability()):
             address = joined(transport)["lyon"]
             time.sleep(0.3)  # until it asks for work
             clock.now = DAYTIME
@@ -106,7 +106,7 @@ def test_work_that_comes_after_closing_is_not_begun() -> None:
 
 
 def test_a_closed_client_hears_that_it_is_to_stop() -> None:
-    with nobody_at() as address, ThreadClient(address, "lyon", door=Clock(DAYTIME).door()) as client:
+    with nobody_at() as address, ThreadClient(address, "lyon", availability=Clock(DAYTIME).availability()) as client:
         says(client, "outside of its hours")
         client.stop.set()
         assert client.result.result(PATIENCE).reason == "stopped"
@@ -115,7 +115,10 @@ def test_a_closed_client_hears_that_it_is_to_stop() -> None:
 
 def test_time_outside_of_the_hours_is_no_time_that_a_server_was_away() -> None:
     clock = Clock(DAYTIME)
-    with nobody_at() as address, ThreadClient(address, "lyon", door=clock.door(), max_wait=1.0) as client:
+    with (
+        nobody_at() as address,
+        ThreadClient(address, "lyon", availability=clock.availability(), max_wait=1.0) as client,
+    ):
         says(client, "outside of its hours")
         time.sleep(1.5)  # longer than it would wait for a server
         clock.now = NIGHT

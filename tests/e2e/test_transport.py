@@ -116,7 +116,7 @@ def test_a_model_that_the_client_holds_is_not_sent_again(server: EmbeddedServer,
 
 
 def num_fetches(proxy: RecordingProxy) -> int:
-    return sum(bytes(stream).count(b"GET /fedshelf/bodies/") for stream in proxy.streams)
+    return sum(bytes(stream).count(b"GET /fedshelf/blobs/") for stream in proxy.streams)
 
 
 def test_what_a_handler_raises_is_told_and_the_client_goes_on(server: EmbeddedServer, transport: GridTransport) -> None:

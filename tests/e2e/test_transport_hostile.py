@@ -322,7 +322,7 @@ def test_an_answer_that_cannot_be_read_is_reported_and_the_others_are_unharmed(
 ) -> None:
     session, address, message = answered_by_hand(server, transport)
     wrong = to_parcel(task(torch.ones(1000)))
-    assert what != "wrong-direction" or session.upload(wrong.body)
+    assert what != "wrong-direction" or session.upload(wrong.blob)
     records = {
         "bodiless": to_parcel(echo(task(torch.ones(1000)))).records,
         "foreign": RecordDict({"photo": ConfigRecord({"bytes": b"x"})}),

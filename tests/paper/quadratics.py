@@ -16,12 +16,12 @@ from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.training import loop
-from fedshelf.training.loop import Lane
+from fedshelf.training.loop import LocalRun
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Trainer
-from tests.worlds import PLAIN, trainer, workbench
+from tests.worlds import PLAIN, bound_model, trainer
 
-NUM_VALUES = workbench().params.layout.num_trainable  # T
+NUM_VALUES = bound_model().params.layout.num_trainable  # T
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,18 +54,18 @@ def optimum(clients: Sequence[Quadratic]) -> Tensor:
 def trains_on(quadratic: Quadratic, *, name: str = "a", settings: TrainingSettings = PLAIN) -> Trainer:
     """A trainer whose loss is `quadratic`, whatever its photos show."""
 
-    def differentiate(lanes: Sequence[Lane]) -> Sequence[Tensor]:
-        (lane,) = lanes
-        values = lane.bench.params.trainable
-        lane.bench.gradients[:NUM_VALUES] = quadratic.gradient(values)
+    def differentiate(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
+        (local_run,) = local_runs
+        values = local_run.bound.params.trainable
+        local_run.bound.gradients[:NUM_VALUES] = quadratic.gradient(values)
         return [(quadratic.curvature * (values - quadratic.minimum).square()).sum() / 2]
 
-    def run(lane: Lane) -> float:
+    def run(local_run: LocalRun) -> float:
         started = time.perf_counter()
-        loop.train([lane], differentiate)
+        loop.train([local_run], differentiate)
         return time.perf_counter() - started
 
-    return replace(trainer(name, bench=workbench(settings=settings)), run=run)
+    return replace(trainer(name, bench=bound_model(settings=settings)), run=run)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from fedshelf.personalization.finetune import FineTuning
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Trainer
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
-from tests.worlds import CLASSES, PLAIN, World, trainer, with_batch_norm, workbench
+from tests.worlds import CLASSES, PLAIN, World, bound_model, trainer, with_batch_norm
 
 USUAL = TrainingSettings(batch_size=4, local_epochs=2)  # momentum, weight decay, clipping, augmentation
 ROUNDS = 4
@@ -47,20 +47,20 @@ def test_a_store_alone_comes_to_the_model_of_a_federation_of_that_one_store(meth
         plan={"client_lr": rate},
     )  # fmt: skip
     world.run()
-    bench = workbench(with_batch_norm(), USUAL, world.personalization)
+    bench = bound_model(with_batch_norm(), USUAL, world.personalization)
     store = trainer("a", bench=bench)
     first = bench.params.shared.clone()
     bench.params.vector.add_(1.0)  # wherever it was before
     train_alone(store, first, run_id="run-1", num_rounds=ROUNDS, client_lr=rate)
     assert torch.equal(bench.params.shared, world.final)
     assert not torch.equal(bench.params.shared, first)
-    own = world.states["a"].reached(TaskKey(run_id="run-1", round=ROUNDS, attempt=0)).tensors
+    own = world.states["a"].peek(TaskKey(run_id="run-1", round=ROUNDS, attempt=0)).tensors
     assert torch.equal(bench.params.personal, own.get(PERSONAL, torch.zeros(0)))
 
 
 def test_a_store_alone_trains_its_whole_model_whatever_the_phases_of_the_rounds() -> None:
     world = World(module=with_batch_norm, personalize="fedrep", names=("a",))
-    bench = workbench(with_batch_norm(), PLAIN, world.personalization)
+    bench = bound_model(with_batch_norm(), PLAIN, world.personalization)
     first = bench.params.shared.clone()
     in_phases = replace(trainer("a", bench=bench), phases=world.personalization.phases)
     train_alone(in_phases, first, run_id="r", num_rounds=2, client_lr=rate)
@@ -73,7 +73,7 @@ def test_a_store_alone_reaches_its_own_optimum_and_not_the_common_one() -> None:
     quadratic, other = drifting()
     store = trains_on(quadratic)
     train_alone(store, torch.zeros(NUM_VALUES), run_id="r", num_rounds=200, client_lr=lambda number: 0.1)
-    found = store.workbench.params.trainable
+    found = store.bound_model.params.trainable
     torch.testing.assert_close(found, quadratic.minimum, rtol=1e-4, atol=1e-4)
     assert (found - other.minimum).norm() > 1
 
@@ -85,13 +85,13 @@ def test_fine_tuning_is_so_many_epochs_at_its_own_rate_from_the_last_global_mode
     store = trains_on(quadratic)
     steps_per_epoch = -(-len(store.train) // PLAIN.batch_size)
     start = torch.linspace(-1, 1, NUM_VALUES)
-    store.workbench.load(start)
-    FineTuning(epochs=3, client_lr=0.01).finish(last(start), store)
+    store.bound_model.load(start)
+    FineTuning(epochs=3, client_lr=0.01).finalize(last(start), store)
     start[-len(CLASSES) :] += log_prior(store)
     epoch = (1 - 0.01 * quadratic.curvature) ** steps_per_epoch
     left = (epoch + epoch**2 + epoch**3) / 3
     expected = quadratic.minimum + left * (start - quadratic.minimum)
-    torch.testing.assert_close(store.workbench.params.trainable, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(store.bound_model.params.trainable, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fine_tuning_leaves_the_rounds_as_they_are() -> None:
@@ -100,17 +100,17 @@ def test_fine_tuning_leaves_the_rounds_as_they_are() -> None:
     tuned.run()
     assert torch.equal(plain.final, tuned.final)
     key = TaskKey(run_id="run-1", round=3, attempt=0)
-    assert all(not state.reached(key).tensors for state in tuned.states.values())
+    assert all(not state.peek(key).tensors for state in tuned.states.values())
 
 
 def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
     results = []
     for round_ in (ROUNDS, ROUNDS, ROUNDS + 1):
-        bench = workbench(with_batch_norm(), USUAL)
+        bench = bound_model(with_batch_norm(), USUAL)
         store, start = trainer("a", bench=bench), bench.params.shared.clone()
-        FineTuning(epochs=2, client_lr=0.05).finish(last(start, round=round_), store)
+        FineTuning(epochs=2, client_lr=0.05).finalize(last(start, round=round_), store)
         results.append(bench.params.shared.clone())
-    bench = workbench(with_batch_norm(), replace(USUAL, local_epochs=2))
+    bench = bound_model(with_batch_norm(), replace(USUAL, local_epochs=2))
     again = Broadcast(
         key=TaskKey(run_id="r", round=ROUNDS, attempt=0), purpose=Purpose.TRAIN, params=bench.params.shared.clone(),
         client_lr=0.05,
@@ -124,9 +124,9 @@ def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
 def tuned_and_then_trained(settings: TrainingSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """What fine-tuning leaves, and what training as in the rounds makes of it: the bench's own settings are as they
     were."""
-    bench = workbench(with_batch_norm(), settings)
+    bench = bound_model(with_batch_norm(), settings)
     store = trainer("a", bench=bench)
-    FineTuning(epochs=2, client_lr=0.05).finish(last(bench.params.shared.clone()), store)
+    FineTuning(epochs=2, client_lr=0.05).finalize(last(bench.params.shared.clone()), store)
     tuned = bench.params.shared.clone()
     store.fit(round=1, client_lr=0.05)
     return tuned, bench.params.shared.clone()
@@ -152,9 +152,9 @@ def test_fine_tuning_sees_photos_as_they_are_or_mirrored() -> None:
 
 
 def test_without_an_epoch_of_fine_tuning_the_model_only_expects_what_the_store_stocks() -> None:
-    bench = workbench(with_batch_norm(), USUAL)
+    bench = bound_model(with_batch_norm(), USUAL)
     store, start = trainer("a", bench=bench), bench.params.shared.clone()
-    FineTuning(epochs=0, client_lr=0.05).finish(last(start), store)
+    FineTuning(epochs=0, client_lr=0.05).finalize(last(start), store)
     moved = bench.params.shared - start
     (bias,) = (each for each in bench.params.layout.tensors if each.name == "4.bias")
     found = moved[bias.offset : bias.offset + bias.size]
@@ -166,9 +166,9 @@ def test_what_a_store_trains_by_itself_it_trains_by_plain_cross_entropy_whatever
     """FedLC's loss takes no account of how often a product is there, which is what a store's own model has to know."""
     results = []
     for settings in (USUAL, replace(USUAL, loss="fedlc")):
-        bench = workbench(with_batch_norm(), settings)
+        bench = bound_model(with_batch_norm(), settings)
         store, start = trainer("a", bench=bench), bench.params.shared.clone()
-        FineTuning(epochs=2, client_lr=0.05).finish(last(start), store)
+        FineTuning(epochs=2, client_lr=0.05).finalize(last(start), store)
         results.append(bench.params.shared.clone())
         train_alone(store, start, run_id="r", num_rounds=2, client_lr=rate)
         results.append(bench.params.shared.clone())

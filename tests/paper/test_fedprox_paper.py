@@ -13,7 +13,7 @@ from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState
 from fedshelf.training.bound_model import GradientHook
 from fedshelf.training.trainer import Trainer
-from tests.worlds import PLAIN, linear, trainer, with_batch_norm, workbench
+from tests.worlds import PLAIN, bound_model, linear, trainer, with_batch_norm
 
 KEY = TaskKey(run_id="r", round=1, attempt=0)
 
@@ -30,7 +30,7 @@ class Capturing(Trainer):
 
 
 hooks: list[GradientHook] = []
-BENCH = workbench(with_batch_norm())
+BENCH = bound_model(with_batch_norm())
 
 
 @given(
@@ -48,7 +48,7 @@ def test_the_extra_gradient_is_autograds_of_half_mu_times_the_squared_distance(
     broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, params=params, client_lr=0.1)
     example = trainer(bench=BENCH)
     capturing = Capturing(
-        workbench=BENCH, client="a", rng=example.rng, train=example.train, validation=example.validation
+        bound_model=BENCH, client="a", rng=example.rng, train=example.train, validation=example.validation
     )  # fmt: skip
     FedProx(mu=mu).client_round(broadcast, ClientState(), capturing)
 
@@ -64,8 +64,8 @@ def test_the_extra_gradient_is_autograds_of_half_mu_times_the_squared_distance(
 
 def client_delta(algorithm: FedAvg | FedProx, module: nn.Module | None = None) -> torch.Tensor:
     settings = replace(PLAIN, momentum=0.5, local_epochs=5, gradient_clip=5.0)
-    work = trainer(bench=workbench(module or with_batch_norm(), settings))
-    start = work.workbench.params.shared.clone()
+    work = trainer(bench=bound_model(module or with_batch_norm(), settings))
+    start = work.bound_model.params.shared.clone()
     broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, params=start, client_lr=0.1)
     upload, _ = algorithm.client_round(broadcast, ClientState(), work)
     return upload.delta
@@ -92,8 +92,8 @@ def test_clients_count_by_their_photos() -> None:
 
 def test_the_first_step_is_that_of_fedavg_since_it_starts_at_the_anchor() -> None:
     def one_step(algorithm: FedAvg | FedProx) -> torch.Tensor:
-        work = trainer(bench=workbench(with_batch_norm(), replace(PLAIN, batch_size=1000)))
-        start = work.workbench.params.shared.clone()
+        work = trainer(bench=bound_model(with_batch_norm(), replace(PLAIN, batch_size=1000)))
+        start = work.bound_model.params.shared.clone()
         return algorithm.client_round(
             Broadcast(key=KEY, purpose=Purpose.TRAIN, params=start, client_lr=0.1), ClientState(), work
         )[0].delta

@@ -17,7 +17,7 @@ from fedshelf.training.optimizer import Moves
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Phase, Trainer
 from tests.paper.quadratics import NUM_VALUES, Quadratic, drifting, trains_on
-from tests.worlds import PLAIN, World, trainer, with_batch_norm, workbench
+from tests.worlds import PLAIN, World, bound_model, trainer, with_batch_norm
 
 DECAYING = replace(PLAIN, momentum=0.9, weight_decay=0.1)
 
@@ -28,7 +28,7 @@ def task(params: Tensor, *, round: int = 1, lr: float = 0.1) -> Broadcast:
 
 
 def head_apart(settings: TrainingSettings = DECAYING) -> Trainer:
-    bench = workbench(with_batch_norm(), settings, PersonalLayers(names=personal_names))
+    bench = bound_model(with_batch_norm(), settings, PersonalLayers(names=personal_names))
     return trainer(bench=bench)
 
 
@@ -38,7 +38,7 @@ def head_apart(settings: TrainingSettings = DECAYING) -> Trainer:
 def test_a_phase_moves_its_own_part_and_no_other(moves: Moves, shared_moves: bool, personal_moves: bool) -> None:
     """Not by weight decay or momentum either."""
     at_work = head_apart()
-    params = at_work.workbench.params
+    params = at_work.bound_model.params
     shared, personal = params.trainable.clone(), params.personal.clone()
     replace(at_work, phases=(Phase(moves=moves, epochs=2),)).fit(round=1, client_lr=0.1)
     assert torch.equal(params.trainable, shared) is not shared_moves
@@ -48,15 +48,15 @@ def test_a_phase_moves_its_own_part_and_no_other(moves: Moves, shared_moves: boo
 def test_fedrep_trains_the_head_first_and_then_the_representation() -> None:
     whole = replace(DECAYING, batch_size=1000)  # the order of photos is then no matter
     at_work = replace(head_apart(whole), phases=fedrep(3).phases)
-    start = at_work.workbench.params.shared.clone()
+    start = at_work.bound_model.params.shared.clone()
     upload, _ = FedAvg().client_round(task(start), ClientState(), at_work)
     by_hand = head_apart(whole)
-    by_hand.workbench.load(start)
+    by_hand.bound_model.load(start)
     for phase in (Phase(moves=Moves.PERSONAL, epochs=3), Phase(moves=Moves.SHARED)):
         replace(by_hand, phases=(phase,)).fit(round=1, client_lr=0.1)
-    num_trainable = by_hand.workbench.params.layout.num_trainable
-    expected = by_hand.workbench.params.trainable - start[:num_trainable]
-    torch.testing.assert_close(by_hand.workbench.params.personal, at_work.workbench.params.personal)
+    num_trainable = by_hand.bound_model.params.layout.num_trainable
+    expected = by_hand.bound_model.params.trainable - start[:num_trainable]
+    torch.testing.assert_close(by_hand.bound_model.params.personal, at_work.bound_model.params.personal)
     torch.testing.assert_close(upload.delta[:num_trainable], expected, rtol=1e-4, atol=1e-5)
     assert upload.num_steps == 1, "steps of the head alone do not count: they move nothing that travels"
 
@@ -65,7 +65,7 @@ def test_the_hook_of_an_algorithm_sees_no_step_of_the_head_alone() -> None:
     at_work = replace(head_apart(), phases=fedrep(2).phases)
     calls = []
     fit = at_work.fit(round=1, client_lr=0.1, gradient_hook=lambda gradient, values: calls.append(len(gradient)))
-    assert calls == [at_work.workbench.params.layout.num_trainable] * fit.num_steps
+    assert calls == [at_work.bound_model.params.layout.num_trainable] * fit.num_steps
 
 
 def own_model(ditto: Ditto, quadratic: Quadratic, anchor: Tensor, rounds: int) -> Tensor:
@@ -73,7 +73,7 @@ def own_model(ditto: Ditto, quadratic: Quadratic, anchor: Tensor, rounds: int) -
     at_work, state = trains_on(quadratic), ClientState()
     for number in range(1, rounds + 1):
         broadcast = task(anchor, round=number, lr=0.05)
-        state = ditto.keep(broadcast, state, ClientState(), at_work)
+        state = ditto.update_state(broadcast, state, ClientState(), at_work)
     return state.tensors[PERSONAL]
 
 
@@ -92,20 +92,24 @@ def test_dittos_model_takes_as_many_steps_at_the_same_rate_as_the_model_that_tra
     objective's minimum times 1 - eta · (a + lambda)."""
     quadratic, anchor, pull, rate = drifting()[0], torch.linspace(-2, 2, NUM_VALUES), 0.5, 0.03
     at_work = trains_on(quadratic)
-    at_work.workbench.params.vector.add_(3.0)
+    at_work.bound_model.params.vector.add_(3.0)
     broadcast = replace(task(anchor, lr=rate), num_steps=num_steps)
-    found = Ditto(pull=pull).keep(broadcast, ClientState(), ClientState(), at_work).tensors[PERSONAL]
+    found = Ditto(pull=pull).update_state(broadcast, ClientState(), ClientState(), at_work).tensors[PERSONAL]
     target = (quadratic.curvature * quadratic.minimum + pull * anchor) / (quadratic.curvature + pull)
     left = (1 - rate * (quadratic.curvature + pull)) ** num_steps
     torch.testing.assert_close(found, target + left * (anchor - target), rtol=1e-4, atol=1e-5)
 
 
 def test_dittos_model_sees_photos_in_an_order_of_its_own_that_differs_from_round_to_round() -> None:
-    at_work = trainer(bench=workbench(with_batch_norm()))
-    start = at_work.workbench.params.shared.clone()
+    at_work = trainer(bench=bound_model(with_batch_norm()))
+    start = at_work.bound_model.params.shared.clone()
 
     def unheld(number: int) -> Tensor:
-        return Ditto(pull=0.0).keep(task(start, round=number), ClientState(), ClientState(), at_work).tensors[PERSONAL]
+        return (
+            Ditto(pull=0.0)
+            .update_state(task(start, round=number), ClientState(), ClientState(), at_work)
+            .tensors[PERSONAL]
+        )
 
     first, again, later = unheld(1), unheld(1), unheld(2)
     travels = start + at_work.upload(task(start)).delta

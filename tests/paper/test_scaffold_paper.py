@@ -153,4 +153,4 @@ def committed(world: World, final: ServerState, name: str) -> Tensor:
         key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params, client_lr=0.1,
         counted=final.counted.get(name),
     )  # fmt: skip
-    return world.states[name].settle(ask).tensors[CONTROL_VARIATE]
+    return world.states[name].commit_or_rollback(ask).tensors[CONTROL_VARIATE]

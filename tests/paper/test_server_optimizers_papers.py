@@ -112,7 +112,7 @@ class TestEveryOptimizer:
         world, plain = (World(algorithm=a, num_rounds=1, module=with_batch_norm) for a in (algorithm, FedAvg()))
         world.run()
         plain.run()
-        num_trainable = world.trainer("a").workbench.params.layout.num_trainable
+        num_trainable = world.trainer("a").bound_model.params.layout.num_trainable
         assert torch.equal(world.final[num_trainable:], plain.final[num_trainable:])
         assert not torch.equal(world.final[:num_trainable], plain.final[:num_trainable])
 

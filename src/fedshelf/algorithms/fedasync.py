@@ -42,8 +42,8 @@ class FedAsync:
         return NOTHING
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        bench = trainer.workbench
-        anchor = broadcast.params[: bench.params.layout.num_trainable].to(bench.compute.device)  # x_tau
+        bound = trainer.bound_model
+        anchor = broadcast.params[: bound.params.layout.num_trainable].to(bound.compute.device)  # x_tau
 
         def proximal(gradient: Tensor, values: Tensor) -> None:
             gradient.add_(values - anchor, alpha=self.rho)  # line 8

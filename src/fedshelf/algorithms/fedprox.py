@@ -39,8 +39,8 @@ class FedProx:
         return NOTHING
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        bench = trainer.workbench
-        anchor = broadcast.params[: bench.params.layout.num_trainable].to(bench.compute.device)  # w_t
+        bound = trainer.bound_model
+        anchor = broadcast.params[: bound.params.layout.num_trainable].to(bound.compute.device)  # w_t
 
         def proximal(gradient: Tensor, values: Tensor) -> None:
             gradient.add_(values - anchor, alpha=self.mu)  # line 6

@@ -47,7 +47,7 @@ class Scaffold:
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         common = broadcast.auxiliary[CONTROL_VARIATE]  # c
         own = state.tensors.get(CONTROL_VARIATE, torch.zeros_like(common))  # c_i
-        device = trainer.workbench.compute.device
+        device = trainer.bound_model.compute.device
         correction = (common - own).to(device)
         gradients = torch.zeros_like(correction)
 
@@ -56,7 +56,7 @@ class Scaffold:
             gradient.add_(correction)  # line 8
 
         if self.option == 1:
-            trainer.workbench.load(broadcast.params)
+            trainer.bound_model.load(broadcast.params)
             renewed = trainer.gradient(round=broadcast.key.round).to(own.device)  # line 9, option I
         upload = trainer.upload(broadcast, gradient_hook=control)
         if self.option == 2:

@@ -23,7 +23,7 @@ from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.lock import RunLock
 from fedshelf.training.batch_size import candidates
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
 
 
@@ -135,10 +135,10 @@ class StoreClient:
             test=lambda: test, keep=self._keep,
         )  # fmt: skip
 
-    def _keep(self, opened: OpenedSetup, bench: Workbench, comparison: Comparison) -> None:
+    def _keep(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
         folder = self._place.state_dir / "model"
         save_chosen(
-            folder, bench, opened.config, opened.catalogue, client=self._place.name, comparison=comparison
+            folder, bound, opened.config, opened.catalogue, client=self._place.name, comparison=comparison
         )  # fmt: skip
         self._on_choice(comparison, folder)
 

@@ -14,7 +14,7 @@ from fedshelf.algorithms import registry, robust
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.compression.chain import parse
-from fedshelf.compression.codec_policy import Coding
+from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
@@ -29,16 +29,16 @@ from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, build, load_weights
 from fedshelf.personalization import registry as personalizations
 from fedshelf.personalization.base import Personalization
-from fedshelf.personalization.model_selection import Choosing
+from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
-from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.scheduling.work_assignment import Pacing
 from fedshelf.scheduling.workload import Workload
 from fedshelf.training import schedule
 from fedshelf.training.batch_size import BatchSizes, lr_scale
-from fedshelf.training.bound_model import TrainingSettings, Workbench
+from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
 from fedshelf.training.trainer import Trainer
@@ -69,13 +69,13 @@ class OpenedSetup:
     config: RunConfig
     catalogue: Catalogue
     algorithm: Algorithm
-    workbench: Workbench
+    bound_model: BoundModel
     uploads: UploadPipeline
     personalization: Personalization
     batch_sizes: BatchSizes | None = None
 
 
-Keep = Callable[[OpenedSetup, Workbench, Comparison], None]
+Keep = Callable[[OpenedSetup, BoundModel, Comparison], None]
 """Takes the model on the workbench, which a store has chosen."""
 
 
@@ -106,19 +106,19 @@ def client_lr_of(config: RunConfig) -> Callable[[int], float]:
     return learning_rate
 
 
-def coding_of(config: RunConfig, codec: str) -> Coding:
+def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
     """How one direction's vectors travel; a budget is half each way.
 
     Raises:
         UsageError: `codec` is no chain of codecs.
     """
     budget = None if config.byte_budget is None else int(config.byte_budget * 1_000_000 / 2)
-    return Coding(codec=parse(codec), byte_budget=budget, rng=Rng(config.seed))
+    return CodecPolicy(codec=parse(codec), byte_budget=budget, rng=Rng(config.seed))
 
 
 def uploads_of(config: RunConfig) -> UploadPipeline:
     """What uploads pass on their way, at both ends."""
-    return UploadPipeline(coding=coding_of(config, config.codec_up))
+    return UploadPipeline(codec_policy=codec_policy_of(config, config.codec_up))
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
@@ -130,9 +130,9 @@ def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
     )  # fmt: skip
 
 
-def workbench_of(
+def bound_model_of(
     config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None
-) -> Workbench:  # fmt: skip
+) -> BoundModel:  # fmt: skip
     """A workbench with the run's model, its weights drawn from the run's seed (or pretrained)."""
     compute = choose(device, threads=config.threads)
     seed = Rng(config.seed).fork(purpose="init").seed
@@ -144,7 +144,7 @@ def workbench_of(
         module = build(model_settings(config, len(catalogue)), seed=seed)
     if config.init is not None:
         load_weights(module, config.init)
-    return Workbench.of(
+    return BoundModel.of(
         module,
         compute=compute,
         settings=training_of(config),
@@ -177,19 +177,19 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     """Build what a setup describes."""
     config = files.parse(RunConfig, tomllib.loads(setup.config), where="the server's configuration")
     catalogue = Catalogue.from_json(setup.catalogue)
-    workbench = workbench_of(config, catalogue, device=device, make_module=make_module)
-    chosen = choose_forward(workbench, config.image_size, config.compile)
+    bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
+    chosen = choose_forward(bound_model, config.image_size, config.compile)
     log.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), workbench=chosen.bench,
+        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=chosen.bound,
         uploads=uploads_of(config), personalization=personalization_of(config),
-        batch_sizes=BatchSizes(chosen.bench) if config.dynamic_batch else None,
+        batch_sizes=BatchSizes(chosen.bound) if config.dynamic_batch else None,
     )  # fmt: skip
 
 
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
-    test: Callable[[], PhotoSet | None] = lambda: None, keep: Keep = lambda opened, bench, comparison: None,
+    test: Callable[[], PhotoSet | None] = lambda: None, keep: Keep = lambda opened, bound, comparison: None,
 ) -> Work:  # fmt: skip
     """One client's part in what was set up.
 
@@ -198,19 +198,19 @@ def work_for(
         test: test photos, to compare models on in the end.
         keep: what becomes of the model that it chooses then.
     """
-    bench, growth, scale = opened.workbench, 1, 1.0
+    bound, growth, scale = opened.bound_model, 1, 1.0
     if opened.batch_sizes is not None:
         size = batch_size or opened.batch_sizes.best_for(photos.train)
-        growth, scale = size // bench.settings.batch_size, lr_scale(bench.settings, size)
-        bench = replace(bench, settings=replace(bench.settings, batch_size=size))
+        growth, scale = size // bound.settings.batch_size, lr_scale(bound.settings, size)
+        bound = replace(bound, settings=replace(bound.settings, batch_size=size))
     trainer = Trainer(
-        workbench=bench, client=client, rng=Rng(opened.config.seed), train=photos.train,
+        bound_model=bound, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
         renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,
-        layout_digest=opened.workbench.params.layout.digest,
+        layout_digest=opened.bound_model.params.layout.digest,
         catalogue_digest=opened.catalogue.digest,
         config_digest=files.digest(opened.setup.config),
         num_train=len(photos.train),
@@ -223,7 +223,7 @@ def work_for(
         ready=ready,
         uploads=opened.uploads,
         personalization=opened.personalization,
-        choosing=Choosing(client_lr=client_lr_of(opened.config), test=test, keep=partial(keep, opened)),
+        model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, keep=partial(keep, opened)),
     )
 
 
@@ -267,12 +267,12 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
             timeout=config.round_timeout, quorum=config.quorum, max_examples=config.max_examples,
             rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size",
         ),
-        selection=Selection(metric=config.best_metric, patience=config.patience),
+        early_stopping=EarlyStopping(metric=config.best_metric, patience=config.patience),
         config=text,
         config_digest=files.digest(text),
         catalogue=catalogue,
         uploads=uploads_of(config),
-        downloads=coding_of(config, config.codec_down),
+        downloads=codec_policy_of(config, config.codec_down),
         sampling=config.sampling,
         aggregator=aggregator_of(config),
         max_staleness=config.max_staleness,

@@ -15,7 +15,7 @@ from fedshelf.core.messages import Comparison
 from fedshelf.core.params import Segment
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.storage.model_files import save_model
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 
 _LIMITS = (
     "Tells apart the products in labels.json and no others: a photo of anything else is given the nearest of them. "
@@ -24,7 +24,7 @@ _LIMITS = (
 
 
 def save_global(
-    folder: Path, bench: Workbench, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished
 ) -> None:  # fmt: skip
     """Write the global model after a round, which is on the workbench, where it is to be found.
 
@@ -32,7 +32,7 @@ def save_global(
         RunError: the disk is full, ...; the model that was there is whole.
     """
     card = {
-        **_card(config, bench, run_id=run_id, round=record.round),
+        **_card(config, bound, run_id=run_id, round=record.round),
         "training": {
             **_training(config, record.round),
             "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
@@ -44,11 +44,11 @@ def save_global(
         },
         "limits": f"{_LIMITS} Tensors named under personal are at their first values here: each store has its own.",
     }
-    save_model(folder, _tensors(bench), catalogue.names, card)
+    save_model(folder, _tensors(bound), catalogue.names, card)
 
 
 def save_chosen(
-    folder: Path, bench: Workbench, config: RunConfig, catalogue: Catalogue, *, client: str, comparison: Comparison
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, comparison: Comparison
 ) -> None:  # fmt: skip
     """Write the model that a store has chosen, which is on the workbench, where it is to be found.
 
@@ -57,7 +57,7 @@ def save_chosen(
     """
     key = comparison.key
     card = {
-        **_card(config, bench, run_id=key.run_id, round=key.round),
+        **_card(config, bound, run_id=key.run_id, round=key.round),
         "store": client,
         "candidate": comparison.best.value,
         "training": {**_training(config, key.round), "personalize": config.personalize},
@@ -68,26 +68,26 @@ def save_chosen(
         },
         "limits": f"{_LIMITS} It is one store's own, chosen for the mix of products that this store sells.",
     }
-    save_model(folder, _tensors(bench), catalogue.names, card)
+    save_model(folder, _tensors(bound), catalogue.names, card)
 
 
-def _card(config: RunConfig, bench: Workbench, *, run_id: str, round: int) -> dict[str, Any]:
+def _card(config: RunConfig, bound: BoundModel, *, run_id: str, round: int) -> dict[str, Any]:
     """What every card says."""
     return {
         "fedshelf": __version__,
         "run_id": run_id,
         "round": round,
         "architecture": {"name": config.model, "norm": config.norm, "width": config.width},
-        "num_parameters": bench.params.layout.num_parameters,
+        "num_parameters": bound.params.layout.num_parameters,
         "input": {
             "image_size": config.image_size,
             "resize": "squash",
             "channels": "RGB",
             "scale": "0..1",
-            "mean": list(bench.normalization.mean),
-            "std": list(bench.normalization.std),
+            "mean": list(bound.normalization.mean),
+            "std": list(bound.normalization.std),
         },
-        "personal": [spec.name for spec in bench.params.layout.tensors if spec.segment is Segment.PERSONAL],
+        "personal": [spec.name for spec in bound.params.layout.tensors if spec.segment is Segment.PERSONAL],
     }
 
 
@@ -95,17 +95,17 @@ def _training(config: RunConfig, rounds: int) -> dict[str, Any]:
     return {"algorithm": config.algorithm, "rounds": rounds, "seed": config.seed}
 
 
-def _tensors(bench: Workbench) -> dict[str, Tensor]:
+def _tensors(bound: BoundModel) -> dict[str, Tensor]:
     """The module's tensors by name. What batch normalization counts is of no use, and tells of every client that this
     process has played: it is zero in every file."""
     counters = {
         f"{layer}.num_batches_tracked" if layer else "num_batches_tracked"
-        for layer, child in bench.module.named_modules()
+        for layer, child in bound.module.named_modules()
         if isinstance(child, _BatchNorm)
     }
     return {
         name: torch.zeros_like(tensor, device="cpu")
         if name in counters
         else tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in bench.module.state_dict().items()
+        for name, tensor in bound.module.state_dict().items()
     }

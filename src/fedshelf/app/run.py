@@ -11,14 +11,14 @@ from functools import partial
 from torch import Tensor
 
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import ModuleFactory, algorithm_of, plan_of, test_photos, workbench_of
+from fedshelf.app.components import ModuleFactory, algorithm_of, bound_model_of, plan_of, test_photos
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
-from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Timeline, Transport
+from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
@@ -31,13 +31,13 @@ from fedshelf.storage.run_directory import RunDirectory, differences, is_run, ne
 from fedshelf.tracking.database import RunDatabase
 from fedshelf.tracking.runs import find_resumable
 from fedshelf.tracking.sinks import Sinks
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import Score, evaluate
 
 log = logging.getLogger(__name__)
 
 Evaluate = Callable[[Tensor], Score]
-EvaluatorFactory = Callable[[Plan, Catalogue, Workbench], Evaluate | None]
+EvaluatorFactory = Callable[[Plan, Catalogue, BoundModel], Evaluate | None]
 """Makes central evaluation for a plan, its catalogue and the server's workbench."""
 
 
@@ -92,7 +92,7 @@ def open_run(
 def make_server(
     run: OpenedRun, *, transport: Transport, spool: Spool, stop: threading.Event, start_clients: int,
     make_evaluator: EvaluatorFactory | None = None, make_module: ModuleFactory | None = None,
-    virtual: Timeline | None = None,
+    virtual: VirtualClock | None = None,
 ) -> Server:  # fmt: skip
     """The server of `run` on `transport`.
 
@@ -121,7 +121,7 @@ def make_server(
 
 
 def _global_model(
-    run: OpenedRun, catalogue: Catalogue, *, evaluator: Callable[[Catalogue, Workbench], Evaluate | None],
+    run: OpenedRun, catalogue: Catalogue, *, evaluator: Callable[[Catalogue, BoundModel], Evaluate | None],
     make_module: ModuleFactory | None,
 ) -> GlobalModel:  # fmt: skip
     """The model of `run` over the classes of `catalogue`.
@@ -129,17 +129,17 @@ def _global_model(
     Raises:
         UsageError: --byte-budget is too small for it.
     """
-    bench = workbench_of(run.config, catalogue, device=run.config.device, make_module=make_module)
-    _check_budget(run.config, bench)
+    bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
+    _check_budget(run.config, bound)
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
-        job = partial(_publish, run, bench, catalogue, params, record, best)
+        job = partial(_publish, run, bound, catalogue, params, record, best)
         run.writer.do(job) if run.writer else job()
 
     return GlobalModel(
-        layout=bench.params.layout,
-        initial=bench.params.shared.detach().cpu().clone(),
-        evaluate_centrally=evaluator(catalogue, bench),
+        layout=bound.params.layout,
+        initial=bound.params.shared.detach().cpu().clone(),
+        evaluate_centrally=evaluator(catalogue, bound),
         publish=publish,
     )
 
@@ -213,8 +213,8 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
     return found
 
 
-def _check_budget(config: RunConfig, bench: Workbench) -> None:
-    least = 2 * least_budget(bench.params.layout) / 1e6
+def _check_budget(config: RunConfig, bound: BoundModel) -> None:
+    least = 2 * least_budget(bound.params.layout) / 1e6
     if config.byte_budget is not None and config.byte_budget < least:
         raise UsageError(
             f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} (MB per client and round, "
@@ -249,14 +249,14 @@ def _directory(config: RunConfig) -> RunDirectory:
 
 
 def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
-    def make(plan: Plan, catalogue: Catalogue, bench: Workbench) -> Evaluate | None:
+    def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
         if config.test_dir is None:
             return None
         photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()))
 
         def evaluate_centrally(params: Tensor) -> Score:
-            bench.load(params)
-            return evaluate(bench, photos)
+            bound.load(params)
+            return evaluate(bound, photos)
 
         return evaluate_centrally
 
@@ -266,9 +266,9 @@ def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
 def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> EvaluatorFactory:
     """Without the stores' own tensors the global model says nothing about photos: it is not evaluated."""
 
-    def make(plan: Plan, catalogue: Catalogue, bench: Workbench) -> Evaluate | None:
-        if not len(bench.params.personal):
-            return make_evaluator(plan, catalogue, bench)
+    def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
+        if not len(bound.params.personal):
+            return make_evaluator(plan, catalogue, bound)
         if config.test_dir is not None:
             log.info("--test-dir is not used: with --personalize %s the server has no whole model", config.personalize)
         return None
@@ -277,9 +277,9 @@ def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> Eva
 
 
 def _publish(
-    run: OpenedRun, bench: Workbench, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool
+    run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool
 ) -> None:  # fmt: skip
     """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
-    bench.load(params)
+    bound.load(params)
     folder = run.directory.best_model if best else run.directory.model
-    save_global(folder, bench, run.config, catalogue, run_id=run.directory.run_id, record=record)
+    save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record)

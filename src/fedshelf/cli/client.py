@@ -20,7 +20,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
     from fedshelf.cli.display import stop_on_signals
     from fedshelf.core.errors import TransportError, UsageError
-    from fedshelf.deploy.active_hours import Door
+    from fedshelf.deploy.active_hours import Availability
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
@@ -48,7 +48,7 @@ def client(*, config: ClientConfig) -> None:
             stop=stop,
             on_status=say,
             max_wait=config.max_wait,
-            door=Door(hours),
+            availability=Availability(hours),
             reporter=reporter,
         )
     if ended.kind is EndKind.REFUSED:

@@ -36,7 +36,7 @@ def list_table(summaries: list[RunSummary]) -> Table:
 
 def heading(summary: RunSummary) -> list[str]:
     """What is to be said of a run before its rounds."""
-    reason = f" ({words.foreign(summary.reason)})" if summary.reason else ""
+    reason = f" ({words.printable(summary.reason)})" if summary.reason else ""
     lines = [
         f"run {summary.run_id}: {summary.status.value}{reason}",
         f"rounds {_progress(summary)}, best round {_or_dash(summary.best_round)}, "
@@ -57,7 +57,7 @@ def rounds_table(summary: RunSummary) -> Table:
     for round_ in summary.rounds:
         counted = [client for client in round_.clients if client.status == "counted"]
         missing = [
-            words.foreign(f"{client.client} ({client.status.value}{': ' * bool(client.reason)}{client.reason})")
+            words.printable(f"{client.client} ({client.status.value}{': ' * bool(client.reason)}{client.reason})")
             for client in round_.clients
             if client.status != "counted"
         ]
@@ -78,8 +78,8 @@ def rounds_table(summary: RunSummary) -> Table:
 
 def remarks_on(summary: RunSummary) -> list[str]:
     """What is to be said of a run after its rounds."""
-    remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.foreign(v.reason)}" for v in summary.voids]
-    in_a_row = late.LateInARow()
+    remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.printable(v.reason)}" for v in summary.voids]
+    in_a_row = late.StragglerTracker()
     for round_ in summary.rounds:
         in_a_row.add(round_.clients)
     if sentence := late.advice(in_a_row.habits()):
@@ -94,8 +94,8 @@ def worth_it(summary: RunSummary) -> list[Table | str]:
     table = _table("store", "local only>", "global>", "personalized>", "gain>", "keeps")
     for store in summary.stores:
         accuracies = (words.percent(store.accuracies.get(candidate)) for candidate in Candidate)
-        keeps = store.best.value if store.best else words.foreign(store.reason)
-        table.add_row(words.foreign(store.client), *accuracies, worth.points(worth.gain(store)), keeps)
+        keeps = store.best.value if store.best else words.printable(store.reason)
+        table.add_row(words.printable(store.client), *accuracies, worth.points(worth.gain(store)), keeps)
     means = [worth.mean(store.accuracies.get(candidate) for store in summary.stores) for candidate in Candidate]
     difference = worth.mean(worth.gain(store) for store in summary.stores)
     table.add_section()
@@ -110,7 +110,7 @@ def own_batches(summary: RunSummary, config_toml: str) -> list[str]:
     own: dict[tuple[int, float], list[str]] = {}
     for client in summary.rounds[-1].clients if summary.rounds else ():
         if client.batch_size not in (None, configured):
-            own.setdefault((client.batch_size or 0, client.client_lr or 0.0), []).append(words.foreign(client.client))
+            own.setdefault((client.batch_size or 0, client.client_lr or 0.0), []).append(words.printable(client.client))
     return [
         f"round {summary.rounds[-1].round}: batches of {size} (configured: {configured}) at the rate {rate:.3g}: "
         + ", ".join(names[:MOST_NAMES])

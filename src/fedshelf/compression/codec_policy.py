@@ -14,7 +14,7 @@ HEADER_BYTES = 1024  # what a budget sets aside for everything that is no vector
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Coding:
+class CodecPolicy:
     """One direction's codec.
 
     Args:

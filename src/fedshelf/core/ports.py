@@ -97,14 +97,14 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
 
-class Timeline(Clock, Protocol):
+class VirtualClock(Clock, Protocol):
     """The clock of a simulation, in virtual seconds: it knows what will happen, and can go on where a run was."""
 
     def resume(self, state: ServerState) -> None:
         """Set it to when `state` was noted. Clients are then at work, or away, as they were: a task of
         `state.in_flight` that is sent again is due when it was; one that is not keeps its client busy until then."""
 
-    def note(self, state: ServerState) -> ServerState:
+    def snapshot(self, state: ServerState) -> ServerState:
         """`state` with all that `resume` needs: `virtual_seconds`, and in `in_flight` all that clients are at. What of
         that `state.in_flight` names is `wanted`."""
 
@@ -150,16 +150,16 @@ class Spool(Protocol):
 class ClientStates(Protocol):
     """What a client keeps between rounds, committed in two phases (see `Broadcast.counted`)."""
 
-    def settle(self, broadcast: Broadcast) -> ClientState:
+    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
         """Commit the pending state if the server counted it, else drop it; return the state now in force."""
 
-    def reached(self, key: TaskKey) -> ClientState:
+    def peek(self, key: TaskKey) -> ClientState:
         """The state that the answer to `key` leads to, be it counted yet or not; else the one in force."""
 
-    def answered(self, key: TaskKey) -> ClientMessage | None:
+    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
         """The answer already given for `key`, to be sent again byte for byte; None if there is none."""
 
-    def hold(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
         """Keep the answer and the state it leads to, both pending."""
 
 

@@ -109,8 +109,8 @@ def _lettering(
 
 # --- shapes: parts (polygon, tint or None for the print), label rectangle (x0, y0, x1, y1), roundness -----------------
 
-Body = list[tuple[Points, Color | None]]
-Shape = tuple[Body, tuple[int, int, int, int], float]
+Blob = list[tuple[Points, Color | None]]
+Shape = tuple[Blob, tuple[int, int, int, int], float]
 
 
 def _box() -> Shape:

@@ -10,7 +10,7 @@ from fedshelf.scheduling.active_hours import ActiveHours
 NAP_SECONDS = 30.0  # the clock may be set, or the machine be suspended, while somebody sleeps by it
 
 
-class Door:
+class Availability:
     """Whether a client may work now, and the wait until it may.
 
     Args:

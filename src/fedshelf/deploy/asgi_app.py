@@ -1,6 +1,6 @@
 """The only door of the server: Flower's fleet routes, six of our own, and nothing else.
 
-`POST /fedshelf/take` and `/fedshelf/give` carry a whole message, for which the fleet routes need a request per object.
+`POST /fedshelf/pull` and `/fedshelf/push` carry a whole message, for which the fleet routes need a request per object.
 A take is held open for a moment until there is a message: nobody has to ask again and again.
 
 `POST /fedshelf/wait` is held open until the run ends: it is at once the client's heartbeat, the bell that reaches it
@@ -18,9 +18,9 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
-from fedshelf.deploy.blob_routes import PATH as BODY_PATH
-from fedshelf.deploy.blob_routes import BodyRoutes
-from fedshelf.deploy.blobs import Bodies
+from fedshelf.deploy.blob_routes import PATH as BLOB_PATH
+from fedshelf.deploy.blob_routes import BlobRoutes
+from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
 
 LOG = logging.getLogger(__name__)
@@ -34,21 +34,21 @@ PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
 MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers alone, of which a join's lists every class folder
 MAX_REPORT_BYTES = 1 << 10  # of a crash report
 MAX_TOKEN_CHARACTERS = 64
-TAKE_SECONDS = 1.0  # a take is held open so long at most: a client that is told to stop does so in that time
+PULL_SECONDS = 1.0  # a take is held open so long at most: a client that is told to stop does so in that time
 WORKERS = 8
 WRITERS = 4
 
 
-class EngineRoom(Protocol):
+class FleetEngine(Protocol):
     """What the gate asks the engine. All but the first three are short."""
 
     def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
         """Answer a fleet request: HTTP status and body."""
 
-    def take(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+    def pull(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
         """A whole message for the node that asks: HTTP status and body, empty where there is none."""
 
-    def give(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+    def push(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
         """Take in a whole answer: HTTP status and body."""
 
     def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
@@ -61,7 +61,7 @@ class EngineRoom(Protocol):
         """The node's connection broke, and it did not come back, or its process ended (`core.ports.Left.ended_by`)."""
 
 
-class Gate:
+class FleetApp:
     """An ASGI app.
 
     Args:
@@ -74,7 +74,7 @@ class Gate:
     """
 
     def __init__(
-        self, engine: EngineRoom, routes: Collection[str], bodies: Bodies, *, health: Mapping[str, Any], hold: float,
+        self, engine: FleetEngine, routes: Collection[str], blobs: Blobs, *, health: Mapping[str, Any], hold: float,
         grace: float,
     ) -> None:  # fmt: skip
         self._engine = engine
@@ -85,7 +85,7 @@ class Gate:
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="fedshelf-fleet")
         # Apart: a slow disk must not hold up messages.
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="fedshelf-bodies")
-        self._bodies = BodyRoutes(bodies, self._writers)
+        self._blobs = BlobRoutes(blobs, self._writers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bells: dict[int, asyncio.Event] = {}  # a node's: a message may be there
         self._ending = asyncio.Event()
@@ -134,13 +134,13 @@ class Gate:
         elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
             route = path.removeprefix(PREFIX)
             await self._small(lambda *request: self._engine.serve(route, *request), PROTOBUF, scope, receive, send)
-        elif (method, path) == ("POST", "/fedshelf/take"):
-            await self._take(scope, receive, send)
+        elif (method, path) == ("POST", "/fedshelf/pull"):
+            await self._pull(scope, receive, send)
         elif (method, path) == ("POST", "/fedshelf/died"):
             await self._died(scope, receive, send)
-        elif (method, path) == ("POST", "/fedshelf/give"):
-            await self._small(self._engine.give, JSON, scope, receive, send)
-        elif named := BODY_PATH.fullmatch(path):
+        elif (method, path) == ("POST", "/fedshelf/push"):
+            await self._small(self._engine.push, JSON, scope, receive, send)
+        elif named := BLOB_PATH.fullmatch(path):
             await self._body(named[1], scope, receive, send)
         else:
             await _answer(send, 404, _json({"detail": "not found"}))
@@ -156,7 +156,7 @@ class Gate:
             status, content = await self._in_thread(lambda: serve(headers, body))
             await _answer(send, status, content, content_type if status == 200 else JSON)
 
-    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pull(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         body = await _read(headers, scope, receive, send)
         if body is None:
@@ -164,12 +164,12 @@ class Gate:
         node_id = self._engine.identify(headers)
         bell = asyncio.Event() if node_id is None else self._bell(node_id)
         bell.clear()
-        status, content = await self._in_thread(lambda: self._engine.take(headers, body))
+        status, content = await self._in_thread(lambda: self._engine.pull(headers, body))
         if (status, content) == (200, b""):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TAKE_SECONDS):
+                async with asyncio.timeout(PULL_SECONDS):
                     await bell.wait()
-                status, content = await self._in_thread(lambda: self._engine.take(headers, body))
+                status, content = await self._in_thread(lambda: self._engine.pull(headers, body))
         await _answer(send, status, content)
 
     def _in_thread(self, work: Callable[[], tuple[int, bytes]]) -> "asyncio.Future[tuple[int, bytes]]":
@@ -180,7 +180,7 @@ class Gate:
         if node_id is None:
             await _answer(send, 401, _json({"detail": "unknown node"}), close=True)
         else:
-            await self._bodies.serve(node_id, digest, scope, receive, send)
+            await self._blobs.serve(node_id, digest, scope, receive, send)
 
     async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPResponse
 
 from fedshelf.core.errors import RefusedError, TransportError
-from fedshelf.deploy.http_connection import Line, ServerAwayError, SessionLostError
-from fedshelf.serialization.body import Body, Hasher
+from fedshelf.deploy.http_connection import HttpConnection, ServerAwayError, SessionLostError
+from fedshelf.serialization.blob import Blob, Hasher
 
 CHUNK = 1 << 18  # bytes read, hashed or sent at once: they stay in the second-level cache
 ATTEMPTS = 3  # at a body that arrives damaged
 
 
-class HeldBody:
+class ReceivedBlob:
     """The newest body that a client was sent, or as much of it as has come in. It outlives a registration."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class HeldBody:
             self.whole = self._hasher.digest == self.digest
 
 
-class BodyClient:
+class BlobClient:
     """Fetches and brings bodies over a line; belongs to the line's thread.
 
     Args:
@@ -59,8 +59,10 @@ class BodyClient:
         held: what was fetched before.
     """
 
-    def __init__(self, line: Line, identify: Callable[[], Mapping[str, str]], held: HeldBody) -> None:
-        self._line = line
+    def __init__(
+        self, connection: HttpConnection, identify: Callable[[], Mapping[str, str]], held: ReceivedBlob
+    ) -> None:
+        self._connection = connection
         self._identify = identify
         self._held = held
         self._damaged = 0
@@ -81,11 +83,11 @@ class BodyClient:
             response = self._open(held)
             if response is None:
                 return None
-            while not held.whole and (count := self._line.read_into(response, held.room())):
+            while not held.whole and (count := self._connection.read_into(response, held.room())):
                 held.advance(count)
                 self.num_moved += count
             if held.received < len(held.memory):
-                self._line.close()
+                self._connection.close()
                 raise ServerAwayError("the connection ended amid a model")
             if not held.whole:
                 self._note_damage(f"the model that the server sent came in damaged {ATTEMPTS} times")
@@ -93,8 +95,8 @@ class BodyClient:
         self._damaged = 0
         return held.memory
 
-    def upload(self, body: Body) -> bool:
-        """Bring `body`; False where the server does not want it (any more).
+    def upload(self, blob: Blob) -> bool:
+        """Bring `blob`; False where the server does not want it (any more).
 
         Raises:
             TransportError: it will never take it.
@@ -102,16 +104,16 @@ class BodyClient:
         """
         while True:
             # As a rule the server has nothing of it. After a break, or in a client's first round, it may have a part.
-            start = 0 if self._smooth else self._num_arrived(body)
+            start = 0 if self._smooth else self._num_arrived(blob)
             self._smooth = False
-            if start is None or start == body.size:
+            if start is None or start == blob.size:
                 return start is not None
             headers = {
                 **self._identify(),
-                "content-length": str(body.size - start),
-                "content-range": f"bytes {start}-{body.size - 1}/{body.size}",
+                "content-length": str(blob.size - start),
+                "content-range": f"bytes {start}-{blob.size - 1}/{blob.size}",
             }
-            answer = self._line.send("PUT", _path(body.digest), headers, self._counted(body.chunks(start, CHUNK)))
+            answer = self._connection.send("PUT", _path(blob.digest), headers, self._counted(blob.chunks(start, CHUNK)))
             if answer.status == 201:
                 self._damaged, self._smooth = 0, True
                 return True
@@ -120,12 +122,12 @@ class BodyClient:
             elif answer.status != 409:  # something else has arrived meanwhile: ask again
                 _check(answer.status)
 
-    def _open(self, held: HeldBody) -> HTTPResponse | None:
+    def _open(self, held: ReceivedBlob) -> HTTPResponse | None:
         """Ask for what of the body is missing, and make room for it."""
         headers = dict(self._identify())
         if held.received:
             headers["range"] = f"bytes={held.received}-"
-        response = self._line.open("GET", _path(held.digest), headers)
+        response = self._connection.open("GET", _path(held.digest), headers)
         if response.status == 206:
             expected = f"bytes {held.received}-{len(held.memory) - 1}/{len(held.memory)}"
             if response.getheader("content-range") == expected:
@@ -134,7 +136,7 @@ class BodyClient:
             held.drop(held.digest)
             held.expect(int(response.getheader("content-length") or 0))
             return response
-        self._line.close()
+        self._connection.close()
         if response.status == 404:
             held.drop()
             return None
@@ -144,19 +146,19 @@ class BodyClient:
         _check(response.status)
         return None
 
-    def _num_arrived(self, body: Body) -> int | None:
+    def _num_arrived(self, blob: Blob) -> int | None:
         """How many of the body's bytes the server has; None where it wants none."""
-        headers = {**self._identify(), "upload-length": str(body.size)}
-        answer = self._line.request("HEAD", _path(body.digest), headers)
+        headers = {**self._identify(), "upload-length": str(blob.size)}
+        answer = self._connection.request("HEAD", _path(blob.digest), headers)
         if answer.status == 403:
             return None
         if answer.status == 413:
             raise TransportError(
-                f"the server takes no answer of {body.size:,} bytes: it is larger than the model allows"
+                f"the server takes no answer of {blob.size:,} bytes: it is larger than the model allows"
             )
         _check(answer.status, 204)
         start = answer.headers.get("upload-offset", "")
-        if not start.isdecimal() or int(start) > body.size:
+        if not start.isdecimal() or int(start) > blob.size:
             raise SessionLostError("the server does not say how much of the answer it has")
         return int(start)
 
@@ -182,7 +184,7 @@ def _is_free(pages: mmap.mmap) -> bool:
 
 
 def _path(digest: str) -> str:
-    return f"/fedshelf/bodies/{digest}"
+    return f"/fedshelf/blobs/{digest}"
 
 
 def _check(status: int, expected: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""`/fedshelf/bodies/DIGEST`: models down, answers up, as plain HTTP bodies that go on where they broke off.
+"""`/fedshelf/blobs/DIGEST`: models down, answers up, as plain HTTP bodies that go on where they broke off.
 
     GET   (Range: bytes=N-)                        200, 206   the body that was sent to this node
     HEAD  (Upload-Length: SIZE)                    204        Upload-Offset: how much of an answer's body is here
@@ -21,7 +21,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeAlias, TypeVar
 
 from fedshelf.core.errors import RunError
-from fedshelf.deploy.blobs import Bodies
+from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.upload_file import RefusedUploadError
 
 LOG = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ Send: TypeAlias = Any
 Headers: TypeAlias = Mapping[bytes, bytes]
 _T = TypeVar("_T")
 
-PATH = re.compile(r"/fedshelf/bodies/([0-9a-f]{64})")
+PATH = re.compile(r"/fedshelf/blobs/([0-9a-f]{64})")
 RANGE = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})?")
 CONTENT_RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 CHUNK = 1 << 18  # bytes handed to a connection at once
@@ -41,7 +41,7 @@ SILENCE_SECONDS = 30.0  # the other side may take so long for a chunk; it can go
 BATCH_SECONDS = 120.0  # and so long for a batch
 
 
-class BodyRoutes:
+class BlobRoutes:
     """Answers the requests of nodes that are known.
 
     Args:
@@ -49,9 +49,9 @@ class BodyRoutes:
         workers: write the files.
     """
 
-    def __init__(self, bodies: Bodies, workers: Executor) -> None:
-        self._outgoing = bodies.outgoing
-        self._incoming = bodies.incoming
+    def __init__(self, blobs: Blobs, workers: Executor) -> None:
+        self._outgoing = blobs.outgoing
+        self._incoming = blobs.incoming
         self._workers = workers
 
     async def serve(self, node_id: int, digest: str, scope: Scope, receive: Receive, send: Send) -> None:

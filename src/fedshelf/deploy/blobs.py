@@ -15,7 +15,7 @@ UPLOAD_UNKNOWN = 1 << 30  # where no model has been sent yet: clients of a resum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bodies:
+class Blobs:
     """Shared by the transport, which says who may fetch and bring what, and the routes, which move the bytes."""
 
     outgoing: Outgoing

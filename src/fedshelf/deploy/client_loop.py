@@ -12,16 +12,16 @@ from flwr.app import Message
 
 from fedshelf.core.errors import FedShelfError, RefusedError, TransportError
 from fedshelf.core.messages import Failure, Join
-from fedshelf.deploy.active_hours import Door
+from fedshelf.deploy.active_hours import Availability
 from fedshelf.deploy.address import parse_address
-from fedshelf.deploy.blob_client import HeldBody
+from fedshelf.deploy.blob_client import ReceivedBlob
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
-from fedshelf.deploy.records import SendHook, WireMessage, body_beside, task_of, to_parcel
+from fedshelf.deploy.records import SendHook, WireMessage, external_blob, task_of, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
 
 LOG = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run_client(
     on_status: Callable[[str], None] = LOG.info,
     on_send: SendHook | None = None,
     max_wait: float | None = None,
-    door: Door | None = None,
+    availability: Availability | None = None,
     reporter: CrashReporter | None = None,
 ) -> Ended:
     """Take part until the server closes the run, refuses this client, or `stop` is set.
@@ -68,12 +68,12 @@ def run_client(
     """
     quiet_engine_log()
     address = parse_address(server_address)
-    stop, door = stop or threading.Event(), door or Door()
-    part, held = ClientPart(join=join, handle=handle), HeldBody()
+    stop, availability = stop or threading.Event(), availability or Availability()
+    part, held = ClientPart(join=join, handle=handle), ReceivedBlob()
     away_since, backoff = time.monotonic(), FIRST_BACKOFF
     on_status(f"connecting to {address}")
     while not stop.is_set():
-        away_since += door.wait(stop, on_status)
+        away_since += availability.wait(stop, on_status)
         if stop.is_set():
             break
         authority = local_authority()
@@ -86,7 +86,7 @@ def run_client(
                 address=str(address), ca=None if ca is None else str(ca), insecure=insecure, token=token
             )
             with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
-                ended = _Visit(session, part, stop, door, on_send).run()
+                ended = _Visit(session, part, stop, availability, on_send).run()
             if ended is not None:
                 return ended
         except TransportError:
@@ -103,7 +103,7 @@ def run_client(
             if stop.is_set():
                 break
             away_since, backoff = time.monotonic(), FIRST_BACKOFF
-            if door.is_open():
+            if availability.is_open():
                 on_status(f"the connection to {address} was lost; joining again")
                 stop.wait(FIRST_BACKOFF)
     return Ended(kind=EndKind.STOPPED, reason="stopped")
@@ -113,12 +113,17 @@ class _Visit:
     """From one registration to its end. A second thread waits for the run's end, and is the heartbeat."""
 
     def __init__(
-        self, session: FleetSession, part: ClientPart, stop: threading.Event, door: Door, on_send: SendHook | None
-    ) -> None:  # fmt: skip
+        self,
+        session: FleetSession,
+        part: ClientPart,
+        stop: threading.Event,
+        availability: Availability,
+        on_send: SendHook | None,
+    ) -> None:
         self._session = session
         self._part = part
         self._stop = stop
-        self._door = door
+        self._door = availability
         self._on_send = on_send
         self._over = threading.Event()
         self._end = ""
@@ -147,12 +152,12 @@ class _Visit:
         """Fetch what the message names, do what it asks, and send the answer; its body first."""
         answer: WireMessage
         try:
-            body, digest = None, _body_named(message)
+            blob, digest = None, _blob_named(message)
             if digest:
-                body = self._patiently(lambda: self._session.fetch(digest))
-                if body is None:
+                blob = self._patiently(lambda: self._session.fetch(digest))
+                if blob is None:
                     return None  # withdrawn, or the end of this visit
-            answer, ended = self._part.answer(message, body)
+            answer, ended = self._part.answer(message, blob)
         except FedShelfError as error:  # the body cannot be had
             answer, ended = Failure(reason=failure_text(error), key=task_of(message.content)), None
         if not self._deliver(message, answer):
@@ -166,9 +171,9 @@ class _Visit:
             self._on_send(parcel)
         # Made once: sent again after a break, it must be the same.
         reply = Message(parcel.records, reply_to=message)
-        if parcel.body.pieces:
+        if parcel.blob.pieces:
             try:
-                wanted = self._patiently(lambda: self._session.upload(parcel.body))
+                wanted = self._patiently(lambda: self._session.upload(parcel.blob))
             except FedShelfError as error:
                 LOG.warning("the answer cannot be delivered: %s", error)
                 failure = Failure(reason=failure_text(error), key=getattr(answer, "key", None))
@@ -203,8 +208,8 @@ class _Visit:
                 backoff = min(2 * backoff, LAST_BACKOFF)
 
 
-def _body_named(message: Message) -> str:
+def _blob_named(message: Message) -> str:
     try:
-        return body_beside(message.content)
+        return external_blob(message.content)
     except RefusedError:
         return ""  # not a message of ours: whoever answers it says so

@@ -12,7 +12,7 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Failure, Join, ServerMessage
 from fedshelf.deploy.failure_text import failure_text, without_places
 from fedshelf.deploy.records import Control, ControlKind, WireMessage, from_records
-from fedshelf.serialization.body import Buffer
+from fedshelf.serialization.blob import Buffer
 
 LOG = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ClientPart:
     join: Join
     handle: Handler
 
-    def answer(self, message: Message, body: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
+    def answer(self, message: Message, blob: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
         """The answer to one of Flower's messages, and the end if that is what it says. Never raises.
 
         Args:
@@ -51,7 +51,7 @@ class ClientPart:
         """
         asked = None
         try:
-            asked = from_records(message.content, body)
+            asked = from_records(message.content, blob)
             if isinstance(asked, Control):
                 return self._control(asked)
             if not isinstance(asked, get_args(ServerMessage)):

@@ -131,11 +131,11 @@ def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
     if target is None:
         return
     from fedshelf.deploy.address import parse_address
-    from fedshelf.deploy.http_connection import Line
+    from fedshelf.deploy.http_connection import HttpConnection
     from fedshelf.deploy.tls import client_context
 
     context = None if target.insecure else client_context(Path(target.ca) if target.ca else None)
-    line = Line(parse_address(target.address), context, timeout=REPORT_SECONDS)
+    line = HttpConnection(parse_address(target.address), context, timeout=REPORT_SECONDS)
     content = json.dumps({"token": target.token, "signal": by}).encode()
     line.request("POST", "/fedshelf/died", {"content-type": "application/json"}, content)
 

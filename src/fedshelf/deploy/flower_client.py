@@ -34,10 +34,10 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.blob_client import BodyClient, HeldBody
+from fedshelf.deploy.blob_client import BlobClient, ReceivedBlob
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
-from fedshelf.deploy.http_connection import Answer, Line, ServerAwayError, SessionLostError
-from fedshelf.serialization.body import Body
+from fedshelf.deploy.http_connection import Answer, HttpConnection, ServerAwayError, SessionLostError
+from fedshelf.serialization.blob import Blob
 
 REQUEST_SECONDS = 30.0
 WAIT_SECONDS = 60.0  # the server holds a wait for 8 s at most
@@ -62,7 +62,7 @@ class FleetSession:
             there should be none.
     """
 
-    def __init__(self, address: Address, context: ssl.SSLContext | None, held: HeldBody | None = None) -> None:
+    def __init__(self, address: Address, context: ssl.SSLContext | None, held: ReceivedBlob | None = None) -> None:
         self.crash_token = secrets.token_hex(16)
         self._address = address
         self._encrypted = context is not None
@@ -70,9 +70,11 @@ class FleetSession:
         self._public_key = public_key_to_bytes(public_key)
         self._signed: tuple[float, Mapping[str, str]] = (-SIGNATURE_SECONDS, {})
         self._unanswered: message_pb2.ConfirmMessageReceivedRequest | None = None  # confirms the message taken last
-        self._line = Line(address, context, timeout=REQUEST_SECONDS)
-        self._end_line = Line(address, context, timeout=WAIT_SECONDS)  # a wait must not queue behind an upload
-        self._bodies = BodyClient(self._line, self._headers, held or HeldBody())
+        self._connection = HttpConnection(address, context, timeout=REQUEST_SECONDS)
+        self._end_connection = HttpConnection(
+            address, context, timeout=WAIT_SECONDS
+        )  # a wait must not queue behind an upload
+        self._blobs = BlobClient(self._connection, self._headers, held or ReceivedBlob())
         try:
             self._greet()
             self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=self._public_key))
@@ -90,7 +92,7 @@ class FleetSession:
         if self._unanswered is not None:
             self._post("/v1/fleet/confirm-message-received", self._unanswered)
             self._unanswered = None
-        content = self._post("/fedshelf/take", fleet_pb2.PullMessagesRequest(node=self._node))
+        content = self._post("/fedshelf/pull", fleet_pb2.PullMessagesRequest(node=self._node))
         if not content:
             return None
         told = json.loads(content)
@@ -108,21 +110,21 @@ class FleetSession:
 
     def fetch(self, digest: str) -> memoryview | None:
         """A message's body by its name; None where it was withdrawn. After a break, call it again: it goes on."""
-        return self._bodies.fetch(digest)
+        return self._blobs.fetch(digest)
 
-    def upload(self, body: Body) -> bool:
+    def upload(self, blob: Blob) -> bool:
         """Bring an answer's body; False where the server does not want it any more. After a break, call it again:
         it goes on.
 
         Raises:
             TransportError: the server will never take it.
         """
-        return self._bodies.upload(body)
+        return self._blobs.upload(blob)
 
     @property
     def num_moved(self) -> int:
         """Bytes of bodies moved so far: whoever waits for a body sees whether it gets on."""
-        return self._bodies.num_moved
+        return self._blobs.num_moved
 
     def send(self, answer: Message) -> None:
         """Send an answer; its body must have been uploaded. After a break, call it again: what has arrived is not
@@ -137,13 +139,13 @@ class FleetSession:
             )
             objects = {name: _text(part.deflate()) for name, part in get_all_nested_objects(answer).items()}
         told = {"reply": _text(request.SerializeToString()), "objects": objects}
-        _checked(self._request("/fedshelf/give", json.dumps(told).encode(), "application/json"))
+        _checked(self._request("/fedshelf/push", json.dumps(told).encode(), "application/json"))
         self._unanswered = None
 
     def wait_for_end(self) -> str:
         """Why the run has ended, or "" after some seconds in which it has not. Also this client's sign of life."""
         headers = {**self._headers(), TOKEN_HEADER: self.crash_token}
-        response = self._end_line.request("POST", "/fedshelf/wait", headers)
+        response = self._end_connection.request("POST", "/fedshelf/wait", headers)
         return str(json.loads(_checked(response))["end"])
 
     def leave(self) -> None:
@@ -166,7 +168,7 @@ class FleetSession:
         return _checked(self._request(path, request.SerializeToString(), "application/x-protobuf"))
 
     def _request(self, path: str, content: bytes, content_type: str) -> Answer:
-        return self._line.request("POST", path, {**self._headers(), "content-type": content_type}, content)
+        return self._connection.request("POST", path, {**self._headers(), "content-type": content_type}, content)
 
     def _headers(self) -> Mapping[str, str]:
         """Who is asking: the public key, and a recent time stamp that it signed."""
@@ -183,13 +185,13 @@ class FleetSession:
         return headers
 
     def _disconnect(self) -> None:
-        self._line.close()
-        self._end_line.close()
+        self._connection.close()
+        self._end_connection.close()
 
     def _greet(self) -> None:
         """Make sure that this is a FedShelf server of our protocol."""
         try:
-            response = self._end_line.request("GET", "/fedshelf/health", {})
+            response = self._end_connection.request("GET", "/fedshelf/health", {})
         except ServerAwayError as error:
             raise self._diagnose(error) from error
         try:

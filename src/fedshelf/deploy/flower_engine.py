@@ -100,12 +100,12 @@ class FlowerEngine:
         self._taken: dict[int, bytes] = {}  # what nodes were given and have not confirmed
         self._ended_by: dict[int, str] = {}  # nodes whose process died, and by which signal
 
-    def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+    def serve(self, route: str, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
         """Answer a request to one of `ROUTES`: HTTP status and body (protobuf, or JSON from 400 on)."""
         request_type, handler = ROUTES[route]
         request = request_type()
         try:
-            request.ParseFromString(body)
+            request.ParseFromString(blob)
         except Exception as error:  # noqa: BLE001 protobuf's own exception class differs between its back ends
             return _refusal(400, f"not a protobuf message ({type(error).__name__})")
         key = _signing_key(headers)
@@ -131,13 +131,13 @@ class FlowerEngine:
             self._taken.pop(node_id, None)
         return 200, answer
 
-    def take(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+    def pull(self, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
         """A message and its objects at once, for the request that `pull-messages` takes; the same one again until the
         node has answered or confirmed it: its line may break amid the answer. Nothing where there is none."""
-        status, content = self.serve("pull-messages", headers, body)
+        status, content = self.serve("pull-messages", headers, blob)
         if status != 200:
             return status, content
-        node = fleet_pb2.PullMessagesRequest.FromString(body).node
+        node = fleet_pb2.PullMessagesRequest.FromString(blob).node
         pulled = fleet_pb2.PullMessagesResponse.FromString(content)
         if not pulled.messages_list:
             return 200, self._taken.get(node.node_id, b"")
@@ -155,11 +155,11 @@ class FlowerEngine:
         self._taken[node.node_id] = told
         return 200, told
 
-    def give(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
+    def push(self, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
         """A reply and its objects at once: ``{"reply": …, "objects": {id: …}}``, a request to `push-messages` and what
         would be pushed after it. The message that it replies to counts as confirmed."""
         try:
-            told = json.loads(body)
+            told = json.loads(blob)
             announced = fleet_pb2.PushMessagesRequest.FromString(b64decode(told["reply"], validate=True))
             objects = {str(name): b64decode(content, validate=True) for name, content in told["objects"].items()}
         except Exception as error:  # noqa: BLE001 protobuf's own exception class differs between its back ends

@@ -17,8 +17,8 @@ import fedshelf
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.asgi_app import Gate
-from fedshelf.deploy.blobs import Bodies
+from fedshelf.deploy.asgi_app import FleetApp
+from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
 from fedshelf.deploy.flower_grid import EmbeddedGrid
@@ -55,10 +55,10 @@ class EmbeddedServer:
         self.address = Address(host=host, port=self._socket.getsockname()[1])
         self._engine = FlowerEngine(silence=silence)
         self._temporary = tempfile.TemporaryDirectory(prefix="fedshelf-")
-        self._bodies = Bodies.below(incoming or Path(self._temporary.name))
+        self._blobs = Blobs.below(incoming or Path(self._temporary.name))
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
-        self._gate = Gate(
-            self._engine, ROUTES, self._bodies, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
+        self._gate = FleetApp(
+            self._engine, ROUTES, self._blobs, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
         )  # fmt: skip
         config = uvicorn.Config(
             self._gate, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
@@ -81,7 +81,7 @@ class EmbeddedServer:
     def transport(self, *, close_timeout: float = 5.0) -> GridTransport:
         """The server's end of all connections. Ask once."""
         grid = EmbeddedGrid(self._engine, self._gate.ring, self._gate.announce_end)
-        return GridTransport(grid, engine=grid, bodies=self._bodies, close_timeout=close_timeout)
+        return GridTransport(grid, engine=grid, blobs=self._blobs, close_timeout=close_timeout)
 
     def close(self) -> None:
         """Stop listening and free the port; clients see a server that has gone away."""

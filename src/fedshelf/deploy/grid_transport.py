@@ -4,7 +4,7 @@ Only Flower's documented API is used: `get_node_ids`, `push_messages`, `pull_mes
 it returns only when all are in.) A node that appears is asked to introduce itself; its `Join` makes it known to the
 rounds under an address, which names this one connection: a node that left and comes back gets a new one.
 
-With `Bodies`, messages are headers, and bodies travel beside them; without, bodies are inside the messages.
+With `Blobs`, messages are headers, and bodies travel beside them; without, bodies are inside the messages.
 
 One thread uses a transport.
 """
@@ -31,20 +31,20 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply, Undecodable
-from fedshelf.deploy.blobs import Bodies, model_bytes, most_of_upload
+from fedshelf.deploy.blobs import Blobs, model_bytes, most_of_upload
 from fedshelf.deploy.engine import Engine, Polling
 from fedshelf.deploy.records import (
     Control,
     ControlKind,
     Encoder,
     WireMessage,
-    body_beside,
+    external_blob,
     from_records,
     message_type,
     num_bytes,
     to_parcel,
 )
-from fedshelf.serialization.body import Body
+from fedshelf.serialization.blob import Blob
 from fedshelf.storage.atomic_files import map_file
 
 LOG = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ class GridTransport:
         grid: Grid,
         *,
         engine: Engine | None = None,
-        bodies: Bodies | None = None,
+        blobs: Blobs | None = None,
         close_timeout: float = 5.0,
     ) -> None:
         self._grid = grid
         self._engine: Engine = engine or Polling()
-        self._bodies = bodies
+        self._blobs = blobs
         self._model_bytes = 0  # of the largest model that was sent
         self._received: Received | None = None  # with the arrival handed out last
         self._close_timeout = close_timeout
@@ -110,18 +110,18 @@ class GridTransport:
         if connection is None:
             return 0
         parcel = self._encoder.encode(message)
-        size, digest = parcel.num_header_bytes, parcel.body.digest if parcel.body.pieces else ""
+        size, digest = parcel.num_header_bytes, parcel.blob.digest if parcel.blob.pieces else ""
         key = None
         if not isinstance(message, Setup):
             key = message.key
-            if self._bodies is not None:
-                self._make_way(self._bodies, connection, message, parcel.body)
-        records = parcel.records if self._bodies is not None else parcel.inline()
+            if self._blobs is not None:
+                self._make_way(self._blobs, connection, message, parcel.blob)
+        records = parcel.records if self._blobs is not None else parcel.inline()
         if not self._push(connection, Message(records, connection.node_id, message_type(message)), key):
             return 0
-        held = self._bodies is not None and digest == connection.held_body
+        held = self._blobs is not None and digest == connection.held_body
         connection.held_body = digest or connection.held_body
-        return size if held else size + parcel.body.size
+        return size if held else size + parcel.blob.size
 
     def receive(self, timeout: float) -> Arrival | None:
         """See `Transport`.
@@ -133,8 +133,8 @@ class GridTransport:
         self._drop(self._received)
         self._received = None
         while True:
-            if self._bodies is not None and self._bodies.incoming.problem is not None:
-                raise self._bodies.incoming.problem
+            if self._blobs is not None and self._blobs.incoming.problem is not None:
+                raise self._blobs.incoming.problem
             if not self._arrivals:
                 self._look()
             if self._arrivals:
@@ -168,18 +168,18 @@ class GridTransport:
             self._engine.wait(min(remaining, 1.0))
             self._look()
         self._arrivals.clear()
-        if self._bodies is not None:
-            self._bodies.incoming.clear()
+        if self._blobs is not None:
+            self._blobs.incoming.clear()
 
     def _make_way(
-        self, bodies: Bodies, connection: _Connection, message: Broadcast | CompressedBroadcast, body: Body
+        self, blobs: Blobs, connection: _Connection, message: Broadcast | CompressedBroadcast, blob: Blob
     ) -> None:
         """Let the connection fetch the task's body, and bring an answer's if there is to be one."""
-        if body.pieces:
-            bodies.outgoing.publish(connection.node_id, body)
+        if blob.pieces:
+            blobs.outgoing.publish(connection.node_id, blob)
         self._model_bytes = max(self._model_bytes, model_bytes(message))
         if message.purpose is Purpose.TRAIN:
-            bodies.incoming.expect(connection.node_id, connection.client, most_of_upload(self._model_bytes))
+            blobs.incoming.expect(connection.node_id, connection.client, most_of_upload(self._model_bytes))
 
     def _drop(self, source: Received | None) -> None:
         """Delete a body that has come in, unless somebody has moved it."""
@@ -224,8 +224,8 @@ class GridTransport:
 
     def _leave(self, connection: _Connection) -> None:
         self._drop_pending(connection)
-        if self._bodies is not None:
-            self._bodies.forget(connection.node_id)
+        if self._blobs is not None:
+            self._blobs.forget(connection.node_id)
         del self._connections[connection.node_id]
         if connection.joined and not connection.refused:
             self._arrivals.append(Left(address=connection.address, ended_by=self._engine.ended_by(connection.node_id)))
@@ -241,9 +241,9 @@ class GridTransport:
             return
         size, source = num_bytes(message.content), None
         try:
-            digest = body_beside(message.content)
-            if digest and self._bodies is not None:
-                source = self._bodies.incoming.take(connection.node_id, digest)
+            digest = external_blob(message.content)
+            if digest and self._blobs is not None:
+                source = self._blobs.incoming.take(connection.node_id, digest)
                 if source is None:
                     raise RefusedError("its body did not arrive: truncated or altered, or never sent")
                 size += source.path.stat().st_size

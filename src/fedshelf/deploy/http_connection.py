@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from fedshelf.deploy.address import Address
 
 if TYPE_CHECKING:  # its module loads torch, which a crash reporter does without
-    from fedshelf.serialization.body import Buffer
+    from fedshelf.serialization.blob import Buffer
 
 HEADER_NAMES = ("upload-offset", "content-range", "content-length", "date")
 
@@ -41,7 +41,7 @@ class Answer:
     content: bytes
 
 
-class Line:
+class HttpConnection:
     """One connection; belongs to one thread. What breaks it is a `ServerAwayError`; the next request opens it anew.
 
     Args:

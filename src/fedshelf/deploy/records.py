@@ -1,7 +1,7 @@
 """FedShelf's messages as Flower records, and nothing else.
 
 A message is ``{"header": {"json": …}}``, and the header names the message's body. The body travels beside the records
-(`body_routes`), or, through a stock SuperLink, inside them as ``{"body": {"safetensors": …}}``. Three more messages,
+(`blob_routes`), or, through a stock SuperLink, inside them as ``{"body": {"safetensors": …}}``. Three more messages,
 which only a transport needs, are ``{"control": {"kind": …, "reason": …}}``. Anything else is refused.
 
 Everything that leaves a client is a `Parcel`.
@@ -20,9 +20,9 @@ from torch import Tensor
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Purpose, ServerMessage, TaskKey
 from fedshelf.serialization import messages as payload
-from fedshelf.serialization.body import Body, Buffer
+from fedshelf.serialization.blob import Blob, Buffer
 
-BODY_TYPE = "fedshelf.safetensors"
+BLOB_TYPE = "fedshelf.safetensors"
 MAX_REASON_CHARACTERS = 2000
 
 
@@ -51,7 +51,7 @@ class Parcel:
     """A message ready to be sent: its records, and the body that its header names (no pieces: it has none)."""
 
     records: RecordDict
-    body: Body = field(default_factory=lambda: Body(()))
+    blob: Blob = field(default_factory=lambda: Blob(()))
 
     @property
     def num_header_bytes(self) -> int:
@@ -60,9 +60,9 @@ class Parcel:
 
     def inline(self) -> RecordDict:
         """The records with the body among them."""
-        if not self.body.pieces:
+        if not self.blob.pieces:
             return self.records
-        return RecordDict({**self.records, "body": _body_record(self.body)})
+        return RecordDict({**self.records, "body": _blob_record(self.blob)})
 
 
 SendHook: TypeAlias = Callable[[Parcel], None]
@@ -83,15 +83,15 @@ class Encoder:
         """The parcel of `message`; its body lies in the vectors' memory."""
         vectors = payload.vectors_of(message)
         if not vectors:
-            return _parcel(message, Body(()))
+            return _parcel(message, Blob(()))
         key = getattr(message, "key", None)
         if key != self._key:  # another task: what it does not begin with is done with
             self._key, self._kept = key, [kept for kept in self._kept if kept.holds(vectors)]
         kept = next((kept for kept in self._kept if kept.holds(vectors)), None)
         if kept is None:
-            kept = _Kept(vectors=vectors, versions=_versions(vectors), body=payload.body_of(message))
+            kept = _Kept(vectors=vectors, versions=_versions(vectors), blob=payload.blob_of(message))
             self._kept.append(kept)
-        return _parcel(message, kept.body)
+        return _parcel(message, kept.blob)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class _Kept:
 
     vectors: dict[str, Tensor]
     versions: list[int]
-    body: Body
+    blob: Blob
 
     def holds(self, vectors: dict[str, Tensor]) -> bool:
         same = self.vectors.keys() == vectors.keys() and all(self.vectors[n] is v for n, v in vectors.items())
@@ -112,7 +112,7 @@ def to_parcel(message: WireMessage) -> Parcel:
     if isinstance(message, Control):
         reason = message.reason[:MAX_REASON_CHARACTERS]
         return Parcel(records=RecordDict({"control": ConfigRecord({"kind": str(message.kind), "reason": reason})}))
-    return _parcel(message, payload.body_of(message))
+    return _parcel(message, payload.blob_of(message))
 
 
 def header_of(records: RecordDict) -> str | None:
@@ -132,14 +132,14 @@ def header_of(records: RecordDict) -> str | None:
     return header["json"]
 
 
-def body_beside(records: RecordDict) -> str:
+def external_blob(records: RecordDict) -> str:
     """The name of the body that travels beside these records; "" for none.
 
     Raises:
         RefusedError: see `header_of`.
     """
     header = header_of(records)
-    return payload.body_digest(header) if header is not None and "body" not in records else ""
+    return payload.blob_digest(header) if header is not None and "body" not in records else ""
 
 
 def task_of(records: RecordDict) -> TaskKey | None:
@@ -166,8 +166,8 @@ def from_records(records: RecordDict, beside: Buffer | None = None) -> WireMessa
     if header is None:
         return _control(records["control"])
     if beside is not None:
-        return payload.decode(header, beside, computed=payload.body_digest(header))
-    return payload.decode(header, _body(records.get("body")))
+        return payload.decode(header, beside, computed=payload.blob_digest(header))
+    return payload.decode(header, _blob(records.get("body")))
 
 
 def num_bytes(records: RecordDict) -> int:
@@ -188,13 +188,13 @@ def message_type(message: WireMessage) -> str:
     return "query"
 
 
-def _body(record: object) -> bytes:
+def _blob(record: object) -> bytes:
     if record is None:
         return b""
     if not isinstance(record, ArrayRecord) or set(record) != {"safetensors"}:
         raise RefusedError("the message's body is not one array named 'safetensors'")
     array = record["safetensors"]
-    if array.stype != BODY_TYPE or array.dtype != "uint8" or tuple(array.shape) != (len(array.data),):
+    if array.stype != BLOB_TYPE or array.dtype != "uint8" or tuple(array.shape) != (len(array.data),):
         raise RefusedError(
             f"the message's body of {len(array.data):,} bytes is announced as {array.stype} {array.dtype} of shape "
             f"{tuple(array.shape)}: it is truncated, or not ours"
@@ -212,15 +212,15 @@ def _control(record: object) -> Control:
     return Control(kind=ControlKind(kind), reason=reason[:MAX_REASON_CHARACTERS])
 
 
-def _parcel(message: ServerMessage | ClientMessage, body: Body) -> Parcel:
-    header = payload.encode_header(message, body.digest if body.pieces else "")
-    return Parcel(records=RecordDict({"header": ConfigRecord({"json": header})}), body=body)
+def _parcel(message: ServerMessage | ClientMessage, blob: Blob) -> Parcel:
+    header = payload.encode_header(message, blob.digest if blob.pieces else "")
+    return Parcel(records=RecordDict({"header": ConfigRecord({"json": header})}), blob=blob)
 
 
 @functools.lru_cache(maxsize=1)  # one model goes to many stock clients
-def _body_record(body: Body) -> ArrayRecord:
-    data = body.join()
-    return ArrayRecord({"safetensors": Array(dtype="uint8", shape=(len(data),), stype=BODY_TYPE, data=data)})
+def _blob_record(blob: Blob) -> ArrayRecord:
+    data = blob.join()
+    return ArrayRecord({"safetensors": Array(dtype="uint8", shape=(len(data),), stype=BLOB_TYPE, data=data)})
 
 
 def _versions(vectors: dict[str, Tensor]) -> list[int]:

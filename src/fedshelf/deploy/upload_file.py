@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedshelf.core.ports import Received
-from fedshelf.serialization.body import Buffer, Hasher
+from fedshelf.serialization.blob import Buffer, Hasher
 from fedshelf.storage.atomic_files import make_folder, saying_what_to_do
 
 _BLOCK = 1 << 20

@@ -35,15 +35,15 @@ def train_alone(
     Raises:
         FedShelfError: training diverged.
     """
-    bench = trainer.workbench
-    plain = trainer.having(replace(bench.settings, loss="cross-entropy"))
+    bound = trainer.bound_model
+    plain = trainer.having(replace(bound.settings, loss="cross-entropy"))
     whole = replace(plain, phases=(Phase(),))
-    bench.params.personal.copy_(bench.initial_personal)
+    bound.params.personal.copy_(bound.initial_personal)
     shared = first
     for number in range(1, num_rounds + 1):
         task = Broadcast(
             key=TaskKey(run_id=run_id, round=number, attempt=0), purpose=Purpose.TRAIN, params=shared,
             client_lr=client_lr(number),
         )  # fmt: skip
-        shared = bench.params.layout.clamp(shared + whole.upload(task).delta)  # lines 3 and 4
-    bench.load(shared)
+        shared = bound.params.layout.clamp(shared + whole.upload(task).delta)  # lines 3 and 4
+    bound.load(shared)

@@ -14,7 +14,7 @@ from torch import nn
 from fedshelf.core.choices import Candidate
 from fedshelf.core.messages import Broadcast
 from fedshelf.core.state import ClientState
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import Phase, Trainer
 
 PERSONAL = "personal"
@@ -36,7 +36,7 @@ class Personalization(Protocol):
 
     @property
     def trains_at_last(self) -> bool:
-        """Whether `finish` trains: a model that was chosen can then be made once more, of all photos."""
+        """Whether `finalize` trains: a model that was chosen can then be made once more, of all photos."""
         ...
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
@@ -47,11 +47,13 @@ class Personalization(Protocol):
         """
         ...
 
-    def equip(self, bench: Workbench, state: ClientState) -> None:
+    def apply(self, bound: BoundModel, state: ClientState) -> None:
         """Make the model on the bench, whose shared values are the server's, the one that this store uses."""
         ...
 
-    def keep(self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer) -> ClientState:
+    def update_state(
+        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
+    ) -> ClientState:
         """`after` (what the algorithm keeps of the round) with what stays at the store.
 
         Args:
@@ -62,12 +64,12 @@ class Personalization(Protocol):
         """
         ...
 
-    def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
+    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """Once the rounds are over, make the model that this store used in them the one that it is to keep.
 
         Args:
             broadcast: brings the last global model.
-            trainer: on its bench is that model, made the store's by `equip`.
+            trainer: on its bench is that model, made the store's by `apply`.
         """
         ...
 
@@ -84,16 +86,18 @@ class PersonalLayers:
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         return self.names(module)
 
-    def equip(self, bench: Workbench, state: ClientState) -> None:
-        bench.params.personal.copy_(state.tensors.get(PERSONAL, bench.initial_personal))
+    def apply(self, bound: BoundModel, state: ClientState) -> None:
+        bound.params.personal.copy_(state.tensors.get(PERSONAL, bound.initial_personal))
 
-    def keep(self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer) -> ClientState:
-        personal = trainer.workbench.params.personal
+    def update_state(
+        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
+    ) -> ClientState:
+        personal = trainer.bound_model.params.personal
         if not personal.numel():
             return after
         return ClientState(tensors={**after.tensors, PERSONAL: personal.detach().cpu().clone()})
 
-    def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
+    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """Nothing is left to do."""
 
 

@@ -21,7 +21,7 @@ from fedshelf.core.choices import Candidate
 from fedshelf.core.messages import Broadcast
 from fedshelf.core.state import ClientState
 from fedshelf.personalization.base import PERSONAL
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import Phase, Trainer
 
 
@@ -37,24 +37,26 @@ class Ditto:
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         return frozenset()
 
-    def equip(self, bench: Workbench, state: ClientState) -> None:
+    def apply(self, bound: BoundModel, state: ClientState) -> None:
         if PERSONAL in state.tensors:
-            bench.load(state.tensors[PERSONAL])
+            bound.load(state.tensors[PERSONAL])
 
-    def keep(self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer) -> ClientState:
-        bench = trainer.workbench
-        anchor = broadcast.params[: bench.params.layout.num_trainable].to(bench.compute.device)  # w_t
+    def update_state(
+        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
+    ) -> ClientState:
+        bound = trainer.bound_model
+        anchor = broadcast.params[: bound.params.layout.num_trainable].to(bound.compute.device)  # w_t
 
         def pull(gradient: Tensor, values: Tensor) -> None:
             gradient.add_(values - anchor, alpha=self.pull)  # line 5
 
-        bench.load(before.tensors.get(PERSONAL, broadcast.params))
+        bound.load(before.tensors.get(PERSONAL, broadcast.params))
         trainer.fit(
             round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=pull,
             part=trainer.part(broadcast.key, "-ditto"), num_steps=broadcast.num_steps,
         )  # fmt: skip
-        own = bench.params.shared.detach().cpu().clone()
+        own = bound.params.shared.detach().cpu().clone()
         return ClientState(tensors={**after.tensors, PERSONAL: own})  # line 6
 
-    def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
+    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """Nothing is left to do: v_k is trained."""

@@ -10,8 +10,8 @@ averaging); Wang et al. 2019, "Federated Evaluation of On-device Personalization
                                                          9  keep the mean of u_1 .. u_E (v_k where E = 0)
 
 E is `--finetune-epochs`, eta `--finetune-lr`. In the rounds nothing is personal: what travels, and what is evaluated
-after each of them, is the algorithm's model. Line 5 is `personalization.head`: the model expects what the store stocks, as
-often as it is there, before it takes a single step. Line 9: steps at a constant rate end somewhere around what they
+after each of them, is the algorithm's model. Line 5 is `personalization.head`: the model expects each product as often
+as the store stocks it, before it takes a single step. Line 9: steps at a constant rate end somewhere around what they
 approach; the mean of where they were is nearer to it, and to w_T (Izmailov et al. 2018, "Averaging Weights Leads to
 Wider Optima and Better Generalization", with a mean per epoch as there).
 
@@ -34,7 +34,7 @@ from fedshelf.core.messages import Broadcast
 from fedshelf.core.state import ClientState
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.personalization.head import expect
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import Phase, Trainer
 
 
@@ -51,28 +51,30 @@ class FineTuning:
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         return frozenset()
 
-    def equip(self, bench: Workbench, state: ClientState) -> None:
+    def apply(self, bound: BoundModel, state: ClientState) -> None:
         """In the rounds a store uses the global model."""
 
-    def keep(self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer) -> ClientState:
+    def update_state(
+        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
+    ) -> ClientState:
         return after
 
-    def finish(self, broadcast: Broadcast, trainer: Trainer) -> None:
-        bench = trainer.workbench
-        expect(bench.module, trainer.train.labels)  # line 5
+    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        bound = trainer.bound_model
+        expect(bound.module, trainer.train.labels)  # line 5
         settings = replace(
-            bench.settings,
+            bound.settings,
             loss="cross-entropy",
             label_smoothing=0.0,
-            augmentation=_mirrored(bench.settings.augmentation),
+            augmentation=_mirrored(bound.settings.augmentation),
         )
         epoch = replace(trainer.having(settings), phases=(Phase(epochs=1),))
-        mean = torch.zeros_like(bench.params.vector)
+        mean = torch.zeros_like(bound.params.vector)
         for number in range(self.epochs):
             epoch.fit(round=broadcast.key.round, client_lr=self.client_lr, part=f"-finetune-{number}")  # line 7
-            mean += bench.params.vector / self.epochs
+            mean += bound.params.vector / self.epochs
         if self.epochs:
-            bench.params.vector.copy_(mean)  # line 9
+            bound.params.vector.copy_(mean)  # line 9
 
 
 def _mirrored(views: Augmentation | None) -> Augmentation | None:

@@ -35,8 +35,8 @@ from fedshelf.core.state import ClientState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalization.alone import train_alone
 from fedshelf.personalization.base import Personalization
-from fedshelf.training.bound_model import Workbench
-from fedshelf.training.own_mix import Marks, mark, of_classes, own_mix_accuracy
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.photo_scores import PhotoScores, of_classes, reweighted_accuracy, score_photos
 from fedshelf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,12 @@ log = logging.getLogger(__name__)
 LEVEL = 1.645  # standard errors: the one-sided 5 % of a normal distribution
 FIRST_MODEL = "first_model"
 """What the shared values [S] that the run began with are called in the broadcast that asks for a comparison."""
-PREFERRED = (Candidate.PERSONALIZED, Candidate.GLOBAL, Candidate.LOCAL)
+PREFERENCE = (Candidate.PERSONALIZED, Candidate.GLOBAL, Candidate.LOCAL)
 """What is kept where there is nothing to choose by: the first of these that there is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Choosing:
+class ModelSelection:
     """What a store chooses with, beside what it trains with.
 
     Attributes:
@@ -60,7 +60,7 @@ class Choosing:
 
     client_lr: Callable[[int], float]
     test: Callable[[], PhotoSet | None] = lambda: None
-    keep: Callable[[Workbench, Comparison], None] = lambda bench, comparison: None
+    keep: Callable[[BoundModel, Comparison], None] = lambda bound, comparison: None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,12 +68,17 @@ class _Tried:
     """A candidate: its values [P], its marks on the validation photos, its own-mix accuracy where that can be told."""
 
     values: Tensor
-    validation: Marks
+    validation: PhotoScores
     accuracy: float | None
 
 
 def compare(
-    broadcast: Broadcast, state: ClientState, *, trainer: Trainer, personalization: Personalization, choosing: Choosing
+    broadcast: Broadcast,
+    state: ClientState,
+    *,
+    trainer: Trainer,
+    personalization: Personalization,
+    model_selection: ModelSelection,
 ) -> Comparison:
     """Make the candidates, choose, and keep the chosen one.
 
@@ -88,9 +93,9 @@ def compare(
         RefusedError: the first model is missing.
         FedShelfError: no candidate could be trained, or the chosen one cannot be saved.
     """
-    maker = _Maker.of(broadcast, state, trainer, personalization, choosing)
+    maker = _Maker.of(broadcast, state, trainer, personalization, model_selection)
     own = _joined(trainer.train, trainer.validation)
-    test = choosing.test()
+    test = model_selection.test()
     test = None if test is None else of_classes(test, own.labels)
     judges = test if test is not None and len(test) else None
     tried = _try_all(maker, judges, own.labels)
@@ -100,7 +105,7 @@ def compare(
         if judges is not None:  # without them, what held-out photos said stands: the model has seen those now
             tried[best] = _try(trainer, judges, own.labels)
     else:
-        trainer.workbench.params.vector.copy_(tried[best].values)
+        trainer.bound_model.params.vector.copy_(tried[best].values)
     comparison = Comparison(
         key=broadcast.key,
         best=best,
@@ -108,14 +113,14 @@ def compare(
         on_test=judges is not None,
         num_validation=len(trainer.validation),
     )
-    choosing.keep(trainer.workbench, comparison)
+    model_selection.keep(trainer.bound_model, comparison)
     return comparison
 
 
-def choose(validation: Mapping[Candidate, Marks]) -> Candidate:
+def choose(validation: Mapping[Candidate, PhotoScores]) -> Candidate:
     """The candidate that serves best, judged by marks on the same validation photos; see the module's text."""
     if not all(len(marks) for marks in validation.values()):
-        preferred = next(candidate for candidate in PREFERRED if candidate in validation)
+        preferred = next(candidate for candidate in PREFERENCE if candidate in validation)
         log.warning("without validation photos (--val-fraction) nothing is chosen: the %s model is kept", preferred)
         return preferred
     front = max(validation, key=lambda c: (int(validation[c].right.sum()), -float(validation[c].losses.sum())))
@@ -125,7 +130,7 @@ def choose(validation: Mapping[Candidate, Marks]) -> Candidate:
     return front
 
 
-def _beyond_chance(one: Marks, other: Marks) -> bool:
+def _beyond_chance(one: PhotoScores, other: PhotoScores) -> bool:
     """Whether `one` names more photos right than `other`, and by more than chance is likely to do."""
     gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
     return gained - lost > LEVEL * math.sqrt(gained + lost)
@@ -135,7 +140,7 @@ def _worth_making(personalization: Personalization, *, has_photos: bool) -> tupl
     """All candidates; where no photo can judge them, the one that is kept."""
     if has_photos:
         return personalization.candidates
-    return (next(candidate for candidate in PREFERRED if candidate in personalization.candidates),)
+    return (next(candidate for candidate in PREFERENCE if candidate in personalization.candidates),)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,35 +152,35 @@ class _Maker:
     state: ClientState
     trainer: Trainer
     personalization: Personalization
-    choosing: Choosing
+    model_selection: ModelSelection
 
     @classmethod
     def of(
         cls, broadcast: Broadcast, state: ClientState, trainer: Trainer, personalization: Personalization,
-        choosing: Choosing,
+        model_selection: ModelSelection,
     ) -> "_Maker":  # fmt: skip
         first = broadcast.auxiliary.get(FIRST_MODEL)
-        if first is None or len(first) != trainer.workbench.params.layout.num_shared:
+        if first is None or len(first) != trainer.bound_model.params.layout.num_shared:
             raise RefusedError("the run's first model did not come with the last one: another version of FedShelf?")
         return cls(
             broadcast=broadcast, first=first, state=state, trainer=trainer, personalization=personalization,
-            choosing=choosing,
+            model_selection=model_selection,
         )  # fmt: skip
 
     def make(self, candidate: Candidate) -> None:
         """Raises FedShelfError where training it diverges."""
-        bench, key = self.trainer.workbench, self.broadcast.key
+        bound, key = self.trainer.bound_model, self.broadcast.key
         if candidate is Candidate.LOCAL:
             num_rounds = self.broadcast.num_rounds or key.round
             train_alone(
                 self.trainer, self.first, run_id=key.run_id, num_rounds=num_rounds,
-                client_lr=lambda number: self.choosing.client_lr(math.ceil(number * key.round / num_rounds)),
+                client_lr=lambda number: self.model_selection.client_lr(math.ceil(number * key.round / num_rounds)),
             )  # fmt: skip
             return
-        bench.load(self.broadcast.params)
+        bound.load(self.broadcast.params)
         if candidate is Candidate.PERSONALIZED:
-            self.personalization.equip(bench, self.state)
-            self.personalization.finish(self.broadcast, self.trainer)
+            self.personalization.apply(bound, self.state)
+            self.personalization.finalize(self.broadcast, self.trainer)
 
 
 def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> dict[Candidate, _Tried]:
@@ -199,12 +204,12 @@ def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]
 
 def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> _Tried:
     """What the model on the bench is worth. Validation photos have the store's own mix as they are."""
-    bench = trainer.workbench
-    validation = mark(bench, trainer.validation)
+    bound = trainer.bound_model
+    validation = score_photos(bound, trainer.validation)
     accuracy = validation.accuracy
     if test is not None:
-        accuracy = own_mix_accuracy(mark(bench, test).right, test.labels, own_labels)
-    return _Tried(values=bench.params.vector.clone(), validation=validation, accuracy=accuracy)
+        accuracy = reweighted_accuracy(score_photos(bound, test).right, test.labels, own_labels)
+    return _Tried(values=bound.params.vector.clone(), validation=validation, accuracy=accuracy)
 
 
 def _joined(one: PhotoSet, other: PhotoSet) -> PhotoSet:

@@ -42,7 +42,7 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min"
 
 
-def foreign(text: str) -> str:
+def printable(text: str) -> str:
     """A text from the network, safe to print: nothing in it can move the cursor or turn the line around."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from fedshelf.core.events import ClientStatus
-from fedshelf.reporting.formatting import foreign
+from fedshelf.reporting.formatting import printable
 
 HABIT = 5
 """Times in a row that are no accident: with over-selection, one of many alike stores is soon late three times."""
@@ -21,7 +21,7 @@ class Member(Protocol):
     def status(self) -> ClientStatus: ...
 
 
-class LateInARow:
+class StragglerTracker:
     """Counts, for each client, how often it was late since it was last counted. Rounds that it was not drawn for, or
     was offline in, say nothing about that."""
 
@@ -49,7 +49,7 @@ def advice(habits: Mapping[str, int]) -> str:
     """What to say of them, and what helps; nothing where there are none."""
     if not habits:
         return ""
-    named = [f"{foreign(name)} ({times} times in a row)" for name, times in habits.items()]
+    named = [f"{printable(name)} ({times} times in a row)" for name, times in habits.items()]
     more = f" and {len(named) - MOST_NAMES} more" if len(named) > MOST_NAMES else ""
     return (
         f"late again and again: {', '.join(named[:MOST_NAMES])}{more}. What they train is thrown away: give them "

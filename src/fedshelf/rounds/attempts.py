@@ -62,7 +62,7 @@ class SynchronousRounds:
         if self._membership.num_live() < needed:
             log.info("round %d waits until %d clients are live", number, needed)
         while self._membership.num_live() < needed or self._membership.returning() or not self._context.is_settled:
-            self._context.reception.poll(POLL_SECONDS)
+            self._context.inbox.poll(POLL_SECONDS)
         live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
         rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")

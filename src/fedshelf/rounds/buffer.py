@@ -20,7 +20,7 @@ from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Spool
-from fedshelf.rounds.examination import Passed, counted
+from fedshelf.rounds.examination import ValidUpload, counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Entry:
     record: Participation
 
 
-class Buffer:
+class UploadBuffer:
     """Uploads for one version after the other.
 
     Args:
@@ -72,7 +72,7 @@ class Buffer:
                     self._enter(name, number, upload, base)
             number += 1
 
-    def add(self, client: str, passed: Passed, base: Tensor) -> Entry:
+    def add(self, client: str, passed: ValidUpload, base: Tensor) -> Entry:
         """Take an upload in that was trained from the model `base` [S]."""
         number = 1 + max((entry.number for entry in self._entries if entry.client == client), default=-1)
         self._spool.put(self._key(number), client, passed.upload, passed.source)

@@ -27,17 +27,17 @@ from fedshelf.core.events import (
 )
 from fedshelf.core.messages import Evaluation, TaskKey
 from fedshelf.core.state import OpenRound, ServerState
-from fedshelf.rounds.buffer import Buffer
+from fedshelf.rounds.buffer import UploadBuffer
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.examination import problem_with_evaluation
-from fedshelf.rounds.in_flight import Flight, Flights
-from fedshelf.rounds.inbox import POLL_SECONDS, Answer, Back
+from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
+from fedshelf.rounds.inbox import POLL_SECONDS, Answer, ClientReady
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW
 from fedshelf.scheduling import cohort as cohorts
 
 
 @dataclass(kw_only=True, eq=False)
-class _Books:
+class _RoundRecord:
     """Of one round: who was not counted, who has failed and waits for the next version, how often cohorts were drawn,
     and how often it was void."""
 
@@ -63,13 +63,13 @@ class BufferedRounds:
         self._ports = context.ports
         self._membership = context.membership
         self._size, self._relative = algorithm.buffer_size, algorithm.relative_to_present
-        self._buffer = Buffer(spool=context.ports.spool, layout=context.model.layout, run_id=context.plan.run_id)
-        self._flights = Flights(context=context, model_at=self._model_at)
+        self._buffer = UploadBuffer(spool=context.ports.spool, layout=context.model.layout, run_id=context.plan.run_id)
+        self._tasks = TasksInFlight(context=context, model_at=self._model_at)
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Go on with what a server before this one had begun: what was out is sent again, as clients come back."""
         self._membership.expect(opened.live if opened else (), self._plan.rounds.rejoin_grace)
-        self._flights.resume(state)
+        self._tasks.resume(state)
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Fill the buffer, and return the next state, its record, and who was there.
@@ -77,20 +77,20 @@ class BufferedRounds:
         Raises:
             RunError: the version could not be made, however often it was tried.
         """
-        books = _Books(number=state.round + 1, started=self._ports.clock.now())
-        self._flights.bytes_down = 0
+        books = _RoundRecord(number=state.round + 1, started=self._ports.clock.now())
+        self._tasks.bytes_down = 0
         self._buffer.open(books.number, lambda version: self._model_at(version, state))
-        self._flights.forget_lost(self._buffer.newest())
+        self._tasks.forget_lost(self._buffer.newest())
         if len(self._buffer) >= self._size:
             state = self._catch_up(state, books)
         self._keep_busy(state, books)
-        while not self._flights and len(self._buffer) < self._size:  # until there are enough clients
+        while not self._tasks and len(self._buffer) < self._size:  # until there are enough clients
             state = self._receive(state, books)
             self._keep_busy(state, books)
         live = self._membership.live()
         key = TaskKey(run_id=self._plan.run_id, round=books.number, attempt=0)
         self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))
-        self._ports.sink.emit(RoundStarted(round=books.number, attempt=0, cohort=self._flights.names()))
+        self._ports.sink.emit(RoundStarted(round=books.number, attempt=0, cohort=self._tasks.names()))
         while len(self._buffer) < self._size:
             state = self._receive(state, books)
             self._keep_busy(state, books)
@@ -98,22 +98,22 @@ class BufferedRounds:
                 self._keep_busy(state, books)
         return *self._make_version(state, books), self._membership.live()
 
-    def _catch_up(self, state: ServerState, books: _Books) -> ServerState:
+    def _catch_up(self, state: ServerState, books: _RoundRecord) -> ServerState:
         """A server before this one had received all uploads of the round, but nobody is there to be its clients, and
         what they said of the model may be lost: wait for those who were there, and ask who is not known of."""
         while self._membership.returning():
             state = self._receive(state, books)
         for name in self._membership.live():
             if name not in state.evaluated and self._membership.num_validation(name):
-                self._flights.send_evaluation(name, state)
-        while self._flights.any_evaluates():
+                self._tasks.send_evaluation(name, state)
+        while self._tasks.any_evaluates():
             state = self._receive(state, books)
             self._keep_busy(state, books)
         return state
 
-    def _keep_busy(self, state: ServerState, books: _Books) -> None:
+    def _keep_busy(self, state: ServerState, books: _RoundRecord) -> None:
         """Forget who has gone or takes too long, and give work to as many clients as there should be at work."""
-        for name, gone in self._flights.give_up().items():
+        for name, gone in self._tasks.drop_overdue().items():
             status = ClientStatus.OFFLINE if gone else ClientStatus.LATE
             self._leave_out(books, name, status, self._gone_or_late(name, gone))
         plan, live = self._plan, self._membership.live()
@@ -121,18 +121,18 @@ class BufferedRounds:
         if len(self._buffer) >= self._size or len(live) < needed:
             return
         for name in live:
-            self._flights.send_lost(name, state, self._counted(name, state))
+            self._tasks.resend_lost(name, state, self._counted(name, state))
         if self._membership.returning() or not self._context.is_settled:
             return  # or a restarted server would draw among those who were quicker to come back
-        idle = [name for name in live if name not in self._flights and name not in books.resting]
+        idle = [name for name in live if name not in self._tasks and name not in books.resting]
         wanted = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
-        for name in self._draw(idle, min(len(idle), wanted - len(self._flights)), state, books):
+        for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, books):
             if self._membership.num_validation(name):
-                self._flights.send_evaluation(name, state)
+                self._tasks.send_evaluation(name, state)
             else:
                 self._send_training(name, state)
 
-    def _draw(self, idle: Sequence[str], count: int, state: ServerState, books: _Books) -> Iterable[str]:
+    def _draw(self, idle: Sequence[str], count: int, state: ServerState, books: _RoundRecord) -> Iterable[str]:
         if count <= 0:
             return ()
         most = self._plan.rounds.max_examples
@@ -149,36 +149,36 @@ class BufferedRounds:
         number = state.round + 1
         attempt = self._buffer.num_answered(name, number)  # a second task on one model is another one
         key = TaskKey(run_id=self._plan.run_id, round=number, attempt=attempt)
-        self._flights.send_training(name, key, state, self._counted(name, state))
+        self._tasks.send_training(name, key, state, self._counted(name, state))
 
     def _counted(self, name: str, state: ServerState) -> TaskKey | None:
         """The client's newest upload that is counted: once it is in the buffer, it is."""
         return self._buffer.newest().get(name, state.counted.get(name))
 
-    def _receive(self, state: ServerState, books: _Books) -> ServerState:
+    def _receive(self, state: ServerState, books: _RoundRecord) -> ServerState:
         """Deal with the next arrival; return the state with what is known of clients since."""
-        match self._context.reception.poll(POLL_SECONDS):
-            case Back(client=name):
-                self._flights.repeat(name)
+        match self._context.inbox.poll(POLL_SECONDS):
+            case ClientReady(client=name):
+                self._tasks.resend(name)
             case Answer(client=name) as answer:
-                flight = self._flights.land(answer)
-                if flight is None:
+                dispatched = self._tasks.complete(answer)
+                if dispatched is None:
                     refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
                     self._ports.sink.emit(refused)
                     return state
                 books.bytes_up += answer.num_bytes
-                if flight.trains:
-                    self._take(answer, flight, books)
+                if dispatched.trains:
+                    self._take(answer, dispatched, books)
                 else:
-                    state = self._take_evaluation(answer, flight, state)
+                    state = self._take_evaluation(answer, dispatched, state)
                     if len(self._buffer) < self._size:  # or it would begin on a model that is about to be replaced
                         self._send_training(name, state)
         return state
 
-    def _take(self, answer: Answer, flight: Flight, books: _Books) -> None:
+    def _take(self, answer: Answer, dispatched: DispatchedTask, books: _RoundRecord) -> None:
         """Examine an upload, and take it into the buffer if it passes and is not too old."""
-        name, key, most = answer.client, flight.broadcast.key, self._plan.max_staleness
-        found, staleness = self._context.examiner.examine(answer, key), self._buffer.staleness(key)
+        name, key, most = answer.client, dispatched.broadcast.key, self._plan.max_staleness
+        found, staleness = self._context.validator.examine(answer, key), self._buffer.staleness(key)
         if isinstance(found, Participation):
             books.resting.add(name)  # or it would be asked again at once, and fail again
             self._leave_out(books, name, found.status, found.reason)
@@ -186,18 +186,18 @@ class BufferedRounds:
             reason = f"it began {staleness} versions ago, --max-staleness is {most}"
             self._leave_out(books, name, ClientStatus.LATE, reason, staleness=staleness)
         else:
-            self._buffer.add(name, found, flight.broadcast.params)
+            self._buffer.add(name, found, dispatched.broadcast.params)
             self._tell(books, name, ClientStatus.COUNTED, "")
 
-    def _take_evaluation(self, answer: Answer, flight: Flight, state: ServerState) -> ServerState:
+    def _take_evaluation(self, answer: Answer, dispatched: DispatchedTask, state: ServerState) -> ServerState:
         name, message = answer.client, answer.message
-        problem = problem_with_evaluation(answer, flight.broadcast.key, self._membership.num_validation(name))
+        problem = problem_with_evaluation(answer, dispatched.broadcast.key, self._membership.num_validation(name))
         if problem or not isinstance(message, Evaluation) or not message.num_examples:
             self._ports.sink.emit(ClientRefused(client=name, reason=f"its evaluation is not used: {problem}"))
             return state
         return replace(state, evaluated={**state.evaluated, name: (message.num_correct, message.num_examples)})
 
-    def _make_version(self, state: ServerState, books: _Books) -> tuple[ServerState, RoundFinished]:
+    def _make_version(self, state: ServerState, books: _RoundRecord) -> tuple[ServerState, RoundFinished]:
         context, live = self._context, self._membership.live()
         aggregate = self._buffer.combine(
             context.algorithm, self._plan.aggregator, state.params, relative=self._relative
@@ -209,7 +209,7 @@ class BufferedRounds:
                 round=books.number,
                 params=context.model.layout.clamp(updated.params),
                 counted={**state.counted, **self._buffer.newest()},
-                in_flight=self._flights.in_flight(),
+                in_flight=self._tasks.in_flight(),
                 void_rounds=state.void_rounds + books.num_void,
             )
         )
@@ -226,7 +226,7 @@ class BufferedRounds:
             central_loss=central.loss if central else None,
             seconds=self._ports.clock.now() - books.started,
             bytes_up=books.bytes_up,
-            bytes_down=self._flights.bytes_down,
+            bytes_down=self._tasks.bytes_down,
             best_round=None,
         )
 
@@ -239,10 +239,10 @@ class BufferedRounds:
         kept = self._ports.checkpoints.load_round(version)
         return None if kept is None else kept.model
 
-    def _have_all_failed(self, books: _Books) -> bool:
+    def _have_all_failed(self, books: _RoundRecord) -> bool:
         """With everybody's work refused or failed the round is void: they are to be asked again, but not for ever."""
         live = self._membership.live()
-        if self._flights or not live or not books.resting.issuperset(live):
+        if self._tasks or not live or not books.resting.issuperset(live):
             return False
         reason = f"all {len(live)} live clients have failed, {len(self._buffer)} of {self._size} uploads are in"
         void = RoundVoid(round=books.number, attempt=books.num_void, reason=reason, clients=books.in_order())
@@ -257,7 +257,7 @@ class BufferedRounds:
         return self._membership.absence(name) if gone else f"no answer within {self._plan.rounds.timeout:g} s"
 
     def _leave_out(
-        self, books: _Books, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None
+        self, books: _RoundRecord, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None
     ) -> None:
         """Record who was not counted; of several reasons in a round, the last."""
         books.others[name] = Participation(
@@ -265,7 +265,7 @@ class BufferedRounds:
         )
         self._tell(books, name, status, reason)
 
-    def _tell(self, books: _Books, name: str, status: ClientStatus, reason: str) -> None:
+    def _tell(self, books: _RoundRecord, name: str, status: ClientStatus, reason: str) -> None:
         self._ports.sink.emit(
             UploadReceived(
                 round=books.number, client=name, status=status, reason=reason, num_done=len(self._buffer),

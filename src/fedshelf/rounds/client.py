@@ -21,7 +21,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.ports import ClientStates
 from fedshelf.personalization.base import NONE, Personalization
-from fedshelf.personalization.model_selection import Choosing, compare
+from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.rounds.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.trainer import Trainer
@@ -35,7 +35,7 @@ class Work:
     algorithm: Algorithm
     trainer: Trainer
     ready: Ready
-    choosing: Choosing
+    model_selection: ModelSelection
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
     personalization: Personalization = NONE
 
@@ -76,15 +76,15 @@ class Client:
         if self._work is None or task.key.run_id != self._work.ready.run_id:
             return Failure(key=task.key, reason=f"run {task.key.run_id} was never set up at this client")
         work = self._work
-        layout = work.trainer.workbench.params.layout
+        layout = work.trainer.bound_model.params.layout
         broadcast = open_broadcast(task, self._held) if isinstance(task, CompressedBroadcast) else task
         if len(broadcast.params) != layout.num_shared:
             return Failure(
                 key=task.key, reason=f"the model has {len(broadcast.params)} values, not {layout.num_shared}"
             )
         if broadcast.purpose is Purpose.EVALUATE:
-            work.trainer.workbench.load(broadcast.params)
-            work.personalization.equip(work.trainer.workbench, self._states.reached(broadcast.key))
+            work.trainer.bound_model.load(broadcast.params)
+            work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.key))
             score = work.trainer.evaluate()
             return Evaluation(
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
@@ -92,24 +92,26 @@ class Client:
             )  # fmt: skip
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
-        state = self._states.settle(broadcast)  # what the last counted round changed now holds; the rest never was
-        answered = self._states.answered(broadcast.key)
-        if answered is not None:
-            return answered  # a restarted server asks again, and gets the same bytes
-        work.personalization.equip(work.trainer.workbench, state)
+        state = self._states.commit_or_rollback(
+            broadcast
+        )  # what the last counted round changed now holds; the rest never was
+        cached_reply = self._states.cached_reply(broadcast.key)
+        if cached_reply is not None:
+            return cached_reply  # a restarted server asks again, and gets the same bytes
+        work.personalization.apply(work.trainer.bound_model, state)
         upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
-        after = work.personalization.keep(broadcast, state, after, work.trainer)
+        after = work.personalization.update_state(broadcast, state, after, work.trainer)
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout
         )  # fmt: skip
-        self._states.hold(broadcast.key, sealed, after)
+        self._states.stage(broadcast.key, sealed, after)
         return sealed
 
     def _compare(self, work: Work, broadcast: Broadcast) -> Comparison:
         """A restarted server asks again and gets the same answer: to make it takes as long as all rounds took."""
         if self._compared is None or self._compared.key != broadcast.key:
             self._compared = compare(
-                broadcast, self._states.settle(broadcast), trainer=work.trainer,
-                personalization=work.personalization, choosing=work.choosing,
+                broadcast, self._states.commit_or_rollback(broadcast), trainer=work.trainer,
+                personalization=work.personalization, model_selection=work.model_selection,
             )  # fmt: skip
         return self._compared

@@ -5,13 +5,13 @@ from functools import cached_property
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.core.ports import Clock
-from fedshelf.rounds.dispatch import Asker
+from fedshelf.rounds.dispatch import Dispatcher
 from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.examination import Examiner
-from fedshelf.rounds.inbox import Reception
+from fedshelf.rounds.examination import UploadValidator
+from fedshelf.rounds.inbox import Inbox
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
-from fedshelf.rounds.server_evaluation import CentralTest
+from fedshelf.rounds.server_evaluation import ServerEvaluation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +23,7 @@ class Context:
     algorithm: Algorithm
     model: GlobalModel
     membership: Membership
-    reception: Reception
+    inbox: Inbox
     downloads: Downloads
 
     @property
@@ -37,24 +37,24 @@ class Context:
         return self.ports.virtual is None or self.ports.virtual.is_settled()
 
     @cached_property
-    def asker(self) -> Asker:
+    def dispatcher(self) -> Dispatcher:
         """Hands work out, and waits for answers."""
-        return Asker(
-            transport=self.ports.transport, membership=self.membership, reception=self.reception,
+        return Dispatcher(
+            transport=self.ports.transport, membership=self.membership, inbox=self.inbox,
             downloads=self.downloads, sink=self.ports.sink, timer=self.timer,
         )  # fmt: skip
 
     @cached_property
-    def examiner(self) -> Examiner:
+    def validator(self) -> UploadValidator:
         """Knows what an upload must be."""
-        return Examiner(
+        return UploadValidator(
             uploads=self.plan.uploads, layout=self.model.layout, auxiliary=self.algorithm.auxiliary,
             max_examples=self.plan.rounds.max_examples,
         )  # fmt: skip
 
     @cached_property
-    def test(self) -> CentralTest:
+    def test(self) -> ServerEvaluation:
         """The server's own test of the model."""
-        return CentralTest(
+        return ServerEvaluation(
             evaluate=self.model.evaluate_centrally, every=self.plan.test_every, last=self.plan.num_rounds
         )  # fmt: skip

@@ -9,11 +9,11 @@ from fedshelf.core.events import ClientRefused
 from fedshelf.core.messages import Broadcast, Failure, TaskKey
 from fedshelf.core.ports import Clock, MetricSink, Transport
 from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.inbox import POLL_SECONDS, Answer, Back, Reception
+from fedshelf.rounds.inbox import POLL_SECONDS, Answer, ClientReady, Inbox
 from fedshelf.rounds.membership import Membership
 
 
-class Ledger(Protocol):
+class Traffic(Protocol):
     """Where it is written down what asking costs: payload bytes on the wire, seen from the clients, and when each was
     (last) sent its task, in seconds of the timer."""
 
@@ -23,7 +23,7 @@ class Ledger(Protocol):
 
 
 @dataclass(kw_only=True, slots=True)
-class Account:
+class TrafficCounter:
     """A ledger of its own."""
 
     bytes_up: int = 0
@@ -32,22 +32,22 @@ class Account:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asker:
+class Dispatcher:
     """Asks clients on the ports it is given. Deadlines go by `timer`."""
 
     transport: Transport
     membership: Membership
-    reception: Reception
+    inbox: Inbox
     downloads: Downloads
     sink: MetricSink
     timer: Clock
 
-    def ask(
+    def dispatch(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        settle: Callable[[Answer], None], *, seconds: float, ledger: Ledger,
+        on_reply: Callable[[Answer], None], *, seconds: float, ledger: Traffic,
         enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf,
     ) -> None:  # fmt: skip
-        """Send `broadcast` to each of `names` and pass their answers to `settle` until there is one from every client
+        """Send `broadcast` to each of `names` and pass their answers to `on_reply` until there is one from every client
         that is (or may yet come) live, or there are `enough`, or `seconds` have passed.
 
         Args:
@@ -74,8 +74,8 @@ class Asker:
             send(name)
         while now < deadline and not enough(now) and any(self._may_answer(name) for name in pending):
             moments = (now + POLL_SECONDS, deadline, wake)
-            match self.reception.poll(min(moment - now for moment in moments if moment > now)):
-                case Back(client=name):
+            match self.inbox.poll(min(moment - now for moment in moments if moment > now)):
+                case ClientReady(client=name):
                     if name in pending:
                         send(name)  # it was away, or is another process now: the task it was sent before is lost
                 case Answer(client=name, task=task) as answer:
@@ -85,7 +85,7 @@ class Asker:
                         self._hears(answer)
                         ledger.bytes_up += answer.num_bytes
                         pending.remove(name)
-                        settle(answer)
+                        on_reply(answer)
             now = self.timer.now()
 
     def _hears(self, answer: Answer) -> None:

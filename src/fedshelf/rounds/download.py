@@ -25,27 +25,27 @@ import torch
 from torch import Tensor
 
 from fedshelf.compression.chain import decode, parse
-from fedshelf.compression.codec_policy import Coding
+from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import STATISTICS, TRAINABLE, Broadcast, CompressedBroadcast, Step
 from fedshelf.core.params import Layout
 from fedshelf.core.state import ServerState
-from fedshelf.serialization import body
+from fedshelf.serialization import blob
 
 WHOLE = parse("none")
 
 
 def name_of(model: Tensor) -> str:
     """A model's name: the digest of its values [S], as they lie in memory."""
-    return body.write({"": model}).digest
+    return blob.write({"": model}).digest
 
 
 class Downloads:
     """The server's side: makes the steps, and knows which client holds which model."""
 
-    def __init__(self, coding: Coding, layout: Layout) -> None:
-        self._coding = coding
+    def __init__(self, codec_policy: CodecPolicy, layout: Layout) -> None:
+        self._coding = codec_policy
         self._layout = layout
         self._holds: dict[str, str] = {}  # address -> name of a model
         self._sent: dict[str, str] = {}

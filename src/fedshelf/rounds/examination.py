@@ -13,7 +13,7 @@ from fedshelf.rounds.validation import cap_examples, check_upload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Passed:
+class ValidUpload:
     """An upload that may be spooled; `source` is the file that its vectors lie in, if they came in one."""
 
     upload: Upload
@@ -21,7 +21,7 @@ class Passed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Examiner:
+class UploadValidator:
     """Knows what an upload of this run must be. `auxiliary` names the vectors that the algorithm declares."""
 
     uploads: UploadPipeline
@@ -29,7 +29,7 @@ class Examiner:
     auxiliary: tuple[str, ...]
     max_examples: int
 
-    def examine(self, answer: Answer, key: TaskKey) -> Passed | Participation:
+    def examine(self, answer: Answer, key: TaskKey) -> ValidUpload | Participation:
         """The upload that answers the task `key`, or why there is none that can be used."""
         message = answer.message
         if isinstance(message, Failure):
@@ -43,7 +43,7 @@ class Examiner:
         except RefusedError as error:
             return Participation(client=answer.client, status=ClientStatus.REFUSED, reason=str(error))
         source = answer.source if isinstance(message, Upload) else None  # the file of an encoded one is of no more use
-        return Passed(upload=cap_examples(upload, self.max_examples), source=source)
+        return ValidUpload(upload=cap_examples(upload, self.max_examples), source=source)
 
 
 def counted(name: str, upload: Upload, *, staleness: int | None = None, number: int = 0) -> Participation:

@@ -12,7 +12,7 @@ from fedshelf.rounds.inbox import Answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Flight:
+class DispatchedTask:
     """What a client was sent, and until when its answer counts (seconds of the timer)."""
 
     broadcast: Broadcast
@@ -25,7 +25,7 @@ class Flight:
 
 
 @dataclass(kw_only=True, eq=False)
-class Flights:
+class TasksInFlight:
     """One task for each client at most.
 
     Attributes:
@@ -36,8 +36,10 @@ class Flights:
     context: Context
     model_at: Callable[[int, ServerState], Tensor | None]
     bytes_down: int = 0
-    _out: dict[str, Flight] = field(default_factory=dict, init=False)
-    _left: dict[str, Flight] = field(default_factory=dict, init=False)  # of clients that have gone, until they are back
+    _out: dict[str, DispatchedTask] = field(default_factory=dict, init=False)
+    _left: dict[str, DispatchedTask] = field(
+        default_factory=dict, init=False
+    )  # of clients that have gone, until they are back
     _lost: dict[str, InFlight] = field(default_factory=dict, init=False)  # the same, of a server before this one
 
     def __contains__(self, name: str) -> bool:
@@ -52,11 +54,11 @@ class Flights:
 
     def any_evaluates(self) -> bool:
         """Whether somebody is asked how the model does."""
-        return any(not flight.trains for flight in self._out.values())
+        return any(not dispatched.trains for dispatched in self._out.values())
 
     def resume(self, state: ServerState) -> None:
-        """What was out when `state` was saved is lost until `send_lost`."""
-        self._lost = {flight.client: flight for flight in state.in_flight if flight.wanted}
+        """What was out when `state` was saved is lost until `resend_lost`."""
+        self._lost = {dispatched.client: dispatched for dispatched in state.in_flight if dispatched.wanted}
 
     def forget_lost(self, names: Iterable[str]) -> None:
         """What was out at `names` is over: a server before this one has had answers of theirs since. Asked again, they
@@ -64,7 +66,7 @@ class Flights:
         for name in names:
             self._lost.pop(name, None)
 
-    def send_lost(self, name: str, state: ServerState, counted: TaskKey | None) -> None:
+    def resend_lost(self, name: str, state: ServerState, counted: TaskKey | None) -> None:
         """Ask a client that is back for what it was at when it went, or when a server before this one stopped."""
         if name in self._out:
             return
@@ -86,40 +88,46 @@ class Flights:
         key = TaskKey(run_id=self.context.plan.run_id, round=state.round, attempt=0)
         self._hand_out(name, Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0))
 
-    def repeat(self, name: str) -> None:
+    def resend(self, name: str) -> None:
         """A client has come back: what it was sent before is lost."""
         if name in self._out:
             self._hand_out(name, self._out[name].broadcast)
 
-    def land(self, answer: Answer) -> Flight | None:
+    def complete(self, answer: Answer) -> DispatchedTask | None:
         """The flight that `answer` ends; None if it answers nothing that is out."""
-        flight = self._out.get(answer.client)
-        if flight is None or answer.task not in (flight.broadcast.key, None):
+        dispatched = self._out.get(answer.client)
+        if dispatched is None or answer.task not in (dispatched.broadcast.key, None):
             return None
-        if not flight.trains and isinstance(answer.message, Upload | CompressedUpload):
+        if not dispatched.trains and isinstance(answer.message, Upload | CompressedUpload):
             return None  # once more: the task that made a version has the key of an evaluation of that version
         del self._out[answer.client]
         address = self.context.membership.address(answer.client)
         if address is not None:  # whoever has answered holds the model that it was sent
             failed = answer.message is None or isinstance(answer.message, Failure)
             self.context.downloads.answered(address, failed=failed)
-        return flight
+        return dispatched
 
-    def give_up(self) -> dict[str, bool]:
+    def drop_overdue(self) -> dict[str, bool]:
         """Wait no more for clients that have gone (True) or take too long (False)."""
         members, now = self.context.membership, self.context.timer.now()
         gone = {name for name in self._out if members.address(name) is None and name not in members.returning()}
-        given_up = {n: n in gone for n, flight in sorted(self._out.items()) if n in gone or now >= flight.deadline}
+        given_up = {
+            n: n in gone for n, dispatched in sorted(self._out.items()) if n in gone or now >= dispatched.deadline
+        }
         for name in given_up:
-            flight = self._out.pop(name)
+            dispatched = self._out.pop(name)
             if name in gone and self.context.ports.virtual is None:  # a simulated one has lost what it was at
-                self._left[name] = flight
+                self._left[name] = dispatched
         return given_up
 
     def in_flight(self) -> tuple[InFlight, ...]:
         """The training that is out, to be written down."""
-        flights = {**self._left, **self._out}
-        trains = {n: InFlight(client=n, key=flight.broadcast.key) for n, flight in flights.items() if flight.trains}
+        dispatched_tasks = {**self._left, **self._out}
+        trains = {
+            n: InFlight(client=n, key=dispatched.broadcast.key)
+            for n, dispatched in dispatched_tasks.items()
+            if dispatched.trains
+        }
         known = {**self._lost, **trains}
         return tuple(known[name] for name in sorted(known))
 
@@ -134,7 +142,7 @@ class Flights:
     def _hand_out(self, name: str, broadcast: Broadcast) -> None:
         context, members = self.context, self.context.membership
         deadline = context.timer.now() + context.plan.rounds.timeout
-        self._out[name] = Flight(broadcast=broadcast, deadline=deadline)
+        self._out[name] = DispatchedTask(broadcast=broadcast, deadline=deadline)
         address = members.address(name)
         if address is not None:
             message = context.downloads.message(address, broadcast, came_with=members.holds(name))

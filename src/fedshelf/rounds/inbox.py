@@ -34,13 +34,13 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Back:
+class ClientReady:
     """A client is (again) ready to be asked."""
 
     client: str
 
 
-class Reception:
+class Inbox:
     """Turns arrivals into answers of known clients."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Reception:
         self._sink = sink
         self._stop = stop
 
-    def poll(self, timeout: float) -> Answer | Back | None:
+    def poll(self, timeout: float) -> Answer | ClientReady | None:
         """Handle the next arrival within `timeout` seconds; None if it was none, or nobody needs to know of it.
 
         Raises:
@@ -73,13 +73,13 @@ class Reception:
                 return self._answer(address, None, reason, num_bytes, task)
         return None
 
-    def _on_reply(self, reply: Reply) -> Answer | Back | None:
+    def _on_reply(self, reply: Reply) -> Answer | ClientReady | None:
         match reply.message:
             case Join() as join:
                 self._membership.on_joined(reply.address, join)
             case Ready() as ready:
                 name = self._membership.on_ready(reply.address, ready)
-                return Back(client=name) if name else None
+                return ClientReady(client=name) if name else None
             case Failure(key=None, reason=reason):
                 self._membership.on_setup_failed(reply.address, reason[:MAX_REASON_CHARACTERS])
             case Failure(key=key, reason=reason):

@@ -16,13 +16,13 @@ from fedshelf.core.messages import Broadcast, Comparison, Failure, Purpose, Task
 from fedshelf.core.state import ServerState
 from fedshelf.personalization.model_selection import FIRST_MODEL
 from fedshelf.rounds.context import Context
-from fedshelf.rounds.dispatch import Account
+from fedshelf.rounds.dispatch import TrafficCounter
 from fedshelf.rounds.inbox import POLL_SECONDS, Answer
 from fedshelf.rounds.validation import check_comparison
 
 
 @dataclass(eq=False)
-class Comparing:
+class ModelComparison:
     """Asks all stores once."""
 
     context: Context
@@ -50,11 +50,11 @@ class Comparing:
                 num_rounds=self._num_rounds_alone(state.round, len(stores)),
             )  # fmt: skip
 
-        def settle(answer: Answer) -> None:
+        def on_reply(answer: Answer) -> None:
             self._note(self._examined(answer, key), key, len(stores))
 
         timeout = plan.rounds.timeout * state.round
-        self.context.asker.ask(stores, key, broadcast, settle, seconds=timeout, ledger=Account())
+        self.context.dispatcher.dispatch(stores, key, broadcast, on_reply, seconds=timeout, ledger=TrafficCounter())
         for name in stores:
             if name not in self._found:
                 there = membership.address(name) is not None
@@ -76,7 +76,7 @@ class Comparing:
             membership.expect(state.counted, self.context.plan.rounds.rejoin_grace)
         # In a simulation everybody who was there is back at the very moment; who was away would still be.
         while membership.returning() or not self.context.is_settled:
-            self.context.reception.poll(POLL_SECONDS)
+            self.context.inbox.poll(POLL_SECONDS)
 
     def _examined(self, answer: Answer, key: TaskKey) -> StoreComparison:
         message = answer.message

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedshelf.compression import budget, feedback
 from fedshelf.compression.chain import Chain, decode, parse
-from fedshelf.compression.codec_policy import HEADER_BYTES, Coding
+from fedshelf.compression.codec_policy import HEADER_BYTES, CodecPolicy
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, CompressedUpload, Upload
@@ -71,19 +71,19 @@ def least_budget(layout: Layout) -> int:
 class UploadPipeline:
     """Both ends of the way of an upload."""
 
-    coding: Coding = Coding()  # noqa: RUF009  frozen
+    codec_policy: CodecPolicy = CodecPolicy()  # noqa: RUF009  frozen
 
     def seal(
         self, upload: Upload, *, client: str, before: ClientState, after: ClientState, layout: Layout
     ) -> tuple[Upload | CompressedUpload, ClientState]:
         """What leaves the client, and the state it leads to: `after` (the algorithm's) and the codec's memory."""
-        if self.coding.is_plain:
+        if self.codec_policy.is_plain:
             return upload, after
         trainable, statistics = upload.delta.split([layout.num_trainable, layout.num_shared - layout.num_trainable])
         small = {STATISTICS: statistics, **{AUXILIARY + name: v for name, v in upload.auxiliary.items()}}
         vectors = {name: SMALL.encode(vector, seed=0) for name, vector in small.items() if len(vector)}
         wanted = feedback.compensate(trainable, before.tensors.get(MEMORY)) if self._has_memory else trainable
-        vectors[TRAINABLE] = self.coding.encode(
+        vectors[TRAINABLE] = self.codec_policy.encode(
             wanted, list(vectors.values()), purpose="codec-up", round=upload.key.round, client=client
         )  # fmt: skip
         if self._has_memory:
@@ -102,9 +102,9 @@ class UploadPipeline:
         Raises:
             RefusedError: it is of another codec than the run's, or another size, or its parts contradict themselves.
         """
-        if self.coding.is_plain != isinstance(sealed, Upload):
+        if self.codec_policy.is_plain != isinstance(sealed, Upload):
             raise RefusedError(
-                f"it is {'' if self.coding.is_plain else 'not '}compressed: the client's configuration is another"
+                f"it is {'' if self.codec_policy.is_plain else 'not '}compressed: the client's configuration is another"
             )
         if isinstance(sealed, Upload):
             return sealed
@@ -122,13 +122,13 @@ class UploadPipeline:
 
     @property
     def _has_memory(self) -> bool:
-        return self.coding.byte_budget is not None or self.coding.codec.properties.needs_error_feedback
+        return self.codec_policy.byte_budget is not None or self.codec_policy.codec.properties.needs_error_feedback
 
     def _decoded(self, name: str, encoded: Encoded, size: int | None) -> Tensor:
         if size is None and not name.startswith(AUXILIARY):
             raise RefusedError(f"it holds a vector {name!r}, which no upload has")
-        by_budget = name == TRAINABLE and self.coding.byte_budget is not None
-        allowed = None if by_budget else [self.coding.codec if name == TRAINABLE else SMALL]
+        by_budget = name == TRAINABLE and self.codec_policy.byte_budget is not None
+        allowed = None if by_budget else [self.codec_policy.codec if name == TRAINABLE else SMALL]
         try:
             decoded = decode(encoded, size=size, allowed=allowed)
         except RefusedError as error:

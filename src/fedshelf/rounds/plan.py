@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedshelf.algorithms.reduce import MEAN, Aggregator
-from fedshelf.compression.codec_policy import Coding
+from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.messages import Setup
 from fedshelf.core.params import Layout
-from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Timeline, Transport
+from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.core.rng import Rng
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.scheduling.work_assignment import UNPACED, Pacing
 from fedshelf.training.trainer import Score
 
@@ -65,12 +65,12 @@ class Plan:
     rng: Rng
     client_lr: Callable[[int], float]
     rounds: RoundSettings
-    selection: Selection
+    early_stopping: EarlyStopping
     config: str
     config_digest: str
     catalogue: Catalogue | None
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
-    downloads: Coding = field(default_factory=Coding)
+    downloads: CodecPolicy = field(default_factory=CodecPolicy)
     sampling: SamplingName = "uniform"
     aggregator: Aggregator = MEAN
     max_staleness: int | None = None
@@ -90,7 +90,7 @@ class Ports:
     sink: MetricSink
     clock: Clock
     stop: threading.Event
-    virtual: Timeline | None = None
+    virtual: VirtualClock | None = None
 
 
 def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:

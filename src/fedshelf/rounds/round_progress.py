@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.scheduling.pace import per_step
-from fedshelf.scheduling.work_assignment import Orders
+from fedshelf.scheduling.work_assignment import WorkAssignment
 
 
 @dataclass(kw_only=True, eq=False)
-class Tally:
+class RoundProgress:
     """What has come in, and what that cost on the wire (a server that was restarted in the round knows only its own
     part of that).
 
@@ -25,7 +25,7 @@ class Tally:
     """
 
     cohort: tuple[str, ...]
-    orders: Orders
+    assignment: WorkAssignment
     needed: int
     patient_until: float = math.inf
     members: dict[str, Participation] = field(default_factory=dict)
@@ -45,30 +45,30 @@ class Tally:
 
     def enough(self, now: float) -> bool:
         """Whether nobody needs to be waited for any more, though not all have answered."""
-        needed = self.needed if now >= self.patient_until else self.orders.wanted
+        needed = self.needed if now >= self.patient_until else self.assignment.wanted
         return needed <= len(self.members) and needed <= len(self.counted())
 
-    def late(self, began: float, ended: float, timeout: float) -> str:
+    def late_reason(self, began: float, ended: float, timeout: float) -> str:
         """Why a client is late that had not answered when training ended; times are the timer's."""
         num_counted = len(self.counted())
-        if num_counted >= self.orders.wanted:
+        if num_counted >= self.assignment.wanted:
             return f"not needed any more: {num_counted} uploads were wanted and in (--over-selection)"
         if ended >= self.patient_until and num_counted >= self.needed:
-            patience = f"after {self.orders.patience:.4g} s a quorum is enough (--straggler-factor)"
+            patience = f"after {self.assignment.patience:.4g} s a quorum is enough (--straggler-factor)"
             return f"no answer within {ended - began:.4g} s: {patience}"
         return f"no answer within {timeout:g} s"
 
-    def saw(self, name: str, now: float) -> None:
+    def record_pace(self, name: str, now: float) -> None:
         """Note how fast `name` was, whose upload has just come in, if anybody counts its steps."""
-        if name in self.sent and name in self.orders.num_steps:
-            self.pace[name] = per_step(now - self.sent[name], self.orders.num_steps[name])
+        if name in self.sent and name in self.assignment.num_steps:
+            self.pace[name] = per_step(now - self.sent[name], self.assignment.num_steps[name])
 
-    def no_faster(self, now: float) -> dict[str, float]:
+    def pace_bounds(self, now: float) -> dict[str, float]:
         """Of those who are late: what their seconds per step are at least, now that the round is over."""
-        late = (name for name, member in self.members.items() if member.status is ClientStatus.LATE)
-        steps = self.orders.num_steps
-        return {n: per_step(now - self.sent[n], steps[n]) for n in late if n in self.sent and n in steps}
+        late_reason = (name for name, member in self.members.items() if member.status is ClientStatus.LATE)
+        steps = self.assignment.num_steps
+        return {n: per_step(now - self.sent[n], steps[n]) for n in late_reason if n in self.sent and n in steps}
 
-    def in_order(self) -> tuple[Participation, ...]:
+    def participations(self) -> tuple[Participation, ...]:
         """The members in the order of their names."""
         return tuple(self.members[name] for name in sorted(self.members))

@@ -14,9 +14,9 @@ from fedshelf.rounds.attempts import SynchronousRounds
 from fedshelf.rounds.buffered import BufferedRounds
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.inbox import POLL_SECONDS, Reception, StopRequested
+from fedshelf.rounds.inbox import POLL_SECONDS, Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
-from fedshelf.rounds.model_selection import Comparing
+from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, setup_of
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Server:
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
         self._membership = Membership(transport=ports.transport, sink=ports.sink, clock=ports.clock)
-        self._reception = Reception(
+        self._reception = Inbox(
             transport=ports.transport, membership=self._membership, sink=ports.sink, stop=ports.stop
         )
 
@@ -101,11 +101,11 @@ class Server:
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
             plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
-            reception=self._reception, downloads=Downloads(plan.downloads, model.layout),
+            inbox=self._reception, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
         state, ended = self._run_rounds(context.downloads.start(state), context)
         if self._is_to_compare(state):
-            ports.sink.emit(Comparing(context).run(state))
+            ports.sink.emit(ModelComparison(context).run(state))
             ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
         return ended
 
@@ -126,8 +126,8 @@ class Server:
         opened = self._ports.checkpoints.load_open_round() if self._ports.virtual is None else None
         rounds.resume(state, opened)
         while state.round < plan.num_rounds:
-            if plan.selection.exhausted(state.round, state.best):
-                return state, plan.selection.why_stopped(state.best)
+            if plan.early_stopping.exhausted(state.round, state.best):
+                return state, plan.early_stopping.why_stopped(state.best)
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, context.model)
         return state, f"all {plan.num_rounds} rounds are done"
@@ -137,16 +137,16 @@ class Server:
         return self._plan.compares and state.compared != state.round
 
     def _finish_round(self, state: ServerState, record: RoundFinished, model: GlobalModel) -> ServerState:
-        best = self._plan.selection.better(record, state.best)
+        best = self._plan.early_stopping.better(record, state.best)
         is_best = best is not None and best.round == record.round
         state = replace(state, best=best)
         record = replace(record, best_round=best.round if best else None)
         if self._ports.virtual is not None:  # attempts that were void took time, too
             record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
-            state = self._ports.virtual.note(state)
+            state = self._ports.virtual.snapshot(state)
         if is_best:
             model.publish(state.model, record, True)
-        last = record.round == self._plan.num_rounds or self._plan.selection.exhausted(record.round, best)
+        last = record.round == self._plan.num_rounds or self._plan.early_stopping.exhausted(record.round, best)
         if last:
             model.publish(state.model, record, False)
         # The record comes before the checkpoint: a crash in between repeats the round, and the same record replaces

@@ -10,7 +10,7 @@ from fedshelf.training.trainer import Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CentralTest:
+class ServerEvaluation:
     """`evaluate` scores a model [S] (None: there are no test photos), every so many rounds and after the `last`."""
 
     evaluate: Callable[[Tensor], Score] | None = None

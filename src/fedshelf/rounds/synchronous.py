@@ -19,7 +19,7 @@ from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.examination import counted, problem_with_evaluation
 from fedshelf.rounds.inbox import Answer
-from fedshelf.rounds.round_progress import Tally
+from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import updated
 
@@ -34,8 +34,8 @@ class SynchronousRound:
         self._layout = context.model.layout
         self._membership = context.membership
         self._downloads = context.downloads
-        self._asker = context.asker
-        self._examiner = context.examiner
+        self._asker = context.dispatcher
+        self._examiner = context.validator
         self._test = context.test
         self._timer = context.timer
 
@@ -44,72 +44,74 @@ class SynchronousRound:
     ) -> tuple[ServerState, RoundFinished | RoundVoid]:
         """One attempt at the round after `state`: the next state and its record, or the same round's state and why the
         attempt is void."""
-        key, orders = opened.key, self._plan.pacing.orders(opened)
-        needed = cohorts.quorum(orders.wanted, self._plan.rounds.quorum)
+        key, assignment = opened.key, self._plan.pacing.assign(opened)
+        needed = cohorts.quorum(assignment.wanted, self._plan.rounds.quorum)
         started = self._ports.clock.now()
         self._ports.sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
-        tally = Tally(cohort=opened.cohort, orders=orders, needed=needed)
-        self._train(tally, state, key, client_lr)
-        pace = updated(state.pace, seen=tally.pace, at_least=tally.no_faster(self._timer.now()))
+        progress = RoundProgress(cohort=opened.cohort, assignment=assignment, needed=needed)
+        self._train(progress, state, key, client_lr)
+        pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(self._timer.now()))
         state = replace(state, pace=pace)
-        if len(tally.counted()) < needed:
-            reason = f"{len(tally.counted())} of {orders.wanted} clients were counted, the quorum is {needed}"
-            return state, RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=tally.in_order())
-        next_state = self._aggregate(tally, state, key, population=len(opened.live))
-        names = tally.counted()  # without those that the aggregator has left out
-        self._evaluate(tally, next_state, key, names)
+        if len(progress.counted()) < needed:
+            reason = f"{len(progress.counted())} of {assignment.wanted} clients were counted, the quorum is {needed}"
+            return state, RoundVoid(
+                round=key.round, attempt=key.attempt, reason=reason, clients=progress.participations()
+            )
+        next_state = self._aggregate(progress, state, key, population=len(opened.live))
+        names = progress.counted()  # without those that the aggregator has left out
+        self._evaluate(progress, next_state, key, names)
         central = self._test.score(next_state)
-        members, evaluated = [tally.members[name] for name in names], sorted(tally.evaluated.items())
+        members, evaluated = [progress.members[name] for name in names], sorted(progress.evaluated.items())
         return next_state, RoundFinished(
             round=key.round,
             attempt=key.attempt,
-            clients=tally.in_order(),
+            clients=progress.participations(),
             train_loss=weighted((member.train_loss, float(member.num_examples or 0)) for member in members),
-            accuracy=weighted((tally.members[name].accuracy, float(count)) for name, count in evaluated),
+            accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
             seconds=self._ports.clock.now() - started,
-            bytes_up=tally.bytes_up,
-            bytes_down=tally.bytes_down,
+            bytes_up=progress.bytes_up,
+            bytes_down=progress.bytes_down,
             best_round=None,
         )
 
-    def _train(self, tally: Tally, state: ServerState, key: TaskKey, client_lr: float) -> None:
+    def _train(self, progress: RoundProgress, state: ServerState, key: TaskKey, client_lr: float) -> None:
         """Ask the cohort to train and spool what comes back until all have answered or the deadline has passed."""
         for name in self._ports.spool.names(key):  # what a server that crashed in this round had already received
             upload = self._ports.spool.get(key, name)
-            if name in tally.cohort and isinstance(upload, Upload):
-                self._note(tally, key, counted(name, upload))
+            if name in progress.cohort and isinstance(upload, Upload):
+                self._note(progress, key, counted(name, upload))
 
         beside = self._algorithm.broadcast(state, self._layout.num_trainable)
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
                 key=key, purpose=Purpose.TRAIN, params=state.model, client_lr=client_lr, auxiliary=beside,
-                counted=state.counted.get(name), num_steps=tally.orders.asked(name),
+                counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name),
             )  # fmt: skip
 
-        def settle(answer: Answer) -> None:
-            member = self._receive(answer, key, tally.orders.share(answer.client))
+        def on_reply(answer: Answer) -> None:
+            member = self._receive(answer, key, progress.assignment.share(answer.client))
             if member.status is ClientStatus.COUNTED:
-                tally.saw(answer.client, self._timer.now())
-            self._note(tally, key, member)
+                progress.record_pace(answer.client, self._timer.now())
+            self._note(progress, key, member)
 
         began = self._timer.now()
         grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
-        tally.patient_until = began + tally.orders.patience + grace
-        self._asker.ask(
-            tally.pending(), key, broadcast, settle, seconds=self._plan.rounds.timeout, ledger=tally,
-            enough=tally.enough, wake=tally.patient_until,
+        progress.patient_until = began + progress.assignment.patience + grace
+        self._asker.dispatch(
+            progress.pending(), key, broadcast, on_reply, seconds=self._plan.rounds.timeout, ledger=progress,
+            enough=progress.enough, wake=progress.patient_until,
         )  # fmt: skip
         ended = self._timer.now()
-        for name in tally.pending():
+        for name in progress.pending():
             if self._membership.address(name) is None:
                 reason = self._membership.absence(name)
-                self._note(tally, key, Participation(client=name, status=ClientStatus.OFFLINE, reason=reason))
+                self._note(progress, key, Participation(client=name, status=ClientStatus.OFFLINE, reason=reason))
             else:
-                reason = tally.late(began, ended, self._plan.rounds.timeout)
-                self._note(tally, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
+                reason = progress.late_reason(began, ended, self._plan.rounds.timeout)
+                self._note(progress, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
     def _receive(self, answer: Answer, key: TaskKey, share: float) -> Participation:
         """Examine an answer to a training task; an upload that passes is spooled as what the configured work, of which
@@ -121,18 +123,18 @@ class SynchronousRound:
         self._ports.spool.put(key, answer.client, upload, found.source if upload is found.upload else None)
         return counted(answer.client, upload)
 
-    def _aggregate(self, tally: Tally, state: ServerState, key: TaskKey, population: int) -> ServerState:
+    def _aggregate(self, progress: RoundProgress, state: ServerState, key: TaskKey, population: int) -> ServerState:
         """The state with the new model. Whom the aggregator leaves out of that is refused: what the round changed at
         such a client must not last, for the server knows nothing of it."""
-        names = tally.counted()
+        names = progress.counted()
         uploads = [upload for name in names if isinstance(upload := self._ports.spool.get(key, name), Upload)]
         alike = self._plan.rounds.equal_weights
         weights = [1.0 if alike else self._algorithm.weight(upload, staleness=0) for upload in uploads]
         aggregate, verdicts = combine(uploads, weights, self._plan.aggregator, num_trainable=self._layout.num_trainable)
         for name, verdict in zip(names, verdicts, strict=True):
-            tally.members[name] = _judged(tally.members[name], verdict)
-        by_name, names = dict(zip(names, weights, strict=True)), tally.counted()
-        length = weighted((tally.orders.share(name), by_name[name]) for name in names) or 1.0
+            progress.members[name] = _judged(progress.members[name], verdict)
+        by_name, names = dict(zip(names, weights, strict=True)), progress.counted()
+        length = weighted((progress.assignment.share(name), by_name[name]) for name in names) or 1.0
         after = self._algorithm.server_update(state, stretched(aggregate, length), population)
         return self._downloads.advance(
             replace(
@@ -143,7 +145,7 @@ class SynchronousRound:
             )
         )
 
-    def _evaluate(self, tally: Tally, state: ServerState, key: TaskKey, names: Sequence[str]) -> None:
+    def _evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey, names: Sequence[str]) -> None:
         """Ask those counted how the new model does on their own validation photos."""
         # A server restarted in this phase has everybody's upload, and nobody with it yet.
         returning = self._membership.returning()
@@ -152,7 +154,7 @@ class SynchronousRound:
         def broadcast(name: str) -> Broadcast:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0)
 
-        def settle(answer: Answer) -> None:
+        def on_reply(answer: Answer) -> None:
             problem = problem_with_evaluation(answer, key, self._membership.num_validation(answer.client))
             if problem:
                 self._ports.sink.emit(
@@ -160,17 +162,17 @@ class SynchronousRound:
                 )
             elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
                 accuracy = answer.message.num_correct / answer.message.num_examples
-                tally.members[answer.client] = replace(tally.members[answer.client], accuracy=accuracy)
-                tally.evaluated[answer.client] = min(answer.message.num_examples, self._plan.rounds.max_examples)
+                progress.members[answer.client] = replace(progress.members[answer.client], accuracy=accuracy)
+                progress.evaluated[answer.client] = min(answer.message.num_examples, self._plan.rounds.max_examples)
 
-        self._asker.ask(asked, key, broadcast, settle, seconds=self._plan.rounds.timeout, ledger=tally)
+        self._asker.dispatch(asked, key, broadcast, on_reply, seconds=self._plan.rounds.timeout, ledger=progress)
 
-    def _note(self, tally: Tally, key: TaskKey, member: Participation) -> None:
-        tally.members[member.client] = member
+    def _note(self, progress: RoundProgress, key: TaskKey, member: Participation) -> None:
+        progress.members[member.client] = member
         self._ports.sink.emit(
             UploadReceived(
                 round=key.round, client=member.client, status=member.status, reason=member.reason,
-                num_done=len(tally.members), num_cohort=len(tally.cohort),
+                num_done=len(progress.members), num_cohort=len(progress.cohort),
             )
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from fedshelf.core.state import Best
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
+class EarlyStopping:
     """`metric` `auto` is the first that a run has of: accuracy on the clients' validation photos, accuracy on the
     server's test photos, training loss. `patience` is how many rounds without a better one end the run (0: never).
     """

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from fedshelf.core.state import OpenRound
 from fedshelf.scheduling.workload import Workload
 
-LEAST_PATIENCE = 1.0  # seconds: below that, a network's mood decides who is late
+MIN_PATIENCE = 1.0  # seconds: below that, a network's mood decides who is late
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Orders:
+class WorkAssignment:
     """Of one attempt at a round.
 
     Attributes:
@@ -36,7 +36,7 @@ class Orders:
         """How far the client's training leads, as a multiple of what its configured epochs do."""
         return self.changed.get(name, 1.0)
 
-    def asked(self, name: str) -> int | None:
+    def steps_for(self, name: str) -> int | None:
         """What a client is told to take; None for its configured epochs, whatever number of steps these have."""
         return self.num_steps[name] if name in self.changed else None
 
@@ -65,7 +65,7 @@ class Pacing:
         """How many steps the configured epochs have at clients of so many photos, if anything depends on that."""
         return {name: self.workload.configured(count) for name, count in num_train.items()} if self.watches else {}
 
-    def orders(self, opened: OpenRound) -> Orders:
+    def assign(self, opened: OpenRound) -> WorkAssignment:
         """The orders of the attempt `opened`."""
         wanted = len(opened.cohort) if opened.wanted is None else opened.wanted
         num_steps = self.workload.deal(opened.num_steps, opened.pace)
@@ -75,12 +75,12 @@ class Pacing:
             if num_steps[name] != configured
         }
         durations = [opened.pace[name] * steps for name, steps in num_steps.items() if name in opened.pace]
-        return Orders(wanted=wanted, patience=self._patience(durations), num_steps=num_steps, changed=changed)
+        return WorkAssignment(wanted=wanted, patience=self._patience(durations), num_steps=num_steps, changed=changed)
 
     def _patience(self, durations: list[float]) -> float:
         if self.straggler_factor is None or not durations:
             return math.inf
-        return max(LEAST_PATIENCE, self.straggler_factor * statistics.median(durations))
+        return max(MIN_PATIENCE, self.straggler_factor * statistics.median(durations))
 
 
 UNPACED = Pacing()

@@ -1,6 +1,6 @@
 """Messages as a JSON header and a body of vectors.
 
-The header holds the message's plain fields and the body's digest; the body (see `body`) holds its vectors and nothing
+The header holds the message's plain fields and the body's digest; the body (see `blob`) holds its vectors and nothing
 else, so that one model has one body, whoever it is sent to. Nothing here can carry an object that is not declared in
 `core.messages`: unknown kinds, fields and tensors are refused on both sides, and no pickle is ever read.
 """
@@ -27,8 +27,8 @@ from fedshelf.core.messages import (
     Step,
     Upload,
 )
-from fedshelf.serialization import body as bodies
-from fedshelf.serialization.body import Body, Buffer
+from fedshelf.serialization import blob as blobs
+from fedshelf.serialization.blob import Blob, Buffer
 
 Message: TypeAlias = ServerMessage | ClientMessage
 
@@ -46,35 +46,35 @@ _ADAPTERS: Mapping[str, TypeAdapter[Any]] = {name: TypeAdapter(kind) for name, k
 MAX_HEADER_BYTES = 64 << 20  # a join lists every class folder; nothing honest comes near this
 
 
-def body_of(message: Message) -> Body:
+def blob_of(message: Message) -> Blob:
     """The message's vectors, ready to be sent: nothing is copied. No pieces where it has none."""
-    return bodies.write(vectors_of(message))
+    return blobs.write(vectors_of(message))
 
 
-def encode_body(message: Message) -> bytes:
+def encode_blob(message: Message) -> bytes:
     """The message's body in one piece."""
-    return body_of(message).join()
+    return blob_of(message).join()
 
 
-def encode_header(message: Message, body_digest: str) -> str:
+def encode_header(message: Message, blob_digest: str) -> str:
     """The message's plain fields as JSON, with its kind and the `digest` of the body."""
-    header = {"kind": type(message).__name__.lower(), "body": body_digest, **_plain_fields(message)}
+    header = {"kind": type(message).__name__.lower(), "body": blob_digest, **_plain_fields(message)}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
     return text.encode(errors="replace").decode()  # a file's name in a reason may hold bytes that are no text
 
 
-def digest(body: Buffer) -> str:
+def digest(blob: Buffer) -> str:
     """What `encode_header` takes: the body's name, or nothing for no body."""
-    return bodies.digest(body)
+    return blobs.digest(blob)
 
 
 def size(message: Message) -> tuple[int, int]:
     """Bytes of (header, body) without making the body."""
     vectors = vectors_of(message)
-    return len(encode_header(message, "0" * 64 if vectors else "").encode()), bodies.size_of(vectors)
+    return len(encode_header(message, "0" * 64 if vectors else "").encode()), blobs.size_of(vectors)
 
 
-def body_digest(header: str) -> str:
+def blob_digest(header: str) -> str:
     """The name of the body that belongs to `header`; "" where it has none.
 
     Raises:
@@ -83,7 +83,7 @@ def body_digest(header: str) -> str:
     return _announced(_parse_header(header))
 
 
-def decode(header: str, body: Buffer, *, computed: str | None = None) -> Message:
+def decode(header: str, blob: Buffer, *, computed: str | None = None) -> Message:
     """Read a message back, checking everything that can be checked without knowing the model.
 
     Args:
@@ -96,9 +96,9 @@ def decode(header: str, body: Buffer, *, computed: str | None = None) -> Message
     """
     fields = _parse_header(header)
     kind = _kind(fields)
-    if _announced(fields) != (digest(body) if computed is None else computed):
-        raise RefusedError(f"the message's body ({len(body):,} bytes) is truncated or altered: its digest differs")
-    return _joined(kind, fields, bodies.read(body))
+    if _announced(fields) != (digest(blob) if computed is None else computed):
+        raise RefusedError(f"the message's body ({len(blob):,} bytes) is truncated or altered: its digest differs")
+    return _joined(kind, fields, blobs.read(blob))
 
 
 def join(header: str, vectors: Mapping[str, Tensor]) -> Message:

@@ -8,11 +8,9 @@ not against malice, and costs 0.25 s per GB.
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 _DTYPES = {
@@ -31,10 +29,6 @@ _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _BLOCK = 1 << 20
 
 
-class DamagedFileError(Exception):
-    """The file is truncated, altered or not ours. Internal: callers turn it into what it means to them."""
-
-
 def tensor_chunks(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
     """The bytes of a file that `read_tensors` reads, piece by piece."""
     metadata = {"format": "pt", "fedshelf": json.dumps(info)}
@@ -48,65 +42,18 @@ def tensor_chunks(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Ite
             "data_offsets": [offset, end],
         }
         offset = end
-    checksum = zlib.crc32(_dump(entries))
+    checksum = zlib.crc32(dump_header(entries))
     for tensor in tensors.values():
         checksum = zlib.crc32(_bytes(tensor), checksum)
     metadata["crc32"] = f"{checksum:08x}"
-    header = _dump(entries)
+    header = dump_header(entries)
     header += b" " * (-len(header) % 8)
     yield len(header).to_bytes(8, "little") + header
     for tensor in tensors.values():
         yield _bytes(tensor)
 
 
-def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, as views of the mapped file (nothing is read until it is used), and the JSON object.
-
-    Writing to such a tensor changes neither the file nor what others see; it only costs memory.
-
-    Args:
-        verify: read the whole file and compare its checksum.
-
-    Raises:
-        DamagedFileError: the file is not what was written.
-        FileNotFoundError: there is none.
-    """
-    if verify:
-        _verify(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            info = json.loads((file.metadata() or {})["fedshelf"])
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 -- no mapping
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise DamagedFileError(f"{path.name} is no file of ours: {error}") from error
-
-
-def _verify(path: Path) -> None:
-    with path.open("rb") as file:
-        entries = _read_header(path, file)
-        try:
-            announced = entries["__metadata__"].pop("crc32")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DamagedFileError(f"{path.name} has no checksum") from error
-        checksum = zlib.crc32(_dump(entries))
-        while block := file.read(_BLOCK):
-            checksum = zlib.crc32(block, checksum)
-    if announced != f"{checksum:08x}":
-        raise DamagedFileError(f"{path.name} is damaged: its checksum differs")
-
-
-def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
-    length = int.from_bytes(file.read(8), "little")
-    try:
-        entries = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
-    except ValueError as error:
-        raise DamagedFileError(f"{path.name} is truncated or damaged at its beginning") from error
-    if not isinstance(entries, dict):
-        raise DamagedFileError(f"{path.name} is no safetensors file")
-    return entries
-
-
-def _dump(entries: Mapping[str, Any]) -> bytes:
+def dump_header(entries: Mapping[str, Any]) -> bytes:
     return json.dumps(entries, separators=(",", ":")).encode()
 
 

@@ -19,14 +19,14 @@ from fedshelf.rounds.client import Client, Work
 from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
 
-Equip = Callable[[Work], Work]
+Adapt = Callable[[Work], Work]
 
 
 @dataclass(kw_only=True, eq=False)
-class Player:
+class ClientRunner:
     """Plays the clients of `stores`, one message at a time. Nothing of a client stays here.
 
     `states` is the folder of what clients keep between rounds; it must be there before the first round. `models` is
@@ -44,7 +44,7 @@ class Player:
     _opened: OpenedSetup | None = None
     _test: PhotoSet | None = None
 
-    def play(self, name: str, message: ServerMessage, *, equip: Equip = lambda work: work) -> ClientMessage:
+    def run(self, name: str, message: ServerMessage, *, adapt: Adapt = lambda work: work) -> ClientMessage:
         """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter.
 
         Args:
@@ -53,10 +53,10 @@ class Player:
             equip: gives the client other equipment than this player's one workbench.
         """
         if isinstance(message, Setup):
-            return self.ready(name, message) or self._client(name, equip).handle(message)
+            return self.ready(name, message) or self._client(name, adapt).handle(message)
         if self._setup is None:
             raise ValueError(f"client {name!r} is given work before any setup was opened")
-        client = self._client(name, equip)
+        client = self._client(name, adapt)
         prepared = client.handle(self._setup)
         if isinstance(prepared, Failure):
             return replace(prepared, key=message.key)
@@ -90,7 +90,7 @@ class Player:
         self.prepare(setup)
         if self._opened is None:
             opened = open_setup(setup, device=self.device, make_module=self.make_module)
-            if opened.workbench.params.layout.digest != setup.layout_digest:
+            if opened.bound_model.params.layout.digest != setup.layout_digest:
                 raise FedShelfError(
                     "the model that a simulated client built differs from the server's: the function that makes it "
                     "must make the same one every time"
@@ -103,9 +103,9 @@ class Player:
         opened = self.open(setup)
         test = self._test_photos(opened)
         count = num_batches(test)
-        opened.workbench.load(params)
+        opened.bound_model.load(params)
         batches = range(count * share // shares, count * (share + 1) // shares)
-        return evaluate_batches(opened.workbench, test, batches)
+        return evaluate_batches(opened.bound_model, test, batches)
 
     def _test_photos(self, opened: OpenedSetup) -> PhotoSet:
         """Those for central evaluation; stores compare their models on them, too."""
@@ -113,7 +113,7 @@ class Player:
             self._test = self.stores.test(opened)
         return self._test
 
-    def _client(self, name: str, equip: Equip) -> Client:
+    def _client(self, name: str, adapt: Adapt) -> Client:
         if self.states is None:
             raise ValueError("a player needs the folder of its clients' states")
 
@@ -124,11 +124,11 @@ class Player:
                 name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
                 keep=partial(self._keep, name),
             )  # fmt: skip
-            return equip(self.attack.work(name, work))
+            return adapt(self.attack.work(name, work))
 
         return Client(prepare=prepare, states=SimulatedStates(self.states, name))
 
-    def _keep(self, name: str, opened: OpenedSetup, bench: Workbench, comparison: Comparison) -> None:
+    def _keep(self, name: str, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
         if self.models is not None:
             folder = self.models / places.folder_name(name)
-            save_chosen(folder, bench, opened.config, opened.catalogue, client=name, comparison=comparison)
+            save_chosen(folder, bound, opened.config, opened.catalogue, client=name, comparison=comparison)

@@ -22,17 +22,17 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
-from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
 from fedshelf.simulate.virtual import Durations, dropout_of, durations_of, needs_order
-from fedshelf.simulate.virtual_time_transport import OrderedTransport
+from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import engine_of
 from fedshelf.simulate.workers import WorkerPool
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.storage.spool import MemorySpool
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.threads import default_threads
 from fedshelf.training.trainer import BatchScore, total
@@ -83,13 +83,13 @@ def simulate_stores(
             "threads": config.threads or default_threads(max(1, config.workers)),
         }
     )
-    player = Player(stores=stores, device=config.device, make_module=model, attack=attack_of(config, names))
+    runner = ClientRunner(stores=stores, device=config.device, make_module=model, attack=attack_of(config, names))
     # Workers are forked before the run's own threads are there.
-    with _pool(config, player) as pool, open_run(config, watchers=watchers, in_background=True) as run:
-        player.states, player.models = run.directory.client_states, run.directory.stores
+    with _pool(config, runner) as pool, open_run(config, watchers=watchers, in_background=True) as run:
+        runner.states, runner.models = run.directory.client_states, run.directory.stores
         engine = engine_of(run.directory, config, stores, model)
-        transport = _transport(config, stores, _backend(pool, player, engine), durations, together=engine == "vmap")
-        scorer = player if pool is None else pool
+        transport = _transport(config, stores, _backend(pool, runner, engine), durations, together=engine == "vmap")
+        scorer = runner if pool is None else pool
         server = make_server(
             run,
             transport=transport,
@@ -104,44 +104,44 @@ def simulate_stores(
 
 
 @contextmanager
-def _pool(config: RunConfig, player: Player) -> "Iterator[WorkerPool | RayPool | None]":
+def _pool(config: RunConfig, runner: ClientRunner) -> "Iterator[WorkerPool | RayPool | None]":
     """The other processes that play clients, if there are to be any."""
     if config.engine == "ray":
         from fedshelf.simulate.ray_pool import RayPool
 
-        with RayPool(player, max(1, config.workers), threads=config.threads) as actors:
+        with RayPool(runner, max(1, config.workers), threads=config.threads) as actors:
             yield actors
     elif config.workers:
-        with WorkerPool(player, config.workers, threads=config.threads) as workers:
+        with WorkerPool(runner, config.workers, threads=config.threads) as workers:
             yield workers
     else:
         keep_freed_memory()
         yield None
 
 
-def _backend(pool: "WorkerPool | RayPool | None", player: Player, engine: EngineName) -> Backend:
+def _backend(pool: "WorkerPool | RayPool | None", runner: ClientRunner, engine: EngineName) -> Backend:
     """Who plays the clients."""
     if isinstance(pool, WorkerPool):
         pool.together = engine == "vmap"
     if pool is not None:
         return pool
-    return VmapBackend(player) if engine == "vmap" else InProcess(player.play)
+    return VmapBackend(runner) if engine == "vmap" else InProcess(runner.run)
 
 
 def _transport(
     config: RunConfig, stores: Stores, backend: Backend, durations: Durations, *, together: bool
-) -> LocalTransport | OrderedTransport:  # fmt: skip
+) -> LocalTransport | VirtualTimeTransport:  # fmt: skip
     """The way to the clients of `backend`, and the time there."""
     joins = [join_of(stores, name) for name in stores.names()]
     if not needs_order(config):
         return LocalTransport(backend, joins, durations)
-    return OrderedTransport(backend, joins, durations, dropout_of(config), together=together)
+    return VirtualTimeTransport(backend, joins, durations, dropout_of(config), together=together)
 
 
 class _Scorer(Protocol):
     def evaluate(self, setup: Setup, params: Tensor) -> Sequence[BatchScore]: ...
 
 
-def _evaluator(scorer: _Scorer, plan: Plan, catalogue: Catalogue, bench: Workbench) -> Evaluate:
-    setup = setup_of(plan, catalogue, bench.params.layout)
+def _evaluator(scorer: _Scorer, plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate:
+    setup = setup_of(plan, catalogue, bound.params.layout)
     return lambda params: total(scorer.evaluate(setup, params))

@@ -16,7 +16,7 @@ from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, Setup, Tas
 from fedshelf.core.state import InFlight
 
 
-class What(Enum):
+class EventKind(Enum):
     """What happens to a task: its answer comes, its client leaves in the middle or is back; NOTHING where the answer
     was for a server that has been started again since."""
 
@@ -27,7 +27,7 @@ class What(Enum):
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Task:
+class SimulatedTask:
     """Something that a client was given to do.
 
     `due` is when it is over, `leaves` when the client breaks off before that (it is back when the task would have been
@@ -45,23 +45,23 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Happening:
+class SimulatedEvent:
     """What has come of a task at the present moment; where its client has left, that is before the task's `due`."""
 
-    what: What
-    task: Task
+    what: EventKind
+    task: SimulatedTask
 
 
-class Agenda:
+class EventQueue:
     """All clients' tasks, and the time."""
 
     def __init__(self) -> None:
         self._now = 0.0
         self._count = 0
-        self._queues: dict[str, deque[Task]] = {}  # the first task of each is at work
+        self._queues: dict[str, deque[SimulatedTask]] = {}  # the first task of each is at work
         self._away: set[str] = set()
-        self._coming: list[tuple[float, bool, int, Task]] = []  # one entry for each queue, and for each setup
-        self._begun: list[Task] = []
+        self._coming: list[tuple[float, bool, int, SimulatedTask]] = []  # one entry for each queue, and for each setup
+        self._begun: list[SimulatedTask] = []
 
     @property
     def now(self) -> float:
@@ -84,7 +84,7 @@ class Agenda:
         queue = self._queues.get(client)
         return queue[-1].due if queue else None
 
-    def give(self, client: str, message: ServerMessage, *, seconds: float, missing: float | None = None) -> None:
+    def push(self, client: str, message: ServerMessage, *, seconds: float, missing: float | None = None) -> None:
         """Let `client` do what `message` asks.
 
         Args:
@@ -108,7 +108,7 @@ class Agenda:
         begins = queue[-1].due if queue and not isinstance(message, Setup) else self._now
         due = max(begins, self._now) + seconds
         leaves = None if missing is None else due - missing * seconds  # counted from the end, which is what is saved
-        task = Task(
+        task = SimulatedTask(
             client=client, number=self._count, key=key, trains=trains, due=due, leaves=leaves, message=message
         )  # fmt: skip
         if isinstance(message, Setup):
@@ -118,12 +118,12 @@ class Agenda:
         if task is queue[0]:
             self._begin(task)
 
-    def begun(self) -> list[Task]:
+    def begun(self) -> list[SimulatedTask]:
         """Tasks that have begun since the last call, and whose answers somebody has to compute."""
         begun, self._begun = self._begun, []
         return begun
 
-    def advance(self, seconds: float) -> Happening | None:
+    def advance(self, seconds: float) -> SimulatedEvent | None:
         """Move the time on to what happens next, but by at most `seconds`: then there is none."""
         end = self._now + seconds
         if not self._coming or self._coming[0][0] > end:
@@ -135,18 +135,18 @@ class Agenda:
         at_work = bool(queue) and task is queue[0]  # else it is a setup
         if task.client in self._away:
             if not at_work:
-                return Happening(what=What.NOTHING, task=task)
+                return SimulatedEvent(what=EventKind.NOTHING, task=task)
             self._away.remove(task.client)
             del self._queues[task.client]
-            return Happening(what=What.JOINED, task=task)
+            return SimulatedEvent(what=EventKind.JOINED, task=task)
         if task.leaves is not None:
             self._leave(task)
-            return Happening(what=What.LEFT, task=task)
+            return SimulatedEvent(what=EventKind.LEFT, task=task)
         if at_work:
             queue.popleft()
             if queue:
                 self._begin(queue[0])
-        return Happening(what=What.NOTHING if task.restored else What.ANSWERED, task=task)
+        return SimulatedEvent(what=EventKind.NOTHING if task.restored else EventKind.ANSWERED, task=task)
 
     def in_flight(self) -> tuple[InFlight, ...]:
         """The trainings that are not over, in the order in which they were asked for."""
@@ -162,7 +162,7 @@ class Agenda:
         self._now = now
         for flight in in_flight:
             self._count += 1
-            task = Task(
+            task = SimulatedTask(
                 client=flight.client, number=self._count, key=flight.key, trains=True,
                 due=now if flight.due is None else flight.due, leaves=flight.leaves, restored=True,
             )  # fmt: skip
@@ -175,19 +175,19 @@ class Agenda:
             else:
                 self._begin(task)
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: SimulatedTask) -> None:
         at = task.due if task.leaves is None else task.leaves
         heapq.heappush(self._coming, (at, task.trains and task.leaves is None, task.number, task))
         self._compute(task)
 
-    def _compute(self, task: Task) -> None:
+    def _compute(self, task: SimulatedTask) -> None:
         """Have the answer computed, unless there will be none."""
         if task.leaves is not None:
             task.message = None
         elif task.message is not None:
             self._begun.append(task)
 
-    def _leave(self, task: Task) -> None:
+    def _leave(self, task: SimulatedTask) -> None:
         """What else the client was given is lost, too."""
         self._away.add(task.client)
         self._queues[task.client] = deque([task])

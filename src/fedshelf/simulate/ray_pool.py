@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedshelf.core.errors import FedShelfError, UsageError
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
-from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
@@ -45,9 +45,9 @@ class RayPool:
         UsageError: Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
     """
 
-    def __init__(self, player: Player, num_actors: int, *, threads: int) -> None:
+    def __init__(self, runner: ClientRunner, num_actors: int, *, threads: int) -> None:
         self._ray = _import_ray()
-        self._player = player
+        self._player = runner
         self._setup: Setup | None = None
         self._queue: deque[tuple[str, ServerMessage]] = deque()
         self._model: tuple[Tensor, Any] | None = None  # the last one put into the store
@@ -55,11 +55,11 @@ class RayPool:
         self._started = _connect(self._ray, num_actors * threads)
         try:
             _pass_tensors_as_bytes(self._ray)
-            fresh = Player(
-                stores=player.stores, device=player.device, make_module=player.make_module, attack=player.attack
+            fresh = ClientRunner(
+                stores=runner.stores, device=runner.device, make_module=runner.make_module, attack=runner.attack
             )  # fmt: skip
             given = self._ray.put(fresh)
-            kind = self._ray.remote(num_cpus=threads, num_gpus=1 if player.device == "cuda" else 0)(_Actor)
+            kind = self._ray.remote(num_cpus=threads, num_gpus=1 if runner.device == "cuda" else 0)(_Actor)
             self._actors = [kind.remote(given) for _ in range(num_actors)]
         except BaseException:
             self._disconnect()
@@ -120,7 +120,7 @@ class RayPool:
             model = None
             if isinstance(message, Broadcast):
                 model, message = self._put(message.params), replace(message, params=message.params[:0])
-            self._tasks[self._actors[index].play.remote(name, message, model)] = index, name
+            self._tasks[self._actors[index].run.remote(name, message, model)] = index, name
             load[index] += 1
 
     def _put(self, params: Tensor) -> Any:
@@ -156,20 +156,20 @@ class RayPool:
 class _Actor:
     """A player in a process of Ray's."""
 
-    def __init__(self, player: Player) -> None:
+    def __init__(self, runner: ClientRunner) -> None:
         keep_freed_memory()
         _pass_tensors_as_bytes(_import_ray())
-        self._player = player
+        self._player = runner
 
     def open(self, setup: Setup, states: Path | None, models: Path | None) -> None:
         self._player.states, self._player.models = states, models
         self._player.prepare(setup)
         self._player.open(setup)
 
-    def play(self, name: str, message: ServerMessage, model: Tensor | None) -> ClientMessage:
+    def run(self, name: str, message: ServerMessage, model: Tensor | None) -> ClientMessage:
         if isinstance(message, Broadcast) and model is not None:
             message = replace(message, params=model)
-        return self._player.play(name, message)
+        return self._player.run(name, message)
 
     def evaluate(self, setup: Setup, params: Tensor, share: int, shares: int) -> Sequence[BatchScore]:
         return self._player.evaluate(setup, params, share=share, shares=shares)

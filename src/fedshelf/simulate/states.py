@@ -15,9 +15,9 @@ from pathlib import Path
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import ClientState
-from fedshelf.serialization.tensor_file import DamagedFileError, read_tensors
-from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do, write_tensors
+from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
 from fedshelf.storage.spool import file_name
+from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 _FILE = re.compile(r"(\d+)-(\d+)\.safetensors")
 
@@ -33,7 +33,7 @@ class SimulatedStates:
     def __init__(self, directory: Path, client: str) -> None:
         self._folder = directory / Path(file_name(client)).stem
 
-    def settle(self, broadcast: Broadcast) -> ClientState:
+    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
         """The state that the client's newest counted upload led to; files that cannot be asked for again are deleted.
 
         Raises:
@@ -57,7 +57,7 @@ class SimulatedStates:
                     path.unlink(missing_ok=True)
         return _read(files[now]) if now in files else ClientState()
 
-    def reached(self, key: TaskKey) -> ClientState:
+    def peek(self, key: TaskKey) -> ClientState:
         """The state that the answer to `key` leads to, else the newest before it.
 
         Raises:
@@ -67,11 +67,11 @@ class SimulatedStates:
         known = sorted(found for found in files if found <= (key.round, key.attempt))
         return _read(files[known[-1]]) if known else ClientState()
 
-    def answered(self, key: TaskKey) -> ClientMessage | None:
+    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
         """None: see the class."""
         return None
 
-    def hold(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
         """Keep the state that `upload` leads to.
 
         Raises:

@@ -29,8 +29,8 @@ class Backend(Protocol):
 
 
 class LocalTransport:
-    """`Transport` to simulated clients whose answers come as they are computed, and its `Timeline`: for rounds that
-    wait for all answers. The time is that of the latest of them. (Where order matters: `ordered.OrderedTransport`.)
+    """`Transport` to simulated clients whose answers come as they are computed, and its `VirtualClock`: for rounds that
+    wait for all answers. The time is that of the latest of them. (Where order matters: `ordered.VirtualTimeTransport`.)
 
     The names of clients are their addresses.
 
@@ -95,7 +95,7 @@ class LocalTransport:
     def resume(self, state: ServerState) -> None:
         self._now = state.virtual_seconds
 
-    def note(self, state: ServerState) -> ServerState:
+    def snapshot(self, state: ServerState) -> ServerState:
         """Rounds wait for all answers: nobody is at work between them."""
         return replace(state, virtual_seconds=self._now, in_flight=())
 
@@ -103,8 +103,8 @@ class LocalTransport:
 class InProcess:
     """A backend that computes each answer when it is asked for."""
 
-    def __init__(self, play: "Play") -> None:
-        self._play = play
+    def __init__(self, run: "RunMessage") -> None:
+        self._play = run
         self._queue: deque[tuple[str, ServerMessage]] = deque()
 
     def submit(self, name: str, message: ServerMessage) -> None:
@@ -117,7 +117,7 @@ class InProcess:
         return name, self._play(name, message)
 
 
-class Play(Protocol):
+class RunMessage(Protocol):
     """Answers a message as the client of that name would; a client's failure is an answer, too."""
 
     def __call__(self, name: str, message: ServerMessage) -> ClientMessage: ...

@@ -13,14 +13,14 @@ from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, Join, Purpose, Ready, ServerMessage, TaskKey
 from fedshelf.core.ports import Arrival, Joined, Left, Reply
 from fedshelf.core.state import ServerState
-from fedshelf.simulate.event_queue import Agenda, Task, What
+from fedshelf.simulate.event_queue import EventKind, EventQueue, SimulatedTask
 from fedshelf.simulate.transport import NOTHING_CAN_ARRIVE, Backend
 from fedshelf.simulate.virtual import Dropout, Durations
 from fedshelf.simulate.wire import Wire
 
 
-class OrderedTransport:
-    """`Transport` in virtual time, and its `Timeline`. The names of clients are their addresses.
+class VirtualTimeTransport:
+    """`Transport` in virtual time, and its `VirtualClock`. The names of clients are their addresses.
 
     Args:
         backend: plays the clients.
@@ -40,7 +40,7 @@ class OrderedTransport:
         self._durations = durations
         self._dropout = dropout
         self._together = together
-        self._agenda = Agenda()
+        self._events = EventQueue()
         self._wire = Wire()
         self._num_train: dict[str, int] = {}
         self._given: dict[str, tuple[TaskKey, int]] = {}  # the newest training, and how often it was given before
@@ -48,11 +48,11 @@ class OrderedTransport:
         self._answers: dict[str, ClientMessage] = {}  # that have been computed before their time: one of a client
 
     def send(self, address: str, message: ServerMessage) -> int:
-        if self._agenda.is_away(address):
+        if self._events.is_away(address):
             return 0
         message, num_bytes = self._wire.down(address, message)
         seconds = self._durations.seconds(address, message, self._num_train.get(address, 0))
-        self._agenda.give(address, message, seconds=seconds, missing=self._missing(address, message))
+        self._events.push(address, message, seconds=seconds, missing=self._missing(address, message))
         self._compute()
         return num_bytes
 
@@ -64,22 +64,22 @@ class OrderedTransport:
         """
         if self._joins:
             return self._joined(self._joins.popleft())
-        if self._agenda.is_empty():
+        if self._events.is_empty():
             raise RunError(NOTHING_CAN_ARRIVE)
-        happening = self._agenda.advance(timeout)
-        if happening is None:
+        event = self._events.advance(timeout)
+        if event is None:
             return None
-        client = happening.task.client
-        match happening.what:
-            case What.ANSWERED:
+        client = event.task.client
+        match event.what:
+            case EventKind.ANSWERED:
                 message = self._answer_of(client)
                 self._compute()
-                return self._reply(happening.task, message)
-            case What.LEFT:
+                return self._reply(event.task, message)
+            case EventKind.LEFT:
                 return Left(address=client)
-            case What.JOINED:
+            case EventKind.JOINED:
                 return self._joined(client)
-            case What.NOTHING:
+            case EventKind.NOTHING:
                 self._compute()
         return None
 
@@ -90,23 +90,23 @@ class OrderedTransport:
         """Nobody is waiting: simulated clients live in this process or end with it."""
 
     def now(self) -> float:
-        return self._agenda.now
+        return self._events.now
 
     def due(self, client: str) -> float | None:
-        return self._agenda.due(client)
+        return self._events.due(client)
 
     def is_settled(self) -> bool:
-        return not self._joins and self._agenda.is_settled()
+        return not self._joins and self._events.is_settled()
 
     def resume(self, state: ServerState) -> None:
-        self._agenda.resume(state.virtual_seconds, state.in_flight)
-        self._joins = deque(name for name in self._introductions if not self._agenda.is_away(name))
+        self._events.resume(state.virtual_seconds, state.in_flight)
+        self._joins = deque(name for name in self._introductions if not self._events.is_away(name))
 
-    def note(self, state: ServerState) -> ServerState:
+    def snapshot(self, state: ServerState) -> ServerState:
         wanted = {(flight.client, flight.key) for flight in state.in_flight if flight.wanted}
-        at_work = self._agenda.in_flight()
+        at_work = self._events.in_flight()
         flights = tuple(replace(flight, wanted=(flight.client, flight.key) in wanted) for flight in at_work)
-        return replace(state, virtual_seconds=self._agenda.now, in_flight=flights)
+        return replace(state, virtual_seconds=self._events.now, in_flight=flights)
 
     def _missing(self, client: str, message: ServerMessage) -> float | None:
         if not isinstance(message, Broadcast) or message.purpose is not Purpose.TRAIN:
@@ -118,7 +118,7 @@ class OrderedTransport:
 
     def _compute(self) -> None:
         """Let the backend begin what has begun."""
-        for task in self._agenda.begun():
+        for task in self._events.begun():
             if task.message is not None:
                 self._at_work.add(task.client)
                 self._backend.submit(task.client, task.message)
@@ -140,7 +140,7 @@ class OrderedTransport:
         self._answers[name] = answer
         self._at_work.discard(name)
 
-    def _reply(self, task: Task, message: ClientMessage) -> Reply:
+    def _reply(self, task: SimulatedTask, message: ClientMessage) -> Reply:
         if isinstance(message, Ready):
             self._num_train[task.client] = message.num_train
         return Reply(address=task.client, message=message, num_bytes=self._wire.up(message), task=task.key)

@@ -14,9 +14,9 @@ from functools import partial
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, Setup
 from fedshelf.rounds.client import Work
-from fedshelf.simulate.client_runner import Player
-from fedshelf.simulate.lockstep import Turns
-from fedshelf.training.bound_model import Workbench
+from fedshelf.simulate.client_runner import ClientRunner
+from fedshelf.simulate.lockstep import Lockstep
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.loop import Run
 from fedshelf.training.stack import Stack, default_count
 from fedshelf.training.stack_check import find_problem
@@ -35,8 +35,8 @@ class VmapBackend:
         warn: say why a model cannot be computed so; one of several processes is enough.
     """
 
-    def __init__(self, player: Player, *, chunk: int | None = None, warn: bool = True) -> None:
-        self._player = player
+    def __init__(self, runner: ClientRunner, *, chunk: int | None = None, warn: bool = True) -> None:
+        self._player = runner
         self._warn = warn
         self._chunk = chunk
         self._setup: Setup | None = None
@@ -66,15 +66,15 @@ class VmapBackend:
         tasks = [self._queue.popleft()]
         if stack is None:
             ((name, message),) = tasks
-            self._answers.append((name, self._player.play(name, message)))
+            self._answers.append((name, self._player.run(name, message)))
             return
         while self._queue and len(tasks) < len(stack.benches) and is_training(self._queue[0][1]):
             tasks.append(self._queue.popleft())
-        plays = [
-            partial(_seated, self._player, name, message, bench)
-            for (name, message), bench in zip(tasks, stack.benches, strict=False)
+        rounds = [
+            partial(_seated, self._player, name, message, bound)
+            for (name, message), bound in zip(tasks, stack.benches, strict=False)
         ]
-        answers = Turns(stack.train).play(plays)
+        answers = Lockstep(stack.train).run(rounds)
         self._answers.extend((name, answer) for (name, _), answer in zip(tasks, answers, strict=True))
 
     def _stack_for(self, message: ServerMessage) -> Stack | None:
@@ -86,7 +86,7 @@ class VmapBackend:
                 opened = self._player.open(self._setup)
             except FedShelfError:
                 return None  # each client then says by itself what is wrong
-            self._problem = find_problem(opened.workbench, opened.config.image_size)
+            self._problem = find_problem(opened.bound_model, opened.config.image_size)
             if self._problem is not None:
                 log.log(
                     logging.WARNING if self._warn else logging.DEBUG,
@@ -94,7 +94,7 @@ class VmapBackend:
                     self._problem,
                 )
                 return None
-            self._stack = Stack(opened.workbench, self._chunk or default_count(opened.workbench))
+            self._stack = Stack(opened.bound_model, self._chunk or default_count(opened.bound_model))
         return self._stack
 
 
@@ -103,10 +103,10 @@ def is_training(message: ServerMessage) -> bool:
     return isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN
 
 
-def _seated(player: Player, name: str, message: ServerMessage, bench: Workbench, run: Run) -> ClientMessage:
-    """What a client answers who trains on `bench` by `run`."""
+def _seated(runner: ClientRunner, name: str, message: ServerMessage, bound: BoundModel, run: Run) -> ClientMessage:
+    """What a client answers who trains on `bound` by `run`."""
 
-    def equip(work: Work) -> Work:
-        return replace(work, trainer=replace(work.trainer, workbench=bench, run=run))
+    def adapt(work: Work) -> Work:
+        return replace(work, trainer=replace(work.trainer, bound_model=bound, run=run))
 
-    return player.play(name, message, equip=equip)
+    return runner.run(name, message, adapt=adapt)

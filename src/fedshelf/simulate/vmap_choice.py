@@ -5,7 +5,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fedshelf.app.components import ModuleFactory, workbench_of
+from fedshelf.app.components import ModuleFactory, bound_model_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import RunError
@@ -57,9 +57,9 @@ def choose_engine(config: RunConfig, stores: Stores, *, make_module: ModuleFacto
     names = stores.names()
     catalogue = Catalogue.resolve({name: stores.classes(name) for name in names[:LOOKED_AT]})
     plain = config.model_copy(update={"init": None, "pretrained": False})  # weights do not matter, time does
-    bench = workbench_of(plain, catalogue, device=config.device, make_module=make_module)
+    bound = bound_model_of(plain, catalogue, device=config.device, make_module=make_module)
     cohort_size = min(len(names), max(config.min_clients, round(config.fraction * len(names))))
-    found = measure(bench, config.image_size, cohort_size=cohort_size // max(1, config.workers))
+    found = measure(bound, config.image_size, cohort_size=cohort_size // max(1, config.workers))
     if found.together is None:
         return EngineChoice(engine="local", reason=found.reason)
     reason = (

@@ -28,7 +28,7 @@ from torch import Tensor
 from fedshelf.core import process_exit
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import ClientMessage, Ready, ServerMessage, Setup
-from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.ipc import pack, unpack
 from fedshelf.simulate.processes import Processes, start_method
 from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
@@ -49,16 +49,16 @@ class _Open:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Play:
+class _RunOne:
     name: str
     message: ServerMessage
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PlayTogether:
+class _RunTogether:
     """A worker's share of a round, to be trained in one computation. The answers come in the same order."""
 
-    plays: tuple[_Play, ...]
+    rounds: tuple[_RunOne, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class _Evaluate:
     shares: int
 
 
-_Task = _Open | _Play | _PlayTogether | _Evaluate
+_Task = _Open | _RunOne | _RunTogether | _Evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +98,21 @@ class WorkerPool:
         together: each worker trains its share of a round in one computation (see `simulate.vmap`).
     """
 
-    def __init__(self, player: Player, num_workers: int, *, threads: int, together: bool = False) -> None:
-        self._player = player
+    def __init__(self, runner: ClientRunner, num_workers: int, *, threads: int, together: bool = False) -> None:
+        self._player = runner
         self.together = together
-        self._round: list[_Play] = []  # what is to be trained together, until somebody waits for it
+        self._round: list[_RunOne] = []  # what is to be trained together, until somebody waits for it
         self._setup: Setup | None = None
         self._folders = SharedFolders()
         self._files = SharedFiles(self._folders.paths, "models")
         self._mappings = Mappings()
         self._sizes: dict[str, int] = {}  # training photos, by client
-        self._queue: list[tuple[int, int, _Play]] = []
+        self._queue: list[tuple[int, int, _RunOne]] = []
         self._count = 0
         self._answers: deque[tuple[str, ClientMessage]] = deque()
         self._scores: dict[int, list[BatchScore]] = {}  # of central evaluation, by share
-        method = start_method(player.device, threads=threads)
-        self._processes = Processes(partial(_work, player, self._folders.paths), num_workers, method)
+        method = start_method(runner.device, threads=threads)
+        self._processes = Processes(partial(_work, runner, self._folders.paths), num_workers, method)
         self._workers = [
             _Worker(number=number, connection=connection)
             for number, connection in enumerate(self._processes.connections)
@@ -138,12 +138,12 @@ class WorkerPool:
             if ready is not None:
                 self._answered(name, ready)
                 return
-        play = _Play(name=name, message=message)
+        run = _RunOne(name=name, message=message)
         if self.together and is_training(message):
-            self._round.append(play)
+            self._round.append(run)
             return
         self._count += 1
-        heapq.heappush(self._queue, (-self._sizes.get(name, 0), self._count, play))
+        heapq.heappush(self._queue, (-self._sizes.get(name, 0), self._count, run))
         self._hand_out()
 
     def next(self) -> tuple[str, ClientMessage] | None:
@@ -173,11 +173,11 @@ class WorkerPool:
             worker: _Worker = key.data
             answer = self._receive(worker)
             match worker.tasks.popleft():
-                case _Play(name=name):
+                case _RunOne(name=name):
                     self._answered(name, answer)
-                case _PlayTogether(plays=plays):
-                    for play, each in zip(plays, answer, strict=True):
-                        self._answered(play.name, each)
+                case _RunTogether(rounds=rounds):
+                    for run, each in zip(rounds, answer, strict=True):
+                        self._answered(run.name, each)
                 case _Evaluate(share=share):
                     self._scores[share] = answer
         self._hand_out()
@@ -209,7 +209,7 @@ class WorkerPool:
         bounds = [len(self._round) * share // count for share in range(count + 1)]
         for worker, start, end in zip(self._workers, bounds, bounds[1:], strict=False):
             if end > start:
-                task = _PlayTogether(plays=tuple(self._round[start:end]))
+                task = _RunTogether(rounds=tuple(self._round[start:end]))
                 worker.tasks.append(task)
                 self._send(worker, task)
         self._round.clear()
@@ -239,22 +239,22 @@ class WorkerPool:
         """What to say of a worker that has ended: for whom it was at work, and by what it was ended."""
         process = "a worker process"
         match worker.tasks[0] if worker.tasks else None:
-            case _Play(name=name):
+            case _RunOne(name=name):
                 process = f"the process of {name}"
-            case _PlayTogether(plays=plays):
-                others = f" and {len(plays) - 1} more" if len(plays) > 1 else ""
-                process = f"the process of {plays[0].name}{others}"
+            case _RunTogether(rounds=rounds):
+                others = f" and {len(rounds) - 1} more" if len(rounds) > 1 else ""
+                process = f"the process of {rounds[0].name}{others}"
         ending = process_exit.describe_exit(process, self._processes.exit_code(worker.number))
         return FedShelfError(
             f"{ending}; start the same command again to go on, with fewer --workers if memory is short"
         )
 
 
-def _work(player: Player, folders: Sequence[Path], connection: Connection, number: int) -> None:
+def _work(runner: ClientRunner, folders: Sequence[Path], connection: Connection, number: int) -> None:
     """A worker's life: one task after the other, until its parent closes the pipe or dies."""
     keep_freed_memory()
     files, mappings = SharedFiles(folders, f"worker-{number}"), Mappings()
-    together = VmapBackend(player, warn=number == 0)
+    together = VmapBackend(runner, warn=number == 0)
     while True:
         try:
             data = connection.recv_bytes()
@@ -264,7 +264,7 @@ def _work(player: Player, folders: Sequence[Path], connection: Connection, numbe
         for path, capacity in released:
             files.give_back(path, capacity)
         try:
-            answer = _do(task, player, together)
+            answer = _do(task, runner, together)
         except FedShelfError as error:
             answer = _Crashed(trace=str(error))
         except Exception:  # noqa: BLE001  whatever it was, the parent must hear of it
@@ -276,20 +276,20 @@ def _work(player: Player, folders: Sequence[Path], connection: Connection, numbe
                 return
 
 
-def _do(task: _Task, player: Player, together: VmapBackend) -> Any:
+def _do(task: _Task, runner: ClientRunner, together: VmapBackend) -> Any:
     match task:
         case _Open():
-            player.states, player.models = task.states, task.models
-            player.prepare(task.setup)
-            player.open(task.setup)
+            runner.states, runner.models = task.states, task.models
+            runner.prepare(task.setup)
+            runner.open(task.setup)
             together.prepare(task.setup)
-        case _Play():
-            return player.play(task.name, task.message)
-        case _PlayTogether():
-            for play in task.plays:
-                together.submit(play.name, play.message)
-            answers = [together.next() for _ in task.plays]
+        case _RunOne():
+            return runner.run(task.name, task.message)
+        case _RunTogether():
+            for run in task.rounds:
+                together.submit(run.name, run.message)
+            answers = [together.next() for _ in task.rounds]
             return [answer[1] for answer in answers if answer is not None]
         case _Evaluate():
-            return player.evaluate(task.setup, task.params, share=task.share, shares=task.shares)
+            return runner.evaluate(task.setup, task.params, share=task.share, shares=task.shares)
     return None

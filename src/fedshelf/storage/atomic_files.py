@@ -7,12 +7,9 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from torch import Tensor
+from typing import TypeAlias
 
 from fedshelf.core.errors import RunError
-from fedshelf.serialization.tensor_file import tensor_chunks
 
 Data: TypeAlias = bytes | str | Iterable[bytes | memoryview]
 """What a file may be made of; text is written as UTF-8, an iterable is streamed."""
@@ -71,15 +68,6 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
         for folder in {path.parent for path in files}:
             with saying_what_to_do("write", folder):
                 _sync_folder(folder)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write named tensors and a JSON object as one file, atomically. At most one tensor is copied at a time.
-
-    Raises:
-        RunError: see `write_atomically`.
-    """
-    write_atomically(path, tensor_chunks(tensors, info), durable=durable)
 
 
 def make_folder(path: Path) -> Path:

@@ -12,14 +12,13 @@ from torch import Tensor
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, OpenRound, ServerState
-from fedshelf.serialization.tensor_file import DamagedFileError, read_tensors
 from fedshelf.storage.atomic_files import (
     make_folder,
     remove_leftovers,
     saying_what_to_do,
     write_atomically,
-    write_tensors,
 )
+from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 

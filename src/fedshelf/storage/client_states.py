@@ -23,9 +23,9 @@ from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, ClientState
 from fedshelf.serialization import messages as payload
-from fedshelf.serialization.tensor_file import DamagedFileError, read_tensors
-from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do, write_tensors
+from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
 from fedshelf.storage.spool import file_name
+from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class FileClientStates:
         for folder in self._runs():
             remove_leftovers(folder)
 
-    def settle(self, broadcast: Broadcast) -> ClientState:
+    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
         """Commit the pending state if the server counted it, else drop it; return the state now in force.
 
         Raises:
@@ -72,7 +72,7 @@ class FileClientStates:
             _delete(_pending_path(folder))
         return ClientState() if committed is None else committed.state
 
-    def reached(self, key: TaskKey) -> ClientState:
+    def peek(self, key: TaskKey) -> ClientState:
         """The state that the answer to `key` leads to, be it counted yet or not; else the one in force.
 
         Raises:
@@ -85,7 +85,7 @@ class FileClientStates:
         committed = self._committed(folder)
         return ClientState() if committed is None else committed.state
 
-    def answered(self, key: TaskKey) -> ClientMessage | None:
+    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
         """The answer already given for `key`, to be sent again byte for byte; None if there is none.
 
         Its vectors are views of a file: do not write to them.
@@ -93,7 +93,7 @@ class FileClientStates:
         pending = self._pending(self._folder(key))
         return pending.upload if pending is not None and pending.key == key else None
 
-    def hold(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
         """Keep the answer and the state it leads to, both pending. Call it before the answer is sent.
 
         Raises:
@@ -140,7 +140,7 @@ class MemoryClientStates:
         self._committed: dict[str, ClientState] = {}
         self._pending: dict[str, _Kept] = {}
 
-    def settle(self, broadcast: Broadcast) -> ClientState:
+    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
         run_id = broadcast.key.run_id
         pending = self._pending.get(run_id)
         if pending is not None and pending.key == broadcast.counted:
@@ -150,17 +150,17 @@ class MemoryClientStates:
             del self._pending[run_id]
         return self._committed.get(run_id, ClientState())
 
-    def reached(self, key: TaskKey) -> ClientState:
+    def peek(self, key: TaskKey) -> ClientState:
         pending = self._pending.get(key.run_id)
         if pending is not None and pending.key == key:
             return pending.state
         return self._committed.get(key.run_id, ClientState())
 
-    def answered(self, key: TaskKey) -> ClientMessage | None:
+    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
         pending = self._pending.get(key.run_id)
         return pending.upload if pending is not None and pending.key == key else None
 
-    def hold(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
         self._pending[key.run_id] = _Kept(key=key, state=state, upload=upload)
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedshelf.serialization.tensor_file import DamagedFileError, read_tensors
-from fedshelf.storage.atomic_files import write_tensors
+from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -103,10 +103,12 @@ class RunDirectory:
         if is_run(path):
             raise RunError(f"'{path}' already holds run {cls.open(path).run_id}. Choose another --run-dir.")
         with saying_what_to_do("read", path):
-            foreign = sorted(p.name for p in path.iterdir() if p.name not in (_CONFIG, _LOCK) and p.name[0] != ".")
-        if foreign:
+            unknown_files = sorted(
+                p.name for p in path.iterdir() if p.name not in (_CONFIG, _LOCK) and p.name[0] != "."
+            )
+        if unknown_files:
             raise RunError(
-                f"'{path}' is not empty and holds no run (there is '{foreign[0]}' in it). "
+                f"'{path}' is not empty and holds no run (there is '{unknown_files[0]}' in it). "
                 f"Choose an empty or a new folder for --run-dir."
             )
         created = datetime.datetime.now(datetime.UTC).isoformat()

@@ -18,7 +18,7 @@ from typing import cast
 from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.messages import ClientMessage, TaskKey
 from fedshelf.core.ports import Received
-from fedshelf.serialization import body as bodies
+from fedshelf.serialization import blob as blobs
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.atomic_files import make_folder, map_file, remove_leftovers, saying_what_to_do, write_atomically
 
@@ -53,9 +53,9 @@ class FileSpool:
         found = self._files(key)
         path = make_folder(self._folder(key)) / file_name(client)
         if source is None:
-            body = payload.body_of(message)
-            write_atomically(path, body.pieces, durable=False)
-            digest = body.digest if body.pieces else ""
+            blob = payload.blob_of(message)
+            write_atomically(path, blob.pieces, durable=False)
+            digest = blob.digest if blob.pieces else ""
         else:
             with saying_what_to_do("move", source.path):
                 source.path.replace(path)
@@ -77,7 +77,7 @@ class FileSpool:
         """
         path = self._files(key)[client]
         try:
-            return cast("ClientMessage", payload.join(_told(path)["message"], bodies.read(map_file(path))))
+            return cast("ClientMessage", payload.join(_told(path)["message"], blobs.read(map_file(path))))
         except (RunError, DamagedUploadError, RefusedError) as error:
             raise RunError(
                 f"the upload of client '{client}' for round {key.round} can no longer be read from '{path}': {error}. "
@@ -106,7 +106,7 @@ class FileSpool:
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             try:
                 told = _told(path)
-                if bodies.digest(map_file(path)) != payload.body_digest(told["message"]):
+                if blobs.digest(map_file(path)) != payload.blob_digest(told["message"]):
                     raise DamagedUploadError("its digest differs")
                 if told["run_id"] == key.run_id:
                     found[told["client"]] = path
@@ -147,14 +147,14 @@ def file_name(client: str) -> str:
     return f"{readable}-{digest}{_SUFFIX}"
 
 
-def _header_path(body: Path) -> Path:
-    return body.with_suffix(".json")
+def _header_path(blob: Path) -> Path:
+    return blob.with_suffix(".json")
 
 
-def _told(body: Path) -> dict[str, str]:
+def _told(blob: Path) -> dict[str, str]:
     """What the header's file says: the run's id, the client's name, and the message's header."""
     try:
-        told = json.loads(_header_path(body).read_text(encoding="utf-8"))
+        told = json.loads(_header_path(blob).read_text(encoding="utf-8"))
         return {name: str(told[name]) for name in ("run_id", "client", "message")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedUploadError(f"its header cannot be read: {error!r}") from error

@@ -28,9 +28,9 @@ from fedshelf.core.events import (
     StoresCompared,
     UploadReceived,
 )
-from fedshelf.reporting.formatting import duration, foreign, number, percent
+from fedshelf.reporting.formatting import duration, number, percent, printable
 from fedshelf.reporting.gain_report import figures, verdict
-from fedshelf.reporting.stragglers import LateInARow, advice
+from fedshelf.reporting.stragglers import StragglerTracker, advice
 
 MOST_NAMED = 20  # clients that are named as they join before the first round
 
@@ -51,7 +51,7 @@ class ConsoleSink:
         self._seconds: list[float] = []
         self._best_round: int | None = None
         self._named: set[str] = set()  # whom of this round's cohort a warning has named
-        self._late = LateInARow()
+        self._late = StragglerTracker()
 
     def emit(self, event: Event) -> None:
         match event:
@@ -62,9 +62,9 @@ class ConsoleSink:
                 self._client_joined(event)
             case ClientLeft():
                 self._joined.discard(event.client)
-                self._warn(f"{foreign(event.client)} has gone: {foreign(event.reason)}")
+                self._warn(f"{printable(event.client)} has gone: {printable(event.reason)}")
             case ClientRefused():
-                self._warn(f"{foreign(event.client)} refused: {foreign(event.reason)}")
+                self._warn(f"{printable(event.client)} refused: {printable(event.reason)}")
             case RoundStarted():
                 self._round_started(event)
             case UploadReceived():
@@ -107,7 +107,7 @@ class ConsoleSink:
         left_out = f", {event.num_left_out} left out" if event.num_left_out else ""
         gate = f" ({len(self._joined)} there, {self._min_clients} needed to start)" if not self._seconds else ""
         self._say(
-            f"{foreign(event.client)} joined: {event.num_train} photos to train on, "
+            f"{printable(event.client)} joined: {event.num_train} photos to train on, "
             f"{event.num_validation} to check with{left_out}{gate}"
         )
 
@@ -123,7 +123,9 @@ class ConsoleSink:
 
     def _round_void(self, event: RoundVoid) -> None:
         self._warn_of_others(event.round, event.clients)
-        self._warn(f"round {event.round}, attempt {event.attempt + 1} is void and tried again: {foreign(event.reason)}")
+        self._warn(
+            f"round {event.round}, attempt {event.attempt + 1} is void and tried again: {printable(event.reason)}"
+        )
 
     def _round_finished(self, event: RoundFinished) -> None:
         self._seconds.append(event.seconds)
@@ -152,8 +154,8 @@ class ConsoleSink:
 
     def _warn_of(self, round: int, client: str, status: ClientStatus, reason: str) -> None:
         self._named.add(client)
-        because = f": {foreign(reason)}" if reason else ""
-        self._warn(f"round {round}: {foreign(client)} was not counted, {status.value}{because}")
+        because = f": {printable(reason)}" if reason else ""
+        self._warn(f"round {round}: {printable(client)} was not counted, {status.value}{because}")
 
     def _comparison_started(self, event: ComparisonStarted) -> None:
         self._say(f"{len(event.stores)} stores compare what they can choose among; each trains a model alone for that")
@@ -167,16 +169,16 @@ class ConsoleSink:
 
     def _store_compared(self, store: StoreComparison) -> None:
         if store.best is None:
-            self._warn(f"{foreign(store.client)} has compared nothing: {foreign(store.reason)}")
+            self._warn(f"{printable(store.client)} has compared nothing: {printable(store.reason)}")
             return
-        self._say(f"{foreign(store.client)} keeps the {store.best.value} model{figures(store.accuracies)}")
+        self._say(f"{printable(store.client)} keeps the {store.best.value} model{figures(store.accuracies)}")
 
     def _run_ended(self, event: RunEnded) -> None:
         self.close()
         if event.status is RunStatus.FAILED:
             return  # the error itself says it: whoever runs the command prints that
         best = f", best round {self._best_round}" if self._best_round is not None else ""
-        reason = f": {foreign(event.reason)}" if event.reason else ""
+        reason = f": {printable(event.reason)}" if event.reason else ""
         style = "bold green" if event.status is RunStatus.FINISHED else "bold yellow"
         self._say(f"run {event.status.value}{reason}{best}", style=style)
 

@@ -35,7 +35,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedshelf.core.rng import Rng
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training.batches import batches
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.free_memory import free_memory
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.timing import once
@@ -77,8 +77,8 @@ class BatchSizes:
         bench: what is trained on; it is left as it is.
     """
 
-    def __init__(self, bench: Workbench) -> None:
-        self._bench = bench
+    def __init__(self, bound: BoundModel) -> None:
+        self._bench = bound
         self._seconds: Mapping[int, float] | None = None
 
     def best_for(self, photos: PhotoSet) -> int:
@@ -95,7 +95,7 @@ class BatchSizes:
         return fastest(found) if found else configured
 
 
-def measure(bench: Workbench, photos: PhotoSet, sizes: Sequence[int]) -> dict[int, float]:
+def measure(bound: BoundModel, photos: PhotoSet, sizes: Sequence[int]) -> dict[int, float]:
     """Seconds per photo in local training, by batch size; sizes that do not fit in memory are missing.
 
     The sizes are timed in turn, each on the same photos, so that whatever else the machine does hits all of them;
@@ -107,13 +107,13 @@ def measure(bench: Workbench, photos: PhotoSet, sizes: Sequence[int]) -> dict[in
         sizes: ascending.
     """
     sample = _sample(photos, max(sizes))
-    with _left_as_it_was(bench):
-        epochs = {size: _epoch(bench, sample, size) for size in _that_fit(bench, sample, sizes)}
+    with _left_as_it_was(bound):
+        epochs = {size: _epoch(bound, sample, size) for size in _that_fit(bound, sample, sizes)}
         times: dict[int, list[float]] = {size: [] for size in epochs}
         started = time.perf_counter()
         for _ in range(MOST_TURNS):
             for size, epoch in epochs.items():
-                times[size].append(once(epoch, bench.compute.device, _clock(bench.compute.device)))
+                times[size].append(once(epoch, bound.compute.device, _clock(bound.compute.device)))
             if time.perf_counter() - started > BUDGET_SECONDS:
                 break
     return {size: median(found) / len(sample) for size, found in times.items()}
@@ -130,16 +130,16 @@ def _sample(photos: PhotoSet, count: int) -> PhotoSet:
     return PhotoSet(photos.images[chosen], photos.labels[chosen])
 
 
-def _epoch(bench: Workbench, sample: PhotoSet, size: int, *, num_steps: int | None = None) -> Callable[[], object]:
+def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | None = None) -> Callable[[], object]:
     """An epoch of local training at the rate 0, or so many steps of it."""
-    settings = replace(bench.settings, batch_size=size, local_epochs=1, loss="cross-entropy")
+    settings = replace(bound.settings, batch_size=size, local_epochs=1, loss="cross-entropy")
     trainer = Trainer(
-        workbench=replace(bench, settings=settings), client="", rng=Rng(0), train=sample, validation=sample
+        bound_model=replace(bound, settings=settings), client="", rng=Rng(0), train=sample, validation=sample
     )  # fmt: skip
     return lambda: trainer.fit(round=0, client_lr=0.0, num_steps=num_steps)
 
 
-def _that_fit(bench: Workbench, sample: PhotoSet, sizes: Sequence[int]) -> Iterator[int]:
+def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iterator[int]:
     """The sizes up to the first that does not fit. A step is taken with each, which warms up, too.
 
     A GPU says when its memory is at an end; the system would end the process instead. There, what larger batches need
@@ -148,16 +148,16 @@ def _that_fit(bench: Workbench, sample: PhotoSet, sizes: Sequence[int]) -> Itera
     bytes_per_photo = 0.0
     limit = MEMORY_SHARE * free_memory()
     for size in sizes:
-        step = _epoch(bench, sample, size, num_steps=1)
-        if bytes_per_photo * size > limit or not _survives(step, bench.compute.device):
+        step = _epoch(bound, sample, size, num_steps=1)
+        if bytes_per_photo * size > limit or not _survives(step, bound.compute.device):
             log.info("batches of %d photos do not fit in memory", size)
             return
-        if size == sizes[0] and bench.compute.device.type != "cuda":
-            bytes_per_photo = _kept_bytes(bench, sample, size) / size
+        if size == sizes[0] and bound.compute.device.type != "cuda":
+            bytes_per_photo = _kept_bytes(bound, sample, size) / size
         yield size
 
 
-def _kept_bytes(bench: Workbench, sample: PhotoSet, size: int) -> int:
+def _kept_bytes(bound: BoundModel, sample: PhotoSet, size: int) -> int:
     """Bytes that the forward pass on a batch keeps for its backward pass, beside the model."""
     kept: dict[int, int] = {}
 
@@ -166,12 +166,12 @@ def _kept_bytes(bench: Workbench, sample: PhotoSet, size: int) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    sized = replace(bench, settings=replace(bench.settings, batch_size=size))
+    sized = replace(bound, settings=replace(bound.settings, batch_size=size))
     batch = next(batches(sized, sample, Rng(0), round=0, client="", num_steps=1))
-    bench.module.train()
+    bound.module.train()
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        logits_BK = bench.logits(batch.images, forward=bench.module)
-    kept.pop(bench.params.vector.untyped_storage().data_ptr(), None)
+        logits_BK = bound.logits(batch.images, forward=bound.module)
+    kept.pop(bound.params.vector.untyped_storage().data_ptr(), None)
     total = sum(kept.values())
     del logits_BK  # until here its graph holds what was kept, so that no two have one address
     return total
@@ -193,15 +193,15 @@ def _survives(step: Callable[[], object], device: torch.device) -> bool:
 
 
 @contextmanager
-def _left_as_it_was(bench: Workbench) -> Iterator[None]:
+def _left_as_it_was(bound: BoundModel) -> Iterator[None]:
     """Steps move batch-norm statistics and counters, and may draw from torch's own generator (dropout)."""
-    kept = [bench.params.vector, bench.gradients]
-    kept += [buffer for buffer in bench.module.buffers() if not buffer.is_floating_point()]
-    before, training = [tensor.clone() for tensor in kept], bench.module.training
+    kept = [bound.params.vector, bound.gradients]
+    kept += [buffer for buffer in bound.module.buffers() if not buffer.is_floating_point()]
+    before, training = [tensor.clone() for tensor in kept], bound.module.training
     try:
-        with torch.random.fork_rng(devices=[bench.compute.device] if bench.compute.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[bound.compute.device] if bound.compute.device.type == "cuda" else []):
             yield
     finally:
         for tensor, value in zip(kept, before, strict=True):
             tensor.copy_(value)
-        bench.module.train(training)
+        bound.module.train(training)

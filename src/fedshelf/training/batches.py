@@ -15,7 +15,7 @@ from torch import Tensor
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import augment, normalize
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 
 
 class Batch(NamedTuple):
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
 
 def batches(
-    bench: Workbench,
+    bound: BoundModel,
     photos: PhotoSet,
     rng: Rng,
     *,
@@ -41,12 +41,12 @@ def batches(
 
     A last batch of one photo is left out where batch normalization could not use it, unless all batches are such.
     """
-    settings = bench.settings
+    settings = bound.settings
     order_rng = rng.fork(round=round, client=client, purpose=f"shuffle{part}").torch()
     augment_rng = (
         rng.fork(round=round, client=client, purpose=f"augment{part}").torch() if settings.augmentation else None
     )
-    smallest = 2 if bench.has_batch_norm and min(len(photos), settings.batch_size) > 1 else 1
+    smallest = 2 if bound.has_batch_norm and min(len(photos), settings.batch_size) > 1 else 1
     most = settings.local_epochs if epochs is None else epochs
     orders = _orders(len(photos), order_rng, None if num_steps is not None else most)
     cuts = (
@@ -54,8 +54,8 @@ def batches(
     )
     for chosen in islice((chosen for chosen in cuts if len(chosen) >= smallest), num_steps):
         images_BHWC, labels_B = take(photos, chosen)
-        labels_B = _moved(labels_B, bench.compute.device)
-        yield Batch(_prepare(bench, _moved(images_BHWC, bench.compute.device), augment_rng), labels_B)
+        labels_B = _moved(labels_B, bound.compute.device)
+        yield Batch(_prepare(bound, _moved(images_BHWC, bound.compute.device), augment_rng), labels_B)
 
 
 def _orders(count: int, generator: torch.Generator, epochs: int | None) -> Iterator[NDArray[np.int64]]:
@@ -74,10 +74,10 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _prepare(bench: Workbench, images_BHWC: Tensor, generator: torch.Generator | None) -> Tensor:
-    mean, std, device = bench.normalization.mean, bench.normalization.std, bench.compute.device
-    if bench.settings.augmentation is None or generator is None:
+def _prepare(bound: BoundModel, images_BHWC: Tensor, generator: torch.Generator | None) -> Tensor:
+    mean, std, device = bound.normalization.mean, bound.normalization.std, bound.compute.device
+    if bound.settings.augmentation is None or generator is None:
         return normalize(images_BHWC, device=device, mean=mean, std=std)
     return augment(
-        images_BHWC, settings=bench.settings.augmentation, generator=generator, device=device, mean=mean, std=std
+        images_BHWC, settings=bound.settings.augmentation, generator=generator, device=device, mean=mean, std=std
     )  # fmt: skip

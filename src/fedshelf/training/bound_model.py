@@ -14,11 +14,11 @@ from fedshelf.models.convolution_fault import avoid_convolution_fault
 from fedshelf.training.device import Compute
 from fedshelf.training.settings import TrainingSettings
 
-__all__ = ["GradientHook", "TrainingSettings", "Workbench"]
+__all__ = ["GradientHook", "TrainingSettings", "BoundModel"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Workbench:
+class BoundModel:
     """A module whose tensors are views of `params.vector` [P] and whose gradients are views of `gradients` [P].
 
     `initial_personal` [P - S] is what the personal tensors were at first, at every client. `forward` computes the
@@ -38,7 +38,7 @@ class Workbench:
     def of(
         cls, module: nn.Module, *, compute: Compute, settings: TrainingSettings,
         personal_names: Collection[str] = frozenset(),
-    ) -> "Workbench":  # fmt: skip
+    ) -> "BoundModel":  # fmt: skip
         """Take the module over: it is moved to the device and its tensors are rebound. Those of `personal_names` stay
         at the client."""
         normalization = normalization_of(module)

@@ -11,9 +11,9 @@ import torch
 
 from fedshelf.core.choices import CompileChoice
 from fedshelf.core.errors import UsageError
-from fedshelf.training.bound_model import Workbench
-from fedshelf.training.loop import differentiate_alone
-from fedshelf.training.timing import noise_lanes, seconds
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.loop import differentiate_one
+from fedshelf.training.timing import noise_runs, seconds
 
 MARGIN = 0.95  # a smaller gain is within the noise of so short a measurement
 
@@ -22,41 +22,41 @@ MARGIN = 0.95  # a smaller gain is within the noise of so short a measurement
 class Compiled:
     """The workbench to train on, whether it is compiled, and why (or why not)."""
 
-    bench: Workbench
+    bound: BoundModel
     compiled: bool
     reason: str
 
 
 def choose_forward(
-    bench: Workbench, image_size: int, choice: CompileChoice, *, backend: str = "inductor"
+    bound: BoundModel, image_size: int, choice: CompileChoice, *, backend: str = "inductor"
 ) -> Compiled:  # fmt: skip
     """Compile the model's training pass as `choice` says; 'auto' times both ways on a GPU. Values stay as they are.
 
     Raises:
         UsageError: the choice is 'on' and the model cannot be compiled here.
     """
-    device = bench.compute.device
+    device = bound.compute.device
     if choice == "off" or (choice == "auto" and device.type != "cuda"):
         reason = "switched off" if choice == "off" else f"not tried on {device.type}: it was slower wherever measured"
-        return Compiled(bench=bench, compiled=False, reason=reason)
-    before = bench.params.vector.clone()
-    compiled = replace(bench, forward=torch.compile(bench.module, backend=backend))
+        return Compiled(bound=bound, compiled=False, reason=reason)
+    before = bound.params.vector.clone()
+    compiled = replace(bound, forward=torch.compile(bound.module, backend=backend))
     try:
-        plain, fast = (_step_seconds(each, image_size) for each in (bench, compiled))
+        plain, fast = (_step_seconds(each, image_size) for each in (bound, compiled))
     except Exception as error:  # noqa: BLE001  the compiler's own failures, and those of the model's code in it
         reason = f"the model cannot be compiled here: {type(error).__name__}: {textwrap.shorten(str(error), 200)}"
         if choice == "on":
             raise UsageError(f"--compile on: {reason}") from None
-        return Compiled(bench=bench, compiled=False, reason=reason)
+        return Compiled(bound=bound, compiled=False, reason=reason)
     finally:
-        bench.params.vector.copy_(before)  # the steps moved the statistics
+        bound.params.vector.copy_(before)  # the steps moved the statistics
     reason = f"{1000 * fast:.1f} ms a step compiled, {1000 * plain:.1f} ms plain"
     if choice == "on" or fast < MARGIN * plain:
-        return Compiled(bench=compiled, compiled=True, reason=reason)
-    return Compiled(bench=bench, compiled=False, reason=reason)
+        return Compiled(bound=compiled, compiled=True, reason=reason)
+    return Compiled(bound=bound, compiled=False, reason=reason)
 
 
-def _step_seconds(bench: Workbench, image_size: int) -> float:
-    lanes = noise_lanes([bench], image_size=image_size, batch_size=bench.settings.batch_size)
-    differentiate_alone(lanes)  # compiles
-    return seconds(lambda: differentiate_alone(lanes), bench.compute.device)
+def _step_seconds(bound: BoundModel, image_size: int) -> float:
+    local_runs = noise_runs([bound], image_size=image_size, batch_size=bound.settings.batch_size)
+    differentiate_one(local_runs)  # compiles
+    return seconds(lambda: differentiate_one(local_runs), bound.compute.device)

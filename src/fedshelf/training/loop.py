@@ -14,7 +14,7 @@ from torch import Tensor
 from fedshelf.core.errors import FedShelfError
 from fedshelf.training import optimizer
 from fedshelf.training.batches import Batch
-from fedshelf.training.bound_model import GradientHook, Workbench
+from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.losses import Calibration, cross_entropy
 from fedshelf.training.optimizer import Moves
 
@@ -30,14 +30,14 @@ class Fit:
 
 
 @dataclass(kw_only=True, eq=False)
-class Lane:
+class LocalRun:
     """One client's local training under way: where it takes its batches from, and what it has seen.
 
     `calibration` makes cross-entropy the client's own loss (None: plain cross-entropy). The hook is called where shared
     values move.
     """
 
-    bench: Workbench
+    bound: BoundModel
     batches: Iterator[Batch]
     round: int
     client_lr: float
@@ -50,7 +50,7 @@ class Lane:
     _sizes: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = optimizer.start(self.bench.params, self.bench.gradients, self.bench.settings, self.moves)
+        self.optimizer = optimizer.start(self.bound.params, self.bound.gradients, self.bound.settings, self.moves)
 
     def draw(self) -> bool:
         """Take the next batch; False if there is none."""
@@ -78,62 +78,62 @@ class Lane:
         return Fit(num_examples=self.num_examples, num_steps=len(losses), loss=mean_loss, seconds=seconds)
 
 
-Run = Callable[[Lane], float]
+Run = Callable[[LocalRun], float]
 """Trains a lane to its end, alone or beside others, and returns this lane's share of the time (seconds)."""
 
-Differentiate = Callable[[Sequence[Lane]], Sequence[Tensor]]
+Differentiate = Callable[[Sequence[LocalRun]], Sequence[Tensor]]
 """Fills the gradients of lanes whose batches have one size, and returns the mean loss of each."""
 
 
-def train(lanes: Sequence[Lane], differentiate: Differentiate) -> None:
+def train(local_runs: Sequence[LocalRun], differentiate: Differentiate) -> None:
     """Train every lane on all of its batches, step by step, side by side.
 
     All lanes have the same settings and the same rate.
     """
-    active = [lane for lane in lanes if lane.draw()]
+    active = [local_run for local_run in local_runs if local_run.draw()]
     while active:
         for group in _by_size(active):
-            settings = group[0].bench.settings
+            settings = group[0].bound.settings
             losses = differentiate(group)
-            for lane, loss in zip(group, losses, strict=True):
-                lane.note(loss, _size(lane))
+            for local_run, loss in zip(group, losses, strict=True):
+                local_run.note(loss, _size(local_run))
             if settings.gradient_clip:
-                _clip([lane.bench.gradients for lane in group], settings.gradient_clip)
-            for lane in group:
-                _adjust(lane)
-            optimizer.step([lane.optimizer for lane in group], settings, group[0].client_lr)
-        active = [lane for lane in active if lane.draw()]
+                _clip([local_run.bound.gradients for local_run in group], settings.gradient_clip)
+            for local_run in group:
+                _adjust(local_run)
+            optimizer.step([local_run.optimizer for local_run in group], settings, group[0].client_lr)
+        active = [local_run for local_run in active if local_run.draw()]
 
 
-def alone(lane: Lane) -> float:
+def alone(local_run: LocalRun) -> float:
     """`Run` for a client that trains by itself."""
     started = time.perf_counter()
-    train([lane], differentiate_alone)
+    train([local_run], differentiate_one)
     return time.perf_counter() - started
 
 
-def differentiate_alone(lanes: Sequence[Lane]) -> Sequence[Tensor]:
+def differentiate_one(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
     """`Differentiate` by plain autograd, one lane after the other."""
     losses = []
-    for lane in lanes:
-        bench = lane.bench
-        if not bench.module.training:
-            bench.module.train()
-        bench.gradients.zero_()
-        if lane.batch is not None:
-            logits_BK = bench.logits(lane.batch.images)
+    for local_run in local_runs:
+        bound = local_run.bound
+        if not bound.module.training:
+            bound.module.train()
+        bound.gradients.zero_()
+        if local_run.batch is not None:
+            logits_BK = bound.logits(local_run.batch.images)
             loss = cross_entropy(
-                logits_BK, lane.batch.labels, lane.calibration, label_smoothing=bench.settings.label_smoothing
+                logits_BK, local_run.batch.labels, local_run.calibration, label_smoothing=bound.settings.label_smoothing
             )
             loss.backward()
             losses.append(loss.detach())
     return losses
 
 
-def _adjust(lane: Lane) -> None:
-    if lane.gradient_hook is not None and lane.moves is not Moves.PERSONAL:
-        params = lane.bench.params
-        lane.gradient_hook(lane.bench.gradients[: params.layout.num_trainable], params.trainable)
+def _adjust(local_run: LocalRun) -> None:
+    if local_run.gradient_hook is not None and local_run.moves is not Moves.PERSONAL:
+        params = local_run.bound.params
+        local_run.gradient_hook(local_run.bound.gradients[: params.layout.num_trainable], params.trainable)
 
 
 def _clip(gradients: Sequence[Tensor], bound: float) -> None:
@@ -142,13 +142,13 @@ def _clip(gradients: Sequence[Tensor], bound: float) -> None:
         gradient.mul_((bound / (gradient.norm() + 1e-6)).clamp(max=1.0))
 
 
-def _by_size(lanes: Sequence[Lane]) -> list[list[Lane]]:
+def _by_size(local_runs: Sequence[LocalRun]) -> list[list[LocalRun]]:
     """Lanes whose present batches have one size can be computed together."""
-    groups: dict[int, list[Lane]] = {}
-    for lane in lanes:
-        groups.setdefault(_size(lane), []).append(lane)
+    groups: dict[int, list[LocalRun]] = {}
+    for local_run in local_runs:
+        groups.setdefault(_size(local_run), []).append(local_run)
     return list(groups.values())
 
 
-def _size(lane: Lane) -> int:
-    return len(lane.batch.labels) if lane.batch is not None else 0
+def _size(local_run: LocalRun) -> int:
+    return len(local_run.batch.labels) if local_run.batch is not None else 0

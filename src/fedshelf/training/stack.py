@@ -20,8 +20,8 @@ from torch.func import functional_call, grad, vmap
 
 from fedshelf.core.params import Params
 from fedshelf.training import loop
-from fedshelf.training.bound_model import Workbench
-from fedshelf.training.loop import Lane
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.loop import LocalRun
 from fedshelf.training.losses import Calibration, cross_entropy, stacked
 
 ALIGNMENT = 16  # values, 64 bytes: where rows may start
@@ -29,12 +29,12 @@ MOST_ROWS = 32  # more brought nothing in any measurement on CPUs
 ROOM = 1 << 29  # bytes for values and gradients, where nobody knows how much memory there is to spare
 
 
-def default_count(bench: Workbench) -> int:
+def default_count(bound: BoundModel) -> int:
     """C for a model of this size; activations come on top, one client's times C."""
     room = ROOM
-    if bench.compute.device.type == "cuda":
-        room = torch.cuda.get_device_properties(bench.compute.device).total_memory // 8  # free memory may differ
-    return max(1, min(MOST_ROWS, room // (2 * 4 * bench.params.layout.size)))
+    if bound.compute.device.type == "cuda":
+        room = torch.cuda.get_device_properties(bound.compute.device).total_memory // 8  # free memory may differ
+    return max(1, min(MOST_ROWS, room // (2 * 4 * bound.params.layout.size)))
 
 
 class Stack:
@@ -48,32 +48,32 @@ class Stack:
         count: C.
     """
 
-    def __init__(self, bench: Workbench, count: int) -> None:
-        self._bench = bench
-        pitch = -(-bench.params.layout.size // ALIGNMENT) * ALIGNMENT
-        self._values_CP, self._gradients_CP = torch.zeros(2, count, pitch, device=bench.compute.device).unbind()
+    def __init__(self, bound: BoundModel, count: int) -> None:
+        self._bench = bound
+        pitch = -(-bound.params.layout.size // ALIGNMENT) * ALIGNMENT
+        self._values_CP, self._gradients_CP = torch.zeros(2, count, pitch, device=bound.compute.device).unbind()
         self.benches = tuple(self._seat(row) for row in range(count))
         self._rows = {id(seat): row for row, seat in enumerate(self.benches)}
-        self._specs = bench.params.layout.tensors
-        self._counters = {n: b for n, b in bench.module.named_buffers() if not b.is_floating_point()}
-        self._frozen = {name for name, p in bench.module.named_parameters() if not p.requires_grad}
+        self._specs = bound.params.layout.tensors
+        self._counters = {n: b for n, b in bound.module.named_buffers() if not b.is_floating_point()}
+        self._frozen = {name for name, p in bound.module.named_parameters() if not p.requires_grad}
 
-    def train(self, lanes: Sequence[Lane]) -> float:
+    def train(self, local_runs: Sequence[LocalRun]) -> float:
         """Train lanes on this stack's workbenches to their ends; returns each one's share of the time (seconds)."""
         started = time.perf_counter()
-        for rate in sorted({lane.client_lr for lane in lanes}):
-            loop.train([lane for lane in lanes if lane.client_lr == rate], self.differentiate)
-        return (time.perf_counter() - started) / len(lanes)
+        for rate in sorted({local_run.client_lr for local_run in local_runs}):
+            loop.train([local_run for local_run in local_runs if local_run.client_lr == rate], self.differentiate)
+        return (time.perf_counter() - started) / len(local_runs)
 
-    def differentiate(self, lanes: Sequence[Lane]) -> Sequence[Tensor]:
+    def differentiate(self, local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
         """`Differentiate` for lanes on this stack's workbenches, in one pass over all of them."""
-        if len(lanes) == 1:
-            return loop.differentiate_alone(lanes)
-        rows = [self._rows[id(lane.bench)] for lane in lanes]
-        batches = [lane.batch for lane in lanes if lane.batch is not None]
+        if len(local_runs) == 1:
+            return loop.differentiate_one(local_runs)
+        rows = [self._rows[id(local_run.bound)] for local_run in local_runs]
+        batches = [local_run.batch for local_run in local_runs if local_run.batch is not None]
         images_GBHWC = torch.stack([batch.images.permute(0, 2, 3, 1) for batch in batches])
         labels_GB = torch.stack([batch.labels for batch in batches])
-        calibration_G = stacked([lane.calibration for lane in lanes])
+        calibration_G = stacked([local_run.calibration for local_run in local_runs])
         with self._picked(rows) as (values_GP, gradients_GP), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
             images_GBCHW = images_GBHWC.permute(0, 1, 4, 2, 3)
@@ -138,7 +138,7 @@ class Stack:
         yield values_GP, gradients_GP
         self._values_CP[index], self._gradients_CP[index] = values_GP, gradients_GP
 
-    def _seat(self, row: int) -> Workbench:
+    def _seat(self, row: int) -> BoundModel:
         """The workbench of one row, with a module of its own on it."""
         layout = self._bench.params.layout
         params = Params(self._values_CP[row, : layout.size], layout)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf.training import loop
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.stack import Stack, default_count
-from fedshelf.training.timing import LONG_STEP, noise_lanes, seconds
+from fedshelf.training.timing import LONG_STEP, noise_runs, seconds
 
 TOLERANCE = 1e-3  # of the gradient's norm; roundings stay far below, a wrong formula does not
 COARSE_TOLERANCE = 5e-2  # the same where the pass runs in bfloat16
@@ -31,24 +31,24 @@ class Measured:
         return self.together is not None and self.together < MARGIN * self.alone
 
 
-def find_problem(bench: Workbench, image_size: int) -> str | None:
+def find_problem(bound: BoundModel, image_size: int) -> str | None:
     """Why clients of this model cannot be computed together; None where their gradients come out right."""
-    for child in bench.module.modules():
+    for child in bound.module.modules():
         if isinstance(child, _BatchNorm) and child.track_running_stats and child.momentum is None:
             return "batch normalization without momentum counts its batches, and counts are not per client"
-    stack = Stack(bench, 2)
-    lanes = noise_lanes(stack.benches, image_size=image_size, batch_size=4)
+    stack = Stack(bound, 2)
+    local_runs = noise_runs(stack.benches, image_size=image_size, batch_size=4)
     try:
-        loop.differentiate_alone(lanes)
-        expected = [(bench.gradients.clone(), bench.params.vector.clone()) for bench in stack.benches]
+        loop.differentiate_one(local_runs)
+        expected = [(bound.gradients.clone(), bound.params.vector.clone()) for bound in stack.benches]
         for seat in stack.benches:
-            seat.params.vector.copy_(bench.params.vector)
-        stack.differentiate(lanes)
+            seat.params.vector.copy_(bound.params.vector)
+        stack.differentiate(local_runs)
     except Exception as error:  # noqa: BLE001  whatever a model's own code raises under vmap
         return f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
-    tolerance = COARSE_TOLERANCE if bench.compute.autocast else TOLERANCE
+    tolerance = COARSE_TOLERANCE if bound.compute.autocast else TOLERANCE
     for seat, (gradients, values) in zip(stack.benches, expected, strict=True):
-        moved = values - bench.params.vector  # by the pass: statistics alone
+        moved = values - bound.params.vector  # by the pass: statistics alone
         for name, wrong, right in (
             ("gradients", seat.gradients - gradients, gradients),
             ("statistics", seat.params.vector - values, moved),
@@ -59,24 +59,24 @@ def find_problem(bench: Workbench, image_size: int) -> str | None:
     return None
 
 
-def measure(bench: Workbench, image_size: int, *, cohort_size: int) -> Measured:
+def measure(bound: BoundModel, image_size: int, *, cohort_size: int) -> Measured:
     """Time a step of one client, and of a chunk of clients together, on copies of the model and photos of noise.
 
     Takes a few steps of either kind; on a CPU, a single step of a large model.
     """
-    chunk = min(cohort_size, default_count(bench), MEASURED_CHUNK)
-    single = Stack(bench, 1)
-    lanes = noise_lanes(single.benches, image_size=image_size, batch_size=bench.settings.batch_size)
-    alone = seconds(lambda: loop.differentiate_alone(lanes), bench.compute.device)
+    chunk = min(cohort_size, default_count(bound), MEASURED_CHUNK)
+    single = Stack(bound, 1)
+    local_runs = noise_runs(single.benches, image_size=image_size, batch_size=bound.settings.batch_size)
+    alone = seconds(lambda: loop.differentiate_one(local_runs), bound.compute.device)
     if chunk < 2:
         return Measured(alone=alone, together=None, chunk=chunk, reason="there is one client, or room for one")
-    if bench.compute.device.type == "cpu" and alone > LONG_STEP:
+    if bound.compute.device.type == "cpu" and alone > LONG_STEP:
         reason = f"a step takes {1000 * alone:.0f} ms: it keeps the processor busy by itself"
         return Measured(alone=alone, together=None, chunk=chunk, reason=reason)
-    problem = find_problem(bench, image_size)
+    problem = find_problem(bound, image_size)
     if problem is not None:
         return Measured(alone=alone, together=None, chunk=chunk, reason=problem)
-    stack = Stack(bench, chunk)
-    lanes_together = noise_lanes(stack.benches, image_size=image_size, batch_size=bench.settings.batch_size)
-    together = seconds(lambda: stack.differentiate(lanes_together), bench.compute.device) / chunk
+    stack = Stack(bound, chunk)
+    lanes_together = noise_runs(stack.benches, image_size=image_size, batch_size=bound.settings.batch_size)
+    together = seconds(lambda: stack.differentiate(lanes_together), bound.compute.device) / chunk
     return Measured(alone=alone, together=together, chunk=chunk)

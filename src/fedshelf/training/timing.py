@@ -9,24 +9,24 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fedshelf.training.batches import Batch
-from fedshelf.training.bound_model import Workbench
-from fedshelf.training.loop import Lane
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.loop import LocalRun
 
 LONG_STEP = 0.02  # seconds: on a CPU, one client's step then keeps it busy, and a call's overhead does not show
 REPEATS = 2
 
 
-def noise_lanes(benches: Sequence[Workbench], *, image_size: int, batch_size: int) -> list[Lane]:
+def noise_runs(benches: Sequence[BoundModel], *, image_size: int, batch_size: int) -> list[LocalRun]:
     """Lanes that stand before a step on a batch of noise [B, 3, H, W]."""
     generator = torch.Generator().manual_seed(0)
-    lanes = []
-    for bench in benches:
-        images_BHWC = torch.randn(batch_size, image_size, image_size, 3, generator=generator).to(bench.compute.device)
-        labels_B = torch.zeros(batch_size, dtype=torch.int64, device=bench.compute.device)
-        lane = Lane(bench=bench, batches=iter(()), round=0, client_lr=0.0, num_examples=batch_size)
-        lane.batch = Batch(images_BHWC.permute(0, 3, 1, 2), labels_B)
-        lanes.append(lane)
-    return lanes
+    local_runs = []
+    for bound in benches:
+        images_BHWC = torch.randn(batch_size, image_size, image_size, 3, generator=generator).to(bound.compute.device)
+        labels_B = torch.zeros(batch_size, dtype=torch.int64, device=bound.compute.device)
+        local_run = LocalRun(bound=bound, batches=iter(()), round=0, client_lr=0.0, num_examples=batch_size)
+        local_run.batch = Batch(images_BHWC.permute(0, 3, 1, 2), labels_B)
+        local_runs.append(local_run)
+    return local_runs
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:

@@ -19,8 +19,8 @@ from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, take
-from fedshelf.training.bound_model import GradientHook, Workbench
-from fedshelf.training.loop import Fit, Lane, Run
+from fedshelf.training.bound_model import BoundModel, GradientHook
+from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration, calibration_of
 from fedshelf.training.optimizer import Moves
 from fedshelf.training.prefetch import ahead
@@ -66,7 +66,7 @@ class Trainer:
     steps is `growth` of those that it is told to take.
     """
 
-    workbench: Workbench
+    bound_model: BoundModel
     client: str
     rng: Rng
     train: PhotoSet
@@ -81,28 +81,28 @@ class Trainer:
     @cached_property
     def calibration(self) -> Calibration | None:
         """What the configured loss makes of this client's counts of labels."""
-        bench = self.workbench
-        return calibration_of(bench.settings, self.train.labels, self.num_classes, bench.compute.device)
+        bound = self.bound_model
+        return calibration_of(bound.settings, self.train.labels, self.num_classes, bound.compute.device)
 
     def having(self, settings: TrainingSettings) -> "Trainer":
         """The same client with other settings of local training, on the same bench."""
-        return replace(self, workbench=replace(self.workbench, settings=settings))
+        return replace(self, bound_model=replace(self.bound_model, settings=settings))
 
     def upload(self, broadcast: Broadcast, *, gradient_hook: GradientHook | None = None) -> Upload:
         """Train from the broadcast model and return the difference, local minus global."""
-        self.workbench.load(broadcast.params)
+        self.bound_model.load(broadcast.params)
         fit = self.fit(
             round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=gradient_hook,
             part=self.part(broadcast.key), num_steps=broadcast.num_steps,
         )  # fmt: skip
         return Upload(
             key=broadcast.key,
-            delta=self.workbench.params.shared.to(broadcast.params.device) - broadcast.params,
+            delta=self.bound_model.params.shared.to(broadcast.params.device) - broadcast.params,
             num_examples=fit.num_examples,
             num_steps=fit.num_steps,
             train_loss=fit.loss,
             seconds=fit.seconds,
-            batch_size=self.workbench.settings.batch_size,
+            batch_size=self.bound_model.settings.batch_size,
             client_lr=self.lr_scale * broadcast.client_lr,
         )
 
@@ -137,12 +137,12 @@ class Trainer:
                 round, epochs=phase.epochs, num_steps=None if phase.moves is Moves.PERSONAL else own_steps,
                 part=f"{part}-{number}" if number or part else "",
             )  # fmt: skip
-            lane = Lane(
-                bench=self.workbench, batches=made, round=round, num_examples=len(self.train),
+            local_run = LocalRun(
+                bound=self.bound_model, batches=made, round=round, num_examples=len(self.train),
                 client_lr=self.lr_scale * client_lr, gradient_hook=gradient_hook, calibration=self.calibration,
                 moves=phase.moves,
             )  # fmt: skip
-            fits.append(lane.result(self.run(lane)))
+            fits.append(local_run.result(self.run(local_run)))
             taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0
         return replace(fits[-1], num_steps=taken, seconds=sum(fit.seconds for fit in fits))
 
@@ -151,33 +151,33 @@ class Trainer:
 
         One pass over a round's batches, each gradient clipped as in training. The model is left as it was.
         """
-        sums = torch.zeros_like(self.workbench.params.trainable)
+        sums = torch.zeros_like(self.bound_model.params.trainable)
 
         def add(gradient: Tensor, values: Tensor) -> None:
-            size = 0 if lane.batch is None else len(lane.batch.labels)
+            size = 0 if local_run.batch is None else len(local_run.batch.labels)
             sums.add_(gradient, alpha=size / len(self.train))
 
-        lane = Lane(
-            bench=self.workbench, batches=self._batches(round, epochs=1), round=round, client_lr=0.0,
+        local_run = LocalRun(
+            bound=self.bound_model, batches=self._batches(round, epochs=1), round=round, client_lr=0.0,
             num_examples=len(self.train), gradient_hook=add, calibration=self.calibration,
         )  # fmt: skip
-        before = self.workbench.params.vector.clone()
-        lane.result(self.run(lane))
-        self.workbench.params.vector.copy_(before)  # batch-norm statistics have moved
+        before = self.bound_model.params.vector.clone()
+        local_run.result(self.run(local_run))
+        self.bound_model.params.vector.copy_(before)  # batch-norm statistics have moved
         return sums
 
     def evaluate(self) -> Score:
         """Score the workbench's present model on this client's validation photos, by plain cross-entropy."""
-        return evaluate(self.workbench, self.validation)
+        return evaluate(self.bound_model, self.validation)
 
     def _batches(
         self, round: int, *, epochs: int | None = None, num_steps: int | None = None, part: str = ""
     ) -> Iterator[Batch]:  # fmt: skip
         made = batches(
-            self.workbench, self.train, self.rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
+            self.bound_model, self.train, self.rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
             part=part,
         )  # fmt: skip
-        return ahead(made) if self.workbench.compute.device.type == "cuda" else made
+        return ahead(made) if self.bound_model.compute.device.type == "cuda" else made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,9 +189,9 @@ class BatchScore:
     loss_sum: float
 
 
-def evaluate(bench: Workbench, photos: PhotoSet) -> Score:
+def evaluate(bound: BoundModel, photos: PhotoSet) -> Score:
     """Score the workbench's present model."""
-    return total(evaluate_batches(bench, photos, range(num_batches(photos))))
+    return total(evaluate_batches(bound, photos, range(num_batches(photos))))
 
 
 def num_batches(photos: PhotoSet) -> int:
@@ -199,7 +199,7 @@ def num_batches(photos: PhotoSet) -> int:
     return math.ceil(len(photos) / EVALUATION_BATCH)
 
 
-def evaluate_batches(bench: Workbench, photos: PhotoSet, batches: Iterable[int]) -> list[BatchScore]:
+def evaluate_batches(bound: BoundModel, photos: PhotoSet, batches: Iterable[int]) -> list[BatchScore]:
     """Score single batches; the cuts are fixed, so batches can be shared out among processes."""
     return [
         BatchScore(
@@ -207,12 +207,12 @@ def evaluate_batches(bench: Workbench, photos: PhotoSet, batches: Iterable[int])
             num_correct=int((logits_BK.argmax(1) == labels_B).sum()),
             loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
         )
-        for logits_BK, labels_B in logits(bench, photos, batches)
+        for logits_BK, labels_B in logits(bound, photos, batches)
     ]
 
 
 def logits(
-    bench: Workbench, photos: PhotoSet, batches: Iterable[int] | None = None
+    bound: BoundModel, photos: PhotoSet, batches: Iterable[int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """What the workbench's present model makes of photos: logits [B, K] and labels [B], on the bench's device.
 
@@ -221,14 +221,14 @@ def logits(
         photos: in order.
         batches: which of the `num_batches` fixed cuts; all of them if not given.
     """
-    mean, std = bench.normalization.mean, bench.normalization.std
+    mean, std = bound.normalization.mean, bound.normalization.std
     for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
         chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
         images_BHWC, labels_B = take(photos, chosen)
-        bench.module.eval()
+        bound.module.eval()
         with torch.inference_mode():
-            logits_BK = bench.logits(normalize(images_BHWC, device=bench.compute.device, mean=mean, std=std))
-        yield logits_BK, labels_B.to(bench.compute.device)
+            logits_BK = bound.logits(normalize(images_BHWC, device=bound.compute.device, mean=mean, std=std))
+        yield logits_BK, labels_B.to(bound.compute.device)
 
 
 def total(batches: Iterable[BatchScore]) -> Score:

@@ -130,7 +130,7 @@ def test_a_restarted_server_asks_with_the_same_key_and_clients_do_not_train_twic
 
         def hold(self, key: TaskKey, *rest: Any) -> None:
             trained.append((self.name, key))
-            super().hold(key, *rest)
+            super().stage(key, *rest)
 
     world.states = {name: Counting(name) for name in world.names}
     world.clients = {name: world.client(name) for name in world.names}

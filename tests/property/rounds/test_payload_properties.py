@@ -33,7 +33,7 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.serialization import messages as payload
-from fedshelf.serialization.body import DTYPES
+from fedshelf.serialization.blob import DTYPES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 COUNT = st.integers(0, 2**62)
@@ -89,7 +89,7 @@ UPLOAD = Upload(
 
 
 def encode(message: Any) -> tuple[str, bytes]:
-    body = payload.encode_body(message)
+    body = payload.encode_blob(message)
     return payload.encode_header(message, payload.digest(body)), body
 
 
@@ -123,14 +123,14 @@ def test_the_announced_size_is_the_real_one(message: Any) -> None:
 
 @given(VECTORS, AUXILIARY)
 def test_the_body_is_a_file_that_the_safetensors_library_reads(delta: Tensor, auxiliary: dict[str, Tensor]) -> None:
-    read = safetensors.torch.load(payload.encode_body(dataclasses.replace(UPLOAD, delta=delta, auxiliary=auxiliary)))
+    read = safetensors.torch.load(payload.encode_blob(dataclasses.replace(UPLOAD, delta=delta, auxiliary=auxiliary)))
     assert same(read, {"delta": delta, **{f"auxiliary.{name}": vector for name, vector in auxiliary.items()}})
 
 
 def test_one_model_has_one_body_whoever_it_is_sent_to() -> None:
     params = torch.randn(5)
     bodies = {
-        payload.encode_body(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=lr, counted=counted))
+        payload.encode_blob(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=lr, counted=counted))
         for key, lr, counted in ((KEY, 0.1, None), (dataclasses.replace(KEY, round=9), 0.2, KEY))
     }
     assert len(bodies) == 1

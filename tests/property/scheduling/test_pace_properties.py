@@ -14,7 +14,7 @@ from fedshelf.scheduling import pace as paces
 from fedshelf.scheduling.workload import Workload
 from fedshelf.training import optimizer
 from fedshelf.training.settings import TrainingSettings
-from tests.worlds import PLAIN, workbench
+from tests.worlds import PLAIN, bound_model
 
 SECONDS = st.floats(1e-3, 1e3)
 RULES = st.sampled_from(["dynamic", "cut"])
@@ -118,7 +118,7 @@ def coefficients(settings: TrainingSettings, num_steps: int) -> list[float]:
     """How far the optimizer moves, in the end, for a gradient of 1 at one of the steps."""
     found = []
     for step in range(num_steps):
-        bench = workbench(settings=settings)
+        bench = bound_model(settings=settings)
         bench.params.vector.zero_()
         state = optimizer.start(bench.params, bench.gradients, settings)
         for number in range(num_steps):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
-from fedshelf.simulate.event_queue import Agenda, Happening, What
+from fedshelf.simulate.event_queue import EventKind, EventQueue, SimulatedEvent
 
 CLIENTS = "abc"
 
@@ -51,7 +51,7 @@ class Oracle:
     def is_away(self, client: str) -> bool:
         return any(entry.state == "away" for entry in self.of(client))
 
-    def give(self, number: int, order: Order) -> None:
+    def push(self, number: int, order: Order) -> None:
         own = self.of(order.client)
         if order.trains and len(own) > 1 and own[-1].order.trains:
             self.entries.remove(own.pop())
@@ -99,35 +99,35 @@ def orders() -> st.SearchStrategy[list[Order]]:
     return st.lists(st.one_of(training, training, evaluation), min_size=1, max_size=12)
 
 
-def give(agenda: Agenda, number: int, order: Order) -> None:
-    agenda.give(order.client, messages(number, order), seconds=order.seconds, missing=order.missing)
+def push(queue: EventQueue, number: int, order: Order) -> None:
+    queue.push(order.client, messages(number, order), seconds=order.seconds, missing=order.missing)
 
 
-def told(agenda: Agenda, happening: Happening) -> tuple[float, str, int]:
-    assert happening.task.key is not None
-    return agenda.now, happening.what.value, happening.task.key.round
+def told(queue: EventQueue, event: SimulatedEvent) -> tuple[float, str, int]:
+    assert event.task.key is not None
+    return queue.now, event.what.value, event.task.key.round
 
 
-def next_of(agenda: Agenda) -> tuple[float, str, int] | None:
-    if agenda.is_empty():
+def next_of(queue: EventQueue) -> tuple[float, str, int] | None:
+    if queue.is_empty():
         return None
-    happening = agenda.advance(1000.0)
-    assert happening is not None
-    return told(agenda, happening)
+    event = queue.advance(1000.0)
+    assert event is not None
+    return told(queue, event)
 
 
 @given(asked=orders())
 def test_what_happens_and_when_is_what_a_plain_list_says(asked: list[Order]) -> None:
-    agenda, oracle = Agenda(), Oracle()
+    queue, oracle = EventQueue(), Oracle()
     waiting = list(enumerate(sorted(asked, key=lambda order: order.after), start=1))
     for happened in range(100):
-        while waiting and (waiting[0][1].after <= happened or agenda.is_empty()):
+        while waiting and (waiting[0][1].after <= happened or queue.is_empty()):
             number, order = waiting.pop(0)
-            assert agenda.is_away(order.client) == oracle.is_away(order.client)
+            assert queue.is_away(order.client) == oracle.is_away(order.client)
             if not oracle.is_away(order.client):
-                give(agenda, number, order)
-                oracle.give(number, order)
-        found = next_of(agenda)
+                push(queue, number, order)
+                oracle.push(number, order)
+        found = next_of(queue)
         assert found == oracle.next()
         if found is None and not waiting:
             return
@@ -140,71 +140,71 @@ def test_an_agenda_that_is_gone_on_with_comes_to_what_it_would_have_come_to(
 ) -> None:
     """Whether the tasks that were out are given again (asynchronous rounds) or not (synchronous ones)."""
     trainings = [order for order in asked if order.trains]
-    agenda = Agenda()
+    queue = EventQueue()
     for number, order in enumerate(trainings, start=1):
-        if not agenda.is_away(order.client):
-            give(agenda, number, order)
-        if order.after % 2 and not agenda.is_empty():
-            agenda.advance(1000.0)
+        if not queue.is_away(order.client):
+            push(queue, number, order)
+        if order.after % 2 and not queue.is_empty():
+            queue.advance(1000.0)
     for _ in range(at):
-        if not agenda.is_empty():
-            agenda.advance(1000.0)
+        if not queue.is_empty():
+            queue.advance(1000.0)
     while (
-        not agenda.is_settled()
+        not queue.is_settled()
     ):  # who is about to leave at this very moment counts as having left: chance draws no ties
-        agenda.advance(0.0)
-    noted = agenda.in_flight()
-    resumed = Agenda()
-    resumed.resume(agenda.now, noted)
-    assert resumed.now == agenda.now
+        queue.advance(0.0)
+    noted = queue.in_flight()
+    resumed = EventQueue()
+    resumed.resume(queue.now, noted)
+    assert resumed.now == queue.now
     assert resumed.in_flight() == noted
     for client in CLIENTS:
-        assert resumed.due(client) == agenda.due(client)
+        assert resumed.due(client) == queue.due(client)
     for flight in noted if again else ():
         if not resumed.is_away(flight.client):
             order = trainings[flight.key.round - 1]
-            resumed.give(flight.client, messages(flight.key.round, order), seconds=77.0)  # its end is known
-    while (expected := next_of(agenda)) is not None:
+            resumed.push(flight.client, messages(flight.key.round, order), seconds=77.0)  # its end is known
+    while (expected := next_of(queue)) is not None:
         found = next_of(resumed)
         if not again and expected[1] == "answered":
             expected = (expected[0], "nothing", expected[2])
         assert found == expected
-        assert resumed.in_flight() == agenda.in_flight()
+        assert resumed.in_flight() == queue.in_flight()
     assert resumed.is_empty()
 
 
 @given(asked=orders(), step=st.sampled_from([0.1, 0.3, 1.0]))
 def test_time_moved_on_in_small_steps_passes_nothing(asked: list[Order], step: float) -> None:
-    agenda, oracle = Agenda(), Oracle()
+    queue, oracle = EventQueue(), Oracle()
     for number, order in enumerate(asked, start=1):
-        give(agenda, number, order)
-        oracle.give(number, order)
-    while not agenda.is_empty():
-        before = agenda.now
-        happening = agenda.advance(step)
-        if happening is None:
-            assert agenda.now == before + step
+        push(queue, number, order)
+        oracle.push(number, order)
+    while not queue.is_empty():
+        before = queue.now
+        event = queue.advance(step)
+        if event is None:
+            assert queue.now == before + step
             continue
-        assert before <= agenda.now <= before + step
-        assert told(agenda, happening) == oracle.next()
+        assert before <= queue.now <= before + step
+        assert told(queue, event) == oracle.next()
     assert oracle.next() is None
 
 
 def test_what_is_broken_off_is_not_computed_and_the_rest_is_as_it_begins() -> None:
-    agenda = Agenda()
+    queue = EventQueue()
     given = {
         1: Order("a", True, 1.0, None, 0), 2: Order("a", True, 1.0, None, 0), 3: Order("b", True, 3.0, 0.5, 0),
         4: Order("a", False, 0.0, None, 0),
     }  # fmt: skip
     for number, order in given.items():
-        give(agenda, number, order)
-    assert [task.number for task in agenda.begun()] == [1]
+        push(queue, number, order)
+    assert [task.number for task in queue.begun()] == [1]
     begun = []
-    while not agenda.is_empty():
-        happening = agenda.advance(10.0)
-        assert happening is not None
-        begun.append((happening.what, happening.task.number, [task.number for task in agenda.begun()]))
+    while not queue.is_empty():
+        event = queue.advance(10.0)
+        assert event is not None
+        begun.append((event.what, event.task.number, [task.number for task in queue.begun()]))
     assert begun == [
-        (What.ANSWERED, 1, [2]), (What.LEFT, 3, []), (What.ANSWERED, 2, [4]), (What.ANSWERED, 4, []),
-        (What.JOINED, 3, []),
+        (EventKind.ANSWERED, 1, [2]), (EventKind.LEFT, 3, []), (EventKind.ANSWERED, 2, [4]),
+        (EventKind.ANSWERED, 4, []), (EventKind.JOINED, 3, []),
     ]  # fmt: skip

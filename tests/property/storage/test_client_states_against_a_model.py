@@ -73,17 +73,17 @@ def history(counted: list[TaskKey]) -> list[float]:
 
 def answer(states: ClientStates, broadcast: Broadcast, expected: list[TaskKey]) -> bytes:
     """A client's side of a round; checks the state in force on the way."""
-    before = states.settle(broadcast)
+    before = states.commit_or_rollback(broadcast)
     values = before.tensors["history"].tolist() if before.tensors else []
     assert values == history(expected)
-    upload = states.answered(broadcast.key)
+    upload = states.cached_reply(broadcast.key)
     if upload is None:
         upload = Upload(
             key=broadcast.key, delta=torch.rand(5), num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1
         )
         after = ClientState(tensors={"history": torch.tensor([*values, *history([broadcast.key])])})
-        states.hold(broadcast.key, upload, after)
-    return payload.encode_header(upload, "").encode() + payload.encode_body(upload)
+        states.stage(broadcast.key, upload, after)
+    return payload.encode_header(upload, "").encode() + payload.encode_blob(upload)
 
 
 def play(rounds: list[Round], open_states: Callable[[], ClientStates]) -> None:

@@ -13,10 +13,10 @@ class Bench:
     """Contenders that note in `ran` when they ran; each fails while it is broken."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.tally = folder, folder / "tally"
+        self.folder, self.progress = folder, folder / "tally"
 
     def contender(self, name: str, *, peer: bool = False) -> Contender:
-        command = ("tests.unit.benchmarks.tally", str(self.tally), name)
+        command = ("tests.unit.benchmarks.tally", str(self.progress), name)
         return Contender(name=name, command=command, peer=peer, log=self.folder / f"{name}.log")
 
     def break_(self, name: str) -> None:
@@ -27,7 +27,7 @@ class Bench:
 
     @property
     def ran(self) -> list[str]:
-        return self.tally.read_text().split() if self.tally.exists() else []
+        return self.progress.read_text().split() if self.progress.exists() else []
 
     def journal(self, *, fresh: bool = False) -> Journal:
         return Journal(self.folder / "samples" / "x.jsonl", fresh=fresh)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedshelf.app.client import ClientPlace, StoreClient
-from fedshelf.app.components import StorePhotos, open_setup, work_for, workbench_of
+from fedshelf.app.components import StorePhotos, bound_model_of, open_setup, work_for
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
@@ -52,7 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def setup_of(given: RunConfig, run_id: str = "r") -> Setup:
-    digest = workbench_of(given, CATALOGUE, device="cpu").params.layout.digest
+    digest = bound_model_of(given, CATALOGUE, device="cpu").params.layout.digest
     return Setup(run_id=run_id, config=files.for_clients(given), catalogue=CATALOGUE.to_json(), layout_digest=digest)
 
 
@@ -64,11 +64,11 @@ def test_a_client_trains_with_its_own_batch_size_and_others_with_theirs(machine:
         ).trainer
         for count in (80, 40)
     }
-    assert {n: (t.workbench.settings.batch_size, t.growth, t.lr_scale) for n, t in trainers.items()} == {
+    assert {n: (t.bound_model.settings.batch_size, t.growth, t.lr_scale) for n, t in trainers.items()} == {
         80: (8, 2, 2.0), 40: (4, 1, 1.0),
     }  # fmt: skip
-    assert opened.workbench.settings.batch_size == 4
-    assert trainers[80].workbench.params is opened.workbench.params
+    assert opened.bound_model.settings.batch_size == 4
+    assert trainers[80].bound_model.params is opened.bound_model.params
     assert machine == [80]
 
 
@@ -76,7 +76,7 @@ def test_nothing_is_measured_unless_it_is_asked_for(machine: list[int]) -> None:
     opened = open_setup(setup_of(config(dynamic_batch=False)), device="cpu")
     store = StorePhotos(train=photos(1, 80, size=16), validation=photos(2, 3, size=16))
     found = work_for("a", opened, store).trainer
-    assert (found.workbench, found.lr_scale, machine) == (opened.workbench, 1.0, [])
+    assert (found.bound_model, found.lr_scale, machine) == (opened.bound_model, 1.0, [])
     assert RunConfig().dynamic_batch is False
 
 
@@ -90,7 +90,7 @@ def test_a_client_that_was_restarted_takes_the_batch_size_that_it_had(home: Path
         """What a new process of the client answers to a task."""
         client, setup = StoreClient(place), setup_of(given, run_id)
         client.handle(setup)
-        params = workbench_of(given, CATALOGUE, device="cpu").params.shared
+        params = bound_model_of(given, CATALOGUE, device="cpu").params.shared
         key = TaskKey(run_id=run_id, round=next(rounds), attempt=0)
         answer = client.handle(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1))
         assert isinstance(answer, Upload), answer

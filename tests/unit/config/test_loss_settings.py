@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedshelf.app.components import StorePhotos, open_setup, work_for, workbench_of
+from fedshelf.app.components import StorePhotos, bound_model_of, open_setup, work_for
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig, Scope, select
 from fedshelf.core.errors import UsageError
@@ -48,7 +48,7 @@ def test_the_loss_decides_the_result_and_clients_are_told() -> None:
 
 
 def test_the_workbench_trains_with_the_configured_loss() -> None:
-    settings = workbench_of(config(loss="fedlc", fedlc_tau=0.3, fedrs_alpha=0.9), CATALOGUE, device="cpu").settings
+    settings = bound_model_of(config(loss="fedlc", fedlc_tau=0.3, fedrs_alpha=0.9), CATALOGUE, device="cpu").settings
     assert (settings.loss, settings.fedlc_tau, settings.fedrs_alpha) == ("fedlc", 0.3, 0.9)
 
 
@@ -57,7 +57,7 @@ def test_a_client_knows_all_classes_of_the_catalogue_and_counts_the_photos_it_tr
     counts = [int((train.labels == label).sum()) for label in range(5)]
     for loss, expected in (("fedrs", fedrs), ("fedlc", fedlc)):
         given = config(loss=loss, fedrs_alpha=0.2, fedlc_tau=0.7)
-        digest = workbench_of(given, CATALOGUE, device="cpu").params.layout.digest
+        digest = bound_model_of(given, CATALOGUE, device="cpu").params.layout.digest
         setup = Setup(run_id="r", config=files.for_clients(given), catalogue=CATALOGUE.to_json(), layout_digest=digest)
         opened = open_setup(setup, device="cpu")
         found = work_for("a", opened, StorePhotos(train=train, validation=photos(2, 30, size=16))).trainer.calibration

@@ -14,7 +14,7 @@ from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.algorithms.scaffold import Scaffold
 from fedshelf.app.client import ClientPlace, StoreClient, from_node_config, join_of
-from fedshelf.app.components import algorithm_of, client_lr_of, personalization_of, plan_of, workbench_of
+from fedshelf.app.components import algorithm_of, bound_model_of, client_lr_of, personalization_of, plan_of
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import SamplingName
@@ -49,7 +49,7 @@ def test_the_plan_is_the_configurations() -> None:
     assert (workload.rule, workload.least, workload.most, workload.norm) == ("dynamic", 0.5, 3.0, "l1")
     assert (workload.training.batch_size, workload.training.momentum) == (8, 0.5)
     assert (plan.rounds.quorum, plan.rounds.timeout, plan.rounds.max_examples) == (2, 7.0, 11)
-    assert (plan.selection.patience, plan.selection.metric, plan.rng.seed) == (4, "train_loss", 9)
+    assert (plan.early_stopping.patience, plan.early_stopping.metric, plan.rng.seed) == (4, "train_loss", 9)
     assert plan.client_lr(1) == pytest.approx(0.1)
     assert plan.client_lr(12) == plan.client_lr(10), "an extension changes no rate of the rounds before it"
 
@@ -101,12 +101,12 @@ def test_the_workbench_trains_as_configured_from_weights_of_the_seed() -> None:
     catalogue = Catalogue.resolve({"a": [ClassFolder(leaf=n, path=n) for n in "xyz"]})
     given = config(batch_size=3, local_epochs=5, momentum=0.1, weight_decay=0.2, label_smoothing=0.3, gradient_clip=0.4,
                    optimizer="adamw", augment=False)  # fmt: skip
-    bench = workbench_of(given, catalogue, device="cpu")
+    bench = bound_model_of(given, catalogue, device="cpu")
     s = bench.settings
     assert (s.batch_size, s.local_epochs, s.momentum, s.weight_decay) == (3, 5, 0.1, 0.2)
     assert (s.label_smoothing, s.gradient_clip, s.optimizer, s.augmentation) == (0.3, 0.4, "adamw", None)
-    assert workbench_of(config(), catalogue, device="cpu").settings.augmentation == Augmentation()
-    vectors = [workbench_of(config(seed=seed), catalogue, device="cpu").params.vector for seed in (1, 1, 2)]
+    assert bound_model_of(config(), catalogue, device="cpu").settings.augmentation == Augmentation()
+    vectors = [bound_model_of(config(seed=seed), catalogue, device="cpu").params.vector for seed in (1, 1, 2)]
     assert vectors[0].equal(vectors[1])
     assert not vectors[0].equal(vectors[2])
     assert dict(bench.module.named_parameters())["head.weight"].shape[0] == 3
@@ -182,7 +182,7 @@ def test_test_photos_of_other_products_are_found_out_before_the_first_round(home
     write_pack(Path("zoo"), {"tiger": 2})
     catalogue = Catalogue.resolve({"a": [ClassFolder(leaf="apple", path="apple")]})
     given = config()
-    digest = workbench_of(given, catalogue, device="cpu").params.layout.digest
+    digest = bound_model_of(given, catalogue, device="cpu").params.layout.digest
     setup = Setup(run_id="r", config=files.for_clients(given), catalogue=catalogue.to_json(), layout_digest=digest)
     for test_dir, expected in ((Path("zoo"), Failure), (Path("photos"), Ready), (None, Ready)):
         answer = StoreClient(place(Path("photos"), test_dir=test_dir)).handle(setup)

@@ -33,7 +33,7 @@ from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.records import WireMessage, body_beside, from_records, to_parcel
+from fedshelf.deploy.records import WireMessage, external_blob, from_records, to_parcel
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine
@@ -140,15 +140,15 @@ def pulled(session: FleetSession) -> Message:
 
 def content(session: FleetSession, message: Message) -> WireMessage:
     """What `message` says, its body fetched."""
-    digest = body_beside(message.content)
+    digest = external_blob(message.content)
     return from_records(message.content, session.fetch(digest) if digest else None)
 
 
 def reply(session: FleetSession, message: Message, answer: WireMessage) -> None:
     """Answer as the real client does: the body first."""
     parcel = to_parcel(answer)
-    if parcel.body.pieces:
-        assert session.upload(parcel.body)
+    if parcel.blob.pieces:
+        assert session.upload(parcel.blob)
     session.send(Message(parcel.records, reply_to=message))
 
 

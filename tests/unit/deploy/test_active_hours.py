@@ -3,7 +3,7 @@
 import threading
 import time
 
-from fedshelf.deploy.active_hours import NAP_SECONDS, Door
+from fedshelf.deploy.active_hours import NAP_SECONDS, Availability
 from fedshelf.scheduling.active_hours import DAY, active_hours
 
 NOON = 20_000 * DAY + 12 * 3600
@@ -29,7 +29,7 @@ class Naps(threading.Event):
 def opened(text: str, stop: Naps) -> tuple[float, list[str]]:
     """The moment at which a door of these hours lets somebody in who comes at noon, and what it says meanwhile."""
     said: list[str] = []
-    Door(active_hours(text, "UTC"), lambda: stop.now).wait(stop, said.append)
+    Availability(active_hours(text, "UTC"), lambda: stop.now).wait(stop, said.append)
     return stop.now, said
 
 
@@ -51,15 +51,15 @@ def test_a_machine_that_slept_meanwhile_opens_when_it_wakes() -> None:
 def test_an_open_door_is_passed_at_once() -> None:
     stop = Naps()
     assert opened("11:00-12:00:01", stop) == (NOON, [])
-    assert Door().is_open()
-    assert Door().wait(stop, print) == 0.0
+    assert Availability().is_open()
+    assert Availability().wait(stop, print) == 0.0
     assert stop.naps == []
 
 
 def test_somebody_who_waits_can_be_called_off_at_once() -> None:
     stop, said = threading.Event(), threading.Event()
-    door = Door(active_hours("13:00-14:00", "UTC"), lambda: NOON)
-    waiter = threading.Thread(target=door.wait, args=(stop, lambda text: said.set()))
+    availability = Availability(active_hours("13:00-14:00", "UTC"), lambda: NOON)
+    waiter = threading.Thread(target=availability.wait, args=(stop, lambda text: said.set()))
     waiter.start()
     assert said.wait(60)
     stop.set()
@@ -71,5 +71,5 @@ def test_the_wait_is_measured_by_a_clock_that_nobody_sets() -> None:
     """The wall clock goes an hour on; hardly any time passes."""
     stop = Naps()
     started = time.monotonic()
-    waited = Door(active_hours("13:00-14:00", "UTC"), lambda: stop.now).wait(stop, print)
+    waited = Availability(active_hours("13:00-14:00", "UTC"), lambda: stop.now).wait(stop, print)
     assert 0 < waited <= time.monotonic() - started

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.http_connection import Line, ServerAwayError
-from fedshelf.serialization.body import Buffer
+from fedshelf.deploy.http_connection import HttpConnection, ServerAwayError
+from fedshelf.serialization.blob import Buffer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -62,32 +62,32 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def line(server: Server) -> Iterator[Line]:
-    opened = Line(server.address, None, timeout=20)
+def line(server: Server) -> Iterator[HttpConnection]:
+    opened = HttpConnection(server.address, None, timeout=20)
     yield opened
     opened.close()
 
 
-def put(line: Line, *pieces: Buffer) -> tuple[int, int]:
+def put(line: HttpConnection, *pieces: Buffer) -> tuple[int, int]:
     """How many bytes the server has got, and the client's port."""
     answer = line.send("PUT", "/x", {"content-length": str(sum(map(len, pieces)))}, pieces)
     count, port = answer.content.split()
     return int(count), int(port)
 
 
-def test_pieces_go_out_one_after_the_other_on_one_connection(line: Line) -> None:
+def test_pieces_go_out_one_after_the_other_on_one_connection(line: HttpConnection) -> None:
     first, second = put(line, b"abc", memoryview(b"defg")), put(line, b"x" * 1_000_000)
     assert (first[0], second[0]) == (7, 1_000_000)
     assert first[1] == second[1]
 
 
-def test_a_connection_that_the_server_has_closed_meanwhile_is_opened_anew(server: Server, line: Line) -> None:
+def test_a_connection_that_the_server_has_closed_meanwhile_is_opened_anew(server: Server, line: HttpConnection) -> None:
     _, port = put(line, b"abc")
     server.connections[0].shutdown(socket.SHUT_RDWR)
     assert put(line, b"abc")[1] != port
 
 
-def test_a_break_amid_an_answer_is_a_server_that_is_away(line: Line) -> None:
+def test_a_break_amid_an_answer_is_a_server_that_is_away(line: HttpConnection) -> None:
     with pytest.raises(ServerAwayError):
         line.request("GET", "/", {})
     assert put(line, b"abc")[0] == 3
@@ -97,7 +97,7 @@ def test_nobody_there_is_a_server_that_is_away() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ServerAwayError):
-        Line(Address(host="127.0.0.1", port=port), None, timeout=5).request("GET", "/", {})
+        HttpConnection(Address(host="127.0.0.1", port=port), None, timeout=5).request("GET", "/", {})
 
 
 def test_a_proxy_named_in_the_environment_is_used_and_authorized(
@@ -109,7 +109,7 @@ def test_a_proxy_named_in_the_environment_is_used_and_authorized(
         for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("http_proxy", f"http://me:s%40me@127.0.0.1:{proxy.getsockname()[1]}")
-        line = Line(server.address, None, timeout=20)
+        line = HttpConnection(server.address, None, timeout=20)
         assert put(line, b"abc")[0] == 3
         line.close()
     (head,) = asked
@@ -120,7 +120,7 @@ def test_a_proxy_named_in_the_environment_is_used_and_authorized(
 def test_an_exception_from_the_proxy_is_honoured(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    line = Line(server.address, None, timeout=20)
+    line = HttpConnection(server.address, None, timeout=20)
     assert put(line, b"abc")[0] == 3
     line.close()
 

@@ -24,7 +24,7 @@ from fedshelf.deploy.records import (
     ControlKind,
     Encoder,
     WireMessage,
-    body_beside,
+    external_blob,
     from_records,
     num_bytes,
     task_of,
@@ -62,7 +62,7 @@ def broadcast(params: torch.Tensor) -> Broadcast:
 )  # fmt: skip
 def test_a_message_without_vectors_survives_the_wire(message: WireMessage) -> None:
     assert from_records(to_parcel(message).records) == message
-    assert body_beside(to_parcel(message).records) == ""
+    assert external_blob(to_parcel(message).records) == ""
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -70,7 +70,7 @@ def test_vectors_survive_the_wire_bit_for_bit(beside: bool) -> None:
     sent = upload()
     sent.delta[:3] = torch.tensor([float("nan"), -0.0, 1e-45])
     parcel = to_parcel(sent)
-    received = from_records(parcel.records, parcel.body.join()) if beside else from_records(parcel.inline())
+    received = from_records(parcel.records, parcel.blob.join()) if beside else from_records(parcel.inline())
     assert isinstance(received, Upload)
     assert received.delta.numpy().tobytes() == sent.delta.numpy().tobytes()
     assert torch.equal(received.auxiliary["control"], sent.auxiliary["control"])
@@ -82,27 +82,27 @@ def test_one_model_is_encoded_once_for_all_clients() -> None:
     first = encoder.encode(broadcast(params))
     encoder.encode(Setup(run_id="r", config="", catalogue="", layout_digest=""))
     second = encoder.encode(broadcast(params))
-    assert first.body is second.body
+    assert first.blob is second.blob
     assert first.inline()["body"] is second.inline()["body"]
 
 
 def test_two_models_of_one_task_are_both_encoded_once() -> None:
     encoder, old, new = Encoder(), torch.randn(1000), torch.randn(1000)
-    first, second = (encoder.encode(broadcast(params)).body for params in (old, new))
-    assert encoder.encode(broadcast(old)).body is first
-    assert encoder.encode(broadcast(new)).body is second
+    first, second = (encoder.encode(broadcast(params)).blob for params in (old, new))
+    assert encoder.encode(broadcast(old)).blob is first
+    assert encoder.encode(broadcast(new)).blob is second
 
 
 def test_a_body_lies_in_the_vectors_own_memory() -> None:
     params = torch.randn(1000)
-    piece = Encoder().encode(broadcast(params)).body.pieces[-1]
+    piece = Encoder().encode(broadcast(params)).blob.pieces[-1]
     assert torch.frombuffer(piece, dtype=torch.float32).data_ptr() == params.data_ptr()
 
 
 def test_records_without_their_body_say_which_one_and_what_task() -> None:
     parcel = to_parcel(upload())
-    assert body_beside(parcel.records) == parcel.body.digest
-    assert body_beside(parcel.inline()) == ""
+    assert external_blob(parcel.records) == parcel.blob.digest
+    assert external_blob(parcel.inline()) == ""
     assert task_of(parcel.records) == KEY
     assert task_of(to_parcel(Failure(reason="x")).records) is None
     assert task_of(RecordDict()) is None
@@ -130,9 +130,9 @@ def test_a_model_made_in_inference_mode_is_never_mistaken_for_an_older_one() -> 
 
 def test_sizes_on_the_wire_are_header_and_body() -> None:
     parcel = Encoder().encode(broadcast(torch.randn(1000)))
-    assert num_bytes(parcel.inline()) == parcel.num_header_bytes + parcel.body.size
-    assert parcel.body.size > 4000
-    assert len(parcel.body.digest) == 64
+    assert num_bytes(parcel.inline()) == parcel.num_header_bytes + parcel.blob.size
+    assert parcel.blob.size > 4000
+    assert len(parcel.blob.digest) == 64
 
 
 def array(data: bytes, stype: str = "fedshelf.safetensors") -> ArrayRecord:

@@ -14,22 +14,22 @@ from fedshelf.core.messages import Broadcast, Comparison, Purpose, TaskKey
 from fedshelf.core.state import ClientState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalization.base import PERSONAL, Personalization
-from fedshelf.personalization.model_selection import FIRST_MODEL, Choosing, choose, compare
+from fedshelf.personalization.model_selection import FIRST_MODEL, ModelSelection, choose, compare
 from fedshelf.personalization.registry import make
-from fedshelf.training.bound_model import Workbench
-from fedshelf.training.own_mix import Marks, mark, of_classes, own_mix_accuracy
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.photo_scores import PhotoScores, of_classes, reweighted_accuracy, score_photos
 from fedshelf.training.trainer import Trainer
-from tests.worlds import photos, trainer, with_batch_norm, workbench
+from tests.worlds import bound_model, photos, trainer, with_batch_norm
 
 LOCAL, GLOBAL, PERSONALIZED = Candidate.LOCAL, Candidate.GLOBAL, Candidate.PERSONALIZED
 SETTINGS = {"fedrep_head_epochs": 1, "ditto_lambda": 0.5, "finetune_epochs": 2, "finetune_lr": 0.05}
 ROUNDS = 3
 
 
-def marks(right: str, loss: float = 1.0) -> Marks:
+def marks(right: str, loss: float = 1.0) -> PhotoScores:
     """`right` has an x for every photo that was named right."""
     flags = np.array([character == "x" for character in right])
-    return Marks(right=flags, losses=np.full(len(flags), loss))
+    return PhotoScores(right=flags, losses=np.full(len(flags), loss))
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,18 @@ class Store:
 
     def __init__(self, method: PersonalizeName = "finetune", *, validation: int = 4) -> None:
         self.personalization: Personalization = make(method, SETTINGS)
-        self.bench = workbench(with_batch_norm(), personalization=self.personalization)
+        self.bench = bound_model(with_batch_norm(), personalization=self.personalization)
         self.first = self.bench.params.shared.clone()
         self.last = self.first + torch.linspace(-0.1, 0.1, len(self.first)).abs()
         own = trainer(bench=self.bench, train=photos(1, 12))
         self.trainer: Trainer = replace(own, validation=photos(2, validation), phases=self.personalization.phases)
         self.kept: list[tuple[Comparison, Tensor]] = []
         self.test = photos(5, 30)
-        self.choosing = Choosing(client_lr=lambda number: 0.1 / number, test=lambda: self.test, keep=self._keep)
+        self.model_selection = ModelSelection(
+            client_lr=lambda number: 0.1 / number, test=lambda: self.test, keep=self._keep
+        )
 
-    def _keep(self, bench: Workbench, comparison: Comparison) -> None:
+    def _keep(self, bench: BoundModel, comparison: Comparison) -> None:
         self.kept.append((comparison, bench.params.vector.clone()))
 
     @property
@@ -99,14 +101,14 @@ class Store:
     def compare(self, state: ClientState | None = None, broadcast: Broadcast | None = None) -> Comparison:
         return compare(
             broadcast or self.broadcast, state or ClientState(), trainer=self.trainer,
-            personalization=self.personalization, choosing=self.choosing,
+            personalization=self.personalization, model_selection=self.model_selection,
         )  # fmt: skip
 
     def accuracy(self) -> float | None:
         """Own-mix accuracy of the model on the bench."""
         own = np.concatenate([self.trainer.train.labels, self.trainer.validation.labels])
         test = of_classes(self.test, own)
-        return own_mix_accuracy(mark(self.bench, test).right, test.labels, own)
+        return reweighted_accuracy(score_photos(self.bench, test).right, test.labels, own)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +153,13 @@ def test_a_fine_tuned_model_that_was_chosen_is_made_once_more_of_all_photos() ->
     ((_, kept),) = store.kept
     for photos_, same in ((joined(store.trainer.train, store.trainer.validation), True), (store.trainer.train, False)):
         store.bench.load(store.last)
-        store.personalization.finish(store.broadcast, replace(store.trainer, train=photos_))
+        store.personalization.finalize(store.broadcast, replace(store.trainer, train=photos_))
         assert torch.equal(kept, store.bench.params.vector) == same
 
 
 def test_what_is_not_trained_at_last_is_kept_as_the_rounds_left_it() -> None:
     store = Store("fedbn")
-    store.choosing = replace(store.choosing, client_lr=lambda number: 1e30)  # there is no local one
+    store.model_selection = replace(store.model_selection, client_lr=lambda number: 1e30)  # there is no local one
     store.compare()
     ((_, kept),) = store.kept
     assert torch.equal(kept[: len(store.last)], store.last)
@@ -194,13 +196,13 @@ def test_the_choice_does_not_look_at_test_photos() -> None:
 
 def test_without_test_photos_the_report_is_on_validation_photos_and_says_so() -> None:
     store = Store()
-    store.choosing = replace(store.choosing, test=lambda: None)
+    store.model_selection = replace(store.model_selection, test=lambda: None)
     comparison = store.compare()
     assert not comparison.on_test
     assert comparison.best is PERSONALIZED
     store.bench.load(store.last)
-    store.personalization.finish(store.broadcast, store.trainer)
-    held_out = mark(store.bench, store.trainer.validation).accuracy
+    store.personalization.finalize(store.broadcast, store.trainer)
+    held_out = score_photos(store.bench, store.trainer.validation).accuracy
     assert comparison.accuracies[PERSONALIZED] == held_out, "of the model that had not seen them"
 
 
@@ -212,14 +214,14 @@ def test_test_photos_of_none_of_the_stores_products_are_as_good_as_none() -> Non
 
 def test_without_any_photos_to_judge_by_only_the_kept_model_is_made() -> None:
     store = Store(validation=0)
-    store.choosing = replace(store.choosing, test=lambda: None)
+    store.model_selection = replace(store.model_selection, test=lambda: None)
     rounds: list[int] = []
 
     def client_lr(number: int) -> float:
         rounds.append(number)
         return 0.1
 
-    store.choosing = replace(store.choosing, client_lr=client_lr)
+    store.model_selection = replace(store.model_selection, client_lr=client_lr)
     comparison = store.compare()
     assert (comparison.best, dict(comparison.accuracies), comparison.num_validation) == (PERSONALIZED, {}, 0)
     assert rounds == [], "nothing was trained alone"
@@ -237,14 +239,14 @@ def test_a_model_alone_goes_through_the_rates_of_the_run_in_as_many_rounds_as_it
         rates.append(number)
         return 0.1
 
-    store.choosing = replace(store.choosing, client_lr=client_lr)
+    store.model_selection = replace(store.model_selection, client_lr=client_lr)
     store.compare(broadcast=replace(store.broadcast, num_rounds=num_rounds))
     assert rates == expected
 
 
 def test_a_model_that_diverges_is_none_to_choose(caplog: pytest.LogCaptureFixture) -> None:
     store = Store()
-    store.choosing = replace(store.choosing, client_lr=lambda number: 1e30)
+    store.model_selection = replace(store.model_selection, client_lr=lambda number: 1e30)
     with caplog.at_level(logging.WARNING):
         comparison = store.compare()
     assert set(comparison.accuracies) == {GLOBAL, PERSONALIZED}
@@ -254,12 +256,12 @@ def test_a_model_that_diverges_is_none_to_choose(caplog: pytest.LogCaptureFixtur
 def test_where_nothing_can_be_trained_the_client_says_so() -> None:
     store = Store("fedbn")
     store.last = store.first * float("nan")
-    store.choosing = replace(store.choosing, client_lr=lambda number: 1e30)
+    store.model_selection = replace(store.model_selection, client_lr=lambda number: 1e30)
     comparison = store.compare()  # the personalized model is useless, but it needs no training
     assert comparison.best is PERSONALIZED
     tuned = Store()
     tuned.personalization = replace(make("finetune", SETTINGS), candidates=(LOCAL,))  # type: ignore[type-var]
-    tuned.choosing = replace(tuned.choosing, client_lr=lambda number: 1e30)
+    tuned.model_selection = replace(tuned.model_selection, client_lr=lambda number: 1e30)
     with pytest.raises(FedShelfError, match=r"none of the models .* lower --client-lr"):
         tuned.compare()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedshelf.reporting.formatting import duration, foreign, number, percent, size, sparkline
+from fedshelf.reporting.formatting import duration, number, percent, printable, size, sparkline
 
 
 def test_absent_figures_are_dashes() -> None:
@@ -35,4 +35,4 @@ def test_a_long_sparkline_is_thinned_out_and_ends_with_the_last_value() -> None:
 
 
 def test_words_from_the_network_cannot_move_the_cursor() -> None:
-    assert foreign("a\x1b[2J\r\nb\u202ec é 店") == "a\ufffd[2J\ufffd\ufffdb\ufffdc é 店"
+    assert printable("a\x1b[2J\r\nb\u202ec é 店") == "a\ufffd[2J\ufffd\ufffdb\ufffdc é 店"

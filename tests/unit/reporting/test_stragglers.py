@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fedshelf.cli.run_tables import remarks_on
 from fedshelf.core.events import ClientStatus, Participation, RoundFinished
-from fedshelf.reporting.stragglers import HABIT, MOST_NAMES, LateInARow, advice
+from fedshelf.reporting.stragglers import HABIT, MOST_NAMES, StragglerTracker, advice
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.console import ConsoleSink
 from fedshelf.tracking.database import RunDatabase
@@ -65,7 +65,7 @@ def test_runs_show_says_for_how_long_it_was_late(tmp_path: Path) -> None:
 
 
 def test_only_an_upload_that_counts_ends_a_row() -> None:
-    late = LateInARow()
+    late = StragglerTracker()
     for between in ({}, {"oslo": OFFLINE}, {"lyon": COUNTED}, {"rome": LATE}):
         assert late.add(members(oslo=LATE)) == {}
         late.add(members(**between))
@@ -80,7 +80,7 @@ def test_only_an_upload_that_counts_ends_a_row() -> None:
 
 def test_an_upload_too_old_beside_one_that_counts_is_no_habit() -> None:
     """In asynchronous rounds one store has several in a round."""
-    late = LateInARow()
+    late = StragglerTracker()
     both = (*members(oslo=COUNTED), *members(oslo=LATE))
     assert [late.add(both) for _ in range(HABIT)] == [{}] * HABIT
 

@@ -209,7 +209,7 @@ def test_a_norm_bound_makes_an_attack_as_small_as_any_other_upload() -> None:
     reasons = {member.client: member.reason for member in record.clients}
     assert re.match(r"norm bounded: trainable from [1-9]\S* to 0.05, statistics from", reasons["a"])
     assert {member.status for member in record.clients} == {ClientStatus.COUNTED}
-    layout = world.trainer("a").workbench.params.layout
+    layout = world.trainer("a").bound_model.params.layout
     first, second = (state.model[: layout.num_trainable] for state in world.checkpoints.states[:2])
     assert (second - first).norm() <= 0.05 * 1.0001
 
@@ -243,7 +243,7 @@ def test_an_upload_that_was_left_out_leaves_no_trace_in_client_state() -> None:
     state = world.checkpoints.states[-1]
     held = []
     for name in EIGHT:
-        settled = world.states[name].settle(
+        settled = world.states[name].commit_or_rollback(
             Broadcast(
                 key=TaskKey(run_id="run-1", round=5, attempt=0), purpose=Purpose.TRAIN, params=state.model,
                 client_lr=0.1, counted=state.counted.get(name),

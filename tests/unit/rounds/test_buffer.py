@@ -8,12 +8,12 @@ import torch
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import TaskKey, Upload
-from fedshelf.rounds.buffer import Buffer
-from fedshelf.rounds.examination import Passed
+from fedshelf.rounds.buffer import UploadBuffer
+from fedshelf.rounds.examination import ValidUpload
 from fedshelf.storage.spool import MemorySpool
-from tests.worlds import workbench
+from tests.worlds import bound_model
 
-LAYOUT = workbench().params.layout
+LAYOUT = bound_model().params.layout
 BASE = torch.zeros(LAYOUT.num_shared)
 
 
@@ -30,13 +30,13 @@ def test_after_a_restart_no_upload_takes_the_place_of_one_that_was_found() -> No
     spool = MemorySpool()
     spool.put(TaskKey(run_id="r", round=4, attempt=0), "a", upload(2, 0, 1.0))  # began with a model that is lost
     spool.put(TaskKey(run_id="r", round=4, attempt=1), "a", upload(4, 0, 2.0))
-    buffer = Buffer(spool=spool, layout=LAYOUT, run_id="r")
+    buffer = UploadBuffer(spool=spool, layout=LAYOUT, run_id="r")
     buffer.open(4, lambda version: None if version == 1 else BASE)
     assert [(record.client, record.number, record.train_loss) for record in buffer.records()] == [("a", 1, 2.0)]
     assert buffer.num_answered("a", 4) == 1
     assert dict(buffer.newest()) == {"a": TaskKey(run_id="r", round=4, attempt=0)}
 
-    buffer.add("a", Passed(upload=upload(4, 1, 6.0), source=None), BASE)
+    buffer.add("a", ValidUpload(upload=upload(4, 1, 6.0), source=None), BASE)
     assert [(record.number, record.train_loss) for record in buffer.records()] == [(1, 2.0), (2, 6.0)]
     assert dict(buffer.newest()) == {"a": TaskKey(run_id="r", round=4, attempt=1)}
     aggregate = buffer.combine(FedBuff(server_lr=1.0, buffer_size=2), MEAN, BASE, relative=False)
@@ -46,11 +46,11 @@ def test_after_a_restart_no_upload_takes_the_place_of_one_that_was_found() -> No
 @pytest.mark.parametrize("names", list(permutations("abc")), ids="".join)
 def test_uploads_are_folded_in_the_order_of_names_however_they_came(names: tuple[str, ...]) -> None:
     """Of values so unequal that the sum depends on the order even in double precision."""
-    buffer = Buffer(spool=MemorySpool(), layout=LAYOUT, run_id="r")
+    buffer = UploadBuffer(spool=MemorySpool(), layout=LAYOUT, run_id="r")
     buffer.open(1, lambda version: BASE)
     values = {"a": 1e30, "b": 1.0, "c": -1e30}
     for name in names:
-        buffer.add(name, Passed(upload=upload(1, 0, values[name]), source=None), BASE)
+        buffer.add(name, ValidUpload(upload=upload(1, 0, values[name]), source=None), BASE)
     aggregate = buffer.combine(FedBuff(server_lr=1.0, buffer_size=3), MEAN, BASE, relative=False)
     assert torch.equal(aggregate.delta, torch.zeros_like(BASE))
     assert [record.client for record in buffer.records()] == ["a", "b", "c"]

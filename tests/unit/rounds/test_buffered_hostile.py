@@ -123,7 +123,7 @@ def test_an_upload_that_comes_twice_counts_once(later: float, algorithm: str) ->
 )  # fmt: skip
 def test_uploads_that_nobody_asked_for_change_nothing(key: TaskKey, address: str, algorithm: str) -> None:
     honest, federation = world(algorithm), world(algorithm)
-    size = federation.trainer("c").workbench.params.layout.num_shared
+    size = federation.trainer("c").bound_model.params.layout.num_shared
     for number in range(40):
         unasked = Upload(
             key=key, delta=torch.full((size,), 1e6), num_examples=5, num_steps=1, train_loss=0.1, seconds=0.1

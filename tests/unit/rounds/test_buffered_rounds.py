@@ -93,7 +93,7 @@ def test_versions_of_fedbuff_are_what_the_paper_says(module: Callable[[], nn.Mod
     )
     witness = Witness()
     witness.watch(world).run()
-    count = world.trainer("a").workbench.params.layout.num_trainable
+    count = world.trainer("a").bound_model.params.layout.num_trainable
     models = _models(world)
     staleness = set()
     for number, members in enumerate(witness.counted(world), start=1):
@@ -150,7 +150,7 @@ def test_an_upload_from_too_old_a_model_is_late_and_leaves_no_trace_at_the_clien
     assert [task.counted for task in witness.tasks("c")] == [None] * len(witness.tasks("c"))
     assert world.clients["c"] is not None
     newest = witness.tasks("c")[-1]
-    assert not world.states["c"].settle(replace(newest, key=replace(newest.key, round=99))).tensors
+    assert not world.states["c"].commit_or_rollback(replace(newest, key=replace(newest.key, round=99))).tensors
 
 
 def test_an_upload_of_just_the_age_that_is_allowed_counts_and_an_older_one_does_not() -> None:

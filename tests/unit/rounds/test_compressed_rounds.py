@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.compression.chain import decode, parse
-from fedshelf.compression.codec_policy import Coding
+from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.events import ClientStatus, RunStatus
 from fedshelf.core.messages import (
@@ -31,13 +31,16 @@ from fedshelf.rounds.pipeline import MEMORY, UploadPipeline
 from fedshelf.serialization import messages as payload
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer
-from tests.worlds import World, linear, with_batch_norm, workbench
+from tests.worlds import World, bound_model, linear, with_batch_norm
 
 LOSSY = ("int8", "int4+zstd", "topk:0.2+int8", "randk:0.3", "drive", "fp16", "bf16+zstd")
 
 
 def world(*, up: str = "none", down: str = "none", **changes: Any) -> World:
-    plan = {"uploads": UploadPipeline(coding=Coding(codec=parse(up))), "downloads": Coding(codec=parse(down))}
+    plan = {
+        "uploads": UploadPipeline(codec_policy=CodecPolicy(codec=parse(up))),
+        "downloads": CodecPolicy(codec=parse(down)),
+    }
     return World(**{"plan": {**plan, **changes.pop("plan", {})}, "num_rounds": 4, **changes})
 
 
@@ -71,13 +74,13 @@ def test_the_model_that_is_sent_follows_the_exact_one(codec: str) -> None:
 
 def test_clients_round_differently_and_choose_alike() -> None:
     """Rounding errors average out; sums of sparse codes need one choice of values."""
-    layout = workbench(linear()).params.layout
+    layout = bound_model(linear()).params.layout
     upload = Upload(
         key=TaskKey(run_id="r", round=1, attempt=0), delta=torch.randn(layout.num_shared), num_examples=1, num_steps=1,
         train_loss=0.0, seconds=0.0,
     )  # fmt: skip
     for codec, alike in (("int8", False), ("randk:0.3", True)):
-        pipeline = UploadPipeline(coding=Coding(codec=parse(codec)))
+        pipeline = UploadPipeline(codec_policy=CodecPolicy(codec=parse(codec)))
         decoded = []
         for client in ("a", "b"):
             sealed, _ = pipeline.seal(upload, client=client, before=ClientState(), after=ClientState(), layout=layout)
@@ -114,7 +117,7 @@ def test_a_client_that_missed_rounds_is_sent_the_steps_between() -> None:
 def test_differences_that_are_larger_than_the_model_are_not_sent() -> None:
     there = world(down="fp16", num_rounds=9, plan={"fraction": 0.3, "min_clients": 1})
     there.run()
-    size = 4 * there.trainer("a").workbench.params.layout.num_shared
+    size = 4 * there.trainer("a").bound_model.params.layout.num_shared
     for name in there.names:
         for task in there.transport.downloads(f"line-to-{name}"):
             if [step.base for step in task.steps] != [""]:
@@ -185,7 +188,7 @@ def test_what_the_codec_leaves_out_is_sent_later_and_forgotten_with_an_upload_th
     assert sorted(sent) == [number for number in (1, 2, 3, 4) if number != lost]
     last = there.transport.broadcasts("line-to-a")[-1]
     after = replace(last, key=replace(last.key, round=9), counted=replace(last.key, round=4))
-    kept = there.states["a"].settle(after).tensors
+    kept = there.states["a"].commit_or_rollback(after).tensors
     assert torch.equal(kept["of its own"], algorithm.deltas["a", 4]), "an algorithm's state is its own"
     remembered = kept[MEMORY]
     trained = sum(algorithm.deltas["a", number] for number in sent)
@@ -276,7 +279,10 @@ def test_bytes_are_counted_as_they_travel_and_are_fewer(codec: str) -> None:
 
 def test_a_byte_budget_is_never_exceeded() -> None:
     budget = 3000
-    plan = {"uploads": UploadPipeline(coding=Coding(byte_budget=budget)), "downloads": Coding(byte_budget=budget)}
+    plan = {
+        "uploads": UploadPipeline(codec_policy=CodecPolicy(byte_budget=budget)),
+        "downloads": CodecPolicy(byte_budget=budget),
+    }
     there = world(module=with_batch_norm, plan=plan)
     uploads: list[CompressedUpload] = []
 
@@ -307,7 +313,7 @@ def test_encoded_vectors_survive_the_wire_to_the_last_bit() -> None:
     sent = CompressedUpload(
         key=key, vectors={"trainable": encoded, "é": encoded}, num_examples=1, num_steps=1, train_loss=0.5, seconds=1.0
     )  # fmt: skip
-    body = payload.body_of(sent)
+    body = payload.blob_of(sent)
     received = payload.decode(payload.encode_header(sent, body.digest), body.join())
     assert isinstance(received, CompressedUpload)
     for name, vector in received.vectors.items():

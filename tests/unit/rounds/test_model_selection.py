@@ -10,7 +10,7 @@ import torch
 
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.compression.chain import parse
-from fedshelf.compression.codec_policy import Coding
+from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.core.choices import Candidate, PersonalizeName
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import (
@@ -36,10 +36,10 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import Reply
 from fedshelf.core.rng import Rng
 from fedshelf.personalization.model_selection import FIRST_MODEL
-from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.client_states import FileClientStates
-from fedshelf.training.loop import Lane
+from fedshelf.training.loop import LocalRun
 from tests.fakes import Answer, Garbled, Gone
 from tests.worlds import World, photos, with_batch_norm
 
@@ -94,7 +94,7 @@ def test_stores_are_sent_the_last_model_and_the_first_and_what_was_counted() -> 
     assert first.round == 3
     for message in comparisons_sent(federation):
         assert torch.equal(message.params, last)
-        assert torch.equal(message.auxiliary[FIRST_MODEL], World().trainer("a").workbench.params.shared)
+        assert torch.equal(message.auxiliary[FIRST_MODEL], World().trainer("a").bound_model.params.shared)
         assert message.counted is not None
         assert message.counted.round == 3
         assert message.key.round == 3
@@ -230,7 +230,7 @@ def test_a_server_that_was_stopped_while_stores_compared_asks_again_and_nobody_t
             federation.stop.set()
         return honest
 
-    def refuse(lane: Lane) -> float:
+    def refuse(local_run: LocalRun) -> float:
         raise AssertionError("each client has its answer still")
 
     federation.tampers["b"] = stop
@@ -302,7 +302,7 @@ def test_a_finished_run_can_be_asked_to_compare_afterwards() -> None:
 def test_a_run_that_stops_early_compares_and_stores_train_alone_for_as_many_rounds() -> None:
     """Nobody learns anything: no round is better than the first."""
     federation = world(
-        num_rounds=9, plan={**COMPARES, "client_lr": lambda number: 0.0, "selection": Selection(patience=2)}
+        num_rounds=9, plan={**COMPARES, "client_lr": lambda number: 0.0, "early_stopping": EarlyStopping(patience=2)}
     )
     federation.run()
     assert compared(federation).round == len(federation.finished) == 3
@@ -310,8 +310,8 @@ def test_a_run_that_stops_early_compares_and_stores_train_alone_for_as_many_roun
 
 
 def test_compressed_downloads_bring_the_last_model_to_the_comparison() -> None:
-    coding = Coding(codec=parse("int8"), byte_budget=None, rng=Rng(0))
-    federation = world(plan={**COMPARES, "downloads": coding}, num_rounds=3)
+    codec_policy = CodecPolicy(codec=parse("int8"), byte_budget=None, rng=Rng(0))
+    federation = world(plan={**COMPARES, "downloads": codec_policy}, num_rounds=3)
     federation.run()
     assert all(found.best is not None for found in compared(federation).stores)
     sent = [m for _, m in federation.transport.sent if isinstance(m, CompressedBroadcast)]
@@ -335,7 +335,7 @@ def test_after_asynchronous_rounds_a_model_alone_gets_as_many_as_a_store_had_on_
     plan = (
         COMPARES
         if codec is None
-        else {**COMPARES, "downloads": Coding(codec=parse(codec), byte_budget=None, rng=Rng(0))}
+        else {**COMPARES, "downloads": CodecPolicy(codec=parse(codec), byte_budget=None, rng=Rng(0))}
     )
     federation = world(algorithm=FedBuff(buffer_size=buffer_size, server_lr=1.0), num_rounds=versions, plan=plan)
     federation.run()

@@ -16,9 +16,9 @@ from fedshelf.models.resnet import resnet10
 from fedshelf.personalization.base import PERSONAL
 from fedshelf.personalization.registry import make
 from fedshelf.storage.client_states import FileClientStates
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from tests.fakes import Answer
-from tests.worlds import Remembering, World, linear, with_batch_norm, workbench
+from tests.worlds import Remembering, World, bound_model, linear, with_batch_norm
 
 LAYERS: tuple[PersonalizeName, ...] = ("fedbn", "fedper", "fedrep")
 METHODS: tuple[PersonalizeName, ...] = (*LAYERS, "ditto")
@@ -74,7 +74,7 @@ def test_what_travels_is_the_shared_part_alone(method: PersonalizeName) -> None:
 
     world.tampers = dict.fromkeys(world.names, note)
     world.run()
-    layout = world.trainer("a").workbench.params.layout
+    layout = world.trainer("a").bound_model.params.layout
     assert set(sent) == {layout.num_shared}
     assert layout.num_shared < layout.size
     personal = {t.name for t in layout.tensors if t.segment is Segment.PERSONAL}
@@ -88,14 +88,14 @@ class TestInRounds:
         world.run()
         first = {name: own(world, name) for name in world.names}
         assert not torch.equal(first["a"], first["b"])
-        start = world.trainer("a").workbench.initial_personal
+        start = world.trainer("a").bound_model.initial_personal
         assert all(not torch.equal(vector, start) for vector in first.values())
         world.num_rounds = 2
         begun: dict[str, Tensor] = {}
 
         def note(message: ServerMessage, answer: Answer) -> Answer:
             if isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN and message.key.round == 2:
-                begun["counted"] = world.states["a"].settle(message).tensors[PERSONAL]
+                begun["counted"] = world.states["a"].commit_or_rollback(message).tensors[PERSONAL]
             return answer
 
         world.tampers["a"] = note
@@ -113,7 +113,7 @@ class TestInRounds:
             if not (isinstance(message, Broadcast) and isinstance(answer, Upload)):
                 return answer
             number = message.key.round
-            begun[number] = world.states["b"].settle(message).tensors.get(PERSONAL, torch.zeros(0))
+            begun[number] = world.states["b"].commit_or_rollback(message).tensors.get(PERSONAL, torch.zeros(0))
             trained[number] = own(world, "b", number)
             return replace(answer, delta=answer.delta * float("nan")) if number == 2 else answer
 
@@ -134,7 +134,7 @@ class TestInRounds:
 
         world.tampers["a"] = note
         world.run()
-        bench = world.trainer("a").workbench
+        bench = world.trainer("a").bound_model
         make_own(bench, world.final, own(world, "a"))
         score = world.trainer("a").evaluate()
         assert [(found.num_correct, found.loss_sum) for found in answered] == [(score.num_correct, score.loss_sum)]
@@ -154,9 +154,9 @@ class TestInRounds:
             m for m in world.transport.broadcasts("line-to-a") if m.key.round == 2 and m.purpose is Purpose.TRAIN
         )
         at_work = world.trainer("a")
-        make_own(at_work.workbench, broadcast.params, before)
+        make_own(at_work.bound_model, broadcast.params, before)
         if method == "ditto":  # held near the global model, in an order of photos of its own
-            anchor = broadcast.params[: at_work.workbench.params.layout.num_trainable]
+            anchor = broadcast.params[: at_work.bound_model.params.layout.num_trainable]
 
             def pull(gradient: Tensor, values: Tensor) -> None:
                 gradient.add_(values - anchor, alpha=0.5)
@@ -164,7 +164,7 @@ class TestInRounds:
             at_work.fit(round=2, client_lr=0.1, part="-ditto", gradient_hook=pull)
         else:
             at_work.fit(round=2, client_lr=0.1)
-        params = at_work.workbench.params
+        params = at_work.bound_model.params
         assert torch.equal(params.shared if method == "ditto" else params.personal, own(world, "a"))
 
     def test_what_the_algorithm_keeps_is_kept_beside_it(self, method: PersonalizeName) -> None:
@@ -177,7 +177,7 @@ class TestInRounds:
 
         world.tampers["a"] = note
         world.run()
-        kept = world.states["a"].reached(key_of(world)).tensors
+        kept = world.states["a"].peek(key_of(world)).tensors
         assert set(kept) == {"memory", PERSONAL}
         assert torch.equal(kept["memory"], uploads[-1].delta)
 
@@ -203,10 +203,10 @@ class TestInRounds:
 def test_a_store_without_a_state_begins_with_the_models_own_first_values() -> None:
     """Whoever was on the bench before: in a simulation stores share one."""
     personalization = make("fedper", {})
-    bench = workbench(with_batch_norm(), personalization=personalization)
+    bench = bound_model(with_batch_norm(), personalization=personalization)
     first = bench.params.personal.clone()
     bench.params.personal.add_(1.0)
-    personalization.equip(bench, ClientState())
+    personalization.apply(bench, ClientState())
     assert torch.equal(bench.params.personal, first)
 
 
@@ -214,10 +214,10 @@ def test_where_nothing_is_personal_nothing_is_kept() -> None:
     """A client has then nothing to write down and to sync to its disk."""
     world = World(module=with_batch_norm)
     world.run()
-    assert all(not states.reached(key_of(world)).tensors for states in world.states.values())
+    assert all(not states.peek(key_of(world)).tensors for states in world.states.values())
 
 
-def make_own(bench: Workbench, shared: Tensor, personal: Tensor) -> None:
+def make_own(bench: BoundModel, shared: Tensor, personal: Tensor) -> None:
     """Put the store's own model on its bench: a whole one in place of the global one, or the part that it lacks."""
     bench.load(shared)
     (bench.params.personal if len(bench.params.personal) else bench.params.shared).copy_(personal)
@@ -226,7 +226,7 @@ def make_own(bench: Workbench, shared: Tensor, personal: Tensor) -> None:
 def own(world: World, name: str, round: int | None = None) -> Tensor:
     """What the client had kept for itself after `round` (the newest)."""
     key = key_of(world) if round is None else TaskKey(run_id="run-1", round=round, attempt=0)
-    return world.states[name].reached(key).tensors[PERSONAL]
+    return world.states[name].peek(key).tensors[PERSONAL]
 
 
 def key_of(world: World) -> TaskKey:

@@ -42,7 +42,7 @@ from fedshelf.core.ports import Left, Reply, Undecodable
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState
 from fedshelf.rounds import validation as checks
-from fedshelf.scheduling.early_stopping import Selection
+from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.serialization import messages as payload
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakePeer, Garbled, Gone
@@ -565,7 +565,7 @@ def test_the_best_round_is_kept_and_published_and_of_equals_the_earlier() -> Non
 
 
 def test_patience_ends_the_run_early_and_a_restart_does_not_go_on() -> None:
-    world = World(num_rounds=9, plan={"selection": Selection(patience=2)})
+    world = World(num_rounds=9, plan={"early_stopping": EarlyStopping(patience=2)})
     accuracies(world, {1: 1, 2: 3, 3: 2, 4: 3, 5: 4})
     assert world.run() is RunStatus.FINISHED
     assert [r.round for r in world.finished] == [1, 2, 3, 4]
@@ -598,15 +598,15 @@ def record(**values: Any) -> RoundFinished:
     ],
 )
 def test_the_chosen_metric_decides_and_more_is_better(metric: Any, values: dict[str, float], expected: Any) -> None:
-    best = Selection(metric=metric).better(record(**values), None)
+    best = EarlyStopping(metric=metric).better(record(**values), None)
     assert (best.value if best else None) == expected
 
 
 def test_values_of_different_metrics_are_never_compared() -> None:
     """A round in which every client vanished before evaluating has a central accuracy only."""
-    first = Selection().better(record(accuracy=0.5, central_accuracy=0.6), None)
-    assert Selection().better(record(central_accuracy=0.9), first) == first
-    better = Selection().better(record(accuracy=0.6, central_accuracy=0.1), first)
+    first = EarlyStopping().better(record(accuracy=0.5, central_accuracy=0.6), None)
+    assert EarlyStopping().better(record(central_accuracy=0.9), first) == first
+    better = EarlyStopping().better(record(accuracy=0.6, central_accuracy=0.1), first)
     assert better is not None
     assert better.value == 0.6
 
@@ -730,7 +730,7 @@ def test_clients_drawn_by_size_count_alike() -> None:
         return honest
 
     world.tampers = dict.fromkeys(world.names, note)
-    start = world.trainer("a").workbench.params.shared.clone()
+    start = world.trainer("a").bound_model.params.shared.clone()
     world.run()
     assert len({member.num_examples for member in world.finished[0].clients}) > 1
     torch.testing.assert_close(world.final, start + torch.stack(deltas).mean(0), rtol=1e-6, atol=1e-7)

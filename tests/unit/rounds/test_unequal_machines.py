@@ -272,7 +272,7 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_though_most_were_not_needed()
             key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params,
             client_lr=0.1, counted=final.counted.get(name),
         )  # fmt: skip
-        total += world.states[name].settle(ask).tensors.get(CONTROL_VARIATE, torch.zeros_like(total))
+        total += world.states[name].commit_or_rollback(ask).tensors.get(CONTROL_VARIATE, torch.zeros_like(total))
     torch.testing.assert_close(final.optimizer[CONTROL_VARIATE], total / 8, rtol=1e-5, atol=1e-6)
 
 
@@ -456,7 +456,7 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_under_unequal_work() -> None:
         key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params, client_lr=0.1,
         counted=TaskKey(run_id="run-1", round=4, attempt=0),
     )  # fmt: skip
-    kept = [world.states[name].settle(ask).tensors[CONTROL_VARIATE] for name in FOUR]
+    kept = [world.states[name].commit_or_rollback(ask).tensors[CONTROL_VARIATE] for name in FOUR]
     torch.testing.assert_close(
         final.optimizer[CONTROL_VARIATE], torch.stack(kept).mean(0), rtol=1e-5, atol=1e-6
     )  # fmt: skip

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedshelf.app.components import ModuleFactory, workbench_of
+from fedshelf.app.components import ModuleFactory, bound_model_of
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, Ready, Setup, TaskKey, Upload
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.stores import MemoryStores
 from fedshelf.simulate.transport import Backend
 
@@ -35,7 +35,7 @@ def photos(seed: int, count: int, size: int) -> PhotoSet:
 class Federation:
     """A player of stores in memory, and the setup that its clients are given."""
 
-    player: Player
+    runner: ClientRunner
     setup: Setup
     start: Tensor
     names: tuple[str, ...]
@@ -50,14 +50,16 @@ class Federation:
         config = RunConfig(**{**given, **values})
         stores = {name: photos(seed, count, size) for seed, (name, count) in enumerate(counts.items())}
         catalogue = Catalogue.resolve({"all": MemoryStores(stores, None, CLASSES).classes("")})
-        bench = workbench_of(config, catalogue, device="cpu", make_module=model)
+        bench = bound_model_of(config, catalogue, device="cpu", make_module=model)
         setup = Setup(
             run_id="run", config=files.for_clients(config), catalogue=catalogue.to_json(),
             layout_digest=bench.params.layout.digest,
         )  # fmt: skip
         test = photos(99, test_photos, size) if test_photos else None
-        player = Player(stores=MemoryStores(stores, test, CLASSES), device="cpu", make_module=model, states=states)
-        return cls(player=player, setup=setup, start=bench.params.shared.clone(), names=tuple(stores))
+        runner = ClientRunner(
+            stores=MemoryStores(stores, test, CLASSES), device="cpu", make_module=model, states=states
+        )
+        return cls(runner=runner, setup=setup, start=bench.params.shared.clone(), names=tuple(stores))
 
     def set_up(self, backend: Backend) -> None:
         """Everybody gets the setup, and is ready."""

@@ -17,7 +17,7 @@ from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.attacks import NO_ATTACK, Attack, attack_of
-from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.engine import simulate_in_memory
 from fedshelf.simulate.stores import MemoryStores
 from fedshelf.storage.checkpoints import FileCheckpoints
@@ -35,17 +35,18 @@ def flip(photo_set: PhotoSet) -> PhotoSet:
 def answers(tmp_path: Path, attack: Attack = NO_ATTACK, stores: Any = None, **values: Any) -> dict[str, Upload]:
     """What three stores upload in round 1."""
     federation = Federation.of(tmp_path, dict.fromkeys("abc", 9), algorithm="scaffold", **values)
-    player = Player(
-        stores=federation.player.stores if stores is None else stores, device="cpu", attack=attack, states=tmp_path
+    runner = ClientRunner(
+        stores=federation.runner.stores if stores is None else stores, device="cpu", attack=attack, states=tmp_path
     )
-    player.prepare(federation.setup)
+    runner.prepare(federation.setup)
+    layout = runner.open(federation.setup).bound_model.params.layout
     message = Broadcast(
         key=TaskKey(run_id="run", round=1, attempt=0), purpose=Purpose.TRAIN, params=federation.start, client_lr=0.1,
-        auxiliary={"control_variate": torch.zeros(player.open(federation.setup).workbench.params.layout.num_trainable)},
+        auxiliary={"control_variate": torch.zeros(layout.num_trainable)},
     )  # fmt: skip
     uploads = {}
     for name in "abc":
-        answered = player.play(name, message)
+        answered = runner.run(name, message)
         assert isinstance(answered, Upload), answered
         uploads[name] = answered
     return uploads

@@ -21,7 +21,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.simulate.engine import simulate
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary
-from fedshelf.training.own_mix import mark, of_classes, own_mix_accuracy
+from fedshelf.training.photo_scores import of_classes, reweighted_accuracy, score_photos
 from tests.unit.data.samples import write_pack
 
 CLASSES = ("apple", "milk", "tea")
@@ -72,13 +72,13 @@ def test_every_store_has_a_whole_model_whose_accuracy_is_the_one_reported(
     found = {store.client: store for store in run_summary(directory.path).stores}
     assert sorted(found) == sorted(NAMES)
     for name, store in found.items():
-        opened.workbench.module.load_state_dict(weights(directory.stores / name))
+        opened.bound_model.module.load_state_dict(weights(directory.stores / name))
         photos = store_photos(stores / name, opened, cache)
         own = torch.cat([torch.from_numpy(part.labels) for part in (photos.train, photos.validation)]).numpy()
         sold = of_classes(test, own)
-        right = mark(opened.workbench, sold).right
+        right = score_photos(opened.bound_model, sold).right
         assert store.best is not None
-        assert own_mix_accuracy(right, sold.labels, own) == store.accuracies[store.best]
+        assert reweighted_accuracy(right, sold.labels, own) == store.accuracies[store.best]
         card = json.loads((directory.stores / name / "model_card.json").read_text())
         assert (card["candidate"], card["store"], card["run_id"]) == (store.best.value, name, directory.run_id)
         guesses = Predictor.load(directory.stores / name).predict(next(Path("test").rglob("*.png")), top=3)

@@ -85,11 +85,11 @@ def task(round: int, counted: int | None) -> Broadcast:
 def play(states: SimulatedStates, round: int, counted: int | None) -> float | None:
     """One round; its state is its number. Returns the number in the state it began with."""
     broadcast = task(round, counted)
-    found = states.settle(broadcast).tensors
+    found = states.commit_or_rollback(broadcast).tensors
     upload = Upload(
         key=broadcast.key, delta=torch.zeros(1), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
     )  # fmt: skip
-    states.hold(broadcast.key, upload, ClientState(tensors={"round": torch.tensor([float(round)])}))
+    states.stage(broadcast.key, upload, ClientState(tensors={"round": torch.tensor([float(round)])}))
     return found["round"].item() if found else None
 
 
@@ -99,7 +99,7 @@ def test_the_state_in_force_is_that_of_the_newest_upload_that_was_counted(tmp_pa
     assert play(states, 3, 1) == 1
     assert play(states, 4, 1) == 1  # what round 3 led to was not counted
     assert play(states, 6, 4) == 4
-    assert SimulatedStates(tmp_path, "oslo").settle(task(7, None)).tensors == {}
+    assert SimulatedStates(tmp_path, "oslo").commit_or_rollback(task(7, None)).tensors == {}
 
 
 def test_a_run_may_begin_again_one_round_further_back(tmp_path: Path) -> None:
@@ -126,24 +126,26 @@ def test_a_fast_client_of_asynchronous_rounds_can_go_back_to_where_the_newest_ve
     for number, (round_, attempt) in enumerate(tasks):
         key = TaskKey(run_id="r", round=round_, attempt=attempt)
         broadcast = replace(task(round_, None), key=key, counted=counted)
-        assert [tensor.item() for tensor in states.settle(broadcast).tensors.values()] == [number - 1] * (number > 0)
+        assert [tensor.item() for tensor in states.commit_or_rollback(broadcast).tensors.values()] == [number - 1] * (
+            number > 0
+        )
         state = ClientState(tensors={"number": torch.tensor([float(number)])})
         upload = Upload(key=key, delta=torch.zeros(1), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0)
-        states.hold(key, upload, state)
+        states.stage(key, upload, state)
         counted = key
     again = replace(task(3, None), counted=TaskKey(run_id="r", round=2, attempt=1))
-    assert states.settle(again).tensors["number"].item() == 2
+    assert states.commit_or_rollback(again).tensors["number"].item() == 2
     further_back = replace(
         task(2, None), key=replace(again.key, round=2, attempt=1), counted=TaskKey(run_id="r", round=2, attempt=0)
     )
-    assert states.settle(further_back).tensors["number"].item() == 1
+    assert states.commit_or_rollback(further_back).tensors["number"].item() == 1
 
 
 def test_clients_of_a_stateless_algorithm_have_no_files(tmp_path: Path) -> None:
     states, broadcast = SimulatedStates(tmp_path, "lyon"), task(1, None)
-    state = states.settle(broadcast)
+    state = states.commit_or_rollback(broadcast)
     upload = Upload(key=broadcast.key, delta=torch.zeros(1), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0)
-    states.hold(broadcast.key, upload, state)
+    states.stage(broadcast.key, upload, state)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,4 +155,4 @@ def test_a_damaged_state_is_an_error_that_names_it(tmp_path: Path) -> None:
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RunError, match=r"state of a simulated client is lost: .*000001-000"):
-        states.settle(task(2, 1))
+        states.commit_or_rollback(task(2, 1))

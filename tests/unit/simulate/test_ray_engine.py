@@ -41,10 +41,10 @@ def no_cluster_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_ray_s_actors_change_not_one_bit(tmp_path: Path) -> None:
     values: dict[str, Any] = {"local_epochs": 2, "algorithm": "fedprox", "mu": 0.5}
     federation = Federation.of(tmp_path, SIZES, test_photos=600, **values)
-    alone = InProcess(federation.player.play)
+    alone = InProcess(federation.runner.run)
     federation.set_up(alone)
     expected = federation.round(alone, lr=0.05)
-    with RayPool(federation.player, 2, threads=1) as pool:
+    with RayPool(federation.runner, 2, threads=1) as pool:
         federation.set_up(pool)
         for number in (1, 2, 1):
             found = federation.round(pool, number=number, lr=0.05)
@@ -53,7 +53,7 @@ def test_ray_s_actors_change_not_one_bit(tmp_path: Path) -> None:
             assert torch.equal(found[name].delta, expected[name].delta)
             assert found[name].train_loss == expected[name].train_loss
         shared_out = total(pool.evaluate(federation.setup, federation.start))
-        assert shared_out == total(federation.player.evaluate(federation.setup, federation.start))
+        assert shared_out == total(federation.runner.evaluate(federation.setup, federation.start))
         diverged = federation.round(pool, lr=1e30)
         assert {type(answer) for answer in diverged.values()} == {Failure}
 
@@ -85,7 +85,7 @@ def dying(num_classes: int) -> nn.Module:
 @pytest.mark.parametrize(("model", "why"), [(Failing, "the model is broken"), (dying, "a Ray worker .*died")])
 def test_an_actor_that_crashes_is_one_clear_error(tmp_path: Path, model: Any, why: str) -> None:
     federation = Federation.of(tmp_path, SIZES, model=model)
-    with RayPool(federation.player, 1, threads=1) as pool:
+    with RayPool(federation.runner, 1, threads=1) as pool:
         federation.set_up(pool)
         with pytest.raises(FedShelfError, match=why):
             federation.round(pool, lr=0.05)
@@ -94,7 +94,7 @@ def test_an_actor_that_crashes_is_one_clear_error(tmp_path: Path, model: Any, wh
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"install fedshelf\[ray\]"):
-        RayPool(Federation.of(tmp_path, SIZES).player, 1, threads=1)
+        RayPool(Federation.of(tmp_path, SIZES).runner, 1, threads=1)
 
 
 @pytest.mark.slow
@@ -103,4 +103,4 @@ def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyte
 def test_a_cluster_that_is_not_there_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(UsageError, match="RAY_ADDRESS auto"):
-        RayPool(Federation.of(tmp_path, SIZES).player, 1, threads=1)
+        RayPool(Federation.of(tmp_path, SIZES).runner, 1, threads=1)

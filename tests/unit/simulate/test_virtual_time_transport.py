@@ -25,7 +25,7 @@ from fedshelf.core.ports import Arrival, Joined, Left, Reply
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import InFlight, ServerState
 from fedshelf.simulate.virtual import Dropout, Durations
-from fedshelf.simulate.virtual_time_transport import OrderedTransport
+from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
 PHOTOS = {"a": 100, "b": 100, "c": 100}
@@ -66,12 +66,12 @@ class Whenever:
 
 def transport_of(
     backend: Whenever, *, dropout: Dropout | None = None, state: ServerState | None = None, together: bool = False
-) -> OrderedTransport:  # fmt: skip
+) -> VirtualTimeTransport:  # fmt: skip
     """With everybody set up who is there."""
     joins = [
         Join(protocol=PROTOCOL_VERSION, version="", client=name, identity=name, classes=()) for name in sorted(PHOTOS)
     ]
-    transport = OrderedTransport(backend, joins, DURATIONS, dropout or Dropout(), together=together)
+    transport = VirtualTimeTransport(backend, joins, DURATIONS, dropout or Dropout(), together=together)
     if state is not None:
         transport.resume(state)
     while not transport.is_settled():
@@ -216,8 +216,8 @@ def test_a_task_that_is_given_again_draws_anew() -> None:
     assert transport.now() == 2.0
 
 
-def state_of(transport: OrderedTransport) -> ServerState:
-    return transport.note(ServerState(round=3, params=torch.zeros(2)))
+def state_of(transport: VirtualTimeTransport) -> ServerState:
+    return transport.snapshot(ServerState(round=3, params=torch.zeros(2)))
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -300,7 +300,7 @@ def test_who_is_computed_together_is_who_has_begun_when_an_answer_is_missing() -
     joins: Mapping[str, Join] = {
         name: Join(protocol=PROTOCOL_VERSION, version="", client=name, identity=name, classes=()) for name in PHOTOS
     }
-    transport = OrderedTransport(backend, joins.values(), DURATIONS, Dropout(), together=True)
+    transport = VirtualTimeTransport(backend, joins.values(), DURATIONS, Dropout(), together=True)
     for _ in PHOTOS:
         arrival = transport.receive(0.0)
         assert arrival is not None

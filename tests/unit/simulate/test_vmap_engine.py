@@ -19,7 +19,7 @@ from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.models.resnet import SmallResNet
-from fedshelf.simulate.client_runner import Player
+from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.transport import InProcess
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import choose_engine
@@ -51,7 +51,7 @@ def group_norm_resnet(num_classes: int) -> nn.Module:
 def both(federation: Federation, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """One round played one by one, and together."""
     answers = []
-    for backend in (InProcess(federation.player.play), VmapBackend(federation.player, chunk=5)):
+    for backend in (InProcess(federation.runner.run), VmapBackend(federation.runner, chunk=5)):
         federation.set_up(backend)
         answers.append(federation.round(backend, **arguments))
     return answers[0], answers[1]
@@ -125,9 +125,9 @@ class TwoPhases:
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         memory = state.tensors.get("memory", torch.zeros_like(broadcast.params))
         if trainer.client in "ac":  # clients need not train equally often
-            trainer.workbench.load(broadcast.params)
+            trainer.bound_model.load(broadcast.params)
             trainer.fit(round=broadcast.key.round + 1000, client_lr=broadcast.client_lr / 2)
-            memory = memory + trainer.workbench.params.shared
+            memory = memory + trainer.bound_model.params.shared
 
         def lean(gradient: Tensor, values: Tensor) -> None:
             gradient.add_(memory[: len(gradient)], alpha=0.1)
@@ -156,7 +156,7 @@ def test_an_algorithm_with_phases_and_memory_needs_to_know_nothing(tmp_path: Pat
     answers: list[dict[str, Any]] = []
     for number, make in enumerate(BACKENDS):
         federation = Federation.of(tmp_path / str(number), SIZES, model=chain_cnn)
-        backend = make(federation.player)
+        backend = make(federation.runner)
         federation.set_up(backend)
         federation.round(backend, lr=1e-3)
         counted = TaskKey(run_id="run", round=1, attempt=0)
@@ -174,9 +174,9 @@ def test_an_algorithm_with_phases_and_memory_needs_to_know_nothing(tmp_path: Pat
     assert answers[1]["b"].auxiliary["memory"].norm() == 0
 
 
-BACKENDS: list[Callable[[Player], Any]] = [
-    lambda player: InProcess(player.play),
-    lambda player: VmapBackend(player, chunk=5),
+BACKENDS: list[Callable[[ClientRunner], Any]] = [
+    lambda runner: InProcess(runner.run),
+    lambda runner: VmapBackend(runner, chunk=5),
 ]
 
 
@@ -184,7 +184,7 @@ def test_chunks_of_any_size_give_the_same(tmp_path: Path) -> None:
     federation = Federation.of(tmp_path, SIZES, model=chain_cnn)
     alone, _ = both(federation, lr=1e-3)
     for chunk in (1, 2, 3, 50):
-        backend = VmapBackend(federation.player, chunk=chunk)
+        backend = VmapBackend(federation.runner, chunk=chunk)
         federation.set_up(backend)
         assert_equal_to_rounding(alone, federation.round(backend, lr=1e-3))
 
@@ -196,7 +196,7 @@ def test_a_client_left_alone_takes_the_very_steps_it_takes_elsewhere(tmp_path: P
 
 def test_the_same_round_twice_gives_the_same_bits(tmp_path: Path) -> None:
     federation = Federation.of(tmp_path, SIZES)
-    backend = VmapBackend(federation.player)
+    backend = VmapBackend(federation.runner)
     federation.set_up(backend)
     first, second = (federation.round(backend, lr=0.05) for _ in range(2))
     for name in SIZES:
@@ -207,15 +207,15 @@ def test_several_rounds_together_reach_the_accuracy_that_rounds_one_by_one_reach
     accuracies = []
     for make in BACKENDS:
         federation = Federation.of(tmp_path, dict.fromkeys("abcdef", 30), model=chain_cnn, local_epochs=2)
-        backend = make(federation.player)
+        backend = make(federation.runner)
         federation.set_up(backend)
         params = federation.start
         for number in range(1, 7):
             params = params + mean(federation.round(backend, params=params, number=number, lr=0.02))
-        opened = federation.player.open(federation.setup)
-        opened.workbench.load(params)
-        seen = federation.player.stores.photos("a", opened).train
-        trainer = Trainer(workbench=opened.workbench, client="a", rng=None, train=seen, validation=seen)  # type: ignore[arg-type]
+        opened = federation.runner.open(federation.setup)
+        opened.bound_model.load(params)
+        seen = federation.runner.stores.photos("a", opened).train
+        trainer = Trainer(bound_model=opened.bound_model, client="a", rng=None, train=seen, validation=seen)  # type: ignore[arg-type]
         accuracies.append(trainer.evaluate().accuracy or 0)
     assert accuracies[0] > 0.8
     assert accuracies[1] == pytest.approx(accuracies[0], abs=0.1)
@@ -223,7 +223,7 @@ def test_several_rounds_together_reach_the_accuracy_that_rounds_one_by_one_reach
 
 def test_a_client_that_diverges_fails_by_itself(tmp_path: Path) -> None:
     federation = Federation.of(tmp_path, SIZES, model=chain_cnn, gradient_clip=0.0)
-    backend = VmapBackend(federation.player)
+    backend = VmapBackend(federation.runner)
     federation.set_up(backend)
     key = TaskKey(run_id="run", round=1, attempt=0)
     for name in federation.names:
@@ -239,7 +239,7 @@ def test_a_client_that_diverges_fails_by_itself(tmp_path: Path) -> None:
 
 def test_evaluation_and_setups_are_answered_between_trainings(tmp_path: Path) -> None:
     federation = Federation.of(tmp_path, SIZES, model=chain_cnn)
-    backend = VmapBackend(federation.player)
+    backend = VmapBackend(federation.runner)
     federation.set_up(backend)
     key = TaskKey(run_id="run", round=1, attempt=0)
     for name, purpose in zip("abcd", [Purpose.TRAIN, Purpose.EVALUATE, Purpose.TRAIN, Purpose.TRAIN], strict=True):
@@ -281,7 +281,7 @@ def test_a_model_that_cannot_be_computed_together_is_trained_one_by_one_with_one
 ) -> None:
     federation = Federation.of(tmp_path, SIZES, model=model)
     with caplog.at_level(logging.WARNING):
-        backend = VmapBackend(federation.player)
+        backend = VmapBackend(federation.runner)
         federation.set_up(backend)
         for number in (1, 2):
             answers = federation.round(backend, number=number, lr=1e-3)
@@ -332,7 +332,7 @@ class Breaking(nn.Module):
 
 def test_a_model_that_fails_in_training_ends_the_run_and_no_thread_is_left(tmp_path: Path) -> None:
     federation = Federation.of(tmp_path, SIZES, model=Breaking)
-    backend = VmapBackend(federation.player)
+    backend = VmapBackend(federation.runner)
     federation.set_up(backend)
     Breaking.calls = 0
     before = threading.active_count()
@@ -346,7 +346,7 @@ def test_a_client_that_cannot_take_part_says_why_as_elsewhere(tmp_path: Path) ->
     wrong = replace(federation, setup=replace(federation.setup, layout_digest="another"))
     answers = []
     for make in BACKENDS:
-        backend = make(wrong.player)
+        backend = make(wrong.runner)
         for name in wrong.names:
             backend.submit(name, wrong.setup)
         for _ in wrong.names:
@@ -364,7 +364,7 @@ def tiny(num_classes: int) -> nn.Module:
 def test_the_engine_is_chosen_by_trying_and_the_reason_is_given(
     clients: dict[str, int], expected: set[str], tmp_path: Path
 ) -> None:
-    stores = Federation.of(tmp_path, clients, model=tiny).player.stores
+    stores = Federation.of(tmp_path, clients, model=tiny).runner.stores
     config = RunConfig(device="cpu", image_size=16, batch_size=4, min_clients=1, workers=0)
     choice = choose_engine(config, stores, make_module=tiny)
     assert choice.engine in expected
@@ -373,7 +373,7 @@ def test_the_engine_is_chosen_by_trying_and_the_reason_is_given(
 
 
 def test_a_worker_that_has_one_client_to_train_trains_it_by_itself(tmp_path: Path) -> None:
-    stores = Federation.of(tmp_path, SIZES, model=tiny).player.stores
+    stores = Federation.of(tmp_path, SIZES, model=tiny).runner.stores
     config = RunConfig(device="cpu", image_size=16, batch_size=4, workers=5)
     choice = choose_engine(config, stores, make_module=tiny)
     assert choice.engine == "local"
@@ -386,7 +386,7 @@ def test_workers_that_train_their_shares_together_come_to_the_same_and_always_to
     alone, _ = both(federation, lr=1e-3)
     found = []
     for workers in (2, 2, 4):
-        with WorkerPool(federation.player, workers, threads=1, together=True) as pool:
+        with WorkerPool(federation.runner, workers, threads=1, together=True) as pool:
             federation.set_up(pool)
             found += [federation.round(pool, lr=1e-3) for _ in range(2)]
     for together in found:
@@ -399,7 +399,7 @@ def test_workers_that_train_their_shares_together_come_to_the_same_and_always_to
 @pytest.mark.slow
 def test_workers_that_train_together_evaluate_and_fail_as_others(tmp_path: Path) -> None:
     federation = Federation.of(tmp_path, SIZES, model=chain_cnn, gradient_clip=0.0)
-    with WorkerPool(federation.player, 2, threads=1, together=True) as pool:
+    with WorkerPool(federation.runner, 2, threads=1, together=True) as pool:
         federation.set_up(pool)
         key = TaskKey(run_id="run", round=1, attempt=0)
         pool.submit("a", Broadcast(key=key, purpose=Purpose.EVALUATE, params=federation.start, client_lr=0.1))
@@ -407,7 +407,7 @@ def test_workers_that_train_together_evaluate_and_fail_as_others(tmp_path: Path)
         diverged = federation.round(pool, params=federation.start * float("inf"), lr=1e-3)
         assert {type(answer) for answer in diverged.values()} == {Failure}
     broken = Federation.of(tmp_path, SIZES, model=Raising)
-    with WorkerPool(broken.player, 2, threads=1, together=True) as pool:
+    with WorkerPool(broken.runner, 2, threads=1, together=True) as pool:
         broken.set_up(pool)
         with pytest.raises(FedShelfError, match="the model is broken"):
             broken.round(pool, lr=0.1)

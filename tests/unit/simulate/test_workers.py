@@ -20,7 +20,7 @@ from fedshelf.core.messages import Broadcast, ClientMessage, Evaluation, Purpose
 from fedshelf.simulate.ipc import pack
 from fedshelf.simulate.processes import start_method
 from fedshelf.simulate.shared import SharedFiles, SharedFolders
-from fedshelf.simulate.workers import WorkerPool, _Play, _work
+from fedshelf.simulate.workers import WorkerPool, _RunOne, _work
 from fedshelf.storage.checkpoints import FileCheckpoints
 from tests.unit.simulate import stateful
 
@@ -48,7 +48,7 @@ class Counting:
             num_validation=0, num_left_out=0,
         )  # fmt: skip
 
-    def play(self, name: str, message: ServerMessage) -> ClientMessage:
+    def run(self, name: str, message: ServerMessage) -> ClientMessage:
         if name == "broken":
             raise ValueError("this client is broken")
         if name == "deadly":
@@ -157,13 +157,13 @@ def test_a_worker_whose_parent_dies_meanwhile_ends_in_silence() -> None:
     ours, theirs = Pipe()
 
     class Orphaned(Counting):
-        def play(self, name: str, message: ServerMessage) -> ClientMessage:
+        def run(self, name: str, message: ServerMessage) -> ClientMessage:
             ours.close()
-            return super().play(name, message)
+            return super().run(name, message)
 
     with contextlib.closing(SharedFolders()) as folders:
         files = SharedFiles(folders.paths, "models")
-        ours.send_bytes(pack(([], _Play(name="a", message=broadcast())), files.publish))
+        ours.send_bytes(pack(([], _RunOne(name="a", message=broadcast())), files.publish))
         _work(Orphaned({"a": 1}), folders.paths, theirs, 0)  # type: ignore[arg-type]
     theirs.close()
 

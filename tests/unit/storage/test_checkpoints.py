@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import Best, InFlight, OpenRound, ServerState
-from fedshelf.storage.atomic_files import write_tensors
 from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.tensor_files import write_tensors
 
 
 def state(round: int, *, best: int | None = None) -> ServerState:

@@ -10,8 +10,8 @@ from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.ports import ClientStates
 from fedshelf.core.state import ClientState
 from fedshelf.serialization import messages as payload
-from fedshelf.storage.atomic_files import write_tensors
 from fedshelf.storage.client_states import FileClientStates, MemoryClientStates
+from fedshelf.storage.tensor_files import write_tensors
 
 
 def key(round: int, attempt: int = 1, run_id: str = "run") -> TaskKey:
@@ -46,70 +46,70 @@ def names(folder: Path) -> list[str]:
 
 def test_the_same_question_is_answered_with_the_same_bytes_after_a_restart(tmp_path: Path) -> None:
     first = upload(key(1))
-    FileClientStates(tmp_path).hold(key(1), first, state(1))
-    again = FileClientStates(tmp_path).answered(key(1))
+    FileClientStates(tmp_path).stage(key(1), first, state(1))
+    again = FileClientStates(tmp_path).cached_reply(key(1))
     assert isinstance(again, Upload)
-    assert payload.encode_body(again) == payload.encode_body(first)
+    assert payload.encode_blob(again) == payload.encode_blob(first)
     assert payload.encode_header(again, "x") == payload.encode_header(first, "x")
-    assert FileClientStates(tmp_path).answered(key(1, attempt=2)) is None
+    assert FileClientStates(tmp_path).cached_reply(key(1, attempt=2)) is None
 
 
 def test_a_stateless_algorithm_leaves_nothing_behind_once_it_was_counted(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
-    states.hold(key(1), upload(key(1)), ClientState())
-    assert states.settle(broadcast(key(2), counted=key(1))).tensors == {}
+    states.stage(key(1), upload(key(1)), ClientState())
+    assert states.commit_or_rollback(broadcast(key(2), counted=key(1))).tensors == {}
     assert files(tmp_path) == []
 
 
 def test_runs_are_kept_apart(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
-    states.hold(key(1), upload(key(1)), state(1))
-    states.settle(broadcast(key(2), counted=key(1)))
-    assert value(states.settle(broadcast(key(2, run_id="../run")))) is None
-    assert value(states.settle(broadcast(key(2), counted=key(1)))) == 1
+    states.stage(key(1), upload(key(1)), state(1))
+    states.commit_or_rollback(broadcast(key(2), counted=key(1)))
+    assert value(states.commit_or_rollback(broadcast(key(2, run_id="../run")))) is None
+    assert value(states.commit_or_rollback(broadcast(key(2), counted=key(1)))) == 1
 
 
 def test_another_runs_answer_is_dropped_but_its_state_may_still_be_counted(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
-    states.hold(key(1), upload(key(1)), state(1))
-    states.hold(key(1, run_id="other"), upload(key(1, run_id="other")), state(2))
-    assert states.answered(key(1)) is None
-    assert value(states.settle(broadcast(key(2), counted=key(1)))) == 1
+    states.stage(key(1), upload(key(1)), state(1))
+    states.stage(key(1, run_id="other"), upload(key(1, run_id="other")), state(2))
+    assert states.cached_reply(key(1)) is None
+    assert value(states.commit_or_rollback(broadcast(key(2), counted=key(1)))) == 1
 
 
 def test_another_runs_stateless_answer_is_gone(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
-    states.hold(key(1), upload(key(1)), ClientState())
-    states.hold(key(1, run_id="other"), upload(key(1, run_id="other")), ClientState())
+    states.stage(key(1), upload(key(1)), ClientState())
+    states.stage(key(1, run_id="other"), upload(key(1, run_id="other")), ClientState())
     assert files(tmp_path) == ["pending.safetensors"]
-    assert states.answered(key(1, run_id="other")) is not None
+    assert states.cached_reply(key(1, run_id="other")) is not None
 
 
 def test_a_damaged_answer_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     states = FileClientStates(tmp_path)
-    states.hold(key(1), upload(key(1)), ClientState())
+    states.stage(key(1), upload(key(1)), ClientState())
     (path,) = tmp_path.rglob("pending.safetensors")
     path.write_bytes(path.read_bytes()[:-4])
-    assert states.answered(key(1)) is None
+    assert states.cached_reply(key(1)) is None
     assert "made again" in caplog.text
-    assert states.settle(broadcast(key(1))).tensors == {}
+    assert states.commit_or_rollback(broadcast(key(1))).tensors == {}
 
 
 def test_a_damaged_or_newer_committed_state_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
-    states.hold(key(1), upload(key(1)), state(1))
-    states.settle(broadcast(key(2), counted=key(1)))
+    states.stage(key(1), upload(key(1)), state(1))
+    states.commit_or_rollback(broadcast(key(2), counted=key(1)))
     (path,) = tmp_path.rglob("committed.safetensors")
     write_tensors(path, {}, {"schema": 2})
     with pytest.raises(RunError, match="newer FedShelf"):
-        states.settle(broadcast(key(2), counted=key(1)))
+        states.commit_or_rollback(broadcast(key(2), counted=key(1)))
     path.write_bytes(b"")
     with pytest.raises(RunError, match="delete it"):
-        states.settle(broadcast(key(2), counted=key(1)))
+        states.commit_or_rollback(broadcast(key(2), counted=key(1)))
 
 
 def test_unfinished_files_of_a_killed_client_are_removed(tmp_path: Path) -> None:
-    FileClientStates(tmp_path).hold(key(1), upload(key(1)), state(1))
+    FileClientStates(tmp_path).stage(key(1), upload(key(1)), state(1))
     (folder,) = tmp_path.iterdir()
     (folder / ".pending.safetensors.ab.tmp").write_bytes(b"half")
     FileClientStates(tmp_path)
@@ -119,18 +119,18 @@ def test_unfinished_files_of_a_killed_client_are_removed(tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["file", "memory"])
 def test_what_was_rolled_back_is_never_in_force_again(kind: str, tmp_path: Path) -> None:
     states: ClientStates = FileClientStates(tmp_path) if kind == "file" else MemoryClientStates()
-    states.hold(key(1), upload(key(1)), state(1))
-    assert value(states.reached(key(1))) == 1
-    assert value(states.reached(key(2))) is None, "what another task led to is not in force before it is counted"
-    assert value(states.settle(broadcast(key(2)))) is None
-    assert value(states.reached(key(1))) is None
-    assert value(states.settle(broadcast(key(3), counted=key(1)))) is None
+    states.stage(key(1), upload(key(1)), state(1))
+    assert value(states.peek(key(1))) == 1
+    assert value(states.peek(key(2))) is None, "what another task led to is not in force before it is counted"
+    assert value(states.commit_or_rollback(broadcast(key(2)))) is None
+    assert value(states.peek(key(1))) is None
+    assert value(states.commit_or_rollback(broadcast(key(3), counted=key(1)))) is None
 
 
 def test_an_answer_that_was_not_counted_is_rolled_back_and_gone(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
-    states.hold(key(1), upload(key(1)), state(1))
-    assert value(states.settle(broadcast(key(1)))) is None  # asked again: still pending
+    states.stage(key(1), upload(key(1)), state(1))
+    assert value(states.commit_or_rollback(broadcast(key(1)))) is None  # asked again: still pending
     assert files(tmp_path) == ["pending.safetensors"]
-    assert value(states.settle(broadcast(key(2)))) is None
+    assert value(states.commit_or_rollback(broadcast(key(2)))) is None
     assert files(tmp_path) == []

@@ -31,7 +31,7 @@ def upload(value: float = 1.0, size: int = 1000, key: TaskKey = KEY) -> Upload:
 def same_bytes(one: object, other: object) -> bool:
     assert isinstance(one, Upload)
     assert isinstance(other, Upload)
-    body, other_body = payload.encode_body(one), payload.encode_body(other)
+    body, other_body = payload.encode_blob(one), payload.encode_blob(other)
     return body == other_body and payload.encode_header(one, "x") == payload.encode_header(other, "x")
 
 
@@ -107,7 +107,7 @@ def test_what_a_crash_left_unfinished_or_damaged_is_not_found(tmp_path: Path, ca
 
 
 def test_a_body_that_came_as_a_file_is_moved_and_not_copied(tmp_path: Path) -> None:
-    body = payload.body_of(upload())
+    body = payload.blob_of(upload())
     source = Received(path=tmp_path / body.digest, digest=body.digest)
     source.path.write_bytes(body.join())
     inode = source.path.stat().st_ino

@@ -14,7 +14,7 @@ from fedshelf.core.errors import UsageError
 from fedshelf.training.compiled import choose_forward
 from fedshelf.training.prefetch import ahead
 from fedshelf.training.trainer import evaluate
-from tests.worlds import PLAIN, photos, trainer, with_batch_norm, workbench
+from tests.worlds import PLAIN, bound_model, photos, trainer, with_batch_norm
 
 
 def test_items_made_ahead_are_the_same_in_the_same_order_and_made_elsewhere() -> None:
@@ -66,7 +66,7 @@ def test_leaving_early_leaves_no_thread() -> None:
 
 
 def test_batches_made_ahead_are_those_that_are_made_in_time() -> None:
-    work = trainer(bench=workbench(with_batch_norm(), replace(PLAIN, local_epochs=2)), train=photos(1, 11))
+    work = trainer(bench=bound_model(with_batch_norm(), replace(PLAIN, local_epochs=2)), train=photos(1, 11))
     for found, expected in zip(ahead(work._batches(1)), work._batches(1), strict=True):
         assert torch.equal(found.images, expected.images)
         assert torch.equal(found.labels, expected.labels)
@@ -75,23 +75,23 @@ def test_batches_made_ahead_are_those_that_are_made_in_time() -> None:
 def test_a_compiled_pass_takes_the_same_steps_and_trying_it_changes_nothing() -> None:
     """By torch.compile's tracing alone, without its code generation, which takes minutes."""
     settings = replace(PLAIN, momentum=0.9, local_epochs=2)
-    plain, bench = (workbench(with_batch_norm(), settings) for _ in range(2))
+    plain, bench = (bound_model(with_batch_norm(), settings) for _ in range(2))
     chosen = choose_forward(bench, 4, "on", backend="eager")
     assert chosen.compiled
     assert "ms a step" in chosen.reason
     assert torch.equal(bench.params.vector, plain.params.vector)
-    for each in (plain, chosen.bench):
+    for each in (plain, chosen.bound):
         trainer(bench=each).fit(round=1, client_lr=0.1)
-    torch.testing.assert_close(chosen.bench.params.vector, plain.params.vector, rtol=0, atol=1e-6)
-    assert not torch.equal(plain.params.vector, workbench(with_batch_norm()).params.vector)
-    assert evaluate(chosen.bench, photos(5, 9)).num_correct == evaluate(plain, photos(5, 9)).num_correct
+    torch.testing.assert_close(chosen.bound.params.vector, plain.params.vector, rtol=0, atol=1e-6)
+    assert not torch.equal(plain.params.vector, bound_model(with_batch_norm()).params.vector)
+    assert evaluate(chosen.bound, photos(5, 9)).num_correct == evaluate(plain, photos(5, 9)).num_correct
 
 
 def test_compiling_is_not_tried_on_a_cpu_unless_asked_for() -> None:
-    bench = workbench()
+    bench = bound_model()
     for choice in ("auto", "off"):
         chosen = choose_forward(bench, 4, choice)
-        assert (chosen.compiled, chosen.bench) == (False, bench)
+        assert (chosen.compiled, chosen.bound) == (False, bench)
 
 
 class Broken(nn.Module):
@@ -105,7 +105,7 @@ class Broken(nn.Module):
 
 def test_a_model_that_cannot_be_compiled_is_a_wrong_flag_where_it_was_asked_for() -> None:
     with pytest.raises(UsageError, match=r"--compile on: .*the model is broken"):
-        choose_forward(workbench(Broken()), 4, "on", backend="eager")
+        choose_forward(bound_model(Broken()), 4, "on", backend="eager")
 
 
 KEPT = """

@@ -12,7 +12,7 @@ from fedshelf.core.choices import OptimizerName
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.training import batch_size
 from fedshelf.training.batch_size import BatchSizes, candidates, fastest, lr_scale, measure
-from tests.worlds import PLAIN, SIZE, linear, photos, trainer, with_batch_norm, workbench
+from tests.worlds import PLAIN, SIZE, bound_model, linear, photos, trainer, with_batch_norm
 
 SIZES = (4, 8, 16)
 PHOTO = 3 * SIZE * SIZE
@@ -68,10 +68,10 @@ class PerStep(nn.Module):
 
 
 def test_where_steps_cost_more_than_photos_the_largest_batch_is_found_fastest() -> None:
-    found = measure(workbench(PerStep()), photos(1, 70), SIZES)
+    found = measure(bound_model(PerStep()), photos(1, 70), SIZES)
     assert tuple(found) == SIZES
     assert found[4] > found[8] > found[16] > 0
-    assert BatchSizes(workbench(PerStep())).best_for(photos(1, 130)) == 16
+    assert BatchSizes(bound_model(PerStep())).best_for(photos(1, 130)) == 16
 
 
 class Dropping(nn.Module):
@@ -90,7 +90,7 @@ class Dropping(nn.Module):
 @pytest.mark.parametrize("training", [True, False])
 def test_trying_batch_sizes_leaves_the_workbench_as_it_was(optimizer: OptimizerName, training: bool) -> None:
     settings = replace(PLAIN, optimizer=optimizer, momentum=0.9, weight_decay=0.1)
-    bench = workbench(Dropping(), settings)
+    bench = bound_model(Dropping(), settings)
     trainer(bench=bench).fit(round=1, client_lr=0.1)
     bench.module.train(training)
     state = {name: tensor.clone() for name, tensor in bench.module.state_dict().items()}
@@ -129,14 +129,14 @@ class Full(nn.Module):
     ],
 )
 def test_a_batch_that_does_not_fit_is_stepped_back_from(error: Exception) -> None:
-    assert set(measure(workbench(Full(8, error)), photos(1, 9), SIZES)) == {4, 8}
-    nothing_fits = BatchSizes(workbench(Full(0, error)))
+    assert set(measure(bound_model(Full(8, error)), photos(1, 9), SIZES)) == {4, 8}
+    nothing_fits = BatchSizes(bound_model(Full(0, error)))
     assert nothing_fits.best_for(photos(1, 70)) == 4, "training itself will say so"
 
 
 def test_what_is_no_lack_of_memory_is_not_taken_for_one() -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
-        measure(workbench(Full(8, RuntimeError("size mismatch"))), photos(1, 9), SIZES)
+        measure(bound_model(Full(8, RuntimeError("size mismatch"))), photos(1, 9), SIZES)
 
 
 @pytest.mark.parametrize(("batches", "expected"), [(4.1, SIZES), (3.9, (4, 8)), (1.9, (4,)), (0.9, (4,))])
@@ -148,7 +148,7 @@ def test_a_batch_takes_no_more_than_its_share_of_free_memory(
     batch = 4 * 2 * PHOTO * 4
     free = int(batches * batch / batch_size.MEMORY_SHARE)
     monkeypatch.setattr(batch_size, "free_memory", lambda: free)
-    assert tuple(measure(workbench(module), photos(1, 9), SIZES)) == expected
+    assert tuple(measure(bound_model(module), photos(1, 9), SIZES)) == expected
 
 
 def test_it_is_measured_once_and_a_small_store_takes_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_it_is_measured_once_and_a_small_store_takes_a_smaller_batch(monkeypatch
         return {4: 1.0, 8: 0.6, 16: 0.4}
 
     monkeypatch.setattr(batch_size, "measure", measured)
-    sizes = BatchSizes(workbench())
+    sizes = BatchSizes(bound_model())
     assert [sizes.best_for(photos(1, count)) for count in (0, 63)] == [4, 4]
     assert asked == [], "there is nothing to choose among"
     assert [sizes.best_for(photos(1, count)) for count in (64, 128, 127, 63, 500)] == [8, 16, 8, 4, 16]
@@ -170,7 +170,7 @@ def test_it_is_measured_once_and_a_small_store_takes_a_smaller_batch(monkeypatch
 def test_a_scaled_client_trains_as_one_that_is_told_the_scaled_rate_and_says_so(optimizer: OptimizerName) -> None:
     uploads = []
     for scale, told in ((4.0, 0.025), (1.0, 0.1)):
-        bench = workbench(linear(), replace(PLAIN, optimizer=optimizer, momentum=0.9, local_epochs=2))
+        bench = bound_model(linear(), replace(PLAIN, optimizer=optimizer, momentum=0.9, local_epochs=2))
         work = replace(trainer(bench=bench), growth=int(scale), lr_scale=scale)
         key = TaskKey(run_id="r", round=1, attempt=0)
         params = bench.params.shared.clone()
@@ -183,6 +183,6 @@ def test_a_scaled_client_trains_as_one_that_is_told_the_scaled_rate_and_says_so(
 @pytest.mark.parametrize(("told", "taken"), [(None, 5), (1, 1), (8, 2), (9, 2), (11, 3), (40, 10)])
 def test_a_client_with_larger_batches_takes_fewer_of_the_steps_that_it_is_told(told: int | None, taken: int) -> None:
     """Told steps are of the configured size: the work stays what the server meant."""
-    bench = workbench(linear(), replace(PLAIN, batch_size=4))
+    bench = bound_model(linear(), replace(PLAIN, batch_size=4))
     work = replace(trainer(bench=bench, train=photos(1, 20)), growth=4, lr_scale=4.0)
     assert work.fit(round=1, client_lr=0.01, num_steps=told).num_steps == taken

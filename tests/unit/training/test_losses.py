@@ -18,11 +18,11 @@ from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import take
-from fedshelf.training.bound_model import TrainingSettings, Workbench
+from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.losses import calibration_of, cross_entropy, stacked
 from fedshelf.training.stack import Stack
 from fedshelf.training.trainer import Trainer
-from tests.worlds import PLAIN, linear, photos, trainer, with_batch_norm, workbench
+from tests.worlds import PLAIN, bound_model, linear, photos, trainer, with_batch_norm
 
 CPU = torch.device("cpu")
 LOSSES: tuple[LossName, ...] = ("fedrs", "fedlc")
@@ -36,13 +36,13 @@ def of_classes(labels: list[int], seed: int = 1) -> PhotoSet:
 
 
 def client(loss: LossName, labels: list[int], *, settings: TrainingSettings = PLAIN, **values: Any) -> Trainer:
-    bench: Workbench = values.pop("bench", None) or workbench(linear(), replace(settings, loss=loss, **values))
+    bench: BoundModel = values.pop("bench", None) or bound_model(linear(), replace(settings, loss=loss, **values))
     return replace(trainer(bench=bench), train=of_classes(labels))
 
 
 def head(work: Trainer) -> Tensor:
     """The classifier's weights and biases, a row a class: [K, D + 1]."""
-    weight, bias = list(work.workbench.module.parameters())[-2:]
+    weight, bias = list(work.bound_model.module.parameters())[-2:]
     return torch.cat([weight, bias.unsqueeze(1)], dim=1).detach().clone()
 
 
@@ -88,7 +88,7 @@ def test_a_step_is_the_step_of_the_calibrated_logits(smoothing: float) -> None:
         work = client(loss, labels.tolist(), label_smoothing=smoothing, batch_size=100)
         module = linear()
         images_BHWC, _ = take(work.train, np.arange(4))
-        mean, std = work.workbench.normalization.mean, work.workbench.normalization.std
+        mean, std = work.bound_model.normalization.mean, work.bound_model.normalization.std
         x = (images_BHWC.float() / 255 - torch.tensor(mean)) / torch.tensor(std)
         logits = module(x.permute(0, 3, 1, 2))
         if loss == "fedrs":
@@ -99,7 +99,7 @@ def test_a_step_is_the_step_of_the_calibrated_logits(smoothing: float) -> None:
         expected.backward()
         by_hand = torch.cat([(p - 0.1 * p.grad).detach().flatten() for p in module.parameters() if p.grad is not None])
         fit = work.fit(round=1, client_lr=0.1)
-        torch.testing.assert_close(work.workbench.params.trainable, by_hand, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(work.bound_model.params.trainable, by_hand, rtol=1e-5, atol=1e-6)
         assert fit.loss == pytest.approx(expected.item(), rel=1e-5), "what is reported is what is trained with"
 
 
@@ -117,8 +117,8 @@ def test_absent_classes_are_pushed_down_by_cross_entropy_less_by_fedrs_and_not_a
 def test_every_algorithm_trains_with_the_loss(name: str) -> None:
     algorithm = registry.make(name, RunConfig(algorithm=name).model_dump())
     work = client("fedlc", [0, 2, 2, 0, 0])
-    state = ServerState(params=work.workbench.params.shared.clone(), round=0)
-    num_trainable = work.workbench.params.layout.num_trainable
+    state = ServerState(params=work.bound_model.params.shared.clone(), round=0)
+    num_trainable = work.bound_model.params.layout.num_trainable
     message = Broadcast(
         key=TaskKey(run_id="r", round=1, attempt=0), purpose=Purpose.TRAIN, params=state.params, client_lr=0.1,
         auxiliary=algorithm.broadcast(state, num_trainable),
@@ -135,10 +135,10 @@ def test_the_gradient_over_all_photos_is_that_of_the_clients_loss(loss: LossName
     """SCAFFOLD's option 1 asks for it."""
     labels = [0, 2, 2, 0, 0]
     whole = client(loss, labels, batch_size=100)
-    start = whole.workbench.params.trainable.clone()
+    start = whole.bound_model.params.trainable.clone()
     whole.fit(round=1, client_lr=1.0)
     gradient = client(loss, labels, batch_size=2).gradient(round=1)
-    torch.testing.assert_close(gradient, start - whole.workbench.params.trainable, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, start - whole.bound_model.params.trainable, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -149,7 +149,7 @@ def test_one_class_or_a_batch_of_one_class_is_trained_on(loss: LossName, labels:
     work = client(loss, labels, settings=replace(SMOOTH, gradient_clip=5.0, momentum=0.9, local_epochs=2))
     fit = work.fit(round=1, client_lr=0.1)
     assert math.isfinite(fit.loss)
-    assert work.workbench.params.vector.isfinite().all()
+    assert work.bound_model.params.vector.isfinite().all()
     assert fit.num_steps == 2 * math.ceil(len(labels) / 4)
 
 
@@ -167,26 +167,26 @@ STOCKS = ([0, 1, 0, 0, 2], [2, 2, 2], [1, 0, 1, 1, 1, 0, 1])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_clients_together_train_with_the_loss_that_each_has_alone(loss: LossName, smoothing: float, model: Any) -> None:
     settings = replace(PLAIN, loss=loss, label_smoothing=smoothing, momentum=0.9, local_epochs=2)
-    stack = Stack(workbench(model(), settings), len(STOCKS))
+    stack = Stack(bound_model(model(), settings), len(STOCKS))
     together = [client(loss, labels, bench=seat) for labels, seat in zip(STOCKS, stack.benches, strict=True)]
-    lanes = [
-        loop.Lane(bench=work.workbench, batches=work._batches(1), round=1, client_lr=0.01,
+    local_runs = [
+        loop.LocalRun(bound=work.bound_model, batches=work._batches(1), round=1, client_lr=0.01,
                   num_examples=len(work.train), calibration=work.calibration)
         for work in together
     ]  # fmt: skip
-    stack.train(lanes)
-    plain = client("cross-entropy", STOCKS[2], bench=workbench(model(), replace(settings, loss="cross-entropy")))
+    stack.train(local_runs)
+    plain = client("cross-entropy", STOCKS[2], bench=bound_model(model(), replace(settings, loss="cross-entropy")))
     plain.fit(round=1, client_lr=0.01)
-    for work, lane, labels in zip(together, lanes, STOCKS, strict=True):
-        alone = client(loss, labels, bench=workbench(model(), settings))
+    for work, local_run, labels in zip(together, local_runs, STOCKS, strict=True):
+        alone = client(loss, labels, bench=bound_model(model(), settings))
         fit = alone.fit(round=1, client_lr=0.01)
-        torch.testing.assert_close(work.workbench.params.vector, alone.workbench.params.vector, rtol=0, atol=1e-6)
-        assert lane.result(0).loss == pytest.approx(fit.loss, abs=1e-6)
-    assert not torch.allclose(together[2].workbench.params.vector, plain.workbench.params.vector, atol=1e-3)
+        torch.testing.assert_close(work.bound_model.params.vector, alone.bound_model.params.vector, rtol=0, atol=1e-6)
+        assert local_run.result(0).loss == pytest.approx(fit.loss, abs=1e-6)
+    assert not torch.allclose(together[2].bound_model.params.vector, plain.bound_model.params.vector, atol=1e-3)
 
 
 def test_a_client_that_diverges_says_so_with_a_loss_of_its_own_too() -> None:
     work = client("fedlc", [0, 2, 2, 0, 0])
-    work.workbench.params.vector.fill_(math.inf)
+    work.bound_model.params.vector.fill_(math.inf)
     with pytest.raises(Exception, match="diverged in round 1"):
         work.fit(round=1, client_lr=0.1)

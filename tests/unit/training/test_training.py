@@ -17,12 +17,12 @@ from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.models.resnet import resnet10
 from fedshelf.training import trainer as training
-from fedshelf.training.bound_model import TrainingSettings, Workbench
+from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.device import choose
 from fedshelf.training.schedule import client_lr
 from fedshelf.training.trainer import Trainer, evaluate, evaluate_batches, num_batches, total
 from tests.paper.reference_fedavg import normalized
-from tests.worlds import PLAIN, linear, photos, trainer, with_batch_norm, workbench
+from tests.worlds import PLAIN, bound_model, linear, photos, trainer, with_batch_norm
 
 WHOLE = replace(PLAIN, batch_size=1000)
 
@@ -87,47 +87,47 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_local_training_takes_the_steps_that_torch_takes(name: str) -> None:
     settings = SETTINGS[name]
-    work = trainer(bench=workbench(linear(), settings))
+    work = trainer(bench=bound_model(linear(), settings))
     work.fit(round=1, client_lr=0.1)
     expected = step_by_hand(settings, steps=settings.local_epochs)
-    torch.testing.assert_close(work.workbench.params.trainable, expected, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(work.bound_model.params.trainable, expected, rtol=1e-5, atol=2e-6)
     if name not in ("plain", "a clip that does not bind"):
         other = step_by_hand(WHOLE, steps=1)
         assert (expected - other).norm() > 1e-3, "a setting without effect would not be tested"
 
 
 def test_the_clip_bounds_the_gradient_of_the_whole_model() -> None:
-    work = trainer(bench=workbench(linear(), replace(WHOLE, gradient_clip=0.01)))
-    before = work.workbench.params.vector.clone()
+    work = trainer(bench=bound_model(linear(), replace(WHOLE, gradient_clip=0.01)))
+    before = work.bound_model.params.vector.clone()
     work.fit(round=1, client_lr=1.0)
-    assert (work.workbench.params.vector - before).norm() == pytest.approx(0.01, rel=1e-3)
+    assert (work.bound_model.params.vector - before).norm() == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_optimizer_starts_fresh_each_round(optimizer: Any) -> None:
-    work = trainer(bench=workbench(linear(), replace(WHOLE, momentum=0.9, optimizer=optimizer, local_epochs=2)))
-    start = work.workbench.params.vector.clone()
+    work = trainer(bench=bound_model(linear(), replace(WHOLE, momentum=0.9, optimizer=optimizer, local_epochs=2)))
+    start = work.bound_model.params.vector.clone()
     results = []
     for _ in range(2):
-        work.workbench.load(start)
+        work.bound_model.load(start)
         work.fit(round=1, client_lr=0.1)
-        results.append(work.workbench.params.vector.clone())
+        results.append(work.bound_model.params.vector.clone())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], start)
 
 
 def test_training_that_diverges_is_an_error_that_says_what_to_do() -> None:
-    work = trainer(bench=workbench(linear(), replace(PLAIN, local_epochs=50)))
+    work = trainer(bench=bound_model(linear(), replace(PLAIN, local_epochs=50)))
     with pytest.raises(FedShelfError, match=r"diverged in round 3.*lower --client-lr"):
         work.fit(round=3, client_lr=1e38)
 
 
 def test_the_upload_is_local_minus_global() -> None:
-    work = trainer(bench=workbench(with_batch_norm(), replace(PLAIN, local_epochs=3)))
-    params = work.workbench.params.shared.clone() + 0.01
+    work = trainer(bench=bound_model(with_batch_norm(), replace(PLAIN, local_epochs=3)))
+    params = work.bound_model.params.shared.clone() + 0.01
     key = TaskKey(run_id="r", round=4, attempt=1)
     upload = work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1))
-    assert torch.equal(upload.delta, work.workbench.params.shared - params)
+    assert torch.equal(upload.delta, work.bound_model.params.shared - params)
     assert upload.delta.norm() > 0
     assert upload.key == key
     assert upload.num_examples == len(work.train) == 8
@@ -136,16 +136,16 @@ def test_the_upload_is_local_minus_global() -> None:
 
 
 def test_the_loss_is_the_mean_over_all_photos_seen() -> None:
-    work = trainer(bench=workbench(linear(), replace(PLAIN, batch_size=3, local_epochs=2)))
+    work = trainer(bench=bound_model(linear(), replace(PLAIN, batch_size=3, local_epochs=2)))
     fit = work.fit(round=1, client_lr=1e-12)
-    bench = workbench(linear())
+    bench = bound_model(linear())
     assert fit.loss == pytest.approx(evaluate(bench, work.train).loss, rel=1e-5)
     assert fit.num_steps == 6
 
 
 def test_every_photo_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
     store = PhotoSet(np.zeros((10, 4, 4, 3), np.uint8), np.arange(10))
-    work = trainer(bench=workbench(linear(), replace(PLAIN, batch_size=4, local_epochs=2)), train=store)
+    work = trainer(bench=bound_model(linear(), replace(PLAIN, batch_size=4, local_epochs=2)), train=store)
     batches = [labels for _, labels in work._batches(1)]
     assert [len(b) for b in batches] == [4, 4, 2] * 2
     first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
@@ -167,14 +167,14 @@ def test_every_photo_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
 def test_a_last_batch_of_one_is_left_out_where_batch_norm_cannot_use_it(
     batch_norm: bool, count: int, batch: int, steps: int
 ) -> None:
-    bench = workbench(with_batch_norm() if batch_norm else linear(), replace(PLAIN, batch_size=batch))
+    bench = bound_model(with_batch_norm() if batch_norm else linear(), replace(PLAIN, batch_size=batch))
     fit = trainer(bench=bench, train=photos(1, count)).fit(round=1, client_lr=0.1)
     assert fit.num_steps == steps
     assert fit.num_examples == count
 
 
-def bench_at_rest() -> Workbench:
-    return workbench(with_batch_norm())
+def bench_at_rest() -> BoundModel:
+    return bound_model(with_batch_norm())
 
 
 def test_evaluation_in_batches_equals_evaluation_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,10 +196,10 @@ def test_evaluation_in_batches_equals_evaluation_of_the_whole(monkeypatch: pytes
 
 def test_evaluation_changes_nothing_and_uses_running_statistics() -> None:
     work = trainer(bench=bench_at_rest())
-    work.workbench.module.train()
-    before = work.workbench.params.vector.clone()
+    work.bound_model.module.train()
+    before = work.bound_model.params.vector.clone()
     score = work.evaluate()
-    assert torch.equal(work.workbench.params.vector, before)
+    assert torch.equal(work.bound_model.params.vector, before)
     assert score.num_examples == len(work.validation)
 
 
@@ -210,7 +210,7 @@ def test_the_score_of_no_photos_has_no_accuracy() -> None:
 
 
 def test_without_augmentation_training_sees_the_photos_as_they_are() -> None:
-    work = trainer(bench=workbench(linear(), WHOLE))
+    work = trainer(bench=bound_model(linear(), WHOLE))
     ((images, labels),) = list(work._batches(1))
     order = torch.randperm(8, generator=Rng(0).fork(round=1, client="a", purpose="shuffle").torch())
     torch.testing.assert_close(images, normalized(work.train, order), rtol=1e-5, atol=1e-5)
@@ -219,7 +219,7 @@ def test_without_augmentation_training_sees_the_photos_as_they_are() -> None:
 
 def test_augmentation_changes_the_views_but_not_the_order() -> None:
     def batch(settings: TrainingSettings, round: int = 1) -> tuple[Tensor, Tensor]:
-        return next(iter(trainer(bench=workbench(linear(), settings))._batches(round)))
+        return next(iter(trainer(bench=bound_model(linear(), settings))._batches(round)))
 
     plain, augmented = batch(WHOLE), batch(replace(WHOLE, augmentation=Augmentation()))
     assert torch.equal(plain[1], augmented[1])
@@ -233,8 +233,8 @@ def test_the_same_round_trained_twice_gives_the_same_bits() -> None:
         module = nn.Sequential(resnet10(3, width=8))
         for parameter in module.parameters():
             nn.init.constant_(parameter, 0.05)
-        work: Trainer = trainer(bench=workbench(module, settings), size=32)
-        start = work.workbench.params.shared.clone()
+        work: Trainer = trainer(bench=bound_model(module, settings), size=32)
+        start = work.bound_model.params.shared.clone()
         key = TaskKey(run_id="r", round=1, attempt=0)
         return work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, params=start, client_lr=0.05)).delta
 
@@ -242,7 +242,7 @@ def test_the_same_round_trained_twice_gives_the_same_bits() -> None:
 
 
 def test_a_workbench_has_no_layer_that_corrupts_memory() -> None:
-    narrow = [layer for layer in workbench(resnet10(3, width=4)).module.modules() if isinstance(layer, nn.Conv2d)]
+    narrow = [layer for layer in bound_model(resnet10(3, width=4)).module.modules() if isinstance(layer, nn.Conv2d)]
     pointwise = [layer for layer in narrow if layer.kernel_size == (1, 1)]
     assert [(layer.in_channels, layer.stride) for layer in pointwise] == [(4, (1, 1)), (8, (1, 1)), (16, (2, 2))]
 
@@ -269,7 +269,9 @@ def test_personal_tensors_are_trained_but_not_shared() -> None:
 
     module = linear()
     params = bind(module, is_personal=lambda name: name.endswith("bias"))
-    bench = replace(workbench(), module=module, params=params, gradients=bind_gradients(module, params), settings=WHOLE)
+    bench = replace(
+        bound_model(), module=module, params=params, gradients=bind_gradients(module, params), settings=WHOLE
+    )
     trainer(bench=bench).fit(round=1, client_lr=0.1)
     whole = step_by_hand(WHOLE)
     torch.testing.assert_close(params.vector, whole, rtol=1e-5, atol=2e-6)
@@ -277,7 +279,7 @@ def test_personal_tensors_are_trained_but_not_shared() -> None:
 
 
 def test_views_are_drawn_anew_each_round_and_for_each_client() -> None:
-    work = trainer(bench=workbench(linear(), replace(WHOLE, augmentation=Augmentation())), train=photos(1, 1))
+    work = trainer(bench=bound_model(linear(), replace(WHOLE, augmentation=Augmentation())), train=photos(1, 1))
     views = [next(iter(w._batches(r)))[0] for w, r in ((work, 1), (work, 2), (replace(work, client="z"), 1))]
     assert not torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])

@@ -35,7 +35,7 @@ _LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Body:
+class Blob:
     """A message's vectors, ready to be sent: `pieces` lie in the vectors' memory (keep those as they are)."""
 
     pieces: tuple[memoryview, ...]
@@ -86,14 +86,14 @@ def digest(data: Buffer) -> str:
     return blake3.blake3(data).hexdigest() if len(data) else ""
 
 
-def write(vectors: Mapping[str, Tensor]) -> Body:
+def write(vectors: Mapping[str, Tensor]) -> Blob:
     """The body that holds `vectors` (each one-dimensional). No vectors, no pieces."""
     if not vectors:
-        return Body(())
+        return Blob(())
     arrays = {name: vector.detach().to("cpu").contiguous() for name, vector in _in_order(vectors).items()}
     pieces = [memoryview(_header(arrays))]
     pieces += [memoryview(array.view(torch.uint8).numpy().data) for array in arrays.values() if array.numel()]
-    return Body(tuple(pieces))
+    return Blob(tuple(pieces))
 
 
 def size_of(vectors: Mapping[str, Tensor]) -> int:

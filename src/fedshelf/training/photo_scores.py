@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.training.bound_model import Workbench
+from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import logits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Marks:
+class PhotoScores:
     """What a model made of each of N photos: whether it named it right, and the cross-entropy (nats)."""
 
     right: NDArray[np.bool_]
@@ -29,13 +29,13 @@ class Marks:
         return float(self.right.mean()) if len(self) else None
 
 
-def mark(bench: Workbench, photos: PhotoSet) -> Marks:
+def score_photos(bound: BoundModel, photos: PhotoSet) -> PhotoScores:
     """Mark the workbench's present model."""
     right, losses = [np.zeros(0, dtype=np.bool_)], [np.zeros(0)]
-    for logits_BK, labels_B in logits(bench, photos):
+    for logits_BK, labels_B in logits(bound, photos):
         right.append((logits_BK.argmax(1) == labels_B).cpu().numpy())
         losses.append(-logits_BK.double().log_softmax(1).gather(1, labels_B[:, None])[:, 0].cpu().numpy())
-    return Marks(right=np.concatenate(right), losses=np.concatenate(losses))
+    return PhotoScores(right=np.concatenate(right), losses=np.concatenate(losses))
 
 
 def of_classes(photos: PhotoSet, own_labels_M: NDArray[np.int64]) -> PhotoSet:
@@ -44,7 +44,7 @@ def of_classes(photos: PhotoSet, own_labels_M: NDArray[np.int64]) -> PhotoSet:
     return PhotoSet(photos.images[chosen], photos.labels[chosen])
 
 
-def own_mix_accuracy(
+def reweighted_accuracy(
     right_N: NDArray[np.bool_], labels_N: NDArray[np.int64], own_labels_M: NDArray[np.int64]
 ) -> float | None:
     """A store's own-mix accuracy: sum over classes c of p(c) · accuracy on the N photos of class c.
