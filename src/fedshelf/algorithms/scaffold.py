@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fedshelf.algorithms.base import Aggregate, stepped
-from fedshelf.core.messages import Broadcast, Upload
+from fedshelf.core.messages import Broadcast, Upload, auxiliary_vectors
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.training.trainer import Trainer
 
@@ -46,7 +46,7 @@ class Scaffold:
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         common = broadcast.auxiliary[CONTROL_VARIATE]  # c
-        own = state.tensors.get(CONTROL_VARIATE, torch.zeros_like(common))  # c_i
+        own = state.algorithm.get(CONTROL_VARIATE, torch.zeros_like(common))  # c_i
         device = trainer.bound_model.compute.device
         correction = (common - own).to(device)
         gradients = torch.zeros_like(correction)
@@ -62,7 +62,8 @@ class Scaffold:
         if self.option == 2:
             renewed = (gradients / upload.num_steps).to(own.device)  # line 9, option II
         change = renewed - own
-        return replace(upload, auxiliary={CONTROL_VARIATE: change}), ClientState(tensors={CONTROL_VARIATE: renewed})
+        upload = upload.with_vectors(**auxiliary_vectors({CONTROL_VARIATE: change}))
+        return upload, replace(state, algorithm={CONTROL_VARIATE: renewed})
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return 1.0  # line 3

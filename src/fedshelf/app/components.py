@@ -15,12 +15,14 @@ from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
+from fedshelf.compression.codec_stage import Encode
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
+from fedshelf.core.stages import Stage
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
@@ -30,6 +32,7 @@ from fedshelf.models.build import ModelSettings, build, load_weights
 from fedshelf.personalization import registry as personalizations
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.clipping import Clip
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
@@ -118,7 +121,12 @@ def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
 
 def uploads_of(config: RunConfig) -> UploadPipeline:
     """What uploads pass on their way, at both ends."""
-    return UploadPipeline(codec_policy=codec_policy_of(config, config.codec_up))
+    policy = codec_policy_of(config, config.codec_up)
+    stages: list[Stage] = [
+        *([] if config.clip_norm is None else [Clip(max_norm=config.clip_norm)]),
+        *([] if policy.is_plain else [Encode(policy=policy)]),
+    ]
+    return UploadPipeline(stages=tuple(stages))
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:

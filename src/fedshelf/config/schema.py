@@ -183,6 +183,8 @@ class RunConfig(Settings):
         "int8+zstd, topk:0.05+int4 or drive (docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
     codec_down: Annotated[str, Flag(help="How the model's change from round to round is compressed on its way to the "
         "clients; a chain as for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
+    clip_norm: Annotated[float | None, Field(gt=0), Flag(help="Each client scales its upload down to this L2 norm "
+        "before anything else happens to it (default: not at all).", panel=WIRE)] = None  # fmt: skip
     byte_budget: Annotated[float | None, Field(gt=0), Flag(help="Megabytes that a client may receive and send in a "
         "round, half each way; codecs are then chosen for each message.", panel=WIRE)] = None  # fmt: skip
 

@@ -6,7 +6,7 @@ Shapes: S shared values, P all values.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import nn
@@ -87,7 +87,7 @@ class PersonalLayers:
         return self.names(module)
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
-        bound.params.personal.copy_(state.tensors.get(PERSONAL, bound.initial_personal))
+        bound.params.personal.copy_(state.personalization.get(PERSONAL, bound.initial_personal))
 
     def update_state(
         self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
@@ -95,7 +95,7 @@ class PersonalLayers:
         personal = trainer.bound_model.params.personal
         if not personal.numel():
             return after
-        return ClientState(tensors={**after.tensors, PERSONAL: personal.detach().cpu().clone()})
+        return replace(after, personalization={PERSONAL: personal.detach().cpu().clone()})
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """Nothing is left to do."""

@@ -13,7 +13,7 @@ Differs from the paper: the term acts on trainable values, not on batch-norm sta
 4 is for `--local-epochs` epochs, in an order of their own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -38,8 +38,8 @@ class Ditto:
         return frozenset()
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
-        if PERSONAL in state.tensors:
-            bound.load(state.tensors[PERSONAL])
+        if PERSONAL in state.personalization:
+            bound.load(state.personalization[PERSONAL])
 
     def update_state(
         self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
@@ -50,13 +50,13 @@ class Ditto:
         def pull(gradient: Tensor, values: Tensor) -> None:
             gradient.add_(values - anchor, alpha=self.pull)  # line 5
 
-        bound.load(before.tensors.get(PERSONAL, broadcast.params))
+        bound.load(before.personalization.get(PERSONAL, broadcast.params))
         trainer.fit(
             round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=pull,
             part=trainer.part(broadcast.key, "-ditto"), num_steps=broadcast.num_steps,
         )  # fmt: skip
         own = bound.params.shared.detach().cpu().clone()
-        return ClientState(tensors={**after.tensors, PERSONAL: own})  # line 6
+        return replace(after, personalization={PERSONAL: own})  # line 6
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """Nothing is left to do: v_k is trained."""

@@ -20,7 +20,7 @@ from fedshelf.algorithms.base import Aggregate, Algorithm
 from fedshelf.app.components import StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
-from fedshelf.core.messages import Broadcast, Upload
+from fedshelf.core.messages import Broadcast, Upload, auxiliary_vectors
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.client import Work
@@ -93,7 +93,7 @@ class _Multiplied:
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload, after = self.honest.client_round(broadcast, state, trainer)
         auxiliary = {name: vector * self.factor for name, vector in upload.auxiliary.items()}
-        return replace(upload, delta=upload.delta * self.factor, auxiliary=auxiliary), after
+        return upload.with_vectors(delta=upload.delta * self.factor, **auxiliary_vectors(auxiliary)), after
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return self.honest.weight(upload, staleness)
