@@ -18,7 +18,7 @@ from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import Envelope, Parcel, open_records, to_parcel
 from fedshelf.deploy.upload_file import RefusedUploadError
-from fedshelf.serialization import body as blobs
+from fedshelf.serialization import blob as blobs
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, task
 
 pytestmark = pytest.mark.e2e
