@@ -149,9 +149,9 @@ def _server() -> ForkServer | None:
 
 
 def environment_of_a_process() -> dict[str, str]:
-    """What tests start FedShelf with, all but FEDSHELF_HOME."""
+    """What tests start processes with."""
     return {
-        **{name: value for name, value in os.environ.items() if name not in FREE},
+        **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUDA_VISIBLE_DEVICES": "",  # the same figures on every machine
@@ -185,6 +185,7 @@ def _import_everything() -> dict[str, str]:
     for found in pkgutil.walk_packages(fedshelf.__path__, "fedshelf."):
         if not found.name.endswith("__main__"):
             importlib.import_module(found.name)
+    importlib.import_module("tests.processes")  # what programs of the tests import
     return {name: value for name, value in os.environ.items() if name not in before}
 
 

@@ -155,7 +155,11 @@ class Process:
                 raise AssertionError(f"{ending}; its log:\n{process.text()}")
 
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self.poll() is None
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
 
     def _join(self) -> None:
         for reader in self._readers:
@@ -197,13 +201,13 @@ class Site:
         fresh: start processes as a shell does, not from the fork server.
     """
 
-    def __init__(self, root: Path, stores: Path) -> None:
+    def __init__(self, root: Path, stores: Path, *, fresh: bool = False) -> None:
         self.root = root
         self.stores = stores
         self._port = reserve_port()
         self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
         self.environment = {**fork_server.environment_of_a_process(), "FEDSHELF_HOME": str(root / "home")}
-        self.fresh = False
+        self.fresh = fresh
         self._processes: list[Process] = []
 
     @property
@@ -368,19 +372,19 @@ def drawn_test_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def site(tmp_path: Path, drawn_stores: Path) -> Iterator[Site]:
+def site(tmp_path: Path, drawn_stores: Path, pytestconfig: pytest.Config) -> Iterator[Site]:
     """A machine with four stores; its processes end with the test."""
-    yield from _site(tmp_path, drawn_stores)
+    yield from _site(tmp_path, drawn_stores, pytestconfig)
 
 
 @pytest.fixture
-def pair(tmp_path: Path, drawn_pair: Path) -> Iterator[Site]:
+def pair(tmp_path: Path, drawn_pair: Path, pytestconfig: pytest.Config) -> Iterator[Site]:
     """A machine with two stores; its processes end with the test."""
-    yield from _site(tmp_path, drawn_pair)
+    yield from _site(tmp_path, drawn_pair, pytestconfig)
 
 
-def _site(root: Path, stores: Path) -> Iterator[Site]:
-    opened = Site(root, stores)
+def _site(root: Path, stores: Path, config: pytest.Config) -> Iterator[Site]:
+    opened = Site(root, stores, fresh=bool(config.getoption("long")))
     try:
         yield opened
     finally:

@@ -139,6 +139,7 @@ def wait_for_superlink(port: int) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@pytest.mark.long  # `test_stock_flower` is its short form: a real training, but a smaller model
 def test_stock_flower_runs_the_same_client_and_server(tmp_path: Path, environment: dict[str, str]) -> None:
     app, out, params = tmp_path / "app", tmp_path / "out.json", torch.randn(2_000_000)
     (app / "echo_app").mkdir(parents=True)
