@@ -15,6 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fedshelf.cli.app import app
+from fedshelf.cli.commands import describe
 from fedshelf.config.schema import ClientConfig, Flag, RunConfig, Scope, Settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
@@ -22,7 +23,12 @@ NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then r
 
 CLI_INTRODUCTION = """# Command line
 
-All commands and flags, as the program itself tells them. `fedshelf COMMAND --help` says the same.
+All commands and flags. `fedshelf COMMAND --help` says the same; for `server`, `simulate` and `client` it shows the
+flags that a first run needs, and `--help-all` shows all of them by theme.
+
+Errors and warnings go to the standard error stream, one line each. On a terminal, lines break between words; a pipe, a
+file or the journal of a service gets one line per event without colors or cursor movements. `COLUMNS` sets the width,
+`NO_COLOR` and `TERM=dumb` switch colors off.
 
 `python server.py …` and `python client.py …` in a clone are `fedshelf server …` and `fedshelf client …`.
 
@@ -81,7 +87,7 @@ def _command(context: click.Context) -> Iterator[str]:
     if context.parent is not None:
         yield from (f"## {context.command_path}", "")
     yield from (*_text(command.help), *_text(command.epilog))
-    rows = [_parameter(parameter, context) for parameter in command.get_params(context)]
+    rows = [_parameter(parameter) for parameter in command.get_params(context)]
     yield from (*_table(("argument or flag", "what it does"), (row for row in rows if row)), "")
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -99,15 +105,11 @@ def _text(text: str | None) -> Iterator[str]:
             yield from (plain, "")
 
 
-def _parameter(parameter: click.Parameter, context: click.Context) -> tuple[str, str] | None:
-    if isinstance(parameter, click.Argument):
-        what = str(getattr(parameter, "help", None) or "")
-        return f"`{parameter.make_metavar(context)}`", what
-    record = parameter.get_help_record(context)
-    if record is None:
+def _parameter(parameter: click.Parameter) -> tuple[str, str] | None:
+    if getattr(parameter, "hidden", False):
         return None
-    name, what = record
-    return ", ".join(f"`{part}`" for part in _alternatives(name)), what.replace("\\[", "[").replace("  [", " [")
+    name, what = describe(parameter)
+    return ", ".join(f"`{part}`" for part in _alternatives(name)), what
 
 
 def _alternatives(name: str) -> list[str]:
@@ -130,13 +132,15 @@ def _keys(settings: type[Settings], *, with_scope: bool) -> Iterator[str]:
 
 
 def _key(field: FieldInfo, name: str, flag: Flag, *, with_scope: bool) -> tuple[str, ...]:
-    default = "–" if field.default is None else f"`{str(field.default).lower()}`"
+    default = "–" if field.default in (None, ()) else f"`{str(field.default).lower()}`"
     only = f" Only `{flag.commands[0]}`." if with_scope and len(flag.commands) == 1 else ""
     scope = (DECIDES[flag.scope],) if with_scope else ()
     return f"`{name.replace('_', '-')}`", _values(field), default, *scope, flag.help + only
 
 
 def _values(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is tuple:
+        return "list of texts"
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))

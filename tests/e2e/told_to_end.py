@@ -23,10 +23,10 @@ def main(ending: str) -> None:
         "terminal": sys.stdout.isatty(),
         "open files": len([fd for fd in range(256) if is_open(fd)]),
     }
-    print(json.dumps(found), flush=True)
     print("to standard error", file=sys.stderr)
+    print(json.dumps(found), flush=True)
     atexit.register(print, "at the end")
-    threading.Timer(0.05, print, ["in a thread"]).start()
+    threading.Thread(target=print_after_main).start()
     match ending:
         case "raises":
             raise ValueError("as told")
@@ -34,6 +34,11 @@ def main(ending: str) -> None:
             signal.pause()
         case code:
             sys.exit(int(code) if code.isdigit() else code)
+
+
+def print_after_main() -> None:
+    threading.main_thread().join()
+    print("in a thread")
 
 
 def is_open(fd: int) -> bool:

@@ -48,6 +48,7 @@ from torch import Tensor
 from fedshelf.algorithms.reduce import Aggregator, Parts, Screen, Verdict, plain_mean
 from fedshelf.core.choices import AggregatorName
 from fedshelf.core.messages import TRAINABLE
+from fedshelf.core.text import counted
 
 AT_ONCE = 1 << 20  # values of all uploads together that are worked on at once, however many uploads there are
 
@@ -101,8 +102,8 @@ class MultiKrum:
         if not assumed or num_uploads >= 2 * assumed + 3:
             return ""
         return (
-            f"multi-krum needs {2 * assumed + 3} uploads to leave out {assumed} and has {num_uploads}: the coordinate "
-            "median is taken for this round (--trim is the share that is assumed to be hostile)"
+            f"multi-krum needs {counted(2 * assumed + 3, 'upload')} to leave out {assumed} and has {num_uploads}: the "
+            "coordinate median is taken for this round (--trim is the share that is assumed to be hostile)"
         )
 
 

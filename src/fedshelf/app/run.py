@@ -16,6 +16,7 @@ from fedshelf.app.components import (
     algorithm_of,
     bound_model_of,
     plan_of,
+    scan_test_photos,
     test_photos,
     uploads_of,
 )  # fmt: skip
@@ -28,7 +29,9 @@ from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
-from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.catalogue import Catalogue, load_aliases
+from fedshelf.data.filesystem import file_problem, folder_problem
+from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
@@ -112,8 +115,10 @@ def make_server(
     """
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
-    given = Catalogue.load(config.catalogue) if config.catalogue else None
-    plan = plan_of(config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given)
+    aliases, given = _given_names(config)
+    plan = plan_of(
+        config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
+    )  # fmt: skip
     evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
     checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
     ports = Ports(
@@ -139,6 +144,11 @@ def _global_model(
     """
     bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
     _check_budget(run.config, bound)
+    evaluate_on_server = evaluator(catalogue, bound)
+    known: list[bool] = []
+    if evaluate_on_server and run.config.test_dir:
+        classes = [class_folder(photo.class_path) for photo in scan_test_photos(run.config.test_dir).train]
+        known = [catalogue.index_of(folder) is not None for folder in classes]
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
         job = partial(_publish, run, bound, catalogue, params, record, best)
@@ -147,9 +157,22 @@ def _global_model(
     return GlobalModel(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
-        evaluate_centrally=evaluator(catalogue, bound),
+        evaluate_on_server=evaluate_on_server,
         publish=publish,
+        num_test=sum(known) if known else None,
+        num_test_left_out=known.count(False),
     )
+
+
+def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
+    """The aliases and the catalogue in the files that `config` names, if it does.
+
+    Raises:
+        DataError: one of them cannot be read, or they contradict each other.
+    """
+    aliases = load_aliases(config.aliases) if config.aliases else {}
+    catalogue = Catalogue.load(config.catalogue) if config.catalogue else None
+    return aliases, catalogue.with_aliases(aliases) if catalogue and aliases else catalogue
 
 
 def _check(config: RunConfig) -> None:
@@ -157,24 +180,31 @@ def _check(config: RunConfig) -> None:
 
     Raises:
         UsageError: listing all that is wrong.
+        DataError: a file that it names cannot be used.
     """
     problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
-    for key, path in (("init", config.init), ("catalogue", config.catalogue)):
-        if path is not None and not path.is_file():
-            problems.append(f"--{key} {path}: there is no such file")
-    for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
-        if path is not None and not path.is_dir():
-            problems.append(f"--{key} {path}: there is no such folder")
+    for key, path, find in (
+        ("init", config.init, file_problem), ("catalogue", config.catalogue, file_problem),
+        ("aliases", config.aliases, file_problem), ("data-dir", config.data_dir, folder_problem),
+        ("test-dir", config.test_dir, folder_problem),
+    ):  # fmt: skip
+        if path is not None and (problem := find(path)):
+            problems.append(f"--{key} {path}: {problem}")
+    if config.data_dir is not None and config.test_dir is not None and config.test_dir.parent == config.data_dir:
+        problems.append(f"--test-dir {config.test_dir} lies in --data-dir, and would be trained on as a store")
     if config.dynamic_batch and config.engine in ("vmap", "auto"):
         problems.append(
-            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one "
-            "batch size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation share one "
+            "batch size. Use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
     if not any(problems):
         problems += pipeline.problems(uploads_of(config).stages)
     found = [problem for problem in problems if problem]
     if found:
-        raise UsageError("; ".join(found))
+        raise UsageError(*found)
+    _given_names(config)
+    for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
+        log.warning("--test-dir: %s", finding)
 
 
 def _problems_with_codecs(config: RunConfig) -> list[str]:
@@ -183,9 +213,9 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
         try:
             parse(text)
         except UsageError as error:
-            found.append(f"--{key} {text}: {error}")
+            found += [f"--{key} {text}: {problem}" for problem in error.args]
         if config.byte_budget is not None and text != "none":
-            found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
+            found.append(f"--{key} with --byte-budget: a budget chooses the codecs by itself. Leave one of the two out")
     return found
 
 
@@ -196,27 +226,27 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
     found = []
     if config.buffer_size not in (None, algorithm.buffer_size):
         found.append(
-            f"--buffer-size {config.buffer_size} --algorithm {config.algorithm}: every upload makes a version there; "
-            "leave --buffer-size out, or use --algorithm fedbuff"
+            f"--buffer-size {config.buffer_size} with --algorithm {config.algorithm}: there every upload makes a "
+            "version. Leave --buffer-size out, or use --algorithm fedbuff"
         )
     if config.aggregator == "multi-krum":
         found.append(
-            f"--aggregator multi-krum --algorithm {config.algorithm}: whoever it leaves out may have begun its next "
-            "task already, on a state that must not last; use median or trimmed-mean"
+            f"--aggregator multi-krum with --algorithm {config.algorithm}: a client that it leaves out may have begun "
+            "its next task from a state that must be undone. Use median or trimmed-mean"
         )
     if config.quorum is not None:
-        found.append(f"--quorum --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
+        found.append(f"--quorum with --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
     if config.sampling == "size":
         found.append(
-            f"--sampling size --algorithm {config.algorithm}: all are at work all the time, and uploads count alike "
-            "as it is; use uniform or availability"
+            f"--sampling size with --algorithm {config.algorithm}: all clients work all the time, and uploads count "
+            "alike. Use uniform or availability"
         )
     pacing = {
         "straggler-factor": config.straggler_factor is not None, "over-selection": config.over_selection > 0,
         "local-work": config.local_work != "fixed",
     }  # fmt: skip
     found += [
-        f"--{key} --algorithm {config.algorithm}: nobody waits for slow machines there; leave it out"
+        f"--{key} with --algorithm {config.algorithm}: asynchronous rounds do not wait for slow clients. Leave it out"
         for key, is_set in pacing.items()
         if is_set
     ]
@@ -227,8 +257,8 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
     least = 2 * least_budget(bound.params.layout) / 1e6
     if config.byte_budget is not None and config.byte_budget < least:
         raise UsageError(
-            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} (MB per client and round, "
-            "half each way), however hard it is compressed"
+            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} MB per client and round, "
+            "half each way, with the smallest codec"
         )
 
 
@@ -236,11 +266,11 @@ def _directory(config: RunConfig) -> RunDirectory:
     toml = files.effective(config)
     digest = files.digest(toml)
     if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
-        raise UsageError("--extend adds rounds to a run: name it with --run-dir")
+        raise UsageError("--extend adds rounds to a run: name that run with --run-dir DIR")
     if config.run_dir is None:
         resumable = find_resumable(places.RUNS, digest)
         if resumable is not None:
-            log.info("going on with run %s", resumable.run_id)
+            log.info("resuming run %s", resumable.run_id)
             return resumable
         run_id = new_run_id()
         return RunDirectory.create(places.RUNS / run_id, run_id=run_id, config_toml=toml, config_digest=digest)
@@ -250,10 +280,10 @@ def _directory(config: RunConfig) -> RunDirectory:
     changed = differences(directory.config_toml, toml)
     if changed:
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
+        settings = ", ".join(map(str, changed))
         raise RunError(
-            f"{config.run_dir} holds run {directory.run_id} of another configuration: "
-            + "; ".join(map(str, changed))
-            + f". Start it with the old values{more}, or choose another --run-dir"
+            f"run {directory.run_id} in {config.run_dir} was started with other settings ({settings}). "
+            f"Start it with the old ones{more}, or choose another --run-dir"
         )
     return directory
 
@@ -264,11 +294,11 @@ def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
             return None
         photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()))
 
-        def evaluate_centrally(params: Tensor) -> Score:
+        def evaluate_on_server(params: Tensor) -> Score:
             bound.load(params)
             return evaluate(bound, photos)
 
-        return evaluate_centrally
+        return evaluate_on_server
 
     return make
 

@@ -1,6 +1,5 @@
 """The text of a chain, as on the command line: ``[sparsifier+][quantizer+][zstd]``, at least one, or ``none``."""
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,8 @@ from fedshelf.compression.randk import RandK
 from fedshelf.compression.stage import MAX_MAGNITUDE, Lossless, Quantizer, Sparsifier
 from fedshelf.compression.topk import TopK
 from fedshelf.core.errors import UsageError
+from fedshelf.core.suggestions import nearest
+from fedshelf.core.text import counted
 
 Stage = Sparsifier | Quantizer | Lossless
 FORMS = {
@@ -38,7 +39,7 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
     if text == "none":
         return None, Float(), None
     if len(text) > MAX_LENGTH:
-        raise UsageError(f"a codec's text of {len(text):,} characters is too long; {MAX_LENGTH} are the most")
+        raise UsageError(f"a codec of {len(text):,} characters is too long: the limit is {MAX_LENGTH}")
     problems: list[str] = []
     found: dict[int, Stage] = {}
     highest = -1
@@ -49,16 +50,16 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
             continue
         kind = _KINDS.get(name, 1)
         if kind == highest:
-            problems.append(f"{part.strip()!r}: there is already a {_KIND_NAMES[kind]}; a chain has at most one")
+            problems.append(f"{part.strip()!r}: a chain has at most one {_KIND_NAMES[kind]}")
         elif kind < highest:
-            problems.append(f"{part.strip()!r}: a {_KIND_NAMES[kind]} has to stand before the {_KIND_NAMES[highest]}")
+            problems.append(f"{part.strip()!r}: the {_KIND_NAMES[kind]} comes before the {_KIND_NAMES[highest]}")
         highest = max(kind, highest)
         try:
             found[kind] = _STAGES[name](arguments)
         except _Wrong as wrong:
             problems.append(f"{part.strip()!r}: {wrong}")
     if problems:
-        raise UsageError(f"the codec {text!r} cannot be used:\n" + "\n".join(f"  * {problem}" for problem in problems))
+        raise UsageError(*problems)
     return _assemble(found)
 
 
@@ -71,10 +72,10 @@ def _assemble(found: dict[int, Stage]) -> tuple[Sparsifier | None, Quantizer, Lo
 
 def _unknown(name: str) -> str:
     if name == "none":
-        return "'none' stands alone: leave it out"
-    near = difflib.get_close_matches(name.lower(), FORMS, n=1, cutoff=0.5)
-    return f"{name!r} is no codec" + (
-        f"; did you mean {FORMS[near[0]]!r}?" if near else f"; there are {', '.join(FORMS)}"
+        return "'none' cannot be part of a chain: leave it out"
+    near = nearest(name, FORMS)
+    return f"unknown codec {name!r}: " + (
+        f"did you mean {FORMS[near]!r}?" if near else f"the codecs are {', '.join(FORMS)}"
     )
 
 
@@ -92,13 +93,13 @@ def _modular(arguments: list[str]) -> Modular:
         raise _Wrong("write modular:BITS:RANGE or modular:BITS:RANGE:SUMMANDS, such as modular:16:0.1")
     bits, reach = _whole(arguments[0]), _number(arguments[1])
     if bits not in TYPES:
-        raise _Wrong(f"{bits} bits are no machine integer; choose 8, 16 or 32")
+        raise _Wrong(f"there are no integers of {bits} bits: choose 8, 16 or 32")
     if not 1 / MAX_MAGNITUDE <= reach <= MAX_MAGNITUDE:
         raise _Wrong(f"the range {arguments[1]} is not between {1 / MAX_MAGNITUDE:.3g} and {MAX_MAGNITUDE:.3g}")
     stage = Modular(bits, reach) if len(arguments) == 2 else Modular(bits, reach, _whole(arguments[2]))
     if stage.summands < 1 or stage.levels < 1:
         raise _Wrong(
-            f"{bits} bits have no room for {stage.summands} summands; from 1 to {2 ** (bits - 1) - 1} are possible"
+            f"{bits} bits have no room for {counted(stage.summands, 'summand')}: choose from 1 to {2 ** (bits - 1) - 1}"
         )
     return stage
 

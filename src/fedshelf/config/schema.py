@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config.places import absolute
 from fedshelf.core.choices import (
     AggregatorName,
     AttackName,
@@ -30,6 +31,7 @@ from fedshelf.core.choices import (
     Schedule,
     WorkNorm,
 )
+from fedshelf.core.text import from_filesystem
 
 AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]  # whatever is registered
 
@@ -78,172 +80,185 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         """The same run from another working folder is the same run."""
-        return value.expanduser().absolute() if isinstance(value, Path) else value
+        return absolute(value) if isinstance(value, Path) else value
 
 
 class RunConfig(Settings):
     """The configuration of a run."""
 
-    data_dir: Annotated[Path | None, Flag(help="Folder with one folder of photos per store.", panel=DATA,
+    data_dir: Annotated[Path | None, Flag(help="Folder of the stores, with one folder of photos per store.", panel=DATA,
         scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
-    test_dir: Annotated[Path | None, Flag(help="Folder of test photos (CLASS/*.jpg) for central evaluation.",
+    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) for evaluation at the server.",
         panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    catalogue: Annotated[Path | None, Flag(help="File that names the classes (JSON, or one name a line); else the "
-        "clients' folders do.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    image_size: Annotated[int, Field(ge=8, le=2048), Flag(help="Side of the photos in training, in pixels.",
+    catalogue: Annotated[Path | None, Flag(help="File with the class names: one per line, .csv with a header, or JSON "
+        "(default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    aliases: Annotated[Path | None, Flag(help="CSV file with the columns alias,class: other names that stores use for "
+        "a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    image_size: Annotated[int, Field(ge=8, le=2048), Flag(help="Side of the training photos in pixels.",
         panel=DATA)] = 48  # fmt: skip
     val_fraction: Annotated[float, Field(ge=0, lt=1), Flag(help="Share of a store's photos held out for validation.",
         panel=DATA)] = 0.1  # fmt: skip
-    augment: Annotated[bool, Flag(help="Crop, flip, rotate and relight photos in training.", panel=DATA)] = True
+    augment: Annotated[bool, Flag(help="Randomly crop, flip, rotate and relight training photos.", panel=DATA)] = True
 
-    model: Annotated[str, Flag(help="resnet10, or any timm model by name.", panel=MODEL)] = "resnet10"
+    model: Annotated[str, Flag(help="resnet10, or the name of a timm model.", panel=MODEL)] = "resnet10"
     width: Annotated[int, Field(ge=1, le=1024), Flag(help="Channels of resnet10's first block.", panel=MODEL)] = 16
     norm: Annotated[NormName, Flag(help="Normalization layers.", panel=MODEL)] = "batch"
-    init: Annotated[Path | None, Flag(help="Start from this checkpoint (safetensors, or a torch file of tensors).",
+    init: Annotated[Path | None, Flag(help="Start from the weights in this file (safetensors, or a torch file of "
+        "tensors).",
         panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
     pretrained: Annotated[bool, Flag(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
 
     optimizer: Annotated[OptimizerName, Flag(help="Local optimizer.", panel=TRAINING)] = "sgd"
     client_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of local training.", panel=TRAINING)] = 0.05
-    lr_schedule: Annotated[Schedule, Flag(help="Course of the learning rate over rounds.", panel=TRAINING)] = "cosine"
-    warmup_rounds: Annotated[int, Field(ge=0), Flag(help="Rounds of linear warm-up.", panel=TRAINING)] = 2
-    local_epochs: Annotated[int, Field(ge=1), Flag(help="Passes over a store's photos per round.", panel=TRAINING)] = 2
-    batch_size: Annotated[int, Field(ge=1), Flag(help="Photos per step.", panel=TRAINING)] = 16
-    dynamic_batch: Annotated[bool, Flag(help="Each client trains with the batch size that is fastest on its machine, "
-        "from --batch-size up to 4 times that, and a rate to match.", panel=TRAINING)] = False  # fmt: skip
+    lr_schedule: Annotated[Schedule, Flag(help="Schedule of the learning rate over the rounds.",
+        panel=TRAINING)] = "cosine"  # fmt: skip
+    warmup_rounds: Annotated[int, Field(ge=0), Flag(help="Rounds of linear warmup.", panel=TRAINING)] = 2
+    local_epochs: Annotated[int, Field(ge=1), Flag(help="Local epochs per round.", panel=TRAINING)] = 2
+    batch_size: Annotated[int, Field(ge=1), Flag(help="Photos per training step.", panel=TRAINING)] = 16
+    dynamic_batch: Annotated[bool, Flag(help="Let each client use the batch size that is fastest on its machine, up "
+        "to 4 times --batch-size, with a learning rate to match.", panel=TRAINING)] = False  # fmt: skip
     momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Nesterov momentum of SGD.", panel=TRAINING)] = 0.9
     weight_decay: Annotated[float, Field(ge=0), Flag(help="Weight decay.", panel=TRAINING)] = 5e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=1), Flag(help="Label smoothing.", panel=TRAINING)] = 0.1
-    gradient_clip: Annotated[float, Field(ge=0), Flag(help="Bound on each step's gradient norm; 0 for none.",
+    gradient_clip: Annotated[float, Field(ge=0), Flag(help="Maximum norm of each step's gradient; 0 for no limit.",
         panel=TRAINING)] = 5.0  # fmt: skip
-    threads: Annotated[int, Field(ge=0), Flag(help="Threads that each client trains with (results depend on it); 0: as "
-        "many as its machine has cores.", panel=TRAINING)] = 1  # fmt: skip
-    compile: Annotated[CompileChoice, Flag(help="Compile the model's training pass (auto: on a GPU, where a trial "
-        "finds it faster).", panel=TRAINING)] = "auto"  # fmt: skip
-    device: Annotated[DeviceName, Flag(help="Where this process computes.", panel=TRAINING, scope=Scope.LOCAL)] = "auto"
+    threads: Annotated[int, Field(ge=0), Flag(help="Training threads per client (results depend on it); 0 for one "
+        "per core.", panel=TRAINING)] = 1  # fmt: skip
+    compile: Annotated[CompileChoice, Flag(help="Compile the training step; auto does so on a GPU where a trial "
+        "shows that it is faster.", panel=TRAINING)] = "auto"  # fmt: skip
+    device: Annotated[DeviceName, Flag(help="Device that this process computes on.", panel=TRAINING,
+        scope=Scope.LOCAL)] = "auto"  # fmt: skip
 
     algorithm: Annotated[AlgorithmName, Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
     mu: Annotated[
         float, Field(ge=0), Flag(help="Strength of the proximal term of fedprox and fedasync.", panel=ALGORITHM)
-    ] = 0.01
-    loss: Annotated[LossName, Flag(help="Loss of local training; fedrs and fedlc spare the products that a store does "
-        "not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
-    fedrs_alpha: Annotated[float, Field(ge=0, le=1), Flag(help="What fedrs scales the logits of products by that a "
+    ] = 0.01  # fmt: skip
+    loss: Annotated[LossName, Flag(help="Loss of local training; fedrs and fedlc protect the products that a store "
+        "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
+    fedrs_alpha: Annotated[float, Field(ge=0, le=1), Flag(help="Factor of fedrs on the logits of products that a "
         "store does not sell.", panel=ALGORITHM)] = 0.5  # fmt: skip
-    fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins, which are the wider the fewer "
-        "photos a product has.", panel=ALGORITHM)] = 1.0  # fmt: skip
-    server_lr: Annotated[float | None, Field(gt=0), Flag(help="Rate of the server's step (default: 0.1 for "
-        "fedadagrad, fedadam and fedyogi, 0.6 for fedasync, whose alpha it is, else 1).", panel=ALGORITHM,
+    fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins; products with fewer photos get "
+        "wider ones.", panel=ALGORITHM)] = 1.0  # fmt: skip
+    server_lr: Annotated[float | None, Field(gt=0), Flag(help="Learning rate of the server's step (default: 0.1 for "
+        "fedadagrad, fedadam and fedyogi; 0.6 for fedasync, where it is alpha; else 1).", panel=ALGORITHM,
         scope=Scope.SERVER)] = None  # fmt: skip
     server_momentum: Annotated[float | None, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm (default: 0.5); beta_1 "
         "of fedadagrad, fedadam and fedyogi (default: 0.9).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.99  # fmt: skip
-    server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi: the smaller, "
-        "the more adaptive.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-2  # fmt: skip
-    buffer_size: Annotated[int | None, Field(ge=1), Flag(help="Uploads that make fedbuff's next version (default: 4; "
-        "fedasync makes one of each upload).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+    server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi; smaller "
+        "values adapt more.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-2  # fmt: skip
+    buffer_size: Annotated[int | None, Field(ge=1), Flag(help="Uploads per version of fedbuff (default: 4; fedasync "
+        "makes a version of every upload).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     staleness_exponent: Annotated[float, Field(ge=0), Flag(help="How fast an upload of fedbuff and fedasync loses "
-        "weight with age: as (1 + versions since it began) to minus this.", panel=ALGORITHM,
+        "weight with age: its weight is (1 + age in versions) to the power of minus this.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.5  # fmt: skip
-    max_staleness: Annotated[int | None, Field(ge=0), Flag(help="Versions that an upload of fedbuff or fedasync may "
-        "be old (default: any number).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
-    scaffold_option: Annotated[ScaffoldOption, Flag(help="SCAFFOLD's control variates: 1 from a pass of their own over "
-        "a store's photos, 2 from the gradients of training.", panel=ALGORITHM)] = "2"  # fmt: skip
-    aggregator: Annotated[AggregatorName, Flag(help="How uploads become one; all but mean withstand some hostile "
-        "clients (docs/explanation/robust-aggregation.md).", panel=ALGORITHM, scope=Scope.SERVER)] = "mean"  # fmt: skip
-    trim: Annotated[float, Field(ge=0, lt=0.5), Flag(help="Share of a round's uploads that is assumed to be hostile: "
-        "trimmed-mean cuts it at each end, multi-krum leaves it out.", panel=ALGORITHM,
+    max_staleness: Annotated[int | None, Field(ge=0), Flag(help="Maximum age, in versions, of an upload of fedbuff "
+        "or fedasync (default: no limit).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+    scaffold_option: Annotated[ScaffoldOption, Flag(help="How SCAFFOLD computes control variates: 1 in an extra pass "
+        "over a store's photos, 2 from the gradients of training.", panel=ALGORITHM)] = "2"  # fmt: skip
+    aggregator: Annotated[AggregatorName, Flag(help="How uploads are combined; all but mean withstand some hostile "
+        "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
+        scope=Scope.SERVER)] = "mean"  # fmt: skip
+    trim: Annotated[float, Field(ge=0, lt=0.5), Flag(help="Assumed share of hostile uploads in a round: trimmed-mean "
+        "cuts it at each end, multi-krum leaves it out.", panel=ALGORITHM,
         scope=Scope.SERVER)] = 0.25  # fmt: skip
-    norm_bound: Annotated[float | None, Field(gt=0), Flag(help="Scale uploads down to this norm (default: take them as "
-        "they are).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+    norm_bound: Annotated[float | None, Field(gt=0), Flag(help="Maximum norm of an upload; larger ones are scaled "
+        "down (default: no limit).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     attack: Annotated[AttackName, Flag(help="What simulated attackers do: train on wrong labels, or multiply their "
         "uploads.", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = "none"  # fmt: skip
-    attackers: Annotated[int, Field(ge=0), Flag(help="How many stores, the first in the order of names, attack.",
+    attackers: Annotated[int, Field(ge=0), Flag(help="Number of attacking stores, the first by name.",
         panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = 0  # fmt: skip
-    attack_factor: Annotated[float | None, Flag(help="What attackers multiply their uploads by (default: -1 for "
-        "sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    attack_factor: Annotated[float | None, Flag(help="Factor that attackers multiply their uploads by (default: -1 "
+        "for sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
-    personalize: Annotated[PersonalizeName, Flag(help="What stays at the stores: batch-norm layers (fedbn), the "
-        "last layer (fedper; fedrep trains it apart), a model of their own beside the global one (ditto), "
-        "or the last global model fine-tuned (finetune).", panel=ALGORITHM)] = "none"  # fmt: skip
-    fedrep_head_epochs: Annotated[int, Field(ge=1), Flag(help="Passes of fedrep over the last layer alone, before the "
+    personalize: Annotated[PersonalizeName, Flag(help="What stays at the stores: batch-norm layers (fedbn), the last "
+        "layer (fedper, fedrep), a second model (ditto), or the final model after fine-tuning (finetune).",
+        panel=ALGORITHM)] = "none"  # fmt: skip
+    fedrep_head_epochs: Annotated[int, Field(ge=1), Flag(help="Epochs of fedrep on the last layer alone, before the "
         "rest is trained.", panel=ALGORITHM)] = 2  # fmt: skip
-    ditto_lambda: Annotated[float, Field(ge=0), Flag(help="How strongly ditto holds a store's own model near the "
+    ditto_lambda: Annotated[float, Field(ge=0), Flag(help="How strongly ditto pulls a store's own model toward the "
         "global one.", panel=ALGORITHM)] = 0.1  # fmt: skip
-    finetune_epochs: Annotated[int, Field(ge=0), Flag(help="Passes of finetune over a store's photos, once the rounds "
-        "are over.", panel=ALGORITHM)] = 8  # fmt: skip
-    finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of finetune.", panel=ALGORITHM)] = 0.005
-    compare: Annotated[bool | None, Flag(help="After the last round, let each store choose what serves it best: the "
-        "global model, its personalized one, or one trained alone, which takes it as long as all rounds (default: "
-        "where there is personalization).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
+    finetune_epochs: Annotated[int, Field(ge=0), Flag(help="Epochs of fine-tuning after the last round.",
+        panel=ALGORITHM)] = 8  # fmt: skip
+    finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of fine-tuning.", panel=ALGORITHM)] = 0.005
+    compare: Annotated[bool | None, Flag(help="After the last round, let each store keep the best of the global "
+        "model, its personalized one and one trained alone, which takes as long as all rounds did (default: with "
+        "--personalize).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
 
-    codec_up: Annotated[str, Flag(help="How uploads are compressed: a chain of codecs joined by '+', such as "
-        "int8+zstd, topk:0.05+int4 or drive (docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
-    codec_down: Annotated[str, Flag(help="How the model's change from round to round is compressed on its way to the "
-        "clients; a chain as for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
+    codec_up: Annotated[str, Flag(help="How uploads are compressed: codecs joined by '+', such as int8+zstd, "
+        "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
+    codec_down: Annotated[str, Flag(help="How the model's changes are compressed on their way to the clients, as for "
+        "--codec-up.", panel=WIRE)] = "none"  # fmt: skip
     clip_norm: Annotated[float | None, Field(gt=0), Flag(help="Each client scales its upload down to this L2 norm "
         "before anything else happens to it (default: not at all).", panel=WIRE)] = None  # fmt: skip
-    byte_budget: Annotated[float | None, Field(gt=0), Flag(help="Megabytes that a client may receive and send in a "
-        "round, half each way; codecs are then chosen for each message.", panel=WIRE)] = None  # fmt: skip
+    byte_budget: Annotated[float | None, Field(gt=0), Flag(help="Megabytes that a client may receive and send per "
+        "round, half each way; codecs are then chosen per message.", panel=WIRE)] = None  # fmt: skip
 
-    rounds: Annotated[int, Field(ge=1), Flag(help="Rounds to run.", panel=ROUNDS)] = 30
-    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients to start with; later rounds wait for as many, too.",
+    rounds: Annotated[int, Field(ge=1), Flag(help="Number of rounds.", panel=ROUNDS)] = 30
+    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients that must be there for the run to start.",
         panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
-    fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for a round.",
+    fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for each round.",
         panel=ROUNDS, scope=Scope.SERVER)] = 1.0  # fmt: skip
-    sampling: Annotated[SamplingName, Flag(help="How they are drawn: uniform; by size (in proportion to photos, "
-        "and counted alike); by availability (the seldom live more often).", panel=ROUNDS,
+    sampling: Annotated[SamplingName, Flag(help="How clients are drawn: uniform, by size (in proportion to their "
+        "photos, then weighted equally), or by availability (favoring those that are rarely live).", panel=ROUNDS,
         scope=Scope.SERVER)] = "uniform"  # fmt: skip
-    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that are enough at the deadline (default: 0.8 of "
-        "those drawn).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and of its evaluation, in "
-        "seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
-    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="Wait for all no longer than so many times what "
-        "half of them are predicted to need, then for --quorum.", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Ask this share more clients than are wanted, and "
-        "count the first to answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
-    local_work: Annotated[LocalWork, Flag(help="Work of a client in a round: its epochs (fixed); by its speed, so that "
-        "all finish together (dynamic); less where it is slow (cut).", panel=ROUNDS,
+    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that a round needs by its deadline (default: more "
+        "than two thirds of 4 or more drawn, 2 of 3, else all).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and again of its "
+        "evaluation, in seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="Wait for all clients no longer than this many "
+        "times what half of them are predicted to need, then for --quorum.", panel=ROUNDS,
+        scope=Scope.SERVER)] = None  # fmt: skip
+    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Draw this share of extra clients, and count the "
+        "first to answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
+    local_work: Annotated[LocalWork, Flag(help="Work of a client per round: its epochs (fixed), as much as its speed "
+        "allows so that all finish together (dynamic), or less where it is slow (cut).", panel=ROUNDS,
         scope=Scope.SERVER)] = "fixed"  # fmt: skip
-    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Least share of its epochs that a slow "
-        "client is given.", panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
-    most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Most multiple of its epochs that a fast client "
-        "is given.", panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
-    work_norm: Annotated[WorkNorm, Flag(help="Norm of their steps by which uploads of unequal work are divided (l1 is "
-        "FedNova).", panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
-    max_examples: Annotated[int, Field(ge=1), Flag(help="Most photos that one client may claim as its weight.",
+    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Minimum share of its epochs for a slow client.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
+    most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Maximum multiple of its epochs for a fast client.",
+        panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
+    work_norm: Annotated[WorkNorm, Flag(help="Norm by which uploads of unequal work are normalized (l1 is FedNova).",
+        panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
+    max_examples: Annotated[int, Field(ge=1), Flag(help="Maximum number of photos that a client can claim as its "
+        "weight.",
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
-    test_every: Annotated[int, Field(ge=1), Flag(help="Rounds from one evaluation on --test-dir to the next; the last "
-        "round has one.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
-    best_metric: Annotated[Metric, Flag(help="What decides which round is best (auto: validation accuracy, else "
+    test_every: Annotated[int, Field(ge=1), Flag(help="Evaluate on --test-dir every so many rounds, and after the "
+        "last.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
+    best_metric: Annotated[Metric, Flag(help="Metric that selects the best round (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
-    patience: Annotated[int, Field(ge=0), Flag(help="Stop after so many rounds without a better one; 0: never.",
+    patience: Annotated[int, Field(ge=0), Flag(help="Stop after this many rounds without improvement; 0 for never.",
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
-    seed: Annotated[int, Field(ge=0, lt=2**63), Flag(help="Seed of everything that is drawn.", panel=ROUNDS)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), Flag(help="Seed of everything random.", panel=ROUNDS)] = 0
 
-    run_dir: Annotated[Path | None, Flag(help="Folder of this run (default: go on with the newest unfinished run "
-        "of the same configuration under ./runs, else a new one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
-    extend: Annotated[int, Field(ge=0), Flag(help="Run so many rounds more than the run was made for.", panel=RUN,
+    run_dir: Annotated[Path | None, Flag(help="Folder of the run (default: resume the newest unfinished run with the "
+        "same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
+    extend: Annotated[int, Field(ge=0), Flag(help="Run this many more rounds than the run was created for.", panel=RUN,
         scope=Scope.LOCAL)] = 0  # fmt: skip
-    engine: Annotated[EngineName, Flag(help="How clients are trained: one by one (local), many in one "
-        "computation (vmap), what a trial finds faster of the two (auto), or on a Ray cluster (ray).", panel=RUN,
+    engine: Annotated[EngineName, Flag(help="How clients are trained: one by one (local), many in one computation "
+        "(vmap), the faster of the two by trial (auto), or on a Ray cluster (ray).", panel=RUN,
         scope=Scope.SERVER, commands=SIMULATE)] = "local"  # fmt: skip
-    workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this one (ray: actors).", panel=RUN,
+    workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this process (with --engine ray: "
+        "actors).", panel=RUN,
         scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     speeds: Annotated[str | None, Flag(help="How slow stores are in virtual time, in the order of names: with 1,1,5 "
-        "the third takes five times as long; fewer numbers than stores are repeated "
-        "(docs/how-to/simulate-slow-stores.md).", panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
-    dropout: Annotated[float, Field(ge=0, lt=1), Flag(help="Probability that a store breaks off in the middle of its "
-        "training, and is away until that would have been over.", panel=RUN, scope=Scope.SERVER,
+        "the third takes five times as long. A shorter list is repeated (see docs/how-to/simulate-slow-stores.md).",
+        panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    dropout: Annotated[float, Field(ge=0, lt=1), Flag(help="Probability that a store fails in the middle of its "
+        "training, and stays away until it would have finished.", panel=RUN, scope=Scope.SERVER,
         commands=SIMULATE)] = 0.0  # fmt: skip
     address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
-    insecure: Annotated[bool, Flag(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
+    advertise: Annotated[tuple[str, ...], Flag(help="HOST[:PORT] by which clients reach this server, where it is not "
+        "this machine's name or address (NAT, Docker, a DNS alias); added to the certificate. Can be repeated.",
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
+    insecure: Annotated[bool, Flag(help="Disable TLS: anyone on the network can read and change what is sent.",
+        panel=RUN,
         scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
-    heartbeat_timeout: Annotated[float, Field(ge=5), Flag(help="Silence after which a client counts as offline, in "
-        "seconds.", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+    heartbeat_timeout: Annotated[float, Field(ge=5), Flag(help="Seconds of silence after which a client counts as "
+        "offline.", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
     @field_validator("speeds")
     @classmethod
@@ -255,26 +270,30 @@ class RunConfig(Settings):
 class ClientConfig(Settings):
     """What a store's client is told on its own machine; all else comes from the server."""
 
-    data_dir: Annotated[Path | None, Flag(help="The store's photos: CLASS/*.jpg.", panel=DATA, commands=CLIENT)] = None
-    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) on which the store's models are compared in "
-        "the end (default: on those held out for validation).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
+    data_dir: Annotated[Path | None, Flag(help="The store's photos, with one folder per product.", panel=DATA,
+        commands=CLIENT)] = None  # fmt: skip
+    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) to compare the store's models on (default: "
+        "its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
-    name: Annotated[str | None, Flag(help="The client's name (default: the data folder's).", panel=RUN,
+    name: Annotated[str | None, Flag(help="The client's name (default: the one it had before, else the data folder's; "
+        "FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
-    state_dir: Annotated[Path | None, Flag(help="Where state between rounds is kept (default: a folder of the client's "
-        "name in the user's own data directory).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    ca: Annotated[Path | None, Flag(help="The server's certificate authority (default: that of a server on this "
+    state_dir: Annotated[Path | None, Flag(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
+        "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    ca: Annotated[Path | None, Flag(help="Certificate authority of the server (default: that of a server on this "
         "machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    insecure: Annotated[bool, Flag(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
+    insecure: Annotated[bool, Flag(help="Disable TLS: anyone on the network can read and change what is sent.",
+        panel=RUN,
         commands=CLIENT)] = False  # fmt: skip
-    device: Annotated[DeviceName, Flag(help="Where this client computes.", panel=TRAINING, commands=CLIENT)] = "auto"
-    max_wait: Annotated[float | None, Field(gt=0), Flag(help="Give up after so many seconds without an answer from the "
-        "server, none of them outside of --active-hours (default: never).", panel=RUN,
+    device: Annotated[DeviceName, Flag(help="Device that this client computes on.", panel=TRAINING,
+        commands=CLIENT)] = "auto"  # fmt: skip
+    max_wait: Annotated[float | None, Field(gt=0), Flag(help="Give up after this many seconds without an answer from "
+        "the server, not counting time outside --active-hours (default: never).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
-    active_hours: Annotated[str | None, Flag(help="Take part at these times of the day alone, such as 22:00-06:00 or "
+    active_hours: Annotated[str | None, Flag(help="Take part only at these times of day, such as 22:00-06:00 or "
         "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    time_zone: Annotated[str | None, Flag(help="Whose clock --active-hours goes by, such as Europe/Berlin (default: "
-        "this machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    time_zone: Annotated[str | None, Flag(help="Time zone of --active-hours, such as Europe/Berlin (default: this "
+        "machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
 
 
 def parse_speeds(text: str) -> tuple[float, ...]:
@@ -290,7 +309,7 @@ def parse_speeds(text: str) -> tuple[float, ...]:
         except ValueError:
             number = math.nan
         if not 0 < number < math.inf:
-            raise ValueError(f"{part.strip()!r} is no number above 0; give numbers joined by commas, such as 1,1,5")
+            raise ValueError(f"{part.strip()!r} is not a number above 0; give numbers joined by commas, such as 1,1,5")
         numbers.append(number)
     return tuple(numbers)
 
@@ -299,4 +318,5 @@ def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
     """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
     wanted = {name for name, flag in RunConfig.flags().items() if flag.scope in scopes}
     values: dict[str, Any] = config.model_dump(mode="json", by_alias=True, include=wanted, exclude_none=True)
-    return values
+    paths = {name.replace("_", "-") for name in wanted if isinstance(getattr(config, name), Path)}
+    return {key: from_filesystem(value) if key in paths else value for key, value in values.items()}

@@ -53,7 +53,8 @@ class Participation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStarted:
-    """`first_round` is the round that comes next: above 1 where the run was resumed."""
+    """`first_round` is the round that comes next: above 1 where the run was resumed. `num_test` is how many photos the
+    server tests on (None: it has none), `num_test_left_out` how many more it has, of products that no client holds."""
 
     run_id: str
     num_rounds: int
@@ -61,6 +62,8 @@ class RunStarted:
     num_parameters: int
     num_classes: int
     min_clients: int
+    num_test: int | None = None
+    num_test_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +88,31 @@ class ClientRefused:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientLeft:
     """A connection is lost, set up or not; the client may come back."""
+
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """The server has been waiting for a while. Repeated at growing intervals.
+
+    Attributes:
+        what: what for, as a phrase: "3 clients to start".
+        live: clients that are there.
+        missing: clients that are awaited by name; empty where any will do.
+        seconds: since when.
+    """
+
+    what: str
+    live: tuple[str, ...]
+    missing: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientExcluded:
+    """A client takes no further part in the run until it is started again: what it was asked to do will fail again."""
 
     client: str
     reason: str
@@ -196,6 +224,8 @@ Event: TypeAlias = (
     | ClientJoined
     | ClientRefused
     | ClientLeft
+    | ClientExcluded
+    | Waiting
     | RoundStarted
     | UploadReceived
     | RoundVoid

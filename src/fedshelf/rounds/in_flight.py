@@ -8,7 +8,7 @@ from torch import Tensor
 from fedshelf.core.messages import PARAMS, Broadcast, Failure, Purpose, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import InFlight, ServerState
-from fedshelf.rounds.context import Context
+from fedshelf.rounds.plan import Context
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -104,7 +104,7 @@ class TasksInFlight:
         address = self.context.membership.address(reply.client)
         if address is not None:  # whoever has answered holds the model that it was sent
             failed = reply.message is None or isinstance(reply.message, Failure)
-            self.context.downloads.answered(address, failed=failed)
+            self.context.downloads.confirm(address, failed=failed)
         return dispatched
 
     def drop_overdue(self) -> dict[str, bool]:

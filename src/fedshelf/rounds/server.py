@@ -6,18 +6,19 @@ from dataclasses import replace
 from typing import Protocol
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
+from fedshelf.compression.download import Downloads
 from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.rounds.attempts import SynchronousRounds
+from fedshelf.data.class_names import federation_doubts
 from fedshelf.rounds.buffered import BufferedRounds
-from fedshelf.rounds.context import Context
-from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.inbox import POLL_SECONDS, Inbox, StopRequested
+from fedshelf.rounds.dispatch import Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
-from fedshelf.rounds.plan import GlobalModel, Plan, Ports, setup_of
+from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
+from fedshelf.rounds.synchronous import SynchronousRounds
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,12 @@ class Server:
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
         self._membership = Membership(transport=ports.transport, sink=ports.sink, clock=ports.clock)
-        self._reception = Inbox(
-            transport=ports.transport, membership=self._membership, sink=ports.sink, stop=ports.stop
+        self._inbox = Inbox(
+            transport=ports.transport,
+            membership=self._membership,
+            sink=ports.sink,
+            stop=ports.stop,
+            clock=None if ports.virtual else ports.clock,
         )
 
     def run(self) -> RunStatus:
@@ -78,7 +83,7 @@ class Server:
         plan, ports = self._plan, self._ports
         state = ports.checkpoints.load()
         if state is not None and state.round >= plan.num_rounds and not self._is_to_compare(state):
-            return f"{state.round} rounds were done before"
+            return f"{counted(state.round, 'round')} already done"
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
@@ -95,13 +100,14 @@ class Server:
             RunStarted(
                 run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
                 num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.start_clients,
+                num_test=model.num_test, num_test_left_out=model.num_test_left_out,
             )
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
             plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
-            inbox=self._reception, downloads=Downloads(plan.downloads, model.layout),
+            inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
         state, ended = self._run_rounds(context.downloads.start(state), context)
         if self._is_to_compare(state):
@@ -111,10 +117,13 @@ class Server:
 
     def _gather_catalogue(self) -> Catalogue:
         """Wait for enough clients to join, and settle which products there are."""
-        log.info("waiting for %d clients to join", self._plan.start_clients)
-        while self._membership.num_joined() < self._plan.start_clients:
-            self._reception.poll(POLL_SECONDS)
-        return Catalogue.resolve(self._membership.classes())
+        needed, members = self._plan.start_clients, self._membership
+        self._inbox.wait(lambda: members.num_joined() >= needed, f"{counted(needed, 'client')} to start")
+        joins = members.classes()
+        catalogue = Catalogue.resolve(joins, self._plan.aliases)
+        for doubt in federation_doubts(joins, catalogue):
+            log.warning(doubt)
+        return catalogue
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
         """The state after the last round, and why it was the last."""
@@ -130,7 +139,7 @@ class Server:
                 return state, plan.early_stopping.why_stopped(state.best)
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, context.model)
-        return state, f"all {plan.num_rounds} rounds are done"
+        return state, f"{counted(plan.num_rounds, 'round')} done"
 
     def _is_to_compare(self, state: ServerState) -> bool:
         """Whether stores have yet to compare what they can choose among after this very round."""

@@ -9,7 +9,6 @@ import fcntl
 import mmap
 import os
 import shutil
-import tempfile
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from fedshelf.storage.atomic_files import temporary_folder
 
 MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is made by tempfile
 PREFIX, LOCK = "fedshelf-shared-", "lock"
@@ -42,7 +43,7 @@ class SharedFolders:
 
     def __init__(self) -> None:
         parents: list[Path | None] = [MEMORY, None] if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else [None]
-        self._folders = [tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) for parent in parents]
+        self._folders = [temporary_folder(PREFIX, parent) for parent in parents]
         self.paths = tuple(Path(folder.name) for folder in self._folders)
         self._locks = [_lock(path) for path in self.paths]
         for path in self.paths:
@@ -73,14 +74,14 @@ class SharedFiles:
         self._published: dict[int, Reference] = {}
 
     def write(self, tensor: Tensor) -> Reference:
-        """Copy `tensor` to a file, which is taken until `give_back`.
+        """Copy `tensor` to a file, which is taken until `release`.
 
         Raises:
             OSError: neither memory nor the disk has room for it.
         """
         num_bytes = tensor.numel() * tensor.element_size()
         capacity = _capacity(num_bytes)
-        path = self._take(capacity)
+        path = self._reserve(capacity)
         reference = Reference(path=path, capacity=capacity, dtype=tensor.dtype, shape=tuple(tensor.shape))
         _tensor_in(np.frombuffer(self._mapped[path], np.uint8), reference).copy_(tensor.detach())
         return reference
@@ -96,15 +97,15 @@ class SharedFiles:
             weakref.finalize(tensor, self._withdraw, id(tensor)).atexit = False
         return reference
 
-    def give_back(self, path: str, capacity: int) -> None:
+    def release(self, path: str, capacity: int) -> None:
         """Nobody needs the file's values any more."""
         self._free[capacity].append(path)
 
     def _withdraw(self, key: int) -> None:
         reference = self._published.pop(key)
-        self.give_back(reference.path, reference.capacity)
+        self.release(reference.path, reference.capacity)
 
-    def _take(self, capacity: int) -> str:
+    def _reserve(self, capacity: int) -> str:
         free = self._free.setdefault(capacity, deque())
         if free:
             return free.pop()

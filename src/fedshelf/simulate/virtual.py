@@ -13,6 +13,7 @@ from fedshelf.config.schema import RunConfig, parse_speeds
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed
 from fedshelf.core.rng import Rng
+from fedshelf.core.text import counted, some
 
 PHOTOS_PER_SECOND = 100.0
 """Photos that a store of slowness 1 trains on in a virtual second."""
@@ -79,8 +80,8 @@ def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:
     speeds = parse_speeds(config.speeds) if config.speeds is not None else (1.0,)
     if len(speeds) > len(names):
         raise UsageError(
-            f"--speeds {config.speeds}: these are {len(speeds)} numbers for {len(names)} stores "
-            f"({', '.join(names)}); give one for each in this order, or fewer, which are then repeated: --speeds 1,1,5"
+            f"--speeds {config.speeds}: {counted(len(speeds), 'number')} for {counted(len(names), 'store')} "
+            f"({some(names)}). Give one for each in the order of names, or fewer: they are then repeated"
         )
     slowness = {name: speeds[i % len(speeds)] for i, name in enumerate(names)}
     return Durations(slowness=slowness, local_epochs=config.local_epochs, batch_size=config.batch_size)

@@ -35,10 +35,10 @@ def test_other_ways_to_write_a_chain_have_the_same_canonical_text(text: str, can
     [
         ("int9", "did you mean 'int8'"),
         ("tokp:0.1", "did you mean 'topk:F'"),
-        ("gzip", "'gzip' is no codec"),
-        ("", "'' is no codec"),
-        ("int8+", "'' is no codec"),
-        ("none+zstd", "'none' stands alone"),
+        ("gzip", "unknown codec 'gzip': the codecs are topk,"),
+        ("", "unknown codec ''"),
+        ("int8+", "unknown codec ''"),
+        ("none+zstd", "'none' cannot be part of a chain"),
         ("topk", "write topk:F"),
         ("topk:0", "not above 0"),
         ("topk:1.5", "at most 1"),
@@ -48,8 +48,8 @@ def test_other_ways_to_write_a_chain_have_the_same_canonical_text(text: str, can
         ("topk:0.1+randk:0.1", "at most one"),
         ("int8+int4", "at most one"),
         ("zstd+zstd", "at most one"),
-        ("int8+topk:0.1", "has to stand before"),
-        ("zstd+int8", "has to stand before"),
+        ("int8+topk:0.1", "comes before the"),
+        ("zstd+int8", "comes before the"),
         ("int8:4", "takes nothing after it"),
         ("zstd:0", "from 1 to 19"),
         ("zstd:20", "from 1 to 19"),
@@ -73,8 +73,8 @@ def test_a_wrong_text_is_refused_with_its_reason(text: str, told: str) -> None:
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         parse("zstd:77+int5+topk:7")
-    assert str(caught.value).count("  * ") == 4  # the level, the name, the order, the fraction
-    for told in ("from 1 to 19", "did you mean 'int", "has to stand before", "at most 1"):
+    assert len(caught.value.args) == 4  # the level, the name, the order, the fraction
+    for told in ("from 1 to 19", "did you mean 'int", "comes before the", "at most 1"):
         assert told in str(caught.value)
 
 

@@ -194,7 +194,10 @@ def test_of_more_than_are_wanted_the_first_count() -> None:
         first, last = started.cohort[:4], started.cohort[4:]
         assert statuses(record) == {**dict.fromkeys(first, "counted"), **dict.fromkeys(last, "late")}
         for name in last:
-            assert reason(record, name) == "not needed any more: 4 uploads were wanted and in (--over-selection)"
+            assert (
+                reason(record, name)
+                == "not needed any more: the wanted number of uploads (4) had arrived (--over-selection)"
+            )
     closed = [event for event in world.sink.of(ClientRefused) if "closed" in event.reason]
     assert closed, "those who were not needed have answered later"
 
@@ -217,16 +220,16 @@ def test_a_refused_upload_is_none_of_those_wanted() -> None:
     assert list(statuses(world.finished[0]).values()) == expected
 
 
-@pytest.mark.parametrize(("num_silent", "void"), [(4, False), (5, True)])
+@pytest.mark.parametrize(("num_silent", "void"), [(5, False), (6, True)])
 def test_the_quorum_is_of_those_wanted_not_of_those_asked(num_silent: int, void: bool) -> None:
-    """Four are wanted: 80 % of them, rounded up, are four; of eight asked they would be seven."""
+    """Four are wanted, so three are enough; of eight asked six would be."""
     world = over_selecting(1.0, num_rounds=1, rounds={"quorum": None, "timeout": 500.0})
     for name in EIGHT[:num_silent]:
         world.tampers[name] = lambda m, h: None if isinstance(h, Upload) and h.key.attempt == 0 else h
     world.run()
     assert bool(world.sink.of(RoundVoid)) == void
     if void:
-        assert world.sink.of(RoundVoid)[0].reason == "3 of 4 clients were counted, the quorum is 4"
+        assert world.sink.of(RoundVoid)[0].reason == "counted 2 of 4, the quorum is 3"
 
 
 def test_without_over_selection_the_cohort_is_what_it_was() -> None:

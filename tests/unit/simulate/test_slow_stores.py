@@ -399,12 +399,12 @@ def test_stores_that_all_diverge_end_an_asynchronous_simulation() -> None:
      ("1,inf", "'inf'")],
 )  # fmt: skip
 def test_speeds_that_are_no_numbers_are_wrong_use(text: str, wrong: str) -> None:
-    with pytest.raises(UsageError, match=rf"speeds = '{text}': .*{wrong} is no number above 0; .* such as 1,1,5"):
-        files.parse(RunConfig, {"speeds": text}, where="the command line")
+    with pytest.raises(UsageError, match=rf"--speeds {text}: {wrong} is not a number above 0; .* such as 1,1,5"):
+        files.load(RunConfig, None, {"speeds": text})
 
 
 def test_more_speeds_than_stores_are_wrong_use() -> None:
-    with pytest.raises(UsageError, match=r"--speeds 1,1,1,5: these are 4 numbers for 3 stores \(a, b, c\)"):
+    with pytest.raises(UsageError, match=r"--speeds 1,1,1,5: 4 numbers for 3 stores \('a', 'b', 'c'\)"):
         simulate("abc", Path("r"), speeds="1,1,1,5")
     assert not Path("r").exists()
 

@@ -58,6 +58,22 @@ def output(*arguments: str) -> str:
     return CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
 
 
+def test_show_says_what_the_accuracies_are_of(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "20261121-100000-e5f6", lr=0.1, accuracies=[1.0])
+    assert "test photos" not in output("show", str(run.path))
+    database = RunDatabase(run.database)
+    database.emit(
+        RunStarted(
+            run_id="20261121-100000-e5f6", num_rounds=1, first_round=1, num_parameters=1, num_classes=1, min_clients=1,
+            num_test=3, num_test_left_out=6,
+        )
+    )  # fmt: skip
+    database.close()
+    text = " ".join(output("show", str(run.path)).split())
+    assert "there is one product in all stores" in text
+    assert "the central accuracy is of 3 of 9 test photos" in text
+
+
 def test_list_names_the_newest_first(root: Path) -> None:
     text = output("list", "--root", str(root))
     assert text.index("20261121-091200-c3d4") < text.index("20261121-083512-a1b2")
@@ -77,7 +93,7 @@ def test_show_prints_every_round_and_who_was_missing_and_why(root: Path) -> None
     text = output("show", "20261121-08", "--root", str(root))
     assert "run 20261121-083512-a1b2: finished" in text
     assert "2*" in text
-    assert text.count("[b]oslo (late: after the deadline)") == 3
+    assert text.count("\n    [b]oslo late: after the deadline\n") == 3
     assert "round 1, attempt 2 was void: 0 of 2 answered" in text
     assert "2.6 MB" in text
 
@@ -113,8 +129,8 @@ def test_show_names_those_who_trained_with_a_batch_size_of_their_own(tmp_path: P
         )  # fmt: skip
     database.close()
     text = output("show", str(run.path))
-    assert "round 2: batches of 32 (configured: 16) at the rate 0.1: s0, s1, s2, s3, s4, s5, s6, s7 and 2 more" in text
-    assert "round 2: batches of 64 (configured: 16) at the rate 0.2: nice" in text
+    assert "round 2: batches of 32 (configured: 16) at the rate 0.1: 's0', 's1', 's2', 's3', 's4' and 5 more" in text
+    assert "round 2: batches of 64 (configured: 16) at the rate 0.2: 'nice'" in text
     assert text.count("batches of") == 2, "the last round tells; who trains as configured is not named"
     record = json.loads(output("show", str(run.path), "--json"))
     by_name = {client["client"]: client for client in record["rounds"][0]["clients"]}
@@ -134,14 +150,14 @@ def test_compare_sets_figures_and_differing_settings_side_by_side(root: Path) ->
 
 def test_compare_by_loss_calls_the_least_the_best(root: Path) -> None:
     text = output("compare", "20261121-08", "20261121-09", "--root", str(root), "--metric", "train_loss")
-    (best,) = [line.split() for line in text.splitlines() if "train_loss, best" in line]
+    (best,) = [line.split() for line in text.splitlines() if line.startswith("best ")]
     assert best[-2:] == ["0.667", "1.000"]
 
 
 def test_mistakes_are_told_as_mistakes(root: Path) -> None:
-    with pytest.raises(UsageError, match="no run 'nope'"):
+    with pytest.raises(UsageError, match="unknown run 'nope'"):
         output("show", "nope", "--root", str(root))
-    with pytest.raises(UsageError, match="two runs or more"):
+    with pytest.raises(UsageError, match="two or more different runs"):
         output("compare", "20261121-08", "20261121-08", "--root", str(root))
     with pytest.raises(UsageError, match="accuracy, central_accuracy, train_loss"):
         output("compare", "20261121-08", "20261121-09", "--root", str(root), "--metric", "f1")
