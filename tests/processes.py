@@ -204,8 +204,7 @@ class Site:
     def __init__(self, root: Path, stores: Path, *, fresh: bool = False) -> None:
         self.root = root
         self.stores = stores
-        self._port = reserve_port()
-        self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.environment = {**fork_server.environment_of_a_process(), "FEDSHELF_HOME": str(root / "home")}
         self.fresh = fresh
         self._processes: list[Process] = []
@@ -277,16 +276,17 @@ class Site:
     def close(self) -> None:
         for process in self._processes:
             process.kill()
-        self._port.close()
 
 
-def reserve_port() -> socket.socket:
-    """A socket bound to a free port of this machine. While it is open, the system gives that port to nobody who asks
-    for any port, and a server may listen there."""
+def free_port() -> int:
+    """A port of this machine where a server may listen. As long as this process lives, the system gives it to nobody
+    who asks for any port."""
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.bind(("127.0.0.1", 0))
-    return reserved
+    port: int = reserved.getsockname()[1]
+    reserved.detach()  # stays open
+    return port
 
 
 def draw_stores(root: Path, *, num_stores: int, photos: int = 8, classes: Sequence[str] = CLASSES) -> Path:

@@ -1,10 +1,8 @@
 """Clients that may work at some times only: real servers and real clients."""
 
-import contextlib
 import datetime
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from fedshelf.deploy import client_loop
 from fedshelf.deploy.active_hours import Availability
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.scheduling.active_hours import DAY, active_hours
-from tests.processes import Site, reserve_port, statuses
+from tests.processes import Site, free_port, statuses
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, joined, task
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -40,13 +38,6 @@ class Clock:
 def quick_naps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that a test sets is looked at often."""
     monkeypatch.setattr(opening, "NAP_SECONDS", 0.05)
-
-
-@contextlib.contextmanager
-def nobody_at() -> Iterator[str]:
-    """An address where no server listens."""
-    with reserve_port() as reserved:
-        yield f"127.0.0.1:{reserved.getsockname()[1]}"
 
 
 def says(client: ThreadClient, text: str) -> None:
@@ -106,7 +97,7 @@ def test_work_that_comes_after_closing_is_not_begun() -> None:
 
 
 def test_a_closed_client_hears_that_it_is_to_stop() -> None:
-    with nobody_at() as address, ThreadClient(address, "lyon", availability=Clock(DAYTIME).availability()) as client:
+    with ThreadClient(f"127.0.0.1:{free_port()}", "lyon", availability=Clock(DAYTIME).availability()) as client:
         says(client, "outside of its hours")
         client.stop.set()
         assert client.result.result(PATIENCE).reason == "stopped"
@@ -115,10 +106,7 @@ def test_a_closed_client_hears_that_it_is_to_stop() -> None:
 
 def test_time_outside_of_the_hours_is_no_time_that_a_server_was_away() -> None:
     clock = Clock(DAYTIME)
-    with (
-        nobody_at() as address,
-        ThreadClient(address, "lyon", availability=clock.availability(), max_wait=1.0) as client,
-    ):
+    with ThreadClient(f"127.0.0.1:{free_port()}", "lyon", availability=clock.availability(), max_wait=1.0) as client:
         says(client, "outside of its hours")
         time.sleep(1.5)  # longer than it would wait for a server
         clock.now = NIGHT
