@@ -6,10 +6,27 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.examples import USUAL
+
 # Bitwise comparisons hold for one thread count, and models this small gain nothing from more.
 torch.set_num_threads(1)
 settings.register_profile("fedshelf", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("fedshelf")
+settings.register_profile("long", settings.get_profile("fedshelf"), max_examples=10 * USUAL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long forms of tests, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("long") else "fedshelf")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("long"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ the dead: once any process of its machine was ended by a signal that the test di
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -23,8 +22,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from fedshelf.cli import runs
 from fedshelf.core.process_exit import describe_exit, signal_of
+from tests import fork_server
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120.0  # seconds for anything to happen that must, on a busy machine
@@ -47,10 +49,17 @@ class Process:
         environment: its environment.
         cwd: its working folder.
         together: the processes that work together, this one to be added by the caller: see the module's text.
+        fresh: start it as a shell does, not from the fork server.
     """
 
     def __init__(
-        self, command: Sequence[str], *, environment: dict[str, str], cwd: Path, together: Sequence["Process"] = ()
+        self,
+        command: Sequence[str],
+        *,
+        environment: dict[str, str],
+        cwd: Path,
+        together: Sequence["Process"] = (),
+        fresh: bool = False,
     ) -> None:
         self.events: list[Event] = []
         self._command = command
@@ -59,9 +68,7 @@ class Process:
         self._log = bytearray()
         self._news = threading.Condition()
         self._ended = False
-        self._process = subprocess.Popen(
-            command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        self._process = fork_server.start(command, environment=environment, cwd=cwd, fresh=fresh)
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_log)]
         for reader in self._readers:
             reader.start()
@@ -148,7 +155,11 @@ class Process:
                 raise AssertionError(f"{ending}; its log:\n{process.text()}")
 
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self.poll() is None
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
 
     def _join(self) -> None:
         for reader in self._readers:
@@ -184,19 +195,18 @@ def _event(line: bytes) -> Event:
 
 
 class Site:
-    """A machine of a test's own: a home for FedShelf's files, a port, and every process started there."""
+    """A machine of a test's own: a home for FedShelf's files, a port, and every process started there.
 
-    def __init__(self, root: Path, stores: Path) -> None:
+    Attributes:
+        fresh: start processes as a shell does, not from the fork server.
+    """
+
+    def __init__(self, root: Path, stores: Path, *, fresh: bool = False) -> None:
         self.root = root
         self.stores = stores
         self.address = f"127.0.0.1:{free_port()}"
-        self.environment = {
-            **os.environ,
-            "FEDSHELF_HOME": str(root / "home"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "CUDA_VISIBLE_DEVICES": "",  # the same figures on every machine
-        }
+        self.environment = {**fork_server.environment_of_a_process(), "FEDSHELF_HOME": str(root / "home")}
+        self.fresh = fresh
         self._processes: list[Process] = []
 
     @property
@@ -205,7 +215,9 @@ class Site:
 
     def start(self, *command: str, cwd: Path | None = None) -> Process:
         """Start any command in this machine's environment."""
-        process = Process(command, environment=self.environment, cwd=cwd or self.root, together=self._processes)
+        process = Process(
+            command, environment=self.environment, cwd=cwd or self.root, together=self._processes, fresh=self.fresh
+        )
         self._processes.append(process)
         return process
 
@@ -251,10 +263,8 @@ class Site:
 
     def show(self, run_dir: Path) -> dict[str, Any]:
         """What `fedshelf runs show --json` says."""
-        command = [sys.executable, "-m", "fedshelf", "runs", "show", str(run_dir), "--json"]
-        shown = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=True, timeout=PATIENCE
-        )
+        shown = CliRunner().invoke(runs.app, ["show", str(run_dir), "--json"], catch_exceptions=False)
+        assert shown.exit_code == 0, shown.output
         summary: dict[str, Any] = json.loads(shown.stdout)
         return summary
 
@@ -269,9 +279,14 @@ class Site:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of this machine where a server may listen. As long as this process lives, the system gives it to nobody
+    who asks for any port."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    port: int = reserved.getsockname()[1]
+    reserved.detach()  # stays open
+    return port
 
 
 def draw_stores(root: Path, *, num_stores: int, photos: int = 8, classes: Sequence[str] = CLASSES) -> Path:
@@ -357,19 +372,19 @@ def drawn_test_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def site(tmp_path: Path, drawn_stores: Path) -> Iterator[Site]:
+def site(tmp_path: Path, drawn_stores: Path, pytestconfig: pytest.Config) -> Iterator[Site]:
     """A machine with four stores; its processes end with the test."""
-    yield from _site(tmp_path, drawn_stores)
+    yield from _site(tmp_path, drawn_stores, pytestconfig)
 
 
 @pytest.fixture
-def pair(tmp_path: Path, drawn_pair: Path) -> Iterator[Site]:
+def pair(tmp_path: Path, drawn_pair: Path, pytestconfig: pytest.Config) -> Iterator[Site]:
     """A machine with two stores; its processes end with the test."""
-    yield from _site(tmp_path, drawn_pair)
+    yield from _site(tmp_path, drawn_pair, pytestconfig)
 
 
-def _site(root: Path, stores: Path) -> Iterator[Site]:
-    opened = Site(root, stores)
+def _site(root: Path, stores: Path, config: pytest.Config) -> Iterator[Site]:
+    opened = Site(root, stores, fresh=bool(config.getoption("long")))
     try:
         yield opened
     finally:

@@ -11,8 +11,8 @@ import pytest
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.deploy.stock import run_config
-from tests.e2e.test_transport_stock import BIN, PATIENCE, environment, free_ports, running, wait_for_superlink
-from tests.processes import ROOT, TINY, Site, figures, same_model
+from tests.e2e.test_transport_stock import BIN, PATIENCE, environment, running, wait_for_superlink
+from tests.processes import ROOT, TINY, Site, figures, free_port, same_model
 
 __all__ = ["environment"]
 
@@ -50,7 +50,7 @@ def test_stock_flower_ends_with_the_same_model(pair: Site, environment: dict[str
     recipe = TINY + tuple(part for key, value in RECIPE.items() for part in (f"--{key}", str(value)))
     config = tmp_path / "run.toml"
     config.write_text(toml_of((*recipe, "--min-clients", "2", "--run-dir", str(run))))
-    superlink, *nodes = free_ports(3)
+    superlink, *nodes = (free_port() for _ in range(3))
     address = f"127.0.0.1:{superlink}"
     (tmp_path / "home" / "config.toml").write_text(
         f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{address}"\ninsecure = true\n'

@@ -3,7 +3,6 @@
 import http.server
 import logging
 import os
-import signal
 import socket
 import ssl
 import threading
@@ -215,9 +214,9 @@ def test_a_silent_client_counts_as_gone_until_it_speaks_again() -> None:
         transport = server.transport()
         with process_client(server.address, "lyon") as process:
             first = joined(transport)["lyon"]
-            process.send_signal(signal.SIGSTOP)
+            process.pause()
             assert expect(transport, Left).address == first
-            process.send_signal(signal.SIGCONT)
+            process.resume()
             second = joined(transport)["lyon"]
             assert second != first
             transport.send(second, task(torch.ones(3)))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+
+from tests.processes import free_port
 
 PATIENCE = 150.0  # seconds; stock Flower starts a process for each message
 BIN = Path(sys.executable).parent
@@ -88,12 +89,6 @@ out = ""
 """
 
 
-def free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [s.getsockname()[1] for s in sockets]
-
-
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Flower's own files in a place of the test's; its commands and FedShelf on the paths."""
@@ -139,6 +134,7 @@ def wait_for_superlink(port: int) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@pytest.mark.long  # `test_stock_flower` is its short form: a real training, but a smaller model
 def test_stock_flower_runs_the_same_client_and_server(tmp_path: Path, environment: dict[str, str]) -> None:
     app, out, params = tmp_path / "app", tmp_path / "out.json", torch.randn(2_000_000)
     (app / "echo_app").mkdir(parents=True)
@@ -146,7 +142,7 @@ def test_stock_flower_runs_the_same_client_and_server(tmp_path: Path, environmen
     (app / "echo_app" / "apps.py").write_text(APP)
     (app / "pyproject.toml").write_text(PYPROJECT)
     torch.save(params, tmp_path / "params.pt")
-    superlink, *nodes = free_ports(3)
+    superlink, *nodes = (free_port() for _ in range(3))
     address = f"127.0.0.1:{superlink}"
     (tmp_path / "home" / "config.toml").write_text(
         f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{address}"\ninsecure = true\n'

@@ -86,7 +86,7 @@ def test_a_killed_server_resumes_when_its_clients_were_killed_too(pair: Site, re
     assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(pair.names, 0)
 
 
-@pytest.mark.parametrize("seed", [11])
+@pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(12, 30))])
 def test_kill_9_of_everything_at_any_time_changes_nothing(pair: Site, seed: int) -> None:
     chance = random.Random(seed)
     # What is waited for, and how long after it the blow falls (in seconds): anywhere in joining, training,

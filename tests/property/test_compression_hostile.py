@@ -11,6 +11,7 @@ from torch import Tensor
 from fedshelf.compression.chain import decode, parse
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
+from tests.examples import examples
 
 SIZE = 600
 TEXTS = [
@@ -52,7 +53,7 @@ def attacks(draw: st.DrawFn) -> Encoded:
     return Encoded(codec=codec, size=size, parts=parts)
 
 
-@settings(max_examples=600)
+@settings(max_examples=examples(600))
 @given(attacks())
 def test_what_a_hostile_client_sends_is_refused_or_is_a_finite_vector_of_the_models_size(attack: Encoded) -> None:
     try:

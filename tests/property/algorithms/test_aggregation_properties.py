@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedshelf.algorithms.aggregation import fold, weighted
 from fedshelf.algorithms.reduce import weighted_mean
+from tests.examples import examples
 from tests.worlds import World, with_batch_norm
 
 
@@ -80,7 +81,7 @@ def in_name_order() -> Tensor:
     return world.final
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(seed=st.integers(0, 2**30), delays=st.lists(st.floats(0, 50), min_size=4, max_size=4))
 def test_the_order_of_arrival_changes_not_one_bit(in_name_order: Tensor, seed: int, delays: list[float]) -> None:
     names = ("a", "b", "c", "d")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.decode import UnusablePhotoError, decode
 from fedshelf.data.photo_files import Photo
+from tests.examples import examples
 from tests.unit.data.samples import write_photo
 
 names = st.sampled_from(["a.png", "b.jpg", "c.bmp", "d.webp"])
@@ -19,7 +20,7 @@ changes = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.lists(changes, min_size=3, max_size=12))
 def test_whatever_happens_to_the_files_the_cache_shows_what_a_direct_decode_shows(  # type: ignore[no-untyped-def]
     history,

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedshelf.data.partition import Mode, deal, write_stores
+from tests.examples import examples
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     counts=st.lists(st.integers(min_value=6, max_value=20), min_size=3, max_size=5),
     mode=st.sampled_from([Mode.IID, Mode.DIRICHLET, Mode.ASSORTMENT]),

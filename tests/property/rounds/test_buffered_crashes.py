@@ -27,6 +27,7 @@ from fedshelf.core.state import ClientState, ServerState
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.spool import FileSpool
 from fedshelf.training.trainer import Trainer
+from tests.examples import examples
 from tests.property.rounds.test_crashes import Switch, fragile, run_with_kills
 from tests.worlds import World
 
@@ -107,7 +108,7 @@ def test_a_server_killed_at_any_one_step_counts_each_upload_once(restart_clients
         assert_each_counted_once(world, telling)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(kills=st.lists(st.integers(1, 60), max_size=6), restart_clients=st.booleans())
 def test_a_server_killed_again_and_again_counts_each_upload_once(kills: list[int], restart_clients: bool) -> None:
     world, switch, telling = fragile_world()

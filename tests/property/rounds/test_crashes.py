@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RunStatus
 from fedshelf.core.messages import Purpose, TaskKey
+from tests.examples import examples
 from tests.fakes import MemoryClientStates
 from tests.worlds import Remembering, World, with_batch_norm
 
@@ -109,7 +110,7 @@ def test_a_server_killed_at_any_one_step_ends_with_the_same_model(uninterrupted:
         assert_the_same(world, uninterrupted)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(kills=st.lists(st.integers(1, 60), max_size=6), restart_clients=st.booleans())
 def test_a_server_killed_again_and_again_ends_with_the_same_model(
     uninterrupted: World, kills: list[int], restart_clients: bool

@@ -18,6 +18,7 @@ from fedshelf.core.ports import ClientStates
 from fedshelf.core.state import ClientState
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.client_states import FileClientStates
+from tests.examples import examples
 from tests.fakes import MemoryClientStates
 
 
@@ -121,14 +122,14 @@ def play(rounds: list[Round], open_states: Callable[[], ClientStates]) -> None:
                 counted.append(key)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(ROUNDS)
 def test_the_state_in_force_is_what_the_counted_uploads_led_to(rounds: list[Round]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         play(rounds, lambda: FileClientStates(Path(folder)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(ROUNDS)
 def test_states_in_memory_follow_the_same_rules(rounds: list[Round]) -> None:
     states = MemoryClientStates()  # one for all: memory is not what survives a kill

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.storage.spool import FileSpool
+from tests.examples import examples
 
 KEY = TaskKey(run_id="run", round=1, attempt=1)
 NAMES = st.text(st.characters(), max_size=400)  # surrogates too: JSON from the network can hold them
@@ -25,7 +26,7 @@ def upload(value: float) -> Upload:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(NAMES, unique=True, max_size=8))
 @example(["/etc/passwd", "..", "../..", ".", "", "a/b", "a\0b", "A", "a", "\ud800", "é", "e\u0301", "x" * 5000])
 def test_every_name_gets_its_own_upload_back_in_order_also_after_a_restart(names: list[str]) -> None:

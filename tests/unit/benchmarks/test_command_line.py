@@ -87,7 +87,7 @@ def test_every_command_that_needs_photos_says_when_they_are_missing(arguments: t
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_the_figures_are_printed_as_json_and_the_samples_are_kept(tmp_path: Path) -> None:
-    done = run("wire", "--runs", "1", "--megabytes", "1", "--json", "--work", str(tmp_path))
+    done = run("wire", "--runs", "1", "--megabytes", "1", "--clients", "2", "--json", "--work", str(tmp_path))
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert set(figures) == {"ours", "limit", "ratio", "peak_mb"}

@@ -2,14 +2,11 @@
 (``python -m tests.unit.deploy.echo ADDRESS NAME [CA]``). And the server's side of talking to them."""
 
 import contextlib
-import os
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -35,12 +32,13 @@ from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import Control, WireMessage, open_records, to_parcel
 from fedshelf.serialization.blob import Buffer
+from tests.fork_server import environment_of_a_process
+from tests.processes import ROOT, Process
 
-ROOT = Path(__file__).parents[3]
 PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
 _T = TypeVar("_T")
-_processes: list["subprocess.Popen[bytes]"] = []  # of clients
+_processes: list[Process] = []  # of clients
 
 
 def join(name: str) -> Join:
@@ -105,18 +103,16 @@ class ThreadClient:
 
 
 @contextlib.contextmanager
-def process_client(address: object, name: str) -> Iterator[subprocess.Popen[bytes]]:
+def process_client(address: object, name: str) -> Iterator[Process]:
     """A client in a process of its own, killed at the end."""
     command = [sys.executable, "-m", "tests.unit.deploy.echo", str(address), name]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"})
+    process = Process(command, environment=environment_of_a_process(), cwd=ROOT)
     _processes.append(process)
     try:
         yield process
     finally:
         _processes.remove(process)
         process.kill()
-        process.wait()
 
 
 def expect(transport: GridTransport, kind: type[_T]) -> _T:

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,9 @@ def test_torch_still_has_the_fault() -> None:
 
 @needs_avx2
 @pytest.mark.parametrize("instructions", ["AVX2", "ALL"])
-def test_the_layer_that_models_train_with_survives(instructions: str) -> None:
-    assert train("safe", *range(1, 17), instructions=instructions) == ""
+@pytest.mark.parametrize("widths", [(3, 4, 5, 7), pytest.param(range(1, 17), marks=pytest.mark.long)], ids=str)
+def test_the_layer_that_models_train_with_survives(widths: Sequence[int], instructions: str) -> None:
+    assert train("safe", *widths, instructions=instructions) == ""
 
 
 def gradients(layer: nn.Module, images: Tensor) -> list[Tensor]:

@@ -185,11 +185,10 @@ def test_a_robust_rule_with_a_norm_bound_stays_near_the_clean_run(
      ("ray", 2, "scale")],
 )  # fmt: skip
 def test_attackers_do_the_same_whoever_plays_them(
-    engine: EngineName, workers: int, attack: AttackName, monkeypatch: pytest.MonkeyPatch
+    engine: EngineName, workers: int, attack: AttackName, request: pytest.FixtureRequest
 ) -> None:
     if engine == "ray":
-        pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedshelf[ray]'")
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))  # actors import the model from here
+        request.getfixturevalue("with_ray")
     models = []
     for number, (kind, processes) in enumerate((("local", 0), (engine, workers))):
         given = config(attack, 3, rounds=1, engine=kind, workers=processes, run_dir=Path(f"run-{number}"))

@@ -32,8 +32,8 @@ def test_clients_computed_together_come_to_the_model_of_clients_one_by_one(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("with_ray")
 def test_a_ray_cluster_comes_to_the_same_bits(stores: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedshelf[ray]'")
     finals = []
     for engine, workers in (("local", 0), ("ray", 2)):
         values = {"codec_up": "topk:0.3+int8", "codec_down": "int4"}

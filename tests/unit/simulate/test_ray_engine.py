@@ -1,14 +1,11 @@
 """Clients played by Ray's actors: the very answers that one process gives."""
 
-import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,24 +18,10 @@ from fedshelf.training.trainer import total
 from tests.unit.simulate.federations import Federation
 
 SIZES = {"a": 11, "b": 8, "c": 4, "d": 9, "e": 13}
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray (the extra 'ray') is not installed")
-
-
-@pytest.fixture
-def no_cluster_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster of the test's own, and none afterwards."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield
-    import ray
-
-    assert not ray.is_initialized()
-    left = [child for child in psutil.Process().children(recursive=True) if "ray" in " ".join(child.cmdline())]
-    assert psutil.wait_procs(left, timeout=10)[1] == []
 
 
 @pytest.mark.slow
-@needs_ray
-@pytest.mark.usefixtures("no_cluster_is_left")
+@pytest.mark.usefixtures("with_ray")
 def test_ray_s_actors_change_not_one_bit(tmp_path: Path) -> None:
     values: dict[str, Any] = {"local_epochs": 2, "algorithm": "fedprox", "mu": 0.5}
     federation = Federation.of(tmp_path, SIZES, test_photos=600, **values)
@@ -86,8 +69,7 @@ def dying(num_classes: int) -> nn.Module:
 
 
 @pytest.mark.slow
-@needs_ray
-@pytest.mark.usefixtures("no_cluster_is_left")
+@pytest.mark.usefixtures("with_ray")
 @pytest.mark.parametrize(("model", "why"), [(Failing, "the model is broken"), (dying, "a Ray worker .*died")])
 def test_an_actor_that_crashes_is_one_clear_error(tmp_path: Path, model: Any, why: str) -> None:
     federation = Federation.of(tmp_path, SIZES, model=model)
@@ -104,8 +86,7 @@ def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-@needs_ray
-@pytest.mark.usefixtures("no_cluster_is_left")
+@pytest.mark.usefixtures("with_ray")
 def test_a_cluster_that_is_not_there_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(UsageError, match="RAY_ADDRESS auto"):

@@ -232,9 +232,8 @@ def test_a_run_that_is_killed_and_gone_on_with_comes_to_the_same_model_at_the_sa
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_keeps_the_same_times(whole: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedshelf[ray]'")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))  # actors import the model from here
+@pytest.mark.usefixtures("with_ray")
+def test_a_ray_cluster_keeps_the_same_times(whole: RunDirectory) -> None:
     _, directory = simulate("abcde", Path("r"), workers=2, engine="ray", **ROUGH)
     assert history(directory) == history(whole)
     assert torch.equal(state_of(directory).params, state_of(whole).params)
