@@ -15,7 +15,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fedshelf.cli.app import app
-from fedshelf.config.schema import ClientConfig, Flag, RunConfig, Scope, Settings
+from fedshelf.config.schema import ClientConfig, RunConfig, Settings
+from fedshelf.core.settings import Scope, Setting
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then run that. -->"
@@ -50,7 +51,7 @@ The column *decides* says what a value is part of:
 |---|---|
 | result, sent | part of the run's identity, and sent to every client |
 | result | part of the run's identity; stays at the server |
-| nothing | may differ when a run is resumed (`round-timeout` may not with `speeds`: virtual time decides the result) |
+| nothing | may differ when a run is resumed (`round-timeout` may not with `slowdowns`: there time decides) |
 
 *The run's identity*: a run goes on only with the values it was begun with
 ([resume and extend](../how-to/resume-and-extend.md)).
@@ -129,20 +130,18 @@ def _keys(settings: type[Settings], *, with_scope: bool) -> Iterator[str]:
         yield from (*_table(header, rows), "")
 
 
-def _key(field: FieldInfo, name: str, flag: Flag, *, with_scope: bool) -> tuple[str, ...]:
+def _key(field: FieldInfo, name: str, flag: Setting, *, with_scope: bool) -> tuple[str, ...]:
     default = "–" if field.default is None else f"`{str(field.default).lower()}`"
     only = f" Only `{flag.commands[0]}`." if with_scope and len(flag.commands) == 1 else ""
     scope = (DECIDES[flag.scope],) if with_scope else ()
-    return f"`{name.replace('_', '-')}`", _values(field), default, *scope, flag.help + only
+    return f"`{name.replace('_', '-')}`", _values(field, flag), default, *scope, flag.help + only
 
 
-def _values(field: FieldInfo) -> str:
+def _values(field: FieldInfo, flag: Setting) -> str:
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))
-    bounds = [
-        f"{sign} {_number(getattr(m, key))}" for m in field.metadata for key, sign in BOUNDS.items() if hasattr(m, key)
-    ]
+    bounds = [f"{BOUNDS[key]} {_number(bound)}" for key, bound in flag.bounds.items()]
     words = {"int": "whole number", "float": "number", "str": "text", "bool": "`true`, `false`", "Path": "path"}
     return " ".join([words[kinds[0].__name__ if isinstance(kinds[0], type) else "str"], ", ".join(bounds)]).strip()
 

@@ -1,23 +1,41 @@
-"""What an algorithm is: a handful of functions on core types, data in, data out.
+"""What an algorithm is: a handful of functions on core types, data in, data out; and the settings that several share.
 
 Shapes: S shared values of which the first T are trainable, b values of a coordinate block.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-import torch
-from torch import Tensor
+from fedshelf.core.settings import Scope, Setting
 
-from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:  # to be imported from here, for type checkers again
+    from torch import Tensor as Tensor
+
+    from fedshelf.core.messages import Broadcast as Broadcast
+    from fedshelf.core.messages import Upload as Upload
+    from fedshelf.core.state import ClientState as ClientState
+    from fedshelf.core.state import ServerState as ServerState
+    from fedshelf.training.trainer import Trainer as Trainer
+
+MU = Setting(key="mu", help="Strength of the proximal term.", ge=0)
+SERVER_LR = Setting(key="server_lr", help="Rate of the server's step.", gt=0, scope=Scope.SERVER)
+SERVER_MOMENTUM = Setting(key="server_momentum", help="Momentum at the server.", ge=0, lt=1, scope=Scope.SERVER)
+BUFFER_SIZE = Setting(key="buffer_size", help="Uploads that make the next version.", ge=1, scope=Scope.SERVER)
+STALENESS_EXPONENT = Setting(
+    key="staleness_exponent", help="How fast an upload loses weight with age: as (1 + versions since it began) to "
+    "minus this.", ge=0, scope=Scope.SERVER,
+)  # fmt: skip
+MAX_STALENESS = Setting(
+    key="max_staleness", help="Versions that an upload may be old; any number unless set.", ge=0, scope=Scope.SERVER
+)
 
 NOTHING: Mapping[str, Tensor] = {}
 """No vectors beside the model."""
 
-Reducer = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
+Reducer: TypeAlias = "Callable[[Sequence[Tensor], Sequence[float]], Tensor]"
 """Reduce one coordinate block: rows [b] of the clients counted, in the order of their names, and their weights
 (which sum to one) to the block's value [b]."""
 
@@ -44,7 +62,9 @@ class Aggregate:
 def stepped(params: Tensor, aggregate: Aggregate, step: Tensor) -> Tensor:
     """The next model [S]: `params` [S] with `step` [T] added to the trainable values; batch-norm statistics move by
     their mean change."""
-    return params + torch.cat([step, aggregate.delta[aggregate.num_trainable :]])
+    change = aggregate.delta.clone()
+    change[: aggregate.num_trainable] = step
+    return params + change
 
 
 def polynomial(staleness: int, exponent: float) -> float:
@@ -78,6 +98,22 @@ class Algorithm(Protocol):
         ...
 
 
+class Averaging:
+    """The client half of algorithms that average local training, weighted by photos: any of it can be replaced."""
+
+    __slots__ = ()
+    auxiliary: ClassVar[tuple[str, ...]] = ()
+
+    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+        return NOTHING
+
+    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
+        return trainer.upload(broadcast), state
+
+    def weight(self, upload: Upload, staleness: int) -> float:
+        return float(upload.num_examples)  # n_k
+
+
 @runtime_checkable
 class Asynchronous(Protocol):
     """What else an algorithm says whose server does not wait for a cohort (`rounds.buffered`)."""
@@ -85,6 +121,11 @@ class Asynchronous(Protocol):
     @property
     def buffer_size(self) -> int:
         """Uploads that make the next version."""
+        ...
+
+    @property
+    def max_staleness(self) -> int | None:
+        """Versions that an upload may be old; None: any number."""
         ...
 
     @property

@@ -6,28 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from fedshelf.algorithms import registry, robust
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
+from fedshelf.algorithms.robust import bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.config import files
+from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
+from fedshelf.core.settings import load
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet, load_photos
 from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, build, load_weights
-from fedshelf.personalization import registry as personalizations
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.rounds.client import Work
@@ -79,19 +81,27 @@ Keep = Callable[[OpenedSetup, BoundModel, Comparison], None]
 """Takes the model on the workbench, which a store has chosen."""
 
 
+def component_of(config: RunConfig, family: str) -> Any:
+    """The component of a family that the run has chosen, made with its settings."""
+    return config.settings_of(load(FAMILIES[family][getattr(config, family)]))
+
+
 def algorithm_of(config: RunConfig) -> Algorithm:
     """The configured algorithm, both halves."""
-    return registry.make(config.algorithm, config.model_dump())
+    algorithm: Algorithm = component_of(config, "algorithm")
+    return algorithm
 
 
 def aggregator_of(config: RunConfig) -> Aggregator:
     """How uploads become one."""
-    return robust.aggregator(config.aggregator, trim=config.trim, norm_bound=config.norm_bound)
+    aggregator: Aggregator = component_of(config, "aggregator")
+    return aggregator if config.norm_bound is None else bounded(aggregator, config.norm_bound)
 
 
 def personalization_of(config: RunConfig) -> Personalization:
     """What stays at the stores, and how."""
-    return personalizations.make(config.personalize, config.model_dump())
+    personalization: Personalization = component_of(config, "personalize")
+    return personalization
 
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
@@ -158,7 +168,7 @@ def training_of(config: RunConfig) -> TrainingSettings:
         optimizer=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing, gradient_clip=config.gradient_clip, batch_size=config.batch_size,
         local_epochs=config.local_epochs, augmentation=Augmentation() if config.augment else None,
-        loss=config.loss, fedrs_alpha=config.fedrs_alpha, fedlc_tau=config.fedlc_tau,
+        loss=component_of(config, "loss"),
     )  # fmt: skip
 
 
@@ -254,7 +264,7 @@ def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: Ph
 
 def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Catalogue | None) -> Plan:
     """What the server is to do."""
-    text = files.for_clients(config)
+    text, algorithm = files.for_clients(config), algorithm_of(config)
     return Plan(
         run_id=run_id,
         num_rounds=config.rounds + config.extend,
@@ -275,7 +285,7 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         downloads=codec_policy_of(config, config.codec_down),
         sampling=config.sampling,
         aggregator=aggregator_of(config),
-        max_staleness=config.max_staleness,
+        max_staleness=algorithm.max_staleness if isinstance(algorithm, Asynchronous) else None,
         test_every=config.test_every,
         pacing=pacing_of(config),
         compares=config.personalize != "none" if config.compare is None else config.compare,

@@ -11,10 +11,19 @@ from functools import partial
 from torch import Tensor
 
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import ModuleFactory, algorithm_of, bound_model_of, plan_of, test_photos
+from fedshelf.app.components import (
+    ModuleFactory,
+    aggregator_of,
+    algorithm_of,
+    bound_model_of,
+    component_of,
+    plan_of,
+    test_photos,
+)
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
 from fedshelf.config import files, places
+from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
@@ -151,6 +160,8 @@ def _check(config: RunConfig) -> None:
         UsageError: listing all that is wrong.
     """
     problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
+    for family in FAMILIES:
+        problems += getattr(component_of(config, family), "problems", list)()
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: there is no such file")
@@ -180,19 +191,13 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
 
 
 def _problems_with_asynchrony(config: RunConfig) -> list[str]:
-    algorithm = algorithm_of(config)
-    if not isinstance(algorithm, Asynchronous):
+    if not isinstance(algorithm_of(config), Asynchronous):
         return []
     found = []
-    if config.buffer_size not in (None, algorithm.buffer_size):
+    if aggregator_of(config).leaves_out:
         found.append(
-            f"--buffer-size {config.buffer_size} --algorithm {config.algorithm}: every upload makes a version there; "
-            "leave --buffer-size out, or use --algorithm fedbuff"
-        )
-    if config.aggregator == "multi-krum":
-        found.append(
-            f"--aggregator multi-krum --algorithm {config.algorithm}: whoever it leaves out may have begun its next "
-            "task already, on a state that must not last; use median or trimmed-mean"
+            f"--aggregator {config.aggregator} --algorithm {config.algorithm}: a client that it leaves out may "
+            "have begun its next task already, on a state that must not last; use median or trimmed-mean"
         )
     if config.quorum is not None:
         found.append(f"--quorum --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
@@ -237,7 +242,7 @@ def _directory(config: RunConfig) -> RunDirectory:
     if not is_run(config.run_dir):
         return RunDirectory.create(config.run_dir, run_id=new_run_id(), config_toml=toml, config_digest=digest)
     directory = RunDirectory.open(config.run_dir)
-    changed = differences(directory.config_toml, toml)
+    changed = differences(files.with_new_names(directory.config_toml), toml)
     if changed:
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
         raise RunError(

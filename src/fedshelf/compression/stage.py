@@ -13,12 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedshelf.core.settings import Setting
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Parts = dict[str, Tensor]
 Specs = dict[str, tuple[torch.dtype, int]]
 """The type and the exact length of every part: known from n alone, so that nothing is allocated on a sender's word."""
+
+FRACTION = Setting(key="F", help="the share of values that travel", gt=0, le=1)
+"""Of sparsifiers."""
 
 CHUNK = 65536
 """Values worked on at a time: 256 KB, which stay in a core's second-level cache."""
@@ -78,7 +83,11 @@ class Sparsifier(Protocol):
 
 
 class Quantizer(Protocol):
-    """Writes float32 values as numbers of fewer bits."""
+    """Writes float32 values as numbers of fewer bits.
+
+    One with a field `unbiased`, true by default, has it set to false after a sparsifier: its error feedback wants a
+    contraction, and makes up for bias.
+    """
 
     @property
     def text(self) -> str: ...

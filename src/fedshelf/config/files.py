@@ -2,18 +2,25 @@
 
 import difflib
 import hashlib
+import logging
+import re
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
 
-from fedshelf.config.schema import RunConfig, Scope, Settings, select
+from fedshelf.config.schema import RENAMED, RunConfig, Settings, select
 from fedshelf.core.errors import UsageError
+from fedshelf.core.settings import Scope
+
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
+_NEW_KEYS = {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED.items()}
 
 
 def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
@@ -31,7 +38,7 @@ def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path} is not TOML: {error}") from None
     given = {name.replace("_", "-"): value for name, value in overrides.items()}
-    return parse(kind, {**values, **given}, where=str(path) if path else "the command line")
+    return parse(kind, {**_renamed(values), **_renamed(given)}, where=str(path) if path else "the command line")
 
 
 def parse(kind: type[S], values: Mapping[str, Any], *, where: str) -> S:
@@ -40,11 +47,14 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str) -> S:
     Raises:
         UsageError: see `load`.
     """
+    values = _renamed(values)
     known = [field.alias or name for name, field in kind.model_fields.items()]
     problems = []
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
+            near = [_NEW_KEYS[key]] if key in _NEW_KEYS else difflib.get_close_matches(
+                key.replace("_", "-"), known, n=1, cutoff=0.5
+            )  # fmt: skip
             problems.append(f"{key!r} is no key" + (f"; did you mean {near[0]!r}?" if near else ""))
     try:
         config = kind.model_validate({key: value for key, value in values.items() if key in known})
@@ -67,7 +77,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 def effective(config: RunConfig) -> str:
     """All that decides a run's result, as TOML text: what a run directory keeps."""
     values = select(config, Scope.RUN, Scope.SERVER)
-    if config.speeds is not None:  # who keeps a deadline in virtual time is no accident of the day
+    if config.slowdowns is not None:  # who keeps a deadline in virtual time is no accident of the day
         values["round-timeout"] = config.round_timeout
     return to_toml(values)
 
@@ -93,9 +103,32 @@ def of_a_server(config: RunConfig) -> RunConfig:
     return config.model_copy(update={name: fields[name].default for name in simulated})
 
 
+def with_new_names(toml: str) -> str:
+    """The text of a configuration, with the present names of keys that were called otherwise when it was written."""
+    for old, new in _NEW_KEYS.items():
+        toml = re.sub(rf"^{old} = ", f"{new} = ", toml, flags=re.MULTILINE)
+    return toml
+
+
 def digest(toml: str) -> str:
     """SHA-256 of a configuration's text."""
     return hashlib.sha256(toml.encode()).hexdigest()
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` under the present names of their keys; a former name that stands beside the present one stays."""
+    renamed = dict(values)
+    for old, new in _NEW_KEYS.items():
+        if old in renamed and new not in renamed:
+            renamed[new] = renamed.pop(old)
+            _tell_new_name(old, new)
+    return renamed
+
+
+@cache
+def _tell_new_name(old: str, new: str) -> None:
+    """Say it once, however often a process meets the old name."""
+    logger.warning("%s is now called %s: use the new name, the old one will go", old, new)
 
 
 def _contradictions(config: RunConfig) -> list[str]:

@@ -5,17 +5,22 @@ What stays is client state like any other: what a round made of it holds once th
 Shapes: S shared values, P all values.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from fedshelf.core.choices import Candidate
-from fedshelf.core.messages import Broadcast
-from fedshelf.core.state import ClientState
-from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import Phase, Trainer
+from fedshelf.training.phases import Phase
+
+if TYPE_CHECKING:  # to be imported from here, for type checkers again
+    from torch import nn as nn
+
+    from fedshelf.core.messages import Broadcast as Broadcast
+    from fedshelf.core.state import ClientState as ClientState
+    from fedshelf.training.bound_model import BoundModel as BoundModel
+    from fedshelf.training.trainer import Trainer as Trainer
 
 PERSONAL = "personal"
 
@@ -95,7 +100,7 @@ class PersonalLayers:
         personal = trainer.bound_model.params.personal
         if not personal.numel():
             return after
-        return ClientState(tensors={**after.tensors, PERSONAL: personal.detach().cpu().clone()})
+        return replace(after, tensors={**after.tensors, PERSONAL: personal.detach().cpu().clone()})
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """Nothing is left to do."""

@@ -13,23 +13,28 @@ Differs from the paper: the term acts on trainable values, not on batch-norm sta
 4 is for `--local-epochs` epochs, in an order of their own.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 from fedshelf.core.choices import Candidate
-from fedshelf.core.messages import Broadcast
-from fedshelf.core.state import ClientState
+from fedshelf.core.settings import Setting
 from fedshelf.personalization.base import PERSONAL
-from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import Phase, Trainer
+from fedshelf.training.phases import Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Trainer, nn
 
 
 @dataclass(frozen=True, slots=True)
 class Ditto:
     """A second model at the store, held near the global one with strength `pull` (the paper's lambda)."""
 
-    pull: float
+    pull: Annotated[float, Setting(key="ditto_lambda", help="How strongly a store's own model is held near the "
+        "global one.", ge=0)] = 0.1  # fmt: skip
     phases: tuple[Phase, ...] = (Phase(),)
     candidates: tuple[Candidate, ...] = tuple(Candidate)
     trains_at_last: bool = False
@@ -56,7 +61,7 @@ class Ditto:
             part=trainer.part(broadcast.key, "-ditto"), num_steps=broadcast.num_steps,
         )  # fmt: skip
         own = bound.params.shared.detach().cpu().clone()
-        return ClientState(tensors={**after.tensors, PERSONAL: own})  # line 6
+        return replace(after, tensors={**after.tensors, PERSONAL: own})  # line 6
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         """Nothing is left to do: v_k is trained."""

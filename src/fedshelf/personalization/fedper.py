@@ -10,10 +10,15 @@ The head is the last linear layer, which the paper calls K_P = 1 (its experiment
 Differs from the paper: nothing else.
 """
 
-from torch import nn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from fedshelf.core.errors import ModelError
-from fedshelf.personalization.head import head
+from fedshelf.personalization.base import PersonalLayers
+
+if TYPE_CHECKING:
+    from fedshelf.personalization.base import nn
 
 
 def personal_names(module: nn.Module) -> frozenset[str]:
@@ -22,8 +27,13 @@ def personal_names(module: nn.Module) -> frozenset[str]:
     Raises:
         ModelError: there is none.
     """
+    from fedshelf.personalization.head import head
+
     found = head(module)
     if found is None:
         raise ModelError("--personalize fedper keeps the last linear layer at the stores, and this model has none")
     layer, child = found
     return frozenset(f"{layer}.{name}" if layer else name for name, _ in child.named_parameters())
+
+
+FEDPER = PersonalLayers(names=personal_names)

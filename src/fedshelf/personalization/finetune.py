@@ -24,26 +24,28 @@ what it will be shown (cropped photos show things larger: Touvron et al. 2019, "
 discrepancy", tune on test-like photos at last, too).
 """
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 from fedshelf.core.choices import Candidate
-from fedshelf.core.messages import Broadcast
-from fedshelf.core.state import ClientState
-from fedshelf.data.augmentation import Augmentation
-from fedshelf.personalization.head import expect
-from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import Phase, Trainer
+from fedshelf.core.settings import Setting
+from fedshelf.training.losses import CROSS_ENTROPY
+from fedshelf.training.phases import Phase
+
+if TYPE_CHECKING:
+    from fedshelf.data.augmentation import Augmentation
+    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Trainer, nn
 
 
 @dataclass(frozen=True, slots=True)
 class FineTuning:
     """E = `epochs` at eta = `client_lr` on the last global model."""
 
-    epochs: int
-    client_lr: float
+    epochs: Annotated[int, Setting(key="finetune_epochs", help="Passes over a store's photos, once the rounds are "
+        "over.", ge=0)] = 8  # fmt: skip
+    client_lr: Annotated[float, Setting(key="finetune_lr", help="Learning rate of fine-tuning.", gt=0)] = 0.005
     phases: tuple[Phase, ...] = (Phase(),)
     candidates: tuple[Candidate, ...] = tuple(Candidate)
     trains_at_last: bool = True
@@ -60,16 +62,18 @@ class FineTuning:
         return after
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        from fedshelf.personalization.head import expect
+
         bound = trainer.bound_model
         expect(bound.module, trainer.train.labels)  # line 5
         settings = replace(
             bound.settings,
-            loss="cross-entropy",
+            loss=CROSS_ENTROPY,
             label_smoothing=0.0,
             augmentation=_mirrored(bound.settings.augmentation),
         )
         epoch = replace(trainer.having(settings), phases=(Phase(epochs=1),))
-        mean = torch.zeros_like(bound.params.vector)
+        mean = bound.params.vector.new_zeros(len(bound.params.vector))
         for number in range(self.epochs):
             epoch.fit(round=broadcast.key.round, client_lr=self.client_lr, part=f"-finetune-{number}")  # line 7
             mean += bound.params.vector / self.epochs
@@ -81,4 +85,4 @@ def _mirrored(views: Augmentation | None) -> Augmentation | None:
     """Of the views that the rounds train on: none but mirrored ones."""
     if views is None:
         return None
-    return Augmentation(crop_scale=(1.0, 1.0), flip=views.flip, rotation_degrees=0.0, brightness=0.0, contrast=0.0)
+    return replace(views, crop_scale=(1.0, 1.0), rotation_degrees=0.0, brightness=0.0, contrast=0.0)
