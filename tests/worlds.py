@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, Algorithm, Asynchronous
+from fedshelf.algorithms.base import Aggregate, Algorithm, Asynchronous
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.app.components import aggregator_of, personalization_of
@@ -112,7 +112,8 @@ def personalization(name: str) -> Personalization:
 
 def aggregator(name: str, *, trim: float = 0.25, norm_bound: float | None = None) -> Aggregator:
     """The rule of that name."""
-    return aggregator_of(RunConfig(aggregator=name, trim=trim, norm_bound=norm_bound))
+    settings: dict[str, Any] = {"trim": trim, "norm_bound": norm_bound}
+    return aggregator_of(RunConfig(aggregator=name, **settings))
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Remembering:
     auxiliary: tuple[str, ...] = ()
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
+        return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload = trainer.upload(broadcast)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, TypeAlias
 
 from fedshelf.core.settings import Scope, Setting
 
@@ -24,16 +24,6 @@ MU = Setting(key="mu", help="Strength of the proximal term.", ge=0)
 SERVER_LR = Setting(key="server_lr", help="Rate of the server's step.", gt=0, scope=Scope.SERVER)
 SERVER_MOMENTUM = Setting(key="server_momentum", help="Momentum at the server.", ge=0, lt=1, scope=Scope.SERVER)
 BUFFER_SIZE = Setting(key="buffer_size", help="Uploads that make the next version.", ge=1, scope=Scope.SERVER)
-STALENESS_EXPONENT = Setting(
-    key="staleness_exponent", help="How fast an upload loses weight with age: as (1 + versions since it began) to "
-    "minus this.", ge=0, scope=Scope.SERVER,
-)  # fmt: skip
-MAX_STALENESS = Setting(
-    key="max_staleness", help="Versions that an upload may be old; any number unless set.", ge=0, scope=Scope.SERVER
-)
-
-NOTHING: Mapping[str, Tensor] = {}
-"""No vectors beside the model."""
 
 Reducer: TypeAlias = "Callable[[Sequence[Tensor], Sequence[float]], Tensor]"
 """Reduce one coordinate block: rows [b] of the clients counted, in the order of their names, and their weights
@@ -74,61 +64,48 @@ def polynomial(staleness: int, exponent: float) -> float:
 
 
 class Algorithm(Protocol):
-    """One paper: its client half and its server half. How uploads become one is another matter (`Aggregator`)."""
+    """One paper: its client half and its server half. How uploads become one is another matter (`Aggregator`).
+
+    What a subclass does not say otherwise is as in averaging: plain local training, weighted by photos.
+    """
 
     @property
     def auxiliary(self) -> tuple[str, ...]:
         """Names of the vectors [T] that an upload carries beside the delta; any other is refused."""
-        ...
+        return ()
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
         """The vectors [T] that go out with the model to those who train."""
-        ...
+        return {}
 
-    def client_round(
-        self, broadcast: Broadcast, state: ClientState, trainer: Trainer
-    ) -> tuple[Upload, ClientState]: ...
+    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
+        """What a client sends, and the state that it has once that is counted."""
+        return trainer.upload(broadcast), state
 
     def weight(self, upload: Upload, staleness: int) -> float:
         """The upload's weight before normalization; `staleness`, in versions, is zero in synchronous rounds."""
-        ...
+        return float(upload.num_examples)
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         """The state with the new model; pure. `population` counts the clients that could have been drawn."""
         ...
 
 
-class Averaging:
-    """The client half of algorithms that average local training, weighted by photos: any of it can be replaced."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asynchronous:
+    """What else an algorithm has whose server does not wait for a cohort (`rounds.buffered`).
 
-    __slots__ = ()
-    auxiliary: ClassVar[tuple[str, ...]] = ()
+    Attributes:
+        buffer_size: uploads that make the next version.
+        exponent: of staleness.
+        max_staleness: versions that an upload may be old; None: any number.
+        relative_to_present: whether a delta means local minus the present model, not minus the one that the client
+            began with.
+    """
 
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
-
-    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        return trainer.upload(broadcast), state
-
-    def weight(self, upload: Upload, staleness: int) -> float:
-        return float(upload.num_examples)  # n_k
-
-
-@runtime_checkable
-class Asynchronous(Protocol):
-    """What else an algorithm says whose server does not wait for a cohort (`rounds.buffered`)."""
-
-    @property
-    def buffer_size(self) -> int:
-        """Uploads that make the next version."""
-        ...
-
-    @property
-    def max_staleness(self) -> int | None:
-        """Versions that an upload may be old; None: any number."""
-        ...
-
-    @property
-    def relative_to_present(self) -> bool:
-        """Whether a delta means local minus the present model, not minus the one that the client began with."""
-        ...
+    buffer_size: Annotated[int, BUFFER_SIZE] = 1
+    exponent: Annotated[float, Setting(key="staleness_exponent", help="How fast an upload loses weight with age: as (1 "
+        "+ versions since it began) to minus this.", ge=0, scope=Scope.SERVER)] = 0.5  # fmt: skip
+    max_staleness: Annotated[int | None, Setting(help="Versions that an upload may be old; any number unless set.",
+        ge=0, scope=Scope.SERVER)] = None  # fmt: skip
+    relative_to_present: ClassVar[bool] = False

@@ -17,34 +17,22 @@ term acts on trainable values, not on batch-norm statistics, which are mixed lik
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from fedshelf.algorithms.base import (
-    BUFFER_SIZE,
-    MAX_STALENESS,
-    MU,
-    SERVER_LR,
-    STALENESS_EXPONENT,
-    Aggregate,
-    Averaging,
-    polynomial,
-)
+from fedshelf.algorithms.base import MU, SERVER_LR, Aggregate, Algorithm, Asynchronous, polynomial
 
 if TYPE_CHECKING:
     from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
 
 
 @dataclass(frozen=True, slots=True)
-class FedAsync(Averaging):
+class FedAsync(Asynchronous, Algorithm):
     """A version for every upload, mixed in by `alpha`; `exponent` is that of staleness (a), `rho` holds local training
     near the model that it began with."""
 
     alpha: Annotated[float, SERVER_LR] = 0.6
     rho: Annotated[float, MU] = 0.01
-    exponent: Annotated[float, STALENESS_EXPONENT] = 0.5
-    buffer_size: Annotated[int, BUFFER_SIZE] = 1
-    max_staleness: Annotated[int | None, MAX_STALENESS] = None
-    relative_to_present: bool = True
+    relative_to_present: ClassVar[bool] = True
 
     def problems(self) -> list[str]:
         if self.buffer_size == 1:

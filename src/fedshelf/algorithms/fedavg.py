@@ -18,15 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fedshelf.algorithms.base import Aggregate, Averaging
+from fedshelf.algorithms.base import Aggregate, Algorithm
 
 if TYPE_CHECKING:
     from fedshelf.algorithms.base import ServerState
 
 
 @dataclass(frozen=True, slots=True)
-class FedAvg(Averaging):
-    """Weighted averaging of local training; lines 5 to 8 are those of `Averaging`."""
+class FedAvg(Algorithm):
+    """Weighted averaging of local training; lines 5 to 8 are the default of `Algorithm`."""
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         return replace(state, params=state.params + aggregate.delta)  # line 4

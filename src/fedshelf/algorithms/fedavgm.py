@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Averaging, stepped
+from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algorithm, stepped
 
 if TYPE_CHECKING:
     from fedshelf.algorithms.base import ServerState
@@ -29,7 +29,7 @@ MOMENTUM = "momentum"
 
 
 @dataclass(frozen=True, slots=True)
-class FedAvgM(Averaging):
+class FedAvgM(Algorithm):
     """Averaging, of which are lines 6 and 7, with momentum `beta` at the server, whose rate is `server_lr`."""
 
     server_lr: Annotated[float, SERVER_LR] = 1.0

@@ -22,31 +22,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.algorithms.base import (
-    BUFFER_SIZE,
-    MAX_STALENESS,
-    SERVER_LR,
-    STALENESS_EXPONENT,
-    Aggregate,
-    Averaging,
-    polynomial,
-    stepped,
-)
+from fedshelf.algorithms.base import BUFFER_SIZE, SERVER_LR, Aggregate, Algorithm, Asynchronous, polynomial, stepped
 
 if TYPE_CHECKING:
     from fedshelf.algorithms.base import ServerState, Upload
 
 
 @dataclass(frozen=True, slots=True)
-class FedBuff(Averaging):
+class FedBuff(Asynchronous, Algorithm):
     """A version for every `buffer_size` uploads; `exponent` is that of staleness, 1/2 in the paper; lines 8 to 11
-    are those of `Averaging`."""
+    are the default of `Algorithm`."""
 
     server_lr: Annotated[float, SERVER_LR] = 1.0
     buffer_size: Annotated[int, BUFFER_SIZE] = 4
-    exponent: Annotated[float, STALENESS_EXPONENT] = 0.5
-    max_staleness: Annotated[int | None, MAX_STALENESS] = None
-    relative_to_present: bool = False
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return polynomial(staleness, self.exponent)  # line 4

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Averaging, stepped
+from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algorithm, stepped
 from fedshelf.core.settings import Scope, Setting
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def adam(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class FedOpt(Averaging):
+class FedOpt(Algorithm):
     """Averaging, of which are lines 9 and 10, and an adaptive optimizer at the server.
 
     Attributes:

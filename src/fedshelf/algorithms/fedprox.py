@@ -21,14 +21,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.algorithms.base import MU, Aggregate, Averaging
+from fedshelf.algorithms.base import MU, Aggregate, Algorithm
 
 if TYPE_CHECKING:
     from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
 
 
 @dataclass(frozen=True, slots=True)
-class FedProx(Averaging):
+class FedProx(Algorithm):
     """Averaging with a proximal term of strength `mu` that holds local training near the global model."""
 
     mu: Annotated[float, MU] = 0.01

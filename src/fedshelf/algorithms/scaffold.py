@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from fedshelf.algorithms.base import SERVER_LR, Aggregate, stepped
+from fedshelf.algorithms.base import SERVER_LR, Aggregate, Algorithm, stepped
 from fedshelf.core.settings import Setting
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ CONTROL_VARIATE = "control_variate"
 
 
 @dataclass(frozen=True, slots=True)
-class Scaffold:
+class Scaffold(Algorithm):
     """Averaging with control variates against client drift; `server_lr` is the paper's eta_g."""
 
     server_lr: Annotated[float, SERVER_LR] = 1.0

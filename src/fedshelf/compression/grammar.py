@@ -12,11 +12,10 @@ from inspect import Parameter
 
 from fedshelf.compression.floats import Float
 from fedshelf.compression.registry import KINDS
-from fedshelf.compression.stage import Lossless, Quantizer, Sparsifier
+from fedshelf.compression.stage import Lossless, Quantizer, Sparsifier, Stage
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import Setting, load, settings_of
 
-Stage = Sparsifier | Quantizer | Lossless
 MAX_LENGTH = 200
 _BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
     "ge": (operator.ge, "at least"), "gt": (operator.gt, "above"), "le": (operator.le, "at most"),

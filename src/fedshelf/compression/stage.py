@@ -61,14 +61,20 @@ class Properties:
         )
 
 
-class Sparsifier(Protocol):
+class Stage(Protocol):
+    """One codec of a chain."""
+
+    @property
+    def text(self) -> str:
+        """How it is written."""
+
+    @property
+    def properties(self) -> Properties:
+        """What it promises."""
+
+
+class Sparsifier(Stage, Protocol):
     """Chooses the values that travel."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def properties(self) -> Properties: ...
 
     def count(self, size: int) -> int:
         """k: how many of `size` values travel; at least one, if there is one."""
@@ -82,18 +88,12 @@ class Sparsifier(Protocol):
         """The k indices, increasing; raises RefusedError where the parts do not say such."""
 
 
-class Quantizer(Protocol):
+class Quantizer(Stage, Protocol):
     """Writes float32 values as numbers of fewer bits.
 
     One with a field `unbiased`, true by default, has it set to false after a sparsifier: its error feedback wants a
     contraction, and makes up for bias.
     """
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def properties(self) -> Properties: ...
 
     def specs(self, size: int) -> Specs: ...
 
@@ -103,14 +103,8 @@ class Quantizer(Protocol):
         """The values; raises RefusedError where a part holds what no honest encoder writes."""
 
 
-class Lossless(Protocol):
+class Lossless(Stage, Protocol):
     """Makes the bytes of parts fewer, and gives the same parts back."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def properties(self) -> Properties: ...
 
     def compress(self, parts: Parts) -> Parts: ...
 

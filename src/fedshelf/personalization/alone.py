@@ -17,7 +17,6 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
-from fedshelf.training.losses import CROSS_ENTROPY
 from fedshelf.training.phases import Phase
 from fedshelf.training.trainer import Trainer
 
@@ -38,7 +37,7 @@ def train_alone(
         FedShelfError: training diverged.
     """
     bound = trainer.bound_model
-    plain = trainer.having(replace(bound.settings, loss=CROSS_ENTROPY))
+    plain = trainer.having(replace(bound.settings, loss=None))
     whole = replace(plain, phases=(Phase(),))
     bound.params.personal.copy_(bound.initial_personal)
     shared = first

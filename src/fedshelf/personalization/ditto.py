@@ -18,29 +18,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.core.choices import Candidate
 from fedshelf.core.settings import Setting
-from fedshelf.personalization.base import PERSONAL
-from fedshelf.training.phases import Phase
+from fedshelf.personalization.base import PERSONAL, Personalization
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Trainer, nn
+    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Trainer
 
 
-@dataclass(frozen=True, slots=True)
-class Ditto:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ditto(Personalization):
     """A second model at the store, held near the global one with strength `pull` (the paper's lambda)."""
 
     pull: Annotated[float, Setting(key="ditto_lambda", help="How strongly a store's own model is held near the "
         "global one.", ge=0)] = 0.1  # fmt: skip
-    phases: tuple[Phase, ...] = (Phase(),)
-    candidates: tuple[Candidate, ...] = tuple(Candidate)
-    trains_at_last: bool = False
-
-    def personal_names(self, module: nn.Module) -> frozenset[str]:
-        return frozenset()
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
         if PERSONAL in state.tensors:
@@ -62,6 +54,3 @@ class Ditto:
         )  # fmt: skip
         own = bound.params.shared.detach().cpu().clone()
         return replace(after, tensors={**after.tensors, PERSONAL: own})  # line 6
-
-    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
-        """Nothing is left to do: v_k is trained."""

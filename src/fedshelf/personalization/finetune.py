@@ -27,39 +27,25 @@ discrepancy", tune on test-like photos at last, too).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from fedshelf.core.choices import Candidate
 from fedshelf.core.settings import Setting
-from fedshelf.training.losses import CROSS_ENTROPY
+from fedshelf.personalization.base import Personalization
 from fedshelf.training.phases import Phase
 
 if TYPE_CHECKING:
     from fedshelf.data.augmentation import Augmentation
-    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Trainer, nn
+    from fedshelf.personalization.base import Broadcast, Trainer
 
 
-@dataclass(frozen=True, slots=True)
-class FineTuning:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuning(Personalization):
     """E = `epochs` at eta = `client_lr` on the last global model."""
 
     epochs: Annotated[int, Setting(key="finetune_epochs", help="Passes over a store's photos, once the rounds are "
         "over.", ge=0)] = 8  # fmt: skip
     client_lr: Annotated[float, Setting(key="finetune_lr", help="Learning rate of fine-tuning.", gt=0)] = 0.005
-    phases: tuple[Phase, ...] = (Phase(),)
-    candidates: tuple[Candidate, ...] = tuple(Candidate)
-    trains_at_last: bool = True
-
-    def personal_names(self, module: nn.Module) -> frozenset[str]:
-        return frozenset()
-
-    def apply(self, bound: BoundModel, state: ClientState) -> None:
-        """In the rounds a store uses the global model."""
-
-    def update_state(
-        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
-    ) -> ClientState:
-        return after
+    trains_at_last: ClassVar[bool] = True
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
         from fedshelf.personalization.head import expect
@@ -68,7 +54,7 @@ class FineTuning:
         expect(bound.module, trainer.train.labels)  # line 5
         settings = replace(
             bound.settings,
-            loss=CROSS_ENTROPY,
+            loss=None,
             label_smoothing=0.0,
             augmentation=_mirrored(bound.settings.augmentation),
         )

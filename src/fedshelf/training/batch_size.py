@@ -37,7 +37,6 @@ from fedshelf.data.dataset import PhotoSet
 from fedshelf.training.batches import batches
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.free_memory import free_memory
-from fedshelf.training.losses import CROSS_ENTROPY
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.timing import once
 from fedshelf.training.trainer import Trainer
@@ -133,7 +132,7 @@ def _sample(photos: PhotoSet, count: int) -> PhotoSet:
 
 def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | None = None) -> Callable[[], object]:
     """An epoch of local training at the rate 0, or so many steps of it."""
-    settings = replace(bound.settings, batch_size=size, local_epochs=1, loss=CROSS_ENTROPY)
+    settings = replace(bound.settings, batch_size=size, local_epochs=1, loss=None)
     trainer = Trainer(
         bound_model=replace(bound, settings=settings), client="", rng=Rng(0), train=sample, validation=sample
     )  # fmt: skip

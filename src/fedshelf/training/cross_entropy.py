@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedshelf.training.losses import CROSS_ENTROPY, Calibration, Loss
+from fedshelf.training.losses import Calibration, Loss
 
 
 def calibration_of(
-    loss: Loss, labels_N: NDArray[np.int64], num_classes: int | None, device: torch.device
+    loss: Loss | None, labels_N: NDArray[np.int64], num_classes: int | None, device: torch.device
 ) -> Calibration | None:
-    """The calibration of a client with N training photos of these labels; None: plain cross-entropy.
+    """The calibration of a client with N training photos of these labels; None: none.
 
     Args:
-        loss: the configured one.
+        loss: the configured one; None: plain cross-entropy.
         labels_N: of its training photos.
         num_classes: K; only a loss that depends on what the client stocks has to know it.
         device: where the calibration is used.
@@ -28,7 +28,7 @@ def calibration_of(
     Raises:
         ValueError: such a loss, and K is not known.
     """
-    if loss == CROSS_ENTROPY:
+    if loss is None:
         return None
     if num_classes is None:
         raise ValueError(f"{loss} depends on the classes in stock: say how many there are in all")

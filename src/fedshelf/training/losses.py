@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOSSES: dict[str, str] = {
-    "cross-entropy": "fedshelf.training.losses:CrossEntropy",
+    "cross-entropy": "fedshelf.training.losses:CROSS_ENTROPY",
     "fedrs": "fedshelf.training.losses:FedRS",
     "fedlc": "fedshelf.training.losses:FedLC",
 }
-"""Components (`core.settings`) that make a `Loss`, one line each."""
+"""Components (`core.settings`) that make a `Loss`, or None for plain cross-entropy, one line each."""
 
 
 class Calibration(NamedTuple):
@@ -53,20 +53,12 @@ class Calibration(NamedTuple):
 class Loss(Protocol):
     """One paper."""
 
-    def calibration(self, counts_K: Tensor) -> Calibration | None:
-        """What becomes of the logits of a client with so many training photos of each class; None: nothing."""
+    def calibration(self, counts_K: Tensor) -> Calibration:
+        """What becomes of the logits of a client with so many training photos of each class."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CrossEntropy:
-    """Plain cross-entropy."""
-
-    def calibration(self, counts_K: Tensor) -> Calibration | None:
-        return None
-
-
-CROSS_ENTROPY = CrossEntropy()
+CROSS_ENTROPY = None
 
 
 @dataclass(frozen=True, slots=True)

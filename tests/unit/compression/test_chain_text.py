@@ -59,7 +59,7 @@ def test_other_ways_to_write_a_chain_have_the_same_canonical_text(text: str, can
         ("modular:12:1.0", "choose 8, 16 or 32"),
         ("modular:16:0", "RANGE = 0 is not at least"),
         ("modular:16:-1", "RANGE = -1 is not at least"),
-        ("modular:16:inf", "at most 1.27e+30"),
+        ("modular:16:inf", "RANGE = inf is not at least"),
         ("modular:8:1.0:128", "no room for 128 summands"),
         ("modular:8:1.0:0", "SUMMANDS = 0 is not at least 1"),
         ("zstd:" + "9" * 500, "too long"),

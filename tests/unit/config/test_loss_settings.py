@@ -13,7 +13,7 @@ from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import ClassFolder, Setup
 from fedshelf.core.settings import Scope
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.training.losses import CROSS_ENTROPY, FedLC, FedRS, Loss
+from fedshelf.training.losses import FedLC, FedRS, Loss
 from tests.worlds import photos
 
 CATALOGUE = Catalogue.resolve({"a": [ClassFolder(leaf=name, path=name) for name in "vwxyz"]})
@@ -24,7 +24,7 @@ def config(**values: Any) -> RunConfig:
 
 
 def test_the_loss_is_plain_cross_entropy_unless_one_says_otherwise() -> None:
-    assert training_of(config()).loss == CROSS_ENTROPY
+    assert training_of(config()).loss is None
     assert training_of(config(loss="fedrs")).loss == FedRS(0.5)
     assert training_of(config(loss="fedlc")).loss == FedLC(1.0)
 

@@ -258,7 +258,7 @@ def test_where_nothing_can_be_trained_the_client_says_so() -> None:
     comparison = store.compare()  # the personalized model is useless, but it needs no training
     assert comparison.best is PERSONALIZED
     tuned = Store()
-    tuned.personalization = replace(personalization("finetune"), candidates=(LOCAL,))  # type: ignore[type-var]
+    tuned.personalization = replace(personalization("finetune"), candidates=(LOCAL,))
     tuned.model_selection = replace(tuned.model_selection, client_lr=lambda number: 1e30)
     with pytest.raises(FedShelfError, match=r"none of the models .* lower --client-lr"):
         tuned.compare()

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedshelf.algorithms.base import NOTHING
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import FedShelfError
@@ -120,7 +119,7 @@ class TwoPhases:
     auxiliary: tuple[str, ...] = ("memory",)
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
+        return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         memory = state.tensors.get("memory", torch.zeros_like(broadcast.params))

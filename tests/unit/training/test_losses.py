@@ -20,7 +20,7 @@ from fedshelf.training import loop
 from fedshelf.training.batches import take
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.cross_entropy import calibration_of, cross_entropy, stacked
-from fedshelf.training.losses import CROSS_ENTROPY, FedLC, FedRS, Loss
+from fedshelf.training.losses import FedLC, FedRS, Loss
 from fedshelf.training.stack import Stack
 from fedshelf.training.trainer import Trainer
 from tests.worlds import PLAIN, bound_model, linear, photos, trainer, with_batch_norm
@@ -36,7 +36,7 @@ def of_classes(labels: list[int], seed: int = 1) -> PhotoSet:
     return PhotoSet(drawn.images, np.array(labels, dtype=np.int64))
 
 
-def client(loss: Loss, labels: list[int], *, settings: TrainingSettings = PLAIN, **values: Any) -> Trainer:
+def client(loss: Loss | None, labels: list[int], *, settings: TrainingSettings = PLAIN, **values: Any) -> Trainer:
     bench: BoundModel = values.pop("bench", None) or bound_model(linear(), replace(settings, loss=loss, **values))
     return replace(trainer(bench=bench), train=of_classes(labels))
 
@@ -109,9 +109,7 @@ def test_a_step_is_the_step_of_the_calibrated_logits(smoothing: float) -> None:
 
 def test_absent_classes_are_pushed_down_by_cross_entropy_less_by_fedrs_and_not_at_all_by_fedlc() -> None:
     labels, settings = [0, 0, 2, 2, 0], replace(SMOOTH, momentum=0.9, gradient_clip=5.0, local_epochs=3)
-    plain, restricted, calibrated = (
-        moved(client(loss, labels, settings=settings)) for loss in (CROSS_ENTROPY, *LOSSES)
-    )
+    plain, restricted, calibrated = (moved(client(loss, labels, settings=settings)) for loss in (None, *LOSSES))
     assert plain[1] > 1.3 * restricted[1] > 0
     assert calibrated[1] == 0
     assert calibrated[[0, 2]].min() > 0
@@ -159,7 +157,7 @@ def test_one_class_or_a_batch_of_one_class_is_trained_on(loss: Loss, labels: lis
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_evaluation_is_plain_cross_entropy_over_all_classes(loss: Loss) -> None:
-    scores = [client(name, [0, 0]).evaluate() for name in (loss, CROSS_ENTROPY)]
+    scores = [client(name, [0, 0]).evaluate() for name in (loss, None)]
     assert scores[0] == scores[1]
 
 
@@ -179,7 +177,7 @@ def test_clients_together_train_with_the_loss_that_each_has_alone(loss: Loss, sm
         for work in together
     ]  # fmt: skip
     stack.train(local_runs)
-    plain = client(CROSS_ENTROPY, STOCKS[2], bench=bound_model(model(), replace(settings, loss=CROSS_ENTROPY)))
+    plain = client(None, STOCKS[2], bench=bound_model(model(), replace(settings, loss=None)))
     plain.fit(round=1, client_lr=0.01)
     for work, local_run, labels in zip(together, local_runs, STOCKS, strict=True):
         alone = client(loss, labels, bench=bound_model(model(), settings))
