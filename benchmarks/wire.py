@@ -83,7 +83,7 @@ def _joined(transport: Transport, num_clients: int) -> dict[str, str]:
 
 def _round(params: Tensor, round: int, transport: Transport, names: dict[str, str], spool: Spool) -> Tensor:
     key = TaskKey(run_id="wire", round=round, attempt=0)
-    broadcast = Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1)
+    broadcast = Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=0.1)
     for address in names:
         transport.send(address, broadcast)
     while len(spool.names(key)) < len(names):
@@ -107,7 +107,7 @@ def take_part(megabytes: int, address: str, client: int, ca: Path | None) -> Non
         started = time.perf_counter()
         delta = pattern + wire_limit.change(client, message.key.round)
         return Upload(
-            key=message.key, delta=delta, num_examples=1, num_steps=1, train_loss=0.0,
+            key=message.key, vectors={"delta": delta}, num_examples=1, num_steps=1, train_loss=0.0,
             seconds=time.perf_counter() - started,
         )  # fmt: skip
 

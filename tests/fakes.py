@@ -1,7 +1,6 @@
 """In-memory fakes of the ports, with a clock that stands still unless something waits.
 
-`Spool` and `ClientStates` have real in-memory adapters (`storage.spool.MemorySpool`,
-`storage.client_states.MemoryClientStates`): tests use those.
+`Spool` has a real in-memory adapter (`storage.spool.MemorySpool`): tests use that.
 """
 
 import heapq
@@ -11,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fedshelf.core.events import Event
-from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Join, ServerMessage, TaskKey, task_key
-from fedshelf.core.ports import Arrival, Joined, Left, Reply, Undecodable
-from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.messages import Broadcast, ClientMessage, Join, ServerMessage, TaskKey, task_key
+from fedshelf.core.ports import Arrival, Joined, Left, Reply
+from fedshelf.core.state import ClientState, OpenRound, ServerState
+from fedshelf.serialization import blob as blobs
 from fedshelf.serialization import messages as payload
 
 E = TypeVar("E")
@@ -75,6 +75,46 @@ class FakeCheckpoints:
 def _copy(state: ServerState) -> ServerState:
     optimizer = {name: vector.clone() for name, vector in state.optimizer.items()}
     return replace(state, params=state.params.clone(), optimizer=optimizer)
+
+
+@dataclass(kw_only=True)
+class _Kept:
+    """A staged reply and the state that it leads to."""
+
+    key: TaskKey
+    state: ClientState
+    upload: ClientMessage
+
+
+class MemoryClientStates:
+    """`ClientStates` by the rules of `storage.client_states`, in memory."""
+
+    def __init__(self) -> None:
+        self._committed: dict[str, ClientState] = {}
+        self._pending: dict[str, _Kept] = {}
+
+    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
+        run_id = broadcast.key.run_id
+        pending = self._pending.get(run_id)
+        if pending is not None and pending.key == broadcast.counted:
+            self._committed[run_id] = pending.state
+            del self._pending[run_id]
+        elif pending is not None and pending.key != broadcast.key:
+            del self._pending[run_id]
+        return self._committed.get(run_id, ClientState())
+
+    def peek(self, key: TaskKey) -> ClientState:
+        pending = self._pending.get(key.run_id)
+        if pending is not None and pending.key == key:
+            return pending.state
+        return self._committed.get(key.run_id, ClientState())
+
+    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
+        pending = self._pending.get(key.run_id)
+        return pending.upload if pending is not None and pending.key == key else None
+
+    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
+        self._pending[key.run_id] = _Kept(key=key, state=state, upload=upload)
 
 
 @dataclass(frozen=True)
@@ -146,8 +186,8 @@ class FakeTransport:
         heapq.heappush(self._due, _Due(self._clock.now() + delay, tiebreak, self._count, arrival))
 
     def send(self, address: str, message: ServerMessage) -> int:
-        body = payload.encode_blob(message)
-        header = payload.encode_header(message, payload.digest(body))
+        body = payload.blob_of(message).join()
+        header = payload.encode_header(message, blobs.digest(body))
         self.sent.append((address, message))
         peer = self._peers.get(address)
         if peer is not None:
@@ -174,9 +214,9 @@ class FakeTransport:
         """The tasks that were sent (to one address), in order."""
         return [m for to, m in self.sent if isinstance(m, Broadcast) and address in (None, to)]
 
-    def downloads(self, address: str) -> list[CompressedBroadcast]:
+    def downloads(self, address: str) -> list[Broadcast]:
         """The compressed tasks that were sent to one address, in order."""
-        return [m for to, m in self.sent if isinstance(m, CompressedBroadcast) and to == address]
+        return [m for to, m in self.sent if isinstance(m, Broadcast) and not m.is_plain and to == address]
 
     def _reply(self, peer: FakePeer, answer: Answer, task: TaskKey | None) -> None:
         match answer:
@@ -186,7 +226,7 @@ class FakeTransport:
                 del self._peers[peer.address]
                 self.arrive(Left(address=peer.address), delay=peer.delay)
             case Garbled(reason=reason):
-                garbled = Undecodable(address=peer.address, reason=reason, num_bytes=3, task=task)
+                garbled = Reply(address=peer.address, message=None, reason=reason, num_bytes=3, task=task)
                 self.arrive(garbled, delay=peer.delay)
             case message:
                 reply = Reply(address=peer.address, message=message, num_bytes=sum(payload.size(message)), task=task)

@@ -43,7 +43,7 @@ ROUTES = frozenset(
     )] + ["GET /fedshelf/health", "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push",
        "POST /fedshelf/died"]
 )  # fmt: skip
-BODY_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/blobs/[0-9a-f]{64}")
+BLOB_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/blobs/[0-9a-f]{64}")
 TOKEN = re.compile(r"[0-9a-f]{32}")
 CRASH_REPORT = re.compile(rb'\{"token": "[0-9a-f]{32}", "signal": "(SIG(SEGV|BUS|ABRT|ILL|FPE))?"\}')
 HTTP_HEADERS = frozenset(
@@ -103,8 +103,9 @@ def _classes(value: Any, store: Store) -> bool:
 
 
 def _encoded_vectors(value: Any, store: Store) -> bool:
-    """Both segments of the model and nothing else, which together stand for as many values as the model has."""
-    return (
+    """Both segments of the model and nothing else, which together stand for as many values as the model has; none of a
+    plain upload."""
+    return value == {} or (
         isinstance(value, dict)
         and set(value) <= {"trainable", "statistics"}
         and sum(vector.get("size", 0) for vector in value.values()) == store.num_values
@@ -130,7 +131,7 @@ def _reason(value: Any, store: Store) -> bool:
 
 MESSAGES: Mapping[str, Mapping[str, Check]] = {
     "join": {
-        "body": lambda value, store: value == "",
+        "blob": lambda value, store: value == "",
         "protocol": _count,
         "version": lambda value, store: re.fullmatch(r"\d+\.\d+\.\d+", str(value)) is not None,
         "client": lambda value, store: value == store.name,
@@ -138,7 +139,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "classes": _classes,
     },
     "ready": {
-        "body": lambda value, store: value == "",
+        "blob": lambda value, store: value == "",
         "run_id": _run_id,
         "layout_digest": _digest,
         "catalogue_digest": _digest,
@@ -149,24 +150,19 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "holds": lambda value, store: value == "" or _digest(value, store),
     },
     "upload": {
-        "body": _digest, "key": _key, "num_examples": _count, "num_steps": _count, "train_loss": _number,
-        "seconds": _number, "batch_size": _count, "client_lr": _number,
-    },
-    "compressedupload": {
-        "body": _digest, "key": _key, "vectors": _encoded_vectors,
-        "num_examples": _count, "num_steps": _count, "train_loss": _number, "seconds": _number,
-        "batch_size": _count, "client_lr": _number,
+        "blob": _digest, "key": _key, "vectors": _encoded_vectors, "num_examples": _count, "num_steps": _count,
+        "train_loss": _number, "seconds": _number, "batch_size": _count, "client_lr": _number,
     },
     "evaluation": {
-        "body": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
+        "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
         "loss_sum": _number,
     },
     "comparison": {
-        "body": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,
+        "blob": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,
         "accuracies": _accuracies, "on_test": lambda value, store: type(value) is bool, "num_validation": _count,
     },
     "failure": {
-        "body": lambda value, store: value == "",
+        "blob": lambda value, store: value == "",
         "key": lambda value, store: value is None or _key(value, store),
         "reason": _reason,
     },
@@ -182,7 +178,7 @@ def leaks(records: Mapping[str, Mapping[str, Any]], store: Store) -> list[str]:
     """
     if set(records) == {"control"}:
         return [] if records["control"] == {"kind": "noted", "reason": ""} else [f"control {records['control']}"]
-    found = [f"record {name!r}" for name in records if name not in ("header", "body")]
+    found = [f"record {name!r}" for name in records if name not in ("header", "blob")]
     header = records.get("header", {})
     found += [f"field {name!r} beside the header" for name in header if name != "json"]
     try:
@@ -192,12 +188,12 @@ def leaks(records: Mapping[str, Mapping[str, Any]], store: Store) -> list[str]:
     except (ValueError, KeyError, AttributeError):
         return [*found, "a header that is no message on the list"]
     found += _unlisted(fields, allowed, store)
-    body = records.get("body", {})
-    found += [f"array {name!r} beside the body" for name in body if name != "safetensors"]
-    data = body.get("safetensors", b"")
-    if kind == "compressedupload":
-        return found + _unlisted_parts(data, fields)
-    return found + (_unlisted_in_body(data, store) if kind == "upload" else ["a body"] * bool(data))
+    blob = records.get("blob", {})
+    found += [f"array {name!r} beside the blob" for name in blob if name != "safetensors"]
+    data = blob.get("safetensors", b"")
+    if kind != "upload":
+        return found + ["a blob"] * bool(data)
+    return found + (_unlisted_parts(data, fields) if fields.get("vectors") else _unlisted_in_blob(data, store))
 
 
 def _unlisted(fields: Mapping[str, Any], allowed: Mapping[str, Check], store: Store) -> list[str]:
@@ -209,8 +205,8 @@ def _unlisted(fields: Mapping[str, Any], allowed: Mapping[str, Check], store: St
     ]
 
 
-def _unlisted_in_body(data: bytes, store: Store) -> list[str]:
-    """An upload's body is one vector of the model's size: no other tensor, no metadata, nothing before or after."""
+def _unlisted_in_blob(data: bytes, store: Store) -> list[str]:
+    """A plain upload's blob is one vector of the model's size: no other tensor, no metadata, nothing around it."""
     size = int.from_bytes(data[:TAIL_BYTES], "little")
     text = data[TAIL_BYTES : TAIL_BYTES + size]
     expected = {"delta": {"dtype": "F32", "shape": [store.num_values], "data_offsets": [0, 4 * store.num_values]}}
@@ -218,14 +214,14 @@ def _unlisted_in_body(data: bytes, store: Store) -> list[str]:
     if json.loads(text) != expected:
         found.append(f"tensors {text[:200]!r}")
     if text != json.dumps(expected, separators=(",", ":")).encode().ljust(len(text)) or len(text) % 8 or size > 200:
-        found.append("a body's header that is written otherwise")
+        found.append("a blob's header that is written otherwise")
     if len(data) != TAIL_BYTES + size + 4 * store.num_values:
         found.append("bytes after the tensors")
     return found
 
 
 def _unlisted_parts(data: bytes, fields: Mapping[str, Any]) -> list[str]:
-    """A compressed upload's body holds the parts that its header lists, one after the other and to the last byte."""
+    """A compressed upload's blob holds the parts that its header lists, one after the other and to the last byte."""
     size = int.from_bytes(data[:TAIL_BYTES], "little")
     entries = json.loads(data[TAIL_BYTES : TAIL_BYTES + size])
     listed = {f"{name}/{part}" for name, vector in fields["vectors"].items() for part in vector["parts"]}
@@ -245,7 +241,7 @@ def unlisted_requests(stream: bytes) -> list[str]:
         head, _, rest = rest.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         method, _, path = first.removesuffix(" HTTP/1.1").partition(" ")
-        if f"{method} {path}" not in ROUTES and not BODY_ROUTE.fullmatch(f"{method} {path}"):
+        if f"{method} {path}" not in ROUTES and not BLOB_ROUTE.fullmatch(f"{method} {path}"):
             found.append(f"request {first[:100]!r}")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         token = headers.pop("fedshelf-crash-token", "0" * 32)

@@ -24,12 +24,12 @@ from fedshelf.cli.display import stop_on_signals
 from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
-    CompressedBroadcast,
     Failure,
     Purpose,
     Ready,
     ServerMessage,
     Upload,
+    auxiliary_vectors,
 )
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import EndKind
@@ -40,7 +40,7 @@ from fedshelf.serialization.blob import Blob
 def _nan(upload: Upload) -> Upload:
     delta = upload.delta.clone()
     delta[3] = float("nan")
-    return replace(upload, delta=delta)
+    return replace(upload, vectors={**upload.vectors, "delta": delta})
 
 
 def _fail(upload: Upload) -> ClientMessage:
@@ -49,21 +49,28 @@ def _fail(upload: Upload) -> ClientMessage:
 
 ODDITIES: Mapping[str, Callable[[Upload], ClientMessage]] = {
     "nan": _nan,
-    "wrong-shape": lambda upload: replace(upload, delta=upload.delta[:-1].clone()),
+    "wrong-shape": lambda upload: replace(upload, vectors={**upload.vectors, "delta": upload.delta[:-1].clone()}),
     "stale": lambda upload: replace(upload, key=replace(upload.key, round=upload.key.round - 1)),
     "other-run": lambda upload: replace(upload, key=replace(upload.key, run_id="another")),
     "greedy": lambda upload: replace(upload, num_examples=10**12),
     "no-examples": lambda upload: replace(upload, num_examples=0),
     "infinite-loss": lambda upload: replace(upload, train_loss=float("inf")),
-    "huge-auxiliary": lambda upload: replace(upload, auxiliary={"control": torch.ones(10_000_000)}),
+    "huge-auxiliary": lambda upload: replace(
+        upload, vectors={**upload.vectors, **auxiliary_vectors({"control": torch.ones(10_000_000)})}
+    ),
     "not-an-upload": lambda upload: Ready(
-        run_id=upload.key.run_id, layout_digest="", catalogue_digest="", config_digest="", num_train=1,
-        num_validation=0, num_left_out=0,
+        run_id=upload.key.run_id,
+        layout_digest="",
+        catalogue_digest="",
+        config_digest="",
+        num_train=1,
+        num_validation=0,
+        num_left_out=0,
     ),
     "fail": _fail,
     "long-reason": lambda upload: Failure(key=upload.key, reason="blah " * 1_000_000),
     "truncated": lambda upload: upload,  # see `_truncate`
-}  # fmt: skip
+}
 
 
 HOLDS = {Purpose.TRAIN: "hold", Purpose.EVALUATE: "hold-evaluation", Purpose.COMPARE: "hold-comparison"}
@@ -80,7 +87,7 @@ class OddClient:
         self.cuts_off = False
 
     def handle(self, message: ServerMessage) -> ClientMessage:
-        if not isinstance(message, Broadcast | CompressedBroadcast):
+        if not isinstance(message, Broadcast):
             answer = self._client.handle(message)
             if isinstance(answer, Ready) and "absurd-ready" in self._orders.values():
                 answer = replace(answer, num_validation=10**400)
@@ -98,14 +105,14 @@ class OddClient:
         return ODDITIES[order](answer)
 
     def on_send(self, parcel: Parcel) -> None:
-        """Cut the body off where that was ordered: this is below everything that would notice."""
+        """Cut the blob off where that was ordered: this is below everything that would notice."""
         if self.cuts_off and parcel.blob.pieces:
             parcel.blob = Blob((memoryview(parcel.blob.join()[:-100]),))
             self.cuts_off = False
 
 
 def plain(parcel: Parcel) -> dict[str, dict[str, object]]:
-    """Records and body as JSON can hold them: texts and numbers as they are, bytes in base64."""
+    """Records and blob as JSON can hold them: texts and numbers as they are, bytes in base64."""
     told: dict[str, dict[str, object]] = {}
     for name, record in parcel.inline().items():
         if isinstance(record, ConfigRecord):

@@ -21,7 +21,6 @@ from fedshelf.core.messages import (
     Broadcast,
     ClassFolder,
     Comparison,
-    CompressedUpload,
     Join,
     Ready,
     ServerMessage,
@@ -40,12 +39,11 @@ from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
 from fedshelf.rounds.server import Server
 from fedshelf.scheduling.early_stopping import EarlyStopping
-from fedshelf.storage.client_states import MemoryClientStates
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.device import Compute
 from fedshelf.training.trainer import Trainer
-from tests.fakes import Answer, FakeCheckpoints, FakeClock, FakePeer, FakeTransport, RecordingSink
+from tests.fakes import Answer, FakeCheckpoints, FakeClock, FakePeer, FakeTransport, MemoryClientStates, RecordingSink
 
 CLASSES = ("apple", "milk", "tea")
 SIZE = 4
@@ -127,8 +125,8 @@ class Remembering:
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload = trainer.upload(broadcast)
-        memory = state.tensors.get("memory", torch.zeros_like(upload.delta)) * 0.5 + upload.delta
-        return replace(upload, delta=memory), ClientState(tensors={"memory": memory})
+        memory = state.algorithm.get("memory", torch.zeros_like(upload.delta)) * 0.5 + upload.delta
+        return replace(upload, vectors={**upload.vectors, "delta": memory}), ClientState(algorithm={"memory": memory})
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return float(upload.num_examples)
@@ -230,7 +228,7 @@ class World:
         def answer(message: ServerMessage) -> Answer:
             nonlocal steps
             honest: Answer = self.clients[name].handle(message)
-            steps = honest.num_steps if isinstance(honest, Upload | CompressedUpload) else 0
+            steps = honest.num_steps if isinstance(honest, Upload) else 0
             tamper = self.tampers.get(name)
             return tamper(message, honest) if tamper else honest
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedshelf.core.messages import Purpose, Upload
-from fedshelf.core.ports import Left, Reply, Undecodable
+from fedshelf.core.ports import Left, Reply
 from fedshelf.deploy import blob_routes as blob_routes
 from fedshelf.deploy.blobs import UPLOAD_MODELS, UPLOAD_SLACK
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.http_connection import Answer, HttpConnection
-from fedshelf.deploy.records import Parcel, external_blob, to_parcel
+from fedshelf.deploy.records import Envelope, Parcel, open_records, to_parcel
 from fedshelf.deploy.upload_file import RefusedUploadError
 from fedshelf.serialization import body as blobs
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, task
@@ -37,6 +37,13 @@ def transport(server: EmbeddedServer) -> GridTransport:
     return server.transport()
 
 
+def blob_named(records: RecordDict) -> str:
+    """Which blob travels beside `records`."""
+    opened = open_records(records)
+    assert isinstance(opened, Envelope)
+    return opened.external_blob
+
+
 class Mallory:
     """A client that has joined and was given a task, and speaks HTTP by hand from there."""
 
@@ -47,7 +54,7 @@ class Mallory:
         self.address = joined(transport)[name]
         transport.send(self.address, task(PARAMS))
         self.message = pulled(self.session)
-        self.model = external_blob(self.message.content)
+        self.model = blob_named(self.message.content)
         self.line = HttpConnection(server.address, None, timeout=PATIENCE)
         self.answer: Parcel = to_parcel(echo(task(PARAMS)))
 
@@ -96,7 +103,7 @@ def test_a_node_may_fetch_what_it_was_sent_and_no_other_body(
     other = Mallory(server, transport, "other")
     assert other.ask("GET", mallory.model).status == 200  # one model for both
     transport.send(other.address, task(PARAMS + 5))
-    newer = external_blob(pulled(other.session).content)
+    newer = blob_named(pulled(other.session).content)
     assert mallory.ask("GET", newer).status == 404
     assert other.ask("GET", newer).status == 200
     assert other.ask("GET", mallory.model).status == 404  # a newer task has replaced it
@@ -303,7 +310,7 @@ def test_another_clients_body_cannot_be_claimed(
     other = Mallory(server, transport, "other")
     assert mallory.put(mallory.answer.blob.digest, mallory.answer.blob.join()).status == 201
     other.session.send(Message(other.answer.records, reply_to=other.message))  # names it, and has sent nothing
-    arrival = expect(transport, Undecodable)
+    arrival = expect(transport, Reply)
     assert arrival.address == other.address
     assert "did not arrive" in arrival.reason
     mallory.deliver(transport)

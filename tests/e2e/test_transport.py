@@ -32,7 +32,7 @@ from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.records import Parcel, from_records
+from fedshelf.deploy.records import Parcel
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (
@@ -46,6 +46,7 @@ from tests.unit.deploy.echo import (
     joined,
     process_client,
     pulled,
+    read_records,
     reply,
     task,
 )
@@ -139,7 +140,7 @@ def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer,
         expect(transport, Reply)
         transport.send(address, task(torch.ones(3), lr=-1.0))
         expect(transport, Reply)
-        assert [type(from_records(parcel.inline())) for parcel in seen] == [Join, Ready, Upload, Failure]
+        assert [type(read_records(parcel.inline())) for parcel in seen] == [Join, Ready, Upload, Failure]
         transport.close("run finished")
         client.result.result(PATIENCE)
 

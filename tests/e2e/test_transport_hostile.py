@@ -17,7 +17,7 @@ from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.node_pb2 import Node
 
 from fedshelf.core.messages import PROTOCOL_VERSION, Failure, Join, Upload
-from fedshelf.core.ports import Arrival, Left, Reply, Undecodable
+from fedshelf.core.ports import Arrival, Left, Reply
 from fedshelf.deploy.asgi_app import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_engine import MAX_REPLY_OBJECTS
@@ -330,7 +330,7 @@ def test_an_answer_that_cannot_be_read_is_reported_and_the_others_are_unharmed(
         "empty": RecordDict(),
     }[what]
     session.send(Message(records, reply_to=message))
-    arrival = until(transport, Undecodable, address)
+    arrival = until(transport, Reply, address)
     assert arrival.task == task(torch.ones(1)).key
     assert arrival.reason
     session.leave()
@@ -349,7 +349,7 @@ def test_objects_that_break_flowers_reader_are_reported(
 
     session, address, message = answered_by_hand(server, transport)
     session.send(Message(RecordDict({"header": Nonsense()}), reply_to=message))
-    assert "cannot be read" in until(transport, Undecodable, address).reason
+    assert "cannot be read" in until(transport, Reply, address).reason
     session.leave()
     until(transport, Left, address)
 

@@ -22,6 +22,7 @@ from fedshelf.core.messages import (
     Join,
     TaskKey,
     Upload,
+    auxiliary_vectors,
 )
 from fedshelf.deploy.records import to_parcel
 from tests.leaks import Store, bytes_of_photos, leaks, photo_windows, unlisted_requests
@@ -164,9 +165,15 @@ def test_a_client_that_cannot_set_up_names_no_place_on_its_disk(pair: Site) -> N
 SIZE = 50
 KEY = TaskKey(run_id="20260102-030405-abcd", round=1, attempt=0)
 UPLOAD = Upload(
-    key=KEY, delta=torch.ones(SIZE), num_examples=8, num_steps=2, train_loss=1.5, seconds=0.25, batch_size=16,
+    key=KEY,
+    vectors={"delta": torch.ones(SIZE)},
+    num_examples=8,
+    num_steps=2,
+    train_loss=1.5,
+    seconds=0.25,
+    batch_size=16,
     client_lr=0.05,
-)  # fmt: skip
+)
 EVALUATION = Evaluation(key=KEY, num_examples=4, num_correct=2, loss_sum=3.5)
 COMPARISON = Comparison(
     key=KEY, best=Candidate.LOCAL, accuracies={Candidate.LOCAL: 0.5, Candidate.GLOBAL: 0.25}, on_test=True,
@@ -217,9 +224,9 @@ def in_header(message: ClientMessage, **fields: object) -> Records:
     return records
 
 
-def in_body(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None, after: bytes = b"") -> Records:
+def in_blob(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None, after: bytes = b"") -> Records:
     records = sent(UPLOAD)
-    records["body"]["safetensors"] = safetensors.torch.save(tensors, metadata) + after
+    records["blob"]["safetensors"] = safetensors.torch.save(tensors, metadata) + after
     return records
 
 
@@ -231,12 +238,14 @@ PLANTED: dict[str, Callable[[Path], Records]] = {
     "a photo in the key's run id": lambda photo: in_header(
         EVALUATION, key={"run_id": text(photo), "round": 1, "attempt": 0}
     ),
-    "a photo in an extra tensor": lambda photo: sent(replace(UPLOAD, auxiliary={"control": vector(photo)})),
-    "a photo behind the model's values": lambda photo: sent(
-        replace(UPLOAD, delta=torch.cat([UPLOAD.delta, vector(photo)]))
+    "a photo in an extra tensor": lambda photo: sent(
+        replace(UPLOAD, vectors={**UPLOAD.vectors, **auxiliary_vectors({"control": vector(photo)})})
     ),
-    "a photo in the body's metadata": lambda photo: in_body({"delta": UPLOAD.delta}, {"note": text(photo)}),
-    "a photo after the body": lambda photo: in_body({"delta": UPLOAD.delta}, after=photo.read_bytes()),
+    "a photo behind the model's values": lambda photo: sent(
+        replace(UPLOAD, vectors={**UPLOAD.vectors, "delta": torch.cat([UPLOAD.delta, vector(photo)])})
+    ),
+    "a photo in the blob's metadata": lambda photo: in_blob({"delta": UPLOAD.delta}, {"note": text(photo)}),
+    "a photo after the blob": lambda photo: in_blob({"delta": UPLOAD.delta}, after=photo.read_bytes()),
     "a photo as a record of its own": lambda photo: sent(UPLOAD) | {"photo": {"data": photo.read_bytes()}},
     "a photo in a failure's reason": lambda photo: sent(replace(FAILURE, reason=text(photo)[:400])),
     "a photo in many short reasons": lambda photo: sent(replace(FAILURE, reason=" ".join(text(photo)))),

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedshelf.algorithms.aggregation import combine
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN
-from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.training import loop
 from fedshelf.training.loop import LocalRun
@@ -85,10 +85,14 @@ class Federation:
         self.uploads = []
         for name in names:
             broadcast = Broadcast(
-                key=TaskKey(run_id="r", round=self.state.round + 1, attempt=0), purpose=Purpose.TRAIN,
-                params=self.state.params, client_lr=self.lr,
-                auxiliary=self.algorithm.broadcast(self.state, NUM_VALUES),
-            )  # fmt: skip
+                key=TaskKey(run_id="r", round=self.state.round + 1, attempt=0),
+                purpose=Purpose.TRAIN,
+                vectors={
+                    "params": self.state.params,
+                    **auxiliary_vectors(self.algorithm.broadcast(self.state, NUM_VALUES)),
+                },
+                client_lr=self.lr,
+            )
             upload, self.clients[name] = self.algorithm.client_round(
                 broadcast, self.clients.get(name, ClientState()), self.trainers[name]
             )

@@ -36,7 +36,7 @@ def log_prior(store: Trainer) -> torch.Tensor:
 
 def last(params: torch.Tensor, *, round: int = ROUNDS) -> Broadcast:
     key = TaskKey(run_id="run-1", round=round, attempt=1)
-    return Broadcast(key=key, purpose=Purpose.COMPARE, params=params, client_lr=0.0)
+    return Broadcast(key=key, purpose=Purpose.COMPARE, vectors={"params": params}, client_lr=0.0)
 
 
 @pytest.mark.parametrize("method", ["none", "fedbn", "fedper"])
@@ -54,7 +54,7 @@ def test_a_store_alone_comes_to_the_model_of_a_federation_of_that_one_store(meth
     train_alone(store, first, run_id="run-1", num_rounds=ROUNDS, client_lr=rate)
     assert torch.equal(bench.params.shared, world.final)
     assert not torch.equal(bench.params.shared, first)
-    own = world.states["a"].peek(TaskKey(run_id="run-1", round=ROUNDS, attempt=0)).tensors
+    own = world.states["a"].peek(TaskKey(run_id="run-1", round=ROUNDS, attempt=0)).personalization
     assert torch.equal(bench.params.personal, own.get(PERSONAL, torch.zeros(0)))
 
 
@@ -100,7 +100,7 @@ def test_fine_tuning_leaves_the_rounds_as_they_are() -> None:
     tuned.run()
     assert torch.equal(plain.final, tuned.final)
     key = TaskKey(run_id="run-1", round=3, attempt=0)
-    assert all(not state.peek(key).tensors for state in tuned.states.values())
+    assert all(not state.peek(key).personalization for state in tuned.states.values())
 
 
 def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
@@ -112,9 +112,11 @@ def test_fine_tuning_draws_its_own_order_and_the_same_one_again() -> None:
         results.append(bench.params.shared.clone())
     bench = bound_model(with_batch_norm(), replace(USUAL, local_epochs=2))
     again = Broadcast(
-        key=TaskKey(run_id="r", round=ROUNDS, attempt=0), purpose=Purpose.TRAIN, params=bench.params.shared.clone(),
+        key=TaskKey(run_id="r", round=ROUNDS, attempt=0),
+        purpose=Purpose.TRAIN,
+        vectors={"params": bench.params.shared.clone()},
         client_lr=0.05,
-    )  # fmt: skip
+    )
     FedAvg().client_round(again, ClientState(), trainer("a", bench=bench))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])

@@ -24,8 +24,13 @@ START = ServerState(round=4, params=torch.tensor([1.0, -2.0, 10.0]))  # two trai
 
 def upload(delta: list[float], *, num_examples: int = 1) -> Upload:
     return Upload(
-        key=KEY, delta=torch.tensor(delta), num_examples=num_examples, num_steps=1, train_loss=0.0, seconds=0.0
-    )  # fmt: skip
+        key=KEY,
+        vectors={"delta": torch.tensor(delta)},
+        num_examples=num_examples,
+        num_steps=1,
+        train_loss=0.0,
+        seconds=0.0,
+    )
 
 
 def close(found: torch.Tensor, expected: list[float]) -> None:
@@ -83,7 +88,7 @@ def test_the_gradient_that_fedasync_adds_is_that_of_half_rho_times_the_squared_d
     (client,) = drifting(1)
     flat = replace(client, curvature=torch.zeros(NUM_VALUES))
     trainer = trains_on(flat)
-    broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, params=torch.zeros(NUM_VALUES), client_lr=0.1)
+    broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, vectors={"params": torch.zeros(NUM_VALUES)}, client_lr=0.1)
     sent, _ = FedAsync(alpha=1.0, rho=0.5).client_round(broadcast, ClientState(), trainer)
     assert not sent.delta.any(), "there is nothing to pull at where it begins"
     steep = replace(client, curvature=torch.ones(NUM_VALUES), minimum=torch.ones(NUM_VALUES))
@@ -106,9 +111,11 @@ def test_more_stale_versions_settle_fedbuff_near_the_optimum_still() -> None:
         uploads = []
         for client, base in zip(clients, (versions[-1], old), strict=True):
             broadcast = Broadcast(
-                key=TaskKey(run_id="run", round=number, attempt=0), purpose=Purpose.TRAIN, params=base.params,
+                key=TaskKey(run_id="run", round=number, attempt=0),
+                purpose=Purpose.TRAIN,
+                vectors={"params": base.params},
                 client_lr=0.2,
-            )  # fmt: skip
+            )
             uploads.append(algorithm.client_round(broadcast, ClientState(), trains_on(client))[0])
         aggregate, _ = combine(uploads, [1.0, 1.0], MEAN, num_trainable=NUM_VALUES)
         versions.append(replace(algorithm.server_update(versions[-1], aggregate, 2), round=number))

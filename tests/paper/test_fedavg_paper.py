@@ -72,7 +72,11 @@ def test_a_client_with_more_photos_weighs_more() -> None:
     examples = {"big": 30, "small": 10}
     for name in world.names:
         world.tampers[name] = lambda message, honest, name=name: (
-            replace(honest, delta=torch.full_like(honest.delta, shift[name]), num_examples=examples[name])  # type: ignore[misc]
+            replace(
+                honest,
+                vectors={**honest.vectors, "delta": torch.full_like(honest.delta, shift[name])},
+                num_examples=examples[name],
+            )  # type: ignore[misc]
             if hasattr(honest, "delta")
             else honest
         )

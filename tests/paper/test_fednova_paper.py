@@ -11,7 +11,7 @@ from torch import Tensor
 from fedshelf.algorithms.aggregation import combine, normalized, stretched
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.reduce import MEAN
-from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.scheduling.workload import Workload
 from tests.paper.quadratics import NUM_VALUES, Quadratic, trains_on
@@ -51,7 +51,9 @@ class Rounds:
         shares = {n: self.workload.share(steps, CONFIGURED) if self.normalize else 1.0 for n, steps in STEPS.items()}
         uploads: list[Upload] = []
         for name, steps in STEPS.items():
-            broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, params=params, client_lr=lr, num_steps=steps)
+            broadcast = Broadcast(
+                key=KEY, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=lr, num_steps=steps
+            )
             upload, _ = algorithm.client_round(broadcast, ClientState(), self.trainers[name])
             assert upload.num_steps == steps
             uploads.append(normalized(upload, shares[name], num_trainable=NUM_VALUES))
@@ -107,7 +109,12 @@ def test_a_round_moves_by_the_mean_length_of_its_work() -> None:
 def test_with_equal_shares_of_work_not_one_bit_is_different(seed: int, steps: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     upload = Upload(
-        key=KEY, delta=torch.randn(20, generator=draw), num_examples=3, num_steps=steps, train_loss=0.0, seconds=0.0
+        key=KEY,
+        vectors={"delta": torch.randn(20, generator=draw)},
+        num_examples=3,
+        num_steps=steps,
+        train_loss=0.0,
+        seconds=0.0,
     )
     share = Workload().share(steps, steps)
     assert normalized(upload, share, num_trainable=15) is upload
@@ -117,9 +124,13 @@ def test_with_equal_shares_of_work_not_one_bit_is_different(seed: int, steps: in
 
 def test_statistics_and_auxiliary_vectors_are_no_sums_of_steps_and_stay() -> None:
     upload = Upload(
-        key=KEY, delta=torch.tensor([1.0, 2.0, 3.0]), num_examples=3, num_steps=1, train_loss=0.0, seconds=0.0,
-        auxiliary={"control": torch.tensor([4.0, 5.0])},
-    )  # fmt: skip
+        key=KEY,
+        vectors={"delta": torch.tensor([1.0, 2.0, 3.0]), **auxiliary_vectors({"control": torch.tensor([4.0, 5.0])})},
+        num_examples=3,
+        num_steps=1,
+        train_loss=0.0,
+        seconds=0.0,
+    )
     found = normalized(upload, 0.5, num_trainable=2)
     assert found.delta.tolist() == [2.0, 4.0, 3.0]
     assert found.auxiliary["control"].tolist() == [4.0, 5.0]
@@ -132,6 +143,11 @@ def test_statistics_and_auxiliary_vectors_are_no_sums_of_steps_and_stay() -> Non
 def test_what_came_in_finite_stays_finite() -> None:
     """Or an upload that passed every check would bring infinities behind them."""
     upload = Upload(
-        key=KEY, delta=torch.tensor([3e38, -3e38, 1.0]), num_examples=3, num_steps=1, train_loss=0.0, seconds=0.0
-    )  # fmt: skip
+        key=KEY,
+        vectors={"delta": torch.tensor([3e38, -3e38, 1.0])},
+        num_examples=3,
+        num_steps=1,
+        train_loss=0.0,
+        seconds=0.0,
+    )
     assert normalized(upload, 0.1, num_trainable=3).delta.isfinite().all()

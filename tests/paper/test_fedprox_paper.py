@@ -25,8 +25,13 @@ class Capturing(Trainer):
         assert gradient_hook is not None
         hooks.append(gradient_hook)
         return Upload(
-            key=broadcast.key, delta=torch.zeros(0), num_examples=1, num_steps=0, train_loss=0.0, seconds=0.0
-        )  # fmt: skip
+            key=broadcast.key,
+            vectors={"delta": torch.zeros(0)},
+            num_examples=1,
+            num_steps=0,
+            train_loss=0.0,
+            seconds=0.0,
+        )
 
 
 hooks: list[GradientHook] = []
@@ -45,7 +50,7 @@ def test_the_extra_gradient_is_autograds_of_half_mu_times_the_squared_distance(
     params = torch.randn(layout.num_shared, generator=draw) * scale
     w = torch.randn(layout.num_trainable, generator=draw) * scale
     gradient = torch.randn(layout.num_trainable, generator=draw)
-    broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, params=params, client_lr=0.1)
+    broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=0.1)
     example = trainer(bench=BENCH)
     capturing = Capturing(
         bound_model=BENCH, client="a", rng=example.rng, train=example.train, validation=example.validation
@@ -66,7 +71,7 @@ def client_delta(algorithm: FedAvg | FedProx, module: nn.Module | None = None) -
     settings = replace(PLAIN, momentum=0.5, local_epochs=5, gradient_clip=5.0)
     work = trainer(bench=bound_model(module or with_batch_norm(), settings))
     start = work.bound_model.params.shared.clone()
-    broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, params=start, client_lr=0.1)
+    broadcast = Broadcast(key=KEY, purpose=Purpose.TRAIN, vectors={"params": start}, client_lr=0.1)
     upload, _ = algorithm.client_round(broadcast, ClientState(), work)
     return upload.delta
 
@@ -84,7 +89,8 @@ def test_the_term_holds_the_client_near_the_global_model() -> None:
 
 def test_clients_count_by_their_photos() -> None:
     uploads = [
-        Upload(key=KEY, delta=torch.zeros(1), num_examples=n, num_steps=1, train_loss=0.0, seconds=0.0) for n in (3, 9)
+        Upload(key=KEY, vectors={"delta": torch.zeros(1)}, num_examples=n, num_steps=1, train_loss=0.0, seconds=0.0)
+        for n in (3, 9)
     ]
     few, many = (FedProx(mu=0.1).weight(upload, 0) for upload in uploads)
     assert many == 3 * few > 0
@@ -95,7 +101,7 @@ def test_the_first_step_is_that_of_fedavg_since_it_starts_at_the_anchor() -> Non
         work = trainer(bench=bound_model(with_batch_norm(), replace(PLAIN, batch_size=1000)))
         start = work.bound_model.params.shared.clone()
         return algorithm.client_round(
-            Broadcast(key=KEY, purpose=Purpose.TRAIN, params=start, client_lr=0.1), ClientState(), work
+            Broadcast(key=KEY, purpose=Purpose.TRAIN, vectors={"params": start}, client_lr=0.1), ClientState(), work
         )[0].delta
 
     assert torch.equal(one_step(FedProx(mu=10.0)), one_step(FedAvg()))

@@ -24,7 +24,7 @@ DECAYING = replace(PLAIN, momentum=0.9, weight_decay=0.1)
 
 def task(params: Tensor, *, round: int = 1, lr: float = 0.1) -> Broadcast:
     key = TaskKey(run_id="r", round=round, attempt=0)
-    return Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=lr)
+    return Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=lr)
 
 
 def head_apart(settings: TrainingSettings = DECAYING) -> Trainer:
@@ -74,7 +74,7 @@ def own_model(ditto: Ditto, quadratic: Quadratic, anchor: Tensor, rounds: int) -
     for number in range(1, rounds + 1):
         broadcast = task(anchor, round=number, lr=0.05)
         state = ditto.update_state(broadcast, state, ClientState(), at_work)
-    return state.tensors[PERSONAL]
+    return state.personalization[PERSONAL]
 
 
 @pytest.mark.parametrize("pull", [0.0, 0.5, 3.0])
@@ -94,7 +94,7 @@ def test_dittos_model_takes_as_many_steps_at_the_same_rate_as_the_model_that_tra
     at_work = trains_on(quadratic)
     at_work.bound_model.params.vector.add_(3.0)
     broadcast = replace(task(anchor, lr=rate), num_steps=num_steps)
-    found = Ditto(pull=pull).update_state(broadcast, ClientState(), ClientState(), at_work).tensors[PERSONAL]
+    found = Ditto(pull=pull).update_state(broadcast, ClientState(), ClientState(), at_work).personalization[PERSONAL]
     target = (quadratic.curvature * quadratic.minimum + pull * anchor) / (quadratic.curvature + pull)
     left = (1 - rate * (quadratic.curvature + pull)) ** num_steps
     torch.testing.assert_close(found, target + left * (anchor - target), rtol=1e-4, atol=1e-5)
@@ -108,7 +108,7 @@ def test_dittos_model_sees_photos_in_an_order_of_its_own_that_differs_from_round
         return (
             Ditto(pull=0.0)
             .update_state(task(start, round=number), ClientState(), ClientState(), at_work)
-            .tensors[PERSONAL]
+            .personalization[PERSONAL]
         )
 
     first, again, later = unheld(1), unheld(1), unheld(2)

@@ -57,7 +57,7 @@ def test_scaffold_c_is_mean_of_client_c_under_partial_participation(option: int)
     federation = Federation(scaffold(option), trainers(4), lr=0.05)
     for cohort in (["c0", "c2"], ["c1"], ["c0", "c1", "c3"], ["c2"], ["c0", "c3"]):
         federation.round(cohort)
-        own = [state.tensors[CONTROL_VARIATE] for state in federation.clients.values()]
+        own = [state.algorithm[CONTROL_VARIATE] for state in federation.clients.values()]
         mean = torch.stack(own).sum(0) / 4  # zero for who was never asked
         torch.testing.assert_close(control(federation.state), mean, rtol=1e-5, atol=1e-6)
 
@@ -67,13 +67,13 @@ def test_option_two_is_the_papers_line_with_plain_steps() -> None:
     federation = Federation(scaffold(2), trainers(), lr=0.05)
     for _ in range(3):
         x, c = federation.state.params, federation.state.optimizer.get(CONTROL_VARIATE, torch.zeros(NUM_VALUES))
-        before = {name: state.tensors[CONTROL_VARIATE] for name, state in federation.clients.items()}
+        before = {name: state.algorithm[CONTROL_VARIATE] for name, state in federation.clients.items()}
         federation.round()
         for name, upload in zip(sorted(federation.trainers), federation.uploads, strict=True):
             y = x + upload.delta
             expected = before.get(name, torch.zeros(NUM_VALUES)) - c + (x - y) / (upload.num_steps * 0.05)
             torch.testing.assert_close(
-                federation.clients[name].tensors[CONTROL_VARIATE], expected, rtol=1e-3, atol=1e-4
+                federation.clients[name].algorithm[CONTROL_VARIATE], expected, rtol=1e-3, atol=1e-4
             )
 
 
@@ -84,7 +84,7 @@ def test_option_one_is_the_gradient_at_the_broadcast_model() -> None:
     federation.round()
     for name, quadratic in zip(sorted(federation.trainers), drifting(), strict=True):
         torch.testing.assert_close(
-            federation.clients[name].tensors[CONTROL_VARIATE], quadratic.gradient(x), rtol=1e-5, atol=1e-6
+            federation.clients[name].algorithm[CONTROL_VARIATE], quadratic.gradient(x), rtol=1e-5, atol=1e-6
         )
 
 
@@ -128,14 +128,14 @@ def test_with_momentum_the_control_variate_is_still_a_mean_of_gradients() -> Non
     federation = Federation(scaffold(2), trainers(momentum=0.9), lr=1e-5)
     federation.round()
     for name, quadratic in zip(sorted(federation.trainers), drifting(), strict=True):
-        found = federation.clients[name].tensors[CONTROL_VARIATE]
+        found = federation.clients[name].algorithm[CONTROL_VARIATE]
         torch.testing.assert_close(found, quadratic.gradient(torch.zeros(NUM_VALUES)), rtol=1e-2, atol=1e-3)
 
 
 def test_an_upload_that_is_late_or_refused_leaves_no_trace_in_the_control_variates() -> None:
     def damage(message: ServerMessage, answer: Answer) -> Answer:
         if isinstance(answer, Upload) and answer.key.round == 2:
-            return replace(answer, delta=answer.delta * float("nan"))
+            return replace(answer, vectors={**answer.vectors, "delta": answer.delta * float("nan")})
         return answer
 
     world = World(algorithm=scaffold(2), num_rounds=4, tampers={"b": damage})
@@ -150,7 +150,10 @@ def test_an_upload_that_is_late_or_refused_leaves_no_trace_in_the_control_variat
 def committed(world: World, final: ServerState, name: str) -> Tensor:
     """The control variate that the client would begin its next round with."""
     ask = Broadcast(
-        key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params, client_lr=0.1,
+        key=TaskKey(run_id="run-1", round=99, attempt=0),
+        purpose=Purpose.TRAIN,
+        vectors={"params": final.params},
+        client_lr=0.1,
         counted=final.counted.get(name),
-    )  # fmt: skip
-    return world.states[name].commit_or_rollback(ask).tensors[CONTROL_VARIATE]
+    )
+    return world.states[name].commit_or_rollback(ask).algorithm[CONTROL_VARIATE]

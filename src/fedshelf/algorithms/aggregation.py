@@ -75,7 +75,7 @@ def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
         return upload
     delta, largest = upload.delta.clone(), torch.finfo(upload.delta.dtype).max
     delta[:num_trainable].div_(share).clamp_(-largest, largest)  # what came in finite stays so
-    return replace(upload, delta=delta)
+    return upload.with_vectors(delta=delta)
 
 
 def stretched(aggregate: Aggregate, length: float) -> Aggregate:

@@ -81,5 +81,4 @@ class FedOpt(Algorithm):
 
 
 fedadagrad = partial(FedOpt, adagrad, beta2=0.0)
-fedadam = partial(FedOpt, adam)
-fedyogi = partial(FedOpt, yogi)
+fedadam, fedyogi = partial(FedOpt, adam), partial(FedOpt, yogi)

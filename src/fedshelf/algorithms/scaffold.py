@@ -47,7 +47,7 @@ class Scaffold(Algorithm):
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         common = broadcast.auxiliary[CONTROL_VARIATE]  # c
-        own = state.tensors.get(CONTROL_VARIATE, common.new_zeros(len(common)))  # c_i
+        own = state.algorithm.get(CONTROL_VARIATE, common.new_zeros(len(common)))  # c_i
         device = trainer.bound_model.compute.device
         correction = (common - own).to(device)
         gradients = correction.new_zeros(len(correction))
@@ -63,7 +63,7 @@ class Scaffold(Algorithm):
         if self.option == "2":
             renewed = (gradients / upload.num_steps).to(own.device)  # line 9, option II
         change = renewed - own
-        return replace(upload, auxiliary={CONTROL_VARIATE: change}), replace(state, tensors={CONTROL_VARIATE: renewed})
+        return upload.with_auxiliary(control_variate=change), replace(state, algorithm={CONTROL_VARIATE: renewed})
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return 1.0  # line 3

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.algorithms.robust import bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
+from fedshelf.compression.codec_stage import Encode
 from fedshelf.config import files
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
@@ -24,6 +25,7 @@ from fedshelf.core.errors import DataError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
 from fedshelf.core.settings import load
+from fedshelf.core.stages import Stage
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
@@ -32,6 +34,7 @@ from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, build, load_weights
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.clipping import Clip
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
@@ -88,20 +91,18 @@ def component_of(config: RunConfig, family: str) -> Any:
 
 def algorithm_of(config: RunConfig) -> Algorithm:
     """The configured algorithm, both halves."""
-    algorithm: Algorithm = component_of(config, "algorithm")
-    return algorithm
+    return cast(Algorithm, component_of(config, "algorithm"))
 
 
 def aggregator_of(config: RunConfig) -> Aggregator:
     """How uploads become one."""
-    aggregator: Aggregator = component_of(config, "aggregator")
+    aggregator = cast(Aggregator, component_of(config, "aggregator"))
     return aggregator if config.norm_bound is None else bounded(aggregator, config.norm_bound)
 
 
 def personalization_of(config: RunConfig) -> Personalization:
     """What stays at the stores, and how."""
-    personalization: Personalization = component_of(config, "personalize")
-    return personalization
+    return cast(Personalization, component_of(config, "personalize"))
 
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
@@ -128,7 +129,12 @@ def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
 
 def uploads_of(config: RunConfig) -> UploadPipeline:
     """What uploads pass on their way, at both ends."""
-    return UploadPipeline(codec_policy=codec_policy_of(config, config.codec_up))
+    policy = codec_policy_of(config, config.codec_up)
+    stages: list[Stage] = [
+        *([] if config.clip_norm is None else [Clip(max_norm=config.clip_norm)]),
+        *([] if policy.is_plain else [Encode(policy=policy)]),
+    ]
+    return UploadPipeline(stages=tuple(stages))
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:

@@ -19,9 +19,11 @@ from fedshelf.app.components import (
     component_of,
     plan_of,
     test_photos,
+    uploads_of,
 )
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
+from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
@@ -31,7 +33,7 @@ from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, Virtu
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import find_problem
-from fedshelf.rounds.pipeline import least_budget
+from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
 from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
@@ -173,6 +175,8 @@ def _check(config: RunConfig) -> None:
             f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one "
             "batch size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
+    if not any(problems):
+        problems += pipeline.problems(uploads_of(config).stages)
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError("; ".join(found))

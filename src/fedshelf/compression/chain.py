@@ -21,6 +21,7 @@ from torch import Tensor
 from fedshelf.compression.grammar import parse_stages
 from fedshelf.compression.stage import (
     MAX_MAGNITUDE,
+    Codec,
     Floats,
     Lossless,
     Parts,
@@ -28,7 +29,6 @@ from fedshelf.compression.stage import (
     Quantizer,
     Sparsifier,
     Specs,
-    Stage,
 )
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import FedShelfError, RefusedError, UsageError
@@ -51,7 +51,7 @@ class Chain:
         return "+".join(stage.text for stage in self._stages if stage.text) or "none"
 
     @property
-    def _stages(self) -> list[Stage]:
+    def _stages(self) -> list[Codec]:
         return [stage for stage in (self.sparsifier, self.quantizer, self.lossless) if stage is not None]
 
     @property

@@ -8,6 +8,7 @@ from torch import Tensor
 from fedshelf.compression import budget
 from fedshelf.compression.chain import Chain, parse
 from fedshelf.core.encoded import Encoded
+from fedshelf.core.params import Layout
 from fedshelf.core.rng import Rng
 
 HEADER_BYTES = 1024  # what a budget sets aside for everything that is no vector
@@ -42,3 +43,9 @@ class CodecPolicy:
             return budget.fit(vector, max_bytes=rest, seed=seed)
         common = self.rng.fork(round=round, purpose=purpose).seed
         return self.codec.encode(vector, seed=seed, support_seed=common)
+
+
+def least_budget(layout: Layout) -> int:
+    """Bytes that any message with a model of `layout` fits into, whatever its values: the smallest byte budget."""
+    num_statistics = layout.num_shared - layout.num_trainable
+    return HEADER_BYTES + budget.least_bytes(layout.num_trainable) + 4 * num_statistics

@@ -12,7 +12,7 @@ from inspect import Parameter
 
 from fedshelf.compression.floats import Float
 from fedshelf.compression.registry import KINDS
-from fedshelf.compression.stage import Lossless, Quantizer, Sparsifier, Stage
+from fedshelf.compression.stage import Codec, Lossless, Quantizer, Sparsifier
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import Setting, load, settings_of
 
@@ -34,7 +34,7 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
     if len(text) > MAX_LENGTH:
         raise UsageError(f"a codec's text of {len(text):,} characters is too long; {MAX_LENGTH} are the most")
     problems: list[str] = []
-    found: dict[str, Stage] = {}
+    found: dict[str, Codec] = {}
     order, last = list(KINDS), ""
     for part in text.split("+"):
         name, *arguments = part.strip().split(":")
@@ -70,7 +70,7 @@ def _form(name: str, settings: Mapping[str, Setting]) -> str:
     return "".join([name, *parts])
 
 
-def _made(name: str, component: Callable[..., Stage], arguments: list[str]) -> Stage:
+def _made(name: str, component: Callable[..., Codec], arguments: list[str]) -> Codec:
     """The stage `name` with these settings.
 
     Raises:

@@ -61,8 +61,8 @@ class Properties:
         )
 
 
-class Stage(Protocol):
-    """One codec of a chain."""
+class Codec(Protocol):
+    """A stage of a chain."""
 
     @property
     def text(self) -> str:
@@ -73,7 +73,7 @@ class Stage(Protocol):
         """What it promises."""
 
 
-class Sparsifier(Stage, Protocol):
+class Sparsifier(Codec, Protocol):
     """Chooses the values that travel."""
 
     def count(self, size: int) -> int:
@@ -88,7 +88,7 @@ class Sparsifier(Stage, Protocol):
         """The k indices, increasing; raises RefusedError where the parts do not say such."""
 
 
-class Quantizer(Stage, Protocol):
+class Quantizer(Codec, Protocol):
     """Writes float32 values as numbers of fewer bits.
 
     One with a field `unbiased`, true by default, has it set to false after a sparsifier: its error feedback wants a
@@ -103,7 +103,7 @@ class Quantizer(Stage, Protocol):
         """The values; raises RefusedError where a part holds what no honest encoder writes."""
 
 
-class Lossless(Stage, Protocol):
+class Lossless(Codec, Protocol):
     """Makes the bytes of parts fewer, and gives the same parts back."""
 
     def compress(self, parts: Parts) -> Parts: ...

@@ -39,9 +39,7 @@ from fedshelf.core.settings import (
 )
 
 C = TypeVar("C")
-SIMULATE = ("simulate",)
-SERVER = ("server",)
-CLIENT = ("client",)
+SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
 RENAMED: Mapping[str, str] = {"speeds": "slowdowns"}
 """Former names of fields. As keys and flags they still work, and say once what the new name is."""
 _FIRST = (
@@ -162,6 +160,8 @@ class RunConfig(Settings):
         "int8+zstd, topk:0.05+int4 or drive (docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
     codec_down: Annotated[str, Setting(help="How the model's change from round to round is compressed on its way to "
         "the clients; a chain as for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
+    clip_norm: Annotated[float | None, Setting(help="Each client scales its upload down to this L2 norm before "
+        "anything else happens to it (default: not at all).", gt=0, panel=WIRE)] = None  # fmt: skip
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send in a round, half "
         "each way; codecs are then chosen for each message.", gt=0, panel=WIRE)] = None  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the server and a client say to each other. All are frozen; none names a file or holds a photo.
+"""What the server and a client say to each other. All messages are frozen; none names a file or holds a photo.
 
     client                     server
       Join        ──────────▶            who I am, which classes I hold
@@ -10,14 +10,14 @@
       Comparison  ──────────▶            which model serves me best, once the rounds are over
       Failure     ──────────▶            why there is neither
 
-Where a run compresses, a `CompressedBroadcast` and a `CompressedUpload` travel in place of the two.
+A `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or `Encoded` by the run's codec.
 
 Everything that leaves a client is one of these objects and nothing else (docs/explanation/what-leaves-a-store.md).
 Shapes: S shared values of the model (see `params`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -26,9 +26,33 @@ from torch import Tensor
 from fedshelf.core.choices import Candidate
 from fedshelf.core.encoded import Encoded
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
+
+Vector: TypeAlias = Tensor | Encoded
+PARAMS, DELTA = "params", "delta"
+"""The main vector [S] of a plain broadcast, and of a plain upload."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
-"""What the vectors of an upload are called: the two parts of its delta, and the prefix of those beside it."""
+"""The two segments that a main vector is encoded as, and the prefix of vectors that an algorithm adds."""
+
+
+def auxiliary_vectors(vectors: Mapping[str, Tensor]) -> dict[str, Vector]:
+    """What an algorithm adds to a message, by the names that it has there."""
+    return {AUXILIARY + name: vector for name, vector in vectors.items()}
+
+
+def _auxiliary(vectors: Mapping[str, Vector]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(AUXILIARY): vector
+        for name, vector in vectors.items()
+        if name.startswith(AUXILIARY) and isinstance(vector, Tensor)
+    }
+
+
+def _plain(vectors: Mapping[str, Vector], name: str) -> Tensor:
+    vector = vectors[name]
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"vector {name!r} is still encoded")
+    return vector
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -86,7 +110,7 @@ class Setup:
 class Ready:
     """The client has built the model; the digests prove that both sides mean the same.
 
-    `holds` names the newest model (see `CompressedBroadcast`) that it still has from before; "" is none.
+    `holds` names the newest model (see `Broadcast.model`) that it still has from before; "" is none.
     """
 
     run_id: str
@@ -107,88 +131,112 @@ class Purpose(StrEnum):
     COMPARE = "compare"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelDelta:
+    """One difference between two models, each named by the digest of its values. Its vectors are in the broadcast.
+
+    Attributes:
+        base: the model that the difference is added to; "" where it is the whole model.
+        model: the model that it leads to.
+    """
+
+    base: str
+    model: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Broadcast:
-    """The server hands out work: the shared values [S] as they are after `key.round - 1` rounds (or, to evaluate and
-    to compare, after `key.round`).
+    """The server hands out work.
 
-    `counted` is the key of this client's newest upload that the server counted: state the client holds pending
-    for that key is committed, any other pending state is rolled back. `num_steps` is how many local steps to take
-    (None: as many as the configured epochs have); `num_rounds`, to compare, how many rounds a model trained alone is
-    given (None: `key.round`).
+    Attributes:
+        key: names the work.
+        purpose: what to do with the model.
+        client_lr: learning rate of local training.
+        vectors: the model and what the algorithm adds. A plain model is `params` [S]: the shared values after
+            `key.round - 1` rounds or, to evaluate and to compare, after `key.round`. Where downloads are compressed,
+            the i-th of `deltas` has the encoded vectors `i/trainable` [T] and `i/statistics` [S - T] instead.
+        model: digest of the float32 values [S] that all clients decode to the last bit; "" where the model is plain.
+        deltas: lead from a model that the client holds to `model`, one after the other. None where it holds `model`.
+        counted: this client's newest upload that the server counted: state pending for that key is committed, any
+            other pending state is rolled back.
+        num_steps: local steps to take; None: as many as the configured epochs have.
+        num_rounds: to compare, how many rounds a model trained alone is given; None: `key.round`.
     """
 
     key: TaskKey
     purpose: Purpose
-    params: Tensor
     client_lr: float
-    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    model: str = ""
+    deltas: tuple[ModelDelta, ...] = ()
     counted: TaskKey | None = None
     num_steps: int | None = None
     num_rounds: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model travels as it is."""
+        return PARAMS in self.vectors
+
+    @property
+    def params(self) -> Tensor:
+        """[S]: the model of a plain broadcast."""
+        return _plain(self.vectors, PARAMS)
+
+    @property
+    def auxiliary(self) -> Mapping[str, Tensor]:
+        """What the algorithm adds, each [T]."""
+        return _auxiliary(self.vectors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Upload:
     """What one client's training changed.
 
-    `delta` [S] is local minus global: *add* it to move toward the client. `auxiliary` vectors (control variates,
-    say) are payload like any other. `num_examples` counts photos, `train_loss` is their mean loss in nats over
-    the local training, `seconds` the time it took. `batch_size` and `client_lr` are what it trained with.
+    Attributes:
+        key: the work that it answers.
+        vectors: a plain upload has `delta` [S], local minus global: *add* it to move toward the client. Encoded, that
+            is `trainable` [T] and `statistics` [S - T]. What the algorithm adds (control variates, for example) is
+            payload like any other.
+        num_examples: photos trained on.
+        num_steps: local steps taken.
+        train_loss: mean loss over local training, in nats.
+        seconds: time that training took.
+        batch_size: of local training.
+        client_lr: learning rate of local training.
     """
 
     key: TaskKey
-    delta: Tensor
-    num_examples: int
-    num_steps: int
-    train_loss: float
-    seconds: float
-    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
-    batch_size: int | None = None
-    client_lr: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Step:
-    """The way from one model to the next: the model named `base`, plus `vectors` ("trainable" [T], "statistics"
-    [S - T]), is the model named `model`. Where `base` is "", the way begins at zero."""
-
-    base: str
-    model: str
-    vectors: Mapping[str, Encoded]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CompressedBroadcast:
-    """A `Broadcast` as differences to a model that the client holds.
-
-    `model` is the digest of the float32 values [S] that all clients decode to the last bit; `steps` lead there one
-    after the other. There are none where the client holds the model already.
-    """
-
-    key: TaskKey
-    purpose: Purpose
-    model: str
-    steps: tuple[Step, ...]
-    client_lr: float
-    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
-    counted: TaskKey | None = None
-    num_steps: int | None = None
-    num_rounds: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CompressedUpload:
-    """An `Upload` with its vectors encoded: "trainable" [T], "statistics" [S - T], and "auxiliary." + name."""
-
-    key: TaskKey
-    vectors: Mapping[str, Encoded]
+    vectors: Mapping[str, Vector]
     num_examples: int
     num_steps: int
     train_loss: float
     seconds: float
     batch_size: int | None = None
     client_lr: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the delta is not encoded."""
+        return DELTA in self.vectors
+
+    @property
+    def delta(self) -> Tensor:
+        """[S]: the delta of a plain upload."""
+        return _plain(self.vectors, DELTA)
+
+    @property
+    def auxiliary(self) -> Mapping[str, Tensor]:
+        """What the algorithm adds, each [T]."""
+        return _auxiliary(self.vectors)
+
+    def with_vectors(self, **vectors: Vector) -> "Upload":
+        """The same upload with some of its vectors replaced."""
+        return replace(self, vectors={**self.vectors, **vectors})
+
+    def with_auxiliary(self, **vectors: Tensor) -> "Upload":
+        """The same upload with what an algorithm adds."""
+        return self.with_vectors(**auxiliary_vectors(vectors))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,12 +272,10 @@ class Failure:
     key: TaskKey | None = None
 
 
-Task: TypeAlias = Broadcast | CompressedBroadcast
-"""Work for a client."""
-ServerMessage: TypeAlias = Setup | Broadcast | CompressedBroadcast
-ClientMessage: TypeAlias = Join | Ready | Upload | CompressedUpload | Evaluation | Comparison | Failure
+ServerMessage: TypeAlias = Setup | Broadcast
+ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Comparison | Failure
 
 
 def task_key(message: ServerMessage) -> TaskKey | None:
     """The key of the work that `message` hands out; None if it is none."""
-    return message.key if isinstance(message, Broadcast | CompressedBroadcast) else None
+    return message.key if isinstance(message, Broadcast) else None

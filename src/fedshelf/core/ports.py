@@ -45,28 +45,29 @@ class Received:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reply:
-    """A client's answer. `task` is the key of the broadcast that it answers, as the transport knows it (a hostile
-    client may name another in the message itself); `num_bytes` is the payload's size on the wire. Where there is a
-    `source`, the message's vectors are views of that file."""
+    """What came back for a message, from its arrival to its use.
+
+    Attributes:
+        address: the connection that it came from.
+        message: what the client says; None where its bytes could not be read, and `reason` says why.
+        reason: why there is no message (truncated, wrong digest, not our format).
+        num_bytes: payload on the wire.
+        task: the key of the broadcast that it answers, as the transport knows it (a hostile client may name another in
+            the message itself); None: it answers no task.
+        source: the file that the message's vectors are views of, if they came in one.
+        client: the client's name; "" until the inbox has looked it up.
+    """
 
     address: str
-    message: ClientMessage
+    message: ClientMessage | None
     num_bytes: int
     task: TaskKey | None = None
     source: Received | None = None
+    reason: str = ""
+    client: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Undecodable:
-    """An answer whose bytes could not be read (truncated, wrong digest, not our format); `reason` says why."""
-
-    address: str
-    reason: str
-    num_bytes: int
-    task: TaskKey | None = None
-
-
-Arrival: TypeAlias = Joined | Left | Reply | Undecodable
+Arrival: TypeAlias = Joined | Left | Reply
 
 
 class Transport(Protocol):
@@ -107,9 +108,6 @@ class VirtualClock(Clock, Protocol):
     def snapshot(self, state: ServerState) -> ServerState:
         """`state` with all that `resume` needs: `virtual_seconds`, and in `in_flight` all that clients are at. What of
         that `state.in_flight` names is `wanted`."""
-
-    def due(self, client: str) -> float | None:
-        """When `client` will have done all that it was sent; None if it has nothing to do."""
 
     def is_settled(self) -> bool:
         """Whether everybody has come and gone who does at this very moment; uploads may still arrive."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedshelf.core.choices import Metric
 from fedshelf.core.messages import TaskKey
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +90,19 @@ class OpenRound:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClientState:
-    """What an algorithm keeps at a client between rounds; empty for stateless ones."""
+    """What stays at a client between rounds. Each part of the system has a slot of its own.
 
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    Attributes:
+        algorithm: what the algorithm keeps: control variates, for example.
+        personalization: tensors that are the store's own.
+        pipeline: by the name of a stage of the upload pipeline, what that carries over to the next upload.
+    """
+
+    algorithm: Mapping[str, Tensor] = field(default_factory=dict)
+    personalization: Mapping[str, Tensor] = field(default_factory=dict)
+    pipeline: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not (self.algorithm or self.personalization or self.pipeline)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from fedshelf.core.messages import Broadcast, Task
+from fedshelf.core.encoded import Encoded
+from fedshelf.core.messages import Broadcast
 from fedshelf.deploy.incoming import Incoming
 from fedshelf.deploy.outgoing import Outgoing
 
@@ -32,12 +33,12 @@ class Blobs:
         self.incoming.forget(node_id)
 
 
-def model_bytes(message: Task) -> int:
+def model_bytes(message: Broadcast) -> int:
     """Bytes of the model as float32 values; 0 where the message does not say."""
-    if isinstance(message, Broadcast):
+    if message.is_plain:
         return message.params.numel() * message.params.element_size()
-    sizes = [sum(4 * encoded.size for encoded in step.vectors.values()) for step in message.steps]
-    return max(sizes, default=0)
+    sizes = [4 * vector.size for vector in message.vectors.values() if isinstance(vector, Encoded)]
+    return sum(sizes) // max(1, len(message.deltas))
 
 
 def most_of_upload(largest_model: int) -> int:

@@ -5,12 +5,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError, RefusedError, TransportError
+from fedshelf.core.errors import FedShelfError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.active_hours import Availability
 from fedshelf.deploy.address import parse_address
@@ -21,7 +22,7 @@ from fedshelf.deploy.engine_log import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
-from fedshelf.deploy.records import SendHook, WireMessage, external_blob, task_of, to_parcel
+from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
 
 LOG = logging.getLogger(__name__)
@@ -149,17 +150,19 @@ class _Visit:
             self._session.leave()
 
     def _answer(self, message: Message) -> Ended | None:
-        """Fetch what the message names, do what it asks, and send the answer; its body first."""
+        """Fetch what the message names, do what it asks, and send the answer; its blob first."""
+        asked, blob = None, None
         answer: WireMessage
         try:
-            blob, digest = None, _blob_named(message)
-            if digest:
-                blob = self._patiently(lambda: self._session.fetch(digest))
+            asked = open_records(message.content)
+            if isinstance(asked, Envelope) and asked.external_blob:
+                blob = self._patiently(partial(self._session.fetch, asked.external_blob))
                 if blob is None:
                     return None  # withdrawn, or the end of this visit
-            answer, ended = self._part.answer(message, blob)
-        except FedShelfError as error:  # the body cannot be had
-            answer, ended = Failure(reason=failure_text(error), key=task_of(message.content)), None
+            answer, ended = self._part.answer_to(asked, blob)
+        except FedShelfError as error:  # not a message of ours, or its blob cannot be had
+            task = asked.header.task if isinstance(asked, Envelope) else None
+            answer, ended = Failure(reason=failure_text(error), key=task), None
         if not self._deliver(message, answer):
             return None
         return ended
@@ -206,10 +209,3 @@ class _Visit:
                 if self._end or self._stop.wait(backoff):
                     return None
                 backoff = min(2 * backoff, LAST_BACKOFF)
-
-
-def _blob_named(message: Message) -> str:
-    try:
-        return external_blob(message.content)
-    except RefusedError:
-        return ""  # not a message of ours: whoever answers it says so

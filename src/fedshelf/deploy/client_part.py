@@ -9,9 +9,9 @@ from typing import TypeAlias, get_args
 from flwr.app import Message
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Failure, Join, ServerMessage
+from fedshelf.core.messages import ClientMessage, Failure, Join, ServerMessage
 from fedshelf.deploy.failure_text import failure_text, without_places
-from fedshelf.deploy.records import Control, ControlKind, WireMessage, from_records
+from fedshelf.deploy.records import Control, ControlKind, Envelope, WireMessage, open_records
 from fedshelf.serialization.blob import Buffer
 
 LOG = logging.getLogger(__name__)
@@ -42,28 +42,35 @@ class ClientPart:
     join: Join
     handle: Handler
 
-    def answer(self, message: Message, blob: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
-        """The answer to one of Flower's messages, and the end if that is what it says. Never raises.
+    def answer(self, message: Message) -> tuple[WireMessage, Ended | None]:
+        """The answer to one of Flower's messages whose blob is inside, and the end if that is what it says. Never
+        raises."""
+        try:
+            return self.answer_to(open_records(message.content))
+        except Exception as error:
+            LOG.exception("the server's request could not be answered")
+            return Failure(reason=failure_text(error)), None
+
+    def answer_to(self, asked: Control | Envelope, blob: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
+        """The answer, and the end if that is what the server says. Never raises.
 
         Args:
-            message: what the server sent.
-            body: the body that came beside it.
+            asked: what the server sent.
+            blob: the blob that travelled beside it.
         """
-        asked = None
+        if isinstance(asked, Control):
+            return self._control(asked)
         try:
-            asked = from_records(message.content, blob)
-            if isinstance(asked, Control):
-                return self._control(asked)
-            if not isinstance(asked, get_args(ServerMessage)):
-                raise RefusedError(f"a server may not send a {type(asked).__name__.lower()}")
-            reply = self.handle(asked)
+            request = asked.message(blob)
+            if not isinstance(request, get_args(ServerMessage)):
+                raise RefusedError(f"a server may not send a {type(request).__name__.lower()}")
+            reply = self.handle(request)
             if isinstance(reply, Failure):  # an expected failure's own words: they are for this machine's user, too
                 reply = replace(reply, reason=without_places(reply.reason))
             return reply, None
         except Exception as error:
             LOG.exception("the server's request could not be answered")
-            key = asked.key if isinstance(asked, Broadcast | CompressedBroadcast) else None
-            return Failure(reason=failure_text(error), key=key), None
+            return Failure(reason=failure_text(error), key=asked.header.task), None
 
     def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:
         if control.kind is ControlKind.INTRODUCE:

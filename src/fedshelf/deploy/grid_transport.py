@@ -4,7 +4,7 @@ Only Flower's documented API is used: `get_node_ids`, `push_messages`, `pull_mes
 it returns only when all are in.) A node that appears is asked to introduce itself; its `Join` makes it known to the
 rounds under an address, which names this one connection: a node that left and comes back gets a new one.
 
-With `Blobs`, messages are headers, and bodies travel beside them; without, bodies are inside the messages.
+With `Blobs`, messages are headers, and blobs travel beside them; without, blobs are inside the messages.
 
 One thread uses a transport.
 """
@@ -22,7 +22,6 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
-    CompressedBroadcast,
     Failure,
     Join,
     Purpose,
@@ -30,18 +29,18 @@ from fedshelf.core.messages import (
     Setup,
     TaskKey,
 )
-from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply, Undecodable
+from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply
 from fedshelf.deploy.blobs import Blobs, model_bytes, most_of_upload
 from fedshelf.deploy.engine import Engine, Polling
 from fedshelf.deploy.records import (
     Control,
     ControlKind,
     Encoder,
+    Envelope,
     WireMessage,
-    external_blob,
-    from_records,
     message_type,
     num_bytes,
+    open_records,
     to_parcel,
 )
 from fedshelf.serialization.blob import Blob
@@ -63,7 +62,7 @@ class _Connection:
     joined: bool = False
     client: str = ""  # the name it introduced itself by
     refused: bool = False
-    held_body: str = ""  # digest of the newest body this client was sent
+    held_blob: str = ""  # digest of the newest body this client was sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +79,7 @@ class GridTransport:
     Args:
         grid: the engine's grid, connected.
         engine: what to wait for and to clean up; `Polling` suits any grid.
-        bodies: carries bodies beside the messages, to clients that keep the newest and do not fetch it again.
+        blobs: carries blobs beside the messages, to clients that keep the newest and do not fetch it again.
         close_timeout: seconds that `close` waits for clients to take note.
     """
 
@@ -115,12 +114,12 @@ class GridTransport:
         if not isinstance(message, Setup):
             key = message.key
             if self._blobs is not None:
-                self._make_way(self._blobs, connection, message, parcel.blob)
+                self._allow_blobs(self._blobs, connection, message, parcel.blob)
         records = parcel.records if self._blobs is not None else parcel.inline()
         if not self._push(connection, Message(records, connection.node_id, message_type(message)), key):
             return 0
-        held = self._blobs is not None and digest == connection.held_body
-        connection.held_body = digest or connection.held_body
+        held = self._blobs is not None and digest == connection.held_blob
+        connection.held_blob = digest or connection.held_blob
         return size if held else size + parcel.blob.size
 
     def receive(self, timeout: float) -> Arrival | None:
@@ -171,10 +170,8 @@ class GridTransport:
         if self._blobs is not None:
             self._blobs.incoming.clear()
 
-    def _make_way(
-        self, blobs: Blobs, connection: _Connection, message: Broadcast | CompressedBroadcast, blob: Blob
-    ) -> None:
-        """Let the connection fetch the task's body, and bring an answer's if there is to be one."""
+    def _allow_blobs(self, blobs: Blobs, connection: _Connection, message: Broadcast, blob: Blob) -> None:
+        """Let the connection fetch the task's blob, and bring an answer's if there is to be one."""
         if blob.pieces:
             blobs.outgoing.publish(connection.node_id, blob)
         self._model_bytes = max(self._model_bytes, model_bytes(message))
@@ -182,7 +179,7 @@ class GridTransport:
             blobs.incoming.expect(connection.node_id, connection.client, most_of_upload(self._model_bytes))
 
     def _drop(self, source: Received | None) -> None:
-        """Delete a body that has come in, unless somebody has moved it."""
+        """Delete a blob that has come in, unless somebody has moved it."""
         if source is not None:
             source.path.unlink(missing_ok=True)
 
@@ -241,16 +238,17 @@ class GridTransport:
             return
         size, source = num_bytes(message.content), None
         try:
-            digest = external_blob(message.content)
-            if digest and self._blobs is not None:
-                source = self._blobs.incoming.take(connection.node_id, digest)
-                if source is None:
-                    raise RefusedError("its body did not arrive: truncated or altered, or never sent")
-                size += source.path.stat().st_size
-            content = from_records(message.content, None if source is None else map_file(source.path))
+            content: WireMessage | Envelope = open_records(message.content)
+            if isinstance(content, Envelope):
+                if content.external_blob and self._blobs is not None:
+                    source = self._blobs.incoming.take(connection.node_id, content.external_blob)
+                    if source is None:
+                        raise RefusedError("its blob did not arrive: truncated or altered, or never sent")
+                    size += source.path.stat().st_size
+                content = content.message(None if source is None else map_file(source.path))
         except RefusedError as error:
             self._drop(source)
-            self._undecodable(pending, str(error), size)
+            self._unreadable(pending, str(error), size)
             return
         self._take_content(pending, content, size, source)
 
@@ -265,7 +263,7 @@ class GridTransport:
         if isinstance(content, Control) or connection.refused:
             return  # "noted"
         if not isinstance(content, get_args(ClientMessage)):
-            self._undecodable(pending, f"a client may not send a {type(content).__name__.lower()}", size)
+            self._unreadable(pending, f"a client may not send a {type(content).__name__.lower()}", size)
         elif isinstance(content, Join):
             connection.joined, connection.client = True, content.client
             self._arrivals.append(Joined(address=connection.address, join=content))
@@ -278,18 +276,18 @@ class GridTransport:
         if error.code == NODE_UNAVAILABLE:
             self._leave(connection)  # should it be back already, it is introduced anew
         elif error.code in MESSAGE_LOST:
-            self._undecodable(pending, reason, 0)
+            self._unreadable(pending, reason, 0)
         elif connection.joined:
             failure = Failure(reason=f"the client's app failed: {reason}", key=pending.key)
             self._arrivals.append(Reply(address=connection.address, message=failure, num_bytes=0, task=pending.key))
         else:
             LOG.warning("connection %s cannot take part: %s", connection.address, reason)
 
-    def _undecodable(self, pending: _Pending, reason: str, size: int) -> None:
+    def _unreadable(self, pending: _Pending, reason: str, size: int) -> None:
         connection = pending.connection
         if connection.joined and not connection.refused:
             self._arrivals.append(
-                Undecodable(address=connection.address, reason=reason, num_bytes=size, task=pending.key)
+                Reply(address=connection.address, message=None, reason=reason, num_bytes=size, task=pending.key)
             )
         else:
             LOG.warning("connection %s sent what cannot be read: %s", connection.address, reason)

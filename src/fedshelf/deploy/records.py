@@ -1,14 +1,13 @@
 """FedShelf's messages as Flower records, and nothing else.
 
-A message is ``{"header": {"json": …}}``, and the header names the message's body. The body travels beside the records
-(`blob_routes`), or, through a stock SuperLink, inside them as ``{"body": {"safetensors": …}}``. Three more messages,
+A message is ``{"header": {"json": …}}``, and the header names the message's blob. The blob travels beside the records
+(`blob_routes`), or, through a stock SuperLink, inside them as ``{"blob": {"safetensors": …}}``. Four more messages,
 which only a transport needs, are ``{"control": {"kind": …, "reason": …}}``. Anything else is refused.
 
 Everything that leaves a client is a `Parcel`.
 """
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,9 +17,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Purpose, ServerMessage, TaskKey
+from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, TaskKey
+from fedshelf.serialization import blob as blobs
 from fedshelf.serialization import messages as payload
 from fedshelf.serialization.blob import Blob, Buffer
+from fedshelf.serialization.messages import Header
 
 BLOB_TYPE = "fedshelf.safetensors"
 MAX_REASON_CHARACTERS = 2000
@@ -48,21 +49,21 @@ WireMessage: TypeAlias = ServerMessage | ClientMessage | Control
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Parcel:
-    """A message ready to be sent: its records, and the body that its header names (no pieces: it has none)."""
+    """A message ready to be sent: its records, and the blob that its header names (no pieces: it has none)."""
 
     records: RecordDict
     blob: Blob = field(default_factory=lambda: Blob(()))
 
     @property
     def num_header_bytes(self) -> int:
-        """Payload bytes beside the body."""
+        """Payload bytes beside the blob."""
         return num_bytes(self.records)
 
     def inline(self) -> RecordDict:
-        """The records with the body among them."""
+        """The records with the blob among them."""
         if not self.blob.pieces:
             return self.records
-        return RecordDict({**self.records, "body": _blob_record(self.blob)})
+        return RecordDict({**self.records, "blob": _blob_record(self.blob)})
 
 
 SendHook: TypeAlias = Callable[[Parcel], None]
@@ -70,9 +71,9 @@ SendHook: TypeAlias = Callable[[Parcel], None]
 
 
 class Encoder:
-    """Turns messages into parcels; a task's bodies are kept, so that N clients cost one encoding and one hash.
+    """Turns messages into parcels; a task's blobs are kept, so that N clients cost one encoding and one hash.
 
-    A body is recognized by the identity and version counter of its tensors: one changed in place is encoded anew.
+    A blob is recognized by the identity and version counter of its tensors: one changed in place is encoded anew.
     """
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class Encoder:
         self._kept: list[_Kept] = []
 
     def encode(self, message: ServerMessage | ClientMessage) -> Parcel:
-        """The parcel of `message`; its body lies in the vectors' memory."""
+        """The parcel of `message`; its blob lies in the vectors' memory."""
         vectors = payload.vectors_of(message)
         if not vectors:
             return _parcel(message, Blob(()))
@@ -96,7 +97,7 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Kept:
-    """A body, and which state of which tensors it is."""
+    """A blob, and which state of which tensors it is."""
 
     vectors: dict[str, Tensor]
     versions: list[int]
@@ -115,63 +116,61 @@ def to_parcel(message: WireMessage) -> Parcel:
     return _parcel(message, payload.blob_of(message))
 
 
-def header_of(records: RecordDict) -> str | None:
-    """The JSON header of a message of ours that is no control message.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Envelope:
+    """A message that came in, its header parsed; its blob may still have to be fetched.
+
+    Attributes:
+        header: of the message.
+        inline: the blob that came among the records; None: it is not there, or travels beside them.
+    """
+
+    header: Header
+    inline: bytes | None
+
+    @property
+    def external_blob(self) -> str:
+        """Digest of the blob that travels beside the records; "" for none."""
+        return self.header.blob if self.inline is None else ""
+
+    def message(self, fetched: Buffer | None = None) -> ServerMessage | ClientMessage:
+        """The message.
+
+        Args:
+            fetched: the external blob, whose digest has been verified while it came in.
+
+        Raises:
+            RefusedError: naming what is wrong: a truncated blob, an unknown field, a value out of range.
+        """
+        if fetched is None:
+            fetched = self.inline or b""
+            if blobs.digest(fetched) != self.header.blob:
+                raise RefusedError(
+                    f"the message's blob ({len(fetched):,} bytes) is truncated or altered: its digest differs"
+                )
+        return self.header.message(blobs.read(fetched))
+
+
+def open_records(records: RecordDict) -> Control | Envelope:
+    """Read records back.
 
     Raises:
-        RefusedError: naming what is wrong.
+        RefusedError: naming what is wrong: not our records, a truncated or unknown header.
     """
     names = set(records)
     if names == {"control"}:
-        return None
-    if "header" not in names or names - {"header", "body"}:
-        raise RefusedError(f"the message holds the records {sorted(names)}, not a header and a body: it is not ours")
+        return _control(records["control"])
+    if "header" not in names or names - {"header", "blob"}:
+        raise RefusedError(f"the message holds the records {sorted(names)}, not a header and a blob: it is not ours")
     header = records["header"]
     if not isinstance(header, ConfigRecord) or set(header) != {"json"} or not isinstance(header["json"], str):
         raise RefusedError("the message's header is not one text named 'json'")
-    return header["json"]
-
-
-def external_blob(records: RecordDict) -> str:
-    """The name of the body that travels beside these records; "" for none.
-
-    Raises:
-        RefusedError: see `header_of`.
-    """
-    header = header_of(records)
-    return payload.blob_digest(header) if header is not None and "body" not in records else ""
-
-
-def task_of(records: RecordDict) -> TaskKey | None:
-    """The task that a message names in its header, which may be all of it that has come in."""
-    try:
-        header = header_of(records)
-        key = {} if header is None else json.loads(header)["key"]
-        return TaskKey(run_id=key["run_id"], round=key["round"], attempt=key["attempt"])
-    except (RefusedError, ValueError, KeyError, TypeError):
-        return None
-
-
-def from_records(records: RecordDict, beside: Buffer | None = None) -> WireMessage:
-    """Read a message back.
-
-    Args:
-        records: what came in.
-        beside: the body that came in beside them, whose digest is the one that the header names.
-
-    Raises:
-        RefusedError: naming what is wrong: not our records, truncated, an unknown kind or field.
-    """
-    header = header_of(records)
-    if header is None:
-        return _control(records["control"])
-    if beside is not None:
-        return payload.decode(header, beside, computed=payload.blob_digest(header))
-    return payload.decode(header, _blob(records.get("body")))
+    inline = _inline(records["blob"]) if "blob" in names else None
+    return Envelope(header=Header.parse(header["json"]), inline=inline)
 
 
 def num_bytes(records: RecordDict) -> int:
-    """Payload bytes of records: header and, where it is among them, body."""
+    """Payload bytes of records: header and, where it is among them, blob."""
     total = 0
     for record in records.values():
         if isinstance(record, ConfigRecord):
@@ -183,20 +182,18 @@ def num_bytes(records: RecordDict) -> int:
 
 def message_type(message: WireMessage) -> str:
     """Which of Flower's three entry points the message goes to."""
-    if isinstance(message, (Broadcast, CompressedBroadcast)):
+    if isinstance(message, Broadcast):
         return "train" if message.purpose is Purpose.TRAIN else "evaluate"
     return "query"
 
 
-def _blob(record: object) -> bytes:
-    if record is None:
-        return b""
+def _inline(record: object) -> bytes:
     if not isinstance(record, ArrayRecord) or set(record) != {"safetensors"}:
-        raise RefusedError("the message's body is not one array named 'safetensors'")
+        raise RefusedError("the message's blob is not one array named 'safetensors'")
     array = record["safetensors"]
     if array.stype != BLOB_TYPE or array.dtype != "uint8" or tuple(array.shape) != (len(array.data),):
         raise RefusedError(
-            f"the message's body of {len(array.data):,} bytes is announced as {array.stype} {array.dtype} of shape "
+            f"the message's blob of {len(array.data):,} bytes is announced as {array.stype} {array.dtype} of shape "
             f"{tuple(array.shape)}: it is truncated, or not ours"
         )
     data: bytes = array.data

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, Purpose, TaskKey
+from fedshelf.core.messages import PARAMS, Broadcast, Purpose, TaskKey
 from fedshelf.training.phases import Phase
 from fedshelf.training.trainer import Trainer
 
@@ -43,8 +43,8 @@ def train_alone(
     shared = first
     for number in range(1, num_rounds + 1):
         task = Broadcast(
-            key=TaskKey(run_id=run_id, round=number, attempt=0), purpose=Purpose.TRAIN, params=shared,
-            client_lr=client_lr(number),
+            key=TaskKey(run_id=run_id, round=number, attempt=0), purpose=Purpose.TRAIN,
+            client_lr=client_lr(number), vectors={PARAMS: shared},
         )  # fmt: skip
         shared = bound.params.layout.clamp(shared + whole.upload(task).delta)  # lines 3 and 4
     bound.load(shared)

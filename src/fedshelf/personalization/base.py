@@ -84,7 +84,7 @@ class PersonalLayers(Personalization):
         return self.names(module)
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
-        bound.params.personal.copy_(state.tensors.get(PERSONAL, bound.initial_personal))
+        bound.params.personal.copy_(state.personalization.get(PERSONAL, bound.initial_personal))
 
     def update_state(
         self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
@@ -92,7 +92,7 @@ class PersonalLayers(Personalization):
         personal = trainer.bound_model.params.personal
         if not personal.numel():
             return after
-        return replace(after, tensors={**after.tensors, PERSONAL: personal.detach().cpu().clone()})
+        return replace(after, personalization={PERSONAL: personal.detach().cpu().clone()})
 
 
 NONE = Personalization(candidates=(Candidate.LOCAL, Candidate.GLOBAL))

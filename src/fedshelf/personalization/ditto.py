@@ -35,8 +35,8 @@ class Ditto(Personalization):
         "global one.", ge=0)] = 0.1  # fmt: skip
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
-        if PERSONAL in state.tensors:
-            bound.load(state.tensors[PERSONAL])
+        if PERSONAL in state.personalization:
+            bound.load(state.personalization[PERSONAL])
 
     def update_state(
         self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
@@ -47,10 +47,10 @@ class Ditto(Personalization):
         def pull(gradient: Tensor, values: Tensor) -> None:
             gradient.add_(values - anchor, alpha=self.pull)  # line 5
 
-        bound.load(before.tensors.get(PERSONAL, broadcast.params))
+        bound.load(before.personalization.get(PERSONAL, broadcast.params))
         trainer.fit(
             round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=pull,
             part=trainer.part(broadcast.key, "-ditto"), num_steps=broadcast.num_steps,
         )  # fmt: skip
         own = bound.params.shared.detach().cpu().clone()
-        return replace(after, tensors={**after.tensors, PERSONAL: own})  # line 6
+        return replace(after, personalization={PERSONAL: own})  # line 6

@@ -19,8 +19,8 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.core.params import Layout
-from fedshelf.core.ports import Spool
-from fedshelf.rounds.examination import ValidUpload, counted
+from fedshelf.core.ports import Received, Spool
+from fedshelf.rounds.validation import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -72,11 +72,11 @@ class UploadBuffer:
                     self._enter(name, number, upload, base)
             number += 1
 
-    def add(self, client: str, passed: ValidUpload, base: Tensor) -> Entry:
-        """Take an upload in that was trained from the model `base` [S]."""
+    def add(self, client: str, upload: Upload, base: Tensor, source: Received | None = None) -> Entry:
+        """Take in an upload that was trained from the model `base` [S]; `source` is the file that it lies in."""
         number = 1 + max((entry.number for entry in self._entries if entry.client == client), default=-1)
-        self._spool.put(self._key(number), client, passed.upload, passed.source)
-        return self._enter(client, number, passed.upload, base)
+        self._spool.put(self._key(number), client, upload, source)
+        return self._enter(client, number, upload, base)
 
     def staleness(self, task: TaskKey) -> int:
         """How many versions there were since the model that `task` began with."""
@@ -109,7 +109,7 @@ class UploadBuffer:
         uploads = [self._upload(entry) for entry in entries]
         if relative:
             uploads = [
-                replace(upload, delta=upload.delta + (entry.base - present))
+                upload.with_vectors(delta=upload.delta + (entry.base - present))
                 for upload, entry in zip(uploads, entries, strict=True)
             ]
         count = self._layout.num_trainable

@@ -26,13 +26,14 @@ from fedshelf.core.events import (
     UploadReceived,
 )
 from fedshelf.core.messages import Evaluation, TaskKey
+from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.buffer import UploadBuffer
 from fedshelf.rounds.context import Context
-from fedshelf.rounds.examination import problem_with_evaluation
 from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
-from fedshelf.rounds.inbox import POLL_SECONDS, Answer, ClientReady
+from fedshelf.rounds.inbox import POLL_SECONDS, ClientReady
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW
+from fedshelf.rounds.validation import problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts
 
 
@@ -160,25 +161,25 @@ class BufferedRounds:
         match self._context.inbox.poll(POLL_SECONDS):
             case ClientReady(client=name):
                 self._tasks.resend(name)
-            case Answer(client=name) as answer:
-                dispatched = self._tasks.complete(answer)
+            case Reply(client=name) as reply:
+                dispatched = self._tasks.complete(reply)
                 if dispatched is None:
                     refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
                     self._ports.sink.emit(refused)
                     return state
-                books.bytes_up += answer.num_bytes
+                books.bytes_up += reply.num_bytes
                 if dispatched.trains:
-                    self._take(answer, dispatched, books)
+                    self._take(reply, dispatched, books)
                 else:
-                    state = self._take_evaluation(answer, dispatched, state)
+                    state = self._take_evaluation(reply, dispatched, state)
                     if len(self._buffer) < self._size:  # or it would begin on a model that is about to be replaced
                         self._send_training(name, state)
         return state
 
-    def _take(self, answer: Answer, dispatched: DispatchedTask, books: _RoundRecord) -> None:
+    def _take(self, reply: Reply, dispatched: DispatchedTask, books: _RoundRecord) -> None:
         """Examine an upload, and take it into the buffer if it passes and is not too old."""
-        name, key, most = answer.client, dispatched.broadcast.key, self._plan.max_staleness
-        found, staleness = self._context.validator.examine(answer, key), self._buffer.staleness(key)
+        name, key, most = reply.client, dispatched.broadcast.key, self._plan.max_staleness
+        found, staleness = self._context.validator.validate(reply, key), self._buffer.staleness(key)
         if isinstance(found, Participation):
             books.resting.add(name)  # or it would be asked again at once, and fail again
             self._leave_out(books, name, found.status, found.reason)
@@ -186,12 +187,12 @@ class BufferedRounds:
             reason = f"it began {staleness} versions ago, --max-staleness is {most}"
             self._leave_out(books, name, ClientStatus.LATE, reason, staleness=staleness)
         else:
-            self._buffer.add(name, found, dispatched.broadcast.params)
+            self._buffer.add(name, found, dispatched.broadcast.params, source_of(reply, found))
             self._tell(books, name, ClientStatus.COUNTED, "")
 
-    def _take_evaluation(self, answer: Answer, dispatched: DispatchedTask, state: ServerState) -> ServerState:
-        name, message = answer.client, answer.message
-        problem = problem_with_evaluation(answer, dispatched.broadcast.key, self._membership.num_validation(name))
+    def _take_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
+        name, message = reply.client, reply.message
+        problem = problem_with_evaluation(reply, dispatched.broadcast.key, self._membership.num_validation(name))
         if problem or not isinstance(message, Evaluation) or not message.num_examples:
             self._ports.sink.emit(ClientRefused(client=name, reason=f"its evaluation is not used: {problem}"))
             return state

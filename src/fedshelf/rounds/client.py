@@ -9,14 +9,12 @@ from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
     Comparison,
-    CompressedBroadcast,
     Evaluation,
     Failure,
     Purpose,
     Ready,
     ServerMessage,
     Setup,
-    Task,
     task_key,
 )
 from fedshelf.core.ports import ClientStates
@@ -72,12 +70,12 @@ class Client:
         known = self._held.load()
         return replace(self._work.ready, holds=known[0] if known else "")
 
-    def _take_part(self, task: Task) -> ClientMessage:
+    def _take_part(self, task: Broadcast) -> ClientMessage:
         if self._work is None or task.key.run_id != self._work.ready.run_id:
             return Failure(key=task.key, reason=f"run {task.key.run_id} was never set up at this client")
         work = self._work
         layout = work.trainer.bound_model.params.layout
-        broadcast = open_broadcast(task, self._held) if isinstance(task, CompressedBroadcast) else task
+        broadcast = open_broadcast(task, self._held)
         if len(broadcast.params) != layout.num_shared:
             return Failure(
                 key=task.key, reason=f"the model has {len(broadcast.params)} values, not {layout.num_shared}"

@@ -7,11 +7,11 @@ from fedshelf.algorithms.base import Algorithm
 from fedshelf.core.ports import Clock
 from fedshelf.rounds.dispatch import Dispatcher
 from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.examination import UploadValidator
 from fedshelf.rounds.inbox import Inbox
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server_evaluation import ServerEvaluation
+from fedshelf.rounds.validation import UploadValidator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

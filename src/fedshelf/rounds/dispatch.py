@@ -7,9 +7,9 @@ from typing import Protocol
 
 from fedshelf.core.events import ClientRefused
 from fedshelf.core.messages import Broadcast, Failure, TaskKey
-from fedshelf.core.ports import Clock, MetricSink, Transport
+from fedshelf.core.ports import Clock, MetricSink, Reply, Transport
 from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.inbox import POLL_SECONDS, Answer, ClientReady, Inbox
+from fedshelf.rounds.inbox import POLL_SECONDS, ClientReady, Inbox
 from fedshelf.rounds.membership import Membership
 
 
@@ -24,7 +24,7 @@ class Traffic(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class TrafficCounter:
-    """A ledger of its own."""
+    """A traffic of its own."""
 
     bytes_up: int = 0
     bytes_down: int = 0
@@ -44,7 +44,7 @@ class Dispatcher:
 
     def dispatch(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
-        on_reply: Callable[[Answer], None], *, seconds: float, ledger: Traffic,
+        on_reply: Callable[[Reply], None], *, seconds: float, traffic: Traffic,
         enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf,
     ) -> None:  # fmt: skip
         """Send `broadcast` to each of `names` and pass their answers to `on_reply` until there is one from every client
@@ -52,7 +52,7 @@ class Dispatcher:
 
         Args:
             key: of the work; answers to other work are not used.
-            ledger: what is sent and received is added to it.
+            traffic: what is sent and received is added to it.
             enough: of the time.
             wake: when `enough` may change though nothing has come in.
 
@@ -67,8 +67,8 @@ class Dispatcher:
             address = self.membership.address(name)
             if address is not None:
                 message = self.downloads.message(address, broadcast(name), came_with=self.membership.holds(name))
-                ledger.bytes_down += self.transport.send(address, message)
-                ledger.sent[name] = self.timer.now()
+                traffic.bytes_down += self.transport.send(address, message)
+                traffic.sent[name] = self.timer.now()
 
         for name in sorted(pending):
             send(name)
@@ -78,21 +78,21 @@ class Dispatcher:
                 case ClientReady(client=name):
                     if name in pending:
                         send(name)  # it was away, or is another process now: the task it was sent before is lost
-                case Answer(client=name, task=task) as answer:
+                case Reply(client=name, task=task) as reply:
                     if name not in pending or task not in (key, None):
                         self.sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
                     else:
-                        self._hears(answer)
-                        ledger.bytes_up += answer.num_bytes
+                        self._note_download(reply)
+                        traffic.bytes_up += reply.num_bytes
                         pending.remove(name)
-                        on_reply(answer)
+                        on_reply(reply)
             now = self.timer.now()
 
-    def _hears(self, answer: Answer) -> None:
-        """Whoever has answered holds the model that it was sent."""
-        address = self.membership.address(answer.client)
+    def _note_download(self, reply: Reply) -> None:
+        """A client that has answered holds the model that it was sent."""
+        address = self.membership.address(reply.client)
         if address is not None:
-            self.downloads.answered(address, failed=answer.message is None or isinstance(answer.message, Failure))
+            self.downloads.answered(address, failed=reply.message is None or isinstance(reply.message, Failure))
 
     def _may_answer(self, name: str) -> bool:
         return self.membership.address(name) is not None or name in self.membership.returning()

@@ -1,24 +1,24 @@
 """How the model comes to the clients: whole, or as the compressed difference to the model that they hold.
 
-    server:  step_t  <- encode(w_t - m_{t-1})                client, holding m_{t-1}:
-             m_t     <- m_{t-1} + decode(step_t)               m_t <- m_{t-1} + decode(step_t)
+    server:  d_t  <- encode(w_t - m_{t-1})                client, holding m_{t-1}:
+             m_t  <- m_{t-1} + decode(d_t)                  m_t <- m_{t-1} + decode(d_t)
 
 m_t is the one model that all sides decode, to the last bit; it is what clients train on, what is evaluated and what is
-published. What a step leaves out stays in the difference and is part of the next one, so no error adds up. Updates are
+published. What d_t leaves out is part of the next difference, so no error adds up. Updates are
 added to w_t itself (a model kept centrally and exactly, as in Philippenko & Dieuleveut 2021, "Preserved central model
 for faster bidirectional compression", Algorithm 1, with m as the memory).
 
-Statistics are few, and a rounded variance might be negative: of them each step has the values themselves.
+Statistics are few, and a rounded variance might be negative: of them each difference has the values themselves.
 
-A client that missed rounds is sent the steps in between, as long as they are smaller than the model; any other is sent
-the model whole. Models are named by digest, and a client checks the name of what it has decoded.
+A client that missed rounds is sent the differences in between, as long as they are smaller than the model; any other is
+sent the model whole. Models are named by digest, and a client checks the name of what it has decoded.
 
 Shapes: T shared trainable values, S shared values.
 """
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -28,12 +28,25 @@ from fedshelf.compression.chain import decode, parse
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import STATISTICS, TRAINABLE, Broadcast, CompressedBroadcast, Step
+from fedshelf.core.messages import AUXILIARY, PARAMS, STATISTICS, TRAINABLE, Broadcast, ModelDelta, Vector
 from fedshelf.core.params import Layout
 from fedshelf.core.state import ServerState
 from fedshelf.serialization import blob
 
 WHOLE = parse("none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Difference:
+    """A `ModelDelta` with its encoded vectors, trainable [T] and statistics [S - T]."""
+
+    base: str
+    model: str
+    vectors: Mapping[str, Encoded]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(encoded.num_bytes for encoded in self.vectors.values())
 
 
 def name_of(model: Tensor) -> str:
@@ -42,7 +55,7 @@ def name_of(model: Tensor) -> str:
 
 
 class Downloads:
-    """The server's side: makes the steps, and knows which client holds which model."""
+    """The server's side: makes the differences, and knows which client holds which model."""
 
     def __init__(self, codec_policy: CodecPolicy, layout: Layout) -> None:
         self._coding = codec_policy
@@ -51,8 +64,8 @@ class Downloads:
         self._sent: dict[str, str] = {}
         self._name = ""
         self._model: Tensor | None = None
-        self._whole: Step | None = None
-        self._steps: deque[Step] = deque()
+        self._whole: _Difference | None = None
+        self._recent: deque[_Difference] = deque()
 
     def start(self, state: ServerState) -> ServerState:
         """The state to begin with: the first model is sent as it is."""
@@ -65,14 +78,14 @@ class Downloads:
             return state
         if self._model is not before:  # the first round of this process
             self._model, self._name = before, name_of(before)
-        step, after = self._step(state.params, before, state.round)
-        self._steps.append(step)
-        while sum(_num_bytes(step) for step in self._steps) >= 4 * self._layout.num_shared:
-            self._steps.popleft()
-        self._model, self._name, self._whole = after, step.model, None
+        difference, after = self._encode(state.params, before, state.round)
+        self._recent.append(difference)
+        while sum(recent.num_bytes for recent in self._recent) >= 4 * self._layout.num_shared:
+            self._recent.popleft()
+        self._model, self._name, self._whole = after, difference.model, None
         return replace(state, sent=after)
 
-    def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast | CompressedBroadcast:
+    def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast:
         """What `broadcast` (of the present model) is to be for the client at `address`, which held `came_with` when it
         joined."""
         if self._coding.is_plain:
@@ -80,37 +93,39 @@ class Downloads:
         if self._model is not broadcast.params:
             self._model, self._name, self._whole = broadcast.params, name_of(broadcast.params), None
         self._sent[address] = self._name
-        return CompressedBroadcast(
-            key=broadcast.key, purpose=broadcast.purpose, model=self._name,
-            steps=self._way(self._holds.get(address, came_with)), client_lr=broadcast.client_lr,
-            auxiliary=broadcast.auxiliary, counted=broadcast.counted, num_steps=broadcast.num_steps,
-            num_rounds=broadcast.num_rounds,
-        )  # fmt: skip
+        path = self._path_from(self._holds.get(address, came_with))
+        vectors: dict[str, Vector] = {
+            f"{number}/{segment}": encoded
+            for number, difference in enumerate(path)
+            for segment, encoded in difference.vectors.items()
+        }
+        deltas = tuple(ModelDelta(base=difference.base, model=difference.model) for difference in path)
+        return replace(broadcast, model=self._name, deltas=deltas, vectors={**vectors, **_without_params(broadcast)})
 
     def answered(self, address: str, *, failed: bool) -> None:
         """The client has answered the last message: it holds that model now; after a failure, who knows."""
         self._holds[address] = "" if failed else self._sent.get(address, "")
 
-    def _way(self, held: str) -> tuple[Step, ...]:
+    def _path_from(self, held: str) -> tuple[_Difference, ...]:
         if held == self._name:
             return ()
-        bases = [step.base for step in self._steps]
-        if held in bases and self._steps[-1].model == self._name:
-            return tuple(self._steps)[bases.index(held) :]
+        bases = [difference.base for difference in self._recent]
+        if held in bases and self._recent[-1].model == self._name:
+            return tuple(self._recent)[bases.index(held) :]
         if self._whole is None and self._model is not None:
             parts = self._model.split([self._layout.num_trainable, len(self._model) - self._layout.num_trainable])
             encoded = {n: WHOLE.encode(part, seed=0) for n, part in zip((TRAINABLE, STATISTICS), parts, strict=True)}
-            self._whole = Step(base="", model=self._name, vectors=encoded)
+            self._whole = _Difference(base="", model=self._name, vectors=encoded)
         return (self._whole,) if self._whole is not None else ()
 
-    def _step(self, target: Tensor, before: Tensor, round: int) -> tuple[Step, Tensor]:
-        """The compressed way from `before` in the direction of `target`, and where it leads."""
+    def _encode(self, target: Tensor, before: Tensor, round: int) -> tuple[_Difference, Tensor]:
+        """The encoded difference from `before` toward `target`, and the model that it leads to."""
         count = self._layout.num_trainable
         trainable = target[:count] - before[:count]
         vectors = {STATISTICS: WHOLE.encode(target[count:], seed=0)}
         vectors[TRAINABLE] = self._coding.encode(trainable, list(vectors.values()), purpose="codec-down", round=round)
-        after = _walk(before, vectors)
-        return Step(base=self._name, model=name_of(after), vectors=vectors), after
+        after = _apply(before, vectors)
+        return _Difference(base=self._name, model=name_of(after), vectors=vectors), after
 
 
 class HeldModel(Protocol):
@@ -135,49 +150,60 @@ class MemoryHeldModel:
         self._held = (name, model)
 
 
-def open_broadcast(message: CompressedBroadcast, held: HeldModel) -> Broadcast:
-    """The broadcast with its model, which is held from now on.
+def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
+    """The broadcast with its model in place of differences; that model is held from now on. A plain one stays as it is.
 
     Raises:
-        RefusedError: the steps do not begin at a model that is held, are malformed, or lead to another model than
-            they should: the server then sends it whole.
+        RefusedError: the differences do not begin at a model that is held, are malformed, or lead to another model
+            than they should: the server then sends it whole.
     """
+    if message.is_plain:
+        return message
     known = held.load()
     name, model = known if known is not None else ("", None)
-    bases = [step.base for step in message.steps]
+    bases = [delta.base for delta in message.deltas]
     if name == message.model and model is not None:
-        steps: tuple[Step, ...] = ()
+        first = len(bases)
     elif name in bases:
-        steps = message.steps[bases.index(name) :]
+        first = bases.index(name)
     elif "" in bases:
-        steps, model = message.steps[bases.index("") :], None
+        first, model = bases.index(""), None
     else:
         raise RefusedError("this client does not hold the model that the server's difference begins at")
-    for step in steps:
-        model = _walk(model, step.vectors)
-    if model is None or (steps and name_of(model) != message.model):
+    for number in range(first, len(bases)):
+        model = _apply(model, _segments(message, number))
+    if model is None or (first < len(bases) and name_of(model) != message.model):
         raise RefusedError("the decoded model is not the one that the server means: another version of FedShelf?")
-    if steps:
+    if first < len(bases):
         held.keep(message.model, model)
-    return Broadcast(
-        key=message.key, purpose=message.purpose, params=model, client_lr=message.client_lr,
-        auxiliary=message.auxiliary, counted=message.counted, num_steps=message.num_steps,
-        num_rounds=message.num_rounds,
-    )  # fmt: skip
+    return replace(message, model="", deltas=(), vectors={PARAMS: model, **_without_params(message)})
 
 
-def _walk(before: Tensor | None, vectors: Mapping[str, Encoded]) -> Tensor:
-    """One step on from `before` [S] (None: the whole model)."""
+def _segments(message: Broadcast, number: int) -> dict[str, Encoded]:
+    """The encoded vectors of the difference `number`."""
+    prefix = f"{number}/"
+    return {
+        name.removeprefix(prefix): vector
+        for name, vector in message.vectors.items()
+        if name.startswith(prefix) and isinstance(vector, Encoded)
+    }
+
+
+def _without_params(message: Broadcast) -> dict[str, Vector]:
+    """What the algorithm adds."""
+    return {name: vector for name, vector in message.vectors.items() if name.startswith(AUXILIARY)}
+
+
+def _apply(before: Tensor | None, vectors: Mapping[str, Encoded]) -> Tensor:
+    """The model [S] that a difference leads to from `before` [S] (None: the difference is the whole model)."""
     if set(vectors) != {TRAINABLE, STATISTICS}:
-        raise RefusedError(f"a step has the vectors {', '.join(sorted(vectors))}, not {TRAINABLE} and {STATISTICS}")
+        raise RefusedError(
+            f"a difference has the vectors {', '.join(sorted(vectors))}, not {TRAINABLE} and {STATISTICS}"
+        )
     count, size = vectors[TRAINABLE].size, vectors[TRAINABLE].size + vectors[STATISTICS].size
     if before is not None and len(before) != size:
-        raise RefusedError(f"a step has {size:,} values, the model that it begins at {len(before):,}")
+        raise RefusedError(f"a difference has {size:,} values, the model that it begins at {len(before):,}")
     changed = decode(vectors[TRAINABLE])
     if before is not None:  # the whole model is not added to zero: that would make 0.0 of -0.0
         changed += before[:count]
     return torch.cat([changed, decode(vectors[STATISTICS])])
-
-
-def _num_bytes(step: Step) -> int:
-    return sum(encoded.num_bytes for encoded in step.vectors.values())

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, CompressedUpload, Failure, Purpose, TaskKey, Upload
+from fedshelf.core.messages import PARAMS, Broadcast, Failure, Purpose, TaskKey, Upload, auxiliary_vectors
+from fedshelf.core.ports import Reply
 from fedshelf.core.state import InFlight, ServerState
 from fedshelf.rounds.context import Context
-from fedshelf.rounds.inbox import Answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,24 +86,24 @@ class TasksInFlight:
     def send_evaluation(self, name: str, state: ServerState) -> None:
         """Let a client evaluate the present model."""
         key = TaskKey(run_id=self.context.plan.run_id, round=state.round, attempt=0)
-        self._hand_out(name, Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0))
+        self._hand_out(name, Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model}))
 
     def resend(self, name: str) -> None:
         """A client has come back: what it was sent before is lost."""
         if name in self._out:
             self._hand_out(name, self._out[name].broadcast)
 
-    def complete(self, answer: Answer) -> DispatchedTask | None:
-        """The flight that `answer` ends; None if it answers nothing that is out."""
-        dispatched = self._out.get(answer.client)
-        if dispatched is None or answer.task not in (dispatched.broadcast.key, None):
+    def complete(self, reply: Reply) -> DispatchedTask | None:
+        """The flight that `reply` ends; None if it answers nothing that is out."""
+        dispatched = self._out.get(reply.client)
+        if dispatched is None or reply.task not in (dispatched.broadcast.key, None):
             return None
-        if not dispatched.trains and isinstance(answer.message, Upload | CompressedUpload):
+        if not dispatched.trains and isinstance(reply.message, Upload):
             return None  # once more: the task that made a version has the key of an evaluation of that version
-        del self._out[answer.client]
-        address = self.context.membership.address(answer.client)
+        del self._out[reply.client]
+        address = self.context.membership.address(reply.client)
         if address is not None:  # whoever has answered holds the model that it was sent
-            failed = answer.message is None or isinstance(answer.message, Failure)
+            failed = reply.message is None or isinstance(reply.message, Failure)
             self.context.downloads.answered(address, failed=failed)
         return dispatched
 
@@ -134,9 +134,10 @@ class TasksInFlight:
     def _training(self, key: TaskKey, state: ServerState, params: Tensor, counted: TaskKey | None) -> Broadcast:
         """A task that is sent again keeps the learning rate that it had."""
         context = self.context
+        added = context.algorithm.broadcast(state, context.model.layout.num_trainable)
         return Broadcast(
-            key=key, purpose=Purpose.TRAIN, params=params, client_lr=context.plan.client_lr(key.round),
-            auxiliary=context.algorithm.broadcast(state, context.model.layout.num_trainable), counted=counted,
+            key=key, purpose=Purpose.TRAIN, client_lr=context.plan.client_lr(key.round), counted=counted,
+            vectors={PARAMS: params, **auxiliary_vectors(added)},
         )  # fmt: skip
 
     def _hand_out(self, name: str, broadcast: Broadcast) -> None:

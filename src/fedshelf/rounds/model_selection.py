@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
-from fedshelf.core.messages import Broadcast, Comparison, Failure, Purpose, TaskKey
+from fedshelf.core.messages import AUXILIARY, PARAMS, Broadcast, Comparison, Failure, Purpose, TaskKey
+from fedshelf.core.ports import Reply
 from fedshelf.core.state import ServerState
 from fedshelf.personalization.model_selection import FIRST_MODEL
 from fedshelf.rounds.context import Context
 from fedshelf.rounds.dispatch import TrafficCounter
-from fedshelf.rounds.inbox import POLL_SECONDS, Answer
+from fedshelf.rounds.inbox import POLL_SECONDS
 from fedshelf.rounds.validation import check_comparison
 
 
@@ -45,16 +46,17 @@ class ModelComparison:
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
-                key=key, purpose=Purpose.COMPARE, params=state.model, client_lr=0.0,
-                auxiliary={FIRST_MODEL: self.context.model.initial}, counted=state.counted.get(name),
+                key=key, purpose=Purpose.COMPARE, client_lr=0.0,
+                vectors={PARAMS: state.model, AUXILIARY + FIRST_MODEL: self.context.model.initial},
+                counted=state.counted.get(name),
                 num_rounds=self._num_rounds_alone(state.round, len(stores)),
             )  # fmt: skip
 
-        def on_reply(answer: Answer) -> None:
-            self._note(self._examined(answer, key), key, len(stores))
+        def on_reply(reply: Reply) -> None:
+            self._note(self._validated(reply, key), key, len(stores))
 
         timeout = plan.rounds.timeout * state.round
-        self.context.dispatcher.dispatch(stores, key, broadcast, on_reply, seconds=timeout, ledger=TrafficCounter())
+        self.context.dispatcher.dispatch(stores, key, broadcast, on_reply, seconds=timeout, traffic=TrafficCounter())
         for name in stores:
             if name not in self._found:
                 there = membership.address(name) is not None
@@ -78,18 +80,18 @@ class ModelComparison:
         while membership.returning() or not self.context.is_settled:
             self.context.inbox.poll(POLL_SECONDS)
 
-    def _examined(self, answer: Answer, key: TaskKey) -> StoreComparison:
-        message = answer.message
+    def _validated(self, reply: Reply, key: TaskKey) -> StoreComparison:
+        message = reply.message
         if isinstance(message, Failure):
-            return _without(answer.client, message.reason)
+            return _without(reply.client, message.reason)
         if not isinstance(message, Comparison):
-            return _without(answer.client, f"its answer is not used: {answer.reason or 'it is no comparison'}")
+            return _without(reply.client, f"its answer is not used: {reply.reason or 'it is no comparison'}")
         try:
-            check_comparison(message, key=key, num_validation=self.context.membership.num_validation(answer.client))
+            check_comparison(message, key=key, num_validation=self.context.membership.num_validation(reply.client))
         except RefusedError as error:
-            return _without(answer.client, f"its answer is not used: {error}")
+            return _without(reply.client, f"its answer is not used: {error}")
         return StoreComparison(
-            client=answer.client, best=message.best, accuracies=message.accuracies, on_test=message.on_test
+            client=reply.client, best=message.best, accuracies=message.accuracies, on_test=message.on_test
         )  # fmt: skip
 
     def _note(self, found: StoreComparison, key: TaskKey, num_stores: int) -> None:

@@ -14,12 +14,12 @@ from fedshelf.core.events import (
     RoundVoid,
     UploadReceived,
 )
-from fedshelf.core.messages import Broadcast, Evaluation, Purpose, TaskKey, Upload
+from fedshelf.core.messages import PARAMS, Broadcast, Evaluation, Purpose, TaskKey, Upload, auxiliary_vectors
+from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.context import Context
-from fedshelf.rounds.examination import counted, problem_with_evaluation
-from fedshelf.rounds.inbox import Answer
 from fedshelf.rounds.round_progress import RoundProgress
+from fedshelf.rounds.validation import counted, problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import updated
 
@@ -35,7 +35,7 @@ class SynchronousRound:
         self._membership = context.membership
         self._downloads = context.downloads
         self._asker = context.dispatcher
-        self._examiner = context.validator
+        self._validator = context.validator
         self._test = context.test
         self._timer = context.timer
 
@@ -83,25 +83,25 @@ class SynchronousRound:
             if name in progress.cohort and isinstance(upload, Upload):
                 self._note(progress, key, counted(name, upload))
 
-        beside = self._algorithm.broadcast(state, self._layout.num_trainable)
+        added = auxiliary_vectors(self._algorithm.broadcast(state, self._layout.num_trainable))
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
-                key=key, purpose=Purpose.TRAIN, params=state.model, client_lr=client_lr, auxiliary=beside,
+                key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model, **added},
                 counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name),
             )  # fmt: skip
 
-        def on_reply(answer: Answer) -> None:
-            member = self._receive(answer, key, progress.assignment.share(answer.client))
+        def on_reply(reply: Reply) -> None:
+            member = self._receive(reply, key, progress.assignment.share(reply.client))
             if member.status is ClientStatus.COUNTED:
-                progress.record_pace(answer.client, self._timer.now())
+                progress.record_pace(reply.client, self._timer.now())
             self._note(progress, key, member)
 
         began = self._timer.now()
         grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
         progress.patient_until = began + progress.assignment.patience + grace
         self._asker.dispatch(
-            progress.pending(), key, broadcast, on_reply, seconds=self._plan.rounds.timeout, ledger=progress,
+            progress.pending(), key, broadcast, on_reply, seconds=self._plan.rounds.timeout, traffic=progress,
             enough=progress.enough, wake=progress.patient_until,
         )  # fmt: skip
         ended = self._timer.now()
@@ -113,15 +113,15 @@ class SynchronousRound:
                 reason = progress.late_reason(began, ended, self._plan.rounds.timeout)
                 self._note(progress, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
-    def _receive(self, answer: Answer, key: TaskKey, share: float) -> Participation:
+    def _receive(self, reply: Reply, key: TaskKey, share: float) -> Participation:
         """Examine an answer to a training task; an upload that passes is spooled as what the configured work, of which
         `share` was done, would have led to."""
-        found = self._examiner.examine(answer, key)
+        found = self._validator.validate(reply, key)
         if isinstance(found, Participation):
             return found
-        upload = normalized(found.upload, share, num_trainable=self._layout.num_trainable)
-        self._ports.spool.put(key, answer.client, upload, found.source if upload is found.upload else None)
-        return counted(answer.client, upload)
+        upload = normalized(found, share, num_trainable=self._layout.num_trainable)
+        self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
+        return counted(reply.client, upload)
 
     def _aggregate(self, progress: RoundProgress, state: ServerState, key: TaskKey, population: int) -> ServerState:
         """The state with the new model. Whom the aggregator leaves out of that is refused: what the round changed at
@@ -152,20 +152,20 @@ class SynchronousRound:
         asked = [name for name in names if self._membership.num_validation(name) or name in returning]
 
         def broadcast(name: str) -> Broadcast:
-            return Broadcast(key=key, purpose=Purpose.EVALUATE, params=state.model, client_lr=0.0)
+            return Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model})
 
-        def on_reply(answer: Answer) -> None:
-            problem = problem_with_evaluation(answer, key, self._membership.num_validation(answer.client))
+        def on_reply(reply: Reply) -> None:
+            problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client))
             if problem:
                 self._ports.sink.emit(
-                    ClientRefused(client=answer.client, reason=f"its evaluation is not used: {problem}")
+                    ClientRefused(client=reply.client, reason=f"its evaluation is not used: {problem}")
                 )
-            elif isinstance(answer.message, Evaluation) and answer.message.num_examples:
-                accuracy = answer.message.num_correct / answer.message.num_examples
-                progress.members[answer.client] = replace(progress.members[answer.client], accuracy=accuracy)
-                progress.evaluated[answer.client] = min(answer.message.num_examples, self._plan.rounds.max_examples)
+            elif isinstance(reply.message, Evaluation) and reply.message.num_examples:
+                accuracy = reply.message.num_correct / reply.message.num_examples
+                progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
+                progress.evaluated[reply.client] = min(reply.message.num_examples, self._plan.rounds.max_examples)
 
-        self._asker.dispatch(asked, key, broadcast, on_reply, seconds=self._plan.rounds.timeout, ledger=progress)
+        self._asker.dispatch(asked, key, broadcast, on_reply, seconds=self._plan.rounds.timeout, traffic=progress)
 
     def _note(self, progress: RoundProgress, key: TaskKey, member: Participation) -> None:
         progress.members[member.client] = member

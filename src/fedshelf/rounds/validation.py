@@ -1,17 +1,20 @@
-"""What an upload, or a comparison, must satisfy before anything of it is used.
+"""What an upload, an evaluation or a comparison must satisfy before anything of it is used.
 
 Shapes: S shared values.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Comparison, TaskKey, Upload
+from fedshelf.core.events import ClientStatus, Participation
+from fedshelf.core.messages import Comparison, Evaluation, Failure, TaskKey, Upload
 from fedshelf.core.params import Layout
+from fedshelf.core.ports import Received, Reply
+from fedshelf.rounds.pipeline import UploadPipeline
 
 BLOCK = 1 << 20  # values checked at once
 
@@ -90,3 +93,59 @@ def _first_not_finite(vector: Tensor) -> int | None:
 
 def _describe(key: TaskKey) -> str:
     return f"round {key.round}, attempt {key.attempt + 1} of run {key.run_id}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class UploadValidator:
+    """Knows what an upload of this run must be. `auxiliary` names the vectors that the algorithm declares."""
+
+    uploads: UploadPipeline
+    layout: Layout
+    auxiliary: tuple[str, ...]
+    max_examples: int
+
+    def validate(self, reply: Reply, key: TaskKey) -> Upload | Participation:
+        """The upload that answers the task `key`, opened, or why there is none that can be used."""
+        message = reply.message
+        if isinstance(message, Failure):
+            return Participation(client=reply.client, status=ClientStatus.FAILED, reason=message.reason)
+        if not isinstance(message, Upload):
+            reason = reply.reason or "it answered a training task with something else than an upload"
+            return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
+        try:
+            upload = self.uploads.open(message, self.layout)
+            check_upload(upload, key=key, layout=self.layout, auxiliary=self.auxiliary)
+        except RefusedError as error:
+            return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=str(error))
+        return cap_examples(upload, self.max_examples)
+
+
+def counted(name: str, upload: Upload, *, staleness: int | None = None, number: int = 0) -> Participation:
+    """What is recorded of an upload that counts."""
+    return Participation(
+        client=name, status=ClientStatus.COUNTED, num_examples=upload.num_examples, train_loss=upload.train_loss,
+        seconds=upload.seconds, num_steps=upload.num_steps, batch_size=upload.batch_size, client_lr=upload.client_lr,
+        staleness=staleness, number=number,
+    )  # fmt: skip
+
+
+def source_of(reply: Reply, upload: Upload) -> Received | None:
+    """The file that the vectors of `upload` lie in; None where they were changed since it came in."""
+    message = reply.message
+    return reply.source if isinstance(message, Upload) and message.vectors is upload.vectors else None
+
+
+def problem_with_evaluation(reply: Reply, key: TaskKey, num_validation: int) -> str:
+    """Why a reply to the evaluation `key` is not used; empty if it is. The client came with so many photos for it."""
+    message = reply.message
+    if isinstance(message, Failure):
+        return message.reason
+    if not isinstance(message, Evaluation):
+        return reply.reason or "it is something else"
+    if message.key != key:
+        return "it is for other work"
+    if not 0 <= message.num_correct <= message.num_examples:
+        return f"it claims {message.num_correct} of {message.num_examples} photos to be right"
+    if message.num_examples != num_validation:
+        return f"it is of {message.num_examples} photos, not of those that the client came with"
+    return ""

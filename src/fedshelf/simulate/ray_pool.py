@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshelf.core.errors import FedShelfError, UsageError
-from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
+from fedshelf.core.messages import PARAMS, Broadcast, ClientMessage, ServerMessage, Setup
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
@@ -119,7 +119,10 @@ class RayPool:
             name, message = self._queue.popleft()
             model = None
             if isinstance(message, Broadcast):
-                model, message = self._put(message.params), replace(message, params=message.params[:0])
+                model, message = (
+                    self._put(message.params),
+                    replace(message, vectors={**message.vectors, PARAMS: message.params[:0]}),
+                )
             self._tasks[self._actors[index].run.remote(name, message, model)] = index, name
             load[index] += 1
 
@@ -168,7 +171,7 @@ class _Actor:
 
     def run(self, name: str, message: ServerMessage, model: Tensor | None) -> ClientMessage:
         if isinstance(message, Broadcast) and model is not None:
-            message = replace(message, params=model)
+            message = replace(message, vectors={**message.vectors, PARAMS: model})
         return self._player.run(name, message)
 
     def evaluate(self, setup: Setup, params: Tensor, share: int, shares: int) -> Sequence[BatchScore]:

@@ -30,7 +30,7 @@ def _key(message: ServerMessage | ClientMessage) -> Hashable | None:
     """All that the size of a message depends on; None where no other message is likely to have the same."""
     if isinstance(message, Setup | Ready):
         return message
-    if isinstance(message, Broadcast):
+    if isinstance(message, Broadcast) and message.is_plain:
         vectors = tuple((name, vector.numel()) for name, vector in message.auxiliary.items())
         numbers = (message.purpose, message.client_lr, message.params.numel())
         return message.key, message.counted, numbers, vectors

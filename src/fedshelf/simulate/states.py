@@ -16,6 +16,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import ClientState
 from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
+from fedshelf.storage.client_states import state_of, state_tensors
 from fedshelf.storage.spool import file_name
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
 
@@ -77,10 +78,10 @@ class SimulatedStates:
         Raises:
             RunError: the disk is full, ...
         """
-        if not state.tensors and not self._folder.is_dir():
+        if state.is_empty and not self._folder.is_dir():
             return
         path = make_folder(self._folder) / f"{key.round:06d}-{key.attempt:03d}.safetensors"
-        write_tensors(path, state.tensors, {}, durable=False)
+        write_tensors(path, state_tensors(state), {}, durable=False)
 
     def _files(self) -> dict[tuple[int, int], Path]:
         with saying_what_to_do("read", self._folder):
@@ -90,7 +91,7 @@ class SimulatedStates:
 
 def _read(path: Path) -> ClientState:
     try:
-        return ClientState(tensors=read_tensors(path)[0])
+        return state_of(read_tensors(path)[0])
     except (OSError, DamagedFileError) as error:
         raise RunError(
             f"the state of a simulated client is lost: {error}. Start the simulation as a new run (another --run-dir)."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, ClientMessage, CompressedBroadcast, Purpose, ServerMessage
+from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage
 from fedshelf.rounds.download import MemoryHeldModel, open_broadcast
 from fedshelf.simulate.sizes import Sizes
 
@@ -25,10 +25,10 @@ class Wire:
     def down(self, client: str, message: ServerMessage) -> tuple[ServerMessage, int]:
         """What `client` is to do, and the bytes that it takes to tell it so."""
         header, body = self._sizes.of(message)
-        if isinstance(message, CompressedBroadcast):
-            return self._opened(message), header + body
         if not isinstance(message, Broadcast):
             return message, header
+        if not message.is_plain:
+            return self._opened(message), header + body
         holds = self._holds(client, [message.params, *message.auxiliary.values()])
         return message, header if holds else header + body
 
@@ -36,7 +36,7 @@ class Wire:
         """The bytes of a client's answer."""
         return sum(self._sizes.of(message))
 
-    def _opened(self, message: CompressedBroadcast) -> Broadcast:
+    def _opened(self, message: Broadcast) -> Broadcast:
         """Each model is decoded once for all: every client would decode the same. One that is older than others (a
         resumed asynchronous run asks for what was out) is sent whole, and the next differences do not begin at it."""
         version = message.key.round - (message.purpose is Purpose.TRAIN)

@@ -102,7 +102,7 @@ class FileCheckpoints:
         path = self._directory / "open_round.json"
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            _check_schema(fields["schema"], path)
+            check_schema(fields["schema"], path)
             cohort = tuple(fields["cohort"])
             return OpenRound(
                 key=_task_key(fields["key"]), cohort=cohort, live=tuple(fields.get("live", cohort)),
@@ -181,7 +181,7 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
 def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     try:
         tensors, info = read_tensors(path)
-        _check_schema(info["schema"], path)
+        check_schema(info["schema"], path)
         # Own memory: the file may be deleted, and a reader may want to write.
         return _state({name: tensor.clone() for name, tensor in tensors.items()}, info), info
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -210,11 +210,22 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
     )
 
 
-def _check_schema(schema: int, path: Path) -> None:
+def check_schema(schema: int, path: Path) -> None:
+    """Refuse what another version wrote to resume from.
+
+    Raises:
+        RunError: the version is older or newer.
+    """
     if schema > SCHEMA_VERSION:
         raise RunError(
             f"'{path}' was written by a newer FedShelf (schema {schema}, this one reads {SCHEMA_VERSION}). "
-            f"Go on with that version, or newer."
+            "Resume with that version, or a newer one."
+        )
+    if schema < SCHEMA_VERSION:
+        raise RunError(
+            f"'{path}' was written by an older FedShelf (schema {schema}, this one reads {SCHEMA_VERSION}), and cannot "
+            "be resumed. Resume with that version, or start a new run with another --run-dir; 'fedshelf runs show' "
+            "and 'fedshelf predict' still read this one."
         )
 
 

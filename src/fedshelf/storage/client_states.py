@@ -24,13 +24,14 @@ from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, ClientState
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
+from fedshelf.storage.checkpoints import check_schema
 from fedshelf.storage.spool import file_name
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
-_STATE = "state."
-_UPLOAD = "upload."
+_SLOTS = ("algorithm", "personalization", "pipeline")
+_UPLOAD = "upload/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,7 +65,7 @@ class FileClientStates:
         pending = self._pending(folder)
         committed = self._committed(folder)
         if pending is not None and pending.key == broadcast.counted:
-            if pending.state.tensors or committed is not None:  # a stateless algorithm has nothing to write
+            if not pending.state.is_empty or committed is not None:  # a stateless algorithm has nothing to write
                 _write(_committed_path(folder), _Kept(key=pending.key, state=pending.state))
             _delete(_pending_path(folder))
             return pending.state
@@ -133,37 +134,6 @@ class FileClientStates:
         return sorted(path for path in self._directory.iterdir() if path.is_dir())
 
 
-class MemoryClientStates:
-    """The same rules in memory, for simulations."""
-
-    def __init__(self) -> None:
-        self._committed: dict[str, ClientState] = {}
-        self._pending: dict[str, _Kept] = {}
-
-    def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
-        run_id = broadcast.key.run_id
-        pending = self._pending.get(run_id)
-        if pending is not None and pending.key == broadcast.counted:
-            self._committed[run_id] = pending.state
-            del self._pending[run_id]
-        elif pending is not None and pending.key != broadcast.key:
-            del self._pending[run_id]
-        return self._committed.get(run_id, ClientState())
-
-    def peek(self, key: TaskKey) -> ClientState:
-        pending = self._pending.get(key.run_id)
-        if pending is not None and pending.key == key:
-            return pending.state
-        return self._committed.get(key.run_id, ClientState())
-
-    def cached_reply(self, key: TaskKey) -> ClientMessage | None:
-        pending = self._pending.get(key.run_id)
-        return pending.upload if pending is not None and pending.key == key else None
-
-    def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
-        self._pending[key.run_id] = _Kept(key=key, state=state, upload=upload)
-
-
 def _committed_path(folder: Path) -> Path:
     return folder / "committed.safetensors"
 
@@ -181,12 +151,12 @@ def _drop_upload(folder: Path) -> None:
         return _delete(path)
     if pending is None or pending.upload is None:
         return None
-    return _write(path, _Kept(key=pending.key, state=pending.state)) if pending.state.tensors else _delete(path)
+    return _write(path, _Kept(key=pending.key, state=pending.state)) if not pending.state.is_empty else _delete(path)
 
 
 def _write(path: Path, kept: _Kept) -> None:
     """Fsynced, but for an answer without a state: there a power cut costs no more than training it again."""
-    tensors = {_STATE + name: tensor for name, tensor in kept.state.tensors.items()}
+    tensors = state_tensors(kept.state)
     info: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "key": [kept.key.run_id, kept.key.round, kept.key.attempt],
@@ -195,25 +165,36 @@ def _write(path: Path, kept: _Kept) -> None:
     if kept.upload is not None:
         vectors, info["message"] = payload.vectors_of(kept.upload), payload.encode_header(kept.upload, "")
         tensors |= {_UPLOAD + name: vector for name, vector in vectors.items()}
-    write_tensors(path, tensors, info, durable=kept.upload is None or bool(kept.state.tensors))
+    write_tensors(path, tensors, info, durable=kept.upload is None or not kept.state.is_empty)
 
 
 def _read(path: Path) -> _Kept | None:
     try:
         tensors, info = read_tensors(path)
-        if info["schema"] > SCHEMA_VERSION:
-            raise RunError(f"'{path}' was written by a newer FedShelf. Run the client with that version, or newer.")
+        check_schema(info["schema"], path)
         run_id, round_, attempt = info["key"]
         header = info["message"]
         return _Kept(
             key=TaskKey(run_id=run_id, round=round_, attempt=attempt),
-            state=ClientState(tensors=_below(_STATE, tensors)),
-            upload=None if header is None else cast("ClientMessage", payload.join(header, _below(_UPLOAD, tensors))),
+            state=state_of(tensors),
+            upload=None
+            if header is None
+            else cast("ClientMessage", payload.Header.parse(header).message(_below(_UPLOAD, tensors))),
         )
     except FileNotFoundError:
         return None
     except (OSError, DamagedFileError, RefusedError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"'{path}' cannot be read: {error!r}") from error
+
+
+def state_tensors(state: ClientState) -> dict[str, Tensor]:
+    """The tensors of all slots, by `SLOT/NAME`."""
+    return {f"{slot}/{name}": tensor for slot in _SLOTS for name, tensor in getattr(state, slot).items()}
+
+
+def state_of(tensors: Mapping[str, Tensor]) -> ClientState:
+    """The state that `state_tensors` took apart; other tensors are ignored."""
+    return ClientState(**{slot: _below(f"{slot}/", tensors) for slot in _SLOTS})
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

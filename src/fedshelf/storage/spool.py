@@ -77,7 +77,9 @@ class FileSpool:
         """
         path = self._files(key)[client]
         try:
-            return cast("ClientMessage", payload.join(_told(path)["message"], blobs.read(map_file(path))))
+            return cast(
+                "ClientMessage", payload.Header.parse(_told(path)["message"]).message(blobs.read(map_file(path)))
+            )
         except (RunError, DamagedUploadError, RefusedError) as error:
             raise RunError(
                 f"the upload of client '{client}' for round {key.round} can no longer be read from '{path}': {error}. "
@@ -106,7 +108,7 @@ class FileSpool:
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             try:
                 told = _told(path)
-                if blobs.digest(map_file(path)) != payload.blob_digest(told["message"]):
+                if blobs.digest(map_file(path)) != payload.Header.parse(told["message"]).blob:
                     raise DamagedUploadError("its digest differs")
                 if told["run_id"] == key.run_id:
                     found[told["client"]] = path

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedshelf.core.messages import Broadcast, TaskKey, Upload, keyed
+from fedshelf.core.messages import DELTA, Broadcast, TaskKey, Upload, keyed
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
@@ -90,7 +90,7 @@ class Trainer:
         )  # fmt: skip
         return Upload(
             key=broadcast.key,
-            delta=self.bound_model.params.shared.to(broadcast.params.device) - broadcast.params,
+            vectors={DELTA: self.bound_model.params.shared.to(broadcast.params.device) - broadcast.params},
             num_examples=fit.num_examples,
             num_steps=fit.num_steps,
             train_loss=fit.loss,

@@ -51,9 +51,9 @@ class Telling:
         return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        known = int(state.tensors.get("known", torch.zeros(1)))
+        known = int(state.algorithm.get("known", torch.zeros(1)))
         upload = replace(trainer.upload(broadcast), num_steps=known)
-        return upload, ClientState(tensors={"known": torch.tensor([known + 1.0])})
+        return upload, ClientState(algorithm={"known": torch.tensor([known + 1.0])})
 
     def weight(self, upload: Upload, staleness: int) -> float:
         self.weighed.append((upload.num_examples, upload.key, upload.num_steps))  # no two stores have as many photos

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RunStatus
 from fedshelf.core.messages import Purpose, TaskKey
-from fedshelf.storage.client_states import MemoryClientStates
+from tests.fakes import MemoryClientStates
 from tests.worlds import Remembering, World, with_batch_norm
 
 
@@ -128,7 +128,7 @@ def test_a_restarted_server_asks_with_the_same_key_and_clients_do_not_train_twic
             super().__init__()
             self.name = name
 
-        def hold(self, key: TaskKey, *rest: Any) -> None:
+        def stage(self, key: TaskKey, *rest: Any) -> None:
             trained.append((self.name, key))
             super().stage(key, *rest)
 

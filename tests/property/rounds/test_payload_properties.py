@@ -20,18 +20,18 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import (
     Broadcast,
     ClassFolder,
-    CompressedBroadcast,
-    CompressedUpload,
     Evaluation,
     Failure,
     Join,
+    ModelDelta,
     Purpose,
     Ready,
     Setup,
-    Step,
     TaskKey,
     Upload,
+    auxiliary_vectors,
 )
+from fedshelf.serialization import blob as blobs
 from fedshelf.serialization import messages as payload
 from fedshelf.serialization.blob import DTYPES
 
@@ -51,7 +51,8 @@ PARTS = st.builds(
 )
 NAMES = st.text("abcdefgh.:_é", max_size=8)
 ENCODED = st.builds(Encoded, codec=TEXT, size=COUNT, parts=st.dictionaries(NAMES, PARTS, max_size=3))
-STEPS = st.builds(Step, base=TEXT, model=TEXT, vectors=st.dictionaries(NAMES, ENCODED, max_size=2))
+DELTAS = st.lists(st.builds(ModelDelta, base=TEXT, model=TEXT), max_size=3).map(tuple)
+ADDED = AUXILIARY.map(auxiliary_vectors)
 MESSAGES = st.one_of(
     st.builds(
         Join, protocol=COUNT, version=TEXT, client=TEXT, identity=TEXT,
@@ -63,34 +64,32 @@ MESSAGES = st.one_of(
         num_validation=COUNT, num_left_out=COUNT, holds=TEXT,
     ),
     st.builds(
-        Broadcast, key=KEYS, purpose=st.sampled_from(Purpose), params=VECTORS, client_lr=FLOAT, auxiliary=AUXILIARY,
-        counted=st.none() | KEYS,
+        Broadcast, key=KEYS, purpose=st.sampled_from(Purpose), client_lr=FLOAT, counted=st.none() | KEYS,
+        vectors=st.builds(lambda params, added: {"params": params, **added}, VECTORS, ADDED),
     ),
     st.builds(
-        Upload, key=KEYS, delta=VECTORS, num_examples=COUNT, num_steps=COUNT, train_loss=FLOAT, seconds=FLOAT,
-        auxiliary=AUXILIARY,
+        Broadcast, key=KEYS, purpose=st.sampled_from(Purpose), client_lr=FLOAT, counted=st.none() | KEYS,
+        model=TEXT.filter(bool), deltas=DELTAS,
+        vectors=st.builds(lambda one, other: {**one, **other}, st.dictionaries(NAMES, ENCODED, max_size=2), ADDED),
     ),
     st.builds(
-        CompressedBroadcast, key=KEYS, purpose=st.sampled_from(Purpose), model=TEXT,
-        steps=st.lists(STEPS, max_size=3).map(tuple), client_lr=FLOAT, auxiliary=AUXILIARY, counted=st.none() | KEYS,
-    ),
-    st.builds(
-        CompressedUpload, key=KEYS, vectors=st.dictionaries(NAMES, ENCODED, max_size=3), num_examples=COUNT,
-        num_steps=COUNT, train_loss=FLOAT, seconds=FLOAT,
+        Upload, key=KEYS, num_examples=COUNT, num_steps=COUNT, train_loss=FLOAT, seconds=FLOAT,
+        vectors=st.builds(lambda delta, added: {"delta": delta, **added}, VECTORS, ADDED)
+        | st.dictionaries(NAMES, ENCODED, min_size=1, max_size=3),
     ),
     st.builds(Evaluation, key=KEYS, num_examples=COUNT, num_correct=COUNT, loss_sum=FLOAT),
     st.builds(Failure, reason=TEXT, key=st.none() | KEYS),
 )  # fmt: skip
 KEY = TaskKey(run_id="run-1", round=2, attempt=0)
 UPLOAD = Upload(
-    key=KEY, delta=torch.tensor([1.0, -2.0, 3.5]), num_examples=7, num_steps=3, train_loss=0.5, seconds=1.5,
-    auxiliary={"control": torch.tensor([4.0])},
+    key=KEY, num_examples=7, num_steps=3, train_loss=0.5, seconds=1.5,
+    vectors={"delta": torch.tensor([1.0, -2.0, 3.5]), **auxiliary_vectors({"control": torch.tensor([4.0])})},
 )  # fmt: skip
 
 
 def encode(message: Any) -> tuple[str, bytes]:
-    body = payload.encode_blob(message)
-    return payload.encode_header(message, payload.digest(body)), body
+    body = payload.blob_of(message).join()
+    return payload.encode_header(message, blobs.digest(body)), body
 
 
 def same(left: object, right: object) -> bool:
@@ -122,22 +121,26 @@ def test_the_announced_size_is_the_real_one(message: Any) -> None:
 
 
 @given(VECTORS, AUXILIARY)
-def test_the_body_is_a_file_that_the_safetensors_library_reads(delta: Tensor, auxiliary: dict[str, Tensor]) -> None:
-    read = safetensors.torch.load(payload.encode_blob(dataclasses.replace(UPLOAD, delta=delta, auxiliary=auxiliary)))
+def test_the_blob_is_a_file_that_the_safetensors_library_reads(delta: Tensor, auxiliary: dict[str, Tensor]) -> None:
+    read = safetensors.torch.load(
+        payload.blob_of(dataclasses.replace(UPLOAD, vectors={"delta": delta, **auxiliary_vectors(auxiliary)})).join()
+    )
     assert same(read, {"delta": delta, **{f"auxiliary.{name}": vector for name, vector in auxiliary.items()}})
 
 
-def test_one_model_has_one_body_whoever_it_is_sent_to() -> None:
+def test_one_model_has_one_blob_whoever_it_is_sent_to() -> None:
     params = torch.randn(5)
     bodies = {
-        payload.encode_blob(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=lr, counted=counted))
+        payload.blob_of(
+            Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=lr, counted=counted)
+        ).join()
         for key, lr, counted in ((KEY, 0.1, None), (dataclasses.replace(KEY, round=9), 0.2, KEY))
     }
     assert len(bodies) == 1
 
 
 def test_a_vector_that_is_a_strided_view_travels_as_its_values() -> None:
-    message = dataclasses.replace(UPLOAD, delta=torch.arange(10.0)[::2], auxiliary={})
+    message = dataclasses.replace(UPLOAD, vectors={"delta": torch.arange(10.0)[::2]})
     assert not message.delta.is_contiguous()
     decoded = payload.decode(*encode(message))
     assert isinstance(decoded, Upload)
@@ -158,10 +161,10 @@ def test_truncation_is_refused_even_where_the_digest_was_made_to_match() -> None
     _, body = encode(UPLOAD)
     for end in range(len(body)):
         with pytest.raises(RefusedError):
-            payload.decode(payload.encode_header(UPLOAD, payload.digest(body[:end])), body[:end])
+            payload.decode(payload.encode_header(UPLOAD, blobs.digest(body[:end])), body[:end])
 
 
-def test_a_flipped_bit_anywhere_in_the_body_is_refused() -> None:
+def test_a_flipped_bit_anywhere_in_the_blob_is_refused() -> None:
     header, body = encode(UPLOAD)
     for bit in range(8 * len(body)):
         flipped = bytearray(body)
@@ -176,7 +179,7 @@ def test_a_flipped_bit_with_a_matching_digest_is_refused_or_a_message_and_nothin
         flipped = bytearray(body)
         flipped[bit // 8] ^= 1 << bit % 8
         try:
-            decoded = payload.decode(payload.encode_header(UPLOAD, payload.digest(bytes(flipped))), bytes(flipped))
+            decoded = payload.decode(payload.encode_header(UPLOAD, blobs.digest(bytes(flipped))), bytes(flipped))
         except RefusedError:
             continue
         assert isinstance(decoded, Upload)
@@ -225,7 +228,7 @@ def test_a_missing_field_is_refused_by_name(field: str) -> None:
 
 def with_vectors(vectors: dict[str, Tensor], message: Any = UPLOAD) -> tuple[str, bytes]:
     body = safetensors.torch.save(vectors)
-    return payload.encode_header(message, payload.digest(body)), body
+    return payload.encode_header(message, blobs.digest(body)), body
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_a_message_without_vectors_may_carry_none() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     for kind in ("upload2", "", None, 3, "taskkey"):
         with pytest.raises(RefusedError, match="kind"):
-            payload.decode(json.dumps({"kind": kind, "body": ""}), b"")
+            payload.decode(json.dumps({"kind": kind, "blob": ""}), b"")
 
 
 def test_pickles_are_refused_and_not_run(tmp_path: Any) -> None:
@@ -266,7 +269,7 @@ def test_pickles_are_refused_and_not_run(tmp_path: Any) -> None:
     torch.save({"delta": Bomb()}, saved)
     for body in (pickle.dumps(Bomb()), saved.getvalue()):
         with pytest.raises(RefusedError, match="safetensors"):
-            payload.decode(payload.encode_header(UPLOAD, payload.digest(body)), body)
+            payload.decode(payload.encode_header(UPLOAD, blobs.digest(body)), body)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -286,10 +289,10 @@ def test_an_endless_header_is_refused_before_it_is_parsed(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("half", ["\ud800", "lyon \udc41", "\udfff\ud800"])
 def test_half_a_character_is_refused(half: str) -> None:
     """A lone surrogate can be written down nowhere: the run's database would fail on it."""
-    header = json.dumps({"kind": "failure", "body": "", "reason": half, "key": None})
+    header = json.dumps({"kind": "failure", "blob": "", "reason": half, "key": None})
     with pytest.raises(RefusedError):
         payload.decode(header, b"")
-    whole = json.dumps({"kind": "failure", "body": "", "reason": "🍎 é", "key": None})
+    whole = json.dumps({"kind": "failure", "blob": "", "reason": "🍎 é", "key": None})
     assert payload.decode(whole, b"") == Failure(reason="🍎 é"), "escapes as such are fine"
 
 

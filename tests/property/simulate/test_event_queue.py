@@ -27,7 +27,7 @@ def messages(number: int, order: Order) -> Broadcast:
     """No two tasks have one key."""
     key = TaskKey(run_id="r", round=number, attempt=0)
     purpose = Purpose.TRAIN if order.trains else Purpose.EVALUATE
-    return Broadcast(key=key, purpose=purpose, params=torch.zeros(1), client_lr=0.1)
+    return Broadcast(key=key, purpose=purpose, vectors={"params": torch.zeros(1)}, client_lr=0.1)
 
 
 @dataclass

@@ -17,7 +17,8 @@ from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.ports import ClientStates
 from fedshelf.core.state import ClientState
 from fedshelf.serialization import messages as payload
-from fedshelf.storage.client_states import FileClientStates, MemoryClientStates
+from fedshelf.storage.client_states import FileClientStates
+from tests.fakes import MemoryClientStates
 
 
 class Killed(BaseException):
@@ -74,16 +75,21 @@ def history(counted: list[TaskKey]) -> list[float]:
 def answer(states: ClientStates, broadcast: Broadcast, expected: list[TaskKey]) -> bytes:
     """A client's side of a round; checks the state in force on the way."""
     before = states.commit_or_rollback(broadcast)
-    values = before.tensors["history"].tolist() if before.tensors else []
+    values = before.algorithm["history"].tolist() if before.algorithm else []
     assert values == history(expected)
     upload = states.cached_reply(broadcast.key)
     if upload is None:
         upload = Upload(
-            key=broadcast.key, delta=torch.rand(5), num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1
+            key=broadcast.key,
+            vectors={"delta": torch.rand(5)},
+            num_examples=1,
+            num_steps=1,
+            train_loss=0.5,
+            seconds=0.1,
         )
-        after = ClientState(tensors={"history": torch.tensor([*values, *history([broadcast.key])])})
+        after = ClientState(algorithm={"history": torch.tensor([*values, *history([broadcast.key])])})
         states.stage(broadcast.key, upload, after)
-    return payload.encode_header(upload, "").encode() + payload.encode_blob(upload)
+    return payload.encode_header(upload, "").encode() + payload.blob_of(upload).join()
 
 
 def play(rounds: list[Round], open_states: Callable[[], ClientStates]) -> None:
@@ -94,7 +100,7 @@ def play(rounds: list[Round], open_states: Callable[[], ClientStates]) -> None:
         broadcast = Broadcast(
             key=key,
             purpose=Purpose.TRAIN,
-            params=torch.zeros(1),
+            vectors={"params": torch.zeros(1)},
             client_lr=0.1,
             counted=counted[-1] if counted else None,
         )

@@ -16,8 +16,13 @@ NAMES = st.text(st.characters(), max_size=400)  # surrogates too: JSON from the 
 
 def upload(value: float) -> Upload:
     return Upload(
-        key=KEY, delta=torch.tensor([float(value)]), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
-    )  # fmt: skip
+        key=KEY,
+        vectors={"delta": torch.tensor([float(value)])},
+        num_examples=1,
+        num_steps=1,
+        train_loss=0.0,
+        seconds=0.0,
+    )
 
 
 @settings(max_examples=60, deadline=None)

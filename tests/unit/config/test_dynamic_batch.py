@@ -92,7 +92,7 @@ def test_a_client_that_was_restarted_takes_the_batch_size_that_it_had(home: Path
         client.handle(setup)
         params = bound_model_of(given, CATALOGUE, device="cpu").params.shared
         key = TaskKey(run_id=run_id, round=next(rounds), attempt=0)
-        answer = client.handle(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1))
+        answer = client.handle(Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=0.1))
         assert isinstance(answer, Upload), answer
         assert (answer.batch_size, answer.client_lr, answer.num_steps) == (8, 0.2, 9)
         return answer

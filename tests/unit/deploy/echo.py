@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedshelf.core.messages import (
     Broadcast,
@@ -33,7 +33,8 @@ from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.records import WireMessage, external_blob, from_records, to_parcel
+from fedshelf.deploy.records import Control, WireMessage, open_records, to_parcel
+from fedshelf.serialization.blob import Buffer
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine
@@ -61,11 +62,15 @@ def echo(message: ServerMessage) -> ClientMessage:
         time.sleep(message.client_lr)
     if message.purpose is Purpose.EVALUATE:
         return Evaluation(key=message.key, num_examples=2, num_correct=1, loss_sum=0.5)
-    return Upload(key=message.key, delta=message.params + 1, num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1)
+    return Upload(
+        key=message.key, vectors={"delta": message.params + 1}, num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1
+    )
 
 
 def task(params: torch.Tensor, *, round: int = 1, purpose: Purpose = Purpose.TRAIN, lr: float = 0.1) -> Broadcast:
-    return Broadcast(key=TaskKey(run_id="r", round=round, attempt=1), purpose=purpose, params=params, client_lr=lr)
+    return Broadcast(
+        key=TaskKey(run_id="r", round=round, attempt=1), purpose=purpose, vectors={"params": params}, client_lr=lr
+    )
 
 
 class ThreadClient:
@@ -140,8 +145,20 @@ def pulled(session: FleetSession) -> Message:
 
 def content(session: FleetSession, message: Message) -> WireMessage:
     """What `message` says, its body fetched."""
-    digest = external_blob(message.content)
-    return from_records(message.content, session.fetch(digest) if digest else None)
+    found = open_records(message.content)
+    return (
+        found if isinstance(found, Control) else read_records(message.content, _fetched(session, found.external_blob))
+    )
+
+
+def read_records(records: RecordDict, fetched: Buffer | None = None) -> WireMessage:
+    """The message in `records`; `fetched` is its blob, where that is not among them."""
+    found = open_records(records)
+    return found if isinstance(found, Control) else found.message(fetched)
+
+
+def _fetched(session: FleetSession, digest: str) -> Buffer | None:
+    return session.fetch(digest) if digest else None
 
 
 def reply(session: FleetSession, message: Message, answer: WireMessage) -> None:

@@ -18,31 +18,36 @@ from fedshelf.core.messages import (
     Setup,
     TaskKey,
     Upload,
+    auxiliary_vectors,
 )
 from fedshelf.deploy.records import (
     Control,
     ControlKind,
     Encoder,
+    Envelope,
     WireMessage,
-    external_blob,
-    from_records,
     num_bytes,
-    task_of,
+    open_records,
     to_parcel,
 )
+from tests.unit.deploy.echo import read_records
 
 KEY = TaskKey(run_id="r", round=3, attempt=1)
 
 
 def upload() -> Upload:
     return Upload(
-        key=KEY, delta=torch.randn(1000), num_examples=7, num_steps=2, train_loss=0.5, seconds=1.5,
-        auxiliary={"control": torch.randn(10)},
-    )  # fmt: skip
+        key=KEY,
+        vectors={"delta": torch.randn(1000), **auxiliary_vectors({"control": torch.randn(10)})},
+        num_examples=7,
+        num_steps=2,
+        train_loss=0.5,
+        seconds=1.5,
+    )
 
 
 def broadcast(params: torch.Tensor) -> Broadcast:
-    return Broadcast(key=KEY, purpose=Purpose.TRAIN, params=params, client_lr=0.1, counted=KEY)
+    return Broadcast(key=KEY, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=0.1, counted=KEY)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +66,7 @@ def broadcast(params: torch.Tensor) -> Broadcast:
     ],
 )  # fmt: skip
 def test_a_message_without_vectors_survives_the_wire(message: WireMessage) -> None:
-    assert from_records(to_parcel(message).records) == message
-    assert external_blob(to_parcel(message).records) == ""
+    assert read_records(to_parcel(message).records) == message
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -70,7 +74,7 @@ def test_vectors_survive_the_wire_bit_for_bit(beside: bool) -> None:
     sent = upload()
     sent.delta[:3] = torch.tensor([float("nan"), -0.0, 1e-45])
     parcel = to_parcel(sent)
-    received = from_records(parcel.records, parcel.blob.join()) if beside else from_records(parcel.inline())
+    received = read_records(parcel.records, parcel.blob.join()) if beside else read_records(parcel.inline())
     assert isinstance(received, Upload)
     assert received.delta.numpy().tobytes() == sent.delta.numpy().tobytes()
     assert torch.equal(received.auxiliary["control"], sent.auxiliary["control"])
@@ -83,7 +87,7 @@ def test_one_model_is_encoded_once_for_all_clients() -> None:
     encoder.encode(Setup(run_id="r", config="", catalogue="", layout_digest=""))
     second = encoder.encode(broadcast(params))
     assert first.blob is second.blob
-    assert first.inline()["body"] is second.inline()["body"]
+    assert first.inline()["blob"] is second.inline()["blob"]
 
 
 def test_two_models_of_one_task_are_both_encoded_once() -> None:
@@ -93,26 +97,32 @@ def test_two_models_of_one_task_are_both_encoded_once() -> None:
     assert encoder.encode(broadcast(new)).blob is second
 
 
-def test_a_body_lies_in_the_vectors_own_memory() -> None:
+def test_a_blob_lies_in_the_vectors_own_memory() -> None:
     params = torch.randn(1000)
     piece = Encoder().encode(broadcast(params)).blob.pieces[-1]
     assert torch.frombuffer(piece, dtype=torch.float32).data_ptr() == params.data_ptr()
 
 
-def test_records_without_their_body_say_which_one_and_what_task() -> None:
+def envelope(records: RecordDict) -> Envelope:
+    opened = open_records(records)
+    assert isinstance(opened, Envelope)
+    return opened
+
+
+def test_records_without_their_blob_say_which_one_and_what_task() -> None:
     parcel = to_parcel(upload())
-    assert external_blob(parcel.records) == parcel.blob.digest
-    assert external_blob(parcel.inline()) == ""
-    assert task_of(parcel.records) == KEY
-    assert task_of(to_parcel(Failure(reason="x")).records) is None
-    assert task_of(RecordDict()) is None
+    beside, inside = envelope(parcel.records), envelope(parcel.inline())
+    assert beside.external_blob == parcel.blob.digest
+    assert inside.external_blob == ""
+    assert beside.header.task == KEY
+    assert envelope(to_parcel(Failure(reason="x")).records).header.task is None
 
 
 def test_a_model_changed_in_place_is_encoded_anew() -> None:
     encoder, params = Encoder(), torch.randn(1000)
     encoder.encode(broadcast(params))
     params[5:6].add_(1)  # through a view, as an optimizer does
-    received = from_records(encoder.encode(broadcast(params)).inline())
+    received = read_records(encoder.encode(broadcast(params)).inline())
     assert isinstance(received, Broadcast)
     assert torch.equal(received.params, params)
 
@@ -123,12 +133,12 @@ def test_a_model_made_in_inference_mode_is_never_mistaken_for_an_older_one() -> 
         params = torch.ones(10)
         encoder.encode(broadcast(params))
         params.add_(1)
-        received = from_records(encoder.encode(broadcast(params)).inline())
+        received = read_records(encoder.encode(broadcast(params)).inline())
     assert isinstance(received, Broadcast)
     assert torch.equal(received.params, torch.full((10,), 2.0))
 
 
-def test_sizes_on_the_wire_are_header_and_body() -> None:
+def test_sizes_on_the_wire_are_header_and_blob() -> None:
     parcel = Encoder().encode(broadcast(torch.randn(1000)))
     assert num_bytes(parcel.inline()) == parcel.num_header_bytes + parcel.blob.size
     assert parcel.blob.size > 4000
@@ -143,40 +153,40 @@ def header(fields: dict[str, object]) -> ConfigRecord:
     return ConfigRecord({"json": json.dumps(fields)})
 
 
-def test_a_truncated_body_is_refused() -> None:
+def test_a_truncated_blob_is_refused() -> None:
     records = to_parcel(upload()).inline()
-    body = records["body"]
+    body = records["blob"]
     assert isinstance(body, ArrayRecord)
-    records["body"] = array(body["safetensors"].data[:-4])
+    records["blob"] = array(body["safetensors"].data[:-4])
     with pytest.raises(RefusedError, match="truncated or altered"):
-        from_records(records)
+        read_records(records)
 
 
 def test_an_altered_vector_is_refused() -> None:
     records = to_parcel(upload()).inline()
-    body = records["body"]
+    body = records["blob"]
     assert isinstance(body, ArrayRecord)
     data = bytearray(body["safetensors"].data)
     data[-1] ^= 1
-    records["body"] = array(bytes(data))
+    records["blob"] = array(bytes(data))
     with pytest.raises(RefusedError, match="truncated or altered"):
-        from_records(records)
+        read_records(records)
 
 
 @pytest.mark.parametrize(
     ("records", "complaint"),
     [
-        (RecordDict(), "not a header and a body"),
-        (RecordDict({"body": array(b"x")}), "not a header and a body"),
+        (RecordDict(), "not a header and a blob"),
+        (RecordDict({"blob": array(b"x")}), "not a header and a blob"),
         (RecordDict({"header": MetricRecord({"json": 1.0})}), "not one text"),
         (RecordDict({"header": ConfigRecord({"json": b"{}"})}), "not one text"),
         (RecordDict({"header": ConfigRecord({"json": "{}", "photo": "x"})}), "not one text"),
         (RecordDict({"header": ConfigRecord({"json": "{"})}), "not JSON"),
-        (RecordDict({"header": header({"kind": "photo", "body": ""})}), "kind is unknown"),
-        (RecordDict({"header": header({"kind": "failure", "reason": "x", "body": "", "photo": 1})}), "photo"),
+        (RecordDict({"header": header({"kind": "photo", "blob": ""})}), "kind is unknown"),
+        (RecordDict({"header": header({"kind": "failure", "reason": "x", "blob": "", "photo": 1})}), "photo"),
         (RecordDict({"header": ConfigRecord({"json": "{}"}), "photo": array(b"x")}), "photo"),
-        (RecordDict({"header": ConfigRecord({"json": "{}"}), "body": array(b"x", "pickle")}), "announced as"),
-        (RecordDict({"header": ConfigRecord({"json": "{}"}), "body": ConfigRecord()}), "not one array"),
+        (RecordDict({"header": ConfigRecord({"json": "{}"}), "blob": array(b"x", "pickle")}), "announced as"),
+        (RecordDict({"header": ConfigRecord({"json": "{}"}), "blob": ConfigRecord()}), "not one array"),
         (RecordDict({"control": ConfigRecord({"kind": "format-disk", "reason": ""})}), "kind is unknown"),
         (RecordDict({"control": ConfigRecord({"kind": "closed", "reason": "", "x": 1})}), "exactly"),
         (RecordDict({"control": MetricRecord({"kind": 1})}), "exactly"),
@@ -184,4 +194,4 @@ def test_an_altered_vector_is_refused() -> None:
 )
 def test_what_is_not_declared_is_refused_and_named(records: RecordDict, complaint: str) -> None:
     with pytest.raises(RefusedError, match=complaint):
-        from_records(records)
+        read_records(records)

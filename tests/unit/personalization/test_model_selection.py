@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import FedShelfError, RefusedError
-from fedshelf.core.messages import Broadcast, Comparison, Purpose, TaskKey
+from fedshelf.core.messages import Broadcast, Comparison, Purpose, TaskKey, auxiliary_vectors
 from fedshelf.core.state import ClientState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalization.base import PERSONAL, Personalization
@@ -92,9 +92,11 @@ class Store:
     @property
     def broadcast(self) -> Broadcast:
         return Broadcast(
-            key=TaskKey(run_id="r", round=ROUNDS, attempt=1), purpose=Purpose.COMPARE, params=self.last, client_lr=0.0,
-            auxiliary={FIRST_MODEL: self.first},
-        )  # fmt: skip
+            key=TaskKey(run_id="r", round=ROUNDS, attempt=1),
+            purpose=Purpose.COMPARE,
+            vectors={"params": self.last, **auxiliary_vectors({FIRST_MODEL: self.first})},
+            client_lr=0.0,
+        )
 
     def compare(self, state: ClientState | None = None, broadcast: Broadcast | None = None) -> Comparison:
         return compare(
@@ -173,7 +175,7 @@ def test_the_global_candidate_is_the_last_model_as_it_came() -> None:
 def test_personal_tensors_are_part_of_the_personalized_model_and_of_no_other() -> None:
     store = Store("fedper")
     own = torch.randn(store.bench.params.personal.shape, generator=torch.Generator().manual_seed(1))
-    comparison = store.compare(ClientState(tensors={PERSONAL: own}))
+    comparison = store.compare(ClientState(personalization={PERSONAL: own}))
     store.bench.load(store.last)
     store.bench.params.personal.copy_(own)
     assert comparison.accuracies[PERSONALIZED] == store.accuracy()
@@ -268,5 +270,5 @@ def test_where_nothing_can_be_trained_the_client_says_so() -> None:
 def test_without_the_runs_first_model_the_task_is_refused(first: dict[str, Tensor]) -> None:
     store = Store()
     with pytest.raises(RefusedError, match="first model"):
-        store.compare(broadcast=replace(store.broadcast, auxiliary=first))
+        store.compare(broadcast=replace(store.broadcast, vectors={"params": store.last, **auxiliary_vectors(first)}))
     assert store.kept == []

@@ -17,7 +17,16 @@ from fedshelf.algorithms.registry import AGGREGATORS
 from fedshelf.algorithms.robust import NormBound
 from fedshelf.algorithms.scaffold import CONTROL_VARIATE, Scaffold
 from fedshelf.core.events import ClientStatus
-from fedshelf.core.messages import STATISTICS, TRAINABLE, Broadcast, Purpose, ServerMessage, TaskKey, Upload
+from fedshelf.core.messages import (
+    STATISTICS,
+    TRAINABLE,
+    Broadcast,
+    Purpose,
+    ServerMessage,
+    TaskKey,
+    Upload,
+    auxiliary_vectors,
+)
 from fedshelf.storage.spool import FileSpool
 from tests.fakes import Answer
 from tests.worlds import Tamper, World, aggregator, with_batch_norm
@@ -28,10 +37,16 @@ KEY = TaskKey(run_id="r", round=1, attempt=0)
 
 def upload(*delta: float, control: tuple[float, ...] = ()) -> Upload:
     return Upload(
-        key=KEY, delta=torch.tensor(delta, dtype=torch.float32), num_examples=1, num_steps=1, train_loss=0.0,
+        key=KEY,
+        vectors={
+            "delta": torch.tensor(delta, dtype=torch.float32),
+            **auxiliary_vectors({"control": torch.tensor(control, dtype=torch.float32)} if control else {}),
+        },
+        num_examples=1,
+        num_steps=1,
+        train_loss=0.0,
         seconds=0.0,
-        auxiliary={"control": torch.tensor(control, dtype=torch.float32)} if control else {},
-    )  # fmt: skip
+    )
 
 
 def finds(*verdicts: Verdict) -> Callable[[Parts], list[Verdict]]:
@@ -114,7 +129,12 @@ def test_screens_are_not_shown_parts_without_values() -> None:
 def test_the_mean_part_by_part_is_that_of_whole_deltas_to_the_last_bit() -> None:
     deltas = list(torch.randn(7, 101, generator=torch.Generator().manual_seed(3)))
     weights = [float(3 + 5 * i) for i in range(7)]
-    found, _ = combine([replace(upload(), delta=delta) for delta in deltas], weights, MEAN, num_trainable=64)
+    found, _ = combine(
+        [replace(upload(), vectors={**upload().vectors, "delta": delta}) for delta in deltas],
+        weights,
+        MEAN,
+        num_trainable=64,
+    )
     assert torch.equal(found.delta, fold(deltas, weights, weighted_mean))
 
 
@@ -149,7 +169,12 @@ def test_spooled_files_are_read_and_not_changed(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(0)
     uploads = [
         replace(
-            upload(), delta=torch.randn(60, generator=draw) * 3**i, auxiliary={"c": torch.randn(40, generator=draw)}
+            upload(),
+            vectors={
+                **upload().vectors,
+                "delta": torch.randn(60, generator=draw) * 3**i,
+                **auxiliary_vectors({"c": torch.randn(40, generator=draw)}),
+            },
         )
         for i in range(5)
     ]
@@ -174,7 +199,9 @@ def multiplied(factor: float) -> Tamper:
         if not isinstance(honest, Upload):
             return honest
         auxiliary = {name: vector * factor for name, vector in honest.auxiliary.items()}
-        return replace(honest, delta=honest.delta * factor, auxiliary=auxiliary)
+        return replace(
+            honest, vectors={**honest.vectors, "delta": honest.delta * factor, **auxiliary_vectors(auxiliary)}
+        )
 
     return tamper
 
@@ -245,11 +272,11 @@ def test_an_upload_that_was_left_out_leaves_no_trace_in_client_state() -> None:
     for name in EIGHT:
         settled = world.states[name].commit_or_rollback(
             Broadcast(
-                key=TaskKey(run_id="run-1", round=5, attempt=0), purpose=Purpose.TRAIN, params=state.model,
+                key=TaskKey(run_id="run-1", round=5, attempt=0), purpose=Purpose.TRAIN, vectors={"params": state.model},
                 client_lr=0.1, counted=state.counted.get(name),
             )
         )  # fmt: skip
-        held.append(settled.tensors.get(CONTROL_VARIATE, torch.zeros_like(state.optimizer[CONTROL_VARIATE])))
+        held.append(settled.algorithm.get(CONTROL_VARIATE, torch.zeros_like(state.optimizer[CONTROL_VARIATE])))
     torch.testing.assert_close(state.optimizer[CONTROL_VARIATE], torch.stack(held).mean(0), rtol=1e-5, atol=1e-6)
 
 

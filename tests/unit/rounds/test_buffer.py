@@ -9,7 +9,6 @@ from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.rounds.buffer import UploadBuffer
-from fedshelf.rounds.examination import ValidUpload
 from fedshelf.storage.spool import MemorySpool
 from tests.worlds import bound_model
 
@@ -20,7 +19,12 @@ BASE = torch.zeros(LAYOUT.num_shared)
 def upload(round: int, attempt: int, value: float) -> Upload:
     key = TaskKey(run_id="r", round=round, attempt=attempt)
     return Upload(
-        key=key, delta=torch.full_like(BASE, value), num_examples=5, num_steps=1, train_loss=value, seconds=0.1
+        key=key,
+        vectors={"delta": torch.full_like(BASE, value)},
+        num_examples=5,
+        num_steps=1,
+        train_loss=value,
+        seconds=0.1,
     )
 
 
@@ -36,7 +40,7 @@ def test_after_a_restart_no_upload_takes_the_place_of_one_that_was_found() -> No
     assert buffer.num_answered("a", 4) == 1
     assert dict(buffer.newest()) == {"a": TaskKey(run_id="r", round=4, attempt=0)}
 
-    buffer.add("a", ValidUpload(upload=upload(4, 1, 6.0), source=None), BASE)
+    buffer.add("a", upload(4, 1, 6.0), BASE)
     assert [(record.number, record.train_loss) for record in buffer.records()] == [(1, 2.0), (2, 6.0)]
     assert dict(buffer.newest()) == {"a": TaskKey(run_id="r", round=4, attempt=1)}
     aggregate = buffer.combine(FedBuff(server_lr=1.0, buffer_size=2), MEAN, BASE, relative=False)
@@ -50,7 +54,7 @@ def test_uploads_are_folded_in_the_order_of_names_however_they_came(names: tuple
     buffer.open(1, lambda version: BASE)
     values = {"a": 1e30, "b": 1.0, "c": -1e30}
     for name in names:
-        buffer.add(name, ValidUpload(upload=upload(1, 0, values[name]), source=None), BASE)
+        buffer.add(name, upload(1, 0, values[name]), BASE)
     aggregate = buffer.combine(FedBuff(server_lr=1.0, buffer_size=3), MEAN, BASE, relative=False)
     assert torch.equal(aggregate.delta, torch.zeros_like(BASE))
     assert [record.client for record in buffer.records()] == ["a", "b", "c"]

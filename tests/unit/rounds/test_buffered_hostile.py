@@ -12,7 +12,7 @@ from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.core.events import ClientRefused, ClientStatus, Participation, RunStatus
-from fedshelf.core.messages import Evaluation, Ready, ServerMessage, TaskKey, Upload
+from fedshelf.core.messages import Evaluation, Ready, ServerMessage, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.ports import Reply
 from tests.fakes import Answer, Garbled, Gone
 from tests.worlds import World, with_batch_norm
@@ -40,7 +40,7 @@ def of_another(upload: Upload, **changes: Any) -> Upload:
 def with_bad_value(upload: Upload, value: float) -> Upload:
     delta = upload.delta.clone()
     delta[-1] = value
-    return replace(upload, delta=delta)
+    return replace(upload, vectors={**upload.vectors, "delta": delta})
 
 
 def members(federation: World, *, but: str = "") -> list[list[Participation]]:
@@ -52,10 +52,14 @@ REFUSED: dict[str, tuple[Callable[[Upload], Answer], str]] = {
     "not a number": (lambda u: with_bad_value(u, math.nan), "its delta holds nan in tensor"),
     "endless": (lambda u: with_bad_value(u, -math.inf), "its delta holds -inf in tensor"),
     "endless loss": (lambda u: replace(u, train_loss=math.inf), "its metrics are not finite"),
-    "of a wrong shape": (lambda u: replace(u, delta=u.delta[:-1].clone()), "its delta has shape"),
-    "empty": (lambda u: replace(u, delta=torch.zeros(0)), "its delta has shape (0,)"),
+    "of a wrong shape": (
+        lambda u: replace(u, vectors={**u.vectors, "delta": u.delta[:-1].clone()}),
+        "its delta has shape",
+    ),
+    "empty": (lambda u: replace(u, vectors={**u.vectors, "delta": torch.zeros(0)}), "its delta has shape (0,)"),
     "with a vector that nobody asked for": (
-        lambda u: replace(u, auxiliary={"control": torch.ones(3)}), "carries the vectors ['control']"
+        lambda u: replace(u, vectors={**u.vectors, **auxiliary_vectors({"control": torch.ones(3)})}),
+        "carries the vectors ['control']",
     ),
     "of no examples": (lambda u: replace(u, num_examples=0), "it claims 0 examples"),
     "for a version long gone": (lambda u: of_another(u, round=0), "stale or of another run"),
@@ -64,9 +68,10 @@ REFUSED: dict[str, tuple[Callable[[Upload], Answer], str]] = {
     "for another run": (lambda u: of_another(u, run_id="another"), "stale or of another run"),
     "unreadable": (lambda u: Garbled("the message is truncated"), "the message is truncated"),
     "an evaluation": (
-        lambda u: Evaluation(key=u.key, num_examples=4, num_correct=4, loss_sum=0.1), "something else than an upload"
+        lambda u: Evaluation(key=u.key, num_examples=4, num_correct=4, loss_sum=0.1),
+        "something else than an upload",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +131,12 @@ def test_uploads_that_nobody_asked_for_change_nothing(key: TaskKey, address: str
     size = federation.trainer("c").bound_model.params.layout.num_shared
     for number in range(40):
         unasked = Upload(
-            key=key, delta=torch.full((size,), 1e6), num_examples=5, num_steps=1, train_loss=0.1, seconds=0.1
+            key=key,
+            vectors={"delta": torch.full((size,), 1e6)},
+            num_examples=5,
+            num_steps=1,
+            train_loss=0.1,
+            seconds=0.1,
         )
         federation.transport.arrive(
             Reply(address=address, message=unasked, num_bytes=10, task=key), delay=0.05 + 0.31 * number
@@ -141,7 +151,9 @@ def test_a_client_that_answers_evaluations_with_uploads_is_given_up_at_the_deadl
     def uploads(message: ServerMessage, honest: Answer) -> Answer:
         if not isinstance(honest, Evaluation):
             return honest
-        return Upload(key=honest.key, delta=torch.zeros(3), num_examples=5, num_steps=1, train_loss=0.1, seconds=0.1)
+        return Upload(
+            key=honest.key, vectors={"delta": torch.zeros(3)}, num_examples=5, num_steps=1, train_loss=0.1, seconds=0.1
+        )
 
     federation = world(tampers={"c": uploads}, rounds={"timeout": 6.0})
     assert federation.run() is RunStatus.FINISHED
@@ -151,7 +163,7 @@ def test_a_client_that_answers_evaluations_with_uploads_is_given_up_at_the_deadl
 
 def test_variances_never_fall_below_zero() -> None:
     def lies(upload: Upload) -> Answer:
-        return replace(upload, delta=upload.delta - 100.0)
+        return replace(upload, vectors={**upload.vectors, "delta": upload.delta - 100.0})
 
     federation = world(tampers={"c": on_upload(lies)})
     federation.run()

@@ -150,7 +150,7 @@ def test_an_upload_from_too_old_a_model_is_late_and_leaves_no_trace_at_the_clien
     assert [task.counted for task in witness.tasks("c")] == [None] * len(witness.tasks("c"))
     assert world.clients["c"] is not None
     newest = witness.tasks("c")[-1]
-    assert not world.states["c"].commit_or_rollback(replace(newest, key=replace(newest.key, round=99))).tensors
+    assert not world.states["c"].commit_or_rollback(replace(newest, key=replace(newest.key, round=99))).algorithm
 
 
 def test_an_upload_of_just_the_age_that_is_allowed_counts_and_an_older_one_does_not() -> None:
@@ -230,7 +230,11 @@ def test_clients_that_fail_wait_for_the_next_version_and_stop_nobody() -> None:
 
 def test_an_upload_that_is_not_finite_is_refused_and_the_version_is_made_of_others() -> None:
     def poisons(message: ServerMessage, honest: Answer) -> Answer:
-        return replace(honest, delta=honest.delta * float("nan")) if isinstance(honest, Upload) else honest
+        return (
+            replace(honest, vectors={**honest.vectors, "delta": honest.delta * float("nan")})
+            if isinstance(honest, Upload)
+            else honest
+        )
 
     world = buffered(tampers={"b": poisons})
     world.run()
@@ -368,8 +372,8 @@ class Remembering(FedBuff):
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload = trainer.upload(broadcast)
-        memory = state.tensors.get("memory", torch.zeros_like(upload.delta)) * 0.5 + upload.delta
-        return replace(upload, delta=memory), ClientState(tensors={"memory": memory})
+        memory = state.algorithm.get("memory", torch.zeros_like(upload.delta)) * 0.5 + upload.delta
+        return replace(upload, vectors={**upload.vectors, "delta": memory}), ClientState(algorithm={"memory": memory})
 
 
 def _honest(world: World, task: Broadcast) -> Tensor:

@@ -12,22 +12,21 @@ from torch import Tensor
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.compression.chain import decode, parse
 from fedshelf.compression.codec_policy import CodecPolicy
+from fedshelf.compression.codec_stage import Encode
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.events import ClientStatus, RunStatus
 from fedshelf.core.messages import (
     Broadcast,
-    CompressedBroadcast,
-    CompressedUpload,
     Failure,
+    ModelDelta,
     Purpose,
     ServerMessage,
-    Step,
     TaskKey,
     Upload,
 )
 from fedshelf.core.state import ClientState
 from fedshelf.rounds.download import MemoryHeldModel, name_of
-from fedshelf.rounds.pipeline import MEMORY, UploadPipeline
+from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.serialization import messages as payload
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer
@@ -36,9 +35,13 @@ from tests.worlds import World, bound_model, linear, with_batch_norm
 LOSSY = ("int8", "int4+zstd", "topk:0.2+int8", "randk:0.3", "drive", "fp16", "bf16+zstd")
 
 
+def encoding(policy: CodecPolicy) -> UploadPipeline:
+    return UploadPipeline(stages=() if policy.is_plain else (Encode(policy=policy),))
+
+
 def world(*, up: str = "none", down: str = "none", **changes: Any) -> World:
     plan = {
-        "uploads": UploadPipeline(codec_policy=CodecPolicy(codec=parse(up))),
+        "uploads": encoding(CodecPolicy(codec=parse(up))),
         "downloads": CodecPolicy(codec=parse(down)),
     }
     return World(**{"plan": {**plan, **changes.pop("plan", {})}, "num_rounds": 4, **changes})
@@ -76,11 +79,15 @@ def test_clients_round_differently_and_choose_alike() -> None:
     """Rounding errors average out; sums of sparse codes need one choice of values."""
     layout = bound_model(linear()).params.layout
     upload = Upload(
-        key=TaskKey(run_id="r", round=1, attempt=0), delta=torch.randn(layout.num_shared), num_examples=1, num_steps=1,
-        train_loss=0.0, seconds=0.0,
-    )  # fmt: skip
+        key=TaskKey(run_id="r", round=1, attempt=0),
+        vectors={"delta": torch.randn(layout.num_shared)},
+        num_examples=1,
+        num_steps=1,
+        train_loss=0.0,
+        seconds=0.0,
+    )
     for codec, alike in (("int8", False), ("randk:0.3", True)):
-        pipeline = UploadPipeline(codec_policy=CodecPolicy(codec=parse(codec)))
+        pipeline = encoding(CodecPolicy(codec=parse(codec)))
         decoded = []
         for client in ("a", "b"):
             sealed, _ = pipeline.seal(upload, client=client, before=ClientState(), after=ClientState(), layout=layout)
@@ -102,15 +109,15 @@ def test_after_the_first_round_a_client_is_sent_differences_only() -> None:
     there.run()
     for name in there.names:
         tasks = there.transport.downloads(f"line-to-{name}")
-        assert [[step.base == "" for step in task.steps] for task in tasks[:3]] == [[True], [False], []]
+        assert [[delta.base == "" for delta in task.deltas] for task in tasks[:3]] == [[True], [False], []]
         assert all(task.purpose is Purpose.EVALUATE for task in tasks[1::2]), "the new model comes to be evaluated,"
-        assert all(not task.steps for task in tasks[2::2]), "and is not sent again to be trained on"
+        assert all(not task.deltas for task in tasks[2::2]), "and is not sent again to be trained on"
 
 
 def test_a_client_that_missed_rounds_is_sent_the_steps_between() -> None:
     there = world(down="topk:0.2", num_rounds=8, plan={"fraction": 0.3, "min_clients": 1})
     assert there.run() is RunStatus.FINISHED
-    several = [len(task.steps) for name in there.names for task in there.transport.downloads(f"line-to-{name}")]
+    several = [len(task.deltas) for name in there.names for task in there.transport.downloads(f"line-to-{name}")]
     assert max(several) > 1, "nobody missed a round: the test tests nothing"
 
 
@@ -120,8 +127,8 @@ def test_differences_that_are_larger_than_the_model_are_not_sent() -> None:
     size = 4 * there.trainer("a").bound_model.params.layout.num_shared
     for name in there.names:
         for task in there.transport.downloads(f"line-to-{name}"):
-            if [step.base for step in task.steps] != [""]:
-                assert sum(encoded.num_bytes for step in task.steps for encoded in step.vectors.values()) < size
+            if [delta.base for delta in task.deltas] != [""]:
+                assert sum(vector.num_bytes for vector in task.vectors.values() if isinstance(vector, Encoded)) < size
 
 
 def test_a_client_that_lost_its_model_fails_once_and_is_then_sent_it_whole() -> None:
@@ -130,7 +137,12 @@ def test_a_client_that_lost_its_model_fails_once_and_is_then_sent_it_whole() -> 
 
     def forget(message: ServerMessage, honest: Answer) -> Answer:
         seen.append(message)
-        if isinstance(message, CompressedBroadcast) and message.key.round == 2 and message.purpose is Purpose.TRAIN:
+        if (
+            isinstance(message, Broadcast)
+            and not message.is_plain
+            and message.key.round == 2
+            and message.purpose is Purpose.TRAIN
+        ):
             there.held["a"].__init__()  # type: ignore[misc]
         return honest
 
@@ -138,7 +150,9 @@ def test_a_client_that_lost_its_model_fails_once_and_is_then_sent_it_whole() -> 
     assert there.run() is RunStatus.FINISHED
     statuses = [next(c.status for c in record.clients if c.client == "a") for record in there.finished]
     assert statuses.count(ClientStatus.COUNTED) >= 3
-    whole = [m for m in seen if isinstance(m, CompressedBroadcast) and [s.base for s in m.steps] == [""]]
+    whole = [
+        m for m in seen if isinstance(m, Broadcast) and not m.is_plain and [delta.base for delta in m.deltas] == [""]
+    ]
     assert len(whole) == 2
 
 
@@ -163,7 +177,7 @@ class Noting(FedAvg):
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload, _ = super().client_round(broadcast, state, trainer)
         self.deltas[trainer.client, broadcast.key.round] = upload.delta
-        return upload, ClientState(tensors={"of its own": upload.delta})
+        return upload, ClientState(algorithm={"of its own": upload.delta})
 
 
 @pytest.mark.parametrize("lost", [None, 2])
@@ -176,11 +190,11 @@ def test_what_the_codec_leaves_out_is_sent_later_and_forgotten_with_an_upload_th
     sent: dict[int, Tensor] = {}
 
     def watch(message: ServerMessage, honest: Answer) -> Answer:
-        if not isinstance(honest, CompressedUpload):
+        if not isinstance(honest, Upload):
             return honest
         if honest.key.round == lost:
             return None
-        sent[honest.key.round] = decode(honest.vectors["trainable"])
+        sent[honest.key.round] = decode(encoded(honest, "trainable"))
         return honest
 
     there.tampers["a"] = watch
@@ -188,20 +202,26 @@ def test_what_the_codec_leaves_out_is_sent_later_and_forgotten_with_an_upload_th
     assert sorted(sent) == [number for number in (1, 2, 3, 4) if number != lost]
     last = there.transport.broadcasts("line-to-a")[-1]
     after = replace(last, key=replace(last.key, round=9), counted=replace(last.key, round=4))
-    kept = there.states["a"].commit_or_rollback(after).tensors
-    assert torch.equal(kept["of its own"], algorithm.deltas["a", 4]), "an algorithm's state is its own"
-    remembered = kept[MEMORY]
+    kept = there.states["a"].commit_or_rollback(after)
+    assert torch.equal(kept.algorithm["of its own"], algorithm.deltas["a", 4]), "an algorithm's state is its own"
+    remembered = kept.pipeline["codec"]
     trained = sum(algorithm.deltas["a", number] for number in sent)
     assert remembered.abs().max() > 0
     torch.testing.assert_close(sum(sent.values()) + remembered, trained, rtol=0, atol=1e-6)
 
 
-def compressed(message: ServerMessage, honest: Answer) -> CompressedUpload | None:
-    return honest if isinstance(honest, CompressedUpload) else None
+def encoded(upload: Upload, name: str) -> Encoded:
+    vector = upload.vectors[name]
+    assert isinstance(vector, Encoded)
+    return vector
 
 
-def _with(honest: CompressedUpload, name: str, **changes: Any) -> CompressedUpload:
-    return replace(honest, vectors={**honest.vectors, name: replace(honest.vectors[name], **changes)})
+def compressed(message: ServerMessage, honest: Answer) -> Upload | None:
+    return honest if isinstance(honest, Upload) and not honest.is_plain else None
+
+
+def _with(honest: Upload, name: str, **changes: Any) -> Upload:
+    return replace(honest, vectors={**honest.vectors, name: replace(encoded(honest, name), **changes)})
 
 
 @pytest.mark.parametrize(
@@ -216,7 +236,7 @@ def _with(honest: CompressedUpload, name: str, **changes: Any) -> CompressedUplo
         (lambda u: replace(u, vectors={**u.vectors, "auxiliary.x": parse("bf16").encode(torch.ones(3), seed=0)}), "x"),
         (
             lambda u: Upload(
-                key=u.key, delta=torch.zeros(147), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
+                key=u.key, vectors={"delta": torch.zeros(147)}, num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
             ),
             "compressed",
         ),
@@ -239,11 +259,9 @@ def test_a_compressed_upload_where_none_is_wanted_is_refused() -> None:
         if not isinstance(honest, Upload):
             return honest
         plain = {
-            field.name: getattr(honest, field.name)
-            for field in dataclasses.fields(CompressedUpload)
-            if field.name != "vectors"
+            field.name: getattr(honest, field.name) for field in dataclasses.fields(Upload) if field.name != "vectors"
         }
-        return CompressedUpload(**plain, vectors={"trainable": parse("int8").encode(honest.delta, seed=0)})
+        return Upload(**plain, vectors={"trainable": parse("int8").encode(honest.delta, seed=0)})
 
     there.tampers["c"] = compress
     there.run()
@@ -255,15 +273,15 @@ def test_a_client_refuses_a_difference_that_leads_elsewhere() -> None:
     there.run()
     client, task = there.clients["a"], there.transport.downloads("line-to-a")[0]
     key = TaskKey(run_id="run-1", round=9, attempt=0)
-    wrong = client.handle(replace(task, key=key, model="another", steps=task.steps))
+    wrong = client.handle(replace(task, key=key, model="another"))
     assert isinstance(wrong, Failure)
     assert "decoded model" in wrong.reason
-    stranger = Step(base="unheard of", model="another", vectors=task.steps[0].vectors)
-    lost = client.handle(replace(task, key=key, model="another", steps=(stranger,)))
+    stranger = ModelDelta(base="unheard of", model="another")
+    lost = client.handle(replace(task, key=key, model="another", deltas=(stranger,)))
     assert isinstance(lost, Failure)
     assert "does not hold" in lost.reason
-    short = Step(base="", model="x", vectors={"trainable": task.steps[0].vectors["trainable"]})
-    assert isinstance(client.handle(replace(task, key=key, model="x", steps=(short,))), Failure)
+    whole, part = ModelDelta(base="", model="x"), {"0/trainable": task.vectors["0/trainable"]}
+    assert isinstance(client.handle(replace(task, key=key, model="x", deltas=(whole,), vectors=part)), Failure)
 
 
 @pytest.mark.parametrize("codec", ["int4+zstd", "drive", "topk:0.1+int8+zstd"])
@@ -273,21 +291,21 @@ def test_bytes_are_counted_as_they_travel_and_are_fewer(codec: str) -> None:
     packed.run()
     for record, other in zip(plain.finished[1:], packed.finished[1:], strict=True):
         assert other.bytes_up < record.bytes_up
-    down = sum(sum(payload.size(m)) for _, m in packed.transport.sent if isinstance(m, CompressedBroadcast))
+    down = sum(sum(payload.size(m)) for _, m in packed.transport.sent if isinstance(m, Broadcast) and not m.is_plain)
     assert down == sum(record.bytes_down for record in packed.finished)
 
 
 def test_a_byte_budget_is_never_exceeded() -> None:
     budget = 3000
     plan = {
-        "uploads": UploadPipeline(codec_policy=CodecPolicy(byte_budget=budget)),
+        "uploads": encoding(CodecPolicy(byte_budget=budget)),
         "downloads": CodecPolicy(byte_budget=budget),
     }
     there = world(module=with_batch_norm, plan=plan)
-    uploads: list[CompressedUpload] = []
+    uploads: list[Upload] = []
 
     def watch(message: ServerMessage, honest: Answer) -> Answer:
-        uploads.extend([honest] if isinstance(honest, CompressedUpload) else [])
+        uploads.extend([honest] if isinstance(honest, Upload) and not honest.is_plain else [])
         return honest
 
     there.tampers = dict.fromkeys(there.names, watch)
@@ -297,28 +315,29 @@ def test_a_byte_budget_is_never_exceeded() -> None:
     assert max(sizes) <= budget
     assert min(sizes) > budget / 2, "it is there to be used"
     tasks = [task for name in there.names for task in there.transport.downloads(f"line-to-{name}")]
-    later = [task for task in tasks if [step.base for step in task.steps] != [""]]
+    later = [task for task in tasks if [delta.base for delta in task.deltas] != [""]]
     assert later
-    assert all(sum(payload.size(task)) <= budget * max(1, len(task.steps)) for task in later)
+    assert all(sum(payload.size(task)) <= budget * max(1, len(task.deltas)) for task in later)
 
 
 def test_encoded_vectors_survive_the_wire_to_the_last_bit() -> None:
     key = TaskKey(run_id="run-1", round=1, attempt=0)
-    encoded = Encoded(
+    vector = Encoded(
         codec="odd", size=9,
         parts={
             "b": torch.arange(3, dtype=torch.uint8), "a": torch.randn(5).to(torch.bfloat16), "c": torch.ones(2).half(),
         },
     )  # fmt: skip
-    sent = CompressedUpload(
-        key=key, vectors={"trainable": encoded, "é": encoded}, num_examples=1, num_steps=1, train_loss=0.5, seconds=1.0
+    sent = Upload(
+        key=key, vectors={"trainable": vector, "é": vector}, num_examples=1, num_steps=1, train_loss=0.5, seconds=1.0
     )  # fmt: skip
     body = payload.blob_of(sent)
     received = payload.decode(payload.encode_header(sent, body.digest), body.join())
-    assert isinstance(received, CompressedUpload)
-    for name, vector in received.vectors.items():
-        assert (vector.codec, vector.size) == ("odd", 9)
-        assert all(torch.equal(part, sent.vectors[name].parts[p]) for p, part in vector.parts.items())
+    assert isinstance(received, Upload)
+    for name in sent.vectors:
+        found = encoded(received, name)
+        assert (found.codec, found.size) == ("odd", 9)
+        assert all(torch.equal(part, vector.parts[p]) for p, part in found.parts.items())
 
 
 def test_a_model_kept_by_a_client_is_named_when_it_comes_back() -> None:

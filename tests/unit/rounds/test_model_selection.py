@@ -26,7 +26,6 @@ from fedshelf.core.events import (
 from fedshelf.core.messages import (
     Broadcast,
     Comparison,
-    CompressedBroadcast,
     Failure,
     Purpose,
     ServerMessage,
@@ -136,7 +135,7 @@ BAD: dict[str, tuple[Callable[[Comparison], Answer], str]] = {
     "fewer validation photos than it came with": (lambda c: replace(c, num_validation=3), "chosen on 3 validation"),
     "unreadable": (lambda c: Garbled("the message is malformed: best: Input should be"), "best: Input should be"),
     "something else": (lambda c: Upload(
-        key=c.key, delta=torch.zeros(3), num_examples=1, num_steps=1, train_loss=1.0, seconds=1.0
+        key=c.key, vectors={"delta": torch.zeros(3)}, num_examples=1, num_steps=1, train_loss=1.0, seconds=1.0
     ), "it is no comparison"),
     "a failure": (lambda c: Failure(key=c.key, reason="the disk is full"), "the disk is full"),
 }  # fmt: skip
@@ -314,9 +313,9 @@ def test_compressed_downloads_bring_the_last_model_to_the_comparison() -> None:
     federation = world(plan={**COMPARES, "downloads": codec_policy}, num_rounds=3)
     federation.run()
     assert all(found.best is not None for found in compared(federation).stores)
-    sent = [m for _, m in federation.transport.sent if isinstance(m, CompressedBroadcast)]
+    sent = [m for _, m in federation.transport.sent if isinstance(m, Broadcast) and not m.is_plain]
     assert {m.purpose for m in sent} == set(Purpose)
-    assert not comparisons_sent(federation)
+    assert all(not message.is_plain for message in comparisons_sent(federation))
 
 
 def test_asynchronous_rounds_end_with_a_comparison_too() -> None:
@@ -339,7 +338,7 @@ def test_after_asynchronous_rounds_a_model_alone_gets_as_many_as_a_store_had_on_
     )
     federation = world(algorithm=FedBuff(buffer_size=buffer_size, server_lr=1.0), num_rounds=versions, plan=plan)
     federation.run()
-    sent = [m for _, m in federation.transport.sent if isinstance(m, Broadcast | CompressedBroadcast)]
+    sent = [m for _, m in federation.transport.sent if isinstance(m, Broadcast)]
     assert {m.num_rounds for m in sent if m.purpose is Purpose.COMPARE} == {expected}
     assert {m.num_rounds for m in sent if m.purpose is not Purpose.COMPARE} == {None}
 

@@ -93,7 +93,7 @@ class TestInRounds:
 
         def note(message: ServerMessage, answer: Answer) -> Answer:
             if isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN and message.key.round == 2:
-                begun["counted"] = world.states["a"].commit_or_rollback(message).tensors[PERSONAL]
+                begun["counted"] = world.states["a"].commit_or_rollback(message).personalization[PERSONAL]
             return answer
 
         world.tampers["a"] = note
@@ -111,9 +111,13 @@ class TestInRounds:
             if not (isinstance(message, Broadcast) and isinstance(answer, Upload)):
                 return answer
             number = message.key.round
-            begun[number] = world.states["b"].commit_or_rollback(message).tensors.get(PERSONAL, torch.zeros(0))
+            begun[number] = world.states["b"].commit_or_rollback(message).personalization.get(PERSONAL, torch.zeros(0))
             trained[number] = own(world, "b", number)
-            return replace(answer, delta=answer.delta * float("nan")) if number == 2 else answer
+            return (
+                replace(answer, vectors={**answer.vectors, "delta": answer.delta * float("nan")})
+                if number == 2
+                else answer
+            )
 
         world.tampers["b"] = damage
         world.run()
@@ -175,9 +179,9 @@ class TestInRounds:
 
         world.tampers["a"] = note
         world.run()
-        kept = world.states["a"].peek(key_of(world)).tensors
-        assert set(kept) == {"memory", PERSONAL}
-        assert torch.equal(kept["memory"], uploads[-1].delta)
+        kept = world.states["a"].peek(key_of(world))
+        assert (set(kept.algorithm), set(kept.personalization)) == ({"memory"}, {PERSONAL})
+        assert torch.equal(kept.algorithm["memory"], uploads[-1].delta)
 
     def test_personal_tensors_survive_the_clients_process(self, method: str, tmp_path: Path) -> None:
         whole = World(module=with_batch_norm, personalize=method, num_rounds=4)
@@ -212,7 +216,7 @@ def test_where_nothing_is_personal_nothing_is_kept() -> None:
     """A client has then nothing to write down and to sync to its disk."""
     world = World(module=with_batch_norm)
     world.run()
-    assert all(not states.peek(key_of(world)).tensors for states in world.states.values())
+    assert all(not states.peek(key_of(world)).personalization for states in world.states.values())
 
 
 def make_own(bench: BoundModel, shared: Tensor, personal: Tensor) -> None:
@@ -224,7 +228,7 @@ def make_own(bench: BoundModel, shared: Tensor, personal: Tensor) -> None:
 def own(world: World, name: str, round: int | None = None) -> Tensor:
     """What the client had kept for itself after `round` (the newest)."""
     key = key_of(world) if round is None else TaskKey(run_id="run-1", round=round, attempt=0)
-    return world.states[name].peek(key).tensors[PERSONAL]
+    return world.states[name].peek(key).personalization[PERSONAL]
 
 
 def key_of(world: World) -> TaskKey:

@@ -37,8 +37,9 @@ from fedshelf.core.messages import (
     Setup,
     TaskKey,
     Upload,
+    auxiliary_vectors,
 )
-from fedshelf.core.ports import Left, Reply, Undecodable
+from fedshelf.core.ports import Left, Reply
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState
 from fedshelf.rounds import validation as checks
@@ -84,13 +85,25 @@ def with_value(vector: Tensor, index: int, value: float) -> Tensor:
 
 
 BAD_UPLOADS: dict[str, tuple[Callable[[Upload], Answer], str]] = {
-    "not a number": (lambda u: replace(u, delta=with_value(u.delta, 5, math.nan)), r"nan in tensor '1.weight'"),
-    "infinite": (lambda u: replace(u, delta=with_value(u.delta, -1, math.inf)), r"inf in tensor '1.bias'"),
-    "of wrong shape": (lambda u: replace(u, delta=u.delta[:-1]), r"shape \(146,\), the server's layout \(147,\)"),
+    "not a number": (
+        lambda u: replace(u, vectors={**u.vectors, "delta": with_value(u.delta, 5, math.nan)}),
+        r"nan in tensor '1.weight'",
+    ),
+    "infinite": (
+        lambda u: replace(u, vectors={**u.vectors, "delta": with_value(u.delta, -1, math.inf)}),
+        r"inf in tensor '1.bias'",
+    ),
+    "of wrong shape": (
+        lambda u: replace(u, vectors={**u.vectors, "delta": u.delta[:-1]}),
+        r"shape \(146,\), the server's layout \(147,\)",
+    ),
     "for an earlier round": (lambda u: replace(u, key=replace(u.key, round=0)), r"round 0, attempt 1 .* stale"),
     "for an earlier attempt": (lambda u: replace(u, key=replace(u.key, attempt=7)), r"attempt 8"),
     "of another run": (lambda u: replace(u, key=replace(u.key, run_id="run-0")), r"run run-0"),
-    "with an undeclared vector": (lambda u: replace(u, auxiliary={"photo": u.delta}), r"\['photo'\]"),
+    "with an undeclared vector": (
+        lambda u: replace(u, vectors={**u.vectors, **auxiliary_vectors({"photo": u.delta})}),
+        r"\['photo'\]",
+    ),
     "truncated": (lambda u: Garbled("the body is truncated"), r"the body is truncated"),
     "without examples": (lambda u: replace(u, num_examples=0), r"claims 0 examples"),
     "with negative examples": (lambda u: replace(u, num_examples=-5), r"claims -5 examples"),
@@ -424,7 +437,7 @@ def test_an_evaluation_that_cannot_be_is_not_used_and_named(change: Callable[[Ev
 def test_answers_of_strangers_are_named_and_ignored() -> None:
     world = World(names=("a", "b"), num_rounds=1)
     world.connect_all()
-    stranger = Undecodable(address="nobody", reason="noise", num_bytes=1)
+    stranger = Reply(address="nobody", message=None, reason="noise", num_bytes=1)
     world.transport.arrive(stranger)
     world.transport.arrive(Reply(address="nobody", message=Failure(reason="x"), num_bytes=1))
     world.run_connected()
@@ -457,7 +470,9 @@ def test_the_model_that_is_evaluated_is_the_one_after_the_round() -> None:
 def test_variances_never_fall_below_zero() -> None:
     world = World(names=("a", "b"), num_rounds=1, module=with_batch_norm)
     for name in world.names:
-        world.tampers[name] = on_training(lambda u: replace(u, delta=torch.full_like(u.delta, -5.0)))
+        world.tampers[name] = on_training(
+            lambda u: replace(u, vectors={**u.vectors, "delta": torch.full_like(u.delta, -5.0)})
+        )
     world.run()
     assert world.final[-4:].tolist() == [0.0] * 4, "running variances"
     assert world.final[-8:-4].max() < -1, "running means may be anything"
@@ -667,7 +682,9 @@ def test_setups_are_sent_once_the_catalogue_is_settled_and_to_later_joiners_at_o
 def test_the_first_bad_value_is_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "BLOCK", 10)
     world = World(names=("a", "b"), num_rounds=1)
-    world.tampers["a"] = on_training(lambda u: replace(u, delta=with_value(u.delta, -2, math.nan)))
+    world.tampers["a"] = on_training(
+        lambda u: replace(u, vectors={**u.vectors, "delta": with_value(u.delta, -2, math.nan)})
+    )
     world.run()
     assert "nan in tensor '1.bias'" in reason(world.finished[0], "a")
 
@@ -684,9 +701,11 @@ class CountingRounds(FedAvg):
     """Each client uploads in how many counted rounds it has been, this one included."""
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        count = state.tensors.get("count", torch.zeros(1)) + 1
+        count = state.algorithm.get("count", torch.zeros(1)) + 1
         upload = trainer.upload(broadcast)
-        return replace(upload, delta=count.expand_as(upload.delta)), ClientState(tensors={"count": count})
+        return replace(upload, vectors={**upload.vectors, "delta": count.expand_as(upload.delta)}), ClientState(
+            algorithm={"count": count}
+        )
 
 
 def test_a_client_s_state_holds_once_its_upload_was_counted_and_not_before() -> None:

@@ -207,7 +207,9 @@ def test_as_many_as_there_are_at_most_are_asked() -> None:
 
 def test_a_refused_upload_is_none_of_those_wanted() -> None:
     world = over_selecting(1.0, num_rounds=1)
-    world.tampers["b"] = lambda m, h: replace(h, delta=h.delta * float("nan")) if isinstance(h, Upload) else h
+    world.tampers["b"] = lambda m, h: (
+        replace(h, vectors={**h.vectors, "delta": h.delta * float("nan")}) if isinstance(h, Upload) else h
+    )
     world.tampers["c"] = lambda m, h: Failure(key=h.key, reason="no disk") if isinstance(h, Upload) else h
     world.run()
     expected = ["counted", "refused", "failed", "counted", "counted", "counted", "late", "late"]
@@ -239,9 +241,11 @@ class CountingRounds(FedAvg):
     """Each client uploads in how many counted rounds it has been, this one included."""
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        count = state.tensors.get("count", torch.zeros(1)) + 1
+        count = state.algorithm.get("count", torch.zeros(1)) + 1
         upload = trainer.upload(broadcast)
-        return replace(upload, delta=count.expand_as(upload.delta)), ClientState(tensors={"count": count})
+        return replace(upload, vectors={**upload.vectors, "delta": count.expand_as(upload.delta)}), ClientState(
+            algorithm={"count": count}
+        )
 
 
 def test_those_who_were_not_needed_keep_nothing_of_the_round() -> None:
@@ -268,10 +272,10 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_though_most_were_not_needed()
     total = torch.zeros_like(final.optimizer[CONTROL_VARIATE])
     for name in EIGHT:
         ask = Broadcast(
-            key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params,
+            key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, vectors={"params": final.params},
             client_lr=0.1, counted=final.counted.get(name),
         )  # fmt: skip
-        total += world.states[name].commit_or_rollback(ask).tensors.get(CONTROL_VARIATE, torch.zeros_like(total))
+        total += world.states[name].commit_or_rollback(ask).algorithm.get(CONTROL_VARIATE, torch.zeros_like(total))
     torch.testing.assert_close(final.optimizer[CONTROL_VARIATE], total / 8, rtol=1e-5, atol=1e-6)
 
 
@@ -387,7 +391,9 @@ def test_a_norm_bound_holds_for_what_becomes_of_an_upload_not_for_what_was_sent(
     bound = 0.01
     plan = {**paced("dynamic"), "aggregator": aggregator("mean", trim=0.25, norm_bound=bound)}
     world = four(num_rounds=2, plan=plan, paces=SLOWNESS)
-    world.tampers["d"] = lambda m, h: replace(h, delta=h.delta * 1e4) if isinstance(h, Upload) else h
+    world.tampers["d"] = lambda m, h: (
+        replace(h, vectors={**h.vectors, "delta": h.delta * 1e4}) if isinstance(h, Upload) else h
+    )
     world.run()
     share = paced()["pacing"].workload.share
     length = sum(
@@ -452,10 +458,13 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_under_unequal_work() -> None:
     assert {name: upload.num_steps for name, upload in uploads.items()} == DEALT
     final = world.checkpoints.states[-1]
     ask = Broadcast(
-        key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, params=final.params, client_lr=0.1,
+        key=TaskKey(run_id="run-1", round=99, attempt=0),
+        purpose=Purpose.TRAIN,
+        vectors={"params": final.params},
+        client_lr=0.1,
         counted=TaskKey(run_id="run-1", round=4, attempt=0),
-    )  # fmt: skip
-    kept = [world.states[name].commit_or_rollback(ask).tensors[CONTROL_VARIATE] for name in FOUR]
+    )
+    kept = [world.states[name].commit_or_rollback(ask).algorithm[CONTROL_VARIATE] for name in FOUR]
     torch.testing.assert_close(
         final.optimizer[CONTROL_VARIATE], torch.stack(kept).mean(0), rtol=1e-5, atol=1e-6
     )  # fmt: skip

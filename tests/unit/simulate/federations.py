@@ -80,8 +80,9 @@ class Federation:
         for name in self.names:
             steps = (num_steps or {}).get(name)
             backend.submit(
-                name, Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=lr, num_steps=steps)
-            )  # fmt: skip
+                name,
+                Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=lr, num_steps=steps),
+            )
         answers: dict[str, ClientMessage] = {}
         while len(answers) < len(self.names):
             answered = backend.next()

@@ -33,9 +33,9 @@ class Halves(FedAvg):
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload = trainer.upload(broadcast)
-        due = upload.delta + state.tensors["rest"] if state.tensors else upload.delta
+        due = upload.delta + state.algorithm["rest"] if state.algorithm else upload.delta
         sent = due / 2
-        return replace(upload, delta=sent), ClientState(tensors={"rest": due - sent})
+        return replace(upload, vectors={**upload.vectors, "delta": sent}), ClientState(algorithm={"rest": due - sent})
 
 
 def network(num_classes: int) -> nn.Module:

@@ -14,7 +14,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import AttackName, EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.attacks import NO_ATTACK, Attack, attack_of
 from fedshelf.simulate.client_runner import ClientRunner
@@ -41,9 +41,14 @@ def answers(tmp_path: Path, attack: Attack = NO_ATTACK, stores: Any = None, **va
     runner.prepare(federation.setup)
     layout = runner.open(federation.setup).bound_model.params.layout
     message = Broadcast(
-        key=TaskKey(run_id="run", round=1, attempt=0), purpose=Purpose.TRAIN, params=federation.start, client_lr=0.1,
-        auxiliary={"control_variate": torch.zeros(layout.num_trainable)},
-    )  # fmt: skip
+        key=TaskKey(run_id="run", round=1, attempt=0),
+        purpose=Purpose.TRAIN,
+        vectors={
+            "params": federation.start,
+            **auxiliary_vectors({"control_variate": torch.zeros(layout.num_trainable)}),
+        },
+        client_lr=0.1,
+    )
     uploads = {}
     for name in "abc":
         answered = runner.run(name, message)

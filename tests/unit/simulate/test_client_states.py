@@ -46,7 +46,7 @@ def test_the_algorithm_of_these_tests_needs_its_memory(home: Path, halves: None)
     """Else equality would show nothing."""
     remembered = final(stateful.simulate(Path("remembered"), workers=0)[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SimulatedStates, "settle", lambda self, broadcast: ClientState())
+        patch.setattr(SimulatedStates, "commit_or_rollback", lambda self, broadcast: ClientState())
         forgotten = final(stateful.simulate(Path("forgotten"), workers=0)[1])
     assert not torch.equal(remembered, forgotten)
 
@@ -78,18 +78,18 @@ def task(round: int, counted: int | None) -> Broadcast:
     keys = [TaskKey(run_id="r", round=number, attempt=0) if number is not None else None for number in (round, counted)]
     assert keys[0] is not None
     return Broadcast(
-        key=keys[0], purpose=Purpose.TRAIN, params=torch.zeros(1), client_lr=0.1, counted=keys[1]
+        key=keys[0], purpose=Purpose.TRAIN, vectors={"params": torch.zeros(1)}, client_lr=0.1, counted=keys[1]
     )  # fmt: skip
 
 
 def play(states: SimulatedStates, round: int, counted: int | None) -> float | None:
     """One round; its state is its number. Returns the number in the state it began with."""
     broadcast = task(round, counted)
-    found = states.commit_or_rollback(broadcast).tensors
+    found = states.commit_or_rollback(broadcast).algorithm
     upload = Upload(
-        key=broadcast.key, delta=torch.zeros(1), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
+        key=broadcast.key, vectors={"delta": torch.zeros(1)}, num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
     )  # fmt: skip
-    states.stage(broadcast.key, upload, ClientState(tensors={"round": torch.tensor([float(round)])}))
+    states.stage(broadcast.key, upload, ClientState(algorithm={"round": torch.tensor([float(round)])}))
     return found["round"].item() if found else None
 
 
@@ -99,7 +99,7 @@ def test_the_state_in_force_is_that_of_the_newest_upload_that_was_counted(tmp_pa
     assert play(states, 3, 1) == 1
     assert play(states, 4, 1) == 1  # what round 3 led to was not counted
     assert play(states, 6, 4) == 4
-    assert SimulatedStates(tmp_path, "oslo").commit_or_rollback(task(7, None)).tensors == {}
+    assert SimulatedStates(tmp_path, "oslo").commit_or_rollback(task(7, None)).is_empty
 
 
 def test_a_run_may_begin_again_one_round_further_back(tmp_path: Path) -> None:
@@ -126,25 +126,29 @@ def test_a_fast_client_of_asynchronous_rounds_can_go_back_to_where_the_newest_ve
     for number, (round_, attempt) in enumerate(tasks):
         key = TaskKey(run_id="r", round=round_, attempt=attempt)
         broadcast = replace(task(round_, None), key=key, counted=counted)
-        assert [tensor.item() for tensor in states.commit_or_rollback(broadcast).tensors.values()] == [number - 1] * (
+        assert [tensor.item() for tensor in states.commit_or_rollback(broadcast).algorithm.values()] == [number - 1] * (
             number > 0
         )
-        state = ClientState(tensors={"number": torch.tensor([float(number)])})
-        upload = Upload(key=key, delta=torch.zeros(1), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0)
+        state = ClientState(algorithm={"number": torch.tensor([float(number)])})
+        upload = Upload(
+            key=key, vectors={"delta": torch.zeros(1)}, num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
+        )
         states.stage(key, upload, state)
         counted = key
     again = replace(task(3, None), counted=TaskKey(run_id="r", round=2, attempt=1))
-    assert states.commit_or_rollback(again).tensors["number"].item() == 2
+    assert states.commit_or_rollback(again).algorithm["number"].item() == 2
     further_back = replace(
         task(2, None), key=replace(again.key, round=2, attempt=1), counted=TaskKey(run_id="r", round=2, attempt=0)
     )
-    assert states.commit_or_rollback(further_back).tensors["number"].item() == 1
+    assert states.commit_or_rollback(further_back).algorithm["number"].item() == 1
 
 
 def test_clients_of_a_stateless_algorithm_have_no_files(tmp_path: Path) -> None:
     states, broadcast = SimulatedStates(tmp_path, "lyon"), task(1, None)
     state = states.commit_or_rollback(broadcast)
-    upload = Upload(key=broadcast.key, delta=torch.zeros(1), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0)
+    upload = Upload(
+        key=broadcast.key, vectors={"delta": torch.zeros(1)}, num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
+    )
     states.stage(broadcast.key, upload, state)
     assert list(tmp_path.iterdir()) == []
 

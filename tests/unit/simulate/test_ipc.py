@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedshelf.core.encoded import Encoded
-from fedshelf.core.messages import CompressedUpload, TaskKey
+from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.simulate.ipc import pack, unpack
 from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
 
@@ -48,7 +48,7 @@ def test_any_tensor_arrives_as_it_was(dtype: torch.dtype, shape: tuple[int, ...]
 def test_a_compressed_upload_passes_as_any_other_message(files: SharedFiles) -> None:
     parts = {"codes": torch.arange(10_000).to(torch.int8), "scales": torch.rand(7).to(torch.bfloat16)}
     encoded = Encoded(codec="int8", size=10_000, parts=parts)
-    message = CompressedUpload(
+    message = Upload(
         key=KEY, vectors={"trainable": encoded}, num_examples=3, num_steps=1, train_loss=0.5, seconds=0.1
     )  # fmt: skip
     stored: list[Reference] = []
@@ -58,9 +58,11 @@ def test_a_compressed_upload_passes_as_any_other_message(files: SharedFiles) -> 
         return stored[-1]
 
     received = unpack(pack(message, store), Mappings().read)
-    assert isinstance(received, CompressedUpload)
+    assert isinstance(received, Upload)
+    vector = received.vectors["trainable"]
+    assert isinstance(vector, Encoded)
     assert (received.key, received.train_loss) == (KEY, 0.5)
-    assert all(torch.equal(received.vectors["trainable"].parts[name], part) for name, part in parts.items())
+    assert all(torch.equal(vector.parts[name], part) for name, part in parts.items())
     assert [reference.dtype for reference in stored] == [torch.int8]  # the small part went with the message
 
 

@@ -24,7 +24,7 @@ class Nobody:
 def broadcast(round: int, params: torch.Tensor, counted: int | None = None) -> Broadcast:
     before = None if counted is None else TaskKey(run_id="r", round=counted, attempt=0)
     key = TaskKey(run_id="r", round=round, attempt=0)
-    return Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1, counted=before)
+    return Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=0.1, counted=before)
 
 
 def test_a_model_is_not_kept_for_stores_that_were_sent_it_long_ago() -> None:
@@ -52,7 +52,7 @@ def test_sizes_that_are_remembered_are_those_of_each_message() -> None:
             assert sizes.of(message) == payload.size(message)
     for seconds in (0.25, 0.123456789):
         upload = Upload(
-            key=TaskKey(run_id="r", round=1, attempt=0), delta=torch.zeros(7), num_examples=5, num_steps=1,
+            key=TaskKey(run_id="r", round=1, attempt=0), vectors={"delta": torch.zeros(7)}, num_examples=5, num_steps=1,
             train_loss=0.1, seconds=seconds,
         )  # fmt: skip
         assert sizes.of(upload) == payload.size(upload)

@@ -60,7 +60,7 @@ class Whenever:
         if message.purpose is Purpose.EVALUATE:
             return name, Evaluation(key=message.key, num_examples=1, num_correct=1, loss_sum=0.0)
         return name, Upload(
-            key=message.key, delta=torch.zeros(2), num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
+            key=message.key, vectors={"delta": torch.zeros(2)}, num_examples=1, num_steps=1, train_loss=0.0, seconds=0.0
         )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def transport_of(
 
 def task(number: int, purpose: Purpose = Purpose.TRAIN, **values: object) -> Broadcast:
     key = TaskKey(run_id="r", round=number, attempt=0)
-    message = Broadcast(key=key, purpose=purpose, params=torch.zeros(2), client_lr=0.1)
+    message = Broadcast(key=key, purpose=purpose, vectors={"params": torch.zeros(2)}, client_lr=0.1)
     return replace(message, **values)  # type: ignore[arg-type]
 
 

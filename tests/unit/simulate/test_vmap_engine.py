@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import FedShelfError
-from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.models.resnet import SmallResNet
 from fedshelf.simulate.client_runner import ClientRunner
@@ -122,7 +122,7 @@ class TwoPhases:
         return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        memory = state.tensors.get("memory", torch.zeros_like(broadcast.params))
+        memory = state.algorithm.get("memory", torch.zeros_like(broadcast.params))
         if trainer.client in "ac":  # clients need not train equally often
             trainer.bound_model.load(broadcast.params)
             trainer.fit(round=broadcast.key.round + 1000, client_lr=broadcast.client_lr / 2)
@@ -132,7 +132,9 @@ class TwoPhases:
             gradient.add_(memory[: len(gradient)], alpha=0.1)
 
         upload = trainer.upload(broadcast, gradient_hook=lean)
-        return replace(upload, auxiliary={"memory": memory}), ClientState(tensors={"memory": memory})
+        return replace(upload, vectors={**upload.vectors, **auxiliary_vectors({"memory": memory})}), ClientState(
+            algorithm={"memory": memory}
+        )
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return 1.0
@@ -163,7 +165,13 @@ def test_an_algorithm_with_phases_and_memory_needs_to_know_nothing(tmp_path: Pat
             key = TaskKey(run_id="run", round=2, attempt=0)
             backend.submit(
                 name,
-                Broadcast(key=key, purpose=Purpose.TRAIN, params=federation.start, client_lr=1e-3, counted=counted),
+                Broadcast(
+                    key=key,
+                    purpose=Purpose.TRAIN,
+                    vectors={"params": federation.start},
+                    client_lr=1e-3,
+                    counted=counted,
+                ),
             )
         answers.append(dict(backend.next() or ("", None) for _ in federation.names))
     assert_equal_to_rounding(answers[0], answers[1])
@@ -227,7 +235,7 @@ def test_a_client_that_diverges_fails_by_itself(tmp_path: Path) -> None:
     key = TaskKey(run_id="run", round=1, attempt=0)
     for name in federation.names:
         params = federation.start if name != "b" else federation.start * float("inf")
-        backend.submit(name, Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=1e-3))
+        backend.submit(name, Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=1e-3))
     answers = dict(backend.next() or ("", None) for _ in federation.names)
     assert isinstance(answers["b"], Failure)
     assert "diverged in round 1" in answers["b"].reason
@@ -242,7 +250,7 @@ def test_evaluation_and_setups_are_answered_between_trainings(tmp_path: Path) ->
     federation.set_up(backend)
     key = TaskKey(run_id="run", round=1, attempt=0)
     for name, purpose in zip("abcd", [Purpose.TRAIN, Purpose.EVALUATE, Purpose.TRAIN, Purpose.TRAIN], strict=True):
-        backend.submit(name, Broadcast(key=key, purpose=purpose, params=federation.start, client_lr=1e-3))
+        backend.submit(name, Broadcast(key=key, purpose=purpose, vectors={"params": federation.start}, client_lr=1e-3))
     kinds = {name: type(answer) for name, answer in (backend.next() or ("", None) for _ in "abcd")}
     assert kinds == {"a": Upload, "b": Evaluation, "c": Upload, "d": Upload}
 
@@ -401,7 +409,9 @@ def test_workers_that_train_together_evaluate_and_fail_as_others(tmp_path: Path)
     with WorkerPool(federation.runner, 2, threads=1, together=True) as pool:
         federation.set_up(pool)
         key = TaskKey(run_id="run", round=1, attempt=0)
-        pool.submit("a", Broadcast(key=key, purpose=Purpose.EVALUATE, params=federation.start, client_lr=0.1))
+        pool.submit(
+            "a", Broadcast(key=key, purpose=Purpose.EVALUATE, vectors={"params": federation.start}, client_lr=0.1)
+        )
         assert isinstance((pool.next() or ("", None))[1], Evaluation)
         diverged = federation.round(pool, params=federation.start * float("inf"), lr=1e-3)
         assert {type(answer) for answer in diverged.values()} == {Failure}

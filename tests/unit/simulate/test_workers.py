@@ -64,7 +64,7 @@ class Counting:
 
 
 def broadcast(value: float = 1.0) -> Broadcast:
-    return Broadcast(key=KEY, purpose=Purpose.TRAIN, params=torch.full((5_000,), value), client_lr=0.1)
+    return Broadcast(key=KEY, purpose=Purpose.TRAIN, vectors={"params": torch.full((5_000,), value)}, client_lr=0.1)
 
 
 def answers(pool: WorkerPool) -> dict[str, Evaluation]:

@@ -128,7 +128,7 @@ def test_a_lost_best_round_is_not_replaced_by_another(tmp_path: Path, caplog: py
 def test_a_checkpoint_of_a_newer_program_is_not_passed_over(tmp_path: Path) -> None:
     checkpoints = FileCheckpoints(tmp_path)
     checkpoints.save(state(1), is_best=False)
-    write_tensors(tmp_path / "round-000002.safetensors", {"params": torch.zeros(1)}, {"schema": 2})
+    write_tensors(tmp_path / "round-000002.safetensors", {"params": torch.zeros(1)}, {"schema": 3})
     with pytest.raises(RunError, match="newer FedShelf"):
         checkpoints.load()
 
@@ -173,7 +173,7 @@ def test_an_open_round_of_an_older_version_wants_everybody(tmp_path: Path) -> No
 def test_an_unreadable_open_round_starts_over_but_a_newer_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open_round.json").write_text("{")
     assert FileCheckpoints(tmp_path).load_open_round() is None
-    (tmp_path / "open_round.json").write_text(json.dumps({"schema": 2}))
+    (tmp_path / "open_round.json").write_text(json.dumps({"schema": 3}))
     with pytest.raises(RunError, match="newer FedShelf"):
         FileCheckpoints(tmp_path).load_open_round()
 

@@ -10,8 +10,9 @@ from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
 from fedshelf.core.ports import ClientStates
 from fedshelf.core.state import ClientState
 from fedshelf.serialization import messages as payload
-from fedshelf.storage.client_states import FileClientStates, MemoryClientStates
+from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.tensor_files import write_tensors
+from tests.fakes import MemoryClientStates
 
 
 def key(round: int, attempt: int = 1, run_id: str = "run") -> TaskKey:
@@ -19,21 +20,26 @@ def key(round: int, attempt: int = 1, run_id: str = "run") -> TaskKey:
 
 
 def broadcast(of: TaskKey, counted: TaskKey | None = None) -> Broadcast:
-    return Broadcast(key=of, purpose=Purpose.TRAIN, params=torch.zeros(3), client_lr=0.1, counted=counted)
+    return Broadcast(key=of, purpose=Purpose.TRAIN, vectors={"params": torch.zeros(3)}, client_lr=0.1, counted=counted)
 
 
 def upload(of: TaskKey) -> Upload:
     return Upload(
-        key=of, delta=torch.rand(100), num_examples=1, num_steps=2, train_loss=float("nan"), seconds=0.1 + 0.2
+        key=of,
+        vectors={"delta": torch.rand(100)},
+        num_examples=1,
+        num_steps=2,
+        train_loss=float("nan"),
+        seconds=0.1 + 0.2,
     )
 
 
 def state(value: float) -> ClientState:
-    return ClientState(tensors={"control": torch.full((4,), value)})
+    return ClientState(algorithm={"control": torch.full((4,), value)})
 
 
 def value(of: ClientState) -> float | None:
-    return float(of.tensors["control"][0]) if of.tensors else None
+    return float(of.algorithm["control"][0]) if of.algorithm else None
 
 
 def files(directory: Path) -> list[str]:
@@ -49,7 +55,7 @@ def test_the_same_question_is_answered_with_the_same_bytes_after_a_restart(tmp_p
     FileClientStates(tmp_path).stage(key(1), first, state(1))
     again = FileClientStates(tmp_path).cached_reply(key(1))
     assert isinstance(again, Upload)
-    assert payload.encode_blob(again) == payload.encode_blob(first)
+    assert payload.blob_of(again).join() == payload.blob_of(first).join()
     assert payload.encode_header(again, "x") == payload.encode_header(first, "x")
     assert FileClientStates(tmp_path).cached_reply(key(1, attempt=2)) is None
 
@@ -57,7 +63,7 @@ def test_the_same_question_is_answered_with_the_same_bytes_after_a_restart(tmp_p
 def test_a_stateless_algorithm_leaves_nothing_behind_once_it_was_counted(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
     states.stage(key(1), upload(key(1)), ClientState())
-    assert states.commit_or_rollback(broadcast(key(2), counted=key(1))).tensors == {}
+    assert states.commit_or_rollback(broadcast(key(2), counted=key(1))).is_empty
     assert files(tmp_path) == []
 
 
@@ -92,7 +98,7 @@ def test_a_damaged_answer_is_made_again(tmp_path: Path, caplog: pytest.LogCaptur
     path.write_bytes(path.read_bytes()[:-4])
     assert states.cached_reply(key(1)) is None
     assert "made again" in caplog.text
-    assert states.commit_or_rollback(broadcast(key(1))).tensors == {}
+    assert states.commit_or_rollback(broadcast(key(1))).is_empty
 
 
 def test_a_damaged_or_newer_committed_state_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def test_a_damaged_or_newer_committed_state_is_an_error_that_says_what_to_do(tmp
     states.stage(key(1), upload(key(1)), state(1))
     states.commit_or_rollback(broadcast(key(2), counted=key(1)))
     (path,) = tmp_path.rglob("committed.safetensors")
-    write_tensors(path, {}, {"schema": 2})
+    write_tensors(path, {}, {"schema": 3})
     with pytest.raises(RunError, match="newer FedShelf"):
         states.commit_or_rollback(broadcast(key(2), counted=key(1)))
     path.write_bytes(b"")

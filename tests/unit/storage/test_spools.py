@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedshelf.core.messages import Evaluation, TaskKey, Upload
+from fedshelf.core.messages import Evaluation, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.ports import Received, Spool
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.spool import FileSpool, MemorySpool, file_name
@@ -19,19 +19,21 @@ KEY = TaskKey(run_id="run", round=3, attempt=1)
 def upload(value: float = 1.0, size: int = 1000, key: TaskKey = KEY) -> Upload:
     return Upload(
         key=key,
-        delta=torch.full((size,), value),
+        vectors={
+            "delta": torch.full((size,), value),
+            **auxiliary_vectors({"control": torch.arange(5.0), "a.b": torch.tensor([-0.0, 1e-40])}),
+        },
         num_examples=7,
         num_steps=3,
         train_loss=0.1 + value,
         seconds=1 / 3,
-        auxiliary={"control": torch.arange(5.0), "a.b": torch.tensor([-0.0, 1e-40])},
     )
 
 
 def same_bytes(one: object, other: object) -> bool:
     assert isinstance(one, Upload)
     assert isinstance(other, Upload)
-    body, other_body = payload.encode_blob(one), payload.encode_blob(other)
+    body, other_body = payload.blob_of(one).join(), payload.blob_of(other).join()
     return body == other_body and payload.encode_header(one, "x") == payload.encode_header(other, "x")
 
 

@@ -174,7 +174,9 @@ def test_a_scaled_client_trains_as_one_that_is_told_the_scaled_rate_and_says_so(
         work = replace(trainer(bench=bench), growth=int(scale), lr_scale=scale)
         key = TaskKey(run_id="r", round=1, attempt=0)
         params = bench.params.shared.clone()
-        uploads.append(work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=told)))
+        uploads.append(
+            work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=told))
+        )
     assert torch.equal(uploads[0].delta, uploads[1].delta)
     assert [upload.client_lr for upload in uploads] == [0.1, 0.1]
     assert [upload.batch_size for upload in uploads] == [4, 4]

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.messages import Broadcast, Purpose, TaskKey
+from fedshelf.core.messages import Broadcast, Purpose, TaskKey, auxiliary_vectors
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
@@ -122,9 +122,11 @@ def test_every_algorithm_trains_with_the_loss(name: str) -> None:
     state = ServerState(params=work.bound_model.params.shared.clone(), round=0)
     num_trainable = work.bound_model.params.layout.num_trainable
     message = Broadcast(
-        key=TaskKey(run_id="r", round=1, attempt=0), purpose=Purpose.TRAIN, params=state.params, client_lr=0.1,
-        auxiliary=algorithm.broadcast(state, num_trainable),
-    )  # fmt: skip
+        key=TaskKey(run_id="r", round=1, attempt=0),
+        purpose=Purpose.TRAIN,
+        vectors={"params": state.params, **auxiliary_vectors(algorithm.broadcast(state, num_trainable))},
+        client_lr=0.1,
+    )
     before = head(work)
     algorithm.client_round(message, ClientState(), work)
     rows = (head(work) - before).norm(dim=1)

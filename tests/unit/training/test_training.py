@@ -126,7 +126,7 @@ def test_the_upload_is_local_minus_global() -> None:
     work = trainer(bench=bound_model(with_batch_norm(), replace(PLAIN, local_epochs=3)))
     params = work.bound_model.params.shared.clone() + 0.01
     key = TaskKey(run_id="r", round=4, attempt=1)
-    upload = work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, params=params, client_lr=0.1))
+    upload = work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": params}, client_lr=0.1))
     assert torch.equal(upload.delta, work.bound_model.params.shared - params)
     assert upload.delta.norm() > 0
     assert upload.key == key
@@ -236,7 +236,7 @@ def test_the_same_round_trained_twice_gives_the_same_bits() -> None:
         work: Trainer = trainer(bench=bound_model(module, settings), size=32)
         start = work.bound_model.params.shared.clone()
         key = TaskKey(run_id="r", round=1, attempt=0)
-        return work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, params=start, client_lr=0.05)).delta
+        return work.upload(Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": start}, client_lr=0.05)).delta
 
     assert torch.equal(delta(), delta())
 

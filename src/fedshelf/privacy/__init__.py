@@ -1,0 +1,1 @@
+"""Stages that protect what leaves a client."""
