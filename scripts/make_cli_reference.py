@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes docs/reference/cli.md and docs/reference/configuration.md from the commands and the schema themselves.
+"""Writes docs/reference/cli.md, docs/reference/configuration.md and the keys in flower/pyproject.toml from the commands
+and the schema themselves.
 
-python scripts/make_cli_reference.py            write both pages
+python scripts/make_cli_reference.py            write them
 python scripts/make_cli_reference.py --check    exit code 1 if one of them is out of date
 """
 
@@ -15,10 +16,16 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fedshelf.cli.app import app
+from fedshelf.config.files import to_toml
 from fedshelf.config.schema import ClientConfig, RunConfig, Settings
 from fedshelf.core.settings import Scope, Setting
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "reference"
+FLOWER_APP = ROOT / "flower" / "pyproject.toml"
+FLOWER_TABLE = "[tool.flwr.app.config]\n"
+NOT_FLOWERS = ("address", "insecure", "heartbeat_timeout")
+"""Keys of a server that a SuperLink has of its own."""
 NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then run that. -->"
 
 CLI_INTRODUCTION = """# Command line
@@ -75,6 +82,14 @@ def configuration_page() -> str:
     lines += ["## A client: `client`", "", "These stay on the store's own machine.", ""]
     lines += _keys(ClientConfig, with_scope=False)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def flower_app() -> str:
+    """The Flower app's project file, with all keys of a run and their defaults at its end (an empty text: not set)."""
+    head, table, _ = FLOWER_APP.read_text(encoding="utf-8").partition(FLOWER_TABLE)
+    names = [name for name, flag in RunConfig.flags().items() if "server" in flag.commands and name not in NOT_FLOWERS]
+    defaults = {name.replace("_", "-"): RunConfig.model_fields[name].default for name in names}
+    return head + table + to_toml({key: "" if default is None else default for key, default in defaults.items()})
 
 
 def _command(context: click.Context) -> Iterator[str]:
@@ -161,7 +176,9 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str
 
 def main() -> None:
     """See the module's text."""
-    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "configuration.md": configuration_page()}
+    pages = {
+        FOLDER / "cli.md": cli_page(), FOLDER / "configuration.md": configuration_page(), FLOWER_APP: flower_app(),
+    }  # fmt: skip
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path in stale:
