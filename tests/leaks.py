@@ -164,7 +164,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     "failure": {
         "blob": lambda value, store: value == "",
         "key": lambda value, store: value is None or _key(value, store),
-        "reason": _reason,
+        "reason": _reason, "will_repeat": lambda value, store: type(value) is bool,
     },
 }  # fmt: skip
 

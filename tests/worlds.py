@@ -14,6 +14,7 @@ from fedshelf.algorithms.base import Aggregate, Algorithm, Asynchronous
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.app.components import aggregator_of, personalization_of
+from fedshelf.compression.download import MemoryHeldModel
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.events import RoundFinished, RunStatus
 from fedshelf.core.messages import (
@@ -34,7 +35,6 @@ from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.rounds.client import Client, Work
-from fedshelf.rounds.download import MemoryHeldModel
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
 from fedshelf.rounds.server import Server
@@ -246,7 +246,7 @@ class World:
         bench = bound_model(self.module(), self.training, self.personalization)
         rounds = {"timeout": 100.0, "quorum": 1, "max_examples": 1000, "rejoin_grace": 20.0, **self.rounds}
         plan: dict[str, Any] = {
-            "run_id": "run-1", "num_rounds": self.num_rounds, "start_clients": len(self.names), "min_clients": 1,
+            "run_id": "run-1", "num_rounds": self.num_rounds, "start_clients": len(self.names),
             "fraction": 1.0, "rng": Rng(5), "client_lr": self.client_lr, "rounds": RoundSettings(**rounds),
             "early_stopping": EarlyStopping(), "config": "", "config_digest": "digest",
             "catalogue": self.catalogue, **self.plan,
@@ -260,7 +260,7 @@ class World:
 
         def build(catalogue: Catalogue) -> GlobalModel:
             return GlobalModel(
-                layout=bench.params.layout, initial=bench.params.shared.clone(), evaluate_centrally=None,
+                layout=bench.params.layout, initial=bench.params.shared.clone(), evaluate_on_server=None,
                 publish=publish,
             )  # fmt: skip
 

@@ -11,14 +11,13 @@ from flwr.app import Message, RecordDict
 from fedshelf.core.messages import Purpose, Upload
 from fedshelf.core.ports import Left, Reply
 from fedshelf.deploy import blob_routes as blob_routes
-from fedshelf.deploy.blobs import UPLOAD_MODELS, UPLOAD_SLACK
+from fedshelf.deploy.blobs import UPLOAD_MODELS, UPLOAD_SLACK, RefusedUploadError
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import Envelope, Parcel, open_records, to_parcel
-from fedshelf.deploy.upload_file import RefusedUploadError
-from fedshelf.serialization import body as blobs
+from fedshelf.serialization import blob as blobs
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, task
 
 pytestmark = pytest.mark.e2e

@@ -189,15 +189,14 @@ def _mean_of_middle(rows: Sequence[Tensor], *, cut: int) -> Tensor:
     """In each coordinate the mean without the `cut` smallest and the `cut` largest; accumulated in float64, one after
     the other, so that the block's size changes nothing."""
     import numpy as np
-    import torch
 
-    result = torch.empty_like(rows[0])
+    result = rows[0].new_empty(len(rows[0]))
     for start, columns in _sorted_columns(rows):
         total = np.zeros(len(columns), dtype=np.float64)
         for i in range(cut, len(rows) - cut):
             total += columns[:, i]
         total /= len(rows) - 2 * cut
-        result[start : start + len(columns)] = torch.from_numpy(total)
+        result.numpy()[start : start + len(columns)] = total
     return result
 
 

@@ -275,7 +275,6 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         run_id=run_id,
         num_rounds=config.rounds + config.extend,
         start_clients=start_clients,
-        min_clients=config.min_clients,
         fraction=config.fraction,
         rng=Rng(config.seed),
         client_lr=client_lr_of(config),

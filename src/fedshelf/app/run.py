@@ -150,7 +150,7 @@ def _global_model(
     return GlobalModel(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
-        evaluate_centrally=evaluator(catalogue, bound),
+        evaluate_on_server=evaluator(catalogue, bound),
         publish=publish,
     )
 
@@ -161,9 +161,11 @@ def _check(config: RunConfig) -> None:
     Raises:
         UsageError: listing all that is wrong.
     """
-    problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
-    for family in FAMILIES:
-        problems += getattr(component_of(config, family), "problems", list)()
+    components = [component_of(config, family) for family in FAMILIES]
+    problems = [
+        find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config),
+        *(problem for component in components for problem in getattr(component, "problems", list)()),
+    ]  # fmt: skip
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
             problems.append(f"--{key} {path}: there is no such file")

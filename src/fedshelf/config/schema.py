@@ -136,10 +136,10 @@ class RunConfig(Settings):
         scope=Scope.LOCAL)] = "auto"  # fmt: skip
 
     algorithm: Annotated[str, Setting(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
-    loss: Annotated[str, Setting(help="Loss of local training; fedrs and fedlc spare the products that a store "
-        "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
-    aggregator: Annotated[str, Setting(help="How uploads become one; all but mean withstand some hostile "
-        "clients (docs/explanation/robust-aggregation.md).", panel=ALGORITHM, scope=Scope.SERVER)] = "mean"  # fmt: skip
+    loss: Annotated[str, Setting(help="Loss of local training; fedrs and fedlc spare the products that a store does "
+        "not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
+    aggregator: Annotated[str, Setting(help="How uploads become one; all but mean withstand some hostile clients "
+        "(docs/explanation/robust-aggregation.md).", panel=ALGORITHM, scope=Scope.SERVER)] = "mean"  # fmt: skip
     norm_bound: Annotated[float | None, Setting(help="Scale uploads down to this norm (default: take them as they "
         "are).", gt=0, panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     attack: Annotated[AttackName, Setting(help="What simulated attackers do: train on wrong labels, or multiply their "
@@ -149,9 +149,9 @@ class RunConfig(Settings):
     attack_factor: Annotated[float | None, Setting(help="What attackers multiply their uploads by (default: -1 for "
         "sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
-    personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the "
-        "last layer (fedper; fedrep trains it apart), a model of their own beside the global one (ditto), or the last "
-        "global model fine-tuned (finetune).", panel=ALGORITHM)] = "none"  # fmt: skip
+    personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the last layer "
+        "(fedper; fedrep trains it apart), a model of their own beside the global one (ditto), or the last global "
+        "model fine-tuned (finetune).", panel=ALGORITHM)] = "none"  # fmt: skip
     compare: Annotated[bool | None, Setting(help="After the last round, let each store choose what serves it best: the "
         "global model, its personalized one, or one trained alone, which takes it as long as all rounds (default: "
         "where there is personalization).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
@@ -166,15 +166,15 @@ class RunConfig(Settings):
         "each way; codecs are then chosen for each message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
     rounds: Annotated[int, Setting(help="Rounds to run.", ge=1, panel=ROUNDS)] = 30
-    min_clients: Annotated[int, Setting(help="Clients to start with; later rounds wait for as many, too.", ge=1,
-        panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
+    min_clients: Annotated[int, Setting(help="Clients that must be there for the run to start.", ge=1, panel=ROUNDS,
+        scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Setting(help="Share of the live clients drawn for a round.", gt=0, le=1, panel=ROUNDS,
         scope=Scope.SERVER)] = 1.0  # fmt: skip
     sampling: Annotated[SamplingName, Setting(help="How they are drawn: uniform; by size (in proportion to photos, and "
         "counted alike); by availability (the seldom live more often).", panel=ROUNDS,
         scope=Scope.SERVER)] = "uniform"  # fmt: skip
-    quorum: Annotated[int | None, Setting(help="Uploads that are enough at the deadline (default: 0.8 of those drawn).",
-        ge=1, panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    quorum: Annotated[int | None, Setting(help="Uploads that a round needs by its deadline (default: more than two "
+        "thirds of 4 or more drawn, 2 of 3, else all).", ge=1, panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Setting(help="Deadline of a round's training, and of its evaluation, in seconds.",
         gt=0, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
     straggler_factor: Annotated[float | None, Setting(help="Wait for all no longer than so many times what half of "

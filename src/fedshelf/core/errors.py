@@ -4,6 +4,7 @@ FedShelfError                 the message is for a person: what, where, why, wha
 ├── UsageError                a wrong flag, key or path (exit code 2)
 ├── DataError                 photos, catalogue or tables that cannot be used
 ├── ModelError                an unknown model, a checkpoint that does not fit
+├── TrainingError             local training that failed on this store's photos
 ├── RefusedError              a message that fails a check: nothing of it is kept
 ├── RunError                  a run directory that cannot be used or resumed
 └── TransportError            the other side cannot be reached or does not speak our protocol
@@ -11,23 +12,47 @@ FedShelfError                 the message is for a person: what, where, why, wha
 
 
 class FedShelfError(Exception):
-    """Base of all expected failures; the command line prints it without a traceback."""
+    """Base of all expected failures; the command line prints it without a traceback.
+
+    Attributes:
+        exit_code: of the process.
+        will_repeat: the same task would fail again in the same way, so asking again makes no sense.
+    """
 
     exit_code = 1
+    will_repeat = False
 
 
 class UsageError(FedShelfError):
     """The caller asked for something that makes no sense; nothing was started."""
 
     exit_code = 2
+    will_repeat = True
 
 
 class DataError(FedShelfError):
     """Photos, a catalogue or a table that cannot be used."""
 
+    will_repeat = True
+
 
 class ModelError(FedShelfError):
     """A model that cannot be built or weights that do not fit it."""
+
+    will_repeat = True
+
+
+class TrainingError(FedShelfError):
+    """Local training failed.
+
+    Args:
+        message: for a person.
+        will_repeat: whether training on these photos fails whatever the model's values are.
+    """
+
+    def __init__(self, message: str, *, will_repeat: bool = False) -> None:
+        super().__init__(message)
+        self.will_repeat = will_repeat
 
 
 class RefusedError(FedShelfError):

@@ -91,6 +91,31 @@ class ClientLeft:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """The server has been waiting for a while. Repeated at growing intervals.
+
+    Attributes:
+        what: what for, as a phrase: "3 clients to start".
+        live: clients that are there.
+        missing: clients that are awaited by name; empty where any will do.
+        seconds: since when.
+    """
+
+    what: str
+    live: tuple[str, ...]
+    missing: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientExcluded:
+    """A client takes no further part in the run until it is started again: what it was asked to do will fail again."""
+
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoundStarted:
     """Work is about to be handed out. `attempt` counts from 0; where rounds are asynchronous, `cohort` is who is at
     work already."""
@@ -196,6 +221,8 @@ Event: TypeAlias = (
     | ClientJoined
     | ClientRefused
     | ClientLeft
+    | ClientExcluded
+    | Waiting
     | RoundStarted
     | UploadReceived
     | RoundVoid

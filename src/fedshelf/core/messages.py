@@ -266,10 +266,17 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """The client could not do the work; `reason` is for a person. `key` is absent where no task was named."""
+    """The client could not do the work.
+
+    Attributes:
+        reason: for a person.
+        key: the task; None where none was named.
+        will_repeat: the client would fail again if it were asked again.
+    """
 
     reason: str
     key: TaskKey | None = None
+    will_repeat: bool = False
 
 
 ServerMessage: TypeAlias = Setup | Broadcast

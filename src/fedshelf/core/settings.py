@@ -22,8 +22,9 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, get_args, get_type_hints
 
-DATA, MODEL, TRAINING, ALGORITHM, WIRE = "Data", "Model", "Local training", "Algorithm", "Wire"
-ROUNDS, RUN = "Rounds", "Run"
+DATA, MODEL, TRAINING, ALGORITHM, WIRE, ROUNDS, RUN = (
+    "Data", "Model", "Local training", "Algorithm", "Wire", "Rounds", "Run",
+)  # fmt: skip
 
 
 class Scope(StrEnum):
@@ -74,8 +75,7 @@ class Setting:
     @property
     def bounds(self) -> dict[str, float]:
         """The bounds that there are, by `ge`, `gt`, `le` and `lt`."""
-        bounds = {"ge": self.ge, "gt": self.gt, "le": self.le, "lt": self.lt}
-        return {name: bound for name, bound in bounds.items() if bound is not None}
+        return {name: bound for name in ("ge", "gt", "le", "lt") if (bound := getattr(self, name)) is not None}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Let pydantic, where it meets the annotation, check the bounds."""

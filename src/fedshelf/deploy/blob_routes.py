@@ -21,8 +21,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeAlias, TypeVar
 
 from fedshelf.core.errors import RunError
-from fedshelf.deploy.blobs import Blobs
-from fedshelf.deploy.upload_file import RefusedUploadError
+from fedshelf.deploy.blobs import Blobs, RefusedUploadError
 
 LOG = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from fedshelf.deploy.address import parse_address
 from fedshelf.deploy.blob_client import ReceivedBlob
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
-from fedshelf.deploy.engine_log import quiet_engine_log
+from fedshelf.deploy.engine import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError

@@ -1,5 +1,6 @@
 """What a transport wants from the engine around Flower's grid, and how to do without."""
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import Protocol
@@ -38,3 +39,13 @@ class Polling:
 
     def ended_by(self, node_id: int) -> str | None:
         return None
+
+
+def quiet_engine_log() -> None:
+    """Let Flower and its libraries log through the root logger, and only what matters: Flower tells each request."""
+    for name in ("flwr", "uvicorn", "httpx", "httpcore", "alembic"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)

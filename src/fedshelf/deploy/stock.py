@@ -14,9 +14,8 @@ from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Join
 from fedshelf.core.ports import Transport
-from fedshelf.deploy.client_app import make_client_app
 from fedshelf.deploy.client_part import Handler
-from fedshelf.deploy.server_app import make_server_app
+from fedshelf.deploy.flower_apps import make_client_app, make_server_app
 from fedshelf.storage.spool import FileSpool
 
 

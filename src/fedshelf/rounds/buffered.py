@@ -25,14 +25,13 @@ from fedshelf.core.events import (
     RoundVoid,
     UploadReceived,
 )
-from fedshelf.core.messages import Evaluation, TaskKey
+from fedshelf.core.messages import Evaluation, Failure, TaskKey
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.buffer import UploadBuffer
-from fedshelf.rounds.context import Context
 from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
 from fedshelf.rounds.inbox import POLL_SECONDS, ClientReady
-from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW
+from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.validation import problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts
 
@@ -78,6 +77,7 @@ class BufferedRounds:
         Raises:
             RunError: the version could not be made, however often it was tried.
         """
+        live = self._membership.live
         books = _RoundRecord(number=state.round + 1, started=self._ports.clock.now())
         self._tasks.bytes_down = 0
         self._buffer.open(books.number, lambda version: self._model_at(version, state))
@@ -85,12 +85,13 @@ class BufferedRounds:
         if len(self._buffer) >= self._size:
             state = self._catch_up(state, books)
         self._keep_busy(state, books)
+        notice = self._context.inbox.notice()
         while not self._tasks and len(self._buffer) < self._size:  # until there are enough clients
+            notice.check(f"clients for round {books.number}", live=live(), missing=self._membership.missing())
             state = self._receive(state, books)
             self._keep_busy(state, books)
-        live = self._membership.live()
         key = TaskKey(run_id=self._plan.run_id, round=books.number, attempt=0)
-        self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live))
+        self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live()))
         self._ports.sink.emit(RoundStarted(round=books.number, attempt=0, cohort=self._tasks.names()))
         while len(self._buffer) < self._size:
             state = self._receive(state, books)
@@ -118,7 +119,7 @@ class BufferedRounds:
             status = ClientStatus.OFFLINE if gone else ClientStatus.LATE
             self._leave_out(books, name, status, self._gone_or_late(name, gone))
         plan, live = self._plan, self._membership.live()
-        needed = plan.start_clients if state.round == 0 else plan.min_clients
+        needed = plan.start_clients if state.round == 0 else 1
         if len(self._buffer) >= self._size or len(live) < needed:
             return
         for name in live:
@@ -126,7 +127,7 @@ class BufferedRounds:
         if self._membership.returning() or not self._context.is_settled:
             return  # or a restarted server would draw among those who were quicker to come back
         idle = [name for name in live if name not in self._tasks and name not in books.resting]
-        wanted = cohorts.size(len(live), fraction=plan.fraction, min_clients=plan.min_clients)
+        wanted = cohorts.size(len(live), fraction=plan.fraction)
         for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, books):
             if self._membership.num_validation(name):
                 self._tasks.send_evaluation(name, state)
@@ -158,6 +159,7 @@ class BufferedRounds:
 
     def _receive(self, state: ServerState, books: _RoundRecord) -> ServerState:
         """Deal with the next arrival; return the state with what is known of clients since."""
+        self._membership.check_any_left()
         match self._context.inbox.poll(POLL_SECONDS):
             case ClientReady(client=name):
                 self._tasks.resend(name)
@@ -183,11 +185,14 @@ class BufferedRounds:
         if isinstance(found, Participation):
             books.resting.add(name)  # or it would be asked again at once, and fail again
             self._leave_out(books, name, found.status, found.reason)
+            will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
+            self._membership.on_failed(name, found.reason, will_repeat=will_repeat)
         elif most is not None and staleness > most:
             reason = f"it began {staleness} versions ago, --max-staleness is {most}"
             self._leave_out(books, name, ClientStatus.LATE, reason, staleness=staleness)
         else:
             self._buffer.add(name, found, dispatched.broadcast.params, source_of(reply, found))
+            self._membership.on_counted(name)
             self._tell(books, name, ClientStatus.COUNTED, "")
 
     def _take_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
@@ -214,7 +219,7 @@ class BufferedRounds:
                 void_rounds=state.void_rounds + books.num_void,
             )
         )
-        central, records = context.test.score(updated), self._buffer.records()
+        central, records = context.evaluate(updated), self._buffer.records()
         scores = [state.evaluated[name] for name in live if name in state.evaluated]
         most = self._plan.rounds.max_examples
         return updated, RoundFinished(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from fedshelf.algorithms.base import Algorithm
+from fedshelf.compression.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import (
     Broadcast,
@@ -20,7 +21,6 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import ClientStates
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
-from fedshelf.rounds.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ class Client:
         try:
             return self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
         except FedShelfError as error:
-            return Failure(key=task_key(message), reason=str(error))
+            return Failure(key=task_key(message), reason=str(error), will_repeat=error.will_repeat)
 
     def _set_up(self, setup: Setup) -> Ready:
         if self._work is None or setup != self._setup:

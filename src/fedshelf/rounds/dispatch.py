@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fedshelf.compression.download import Downloads
 from fedshelf.core.events import ClientRefused
 from fedshelf.core.messages import Broadcast, Failure, TaskKey
 from fedshelf.core.ports import Clock, MetricSink, Reply, Transport
-from fedshelf.rounds.download import Downloads
 from fedshelf.rounds.inbox import POLL_SECONDS, ClientReady, Inbox
 from fedshelf.rounds.membership import Membership
 
@@ -72,7 +72,9 @@ class Dispatcher:
 
         for name in sorted(pending):
             send(name)
+        notice = self.inbox.notice()
         while now < deadline and not enough(now) and any(self._may_answer(name) for name in pending):
+            notice.check(f"answers to round {key.round}", live=self.membership.names(), missing=pending)
             moments = (now + POLL_SECONDS, deadline, wake)
             match self.inbox.poll(min(moment - now for moment in moments if moment > now)):
                 case ClientReady(client=name):

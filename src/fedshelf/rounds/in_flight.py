@@ -8,7 +8,7 @@ from torch import Tensor
 from fedshelf.core.messages import PARAMS, Broadcast, Failure, Purpose, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import InFlight, ServerState
-from fedshelf.rounds.context import Context
+from fedshelf.rounds.plan import Context
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedshelf.core import process_exit
-from fedshelf.core.events import ClientJoined, ClientLeft, ClientRefused
+from fedshelf.core.errors import RunError
+from fedshelf.core.events import ClientExcluded, ClientJoined, ClientLeft, ClientRefused
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Ready, Setup
 from fedshelf.core.ports import Clock, MetricSink, Transport
 
 log = logging.getLogger(__name__)
 
+MAX_FAILURES = 3  # in a row, of a client whose failure may pass
 MAX_PHOTOS = 10**12  # no store has more; a number without bound would break sums and databases further on
 
 
@@ -38,8 +40,11 @@ class Membership:
         self._patience_ends = 0.0
         self._members: dict[str, Member] = {}
         self._live: set[str] = set()
+        self._known: set[str] = set()  # everybody who was ever live
         self._names: dict[str, str] = {}  # address -> name
         self._deaths: dict[str, str] = {}  # by name: how the process ended of a client that is not back
+        self._failures: dict[str, int] = {}  # by name: in a row
+        self._excluded: dict[str, str] = {}  # by name: why
         self._setup: Setup | None = None
         self._expected: Ready | None = None
 
@@ -62,9 +67,39 @@ class Membership:
         """Those expected who have not come back yet; nobody once the time is over."""
         return frozenset(self._returning if self._clock.now() < self._patience_ends else ())
 
+    def missing(self) -> frozenset[str]:
+        """Clients that were live before, and neither are now nor have been excluded."""
+        return frozenset(self._known - self._live - self._excluded.keys()) | self.returning()
+
     def classes(self) -> Mapping[str, tuple[ClassFolder, ...]]:
         """The class folders of everyone who has joined, by name."""
         return {name: member.join.classes for name, member in self._members.items()}
+
+    def excluded(self) -> Mapping[str, str]:
+        """Clients that take no further part, and why."""
+        return dict(self._excluded)
+
+    def on_failed(self, name: str, reason: str, *, will_repeat: bool = False) -> None:
+        """A live client failed at its task. One that would fail again is excluded at once, any other after some
+        failures in a row: to ask it again and again would only end the run for the others.
+
+        Args:
+            name: the client.
+            reason: why it failed.
+            will_repeat: it says that it would fail again.
+        """
+        self._failures[name] = self._failures.get(name, 0) + 1
+        if not will_repeat and self._failures[name] < MAX_FAILURES:
+            return
+        times = "" if will_repeat else f" ({self._failures[name]} times in a row)"
+        self._excluded[name] = f"{reason}{times}"
+        self._sink.emit(ClientExcluded(client=name, reason=self._excluded[name]))
+        if name in self._members:
+            self._disconnect(name, f"excluded from the run: {self._excluded[name]}. Mend that, and start it again")
+
+    def on_counted(self, name: str) -> None:
+        """An upload of the client was counted."""
+        self._failures.pop(name, None)
 
     def live(self) -> tuple[str, ...]:
         """Names of the clients that can be asked now, sorted."""
@@ -73,6 +108,20 @@ class Membership:
     def num_live(self) -> int:
         """How many clients can be asked now."""
         return len(self._live)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the clients that have introduced themselves, set up or not, sorted."""
+        return tuple(sorted(self._members))
+
+    def check_any_left(self) -> None:
+        """Raise where all clients have been excluded.
+
+        Raises:
+            RunError: with each one's reason.
+        """
+        if self._excluded and not self._members:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self._excluded.items()))
+            raise RunError(f"no client is left, all were excluded. {reasons}")
 
     def num_joined(self) -> int:
         """Clients that introduced themselves, set up or not."""
@@ -141,8 +190,10 @@ class Membership:
             return None
         self._members[name].ready = ready
         self._live.add(name)
+        self._known.add(name)
         self._returning.discard(name)
         self._deaths.pop(name, None)
+        self._excluded.pop(name, None)
         self._sink.emit(
             ClientJoined(
                 client=name, num_train=ready.num_train, num_validation=ready.num_validation,
@@ -177,15 +228,20 @@ class Membership:
         del self._members[name]
         self._live.discard(name)
         self._sink.emit(ClientLeft(client=name, reason=reason))
+        if ended_by in process_exit.CRASHES:
+            self.on_failed(name, reason)
         return name
 
     def _drop(self, name: str, reason: str) -> None:
+        self._disconnect(name, reason)
+        self._sink.emit(ClientRefused(client=name, reason=reason))
+
+    def _disconnect(self, name: str, reason: str) -> None:
         member = self._members.pop(name)
         self._live.discard(name)
         self._names.pop(member.address, None)
         self._returning.discard(name)
         self._transport.refuse(member.address, reason)
-        self._sink.emit(ClientRefused(client=name, reason=reason))
 
     def _problem_with(self, join: Join) -> str | None:
         if join.protocol != PROTOCOL_VERSION:

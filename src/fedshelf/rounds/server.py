@@ -6,18 +6,17 @@ from dataclasses import replace
 from typing import Protocol
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
+from fedshelf.compression.download import Downloads
 from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.rounds.attempts import SynchronousRounds
 from fedshelf.rounds.buffered import BufferedRounds
-from fedshelf.rounds.context import Context
-from fedshelf.rounds.download import Downloads
-from fedshelf.rounds.inbox import POLL_SECONDS, Inbox, StopRequested
+from fedshelf.rounds.inbox import Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
-from fedshelf.rounds.plan import GlobalModel, Plan, Ports, setup_of
+from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
+from fedshelf.rounds.synchronous import SynchronousRounds
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +49,12 @@ class Server:
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
         self._membership = Membership(transport=ports.transport, sink=ports.sink, clock=ports.clock)
-        self._reception = Inbox(
-            transport=ports.transport, membership=self._membership, sink=ports.sink, stop=ports.stop
+        self._inbox = Inbox(
+            transport=ports.transport,
+            membership=self._membership,
+            sink=ports.sink,
+            stop=ports.stop,
+            clock=None if ports.virtual else ports.clock,
         )
 
     def run(self) -> RunStatus:
@@ -101,7 +104,7 @@ class Server:
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
             plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
-            inbox=self._reception, downloads=Downloads(plan.downloads, model.layout),
+            inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
         state, ended = self._run_rounds(context.downloads.start(state), context)
         if self._is_to_compare(state):
@@ -111,9 +114,10 @@ class Server:
 
     def _gather_catalogue(self) -> Catalogue:
         """Wait for enough clients to join, and settle which products there are."""
-        log.info("waiting for %d clients to join", self._plan.start_clients)
-        while self._membership.num_joined() < self._plan.start_clients:
-            self._reception.poll(POLL_SECONDS)
+        needed, members = self._plan.start_clients, self._membership
+        log.info("waiting for %d clients to join", needed)
+        plural = "client" if needed == 1 else "clients"
+        self._inbox.wait(lambda: members.num_joined() >= needed, f"{needed} {plural} to start")
         return Catalogue.resolve(self._membership.classes())
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:

@@ -7,9 +7,9 @@ from fedshelf.core.choices import SamplingName
 from fedshelf.core.rng import Rng
 
 
-def size(population: int, *, fraction: float, min_clients: int) -> int:
-    """Members of a cohort: C·K rounded up (McMahan et al. 2017, Algorithm 1), at least `min_clients`, at most all."""
-    return min(population, max(min_clients, math.ceil(round(fraction * population, 9))))
+def size(population: int, *, fraction: float) -> int:
+    """Members of a cohort: C·K rounded up, at least one (McMahan et al. 2017, Algorithm 1: max(C·K, 1))."""
+    return min(population, max(1, math.ceil(round(fraction * population, 9))))
 
 
 def over_selected(count: int, population: int, over_selection: float) -> int:
@@ -57,6 +57,13 @@ def sampling_weights(
 
 
 def quorum(wanted: int, configured: int | None) -> int:
-    """How many uploads a round needs by its deadline: as configured (at most those wanted), else 0.8 of those wanted
-    rounded up."""
-    return min(wanted, configured) if configured is not None else math.ceil(round(0.8 * wanted, 9))
+    """How many uploads a round needs by its deadline.
+
+    Args:
+        wanted: how many are enough.
+        configured: as set by a person, at most those wanted; None: more than two thirds of 4 and more, 2 of 3, and all
+            of fewer.
+    """
+    if configured is not None:
+        return min(wanted, configured)
+    return 2 * wanted // 3 + 1 if wanted >= 4 else min(wanted, 2)

@@ -9,8 +9,8 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.messages import ClientMessage, Join, Ready, ServerMessage, TaskKey, task_key
 from fedshelf.core.ports import Arrival, Joined, Reply
 from fedshelf.core.state import ServerState
+from fedshelf.simulate.simulated_wire import Wire
 from fedshelf.simulate.virtual import Durations
-from fedshelf.simulate.wire import Wire
 
 NOTHING_CAN_ARRIVE = (
     "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused are "

@@ -14,9 +14,9 @@ from fedshelf.core.messages import Broadcast, ClientMessage, Join, Purpose, Read
 from fedshelf.core.ports import Arrival, Joined, Left, Reply
 from fedshelf.core.state import ServerState
 from fedshelf.simulate.event_queue import EventKind, EventQueue, SimulatedTask
+from fedshelf.simulate.simulated_wire import Wire
 from fedshelf.simulate.transport import NOTHING_CAN_ARRIVE, Backend
 from fedshelf.simulate.virtual import Dropout, Durations
-from fedshelf.simulate.wire import Wire
 
 
 class VirtualTimeTransport:

@@ -10,6 +10,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import RunError
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.scheduling.cohort import size
 from fedshelf.simulate.stores import Stores
 from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.run_directory import RunDirectory
@@ -58,7 +59,7 @@ def choose_engine(config: RunConfig, stores: Stores, *, make_module: ModuleFacto
     catalogue = Catalogue.resolve({name: stores.classes(name) for name in names[:LOOKED_AT]})
     plain = config.model_copy(update={"init": None, "pretrained": False})  # weights do not matter, time does
     bound = bound_model_of(plain, catalogue, device=config.device, make_module=make_module)
-    cohort_size = min(len(names), max(config.min_clients, round(config.fraction * len(names))))
+    cohort_size = size(len(names), fraction=config.fraction)
     found = measure(bound, config.image_size, cohort_size=cohort_size // max(1, config.workers))
     if found.together is None:
         return EngineChoice(engine="local", reason=found.reason)

@@ -4,12 +4,14 @@ Where the output is no terminal (a log file, CI) only the lines are written, pla
 """
 
 import statistics
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from fedshelf.core.events import (
+    ClientExcluded,
     ClientJoined,
     ClientLeft,
     ClientRefused,
@@ -27,6 +29,7 @@ from fedshelf.core.events import (
     StoreComparison,
     StoresCompared,
     UploadReceived,
+    Waiting,
 )
 from fedshelf.reporting.formatting import duration, number, percent, printable
 from fedshelf.reporting.gain_report import figures, verdict
@@ -63,6 +66,11 @@ class ConsoleSink:
             case ClientLeft():
                 self._joined.discard(event.client)
                 self._warn(f"{printable(event.client)} has gone: {printable(event.reason)}")
+            case ClientExcluded():
+                self._joined.discard(event.client)
+                self._warn(f"{printable(event.client)} is excluded from the run: {printable(event.reason)}")
+            case Waiting():
+                self._waiting(event)
             case ClientRefused():
                 self._warn(f"{printable(event.client)} refused: {printable(event.reason)}")
             case RoundStarted():
@@ -110,6 +118,11 @@ class ConsoleSink:
             f"{printable(event.client)} joined: {event.num_train} photos to train on, "
             f"{event.num_validation} to check with{left_out}{gate}"
         )
+
+    def _waiting(self, event: Waiting) -> None:
+        there = f"; there: {_names(event.live)}" if event.live else "; nobody is there"
+        missing = f"; missing: {_names(event.missing)}" if event.missing else ""
+        self._warn(f"waiting for {event.what}, since {duration(event.seconds)}{there}{missing}")
 
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()
@@ -192,6 +205,11 @@ class ConsoleSink:
     def _show(self, status: str) -> None:
         if self._bar is not None:
             self._bar.show(status)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(map(printable, names[:MOST_NAMED])) + more
 
 
 class _Bar:

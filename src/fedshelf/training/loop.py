@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedshelf.core.errors import FedShelfError
+from fedshelf.core.errors import TrainingError
 from fedshelf.training import optimizer
 from fedshelf.training.batches import Batch
 from fedshelf.training.bound_model import BoundModel, GradientHook
@@ -53,6 +53,11 @@ class LocalRun:
     def __post_init__(self) -> None:
         self.optimizer = optimizer.start(self.bound.params, self.bound.gradients, self.bound.settings, self.moves)
 
+    @property
+    def size(self) -> int:
+        """Photos in the present batch."""
+        return len(self.batch.labels) if self.batch is not None else 0
+
     def draw(self) -> bool:
         """Take the next batch; False if there is none."""
         self.batch = next(self.batches, None)
@@ -67,7 +72,7 @@ class LocalRun:
         """What the training did.
 
         Raises:
-            FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
+            TrainingError: the loss became infinite or not a number; nothing of such a round is of use.
         """
         losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
         loss_sum = 0.0
@@ -75,7 +80,7 @@ class LocalRun:
             loss_sum += loss * size
         mean_loss = loss_sum / max(1, sum(self._sizes))
         if not math.isfinite(mean_loss):
-            raise FedShelfError(f"training diverged in round {self.round}: the loss is {mean_loss}; lower --client-lr")
+            raise TrainingError(f"training diverged in round {self.round}: the loss is {mean_loss}; lower --client-lr")
         return Fit(num_examples=self.num_examples, num_steps=len(losses), loss=mean_loss, seconds=seconds)
 
 
@@ -97,7 +102,7 @@ def train(local_runs: Sequence[LocalRun], differentiate: Differentiate) -> None:
             settings = group[0].bound.settings
             losses = differentiate(group)
             for local_run, loss in zip(group, losses, strict=True):
-                local_run.note(loss, _size(local_run))
+                local_run.note(loss, local_run.size)
             if settings.gradient_clip:
                 _clip([local_run.bound.gradients for local_run in group], settings.gradient_clip)
             for local_run in group:
@@ -147,9 +152,5 @@ def _by_size(local_runs: Sequence[LocalRun]) -> list[list[LocalRun]]:
     """Lanes whose present batches have one size can be computed together."""
     groups: dict[int, list[LocalRun]] = {}
     for local_run in local_runs:
-        groups.setdefault(_size(local_run), []).append(local_run)
+        groups.setdefault(local_run.size, []).append(local_run)
     return list(groups.values())
-
-
-def _size(local_run: LocalRun) -> int:
-    return len(local_run.batch.labels) if local_run.batch is not None else 0

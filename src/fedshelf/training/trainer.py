@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedshelf.core.errors import TrainingError
 from fedshelf.core.messages import DELTA, Broadcast, TaskKey, Upload, keyed
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
@@ -120,7 +121,7 @@ class Trainer:
             The last phase's loss; the steps of those phases that move shared values; the time of all.
 
         Raises:
-            FedShelfError: the loss became infinite or not a number; nothing of such a round is of use.
+            TrainingError: the loss became infinite or not a number; nothing of such a round is of use.
         """
         fits: list[Fit] = []
         own_steps = None if num_steps is None else max(1, int(num_steps / self.growth + 0.5))
@@ -135,7 +136,7 @@ class Trainer:
                 client_lr=self.lr_scale * client_lr, gradient_hook=gradient_hook, calibration=self.calibration,
                 moves=phase.moves,
             )  # fmt: skip
-            fits.append(local_run.result(self.run(local_run)))
+            fits.append(self._train(local_run))
             taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0
         return replace(fits[-1], num_steps=taken, seconds=sum(fit.seconds for fit in fits))
 
@@ -155,13 +156,28 @@ class Trainer:
             num_examples=len(self.train), gradient_hook=add, calibration=self.calibration,
         )  # fmt: skip
         before = self.bound_model.params.vector.clone()
-        local_run.result(self.run(local_run))
+        self._train(local_run)
         self.bound_model.params.vector.copy_(before)  # batch-norm statistics have moved
         return sums
 
     def evaluate(self) -> Score:
         """Score the workbench's present model on this client's validation photos, by plain cross-entropy."""
         return evaluate(self.bound_model, self.validation)
+
+    def _train(self, local_run: LocalRun) -> Fit:
+        """Train to the end; torch's errors become a `TrainingError` that says what to do."""
+        try:
+            return local_run.result(self.run(local_run))
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(f"no memory to train with --batch-size {local_run.size}: lower it ({error})") from error
+        except (RuntimeError, ValueError) as error:
+            if self.bound_model.has_batch_norm and "more than 1 value per channel" in str(error):
+                raise TrainingError(
+                    "batch normalization cannot train on a single photo at this --image-size: give this store at least "
+                    "two photos, or use --norm group, a larger --image-size, or --batch-size 2 and more",
+                    will_repeat=True,
+                ) from error
+            raise TrainingError(f"training failed: {type(error).__name__}: {error}") from error
 
     def _batches(
         self, round: int, *, epochs: int | None = None, num_steps: int | None = None, part: str = ""

@@ -42,7 +42,7 @@ def test_the_plan_is_the_configurations() -> None:
                momentum=0.5),
         run_id="r", start_clients=6, catalogue=None,
     )  # fmt: skip
-    assert (plan.num_rounds, plan.start_clients, plan.min_clients, plan.fraction) == (15, 6, 3, 0.4)
+    assert (plan.num_rounds, plan.start_clients, plan.fraction) == (15, 6, 0.4)
     assert (plan.pacing.straggler_factor, plan.pacing.over_selection) == (1.5, 0.3)
     workload = plan.pacing.workload
     assert (workload.rule, workload.least, workload.most, workload.norm) == ("dynamic", 0.5, 3.0, "l1")

@@ -223,9 +223,9 @@ def test_clients_that_fail_wait_for_the_next_version_and_stop_nobody() -> None:
         assert len(failed) <= 1
         assert all(m.status is ClientStatus.FAILED and m.reason == "no memory" for m in failed)
     everybody = buffered(tampers=dict.fromkeys("abc", fails))
-    with pytest.raises(RunError, match="void 10 times in a row"):
+    with pytest.raises(RunError, match=r"no client is left.*no memory"):
         everybody.run()
-    assert len(everybody.sink.of(RoundVoid)) == 10
+    assert len(everybody.sink.of(RoundVoid)) == 2, "the third failure excludes them"
 
 
 def test_an_upload_that_is_not_finite_is_refused_and_the_version_is_made_of_others() -> None:
@@ -336,7 +336,7 @@ def test_what_a_client_was_at_is_remembered_through_servers_that_it_did_not_come
 
 
 def test_only_so_many_are_at_work_as_a_cohort_has() -> None:
-    world = buffered(plan={"fraction": 0.3, "min_clients": 2}, delays=dict.fromkeys("abc", FAST))
+    world = buffered(plan={"fraction": 0.5}, delays=dict.fromkeys("abc", FAST))
     at_work: set[str] = set()
     most = 0
 

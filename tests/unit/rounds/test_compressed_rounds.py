@@ -13,6 +13,7 @@ from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.compression.chain import decode, parse
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.codec_stage import Encode
+from fedshelf.compression.download import MemoryHeldModel, name_of
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.events import ClientStatus, RunStatus
 from fedshelf.core.messages import (
@@ -25,7 +26,6 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.core.state import ClientState
-from fedshelf.rounds.download import MemoryHeldModel, name_of
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.serialization import messages as payload
 from fedshelf.training.trainer import Trainer
@@ -115,14 +115,14 @@ def test_after_the_first_round_a_client_is_sent_differences_only() -> None:
 
 
 def test_a_client_that_missed_rounds_is_sent_the_steps_between() -> None:
-    there = world(down="topk:0.2", num_rounds=8, plan={"fraction": 0.3, "min_clients": 1})
+    there = world(down="topk:0.2", num_rounds=8, plan={"fraction": 0.3})
     assert there.run() is RunStatus.FINISHED
     several = [len(task.deltas) for name in there.names for task in there.transport.downloads(f"line-to-{name}")]
     assert max(several) > 1, "nobody missed a round: the test tests nothing"
 
 
 def test_differences_that_are_larger_than_the_model_are_not_sent() -> None:
-    there = world(down="fp16", num_rounds=9, plan={"fraction": 0.3, "min_clients": 1})
+    there = world(down="fp16", num_rounds=9, plan={"fraction": 0.3})
     there.run()
     size = 4 * there.trainer("a").bound_model.params.layout.num_shared
     for name in there.names:

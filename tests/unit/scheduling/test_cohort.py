@@ -11,25 +11,21 @@ from fedshelf.scheduling import cohort
 
 
 @pytest.mark.parametrize(
-    ("population", "fraction", "min_clients", "expected"),
-    [
-        (8, 1.0, 2, 8), (8, 0.5, 2, 4), (7, 0.5, 2, 4), (8, 0.1, 2, 2), (8, 0.1, 1, 1), (10, 0.3, 1, 3),
-        (100, 0.07, 1, 7), (3, 0.5, 5, 3), (1, 0.01, 1, 1), (10, 0.11, 1, 2),
-    ],
-)  # fmt: skip
-def test_a_cohort_is_the_fraction_rounded_up_within_its_bounds(
-    population: int, fraction: float, min_clients: int, expected: int
-) -> None:
-    assert cohort.size(population, fraction=fraction, min_clients=min_clients) == expected
+    ("population", "fraction", "expected"),
+    [(8, 1.0, 8), (8, 0.5, 4), (7, 0.5, 4), (8, 0.1, 1), (10, 0.3, 3), (100, 0.07, 7), (1, 0.01, 1), (10, 0.11, 2)],
+)
+def test_a_cohort_is_the_fraction_rounded_up_and_at_least_one(population: int, fraction: float, expected: int) -> None:
+    assert cohort.size(population, fraction=fraction) == expected
 
 
 @pytest.mark.parametrize(
     ("members", "configured", "expected"),
-    [(10, None, 8), (5, None, 4), (4, None, 4), (3, None, 3), (1, None, 1), (6, None, 5), (5, 2, 2), (5, 9, 5)],
-)
-def test_a_quorum_is_as_configured_or_four_fifths_rounded_up(
-    members: int, configured: int | None, expected: int
-) -> None:
+    [
+        (1, None, 1), (2, None, 2), (3, None, 2), (4, None, 3), (5, None, 4), (6, None, 5), (10, None, 7),
+        (100, None, 67), (5, 2, 2), (5, 9, 5),
+    ],
+)  # fmt: skip
+def test_a_quorum_is_as_configured_or_more_than_two_thirds(members: int, configured: int | None, expected: int) -> None:
     assert cohort.quorum(members, configured) == expected
 
 

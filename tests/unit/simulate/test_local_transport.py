@@ -7,7 +7,7 @@ import torch
 
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.serialization import messages as payload
-from fedshelf.simulate.sizes import Sizes
+from fedshelf.simulate.simulated_wire import Sizes
 from fedshelf.simulate.transport import LocalTransport
 from fedshelf.simulate.virtual import Durations
 

@@ -1,0 +1,63 @@
+"""Server and client as ordinary Flower apps, for stock `flower-superlink` and `flower-supernode`. Documented API only.
+
+A stock SuperNode runs each message in a new process: the client is built anew for each, from the node's configuration
+(``flower-supernode --node-config 'data-dir="…" name="…" state-dir="…"'``).
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedshelf.core.messages import Failure, Join
+from fedshelf.core.ports import Transport
+from fedshelf.deploy.client_part import ClientPart, Handler
+from fedshelf.deploy.failure_text import failure_text
+from fedshelf.deploy.grid_transport import GridTransport
+from fedshelf.deploy.records import WireMessage, to_parcel
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 20.0  # a stock SuperNode looks for messages every 3 s, and starts a process for each
+
+MakeHandler: TypeAlias = Callable[[Mapping[str, Any]], tuple[Join, Handler]]
+
+
+def make_client_app(make_handler: MakeHandler) -> ClientApp:
+    """The app; `make_handler` builds a client from the node's configuration, for each message."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        reply: WireMessage
+        try:
+            join, handle = make_handler(context.node_config)
+        except Exception as error:
+            logger.exception("the client could not be built from its node configuration")
+            reply = Failure(reason=failure_text(error))
+        else:
+            reply, _ = ClientPart(join=join, handle=handle).answer(message)
+        return Message(to_parcel(reply).inline(), reply_to=message)
+
+    for entry in (app.train(), app.evaluate(), app.query()):
+        entry(answer)
+    return app
+
+
+def make_server_app(run: Callable[[Transport, Mapping[str, Any]], None]) -> ServerApp:
+    """The app; `run` gets the transport and the run's configuration (``flwr run --run-config``)."""
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]  # mypy does not follow imports into Flower
+    def main(grid: Grid, context: Context) -> None:
+        transport = GridTransport(grid, close_timeout=CLOSE_SECONDS)
+        reason = "the run failed; the server's log says why"
+        try:
+            run(transport, context.run_config)
+            reason = "run finished"
+        finally:
+            transport.close(reason)
+
+    return app

@@ -1,0 +1,192 @@
+"""The steps of a synchronous round, at the server: draw a cohort, collect uploads, fold them, evaluate."""
+
+import logging
+from dataclasses import replace
+
+from fedshelf.algorithms.aggregation import combine, normalized, stretched, weighted
+from fedshelf.algorithms.reduce import Verdict
+from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
+from fedshelf.core.messages import (
+    PARAMS,
+    Broadcast,
+    Evaluation,
+    Failure,
+    Purpose,
+    TaskKey,
+    Upload,
+    auxiliary_vectors,
+)  # fmt: skip
+from fedshelf.core.ports import Reply
+from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.rounds.plan import Context
+from fedshelf.rounds.round_progress import RoundProgress
+from fedshelf.rounds.validation import counted, problem_with_evaluation, source_of
+from fedshelf.scheduling import cohort as cohorts
+from fedshelf.scheduling.pace import predicted
+
+logger = logging.getLogger(__name__)
+
+
+class RoundSteps:
+    """What a round does, in the order of the methods."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._plan = context.plan
+        self._ports = context.ports
+        self._algorithm = context.algorithm
+        self._layout = context.model.layout
+        self._membership = context.membership
+        self._downloads = context.downloads
+        self._dispatcher = context.dispatcher
+        self._validator = context.validator
+        self._timer = context.timer
+
+    def draw(self, state: ServerState, attempt: int) -> OpenRound:
+        """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked.
+
+        Raises:
+            RunError: all clients have been excluded.
+        """
+        plan, number = self._plan, state.round + 1
+        starts = number == 1 and attempt == 0
+        self._wait_for_clients(number, plan.start_clients if starts else plan.rounds.quorum or 1)
+        live = self._membership.live()
+        count = cohorts.size(len(live), fraction=plan.fraction)
+        rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")
+        key = TaskKey(run_id=plan.run_id, round=number, attempt=attempt)
+        num_train = {name: min(self._membership.num_train(name), plan.rounds.max_examples) for name in live}
+        weights = cohorts.sampling_weights(
+            plan.sampling, live, num_train=num_train, times_live=state.times_live, round=number
+        )
+        asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
+        cohort = cohorts.draw(live, asked, rng, weights)
+        num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
+        opened = OpenRound(
+            key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps, pace=predicted(state.pace, num_steps)
+        )
+        self._ports.spool.clear()
+        self._ports.checkpoints.save_open_round(opened)
+        return opened
+
+    def _wait_for_clients(self, number: int, needed: int) -> None:
+        members = self._membership
+
+        def is_over() -> bool:
+            members.check_any_left()
+            return members.num_live() >= needed and not members.returning() and self._context.is_settled
+
+        if members.num_live() < needed:
+            logger.info("round %d waits until %d clients are live", number, needed)
+        plural = "client" if needed == 1 else "clients"
+        self._context.inbox.wait(is_over, f"{needed} {plural} for round {number}", members.missing)
+
+    def collect(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
+        """Ask the cohort to train and spool what comes back until all have answered or the deadline has passed."""
+        client_lr = self._plan.client_lr(key.round)
+        for name in self._ports.spool.names(key):  # what a server that crashed in this round had already received
+            upload = self._ports.spool.get(key, name)
+            if name in progress.cohort and isinstance(upload, Upload):
+                self._note(progress, key, counted(name, upload))
+
+        added = auxiliary_vectors(self._algorithm.broadcast(state, self._layout.num_trainable))
+
+        def broadcast(name: str) -> Broadcast:
+            return Broadcast(
+                key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model, **added},
+                counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name),
+            )  # fmt: skip
+
+        def on_reply(reply: Reply) -> None:
+            member = self._receive(reply, key, progress.assignment.share(reply.client))
+            if member.status is ClientStatus.COUNTED:
+                progress.record_pace(reply.client, self._timer.now())
+                self._membership.on_counted(reply.client)
+            self._note(progress, key, member)
+            if member.status is not ClientStatus.COUNTED:
+                will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
+                self._membership.on_failed(reply.client, member.reason, will_repeat=will_repeat)
+
+        began = self._timer.now()
+        grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
+        progress.patient_until = began + progress.assignment.patience + grace
+        self._dispatcher.dispatch(
+            progress.pending(), key, broadcast, on_reply, seconds=self._plan.rounds.timeout, traffic=progress,
+            enough=progress.enough, wake=progress.patient_until,
+        )  # fmt: skip
+        ended = self._timer.now()
+        for name in progress.pending():
+            if self._membership.address(name) is None:
+                reason = self._membership.absence(name)
+                self._note(progress, key, Participation(client=name, status=ClientStatus.OFFLINE, reason=reason))
+            else:
+                reason = progress.late_reason(began, ended, self._plan.rounds.timeout)
+                self._note(progress, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
+
+    def _receive(self, reply: Reply, key: TaskKey, share: float) -> Participation:
+        """Validate an answer to a training task; a valid upload is spooled as what the configured work, of which
+        `share` was done, would have led to."""
+        found = self._validator.validate(reply, key)
+        if isinstance(found, Participation):
+            return found
+        upload = normalized(found, share, num_trainable=self._layout.num_trainable)
+        self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
+        return counted(reply.client, upload)
+
+    def fold(self, progress: RoundProgress, state: ServerState, key: TaskKey, population: int) -> ServerState:
+        """The state with the new model. Clients that the aggregator leaves out are refused: what the round changed
+        there must not last, for the server knows nothing of it."""
+        names = progress.counted()
+        uploads = [upload for name in names if isinstance(upload := self._ports.spool.get(key, name), Upload)]
+        alike = self._plan.rounds.equal_weights
+        weights = [1.0 if alike else self._algorithm.weight(upload, staleness=0) for upload in uploads]
+        aggregate, verdicts = combine(uploads, weights, self._plan.aggregator, num_trainable=self._layout.num_trainable)
+        for name, verdict in zip(names, verdicts, strict=True):
+            progress.members[name] = _judged(progress.members[name], verdict)
+        by_name, names = dict(zip(names, weights, strict=True)), progress.counted()
+        length = weighted((progress.assignment.share(name), by_name[name]) for name in names) or 1.0
+        after = self._algorithm.server_update(state, stretched(aggregate, length), population)
+        return self._downloads.advance(
+            replace(
+                after,
+                round=key.round,
+                params=self._layout.clamp(after.params),
+                counted={**state.counted, **dict.fromkeys(names, key)},
+            )
+        )
+
+    def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
+        """Ask those counted how the new model does on their own validation photos."""
+        # A server restarted in this phase has everybody's upload, and nobody with it yet.
+        returning = self._membership.returning()
+        asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
+
+        def broadcast(name: str) -> Broadcast:
+            return Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model})
+
+        def on_reply(reply: Reply) -> None:
+            problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client))
+            if problem:
+                self._ports.sink.emit(
+                    ClientRefused(client=reply.client, reason=f"its evaluation is not used: {problem}")
+                )
+            elif isinstance(reply.message, Evaluation) and reply.message.num_examples:
+                accuracy = reply.message.num_correct / reply.message.num_examples
+                progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
+                progress.evaluated[reply.client] = min(reply.message.num_examples, self._plan.rounds.max_examples)
+
+        self._dispatcher.dispatch(asked, key, broadcast, on_reply, seconds=self._plan.rounds.timeout, traffic=progress)
+
+    def _note(self, progress: RoundProgress, key: TaskKey, member: Participation) -> None:
+        progress.members[member.client] = member
+        self._ports.sink.emit(
+            UploadReceived(
+                round=key.round, client=member.client, status=member.status, reason=member.reason,
+                num_done=len(progress.members), num_cohort=len(progress.cohort),
+            )
+        )  # fmt: skip
+
+
+def _judged(member: Participation, verdict: Verdict) -> Participation:
+    status = ClientStatus.REFUSED if verdict.left_out else member.status
+    return replace(member, status=status, reason=verdict.reason)
