@@ -1,131 +1,264 @@
-"""`python -m benchmarks pilot|chain|wire|bytes`: FedShelf, the limit and the peers in turn, and how they compare."""
+"""`python -m benchmarks`: the command line of all benchmarks."""
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated, Any
 
+import click
 import platformdirs
+import typer
+from click.core import ParameterSource
 
-from benchmarks import plots, results, training, transport
-from benchmarks.compare import DifferentWorkError
-from benchmarks.journal import Journal, code_digest
-from benchmarks.measure import MeasurementError
+from benchmarks import acceptance, demo, digests, drift, guard, photos, plots, results, scale, training, wire
+from benchmarks.processes import ending_all_children
 from benchmarks.results import Outcome
-from benchmarks.wire_limit import NUM_CLIENTS, power_of_two
-from benchmarks.workloads import WORKLOADS
-from fedshelf.core.errors import DataError, FedShelfError
+from benchmarks.samples import SampleLog, code_digest
+from benchmarks.studies import algorithms, codecs, robustness, skew, tuning, unequal
+from benchmarks.studies.study import SEEDS, Study, results_of
+from benchmarks.wire_limit import NUM_CLIENTS
+from benchmarks.workloads import CHAIN, PILOT, Workload
+from fedshelf.core.errors import FedShelfError
 
-WIRE_SIZES = (10, 100)  # megabytes
+STUDIES = (algorithms.STUDY, tuning.STUDY, skew.STUDY, robustness.STUDY, unequal.STUDY, codecs.STUDY)
+CACHE = Path(platformdirs.user_cache_dir("fedshelf", appauthor=False)) / "benchmarks"
+NOT_RECORDED = {"as_json", "write", "fresh", "recorded", "photos_folder", "work"}
+"""Options that decide where a result goes, not what it is."""
 
+app = typer.Typer(
+    help="Measure FedShelf against the limit of this machine and against other frameworks, and train the acceptance "
+    "benchmark in many ways. Interrupted measurements resume.\n\nExit codes: 0 done, 1 failed, 2 wrong usage, 77 no "
+    "photos, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Measure FedShelf against the limit of this machine and against its peers, all in turn. "
-        "An interrupted measurement goes on where it was.",
-        epilog="example: python -m benchmarks pilot --runs 5 --peers --write",
-    )
-    parser.add_argument("benchmark", choices=[*WORKLOADS, "wire", "bytes"])
-    parser.add_argument("--runs", type=int, default=5, help="runs of each side (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print seconds, ratio and peak memory as JSON")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md, its plots and results.json")
-    parser.add_argument("--peers", action="store_true", help="measure other frameworks, too (makes their environments)")
-    parser.add_argument("--peer-rounds", type=int, metavar="N", help="pilot, chain: at most N rounds of each peer")
-    parser.add_argument("--fresh", action="store_true", help="begin anew instead of going on where it was")
-    parser.add_argument("--photos", type=Path, help="where the groceries pack is (default: beside the project)")
-    parser.add_argument(
-        "--work", type=Path, default=Path(platformdirs.user_cache_dir("fedshelf", appauthor=False)) / "benchmarks",
-        help="folder for prepared photos, samples and the peers' environments (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--one-process", action="store_true", help="measure the plain loop in one process, too")
-    parser.add_argument("--insecure", action="store_true", help="wire: without TLS")
-    parser.add_argument(
-        "--clients", type=power_of_two, default=NUM_CLIENTS, help="wire: client processes (default: %(default)s)"
-    )
-    parser.add_argument("--megabytes", type=int, nargs="+", default=WIRE_SIZES, metavar="N", help="wire: sizes")
-    parsed = parser.parse_args(arguments)
-    if min(parsed.runs, parsed.peer_rounds or 1, *parsed.megabytes) < 1:
-        parser.error("--runs, --peer-rounds and --megabytes must be at least 1")
-    if parsed.peers and parsed.clients != NUM_CLIENTS:
-        parser.error(f"--peers measures {NUM_CLIENTS} clients")
-    return parsed
-
-
-def measure(arguments: argparse.Namespace) -> Outcome:
-    """Run the benchmark, or go on with it."""
-    name, arguments.work = arguments.benchmark, arguments.work.absolute()
-    if name == "bytes":
-        return _bytes(arguments)
-    path = arguments.work / "samples" / f"{section(arguments)}-{code_digest()}.jsonl"
-    with Journal(path, fresh=arguments.fresh) as journal:
-        if len(journal):
-            print(f"{name}: going on with {len(journal)} runs in {path}", file=sys.stderr)
-        if name == "wire":
-            outcome = transport.measure(arguments, journal)
-        else:
-            outcome = training.measure(WORKLOADS[name], arguments, journal)
-        journal.finish()
-    return outcome
+Runs = Annotated[int, typer.Option(min=1, help="Runs of each program.")]
+Peers = Annotated[bool, typer.Option("--peers", help="Measure other frameworks, too; makes their environments.")]
+PeerRounds = Annotated[int | None, typer.Option(min=1, help="The most rounds of each peer.")]
+OneProcess = Annotated[bool, typer.Option("--one-process", help="Measure the plain loop in one process, too.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Measure without TLS.")]
+Clients = Annotated[int, typer.Option(min=1, help="Client processes, a power of two.")]
+Megabytes = Annotated[list[int] | None, typer.Option(min=1, help="Size of the model; repeatable (default: 10, 100).")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of resuming.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the main figures as one JSON object.")]
+Write = Annotated[bool, typer.Option("--write", help="Write the section of RESULTS.md, its plots and its record.")]
+Photos = Annotated[Path, typer.Option("--photos", help="Folder that holds the groceries packs and splits/.")]
+Work = Annotated[Path, typer.Option(help="Folder for photos, samples, environments and runs.")]
+Workers = Annotated[int, typer.Option(min=0, help="Worker processes of a simulation.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of split and training; repeatable.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the photos and of the training.")]
+Recorded = Annotated[bool, typer.Option("--recorded", help="Run nothing: print the table of what was run before.")]
+Deployed = Annotated[bool, typer.Option("--deployed", help="Run processes instead of a simulation.")]
+Source = Annotated[Path, typer.Option("--checkout-src", help="The 'src' folder of the version to run.")]
+Short = Annotated[bool, typer.Option("--short", help="Leave out the acceptance benchmark, which takes minutes.")]
 
 
-def _bytes(arguments: argparse.Namespace) -> Outcome:
-    """All codecs, three seeds; `python -m benchmarks.bytes` has flags for fewer."""
-    from benchmarks import acceptance
-    from benchmarks import bytes as bytes_to_accuracy
+def _add_training(workload: Workload, help: str) -> None:
+    @app.command(workload.name, help=help)
+    def command(
+        context: typer.Context,
+        runs: Runs = 5,
+        peers: Peers = False,
+        peer_rounds: PeerRounds = None,
+        one_process: OneProcess = False,
+        as_json: AsJson = False,
+        write: Write = False,
+        fresh: Fresh = False,
+        photos_folder: Photos = photos.DEFAULT_FOLDER,
+        work: Work = CACHE,
+    ) -> None:
+        def measure(log: SampleLog) -> Outcome:
+            return training.measure(
+                workload, log, runs=runs, peers=peers, peer_rounds=peer_rounds, one_process=one_process,
+                photos_folder=photos_folder, work=work.absolute(),
+            )  # fmt: skip
 
-    settings = argparse.Namespace(
-        seed=None, up=None, down="none", workers=2, photos=arguments.photos or acceptance.PHOTOS,
-        work=arguments.work / "bytes",
-    )  # fmt: skip
-    contract, text = bytes_to_accuracy.measure(settings)
-    return Outcome(contract=contract, text=text)
-
-
-def section(arguments: argparse.Namespace) -> str:
-    """The name of the section, which tells apart what must not be mixed."""
-    details = ["without TLS"] * arguments.insecure
-    details += [f"{arguments.clients} clients"] * (arguments.clients != NUM_CLIENTS)
-    return ", ".join([arguments.benchmark, *details])
-
-
-def command(arguments: argparse.Namespace) -> str:
-    """What to type for the same measurement."""
-    flags = [f"--{flag}" for flag in ("insecure", "one-process", "peers") if getattr(arguments, flag.replace("-", "_"))]
-    if arguments.peer_rounds:
-        flags += ["--peer-rounds", str(arguments.peer_rounds)]
-    if arguments.clients != NUM_CLIENTS:
-        flags += ["--clients", str(arguments.clients)]
-    if tuple(arguments.megabytes) != WIRE_SIZES:
-        flags += ["--megabytes", *map(str, arguments.megabytes)]
-    return " ".join(["python -m benchmarks", arguments.benchmark, "--runs", str(arguments.runs), *flags])
+        _measure(context, workload.name, work, measure, fresh=fresh, as_json=as_json, write=write)
 
 
-def main() -> int:
-    """The exit code: 0 measured, 1 failed, 2 wrong usage, 77 no photos, 130 interrupted."""
-    arguments = parse()
-    name = arguments.benchmark
+_add_training(PILOT, "Train on 8 stores in 5 rounds, against a plain PyTorch loop.")
+_add_training(CHAIN, "Train on 50 of 1,000 stores in each of 20 rounds, against a plain PyTorch loop.")
+
+
+@app.command("wire")
+def wire_command(
+    context: typer.Context,
+    runs: Runs = 5,
+    peers: Peers = False,
+    insecure: Insecure = False,
+    clients: Clients = NUM_CLIENTS,
+    megabytes: Megabytes = None,
+    as_json: AsJson = False,
+    write: Write = False,
+    fresh: Fresh = False,
+    work: Work = CACHE,
+) -> None:
+    """Move a model to client processes and back, without training, against plain sockets."""
+    if clients & (clients - 1) or (peers and clients != NUM_CLIENTS):
+        reason = "--clients must be a power of two, so that the mean is exact"
+        raise typer.BadParameter(f"{reason}, and {NUM_CLIENTS} with --peers", context)
+    details = ["without TLS"] * insecure + [f"{clients} clients"] * (clients != NUM_CLIENTS)
+    section = ", ".join(["wire", *details])
+
+    def measure(log: SampleLog) -> Outcome:
+        return wire.measure(
+            log, runs=runs, peers=peers, insecure=insecure, clients=clients, megabytes=megabytes or (10, 100),
+            work=work.absolute(),
+        )  # fmt: skip
+
+    _measure(context, section, work, measure, fresh=fresh, as_json=as_json, write=write)
+
+
+def _only(names: Iterable[str]) -> Any:
+    return typer.Option(metavar="NAME", click_type=click.Choice(list(names)), help="Run this row only; repeatable.")
+
+
+def _add_study(one: Study) -> None:
+    @app.command(one.name, help=f"{one.help}\n\nIt takes hours. Finished runs are in benchmarks/studies/records.jsonl.")
+    def command(
+        context: typer.Context,
+        seeds: Seeds = None,
+        only: Annotated[list[str] | None, _only(experiment.name for experiment in one.experiments)] = None,
+        recorded: Recorded = False,
+        workers: Workers = 2,
+        as_json: AsJson = False,
+        write: Write = False,
+        photos_folder: Photos = photos.DEFAULT_FOLDER,
+        work: Work = Path("runs") / "studies",
+    ) -> None:
+        found = results_of(
+            one, work, photos_folder, seeds=seeds or SEEDS, only=only or (), workers=workers, recorded=recorded
+        )  # fmt: skip
+        text = "\n\n".join(filter(None, [one.report(found), one.draw(found) if write else ""]))
+        _report(context, one.name, Outcome(summary=one.summary(found), text=text), as_json=as_json, write=write)
+
+
+for each in STUDIES:
+    _add_study(each)
+
+
+@app.command("acceptance")
+def acceptance_command(
+    context: typer.Context,
+    seeds: Seeds = None,
+    deployed: Deployed = False,
+    workers: Workers = 2,
+    write: Write = False,
+    photos_folder: Photos = photos.DEFAULT_FOLDER,
+    work: Work = Path("runs") / "acceptance",
+) -> None:
+    """Train 81 products over 8 stores in 30 rounds; exit code 1 if the accuracy is outside the band."""
+    records = [acceptance.run(work, photos_folder, seed, deployed=deployed, workers=workers) for seed in seeds or [0]]
+    section = "acceptance, deployed" if deployed else "acceptance"
+    if write:
+        results.write(section, acceptance.report(records, deployed=deployed), _command_line(context))
+    if not all(record["inside_band"] for record in records):
+        raise typer.Exit(1)
+
+
+@app.command("demo")
+def demo_command(
+    context: typer.Context,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    write: Write = False,
+    work: Work = Path("runs") / "demo-check",
+) -> None:
+    """Train the demo's stores alone and together."""
+    figures = demo.measure(work, seed)
+    _report(context, "demo", Outcome(summary=figures, text=demo.report(figures)), as_json=as_json, write=write)
+
+
+@app.command("drift")
+def drift_command(
+    context: typer.Context,
+    write: Write = False,
+    photos_folder: Photos = photos.DEFAULT_FOLDER,
+    work: Work = Path("runs") / "studies",
+) -> None:
+    """Compare a store's gradient at the start of a round with those along its steps."""
+    _report(context, "drift", Outcome(summary={}, text=drift.measure(work, photos_folder)), write=write)
+
+
+@app.command("scale")
+def scale_command(context: typer.Context, write: Write = False, work: Work = CACHE) -> None:
+    """Simulate 10,000 stores, and measure how the cost of a round grows with the federation."""
+    _report(context, "scale", Outcome(summary={}, text=scale.report(work)), write=write)
+
+
+@app.command("guard")
+def guard_command() -> None:
+    """Compare the last records of pilot, chain and wire with those before; exit code 1 if something became slower."""
+    findings = guard.findings()
+    for finding in findings:
+        typer.echo(f"{'BAD ' if finding.bad else 'ok  '} {finding.text}")
+    if any(finding.bad for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("digests")
+def digests_command(
+    source: Source = Path("src"),
+    only: Annotated[list[str] | None, _only(case.name for case in digests.CASES)] = None,
+    short: Short = False,
+    photos_folder: Photos = photos.DEFAULT_FOLDER,
+) -> None:
+    """Print digests of final models with any version of FedShelf, to compare two versions on one machine."""
+    cases = [case.name for case in digests.CASES if not short or case is not digests.ACCEPTANCE]
+    with tempfile.TemporaryDirectory() as work:
+        for name, digest in digests.digests(source, photos_folder, Path(work), only or cases):
+            typer.echo(f"{name:<30} {digest}")
+
+
+def _measure(
+    context: typer.Context, section: str, work: Path, measure: Callable[[SampleLog], Outcome], *, fresh: bool,
+    as_json: bool, write: bool,
+) -> None:  # fmt: skip
+    """Measure or resume an interrupted measurement, and report the result."""
+    with SampleLog(work.absolute() / "samples" / f"{section}-{code_digest()}.jsonl", fresh=fresh) as log:
+        if len(log):
+            typer.echo(f"{section}: resuming with {len(log)} runs from {log.path}", err=True)
+        outcome = measure(log)
+        log.archive()
+    _report(context, section, outcome, as_json=as_json, write=write)
+
+
+def _report(context: typer.Context, section: str, outcome: Outcome, *, write: bool, as_json: bool = False) -> None:
+    """Print the result, and write it where that is asked for."""
+    typer.echo(json.dumps(outcome.summary) if as_json else outcome.text)
+    if write:
+        images = plots.draw_bars(section, outcome.figures)
+        results.write(section, "\n\n".join([outcome.text, *images]), _command_line(context))
+        if outcome.figures:
+            results.record(section, outcome)
+
+
+def _command_line(context: typer.Context) -> str:
+    """The command that measures the same again."""
+    parts: list[Any] = ["python -m benchmarks", context.command.name]
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params.get(str(parameter.name))
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if typed and name not in NOT_RECORDED:
+            for each in value if isinstance(value, (list, tuple)) else [value]:
+                parts += [parameter.opts[0]] if each is True else [parameter.opts[0], each]
+    return " ".join(map(str, parts))
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line and an exit code, never a traceback."""
     try:
-        outcome = measure(arguments)
-    except DataError as error:
-        print(f"{name}: skipped: {error}", file=sys.stderr)
-        return 77
-    except (FedShelfError, MeasurementError, DifferentWorkError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
-    print(json.dumps(outcome.contract) if arguments.json else outcome.text)
-    if arguments.write:
-        title = section(arguments)
-        images = plots.draw(title, outcome.figures)
-        results.write(title, "\n\n".join([outcome.text, *images]), command(arguments))
-        results.record(title, outcome)
-    return 0
+        with ending_all_children():
+            app()
+    except FedShelfError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

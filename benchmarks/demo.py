@@ -1,18 +1,15 @@
-"""Does the demo's photo set deserve a federation? What each store reaches alone, neighbors in pixels, and all together.
+"""*demo*: what the demo's stores reach alone, by nearest neighbors in pixels, and together.
 
-    python -m benchmarks.demo --work FOLDER
-
-Everything is trained with the demo's own settings and tested on the demo's test photos. Prints a line of JSON.
+Everything is trained with the demo's own settings and tested on the demo's test photos.
 """
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import results
+from benchmarks.photos import link_stores, write_catalogue
 from fedshelf.cli.demo import LOCAL_EPOCHS, ROUNDS
 from fedshelf.config.schema import RunConfig
 from fedshelf.data.cache import PhotoCache
@@ -24,60 +21,48 @@ from fedshelf.simulate.engine import simulate
 from fedshelf.tracking.queries import run_summary
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="an empty or earlier folder of this benchmark")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="write the section into benchmarks/RESULTS.md")
-    arguments = parser.parse_args()
-    photos = arguments.work / "photos"
+def measure(work: Path, seed: int) -> dict[str, Any]:
+    """Return the accuracies.
+
+    Args:
+        work: An empty folder, or one of an earlier call.
+        seed: Seed of the photos and of the training.
+    """
+    photos = work / "photos"
     if not photos.is_dir():
-        make_demo(photos, seed=arguments.seed)
+        make_demo(photos, seed=seed)
     stores = sorted((photos / "stores").iterdir())
-    for store in stores:  # one store as a whole federation: a folder of stores that holds only this one
-        (arguments.work / "alone" / store.name).mkdir(parents=True, exist_ok=True)
-        link = arguments.work / "alone" / store.name / store.name
-        if not link.exists():
-            link.symlink_to(store.absolute(), target_is_directory=True)
-    figures: dict[str, Any] = {
-        "neighbors_in_pixels": _neighbors(photos, stores, arguments.work / "cache"),
-        "alone": {store.name: _train(arguments, arguments.work / "alone" / store.name, store.name) for store in stores},
-        "together": _train(arguments, photos / "stores", "together"),
+    alone = {store.name: link_stores(work / "alone" / store.name, {store.name: store}) for store in stores}
+    return {
+        "neighbors_in_pixels": _neighbors(photos, stores, work / "cache"),
+        "alone": {name: _train(work, seed, folder, name) for name, folder in alone.items()},
+        "together": _train(work, seed, photos / "stores", "together"),
     }
-    print(json.dumps(figures))
-    if arguments.write:
-        rows = [
-            ["all five stores together", f"{figures['together']:.1%}"],
-            *([f"{name} alone", f"{value:.1%}"] for name, value in figures["alone"].items()),
-            ["nearest neighbor in pixels", f"{figures['neighbors_in_pixels']:.1%}"],
-        ]
-        text = results.table(["demo photos", "test accuracy"], rows)
-        results.write(
-            "demo", f"{text}\n\nThe demo's settings for all; simulated.", "python -m benchmarks.demo --work demo-check"
-        )
 
 
-def _train(arguments: argparse.Namespace, data_dir: Path, name: str) -> float:
-    """Accuracy on the test photos after the last round."""
-    run_dir = arguments.work / "runs" / name
+def report(figures: dict[str, Any]) -> str:
+    """Return the section of RESULTS.md."""
+    rows = [
+        ["all five stores together", f"{figures['together']:.1%}"],
+        *([f"{name} alone", f"{value:.1%}"] for name, value in figures["alone"].items()),
+        ["nearest neighbor in pixels", f"{figures['neighbors_in_pixels']:.1%}"],
+    ]
+    return f"{results.table(['demo photos', 'test accuracy'], rows)}\n\nSimulated, all with the demo's settings."
+
+
+def _train(work: Path, seed: int, data_dir: Path, name: str) -> float:
+    """The accuracy on the test photos after the last round."""
+    run_dir, test = work / "runs" / name, work / "photos" / "test"
     config = RunConfig(
-        data_dir=data_dir, test_dir=arguments.work / "photos" / "test", rounds=ROUNDS, local_epochs=LOCAL_EPOCHS,
-        min_clients=1, seed=arguments.seed, run_dir=run_dir,
-        catalogue=_catalogue(arguments.work),
+        data_dir=data_dir, test_dir=test, rounds=ROUNDS, local_epochs=LOCAL_EPOCHS, min_clients=1, seed=seed,
+        run_dir=run_dir, catalogue=write_catalogue(work / "catalogue.txt", test),
     )  # fmt: skip
     simulate(config)
     return run_summary(run_dir).rounds[-1].central_accuracy or 0.0
 
 
-def _catalogue(work: Path) -> Path:
-    """All products: a store alone is tested on those it does not sell, too."""
-    path = work / "catalogue.txt"
-    path.write_text("\n".join(sorted(folder.name for folder in (work / "photos" / "test").iterdir())) + "\n")
-    return path
-
-
 def _neighbors(photos: Path, stores: list[Path], cache: Path) -> float:
-    """Accuracy of the class of the nearest training photo (all stores', 48 px, Euclidean in raw pixels)."""
+    """The accuracy of the nearest training photo's class (all stores, 48 px, Euclidean distance of raw pixels)."""
     catalogue = Catalogue.resolve({"test": scan(photos / "test", val_fraction=0, seed=0).classes})
 
     def load(root: Path) -> PhotoSet:
@@ -89,7 +74,3 @@ def _neighbors(photos: Path, stores: list[Path], cache: Path) -> float:
     tests = np.asarray(test.images).reshape(len(test), -1).astype(np.float32)
     distances = (tests**2).sum(1)[:, None] - 2 * tests @ images.T + (images**2).sum(1)
     return float((labels[distances.argmin(1)] == test.labels).mean())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,10 @@
-"""*drift*: what a store's gradient at the round's start is worth along its steps: why SCAFFOLD's option I falls behind.
+"""*drift*: how well a store's gradient at the start of a round represents its steps: why SCAFFOLD's option I is worse.
 
-    python -m benchmarks.drift
-
-SCAFFOLD adds c - c_i to each local step. Option I's c_i is the gradient at the round's start, option II's the mean of
-those along the steps. Compared are the norms of both, and how far a round of c - c_i pushes a store (rate · steps /
-(1 - momentum) · its norm) with how far the store moves by itself.
+SCAFFOLD adds c - c_i to each local step. Option I's c_i is the gradient at the start of the round, option II's the mean
+of the gradients along the steps. The table compares their norms, and how far c - c_i pushes a store in a round (rate ·
+steps / (1 - momentum) · its norm) with how far the store moves by itself.
 """
 
-import argparse
 import statistics
 import tomllib
 from collections.abc import Sequence
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import acceptance, results
+from benchmarks.measure import MeasurementError
 from fedshelf.app.components import open_setup, store_photos
 from fedshelf.config import files
 from fedshelf.config.places import photo_cache
@@ -35,8 +33,14 @@ ROUNDS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """One store's local training from the global model: its gradient [T] there, the mean [T] of those along its steps,
-    by how much it moved [T] in how many steps."""
+    """One store's local training from the global model.
+
+    Attributes:
+        at_start: Its gradient at the global model [T].
+        mean: The mean gradient along its steps [T].
+        moved: How far it moved [T].
+        num_steps: In how many steps.
+    """
 
     at_start: Tensor
     mean: Tensor
@@ -44,28 +48,25 @@ class Walk:
     num_steps: int
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=acceptance.PHOTOS, help="folder with groceries-128.tar.gz")
-    parser.add_argument("--work", type=Path, default=Path("runs") / "studies", help="where photos and runs go")
-    parser.add_argument("--write", action="store_true", help="write the section into benchmarks/RESULTS.md")
-    arguments = parser.parse_args()
+def measure(work: Path, photos_folder: Path) -> str:
+    """Simulate the rounds before, and return the section of RESULTS.md.
+
+    Args:
+        work: The folder for unpacked photos, stores and the run.
+        photos_folder: The folder that holds the groceries-128 pack and `splits/`.
+    """
     flags = ("--rounds", str(ROUNDS))
-    run_dir = acceptance.simulate(arguments.work, arguments.photos, 0, arguments.work / "drift", flags, workers=2)
-    momentum, walks = _walks(run_dir)
-    text = _table(momentum, walks)
-    print(text)
-    if arguments.write:
-        results.write("drift", text, "python -m benchmarks.drift")
+    run_dir = acceptance.simulate(work, photos_folder, 0, work / "drift", flags, workers=2)
+    return _table(*_walks(run_dir))
 
 
 def _walks(run_dir: Path) -> tuple[float, dict[float, list[Walk]]]:
-    """The run's momentum, and by rate the walks of all stores from its last model."""
+    """The run's momentum, and the walks of all stores from its last model, by rate."""
     directory = RunDirectory.open(run_dir)
     config = files.parse(RunConfig, tomllib.loads(directory.config_toml), where=str(directory.config))
     state = FileCheckpoints(directory.checkpoints).load()
     if state is None or config.data_dir is None:
-        raise SystemExit(f"{run_dir} holds no simulated run")
+        raise MeasurementError(f"'{run_dir}' does not hold a simulated run: delete it and start again")
     setup = Setup(
         run_id=directory.run_id, config=files.for_clients(config), catalogue=directory.catalogue.read_text("utf-8"),
         layout_digest="",
@@ -88,10 +89,10 @@ def _walk(trainer: Trainer, model: Tensor, rate: float) -> Walk:
     trainer.bound_model.load(model)
     at_start, along = trainer.gradient(round=ROUNDS + 1), torch.zeros_like(params.trainable)
 
-    def note(gradient: Tensor, values: Tensor) -> None:
+    def add(gradient: Tensor, values: Tensor) -> None:
         along.add_(gradient)
 
-    fit = trainer.fit(round=ROUNDS + 1, client_lr=rate, gradient_hook=note)
+    fit = trainer.fit(round=ROUNDS + 1, client_lr=rate, gradient_hook=add)
     moved = params.trainable - model[: len(along)]
     return Walk(at_start=at_start, mean=along / fit.num_steps, moved=moved, num_steps=fit.num_steps)
 
@@ -105,18 +106,14 @@ def _table(momentum: float, walks: dict[float, list[Walk]]) -> str:
             norm = statistics.fmean(float(control.norm()) for control in controls)
             moved = statistics.fmean(float(walk.moved.norm()) for walk in each)
             rows.append([f"{rate:g}", option, f"{norm:.2f}", f"{statistics.fmean(pushes):.2f}", f"{moved:.2f}"])
-    columns = ["local rate", "option", "norm of c_i", "push of c - c_i in a round", "a store moves by itself"]
+    columns = ["local rate", "option", "norm of c_i", "push of c - c_i in a round", "the store's own move"]
     return (
         f"{results.table(columns, rows)}\n\nThe acceptance benchmark after {ROUNDS} rounds of FedAvg (seed 0); means "
-        "over 8 stores of norms over all trainable values."
+        "over 8 stores, of norms over all trainable values."
     )
 
 
 def _distances(controls: Sequence[Tensor]) -> list[float]:
-    """How far each is from the mean of all."""
+    """The distance of each from the mean of all."""
     common = torch.stack(list(controls)).mean(0)
     return [float((common - control).norm()) for control in controls]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The networks of *pilot* and *chain*, and when training first enters one: torch alone, so that peers can load it.
+"""The networks of *pilot* and *chain*. The module imports torch only, so that peers can load it.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -15,7 +15,7 @@ FIRST_STEP_FILE = "BENCHMARK_FIRST_STEP_FILE"
 
 
 class ResidualBlock(nn.Module):
-    """Basic block; where it halves the picture, the shortcut is a 1×1 convolution without normalization."""
+    """Basic block; with stride 2, the shortcut is a 1×1 convolution without normalization."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 def pilot_network() -> nn.Module:
-    """GroupNorm ResNet of 701,515 parameters for photos of 64 px."""
+    """Build a GroupNorm ResNet of 701,515 parameters for photos of 64 px."""
     channels = [(32, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, 2, 1, bias=False),
@@ -48,24 +48,29 @@ def pilot_network() -> nn.Module:
     )
 
 
-def chain_network() -> nn.Module:
-    """CNN of 67,659 parameters for photos of 32 px: three times (3×3 convolution, ReLU, 2×2 pool), then linear."""
+def chain_network(width: int = 16, num_classes: int = NUM_CLASSES) -> nn.Module:
+    """Build a CNN for photos of 32 px: 3 × (3×3 convolution, ReLU, 2×2 pool), then linear.
+
+    Args:
+        width: Channels of the first layer; with 16, the network has 67,659 parameters.
+        num_classes: Classes.
+    """
     layers: list[nn.Module] = []
-    for in_channels, channels in [(3, 16), (16, 32), (32, 64)]:
+    for in_channels, channels in [(3, width), (width, 2 * width), (2 * width, 4 * width)]:
         layers += [nn.Conv2d(in_channels, channels, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, NUM_CLASSES))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * 4 * 4, num_classes))
 
 
-def note_first_step(module: nn.Module) -> None:
-    """Where the environment names a file for it, append the time at which training first enters the network."""
+def record_first_step(module: nn.Module) -> None:
+    """Append the time at which training first enters the network to the file that the environment names, if any."""
     path = os.environ.get(FIRST_STEP_FILE)
     if path is None:
         return
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if module.training:
             handle.remove()
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(f"{time.monotonic()}\n")
 
-    handle = module.register_forward_pre_hook(note)
+    handle = module.register_forward_pre_hook(record)

@@ -1,101 +1,104 @@
-"""Bar charts of ratios as small SVG files in `plots/`, written by hand: no plotting library, the same bytes each time.
-
-Ratios that span more than a factor of ten get a logarithmic scale, where a dot on a line says that length is no amount.
-"""
+"""Figures as SVG files in `plots/`: bar charts of ratios, and curves of accuracy over time."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
+from typing import TYPE_CHECKING
 
-from benchmarks.results import LIMIT, ONE_PROCESS, OURS, Figures
+from benchmarks.results import FEDSHELF, LIMIT, ONE_PROCESS, Figures
+
+if TYPE_CHECKING:  # extra "bench"; slow to import, and only needed with --write
+    from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).with_name("plots")
-WIDTH, ROW, TOP, LEFT, RIGHT = 720, 28, 56, 210, 70  # pixels; LEFT holds names, RIGHT values
-STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#24292f}.title{font-weight:600}.axis{fill:#6e7781;font-size:11px}"
-    "line{stroke:#d0d7de}.ours{fill:#1a7f8e;stroke:#1a7f8e}.limit{fill:#8c959f;stroke:#8c959f}"
-    ".peer{fill:#bc6c25;stroke:#bc6c25}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.axis{fill:#8d96a0}"
-    "line{stroke:#3d444d}}"
-)
+COLORS = {FEDSHELF: "#1a7f8e", LIMIT: "#8c959f", ONE_PROCESS: "#8c959f"}
+PEER_COLOR = "#bc6c25"
+WIDTH = 7.2  # inches
 
 
-def draw(section: str, figures: Mapping[str, Figures]) -> list[str]:
-    """Draw a benchmark's charts, one for each size; the Markdown that shows them.
+def draw_bars(section: str, figures: Mapping[str, Figures]) -> list[str]:
+    """Draw a benchmark's bar charts, one for each size.
 
     Args:
-        section: name of the benchmark.
-        figures: by contender; a size follows the name after a comma.
+        section: The section's name.
+        figures: By program; a size follows the program's name after a comma.
+
+    Returns:
+        The Markdown that shows the charts.
     """
     images = []
-    sizes = itertools.groupby(figures, key=lambda name: name.partition(", ")[2])
-    for size, names in sizes:
+    for size, names in itertools.groupby(figures, key=lambda name: name.partition(", ")[2]):
         ratios = {name.partition(", ")[0]: figures[name].ratio for name in names}
         title = f"{section}, {size}" if size else section
-        name = f"{title.lower().replace(', ', '-').replace(' ', '-')}.svg"
-        FOLDER.mkdir(exist_ok=True)
-        (FOLDER / name).write_text(chart(f"{title}: time over the limit's (less is better)", ratios), encoding="utf-8")
-        text = "; ".join(f"{who} {_number(ratio)}" for who, ratio in ratios.items())
-        images.append(f"![{title}, times the limit: {text}](plots/{name})")
+        text = "; ".join(f"{program} {_number(ratio)}" for program, ratio in ratios.items())
+        chart = bar_chart(f"{title}: time relative to the limit (less is better)", ratios)
+        images.append(_save(chart, title, f"{title}, times the limit: {text}"))
     return images
 
 
-def chart(title: str, ratios: Mapping[str, float]) -> str:
-    """An SVG document with a row for each ratio, the smallest first."""
-    rows = sorted(ratios.items(), key=lambda row: row[1])
-    logarithmic = rows[-1][1] > 10 * rows[0][1]
-    ticks = _decades(rows[0][1], rows[-1][1]) if logarithmic else _steps(rows[-1][1])
-    height = TOP + ROW * len(rows) + 12
-    bottom = height - 12
+def bar_chart(title: str, ratios: Mapping[str, float]) -> "Figure":
+    """Return a chart with a bar for each ratio, the smallest on top.
 
-    def x(value: float) -> float:
-        low, high = (math.log10(ticks[0]), math.log10(ticks[-1])) if logarithmic else (ticks[0], ticks[-1])
-        place = math.log10(value) if logarithmic else value
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (place - low) / (high - low), 1)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style>",
-        f'<text class="title" x="8" y="20">{escape(title)}</text>',
-    ]
-    for tick in ticks:
-        parts.append(f'<line x1="{x(tick)}" y1="{TOP - 8}" x2="{x(tick)}" y2="{bottom}"/>')
-        parts.append(f'<text class="axis" x="{x(tick)}" y="{TOP - 14}" text-anchor="middle">{tick:g}×</text>')
-    for row, (name, ratio) in enumerate(rows):
-        parts += _row(name, ratio, TOP + ROW * row, x(ratio), dot=logarithmic)
-    return "\n".join([*parts, "</svg>", ""])
+    Ratios that span more than a factor of ten get dots on a logarithmic scale, where a length is not an amount.
+    """
+    rows = sorted(ratios.items(), key=lambda row: row[1], reverse=True)
+    names, values = [name for name, _ in rows], [value for _, value in rows]
+    colors = [COLORS.get(name, PEER_COLOR) for name in names]
+    figure = _figure(0.8 + 0.3 * len(rows))
+    axes = figure.subplots()
+    if values[0] > 10 * values[-1]:
+        axes.scatter(values, names, c=colors, zorder=2)
+        axes.set_xscale("log")
+    else:
+        axes.barh(names, values, color=colors, zorder=2)
+    for name, value in rows:
+        axes.annotate(_number(value), (value, name), (8, 0), textcoords="offset points", va="center")
+    axes.set_title(title, fontsize=10)
+    axes.margins(x=0.1)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
 
 
-def _row(name: str, ratio: float, top: int, end: float, *, dot: bool) -> list[str]:
-    kind = {OURS: "ours", LIMIT: "limit", ONE_PROCESS: "limit"}.get(name, "peer")
-    middle = top + ROW / 2
-    length = round(end - LEFT, 1)
-    shape = (
-        f'<rect class="{kind}" x="{LEFT}" y="{middle - 1}" width="{length}" height="2"/>'
-        f'<circle class="{kind}" cx="{end}" cy="{middle}" r="6"/>'
-        if dot
-        else f'<rect class="{kind}" x="{LEFT}" y="{top + 5}" width="{length}" height="{ROW - 10}"/>'
-    )
-    return [
-        f'<text x="{LEFT - 10}" y="{middle + 4.5}" text-anchor="end">{escape(name)}</text>',
-        shape,
-        f'<text x="{end + 12}" y="{middle + 4.5}">{_number(ratio)}</text>',
-    ]
+def draw_curves(name: str, title: str, x_label: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Draw accuracies (%) over time, one curve for each name.
+
+    Args:
+        name: The file's name, without its ending.
+        title: The figure's title.
+        x_label: What the time is.
+        curves: Points (time, accuracy), sorted by time; a value holds until the next one.
+
+    Returns:
+        The Markdown that shows the figure.
+    """
+    figure = _figure(3.6)
+    axes = figure.subplots()
+    for label, points in curves.items():
+        axes.step([x for x, _ in points], [y for _, y in points], where="post", label=label)
+    axes.set(title=title, xlabel=x_label, ylabel="accuracy %")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    return _save(figure, name, title)
+
+
+def _figure(height: float) -> "Figure":
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "fedshelf", "svg.fonttype": "none", "font.size": 10})
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _save(figure: "Figure", name: str, title: str) -> str:
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name.lower().replace(', ', '-').replace(' ', '-')}.svg"
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    return f"![{title}](plots/{path.name})"
 
 
 def _number(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
-
-
-def _decades(low: float, high: float) -> Sequence[float]:
-    """Powers of ten around all values."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return [float(10**power) for power in range(first, max(last, first + 1) + 1)]
-
-
-def _steps(high: float) -> Sequence[float]:
-    """From zero, in steps of 1, 2 or 5 times a power of ten, to at least `high`."""
-    power = 10 ** math.floor(math.log10(high / 4))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * 6 >= high)
-    return [step * i for i in range(math.ceil(high / step - 1e-9) + 1)]

@@ -1,6 +1,6 @@
-"""What a benchmark found, for people (`RESULTS.md`, one section each) and for programs (`results.json`, all records).
+"""The results of benchmarks: for people in `RESULTS.md`, one section each, and for programs in `results.json`.
 
-A section is replaced by the next run that is asked to write; a record is added to those before it.
+Writing a section replaces it; writing a record adds it to the earlier ones.
 """
 
 import datetime
@@ -17,23 +17,32 @@ import psutil
 import torch
 
 from benchmarks.measure import Sample
+from fedshelf.storage.atomic_files import write_atomically
 
-OURS, LIMIT, ONE_PROCESS = "FedShelf", "limit", "one process"
+FEDSHELF, LIMIT, ONE_PROCESS = "FedShelf", "limit", "one process"
 PATH = Path(__file__).with_name("RESULTS.md")
 RECORDS = Path(__file__).with_name("results.json")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 HEADER = """# Results
 
-Each section is written by its own command (`--write`) and says when and where it was measured. Figures are medians;
-all contenders ran in turn on the same machine in the same run. Machines differ, and have their moods: only ratios
-within one section mean anything. What is measured stands in `workloads.py`, `wire_limit.py` and `measure.py`; how, with
-the peers and the guard over `results.json`, in `docs/how-to/benchmarks.md`.
+Each section is written by its own command (`--write`) and names the date, the machine and the command. Figures are
+medians; all programs were measured in turn, on the same machine, in the same run. Machines differ, and vary from hour
+to hour: only ratios within a section are comparable. What is measured is defined in `workloads.py`, `wire_limit.py` and
+`measure.py`; `docs/how-to/benchmarks.md` says how, and describes the peers and the guard over `results.json`.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Medians of one contender. `ratio` is over the limit in the same runs; seconds, MB (10^6 bytes)."""
+    """Medians of one program.
+
+    Attributes:
+        seconds: What the benchmark compares: wall clock of the whole run, or seconds of a round.
+        ratio: Seconds relative to the limit's in the same runs.
+        round_seconds: Seconds of a round.
+        cpu_seconds: Processor time of all processes.
+        peak_mb: Peak memory (10^6 bytes).
+    """
 
     seconds: float
     ratio: float
@@ -41,8 +50,8 @@ class Figures:
     cpu_seconds: float
     peak_mb: float
 
-    def contract(self, limit: "Figures") -> dict[str, float]:
-        """What `--json` prints."""
+    def summary(self, limit: "Figures") -> dict[str, float]:
+        """Return the object that `--json` prints."""
         return {
             "ours": round(self.seconds, 4), "limit": round(limit.seconds, 4), "ratio": round(self.ratio, 3),
             "peak_mb": round(self.peak_mb),
@@ -51,42 +60,47 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
-        contract: the figures that `--json` prints.
-        text: the same for a person, in Markdown.
-        figures: by contender.
-        failed: why, by contender.
+        summary: The object that `--json` prints.
+        text: The same for a person, in Markdown.
+        figures: By program.
+        failed: Why programs failed, by program.
     """
 
-    contract: Mapping[str, float]
+    summary: Mapping[str, float]
     text: str
     figures: Mapping[str, Figures] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
 def round_seconds(sample: Sample) -> float:
-    """The median of a run's rounds."""
+    """Return the median over a run's rounds."""
     times: Sequence[float] = sample.figures["round_seconds"]
     return statistics.median(times)
 
 
+def medians_of(runs: int) -> str:
+    """Return what the figures of a section are."""
+    return "One run of each program" if runs == 1 else f"Medians of {runs} runs, in turn"
+
+
 def failures(failed: Mapping[str, str]) -> list[str]:
-    """A paragraph about those who failed; none if nobody did."""
+    """Return a paragraph about the programs that failed, if any did."""
     if not failed:
         return []
-    return ["Failed, and therefore not above:\n\n" + "\n".join(f"* {name}: {why}" for name, why in failed.items())]
+    return ["Failed, and left out above:\n\n" + "\n".join(f"* {name}: {reason}" for name, reason in failed.items())]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are figures."""
+    """Return a Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *("---:" for _ in columns[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
 
 
 def write(name: str, body: str, command: str) -> None:
-    """Replace section `name`, or add it at the end."""
+    """Replace section `name` of RESULTS.md, or add it at the end."""
     text = PATH.read_text(encoding="utf-8") if PATH.exists() else HEADER
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
@@ -95,34 +109,34 @@ def write(name: str, body: str, command: str) -> None:
         text = text[: text.index(start)] + section + text[text.index(end) + len(end) :]
     else:
         text = f"{text.rstrip()}\n\n{section}\n"
-    PATH.write_text(text, encoding="utf-8")
+    write_atomically(PATH, text)
 
 
 def record(name: str, outcome: Outcome) -> None:
-    """Add what a benchmark found to its records; the newest is the last."""
+    """Add a benchmark's result to its records; the newest is the last."""
     records = load()
-    found = {
+    entry = {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "machine": machine(),
-        "figures": {who: _rounded(asdict(figures)) for who, figures in outcome.figures.items()},
+        "figures": {program: _rounded(asdict(figures)) for program, figures in outcome.figures.items()},
         "failed": dict(outcome.failed),
     }
-    records.setdefault(name, []).append(found)
-    RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    records.setdefault(name, []).append(entry)
+    write_atomically(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
 def load() -> dict[str, list[dict[str, Any]]]:
-    """All records by benchmark, oldest first."""
+    """Return all records by benchmark, oldest first."""
     return json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else {}
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Four significant digits: what follows is noise."""
+    """Round to four significant digits: the rest is noise."""
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
 
 
 def machine() -> str:
-    """The machine and the versions, in a line."""
+    """Describe the machine and the versions in one line."""
     cpu = _cpu_info()
     flags = [flag for flag in FLAGS if flag in cpu.get("flags", "").split()]
     memory = psutil.virtual_memory().total / 2**30
@@ -134,15 +148,10 @@ def machine() -> str:
 
 
 def _cpu_info() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; nothing where there is no such file."""
+    """Read the first processor's entries of /proc/cpuinfo; empty where there is no such file."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {}
     first = path.read_text(encoding="utf-8").split("\n\n")[0]
     pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, for a table."""
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")

@@ -1,12 +1,11 @@
-"""How far a simulation goes: 10,000 stores on one machine, and what a round costs as a federation grows.
+"""*scale*: a simulation of 10,000 stores on one machine, and the cost of a round as a federation grows.
 
-    python -m benchmarks.scale --work FOLDER --write
+    python -m benchmarks.scale POINT        # what is measured: one run; POINT is a `Point` as JSON
 
-Each point is a run in a process of its own, with two workers, on photos that are drawn when they are needed (noise:
-what is learned does not matter here). What was measured is kept below --work: an interrupted call goes on.
+Each point is a run in its own process, with two workers. Its photos are noise, drawn when they are needed: it does not
+matter here what is learned.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -14,16 +13,17 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import psutil
-from torch import nn
 
-from benchmarks import measure, results
+from benchmarks import results
+from benchmarks.measure import Program, measure
+from benchmarks.networks import NUM_CLASSES, chain_network
+from benchmarks.records import RecordFile
 from fedshelf.app.components import OpenedSetup, StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError
@@ -32,14 +32,21 @@ from fedshelf.core.messages import ClassFolder
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.engine import simulate_stores
 
-NUM_CLASSES, IMAGE_SIZE, PHOTOS_PER_STORE, BATCH_SIZE = 43, 32, 20, 10
+IMAGE_SIZE, PHOTOS_PER_STORE, BATCH_SIZE = 32, 20, 10
 NUM_WORKERS = 2
 LIMIT_GIB = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run. `width` is that of the network's first layer: 16 is *chain*'s."""
+    """One run.
+
+    Attributes:
+        clients: Stores of the federation.
+        cohort: Stores that train in a round.
+        width: Channels of the network's first layer; 16 is that of *chain*.
+        rounds: Rounds.
+    """
 
     clients: int = 1_000
     cohort: int = 20
@@ -47,7 +54,7 @@ class Point:
     rounds: int = 10
 
 
-GREAT = Point(clients=10_000, cohort=100, rounds=100)
+LARGE = Point(clients=10_000, cohort=100, rounds=100)
 CURVES: Mapping[str, Sequence[Point]] = {
     "clients": [Point(clients=clients) for clients in (100, 1_000, 10_000)],
     "cohort": [Point(cohort=cohort) for cohort in (10, 30, 100, 300)],
@@ -56,22 +63,8 @@ CURVES: Mapping[str, Sequence[Point]] = {
 
 
 @dataclass(frozen=True)
-class Network:
-    """*chain*'s network, as wide as wanted."""
-
-    width: int
-
-    def __call__(self, num_classes: int) -> nn.Module:
-        layers: list[nn.Module] = []
-        channels = [3, self.width, 2 * self.width, 4 * self.width]
-        for before, after in pairwise(channels):
-            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 16, num_classes))
-
-
-@dataclass(frozen=True)
 class DrawnStores:
-    """Stores whose photos are noise, drawn from their name."""
+    """Stores whose photos are noise, seeded by the store's name."""
 
     count: int
     has_test: bool = False
@@ -99,8 +92,13 @@ CLASSES = tuple(ClassFolder(leaf=f"class-{i:02d}", path=f"class-{i:02d}") for i 
 
 
 class Times:
-    """When the first round began, seconds after the process did, how long each round took, and what processor time all
-    processes had used at its end."""
+    """Records the times of a run.
+
+    Attributes:
+        start: Seconds from the start of the process to the first round.
+        rounds: Seconds of each round.
+        cpu: Processor time of all processes at the end of each round.
+    """
 
     def __init__(self) -> None:
         self.start: float | None = None
@@ -118,8 +116,8 @@ class Times:
 
 
 def run(point: Point) -> dict[str, Any]:
-    """Simulate: the first round's start, the median of the other rounds' seconds, the mean of their processor time."""
-    times, network = Times(), Network(point.width)
+    """Simulate; return the start of the first round, the median seconds and the mean CPU time of the other rounds."""
+    times, network = Times(), partial(chain_network, point.width)
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
             rounds=point.rounds, fraction=point.cohort / point.clients, min_clients=1, local_epochs=1,
@@ -128,57 +126,51 @@ def run(point: Point) -> dict[str, Any]:
         )  # fmt: skip
         simulate_stores(config, DrawnStores(point.clients), model=network, watchers=(times,))
     return {
-        "parameters": sum(p.numel() for p in network(NUM_CLASSES).parameters()), "start": times.start,
+        "parameters": sum(p.numel() for p in network().parameters()), "start": times.start,
         "round": float(np.median(times.rounds[1:])), "round_cpu": float(np.diff(times.cpu).mean()),
     }  # fmt: skip
 
 
 def measured(point: Point, work: Path) -> dict[str, Any]:
-    """The figures of `point`: those of an earlier call, or new ones."""
-    kept = work / "scale.json"
-    known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    name = json.dumps(asdict(point))
-    if name not in known:
-        sample = measure.measure(["benchmarks.scale", "--point", name])
-        figures = sample.figures
-        known[name] = {
-            **{key: figures[key] for key in ("parameters", "start", "round", "round_cpu")},
-            "seconds": sample.seconds, "cpu_seconds": sample.cpu_seconds, "peak_mb": sample.peak_mb,
-        }  # fmt: skip
-        work.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        temporary.replace(kept)
-        print(f"{name}: {known[name]}", file=sys.stderr, flush=True)
-    found: dict[str, Any] = known[name]
-    return found
+    """Measure a point, or return the figures of an earlier call."""
+    file, key = RecordFile(work / "scale.jsonl"), json.dumps(asdict(point))
+    if key not in file.load():
+        sample = measure(Program(name="scale", command=("benchmarks.scale", key)))
+        totals = {"seconds": sample.seconds, "cpu_seconds": sample.cpu_seconds, "peak_mb": sample.peak_mb}
+        file.add(key, {**sample.figures, **totals})
+        print(f"{key}: {file.load()[key]}", file=sys.stderr, flush=True)
+    return file.load()[key]
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The slope of a straight line through the points on a log-log scale: 1 is proportional, 0 is constant."""
+    """Return the slope of a line fitted on a log-log scale: 1 is proportional, 0 is constant."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def report(work: Path) -> str:
-    """Measure everything that is not yet measured; the tables."""
-    basis = Point()
+    """Measure all points that are not measured yet, and return the section of RESULTS.md.
+
+    Args:
+        work: The folder for what was measured.
+    """
+    default = Point()
     text = (
-        f"Each point is a run of its own with two workers: {basis.clients:,} stores, {basis.cohort} a round, the "
-        f"network of *chain* where nothing else is said; {PHOTOS_PER_STORE} photos of {IMAGE_SIZE} px a store. "
-        "Exponents are fitted on a log-log scale: 1 is proportional to the size, 0 does not depend on it."
+        f"Each point is a separate run with two workers: {default.clients:,} stores, {default.cohort} per round and "
+        f"the network of *chain* unless stated otherwise; {PHOTOS_PER_STORE} photos of {IMAGE_SIZE} px per store. "
+        "Exponents are fitted on a log-log scale: 1 is proportional to the size, 0 is independent of it."
     )
-    return "\n\n".join([_great_table(measured(GREAT, work)), _curve_table(work), text])
+    return "\n\n".join([_large_table(measured(LARGE, work)), _curve_table(work), text])
 
 
-def _great_table(great: Mapping[str, Any]) -> str:
-    gib = great["peak_mb"] * 1e6 / 2**30
-    columns = ["stores", "a round", "rounds", "wall s", "CPU s", "s/round", "first round at s", "peak RSS GiB"]
+def _large_table(large: Mapping[str, Any]) -> str:
+    gib = large["peak_mb"] * 1e6 / 2**30
+    columns = ["stores", "per round", "rounds", "wall s", "CPU s", "s/round", "first round at s", "peak RSS GiB"]
     row = [
-        f"{GREAT.clients:,}", str(GREAT.cohort), str(GREAT.rounds), f"{great['seconds']:.0f}",
-        f"{great['cpu_seconds']:.0f}", f"{great['round']:.2f}", f"{great['start']:.1f}", f"{gib:.2f}",
+        f"{LARGE.clients:,}", str(LARGE.cohort), str(LARGE.rounds), f"{large['seconds']:.0f}",
+        f"{large['cpu_seconds']:.0f}", f"{large['round']:.2f}", f"{large['start']:.1f}", f"{gib:.2f}",
     ]  # fmt: skip
     verdict = "below" if gib < LIMIT_GIB else "**above**"
-    return f"{results.table(columns, [row])}\n\nPeak memory is {verdict} the {LIMIT_GIB:g} GiB that it may take."
+    return f"{results.table(columns, [row])}\n\nPeak memory is {verdict} the {LIMIT_GIB:g} GiB allowed."
 
 
 def _curve_table(work: Path) -> str:
@@ -191,33 +183,9 @@ def _curve_table(work: Path) -> str:
         curves = [[figures[key] for figures in found] for key in ("round", "round_cpu")]
         text = ", ".join(f"{size:,}: {wall:.3f} ({cpu:.3f})" for size, wall, cpu in zip(sizes, *curves, strict=True))
         rows.append([axis, *(f"{exponent(sizes, curve):+.2f}" for curve in curves), text])
-    columns = ["what grows", "exponent, wall", "exponent, CPU", "wall (CPU) seconds of a round by size"]
+    columns = ["what grows", "exponent, wall", "exponent, CPU", "wall (CPU) seconds of a round, by size"]
     return results.table(columns, rows)
 
 
-def main() -> int:
-    """The exit code: 0 measured, 1 failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the section into benchmarks/RESULTS.md")
-    parser.add_argument(
-        "--work", type=Path, default=Path(platformdirs.user_cache_dir("fedshelf", appauthor=False)) / "benchmarks",
-        help="folder for what was measured (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--point", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.point:
-        print(json.dumps(run(Point(**json.loads(arguments.point)))))
-        return 0
-    try:
-        text = report(arguments.work)
-    except measure.MeasurementError as error:
-        print(f"scale: {error}", file=sys.stderr)
-        return 1
-    print(text)
-    if arguments.write:
-        results.write("scale", text, "python -m benchmarks.scale")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(run(Point(**json.loads(sys.argv[1])))))

@@ -1,12 +1,13 @@
-"""The limit of *wire*: a model to client processes and back over plain sockets, and one addition in place.
+"""The limit of *wire*: a model goes to client processes and back over plain sockets, with one addition in place.
 
-    python -m benchmarks.wire_limit 100 [--clients 16]     # megabytes of float32
+    python -m benchmarks.wire_limit server 100 4            # megabytes of float32, clients
+    python -m benchmarks.wire_limit client 100 PORT NUMBER
 
-Every round the server sends its model to each client; client i (from 0) adds (i + 1)² + 10 · round to every value and
-sends the model back; the server adds up what it reads and takes the mean. One line of JSON comes out, see `Figures`.
+In every round the server sends its model to each client; client i (from 0) adds (i + 1)² + 10 · round to every value
+and sends the model back; the server sums what it reads and takes the mean. It prints its `Figures` as a line of JSON.
 """
 
-import argparse
+import itertools
 import json
 import resource
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,17 +25,23 @@ from numpy.typing import NDArray
 NUM_CLIENTS = 4
 NUM_ROUNDS = 5
 SAMPLING_SECONDS = 0.01
-BLOCK = 1 << 18  # values that are read and added at a time: a block fits the second-level cache
+TIMEOUT_SECONDS = 120.0
+BLOCK = 1 << 18  # values that are read and added at a time: a block fits into the second-level cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """`lo_ratio` is bytes on the loopback interface over 2 · clients · model · rounds, of all rounds together.
+    """What the server measures.
 
-    Whatever else talks on the interface meanwhile is counted, too. `server_peak_mb` is the highest resident size,
-    files in the page cache that the server looks at included; `server_peak_anonymous_mb` is what is the server's own
-    (looked at every 10 ms during the rounds), and `server_idle_anonymous_mb` the same just before the first round,
-    with the model in memory and all clients there. Both are None where the system does not tell.
+    Attributes:
+        round_seconds: Seconds of each round.
+        server_peak_mb: The highest resident size, mapped files in the page cache included.
+        server_peak_anonymous_mb: The highest anonymous memory during the rounds, sampled every 10 ms; None where the
+            system does not tell.
+        server_idle_anonymous_mb: Anonymous memory just before the first round, with the model in memory and all clients
+            connected; None where the system does not tell.
+        lo_ratio: Bytes on the loopback interface over 2 · clients · model · rounds, other traffic included; None where
+            the system does not tell.
     """
 
     round_seconds: list[float]
@@ -44,52 +52,68 @@ class Figures:
 
 
 class AnonymousMemory:
-    """Watches this process' anonymous resident memory from a thread, from the moment it is made."""
+    """Samples the anonymous resident memory of this process in a thread.
+
+    Attributes:
+        idle: Bytes at the start.
+        peak: The most bytes so far.
+    """
 
     def __init__(self) -> None:
-        self.idle = self.peak = anonymous_bytes()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.idle = self.peak = status_bytes("RssAnon:")
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        self._over.set()
+    def stop(self) -> tuple[int | None, int | None]:
+        """Stop sampling, and return `idle` and `peak`."""
+        self._stopped.set()
         self._thread.join()
+        return self.idle, self.peak
 
-    def _watch(self) -> None:
-        while not self._over.wait(SAMPLING_SECONDS):
-            self.peak = max(self.peak or 0, anonymous_bytes() or 0) or None
+    def _sample(self) -> None:
+        while not self._stopped.wait(SAMPLING_SECONDS):
+            self.peak = max(self.peak or 0, status_bytes("RssAnon:") or 0) or None
 
 
-def anonymous_bytes() -> int | None:
-    """This process' anonymous resident memory now; None where the system does not tell."""
-    path = Path("/proc/self/status")
+def status_bytes(entry: str, process: int | str = "self") -> int | None:
+    """Return an entry of /proc/PROCESS/status in bytes; None where the system does not tell."""
+    path = Path(f"/proc/{process}/status")
     if not path.exists():
         return None
     lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words and words[0] == "RssAnon:"), None)
+    return next((int(words[1]) * 1024 for words in lines if words and words[0] == entry), None)
 
 
 def num_values(megabytes: int) -> int:
+    """Return the number of float32 values in so many megabytes."""
     return megabytes * 1_000_000 // 4
 
 
 def first_model(count: int) -> NDArray[np.float32]:
-    """Small whole numbers: sums of them are exact, so the result can be checked to the last bit."""
+    """Return small integers: their sums are exact, so the result can be checked to the last bit."""
     return np.resize(np.arange(251, dtype=np.float32), count)
 
 
 def change(client: int, round: int) -> int:
-    """What a client adds to every value: never the same twice, so that nothing can be left unsent. Squares, because no
-    fewer of the four clients have the same mean as all of them: none can be left out either."""
+    """Return what a client adds to every value in a round.
+
+    It differs in every round, so that nothing can be left unsent. It contains a square, because the mean over fewer of
+    the four clients then differs from the mean over all: no client can be left out.
+    """
     return (client + 1) ** 2 + 10 * round
 
 
 def check(model: NDArray[np.float32], num_clients: int, *, first_models: int = 1) -> None:
-    """After all rounds the model is `first_models` times the first one plus the mean of all changes.
+    """Check the model after all rounds: `first_models` times the first model, plus the mean of all changes.
+
+    Args:
+        model: The model after the last round.
+        num_clients: The number of clients.
+        first_models: How many times the first model is in it.
 
     Raises:
-        ValueError: it is not: something was lost, or added twice.
+        ValueError: Something was lost, or added twice.
     """
     changes = [change(client, number) for client in range(num_clients) for number in range(1, NUM_ROUNDS + 1)]
     expected = first_model(len(model)) * np.float32(first_models) + np.float32(sum(changes) / num_clients)
@@ -98,7 +122,7 @@ def check(model: NDArray[np.float32], num_clients: int, *, first_models: int = 1
 
 
 def loopback_bytes() -> int | None:
-    """Bytes sent on the loopback interface since the machine started; None where that cannot be known."""
+    """Return the bytes sent on the loopback interface since boot; None where the system does not tell."""
     path = Path("/proc/net/dev")
     if not path.exists():
         return None
@@ -107,61 +131,97 @@ def loopback_bytes() -> int | None:
 
 
 def peak_bytes() -> int:
-    """The highest resident size of this process. Linux' `ru_maxrss` would count its parent's, too, from before exec."""
-    path = Path("/proc/self/status")
-    if not path.exists():
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return next(int(words[1]) * 1024 for words in lines if words and words[0] == "VmHWM:")
+    """Return the highest resident size of this process. Linux counts the parent's before exec in `ru_maxrss`."""
+    if (peak := status_bytes("VmHWM:")) is not None:
+        return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def figures(
-    round_seconds: list[float], megabytes: int, num_clients: int, bytes_before: int | None, memory: AnonymousMemory
-) -> Figures:
-    """To be called in the server's process at the end of the last round."""
-    memory.stop()
-    bytes_after = loopback_bytes()
-    nominal = 2 * num_clients * 4 * num_values(megabytes) * len(round_seconds)
-    known = bytes_before is not None and bytes_after is not None
-    return Figures(
-        round_seconds=round_seconds,
-        server_peak_mb=peak_bytes() / 1_000_000,
-        server_peak_anonymous_mb=memory.peak and memory.peak / 1_000_000,
-        server_idle_anonymous_mb=memory.idle and memory.idle / 1_000_000,
-        lo_ratio=(bytes_after - bytes_before) / nominal if known else None,  # type: ignore[operator]
-    )
+class WireRounds:
+    """Measures the rounds of a server of *wire*, in its process.
+
+    Args:
+        megabytes: Size of the model.
+        num_clients: The number of clients.
+        sample_memory: Whether to sample anonymous memory; the thread that does it would slow a peer down.
+    """
+
+    def __init__(self, megabytes: int, num_clients: int = NUM_CLIENTS, *, sample_memory: bool = False) -> None:
+        self.megabytes, self.num_clients, self.sample_memory = megabytes, num_clients, sample_memory
+        self.times: list[float] = []
+        self.bytes_before: int | None = None
+        self.sampler: AnonymousMemory | None = None
+
+    def first_model(self) -> NDArray[np.float32]:
+        """Return the model of the first round."""
+        return first_model(num_values(self.megabytes))
+
+    def begin(self) -> None:
+        """Call when the first round begins."""
+        self.sampler = AnonymousMemory() if self.sample_memory else None
+        self.bytes_before = loopback_bytes()
+        self.times.append(time.perf_counter())
+
+    def end_round(self) -> None:
+        """Call at the end of each round."""
+        self.times.append(time.perf_counter())
+
+    def figures(self, model: NDArray[np.float32], *, first_models: int = 1, other_processes: Sequence[int] = ()) -> str:
+        """Check the result, and return `Figures` as JSON. Call it after the last round.
+
+        Args:
+            model: The model after the last round.
+            first_models: How many times the first model is in it.
+            other_processes: Ids of the server's other processes, whose peak memory is added.
+
+        Raises:
+            ValueError: The model is not what the clients have sent.
+        """
+        bytes_after = loopback_bytes()
+        idle, peak_anonymous = self.sampler.stop() if self.sampler else (None, None)
+        peak = peak_bytes() + sum(status_bytes("VmHWM:", other) or 0 for other in other_processes)
+        nominal = 2 * self.num_clients * model.nbytes * (len(self.times) - 1)
+        known = self.bytes_before is not None and bytes_after is not None
+        figures = Figures(
+            round_seconds=[after - before for before, after in itertools.pairwise(self.times)],
+            server_peak_mb=peak / 1_000_000,
+            server_peak_anonymous_mb=peak_anonymous and peak_anonymous / 1_000_000,
+            server_idle_anonymous_mb=idle and idle / 1_000_000,
+            lo_ratio=(bytes_after - self.bytes_before) / nominal if known else None,  # type: ignore[operator]
+        )
+        check(model, self.num_clients, first_models=first_models)  # last, since it needs memory
+        return json.dumps(asdict(figures))
 
 
-def serve(megabytes: int, num_clients: int) -> Figures:
-    """Start the clients, run the rounds, check the result."""
-    model = first_model(num_values(megabytes))
+def serve(megabytes: int, num_clients: int) -> str:
+    """Start the clients, run the rounds, check the result, and return the figures as JSON."""
+    rounds = WireRounds(megabytes, num_clients, sample_memory=True)
+    model = rounds.first_model()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT_SECONDS)
         port = listener.getsockname()[1]
-        command = [sys.executable, "-m", __spec__.name, str(megabytes), "--port", str(port), "--client"]
+        command = [sys.executable, "-m", __spec__.name, "client", str(megabytes), str(port)]
         clients = [subprocess.Popen([*command, str(i)]) for i in range(num_clients)]
         connections = [listener.accept()[0] for _ in clients]
-    bytes_before, round_seconds = loopback_bytes(), []
-    memory = AnonymousMemory()
     total = np.empty_like(model)
+    rounds.begin()
     for _ in range(NUM_ROUNDS):
-        started = time.perf_counter()
         for connection in connections:
             connection.sendall(model.data)
-        _add_up(connections, total)
+        _average(connections, total)
         model, total = total, model
-        round_seconds.append(time.perf_counter() - started)
-    result = figures(round_seconds, megabytes, num_clients, bytes_before, memory)
+        rounds.end_round()
+    figures = rounds.figures(model)
     for connection in connections:
         connection.close()
     for client in clients:
         client.wait()
-    check(model, num_clients)
-    return result
+    return figures
 
 
-def _add_up(connections: list[socket.socket], total: NDArray[np.float32]) -> None:
-    """The mean of what all clients send, block by block into `total`."""
+def _average(connections: list[socket.socket], total: NDArray[np.float32]) -> None:
+    """Write the mean of what all clients send into `total`, block by block."""
     block = np.empty(BLOCK, np.float32)
     for start in range(0, len(total), BLOCK):
         part = total[start : start + BLOCK]
@@ -177,12 +237,12 @@ def _read(connection: socket.socket, values: NDArray[np.float32]) -> None:
     while view:
         count = connection.recv_into(view)
         if not count:
-            raise ConnectionError("the other side has gone in the middle of a model")
+            raise ConnectionError("the other side closed the connection in the middle of a model")
         view = view[count:]
 
 
 def take_part(megabytes: int, port: int, client: int) -> None:
-    """Answer with the model changed, as often as rounds there are."""
+    """Run a client: return the changed model in every round."""
     model = np.empty(num_values(megabytes), np.float32)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         for number in range(1, NUM_ROUNDS + 1):
@@ -191,26 +251,9 @@ def take_part(megabytes: int, port: int, client: int) -> None:
             connection.sendall(model.data)
 
 
-def power_of_two(text: str) -> int:
-    """A number of clients whose mean is exact, so that the result can be checked to the last bit."""
-    number = int(text)
-    if number < 1 or number & (number - 1):
-        raise argparse.ArgumentTypeError("must be a power of two: then the mean is exact and can be checked")
-    return number
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Move a model over plain sockets.")
-    parser.add_argument("megabytes", type=int)
-    parser.add_argument("--clients", type=power_of_two, default=NUM_CLIENTS, help="client processes (default: 4)")
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.client is None:
-        print(json.dumps(asdict(serve(arguments.megabytes, arguments.clients))))
-    else:
-        take_part(arguments.megabytes, arguments.port, arguments.client)
-
-
 if __name__ == "__main__":
-    main()
+    role, *numbers = sys.argv[1:]
+    if role == "server":
+        print(serve(*map(int, numbers)))
+    else:
+        take_part(*map(int, numbers))

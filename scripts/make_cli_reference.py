@@ -16,6 +16,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fedshelf.cli.app import app
+from fedshelf.cli.commands import describe
 from fedshelf.config.files import to_toml
 from fedshelf.config.schema import ClientConfig, RunConfig, Settings
 from fedshelf.core.settings import Scope, Setting
@@ -30,7 +31,12 @@ NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then r
 
 CLI_INTRODUCTION = """# Command line
 
-All commands and flags, as the program itself tells them. `fedshelf COMMAND --help` says the same.
+All commands and flags. `fedshelf COMMAND --help` says the same; for `server`, `simulate` and `client` it shows the
+flags that a first run needs, and `--help-all` shows all of them by theme.
+
+Errors and warnings go to the standard error stream, one line each. On a terminal, lines break between words; a pipe, a
+file or the journal of a service gets one line per event without colors or cursor movements. `COLUMNS` sets the width,
+`NO_COLOR` and `TERM=dumb` switch colors off.
 
 `python server.py …` and `python client.py …` in a clone are `fedshelf server …` and `fedshelf client …`.
 
@@ -97,7 +103,7 @@ def _command(context: click.Context) -> Iterator[str]:
     if context.parent is not None:
         yield from (f"## {context.command_path}", "")
     yield from (*_text(command.help), *_text(command.epilog))
-    rows = [_parameter(parameter, context) for parameter in command.get_params(context)]
+    rows = [_parameter(parameter) for parameter in command.get_params(context)]
     yield from (*_table(("argument or flag", "what it does"), (row for row in rows if row)), "")
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -115,15 +121,11 @@ def _text(text: str | None) -> Iterator[str]:
             yield from (plain, "")
 
 
-def _parameter(parameter: click.Parameter, context: click.Context) -> tuple[str, str] | None:
-    if isinstance(parameter, click.Argument):
-        what = str(getattr(parameter, "help", None) or "")
-        return f"`{parameter.make_metavar(context)}`", what
-    record = parameter.get_help_record(context)
-    if record is None:
+def _parameter(parameter: click.Parameter) -> tuple[str, str] | None:
+    if getattr(parameter, "hidden", False):
         return None
-    name, what = record
-    return ", ".join(f"`{part}`" for part in _alternatives(name)), what.replace("\\[", "[").replace("  [", " [")
+    name, what = describe(parameter)
+    return ", ".join(f"`{part}`" for part in _alternatives(name)), what
 
 
 def _alternatives(name: str) -> list[str]:

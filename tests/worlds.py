@@ -202,7 +202,7 @@ class World:
             return Work(
                 algorithm=self.algorithm, trainer=at_work, ready=ready,
                 uploads=self.plan.get("uploads", UploadPipeline()), personalization=self.personalization,
-                model_selection=ModelSelection(client_lr=self.client_lr, test=lambda: self.test_photos, keep=keep),
+                model_selection=ModelSelection(client_lr=self.client_lr, test=lambda: self.test_photos, save=keep),
             )  # fmt: skip
 
         at_work = self._trainers[name] = replace(

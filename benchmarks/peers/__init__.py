@@ -1,6 +1,7 @@
-"""The same work on other frameworks, each in an environment of its own.
+"""The same work in other frameworks, each in an environment of its own.
 
-`environments` makes those, `prepare` writes down what is to be done, `job` reads it there; every other module is one
-peer's program, written as its documentation would. Only `environments`, `prepare` and `contenders` run in FedShelf's
-own environment; the others import nothing of it.
+`environments` makes the environments, `export_workload` writes the work down, and `exported_workload` reads it there.
+Every other module is a peer's program, written as the peer's documentation advises. Only `environments`,
+`export_workload` and `registry` run in FedShelf's own environment. The peers' programs import nothing of FedShelf but
+`fedshelf.core.process_exit`, which needs the standard library only.
 """

@@ -1,4 +1,4 @@
-"""The peers' environments: one for each file in `requirements/`, made once, repaired when the making broke off."""
+"""The peers' environments: one for each file in `requirements/`, made once, and again after an interruption."""
 
 import fcntl
 import shutil
@@ -6,22 +6,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fedshelf.core.errors import FedShelfError
+
 REQUIREMENTS = Path(__file__).with_name("requirements")
-MARK = ".complete"
+MARKER = ".complete"
 
 
-class NoEnvironmentError(Exception):
+class PeerEnvironmentError(FedShelfError):
     """A peer's environment could not be made."""
 
 
 def python_of(name: str, work: Path, *, requirements: Path = REQUIREMENTS) -> Path:
-    """The interpreter of environment `name`, which is made now if it is not complete.
+    """Return the interpreter of an environment, which is made now if it is not complete.
 
-    The mark holds the requirements and the Python that it was made from; it is written last, and nothing without the
-    right mark is used. A second process that asks for the same environment waits for the first.
+    A marker holds the requirements and the version of Python that it was made from. It is written last, and an
+    environment without the right marker is made again. A second process that asks for the same environment waits.
+
+    Args:
+        name: The name of its file of requirements.
+        work: The folder for environments.
+        requirements: The folder of that file.
 
     Raises:
-        NoEnvironmentError: making it failed; the text names the log.
+        PeerEnvironmentError: Making it failed; the message names the log.
     """
     folder = work / "environments" / name
     file = requirements / f"{name}.txt"
@@ -29,18 +36,13 @@ def python_of(name: str, work: Path, *, requirements: Path = REQUIREMENTS) -> Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_complete(folder, wanted):
-            print(f"making the environment {folder} (minutes, once)", file=sys.stderr, flush=True)
+        marker = folder / MARKER
+        if not (marker.is_file() and marker.read_text(encoding="utf-8") == wanted):
+            print(f"making the environment {folder} (takes minutes, once)", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             _make(folder, file)
-            (folder / MARK).write_text(wanted, encoding="utf-8")
+            marker.write_text(wanted, encoding="utf-8")
     return folder / "bin" / "python"
-
-
-def is_complete(folder: Path, wanted: str) -> bool:
-    """Whether the environment was made to its end, from these requirements."""
-    mark = folder / MARK
-    return mark.is_file() and mark.read_text(encoding="utf-8") == wanted
 
 
 def _make(folder: Path, requirements: Path) -> None:
@@ -49,4 +51,4 @@ def _make(folder: Path, requirements: Path) -> None:
     with log.open("w", encoding="utf-8") as output:
         for command in ([sys.executable, "-m", "venv", str(folder)], [*install, "--requirement", str(requirements)]):
             if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode:
-                raise NoEnvironmentError(f"the peers' environment {folder.name} could not be made: see {log}")
+                raise PeerEnvironmentError(f"the peers' environment {folder.name} could not be made: see {log}")

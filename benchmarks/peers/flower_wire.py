@@ -1,23 +1,24 @@
-"""*wire* on stock Flower: `flower-superlink`, four times `flower-supernode`, `flwr run`, all without TLS.
+"""*wire* on unmodified Flower: `flower-superlink`, four `flower-supernode`s and `flwr run`, all without TLS.
 
 python -m benchmarks.peers.flower_wire 10     # megabytes
 """
 
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.peers.processes import free_ports, program, running, wait_for_port
+from benchmarks.processes import free_ports, program, run, running, wait_for_port
 from benchmarks.wire_limit import NUM_CLIENTS
+from fedshelf.core.process_exit import describe_exit
 
 APP = Path(__file__).with_name("flower_app")
 
 
 def main() -> None:
+    """Run it, and print the figures."""
     megabytes = int(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         environment = {**os.environ, "FLWR_HOME": folder, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -36,10 +37,10 @@ def main() -> None:
             stack.enter_context(running(command, environment=environment))
         config = f"megabytes={megabytes} figures='{figures}' superlink={superlink.pid}"
         command = [program("flwr"), "run", str(APP), "local", "--run-config", config]
-        subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
+        run(command, environment=environment)
         while not figures.exists():
             if superlink.poll() is not None:
-                raise SystemExit(f"flower-superlink ended with code {superlink.returncode}; see above")
+                raise SystemExit(f"{describe_exit('flower-superlink', superlink.returncode)}; see above")
             time.sleep(0.1)
         print(figures.read_text(encoding="utf-8"))
 

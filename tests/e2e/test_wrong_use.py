@@ -25,7 +25,7 @@ def test_a_second_server_is_told_what_is_in_its_way(pair: Site) -> None:
     first.wait_for_text("listening on")
     same_run = pair.server("--rounds", "1", "--run-dir", str(run))
     same_port = pair.server("--rounds", "1", "--run-dir", str(pair.root / "other"))
-    assert_fails(same_run, "already being run by process", str(first.pid))
+    assert_fails(same_run, "is in use by process", str(first.pid))
     assert_fails(same_port, pair.address, "another program", "--address")
     clients = pair.clients()
     assert first.end() == 0, first.text()

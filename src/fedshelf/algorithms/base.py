@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # to be imported from here, for type checkers again
     from fedshelf.training.trainer import Trainer as Trainer
 
 MU = Setting(key="mu", help="Strength of the proximal term.", ge=0)
-SERVER_LR = Setting(key="server_lr", help="Rate of the server's step.", gt=0, scope=Scope.SERVER)
-SERVER_MOMENTUM = Setting(key="server_momentum", help="Momentum at the server.", ge=0, lt=1, scope=Scope.SERVER)
-BUFFER_SIZE = Setting(key="buffer_size", help="Uploads that make the next version.", ge=1, scope=Scope.SERVER)
+SERVER_LR = Setting(key="server_lr", help="Learning rate of the server's step.", gt=0, scope=Scope.SERVER)
+SERVER_MOMENTUM = Setting(key="server_momentum", help="Momentum of the server's step.", ge=0, lt=1, scope=Scope.SERVER)
+BUFFER_SIZE = Setting(key="buffer_size", help="Uploads per version.", ge=1, scope=Scope.SERVER)
 
 Reducer: TypeAlias = "Callable[[Sequence[Tensor], Sequence[float]], Tensor]"
 """Reduce one coordinate block: rows [b] of the clients counted, in the order of their names, and their weights
@@ -104,8 +104,8 @@ class Asynchronous:
     """
 
     buffer_size: Annotated[int, BUFFER_SIZE] = 1
-    exponent: Annotated[float, Setting(key="staleness_exponent", help="How fast an upload loses weight with age: as (1 "
-        "+ versions since it began) to minus this.", ge=0, scope=Scope.SERVER)] = 0.5  # fmt: skip
-    max_staleness: Annotated[int | None, Setting(help="Versions that an upload may be old; any number unless set.",
+    exponent: Annotated[float, Setting(key="staleness_exponent", help="How fast an upload loses weight with age: its "
+        "weight is (1 + age in versions) to the power of minus this.", ge=0, scope=Scope.SERVER)] = 0.5  # fmt: skip
+    max_staleness: Annotated[int | None, Setting(help="Maximum age of an upload, in versions; no limit unless set.",
         ge=0, scope=Scope.SERVER)] = None  # fmt: skip
     relative_to_present: ClassVar[bool] = False

@@ -38,7 +38,7 @@ class FedAsync(Asynchronous, Algorithm):
         if self.buffer_size == 1:
             return []
         return [
-            f"--buffer-size {self.buffer_size} --algorithm fedasync: every upload makes a version there; leave "
+            f"--buffer-size {self.buffer_size} with --algorithm fedasync: there every upload makes a version. Leave "
             "--buffer-size out, or use --algorithm fedbuff"
         ]
 

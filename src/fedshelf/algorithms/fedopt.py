@@ -66,7 +66,7 @@ class FedOpt(Algorithm):
     beta1: Annotated[float, SERVER_MOMENTUM] = 0.9
     beta2: Annotated[float, Setting(key="server_beta2", help="beta_2 of the second moment.", ge=0, le=1,
         scope=Scope.SERVER)] = 0.99  # fmt: skip
-    tau: Annotated[float, Setting(key="server_tau", help="Adaptivity: the smaller, the more adaptive.", gt=0,
+    tau: Annotated[float, Setting(key="server_tau", help="Adaptivity; smaller values adapt more.", gt=0,
         scope=Scope.SERVER)] = 1e-2  # fmt: skip
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:

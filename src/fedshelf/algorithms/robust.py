@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fedshelf.algorithms.reduce import Aggregator, Parts, Verdict, plain_mean
 from fedshelf.core.settings import Scope, Setting
+from fedshelf.core.text import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRIM = Setting(
-    help="Share of a round's uploads that is assumed to be hostile, and cut at each end or left out.", ge=0, lt=0.5,
+    help="Assumed share of hostile uploads in a round, which are cut at each end or left out.", ge=0, lt=0.5,
     scope=Scope.SERVER,
 )  # fmt: skip
 AT_ONCE = 1 << 20  # values of all uploads together that are worked on at once, however many uploads there are
@@ -107,8 +108,8 @@ class MultiKrum:
         if not assumed or num_uploads >= 2 * assumed + 3:
             return ""
         return (
-            f"multi-krum needs {2 * assumed + 3} uploads to leave out {assumed} and has {num_uploads}: the coordinate "
-            "median is taken for this round (--trim is the share that is assumed to be hostile)"
+            f"multi-krum needs {counted(2 * assumed + 3, 'upload')} to leave out {assumed} and has {num_uploads}: the "
+            "coordinate median is taken for this round (--trim is the share that is assumed to be hostile)"
         )
 
 

@@ -38,8 +38,8 @@ class Scaffold(Algorithm):
     """Averaging with control variates against client drift; `server_lr` is the paper's eta_g."""
 
     server_lr: Annotated[float, SERVER_LR] = 1.0
-    option: Annotated[Literal["1", "2"], Setting(key="scaffold_option", help="Where control variates come "
-        "from: 1 a pass of their own over a store's photos, 2 the gradients of training.")] = "2"  # fmt: skip
+    option: Annotated[Literal["1", "2"], Setting(key="scaffold_option", help="How control variates are "
+        "computed: 1 in an extra pass over a store's photos, 2 from the gradients of training.")] = "2"  # fmt: skip
     auxiliary: tuple[str, ...] = (CONTROL_VARIATE,)
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:

@@ -49,10 +49,10 @@ class ClientPlace:
         """
         folder = data_dir.expanduser().absolute()
         if not folder.is_dir():
-            raise UsageError(f"--data-dir {data_dir}: there is no such folder")
+            raise UsageError(f"--data-dir {data_dir}: no such folder")
         test = test_dir.expanduser().absolute() if test_dir else None
         if test is not None and not test.is_dir():
-            raise UsageError(f"--test-dir {test_dir}: there is no such folder")
+            raise UsageError(f"--test-dir {test_dir}: no such folder")
         if device not in get_args(DeviceName):
             raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
         chosen = name or folder.resolve().name
@@ -132,10 +132,10 @@ class StoreClient:
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)
         return work_for(
             self._place.name, self._opened, photos, batch_size=self._batch_size(setup, self._opened, photos),
-            test=lambda: test, keep=self._keep,
+            test=lambda: test, save=self._save,
         )  # fmt: skip
 
-    def _keep(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
+    def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
         folder = self._place.state_dir / "model"
         save_chosen(
             folder, bound, opened.config, opened.catalogue, client=self._place.name, comparison=comparison

@@ -80,7 +80,7 @@ class OpenedSetup:
     batch_sizes: BatchSizes | None = None
 
 
-Keep = Callable[[OpenedSetup, BoundModel, Comparison], None]
+SaveModel = Callable[[OpenedSetup, BoundModel, Comparison], None]
 """Takes the model on the workbench, which a store has chosen."""
 
 
@@ -205,7 +205,7 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
 
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
-    test: Callable[[], PhotoSet | None] = lambda: None, keep: Keep = lambda opened, bound, comparison: None,
+    test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
 ) -> Work:  # fmt: skip
     """One client's part in what was set up.
 
@@ -239,7 +239,7 @@ def work_for(
         ready=ready,
         uploads=opened.uploads,
         personalization=opened.personalization,
-        model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, keep=partial(keep, opened)),
+        model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened)),
     )
 
 

@@ -168,20 +168,19 @@ def _check(config: RunConfig) -> None:
     ]  # fmt: skip
     for key, path in (("init", config.init), ("catalogue", config.catalogue)):
         if path is not None and not path.is_file():
-            problems.append(f"--{key} {path}: there is no such file")
-    for key, path in (("data-dir", config.data_dir), ("test-dir", config.test_dir)):
-        if path is not None and not path.is_dir():
-            problems.append(f"--{key} {path}: there is no such folder")
+            problems.append(f"--{key} {path}: no such file")
+    if config.test_dir is not None and not config.test_dir.is_dir():
+        problems.append(f"--test-dir {config.test_dir}: no such folder")
     if config.dynamic_batch and config.engine in ("vmap", "auto"):
         problems.append(
-            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation have one "
-            "batch size; use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation share one "
+            "batch size. Use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
     if not any(problems):
         problems += pipeline.problems(uploads_of(config).stages)
     found = [problem for problem in problems if problem]
     if found:
-        raise UsageError("; ".join(found))
+        raise UsageError(*found)
 
 
 def _problems_with_codecs(config: RunConfig) -> list[str]:
@@ -190,9 +189,9 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
         try:
             parse(text)
         except UsageError as error:
-            found.append(f"--{key} {text}: {error}")
+            found += [f"--{key} {text}: {problem}" for problem in error.args]
         if config.byte_budget is not None and text != "none":
-            found.append(f"--{key} and --byte-budget: a budget chooses the codecs by itself; leave one of the two out")
+            found.append(f"--{key} with --byte-budget: a budget chooses the codecs by itself. Leave one of the two out")
     return found
 
 
@@ -202,22 +201,22 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
     found = []
     if aggregator_of(config).leaves_out:
         found.append(
-            f"--aggregator {config.aggregator} --algorithm {config.algorithm}: a client that it leaves out may "
-            "have begun its next task already, on a state that must not last; use median or trimmed-mean"
+            f"--aggregator {config.aggregator} with --algorithm {config.algorithm}: a client that it leaves out may "
+            "have begun its next task from a state that must be undone. Use median or trimmed-mean"
         )
     if config.quorum is not None:
-        found.append(f"--quorum --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
+        found.append(f"--quorum with --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
     if config.sampling == "size":
         found.append(
-            f"--sampling size --algorithm {config.algorithm}: all are at work all the time, and uploads count alike "
-            "as it is; use uniform or availability"
+            f"--sampling size with --algorithm {config.algorithm}: all clients work all the time, and uploads count "
+            "alike. Use uniform or availability"
         )
     pacing = {
         "straggler-factor": config.straggler_factor is not None, "over-selection": config.over_selection > 0,
         "local-work": config.local_work != "fixed",
     }  # fmt: skip
     found += [
-        f"--{key} --algorithm {config.algorithm}: nobody waits for slow machines there; leave it out"
+        f"--{key} with --algorithm {config.algorithm}: asynchronous rounds do not wait for slow clients. Leave it out"
         for key, is_set in pacing.items()
         if is_set
     ]
@@ -228,8 +227,8 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
     least = 2 * least_budget(bound.params.layout) / 1e6
     if config.byte_budget is not None and config.byte_budget < least:
         raise UsageError(
-            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} (MB per client and round, "
-            "half each way), however hard it is compressed"
+            f"--byte-budget {config.byte_budget:g}: this model needs at least {least:.3g} MB per client and round, "
+            "half each way, with the smallest codec"
         )
 
 
@@ -237,11 +236,11 @@ def _directory(config: RunConfig) -> RunDirectory:
     toml = files.effective(config)
     digest = files.digest(toml)
     if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
-        raise UsageError("--extend adds rounds to a run: name it with --run-dir")
+        raise UsageError("--extend adds rounds to a run: name that run with --run-dir DIR")
     if config.run_dir is None:
         resumable = find_resumable(places.RUNS, digest)
         if resumable is not None:
-            log.info("going on with run %s", resumable.run_id)
+            log.info("resuming run %s", resumable.run_id)
             return resumable
         run_id = new_run_id()
         return RunDirectory.create(places.RUNS / run_id, run_id=run_id, config_toml=toml, config_digest=digest)
@@ -251,10 +250,10 @@ def _directory(config: RunConfig) -> RunDirectory:
     changed = differences(files.with_new_names(directory.config_toml), toml)
     if changed:
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
+        settings = ", ".join(map(str, changed))
         raise RunError(
-            f"{config.run_dir} holds run {directory.run_id} of another configuration: "
-            + "; ".join(map(str, changed))
-            + f". Start it with the old values{more}, or choose another --run-dir"
+            f"run {directory.run_id} in {config.run_dir} was started with other settings ({settings}). "
+            f"Start it with the old ones{more}, or choose another --run-dir"
         )
     return directory
 

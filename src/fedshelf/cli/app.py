@@ -1,30 +1,31 @@
 """`fedshelf`: all commands, and what happens to errors."""
 
+import io
 import logging
 import sys
 from typing import Annotated
 
-import typer
-from rich.console import Console
-from rich.logging import RichHandler
+import click
+import typer.main
 
 from fedshelf import __version__
 from fedshelf.cli import client, data, demo, predict, runs, server, simulate
+from fedshelf.cli.commands import Commands, complaint
 from fedshelf.core.errors import FedShelfError
 
-app = typer.Typer(
-    help="One product-recognition model over all stores; photos never leave a store.\n\nStart with: fedshelf demo\n\n"
-    "Certificates, decoded photos and client states are kept in the user's data directory, or in $FEDSHELF_HOME.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(demo.demo)
-app.command()(server.server)
-app.command()(client.client)
-app.command()(simulate.simulate)
-app.command()(predict.predict)
+HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
+EPILOG = """Run 'fedshelf COMMAND --help' for the flags of a command.
+
+Certificates, decoded photos and client state are kept in $FEDSHELF_HOME, by default in the user's data
+directory.
+
+Documentation: docs/index.md in the source folder; 'make docs' makes a web site of it.
+
+Example: fedshelf demo"""
+
+app = Commands(help=HELP, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+for _command in (demo.demo, server.server, client.client, simulate.simulate, predict.predict):
+    app.command()(_command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
 
@@ -37,21 +38,51 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _common(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more of what happens.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show informational messages, too.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    handler = RichHandler(console=Console(stderr=True), show_time=verbose, show_path=False, rich_tracebacks=False)
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
+    from fedshelf.tracking.terminal import LogHandler
+
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one line and an exit code, never a traceback."""
+    """Run the command line. An expected error is one line per problem and an exit code, never a traceback.
+
+    Args:
+        arguments: the arguments; by default those of the process.
+
+    Raises:
+        SystemExit: always, with the exit code, unless that is 0.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is escaped there
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=arguments)
+        code = typer.main.get_command(app).main(args=arguments, prog_name="fedshelf", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.message, err=True)
+        code = error.exit_code
+    except click.UsageError as error:
+        code = _fail((complaint(error),), error.exit_code)
+        if error.ctx is not None:
+            click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
     except FedShelfError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False, style="red")
-        sys.exit(error.exit_code)
+        code = _fail(error.args, error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    if isinstance(code, int) and code:
+        sys.exit(code)
+
+
+def _fail(problems: tuple[object, ...], exit_code: int) -> int:
+    """Name the problems on standard error."""
+    from fedshelf.tracking.terminal import make_console, print_line
+
+    console = make_console(stderr=True)
+    for problem in problems:
+        print_line(console, str(problem), label="error: ", label_style="bold red")
+    return exit_code

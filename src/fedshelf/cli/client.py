@@ -13,7 +13,9 @@ if TYPE_CHECKING:  # the command line must start fast: what is needed is importe
 
 @with_options(ClientConfig, "client")
 def client(*, config: ClientConfig) -> None:
-    """Take part as one store: train on its photos whenever the server asks. Photos never leave.
+    """Take part as one store, with the photos of a folder.
+
+    The client trains whenever the server asks, and reconnects by itself. Photos never leave the store.
 
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
     """
@@ -27,7 +29,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.scheduling.active_hours import active_hours
 
     if config.data_dir is None:
-        raise UsageError("--data-dir says where the store's photos are: a folder with one folder of photos per product")
+        raise UsageError("--data-dir is missing: the folder of the store's photos, with one folder per product")
     hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(
         config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
@@ -60,5 +62,5 @@ def _kept(comparison: "Comparison") -> str:
     """Which model the store keeps, and by what it was chosen."""
     from fedshelf.reporting.gain_report import figures
 
-    photos = "test" if comparison.on_test else "validation"
-    return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos} photos"
+    photos = "test photos" if comparison.on_test else "validation photos"
+    return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos}"

@@ -1,49 +1,52 @@
 """`fedshelf data …`: deal, draw, download and check photos."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from fedshelf.cli.commands import Commands
+from fedshelf.cli.display import echo, echo_command, progress_bar
+from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import UsageError
+from fedshelf.core.text import counted
 
-if TYPE_CHECKING:  # the rooms below need seconds to import: inside the commands only
+if TYPE_CHECKING:  # the packages below need seconds to import: inside the commands only
     from fedshelf.data.health import Health
 
-app = typer.Typer(
-    no_args_is_help=True, help="Deal photos to stores, draw a demo set, download a public one, check one."
-)
+app = Commands(help="Partition photos over stores, check them, download or draw some.")
 
 _PhotosArgument = Annotated[Path, typer.Argument(help="Folder with one folder of photos per class.")]
-_Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.command(epilog="Example: fedshelf data partition photos/ --out stores/ --mode dirichlet --stores 8 --alpha 0.3")
 def partition(
     photos: _PhotosArgument,
-    out: Annotated[Path, typer.Option(help="Folder to make: STORES/<store>/<class>/<photo>.")],
+    out: Annotated[Path, typer.Option(help="Folder to create, with one folder per store.")],
     mode: Annotated[
         Literal["iid", "dirichlet", "assortment", "feature"],
-        typer.Option(help="Same mix for all; uneven mix; a third of the classes each; same mix, other cameras."),
+        typer.Option(
+            help="Same mix of classes everywhere (iid), uneven mix (dirichlet), a third of the classes each "
+            "(assortment), or same mix but different cameras (feature)."
+        ),
     ] = "dirichlet",
     stores: Annotated[int, typer.Option(min=1, help="Number of stores.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Evenness of mode dirichlet: 0.1 very uneven, 100 nearly even.")] = 0.3,
+    alpha: Annotated[
+        float, typer.Option(help="Evenness of --mode dirichlet: 0.1 is very uneven, 100 nearly even.")
+    ] = 0.3,
     seed: _Seed = 0,
     assignment: Annotated[
-        Path | None, typer.Option(help="CSV with the columns photo,store instead of a mode; paths below PHOTOS.")
+        Path | None, typer.Option(help="CSV with the columns photo,store, instead of --mode. Paths are below PHOTOS.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Deal one folder of photos to stores.
+    """Partition one folder of photos over stores.
 
-    Photos become links where the file system allows. Where PHOTOS has a train/ folder, only that is dealt.
+    Photos become links where the file system allows. Where PHOTOS has a train/ folder, only that is used.
     """
     from fedshelf.data.partition import Mode, deal, read_assignment, write_stores
 
@@ -51,30 +54,34 @@ def partition(
         dealt = read_assignment(assignment, photos)
     else:
         dealt = deal(photos, mode=Mode(mode), num_stores=stores, alpha=alpha, seed=seed)
-    with _counting("Dealing photos") as progress:
+    with progress_bar("Partitioning photos") as progress:
         write_stores(dealt, photos, out, progress=progress)
     counts = {store: len(members) for store, members in dealt.stores.items()}
     if as_json:
         print(json.dumps({"out": str(out), "stores": counts}))
         return
-    print(f"{sum(counts.values())} photos dealt to {len(counts)} stores in '{out}':")
-    for store, count in counts.items():
-        print(f"  {store}  {count}")
-    print(f"Next: fedshelf simulate --data-dir {out} --rounds 10")
+    table = Table(columns=[Column(name="store"), Column(name="photos", is_figure=True)])
+    for store, number in counts.items():
+        table.add(store, f"{number:,}")
+    echo(table, f"{counted(sum(counts.values()), 'photo')} in {counted(len(counts), 'store')} below '{out}'")
+    echo_command(f"fedshelf simulate --data-dir {shlex.quote(str(out))} --rounds 10")
 
 
 @app.command("make-demo", epilog="Example: fedshelf data make-demo demo/ --seed 1")
 def make_demo(
-    out: Annotated[Path, typer.Argument(help="Folder to make: stores/ and test/ in it.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create, with stores/ and test/ in it.")],
     seed: _Seed = 0,
     photos_per_class: Annotated[int, typer.Option(min=5, help="Photos of each product over all stores.")] = 90,
     image_size: Annotated[int, typer.Option(min=32, help="Side of the photos in pixels.")] = 96,
     as_json: _Json = False,
 ) -> None:
-    """Draw a small synthetic product-photo set: five stores, twelve products, and test photos."""
+    """Draw a small synthetic photo set.
+
+    It has five stores, twelve products, and test photos.
+    """
     from fedshelf.data.demo import make_demo as draw
 
-    with _counting("Drawing photos") as progress:
+    with progress_bar("Drawing photos") as progress:
         made = draw(out, seed=seed, photos_per_class=photos_per_class, image_size=image_size, progress=progress)
     if as_json:
         print(
@@ -89,21 +96,27 @@ def make_demo(
             )
         )
         return
-    print(f"{made.num_train} photos in {len(made.classes)} stores and {made.num_test} test photos, all drawn: '{out}'")
-    print(f"Next: fedshelf simulate --data-dir {made.stores} --test-dir {made.test} --rounds 10")
+    echo(
+        f"Drew {counted(made.num_train, 'photo')} for {counted(len(made.classes), 'store')} and "
+        f"{counted(made.num_test, 'test photo')} in '{out}'"
+    )
+    stores, test = shlex.quote(str(made.stores)), shlex.quote(str(made.test))
+    echo_command(f"fedshelf simulate --data-dir {stores} --test-dir {test} --rounds 10")
 
 
 @app.command(epilog="Example: fedshelf data fetch groceries --out groceries/")
 def fetch(
-    name: Annotated[str, typer.Argument(help="What to fetch: groceries.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to make; default: the name.")] = None,
+    name: Annotated[str, typer.Argument(help="The photo set: groceries.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to create (default: NAME).")] = None,
     sha256: Annotated[
-        str | None, typer.Option(help="Checksum of the archive; without it the files are proven by the git commit.")
+        str | None, typer.Option(help="Expected checksum of the archive (default: verify the files).")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Address of a mirror instead of GitHub.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Download a public photo set (needs internet; goes on where it was interrupted).
+    """Download a public photo set.
+
+    Needs internet. An interrupted download resumes.
 
     groceries: the Grocery Store Dataset, 5,125 photos of 81 products taken in real grocery stores (MIT license).
     """
@@ -111,30 +124,35 @@ def fetch(
     from fedshelf.data.fetch import fetch as get
 
     if name != "groceries":
-        raise UsageError(f"there is no photo set '{name}' to fetch: 'groceries' is the one known")
+        raise UsageError(f"unknown photo set '{name}': the only one is 'groceries'")
     target = out or Path(name)
-    with _downloading("Downloading") as progress:
+    with progress_bar("Downloading", is_bytes=True) as progress:
         fetched = get(GROCERIES, target, sha256=sha256, base_url=base_url, progress=progress)
     if as_json:
         print(json.dumps({"photos": str(fetched.photos), "sha256": fetched.sha256, "proof": fetched.proof}))
         return
-    print(f"Photos in '{fetched.photos}', proven by {fetched.proof} (the archive's SHA-256: {fetched.sha256})")
-    print(f"Please cite: {GROCERIES.citation}")
-    print(f"Next: fedshelf data partition {fetched.photos} --out stores/")
+    echo(f"Photos in '{fetched.photos}', verified by {fetched.proof} (SHA-256 of the archive: {fetched.sha256})")
+    echo(f"Please cite: {GROCERIES.citation}")
+    echo_command(f"fedshelf data partition {shlex.quote(str(fetched.photos))} --out stores/")
 
 
 @app.command(epilog="Example: fedshelf data check stores/store-1")
 def check(
     photos: _PhotosArgument,
-    val_fraction: Annotated[float, typer.Option(help="Share kept for validation where there is no val/ folder.")] = 0.1,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share held out for validation where there is no val/ folder.")
+    ] = 0.1,
     seed: _Seed = 0,
-    fewest: Annotated[int, typer.Option(min=1, help="Name classes with fewer training photos than this.")] = 10,
+    fewest: Annotated[int, typer.Option(min=1, help="Warn of classes with fewer training photos.")] = 10,
     as_json: _Json = False,
 ) -> None:
-    """Report the health of a photo folder, class by class: counts, unusable files, copies, tiny photos, imbalance."""
+    """Check a photo folder, class by class.
+
+    Reports counts, unusable files, copies, tiny photos and imbalance.
+    """
     from fedshelf.data.health import check as examine
 
-    with _counting("Looking at photos") as progress:
+    with progress_bar("Checking photos") as progress:
         health = examine(photos, val_fraction=val_fraction, seed=seed, fewest=fewest, progress=progress)
     if as_json:
         print(json.dumps(health.to_dict()))
@@ -143,36 +161,23 @@ def check(
 
 
 def _print_health(health: "Health") -> None:
-    console = Console()
-    table = Table("class", title=health.root, title_justify="left")
-    for column in ("train", "validation", "unusable", "tiny"):
-        table.add_column(column, justify="right")
+    names = ("train", "validation", "unusable", "tiny")
+    table = Table(columns=[Column(name="class"), *(Column(name=name, is_figure=True) for name in names)])
     for entry in health.classes:
-        table.add_row(entry.path, *(str(n or "") for n in (entry.train, entry.validation, entry.unusable, entry.tiny)))
-    console.print(table)
-    print(f"{len(health.classes)} classes, {health.num_train} training and {health.num_validation} validation photos")
+        table.add(
+            entry.path, *(f"{n:,}" if n else "" for n in (entry.train, entry.validation, entry.unusable, entry.tiny))
+        )
+    echo(
+        table,
+        f"{counted(len(health.classes), 'class', 'classes')}, {counted(health.num_train, 'training photo')} and "
+        f"{counted(health.num_validation, 'validation photo')} in '{health.root}'",
+    )
     for path, reason in health.unusable.items():
-        print(f"  unusable  '{path}': {reason}")
+        echo(f"  unusable '{path}': {reason}")
     for duplicate in health.duplicates:
         what = "in several classes" if len(duplicate.classes) > 1 else "the same"
-        print(f"  {what}  {', '.join(duplicate.files)}")
+        echo(f"  {what}: {', '.join(duplicate.files)}")
     for finding in health.findings:
-        print(f"! {finding}")
+        echo(f"warning: {finding}")
     if not health.findings:
-        print("Nothing to complain about.")
-
-
-@contextmanager
-def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _downloading(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        echo("No problems found.")

@@ -12,16 +12,20 @@ from typing import Annotated
 
 import typer
 
+from fedshelf.cli.display import echo, progress_bar
+
 ROUNDS, LOCAL_EPOCHS = 15, 4  # enough for well over 80 % in a few minutes on two cores
 FAREWELL_SECONDS, STOP_SECONDS = 5.0, 15.0
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="Where photos, run and logs go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option("--dir", help="Folder for photos, run and logs.")] = Path("demo"),
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds to train.")] = ROUNDS,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the photos and the training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
 ) -> None:
-    """Draw product photos for five stores, start a real server and five real clients, and train one model over them.
+    """Train one model over five stores on this machine.
+
+    Draws product photos, then starts a real server and one real client per store.
 
     Example: fedshelf demo --dir /tmp/demo
     """
@@ -32,7 +36,7 @@ def demo(
     address = f"127.0.0.1:{_free_port()}"
     # Certificates, caches and client states of the demo stay inside its folder.
     environment = {**os.environ, "FEDSHELF_HOME": str((folder / "home").absolute())}
-    typer.echo(f"\nServer on {address}, one client process per store: {', '.join(store.name for store in stores)}\n")
+    echo("", f"Server on {address}, and one client process per store: {', '.join(store.name for store in stores)}", "")
     serve = [
         "server", "--address", address, "--min-clients", str(len(stores)), "--rounds", str(rounds),
         "--local-epochs", str(LOCAL_EPOCHS), "--seed", str(seed), "--test-dir", str(folder / "photos" / "test"),
@@ -76,17 +80,12 @@ def _see_through(server: subprocess.Popen[bytes], clients: Mapping[Path, subproc
 
 def _photos(folder: Path, seed: int) -> list[Path]:
     """The demo's stores, drawn if they are not there yet."""
-    from rich.progress import Progress
-
     from fedshelf.data.demo import make_demo
 
     target = folder / "photos"
     if not (target / "test").is_dir():
-        with Progress(transient=True) as progress:
-            task = progress.add_task("Drawing product photos", total=None)
-            make_demo(
-                target, seed=seed, progress=lambda done, total: progress.update(task, completed=done, total=total)
-            )
+        with progress_bar("Drawing product photos") as progress:
+            make_demo(target, seed=seed, progress=progress)
     return sorted(path for path in (target / "stores").iterdir() if path.is_dir())
 
 

@@ -3,12 +3,57 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fedshelf.cli.tables import Table
+from fedshelf.core.text import printable
+from fedshelf.tracking.terminal import continued, make_console, print_line
+
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
+
+
+def echo(*parts: str | Table) -> None:
+    """Print sentences and tables to standard output, a blank line around each table."""
+    console = make_console()
+    shown = [part for part in parts if isinstance(part, str) or part.rows]
+    for before, part in zip([None, *shown], shown, strict=False):
+        if before is not None and not (isinstance(before, str) and isinstance(part, str)):
+            print_line(console, "")
+        print_line(console, part) if isinstance(part, str) else part.print(console)
+
+
+def echo_command(command: str) -> None:
+    """Print what to do next, so that it can be pasted."""
+    console = make_console()
+    print_line(console, "Next:")
+    for line in continued(printable(command), console.width, "  "):
+        console.print(line, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error for as long as the block runs; nothing where that is no terminal.
+
+    Args:
+        what: what is done, such as `Checking photos`.
+        is_bytes: bytes are counted, not pieces.
+
+    Yields:
+        A function to call with how many are done, and how many there are.
+    """
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = make_console(stderr=True)
+    columns = (
+        TextColumn(what), BarColumn(bar_width=24), DownloadColumn() if is_bytes else MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
@@ -20,7 +65,7 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
     if as_json:
         yield JsonLinesSink(sys.stdout)
         return
-    console = ConsoleSink()
+    console = ConsoleSink(make_console())
     try:
         yield console
     finally:
@@ -29,16 +74,14 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C ends at once."""
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C exits at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print(
-            "stopping: the same command goes on with the open round; Ctrl-C once more to end at once", file=sys.stderr
-        )
+        print("stopping: the same command resumes the open round. Press Ctrl-C again to exit at once", file=sys.stderr)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

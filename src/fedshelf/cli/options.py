@@ -4,18 +4,34 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from fedshelf.config.files import load
 from fedshelf.config.schema import RENAMED, Settings
 
+BASIC: dict[str, tuple[str, ...]] = {
+    "server": (
+        "rounds", "min_clients", "address", "test_dir", "run_dir", "model", "image_size", "local_epochs", "client_lr",
+        "algorithm", "personalize", "seed",
+    ),
+    "simulate": (
+        "data_dir", "test_dir", "rounds", "run_dir", "workers", "model", "image_size", "local_epochs", "client_lr",
+        "algorithm", "personalize", "seed",
+    ),
+    "client": ("data_dir", "server_address", "ca", "name", "test_dir", "active_hours", "device"),
+}  # fmt: skip
+"""By command, what `--help` shows, in this order; `--help-all` shows all."""
+
+MAX_CHOICES = 24  # characters: more choices than that are listed in the flag's text
+_METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
+
 
 def with_options(kind: type[Settings], command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a function `f(config, **own options)` all flags that `kind` has for `command`, and `--config FILE`.
 
-    A flag that is not given leaves the file's value, or else the default.
+    A flag that is not given leaves the file's value, or else the default. Values are checked where the file's are.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -29,7 +45,7 @@ def with_options(kind: type[Settings], command: str) -> Callable[[Callable[..., 
         def run(**given: Any) -> None:
             file = given.pop("config_file")
             said = {name: given.pop(name) for name in (*names, *former)}
-            overrides = {name: value for name, value in said.items() if value is not None}
+            overrides = {name: value for name, value in said.items() if value is not None and value != []}
             function(config=load(kind, file, overrides), **given)
 
         parameters = [*offered, _config_file(), *own]
@@ -48,13 +64,29 @@ def _config_file() -> inspect.Parameter:
 def _parameter(settings: type[Settings], name: str, *, former: str = "") -> inspect.Parameter:
     """A field's flag; under its `former` name a hidden one."""
     field, flag, called = settings.model_fields[name], settings.flags()[name], former or name
-    dashed = f"--{called.replace('_', '-')}"
-    kind: Any = field.annotation
-    is_switch = bool in (kind, *get_args(kind))
-    names = [f"{dashed}/--no-{dashed[2:]}"] if is_switch else [dashed]  # either wins over a file
-    silent = field.default is None or is_switch
-    text = flag.help if silent else f"{flag.help} (default {field.default})"
-    option = typer.Option(*names, help=text, rich_help_panel=flag.panel, show_default=False, hidden=bool(former))
+    dashed, text = f"--{called.replace('_', '-')}", flag.help
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
+    choices = list(get_args(field.annotation)) if get_origin(field.annotation) is Literal else []
+    if bool in kinds:
+        text += " [default: on]" * (field.default is True)
+        option = typer.Option(
+            f"{dashed}/--no-{dashed[2:]}",
+            help=text,
+            rich_help_panel=flag.panel,
+            show_default=False,
+            hidden=bool(former),
+        )
+        return _keyword(called, Annotated[bool | None, option])  # either form wins over a file
+    metavar = "|".join(choices) or _METAVARS.get(kinds[0], "TEXT")
+    if len(metavar) > MAX_CHOICES:
+        metavar, text = "NAME", f"{text} One of: {', '.join(choices)}."
+    if field.default not in (None, ()):
+        text += f" [default: {field.default}]"
+    option = typer.Option(
+        dashed, help=text, rich_help_panel=flag.panel, show_default=False, metavar=metavar, hidden=bool(former),
+        autocompletion=(lambda: choices) if choices else None,
+    )  # fmt: skip
+    kind: Any = list[str] if get_origin(field.annotation) is tuple else Path if kinds[0] is Path else str
     return _keyword(called, Annotated[kind | None, option])
 
 

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshelf.cli.display import echo
+from fedshelf.reporting.formatting import percent
+from fedshelf.tracking.terminal import make_console, print_line
+
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.app.predictor import Guess
 
@@ -18,7 +22,9 @@ def predict(
     best: Annotated[bool, typer.Option("--best", help="The best round's model instead of the last's.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")] = False,
 ) -> None:
-    """Name the products in photos, with probabilities.
+    """Name the products in photos.
+
+    Prints the most likely products of each photo with their probabilities.
 
     Example: fedshelf predict shelf.jpg --run runs/20261121-083512-a1b2
     """
@@ -41,22 +47,15 @@ def predict(
 
 def _show(photo: Path, guesses: "Sequence[Guess]", *, as_json: bool) -> None:
     """What is in `photo`, the most probable first: as a table, or as one line of JSON."""
-    from rich.console import Console
-    from rich.table import Table
-
     if as_json:
         predictions = [{"class": guess.label, "probability": guess.probability} for guess in guesses]
         typer.echo(json.dumps({"photo": str(photo), "predictions": predictions}, ensure_ascii=False))
         return
-    typer.echo(photo)
-    table = Table(show_header=False, box=None)
-    for guess in guesses:
-        table.add_row(f"{guess.probability:6.1%}", guess.label)
-    Console().print(table)
+    echo(str(photo), *(f"{percent(guess.probability):>9}  {guess.label}" for guess in guesses))
 
 
 def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"photo": str(photo), "error": str(error)}))
     else:
-        typer.echo(f"{photo}: {error}", err=True)
+        print_line(make_console(stderr=True), f"{photo}: {error}", label="error: ", label_style="bold red")

@@ -2,105 +2,100 @@
 
 import datetime
 
-from rich import box
-from rich.table import Table
-
+from fedshelf.cli.tables import Column, Table
 from fedshelf.core.choices import Candidate
-from fedshelf.reporting import formatting as words
-from fedshelf.reporting import gain_report as worth
-from fedshelf.reporting import stragglers as late
+from fedshelf.core.text import counted, some
+from fedshelf.reporting import gain_report, stragglers
+from fedshelf.reporting.formatting import ABSENT, duration, number, percent, size, sparkline
 from fedshelf.storage.run_directory import differences
 from fedshelf.tracking.queries import RunSummary
 
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
-MOST_NAMES = 8  # in one remark
 
 
 def list_table(summaries: list[RunSummary]) -> Table:
-    """One line per run."""
-    table = _table("run", "status", "rounds>", "accuracy>", "central>", "best round>", "parameters>", "accuracy so far")
+    """One row per run."""
+    table = _table(
+        "run", "status", "rounds>", "accuracy>", "central>", "best round>", "parameters>?", "accuracy so far?"
+    )
     for summary in summaries:
         accuracies = series_of(summary, "accuracy")
-        table.add_row(
+        table.add(
             summary.run_id,
             summary.status.value,
             _progress(summary),
-            words.percent(last_of(accuracies)),
-            words.percent(last_of(series_of(summary, "central_accuracy"))),
+            percent(last_of(accuracies)),
+            percent(last_of(series_of(summary, "central_accuracy"))),
             _or_dash(summary.best_round),
             _or_dash(summary.num_parameters),
-            words.sparkline(accuracies),
+            sparkline(accuracies),
         )
     return table
 
 
-def heading(summary: RunSummary) -> list[str]:
-    """What is to be said of a run before its rounds."""
-    reason = f" ({words.printable(summary.reason)})" if summary.reason else ""
+def heading(summary: RunSummary, *, width: int) -> list[str]:
+    """What is to be said of a run before its rounds; `width` bounds the curve."""
+    reason = f" ({summary.reason})" if summary.reason else ""
+    facts = {
+        "rounds": _progress(summary), "best round": _or_dash(summary.best_round),
+        "parameters": _or_dash(summary.num_parameters), "started": utc(summary.started) or ABSENT,
+    }  # fmt: skip
     lines = [
         f"run {summary.run_id}: {summary.status.value}{reason}",
-        f"rounds {_progress(summary)}, best round {_or_dash(summary.best_round)}, "
-        f"parameters {_or_dash(summary.num_parameters)}, started {utc(summary.started) or words.ABSENT}",
+        ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact != ABSENT),
     ]
-    if curve := words.sparkline(series_of(summary, "accuracy"), width=60):
+    if curve := sparkline(series_of(summary, "accuracy"), width=min(60, width - len("accuracy "))):
         lines.append(f"accuracy {curve}")
     return lines
 
 
 def rounds_table(summary: RunSummary) -> Table:
-    """One line per round."""
-    virtual = any(round_.virtual_seconds is not None for round_ in summary.rounds)
+    """One row per round; who was not counted, and why, stands below it."""
     table = _table(
-        "round>", "clients>", "train loss>", "accuracy>", "central>", "time>", *["virtual time>"] * virtual, "up>",
-        "down>", "not counted",
+        "round>", "stores>", "loss>", "accuracy>", "central>", "time>?", "virtual time>", "up>", "down>"
     )  # fmt: skip
     for round_ in summary.rounds:
-        counted = [client for client in round_.clients if client.status == "counted"]
-        missing = [
-            words.printable(f"{client.client} ({client.status.value}{': ' * bool(client.reason)}{client.reason})")
-            for client in round_.clients
-            if client.status != "counted"
-        ]
-        table.add_row(
+        missing = [client for client in round_.clients if client.status != "counted"]
+        table.add(
             f"{round_.round}{'*' * (round_.round == summary.best_round)}",
-            f"{len(counted)}/{len(round_.clients)}",
-            words.number(round_.train_loss),
-            words.percent(round_.accuracy),
-            words.percent(round_.central_accuracy),
-            words.duration(round_.seconds),
-            *[words.duration(round_.virtual_seconds)] * virtual,
-            words.size(round_.bytes_up),
-            words.size(round_.bytes_down),
-            "\n".join(missing),
+            f"{len(round_.clients) - len(missing)}/{len(round_.clients)}",
+            number(round_.train_loss),
+            percent(round_.accuracy),
+            percent(round_.central_accuracy),
+            duration(round_.seconds),
+            duration(round_.virtual_seconds),
+            size(round_.bytes_up),
+            size(round_.bytes_down),
+            notes=[f"{c.client} {c.status.value}{': ' * bool(c.reason)}{c.reason}" for c in missing],
         )
     return table
 
 
 def remarks_on(summary: RunSummary) -> list[str]:
     """What is to be said of a run after its rounds."""
-    remarks = [f"round {v.round}, attempt {v.attempt + 1} was void: {words.printable(v.reason)}" for v in summary.voids]
-    in_a_row = late.StragglerTracker()
+    remarks = [f"round {void.round}, attempt {void.attempt + 1} was void: {void.reason}" for void in summary.voids]
+    in_a_row = stragglers.StragglerTracker()
     for round_ in summary.rounds:
         in_a_row.add(round_.clients)
-    if sentence := late.advice(in_a_row.habits()):
+    if sentence := stragglers.advice(in_a_row.habits()):
         remarks.append(sentence)
-    return remarks + ["* best round"] * (summary.best_round is not None)
+    return ["* best round"] * (summary.best_round is not None) + remarks
 
 
-def worth_it(summary: RunSummary) -> list[Table | str]:
+def gain_table(summary: RunSummary) -> list[Table | str]:
     """What the run has brought each store, once they have compared."""
     if not summary.stores:
         return []
     table = _table("store", "local only>", "global>", "personalized>", "gain>", "keeps")
     for store in summary.stores:
-        accuracies = (words.percent(store.accuracies.get(candidate)) for candidate in Candidate)
-        keeps = store.best.value if store.best else words.printable(store.reason)
-        table.add_row(words.printable(store.client), *accuracies, worth.points(worth.gain(store)), keeps)
-    means = [worth.mean(store.accuracies.get(candidate) for store in summary.stores) for candidate in Candidate]
-    difference = worth.mean(worth.gain(store) for store in summary.stores)
-    table.add_section()
-    table.add_row("mean", *(words.percent(value) for value in means), worth.points(difference), "")
-    sentence = worth.verdict(summary.stores)
+        accuracies = (percent(store.accuracies.get(candidate)) for candidate in Candidate)
+        gain = gain_report.points(gain_report.gain(store))
+        keeps = store.best.value if store.best else "nothing"
+        table.add(store.client, *accuracies, gain, keeps, notes=[store.reason] * bool(store.reason))
+    means = [gain_report.mean(store.accuracies.get(candidate) for store in summary.stores) for candidate in Candidate]
+    difference = gain_report.points(gain_report.mean(gain_report.gain(store) for store in summary.stores))
+    table.add(f"mean of {counted(len(summary.stores), 'store')}", *map(percent, means), difference, "")
+    sentence = gain_report.verdict(summary.stores)
     return [table, *([sentence] if sentence else [])]
 
 
@@ -110,36 +105,44 @@ def own_batches(summary: RunSummary, config_toml: str) -> list[str]:
     own: dict[tuple[int, float], list[str]] = {}
     for client in summary.rounds[-1].clients if summary.rounds else ():
         if client.batch_size not in (None, configured):
-            own.setdefault((client.batch_size or 0, client.client_lr or 0.0), []).append(words.printable(client.client))
+            own.setdefault((client.batch_size or 0, client.client_lr or 0.0), []).append(client.client)
     return [
-        f"round {summary.rounds[-1].round}: batches of {size} (configured: {configured}) at the rate {rate:.3g}: "
-        + ", ".join(names[:MOST_NAMES])
-        + f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
-        for (size, rate), names in sorted(own.items())
+        f"round {summary.rounds[-1].round}: batches of {batch_size} (configured: {configured}) at the rate {rate:.3g}: "
+        + some(names)
+        for (batch_size, rate), names in sorted(own.items())
     ]
 
 
-def compare_table(summaries: list[RunSummary], metric: str, settings: dict[str, list[object]]) -> Table:
-    """Runs side by side."""
+def compare_tables(
+    summaries: list[RunSummary], metric: str, settings: dict[str, list[object]], *, width: int
+) -> list[Table]:  # fmt: skip
+    """Figures of runs, and the settings on which they differ: side by side where that fits into `width`."""
 
     def figure(value: float | None) -> str:
-        return words.number(value) if metric == "train_loss" else words.percent(value)
+        return number(value) if metric == "train_loss" else percent(value)
 
-    series = [series_of(summary, metric) for summary in summaries]
-    table = _table("", *(summary.run_id for summary in summaries))
-    table.add_row("status", *(summary.status.value for summary in summaries))
-    table.add_row("rounds", *(_progress(summary) for summary in summaries))
-    table.add_row(f"{metric}, last", *(figure(last_of(values)) for values in series))
-    table.add_row(f"{metric}, best", *(figure(_best(values, metric)) for values in series))
-    table.add_row(metric, *(words.sparkline(values) for values in series))
-    table.add_row("parameters", *(_or_dash(summary.num_parameters) for summary in summaries))
-    table.add_row("time", *(words.duration(sum(r.seconds or 0.0 for r in s.rounds)) for s in summaries))
-    table.add_row("bytes up", *(words.size(sum(r.bytes_up for r in s.rounds)) for s in summaries))
-    table.add_row("bytes down", *(words.size(sum(r.bytes_down for r in s.rounds)) for s in summaries))
-    table.add_section()
-    for key, values in settings.items():
-        table.add_row(key, *(words.ABSENT if value is None else str(value) for value in values))
-    return table
+    table = _table(
+        "run", "rounds>", f"{metric}>", "best>", "time>", "up>", "down>", "status?", "parameters>?", "curve?"
+    )  # fmt: skip
+    for summary in summaries:
+        values = series_of(summary, metric)
+        table.add(
+            summary.run_id,
+            _progress(summary),
+            figure(last_of(values)),
+            figure(_best(values, metric)),
+            duration(sum(round_.seconds or 0.0 for round_ in summary.rounds)),
+            size(sum(round_.bytes_up for round_ in summary.rounds)),
+            size(sum(round_.bytes_down for round_ in summary.rounds)),
+            summary.status.value,
+            _or_dash(summary.num_parameters),
+            sparkline(values),
+        )
+    differing = _table("setting", *(summary.run_id for summary in summaries))
+    for key, of_runs in settings.items():
+        differing.add(key, *(ABSENT if value is None else str(value) for value in of_runs))
+    beside = table.transposed()
+    return [beside if beside.fits(width) else table, differing]
 
 
 def series_of(summary: RunSummary, metric: str) -> list[float | None]:
@@ -161,7 +164,7 @@ def _progress(summary: RunSummary) -> str:
 
 
 def _or_dash(value: int | None) -> str:
-    return words.ABSENT if value is None else f"{value:,}"
+    return ABSENT if value is None else f"{value:,}"
 
 
 def utc(seconds: float | None) -> str | None:
@@ -170,8 +173,7 @@ def utc(seconds: float | None) -> str | None:
 
 
 def _table(*columns: str) -> Table:
-    """A table whose columns named with a trailing '>' are aligned to the right."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
-    return table
+    """A table; `name>` is a column of figures, `name?` an optional one."""
+    return Table(
+        columns=[Column(name=c.rstrip(">?"), is_figure=">" in c, is_optional=c.endswith("?")) for c in columns]
+    )

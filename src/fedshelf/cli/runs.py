@@ -5,21 +5,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
-    from rich.table import Table
+from fedshelf.cli.commands import Commands
+from fedshelf.cli.display import echo
 
+if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.tracking.queries import RunSummary
 
-app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True)
+app = Commands(help="List, show and compare runs.")
 
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.", metavar="DIR")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
+Root = Annotated[Path, typer.Option("--root", help="Folder of all runs.", metavar="DIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its id, or the beginning of its id.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs, each as for 'runs show'.")]
-Metric = Annotated[str, typer.Option("--metric", help="accuracy, central_accuracy or train_loss.")]
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Two or more runs, each a folder, an id, or the beginning of an id."),
+]
+Metric = Annotated[str, typer.Option("--metric", help="Figure to compare: accuracy, central_accuracy or train_loss.")]
 
 DEFAULT_ROOT = Path("runs")
-MOST_NAMES = 8  # in one remark
 
 
 @app.command("list")
@@ -37,22 +40,23 @@ def list_runs(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     if as_json:
         _print_json([_overview(summary, run.path) for summary, run in zip(summaries, runs, strict=True)])
     elif not runs:
-        typer.echo(f"No runs in '{root}' yet. 'fedshelf simulate --help' and 'fedshelf server --help' start one.")
+        typer.echo(f"There are no runs in '{root}' yet: 'fedshelf simulate' and 'fedshelf server' start one.")
     else:
-        _print(list_table(summaries))
+        echo(list_table(summaries))
 
 
 @app.command()
 def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
-    """Show one run round by round: figures, who took part, and who did not and why.
+    """Show one run round by round.
 
-    RUN is a run's folder, its id, or the beginning of its id below --root.
+    For each round: the figures, how many stores took part, and who did not and why.
 
     Example: fedshelf runs show 20261121-0835
     """
-    from fedshelf.cli.run_tables import heading, own_batches, remarks_on, rounds_table, worth_it
+    from fedshelf.cli.run_tables import gain_table, heading, own_batches, remarks_on, rounds_table
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
+    from fedshelf.tracking.terminal import make_console
 
     directory = resolve_run(run, root)
     summary = run_summary(directory.path)
@@ -60,27 +64,28 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
         _print_json(summary.to_record())
         return
     remarks = [*remarks_on(summary), *own_batches(summary, directory.config_toml)]
-    _print(*heading(summary), rounds_table(summary), *remarks, *worth_it(summary))
+    width = make_console().width
+    echo(*heading(summary, width=width), rounds_table(summary), *remarks, *gain_table(summary))
 
 
 @app.command()
 def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", as_json: AsJson = False) -> None:
-    """Set runs side by side: figures, and the configuration keys on which they differ.
-
-    Each RUN is a run's folder, its id, or the beginning of its id below --root.
+    """Compare runs: figures, and the settings that differ.
 
     Example: fedshelf runs compare 20261121-0835 20261121-0912 --metric central_accuracy
     """
-    from fedshelf.cli.run_tables import METRICS, compare_table, series_of
+    from fedshelf.cli.run_tables import METRICS, compare_tables, series_of
     from fedshelf.core.errors import UsageError
+    from fedshelf.core.suggestions import did_you_mean
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
+    from fedshelf.tracking.terminal import make_console
 
     if metric not in METRICS:
-        raise UsageError(f"--metric '{metric}' is unknown. Choose one of: {', '.join(METRICS)}.")
+        raise UsageError(f"--metric {metric}: must be one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}")
     directories = [resolve_run(run, root) for run in runs]
     if len({directory.path.resolve() for directory in directories}) < 2:
-        raise UsageError("compare takes two runs or more. 'fedshelf runs list' shows what there is.")
+        raise UsageError("compare needs two or more different runs: 'fedshelf runs list' shows all")
     summaries = [run_summary(directory.path) for directory in directories]
     settings = _differing_settings([directory.config_toml for directory in directories])
     if as_json:
@@ -90,7 +95,7 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
         ]
         _print_json({"runs": figures, "settings": settings})
     else:
-        _print(compare_table(summaries, metric, settings))
+        echo(*compare_tables(summaries, metric, settings, width=make_console().width))
 
 
 def _overview(summary: "RunSummary", path: Path) -> dict[str, object]:
@@ -119,16 +124,6 @@ def _differing_settings(configs: list[str]) -> "dict[str, list[object]]":
     against_nothing = [{d.key: d.new for d in differences("", config)} for config in configs]
     keys = sorted({d.key for config in configs[1:] for d in differences(configs[0], config)})
     return {key: [settings.get(key) for settings in against_nothing] for key in keys}
-
-
-def _print(*parts: "str | Table") -> None:
-    from rich.console import Console
-
-    console = Console(markup=False)  # a client's name may hold brackets
-    if not console.is_terminal:  # a pipe has no width: cut nothing off
-        console = Console(width=200, markup=False)
-    for part in parts:
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 def _print_json(value: object) -> None:

@@ -13,9 +13,11 @@ from fedshelf.config.schema import RunConfig
 def server(
     *,
     config: RunConfig,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:
-    """Serve a run: wait for stores, train over them round by round. Started again after any end, it goes on.
+    """Run the server: wait for stores and train over them.
+
+    After a stop or a crash, the same command resumes the run.
 
     Example: fedshelf server --rounds 10 --min-clients 5
     """

@@ -12,9 +12,11 @@ from fedshelf.config.schema import RunConfig
 def simulate(
     *,
     config: RunConfig,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")] = False,
 ) -> None:
-    """Run a whole federation on this machine, with the code and the results of a deployed one.
+    """Run a whole federation on this machine.
+
+    It runs the code of a deployed federation and gives the same results.
 
     Example: fedshelf simulate --data-dir stores --test-dir photos/test --rounds 10 --workers 2
     """

@@ -102,7 +102,7 @@ class Downloads:
         deltas = tuple(ModelDelta(base=difference.base, model=difference.model) for difference in path)
         return replace(broadcast, model=self._name, deltas=deltas, vectors={**vectors, **_without_params(broadcast)})
 
-    def answered(self, address: str, *, failed: bool) -> None:
+    def confirm(self, address: str, *, failed: bool) -> None:
         """The client has answered the last message: it holds that model now; after a failure, who knows."""
         self._holds[address] = "" if failed else self._sent.get(address, "")
 
@@ -134,7 +134,7 @@ class HeldModel(Protocol):
     def load(self) -> tuple[str, Tensor] | None:
         """Its name and values [S]; None if there is none."""
 
-    def keep(self, name: str, model: Tensor) -> None: ...
+    def save(self, name: str, model: Tensor) -> None: ...
 
 
 class MemoryHeldModel:
@@ -146,7 +146,7 @@ class MemoryHeldModel:
     def load(self) -> tuple[str, Tensor] | None:
         return self._held
 
-    def keep(self, name: str, model: Tensor) -> None:
+    def save(self, name: str, model: Tensor) -> None:
         self._held = (name, model)
 
 
@@ -175,7 +175,7 @@ def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
     if model is None or (first < len(bases) and name_of(model) != message.model):
         raise RefusedError("the decoded model is not the one that the server means: another version of FedShelf?")
     if first < len(bases):
-        held.keep(message.model, model)
+        held.save(message.model, model)
     return replace(message, model="", deltas=(), vectors={PARAMS: model, **_without_params(message)})
 
 

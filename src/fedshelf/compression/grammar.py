@@ -3,7 +3,6 @@
 A stage is written ``NAME:VALUE:VALUE``, with the values of its settings in the order in which its codec declares them.
 """
 
-import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from fedshelf.compression.registry import KINDS
 from fedshelf.compression.stage import Codec, Lossless, Quantizer, Sparsifier
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import Setting, load, settings_of
+from fedshelf.core.suggestions import nearest
 
 MAX_LENGTH = 200
 _BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
@@ -32,7 +32,7 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
     if text == "none":
         return None, Float(), None
     if len(text) > MAX_LENGTH:
-        raise UsageError(f"a codec's text of {len(text):,} characters is too long; {MAX_LENGTH} are the most")
+        raise UsageError(f"a codec of {len(text):,} characters is too long: the limit is {MAX_LENGTH}")
     problems: list[str] = []
     found: dict[str, Codec] = {}
     order, last = list(KINDS), ""
@@ -52,7 +52,7 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
         except ValueError as error:
             problems.append(f"{part.strip()!r}: {error}")
     if problems:
-        raise UsageError(f"the codec {text!r} cannot be used:\n" + "\n".join(f"  * {problem}" for problem in problems))
+        raise UsageError(*problems)
     sparsifier, quantizer, lossless = (found.get(kind) for kind in KINDS)
     if sparsifier is not None and getattr(quantizer, "unbiased", False):
         quantizer = replace(quantizer, unbiased=False)  # type: ignore[type-var]  # a dataclass with that field
@@ -103,9 +103,9 @@ def _unknown(name: str) -> str:
     if name == "none":
         return "'none' cannot be part of a chain: leave it out"
     known = forms()
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = nearest(name, known)
     return f"unknown codec {name!r}: " + (
-        f"did you mean {known[near[0]]!r}?" if near else f"the codecs are {', '.join(known)}"
+        f"did you mean {known[near]!r}?" if near else f"the codecs are {', '.join(known)}"
     )
 
 

@@ -1,14 +1,13 @@
 """The configuration as TOML: reading with strict keys, writing, and its digest."""
 
-import difflib
 import hashlib
 import logging
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
@@ -16,6 +15,10 @@ from pydantic import ValidationError
 from fedshelf.config.schema import RENAMED, RunConfig, Settings, select
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import Scope
+from fedshelf.core.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 logger = logging.getLogger(__name__)
 
@@ -26,47 +29,96 @@ _NEW_KEYS = {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAME
 def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
     """The settings in `path` (if any), with `overrides` (field name to value) on top.
 
+    Args:
+        kind: what to read.
+        path: a TOML file.
+        overrides: values of flags.
+
+    Returns:
+        The settings.
+
     Raises:
         UsageError: listing every problem: unreadable file, unknown keys (with the nearest right one), bad values.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"--config {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"--config {path} is not TOML: {error}") from None
     given = {name.replace("_", "-"): value for name, value in overrides.items()}
-    return parse(kind, {**_renamed(values), **_renamed(given)}, where=str(path) if path else "the command line")
+    values, given = _renamed({} if path is None else _read(path)), _renamed(given)
+    return parse(kind, {**values, **given}, where=str(path), flags=given)
 
 
-def parse(kind: type[S], values: Mapping[str, Any], *, where: str) -> S:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read --config {path}: it is not UTF-8 text. Save it as UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(
+            f"cannot read --config {path}: it is not valid TOML: {error}. Keys look like client-lr = 0.05, text needs "
+            'quotes: model = "resnet18"'
+        ) from None
+
+
+def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Container[str] = ()) -> S:
     """Check `values` (by key, with dashes).
+
+    Args:
+        kind: what they are.
+        values: the values.
+        where: what they come from, for errors.
+        flags: the keys that come from the command line instead.
+
+    Returns:
+        The settings.
 
     Raises:
         UsageError: see `load`.
     """
     values = _renamed(values)
     known = [field.alias or name for name, field in kind.model_fields.items()]
-    problems = []
-    for key in values:
-        if key not in known:
-            near = [_NEW_KEYS[key]] if key in _NEW_KEYS else difflib.get_close_matches(
-                key.replace("_", "-"), known, n=1, cutoff=0.5
-            )  # fmt: skip
-            problems.append(f"{key!r} is no key" + (f"; did you mean {near[0]!r}?" if near else ""))
+    problems = [
+        f"unknown key {key!r} in {where}{did_you_mean(_NEW_KEYS.get(key, key).replace('_', '-'), known)}"
+        for key in values
+        if key not in known
+    ]
     try:
         config = kind.model_validate({key: value for key, value in values.items() if key in known})
     except ValidationError as error:
         for detail in error.errors():
-            key = ".".join(map(str, detail["loc"]))
-            problems.append(f"{key} = {detail['input']!r}: {detail['msg']}")
+            key = str(detail["loc"][0])
+            written = f"--{key} {values[key]}" if key in flags else f"{_as_toml(key, values[key])} in {where}"
+            problems.append(f"{written}: {_what_is_wrong(detail)}")
     else:
         problems += _contradictions(config) if isinstance(config, RunConfig) else []
         if not problems:
             return config
-    raise UsageError(f"{where}: " + "; ".join(problems))
+    raise UsageError(*problems)
+
+
+_WRONG: dict[str, str] = {
+    "int_parsing": "not a whole number", "int_type": "not a whole number", "int_from_float": "not a whole number",
+    "float_parsing": "not a number", "float_type": "not a number", "bool_parsing": "not true or false",
+    "bool_type": "not true or false", "string_type": "not a text in quotes", "path_type": "not a path in quotes",
+    "greater_than": "must be more than {gt:g}", "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}", "less_than_equal": "must be at most {le:g}",
+    "finite_number": "must be a finite number",
+}  # fmt: skip
+"""What to say for pydantic's types of errors."""
+
+
+def _what_is_wrong(detail: "ErrorDetails") -> str:
+    context = detail.get("ctx", {})
+    if detail["type"] == "literal_error":
+        choices = re.findall("'([^']*)'", context["expected"])
+        return f"must be one of {', '.join(choices)}{did_you_mean(str(detail['input']), choices)}"
+    if detail["type"] in _WRONG:
+        return _WRONG[detail["type"]].format(**context)
+    return detail["msg"].removeprefix("Value error, ")
+
+
+def _as_toml(key: str, value: Any) -> str:
+    line = to_toml({key: value}).strip()
+    return f"{key} = …" if "\n" in line else line
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
@@ -95,8 +147,8 @@ def of_a_server(config: RunConfig) -> RunConfig:
     """
     if config.attack != "none":
         raise UsageError(
-            f"attack = {config.attack!r}: attackers are simulated ones, and the stores of a server are real; take "
-            "attack, attackers and attack-factor out of the file, or run fedshelf simulate with it"
+            f"attack = {config.attack!r}: only a simulation has attackers, the stores of a server are real. Remove "
+            "attack, attackers and attack-factor from the file, or use it with 'fedshelf simulate'"
         )
     fields = RunConfig.model_fields
     simulated = [name for name, flag in RunConfig.flags().items() if "server" not in flag.commands]
@@ -134,13 +186,13 @@ def _tell_new_name(old: str, new: str) -> None:
 def _contradictions(config: RunConfig) -> list[str]:
     problems = []
     if config.pretrained and config.init is not None:
-        problems.append("init and pretrained exclude each other: weights come from one of them")
+        problems.append("--init and --pretrained exclude each other: choose one source of initial weights")
     if config.best_metric == "central_accuracy" and config.test_dir is None:
-        problems.append("best-metric central_accuracy needs a test-dir")
+        problems.append("--best-metric central_accuracy needs test photos: add --test-dir DIR")
     if config.best_metric == "accuracy" and config.val_fraction == 0:
-        problems.append("best-metric accuracy needs validation photos: val-fraction above 0")
+        problems.append("--best-metric accuracy needs validation photos: set --val-fraction above 0")
     if (config.attack == "none") != (config.attackers == 0):
-        problems.append("attack and attackers go together: what is done, and how many stores do it")
+        problems.append("--attack and --attackers go together: what is done, and how many stores do it")
     if config.attack_factor is not None and config.attack not in ("sign-flip", "scale"):
-        problems.append("attack-factor is for the attacks sign-flip and scale")
+        problems.append("--attack-factor is for --attack sign-flip and scale only")
     return problems

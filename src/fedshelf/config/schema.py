@@ -94,133 +94,135 @@ def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
 class RunConfig(Settings):
     """The configuration of a run: what is declared here, and what components declare (`config.families`)."""
 
-    data_dir: Annotated[Path | None, Setting(help="Folder with one folder of photos per store.", panel=DATA,
-        scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
-    test_dir: Annotated[Path | None, Setting(help="Folder of test photos (CLASS/*.jpg) for central evaluation.",
-        panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    catalogue: Annotated[Path | None, Setting(help="File that names the classes (JSON, or one name a line); else the "
-        "clients' folders do.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    image_size: Annotated[int, Setting(help="Side of the photos in training, in pixels.", ge=8, le=2048,
-        panel=DATA)] = 48  # fmt: skip
+    data_dir: Annotated[Path | None, Setting(help="Folder of the stores, with one folder of photos per store.",
+        panel=DATA, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    test_dir: Annotated[Path | None, Setting(help="Test photos (CLASS/*.jpg) for evaluation at the server.", panel=DATA,
+        scope=Scope.SERVER)] = None  # fmt: skip
+    catalogue: Annotated[Path | None, Setting(help="File with the class names, as JSON or one per line (default: the "
+        "clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    image_size: Annotated[int, Setting(help="Side of the training photos in pixels.", ge=8, le=2048, panel=DATA)] = 48
     val_fraction: Annotated[float, Setting(help="Share of a store's photos held out for validation.", ge=0, lt=1,
         panel=DATA)] = 0.1  # fmt: skip
-    augment: Annotated[bool, Setting(help="Crop, flip, rotate and relight photos in training.", panel=DATA)] = True
+    augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate and relight training photos.",
+        panel=DATA)] = True  # fmt: skip
 
-    model: Annotated[str, Setting(help="resnet10, or any timm model by name.", panel=MODEL)] = "resnet10"
+    model: Annotated[str, Setting(help="resnet10, or the name of a timm model.", panel=MODEL)] = "resnet10"
     width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL)] = 16
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
-    init: Annotated[Path | None, Setting(help="Start from this checkpoint (safetensors, or a torch file of tensors).",
-        panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
+    init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
+        "tensors).", panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
     pretrained: Annotated[bool, Setting(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
 
     optimizer: Annotated[OptimizerName, Setting(help="Local optimizer.", panel=TRAINING)] = "sgd"
     client_lr: Annotated[float, Setting(help="Learning rate of local training.", gt=0, panel=TRAINING)] = 0.05
-    lr_schedule: Annotated[Schedule, Setting(help="Course of the learning rate over rounds.",
+    lr_schedule: Annotated[Schedule, Setting(help="Schedule of the learning rate over the rounds.",
         panel=TRAINING)] = "cosine"  # fmt: skip
-    warmup_rounds: Annotated[int, Setting(help="Rounds of linear warm-up.", ge=0, panel=TRAINING)] = 2
-    local_epochs: Annotated[int, Setting(help="Passes over a store's photos per round.", ge=1, panel=TRAINING)] = 2
-    batch_size: Annotated[int, Setting(help="Photos per step.", ge=1, panel=TRAINING)] = 16
-    dynamic_batch: Annotated[bool, Setting(help="Each client trains with the batch size that is fastest on its "
-        "machine, from --batch-size up to 4 times that, and a rate to match.", panel=TRAINING)] = False  # fmt: skip
+    warmup_rounds: Annotated[int, Setting(help="Rounds of linear warmup.", ge=0, panel=TRAINING)] = 2
+    local_epochs: Annotated[int, Setting(help="Local epochs per round.", ge=1, panel=TRAINING)] = 2
+    batch_size: Annotated[int, Setting(help="Photos per training step.", ge=1, panel=TRAINING)] = 16
+    dynamic_batch: Annotated[bool, Setting(help="Let each client use the batch size that is fastest on its machine, up "
+        "to 4 times --batch-size, with a learning rate to match.", panel=TRAINING)] = False  # fmt: skip
     momentum: Annotated[float, Setting(help="Nesterov momentum of SGD.", ge=0, lt=1, panel=TRAINING)] = 0.9
     weight_decay: Annotated[float, Setting(help="Weight decay.", ge=0, panel=TRAINING)] = 5e-4
     label_smoothing: Annotated[float, Setting(help="Label smoothing.", ge=0, lt=1, panel=TRAINING)] = 0.1
-    gradient_clip: Annotated[float, Setting(help="Bound on each step's gradient norm; 0 for none.", ge=0,
+    gradient_clip: Annotated[float, Setting(help="Maximum norm of each step's gradient; 0 for no limit.", ge=0,
         panel=TRAINING)] = 5.0  # fmt: skip
-    threads: Annotated[int, Setting(help="Threads that each client trains with (results depend on it); 0: as many as "
-        "its machine has cores.", ge=0, panel=TRAINING)] = 1  # fmt: skip
-    compile: Annotated[CompileChoice, Setting(help="Compile the model's training pass (auto: on a GPU, where a trial "
-        "finds it faster).", panel=TRAINING)] = "auto"  # fmt: skip
-    device: Annotated[DeviceName, Setting(help="Where this process computes.", panel=TRAINING,
+    threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
+        ge=0, panel=TRAINING)] = 1  # fmt: skip
+    compile: Annotated[CompileChoice, Setting(help="Compile the training step; auto does so on a GPU where a trial "
+        "shows that it is faster.", panel=TRAINING)] = "auto"  # fmt: skip
+    device: Annotated[DeviceName, Setting(help="Device that this process computes on.", panel=TRAINING,
         scope=Scope.LOCAL)] = "auto"  # fmt: skip
 
     algorithm: Annotated[str, Setting(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
-    loss: Annotated[str, Setting(help="Loss of local training; fedrs and fedlc spare the products that a store does "
-        "not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
-    aggregator: Annotated[str, Setting(help="How uploads become one; all but mean withstand some hostile clients "
-        "(docs/explanation/robust-aggregation.md).", panel=ALGORITHM, scope=Scope.SERVER)] = "mean"  # fmt: skip
-    norm_bound: Annotated[float | None, Setting(help="Scale uploads down to this norm (default: take them as they "
-        "are).", gt=0, panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+    loss: Annotated[str, Setting(help="Loss of local training; fedrs and fedlc protect the products that a store "
+        "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
+    aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
+        "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
+        scope=Scope.SERVER)] = "mean"  # fmt: skip
+    norm_bound: Annotated[float | None, Setting(help="Maximum norm of an upload; larger ones are scaled down (default: "
+        "no limit).", gt=0, panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
     attack: Annotated[AttackName, Setting(help="What simulated attackers do: train on wrong labels, or multiply their "
         "uploads.", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = "none"  # fmt: skip
-    attackers: Annotated[int, Setting(help="How many stores, the first in the order of names, attack.", ge=0,
-        panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = 0  # fmt: skip
-    attack_factor: Annotated[float | None, Setting(help="What attackers multiply their uploads by (default: -1 for "
-        "sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    attackers: Annotated[int, Setting(help="Number of attacking stores, the first by name.", ge=0, panel=ALGORITHM,
+        scope=Scope.SERVER, commands=SIMULATE)] = 0  # fmt: skip
+    attack_factor: Annotated[float | None, Setting(help="Factor that attackers multiply their uploads by (default: -1 "
+        "for sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
-    personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the last layer "
-        "(fedper; fedrep trains it apart), a model of their own beside the global one (ditto), or the last global "
-        "model fine-tuned (finetune).", panel=ALGORITHM)] = "none"  # fmt: skip
-    compare: Annotated[bool | None, Setting(help="After the last round, let each store choose what serves it best: the "
-        "global model, its personalized one, or one trained alone, which takes it as long as all rounds (default: "
-        "where there is personalization).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
+    personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the "
+        "last layer (fedper, fedrep), a second model (ditto), or the final model after fine-tuning (finetune).",
+        panel=ALGORITHM)] = "none"  # fmt: skip
+    compare: Annotated[bool | None, Setting(help="After the last round, let each store keep the best of the global "
+        "model, its personalized one and one trained alone, which takes as long as all rounds did (default: with "
+        "--personalize).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
 
-    codec_up: Annotated[str, Setting(help="How uploads are compressed: a chain of codecs joined by '+', such as "
-        "int8+zstd, topk:0.05+int4 or drive (docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
-    codec_down: Annotated[str, Setting(help="How the model's change from round to round is compressed on its way to "
-        "the clients; a chain as for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
+    codec_up: Annotated[str, Setting(help="How uploads are compressed: codecs joined by '+', such as int8+zstd, "
+        "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
+    codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
+        "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
     clip_norm: Annotated[float | None, Setting(help="Each client scales its upload down to this L2 norm before "
         "anything else happens to it (default: not at all).", gt=0, panel=WIRE)] = None  # fmt: skip
-    byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send in a round, half "
-        "each way; codecs are then chosen for each message.", gt=0, panel=WIRE)] = None  # fmt: skip
+    byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
+        "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
-    rounds: Annotated[int, Setting(help="Rounds to run.", ge=1, panel=ROUNDS)] = 30
+    rounds: Annotated[int, Setting(help="Number of rounds.", ge=1, panel=ROUNDS)] = 30
     min_clients: Annotated[int, Setting(help="Clients that must be there for the run to start.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = 2  # fmt: skip
-    fraction: Annotated[float, Setting(help="Share of the live clients drawn for a round.", gt=0, le=1, panel=ROUNDS,
+    fraction: Annotated[float, Setting(help="Share of the live clients drawn for each round.", gt=0, le=1, panel=ROUNDS,
         scope=Scope.SERVER)] = 1.0  # fmt: skip
-    sampling: Annotated[SamplingName, Setting(help="How they are drawn: uniform; by size (in proportion to photos, and "
-        "counted alike); by availability (the seldom live more often).", panel=ROUNDS,
+    sampling: Annotated[SamplingName, Setting(help="How clients are drawn: uniform, by size (in proportion to their "
+        "photos, then weighted equally), or by availability (favoring those that are rarely live).", panel=ROUNDS,
         scope=Scope.SERVER)] = "uniform"  # fmt: skip
     quorum: Annotated[int | None, Setting(help="Uploads that a round needs by its deadline (default: more than two "
         "thirds of 4 or more drawn, 2 of 3, else all).", ge=1, panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    round_timeout: Annotated[float, Setting(help="Deadline of a round's training, and of its evaluation, in seconds.",
-        gt=0, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
-    straggler_factor: Annotated[float | None, Setting(help="Wait for all no longer than so many times what half of "
-        "them are predicted to need, then for --quorum.", ge=1, panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    over_selection: Annotated[float, Setting(help="Ask this share more clients than are wanted, and count the first to "
-        "answer.", ge=0, le=10, panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
-    local_work: Annotated[LocalWork, Setting(help="Work of a client in a round: its epochs (fixed); by its speed, so "
-        "that all finish together (dynamic); less where it is slow (cut).", panel=ROUNDS,
+    round_timeout: Annotated[float, Setting(help="Deadline of a round's training, and again of its evaluation, in "
+        "seconds.", gt=0, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+    straggler_factor: Annotated[float | None, Setting(help="Wait for all clients no longer than this many times what "
+        "half of them are predicted to need, then for --quorum.", ge=1, panel=ROUNDS,
+        scope=Scope.SERVER)] = None  # fmt: skip
+    over_selection: Annotated[float, Setting(help="Draw this share of extra clients, and count the first to answer.",
+        ge=0, le=10, panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
+    local_work: Annotated[LocalWork, Setting(help="Work of a client per round: its epochs (fixed), as much as its "
+        "speed allows so that all finish together (dynamic), or less where it is slow (cut).", panel=ROUNDS,
         scope=Scope.SERVER)] = "fixed"  # fmt: skip
-    least_work: Annotated[float, Setting(help="Least share of its epochs that a slow client is given.", gt=0, le=1,
+    least_work: Annotated[float, Setting(help="Minimum share of its epochs for a slow client.", gt=0, le=1,
         panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
-    most_work: Annotated[float, Setting(help="Most multiple of its epochs that a fast client is given.", ge=1, le=100,
+    most_work: Annotated[float, Setting(help="Maximum multiple of its epochs for a fast client.", ge=1, le=100,
         panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
-    work_norm: Annotated[WorkNorm, Setting(help="Norm of their steps by which uploads of unequal work are divided (l1 "
-        "is FedNova).", panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
-    max_examples: Annotated[int, Setting(help="Most photos that one client may claim as its weight.", ge=1,
+    work_norm: Annotated[WorkNorm, Setting(help="Norm by which uploads of unequal work are normalized (l1 is FedNova).",
+        panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
+    max_examples: Annotated[int, Setting(help="Maximum number of photos that a client can claim as its weight.", ge=1,
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
-    test_every: Annotated[int, Setting(help="Rounds from one evaluation on --test-dir to the next; the last round has "
-        "one.", ge=1, panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
-    best_metric: Annotated[Metric, Setting(help="What decides which round is best (auto: validation accuracy, else "
+    test_every: Annotated[int, Setting(help="Evaluate on --test-dir every so many rounds, and after the last.", ge=1,
+        panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
+    best_metric: Annotated[Metric, Setting(help="Metric that selects the best round (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
-    patience: Annotated[int, Setting(help="Stop after so many rounds without a better one; 0: never.", ge=0,
+    patience: Annotated[int, Setting(help="Stop after this many rounds without improvement; 0 for never.", ge=0,
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
-    seed: Annotated[int, Setting(help="Seed of everything that is drawn.", ge=0, lt=2**63, panel=ROUNDS)] = 0
+    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, lt=2**63, panel=ROUNDS)] = 0
 
-    run_dir: Annotated[Path | None, Setting(help="Folder of this run (default: go on with the newest unfinished run of "
-        "the same configuration under ./runs, else a new one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
-    extend: Annotated[int, Setting(help="Run so many rounds more than the run was made for.", ge=0, panel=RUN,
+    run_dir: Annotated[Path | None, Setting(help="Folder of the run (default: resume the newest unfinished run with "
+        "the same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
+    extend: Annotated[int, Setting(help="Run this many more rounds than the run was created for.", ge=0, panel=RUN,
         scope=Scope.LOCAL)] = 0  # fmt: skip
     engine: Annotated[EngineName, Setting(help="How clients are trained: one by one (local), many in one computation "
-        "(vmap), what a trial finds faster of the two (auto), or on a Ray cluster (ray).", panel=RUN,
-        scope=Scope.SERVER, commands=SIMULATE)] = "local"  # fmt: skip
-    workers: Annotated[int, Setting(help="Worker processes; 0 trains in this one (ray: actors).", ge=0, panel=RUN,
-        scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
+        "(vmap), the faster of the two by trial (auto), or on a Ray cluster (ray).", panel=RUN, scope=Scope.SERVER,
+        commands=SIMULATE)] = "local"  # fmt: skip
+    workers: Annotated[int, Setting(help="Worker processes; 0 trains in this process (with --engine ray: actors).",
+        ge=0, panel=RUN, scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     slowdowns: Annotated[str | None, Setting(help="How slow stores are in virtual time, in the order of names: with "
-        "1,1,5 the third takes five times as long; fewer numbers than stores are repeated "
-        "(docs/how-to/simulate-slow-stores.md).", panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
-    dropout: Annotated[float, Setting(help="Probability that a store breaks off in the middle of its training, and is "
-        "away until that would have been over.", ge=0, lt=1, panel=RUN, scope=Scope.SERVER,
+        "1,1,5 the third takes five times as long. A shorter list is repeated (see docs/how-to/simulate-slow-stores.md).",
+        panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    dropout: Annotated[float, Setting(help="Probability that a store fails in the middle of its training, and stays "
+        "away until it would have finished.", ge=0, lt=1, panel=RUN, scope=Scope.SERVER,
         commands=SIMULATE)] = 0.0  # fmt: skip
     address: Annotated[str, Setting(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
-    insecure: Annotated[bool, Setting(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
-        scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
-    heartbeat_timeout: Annotated[float, Setting(help="Silence after which a client counts as offline, in seconds.",
-        ge=5, panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+    insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
+    heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
     @field_validator("slowdowns")
     @classmethod
@@ -237,28 +239,29 @@ class RunConfig(Settings):
 class ClientConfig(Settings):
     """What a store's client is told on its own machine; all else comes from the server."""
 
-    data_dir: Annotated[Path | None, Setting(help="The store's photos: CLASS/*.jpg.", panel=DATA,
+    data_dir: Annotated[Path | None, Setting(help="The store's photos, with one folder per product.", panel=DATA,
         commands=CLIENT)] = None  # fmt: skip
-    test_dir: Annotated[Path | None, Setting(help="Test photos (CLASS/*.jpg) on which the store's models are compared "
-        "in the end (default: on those held out for validation).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
+    test_dir: Annotated[Path | None, Setting(help="Test photos (CLASS/*.jpg) to compare the store's models on "
+        "(default: its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Setting(help="HOST:PORT of the server.", panel=RUN,
         commands=CLIENT)] = "127.0.0.1:8080"  # fmt: skip
     name: Annotated[str | None, Setting(help="The client's name (default: the data folder's).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
-    state_dir: Annotated[Path | None, Setting(help="Where state between rounds is kept (default: a folder of the "
-        "client's name in the user's own data directory).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    ca: Annotated[Path | None, Setting(help="The server's certificate authority (default: that of a server on this "
+    state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
+        "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    ca: Annotated[Path | None, Setting(help="Certificate authority of the server (default: that of a server on this "
         "machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    insecure: Annotated[bool, Setting(help="No TLS: anyone on the line can read and change what is sent.", panel=RUN,
-        commands=CLIENT)] = False  # fmt: skip
-    device: Annotated[DeviceName, Setting(help="Where this client computes.", panel=TRAINING, commands=CLIENT)] = "auto"
-    max_wait: Annotated[float | None, Setting(help="Give up after so many seconds without an answer from the server, "
-        "none of them outside of --active-hours (default: never).", gt=0, panel=RUN,
+    insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
+        panel=RUN, commands=CLIENT)] = False  # fmt: skip
+    device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
+        commands=CLIENT)] = "auto"  # fmt: skip
+    max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "
+        "not counting time outside --active-hours (default: never).", gt=0, panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
-    active_hours: Annotated[str | None, Setting(help="Take part at these times of the day alone, such as 22:00-06:00 "
-        "or 12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    time_zone: Annotated[str | None, Setting(help="Whose clock --active-hours goes by, such as Europe/Berlin (default: "
-        "this machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    active_hours: Annotated[str | None, Setting(help="Take part only at these times of day, such as 22:00-06:00 or "
+        "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    time_zone: Annotated[str | None, Setting(help="Time zone of --active-hours, such as Europe/Berlin (default: this "
+        "machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
 
 
 def parse_slowdowns(text: str) -> tuple[float, ...]:
@@ -274,7 +277,7 @@ def parse_slowdowns(text: str) -> tuple[float, ...]:
         except ValueError:
             number = math.nan
         if not 0 < number < math.inf:
-            raise ValueError(f"{part.strip()!r} is no number above 0; give numbers joined by commas, such as 1,1,5")
+            raise ValueError(f"{part.strip()!r} is not a number above 0; give numbers joined by commas, such as 1,1,5")
         numbers.append(number)
     return tuple(numbers)
 

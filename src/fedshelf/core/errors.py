@@ -10,17 +10,26 @@ FedShelfError                 the message is for a person: what, where, why, wha
 └── TransportError            the other side cannot be reached or does not speak our protocol
 """
 
+from fedshelf.core.text import printable
+
 
 class FedShelfError(Exception):
     """Base of all expected failures; the command line prints it without a traceback.
 
+    Args:
+        problems: what is wrong, each a sentence of its own. Usually one; a check that finds several gives them all.
+
     Attributes:
-        exit_code: of the process.
+        exit_code: what the command line exits with.
         will_repeat: the same task would fail again in the same way, so asking again makes no sense.
     """
 
     exit_code = 1
     will_repeat = False
+
+    def __str__(self) -> str:
+        """All problems on one line, harmless to a terminal whatever names from outside went into them."""
+        return "; ".join(printable(str(problem)) for problem in self.args)
 
 
 class UsageError(FedShelfError):

@@ -38,7 +38,7 @@ class ReceivedBlob:
             self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else None
         self.memory = memoryview(self._pages or b"")
 
-    def room(self) -> memoryview:
+    def unfilled(self) -> memoryview:
         """Where the next bytes go."""
         return self.memory[self.received : self.received + CHUNK]
 
@@ -83,7 +83,7 @@ class BlobClient:
             response = self._open(held)
             if response is None:
                 return None
-            while not held.whole and (count := self._connection.read_into(response, held.room())):
+            while not held.whole and (count := self._connection.read_into(response, held.unfilled())):
                 held.advance(count)
                 self.num_moved += count
             if held.received < len(held.memory):

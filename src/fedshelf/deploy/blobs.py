@@ -71,7 +71,7 @@ class RefusedUploadError(Exception):
 class UploadFile:
     """What has arrived of a client's one upload. Any thread may call.
 
-    All but `interrupt` and `take` raise RunError where the disk is full or the like.
+    All but `interrupt` and `claim` raise RunError where the disk is full or the like.
 
     Args:
         folder: the client's; made when it is needed. Nothing else may write there.
@@ -130,8 +130,8 @@ class UploadFile:
                 raise RefusedUploadError(422, "the bytes are not those that their digest names", arrived=0)
             self._whole = True
 
-    def take(self, digest: str) -> Received | None:
-        """See `Incoming.take`."""
+    def claim(self, digest: str) -> Received | None:
+        """See `Incoming.claim`."""
         with self._lock:
             if not (self._whole and self._digest == digest):
                 return None
@@ -268,11 +268,11 @@ class Incoming:
         """
         return self._file(node_id, size).open(digest, start, size)
 
-    def take(self, node_id: int, digest: str) -> Received | None:
+    def claim(self, node_id: int, digest: str) -> Received | None:
         """The whole and verified body, now the caller's to move; None where it has not come. The node may then upload
         no more."""
         client = self._clients.pop(node_id, None)
-        return None if client is None else self._files[client].take(digest)
+        return None if client is None else self._files[client].claim(digest)
 
     def clear(self) -> None:
         """Delete everything: the run has ended."""

@@ -217,7 +217,7 @@ class GridTransport:
             self._push_control(connection, ControlKind.INTRODUCE)
         if self._pending:
             for message in self._grid.pull_messages(list(self._pending)):
-                self._take(message)
+                self._receive(message)
 
     def _leave(self, connection: _Connection) -> None:
         self._drop_pending(connection)
@@ -227,7 +227,7 @@ class GridTransport:
         if connection.joined and not connection.refused:
             self._arrivals.append(Left(address=connection.address, ended_by=self._engine.ended_by(connection.node_id)))
 
-    def _take(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         pending = self._pending.pop(message.metadata.reply_to_message_id, None)
         if pending is None:
             LOG.warning("a reply to no message of ours was dropped")
@@ -241,7 +241,7 @@ class GridTransport:
             content: WireMessage | Envelope = open_records(message.content)
             if isinstance(content, Envelope):
                 if content.external_blob and self._blobs is not None:
-                    source = self._blobs.incoming.take(connection.node_id, content.external_blob)
+                    source = self._blobs.incoming.claim(connection.node_id, content.external_blob)
                     if source is None:
                         raise RefusedError("its blob did not arrive: truncated or altered, or never sent")
                     size += source.path.stat().st_size

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
+from fedshelf.core.suggestions import did_you_mean
 from fedshelf.models.resnet import resnet10
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,14 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
 
 
 def find_problem(name: str) -> str | None:
-    """Why there is no model of that name, with near ones; None where there is."""
+    """What to say where there is no model of that name, with the nearest one; None where there is."""
     if name == "resnet10":
         return None
-    from fedshelf.models.timm_models import near_names
+    from fedshelf.models.timm_models import model_names
 
-    near = near_names(name)
-    return f"there is no model {name!r}; near it: {', '.join(near)} (and our own resnet10)" if near else None
+    known = model_names()
+    hint = did_you_mean(name, known) or ": use resnet10, or a model of timm such as resnet18 or mobilenetv3_small_100"
+    return None if name in known else f"unknown model {name!r}{hint}"
 
 
 def normalization_of(module: nn.Module) -> Normalization:

@@ -1,6 +1,5 @@
 """timm, imported where the plain CPU build of torch lacks torchvision's compiled operators too."""
 
-import difflib
 import importlib
 import logging
 from types import ModuleType
@@ -64,12 +63,10 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
     return to_group_norm(module) if norm == "group" else module
 
 
-def near_names(name: str) -> list[str]:
-    """Names like `name` if timm has no such model, else none."""
-    known: list[str] = import_timm().list_models()
-    if name in known:
-        return []
-    return difflib.get_close_matches(name, known, n=8, cutoff=0.6) or ["resnet18", "mobilenetv3_small_100"]
+def model_names() -> list[str]:
+    """The names of all timm models."""
+    names: list[str] = import_timm().list_models()
+    return names
 
 
 def to_group_norm(module: nn.Module) -> nn.Module:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Ditto(Personalization):
     """A second model at the store, held near the global one with strength `pull` (the paper's lambda)."""
 
-    pull: Annotated[float, Setting(key="ditto_lambda", help="How strongly a store's own model is held near the "
-        "global one.", ge=0)] = 0.1  # fmt: skip
+    pull: Annotated[float, Setting(key="ditto_lambda", help="How strongly a store's own model is pulled toward "
+        "the global one.", ge=0)] = 0.1  # fmt: skip
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
         if PERSONAL in state.personalization:

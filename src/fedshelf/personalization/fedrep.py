@@ -20,7 +20,7 @@ from fedshelf.personalization.fedper import personal_names
 from fedshelf.training.phases import Moves, Phase
 
 HEAD_EPOCHS = Setting(
-    key="fedrep_head_epochs", help="Passes over the last layer alone, before the rest is trained.", ge=1
+    key="fedrep_head_epochs", help="Epochs on the last layer alone, before the rest is trained.", ge=1
 )
 
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 class FineTuning(Personalization):
     """E = `epochs` at eta = `client_lr` on the last global model."""
 
-    epochs: Annotated[int, Setting(key="finetune_epochs", help="Passes over a store's photos, once the rounds are "
-        "over.", ge=0)] = 8  # fmt: skip
+    epochs: Annotated[int, Setting(key="finetune_epochs", help="Epochs of fine-tuning after the last round.",
+        ge=0)] = 8  # fmt: skip
     client_lr: Annotated[float, Setting(key="finetune_lr", help="Learning rate of fine-tuning.", gt=0)] = 0.005
     trains_at_last: ClassVar[bool] = True
 

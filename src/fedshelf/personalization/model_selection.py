@@ -60,7 +60,7 @@ class ModelSelection:
 
     client_lr: Callable[[int], float]
     test: Callable[[], PhotoSet | None] = lambda: None
-    keep: Callable[[BoundModel, Comparison], None] = lambda bound, comparison: None
+    save: Callable[[BoundModel, Comparison], None] = lambda bound, comparison: None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,7 +113,7 @@ def compare(
         on_test=judges is not None,
         num_validation=len(trainer.validation),
     )
-    model_selection.keep(trainer.bound_model, comparison)
+    model_selection.save(trainer.bound_model, comparison)
     return comparison
 
 

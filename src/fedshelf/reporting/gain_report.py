@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from fedshelf.core.choices import Candidate
+from fedshelf.core.text import counted
 from fedshelf.reporting.formatting import percent
 
 
@@ -56,8 +57,9 @@ def verdict(stores: Sequence[Outcome]) -> str:
     on_test = all(store.on_test for store, _ in judged)
     alone = mean(store.accuracies.get(Candidate.LOCAL) for store, _ in judged)
     photos = "test photos" if on_test else "the validation photos that it was chosen on, which flatter it"
+    right = percent(mean(kept(store) for store, _ in judged))
     return (
-        f"worth it for {better} of {len(judged)} stores: on its own mix of products a store keeps a model that names "
-        f"{percent(mean(kept(store) for store, _ in judged))} right (mean, on {photos}), and alone it would have one "
-        f"that names {percent(alone)}: {points(mean(difference for _, difference in judged))} points"
+        f"worth it for {better} of {counted(len(judged), 'store')}: on its own mix of products a store keeps a model "
+        f"that names {right} right (mean, on {photos}), and alone it would have one that names {percent(alone)}: "
+        f"{points(mean(difference for _, difference in judged))} points"
     )

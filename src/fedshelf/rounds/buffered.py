@@ -29,8 +29,8 @@ from fedshelf.core.messages import Evaluation, Failure, TaskKey
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.buffer import UploadBuffer
+from fedshelf.rounds.dispatch import POLL_SECONDS, ClientReady
 from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
-from fedshelf.rounds.inbox import POLL_SECONDS, ClientReady
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.validation import problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts
@@ -171,14 +171,14 @@ class BufferedRounds:
                     return state
                 books.bytes_up += reply.num_bytes
                 if dispatched.trains:
-                    self._take(reply, dispatched, books)
+                    self._accept_upload(reply, dispatched, books)
                 else:
-                    state = self._take_evaluation(reply, dispatched, state)
+                    state = self._accept_evaluation(reply, dispatched, state)
                     if len(self._buffer) < self._size:  # or it would begin on a model that is about to be replaced
                         self._send_training(name, state)
         return state
 
-    def _take(self, reply: Reply, dispatched: DispatchedTask, books: _RoundRecord) -> None:
+    def _accept_upload(self, reply: Reply, dispatched: DispatchedTask, books: _RoundRecord) -> None:
         """Examine an upload, and take it into the buffer if it passes and is not too old."""
         name, key, most = reply.client, dispatched.broadcast.key, self._plan.max_staleness
         found, staleness = self._context.validator.validate(reply, key), self._buffer.staleness(key)
@@ -195,7 +195,7 @@ class BufferedRounds:
             self._membership.on_counted(name)
             self._tell(books, name, ClientStatus.COUNTED, "")
 
-    def _take_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
+    def _accept_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
         name, message = reply.client, reply.message
         problem = problem_with_evaluation(reply, dispatched.broadcast.key, self._membership.num_validation(name))
         if problem or not isinstance(message, Evaluation) or not message.num_examples:
@@ -250,12 +250,14 @@ class BufferedRounds:
         live = self._membership.live()
         if self._tasks or not live or not books.resting.issuperset(live):
             return False
-        reason = f"all {len(live)} live clients have failed, {len(self._buffer)} of {self._size} uploads are in"
+        reason = f"every live client has failed; uploads received: {len(self._buffer)} of {self._size}"
         void = RoundVoid(round=books.number, attempt=books.num_void, reason=reason, clients=books.in_order())
         self._ports.sink.emit(void)
         books.num_void += 1
         if books.num_void >= MAX_VOID_IN_A_ROW:
-            raise RunError(f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row, last because {reason}")
+            raise RunError(
+                f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason})"
+            )
         books.resting.clear()
         return True
 

@@ -104,7 +104,7 @@ class TasksInFlight:
         address = self.context.membership.address(reply.client)
         if address is not None:  # whoever has answered holds the model that it was sent
             failed = reply.message is None or isinstance(reply.message, Failure)
-            self.context.downloads.answered(address, failed=failed)
+            self.context.downloads.confirm(address, failed=failed)
         return dispatched
 
     def drop_overdue(self) -> dict[str, bool]:

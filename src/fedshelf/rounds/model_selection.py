@@ -16,8 +16,7 @@ from fedshelf.core.messages import AUXILIARY, PARAMS, Broadcast, Comparison, Fai
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ServerState
 from fedshelf.personalization.model_selection import FIRST_MODEL
-from fedshelf.rounds.dispatch import TrafficCounter
-from fedshelf.rounds.inbox import POLL_SECONDS
+from fedshelf.rounds.dispatch import POLL_SECONDS, TrafficCounter
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.validation import check_comparison
 

@@ -19,8 +19,7 @@ from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import ServerState
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.rounds.dispatch import Dispatcher
-from fedshelf.rounds.inbox import Inbox
+from fedshelf.rounds.dispatch import Dispatcher, Inbox
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.validation import UploadValidator

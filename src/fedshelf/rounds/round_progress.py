@@ -52,7 +52,7 @@ class RoundProgress:
         """Why a client is late that had not answered when training ended; times are the timer's."""
         num_counted = len(self.counted())
         if num_counted >= self.assignment.wanted:
-            return f"not needed any more: {num_counted} uploads were wanted and in (--over-selection)"
+            return f"not needed any more: the wanted number of uploads ({num_counted}) had arrived (--over-selection)"
         if ended >= self.patient_until and num_counted >= self.needed:
             patience = f"after {self.assignment.patience:.4g} s a quorum is enough (--straggler-factor)"
             return f"no answer within {ended - began:.4g} s: {patience}"

@@ -1,10 +1,10 @@
 """The steps of a synchronous round, at the server: draw a cohort, collect uploads, fold them, evaluate."""
 
-import logging
 from dataclasses import replace
 
 from fedshelf.algorithms.aggregation import combine, normalized, stretched, weighted
 from fedshelf.algorithms.reduce import Verdict
+from fedshelf.core import text
 from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
 from fedshelf.core.messages import (
     PARAMS,
@@ -23,8 +23,6 @@ from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.validation import counted, problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted
-
-logger = logging.getLogger(__name__)
 
 
 class RoundSteps:
@@ -76,10 +74,8 @@ class RoundSteps:
             members.check_any_left()
             return members.num_live() >= needed and not members.returning() and self._context.is_settled
 
-        if members.num_live() < needed:
-            logger.info("round %d waits until %d clients are live", number, needed)
-        plural = "client" if needed == 1 else "clients"
-        self._context.inbox.wait(is_over, f"{needed} {plural} for round {number}", members.missing)
+        what = f"{text.counted(needed, 'client')} for round {number}"
+        self._context.inbox.wait(is_over, what, members.missing)
 
     def collect(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
         """Ask the cohort to train and spool what comes back until all have answered or the deadline has passed."""

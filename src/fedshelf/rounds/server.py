@@ -10,9 +10,10 @@ from fedshelf.compression.download import Downloads
 from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.buffered import BufferedRounds
-from fedshelf.rounds.inbox import Inbox, StopRequested
+from fedshelf.rounds.dispatch import Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
@@ -81,7 +82,7 @@ class Server:
         plan, ports = self._plan, self._ports
         state = ports.checkpoints.load()
         if state is not None and state.round >= plan.num_rounds and not self._is_to_compare(state):
-            return f"{state.round} rounds were done before"
+            return f"{counted(state.round, 'round')} already done"
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
@@ -115,9 +116,7 @@ class Server:
     def _gather_catalogue(self) -> Catalogue:
         """Wait for enough clients to join, and settle which products there are."""
         needed, members = self._plan.start_clients, self._membership
-        log.info("waiting for %d clients to join", needed)
-        plural = "client" if needed == 1 else "clients"
-        self._inbox.wait(lambda: members.num_joined() >= needed, f"{needed} {plural} to start")
+        self._inbox.wait(lambda: members.num_joined() >= needed, f"{counted(needed, 'client')} to start")
         return Catalogue.resolve(self._membership.classes())
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
@@ -134,7 +133,7 @@ class Server:
                 return state, plan.early_stopping.why_stopped(state.best)
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, context.model)
-        return state, f"all {plan.num_rounds} rounds are done"
+        return state, f"{counted(plan.num_rounds, 'round')} done"
 
     def _is_to_compare(self, state: ServerState) -> bool:
         """Whether stores have yet to compare what they can choose among after this very round."""

@@ -61,7 +61,7 @@ class SynchronousRounds:
         state = replace(state, pace=pace)
         num_counted = len(progress.counted())
         if num_counted < needed:
-            reason = f"{num_counted} of {assignment.wanted} clients were counted, the quorum is {needed}"
+            reason = f"counted {num_counted} of {assignment.wanted}, the quorum is {needed}"
             members = progress.participations()
             return state, RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=members)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import Comparison, Evaluation, Failure, TaskKey, Upload
@@ -49,7 +50,9 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
                 f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged"
             )
     if upload.num_examples < 1 or upload.num_steps < 0:
-        raise RefusedError(f"it claims {upload.num_examples} examples in {upload.num_steps} steps")
+        raise RefusedError(
+            f"it claims {text.counted(upload.num_examples, 'example')} in {text.counted(upload.num_steps, 'step')}"
+        )
     metrics = (upload.train_loss, upload.seconds, upload.client_lr or 0.0)
     if not all(math.isfinite(metric) for metric in metrics):
         raise RefusedError(
@@ -68,7 +71,8 @@ def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: in
         raise RefusedError("it is for other work")
     if comparison.num_validation != num_validation:
         raise RefusedError(
-            f"it was chosen on {comparison.num_validation} validation photos, and the client came with {num_validation}"
+            f"it was chosen on {text.counted(comparison.num_validation, 'validation photo')}, the client joined with "
+            f"{num_validation}"
         )
     for candidate, accuracy in comparison.accuracies.items():
         if not 0 <= accuracy <= 1:  # what is no number is not either
@@ -145,7 +149,7 @@ def problem_with_evaluation(reply: Reply, key: TaskKey, num_validation: int) -> 
     if message.key != key:
         return "it is for other work"
     if not 0 <= message.num_correct <= message.num_examples:
-        return f"it claims {message.num_correct} of {message.num_examples} photos to be right"
+        return f"it claims {message.num_correct} right answers of {message.num_examples}"
     if message.num_examples != num_validation:
-        return f"it is of {message.num_examples} photos, not of those that the client came with"
+        return f"its number of photos is {message.num_examples}, not {num_validation} as when the client joined"
     return ""

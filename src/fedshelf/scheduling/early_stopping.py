@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fedshelf.core.choices import Metric
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.state import Best
+from fedshelf.core.text import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,8 @@ class EarlyStopping:
 
     def why_stopped(self, best: Best | None) -> str:
         """What to say of a run that ends because of it."""
-        return f"stopped early: no round was better than round {best.round if best else 0} for {self.patience} rounds"
+        rounds = counted(self.patience, "round")
+        return f"stopped early: no improvement on round {best.round if best else 0} for {rounds}"
 
 
 def _values(record: RoundFinished) -> dict[Metric, float]:

@@ -20,6 +20,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Upload
 from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.text import counted, some
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.client import Work
 from fedshelf.training.trainer import Trainer
@@ -65,7 +66,9 @@ def attack_of(config: RunConfig, names: Sequence[str]) -> Attack:
         UsageError: there are not so many clients.
     """
     if config.attackers > len(names):
-        raise UsageError(f"--attackers {config.attackers}: there are {len(names)} stores ({', '.join(names)})")
+        raise UsageError(
+            f"--attackers {config.attackers}: there are only {counted(len(names), 'store')} ({some(names)})"
+        )
     given = config.attack_factor
     return Attack(
         attackers=frozenset(names[: config.attackers]),

@@ -122,13 +122,13 @@ class ClientRunner:
             photos = self.attack.photos(name, self.stores.photos(name, opened), len(opened.catalogue))
             work = work_for(
                 name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
-                keep=partial(self._keep, name),
+                save=partial(self._save, name),
             )  # fmt: skip
             return adapt(self.attack.work(name, work))
 
         return Client(prepare=prepare, states=SimulatedStates(self.states, name))
 
-    def _keep(self, name: str, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
+    def _save(self, name: str, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
         if self.models is not None:
             folder = self.models / places.folder_name(name)
             save_chosen(folder, bound, opened.config, opened.catalogue, client=name, comparison=comparison)

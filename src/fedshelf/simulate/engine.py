@@ -18,6 +18,7 @@ from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Setup
 from fedshelf.core.ports import MetricSink
+from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
@@ -50,7 +51,9 @@ def simulate(
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
     if config.data_dir is None:
-        raise UsageError("--data-dir says where the stores are: a folder with one folder of photos per store")
+        raise UsageError("--data-dir is missing: the folder of the stores, with one folder of photos per store")
+    if not config.data_dir.is_dir():
+        raise UsageError(f"--data-dir {config.data_dir}: no such folder")
     stores = FolderStores(root=config.data_dir, cache=places.photo_cache(), test_dir=config.test_dir)
     return simulate_stores(config, stores, watchers=watchers, stop=stop)
 
@@ -72,8 +75,8 @@ def simulate_stores(
     names = stores.names()
     if len(names) < config.min_clients:
         raise UsageError(
-            f"there are {len(names)} stores ({', '.join(names)}) and --min-clients asks for {config.min_clients}: "
-            "give it a smaller number, or more stores"
+            f"--min-clients {config.min_clients}: there {'is' if len(names) == 1 else 'are'} only "
+            f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
         )
     durations = durations_of(config, names)
     config = config.model_copy(

@@ -73,14 +73,14 @@ class SharedFiles:
         self._published: dict[int, Reference] = {}
 
     def write(self, tensor: Tensor) -> Reference:
-        """Copy `tensor` to a file, which is taken until `give_back`.
+        """Copy `tensor` to a file, which is taken until `release`.
 
         Raises:
             OSError: neither memory nor the disk has room for it.
         """
         num_bytes = tensor.numel() * tensor.element_size()
         capacity = _capacity(num_bytes)
-        path = self._take(capacity)
+        path = self._reserve(capacity)
         reference = Reference(path=path, capacity=capacity, dtype=tensor.dtype, shape=tuple(tensor.shape))
         _tensor_in(np.frombuffer(self._mapped[path], np.uint8), reference).copy_(tensor.detach())
         return reference
@@ -96,15 +96,15 @@ class SharedFiles:
             weakref.finalize(tensor, self._withdraw, id(tensor)).atexit = False
         return reference
 
-    def give_back(self, path: str, capacity: int) -> None:
+    def release(self, path: str, capacity: int) -> None:
         """Nobody needs the file's values any more."""
         self._free[capacity].append(path)
 
     def _withdraw(self, key: int) -> None:
         reference = self._published.pop(key)
-        self.give_back(reference.path, reference.capacity)
+        self.release(reference.path, reference.capacity)
 
-    def _take(self, capacity: int) -> str:
+    def _reserve(self, capacity: int) -> str:
         free = self._free.setdefault(capacity, deque())
         if free:
             return free.pop()

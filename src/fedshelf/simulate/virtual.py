@@ -13,6 +13,7 @@ from fedshelf.config.schema import RunConfig, parse_slowdowns
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed
 from fedshelf.core.rng import Rng
+from fedshelf.core.text import counted, some
 
 PHOTOS_PER_SECOND = 100.0
 """Photos that a store of slowdown 1 trains on in a virtual second."""
@@ -79,9 +80,8 @@ def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:
     slowdowns = parse_slowdowns(config.slowdowns) if config.slowdowns is not None else (1.0,)
     if len(slowdowns) > len(names):
         raise UsageError(
-            f"--slowdowns {config.slowdowns}: these are {len(slowdowns)} numbers for {len(names)} stores "
-            f"({', '.join(names)}); give one for each in this order, or fewer, which are then repeated: "
-            "--slowdowns 1,1,5"
+            f"--slowdowns {config.slowdowns}: {counted(len(slowdowns), 'number')} for {counted(len(names), 'store')} "
+            f"({some(names)}). Give one for each in the order of names, or fewer: they are then repeated"
         )
     by_store = {name: slowdowns[i % len(slowdowns)] for i, name in enumerate(names)}
     return Durations(slowdowns=by_store, local_epochs=config.local_epochs, batch_size=config.batch_size)

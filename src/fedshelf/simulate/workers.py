@@ -136,7 +136,7 @@ class WorkerPool:
             self._open(message)
             ready = self._player.ready(name, message)
             if ready is not None:
-                self._answered(name, ready)
+                self._completed(name, ready)
                 return
         run = _RunOne(name=name, message=message)
         if self.together and is_training(message):
@@ -174,10 +174,10 @@ class WorkerPool:
             answer = self._receive(worker)
             match worker.tasks.popleft():
                 case _RunOne(name=name):
-                    self._answered(name, answer)
+                    self._completed(name, answer)
                 case _RunTogether(rounds=rounds):
                     for run, each in zip(rounds, answer, strict=True):
-                        self._answered(run.name, each)
+                        self._completed(run.name, each)
                 case _Evaluate(share=share):
                     self._scores[share] = answer
         self._hand_out()
@@ -188,7 +188,7 @@ class WorkerPool:
             for worker in self._workers:
                 self._send(worker, _Open(setup=setup, states=self._player.states, models=self._player.models))
 
-    def _answered(self, name: str, answer: ClientMessage) -> None:
+    def _completed(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):
             self._sizes[name] = answer.num_train
         self._answers.append((name, answer))
@@ -262,7 +262,7 @@ def _work(runner: ClientRunner, folders: Sequence[Path], connection: Connection,
             return
         released, task = unpack(data, mappings.read)
         for path, capacity in released:
-            files.give_back(path, capacity)
+            files.release(path, capacity)
         try:
             answer = _do(task, runner, together)
         except FedShelfError as error:

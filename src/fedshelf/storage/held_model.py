@@ -36,7 +36,7 @@ class FileHeldModel:
                 logger.warning("the model held from before is lost, the server sends it whole: %s", error)
         return self._held
 
-    def keep(self, name: str, model: Tensor) -> None:
+    def save(self, name: str, model: Tensor) -> None:
         """Hold `model` [S].
 
         Raises:

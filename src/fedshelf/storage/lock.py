@@ -27,7 +27,7 @@ class RunLock:
         instead: what else somebody who finds it locked can do.
     """
 
-    def __init__(self, path: Path, *, what: str = "", instead: str = "give this one another --run-dir") -> None:
+    def __init__(self, path: Path, *, what: str = "", instead: str = "choose another --run-dir") -> None:
         """Take the lock.
 
         Raises:
@@ -54,8 +54,7 @@ class RunLock:
             if time.monotonic() >= deadline:
                 process = _read_pid(self._descriptor)
                 raise RunError(
-                    f"{self._what} is already being run by process {process or 'unknown'}. "
-                    f"Stop that process first, or {self._instead}."
+                    f"{self._what} is in use by process {process or 'unknown'}: stop that process, or {self._instead}"
                 )
             time.sleep(0.02)
 

@@ -1,12 +1,13 @@
-"""A run as a person watches it: one line per finished round, one per trouble, and below them what is going on now.
+"""A run as a person watches it: one line per finished round, one per problem, and below them what is going on now.
 
-Where the output is no terminal (a log file, CI) only the lines are written, plain.
+Where the output is no terminal (a log file, a service's journal) only the lines are written, plain.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
@@ -31,11 +32,14 @@ from fedshelf.core.events import (
     UploadReceived,
     Waiting,
 )
-from fedshelf.reporting.formatting import duration, number, percent, printable
+from fedshelf.core.text import counted, printable
+from fedshelf.reporting.formatting import ABSENT, duration, number, percent
 from fedshelf.reporting.gain_report import figures, verdict
 from fedshelf.reporting.stragglers import StragglerTracker, advice
+from fedshelf.tracking.terminal import make_console, print_line
 
 MOST_NAMED = 20  # clients that are named as they join before the first round
+MOST_MISSING = 5  # stores that a round's line names
 
 
 class ConsoleSink:
@@ -46,17 +50,20 @@ class ConsoleSink:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
-        self._bar = _Bar(self._console) if self._console.is_terminal else None
+        self._console = console or make_console()
+        self._bar = _Bar(self._console) if self._console.is_interactive else None
         self._num_rounds = 0
         self._joined: set[str] = set()
         self._min_clients = 0
         self._seconds: list[float] = []
         self._best_round: int | None = None
+        self._awaited: dict[str, None] = {}  # whose answer is, in the order of names
+        self._num_counted = 0
         self._named: set[str] = set()  # whom of this round's cohort a warning has named
         self._late = StragglerTracker()
 
     def emit(self, event: Event) -> None:
+        """Show an event."""
         match event:
             case RunStarted():
                 self._run_started(event)
@@ -65,14 +72,14 @@ class ConsoleSink:
                 self._client_joined(event)
             case ClientLeft():
                 self._joined.discard(event.client)
-                self._warn(f"{printable(event.client)} has gone: {printable(event.reason)}")
+                self._warn(f"lost {event.client}: {event.reason}")
             case ClientExcluded():
                 self._joined.discard(event.client)
-                self._warn(f"{printable(event.client)} is excluded from the run: {printable(event.reason)}")
+                self._warn(f"excluded {event.client} from the run: {event.reason}")
             case Waiting():
                 self._waiting(event)
             case ClientRefused():
-                self._warn(f"{printable(event.client)} refused: {printable(event.reason)}")
+                self._warn(f"refused {event.client}: {event.reason}")
             case RoundStarted():
                 self._round_started(event)
             case UploadReceived():
@@ -84,7 +91,8 @@ class ConsoleSink:
             case ComparisonStarted():
                 self._comparison_started(event)
             case ComparisonReceived():
-                self._show(f"comparing models: {event.num_done}/{event.num_stores} stores in")
+                self._awaited.pop(event.client, None)
+                self._show(f"comparing models: {event.num_done} of {counted(event.num_stores, 'store')} done")
             case StoresCompared():
                 self._stores_compared(event)
             case RunEnded():
@@ -97,67 +105,89 @@ class ConsoleSink:
 
     def _run_started(self, event: RunStarted) -> None:
         self._num_rounds, self._min_clients = event.num_rounds, event.min_clients
-        goes_on = f", goes on with round {event.first_round}" if event.first_round > 1 else ""
+        resumed = f", resuming with round {event.first_round}" if event.first_round > 1 else ""
         if event.first_round > event.num_rounds:
-            goes_on = ", goes on after the last round"
+            resumed = ", resuming after the last round"
         self._say(
-            f"run {event.run_id}: {event.num_rounds} rounds, {event.num_parameters:,} parameters, "
-            f"{event.num_classes} classes{goes_on}",
+            f"run {event.run_id}: {counted(event.num_rounds, 'round')}, {counted(event.num_parameters, 'parameter')}, "
+            f"{counted(event.num_classes, 'class', 'classes')}{resumed}",
             style="bold",
         )
         if self._bar is not None:
-            self._bar.start(total=event.num_rounds, done=event.first_round - 1)
+            self._bar.begin(total=event.num_rounds, done=event.first_round - 1)
+            self._show(f"waiting for {counted(event.min_clients, 'store')} to join")
 
     def _client_joined(self, event: ClientJoined) -> None:
+        so_far = f"{len(self._joined)} of {counted(self._min_clients, 'store')} needed to start"
         if len(self._joined) > MOST_NAMED and not self._seconds:
-            self._show(f"{len(self._joined)} clients are there, {self._min_clients} are needed to start")
+            self._show(so_far)
             return  # a thousand simulated stores are a number, not a thousand lines
-        left_out = f", {event.num_left_out} left out" if event.num_left_out else ""
-        gate = f" ({len(self._joined)} there, {self._min_clients} needed to start)" if not self._seconds else ""
+        left_out = f", {counted(event.num_left_out, 'photo')} left out" if event.num_left_out else ""
         self._say(
-            f"{printable(event.client)} joined: {event.num_train} photos to train on, "
-            f"{event.num_validation} to check with{left_out}{gate}"
+            f"{event.client} joined: {counted(event.num_train, 'training photo')}, "
+            f"{counted(event.num_validation, 'validation photo')}{left_out}"
+            + (f" ({so_far})" if not self._seconds else "")
         )
 
     def _waiting(self, event: Waiting) -> None:
-        there = f"; there: {_names(event.live)}" if event.live else "; nobody is there"
-        missing = f"; missing: {_names(event.missing)}" if event.missing else ""
-        self._warn(f"waiting for {event.what}, since {duration(event.seconds)}{there}{missing}")
+        live = f"live: {_some(event.live, most=MOST_NAMED)}" if event.live else "no client is live"
+        missing = f"; missing: {_some(event.missing, most=MOST_NAMED)}" if event.missing else ""
+        self._warn(f"waiting for {event.what} for {duration(event.seconds)}; {live}{missing}")
 
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()
-        again = f", attempt {event.attempt + 1}" if event.attempt else ""
-        self._show(f"round {event.round}/{self._num_rounds}{again}: 0/{len(event.cohort)} clients in")
+        self._awaited, self._num_counted = dict.fromkeys(event.cohort), 0
+        attempt = f", attempt {event.attempt + 1}" if event.attempt else ""
+        self._show_round(f"round {event.round}/{self._num_rounds}{attempt}: ", is_complete=False)
 
     def _upload_received(self, event: UploadReceived) -> None:
-        if event.status is not ClientStatus.COUNTED:
+        self._awaited.pop(event.client, None)
+        if event.status is ClientStatus.COUNTED:
+            self._num_counted += 1
+        else:
             self._warn_of(event.round, event.client, event.status, event.reason)
-        self._show(f"round {event.round}/{self._num_rounds}: {event.num_done}/{event.num_cohort} clients in")
+        so_far = f"round {event.round}/{self._num_rounds}: {self._num_counted} of {event.num_cohort} counted, "
+        self._show_round(so_far, is_complete=event.num_done >= event.num_cohort)
+
+    def _show_round(self, so_far: str, *, is_complete: bool) -> None:
+        if is_complete:
+            self._show(f"{so_far}evaluating the new model")
+            return
+        line = f"{so_far}waiting for "  # of asynchronous rounds, it is not known who comes next
+        self._show(line + (_some(self._awaited, width=self._console.width - cell_len(line)) or "more uploads"))
 
     def _round_void(self, event: RoundVoid) -> None:
         self._warn_of_others(event.round, event.clients)
-        self._warn(
-            f"round {event.round}, attempt {event.attempt + 1} is void and tried again: {printable(event.reason)}"
-        )
+        self._warn(f"round {event.round}, attempt {event.attempt + 1} was void, trying again: {event.reason}")
 
     def _round_finished(self, event: RoundFinished) -> None:
         self._seconds.append(event.seconds)
-        counted = sum(client.status is ClientStatus.COUNTED for client in event.clients)
-        figures = [f"loss {number(event.train_loss)}", f"accuracy {percent(event.accuracy)}"]
-        if event.central_accuracy is not None:
-            figures.append(f"central {percent(event.central_accuracy)}")
+        missing = [client for client in event.clients if client.status is not ClientStatus.COUNTED]
         left = (self._num_rounds - event.round) * statistics.median(self._seconds)
-        best = "  best so far" if event.best_round == event.round else ""
-        line = "  ".join(
-            [f"round {event.round}/{self._num_rounds}", f"clients {counted}/{len(event.clients)}", *figures]
-        )
-        self._say(f"{line}  {duration(event.seconds)}  left {duration(left)}{best}")
-        self._best_round = event.best_round
         self._warn_of_others(event.round, event.clients)
+        asked = "upload" if any(client.staleness is not None for client in event.clients) else "store"
+        measured = {
+            "loss": number(event.train_loss), "accuracy": percent(event.accuracy),
+            "central": percent(event.central_accuracy),
+        }  # fmt: skip
+        facts = [
+            f"round {event.round}/{self._num_rounds}",
+            f"{len(event.clients) - len(missing)} of {counted(len(event.clients), asked)}",
+            *(f"{name} {figure}" for name, figure in measured.items() if figure != ABSENT),
+            duration(event.seconds),
+            *["best so far"] * (event.best_round == event.round),
+            *[f"{duration(left)} left"] * (self._bar is None and left > 0),
+        ]
+        if missing:
+            named = [f"{client.client} ({client.status.value})" for client in missing]
+            facts.append(f"missing: {_some(named, most=MOST_MISSING)}")
+        self._say("  ".join(facts))
+        self._best_round = event.best_round
+        self._show("")
         if sentence := advice(self._late.add(event.clients)):
             self._warn(sentence)
         if self._bar is not None:
-            self._bar.advance_to(event.round, left=duration(left))
+            self._bar.advance_to(event.round, left=f"{duration(left)} left")
 
     def _warn_of_others(self, round: int, clients: tuple[Participation, ...]) -> None:
         """Who answered badly was named when the answer came; those who never did are named when the round ends."""
@@ -167,12 +197,14 @@ class ConsoleSink:
 
     def _warn_of(self, round: int, client: str, status: ClientStatus, reason: str) -> None:
         self._named.add(client)
-        because = f": {printable(reason)}" if reason else ""
-        self._warn(f"round {round}: {printable(client)} was not counted, {status.value}{because}")
+        because = f": {reason}" if reason else ""
+        self._warn(f"round {round}: {client} not counted, {status.value}{because}")
 
     def _comparison_started(self, event: ComparisonStarted) -> None:
-        self._say(f"{len(event.stores)} stores compare what they can choose among; each trains a model alone for that")
-        self._show(f"comparing models: 0/{len(event.stores)} stores in")
+        self._awaited = dict.fromkeys(event.stores)
+        stores = counted(len(event.stores), "store")
+        self._say(f"{stores} now compare models; each trains one alone for that, which takes as long as all rounds did")
+        self._show(f"comparing models: 0 of {stores} done")
 
     def _stores_compared(self, event: StoresCompared) -> None:
         for store in event.stores if len(event.stores) <= MOST_NAMED else ():
@@ -182,64 +214,73 @@ class ConsoleSink:
 
     def _store_compared(self, store: StoreComparison) -> None:
         if store.best is None:
-            self._warn(f"{printable(store.client)} has compared nothing: {printable(store.reason)}")
+            self._warn(f"{store.client} has compared no models: {store.reason}")
             return
-        self._say(f"{printable(store.client)} keeps the {store.best.value} model{figures(store.accuracies)}")
+        self._say(f"{store.client} keeps the {store.best.value} model{figures(store.accuracies)}")
 
     def _run_ended(self, event: RunEnded) -> None:
         self.close()
         if event.status is RunStatus.FAILED:
-            return  # the error itself says it: whoever runs the command prints that
+            return  # the error itself says it: the command prints that
         best = f", best round {self._best_round}" if self._best_round is not None else ""
-        reason = f": {printable(event.reason)}" if event.reason else ""
+        reason = f": {event.reason}" if event.reason else ""
         style = "bold green" if event.status is RunStatus.FINISHED else "bold yellow"
         self._say(f"run {event.status.value}{reason}{best}", style=style)
 
     def _say(self, line: str, style: str = "") -> None:
-        # Text, not markup: a client's name may hold brackets. Soft wrap: a log line stays one line.
-        self._console.print(Text(line, style=style), soft_wrap=True, highlight=False)
+        print_line(self._console, line, style=style)
 
     def _warn(self, line: str) -> None:
-        self._say(f"warning: {line}", style="yellow")
+        print_line(self._console, line, label="warning: ", label_style="yellow")
 
     def _show(self, status: str) -> None:
         if self._bar is not None:
             self._bar.show(status)
 
 
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(map(printable, names[:MOST_NAMED])) + more
+def _some(names: Iterable[str], *, most: int | None = None, width: int | None = None) -> str:
+    """The first `most` names, or those that find a place in `width` cells, and how many more there are."""
+    names = list(names)
+    for kept in range(min(most or len(names), len(names)), 0, -1):
+        more = f" and {len(names) - kept} more" if kept < len(names) else ""
+        text = ", ".join(names[:kept]) + more
+        if width is None or cell_len(text) <= width:
+            return text
+    return counted(len(names), "store") if names else ""
 
 
-class _Bar:
-    """What is going on now, below the lines; terminals only."""
+class _Bar(Progress):
+    """What is going on now, in a line below the others, and how many rounds are done; terminals only."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.fields[status]}", markup=False),
-            BarColumn(),
+        self._status = Text(no_wrap=True, overflow="ellipsis")
+        self._task: TaskID | None = None
+        super().__init__(
+            BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"),
             TextColumn("{task.fields[left]}", markup=False),
             console=console,
             transient=True,
             refresh_per_second=4,
         )
-        self._task: TaskID | None = None
 
-    def start(self, *, total: int, done: int) -> None:
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The status line, and the bar."""
+        yield self._status
+        yield self.make_tasks_table(self.tasks)
+
+    def begin(self, *, total: int, done: int) -> None:
+        """Show the bar."""
         if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task("", total=total, completed=done, status="waiting for clients", left="")
-        self._progress.start()
+            self.remove_task(self._task)
+        self._task = self.add_task("", total=total, completed=done, left="")
+        self.start()
 
     def show(self, status: str) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, status=status)
+        """Say what is going on now."""
+        self._status.plain = printable(status)
 
     def advance_to(self, done: int, *, left: str) -> None:
+        """Move the bar."""
         if self._task is not None:
-            self._progress.update(self._task, completed=done, left=f"left {left}")
-
-    def stop(self) -> None:
-        self._progress.stop()
+            self.update(self._task, completed=done, left=left)

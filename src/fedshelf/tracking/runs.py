@@ -5,6 +5,8 @@ from pathlib import Path
 
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus
+from fedshelf.core.suggestions import did_you_mean
+from fedshelf.core.text import counted, some
 from fedshelf.storage.run_directory import RunDirectory, is_run
 from fedshelf.tracking.queries import run_summary
 
@@ -22,7 +24,7 @@ def find_runs(root: Path) -> tuple[RunDirectory, ...]:
             try:
                 found.append(RunDirectory.open(path))
             except RunError as error:
-                logger.warning("run passed over: %s", error)
+                logger.warning("skipping a run: %s", error)
     return tuple(sorted(found, key=lambda run: (run.created, run.run_id)))
 
 
@@ -59,9 +61,8 @@ def resolve_run(name: str, root: Path) -> RunDirectory:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        ids = ", ".join(run.run_id for run in matching[:5])
-        raise UsageError(
-            f"'{name}' could mean {len(matching)} runs: {ids}{', …' * (len(matching) > 5)}. Type more of it."
-        )
-    hint = f"The newest is {runs[-1].run_id}; 'fedshelf runs list' shows all." if runs else f"'{root}' holds no runs."
-    raise UsageError(f"there is no run '{name}': neither a folder nor the beginning of a run's id. {hint}")
+        raise UsageError(f"'{name}' matches {counted(len(matching), 'run')}: {some(r.run_id for r in matching)}")
+    if not runs:
+        raise UsageError(f"unknown run '{name}': there are no runs in '{root}'")
+    hint = did_you_mean(name, (run.run_id for run in runs)) or f": the newest is {runs[-1].run_id}."
+    raise UsageError(f"unknown run '{name}' in '{root}'{hint} 'fedshelf runs list' shows all")

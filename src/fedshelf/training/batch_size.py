@@ -32,11 +32,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from fedshelf.core.errors import TrainingError
 from fedshelf.core.rng import Rng
+from fedshelf.core.text import counted
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training.batches import batches
 from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.free_memory import free_memory
+from fedshelf.training.free_memory import free_memory, lacks_memory
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.timing import once
 from fedshelf.training.trainer import Trainer
@@ -150,7 +152,7 @@ def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iter
     for size in sizes:
         step = _epoch(bound, sample, size, num_steps=1)
         if bytes_per_photo * size > limit or not _survives(step, bound.compute.device):
-            log.info("batches of %d photos do not fit in memory", size)
+            log.info("batches of %s do not fit in memory", counted(size, "photo"))
             return
         if size == sizes[0] and bound.compute.device.type != "cuda":
             bytes_per_photo = _kept_bytes(bound, sample, size) / size
@@ -181,9 +183,8 @@ def _survives(step: Callable[[], object], device: torch.device) -> bool:
     """Whether there is memory for `step`."""
     try:
         step()
-    except RuntimeError as error:
-        told = str(error).lower()
-        if not any(words in told for words in ("out of memory", "not enough memory", "can't allocate memory")):
+    except TrainingError as error:
+        if not lacks_memory(error):
             raise
     else:
         return True

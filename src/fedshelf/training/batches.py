@@ -48,23 +48,23 @@ def batches(
     )
     smallest = 2 if bound.has_batch_norm and min(len(photos), settings.batch_size) > 1 else 1
     most = settings.local_epochs if epochs is None else epochs
-    orders = _orders(len(photos), order_rng, None if num_steps is not None else most)
+    shuffles = _shuffles(len(photos), order_rng, None if num_steps is not None else most)
     cuts = (
-        order[at : at + settings.batch_size] for order in orders for at in range(0, len(order), settings.batch_size)
+        order[at : at + settings.batch_size] for order in shuffles for at in range(0, len(order), settings.batch_size)
     )
     for chosen in islice((chosen for chosen in cuts if len(chosen) >= smallest), num_steps):
-        images_BHWC, labels_B = take(photos, chosen)
+        images_BHWC, labels_B = gather(photos, chosen)
         labels_B = _moved(labels_B, bound.compute.device)
         yield Batch(_prepare(bound, _moved(images_BHWC, bound.compute.device), augment_rng), labels_B)
 
 
-def _orders(count: int, generator: torch.Generator, epochs: int | None) -> Iterator[NDArray[np.int64]]:
+def _shuffles(count: int, generator: torch.Generator, epochs: int | None) -> Iterator[NDArray[np.int64]]:
     """`epochs` shuffles of `count` indices; without end where it is None."""
     for _ in repeat(None) if epochs is None else repeat(None, epochs):
         yield torch.randperm(count, generator=generator).numpy()
 
 
-def take(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def gather(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Some photos [B, H, W, C] and labels [B], copied."""
     return torch.from_numpy(photos.images[chosen]), torch.from_numpy(photos.labels[chosen])
 

@@ -22,6 +22,12 @@ def free_memory(*, groups: Path = control_groups.GROUPS, own_group: Path = contr
     return max(0, min(left))
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether torch raised `error` because it got no memory."""
+    text = str(error).lower()
+    return any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
+
+
 def _left(group: Path) -> Iterator[int]:
     for most, taken, prefix in _VERSIONS:
         try:

@@ -65,8 +65,8 @@ CROSS_ENTROPY = None
 class FedRS:
     """Li & Zhan's restricted softmax."""
 
-    alpha: Annotated[float, Setting(key="fedrs_alpha", help="What the logits of products are scaled by that a store "
-        "does not sell.", ge=0, le=1)] = 0.5  # fmt: skip
+    alpha: Annotated[float, Setting(key="fedrs_alpha", help="Factor on the logits of products that a store does not "
+        "sell.", ge=0, le=1)] = 0.5  # fmt: skip
 
     def calibration(self, counts_K: Tensor) -> Calibration:
         scale_K = counts_K.new_ones(len(counts_K)).float().masked_fill(counts_K == 0, self.alpha)  # line 3
@@ -77,8 +77,8 @@ class FedRS:
 class FedLC:
     """Zhang et al.'s logit calibration."""
 
-    tau: Annotated[float, Setting(key="fedlc_tau", help="Strength of margins, which are the wider the fewer photos a "
-        "product has.", ge=0)] = 1.0  # fmt: skip
+    tau: Annotated[float, Setting(key="fedlc_tau", help="Strength of the margins; products with fewer photos get "
+        "wider ones.", ge=0)] = 1.0  # fmt: skip
 
     def calibration(self, counts_K: Tensor) -> Calibration:
         margins_K = self.tau * counts_K.float().pow(-0.25)

@@ -8,7 +8,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The same items in the same order, each made in another thread while the one before it is used.
 
     It pays where making an item and using it need different processors: a batch is made on the CPU while a GPU trains

@@ -19,13 +19,14 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
-from fedshelf.training.batches import Batch, batches, take
+from fedshelf.training.batches import Batch, batches, gather
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
+from fedshelf.training.free_memory import lacks_memory
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration
 from fedshelf.training.phases import Moves, Phase
-from fedshelf.training.prefetch import ahead
+from fedshelf.training.prefetch import prefetch
 from fedshelf.training.settings import TrainingSettings
 
 EVALUATION_BATCH = 250
@@ -168,9 +169,9 @@ class Trainer:
         """Train to the end; torch's errors become a `TrainingError` that says what to do."""
         try:
             return local_run.result(self.run(local_run))
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"no memory to train with --batch-size {local_run.size}: lower it ({error})") from error
         except (RuntimeError, ValueError) as error:
+            if lacks_memory(error):
+                raise TrainingError(f"lower --batch-size, {local_run.size} photos do not fit: {error}") from error
             if self.bound_model.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise TrainingError(
                     "batch normalization cannot train on a single photo at this --image-size: give this store at least "
@@ -186,7 +187,7 @@ class Trainer:
             self.bound_model, self.train, self.rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
             part=part,
         )  # fmt: skip
-        return ahead(made) if self.bound_model.compute.device.type == "cuda" else made
+        return prefetch(made) if self.bound_model.compute.device.type == "cuda" else made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +234,7 @@ def logits(
     mean, std = bound.normalization.mean, bound.normalization.std
     for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
         chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
-        images_BHWC, labels_B = take(photos, chosen)
+        images_BHWC, labels_B = gather(photos, chosen)
         bound.module.eval()
         with torch.inference_mode():
             logits_BK = bound.logits(normalize(images_BHWC, device=bound.compute.device, mean=mean, std=std))

@@ -1,4 +1,4 @@
-"""Run by the tests of `benchmarks.measure`: a process that waits for a child which uses the processor for a while."""
+"""Waits for a child that uses the processor for a while."""
 
 import subprocess
 import sys

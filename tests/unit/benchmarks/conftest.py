@@ -1,4 +1,4 @@
-"""A federation small enough for a unit test, on photos of noise."""
+"""A federation that is small enough for a unit test, on photos of noise."""
 
 from dataclasses import replace
 from pathlib import Path

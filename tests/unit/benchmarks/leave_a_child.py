@@ -1,4 +1,4 @@
-"""Starts a process that outlives this one; with a file as argument, notes its own id there and stays, too."""
+"""Starts a process that outlives this one; given a file, writes its own id there and stays as well."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Starts, through a shell that ends at once, a process that uses the processor for a while; and waits for that."""
+"""Starts a process that uses the processor for a while, through a shell that ends at once, and waits for it."""
 
 import json
 import subprocess
@@ -16,5 +16,5 @@ if __name__ == "__main__":
         shell = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
         while not burned.exists():
             time.sleep(0.05)
-        time.sleep(0.5)  # long enough to be seen once more
+        time.sleep(0.5)  # long enough to be seen again
     print(json.dumps({"child": int(shell.stdout)}))

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks import guard, results
+from benchmarks.__main__ import app
+from benchmarks.measure import MeasurementError
 from benchmarks.results import Figures, Outcome
 
 
@@ -68,17 +71,16 @@ def test_the_sizes_of_wire_are_judged_one_by_one() -> None:
     assert "FedShelf, 100 MB takes 6.00 × the limit" in text
 
 
-def test_the_exit_code_says_it_and_the_text_says_what_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_code_and_the_text_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "RECORDS", tmp_path / "results.json")
-    assert guard.main() == 1
-    assert "run `make bench` first" in capsys.readouterr().err
+    with pytest.raises(MeasurementError, match="run `make bench` first"):
+        guard.findings()
     for ratio, code in ((1.0, 0), (1.05, 0), (1.4, 1)):
         figures = {
             name: Figures(seconds=seconds, ratio=seconds / 10, round_seconds=1.0, cpu_seconds=1.0, peak_mb=1.0)
             for name, seconds in (("FedShelf", 10 * ratio), ("limit", 10.0), ("one process", 12.5))
         }
-        results.record("pilot", Outcome(contract={}, text="", figures=figures))
-        assert guard.main() == code
-    assert "BAD  pilot: FedShelf takes 1.40 × the limit, 1.05 on" in capsys.readouterr().out
+        results.record("pilot", Outcome(summary={}, text="", figures=figures))
+        judged = CliRunner().invoke(app, ["guard"])
+        assert judged.exit_code == code
+    assert "BAD  pilot: FedShelf takes 1.40 × the limit, 1.05 on" in judged.output

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the exact models, the same work on every side."""
+"""The benchmarks measure what they say: the exact models, and the same work in every program."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import limits, photos, wire_limit
+from benchmarks import photos, training_limit, wire_limit
 from benchmarks.workloads import MEAN, NUM_CLASSES, PILOT, STD, WORKLOADS, Workload
 from tests.unit.benchmarks.conftest import TINY
 
@@ -21,14 +21,14 @@ def test_the_networks_have_exactly_the_parameters_of_the_workload(workload: Work
     assert logits.shape == (2, NUM_CLASSES)
 
 
-def test_everybody_starts_from_the_same_weights() -> None:
+def test_every_program_starts_from_the_same_weights() -> None:
     first, second = PILOT.build(), PILOT.build()
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_the_plain_loop_is_federated_averaging(folder: Path) -> None:
     """Against the textbook: train each store's copy by hand, average, count."""
-    found = limits.run(TINY, folder, processes=1, threads=1)
+    found = training_limit.run(TINY, folder, processes=1, threads=1)
     data = photos.load(folder)
     images = torch.from_numpy(data.train_images).permute(0, 3, 1, 2) / 255
     images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -53,16 +53,15 @@ def test_the_plain_loop_is_federated_averaging(folder: Path) -> None:
 
 
 def test_two_processes_train_what_one_process_trains(folder: Path) -> None:
-    one = limits.run(TINY, folder, processes=1, threads=1)
-    two = limits.run(TINY, folder, processes=2, threads=1)
+    one = training_limit.run(TINY, folder, processes=1, threads=1)
+    two = training_limit.run(TINY, folder, processes=2, threads=1)
     assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-9)
     assert two["test_accuracy"] == one["test_accuracy"]
 
 
 def test_plain_sockets_carry_the_model_and_the_result_is_checked() -> None:
-    figures = subprocess.run(
-        [sys.executable, "-m", "benchmarks.wire_limit", "1"], capture_output=True, text=True, timeout=60, check=True
-    )
+    command = [sys.executable, "-m", "benchmarks.wire_limit", "server", "1", "4"]
+    figures = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert '"round_seconds"' in figures.stdout
     with pytest.raises(ValueError, match="not the mean"):
         wire_limit.check(wire_limit.first_model(1000), 4)

@@ -35,8 +35,8 @@ def fedshelf(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 @pytest.fixture
 def stores(home: Path) -> Path:
     for name in ("lyon", "oslo"):
-        write_pack(Path("stores") / name, {"apple": 5, "milk": 4})
-    write_pack(Path("test"), {"apple": 2, "milk": 2})
+        write_pack(Path("stores") / name, {"apple": 5, "Milk [organic]": 4})
+    write_pack(Path("test"), {"apple": 2, "Milk [organic]": 2})
     return Path("stores")
 
 
@@ -57,11 +57,11 @@ def test_every_command_s_help_has_an_example(command: str) -> None:
 
 
 def test_help_tells_defaults_also_of_zero_and_one() -> None:
-    text = " ".join(CliRunner().invoke(app, ["simulate", "--help"]).output.replace("│", " ").split())
+    text = " ".join(CliRunner().invoke(app, ["simulate", "--help-all"]).output.split())
     defaults = {"--threads": "1", "--seed": "0", "--fraction": "1.0", "--client-lr": "0.05", "--extend": "0"}
     for flag, default in defaults.items():
         described = text[text.index(f"{flag} ") + len(flag) :].split(" --")[0]
-        assert f"(default {default})" in described, flag
+        assert f"[default: {default}]" in described, flag
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -78,20 +78,15 @@ def test_help_does_not_wait_for_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["simulate"], "--data-dir says where"),
-        (["simulate", "--no-such-flag"], "No such option"),
-        (["simulate", "--rounds", "many"], "--rounds"),
-        (["simulate", "--rounds", "0"], "rounds = 0"),
-        (["simulate", "--norm", "layer"], "norm"),
+        (["simulate"], "--data-dir is missing"),
+        (["simulate", "--rounds", "0"], "--rounds 0: must be at least 1"),
         (["simulate", "--config", "absent.toml"], "absent.toml"),
         (["simulate", "--data-dir", "stores", "--extend", "3"], "--run-dir"),
-        (["client"], "--data-dir says where"),
         (["client", "--data-dir", "absent"], "no such folder"),
         (["client", "--data-dir", "stores", "--active-hours", "22-6"], "'22-6' is no window"),
         (["client", "--data-dir", "stores", "--time-zone", "UTC"], "--active-hours"),
         (["predict", "x.jpg", "--run", "absent"], "absent"),
-        (["runs", "show", "absent"], "absent"),
-        (["nonsense"], "nonsense"),
+        (["nonsense"], "unknown command 'nonsense': the commands are demo, server, client"),
     ],
 )
 def test_a_wrong_call_is_exit_code_2_with_a_reason(
@@ -99,21 +94,21 @@ def test_a_wrong_call_is_exit_code_2_with_a_reason(
 ) -> None:
     code, _, error = fedshelf(capsys, *arguments)
     assert code == 2
-    assert said in " ".join(error.replace("│", " ").split())
+    assert said in error
 
 
 def test_a_server_whose_file_names_attackers_does_not_start(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.toml").write_text('attack = "scale"\nattackers = 2\n')
     code, _, error = fedshelf(capsys, "server", "--config", "run.toml", "--address", "127.0.0.1:1")
     assert code == 2
-    assert "attack = 'scale': attackers are simulated ones" in error
+    assert "attack = 'scale': only a simulation has attackers" in error
     assert [path.name for path in Path().iterdir()] == ["run.toml"], "there is no run of it"
 
 
 def test_what_fails_is_exit_code_1_with_a_reason(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = fedshelf(capsys, "simulate", "--data-dir", "stores", "--model", "resnet_18", *TINY)
     assert code == 2, "a name that is wrong is wrong usage"
-    assert error.strip().endswith("(and our own resnet10)")
+    assert error.strip() == "error: unknown model 'resnet_18': did you mean 'resnet18'?"
     Path("empty").mkdir()
     code, _, error = fedshelf(capsys, "simulate", "--data-dir", "empty")
     assert code == 1
@@ -149,7 +144,7 @@ def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixt
     assert code == 0
     assert answer["photo"] == str(good)
     (guess,) = answer["predictions"]
-    assert guess["class"] in ("apple", "milk")
+    assert guess["class"] in ("apple", "Milk [organic]")
     assert 0.5 <= guess["probability"] <= 1
 
     Path("corrupt.jpg").write_bytes(b"\xff\xd8\xff nonsense")
@@ -157,7 +152,7 @@ def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixt
     assert code == 1, "some photos could not be used"
     assert "corrupt.jpg" in error
     assert "absent.jpg" in error
-    assert "%" in out, "the others are named all the same"
+    assert " %  Milk [organic]\n" in out, "the others are named all the same, and nothing in a name is markup"
     code, out, _ = fedshelf(capsys, "predict", "corrupt.jpg", "--run", "r/model", "--json")
     assert code == 1
     assert "error" in json.loads(out)

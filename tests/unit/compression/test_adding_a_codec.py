@@ -28,7 +28,7 @@ def _added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(getattr(registry, page.table), name, component)
 
 
-@pytest.mark.parametrize("text", ["grid:0.01", "grid:0.01+zstd", "topk:1.0+grid:0.01"])
+@pytest.mark.parametrize("text", ["uniform:0.01", "uniform:0.01+zstd", "topk:1.0+uniform:0.01"])
 def test_values_come_back_as_the_nearest_multiples_of_the_step(text: str) -> None:
     chain, vector = parse(text), torch.linspace(-3, 3, 1001)
     assert str(chain) == text
@@ -40,10 +40,10 @@ def test_values_come_back_as_the_nearest_multiples_of_the_step(text: str) -> Non
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("grid", "write grid:STEP .STEP: the distance between neighboring values"),
-        ("grid:2", "STEP = 2 is not above 0 and at most 1"),
-        ("grod:1", "did you mean 'grid:STEP'"),
-        ("grid:0.1+int8", "at most one quantizer .*grid"),
+        ("uniform", "write uniform:STEP .STEP: the distance between neighboring values"),
+        ("uniform:2", "STEP = 2 is not above 0 and at most 1"),
+        ("unifrom:1", "did you mean 'uniform:STEP'"),
+        ("uniform:0.1+int8", "at most one quantizer .*uniform"),
     ],
 )
 def test_a_wrong_text_is_refused_as_that_of_any_other_codec(text: str, told: str) -> None:
@@ -53,11 +53,11 @@ def test_a_wrong_text_is_refused_as_that_of_any_other_codec(text: str, told: str
 
 def test_values_that_the_codec_cannot_hold_are_an_error() -> None:
     with pytest.raises(FedShelfError, match="larger STEP"):
-        parse("grid:0.0001").encode(torch.tensor([4.0]), seed=1)
+        parse("uniform:0.0001").encode(torch.tensor([4.0]), seed=1)
 
 
 def test_a_federation_runs_with_it() -> None:
-    world = World(plan={"uploads": uploads_of(RunConfig(codec_up="grid:0.001+zstd"))})
+    world = World(plan={"uploads": uploads_of(RunConfig(codec_up="uniform:0.001+zstd"))})
     world.run()
     steps = [(after.params - before.params).norm() for before, after in pairwise(world.checkpoints.states)]
     assert steps

@@ -151,7 +151,7 @@ def test_a_client_is_named_for_its_folder_and_keeps_its_state_elsewhere(home: Pa
     [
         ({"state_dir": Path("photos/state")}, "inside the photos"),
         ({"device": "tpu"}, "choose among"),
-        ({"test_dir": Path("absent")}, "--test-dir absent: there is no such folder"),
+        ({"test_dir": Path("absent")}, "--test-dir absent: no such folder"),
     ],
 )
 def test_a_place_that_makes_no_sense_is_a_usage_error(home: Path, values: dict[str, Any], why: str) -> None:

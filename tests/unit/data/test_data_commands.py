@@ -65,7 +65,7 @@ def test_check_prints_what_it_found_and_as_json(tmp_path: Path) -> None:
 def test_mistakes_are_raised_for_the_command_line_to_print(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         run("check", tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="no photo set 'fruit'"):
+    with pytest.raises(UsageError, match="unknown photo set 'fruit'"):
         run("fetch", "fruit")
 
 

@@ -83,7 +83,7 @@ class Store:
         self.kept: list[tuple[Comparison, Tensor]] = []
         self.test = photos(5, 30)
         self.model_selection = ModelSelection(
-            client_lr=lambda number: 0.1 / number, test=lambda: self.test, keep=self._keep
+            client_lr=lambda number: 0.1 / number, test=lambda: self.test, save=self._keep
         )
 
     def _keep(self, bench: BoundModel, comparison: Comparison) -> None:

@@ -84,8 +84,9 @@ def test_runs_show_has_a_row_for_every_store_the_mean_and_the_verdict(run: RunDi
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "%" in line or "rome" in line}
     assert rows["lyon"] == ["40.0", "%", "50.0", "%", "60.0", "%", "+20.0", "personalized"]
     assert rows["[b]oslo"][-2:] == ["+0.0", "local"]
-    assert rows["rome"] == ["–", "–", "–", "–", "not", "connected"]
-    assert rows["mean"] == ["45.0", "%", "40.0", "%", "52.5", "%", "+10.0"]
+    assert rows["rome"] == ["–", "–", "–", "–", "nothing"]
+    assert "\n    not connected\n" in text
+    assert rows["mean"] == ["of", "3", "stores", "45.0", "%", "40.0", "%", "52.5", "%", "+10.0"]
     assert worth.verdict(COMPARED.stores) in text
 
 
@@ -104,8 +105,8 @@ def test_the_console_names_what_each_store_keeps_and_says_whether_it_was_worth_i
     sink.emit(ComparisonReceived(round=3, client="lyon", reason="", num_done=1, num_stores=3))
     sink.emit(COMPARED)
     text = console.export_text()
-    assert "3 stores compare" in text
+    assert "3 stores now compare models" in text
     assert "lyon keeps the personalized model (local 40.0 %, global 50.0 %, personalized 60.0 %)" in text
     assert "[b]oslo keeps the local model" in text
-    assert "warning: rome has compared nothing: not connected" in text
+    assert "warning: rome has compared no models: not connected" in text
     assert worth.verdict(COMPARED.stores) in text

@@ -343,5 +343,5 @@ def test_encoded_vectors_survive_the_wire_to_the_last_bit() -> None:
 def test_a_model_kept_by_a_client_is_named_when_it_comes_back() -> None:
     held = MemoryHeldModel()
     model = torch.randn(5)
-    held.keep(name_of(model), model)
+    held.save(name_of(model), model)
     assert held.load() == (name_of(model), model)

@@ -225,7 +225,7 @@ def test_fewer_than_the_quorum_make_the_attempt_void_and_it_is_tried_again(misbe
     assert world.run() is RunStatus.FINISHED
     (void,) = world.sink.of(RoundVoid)
     assert (void.round, void.attempt) == (1, 0)
-    assert void.reason == "2 of 4 clients were counted, the quorum is 3"
+    assert void.reason == "counted 2 of 4, the quorum is 3"
     assert statuses(void)["a"] == "counted"
     assert statuses(void)["c"] == ("refused" if misbehavior else "late")
     assert [(r.round, r.attempt) for r in world.finished] == [(1, 1), (2, 0)]
@@ -584,7 +584,7 @@ def test_patience_ends_the_run_early_and_a_restart_does_not_go_on() -> None:
     accuracies(world, {1: 1, 2: 3, 3: 2, 4: 3, 5: 4})
     assert world.run() is RunStatus.FINISHED
     assert [r.round for r in world.finished] == [1, 2, 3, 4]
-    assert "no round was better than round 2 for 2 rounds" in world.sink.of(RunEnded)[-1].reason
+    assert "no improvement on round 2 for 2 rounds" in world.sink.of(RunEnded)[-1].reason
     assert world.published[-1] == (4, False), "the last model is published, too"
     world.restart()
     assert world.server().run() is RunStatus.FINISHED

@@ -193,7 +193,10 @@ def test_of_more_than_are_wanted_the_first_count() -> None:
         first, last = started.cohort[:4], started.cohort[4:]
         assert statuses(record) == {**dict.fromkeys(first, "counted"), **dict.fromkeys(last, "late")}
         for name in last:
-            assert reason(record, name) == "not needed any more: 4 uploads were wanted and in (--over-selection)"
+            assert (
+                reason(record, name)
+                == "not needed any more: the wanted number of uploads (4) had arrived (--over-selection)"
+            )
     closed = [event for event in world.sink.of(ClientRefused) if "closed" in event.reason]
     assert closed, "those who were not needed have answered later"
 
@@ -225,7 +228,7 @@ def test_the_quorum_is_of_those_wanted_not_of_those_asked(num_silent: int, void:
     world.run()
     assert bool(world.sink.of(RoundVoid)) == void
     if void:
-        assert world.sink.of(RoundVoid)[0].reason == "2 of 4 clients were counted, the quorum is 3"
+        assert world.sink.of(RoundVoid)[0].reason == "counted 2 of 4, the quorum is 3"
 
 
 def test_without_over_selection_the_cohort_is_what_it_was() -> None:

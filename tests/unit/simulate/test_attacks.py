@@ -113,7 +113,7 @@ def test_without_an_attack_nobody_attacks() -> None:
 
 
 def test_more_attackers_than_stores_are_wrong_use() -> None:
-    with pytest.raises(UsageError, match="--attackers 9: there are 8 stores"):
+    with pytest.raises(UsageError, match="--attackers 9: there are only 8 stores"):
         attack_of(config("scale", 9), NAMES)
 
 

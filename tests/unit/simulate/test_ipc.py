@@ -104,7 +104,7 @@ def test_a_file_given_back_takes_the_next_tensor_of_about_the_size(files: Shared
     for count in (10_000, 9_900, 10_100):
         reference = files.write(torch.full((count,), float(count)))
         assert torch.equal(mappings.read(reference), torch.full((count,), float(count)))
-        files.give_back(reference.path, reference.capacity)
+        files.release(reference.path, reference.capacity)
     assert len(list(tmp_path.iterdir())) == 1
 
 

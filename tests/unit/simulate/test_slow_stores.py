@@ -402,12 +402,12 @@ def test_stores_that_all_diverge_end_an_asynchronous_simulation() -> None:
      ("1,inf", "'inf'")],
 )  # fmt: skip
 def test_slowdowns_that_are_no_numbers_are_wrong_use(text: str, wrong: str) -> None:
-    with pytest.raises(UsageError, match=rf"slowdowns = '{text}': .*{wrong} is no number above 0; .* such as 1,1,5"):
-        files.parse(RunConfig, {"slowdowns": text}, where="the command line")
+    with pytest.raises(UsageError, match=rf"--slowdowns {text}: {wrong} is not a number above 0; .* such as 1,1,5"):
+        files.load(RunConfig, None, {"slowdowns": text})
 
 
 def test_more_slowdowns_than_stores_are_wrong_use() -> None:
-    with pytest.raises(UsageError, match=r"--slowdowns 1,1,1,5: these are 4 numbers for 3 stores \(a, b, c\)"):
+    with pytest.raises(UsageError, match=r"--slowdowns 1,1,1,5: 4 numbers for 3 stores \('a', 'b', 'c'\)"):
         simulate("abc", Path("r"), slowdowns="1,1,1,5")
     assert not Path("r").exists()
 

@@ -143,13 +143,9 @@ class TwoPhases:
         return state
 
 
-def make_two_phases(settings: Mapping[str, Any]) -> TwoPhases:
-    return TwoPhases()
-
-
 @pytest.fixture
 def two_phases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALGORITHMS, "fedavg", f"{__name__}:make_two_phases")
+    monkeypatch.setitem(ALGORITHMS, "fedavg", f"{__name__}:TwoPhases")
 
 
 @pytest.mark.usefixtures("two_phases")

@@ -12,8 +12,8 @@ def test_what_was_kept_last_is_loaded_by_the_next_process(tmp_path: Path) -> Non
     path = tmp_path / "model.safetensors"
     held, model = FileHeldModel(path), torch.randn(1000)
     assert held.load() is None
-    held.keep("first", torch.zeros(3))
-    held.keep("second", model)
+    held.save("first", torch.zeros(3))
+    held.save("second", model)
     loaded = FileHeldModel(path).load()
     assert loaded is not None
     assert loaded[0] == "second"
@@ -22,7 +22,7 @@ def test_what_was_kept_last_is_loaded_by_the_next_process(tmp_path: Path) -> Non
 
 def test_a_damaged_file_is_no_model_and_can_be_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "model.safetensors"
-    FileHeldModel(path).keep("a", torch.ones(1000))
+    FileHeldModel(path).save("a", torch.ones(1000))
     content = bytearray(path.read_bytes())
     for at in (-1, 10, 100):
         damaged = bytearray(content)
@@ -33,5 +33,5 @@ def test_a_damaged_file_is_no_model_and_can_be_replaced(tmp_path: Path, caplog: 
     path.write_bytes(content[:50])
     held = FileHeldModel(path)
     assert held.load() is None
-    held.keep("b", torch.ones(2))
+    held.save("b", torch.ones(2))
     assert FileHeldModel(path).load() is not None

@@ -136,7 +136,7 @@ def test_looking_at_a_run_neither_takes_nor_drops_its_lock(tmp_path: Path) -> No
     with run.lock():
         for _ in range(3):
             assert run.owner() == os.getpid()
-        with pytest.raises(RunError, match="already being run"):
+        with pytest.raises(RunError, match="is in use by process"):
             run.lock()
 
 
@@ -198,11 +198,13 @@ def test_runs_are_found_by_folder_id_and_beginning_of_the_id(tmp_path: Path) -> 
     assert resolve_run("20261121-083512-a1b2", tmp_path) == first
     assert resolve_run("20261121-09", tmp_path) == second
     assert resolve_run(str(first.path), tmp_path / "elsewhere") == first
-    with pytest.raises(UsageError, match="could mean 2 runs"):
+    with pytest.raises(UsageError, match="matches 2 runs: '20261121-083512-a1b2', '20261121-091200-c3d4'"):
         resolve_run("2026", tmp_path)
-    with pytest.raises(UsageError, match=r"no run 'x'.*newest is 20261121-091200-c3d4"):
+    with pytest.raises(UsageError, match=r"unknown run 'x' in .*: the newest is 20261121-091200-c3d4\."):
         resolve_run("x", tmp_path)
-    with pytest.raises(UsageError, match="holds no runs"):
+    with pytest.raises(UsageError, match=r"unknown run '20261121-0836' in .*: did you mean '20261121-083512-a1b2'\?"):
+        resolve_run("20261121-0836", tmp_path)
+    with pytest.raises(UsageError, match="unknown run 'x': there are no runs in"):
         resolve_run("x", tmp_path / "elsewhere")
     with pytest.raises(RunError, match="holds no run"):
         resolve_run(str(tmp_path / "unrelated"), tmp_path)
@@ -220,5 +222,5 @@ def test_the_run_to_go_on_with_may_be_running_already_and_then_says_so(tmp_path:
     with newest.lock():
         found = find_resumable(tmp_path, "d1")
         assert found == newest
-        with pytest.raises(RunError, match="already being run"):
+        with pytest.raises(RunError, match="is in use by process"):
             found.lock()

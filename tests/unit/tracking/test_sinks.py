@@ -28,7 +28,7 @@ from fedshelf.tracking.sinks import JsonLinesSink, Sinks
 
 EVENTS: list[Event] = [
     RunStarted(run_id="r1", num_rounds=4, first_round=1, num_parameters=318000, num_classes=81, min_clients=2),
-    ClientJoined(client="[red]lyon", num_train=90, num_validation=10, num_left_out=3),
+    ClientJoined(client="[red]lyon", num_train=1, num_validation=10, num_left_out=3),
     ClientRefused(client="oslo", reason="another store has that name"),
     RoundStarted(round=1, attempt=1, cohort=("[red]lyon", "paris", "rome")),
     UploadReceived(
@@ -134,21 +134,23 @@ def test_a_log_file_gets_plain_whole_lines_without_control_characters() -> None:
     assert "\r" not in text
     assert text.splitlines() == [
         "run r1: 4 rounds, 318,000 parameters, 81 classes",
-        "[red]lyon joined: 90 photos to train on, 10 to check with, 3 left out (1 there, 2 needed to start)",
-        "warning: oslo refused: another store has that name",
-        "warning: round 1: paris was not counted, refused: delta is NaN",
-        "warning: rome has gone: silent for\ufffd[2J 30 s",
-        "warning: round 1, attempt 2 is void and tried again: 1 of 3, 2 needed",
-        "round 1/4  clients 1/3  loss 2.500  accuracy 61.3 %  central 50.0 %  30.0 s  left 1 min 30 s  best so far",
-        "warning: round 1: rome was not counted, late: after the deadline",
+        "[red]lyon joined: 1 training photo, 10 validation photos, 3 photos left out (1 of 2 stores needed to start)",
+        "warning: refused oslo: another store has that name",
+        "warning: round 1: paris not counted, refused: delta is NaN",
+        r"warning: lost rome: silent for\x1b[2J 30 s",
+        "warning: round 1, attempt 2 was void, trying again: 1 of 3, 2 needed",
+        "warning: round 1: rome not counted, late: after the deadline",
+        "round 1/4  1 of 3 stores  loss 2.500  accuracy 61.3 %  central 50.0 %  30.0 s  best so far  1 min 30 s left  "
+        "missing: paris (refused), rome (late)",
         "run stopped: Ctrl-C, best round 1",
     ]
 
 
 def test_a_terminal_additionally_shows_who_is_in() -> None:
     text = printed(terminal=True, width=100)
-    assert "round 1/4: 2/3 clients in" in text
-    assert "warning: round 1: paris was not counted, refused: delta is NaN" in text
+    assert "round 1/4, attempt 2: waiting for [red]lyon, paris, rome" in text
+    assert "round 1/4: 1 of 3 counted, waiting for rome" in text
+    assert "round 1: paris not counted, refused: delta is NaN" in text
     assert text.endswith("\n")
 
 
@@ -164,6 +166,6 @@ def test_time_left_is_the_median_round_times_the_rounds_to_come() -> None:
             )
         )  # fmt: skip
     lines = stream.getvalue().splitlines()
-    assert "goes on with round 3" in lines[0]
-    assert "left 1 min 0 s" in lines[-1]
-    assert "loss –  accuracy –" in lines[-1]
+    assert lines[0] == "run r: 10 rounds, 1 parameter, 1 class, resuming with round 3"
+    assert "1 min 0 s left" in lines[-1]
+    assert "loss" not in lines[-1], "what was not measured is not named"

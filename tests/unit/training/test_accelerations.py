@@ -12,7 +12,7 @@ from torch import nn
 
 from fedshelf.core.errors import UsageError
 from fedshelf.training.compiled import choose_forward
-from fedshelf.training.prefetch import ahead
+from fedshelf.training.prefetch import prefetch
 from fedshelf.training.trainer import evaluate
 from tests.worlds import PLAIN, bound_model, photos, trainer, with_batch_norm
 
@@ -25,10 +25,10 @@ def test_items_made_ahead_are_the_same_in_the_same_order_and_made_elsewhere() ->
             makers.append(threading.current_thread())
             yield number
 
-    assert list(ahead(items())) == list(range(5))
+    assert list(prefetch(items())) == list(range(5))
     assert len(set(makers)) == 1
     assert threading.current_thread() not in makers
-    assert list(ahead(iter(()))) == []
+    assert list(prefetch(iter(()))) == []
 
 
 def test_the_next_item_is_made_while_one_is_used() -> None:
@@ -39,7 +39,7 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
             event.set()
             yield number
 
-    coming = ahead(items())
+    coming = prefetch(items())
     assert next(coming) == 0
     assert made[1].wait(10)
     assert not made[2].is_set(), "no more than one"
@@ -51,7 +51,7 @@ def test_what_making_an_item_raises_is_raised_where_it_is_used() -> None:
         yield 1
         raise OSError("the photo is gone")
 
-    coming = ahead(items())
+    coming = prefetch(items())
     assert next(coming) == 1
     with pytest.raises(OSError, match="the photo is gone"):
         next(coming)
@@ -59,7 +59,7 @@ def test_what_making_an_item_raises_is_raised_where_it_is_used() -> None:
 
 def test_leaving_early_leaves_no_thread() -> None:
     before = threading.active_count()
-    for number in ahead(iter(range(100))):
+    for number in prefetch(iter(range(100))):
         if number == 3:
             break
     assert threading.active_count() == before
@@ -67,7 +67,7 @@ def test_leaving_early_leaves_no_thread() -> None:
 
 def test_batches_made_ahead_are_those_that_are_made_in_time() -> None:
     work = trainer(bench=bound_model(with_batch_norm(), replace(PLAIN, local_epochs=2)), train=photos(1, 11))
-    for found, expected in zip(ahead(work._batches(1)), work._batches(1), strict=True):
+    for found, expected in zip(prefetch(work._batches(1)), work._batches(1), strict=True):
         assert torch.equal(found.images, expected.images)
         assert torch.equal(found.labels, expected.labels)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedshelf.core.choices import OptimizerName
+from fedshelf.core.errors import TrainingError
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.training import batch_size
 from fedshelf.training.batch_size import BatchSizes, candidates, fastest, lr_scale, measure
@@ -135,7 +136,7 @@ def test_a_batch_that_does_not_fit_is_stepped_back_from(error: Exception) -> Non
 
 
 def test_what_is_no_lack_of_memory_is_not_taken_for_one() -> None:
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(TrainingError, match="size mismatch"):
         measure(bound_model(Full(8, RuntimeError("size mismatch"))), photos(1, 9), SIZES)
 
 

@@ -17,7 +17,7 @@ from fedshelf.core.messages import Broadcast, Purpose, TaskKey, auxiliary_vector
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
-from fedshelf.training.batches import take
+from fedshelf.training.batches import gather
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.cross_entropy import calibration_of, cross_entropy, stacked
 from fedshelf.training.losses import FedLC, FedRS, Loss
@@ -91,7 +91,7 @@ def test_a_step_is_the_step_of_the_calibrated_logits(smoothing: float) -> None:
     for loss in LOSSES:
         work = client(loss, labels.tolist(), label_smoothing=smoothing, batch_size=100)
         module = linear()
-        images_BHWC, _ = take(work.train, np.arange(4))
+        images_BHWC, _ = gather(work.train, np.arange(4))
         mean, std = work.bound_model.normalization.mean, work.bound_model.normalization.std
         x = (images_BHWC.float() / 255 - torch.tensor(mean)) / torch.tensor(std)
         logits = module(x.permute(0, 3, 1, 2))

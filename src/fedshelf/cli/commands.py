@@ -1,0 +1,197 @@
+"""How commands show their help, and what is said of a wrong call.
+
+`--help` of a command with many flags shows those that a first run needs (`options.BASIC`), `--help-all` shows all by
+theme. Help is plain text, broken between words, as wide as the terminal up to `MAX_WIDTH`.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from fedshelf.cli.options import BASIC
+from fedshelf.core.suggestions import did_you_mean
+from fedshelf.tracking.terminal import GLUE, continued, wrapped
+
+MAX_WIDTH = 100
+INDENT, MAX_TERM = "  ", 26  # a longer flag stands on a line of its own
+EXAMPLE = "Example: "
+_TYPES = {"integer": "N", "integer range": "N", "float": "NUMBER", "float range": "NUMBER"}
+
+
+class Commands(typer.Typer):
+    """Commands that all show their help in this way; see `typer.Typer`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=Group, no_args_is_help=True, rich_markup_mode=None, **settings)
+
+    def command(  # type: ignore[override]  # the settings are those of typer
+        self, name: str | None = None, **settings: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a function as a command; see `typer.Typer.command`."""
+        return super().command(name, **{"cls": Command, **settings})
+
+
+class Command(TyperCommand):
+    """A command with help in two lengths."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's parameters, and `--help-all` where `--help` does not show all."""
+        params = super().get_params(ctx)
+        return [*params, _HELP_ALL] if self.name in BASIC else params
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help text."""
+        formatter.write(help_text(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands with the same help."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help text."""
+        formatter.write(help_text(ctx))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:  # fmt: skip
+        """The command that `args` name.
+
+        Raises:
+            click.UsageError: there is none of that name.
+        """
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = ", ".join(self.list_commands(ctx))
+            near = did_you_mean(args[0], self.list_commands(ctx)) or f": the commands are {known}"
+            raise click.UsageError(f"unknown command {args[0]!r}{near}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _show_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(help_text(ctx, everything=True), nl=False)
+        ctx.exit()
+
+
+_HELP_ALL = click.Option(
+    ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help="Show all flags."
+)
+
+
+def help_text(ctx: click.Context, *, everything: bool = False) -> str:
+    """The help of the context's command.
+
+    Args:
+        ctx: the context.
+        everything: show all flags, by theme; else the basic ones where the command has those.
+    """
+    command, width = ctx.command, min(shutil.get_terminal_size().columns, MAX_WIDTH)
+    summary, *before = _paragraphs(command.help)
+    blocks = [wrapped(summary, width), [" ".join(command.get_usage(ctx).split())]]
+    blocks += [wrapped(text, width) for text in before if not text.startswith(EXAMPLE)]
+    for title, rows in _sections(ctx, everything=everything):
+        blocks.append([f"{title}:", *_definitions(rows, width)])
+    blocks += [_example(text, width) for text in before if text.startswith(EXAMPLE)]
+    blocks += [(_example if text.startswith(EXAMPLE) else wrapped)(text, width) for text in _paragraphs(command.epilog)]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def describe(parameter: click.Parameter) -> tuple[str, str]:
+    """A parameter as `--rounds N`, and what it does, with its default."""
+    kind = parameter.type
+    metavar = parameter.metavar or _TYPES.get(kind.name, kind.name.upper())
+    if isinstance(kind, click.Choice) and not parameter.metavar:
+        metavar = "|".join(map(str, kind.choices))
+    text = getattr(parameter, "help", None) or ""
+    if isinstance(parameter, click.Argument):
+        return parameter.metavar or str(parameter.name).upper(), text
+    names = ", ".join(sorted(parameter.opts, key=len))
+    if parameter.secondary_opts:
+        names += f" / {parameter.secondary_opts[0]}"
+    if not getattr(parameter, "is_flag", False):
+        names += f" {metavar}"
+        if parameter.default is not None and getattr(parameter, "show_default", False):
+            text += f" [default: {parameter.default}]"
+    return names, f"{text} [required]" if parameter.required else text
+
+
+def complaint(error: click.UsageError) -> str:
+    """What is wrong with a call, as one sentence."""
+    ctx = error.ctx
+    if isinstance(error, click.NoSuchOption) and ctx is not None:
+        return f"unknown flag {error.option_name!r}" + (
+            _elsewhere(error.option_name, ctx)
+            or did_you_mean(error.option_name, [name for p in ctx.command.get_params(ctx) for name in p.opts])
+        )
+    if isinstance(error, click.BadOptionUsage):
+        return f"{error.option_name} {'takes no' if 'not take' in error.message else 'needs a'} value"
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        name, text = describe(error.param)
+        return f"{name} is missing: {text.removesuffix(' [required]').rstrip('.')}"
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        name = max(error.param.opts, key=len) if isinstance(error.param, click.Option) else describe(error.param)[0]
+        return f"{name}: {error.message.rstrip('.')}"
+    return error.message[:1].lower() + error.message[1:].rstrip(".")
+
+
+def _elsewhere(name: str, ctx: click.Context) -> str:
+    """Which other commands have the flag `name`."""
+    root = ctx.find_root().command
+    commands = root.commands.items() if isinstance(root, click.Group) else ()
+    having = [f"'fedshelf {other}'" for other, command in commands if any(name in p.opts for p in command.params)]
+    return f" for '{ctx.command_path}': it belongs to {' and '.join(having)}" if having else ""
+
+
+def _sections(ctx: click.Context, *, everything: bool) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Headings with their rows of two texts."""
+    command, basic = ctx.command, BASIC.get(ctx.command.name or "", ())
+    shown = [p for p in command.get_params(ctx) if not getattr(p, "hidden", False)]
+    if arguments := [p for p in shown if isinstance(p, click.Argument)]:
+        yield "Arguments", list(map(describe, arguments))
+    if isinstance(command, click.Group):
+        commands = ((name, command.get_command(ctx, name)) for name in command.list_commands(ctx))
+        yield "Commands", [(name, _summary(found)) for name, found in commands if found and not found.hidden]
+    options = [p for p in shown if isinstance(p, click.Option)]
+    themes: dict[str, list[click.Option]] = {}
+    if basic and not everything:
+        first = [p for name in basic for p in options if p.name == name]
+        themes["Options"] = [*first, *(p for p in options if not _theme(p))]
+    else:
+        for option in options:
+            themes.setdefault(_theme(option) or "Options", []).append(option)
+    for theme, found in themes.items():
+        yield theme, list(map(describe, found))
+
+
+def _paragraphs(text: str | None) -> list[str]:
+    return [" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n")] if text else []
+
+
+def _theme(option: click.Option) -> str:
+    return getattr(option, "rich_help_panel", None) or ""
+
+
+def _summary(command: click.Command) -> str:
+    return "".join(_paragraphs(command.help)[:1]).rstrip(".")
+
+
+def _definitions(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
+    """Two columns: terms, and their texts broken between words."""
+    column = max(len(term) for term, _ in rows if len(term) <= MAX_TERM or len(rows) == 1)
+    indent = INDENT + " " * (min(column, MAX_TERM) + 2)
+    for term, text in rows:
+        lines = list(wrapped(text.replace("[default: ", f"[default:{GLUE}"), width, indent))
+        if len(term) <= MAX_TERM:
+            yield (f"{INDENT}{term}".ljust(len(indent)) + lines[0][len(indent) :]).rstrip()
+            yield from lines[1:]
+        else:
+            yield from (INDENT + term, *lines)
+
+
+def _example(text: str, width: int) -> Iterator[str]:
+    """An example that can be pasted."""
+    first, *more = continued(text.removeprefix(EXAMPLE), width, " " * len(EXAMPLE))
+    yield from (EXAMPLE + first.lstrip(), *more)
