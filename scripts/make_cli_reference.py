@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 FLOWER_APP = ROOT / "flower" / "pyproject.toml"
 FLOWER_TABLE = "[tool.flwr.app.config]\n"
-NOT_FLOWERS = ("address", "insecure", "heartbeat_timeout")
+NOT_FLOWERS = ("address", "advertise", "insecure", "heartbeat_timeout")
 """Keys of a server that a SuperLink has of its own."""
 NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then run that. -->"
 
@@ -148,13 +148,15 @@ def _keys(settings: type[Settings], *, with_scope: bool) -> Iterator[str]:
 
 
 def _key(field: FieldInfo, name: str, flag: Setting, *, with_scope: bool) -> tuple[str, ...]:
-    default = "–" if field.default is None else f"`{str(field.default).lower()}`"
+    default = "–" if field.default in (None, ()) else f"`{str(field.default).lower()}`"
     only = f" Only `{flag.commands[0]}`." if with_scope and len(flag.commands) == 1 else ""
     scope = (DECIDES[flag.scope],) if with_scope else ()
     return f"`{name.replace('_', '-')}`", _values(field, flag), default, *scope, flag.help + only
 
 
 def _values(field: FieldInfo, flag: Setting) -> str:
+    if get_origin(field.annotation) is tuple:
+        return "list of texts"
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))

@@ -1,5 +1,8 @@
 """A server and its clients started at the same moment, on a machine where none ever ran."""
 
+import re
+import shlex
+import shutil
 import ssl
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from fedshelf.deploy import client_loop
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import client_context, ensure_server_tls
+from tests.processes import Site, statuses
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, joined
 
 pytestmark = pytest.mark.e2e
@@ -45,3 +49,27 @@ def test_an_authority_of_somebody_else_is_still_refused(tmp_path: Path, monkeypa
         pytest.raises(TransportError, match="not to be trusted"),
     ):
         client.result.result(PATIENCE)
+
+
+@pytest.mark.slow
+def test_two_stores_join_by_the_line_that_the_server_prints_and_by_the_same_folder_name(pair: Site) -> None:
+    """Each store keeps its photos in a folder `local_data`; the second one leaves `--name` out."""
+    for name in pair.names:
+        shutil.copytree(pair.stores / name, pair.root / name / "local_data")
+    run = pair.root / "run"
+    port = pair.address.rpartition(":")[2]
+    server = pair.server("--rounds", "1", "--run-dir", str(run), "--advertise", f"localhost:{port}")
+    server.wait_for_text("fingerprint of ca.pem")
+    found = re.search(
+        r"(fedshelf client --server-address \S+ --ca ca.pem --name) STORE --data-dir PHOTOS", server.text()
+    )
+    assert found is not None, server.text()
+    assert f"--server-address localhost:{port}" in found[0]
+    shutil.copy(pair.root / "home" / "tls" / "ca.pem", pair.root)
+    first = pair.fedshelf(*shlex.split(found[1])[1:], "lyon", "--data-dir", "store-1/local_data")
+    second = pair.fedshelf("client", "--data-dir", "store-2/local_data", "--server-address", pair.address)
+    assert server.end() == 0, server.text()
+    assert [first.end(), second.end()] == [0, 0]
+    lyon, other = sorted(statuses(pair.show(run), 1), key=lambda name: name != "lyon")
+    assert lyon == "lyon"
+    assert other.startswith("local_data-")

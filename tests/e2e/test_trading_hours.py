@@ -101,7 +101,7 @@ def test_a_closed_client_hears_that_it_is_to_stop() -> None:
         says(client, "outside of its hours")
         client.stop.set()
         assert client.result.result(PATIENCE).reason == "stopped"
-    assert not any("is away" in status for status in client.statuses), "it does not even try"
+    assert not any("cannot connect" in status for status in client.statuses), "it does not even try"
 
 
 def test_time_outside_of_the_hours_is_no_time_that_a_server_was_away() -> None:
@@ -110,7 +110,7 @@ def test_time_outside_of_the_hours_is_no_time_that_a_server_was_away() -> None:
         says(client, "outside of its hours")
         time.sleep(1.5)  # longer than it would wait for a server
         clock.now = NIGHT
-        says(client, "is away")
+        says(client, "cannot connect")
         with pytest.raises(TransportError, match="did not answer for 1 s"):
             client.result.result(PATIENCE)
 
@@ -122,7 +122,7 @@ def test_time_at_a_server_is_no_time_that_it_was_away(monkeypatch: pytest.Monkey
         joined(server.transport())
         time.sleep(1.5)
     with client:
-        says(client, "is away")
+        says(client, "cannot connect")
         with pytest.raises(TransportError, match="did not answer for 1 s"):
             client.result.result(PATIENCE)
 
@@ -155,4 +155,4 @@ def test_ctrl_c_wakes_a_client_that_waits_for_its_hours(pair: Site) -> None:
     client.wait_for_text(f"outside of its hours ({hours}, UTC): it joins at {later:%H:%M}")
     client.interrupt()
     assert client.end() == 0, client.text()
-    assert "is away" not in client.text(), "there is no server, and nobody has asked"
+    assert "cannot connect" not in client.text(), "there is no server, and nobody has asked"

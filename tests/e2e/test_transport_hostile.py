@@ -19,11 +19,11 @@ from flwr.proto.node_pb2 import Node
 from fedshelf.core.messages import PROTOCOL_VERSION, Failure, Join, Upload
 from fedshelf.core.ports import Arrival, Left, Reply
 from fedshelf.deploy.asgi_app import MAX_BODY_BYTES, MAX_REPORT_BYTES
+from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_engine import MAX_REPLY_OBJECTS
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
 from fedshelf.deploy.records import to_parcel
 from tests.unit.deploy.echo import (
     PATIENCE,
@@ -112,7 +112,7 @@ def test_a_report_is_believed_only_where_it_names_a_crash(
         assert expect(transport, Left) == Left(address=address, ended_by=believed)
         assert httpx.post(url, json=report).status_code == 404, "it is believed once"
         session.leave()
-        assert isinstance(waiting.exception(PATIENCE), ServerAwayError)
+        assert isinstance(waiting.exception(PATIENCE), ServerUnavailableError)
 
 
 class Intruder:

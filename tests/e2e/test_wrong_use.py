@@ -1,9 +1,9 @@
 """Mistakes that people make with two commands: each ends with one clear line, and disturbs nobody."""
 
+import os
 import sys
 
 import pytest
-from PIL import Image
 
 from fedshelf.deploy.tls import ensure_server_tls
 from tests.processes import ROOT, Process, Site, draw_photos, draw_stores, statuses
@@ -79,7 +79,8 @@ def test_a_later_joiner_with_foreign_classes_and_broken_photos_takes_part_with_t
     (late / "apple" / "cut-off.png").write_bytes(whole[: len(whole) // 2])
     (late / "apple" / "text.jpg").write_text("I am no photo")
     (late / "apple" / "empty.jpg").touch()
-    Image.new("RGB", (24, 24)).save(late / "apple" / "looks-like.gif")
+    (late / "apple" / "drawing.svg").write_text("<svg/>")
+    draw_photos(late / "apple" / "@eaDir" / "cut-off.png", 3, count=1, seed=78)
 
     run = site.root / "run"
     server = site.server("--rounds", "2", "--val-fraction", "0", "--run-dir", str(run), min_clients=2)
@@ -93,11 +94,33 @@ def test_a_later_joiner_with_foreign_classes_and_broken_photos_takes_part_with_t
     assert server.end() == 0, server.text()
     assert [client.end() for client in (held, second, joiner)] == [0] * 3
     assert "elderberry (5)" in joiner.text()
-    for name in ("cut-off.png", "text.jpg", "empty.jpg"):
+    for name in ("cut-off.png", "text.jpg", "empty.jpg", "apple/@eaDir", "1 .svg"):
         assert name in joiner.text()
     summary = site.show(run)
     assert statuses(summary, 1) == {"store-1": "counted", "store-2": "counted"}
     assert statuses(summary, 2) == {"store-1": "counted", "store-2": "counted", "store-3": "counted"}
+
+
+def test_damaged_photos_are_the_reason_at_both_ends_and_a_name_of_any_bytes_takes_part(pair: Site) -> None:
+    stores = draw_stores(pair.root / "odd", num_stores=2)
+    latin = (stores / "store-1").rename(stores / os.fsdecode(b"magasin-caf\xe9"))
+    damaged = stores / "store-2"
+    for photo in damaged.rglob("*.png"):
+        photo.write_bytes(photo.read_bytes()[:40])
+    server = pair.server("--rounds", "1", "--run-dir", str(pair.root / "run"))
+    clients = [
+        pair.fedshelf("client", "--data-dir", str(folder), "--server-address", pair.address)
+        for folder in (damaged, latin)
+    ]
+    refused = server.wait_for("client_refused", client="store-2")["reason"]
+    assert clients[0].end() == 1
+    for text in (refused, clients[0].text()):
+        assert "none of its photos can be used" in text
+        assert "(24 photos)" in text
+    whole = pair.client("store-2")
+    assert server.end() == 0, server.text()
+    assert [clients[1].end(), whole.end()] == [0, 0]
+    assert statuses(pair.show(pair.root / "run"), 1) == {r"magasin-caf\xe9": "counted", "store-2": "counted"}
 
 
 def test_numbers_without_bound_do_not_end_the_server(pair: Site) -> None:

@@ -1,7 +1,11 @@
 """A store's client, put together from its folder of photos and its state directory."""
 
+import itertools
 import json
+import logging
+import os
 import secrets
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +18,9 @@ from fedshelf.config import files, places
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClientMessage, Comparison, Join, ServerMessage, Setup
+from fedshelf.core.text import from_filesystem
 from fedshelf.data.cache import PhotoCache
+from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
 from fedshelf.rounds.client import Client, Work
 from fedshelf.serialization import messages as payload
@@ -26,11 +32,22 @@ from fedshelf.training.batch_size import candidates
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
 
+log = logging.getLogger(__name__)
+RECORD = "client.json"  # in a state directory: whose it is
+COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientPlace:
-    """What is this machine's own: the photos, those to test on if there are any, the state between rounds, the
-    processor."""
+    """What is this machine's own.
+
+    Attributes:
+        data_dir: the photos.
+        state_dir: what is kept between rounds and runs, the client's name included.
+        name: by which the server and the other stores know this one.
+        device: what to compute on.
+        test_dir: photos to test on, if there are any.
+    """
 
     data_dir: Path
     state_dir: Path
@@ -42,21 +59,34 @@ class ClientPlace:
     def of(
         cls, data_dir: Path, *, name: str | None, state_dir: Path | None, device: str, test_dir: Path | None = None
     ) -> "ClientPlace":  # fmt: skip
-        """Fill in what was not said: the name is the data folder's, the state lies in the user's own directory.
+        """Fill in what was not said: the state lies in the user's own directory, and the name is the one that the
+        state was begun under, else the data folder's (see `default_name`).
+
+        Args:
+            data_dir: the photos.
+            name: the client's name.
+            state_dir: where its state is kept.
+            device: what to compute on.
+            test_dir: photos to test on.
 
         Raises:
-            UsageError: there is no such folder, or the state would lie among the photos.
+            UsageError: there is no such folder, the state would lie among the photos, or there is no home directory.
+            RunError: the home directory cannot be written to.
         """
-        folder = data_dir.expanduser().absolute()
-        if not folder.is_dir():
-            raise UsageError(f"--data-dir {data_dir}: no such folder")
-        test = test_dir.expanduser().absolute() if test_dir else None
-        if test is not None and not test.is_dir():
-            raise UsageError(f"--test-dir {test_dir}: no such folder")
+        folder = _folder("--data-dir", data_dir)
+        test = _folder("--test-dir", test_dir) if test_dir else None
+        if test == folder:
+            raise UsageError(f"--test-dir {test_dir} is the --data-dir: give photos that are not trained on")
         if device not in get_args(DeviceName):
             raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
-        chosen = name or folder.resolve().name
-        state = (state_dir.expanduser().absolute() if state_dir else places.client_directory(chosen)).resolve()
+        places.photo_cache()  # where the photos are going to be decoded to: better refused now than in a run
+        given = places.absolute(state_dir) if state_dir else None
+        chosen = name or (_record(given).get("name") if given else None) or default_name(folder.resolve())
+        try:
+            chosen.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"--name {chosen} is not UTF-8 text: give another name") from None
+        state = Path(os.path.realpath(given or places.client_directory(chosen)))
         if state.is_relative_to(folder.resolve()):
             raise UsageError(f"--state-dir {state} lies inside the photos of {folder}; choose another place")
         return cls(
@@ -67,22 +97,88 @@ class ClientPlace:
         """Become the one process of this client.
 
         Raises:
-            RunError: another one runs; the message has its id.
+            RunError: another one runs, and the message has its id; or the state cannot be written.
         """
-        make_folder(self.state_dir)
+        self.make_state_dir()
         return RunLock(
             self.state_dir / "lock", what=f"the client '{self.name}' (its state is in '{self.state_dir}')",
             instead="give this one another --name",
         )  # fmt: skip
 
+    def make_state_dir(self) -> None:
+        """Make the state directory, and keep the name there.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        if self.state_dir.is_relative_to(places.home_directory().resolve()):
+            places.make_home_folder(self.state_dir)
+        make_folder(self.state_dir)
+        record = {"name": self.name, "data_dir": str(self.data_dir.resolve())}
+        if _record(self.state_dir) != record:
+            write_atomically(self.state_dir / RECORD, json.dumps(record))
+
+
+def default_name(folder: Path) -> str:
+    """The name of a client that was given none.
+
+    It is the one that this folder's client had before. Else it is the folder's name, with this machine's where the
+    folder is called as many stores call theirs, and with a number where another folder of this machine has that name.
+
+    Args:
+        folder: the photos, resolved.
+    """
+    states = places.client_directory("x").parent
+    records = [record for path in sorted(states.glob(f"*/{RECORD}")) if (record := _record(path.parent))]
+    own = [record["name"] for record in records if record["data_dir"] == str(folder)]
+    if own:
+        return own[0]
+    host = socket.gethostname().partition(".")[0]
+    base = (
+        f"{from_filesystem(folder.name)}-{host}"
+        if from_filesystem(folder.name).lower() in COMMON_FOLDERS
+        else folder.name or host
+    )
+    others = {record["name"] for record in records if _is_folder(Path(record["data_dir"]))}
+    numbered = (f"{base}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([base], numbered) if name not in others)
+
+
+def _record(state_dir: Path) -> dict[str, str]:
+    """Whose state a directory holds: the client's `name`, and the `data_dir` of its photos; empty where unknown."""
+    try:
+        record = json.loads((state_dir / RECORD).read_text(encoding="utf-8"))
+        return {"name": str(record["name"]), "data_dir": str(record["data_dir"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _folder(flag: str, path: Path) -> Path:
+    folder = places.absolute(path)
+    if problem := folder_problem(folder):
+        raise UsageError(f"{flag} {path}: {problem}")
+    return folder
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # this user may not look
+        return False
+
 
 def join_of(place: ClientPlace) -> Join:
     """How the client introduces itself.
 
+    Args:
+        place: where it is.
+
     Raises:
-        DataError: its folder holds no photos.
+        DataError: its folder holds no photos, or is not the folder of one store.
     """
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
+    for finding in found.findings:
+        log.warning(finding)
     return Join(
         protocol=PROTOCOL_VERSION, version=__version__, client=place.name, identity=_identity(place.state_dir),
         classes=found.classes,
@@ -176,7 +272,7 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
         state_dir=Path(str(state_dir)) if state_dir else None, device=str(node_config.get("device", "auto")),
         test_dir=Path(str(test_dir)) if test_dir else None,
     )  # fmt: skip
-    make_folder(place.state_dir)
+    place.make_state_dir()
     return join_of(place), StoreClient(place)
 
 

@@ -2,10 +2,11 @@
 
 import logging
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -21,16 +22,17 @@ from fedshelf.config import files
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
-from fedshelf.core.errors import DataError
+from fedshelf.core.errors import DataError, RefusedError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
 from fedshelf.core.settings import load
 from fedshelf.core.stages import Stage
+from fedshelf.core.text import some
 from fedshelf.data.augmentation import Augmentation
-from fedshelf.data.cache import PhotoCache
+from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet, load_photos
-from fedshelf.data.folder import scan
+from fedshelf.data.folder import PhotoFolder, has_split, scan
 from fedshelf.models.build import ModelSettings, build, load_weights
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
@@ -191,7 +193,11 @@ def pacing_of(config: RunConfig) -> Pacing:
 
 def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None) -> OpenedSetup:
     """Build what a setup describes."""
-    config = files.parse(RunConfig, tomllib.loads(setup.config), where="the server's configuration")
+    try:
+        values = tomllib.loads(setup.config)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
+    config = files.parse(RunConfig, values, where="the server's configuration")
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
     chosen = choose_forward(bound_model, config.image_size, config.compile)
@@ -244,15 +250,40 @@ def work_for(
 
 
 def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StorePhotos:
-    """A store's photos from its folder, decoded through the cache, split as the run says."""
+    """A store's photos from its folder, decoded through the cache, split as the run says.
+
+    Raises:
+        DataError: there is no photo to train on: none can be decoded, or none is of a class in the catalogue.
+    """
     config = opened.config
     found = scan(folder, val_fraction=config.val_fraction, seed=config.seed)
-    parts = [
+    train, validation = (
         load_photos(photos, opened.catalogue, cache, config.image_size, allow_empty=True)
         for photos in (found.train, found.validation)
-    ]
-    num_left_out = sum(sum(part.left_out.values()) for part in parts)
-    return StorePhotos(train=parts[0].photo_set, validation=parts[1].photo_set, num_left_out=num_left_out)
+    )
+    problems = (*train.problems, *validation.problems)
+    if not len(train.photo_set):
+        raise DataError(
+            none_usable(problems)
+            if problems
+            else "it holds no training photo of a class in the run's catalogue: its products are called "
+            f"{some(train.left_out)}; give its folders the names that the other stores use"
+        )
+    num_left_out = sum((*train.left_out.values(), *validation.left_out.values()))
+    return StorePhotos(train=train.photo_set, validation=validation.photo_set, num_left_out=num_left_out)
+
+
+def scan_test_photos(folder: Path) -> PhotoFolder:
+    """The photos of a --test-dir.
+
+    Raises:
+        DataError: it cannot be read, holds none, or holds photos to train on, too.
+    """
+    if has_split(folder):
+        raise DataError(
+            f"--test-dir '{folder}' has train/: give the folder of the test photos alone, such as its test/"
+        )
+    return scan(folder, val_fraction=0.0, seed=0)
 
 
 def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache) -> PhotoSet:
@@ -261,14 +292,18 @@ def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: Ph
     Raises:
         DataError: no photo of the folder is of a class in the catalogue.
     """
-    found = scan(folder, val_fraction=0.0, seed=0)
-    photos = load_photos(found.train, catalogue, cache, config.image_size, allow_empty=True).photo_set
+    photos = load_photos(
+        scan_test_photos(folder).train, catalogue, cache, config.image_size, allow_empty=True
+    ).photo_set
     if not len(photos):
         raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
     return photos
 
 
-def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Catalogue | None) -> Plan:
+def plan_of(
+    config: RunConfig, *, run_id: str, start_clients: int, catalogue: Catalogue | None,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> Plan:  # fmt: skip
     """What the server is to do."""
     text, algorithm = files.for_clients(config), algorithm_of(config)
     return Plan(
@@ -286,6 +321,7 @@ def plan_of(config: RunConfig, *, run_id: str, start_clients: int, catalogue: Ca
         config=text,
         config_digest=files.digest(text),
         catalogue=catalogue,
+        aliases=aliases,
         uploads=uploads_of(config),
         downloads=codec_policy_of(config, config.codec_down),
         sampling=config.sampling,

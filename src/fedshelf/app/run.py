@@ -18,6 +18,7 @@ from fedshelf.app.components import (
     bound_model_of,
     component_of,
     plan_of,
+    scan_test_photos,
     test_photos,
     uploads_of,
 )
@@ -31,7 +32,9 @@ from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RoundFinished
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
-from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.catalogue import Catalogue, load_aliases
+from fedshelf.data.filesystem import file_problem, folder_problem
+from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
@@ -115,8 +118,10 @@ def make_server(
     """
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
-    given = Catalogue.load(config.catalogue) if config.catalogue else None
-    plan = plan_of(config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given)
+    aliases, given = _given_names(config)
+    plan = plan_of(
+        config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
+    )  # fmt: skip
     evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
     checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
     ports = Ports(
@@ -142,6 +147,11 @@ def _global_model(
     """
     bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
     _check_budget(run.config, bound)
+    evaluate_on_server = evaluator(catalogue, bound)
+    known: list[bool] = []
+    if evaluate_on_server and run.config.test_dir:
+        classes = [class_folder(photo.class_path) for photo in scan_test_photos(run.config.test_dir).train]
+        known = [catalogue.index_of(folder) is not None for folder in classes]
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
         job = partial(_publish, run, bound, catalogue, params, record, best)
@@ -150,9 +160,22 @@ def _global_model(
     return GlobalModel(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
-        evaluate_on_server=evaluator(catalogue, bound),
+        evaluate_on_server=evaluate_on_server,
         publish=publish,
+        num_test=sum(known) if known else None,
+        num_test_left_out=known.count(False),
     )
+
+
+def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
+    """The aliases and the catalogue in the files that `config` names, if it does.
+
+    Raises:
+        DataError: one of them cannot be read, or they contradict each other.
+    """
+    aliases = load_aliases(config.aliases) if config.aliases else {}
+    catalogue = Catalogue.load(config.catalogue) if config.catalogue else None
+    return aliases, catalogue.with_aliases(aliases) if catalogue and aliases else catalogue
 
 
 def _check(config: RunConfig) -> None:
@@ -160,17 +183,22 @@ def _check(config: RunConfig) -> None:
 
     Raises:
         UsageError: listing all that is wrong.
+        DataError: a file that it names cannot be used.
     """
     components = [component_of(config, family) for family in FAMILIES]
     problems = [
         find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
-    for key, path in (("init", config.init), ("catalogue", config.catalogue)):
-        if path is not None and not path.is_file():
-            problems.append(f"--{key} {path}: no such file")
-    if config.test_dir is not None and not config.test_dir.is_dir():
-        problems.append(f"--test-dir {config.test_dir}: no such folder")
+    for key, path, find in (
+        ("init", config.init, file_problem), ("catalogue", config.catalogue, file_problem),
+        ("aliases", config.aliases, file_problem), ("data-dir", config.data_dir, folder_problem),
+        ("test-dir", config.test_dir, folder_problem),
+    ):  # fmt: skip
+        if path is not None and (problem := find(path)):
+            problems.append(f"--{key} {path}: {problem}")
+    if config.data_dir is not None and config.test_dir is not None and config.test_dir.parent == config.data_dir:
+        problems.append(f"--test-dir {config.test_dir} lies in --data-dir, and would be trained on as a store")
     if config.dynamic_batch and config.engine in ("vmap", "auto"):
         problems.append(
             f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation share one "
@@ -181,6 +209,9 @@ def _check(config: RunConfig) -> None:
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError(*found)
+    _given_names(config)
+    for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
+        log.warning("--test-dir: %s", finding)
 
 
 def _problems_with_codecs(config: RunConfig) -> list[str]:
@@ -264,11 +295,11 @@ def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
             return None
         photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()))
 
-        def evaluate_centrally(params: Tensor) -> Score:
+        def evaluate_on_server(params: Tensor) -> Score:
             bound.load(params)
             return evaluate(bound, photos)
 
-        return evaluate_centrally
+        return evaluate_on_server
 
     return make
 

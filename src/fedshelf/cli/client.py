@@ -6,6 +6,7 @@ import typer
 
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
+from fedshelf.core.text import printable
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.core.messages import Comparison
@@ -17,7 +18,7 @@ def client(*, config: ClientConfig) -> None:
 
     The client trains whenever the server asks, and reconnects by itself. Photos never leave the store.
 
-    Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem
+    Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem --name lyon
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
     from fedshelf.cli.display import stop_on_signals
@@ -36,7 +37,7 @@ def client(*, config: ClientConfig) -> None:
     )  # fmt: skip
 
     def say(text: str) -> None:
-        typer.echo(f"{place.name}: {text}", err=True)
+        typer.echo(printable(f"{place.name}: {text}"), err=True)
 
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)

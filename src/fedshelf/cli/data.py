@@ -11,7 +11,7 @@ from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, echo_command, progress_bar
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import UsageError
-from fedshelf.core.text import counted
+from fedshelf.core.text import counted, from_filesystem
 
 if TYPE_CHECKING:  # the packages below need seconds to import: inside the commands only
     from fedshelf.data.health import Health
@@ -58,7 +58,7 @@ def partition(
         write_stores(dealt, photos, out, progress=progress)
     counts = {store: len(members) for store, members in dealt.stores.items()}
     if as_json:
-        print(json.dumps({"out": str(out), "stores": counts}))
+        print(json.dumps({"out": from_filesystem(str(out)), "stores": counts}))
         return
     table = Table(columns=[Column(name="store"), Column(name="photos", is_figure=True)])
     for store, number in counts.items():
@@ -87,8 +87,8 @@ def make_demo(
         print(
             json.dumps(
                 {
-                    "stores": str(made.stores),
-                    "test": str(made.test),
+                    "stores": from_filesystem(str(made.stores)),
+                    "test": from_filesystem(str(made.test)),
                     "num_train": made.num_train,
                     "num_test": made.num_test,
                     "classes": made.classes,
@@ -129,7 +129,11 @@ def fetch(
     with progress_bar("Downloading", is_bytes=True) as progress:
         fetched = get(GROCERIES, target, sha256=sha256, base_url=base_url, progress=progress)
     if as_json:
-        print(json.dumps({"photos": str(fetched.photos), "sha256": fetched.sha256, "proof": fetched.proof}))
+        print(
+            json.dumps(
+                {"photos": from_filesystem(str(fetched.photos)), "sha256": fetched.sha256, "proof": fetched.proof}
+            )
+        )
         return
     echo(f"Photos in '{fetched.photos}', verified by {fetched.proof} (SHA-256 of the archive: {fetched.sha256})")
     echo(f"Please cite: {GROCERIES.citation}")

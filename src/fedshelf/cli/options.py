@@ -70,12 +70,9 @@ def _parameter(settings: type[Settings], name: str, *, former: str = "") -> insp
     if bool in kinds:
         text += " [default: on]" * (field.default is True)
         option = typer.Option(
-            f"{dashed}/--no-{dashed[2:]}",
-            help=text,
-            rich_help_panel=flag.panel,
-            show_default=False,
+            f"{dashed}/--no-{dashed[2:]}", help=text, rich_help_panel=flag.panel, show_default=False,
             hidden=bool(former),
-        )
+        )  # fmt: skip
         return _keyword(called, Annotated[bool | None, option])  # either form wins over a file
     metavar = "|".join(choices) or _METAVARS.get(kinds[0], "TEXT")
     if len(metavar) > MAX_CHOICES:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedshelf.cli.display import echo
+from fedshelf.core.text import from_filesystem
 from fedshelf.reporting.formatting import percent
 from fedshelf.tracking.terminal import make_console, print_line
 
@@ -49,13 +50,13 @@ def _show(photo: Path, guesses: "Sequence[Guess]", *, as_json: bool) -> None:
     """What is in `photo`, the most probable first: as a table, or as one line of JSON."""
     if as_json:
         predictions = [{"class": guess.label, "probability": guess.probability} for guess in guesses]
-        typer.echo(json.dumps({"photo": str(photo), "predictions": predictions}, ensure_ascii=False))
+        typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "predictions": predictions}))
         return
     echo(str(photo), *(f"{percent(guess.probability):>9}  {guess.label}" for guess in guesses))
 
 
 def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"photo": str(photo), "error": str(error)}))
+        typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "error": str(error)}))
     else:
         print_line(make_console(stderr=True), f"{photo}: {error}", label="error: ", label_style="bold red")

@@ -39,4 +39,4 @@ def describe_demo(folder: Path, run_dir: Path) -> None:
     stores, test = folder / "photos" / "stores", folder / "photos" / "test"
     typer.echo(f"  fedshelf simulate --data-dir {stores} --test-dir {test} --rounds 15 --workers 2 --algorithm fedprox")
     typer.echo("  fedshelf server --rounds 10 --min-clients 5        (then, in each store:)")
-    typer.echo("  fedshelf client --data-dir PHOTOS --server-address SERVER:8080 --ca ca.pem")
+    typer.echo("  fedshelf client --data-dir PHOTOS --server-address SERVER:8080 --ca ca.pem --name STORE")

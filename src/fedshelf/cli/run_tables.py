@@ -6,7 +6,7 @@ from fedshelf.cli.tables import Column, Table
 from fedshelf.core.choices import Candidate
 from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
-from fedshelf.reporting.formatting import ABSENT, duration, number, percent, size, sparkline
+from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent, size, sparkline
 from fedshelf.storage.run_directory import differences
 from fedshelf.tracking.queries import RunSummary
 
@@ -79,6 +79,7 @@ def remarks_on(summary: RunSummary) -> list[str]:
         in_a_row.add(round_.clients)
     if sentence := stragglers.advice(in_a_row.habits()):
         remarks.append(sentence)
+    remarks += caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
     return ["* best round"] * (summary.best_round is not None) + remarks
 
 

@@ -129,4 +129,4 @@ def _differing_settings(configs: list[str]) -> "dict[str, list[object]]":
 def _print_json(value: object) -> None:
     from fedshelf.serialization.records import dump
 
-    typer.echo(dump(value, indent=1))
+    typer.echo(dump(value, indent=1, ascii=True))

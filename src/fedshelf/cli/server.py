@@ -1,12 +1,16 @@
 """`fedshelf server`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedshelf.cli.options import with_options
 from fedshelf.config.files import of_a_server
 from fedshelf.config.schema import RunConfig
+
+if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+    from fedshelf.deploy.address import Address
+    from fedshelf.deploy.tls import ServerTls
 
 
 @with_options(RunConfig, "server")
@@ -24,19 +28,21 @@ def server(
     from fedshelf.app.run import make_server, open_run
     from fedshelf.cli.display import stop_on_signals, watching
     from fedshelf.cli.run_summary import conclude
-    from fedshelf.deploy.address import parse_address
+    from fedshelf.deploy.address import parse_address, parse_advertised, reachable_address
     from fedshelf.deploy.flower_server import EmbeddedServer
     from fedshelf.storage.spool import FileSpool
 
     listen = parse_address(config.address)
+    advertised = [parse_advertised(text, listen) for text in config.advertise]
     config = of_a_server(config)
+    tls = _tls([listen, *advertised], insecure=config.insecure)
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
-        tls = _tls(config.insecure, listen.host)
+        incoming = run.directory.incoming
         with EmbeddedServer(
-            host=listen.host, port=listen.port, tls=tls, silence=config.heartbeat_timeout,
-            incoming=run.directory.incoming,
-        ) as engine:  # fmt: skip
+            host=listen.host, port=listen.port, tls=tls, silence=config.heartbeat_timeout, incoming=incoming
+        ) as engine:
             typer.echo(f"Run {run.directory.run_id} in {run.directory.path}, listening on {engine.address}", err=True)
+            _invite(advertised[0] if advertised else reachable_address(engine.address), tls)
             served = make_server(
                 run, transport=engine.transport(), spool=FileSpool(run.directory.spool), stop=stop,
                 start_clients=config.min_clients,
@@ -45,15 +51,29 @@ def server(
     conclude(status, run.directory, as_json=as_json)
 
 
-def _tls(insecure: bool, host: str) -> "ServerTls | None":  # type: ignore[name-defined]  # noqa: F821
-    """Make or find this server's certificate, and say what a client elsewhere needs."""
+def _tls(addresses: "list[Address]", *, insecure: bool) -> "ServerTls | None":
+    """Make or find this server's certificate."""
     from fedshelf.config import places
-    from fedshelf.deploy.tls import ensure_server_tls, fingerprint
+    from fedshelf.deploy.tls import ensure_server_tls
 
     if insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
         return None
-    tls = ensure_server_tls(places.tls_directory(), [host])
-    typer.echo(f"TLS: clients on other machines need --ca with a copy of {tls.ca}", err=True)
-    typer.echo(f"     whose fingerprint (SHA-256) is {fingerprint(tls.ca)}", err=True)
-    return tls
+    hosts = [address.host for address in addresses]
+    return ensure_server_tls(places.tls_directory(), hosts, say=lambda text: typer.echo(f"WARNING: {text}", err=True))
+
+
+def _invite(address: "Address", tls: "ServerTls | None") -> None:
+    """Say what to do in each store."""
+    from fedshelf.deploy.tls import fingerprint
+
+    copy, trust = ("", "--insecure") if tls is None else (f", with a copy of {tls.ca}", "--ca ca.pem")
+    lines = [
+        f"In each store{copy}:",
+        f"  fedshelf client --server-address {address} {trust} --name STORE --data-dir PHOTOS",
+    ]
+    if tls is not None:
+        lines.append(f"  (the SHA-256 fingerprint of ca.pem is {fingerprint(tls.ca)})")
+    if address.is_loopback:
+        lines.append("  (on this machine alone, which needs no --ca: it listens on a loopback address)")
+    typer.echo("\n".join(lines), err=True)

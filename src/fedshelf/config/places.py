@@ -1,18 +1,85 @@
 """Where FedShelf keeps what belongs to this machine's user rather than to a run."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import platformdirs
 
+from fedshelf.core.errors import RunError, UsageError
+from fedshelf.core.system_errors import current_user, reason
+
 HOME_VARIABLE = "FEDSHELF_HOME"
+MAX_NAME_BYTES = 240
 RUNS = Path("runs")  # below the working folder: a run is the user's own, to be looked into
 
 
+def absolute(path: Path) -> Path:
+    """The whole path, with `~` replaced.
+
+    Args:
+        path: as somebody typed it.
+
+    Raises:
+        UsageError: it leads nowhere: `~` of an unknown user, a working folder that is gone, a null character.
+    """
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r} is not a path: it holds a null character")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(
+            f"'{path}': the system knows no home directory for {path.parts[0]}; write the whole path"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"'{path}' is relative to the working folder, which is gone ({reason(error)}): change to another folder, "
+            "or write the whole path"
+        ) from None
+
+
 def home_directory() -> Path:
-    """The user's FedShelf directory: ``$FEDSHELF_HOME``, else where the system keeps application data."""
+    """The user's FedShelf directory: ``$FEDSHELF_HOME``, else where the system keeps application data.
+
+    Raises:
+        UsageError: the user has no home directory, and the variable is not set.
+    """
     override = os.environ.get(HOME_VARIABLE)
-    return Path(override).expanduser() if override else Path(platformdirs.user_data_dir("fedshelf", appauthor=False))
+    if override:
+        return absolute(Path(override))
+    try:
+        folder = Path(platformdirs.user_data_dir("fedshelf", appauthor=False))
+    except RuntimeError:
+        folder = Path("~")
+    if folder.parts[0] == "~":
+        raise UsageError(
+            f"{current_user()} has no home directory, so there is no place for certificates, decoded photos and client "
+            f"states: set {HOME_VARIABLE} to a folder that this user can write to"
+        )
+    return absolute(folder)
+
+
+def make_home_folder(path: Path, mode: int = 0o777) -> Path:
+    """Make a folder below the home directory, or make sure that it can be written to.
+
+    Args:
+        path: the folder.
+        mode: its mode where it is made, less the umask.
+
+    Raises:
+        RunError: this user cannot make it, or cannot write there.
+    """
+    problem = ""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        problem = reason(error)
+    if problem or not os.access(path, os.W_OK | os.X_OK):
+        raise RunError(
+            f"{current_user()} cannot write to '{path}' ({problem or 'not writable'}): set {HOME_VARIABLE} to a "
+            "folder that this user can write to"
+        )
+    return path
 
 
 def tls_directory() -> Path:
@@ -21,8 +88,12 @@ def tls_directory() -> Path:
 
 
 def photo_cache() -> Path:
-    """Where decoded photos are kept; deleting it costs nothing but time."""
-    return home_directory() / "cache"
+    """Where decoded photos are kept, which can be written to; deleting it costs nothing but time.
+
+    Raises:
+        RunError: see `make_home_folder`.
+    """
+    return make_home_folder(home_directory() / "cache", mode=0o700)
 
 
 def client_directory(name: str) -> Path:
@@ -31,6 +102,9 @@ def client_directory(name: str) -> Path:
 
 
 def folder_name(client: str) -> str:
-    """A name for a folder of the client's own, which leads nowhere else."""
-    safe = (c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(client))
-    return "".join(safe) or "%"
+    """A name for a folder of the client's own, which leads nowhere else and is short enough for any file system."""
+    escaped = (c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(client))
+    safe = "".join(escaped) or "%"
+    if len(safe.encode()) <= MAX_NAME_BYTES:
+        return safe
+    return f"{safe[:50]}%{hashlib.sha256(client.encode()).hexdigest()[:32]}"

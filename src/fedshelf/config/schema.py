@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, create_model, field_validator
 
 from fedshelf.config.families import FAMILIES, component_settings
+from fedshelf.config.places import absolute
 from fedshelf.core.choices import (
     AttackName,
     CompileChoice,
@@ -37,6 +38,7 @@ from fedshelf.core.settings import (
     Setting,
     settings_of,
 )
+from fedshelf.core.text import from_filesystem
 
 C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
@@ -71,7 +73,7 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         """The same run from another working folder is the same run."""
-        return value.expanduser().absolute() if isinstance(value, Path) else value
+        return absolute(value) if isinstance(value, Path) else value
 
 
 def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
@@ -98,8 +100,10 @@ class RunConfig(Settings):
         panel=DATA, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
     test_dir: Annotated[Path | None, Setting(help="Test photos (CLASS/*.jpg) for evaluation at the server.", panel=DATA,
         scope=Scope.SERVER)] = None  # fmt: skip
-    catalogue: Annotated[Path | None, Setting(help="File with the class names, as JSON or one per line (default: the "
-        "clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    catalogue: Annotated[Path | None, Setting(help="File with the class names: one per line, .csv with a header, or "
+        "JSON (default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    aliases: Annotated[Path | None, Setting(help="CSV file with the columns alias,class: other names that stores use "
+        "for a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
     image_size: Annotated[int, Setting(help="Side of the training photos in pixels.", ge=8, le=2048, panel=DATA)] = 48
     val_fraction: Annotated[float, Setting(help="Share of a store's photos held out for validation.", ge=0, lt=1,
         panel=DATA)] = 0.1  # fmt: skip
@@ -212,13 +216,16 @@ class RunConfig(Settings):
     workers: Annotated[int, Setting(help="Worker processes; 0 trains in this process (with --engine ray: actors).",
         ge=0, panel=RUN, scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     slowdowns: Annotated[str | None, Setting(help="How slow stores are in virtual time, in the order of names: with "
-        "1,1,5 the third takes five times as long. A shorter list is repeated (see docs/how-to/simulate-slow-stores.md).",
-        panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+        "1,1,5 the third takes five times as long. A shorter list is repeated (see "
+        "docs/how-to/simulate-slow-stores.md).", panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
     dropout: Annotated[float, Setting(help="Probability that a store fails in the middle of its training, and stays "
         "away until it would have finished.", ge=0, lt=1, panel=RUN, scope=Scope.SERVER,
         commands=SIMULATE)] = 0.0  # fmt: skip
     address: Annotated[str, Setting(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
+    advertise: Annotated[tuple[str, ...], Setting(help="HOST[:PORT] by which clients reach this server, where it is "
+        "not this machine's name or address (NAT, Docker, a DNS alias); added to the certificate. Can be repeated.",
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
     heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
@@ -245,7 +252,8 @@ class ClientConfig(Settings):
         "(default: its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Setting(help="HOST:PORT of the server.", panel=RUN,
         commands=CLIENT)] = "127.0.0.1:8080"  # fmt: skip
-    name: Annotated[str | None, Setting(help="The client's name (default: the data folder's).", panel=RUN,
+    name: Annotated[str | None, Setting(help="The client's name (default: the one it had before, else the data "
+        "folder's; FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
     state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
         "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
@@ -286,4 +294,5 @@ def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
     """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
     wanted = [name for name, flag in RunConfig.flags().items() if flag.scope in scopes]
     values = config.model_dump(mode="json", include=set(wanted), exclude_none=True)
+    values |= {name: from_filesystem(str(path)) for name in values if isinstance(path := getattr(config, name), Path)}
     return {name.replace("_", "-"): values[name] for name in wanted if name in values}

@@ -53,7 +53,8 @@ class Participation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStarted:
-    """`first_round` is the round that comes next: above 1 where the run was resumed."""
+    """`first_round` is the round that comes next: above 1 where the run was resumed. `num_test` is how many photos the
+    server tests on (None: it has none), `num_test_left_out` how many more it has, of products that no client holds."""
 
     run_id: str
     num_rounds: int
@@ -61,6 +62,8 @@ class RunStarted:
     num_parameters: int
     num_classes: int
     min_clients: int
+    num_test: int | None = None
+    num_test_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

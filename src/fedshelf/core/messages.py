@@ -24,6 +24,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fedshelf.core.choices import Candidate
+from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 
 PROTOCOL_VERSION = 4
@@ -67,14 +68,6 @@ class TaskKey:
 def keyed(purpose: str, key: TaskKey) -> str:
     """What a draw for the task `key` is for: another attempt at a round is other work, and draws anew."""
     return f"{purpose}-again-{key.attempt}" if key.attempt else purpose
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class ClassFolder:
-    """A class as a client sees it: the folder's own name, and its path below the data folder ('/' between)."""
-
-    leaf: str
-    path: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ import os
 import sqlite3
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,10 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError
+from fedshelf.core.text import counted
 from fedshelf.data import cache_index, pack
 from fedshelf.data.cache_index import CacheIndex, Content
-from fedshelf.data.decode import DECODER_VERSION, UnusablePhotoError, decode
-from fedshelf.data.folder import Photo
+from fedshelf.data.decode import DECODER_VERSION, MissingDecoderError, UnusablePhotoError, decode
+from fedshelf.data.filesystem import cause
+from fedshelf.data.photo_files import Photo
 
 MAX_FILE_BYTES = 256 << 20
 _THREADS = 4
@@ -107,11 +110,7 @@ class PhotoCache:
             raise DataError(self._trouble(error)) from error
         _report(cached.problems, len(photos))
         if photos and not cached.kept and not allow_empty:
-            first = cached.problems[0]
-            raise DataError(
-                f"none of the {len(photos)} photos is usable; the first is '{first.path}': {first.reason}. "
-                "Run 'fedshelf data check' on the folder for the others"
-            )
+            raise DataError(none_usable(cached.problems))
         return cached
 
     def _open(self, photos: Sequence[Photo], image_size: int, progress: Progress) -> CachedPhotos:
@@ -155,9 +154,10 @@ class PhotoCache:
 
     def _trouble(self, error: OSError | sqlite3.Error) -> str:
         full = isinstance(error, OSError) and error.errno in _NO_SPACE
+        elsewhere = "put the cache elsewhere (FEDSHELF_HOME)"
         if full or "full" in str(error):
-            return f"the photo cache '{self.root}' cannot grow, the disk is full: free space or put the cache elsewhere"
-        return f"the photo cache '{self.root}' cannot be used ({error}): check its rights or put the cache elsewhere"
+            return f"the photo cache '{self.root}' cannot grow, the disk is full: free space or {elsewhere}"
+        return f"the photo cache '{self.root}' cannot be used ({error}): check its rights or {elsewhere}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +200,7 @@ class _Builder:
                     try:
                         writer.write(future.result())
                         written.append(wanted[position])
-                    except UnreadableFileError as error:
+                    except (UnreadableFileError, MissingDecoderError) as error:  # may be gone the next time
                         failed[position] = str(error)
                     except UnusablePhotoError as error:
                         failed[position] = undecodable[wanted[position]] = str(error)
@@ -246,7 +246,7 @@ def _identify(photos: Sequence[Photo], index: CacheIndex) -> tuple[dict[int, byt
                 hashed.append((status, known))
             digests[i] = known
         except OSError as error:
-            problems[i] = f"the file cannot be read ({error.strerror})"
+            problems[i] = f"the file cannot be read ({cause(error)})"
         except UnreadableFileError as error:
             problems[i] = str(error)
     if hashed:
@@ -269,8 +269,8 @@ def read_photo(path: Path) -> bytes:
                 f"the file is too large: {status.st_size >> 20} MiB, at most {MAX_FILE_BYTES >> 20} MiB are read"
             )
         return path.read_bytes()
-    except OSError as error:
-        raise UnreadableFileError(f"the file cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise UnreadableFileError(f"the file cannot be read ({cause(error)})") from error
 
 
 def _read_unchanged(path: Path, digest: bytes) -> bytes:
@@ -289,10 +289,19 @@ def _packs_of(contents: dict[bytes, Content]) -> set[str]:
     return {content.pack for content in contents.values() if content.pack}
 
 
+def none_usable(problems: Sequence[Problem]) -> str:
+    """What to say where all photos have problems."""
+    reasons = Counter(problem.reason for problem in problems)
+    listed = "; ".join(f"{reason} ({counted(count, 'photo')})" for reason, count in reasons.most_common(3))
+    return (
+        f"none of its photos can be used: {listed}. The first is '{problems[0].path}'; 'fedshelf data check' names them"
+    )
+
+
 def _report(problems: Sequence[Problem], num_photos: int) -> None:
     if not problems:
         return
-    _log.warning("%d of %d photos cannot be used and are left out:", len(problems), num_photos)
+    _log.warning("cannot be used and left out: %d of %s", len(problems), counted(num_photos, "photo"))
     for problem in problems[:_PROBLEMS_NAMED]:
         _log.warning("  '%s': %s", problem.path, problem.reason)
     if len(problems) > _PROBLEMS_NAMED:

@@ -8,17 +8,18 @@ import csv
 import hashlib
 import io
 import json
-import os
-import tempfile
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
+from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError
-from fedshelf.core.messages import ClassFolder
+from fedshelf.data.filesystem import reading
+from fedshelf.storage.atomic_files import write_atomically
 
 _FORMAT = 1
 _HEADER_WORDS = frozenset({"class", "classes", "class name", "class name (str)", "name", "label", "product"})
@@ -53,7 +54,9 @@ class Catalogue:
         return len(self.names)
 
     @classmethod
-    def resolve(cls, joins: Mapping[str, Sequence[ClassFolder]]) -> "Catalogue":
+    def resolve(
+        cls, joins: Mapping[str, Sequence[ClassFolder]], aliases: Mapping[str, str] = MappingProxyType({})
+    ) -> "Catalogue":
         """Name the classes of all clients, sorted; the result does not depend on any order.
 
         Folders with the same leaf name are one product named by it, even where stores nest them differently. If any
@@ -62,15 +65,21 @@ class Catalogue:
 
         Args:
             joins: the classes each client holds, by the client's name.
+            aliases: the class that a name means, by name; see `load_aliases`. It counts before all else.
 
         Raises:
             DataError: no client holds any class, or a path is empty.
         """
         stores = list({frozenset(folder.path for folder in folders) for folders in joins.values()})  # many are alike
         by_leaf: dict[str, set[str]] = defaultdict(set)
-        for path in frozenset().union(*stores):
-            by_leaf[_suffix(path, 1)].add(path)
         classes: dict[str, frozenset[str]] = {}
+        meant = {**aliases, **{name: name for name in aliases.values()}}
+        for path in frozenset().union(*stores):
+            united = next((meant[suffix] for suffix in _suffixes(path) if suffix in meant), None)
+            if united is None:
+                by_leaf[_suffix(path, 1)].add(path)
+            else:
+                classes[united] = classes.get(united, frozenset()) | {path, *(a for a in aliases if meant[a] == united)}
         for paths in by_leaf.values():
             classes |= _tell_apart(frozenset(paths), stores, depth=1)
         names = tuple(sorted(classes))
@@ -79,16 +88,17 @@ class Catalogue:
     def index_of(self, folder: ClassFolder) -> int | None:
         """The class that photos in `folder` show, or None if the catalogue does not say.
 
-        A path that no store had when the catalogue was made is matched by the longest suffix that is a class name;
-        None if longer class names end in that suffix too: then it cannot be known which one is meant.
+        A path that no store had when the catalogue was made is matched by the longest suffix that is a class name or
+        a path that was there; None if longer class names end in that suffix too: then it cannot be known which one is
+        meant.
         """
         known = self._by_path.get(folder.path)
         if known is not None:
             return known
-        for depth in range(folder.path.count("/") + 1, 0, -1):
-            suffix = _suffix(folder.path, depth)
-            if suffix in self._by_name:
-                return None if suffix in self._proper_suffixes else self._by_name[suffix]
+        for suffix in _suffixes(folder.path):
+            index = self._by_name.get(suffix, self._by_path.get(suffix))
+            if index is not None:
+                return None if suffix in self._proper_suffixes else index
         return None
 
     @cached_property
@@ -114,51 +124,52 @@ class Catalogue:
                 raise DataError(f"catalogue of format {content['format']}: this version reads format {_FORMAT}")
             names = tuple(_text(entry["name"]) for entry in content["classes"])
             members = tuple(tuple(_text(path) for path in entry["members"]) for entry in content["classes"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"this is not a catalogue's JSON text: {type(error).__name__}: {error}") from error
         return cls(names, members)
 
     @classmethod
     def load(cls, path: Path) -> "Catalogue":
-        """Read a catalogue file: what `save` wrote, or plain text or CSV with one class name per line.
+        """Read a catalogue file: what `save` wrote, a CSV table, or plain text with one class name a line.
 
-        Of a CSV the first column counts; a header line, empty lines and lines that start with '#' are skipped. A
-        name may be a path suffix ('Apple/Red') where the leaf alone would not tell classes apart.
+        Each line of plain text is a name, whatever is in it; empty lines and lines that start with '#' are skipped. A
+        CSV table has a name that ends in '.csv' and a header; the column that is called `class`, `name`, `label` or
+        `product` counts, else the first. A name may be a path suffix ('Apple/Red') where the leaf alone would not tell
+        classes apart.
 
         Raises:
             DataError: the file cannot be read, is empty or names a class twice.
         """
+        text = _read_text(path, "catalogue file")
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"catalogue file '{path}' cannot be read: {error}") from error
-        try:
-            return cls.from_json(text) if text.lstrip().startswith("{") else cls._from_lines(text)
+            if text.lstrip().startswith("{"):
+                return cls.from_json(text)
+            names = _names_of_table(text) if path.suffix.lower() == ".csv" else _lines(text)
+            return cls(tuple(names), tuple((name,) for name in names))
         except DataError as error:
             raise DataError(
                 f"catalogue file '{path}' cannot be used: {error}. Give one class name per line, each once"
             ) from error
 
-    def save(self, path: Path) -> None:
-        """Write the JSON text; a crash leaves the old file or the new one."""
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    def with_aliases(self, aliases: Mapping[str, str]) -> "Catalogue":
+        """This catalogue, with other names of its classes.
 
-    @classmethod
-    def _from_lines(cls, text: str) -> "Catalogue":
-        cells = [row[0].strip() for row in csv.reader(io.StringIO(text)) if row]
-        names = [unicodedata.normalize("NFC", cell) for cell in cells if cell and not cell.startswith("#")]
-        if names and names[0].lower() in _HEADER_WORDS:
-            del names[0]
-        return cls(tuple(names), tuple((name,) for name in names))
+        Raises:
+            DataError: an alias means a class that is not in the catalogue, or is itself a class of it.
+        """
+        if unknown := sorted(set(aliases.values()) - set(self.names)):
+            raise DataError(f"aliases for classes that the catalogue does not have: {', '.join(unknown)}")
+        others = {name: {alias for alias in aliases if aliases[alias] == name} for name in self.names}
+        members = (sorted({*paths, *others[name]}) for name, paths in zip(self.names, self.members, strict=True))
+        return Catalogue(self.names, tuple(map(tuple, members)))
+
+    def save(self, path: Path) -> None:
+        """Write the JSON text; a crash leaves the old file or the new one.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_atomically(path, self.to_json())
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
@@ -171,6 +182,62 @@ class Catalogue:
     @cached_property
     def _proper_suffixes(self) -> frozenset[str]:
         return frozenset(_suffix(name, depth) for name in self.names for depth in range(1, name.count("/") + 1))
+
+
+def load_aliases(path: Path) -> dict[str, str]:
+    """Read which names mean the same class: a CSV table with the columns `alias` and `class`, one alias a line.
+
+    Returns:
+        The class by alias. Both are class names: of a folder, or a path suffix such as 'Apple/Red'.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or means two things by one alias.
+    """
+    rows = _rows(_read_text(path, "alias file"))
+    if not rows or not {"alias", "class"} <= rows[0].keys():
+        raise DataError(f"alias file '{path}': its first line must be alias,class")
+    aliases: dict[str, str] = {}
+    for row in rows:
+        alias, name = (unicodedata.normalize("NFC", row[column]) for column in ("alias", "class"))
+        if not alias or not name:
+            raise DataError(f"alias file '{path}': a line has no {'class' if alias else 'alias'}: {alias}{name}")
+        if aliases.setdefault(alias, name) != name:
+            raise DataError(f"alias file '{path}': '{alias}' means both '{aliases[alias]}' and '{name}'")
+    if chained := sorted(set(aliases) & set(aliases.values())):
+        raise DataError(f"alias file '{path}': {', '.join(chained)} both has an alias and is one")
+    return aliases
+
+
+def _read_text(path: Path, what: str) -> str:
+    with reading(f"{what} '{path}'"):
+        return path.read_text(encoding="utf-8-sig")
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    """The rows of a CSV table by column, whose names are in small letters. Blanks before a value do not count."""
+    try:
+        header, *rows = [row for row in csv.reader(io.StringIO(text), skipinitialspace=True) if any(row)] or [[]]
+    except csv.Error as error:
+        raise DataError(f"it is not a CSV table ({error})") from error
+    columns = [_clean(column).lower() for column in header]
+    return [dict(zip(columns, row + [""] * len(columns), strict=False)) for row in rows]
+
+
+def _names_of_table(text: str) -> list[str]:
+    rows = _rows("\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    columns = list(rows[0]) if rows else []
+    if not _HEADER_WORDS.intersection(columns):
+        raise DataError("its first line does not name the columns, such as: class")
+    column = next(column for column in columns if column in _HEADER_WORDS)
+    return [_clean(row[column]) for row in rows if row[column].strip()]
+
+
+def _lines(text: str) -> list[str]:
+    return [_clean(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _clean(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def _tell_apart(paths: frozenset[str], stores: Sequence[frozenset[str]], *, depth: int) -> dict[str, frozenset[str]]:
@@ -191,6 +258,11 @@ def _suffix(path: str, depth: int) -> str:
     return "/".join(path.split("/")[-depth:])
 
 
+def _suffixes(path: str) -> Iterator[str]:
+    """All suffixes of a path, the longest first."""
+    return (_suffix(path, depth) for depth in range(path.count("/") + 1, 0, -1))
+
+
 def _repeated(values: Iterable[str]) -> list[str]:
     seen: set[str] = set()
     repeated: set[str] = set()
@@ -202,4 +274,5 @@ def _repeated(values: Iterable[str]) -> list[str]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a text")
+    value.encode()  # half a character can be escaped in JSON, but neither be sent on nor be written down
     return value

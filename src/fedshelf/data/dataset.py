@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError
-from fedshelf.data.cache import PhotoCache, Problem, Progress
+from fedshelf.core.text import counted, some
+from fedshelf.data.cache import PhotoCache, Problem, Progress, UnreadableFileError, read_photo
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.class_names import similar_names
 from fedshelf.data.decode import UnusablePhotoError, decode
-from fedshelf.data.folder import Photo, class_folder
+from fedshelf.data.folder import class_folder
+from fedshelf.data.photo_files import Photo
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +84,8 @@ def load_photos(
     known, left_out = _looked_up(photos, catalogue)
     if left_out:
         _log.warning(
-            "%d photos are left out, their classes are not in the catalogue: %s",
-            left_out.total(), ", ".join(f"{path} ({count})" for path, count in sorted(left_out.items())),
+            "left out: %s of classes that are not in the catalogue: %s", counted(left_out.total(), "photo"),
+            ", ".join(f"{path} ({count}{_meant(path, catalogue)})" for path, count in sorted(left_out.items())),
         )  # fmt: skip
     cached = cache.open([photo for photo, _ in known], image_size, allow_empty=allow_empty, progress=progress)
     labels = np.array([known[i][1] for i in cached.kept], dtype=np.int64)
@@ -106,6 +109,12 @@ def _looked_up(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tupl
     return known, left_out
 
 
+def _meant(class_path: str, catalogue: Catalogue) -> str:
+    leaf = class_folder(class_path).leaf
+    alike = [group for group in similar_names([leaf, *catalogue.names]) if leaf in group]
+    return f"; the catalogue has {some(name for name in alike[0] if name != leaf)}" if alike else ""
+
+
 def load_photo(path: Path, image_size: int) -> NDArray[np.uint8]:
     """One photo [S, S, 3], decoded as for training but not cached.
 
@@ -113,8 +122,6 @@ def load_photo(path: Path, image_size: int) -> NDArray[np.uint8]:
         DataError: the file cannot be read, or not as a photo.
     """
     try:
-        return decode(path.read_bytes(), image_size)
-    except OSError as error:
-        raise DataError(f"photo '{path}' cannot be read: {error.strerror}") from None
-    except UnusablePhotoError as error:
+        return decode(read_photo(path), image_size)
+    except (UnreadableFileError, UnusablePhotoError) as error:
         raise DataError(f"photo '{path}' cannot be used: {error}") from None

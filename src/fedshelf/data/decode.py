@@ -3,6 +3,7 @@
 Shapes: S the image size in pixels; an image is uint8 [S, S, 3], RGB.
 """
 
+import functools
 import io
 import threading
 import warnings
@@ -14,28 +15,35 @@ from numpy.typing import NDArray
 from PIL import Image
 
 # Raise it whenever a decoded pixel may come out differently: cached photos are then decoded again.
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 MAX_PIXELS = 89_478_485  # Pillow's own guard against decompression bombs: a quarter of a gigabyte in RGB
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads the phones' MPO as a kind of JPEG
+# Of several pictures in one file the first counts. Pillow reads the phones' MPO as a kind of JPEG.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _ORIENTATION_TAG = 0x0112
 _EXIF_SEARCH_BYTES = 1 << 17
 
 _filters_lock = threading.Lock()
+Image.init()  # all of Pillow's formats are known from here on, whichever thread asks first
 
 # Photos are decoded side by side, each on one thread; OpenCV's own pool would also not survive a fork.
 cv2.setNumThreads(1)
 
 
 class UnusablePhotoError(Exception):
-    """This photo cannot be decoded; the message is the reason, for a person. Never leaves the room `data`."""
+    """This photo cannot be decoded; the message is the reason, for a person. Never leaves the package `data`."""
+
+
+class MissingDecoderError(UnusablePhotoError):
+    """This photo could be decoded if a library were installed."""
 
 
 def decode(data: bytes, image_size: int) -> NDArray[np.uint8]:
     """Decode, turn upright by the EXIF orientation, squash to [S, S, 3].
 
-    JPEG is decoded by libjpeg-turbo at the smallest DCT scale that is still large enough; other formats, CMYK and
-    whatever libjpeg-turbo refuses by Pillow. Shrinking averages over areas (no aliasing). Transparency is laid on
-    white, 16 bits are scaled to 8.
+    JPEG is decoded by libjpeg-turbo at the smallest DCT scale that is still large enough; CMYK, what libjpeg-turbo
+    refuses, and other formats (PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC where pillow-heif is installed) by Pillow.
+    Shrinking averages over areas (no aliasing). Transparency is laid on white, 16 bits are scaled to 8.
 
     Raises:
         UnusablePhotoError: empty, corrupt, truncated, of another format, or of more than `MAX_PIXELS`.
@@ -92,25 +100,36 @@ def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], int]:
     try:
         image.load()
         return _as_rgb(image), orientation
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # there is nothing that Pillow does not raise on damaged data
         raise UnusablePhotoError(f"the image data are damaged ({error})") from error
 
 
 def _open_with_pillow(data: bytes) -> tuple[Image.Image, int]:
     """The image, header read and pixels not yet, and its EXIF orientation."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS and b"avif" not in data[:64]:
+        _register_heic()
     try:
         with _filters_lock, warnings.catch_warnings():  # the filters belong to the process: one thread at a time
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            orientation = _orientation(image)
+            image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+            orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF by itself
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnusablePhotoError(f"the photo is too large: more than {MAX_PIXELS / 1e6:.0f} megapixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "the file is not a JPEG, PNG, WebP or BMP image, or its header is damaged"
+    except Exception as error:
+        reason = "the file is not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC image, or its header is damaged"
         raise UnusablePhotoError(reason) from error
     _check_pixels(*image.size)
     return image, orientation
+
+
+@functools.cache
+def _register_heic() -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise MissingDecoderError("it is a HEIC photo, for which pip install 'fedshelf[heic]' is needed") from error
+    pillow_heif.register_heif_opener()
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -63,7 +63,7 @@ def make_demo(
         UsageError: fewer photos than stores that sell a class, or photos too small to show anything.
     """
     if photos_per_class < len(LOOKS) or test_photos_per_class < 1:
-        raise UsageError(f"a demo set needs at least {len(LOOKS)} photos per class and one test photo per class")
+        raise UsageError(f"a demo set needs at least one test photo and {len(LOOKS)} others per class")
     if image_size < 32:
         raise UsageError(f"a demo photo of {image_size} pixels shows nothing: give at least 32")
     plan = _plan(seed, photos_per_class, test_photos_per_class)

@@ -5,6 +5,7 @@ so their own checksum is not fixed; what is fixed is the commit's id. Unless the
 therefore proven against that id (see `git_tree`). Nothing unproven is given its final name.
 """
 
+import errno
 import hashlib
 import http.client
 import json
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from fedshelf.core.errors import DataError, TransportError, UsageError
+from fedshelf.core.system_errors import reason
 from fedshelf.data import git_tree
 from fedshelf.data.output import whole_folder
 
@@ -27,6 +29,7 @@ _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60
 _BLOCK = 1 << 18
 _MAX_TOTAL_BYTES = 8 << 30
+_DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EISDIR))
 
 Progress = Callable[[int, int | None], None]
 
@@ -112,8 +115,14 @@ def fetch(
 
 
 def _check(base_url: str | None, sha256: str | None) -> None:
-    if base_url is not None and urlsplit(base_url).scheme not in {"http", "https"}:
-        raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://")
+    if base_url is not None:
+        try:
+            parts = urlsplit(base_url)
+            is_web = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets, or a port that is not a number
+            is_web = False
+        if not is_web:
+            raise UsageError(f"'{base_url}' is not a web address: it must start with https:// or http://, and a host")
     if sha256 is not None and (len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef")):
         raise UsageError(f"'{sha256}' is not a SHA-256 checksum: give 64 hexadecimal digits")
 
@@ -139,8 +148,10 @@ def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) 
                     f"'{url}' cannot be had: the server answers {error.code} {error.reason}"
                 ) from error
             trouble = f"the server answers {error.code} {error.reason}"
-        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
-            trouble = str(getattr(error, "reason", error))
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host, or a proxy's URL
+            if getattr(error, "errno", None) in _DISK_ERRORS:
+                raise DataError(f"'{part}' cannot be written: {error}") from error
+            trouble = reason(error)
     kept = part.stat().st_size if part.exists() else 0
     raise TransportError(
         f"'{url}' could not be downloaded in {_ATTEMPTS} attempts ({trouble}). Is there internet? "
@@ -172,7 +183,9 @@ def unpack(archive: Path, into: Path) -> str:
                     blob = git_tree.blob_id(file, entry.file_size)
                 executable = entry.external_attr >> 16 & 0o111
                 files[path.as_posix()] = (git_tree.MODE_EXECUTABLE if executable else git_tree.MODE_FILE, blob)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError, ValueError
+    ) as error:  # fmt: skip
         raise DataError(f"the archive is damaged ({error}): nothing of it is kept; run the command again") from error
     return git_tree.tree_id(files)
 
@@ -181,10 +194,13 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
     """One request; True if the file is whole afterwards."""
     note = part.with_name(part.name + ".json")
     start = part.stat().st_size if part.exists() else 0
-    known = json.loads(note.read_text()) if start and note.exists() else {}
-    if known and start == known["total"]:
-        return True
-    tag = known.get("etag")
+    try:
+        known = json.loads(note.read_text()) if start and note.exists() else {}
+        if known and start == known["total"]:
+            return True
+        tag = known.get("etag")
+    except (ValueError, KeyError, AttributeError):  # a crash has damaged the note: the file is fetched anew
+        tag = None
     request = urllib.request.Request(url)  # noqa: S310  the caller has checked the scheme
     if start and tag:
         request.add_header("Range", f"bytes={start}-")

@@ -9,41 +9,40 @@ start below them; `test/` beside them is left alone. Otherwise `split` takes the
 """
 
 import hashlib
-import logging
 import math
-import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError, UsageError
-from fedshelf.core.messages import ClassFolder
+from fedshelf.core.text import counted, from_filesystem, some
+from fedshelf.data import layout
+from fedshelf.data.filesystem import folder_problem
+from fedshelf.data.photo_files import Listing, Photo, list_photos, photo_extensions, subfolders
 
-PHOTO_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-_EXTENSIONS_TEXT = "jpg, jpeg, png, webp or bmp"
 _SPLIT_FOLDERS = frozenset({"train", "val", "test"})
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class Photo:
-    """One photo file. `class_path` is the path of the folder that holds it, '/' between, below the data folder."""
-
-    class_path: str
-    path: Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhotoFolder:
-    """What a scan found, in sorted order; whether the files can be decoded is the cache's question."""
+    """What a scan found, in sorted order; whether the files can be decoded is the cache's question.
+
+    Attributes:
+        root: the folder.
+        train: photos to train on.
+        validation: photos held out.
+        classes: those of all these photos.
+        findings: what was left out, and what makes the folder look like another than the one that was meant.
+    """
 
     root: Path
     train: tuple[Photo, ...]
     validation: tuple[Photo, ...]
     classes: tuple[ClassFolder, ...]
+    findings: tuple[str, ...] = ()
 
 
 def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
@@ -56,54 +55,41 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
         seed: of the split; see `split`.
 
     Raises:
-        DataError: root cannot be read, or holds no photo in any class folder.
+        DataError: root cannot be read, holds no photo in any class folder, or is certainly not the folder that was
+            meant (see `layout`).
         UsageError: `val_fraction` is not in [0, 1).
     """
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction is {val_fraction}: give a share of at least 0 and below 1, for instance 0.1")
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"photo folder '{root}' {state}: give the folder that holds one folder of photos per class")
-    below = root
+    if problem := folder_problem(root):
+        raise DataError(f"photo folder '{root}': {problem}; give the folder that holds one folder of photos per class")
+    below, findings = root, []
     if has_split(root):
-        _warn_of_folders_beside_split(root)
+        findings += _folders_beside_split(root)
         below = root / "train"
-    if below != root and (root / "val").is_dir():
-        train, validation = photos_below(below), photos_below(root / "val")
+    listing = list_photos(below)
+    findings += [*listing.findings(), *layout.doubts(listing)]
+    if below != root and not folder_problem(root / "val"):
+        held_out = list_photos(root / "val")
+        findings += held_out.findings()
+        train, validation = tuple(listing.photos), tuple(held_out.photos)
     else:
-        train, validation = split(photos_below(below), root=below, val_fraction=val_fraction, seed=seed)
+        train, validation = split(listing.photos, root=below, val_fraction=val_fraction, seed=seed)
     if not train:
-        raise DataError(_nothing_found(below))
-    return PhotoFolder(root=root, train=train, validation=validation, classes=class_folders((*train, *validation)))
+        raise DataError(_nothing_found(listing))
+    return PhotoFolder(
+        root=root, train=train, validation=validation, classes=class_folders((*train, *validation)),
+        findings=tuple(findings),
+    )  # fmt: skip
 
 
 def has_split(root: Path) -> bool:
-    """Whether `root/train` is the training part of a split, not a class named 'train' (which holds photos itself)."""
-    train = root / "train"
-    return train.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in train.iterdir())
+    """Whether `root/train` is the training part of a split, not a class named 'train' (which holds photos itself).
 
-
-def photos_below(root: Path) -> tuple[Photo, ...]:
-    """All photos in class folders below `root`, sorted by class path and name.
-
-    Hidden files and folders are ignored, links followed (a link back to a folder above it is not). Photos directly
-    in `root` have no class: they are left out with a warning.
+    Raises:
+        DataError: it cannot be read.
     """
-    photos: list[Photo] = []
-    stray: list[str] = []
-    for directory, names in _walk(root, frozenset()):
-        parts = directory.relative_to(root).parts
-        if not parts:
-            stray = names
-            continue
-        class_path = "/".join(plain_text(part) for part in parts)
-        photos += (Photo(class_path=class_path, path=directory / name) for name in names)
-    if stray:
-        _log.warning(
-            "%d photos lie directly in '%s', for instance '%s': they have no class folder and are left out",
-            len(stray), root, min(stray),
-        )  # fmt: skip
-    return tuple(sorted(photos))
+    return not folder_problem(root / "train") and bool(subfolders(root / "train"))
 
 
 def class_folders(photos: Sequence[Photo]) -> tuple[ClassFolder, ...]:
@@ -145,40 +131,9 @@ def split(
             quota[largest] = min(1, len(classes[largest]) - 1)
     chosen: set[Photo] = set()
     for path, members in classes.items():
-        ranked = sorted(members, key=lambda photo: _unit_hash(seed, plain_text(str(photo.path.relative_to(root)))))
+        ranked = sorted(members, key=lambda photo: _unit_hash(seed, _split_key(photo, root)))
         chosen.update(ranked[: quota[path]])
     return tuple(p for p in photos if p not in chosen), tuple(p for p in photos if p in chosen)
-
-
-def is_photo_name(name: str) -> bool:
-    """Whether a file of this name is taken for a photo."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in PHOTO_EXTENSIONS  # noqa: PTH122
-
-
-def plain_text(name: str) -> str:
-    """A file system name as text that is the same on every system: composed (NFC), undecodable bytes replaced."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
-
-
-def _walk(directory: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each folder with its photo names. `above` are the (device, inode) pairs on the way here."""
-    try:
-        status = directory.stat()
-        with os.scandir(directory) as listing:
-            entries = [entry for entry in listing if not entry.name.startswith(".")]
-    except OSError as error:
-        if not above:
-            raise DataError(f"photo folder '{directory}' cannot be read: {error.strerror}; check its rights") from error
-        _log.warning("folder '%s' cannot be read (%s) and is left out", directory, error.strerror)
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        _log.warning("folder '%s' is a link to a folder above it and is left out", directory)
-        return
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
-    yield directory, sorted(entry.name for entry in entries if is_photo_name(entry.name) and not entry.is_dir())
-    for name in folders:
-        yield from _walk(directory / name, above | {here})
 
 
 def _unit_hash(seed: int, text: str) -> float:
@@ -187,20 +142,20 @@ def _unit_hash(seed: int, text: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
-def _warn_of_folders_beside_split(root: Path) -> None:
-    others = sorted(
-        entry.name
-        for entry in root.iterdir()
-        if entry.is_dir() and entry.name not in _SPLIT_FOLDERS and not entry.name.startswith(".")
-    )
-    if others:
-        _log.warning("'%s' has train/: its other folders are ignored (%s)", root, ", ".join(others[:5]))
+def _split_key(photo: Photo, root: Path) -> str:
+    return unicodedata.normalize("NFC", from_filesystem(str(photo.path.relative_to(root))))
 
 
-def _nothing_found(root: Path) -> str:
-    names = [entry.name for entry in root.iterdir() if is_photo_name(entry.name)]
-    if names:
-        why = f"its {len(names)} photos lie directly in it, so that their class is not known"
+def _folders_beside_split(root: Path) -> list[str]:
+    others = [path.name for path in subfolders(root) if path.name not in _SPLIT_FOLDERS]
+    return [f"'{root}' has train/: its other folders are left out: {some(others)}"] if others else []
+
+
+def _nothing_found(listing: Listing) -> str:
+    root = listing.root
+    if listing.stray:
+        why = f"{counted(len(listing.stray), 'photo')} directly in it, whose class is not known"
     else:
-        why = f"no file below it has a name that ends in {_EXTENSIONS_TEXT}"
-    return f"photo folder '{root}' has no photo in a class folder: {why}. Put photos at '{root}/CLASS/NAME.jpg'"
+        why = f"no file below it has a name that ends in {', '.join(sorted(photo_extensions()))}"
+    more = "".join(f". {finding[:1].upper()}{finding[1:]}" for finding in listing.findings())
+    return f"photo folder '{root}' has no photo in a class folder: {why}. Put photos at '{root}/CLASS/NAME.jpg'{more}"

@@ -9,6 +9,7 @@ Source: git's documentation: gitformat-pack, gitprotocol-v2, gitprotocol-common 
 """
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 import zlib
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 from fedshelf.core.errors import DataError, TransportError
+from fedshelf.core.system_errors import reason
 
 _BLOCK = 1 << 20
 _COMMIT_TYPE = 1
@@ -77,9 +79,9 @@ def fetch_tree_id(repository_url: str, commit: str) -> str:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
             pack = b"".join(_pack_data(response))
         commits = [content for kind, content in _objects(pack) if kind == _COMMIT_TYPE]
-    except (OSError, ValueError, IndexError, zlib.error) as error:
+    except (OSError, http.client.HTTPException, ValueError, IndexError, zlib.error) as error:
         raise TransportError(
-            f"the git server at '{repository_url}' does not tell commit {commit[:7]}: {error}"
+            f"the git server at '{repository_url}' does not tell commit {commit[:7]}: {reason(error)}"
         ) from error
     for content in commits:
         if _object_id("commit", content) == commit:

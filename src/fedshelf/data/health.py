@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedshelf.core.text import counted, from_filesystem, some
 from fedshelf.data.cache import Progress, UnreadableFileError, read_photo
 from fedshelf.data.decode import UnusablePhotoError, decode, photo_size
-from fedshelf.data.folder import Photo, PhotoFolder, scan
+from fedshelf.data.folder import PhotoFolder, scan
+from fedshelf.data.photo_files import Photo
 
 TINY_PIXELS = 32  # on the shorter side: below the smallest image size that trains well
 IMBALANCE = 10.0
@@ -90,7 +92,7 @@ def check(
         progress: called with the number of photos looked at and of all.
 
     Raises:
-        DataError: there is no photo in any class folder.
+        DataError: there is no photo in any class folder, or `root` is certainly not the folder that was meant.
     """
     folder = scan(root, val_fraction=val_fraction, seed=seed)
     photos = (*folder.train, *folder.validation)
@@ -99,17 +101,17 @@ def check(
         for result in pool.map(_inspect, photos):
             inspected.append(result)
             progress(len(inspected), len(photos))
-    names = [photo.path.relative_to(root).as_posix() for photo in photos]
+    names = [from_filesystem(photo.path.relative_to(root).as_posix()) for photo in photos]
     by_photo = dict(zip(photos, inspected, strict=True))
     classes = _classes(folder, by_photo)
     duplicates = _duplicates(folder, by_photo, dict(zip(photos, names, strict=True)))
     return Health(
-        root=str(root),
+        root=from_filesystem(str(root)),
         classes=classes,
         unusable={name: found.reason for name, found in zip(names, inspected, strict=True) if found.reason},
         tiny=tuple(name for name, found in zip(names, inspected, strict=True) if found.tiny),
         duplicates=duplicates,
-        findings=tuple(_findings(classes, duplicates, fewest)),
+        findings=(*folder.findings, *_findings(classes, duplicates, fewest)),
     )
 
 
@@ -165,26 +167,27 @@ def _duplicates(
 def _findings(classes: tuple[ClassHealth, ...], duplicates: tuple[Duplicate, ...], fewest: int) -> list[str]:
     findings = []
     if unusable := sum(entry.unusable for entry in classes):
-        findings.append(f"{unusable} photos cannot be used and are left out of training")
-    if empty := [entry.path for entry in classes if entry.train == 0]:
-        findings.append(f"{len(empty)} classes have no usable training photo: {_some(empty)}")
+        findings.append(f"{counted(unusable, 'photo')} cannot be used and will be left out of training")
+    if not any(entry.train for entry in classes):
+        findings.append("there is no photo to train on: a client with this folder cannot take part")
+    elif empty := [entry.path for entry in classes if entry.train == 0]:
+        findings.append(f"no usable training photo in {counted(len(empty), 'class', 'classes')}: {some(empty)}")
     if few := [entry.path for entry in classes if 0 < entry.train < fewest]:
-        findings.append(f"{len(few)} classes have fewer than {fewest} training photos: {_some(few)}")
+        classes_with_few = counted(len(few), "class", "classes")
+        findings.append(f"fewer than {counted(fewest, 'training photo')} in {classes_with_few}: {some(few)}")
     sizes = [entry.train for entry in classes if entry.train]
     if sizes and max(sizes) / min(sizes) > IMBALANCE:
         findings.append(f"the largest class has {max(sizes) / min(sizes):.0f} times the photos of the smallest")
     if len(sizes) == 1:
         findings.append("there is only one class with photos: a store alone cannot learn to tell products apart")
     if tiny := sum(entry.tiny for entry in classes):
-        findings.append(f"{tiny} photos are smaller than {TINY_PIXELS} pixels on a side")
+        findings.append(f"smaller than {TINY_PIXELS} pixels on a side: {counted(tiny, 'photo')}")
     if across := [duplicate for duplicate in duplicates if len(duplicate.classes) > 1]:
-        findings.append(f"{len(across)} photos lie in several classes: one of the labels is wrong")
+        findings.append(f"in several classes, so that one of the labels is wrong: {counted(len(across), 'photo')}")
     if same := sum(len(d.files) - 1 for d in duplicates if len(d.classes) == 1):
-        findings.append(f"{same} photos are exact copies of others in their class")
+        findings.append(f"exact copies of others in their class: {counted(same, 'photo')}")
     if leaks := sum(duplicate.leaks for duplicate in duplicates):
-        findings.append(f"{leaks} photos are in training and validation: validation looks better than it is")
+        findings.append(
+            f"both in training and in validation, which then looks better than it is: {counted(leaks, 'photo')}"
+        )
     return findings
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -16,13 +16,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Raises:
         DataError: `out` exists and is not an empty folder, or the place cannot be written.
     """
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise DataError(f"'{out}' exists already and is not an empty folder: name another one or remove it first")
     try:
+        if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+            raise DataError(f"'{out}' exists already and is not an empty folder: name another one or remove it first")
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
-        raise DataError(f"'{out}' cannot be made ({error.strerror}): name another place") from error
+        raise DataError(f"'{out}' cannot be made ({error.strerror or error}): name another place") from error
     try:
         yield work
         work.chmod(0o755)

@@ -26,10 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from fedshelf.core.errors import DataError, UsageError
+from fedshelf.core.text import counted, to_filesystem
 from fedshelf.data.camera import Camera
 from fedshelf.data.decode import UnusablePhotoError
-from fedshelf.data.folder import Photo, has_split, is_photo_name, photos_below
+from fedshelf.data.filesystem import cause, folder_problem, reading
+from fedshelf.data.folder import has_split
 from fedshelf.data.output import whole_folder
+from fedshelf.data.photo_files import Photo, is_photo_name, list_photos
 
 _FEWEST_PHOTOS = 5
 _REDRAWS = 1_000
@@ -76,13 +79,18 @@ def deal(pack: Path, *, mode: Mode, num_stores: int, alpha: float, seed: int) ->
         raise UsageError(f"--stores is {num_stores}: give at least 1")
     if not (alpha > 0 and math.isfinite(alpha)):
         raise UsageError(f"--alpha is {alpha}: give a number above 0 (0.1 is very uneven, 100 nearly even)")
-    if not pack.is_dir():
-        raise DataError(f"photo folder '{pack}' does not exist or is not a folder")
+    if problem := folder_problem(pack):
+        raise DataError(f"photo folder '{pack}': {problem}")
     top = pack / "train" if has_split(pack) else pack
-    photos = photos_below(top)
+    listing = list_photos(top)
+    for finding in listing.findings():
+        _log.warning(finding)
+    photos = listing.photos
     fewest = min(_FEWEST_PHOTOS, len(photos) // num_stores)
     if fewest < 1:
-        raise DataError(f"'{top}' has {len(photos)} photos in class folders: too few for {num_stores} stores")
+        raise DataError(
+            f"'{top}' has {counted(len(photos), 'photo')} in class folders: too few for {counted(num_stores, 'store')}"
+        )
     rng = np.random.default_rng(seed)
     if mode is Mode.DIRICHLET:
         store_of = _until_all_have(fewest, num_stores, lambda: _dirichlet(photos, num_stores, alpha, rng), alpha)
@@ -106,12 +114,12 @@ def read_assignment(path: Path, pack: Path) -> Partition:
             outside the pack or in no class folder, or store names that cannot be a folder's name; several are named
             at once.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+    with reading(f"assignment file '{path}'"), path.open(encoding="utf-8-sig", newline="") as file:
+        try:
             rows = list(csv.DictReader(file))
-            columns = set(rows[0]) if rows else set()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"assignment file '{path}' cannot be read: {error}") from error
+        except csv.Error as error:
+            raise DataError(f"assignment file '{path}' is not a CSV table: {error}") from error
+    columns = set(rows[0]) if rows else set()
     if not rows:
         raise DataError(f"assignment file '{path}' has no rows: give the columns photo,store and one line per photo")
     if missing := {"photo", "store"} - columns:
@@ -121,14 +129,15 @@ def read_assignment(path: Path, pack: Path) -> Partition:
     stores: dict[str, list[str]] = defaultdict(list)
     seen: set[str] = set()
     for line, row in enumerate(rows, start=2):
-        photo, store = (row["photo"] or "").strip(), (row["store"] or "").strip()
+        photo, store = to_filesystem((row["photo"] or "").strip()), (row["store"] or "").strip()
         problem = _row_problem(photo, store, pack, seen, depth)
         seen.add(photo)
         if problem:
             problems.append(f"line {line}: {problem}")
         stores[store].append(photo)
     if problems:
-        more = f" (and {len(problems) - _PROBLEMS_NAMED} more lines)" if len(problems) > _PROBLEMS_NAMED else ""
+        rest = len(problems) - _PROBLEMS_NAMED
+        more = f" (and {rest} more)" if rest > 0 else ""
         raise DataError(
             f"assignment file '{path}' does not fit '{pack}': {'; '.join(problems[:_PROBLEMS_NAMED])}{more}"
         )
@@ -139,7 +148,7 @@ def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progr
     """Make `out/STORE/CLASS PATH/FILE`, whole or not at all; `train/`, where the pack has a split, is dropped.
 
     Photos are hard links where the file system allows, else symbolic links, else copies; altered ones (mode feature)
-    are new files.
+    are new files. A photo that cannot be read is left out with a warning.
 
     Raises:
         DataError: `out` exists and is not empty, two photos would get the same place, or writing fails.
@@ -157,10 +166,14 @@ def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progr
                 if os.path.lexists(target):
                     raise DataError(f"two photos of store '{store}' would become '{target.relative_to(work)}'")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if camera is None:
-                    _link(pack / member, target)
+                try:
+                    source = Path(os.path.realpath(pack / member, strict=True))
+                    content = None if camera is None else camera.take_again(source.read_bytes())
+                except (OSError, UnusablePhotoError) as error:
+                    why = cause(error) if isinstance(error, OSError) else error
+                    _log.warning("photo '%s' cannot be used and is left out: %s", pack / member, why)
                 else:
-                    _take_again(pack / member, target, camera)
+                    _link(source, target) if content is None else target.write_bytes(content)
                 done += 1
                 progress(done, total)
 
@@ -230,25 +243,17 @@ def _until_all_have(fewest: int, num_stores: int, draw: Callable[[], list[int]],
         if min(np.bincount(store_of, minlength=num_stores)) >= fewest:
             return store_of
     raise DataError(
-        f"{_REDRAWS} draws left some of the {num_stores} stores with fewer than {fewest} photos: "
+        f"{_REDRAWS} draws left some of {counted(num_stores, 'store')} with fewer photos than {fewest}: "
         f"give fewer --stores, or a larger --alpha than {alpha}"
     )
 
 
-def _take_again(source: Path, target: Path, camera: Camera) -> None:
-    try:
-        target.write_bytes(camera.take_again(source.read_bytes()))
-    except UnusablePhotoError as error:
-        _log.warning("photo '%s' cannot be altered and is left out: %s", source, error)
-
-
 def _link(source: Path, target: Path) -> None:
     """Put `source` at `target` in the cheapest way the file system allows."""
-    real = source.resolve(strict=True)
     for way in (os.link, os.symlink):
         try:
-            way(real, target)
+            way(source, target)
         except OSError:
             continue
         return
-    shutil.copy2(real, target)
+    shutil.copy2(source, target)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPResponse
 
 from fedshelf.core.errors import RefusedError, TransportError
-from fedshelf.deploy.http_connection import HttpConnection, ServerAwayError, SessionLostError
+from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError, SessionLostError
+from fedshelf.deploy.http_connection import HttpConnection
 from fedshelf.serialization.blob import Blob, Hasher
 
 CHUNK = 1 << 18  # bytes read, hashed or sent at once: they stay in the second-level cache
@@ -74,7 +75,7 @@ class BlobClient:
 
         Raises:
             RefusedError: it came in damaged again and again.
-            ServerAwayError: the line broke; call again to go on.
+            ServerUnavailableError: the line broke; call again to go on.
         """
         held = self._held
         if held.digest != digest:
@@ -88,7 +89,7 @@ class BlobClient:
                 self.num_moved += count
             if held.received < len(held.memory):
                 self._connection.close()
-                raise ServerAwayError("the connection ended amid a model")
+                raise ServerUnavailableError("the connection ended amid a model")
             if not held.whole:
                 self._note_damage(f"the model that the server sent came in damaged {ATTEMPTS} times")
                 held.drop(digest)
@@ -100,7 +101,7 @@ class BlobClient:
 
         Raises:
             TransportError: it will never take it.
-            ServerAwayError: the line broke; call again to go on.
+            ServerUnavailableError: the line broke; call again to go on.
         """
         while True:
             # As a rule the server has nothing of it. After a break, or in a client's first round, it may have a part.
@@ -134,7 +135,7 @@ class BlobClient:
                 return response
         elif response.status == 200:
             held.drop(held.digest)
-            held.expect(int(response.getheader("content-length") or 0))
+            held.expect(response.length or 0)
             return response
         self._connection.close()
         if response.status == 404:
@@ -142,7 +143,7 @@ class BlobClient:
             return None
         if response.status in (206, 416):
             held.drop(held.digest)
-            raise ServerAwayError("the rest of the model is not to be had: it has to come anew")
+            raise ServerUnavailableError("the rest of the model is not to be had: it has to come anew")
         _check(response.status)
         return None
 
@@ -191,7 +192,7 @@ def _check(status: int, expected: int = 0) -> None:
     if status == expected:
         return
     if status == 507:
-        raise ServerAwayError("the server's disk takes no more")
-    if status in (408, 502, 503, 504):
-        raise ServerAwayError(f"the server answers {status}")
+        raise ServerUnavailableError("the server's disk takes no more")
+    if status in PASSING_STATUSES:
+        raise ServerUnavailableError(f"the server answers {status}")
     raise SessionLostError(f"the server answers {status}")

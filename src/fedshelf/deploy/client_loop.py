@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,22 +15,29 @@ from flwr.app import Message
 from fedshelf.core.errors import FedShelfError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy.active_hours import Availability
-from fedshelf.deploy.address import parse_address
+from fedshelf.deploy.address import parse_server_address
 from fedshelf.deploy.blob_client import ReceivedBlob
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
+from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.engine import quiet_engine_log
 from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
-from fedshelf.deploy.http_connection import ServerAwayError, SessionLostError
 from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
+from fedshelf.deploy.wait_reporter import Repetitions, WaitReporter
 
 LOG = logging.getLogger(__name__)
 
-FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts to reach a server
+PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to join a server
+FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
 GLITCH_SECONDS = 20.0  # an interruption this short does not end a registration
 PAUSE_SECONDS = 1.0  # between attempts to hear from a server that is away
+
+IDLE_ADVICE = (
+    "this store is connected and has nothing to do; the server's output, and 'fedshelf runs show' there, tell which "
+    "stores it waits for"
+)
 
 _T = TypeVar("_T")
 
@@ -59,59 +67,100 @@ def run_client(
         stop: set it to leave after the message at hand.
         on_status: told what the connection does, one line for a person.
         on_send: called with everything that leaves this client, before encryption.
-        max_wait: seconds to wait for a server that does not answer, while the door is open; None is forever.
-        door: when this client may work (always, without one). Once it closes, the task at hand is finished and
+        max_wait: seconds to wait for a server that does not answer, while it is available; None is forever.
+        availability: when this client may work (always, without one). Once that ends, the task at hand is finished and
             delivered, and the client leaves until it opens.
         reporter: tells the server if this process dies.
 
     Raises:
-        TransportError: the server is not who it should be, does not speak our protocol, or stayed away `max_wait`.
+        TransportError: the server is not who it should be, does not speak our protocol, or did not answer for
+            `max_wait`.
+        UsageError: `server_address` is not an address that a client can connect to.
     """
     quiet_engine_log()
-    address = parse_address(server_address)
+    address = parse_server_address(server_address)
     stop, availability = stop or threading.Event(), availability or Availability()
     part, held = ClientPart(join=join, handle=handle), ReceivedBlob()
-    away_since, backoff = time.monotonic(), FIRST_BACKOFF
+    retries, away_since = _Retries(on_status, stop, max_wait), time.monotonic()
     on_status(f"connecting to {address}")
-    while not stop.is_set():
-        away_since += availability.wait(stop, on_status)
-        if stop.is_set():
-            break
-        authority = local_authority()
-        try:
-            # Anew each time: a server on this machine may just have made its certificate authority.
-            session = FleetSession(address, None if insecure else client_context(ca), held)
-            on_status(f"connected to {address}")
-            token = session.crash_token
-            target = ReportTarget(
-                address=str(address), ca=None if ca is None else str(ca), insecure=insecure, token=token
-            )
-            with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
-                ended = _Visit(session, part, stop, availability, on_send).run()
-            if ended is not None:
-                return ended
-        except TransportError:
-            if insecure or ca is not None or local_authority() == authority:
-                raise
-            on_status("a server on this machine has just made its certificate authority; trying again")
-        except (ServerAwayError, SessionLostError) as error:
-            if max_wait is not None and time.monotonic() - away_since > max_wait:
-                raise TransportError(f"the server on {address} did not answer for {max_wait:g} s ({error})") from error
-            on_status(f"the server on {address} is away ({error}); trying again in {backoff:g} s")
-            stop.wait(backoff)
-            backoff = min(2 * backoff, LAST_BACKOFF)
-        else:
+    with WaitReporter(on_status) as waiting:
+        while not stop.is_set():
+            if not availability.is_open():
+                waiting.end()
+            away_since += availability.wait(stop, on_status)
             if stop.is_set():
                 break
-            away_since, backoff = time.monotonic(), FIRST_BACKOFF
-            if availability.is_open():
-                on_status(f"the connection to {address} was lost; joining again")
-                stop.wait(FIRST_BACKOFF)
+            waiting.begin(f"the server at {address}")
+            authority = local_authority() if ca is None and not insecure else ""
+            try:
+                # Anew each time: a server on this machine may just have made its certificate authority.
+                session = FleetSession(address, None if insecure else client_context(ca), held)
+                retries.say(f"connected to {address}")
+                target = ReportTarget(
+                    address=str(address), ca=None if ca is None else str(ca), insecure=insecure,
+                    token=session.crash_token,
+                )  # fmt: skip
+                visit = _Visit(session, part, stop, availability, on_send, waiting)
+                with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
+                    ended = visit.run()
+                if ended is not None:
+                    return ended
+            except (ServerUnavailableError, SessionLostError) as error:
+                if max_wait is not None and time.monotonic() - away_since > max_wait:
+                    raise TransportError(
+                        f"the server on {address} did not answer for {max_wait:g} s ({error})"
+                    ) from error
+                retries.say(f"{error}; trying again")
+                waiting.begin(f"the server at {address}", str(error))
+                retries.pause()
+            except TransportError:
+                if insecure or ca is not None or local_authority() == authority:
+                    raise
+                on_status("a server on this machine has just made its certificate authority; trying again")
+            else:
+                away_since = time.monotonic()
+                if visit.num_answered:
+                    retries.start_over()
+                if availability.is_open() and not stop.is_set():
+                    retries.say(f"the connection to {address} was lost ({visit.lost}); joining again")
+                    retries.pause()
     return Ended(kind=EndKind.STOPPED, reason="stopped")
 
 
+class _Retries:
+    """How a client bears a server that does not answer: it pauses longer and longer, and repeats itself ever less."""
+
+    def __init__(self, on_status: Callable[[str], None], stop: threading.Event, max_wait: float | None) -> None:
+        self._on_status = on_status
+        self._stop = stop
+        self._longest = PAUSES[-1] if max_wait is None else max_wait
+        self._repetitions = Repetitions()
+        self._last = ""
+        self._count = 0
+
+    def say(self, text: str) -> None:
+        """Say `text`, unless it is what was said last, but for its figures, or was said a short time ago."""
+        key = re.sub(r"\d+", "", text)
+        if key != self._last and self._repetitions.allow(key):
+            self._on_status(text)
+        self._last = key
+
+    def pause(self) -> None:
+        self._stop.wait(min(self._longest, PAUSES[min(self._count, len(PAUSES) - 1)]))
+        self._count += 1
+
+    def start_over(self) -> None:
+        """The server was there: the next pause is short."""
+        self._count = 0
+
+
 class _Visit:
-    """From one registration to its end. A second thread waits for the run's end, and is the heartbeat."""
+    """From one registration to its end. A second thread waits for the run's end, and is the heartbeat.
+
+    Attributes:
+        num_answered: messages of the server.
+        lost: why the registration was lost.
+    """
 
     def __init__(
         self,
@@ -120,30 +169,35 @@ class _Visit:
         stop: threading.Event,
         availability: Availability,
         on_send: SendHook | None,
+        waiting: WaitReporter,
     ) -> None:
+        self.num_answered = 0
+        self.lost = ""
         self._session = session
         self._part = part
         self._stop = stop
-        self._door = availability
+        self._availability = availability
         self._on_send = on_send
+        self._waiting = waiting
         self._over = threading.Event()
         self._end = ""
 
     def run(self) -> Ended | None:
-        """Answer messages; None when the registration is lost, or the door has closed."""
+        """Answer messages; None when the registration is lost, or the store is closed."""
         watch = threading.Thread(target=self._watch, name="fedshelf-wait", daemon=True)
         watch.start()
         try:
-            while not self._end and self._door.is_open() and not self._stop.is_set():
-                message = self._patiently(self._session.pull)
-                if message is None or not self._door.is_open():
+            while not self._end and self._availability.is_open() and not self._stop.is_set():
+                message = self._patiently("work from the server", self._session.pull, IDLE_ADVICE)
+                if message is None or not self._availability.is_open():
                     continue  # what came after closing is not begun: the server sees this client leave
                 ended = self._answer(message)
+                self.num_answered += 1
                 if ended is not None:
                     return ended
             return Ended(kind=EndKind.CLOSED, reason=self._end) if self._end else None
-        except (SessionLostError, ServerAwayError) as error:
-            LOG.info("the registration is lost: %s", error)
+        except (SessionLostError, ServerUnavailableError) as error:
+            self.lost = str(error)
             return None
         finally:
             self._over.set()
@@ -156,10 +210,12 @@ class _Visit:
         try:
             asked = open_records(message.content)
             if isinstance(asked, Envelope) and asked.external_blob:
-                blob = self._patiently(partial(self._session.fetch, asked.external_blob))
+                blob = self._patiently("the model to arrive", partial(self._session.fetch, asked.external_blob))
                 if blob is None:
                     return None  # withdrawn, or the end of this visit
             answer, ended = self._part.answer_to(asked, blob)
+        except ServerUnavailableError:
+            raise
         except FedShelfError as error:  # not a message of ours, or its blob cannot be had
             task = asked.header.task if isinstance(asked, Envelope) else None
             answer, ended = Failure(reason=failure_text(error), key=task), None
@@ -176,31 +232,37 @@ class _Visit:
         reply = Message(parcel.records, reply_to=message)
         if parcel.blob.pieces:
             try:
-                wanted = self._patiently(lambda: self._session.upload(parcel.blob))
+                wanted = self._patiently("the answer to arrive", lambda: self._session.upload(parcel.blob))
+            except ServerUnavailableError:
+                raise
             except FedShelfError as error:
                 LOG.warning("the answer cannot be delivered: %s", error)
                 failure = Failure(reason=failure_text(error), key=getattr(answer, "key", None))
                 return self._deliver(message, failure)
             if not wanted:
                 return False
-        self._patiently(lambda: self._session.send(reply))
+        self._patiently("the answer to arrive", lambda: self._session.send(reply))
         return True
 
     def _watch(self) -> None:
         while not self._over.is_set():
             try:
                 self._end = self._session.wait_for_end() or self._end
-            except (ServerAwayError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
+            except (TransportError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
                 self._over.wait(PAUSE_SECONDS)  # the other thread finds out
 
-    def _patiently(self, request: Callable[[], _T]) -> _T | None:
-        """`request`'s result, through interruptions shorter than `GLITCH_SECONDS`; None once this visit is to end."""
+    def _patiently(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:
+        """`request`'s result, through interruptions shorter than `GLITCH_SECONDS`; None once this visit is to end.
+
+        Meanwhile the client waits for `what`; a result of None leaves it waiting.
+        """
         deadline, backoff, moved = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF, self._session.num_moved
+        self._waiting.begin(what, advice)
         while True:
             try:
-                return request()
-            except ServerAwayError as error:
-                LOG.info("the server is away: %s", error)
+                result = request()
+            except ServerUnavailableError as error:
+                self._waiting.begin("the server to come back", str(error))
                 if self._session.num_moved > moved:  # it was there meanwhile
                     deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
                     moved = self._session.num_moved
@@ -209,3 +271,7 @@ class _Visit:
                 if self._end or self._stop.wait(backoff):
                     return None
                 backoff = min(2 * backoff, LAST_BACKOFF)
+            else:
+                if result is not None:
+                    self._waiting.end()
+                return result

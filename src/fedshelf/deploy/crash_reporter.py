@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from fedshelf.core.process_exit import ended_by
+from fedshelf.core.system_errors import reason
 
 LOG = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ class CrashReporter:
                 start_new_session=True,  # Ctrl-C and a closed terminal are for the client
             )  # fmt: skip
         except OSError as error:
-            LOG.warning("no crash reporter can be started (%s): the server will not learn of a crash here", error)
+            LOG.warning(
+                "no crash reporter can be started (%s): the server will not learn of a crash here", reason(error)
+            )
             return
         self._pipe = self._process.stdin
         self._tell({"name": name})

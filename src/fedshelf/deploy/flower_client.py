@@ -5,14 +5,16 @@ Flower's own connection loop is not used: it polls every 3 s, heartbeats every 3
 server was restarted. Nor are its HTTP client and its pools of threads: they cost more than our small messages.
 """
 
+import contextlib
+import datetime
 import email.utils
+import http.client
 import json
 import secrets
-import socket
 import ssl
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from flwr.app import Message
@@ -35,15 +37,15 @@ from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.blob_client import BlobClient, ReceivedBlob
+from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
-from fedshelf.deploy.http_connection import Answer, HttpConnection, ServerAwayError, SessionLostError
+from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.serialization.blob import Blob
 
 REQUEST_SECONDS = 30.0
 WAIT_SECONDS = 60.0  # the server holds a wait for 8 s at most
 SIGNATURE_SECONDS = 20.0  # a signed time stamp is used for so long: signing and checking cost more than a request
 MAX_CLOCK_SKEW_SECONDS = TIMESTAMP_TOLERANCE - 60  # leave room for a slow request
-AWAY = frozenset({502, 503, 504})
 _T = TypeVar("_T")
 
 
@@ -57,7 +59,7 @@ class FleetSession:
         held: the newest model that this client has, from an earlier registration perhaps.
 
     Raises:
-        ServerAwayError: nobody answers, for now.
+        ServerUnavailableError: nobody answers for now, or one of the clocks is wrong.
         TransportError: somebody answers, but not as it must be: another program, protocol, certificate, or TLS where
             there should be none.
     """
@@ -95,11 +97,12 @@ class FleetSession:
         content = self._post("/fedshelf/pull", fleet_pb2.PullMessagesRequest(node=self._node))
         if not content:
             return None
-        told = json.loads(content)
-        response = fleet_pb2.PullMessagesResponse.FromString(b64decode(told["message"]))
-        metadata = message_from_proto(response.messages_list[0]).metadata
-        contents = {name: b64decode(content) for name, content in told["objects"].items()}
-        message = inflate_object_from_contents(metadata.message_id, contents)
+        with _reading():
+            told = json.loads(content)
+            response = fleet_pb2.PullMessagesResponse.FromString(b64decode(told["message"]))
+            metadata = message_from_proto(response.messages_list[0]).metadata
+            contents = {name: b64decode(content) for name, content in told["objects"].items()}
+            message = inflate_object_from_contents(metadata.message_id, contents)
         if not isinstance(message, Message):
             raise SessionLostError("the server sent an object that is not a message")
         message.metadata.__dict__["_message_id"] = metadata.message_id
@@ -146,14 +149,16 @@ class FleetSession:
         """Why the run has ended, or "" after some seconds in which it has not. Also this client's sign of life."""
         headers = {**self._headers(), TOKEN_HEADER: self.crash_token}
         response = self._end_connection.request("POST", "/fedshelf/wait", headers)
-        return str(json.loads(_checked(response))["end"])
+        content = _checked(response)
+        with _reading():
+            return str(json.loads(content)["end"])
 
     def leave(self) -> None:
         """Sign off, so that the server need not wait to notice."""
         try:
             self._post("/v1/fleet/deactivate-node", fleet_pb2.DeactivateNodeRequest(node_id=self._node.node_id))
             self._post("/v1/fleet/unregister-node", fleet_pb2.UnregisterNodeFleetRequest(node_id=self._node.node_id))
-        except (ServerAwayError, SessionLostError):
+        except (TransportError, SessionLostError):
             pass
         finally:
             self._disconnect()
@@ -161,7 +166,9 @@ class FleetSession:
     def _ask(self, route: str, request: Any, response_type: type[_T]) -> _T:
         """Ask one of Flower's fleet routes."""
         response: Any = response_type()
-        response.ParseFromString(self._post(f"/v1/fleet/{route}", request))
+        content = self._post(f"/v1/fleet/{route}", request)
+        with _reading():
+            response.ParseFromString(content)
         return cast("_T", response)
 
     def _post(self, path: str, request: Any) -> bytes:
@@ -192,11 +199,21 @@ class FleetSession:
         """Make sure that this is a FedShelf server of our protocol."""
         try:
             response = self._end_connection.request("GET", "/fedshelf/health", {})
-        except ServerAwayError as error:
-            raise self._diagnose(error) from error
+        except ServerUnavailableError as error:
+            cause = error.__cause__
+            is_answer = isinstance(cause, http.client.HTTPException | ConnectionResetError)
+            if not self._encrypted and is_answer and self._end_connection.speaks_tls():
+                raise TransportError(
+                    f"the server on {self._address} encrypts: run this client without --insecure"
+                ) from error
+            raise
+        if response.status in PASSING_STATUSES:
+            raise ServerUnavailableError(
+                f"{self._address} answers {response.status}: something stands in front of a server that does not run"
+            )
         try:
             answer = json.loads(response.content) if response.status == 200 else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = {}
         if not isinstance(answer, dict) or "protocol" not in answer:
             raise TransportError(f"{self._address} answers, but is not a FedShelf server: check --server-address")
@@ -205,51 +222,35 @@ class FleetSession:
                 f"the server on {self._address} (FedShelf {answer.get('version')}) speaks protocol "
                 f"{answer['protocol']}, this client {PROTOCOL_VERSION}: install the same version on both"
             )
-        skew = abs(now() - email.utils.parsedate_to_datetime(response.headers["date"])).total_seconds()
-        if skew > MAX_CLOCK_SKEW_SECONDS:
-            raise TransportError(
-                f"this machine's clock and that of {self._address} differ by {skew:.0f} s, and signatures are only "
-                f"valid for {TIMESTAMP_TOLERANCE} s: set the clock that is wrong"
+        date = _date(response)
+        if date is not None and abs(now() - date).total_seconds() > MAX_CLOCK_SKEW_SECONDS:
+            raise ServerUnavailableError(
+                f"the clock of {self._address} shows {date:%Y-%m-%d %H:%M:%S} UTC, and this machine's "
+                f"{now():%Y-%m-%d %H:%M:%S} UTC; signatures are only valid for {TIMESTAMP_TOLERANCE} s: set the clock "
+                "that is wrong"
             )
 
-    def _diagnose(self, error: ServerAwayError) -> Exception:
-        cause = error.__cause__
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            problem = cause.verify_message
-            if "mismatch" in problem:
-                return TransportError(
-                    f"the certificate of {self._address} is not made out to {self._address.host}: start the server "
-                    f"with --address {self._address}, or use a name that is in it"
-                )
-            return TransportError(
-                f"the certificate of {self._address} is not to be trusted ({problem}): "
-                "get ca.pem from the server's operator, compare its fingerprint, and give it with --ca FILE"
-            )
-        if isinstance(cause, ssl.SSLError) and any(
-            word in str(cause) for word in ("WRONG_VERSION", "RECORD_LAYER", "HTTP_")
-        ):
-            return TransportError(
-                f"the server on {self._address} does not encrypt (it runs with --insecure): start it without, or, if "
-                "everybody on the network between may read along, give this client --insecure, too"
-            )
-        if not self._encrypted and self._speaks_tls():
-            return TransportError(f"the server on {self._address} encrypts: run this client without --insecure")
-        return error
 
-    def _speaks_tls(self) -> bool:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # asks only whether there is TLS
-        try:
-            with socket.create_connection((self._address.host, self._address.port), timeout=5) as raw:
-                context.wrap_socket(raw).close()
-        except OSError:
-            return False
-        return True
+def _date(answer: Answer) -> datetime.datetime | None:
+    """What the server's clock shows; None where something on the way has removed that."""
+    try:
+        return email.utils.parsedate_to_datetime(answer.headers["date"]).astimezone(datetime.UTC)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Within it, what cannot be read was not sent by a FedShelf server of this version."""
+    try:
+        yield
+    except Exception as error:
+        raise SessionLostError(f"the server's answer cannot be read ({type(error).__name__})") from error
 
 
 def _checked(answer: Answer) -> bytes:
-    if answer.status in AWAY:
-        raise ServerAwayError(f"the server answers {answer.status}")
+    if answer.status in PASSING_STATUSES:
+        raise ServerUnavailableError(f"the server answers {answer.status}")
     if answer.status != 200:
         raise SessionLostError(f"the server answers {answer.status}")
     return answer.content

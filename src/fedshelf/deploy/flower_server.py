@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import socket
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import uvicorn
 import fedshelf
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
+from fedshelf.core.system_errors import reason
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.asgi_app import FleetApp
 from fedshelf.deploy.blobs import Blobs
@@ -24,6 +24,7 @@ from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
 from fedshelf.deploy.flower_grid import EmbeddedGrid
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls
+from fedshelf.storage.atomic_files import temporary_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -54,8 +55,10 @@ class EmbeddedServer:
         self._socket = _listen(host, port)
         self.address = Address(host=host, port=self._socket.getsockname()[1])
         self._engine = FlowerEngine(silence=silence)
-        self._temporary = tempfile.TemporaryDirectory(prefix="fedshelf-")
-        self._blobs = Blobs.below(incoming or Path(self._temporary.name))
+        self._temporary = contextlib.ExitStack()
+        if incoming is None:
+            incoming = Path(self._temporary.enter_context(temporary_folder("fedshelf-")))
+        self._blobs = Blobs.below(incoming)
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
         self._gate = FleetApp(
             self._engine, ROUTES, self._blobs, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
@@ -92,7 +95,7 @@ class EmbeddedServer:
             thread.join(10)
         self._socket.close()
         self._engine.finish()
-        self._temporary.cleanup()
+        self._temporary.close()
 
     def __enter__(self) -> Self:
         return self
@@ -124,8 +127,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         advice = {
             errno.EADDRINUSE: "another program (another server?) listens there; stop it, or choose --address HOST:PORT",
-            errno.EADDRNOTAVAIL: "this machine does not have that address; choose another with --address HOST:PORT",
+            errno.EADDRNOTAVAIL: "this machine does not have that address; leave --address out, and if clients reach "
+            f"this server by it (NAT, Docker), give --advertise {address}",
             errno.EACCES: "ports below 1024 need privileges; choose a higher one with --address HOST:PORT",
-        }.get(error.errno or 0, f"{error.strerror}; choose another with --address HOST:PORT")
+        }.get(error.errno or 0, f"{reason(error)}; choose another with --address HOST:PORT")
         raise TransportError(f"the server cannot listen on {address}: {advice}") from error
     return listener

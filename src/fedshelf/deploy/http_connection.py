@@ -9,27 +9,20 @@ import http.client
 import select
 import socket
 import ssl
-import urllib.parse
-import urllib.request
-from base64 import b64encode
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fedshelf.core.errors import TransportError
+from fedshelf.deploy import connection_errors
 from fedshelf.deploy.address import Address
+from fedshelf.deploy.proxy import Proxy, proxy_for
 
 if TYPE_CHECKING:  # its module loads torch, which a crash reporter does without
     from fedshelf.serialization.blob import Buffer
 
 HEADER_NAMES = ("upload-offset", "content-range", "content-length", "date")
-
-
-class ServerAwayError(Exception):
-    """The server cannot be reached for now: try again. Never leaves this room."""
-
-
-class SessionLostError(Exception):
-    """The server answers, but does not know this registration (any more): register anew. Never leaves this room."""
+PROBE_SECONDS = 5.0  # that a server may take to show its certificate when the client asks what is wrong with it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,47 +35,48 @@ class Answer:
 
 
 class HttpConnection:
-    """One connection; belongs to one thread. What breaks it is a `ServerAwayError`; the next request opens it anew.
+    """One connection; belongs to one thread. After a break the next request opens it anew.
+
+    Every method raises `ServerUnavailableError` where trying again may help, and `TransportError` where it will not.
 
     Args:
         address: the server's.
         context: what to check the server's certificate against; None speaks in clear.
         timeout: seconds that the server may be silent.
+
+    Raises:
+        TransportError: the URL of the proxy in the environment is not valid.
     """
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, *, timeout: float) -> None:
-        self._connection = _connection(address, context, timeout)
+        self._address = address
+        proxy = proxy_for(address, encrypted=context is not None)
+        self._connection = _Connection(address, context, proxy, timeout)
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
         """One request, and its whole answer."""
         response = self.open(method, path, headers, body)
-        try:
+        with self._translating():
             return _answer(response, response.read())
-        except (OSError, http.client.HTTPException) as error:
-            raise self._broken(error) from error
 
     def open(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> http.client.HTTPResponse:
         """One request; the caller reads the answer's content (`read_into`), to its end or up to a `close`."""
-        self._hang_up_if_stale()
-        try:
+        self._make_ready()
+        with self._translating():
             self._connection.request(method, path, body=body, headers=dict(headers))
             return self._connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            raise self._broken(error) from error
 
     def read_into(self, response: http.client.HTTPResponse, target: memoryview) -> int:
         """Read on into `target`: the number of bytes, 0 at the end."""
-        try:
+        with self._translating():
             return response.readinto(target)
-        except (OSError, http.client.HTTPException) as error:
-            raise self._broken(error) from error
 
     def send(self, method: str, path: str, headers: Mapping[str, str], pieces: "Iterable[Buffer]") -> Answer:
         """A request whose body is `pieces`; `headers` say its length."""
-        self._hang_up_if_stale()
-        try:
+        self._make_ready()
+        with self._translating():
             self._connection.putrequest(method, path)
             for name, value in headers.items():
                 self._connection.putheader(name, value)
@@ -91,8 +85,6 @@ class HttpConnection:
                 self._connection.send(piece)
             response = self._connection.getresponse()
             return _answer(response, response.read())
-        except (OSError, http.client.HTTPException) as error:
-            raise self._broken(error) from error
 
     def close(self) -> None:
         """Also wakes another thread that waits for an answer here."""
@@ -102,15 +94,82 @@ class HttpConnection:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, whose state the other thread may be using
         self._connection.close()
 
-    def _hang_up_if_stale(self) -> None:
-        """Between requests nothing arrives but the end: the server closes what has been idle for a while."""
+    def speaks_tls(self) -> bool:
+        """Whether the server would rather be spoken to by TLS; asked by a connection of its own."""
+        return self._connection.peer_certificate() is not None
+
+    def _make_ready(self) -> None:
+        """Connect. Between requests nothing arrives but the end: the server closes what has been idle for a while."""
         sock = self._connection.sock
         if sock is not None and _is_readable(sock):
             self._connection.close()
+        if self._connection.sock is None:
+            self._connection.connect()
 
-    def _broken(self, error: Exception) -> ServerAwayError:
-        self._connection.close()
-        return ServerAwayError(str(error) or type(error).__name__)
+    @contextlib.contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise connection_errors.broken(error, self._address) from error
+
+
+class _Connection(http.client.HTTPConnection):
+    """Connects directly or through a proxy's tunnel, and then by TLS unless `context` is None."""
+
+    def __init__(self, address: Address, context: ssl.SSLContext | None, proxy: Proxy | None, timeout: float) -> None:
+        super().__init__(address.host, address.port, timeout=timeout)
+        self._address, self._context, self._proxy, self._seconds = address, context, proxy, timeout
+
+    def connect(self) -> None:
+        first = self._address if self._proxy is None else self._proxy.address
+        try:
+            sock = socket.create_connection((first.host, first.port), self._seconds)
+        except (OSError, UnicodeError) as error:
+            raise connection_errors.unreachable(error, self._address, self._proxy) from error
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._proxy is not None:
+                self._open_tunnel(sock, self._proxy)
+            self.sock = sock if self._context is None else self._encrypt(sock, self._context)
+        except BaseException:
+            sock.close()
+            raise
+
+    def peer_certificate(self) -> bytes | None:
+        """The certificate (DER) that the server shows to anybody; None where it shows none."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent or believed here
+        probe = _Connection(self._address, context, self._proxy, PROBE_SECONDS)
+        try:
+            probe.connect()
+            return probe.sock.getpeercert(binary_form=True) if isinstance(probe.sock, ssl.SSLSocket) else None
+        except TransportError:
+            return None
+        finally:
+            probe.close()
+
+    def _open_tunnel(self, sock: socket.socket, proxy: Proxy) -> None:
+        target = str(replace(self._address, host=self._address.host.encode("idna").decode("ascii")))
+        headers = "".join(f"{name}: {value}\r\n" for name, value in {"Host": target, **proxy.headers}.items())
+        try:
+            sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{headers}\r\n".encode("ascii"))
+            response = http.client.HTTPResponse(sock, method="CONNECT")
+            response.begin()
+        except (OSError, http.client.HTTPException) as error:
+            raise connection_errors.no_tunnel(error, self._address, proxy) from error
+        response.close()
+        if not 200 <= response.status < 300:
+            raise connection_errors.no_tunnel(response.status, self._address, proxy)
+
+    def _encrypt(self, sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+        try:
+            return context.wrap_socket(sock, server_hostname=self._address.host)
+        except (OSError, ValueError) as error:
+            raise connection_errors.tls_failed(
+                error, self._address, self._proxy, context, self.peer_certificate
+            ) from error
 
 
 def _answer(response: http.client.HTTPResponse, content: bytes) -> Answer:
@@ -122,27 +181,3 @@ def _is_readable(sock: socket.socket) -> bool:
     watch = select.poll()
     watch.register(sock, select.POLLIN)
     return bool(watch.poll(0))
-
-
-def _connection(address: Address, context: ssl.SSLContext | None, timeout: float) -> http.client.HTTPConnection:
-    """A connection to `address`, through the proxy that the environment names for it, if any (`HTTPS_PROXY`)."""
-    proxy = _proxy(address, "http" if context is None else "https")
-    host, port = (address.host, address.port) if proxy is None else (proxy.hostname or "", proxy.port or 8080)
-    made = (
-        http.client.HTTPConnection(host, port, timeout=timeout)
-        if context is None
-        else http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
-    )
-    if proxy is not None:
-        secret = f"{urllib.parse.unquote(proxy.username or '')}:{urllib.parse.unquote(proxy.password or '')}"
-        credentials = {"Proxy-Authorization": f"Basic {b64encode(secret.encode()).decode()}"} if proxy.username else {}
-        made.set_tunnel(address.host, address.port, headers=credentials)
-    return made
-
-
-def _proxy(address: Address, scheme: str) -> urllib.parse.SplitResult | None:
-    proxies = urllib.request.getproxies()
-    url = proxies.get(scheme) or proxies.get("all")
-    if not url or urllib.request.proxy_bypass(address.host):
-        return None
-    return urllib.parse.urlsplit(url if "://" in url else f"http://{url}")

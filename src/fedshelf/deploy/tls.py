@@ -1,185 +1,318 @@
 """The server's own certificate authority and certificate: encryption that works from the first start.
 
 The authority is kept for ten years, so that a store gets its certificate (``ca.pem``) once; the server's
-certificate is made anew whenever it lacks a name or nears its end.
+certificate is made anew whenever it lacks a name or nears its end. The authority is never replaced: that would lock out
+every store. Both hold from a fixed day in the past, so that a clock that runs ahead does no harm.
 """
 
+import contextlib
 import datetime
-import ipaddress
+import logging
 import os
+import shlex
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedshelf.config.places import tls_directory
+from fedshelf.config.places import HOME_VARIABLE, tls_directory
 from fedshelf.core.errors import TransportError
+from fedshelf.core.system_errors import current_user, reason, user_name
+from fedshelf.deploy.address import Address, host_problem, own_addresses, parse_ip
+from fedshelf.deploy.connection_errors import validity
 
+logger = logging.getLogger(__name__)
+
+VALID_FROM = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)  # before any FedShelf: an earlier clock is wrong
 CA_LIFETIME = datetime.timedelta(days=3650)
 CERTIFICATE_LIFETIME = datetime.timedelta(days=825)
 RENEW_BEFORE = datetime.timedelta(days=30)
-CLOCK_SKEW = datetime.timedelta(days=1)
-WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 addresses to listen on are not names to be called by
+WARN_BEFORE = datetime.timedelta(days=90)  # of the authority's end: every store must get the next one
+MAX_COMMON_NAME = 64
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerTls:
-    """Paths of PEM files: the authority's certificate (to hand out), the server's certificate and its key."""
+    """PEM files of a server.
+
+    Attributes:
+        ca: the authority's certificate, to hand out.
+        certificate: the server's certificate.
+        key: the server's key.
+    """
 
     ca: Path
     certificate: Path
     key: Path
 
 
-def ensure_server_tls(directory: Path, hosts: Iterable[str] = ()) -> ServerTls:
+def ensure_server_tls(
+    directory: Path,
+    hosts: Iterable[str] = (),
+    *,
+    now: datetime.datetime | None = None,
+    say: Callable[[str], None] = logger.warning,
+) -> ServerTls:
     """Make or reuse the authority and the server's certificate in `directory`.
 
     Args:
         directory: created with mode 0700; keys in it have mode 0600.
-        hosts: names and addresses that clients use for this server, beside those of this machine.
+        hosts: names and addresses that clients use for this server, besides those of this machine.
+        now: what the clock shows; by default this machine's.
+        say: told what somebody should know: a name that is left out, an authority that ends soon.
+
+    Returns:
+        The files, all of which hold at this moment.
 
     Raises:
-        TransportError: the directory cannot be written, or holds files that are not ours.
+        TransportError: the directory cannot be used, the clock is wrong, or the authority does not hold (any more) or
+            is not whole; the message says how to restore it, or to start anew.
     """
+    now = now or datetime.datetime.now(datetime.UTC)
+    if now < VALID_FROM:
+        raise TransportError(
+            f"this machine's clock shows {now:%Y-%m-%d %H:%M} UTC, which is wrong, and certificates go by it: set it, "
+            "and start the server again"
+        )
     tls = ServerTls(ca=directory / "ca.pem", certificate=directory / "server.pem", key=directory / "server.key")
-    ca_key_path = directory / "ca.key"
-    names = _names(hosts)
-    try:
+    names = _names(hosts, say)
+    with _saying_what_to_do(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
-        if not (tls.ca.exists() and ca_key_path.exists()):
-            _write_authority(tls.ca, ca_key_path)
-        ca, ca_key = _read_certificate(tls.ca), _read_key(ca_key_path)
-        if not _is_usable(tls, ca, names):
-            _write_certificate(tls, ca, ca_key, names)
-    except (OSError, ValueError, TypeError) as error:
-        raise TransportError(
-            f"the server's certificates in {directory} cannot be used ({error}); move that directory away, and "
-            "new ones are made (clients elsewhere then need the new ca.pem), or start with --insecure"
-        ) from error
+        ca, ca_key = _authority(tls, directory / "ca.key", now)
+        if ca.not_valid_after_utc - now < WARN_BEFORE:
+            say(f"the certificate authority ends on {ca.not_valid_after_utc:%Y-%m-%d}: {_start_anew(directory)}")
+        if not _is_usable(tls, ca, names, now):
+            issue(tls, ca, ca_key, names, end=min(now + CERTIFICATE_LIFETIME, ca.not_valid_after_utc))
     return tls
 
 
 def fingerprint(certificate: Path) -> str:
     """SHA-256 of a PEM certificate in the usual notation (AB:CD:…), for people to compare."""
-    return _read_certificate(certificate).fingerprint(hashes.SHA256()).hex(":").upper()
+    return read_certificate(certificate).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def client_context(ca: Path | None) -> ssl.SSLContext:
     """What a client checks the server against: `ca` alone; without one, this machine's own server and the system's
     authorities.
 
+    Args:
+        ca: a file that `fedshelf server` made.
+
     Raises:
-        TransportError: `ca` is not there or holds no certificate.
+        TransportError: the file cannot be read or does not hold a certificate.
     """
-    if ca is not None:
-        try:
+    try:
+        if ca is not None:
             return ssl.create_default_context(cafile=str(ca))
-        except (OSError, ssl.SSLError) as error:
-            raise TransportError(
-                f"--ca {ca}: {error.strerror or error}; give the ca.pem that 'fedshelf server' made"
-            ) from error
-    context = ssl.create_default_context()
+        context = ssl.create_default_context()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.filename:  # not the authority's: see SSLKEYLOGFILE
+            raise TransportError(f"TLS cannot be set up: '{error.filename}': {reason(error)}") from error
+        why = (
+            "it does not hold a certificate"
+            if isinstance(error, ssl.SSLError)
+            else f"{current_user()}: {reason(error)}"
+        )
+        raise TransportError(
+            f"--ca {ca}: {why}; give a copy of the ca.pem that 'fedshelf server' names when it starts"
+        ) from error
     local = local_authority()
     if local:
-        context.load_verify_locations(cadata=local)
+        try:
+            context.load_verify_locations(cadata=local)
+        except (OSError, ValueError, TypeError) as error:
+            raise TransportError(
+                f"'{tls_directory() / 'ca.pem'}' does not hold a certificate: give the server's ca.pem with --ca FILE"
+            ) from error
     return context
 
 
 def local_authority() -> str:
-    """The certificate (PEM) of this machine's own authority; empty before a server has made one."""
+    """The certificate (PEM) of this machine's own authority; empty before a server has made one.
+
+    Raises:
+        TransportError: this user may not read it.
+    """
+    path = tls_directory() / "ca.pem"
     try:
-        return (tls_directory() / "ca.pem").read_text(encoding="ascii")
-    except FileNotFoundError:
+        return path.read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
         return ""
+    except OSError as error:
+        raise TransportError(
+            f"{current_user()} cannot read '{path}' ({reason(error)}), the authority of a server on this machine: give "
+            f"a copy with --ca FILE, or set {HOME_VARIABLE} to a folder of this user's own"
+        ) from error
 
 
-def _names(hosts: Iterable[str]) -> list[str]:
-    machine = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *_own_addresses()]
-    return list(dict.fromkeys(name for name in (*machine, *hosts) if name not in WILDCARDS))
+def make_authority(path: Path, key_path: Path, *, start: datetime.datetime, end: datetime.datetime) -> None:
+    """Make a certificate authority.
 
-
-def _own_addresses() -> list[str]:
-    """This machine's IP addresses: people type one of them where there is no name service."""
-    entries = [entry for interface in psutil.net_if_addrs().values() for entry in interface]
-    found = {entry.address for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)}
-    return sorted(address for address in found if "%" not in address)  # a scope is this machine's own affair
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name.encode("idna").decode("ascii"))
-
-
-def _is_usable(tls: ServerTls, ca: x509.Certificate, names: list[str]) -> bool:
-    if not (tls.certificate.exists() and tls.key.exists()):
-        return False
-    certificate = _read_certificate(tls.certificate)
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    if certificate.public_key() != _read_key(tls.key).public_key():
-        return False  # stopped between the two writes
-    held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return certificate.not_valid_after_utc - _now() > RENEW_BEFORE and all(_general_name(n) in held for n in names)
-
-
-def _write_authority(certificate_path: Path, key_path: Path) -> None:
+    Args:
+        path: where its certificate goes.
+        key_path: where its key goes; that is written first.
+        start: from when it holds.
+        end: until when it holds.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _subject(f"FedShelf authority of {socket.gethostname()}")
-    usage = _key_usage(signs_certificates=True)
+    name = _subject("FedShelf authority", " of ")
     certificate = (
-        _builder(subject=name, issuer=name, public_key=key.public_key(), lifetime=CA_LIFETIME)
+        _builder(subject=name, issuer=name, public_key=key.public_key(), start=start, end=end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
     _write_key(key_path, key)
-    _write_atomic(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+    _write_atomic(path, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
 
-def _write_certificate(
-    tls: ServerTls, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, names: list[str]
+def issue(
+    tls: ServerTls,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    names: Iterable[x509.GeneralName],
+    *,
+    end: datetime.datetime,
+    start: datetime.datetime | None = None,
 ) -> None:
+    """Make the server's certificate and key.
+
+    Args:
+        tls: where they go.
+        ca: the authority's certificate.
+        ca_key: the authority's key.
+        names: what clients call the server.
+        end: until when it holds.
+        start: from when it holds; by default for as long as the authority does.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = _subject(f"FedShelf server {socket.gethostname()}")
     issuer_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     certificate = (
-        _builder(subject=subject, issuer=ca.subject, public_key=key.public_key(), lifetime=CERTIFICATE_LIFETIME)
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        _builder(
+            subject=_subject("FedShelf server", " "), issuer=ca.subject, public_key=key.public_key(),
+            start=start or ca.not_valid_before_utc, end=end,
+        )
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False)
         .sign(ca_key, hashes.SHA256())
-    )
+    )  # fmt: skip
     _write_key(tls.key, key)
     _write_atomic(tls.certificate, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
 
+def _authority(
+    tls: ServerTls, key_path: Path, now: datetime.datetime
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The authority that is there, or a new one where none ever was."""
+    directory = tls.ca.parent
+    has_certificate, has_key = tls.ca.exists(), key_path.exists()
+    if not (has_certificate or tls.certificate.exists() or tls.key.exists()):  # at most a first start was cut off
+        make_authority(tls.ca, key_path, start=VALID_FROM, end=now + CA_LIFETIME)
+    elif not has_certificate:
+        raise TransportError(
+            f"'{tls.ca}' is missing, but '{directory}' was in use: copy it back from a backup or from any store, which "
+            f"has the same file; or {_start_anew(directory)}"
+        )
+    elif not has_key:
+        raise TransportError(
+            f"'{key_path}' is missing, and without it the authority in '{tls.ca}' can make no certificate: restore it "
+            f"from a backup; or {_start_anew(directory)}"
+        )
+    ca, ca_key = read_certificate(tls.ca), read_key(key_path)
+    if ca.public_key() != ca_key.public_key():
+        raise TransportError(
+            f"'{key_path}' is not the key of '{tls.ca}': restore both from the same backup; or {_start_anew(directory)}"
+        )
+    if problem := validity(ca, now):
+        raise TransportError(
+            f"the certificate authority in '{tls.ca}' {problem}. Set the clock if it is wrong; else "
+            f"{_start_anew(directory)}"
+        )
+    return ca, ca_key
+
+
+def _start_anew(directory: Path) -> str:
+    folder = shlex.quote(str(directory))
+    return (
+        f"start anew: stop the server, move the folder away (mv {folder} {shlex.quote(f'{directory}.old')}), start the "
+        "server, and give every store a copy of the new ca.pem"
+    )
+
+
+@contextlib.contextmanager
+def _saying_what_to_do(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        owner = ""
+        with contextlib.suppress(OSError):
+            owner = f" (the folder belongs to {user_name(directory.stat().st_uid)})"
+        raise TransportError(
+            f"the server's certificates in '{directory}' cannot be used by {current_user()}: {reason(error)}{owner}. "
+            f"Start the server as the user to whom they belong, set {HOME_VARIABLE} to a folder of this user's own, or "
+            "start with --insecure"
+        ) from error
+    except UNREADABLE as error:
+        raise TransportError(
+            f"the files in '{directory}' are damaged or not FedShelf's certificates and keys: restore them from a "
+            f"backup; or {_start_anew(directory)}"
+        ) from error
+
+
+def _names(hosts: Iterable[str], say: Callable[[str], None]) -> list[x509.GeneralName]:
+    """What the certificate is made out to. What cannot stand in one is left out, and said."""
+    names: list[x509.GeneralName] = []
+    for name in dict.fromkeys(("localhost", "127.0.0.1", "::1", socket.gethostname(), *own_addresses(), *hosts)):
+        if Address(host=name, port=0).is_wildcard:
+            continue
+        if problem := host_problem(name):
+            say(f"the name {name!r} is left out of the server's certificate ({problem}): clients cannot use it")
+        else:
+            ip = parse_ip(name)
+            names.append(x509.DNSName(name.encode("idna").decode("ascii")) if ip is None else x509.IPAddress(ip))
+    return names
+
+
+def _is_usable(tls: ServerTls, ca: x509.Certificate, names: Iterable[x509.GeneralName], now: datetime.datetime) -> bool:
+    if not (tls.certificate.exists() and tls.key.exists()):
+        return False
+    try:
+        certificate = read_certificate(tls.certificate)
+        certificate.verify_directly_issued_by(ca)
+        if certificate.public_key() != read_key(tls.key).public_key():
+            return False  # stopped between the two writes
+        held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (*UNREADABLE, InvalidSignature):
+        return False
+    ends_soon = certificate.not_valid_after_utc - now < RENEW_BEFORE
+    return not ends_soon and not validity(certificate, now) and all(name in held for name in names)
+
+
 def _builder(
-    *, subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, lifetime: datetime.timedelta
-) -> x509.CertificateBuilder:
+    *, subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, start: datetime.datetime,
+    end: datetime.datetime,
+) -> x509.CertificateBuilder:  # fmt: skip
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_now() - CLOCK_SKEW)
-        .not_valid_after(_now() + lifetime)
+        .not_valid_before(start)
+        .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 
@@ -192,15 +325,25 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )  # fmt: skip
 
 
-def _subject(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+def _subject(role: str, joint: str) -> x509.Name:
+    """`role` with this machine's name, if that is one that fits."""
+    host = socket.gethostname()
+    whole = f"{role}{joint}{host}"
+    fits = len(whole) <= MAX_COMMON_NAME and not host_problem(host)
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, whole if fits else role)])
 
 
-def _read_certificate(path: Path) -> x509.Certificate:
+def read_certificate(path: Path) -> x509.Certificate:
+    """Read a PEM certificate."""
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a PEM key.
+
+    Raises:
+        ValueError: it is none of an elliptic curve.
+    """
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError(f"{path.name} is not an elliptic-curve key")
@@ -224,7 +367,3 @@ def _write_atomic(path: Path, content: bytes, *, mode: int) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

@@ -1,11 +1,11 @@
 """Figures and other people's words as text for a person. What is absent is a dash."""
 
-import re
 from collections.abc import Sequence
+
+from fedshelf.core.text import counted
 
 ABSENT = "–"
 _BARS = "▁▂▃▄▅▆▇█"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def percent(fraction: float | None) -> str:
@@ -42,9 +42,23 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min"
 
 
-def printable(text: str) -> str:
-    """A text from the network, safe to print: nothing in it can move the cursor or turn the line around."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+def caveats(num_classes: int | None, num_test: int | None, num_test_left_out: int) -> list[str]:
+    """What to say beside a run's accuracies: where they tell less than they seem to.
+
+    Args:
+        num_classes: how many products the model tells apart.
+        num_test: how many photos the server tests on.
+        num_test_left_out: how many more it has, of products that no client holds.
+    """
+    found = []
+    if num_classes == 1:
+        found.append(
+            "there is one product in all stores: any model names each photo right, and no accuracy says anything"
+        )
+    if num_test_left_out:
+        total = counted((num_test or 0) + num_test_left_out, "test photo")
+        found.append(f"the central accuracy is of {num_test:,} of {total}: no store has the products of the others")
+    return found
 
 
 def sparkline(values: Sequence[float | None], width: int = 24) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from fedshelf.core.events import ClientStatus
-from fedshelf.reporting.formatting import printable
+from fedshelf.core.text import printable
 
 HABIT = 5
 """Times in a row that are no accident: with over-selection, one of many alike stores is soon late three times."""

@@ -1,7 +1,7 @@
 """What a run is to do, with which model, in which world, and what its rounds share."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -45,12 +45,17 @@ class RoundSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GlobalModel:
-    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out."""
+    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out.
+
+    `num_test` photos are of products in the catalogue, `num_test_left_out` are not.
+    """
 
     layout: Layout
     initial: Tensor
     evaluate_on_server: Callable[[Tensor], Score] | None
     publish: Callable[[Tensor, RoundFinished, bool], None]
+    num_test: int | None = None
+    num_test_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,8 +65,9 @@ class Plan:
     It starts with `start_clients`. `client_lr` maps a round to its learning rate;
     `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
     one, `pacing` what is made of machines that differ; `max_staleness` (versions; None: any) is for asynchronous
-    rounds. The server tests the model every `test_every` rounds; where it `compares`, stores tell in the end which
-    model serves them best.
+    rounds. `aliases` says which names of products mean
+    the same one. The server tests the model every `test_every` rounds; where it `compares`, stores tell in the end
+    which model serves them best.
     """
 
     run_id: str
@@ -82,6 +88,7 @@ class Plan:
     max_staleness: int | None = None
     test_every: int = 1
     pacing: Pacing = UNPACED
+    aliases: Mapping[str, str] = field(default_factory=dict)
     compares: bool = False
 
 

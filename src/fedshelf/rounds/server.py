@@ -12,6 +12,7 @@ from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.class_names import federation_doubts
 from fedshelf.rounds.buffered import BufferedRounds
 from fedshelf.rounds.dispatch import Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
@@ -99,6 +100,7 @@ class Server:
             RunStarted(
                 run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
                 num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.start_clients,
+                num_test=model.num_test, num_test_left_out=model.num_test_left_out,
             )
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
@@ -117,7 +119,11 @@ class Server:
         """Wait for enough clients to join, and settle which products there are."""
         needed, members = self._plan.start_clients, self._membership
         self._inbox.wait(lambda: members.num_joined() >= needed, f"{counted(needed, 'client')} to start")
-        return Catalogue.resolve(self._membership.classes())
+        joins = members.classes()
+        catalogue = Catalogue.resolve(joins, self._plan.aliases)
+        for doubt in federation_doubts(joins, catalogue):
+            log.warning(doubt)
+        return catalogue
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
         """The state after the last round, and why it was the last."""

@@ -7,6 +7,7 @@ shows the repeated hour.
 
 import difflib
 import math
+import os
 import re
 import time
 import zoneinfo
@@ -20,6 +21,13 @@ DAY = 86_400
 HORIZON = 8 * DAY  # a window that lies in what a clock leaves out, or on a day that it leaves out, comes again by then
 EXAMPLE = "write START-END by the clock, such as 22:00-06:00, several joined by commas: 12:00-13:30,22:00-06:00"
 
+WELL_KNOWN = frozenset({
+    "Europe/Berlin", "Europe/London", "Europe/Helsinki", "America/New_York", "America/Chicago", "America/Denver",
+    "America/Los_Angeles", "Asia/Shanghai", "Asia/Kolkata", "Asia/Tokyo", "Australia/Sydney",
+})  # fmt: skip
+MAX_ABBREVIATION = 5
+
+_OFFSET = re.compile(r"(?:UTC|GMT)?\s*[+-]\s*[0-9:]{1,5}", re.IGNORECASE)
 _TIME = r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?"
 _WINDOW = re.compile(rf"\s*{_TIME}\s*-\s*{_TIME}\s*")
 
@@ -105,6 +113,8 @@ def active_hours(text: str | None, time_zone: str | None) -> ActiveHours | None:
             raise UsageError(f"--time-zone {time_zone} says whose clock --active-hours goes by: give that, too")
         return None
     windows = _windows(text)
+    if time_zone is None:
+        _check_local_zone()
     offset = _local_offset if time_zone is None else _offset_of(_zone(time_zone))
     return ActiveHours(windows=windows, offset=offset, text=text, zone=time_zone or "this machine's time")
 
@@ -148,11 +158,21 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # not there; no name, or no such file; a folder of zones
-        known = sorted(zoneinfo.available_timezones())
+        known = sorted(zoneinfo.available_timezones(), key=lambda zone: (zone not in WELL_KNOWN, zone))
     if not known:
         raise UsageError(
             f"--time-zone {name}: this system has no database of time zones; install the package 'tzdata' beside "
             "FedShelf, or leave --time-zone out to go by this machine's own clock"
+        )
+    if _OFFSET.fullmatch(name.strip()):
+        raise UsageError(
+            f"--time-zone {name}: an offset is not a time zone, as it does not tell when clocks are changed; write a "
+            "place whose clock it is, such as Europe/Berlin"
+        )
+    if examples := _places_of(name.strip().upper(), known):
+        raise UsageError(
+            f"--time-zone {name}: an abbreviation is not a time zone; write a place whose clock it is, such as "
+            + " or ".join(examples)
         )
     near = _nearest(name, known)
     raise UsageError(
@@ -161,19 +181,29 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
     )
 
 
+def _places_of(abbreviation: str, known: list[str]) -> list[str]:
+    """A place for each offset that `abbreviation` stands for (CST is five hours behind, six behind, or eight ahead)."""
+    if not (abbreviation.isalpha() and len(abbreviation) <= MAX_ABBREVIATION):
+        return []
+    year, found = datetime.now(UTC).year, dict[timedelta | None, str]()
+    for name in (name for name in known if "/" in name):
+        zone = zoneinfo.ZoneInfo(name)
+        for moment in (datetime(year, 1, 1, tzinfo=zone), datetime(year, 7, 1, tzinfo=zone)):
+            if moment.tzname() == abbreviation:
+                found.setdefault(moment.utcoffset(), f"{name} ({moment:UTC%z})")
+    return list(found.values())
+
+
 def _nearest(name: str, known: list[str]) -> str | None:
-    """The zone that somebody probably means who writes only the town, or misspells it."""
+    """The zone that somebody probably means who writes only the town, or misspells it. Abbreviations are not guessed:
+    one letter makes a difference of hours."""
     wanted = name.strip().lower().replace(" ", "_")
-    for zone in known:
-        if wanted in (zone.lower(), zone.lower().rpartition("/")[2]):
-            return zone
-    by_lower = {zone.lower(): zone for zone in known}
-    towns = {zone.lower().rpartition("/")[2]: zone for zone in known}
-    for names in (by_lower, towns):
-        near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.7)
-        if near:
-            return names[near[0]]
-    return None
+    by_name = {zone.lower().rpartition("/")[2]: zone for zone in reversed(known)}
+    by_name |= {zone.lower(): zone for zone in known}
+    if wanted in by_name:
+        return by_name[wanted]
+    near = difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.75) if len(wanted) > MAX_ABBREVIATION else []
+    return by_name[near[0]] if near else None
 
 
 def _offset_of(zone: zoneinfo.ZoneInfo) -> Offset:
@@ -181,6 +211,23 @@ def _offset_of(zone: zoneinfo.ZoneInfo) -> Offset:
         return int((datetime.fromtimestamp(at, zone).utcoffset() or timedelta()).total_seconds())
 
     return offset
+
+
+def _check_local_zone() -> None:
+    """The C library takes any nonsense in `TZ` for universal time, silently.
+
+    Raises:
+        UsageError: `TZ` is not a time zone.
+    """
+    name = os.environ.get("TZ", "").removeprefix(":")
+    if name and not name.startswith("/") and not any(character.isdigit() for character in name):
+        try:
+            zoneinfo.ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise UsageError(
+                f"the environment variable TZ is {name!r}, which is not a time zone: this machine's clock would count "
+                "as universal time; set it to a name such as Europe/Berlin, or give --time-zone"
+            ) from None
 
 
 def _local_offset(at: int) -> int:

@@ -15,14 +15,20 @@ def kind(event: Event) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
 
 
-def to_json(event: Event) -> str:
+def to_json(event: Event, *, ascii: bool = False) -> str:
     """One line: `{"event": "round_finished", "round": 3, ...}`. NaN and infinity are written as null."""
-    return dump({"event": kind(event), **dataclasses.asdict(event)})
+    return dump({"event": kind(event), **dataclasses.asdict(event)}, ascii=ascii)
 
 
-def dump(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON of plain values: what JSON has no number for becomes null."""
-    return json.dumps(_strict(value), ensure_ascii=False, allow_nan=False, indent=indent)
+def dump(value: Any, *, indent: int | None = None, ascii: bool = False) -> str:
+    """Strict JSON of plain values: what JSON has no number for becomes null.
+
+    Args:
+        value: to be written.
+        indent: of lines; None writes one line.
+        ascii: escape all other characters, for a terminal that may lack them, or that some of them control.
+    """
+    return json.dumps(_strict(value), ensure_ascii=ascii, allow_nan=False, indent=indent)
 
 
 def finite(value: float | None) -> float | None:

@@ -16,7 +16,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.messages import Setup
+from fedshelf.core.messages import Join, Setup
 from fedshelf.core.ports import MetricSink
 from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
@@ -78,6 +78,7 @@ def simulate_stores(
             f"--min-clients {config.min_clients}: there {'is' if len(names) == 1 else 'are'} only "
             f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
         )
+    joins = [join_of(stores, name) for name in names]  # a folder that cannot be used ends it before there is a run
     durations = durations_of(config, names)
     config = config.model_copy(
         update={
@@ -91,7 +92,7 @@ def simulate_stores(
     with _pool(config, runner) as pool, open_run(config, watchers=watchers, in_background=True) as run:
         runner.states, runner.models = run.directory.client_states, run.directory.stores
         engine = engine_of(run.directory, config, stores, model)
-        transport = _transport(config, stores, _backend(pool, runner, engine), durations, together=engine == "vmap")
+        transport = _transport(config, joins, _backend(pool, runner, engine), durations, together=engine == "vmap")
         scorer = runner if pool is None else pool
         server = make_server(
             run,
@@ -132,10 +133,9 @@ def _backend(pool: "WorkerPool | RayPool | None", runner: ClientRunner, engine: 
 
 
 def _transport(
-    config: RunConfig, stores: Stores, backend: Backend, durations: Durations, *, together: bool
+    config: RunConfig, joins: Sequence[Join], backend: Backend, durations: Durations, *, together: bool
 ) -> LocalTransport | VirtualTimeTransport:  # fmt: skip
     """The way to the clients of `backend`, and the time there."""
-    joins = [join_of(stores, name) for name in stores.names()]
     if not needs_order(config):
         return LocalTransport(backend, joins, durations)
     return VirtualTimeTransport(backend, joins, durations, dropout_of(config), together=together)

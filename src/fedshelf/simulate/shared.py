@@ -9,7 +9,6 @@ import fcntl
 import mmap
 import os
 import shutil
-import tempfile
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from fedshelf.storage.atomic_files import temporary_folder
 
 MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is made by tempfile
 PREFIX, LOCK = "fedshelf-shared-", "lock"
@@ -42,7 +43,7 @@ class SharedFolders:
 
     def __init__(self) -> None:
         parents: list[Path | None] = [MEMORY, None] if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else [None]
-        self._folders = [tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) for parent in parents]
+        self._folders = [temporary_folder(PREFIX, parent) for parent in parents]
         self.paths = tuple(Path(folder.name) for folder in self._folders)
         self._locks = [_lock(path) for path in self.paths]
         for path in self.paths:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import ClientState
+from fedshelf.core.system_errors import reason
 from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
 from fedshelf.storage.client_states import state_of, state_tensors
 from fedshelf.storage.spool import file_name
@@ -94,5 +95,6 @@ def _read(path: Path) -> ClientState:
         return state_of(read_tensors(path)[0])
     except (OSError, DamagedFileError) as error:
         raise RunError(
-            f"the state of a simulated client is lost: {error}. Start the simulation as a new run (another --run-dir)."
+            f"the state of a simulated client is lost: {reason(error)}. Start the simulation as a new run (another "
+            "--run-dir)."
         ) from error

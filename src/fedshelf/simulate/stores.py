@@ -1,5 +1,6 @@
 """Where simulated clients have their photos from."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,14 @@ from fedshelf import __version__
 from fedshelf.app.components import OpenedSetup, StorePhotos, store_photos, test_photos
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
+from fedshelf.core.text import to_filesystem
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.folder import scan
+from fedshelf.data.layout import store_folders
+
+log = logging.getLogger(__name__)
 
 MOST_OPEN = 4096  # stores whose photo files a process keeps mapped
 
@@ -52,6 +57,7 @@ class FolderStores:
     root: Path
     cache: Path
     test_dir: Path | None
+    _classes: dict[str, tuple[ClassFolder, ...]] = field(default_factory=dict, repr=False)
     _open: OrderedDict[str, tuple[OpenedSetup, StorePhotos]] = field(default_factory=OrderedDict, repr=False)
 
     @property
@@ -59,19 +65,15 @@ class FolderStores:
         return self.test_dir is not None
 
     def names(self) -> tuple[str, ...]:
-        try:
-            found = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        except OSError as error:
-            raise DataError(f"--data-dir {self.root}: {error.strerror}") from None
-        if not found:
-            raise DataError(
-                f"--data-dir {self.root} holds no folder: simulate wants one folder of photos per store "
-                "('fedshelf data partition PHOTOS --out STORES' makes them)"
-            )
-        return tuple(found)
+        return tuple(sorted(store_folders(self.root)))
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
-        return scan(self.root / name, val_fraction=0.0, seed=0).classes
+        if name not in self._classes:
+            found = scan(self._folder(name), val_fraction=0.0, seed=0)
+            for finding in found.findings:
+                log.warning("%s: %s", name, finding)
+            self._classes[name] = found.classes
+        return self._classes[name]
 
     def num_photos(self, name: str) -> int | None:
         """None: which photos can be used is known once they are decoded."""
@@ -81,7 +83,7 @@ class FolderStores:
         """Opened once for a setup: to find a folder's photos in the cache takes as long as to train on a few."""
         known = self._open.pop(name, None)
         if known is None or known[0] is not opened:
-            known = opened, store_photos(self.root / name, opened, PhotoCache(root=self.cache))
+            known = opened, store_photos(self._folder(name), opened, PhotoCache(root=self.cache))
         self._open[name] = known
         if len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
@@ -91,6 +93,9 @@ class FolderStores:
         if self.test_dir is None:
             raise DataError("there is no --test-dir to evaluate on")
         return test_photos(self.test_dir, opened.config, opened.catalogue, PhotoCache(root=self.cache))
+
+    def _folder(self, name: str) -> Path:
+        return self.root / to_filesystem(name)
 
 
 class MemoryStores:

@@ -5,11 +5,13 @@ import errno
 import mmap
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 from fedshelf.core.errors import RunError
+from fedshelf.core.system_errors import current_user, reason
 
 Data: TypeAlias = bytes | str | Iterable[bytes | memoryview]
 """What a file may be made of; text is written as UTF-8, an iterable is streamed."""
@@ -79,6 +81,25 @@ def make_folder(path: Path) -> Path:
     with saying_what_to_do("make folder", path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def temporary_folder(prefix: str, parent: Path | None = None) -> "tempfile.TemporaryDirectory[str]":
+    """Make a folder that is deleted when it is closed, or at the end of the process.
+
+    Args:
+        prefix: how its name begins.
+        parent: where it goes; by default where the system keeps temporary files.
+
+    Raises:
+        RunError: there is no place for one.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
+    except OSError as error:
+        raise RunError(
+            f"{current_user()} cannot make a temporary folder ({reason(error)}): set the environment variable TMPDIR "
+            "to a folder that can be written to"
+        ) from error
 
 
 def map_file(path: Path) -> memoryview:

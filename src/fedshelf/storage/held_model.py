@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fedshelf.core.system_errors import reason
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class FileHeldModel:
             except FileNotFoundError:
                 return None
             except (OSError, DamagedFileError, KeyError, TypeError) as error:
-                logger.warning("the model held from before is lost, the server sends it whole: %s", error)
+                logger.warning("the model held from before is lost, the server sends it whole: %s", reason(error))
         return self._held
 
     def save(self, name: str, model: Tensor) -> None:

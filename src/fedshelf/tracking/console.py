@@ -33,7 +33,7 @@ from fedshelf.core.events import (
     Waiting,
 )
 from fedshelf.core.text import counted, printable
-from fedshelf.reporting.formatting import ABSENT, duration, number, percent
+from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent
 from fedshelf.reporting.gain_report import figures, verdict
 from fedshelf.reporting.stragglers import StragglerTracker, advice
 from fedshelf.tracking.terminal import make_console, print_line
@@ -57,6 +57,7 @@ class ConsoleSink:
         self._min_clients = 0
         self._seconds: list[float] = []
         self._best_round: int | None = None
+        self._caveats: dict[str, str] = {}  # what accuracies are said with that tell little
         self._awaited: dict[str, None] = {}  # whose answer is, in the order of names
         self._num_counted = 0
         self._named: set[str] = set()  # whom of this round's cohort a warning has named
@@ -113,6 +114,13 @@ class ConsoleSink:
             f"{counted(event.num_classes, 'class', 'classes')}{resumed}",
             style="bold",
         )
+        for caveat in caveats(event.num_classes, event.num_test, event.num_test_left_out):
+            self._warn(caveat)
+        if event.num_classes == 1:
+            self._caveats["accuracy"] = " (one product)"
+        if event.num_test_left_out:
+            total = counted((event.num_test or 0) + event.num_test_left_out, "photo")
+            self._caveats["central"] = f" of {event.num_test} of {total}"
         if self._bar is not None:
             self._bar.begin(total=event.num_rounds, done=event.first_round - 1)
             self._show(f"waiting for {counted(event.min_clients, 'store')} to join")
@@ -173,7 +181,7 @@ class ConsoleSink:
         facts = [
             f"round {event.round}/{self._num_rounds}",
             f"{len(event.clients) - len(missing)} of {counted(len(event.clients), asked)}",
-            *(f"{name} {figure}" for name, figure in measured.items() if figure != ABSENT),
+            *(f"{name} {figure}{self._caveats.get(name, '')}" for name, figure in measured.items() if figure != ABSENT),
             duration(event.seconds),
             *["best so far"] * (event.best_round == event.round),
             *[f"{duration(left)} left"] * (self._bar is None and left > 0),

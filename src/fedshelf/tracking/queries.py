@@ -1,9 +1,10 @@
 """What a run's database tells, read while the run goes on. Nothing here writes."""
 
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ class RunSummary:
     started: float | None
     voids: tuple[VoidAttempt, ...]
     stores: tuple[StoreSummary, ...]
+    num_classes: int | None = None
+    num_test: int | None = None
+    num_test_left_out: int = 0
 
     def to_record(self) -> dict[str, Any]:
         """What `fedshelf runs show --json` prints. Scripts rely on these keys: add none, drop none."""
@@ -110,8 +114,15 @@ def run_summary(path: Path) -> RunSummary:
             VoidAttempt(round=row["round"], attempt=row["attempt"], reason=row["reason"])
             for row in connection.execute("SELECT * FROM void_attempts ORDER BY round, attempt")
         )
-        rounds, stores = _rounds(connection), _stores(connection)
-        return _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores)
+        started = connection.execute("SELECT record FROM events WHERE kind = 'run_started' ORDER BY id DESC").fetchone()
+        summary = _summary(
+            directory, alive=alive, run=run, rounds=_rounds(connection), voids=voids, stores=_stores(connection)
+        )
+        record = json.loads(started["record"]) if started else {}
+        return replace(
+            summary, num_classes=record.get("num_classes"), num_test=record.get("num_test"),
+            num_test_left_out=record.get("num_test_left_out", 0),
+        )  # fmt: skip
 
 
 def _summary(

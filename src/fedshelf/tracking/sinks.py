@@ -47,5 +47,5 @@ class JsonLinesSink:
         self._stream = stream
 
     def emit(self, event: Event) -> None:
-        self._stream.write(records.to_json(event) + "\n")
+        self._stream.write(records.to_json(event, ascii=True) + "\n")
         self._stream.flush()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.decode import UnusablePhotoError, decode
-from fedshelf.data.folder import Photo
+from fedshelf.data.photo_files import Photo
 from tests.unit.data.samples import write_photo
 
 names = st.sampled_from(["a.png", "b.jpg", "c.bmp", "d.webp"])

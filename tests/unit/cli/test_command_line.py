@@ -1,6 +1,7 @@
 """The command line as people and scripts meet it: help, exit codes, no traceback for a mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,11 @@ def test_help_does_not_wait_for_torch() -> None:
         (["simulate", "--config", "absent.toml"], "absent.toml"),
         (["simulate", "--data-dir", "stores", "--extend", "3"], "--run-dir"),
         (["client", "--data-dir", "absent"], "no such folder"),
+        (["client", "--data-dir", "stores", "--server-address", "0.0.0.0:8080"], "is what a server listens on"),
+        (["client", "--data-dir", "stores", "--server-address", "a..b:8080"], "between two of its dots"),
+        (["client", "--data-dir", "stores", "--ca", "~nobody-of-that-name/ca.pem"], "no home directory for"),
+        (["server", "--advertise", "shop.example", "--advertise", "0.0.0.0"], "--advertise 0.0.0.0 is not an address"),
+        (["server", "--address", f"{'a' * 70}:8080"], "more than 63 characters"),
         (["client", "--data-dir", "stores", "--active-hours", "22-6"], "'22-6' is no window"),
         (["client", "--data-dir", "stores", "--time-zone", "UTC"], "--active-hours"),
         (["predict", "x.jpg", "--run", "absent"], "absent"),
@@ -205,3 +211,40 @@ def test_the_scripts_of_the_first_text_are_the_commands(script: str) -> None:
         [sys.executable, root / script, "--help"], capture_output=True, text=True, check=True
     )  # fmt: skip
     assert f"Example: fedshelf {script.removesuffix('.py')}" in " ".join(result.stdout.split())
+
+
+def test_products_and_photos_are_shown_by_their_names_whatever_these_hold(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    products = ("Milk [organic]", "Milk [vegan]", "Tea :apple:", "Jam\x1b[2J\u202e")
+    for store in ("lyon", "oslo"):
+        write_pack(Path("stores") / store, dict.fromkeys(products, 3))
+    assert fedshelf(capsys, "simulate", "--data-dir", "stores", "--run-dir", "r", *TINY)[0] == 0
+    photo = Path(os.fsdecode(b"caf\xe9.png"))
+    photo.write_bytes(next(Path("stores").rglob("*.png")).read_bytes())
+    code, out, _ = fedshelf(capsys, "predict", str(photo), "--run", "r")
+    assert code == 0
+    assert out.startswith("caf\\xe9.png\n")
+    for shown in ("Milk [organic]", "Milk [vegan]", "Tea :apple:", r"Jam\x1b[2J\u202e"):
+        assert shown in out
+    code, out, _ = fedshelf(capsys, "predict", str(photo), "--run", "r", "--json")
+    assert {guess["class"] for guess in json.loads(out)["predictions"]} == set(products)
+    assert out.isascii()
+    code, _, error = fedshelf(capsys, "predict", "no\udce9[red].jpg", "--run", "r")
+    assert code == 1
+    assert r"no\xe9[red].jpg" in error
+
+
+def test_a_terminal_that_lacks_the_characters_of_a_name_gets_escapes(home: Path) -> None:
+    """A real process, since the encoding of its output is its own."""
+    write_pack(Path("photos"), {"柠檬": 2, "Tea": 2})
+    (Path("photos/Tea") / os.fsdecode(b"caf\xe8.jpg")).touch()
+    check = [sys.executable, "-m", "fedshelf", "data", "check", "photos"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(check, env=environment, capture_output=True, text=True, check=True).stdout
+    assert r"\u67e0\u6aac" in shown
+    assert r"unusable 'Tea/caf\xe8.jpg': the file is empty" in shown
+    text = subprocess.run([*check, "--json"], env=environment, capture_output=True, text=True, check=True).stdout
+    found = json.loads(text)
+    assert {entry["path"] for entry in found["classes"]} == {"柠檬", "Tea"}
+    assert found["unusable"] == {r"Tea/caf\xe8.jpg": "the file is empty"}

@@ -53,6 +53,14 @@ def test_a_file_says_what_flags_say(tmp_path: Path) -> None:
     assert config == files.load(RunConfig, None, {"client_lr": 0.5, "model": "resnet18", "augment": False, "quorum": 3})
 
 
+def test_a_list_in_a_file_is_a_flag_that_is_repeated(tmp_path: Path) -> None:
+    config = load(tmp_path, 'advertise = ["shop.example", "10.0.0.1:443"]\n')
+    assert config.advertise == ("shop.example", "10.0.0.1:443")
+    assert load(tmp_path, 'advertise = ["shop.example"]\n', advertise=["other.example"]).advertise == ("other.example",)
+    with pytest.raises(UsageError, match=r'advertise = "shop\.example" in .*run\.toml'):
+        load(tmp_path, 'advertise = "shop.example"\n')
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     config = load(tmp_path, "rounds = 7\nseed = 3\n", rounds=9)
     assert (config.rounds, config.seed) == (9, 3)
@@ -155,7 +163,7 @@ def test_the_effective_configuration_reads_back_as_itself(tmp_path: Path) -> Non
 def test_local_values_decide_nothing_and_all_others_do() -> None:
     base = files.effective(RunConfig())
     local = {"device": "cpu", "round_timeout": 3.0, "run_dir": Path("x"), "extend": 2, "workers": 3, "insecure": True,
-             "address": "h:1", "heartbeat_timeout": 60.0, "compare": True}  # fmt: skip
+             "address": "h:1", "heartbeat_timeout": 60.0, "compare": True, "advertise": ["h"]}  # fmt: skip
     assert {name for name, flag in RunConfig.flags().items() if flag.scope is Scope.LOCAL} == set(local)
     assert files.effective(files.load(RunConfig, None, local)) == base
     for name, value in {"rounds": 31, "seed": 1, "client_lr": 0.06, "quorum": 2, "threads": 2, "mu": 0.2}.items():

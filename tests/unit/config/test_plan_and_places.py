@@ -1,5 +1,6 @@
 """From configuration to objects."""
 
+import os
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.errors import DataError, RunError, UsageError
 from fedshelf.core.messages import ClassFolder, Failure, Ready, Setup
+from fedshelf.core.text import to_filesystem
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization import fedbn, fedper
@@ -112,21 +114,26 @@ def test_the_workbench_trains_as_configured_from_weights_of_the_seed() -> None:
     assert dict(bench.module.named_parameters())["head.weight"].shape[0] == 3
 
 
-def test_the_home_is_where_the_variable_says(home: Path) -> None:
-    assert places.home_directory() == home
-    assert {p.parent for p in (places.tls_directory(), places.photo_cache())} == {home}
-
-
-@pytest.mark.parametrize("name", ["..", "../../etc", "a/b", "", ".hidden", "ünï çode", "a\x00b"])
+@pytest.mark.parametrize("name", ["..", "../../etc", "a/b", "", ".hidden", "ünï çode", "a\x00b", "柠檬 " * 99])
 def test_no_name_leads_out_of_the_states_folder(home: Path, name: str) -> None:
     folder = places.client_directory(name)
     assert folder.parent == home / "clients"
     assert folder.name not in ("", ".", "..")
+    assert len(os.fsencode(folder.name)) <= 255
 
 
 def test_names_that_differ_have_folders_that_differ(home: Path) -> None:
-    names = ["a b", "a_b", "a/b", "a%20b", "a%2fb", ".a", "a", ".", "..", "%2ea"]
+    names = ["a b", "a_b", "a/b", "a%20b", "a%2fb", ".a", "a", ".", "..", "%2ea", "柠檬" * 99, "柠檬" * 99 + "!"]
     assert len({places.client_directory(name) for name in names}) == len(names)
+
+
+def setup_for(*products: str) -> Setup:
+    """What a server of the smallest recipe sends to clients that hold `products`."""
+    catalogue = Catalogue.resolve({"a": [ClassFolder(leaf=name, path=name) for name in products]})
+    digest = bound_model_of(config(), catalogue, device="cpu").params.layout.digest
+    return Setup(
+        run_id="r", config=files.for_clients(config()), catalogue=catalogue.to_json(), layout_digest=digest
+    )  # fmt: skip
 
 
 def place(data: Path, **values: Any) -> ClientPlace:
@@ -151,13 +158,54 @@ def test_a_client_is_named_for_its_folder_and_keeps_its_state_elsewhere(home: Pa
     [
         ({"state_dir": Path("photos/state")}, "inside the photos"),
         ({"device": "tpu"}, "choose among"),
-        ({"test_dir": Path("absent")}, "--test-dir absent: no such folder"),
+        ({"test_dir": Path("absent")}, "--test-dir .*absent: no such folder"),
+        ({"test_dir": Path("photos")}, "--test-dir photos is the --data-dir"),
+        ({"name": "caf\udce9"}, r"--name caf\\xe9 is not UTF-8 text"),
     ],
 )
 def test_a_place_that_makes_no_sense_is_a_usage_error(home: Path, values: dict[str, Any], why: str) -> None:
     write_pack(Path("photos"), {"apple": 1})
     with pytest.raises(UsageError, match=why):
         place(Path("photos"), **values)
+
+
+def test_a_folder_whose_name_is_not_utf8_gives_a_name_that_is_and_leads_back_to_it(home: Path) -> None:
+    folder = Path(os.fsdecode(b"magasin-caf\xe9"))
+    made = place(write_pack(folder, {"apple": 1}))
+    assert made.name == r"magasin-caf\xe9"
+    assert to_filesystem(made.name) == folder.name
+    assert join_of(made).client == made.name
+
+
+def test_what_was_left_out_of_the_photos_is_said_when_the_client_joins(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pack(Path("photos"), {"apple": 1, "apple/@eaDir/p00.jpg": 1})
+    join = join_of(place(Path("photos")))
+    assert [folder.path for folder in join.classes] == ["apple"]
+    assert "folders that a NAS or an operating system keeps for itself (1): 'apple/@eaDir'" in caplog.text
+
+
+def test_a_client_without_a_photo_to_train_on_says_why(home: Path) -> None:
+    for name in ("damaged", "other"):
+        write_pack(Path(name), {"apple" if name == "damaged" else "apples": 3})
+    for photo in Path("damaged").rglob("*.png"):
+        photo.write_bytes(b"\x89PNG\r\n\x1a\n no photo")
+    setup = setup_for("apple")
+    answers = {name: StoreClient(place(Path(name))).handle(setup) for name in ("damaged", "other")}
+    reasons = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Failure)}
+    assert reasons["damaged"].startswith("none of its photos can be used: the file is not a JPEG")
+    assert "(3 photos)" in reasons["damaged"]
+    assert reasons["other"].startswith("it holds no training photo of a class in the run's catalogue")
+    assert "'apples'" in reasons["other"]
+
+
+def test_a_configuration_that_is_no_toml_is_a_failure_and_no_crash(home: Path) -> None:
+    write_pack(Path("photos"), {"apple": 1})
+    for text in ("rounds = ", "a = " + "[" * 100_000):
+        answer = StoreClient(place(Path("photos"))).handle(replace(setup_for("apple"), config=text))
+        assert isinstance(answer, Failure)
+        assert "the server's configuration is not TOML" in answer.reason
 
 
 def test_a_folder_that_is_missing_or_empty_is_one_clear_error(home: Path) -> None:
@@ -170,7 +218,8 @@ def test_a_folder_that_is_missing_or_empty_is_one_clear_error(home: Path) -> Non
 
 def test_a_stock_node_says_where_its_photos_are(home: Path) -> None:
     write_pack(Path("photos"), {"apple": 1})
-    join, client = from_node_config({"data-dir": "photos", "name": "oslo", "device": "cpu", "test-dir": "photos"})
+    write_pack(Path("others"), {"apple": 1})
+    join, client = from_node_config({"data-dir": "photos", "name": "oslo", "device": "cpu", "test-dir": "others"})
     assert join.client == "oslo"
     assert isinstance(client, StoreClient)
     with pytest.raises(UsageError, match="data-dir"):
@@ -180,11 +229,9 @@ def test_a_stock_node_says_where_its_photos_are(home: Path) -> None:
 def test_test_photos_of_other_products_are_found_out_before_the_first_round(home: Path) -> None:
     write_pack(Path("photos"), {"apple": 3})
     write_pack(Path("zoo"), {"tiger": 2})
-    catalogue = Catalogue.resolve({"a": [ClassFolder(leaf="apple", path="apple")]})
-    given = config()
-    digest = bound_model_of(given, catalogue, device="cpu").params.layout.digest
-    setup = Setup(run_id="r", config=files.for_clients(given), catalogue=catalogue.to_json(), layout_digest=digest)
-    for test_dir, expected in ((Path("zoo"), Failure), (Path("photos"), Ready), (None, Ready)):
+    write_pack(Path("others"), {"apple": 1})
+    setup = setup_for("apple")
+    for test_dir, expected in ((Path("zoo"), Failure), (Path("others"), Ready), (None, Ready)):
         answer = StoreClient(place(Path("photos"), test_dir=test_dir)).handle(setup)
         assert isinstance(answer, expected), answer
         if isinstance(answer, Failure):

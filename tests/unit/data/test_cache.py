@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from fedshelf.core.errors import DataError
 from fedshelf.data import cache as cache_module
 from fedshelf.data.cache import CachedPhotos, PhotoCache
-from fedshelf.data.decode import decode
-from fedshelf.data.folder import Photo, scan
+from fedshelf.data.decode import _register_heic, decode
+from fedshelf.data.folder import scan
+from fedshelf.data.photo_files import Photo
 from tests.unit.data.samples import GROCERIES_SMALL, needs_groceries_small, write_pack, write_photo
 
 SIZE = 24
@@ -211,9 +213,22 @@ def test_no_usable_photo_at_all_is_one_clear_error_unless_allowed(tmp_path: Path
     (tmp_path / "store" / "A" / "bad.jpg").write_text("no photo")
     photos = photos_of(tmp_path / "store")
     for _ in range(2):
-        with pytest.raises(DataError, match=r"none of the 1 photos is usable.*bad\.jpg"):
+        with pytest.raises(DataError, match=r"none of its photos can be used: .*damaged \(1 photo\).*bad\.jpg"):
             cache.open(photos, SIZE)
     assert len(cache.open(photos, SIZE, allow_empty=True).images) == 0
+
+
+def test_a_photo_whose_decoder_is_missing_is_tried_again_once_it_is_installed(
+    tmp_path: Path, cache: PhotoCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif.register_heif_opener()
+    photos = photos_of(write_photo(tmp_path / "store" / "A" / "1.heic").parents[1])
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pillow_heif", None)
+        _register_heic.cache_clear()
+        (problem,) = cache.open(photos, SIZE, allow_empty=True).problems
+        assert "pip install 'fedshelf[heic]'" in problem.reason
+    assert cache.open(photos, SIZE).images.shape == (1, SIZE, SIZE, 3)
 
 
 def test_no_photos_give_an_empty_array(cache: PhotoCache) -> None:

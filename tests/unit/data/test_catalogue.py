@@ -4,7 +4,7 @@ import pytest
 
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import ClassFolder
-from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.data.folder import class_folder
 
 
@@ -70,6 +70,8 @@ def test_json_round_trip_keeps_the_digest_and_a_change_changes_it() -> None:
         ('{"format":2,"classes":[]}', "format 2"),
         ('{"format":1,"classes":[]}', "no class"),
         ('{"format":1,"classes":[{"name":3,"members":[]}]}', "not a text"),
+        ('{"format":1,"classes":[{"name":"A\\udce4","members":[]}]}', "surrogates not allowed"),
+        ("[" * 100_000, "RecursionError"),
         ('{"format":1,"classes":[{"name":"A","members":["x"]},{"name":"B","members":["x"]}]}', "two classes"),
     ],
 )
@@ -84,16 +86,17 @@ def test_clients_without_classes_give_no_catalogue() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("name", "text"),
     [
-        "Milk\nApple\nBread\n",
-        "\ufeff# our range\nname\nMilk\n\nApple\r\nBread",
-        "class,coarse\nMilk,1\nApple,2\nBread,3\n",
-        '"Milk"\n Apple \nBread',
+        ("classes.txt", "Milk\nApple\nBread\n"),
+        ("classes", "\ufeff# our range\nMilk\n\n Apple \r\nBread"),
+        ("classes.csv", "\ufeff# our range\nname\nMilk\n\nApple\r\nBread"),
+        ("classes.CSV", "class,coarse\nMilk,1\nApple,2\nBread,3\n"),
+        ("classes.csv", 'id, Product\n1, "Milk"\n2, Apple \n3,Bread\n'),
     ],
 )
-def test_a_list_of_names_is_a_catalogue_in_the_order_of_its_lines(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "classes.csv"
+def test_a_list_of_names_is_a_catalogue_in_the_order_of_its_lines(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     catalogue = Catalogue.load(path)
     assert catalogue.names == ("Milk", "Apple", "Bread")
@@ -114,6 +117,72 @@ def test_a_list_that_names_a_class_twice_is_refused_with_its_name(tmp_path: Path
         Catalogue.load(tmp_path / "c.txt")
 
 
-def test_a_missing_catalogue_file_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        Catalogue.load(tmp_path / "none.txt")
+def test_a_line_of_a_text_file_is_a_name_whatever_is_in_it(tmp_path: Path) -> None:
+    names = ("Juice, orange", '"Rye" bread', "label", "Tea; green", "a\\tb", "[red]Milk[/red]")
+    (tmp_path / "c.txt").write_text("\n".join(names))
+    assert Catalogue.load(tmp_path / "c.txt").names == names
+
+
+def test_a_csv_table_may_have_commas_in_quoted_names_and_needs_a_header(tmp_path: Path) -> None:
+    table = tmp_path / "c.csv"
+    table.write_text('class\n"Juice, orange"\nBread\n')
+    assert Catalogue.load(table).names == ("Juice, orange", "Bread")
+    for text in ("Milk\nBread\n", "class;coarse\nMilk;1\n"):
+        table.write_text(text)
+        with pytest.raises(DataError, match=r"c\.csv.*first line does not name the columns, such as: class"):
+            Catalogue.load(table)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), ("K\xe4se\n".encode("latin-1"), "not UTF-8 text; save it as UTF-8")]
+)
+def test_a_catalogue_file_that_cannot_be_read_is_a_clear_error(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / "c.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"c\.txt' cannot be read: .*{words}"):
+        Catalogue.load(tmp_path / "c.txt")
+
+
+def test_aliases_unite_names_also_within_a_store_and_for_later_ones() -> None:
+    joins = {"a": classes("Banana", "Kiwi"), "b": classes("banana", "Fruit/Bananas", "Kiwi")}
+    assert Catalogue.resolve(joins).names == ("Banana", "Bananas", "Kiwi", "banana")
+    catalogue = Catalogue.resolve(joins, {"banana": "Banana", "Bananas": "Banana", "Chinese gooseberry": "Kiwi"})
+    assert catalogue.names == ("Banana", "Kiwi")
+    for path in ("Banana", "banana", "Fruit/Bananas", "Obst/banana", "Bananas"):
+        assert catalogue.index_of(class_folder(path)) == 0
+    assert catalogue.index_of(class_folder("Exotic/Chinese gooseberry")) == 1
+    assert Catalogue.from_json(catalogue.to_json()) == catalogue
+
+
+def test_a_catalogue_that_was_given_takes_aliases_too() -> None:
+    given = Catalogue(("Banana", "Kiwi"), (("Banana",), ("Kiwi",)))
+    assert given.with_aliases({"banana": "Banana"}).index_of(class_folder("Fruit/banana")) == 0
+    with pytest.raises(DataError, match="does not have: Mango"):
+        given.with_aliases({"mango": "Mango"})
+    with pytest.raises(DataError, match="'Kiwi' belongs to two classes"):
+        given.with_aliases({"Kiwi": "Banana"})
+
+
+def test_an_alias_file_is_a_table_of_alias_and_class(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        '\ufeffclass,Alias,who\nBanana, banana,ann\n"Juice, orange",OJ,bob\nLemon,Lemon ,eve\n'
+    )
+    assert load_aliases(tmp_path / "a.csv") == {"banana": "Banana", "OJ": "Juice, orange", "Lemon ": "Lemon"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "must be alias,class"),
+        ("banana,Banana\n", "must be alias,class"),
+        ("alias,class\nb,B\nb,C\n", "'b' means both 'B' and 'C'"),
+        ("alias,class\nb,\n", "no class: b"),
+        ("alias,class\na,b\nb,c\n", "b both has an alias and is one"),
+    ],
+)
+def test_an_alias_file_that_says_nothing_or_two_things_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"a\.csv'.*{words}"):
+        load_aliases(tmp_path / "a.csv")

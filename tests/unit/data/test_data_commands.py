@@ -63,7 +63,7 @@ def test_check_prints_what_it_found_and_as_json(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_raised_for_the_command_line_to_print(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="no such folder"):
         run("check", tmp_path / "nowhere")
     with pytest.raises(UsageError, match="unknown photo set 'fruit'"):
         run("fetch", "fruit")

@@ -54,7 +54,7 @@ def test_unusable_photos_only_are_an_error_unless_allowed(tmp_path: Path, cache:
     (tmp_path / "s" / "A" / "1.jpg").write_text("no photo")
     photos = scan(tmp_path / "s", val_fraction=0, seed=0).train
     catalogue = Catalogue(("A",), (("A",),))
-    with pytest.raises(DataError, match="none of the 1 photos is usable"):
+    with pytest.raises(DataError, match="none of its photos can be used"):
         load_photos(photos, catalogue, cache, 16)
     assert len(load_photos(photos, catalogue, cache, 16, allow_empty=True).photo_set) == 0
 

@@ -1,16 +1,22 @@
 """The decoder against Pillow: what it makes of a file must be what the eye sees in it."""
 
+import contextlib
 import io
+import subprocess
+import sys
 import warnings
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from fedshelf.data.decode import MAX_PIXELS, UnusablePhotoError, decode, photo_size
 from tests.unit.data.samples import pixels
+
+pillow_heif.register_heif_opener()  # to write such photos here
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -25,10 +31,17 @@ def difference(actual: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
     return float(np.abs(actual.astype(int) - expected.astype(int)).mean())
 
 
-@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP", "TIFF", "JPEG", "AVIF", "HEIF"])
 def test_every_format_gives_the_picture(format: str) -> None:
     data = encode(Image.fromarray(pixels(0)), format, quality=95, lossless=True)
-    assert difference(decode(data, 40), pixels(0)) < (2 if format == "JPEG" else 0.01)
+    assert difference(decode(data, 40), pixels(0)) < (3 if format in {"JPEG", "AVIF", "HEIF"} else 0.01)
+
+
+def test_of_several_pictures_in_one_file_the_first_counts() -> None:
+    first, second = (Image.fromarray(pixels(seed)) for seed in (0, 1))
+    for name, most in (("GIF", 12.0), ("TIFF", 0.01), ("WEBP", 0.01)):  # a GIF has 256 colors
+        data = encode(first, name, save_all=True, append_images=[second], lossless=True)
+        assert difference(decode(data, 40), pixels(0)) < most
 
 
 @pytest.mark.parametrize(("width", "height"), [(400, 300), (40, 900), (31, 17), (500, 20), (1, 1)])
@@ -46,7 +59,7 @@ def test_shrinking_averages_instead_of_sampling() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
 def test_the_photo_is_turned_upright_by_its_exif_orientation(format: str, orientation: int) -> None:
     upright = Image.fromarray(pixels(2, 64, 64))
     undo = {
@@ -103,7 +116,7 @@ def test_a_palette_photo_has_its_colours() -> None:
     assert difference(decode(encode(palette), 40), np.asarray(palette.convert("RGB"))) == 0
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF"])
 def test_a_truncated_file_is_refused_with_a_reason(format: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), format)
@@ -111,17 +124,41 @@ def test_a_truncated_file_is_refused_with_a_reason(format: str) -> None:
         decode(data[: len(data) // 2], 32)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF"])
+def test_damage_of_any_kind_is_a_reason_and_nothing_else(format: str) -> None:
+    data = encode(Image.fromarray(pixels(0)), format)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for position in rng.integers(0, len(data), rng.integers(1, 9)):
+            damaged[position] = rng.integers(256)
+        with contextlib.suppress(UnusablePhotoError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert decode(bytes(damaged), 16).shape == (16, 16, 3)
+
+
+def test_without_its_library_a_heic_photo_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from fedshelf.data.decode import MissingDecoderError, decode\n"
+        "try:\n    decode(sys.stdin.buffer.read(), 16)\nexcept MissingDecoderError as error:\n    print(error)"
+    )
+    data = encode(Image.fromarray(pixels(0)), "HEIF")
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    assert b"pip install 'fedshelf[heic]'" in done.stdout
+
+
 @pytest.mark.parametrize(
     "data", [b"hello, I am text", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe", b"\x00" * 99]
 )
 def test_what_is_no_image_is_refused_with_a_reason(data: bytes) -> None:
-    with pytest.raises(UnusablePhotoError, match="not a JPEG, PNG, WebP or BMP"):
+    with pytest.raises(UnusablePhotoError, match="not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"):
         decode(data, 32)
 
 
 def test_another_image_format_is_refused() -> None:
-    with pytest.raises(UnusablePhotoError, match="not a JPEG, PNG, WebP or BMP"):
-        decode(encode(Image.fromarray(pixels(0)), "TIFF"), 32)
+    with pytest.raises(UnusablePhotoError, match="not a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"):
+        decode(encode(Image.fromarray(pixels(0)), "PPM"), 32)
 
 
 def test_an_empty_file_is_refused() -> None:

@@ -183,6 +183,33 @@ def test_without_a_server_the_error_asks_for_internet(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("base_url", "said"),
+    [
+        ("http://127.0.0.1:1", r"\(connection refused\)"),
+        ("http://a..b", "could not be downloaded"),
+        (f"http://{'a' * 70}.example", "could not be downloaded"),
+    ],
+)
+def test_what_the_network_says_is_told_in_words(tmp_path: Path, base_url: str, said: str) -> None:
+    with pytest.raises(TransportError, match=said) as caught:
+        fetch(SOURCE, tmp_path / "out", sha256="0" * 64, base_url=base_url, retry_seconds=0)
+    assert "Errno" not in str(caught.value)
+
+
+def test_a_proxy_whose_url_is_none_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:port/")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(TransportError, match="could not be downloaded"):
+        fetch(SOURCE, tmp_path / "out", sha256="0" * 64, base_url="http://shop.invalid", retry_seconds=0)
+
+
+@pytest.mark.parametrize("base_url", ["http://[::1", "http://", "http://host:port", "ftp://host"])
+def test_a_mirror_that_is_no_web_address_is_refused(tmp_path: Path, base_url: str) -> None:
+    with pytest.raises(UsageError, match="is not a web address"):
+        fetch(SOURCE, tmp_path / "out", sha256="0" * 64, base_url=base_url)
+
+
 def test_a_wrong_checksum_keeps_nothing(mirror: Mirror, tmp_path: Path) -> None:
     mirror.archive = zip_of(FILES)
     with pytest.raises(DataError, match="has SHA-256"):

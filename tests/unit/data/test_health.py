@@ -45,9 +45,9 @@ def test_copies_are_found_within_a_class_across_classes_and_across_the_split(tmp
         (("train/B/000.png", "val/A/leak.png"), ("A", "B"), True),
     ]
     text = " ".join(health.findings)
-    assert "2 photos lie in several classes" in text
-    assert "1 photos are exact copies" in text
-    assert "1 photos are in training and validation" in text
+    assert "one of the labels is wrong: 2 photos" in text
+    assert "exact copies of others in their class: 1 photo" in text
+    assert "validation, which then looks better than it is: 1 photo" in text
 
 
 def test_tiny_photos_small_classes_and_imbalance_are_named(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_tiny_photos_small_classes_and_imbalance_are_named(tmp_path: Path) -> No
     health = check(tmp_path, val_fraction=0)
     assert health.tiny == ("Much/tiny.png",)
     text = " ".join(health.findings)
-    assert "fewer than 10 training photos: Little" in text
+    assert "fewer than 10 training photos in 1 class: 'Little'" in text
     assert "11 times" in text
-    assert "1 photos are smaller than 32 pixels" in text
+    assert "smaller than 32 pixels on a side: 1 photo" in text
 
 
 def test_a_class_of_unusable_photos_only_is_named(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_class_of_unusable_photos_only_is_named(tmp_path: Path) -> None:
     (tmp_path / "B").mkdir()
     (tmp_path / "B" / "bad.jpg").touch()
     text = " ".join(check(tmp_path, val_fraction=0).findings)
-    assert "no usable training photo: B" in text
+    assert "no usable training photo in 1 class: 'B'" in text
     assert "only one class" in text
 
 

@@ -200,9 +200,37 @@ def test_an_existing_folder_with_something_in_it_is_not_touched(pack: Path, tmp_
 
 def test_when_writing_fails_nothing_is_left(pack: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
+    too_long = "s" * 300  # for the name of a folder
     with pytest.raises(DataError, match="nothing of it is kept"):
-        write_stores(Partition(stores={"s": ("Milk/000.jpg", "Milk/gone.jpg")}), pack, tmp_path / "out")
+        write_stores(Partition(stores={"s": ("Milk/000.jpg",), too_long: ("Milk/001.jpg",)}), pack, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_photo_that_cannot_be_read_is_named_and_left_out(
+    pack: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (pack / "Milk" / "one.jpg").symlink_to("other.jpg")
+    (pack / "Milk" / "other.jpg").symlink_to("one.jpg")
+    members = ("Milk/000.jpg", "Milk/gone.jpg", "Milk/one.jpg")
+    write_stores(Partition(stores={"s": members}), pack, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "s" / "Milk").iterdir()] == ["000.jpg"]
+    assert "gone.jpg' cannot be used and is left out" in caplog.text
+    assert "one.jpg' cannot be used and is left out: Too many levels" in caplog.text
+
+
+def test_names_that_are_not_utf8_are_dealt_as_they_are_and_can_be_assigned(tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    for name in (b"\xc4\xfb", b"\xce\xf7"):
+        write_pack(pack / os.fsdecode(name), {".": 3})
+    write_stores(deal(pack, mode=Mode.IID, num_stores=1, alpha=1, seed=0), pack, tmp_path / "dealt")
+    assert sorted(os.fsencode(path.name) for path in (tmp_path / "dealt" / "store-1").iterdir()) == [
+        b"\xc4\xfb",
+        b"\xce\xf7",
+    ]
+    (tmp_path / "who.csv").write_text("photo,store\n\\xc4\\xfb/000.png,x\n")
+    assigned = read_assignment(tmp_path / "who.csv", pack)
+    write_stores(assigned, pack, tmp_path / "assigned")
+    assert [os.fsencode(path.name) for path in (tmp_path / "assigned" / "x").iterdir()] == [b"\xc4\xfb"]
 
 
 def test_two_photos_that_would_get_the_same_place_are_an_error(tmp_path: Path) -> None:

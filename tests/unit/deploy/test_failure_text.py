@@ -24,6 +24,8 @@ def test_an_expected_error_speaks_for_itself() -> None:
         DataError("photo Secret/IMG_1.PNG is broken"),
         DataError("photo 'Secret IMG_1.jpeg' is broken"),
         DataError("photo IMG_Secret.webp is broken"),
+        DataError("photo IMG_Secret.HEIC is broken"),
+        DataError("photo IMG_Secret.tiff is broken"),
         RuntimeError("see ~/Secret/log and ../Secret"),
     ],
 )
@@ -32,6 +34,14 @@ def test_places_on_the_clients_disk_are_not_told(error: Exception) -> None:
     assert "Secret" not in text
     assert "IMG_1" not in text
     assert text
+
+
+@pytest.mark.parametrize("user", ["user 'secret'", "user id 1234"])
+def test_users_of_the_clients_machine_are_not_told(user: str) -> None:
+    text = failure_text(DataError(f"{user} cannot write to '/home/secret/cache' (permission denied)"))
+    assert text.endswith("… cannot write to … (permission denied)")
+    assert "secret" not in text
+    assert "1234" not in text
 
 
 def test_a_message_stays_short_and_on_one_line() -> None:

@@ -1,4 +1,4 @@
-"""A client's one HTTP connection: kept, opened anew after a break, and through a proxy where there is one."""
+"""A client's one HTTP connection: kept, and opened anew after a break."""
 
 import http.server
 import socket
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.http_connection import HttpConnection, ServerAwayError
+from fedshelf.deploy.connection_errors import ServerUnavailableError
+from fedshelf.deploy.http_connection import HttpConnection
 from fedshelf.serialization.blob import Buffer
 
 
@@ -88,7 +89,7 @@ def test_a_connection_that_the_server_has_closed_meanwhile_is_opened_anew(server
 
 
 def test_a_break_amid_an_answer_is_a_server_that_is_away(line: HttpConnection) -> None:
-    with pytest.raises(ServerAwayError):
+    with pytest.raises(ServerUnavailableError):
         line.request("GET", "/", {})
     assert put(line, b"abc")[0] == 3
 
@@ -96,54 +97,5 @@ def test_a_break_amid_an_answer_is_a_server_that_is_away(line: HttpConnection) -
 def test_nobody_there_is_a_server_that_is_away() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(ServerAwayError):
+    with pytest.raises(ServerUnavailableError):
         HttpConnection(Address(host="127.0.0.1", port=port), None, timeout=5).request("GET", "/", {})
-
-
-def test_a_proxy_named_in_the_environment_is_used_and_authorized(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
-        asked: list[bytes] = []
-        threading.Thread(target=tunnel, args=(proxy, server.address, asked), daemon=True).start()
-        for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("http_proxy", f"http://me:s%40me@127.0.0.1:{proxy.getsockname()[1]}")
-        line = HttpConnection(server.address, None, timeout=20)
-        assert put(line, b"abc")[0] == 3
-        line.close()
-    (head,) = asked
-    assert head.startswith(f"CONNECT {server.address} HTTP/1".encode())
-    assert b"Proxy-Authorization: Basic bWU6c0BtZQ==" in head  # me:s@me
-
-
-def test_an_exception_from_the_proxy_is_honoured(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    line = HttpConnection(server.address, None, timeout=20)
-    assert put(line, b"abc")[0] == 3
-    line.close()
-
-
-def tunnel(listener: socket.socket, target: Address, asked: list[bytes]) -> None:
-    """One CONNECT, and then bytes in both directions until either side has had enough."""
-    client, _ = listener.accept()
-    with client, socket.create_connection((target.host, target.port)) as server:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += client.recv(1000)
-        asked.append(head)
-        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        back = threading.Thread(target=pump, args=(server, client), daemon=True)
-        back.start()
-        pump(client, server)
-        back.join(5)
-
-
-def pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedshelf.reporting.formatting import duration, number, percent, printable, size, sparkline
+from fedshelf.reporting.formatting import duration, number, percent, size, sparkline
 
 
 def test_absent_figures_are_dashes() -> None:
@@ -32,7 +32,3 @@ def test_a_sparkline_goes_from_least_to_greatest_with_blanks_for_gaps() -> None:
 def test_a_long_sparkline_is_thinned_out_and_ends_with_the_last_value() -> None:
     line = sparkline([0.0] * 999 + [1.0], width=10)
     assert line == "▁" * 9 + "█"
-
-
-def test_words_from_the_network_cannot_move_the_cursor() -> None:
-    assert printable("a\x1b[2J\r\nb\u202ec é 店") == "a\ufffd[2J\ufffd\ufffdb\ufffdc é 店"

@@ -1,5 +1,6 @@
 """`--active-hours` and `--time-zone`, from their text to the moments at which a client works."""
 
+import re
 import time
 import zoneinfo
 from collections.abc import Iterator
@@ -122,13 +123,35 @@ def test_what_is_wrong_with_a_window_is_named(text: str, said: str) -> None:
         ("Europe/Berln", "did you mean Europe/Berlin"),
         ("Hell", r"no such time zone"),
         ("Europe", "no such time zone"),  # a folder of the database
+        ("CEST", r"abbreviation .*such as Europe/Berlin \(UTC\+0200\)$"),
+        ("cest", "such as Europe/Berlin"),
+        ("CST", r"America/Chicago \(UTC-0600\) or Asia/Shanghai \(UTC\+0800\) or America/Havana"),
+        ("CEDT", "no such time zone; write a name"),  # no guess: EDT is six hours from there
+        ("MEST", "no such time zone; write a name"),
+        ("UTC+2", "offset is not a time zone"),  # Etc/GMT+2 is two hours behind
+        ("GMT+02:00", "offset is not a time zone"),
+        ("+2", "offset is not a time zone"),
         ("../../etc/passwd", "no such time zone; write a name such as Europe/Berlin"),
         ("", "no such time zone"),
     ],
 )
 def test_a_zone_that_there_is_not_is_told_with_the_one_that_was_meant(zone: str, said: str) -> None:
-    with pytest.raises(UsageError, match=f"--time-zone {zone.replace('.', '[.]')}: .*{said}"):
+    with pytest.raises(UsageError, match=f"--time-zone {re.escape(zone)}: .*{said}"):
         active_hours("22:00-06:00", zone)
+
+
+@pytest.mark.parametrize("zone", ["CEST", "Europe/Berln", ":nonsense"])
+def test_a_machine_whose_own_zone_is_none_is_found_out(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    with pytest.raises(UsageError, match=r"environment variable TZ is .* give --time-zone"):
+        active_hours("22:00-06:00", None)
+    assert active_hours("22:00-06:00", "Europe/Berlin") is not None
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", ":Europe/Berlin", "CET-1CEST", "UTC", "/etc/localtime", ""])
+def test_a_machine_s_own_zone_may_be_written_as_the_system_allows(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    assert active_hours("22:00-06:00", None) is not None
 
 
 def test_a_system_without_zones_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,10 +219,10 @@ def test_missing_stores_are_clear_errors(home: Path) -> None:
         simulate(config())
     write_photo(Path("stores/a/x.png"))
     write_photo(Path("stores/b/apple/x.png"))
-    with pytest.raises(UsageError, match=r"--test-dir .*: no such folder"):
-        simulate(config())
-    Path("test").mkdir()
     with pytest.raises(DataError, match=r"'.*stores/a'.*directly"):
+        simulate(config())
+    write_photo(Path("stores/a/apple/x.png"))
+    with pytest.raises(UsageError, match=r"--test-dir .*: no such folder"):
         simulate(config())
 
 

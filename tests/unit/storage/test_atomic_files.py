@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedshelf.storage.atomic_files import (
     make_folder,
     remove_leftovers,
     saying_what_to_do,
+    temporary_folder,
     write_atomically,
     write_together,
 )
@@ -94,6 +96,17 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(RunError, match="the right to write"):
         write_atomically(tmp_path / "file", b"new")
+
+
+def test_a_system_without_a_folder_for_temporary_files_is_told_which_variable_names_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with temporary_folder("fedshelf-") as folder:
+        assert Path(folder).is_dir()
+    assert not Path(folder).exists()
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/absent")  # where nobody can write
+    with pytest.raises(RunError, match=r"cannot make a temporary folder \(no such file or directory\): set .*TMPDIR"):
+        temporary_folder("fedshelf-")
 
 
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:

@@ -58,6 +58,22 @@ def output(*arguments: str) -> str:
     return CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
 
 
+def test_show_says_what_the_accuracies_are_of(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "20261121-100000-e5f6", lr=0.1, accuracies=[1.0])
+    assert "test photos" not in output("show", str(run.path))
+    database = RunDatabase(run.database)
+    database.emit(
+        RunStarted(
+            run_id="20261121-100000-e5f6", num_rounds=1, first_round=1, num_parameters=1, num_classes=1, min_clients=1,
+            num_test=3, num_test_left_out=6,
+        )
+    )  # fmt: skip
+    database.close()
+    text = " ".join(output("show", str(run.path)).split())
+    assert "there is one product in all stores" in text
+    assert "the central accuracy is of 3 of 9 test photos" in text
+
+
 def test_list_names_the_newest_first(root: Path) -> None:
     text = output("list", "--root", str(root))
     assert text.index("20261121-091200-c3d4") < text.index("20261121-083512-a1b2")

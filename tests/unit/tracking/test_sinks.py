@@ -154,10 +154,31 @@ def test_a_terminal_additionally_shows_who_is_in() -> None:
     assert text.endswith("\n")
 
 
+def test_accuracies_that_tell_little_are_shown_with_what_they_tell() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=200))
+    sink.emit(
+        RunStarted(
+            run_id="r", num_rounds=2, first_round=1, num_parameters=1, num_classes=1, min_clients=1, num_test=3,
+            num_test_left_out=6,
+        )
+    )  # fmt: skip
+    sink.emit(
+        RoundFinished(
+            round=1, attempt=1, clients=(), train_loss=0.0, accuracy=1.0, central_accuracy=1.0, central_loss=0.0,
+            seconds=1.0, bytes_up=0, bytes_down=0, best_round=None,
+        )
+    )  # fmt: skip
+    text = stream.getvalue()
+    assert "warning: there is one product in all stores" in text
+    assert "warning: the central accuracy is of 3 of 9 test photos" in text
+    assert "accuracy 100.0 % (one product)  central 100.0 % of 3 of 9 photos" in text
+
+
 def test_time_left_is_the_median_round_times_the_rounds_to_come() -> None:
     stream = io.StringIO()
     sink = ConsoleSink(Console(file=stream, width=200))
-    sink.emit(RunStarted(run_id="r", num_rounds=10, first_round=3, num_parameters=1, num_classes=1, min_clients=1))
+    sink.emit(RunStarted(run_id="r", num_rounds=10, first_round=3, num_parameters=1, num_classes=2, min_clients=1))
     for round_, seconds in ((3, 10.0), (4, 500.0), (5, 12.0)):
         sink.emit(
             RoundFinished(
@@ -166,6 +187,6 @@ def test_time_left_is_the_median_round_times_the_rounds_to_come() -> None:
             )
         )  # fmt: skip
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "run r: 10 rounds, 1 parameter, 1 class, resuming with round 3"
+    assert lines[0] == "run r: 10 rounds, 1 parameter, 2 classes, resuming with round 3"
     assert "1 min 0 s left" in lines[-1]
     assert "loss" not in lines[-1], "what was not measured is not named"

@@ -1,0 +1,70 @@
+"""The boundary to the file system: what the operating system refuses becomes a `DataError` that says what to do."""
+
+import contextlib
+import errno
+import os
+import pwd
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fedshelf.core.errors import DataError
+
+_NO_ANSWER = "its disk or network drive does not answer: check that it is mounted"
+_REMEDIES = {
+    errno.EACCES: "allow {user} to read it",
+    errno.EPERM: "allow {user} to read it",
+    errno.ELOOP: "it is a link that leads back to itself: remove it",
+    errno.ENAMETOOLONG: "move it to a place with a shorter path",
+    errno.ESTALE: _NO_ANSWER,
+    errno.EIO: _NO_ANSWER,
+    errno.ENOTCONN: _NO_ANSWER,
+    errno.EHOSTDOWN: _NO_ANSWER,
+    errno.ETIMEDOUT: _NO_ANSWER,
+}
+
+
+def cause(error: OSError | ValueError) -> str:
+    """Why something cannot be read, and what helps: `Permission denied; allow user 'www' (uid 33) to read it`."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text; save it as UTF-8"
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{error.strerror}; {remedy.format(user=_user())}" if remedy else error.strerror
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raise a `DataError` that names `what` where the block fails to read it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(f"{what} cannot be read: {cause(error)}") from error
+
+
+def folder_problem(path: Path) -> str:
+    """Why there is no folder at `path`; empty where there is one."""
+    return _problem(path, stat.S_ISDIR, "folder")
+
+
+def file_problem(path: Path) -> str:
+    """Why there is no file at `path`; empty where there is one."""
+    return _problem(path, stat.S_ISREG, "file")
+
+
+def _problem(path: Path, is_kind: Callable[[int], bool], kind: str) -> str:
+    try:
+        return "" if is_kind(path.stat().st_mode) else f"it is not a {kind}"
+    except FileNotFoundError:
+        return f"no such {kind}"
+    except (OSError, ValueError) as error:
+        return cause(error)
+
+
+def _user() -> str:
+    uid = os.geteuid()
+    try:
+        return f"user '{pwd.getpwuid(uid).pw_name}' (uid {uid})"
+    except KeyError:
+        return f"the user with uid {uid}"

@@ -1,0 +1,138 @@
+"""Whether a folder is the one that was meant.
+
+What is certainly wrong is a `DataError`; what is likely wrong is a sentence, for the command to say before training.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedshelf.core.errors import DataError, UsageError
+from fedshelf.core.text import from_filesystem, some
+from fedshelf.data.class_names import ALIKE, nested_stores, similar_names
+from fedshelf.data.filesystem import folder_problem, reading
+from fedshelf.data.photo_files import Listing, subfolders
+
+_SPLIT_NAMES = frozenset(
+    (
+        "train", "training", "traindata", "trainset", "val", "valid", "validation", "valdata", "valset", "test",
+        "tests", "testing", "testdata", "testset", "centraltest", "holdout", "heldout", "eval", "evaluation",
+    )
+)  # fmt: skip
+_LABEL_FILES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
+_LABEL_WORDS = frozenset(("label", "labels", "class", "classes", "class_name", "category", "product", "target", "sku"))
+_NO_PRODUCTS = frozenset(("images", "image", "img", "imgs", "photos", "photo", "pictures", "jpegimages", "dcim"))
+_LABEL_BYTES = 1 << 20  # of a file that may hold labels
+
+
+def doubts(listing: Listing) -> list[str]:
+    """What makes one store's folder look like something else.
+
+    Raises:
+        DataError: it is a folder of stores, it holds test photos beside its products, or a file holds its labels.
+    """
+    paths = sorted({photo.class_path for photo in listing.photos})
+    found = [*_held_out(listing.root, paths), *_labels(listing)]
+    stores, certain = nested_stores(paths)
+    if stores:
+        sentence = (
+            f"'{listing.root}' looks like a folder of stores, not like one store: {stores}. Give the folder of one of "
+            f"them, or simulate them all: fedshelf simulate --data-dir '{listing.root}'"
+        )
+        if certain:
+            raise DataError(sentence)
+        found.append(sentence)
+    alike = "; ".join(some(group) for group in similar_names(paths))
+    return [*found, f"class names {ALIKE}: {alike}"] if alike else found
+
+
+def store_folders(root: Path) -> dict[str, Path]:
+    """The stores to simulate, one folder each, by name.
+
+    Raises:
+        UsageError: there is no such folder.
+        DataError: `root` cannot be read, holds no folder, is one store's folder, or holds photos for testing, too.
+    """
+    if problem := folder_problem(root):
+        raise UsageError(f"--data-dir {root}: {problem}")
+    folders = {from_filesystem(path.name): path for path in subfolders(root)}
+    if not folders:
+        raise DataError(
+            f"--data-dir '{root}' holds no folder: simulate wants one folder of photos per store "
+            "('fedshelf data partition PHOTOS --out STORES' makes them)"
+        )
+    held_out = [name for name in folders if _plain(name) in _SPLIT_NAMES]
+    if held_out and len(folders) > 1:
+        raise DataError(
+            f"--data-dir '{root}' holds {some(held_out)} beside other folders, and would train on it as on a store. "
+            "Give a folder that holds stores alone; photos to test on go elsewhere, to --test-dir"
+        )
+    if not any(subfolders(path) for path in folders.values()):
+        raise DataError(
+            f"--data-dir '{root}' is one store's folder: {some(folders)} hold no product folders. simulate wants a "
+            f"folder of stores: deal this one first, with: fedshelf data partition '{root}' --out stores"
+        )
+    return folders
+
+
+def _held_out(root: Path, paths: Sequence[str]) -> list[str]:
+    """Folders beside products that are called like photos to test on."""
+    direct = [path for path in paths if "/" not in path and _plain(path) in _SPLIT_NAMES]
+    if len(direct) > 1:
+        raise DataError(
+            f"'{root}' has no product folders: photos lie directly in {some(direct)}. Put them into a folder per "
+            f"product, such as '{root}/train/PRODUCT/NAME.jpg'"
+        )
+    found = []
+    tops = {path.split("/")[0] for path in paths if "/" in path}
+    for top in sorted(top for top in tops if _plain(top) in _SPLIT_NAMES):
+        inside = {_leaf(path) for path in paths if path.startswith(f"{top}/")}
+        outside = {_leaf(path) for path in paths if not path.startswith(f"{top}/")}
+        if shared := sorted(inside & outside):
+            raise DataError(
+                f"'{root}' holds '{top}' beside other folders with the same products ({some(shared)}): it would be "
+                f"trained on, as other products than those. Move it elsewhere, or put the photos to train on into "
+                f"'{root}/train' and those to validate on into '{root}/val'"
+            )
+        found.append(f"'{root}/{top}' is called like photos to test on, but would be trained on")
+    return found
+
+
+def _labels(listing: Listing) -> list[str]:
+    """What tells that photos which all lie in one folder show several products: a file that names them, say.
+
+    Raises:
+        DataError: that file says so itself, in its first line.
+    """
+    names = [photo.path.name for photo in listing.photos] or listing.stray
+    folders = {listing.root, *(photo.path.parent for photo in listing.photos)}
+    if not names or len(folders) > 2 or (listing.photos and listing.stray):
+        return []
+    if _plain(listing.root.name) in _SPLIT_NAMES:
+        folders.add(listing.root.parent)
+    wanted = {*names, *(Path(name).stem for name in names)}
+    with reading(f"'{listing.root}'"):
+        files = sorted(path for folder in folders for path in folder.iterdir() if path.suffix.lower() in _LABEL_FILES)
+    for file in files:
+        with reading(f"'{file}'"), file.open("rb") as opened:
+            text = opened.read(_LABEL_BYTES).decode("utf-8-sig", "surrogateescape")
+        words = {word.rsplit("/", 1)[-1] for word in re.split(r"[\s,;:'\"{}\[\]]+", text)}
+        if 2 * len(words & wanted) < len(names):
+            continue
+        sentence = (
+            f"'{file}' names photos that all lie in one folder: that file tells their products, it seems. FedShelf "
+            f"takes a photo's product from its folder, so these would be one. Sort them into a folder for each product"
+        )
+        if _LABEL_WORDS & set(re.split(r"\W+", text.partition("\n")[0].casefold())):
+            raise DataError(sentence)
+        return [sentence]
+    only = {_leaf(photo.class_path) for photo in listing.photos if _plain(_leaf(photo.class_path)) in _NO_PRODUCTS}
+    return [f"all photos ({len(names)}) lie in a folder '{name}', which would be the only product" for name in only]
+
+
+def _leaf(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()

@@ -1,0 +1,169 @@
+"""Everything that the network, TLS or a proxy can raise under a client, as one sentence with a remedy.
+
+Two classes tell a client what to do next::
+
+    ServerUnavailableError    it may pass: try again
+    TransportError            it will not pass by itself: end, and say why
+
+No other module translates what `socket`, `ssl` and `http.client` raise.
+"""
+
+import datetime
+import http.client
+import socket
+import ssl
+from collections.abc import Callable
+
+from cryptography import x509
+
+from fedshelf.core.errors import TransportError
+from fedshelf.core.system_errors import reason
+from fedshelf.deploy.address import Address
+from fedshelf.deploy.proxy import Proxy
+
+NOT_YET_VALID, EXPIRED, HOST_MISMATCH, IP_MISMATCH = 9, 10, 62, 64  # OpenSSL's X509_V_ERR_*
+NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+PASSING_STATUSES = frozenset({408, 429, 502, 503, 504})
+
+PeerCertificate = Callable[[], bytes | None]
+"""Fetches the certificate (DER) that the other side shows, without checking it; None where that fails."""
+
+
+class ServerUnavailableError(TransportError):
+    """The server cannot be reached or used for now: trying again may help."""
+
+
+class SessionLostError(Exception):
+    """The server answers, but does not know this registration (any more): register anew. Never leaves this package."""
+
+
+def unreachable(error: Exception, server: Address, proxy: Proxy | None) -> ServerUnavailableError:
+    """No TCP connection can be made.
+
+    Args:
+        error: what was raised meanwhile.
+        server: where the client wants to go.
+        proxy: where it connects to first, if anywhere.
+    """
+    target, what = (server, "the server") if proxy is None else (proxy.address, f"the proxy ({proxy.variable})")
+    if isinstance(error, socket.gaierror | UnicodeError):
+        advice = f"check the spelling of {target.host}, and this machine's name service"
+    elif isinstance(error, ConnectionRefusedError):
+        advice = "check that it runs, and its port"
+    else:
+        advice = "check the address, the network, and firewalls in between"
+    return ServerUnavailableError(f"cannot connect to {what} at {target}: {reason(error)}; {advice}")
+
+
+def no_tunnel(problem: Exception | int, server: Address, proxy: Proxy) -> TransportError:
+    """A proxy is there, but it does not connect to the server.
+
+    Args:
+        problem: its HTTP status, or what was raised instead of one.
+        server: where the tunnel should lead.
+        proxy: which one it is.
+    """
+    kind: type[TransportError] = ServerUnavailableError
+    advice = f"check that the server runs, and that {proxy.variable} names an HTTP proxy"
+    if isinstance(problem, Exception):
+        answer = reason(problem)
+    else:
+        answer = f"it answers {problem} {http.client.responses.get(problem, '')}".rstrip()
+        if problem < 500 and problem not in PASSING_STATUSES:
+            kind = TransportError
+            advice = f"have it allow CONNECT to {server}, or list {server.host} in NO_PROXY if no proxy is needed"
+        if problem == 407:
+            advice = f"put a user and password that it accepts into {proxy.variable} (http://USER:PASSWORD@HOST:PORT)"
+    return kind(f"{proxy} does not connect to {server}: {answer}; {advice}")
+
+
+def tls_failed(
+    error: Exception, server: Address, proxy: Proxy | None, context: ssl.SSLContext, peer: PeerCertificate
+) -> TransportError:
+    """There is a TCP connection, but the TLS handshake fails.
+
+    Args:
+        error: what was raised meanwhile.
+        server: who should be at the other end.
+        proxy: through which the connection leads, if any.
+        context: what the server was checked against.
+        peer: fetches the certificate that it showed.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _not_verified(error, server, proxy, context, peer)
+    if isinstance(error, ssl.SSLError) and getattr(error, "reason", "") in NOT_TLS:
+        return TransportError(
+            f"the server on {server} does not encrypt (it runs with --insecure): start it without, or, if everybody "
+            "on the network between may read along, give this client --insecure, too"
+        )
+    through = "" if proxy is None else f", through {proxy}"
+    return ServerUnavailableError(
+        f"no encrypted connection to {server}{through}: {reason(error)}; check that a FedShelf server listens there"
+    )
+
+
+def broken(error: Exception, server: Address) -> ServerUnavailableError:
+    """A connection that stood has ended in the middle of a request.
+
+    Args:
+        error: what was raised.
+        server: who was at the other end.
+    """
+    return ServerUnavailableError(f"the connection to {server} broke: {reason(error)}")
+
+
+def validity(certificate: x509.Certificate, now: datetime.datetime) -> str:
+    """Why a certificate does not hold now, with its dates and the clock; empty where it does.
+
+    Args:
+        certificate: which one.
+        now: what the clock says.
+    """
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if start <= now <= end:
+        return ""
+    problem = "is not yet valid" if now < start else "has expired"
+    return (
+        f"{problem}: it holds from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and this machine's clock shows "
+        f"{now:%Y-%m-%d %H:%M} UTC"
+    )
+
+
+def _not_verified(
+    error: ssl.SSLCertVerificationError, server: Address, proxy: Proxy | None, context: ssl.SSLContext,
+    peer: PeerCertificate,
+) -> TransportError:  # fmt: skip
+    if error.verify_code in (NOT_YET_VALID, EXPIRED):
+        return ServerUnavailableError(_out_of_time(error, server, context, peer()))
+    if error.verify_code in (HOST_MISMATCH, IP_MISMATCH):
+        return TransportError(
+            f"the certificate of {server} is not made out to {server.host}: start the server with "
+            f"--advertise {server}, or use a name or address that is in it"
+        )
+    inspected = f" (or {proxy} opens the encryption: have it pass {server} unopened)" if proxy else ""
+    return TransportError(
+        f"the certificate of {server} is not to be trusted ({error.verify_message}): it comes from another authority "
+        f"than this client's{inspected}. Fetch the file ca.pem that this server names when it starts, compare its "
+        "fingerprint with the one printed there, and give it with --ca FILE"
+    )
+
+
+def _out_of_time(
+    error: ssl.SSLCertVerificationError, server: Address, context: ssl.SSLContext, shown: bytes | None
+) -> str:
+    """Whose validity it is that the clock disagrees with, and what to do."""
+    now = datetime.datetime.now(datetime.UTC)
+    if shown is not None:
+        certificate = x509.load_der_x509_certificate(shown)
+        if problem := validity(certificate, now):
+            return (
+                f"the certificate of {server} {problem}. Set this machine's clock if it is wrong; else restart the "
+                "server, which renews its certificate"
+            )
+        for authority in map(x509.load_der_x509_certificate, context.get_ca_certs(binary_form=True)):
+            if authority.subject == certificate.issuer and (problem := validity(authority, now)):
+                return (
+                    f"the certificate authority of {server} {problem}. Set this machine's clock if it is wrong; else "
+                    "the server needs a new authority, and this client its ca.pem: ask the server's operator"
+                )
+    return f"the certificate of {server}: {error.verify_message}; check this machine's clock and the server's"

@@ -1,0 +1,264 @@
+"""A client whose server is not there, not right, or not ready: it says so, does not fill a log with it, and joins when
+it can."""
+
+import datetime
+import functools
+import http.server
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from fedshelf.core.errors import TransportError, UsageError
+from fedshelf.core.messages import PROTOCOL_VERSION
+from fedshelf.deploy import client_loop, flower_client, http_connection
+from fedshelf.deploy.client_part import EndKind
+from fedshelf.deploy.flower_engine import FlowerEngine
+from fedshelf.deploy.flower_server import EmbeddedServer
+from fedshelf.deploy.tls import ensure_server_tls, issue, read_certificate, read_key
+from fedshelf.deploy.wait_reporter import WaitReporter
+from tests.connect_proxy import connect_proxy
+from tests.processes import free_port
+from tests.unit.deploy.echo import PATIENCE, ThreadClient, joined
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses and waits are short, or a test would take minutes."""
+    monkeypatch.setattr(client_loop, "PAUSES", (0.02,))
+    monkeypatch.setattr(client_loop, "WaitReporter", functools.partial(WaitReporter, first=0.2))
+
+
+def says(client: ThreadClient, text: str) -> str:
+    """The first status that holds `text`."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if found := [status for status in client.statuses if text in status]:
+            return found[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no {text!r} in {client.statuses}")
+
+
+class Answering(http.server.ThreadingHTTPServer):
+    """Answers all requests alike, and counts them."""
+
+    def __init__(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        outer = self
+        self.paths: list[str] = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                outer.paths.append(self.path)
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                is_health = self.path == "/fedshelf/health"
+                self.send_response_only(200 if is_health and content else status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., Answering]]:
+    """Makes servers that answer all requests alike."""
+    servers = []
+
+    def make(status: int, content: bytes = b"", **headers: str) -> Answering:
+        servers.append(Answering(status, content, headers))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_that_is_not_there_is_told_once_and_then_at_growing_intervals() -> None:
+    with (
+        ThreadClient(f"127.0.0.1:{free_port()}", "lyon", max_wait=4.0) as client,
+        pytest.raises(TransportError, match=r"did not answer for 4 s \(cannot connect .* connection refused"),
+    ):
+        client.result.result(PATIENCE)
+    first, second, *rest = client.statuses
+    assert first.startswith("connecting to 127.0.0.1:")
+    assert second.startswith("cannot connect to the server at 127.0.0.1:")
+    assert second.endswith("connection refused; check that it runs, and its port; trying again")
+    assert 1 <= len(rest) <= 6, "of more than a hundred attempts"
+    assert all(line.startswith("waiting for the server at 127.0.0.1:") for line in rest)
+    assert all(line.endswith("connection refused; check that it runs, and its port") for line in rest)
+
+
+def test_a_server_that_loses_every_registration_does_not_fill_the_log(answering: Callable[..., Answering]) -> None:
+    health = json.dumps({"protocol": PROTOCOL_VERSION, "version": "x"}).encode()
+    server = answering(401, health)
+    with ThreadClient(f"127.0.0.1:{server.server_port}", "lyon") as client:
+        says(client, "the server answers 401; trying again")
+        deadline = time.monotonic() + PATIENCE
+        while len(server.paths) < 100 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert len(server.paths) >= 100
+    assert len(client.statuses) < 12, client.statuses
+
+
+def test_a_server_that_is_started_again_and_again_is_told_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_loop, "GLITCH_SECONDS", 0.0)
+    port, joins = free_port(), 0
+    with ThreadClient(f"127.0.0.1:{port}", "lyon") as client:
+        for _ in range(6):
+            with EmbeddedServer(host="127.0.0.1", port=port, tls=None) as server:
+                joins += len(joined(server.transport()))
+    assert joins == 6
+    for text in ("connected to", "was lost", "cannot connect"):
+        assert 1 <= sum(text in status for status in client.statuses) <= 3, client.statuses
+
+
+def test_what_stands_in_front_of_a_server_that_does_not_run_is_waited_for(answering: Callable[..., Answering]) -> None:
+    server = answering(503)
+    with ThreadClient(f"127.0.0.1:{server.server_port}", "lyon") as client:
+        says(client, "answers 503: something stands in front of a server that does not run; trying again")
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b"<html>sign in to the Wi-Fi</html>", {}),
+        (b"[]", {}),
+        (b"{}", {}),
+        (b"[" * 100_000, {}),
+    ],
+)
+def test_another_program_is_one_clear_error(
+    answering: Callable[..., Answering], content: bytes, headers: dict[str, str]
+) -> None:
+    server = answering(200, content, **headers)
+    with (
+        ThreadClient(f"127.0.0.1:{server.server_port}", "lyon") as client,
+        pytest.raises(TransportError, match="answers, but is not a FedShelf server"),
+    ):
+        client.result.result(PATIENCE)
+
+
+@pytest.mark.parametrize("date", ["yesterday", "Mon, 99 Nov 2026 03:41:00 GMT", ""])
+def test_a_date_that_cannot_be_read_is_no_obstacle(answering: Callable[..., Answering], date: str) -> None:
+    health = json.dumps({"protocol": PROTOCOL_VERSION + 1, "version": "x"}).encode()
+    server = answering(200, health, Date=date)
+    with (
+        ThreadClient(f"127.0.0.1:{server.server_port}", "lyon") as client,
+        pytest.raises(TransportError, match="install the same version"),
+    ):
+        client.result.result(PATIENCE)
+
+
+def test_a_server_that_says_nothing_is_told_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "PROBE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "{}:{}".format(*silent.getsockname())
+        with ThreadClient(address, "lyon") as client:
+            says(client, f"waiting for the server at {address} for ")
+            client.stop.set()
+            silent.accept()[0].close()
+
+
+def test_a_client_that_has_nothing_to_do_says_so() -> None:
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+        transport = server.transport()
+        with ThreadClient(server.address, "lyon") as client:
+            joined(transport)
+            line = says(client, "waiting for work from the server for ")
+            assert "has nothing to do; the server's output, and 'fedshelf runs show' there" in line
+            transport.close("done")
+            assert client.result.result(PATIENCE).kind is EndKind.CLOSED
+
+
+def test_a_clock_that_is_wrong_is_told_and_the_client_joins_when_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=30)
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+        transport = server.transport()
+        with monkeypatch.context() as patch:
+            patch.setattr(flower_client, "now", lambda: wrong)
+            client = ThreadClient(server.address, "lyon")
+            line = says(client, "the clock of ")
+            assert f"and this machine's {wrong:%Y-%m-%d %H:%M:%S} UTC" in line
+            assert "set the clock that is wrong; trying again" in line
+        with client:
+            assert "lyon" in joined(transport)
+
+
+@pytest.mark.parametrize(("start", "end", "problem"), [(-9, -1, "has expired"), (1, 9, "is not yet valid")])
+def test_a_certificate_out_of_its_time_is_waited_for(tmp_path: Path, start: int, end: int, problem: str) -> None:
+    tls, now, day = ensure_server_tls(tmp_path), datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    authority, key = read_certificate(tls.ca), read_key(tmp_path / "ca.key")
+    issue(tls, authority, key, [x509.DNSName("localhost")], start=now + start * day, end=now + end * day)
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+        port = server.address.port
+        client = ThreadClient(f"localhost:{port}", "lyon", insecure=False, ca=tls.ca)
+        line = says(client, f"the certificate of localhost:{port} {problem}: it holds from ")
+        assert f"and this machine's clock shows {now:%Y-%m-%d}" in line
+    with client, EmbeddedServer(host="127.0.0.1", port=port, tls=ensure_server_tls(tmp_path)) as server:
+        assert "lyon" in joined(server.transport())
+
+
+def test_a_proxy_that_refuses_ends_the_client_with_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tls = ensure_server_tls(tmp_path)
+    with connect_proxy(None, 403) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@127.0.0.1:{proxy.port}")
+        with (
+            ThreadClient("shop.example:8080", "lyon", insecure=False, ca=tls.ca) as client,
+            pytest.raises(
+                TransportError, match=r"\(HTTPS_PROXY\) does not connect to shop.example:8080: it answers 403"
+            ),
+        ):
+            client.result.result(PATIENCE)
+    assert not any("secret" in status for status in client.statuses)
+
+
+def test_a_client_joins_through_a_proxy_by_an_advertised_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tls = ensure_server_tls(tmp_path, ["shop.example"])
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+        transport = server.transport()
+        with connect_proxy((server.address.host, server.address.port)) as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+            with ThreadClient("shop.example:8080", "lyon", insecure=False, ca=tls.ca) as client:
+                assert "lyon" in joined(transport)
+                transport.close("done")
+                assert client.result.result(PATIENCE).kind is EndKind.CLOSED
+
+
+def test_an_answer_that_is_none_ends_the_registration_and_not_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine in between answers for the server."""
+    real, odd = FlowerEngine.pull, [b"<html>maintenance</html>", b'{"message": "AAAA", "objects": {}}', b"[]"]
+
+    def pull(engine: FlowerEngine, *request: Any) -> tuple[int, bytes]:
+        return (200, odd.pop()) if odd else real(engine, *request)
+
+    monkeypatch.setattr(FlowerEngine, "pull", pull)
+    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+        transport = server.transport()
+        with ThreadClient(server.address, "lyon") as client:
+            assert "lyon" in joined(transport)
+            assert not odd
+            says(client, "was lost (the server's answer cannot be read (")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8080", "[::]:8080", "shop.example:0", "a..b:8080", f"{'a' * 70}:8080"])
+def test_an_address_that_leads_nowhere_is_refused_at_once(address: str) -> None:
+    with ThreadClient(address, "lyon") as client, pytest.raises(UsageError):
+        client.result.result(PATIENCE)
+    assert not client.statuses
