@@ -13,8 +13,10 @@ from torch import Tensor
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import (
     ModuleFactory,
+    aggregator_of,
     algorithm_of,
     bound_model_of,
+    component_of,
     module_of,
     personalization_of,
     plan_of,
@@ -26,6 +28,7 @@ from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
+from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import ModelError, RunError, UsageError
 from fedshelf.core.events import Event, RoundFinished, RunStarted, WeightsLoaded
@@ -208,9 +211,11 @@ def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
         UsageError: listing all that is wrong.
         DataError: a file that it names cannot be used.
     """
+    components = [component_of(config, family) for family in FAMILIES]
     problems = [
         find_problem(config.model) or _problem_with_init(config, make_module), *_problems_with_codecs(config),
         *_problems_with_asynchrony(config),
+        *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
     for key, path, find in (
         ("catalogue", config.catalogue, file_problem),
@@ -268,19 +273,13 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
 
 
 def _problems_with_asynchrony(config: RunConfig) -> list[str]:
-    algorithm = algorithm_of(config)
-    if not isinstance(algorithm, Asynchronous):
+    if not isinstance(algorithm_of(config), Asynchronous):
         return []
     found = []
-    if config.buffer_size not in (None, algorithm.buffer_size):
+    if aggregator_of(config).leaves_out:
         found.append(
-            f"--buffer-size {config.buffer_size} with --algorithm {config.algorithm}: there every upload makes a "
-            "version. Leave --buffer-size out, or use --algorithm fedbuff"
-        )
-    if config.aggregator == "multi-krum":
-        found.append(
-            f"--aggregator multi-krum with --algorithm {config.algorithm}: a client that it leaves out may have begun "
-            "its next task from a state that must be undone. Use median or trimmed-mean"
+            f"--aggregator {config.aggregator} with --algorithm {config.algorithm}: a client that it leaves out may "
+            "have begun its next task from a state that must be undone. Use median or trimmed-mean"
         )
     if config.quorum is not None:
         found.append(f"--quorum with --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
@@ -326,7 +325,7 @@ def _directory(config: RunConfig) -> tuple[RunDirectory, bool]:
         path = config.run_dir or places.RUNS / run_id
         return RunDirectory.create(path, run_id=run_id, config_toml=toml, config_digest=digest), True
     directory = RunDirectory.open(config.run_dir)
-    changed = differences(directory.config_toml, toml)
+    changed = differences(files.with_new_names(directory.config_toml), toml)
     if changed:
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
         settings = ", ".join(map(str, changed))

@@ -229,6 +229,10 @@ class Upload:
         """The same upload with some of its vectors replaced."""
         return replace(self, vectors={**self.vectors, **vectors})
 
+    def with_auxiliary(self, **vectors: Tensor) -> "Upload":
+        """The same upload with what an algorithm adds."""
+        return self.with_vectors(**auxiliary_vectors(vectors))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:

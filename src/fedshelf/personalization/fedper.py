@@ -11,10 +11,15 @@ averages several classifiers has several.
 Differs from the paper: nothing else.
 """
 
-from torch import nn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from fedshelf.core.errors import ModelError
-from fedshelf.models.head import head_names
+from fedshelf.personalization.base import PersonalLayers
+
+if TYPE_CHECKING:
+    from fedshelf.personalization.base import nn
 
 
 def personal_names(module: nn.Module) -> frozenset[str]:
@@ -29,7 +34,12 @@ def personal_names(module: nn.Module) -> frozenset[str]:
     Raises:
         ModelError: there is none.
     """
+    from fedshelf.models.head import head_names
+
     names = head_names(module)
     if not names:
         raise ModelError("--personalize fedper and fedrep keep the last layer at the stores, and this model has none")
     return names
+
+
+FEDPER = PersonalLayers(names=personal_names)

@@ -83,7 +83,7 @@ def simulate_stores(
     config = config.model_copy(
         update={
             # Nobody is late who is only waiting for a turn; in virtual time there is no waiting.
-            "round_timeout": config.round_timeout if config.speeds else math.inf,
+            "round_timeout": config.round_timeout if config.slowdowns else math.inf,
             "threads": config.threads or default_threads(max(1, config.workers)),
         }
     )

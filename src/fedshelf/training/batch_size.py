@@ -134,7 +134,7 @@ def _sample(photos: PhotoSet, count: int) -> PhotoSet:
 
 def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | None = None) -> Callable[[], object]:
     """An epoch of local training at the rate 0, or so many steps of it."""
-    settings = replace(bound.settings, batch_size=size, local_epochs=1, loss="cross-entropy")
+    settings = replace(bound.settings, batch_size=size, local_epochs=1, loss=None)
     trainer = Trainer(
         bound_model=replace(bound, settings=settings), client="", rng=Rng(0), train=sample, validation=sample
     )  # fmt: skip
