@@ -117,7 +117,7 @@ def test_a_former_key_beside_the_present_one_is_an_error_that_names_the_present_
 
 @pytest.mark.usefixtures("_untold", "home")
 def test_a_former_flag_works_and_help_does_not_show_it() -> None:
-    shown = CliRunner().invoke(app, ["simulate", "--help"], env={"COLUMNS": "200"}).output
+    shown = CliRunner().invoke(app, ["simulate", "--help-all"], env={"COLUMNS": "200"}).output
     assert "--slowdowns" in shown
     assert "--speeds" not in shown
     with pytest.raises(UsageError, match="slowdowns"):

@@ -100,6 +100,6 @@ def test_paces_are_kept_with_the_run(stores: Path) -> None:
     ],
 )
 def test_asynchronous_rounds_wait_for_nobody_anyway(stores: Path, key: str, values: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"{key} --algorithm fedbuff"):
+    with pytest.raises(UsageError, match=f"{key} with --algorithm fedbuff"):
         run("refused", algorithm="fedbuff", **values)
     assert not Path("refused").exists()
