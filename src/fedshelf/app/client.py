@@ -148,11 +148,8 @@ def default_name(folder: Path) -> str:
     if own:
         return own[0]
     host = socket.gethostname().partition(".")[0]
-    base = (
-        f"{from_filesystem(folder.name)}-{host}"
-        if from_filesystem(folder.name).lower() in COMMON_FOLDERS
-        else folder.name or host
-    )
+    name = from_filesystem(folder.name)
+    base = f"{name}-{host}" if name.lower() in COMMON_FOLDERS else name or host
     others = {record["name"] for record in records if _is_folder(Path(record["data_dir"]))}
     numbered = (f"{base}-{number}" for number in itertools.count(2))
     return next(name for name in itertools.chain([base], numbered) if name not in others)

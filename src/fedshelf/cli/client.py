@@ -7,7 +7,7 @@ import typer
 
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
-from fedshelf.core.text import printable
+from fedshelf.core.text import counted, printable
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.core.messages import Comparison
@@ -43,7 +43,7 @@ def client(*, config: ClientConfig) -> None:
         typer.echo(printable(f"{place.name}: {text}"), err=True)
 
     def tell(answer: "WireMessage", num_bytes: int) -> None:
-        if sentence := _answered(answer, num_bytes):
+        if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
     store = StoreClient(place, on_choice=lambda found, folder: say(_kept(found)))
@@ -72,7 +72,7 @@ def client(*, config: ClientConfig) -> None:
         typer.echo(f"  fedshelf predict PHOTO --run {shlex.quote(str(folder))}", err=True)
 
 
-def _answered(answer: "WireMessage", num_bytes: int) -> str:
+def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
     """What this client has done in a round; empty where that needs no words."""
     from fedshelf.core.messages import Failure, Upload
     from fedshelf.reporting.formatting import duration, number, size
@@ -80,7 +80,7 @@ def _answered(answer: "WireMessage", num_bytes: int) -> str:
     match answer:
         case Upload():
             return (
-                f"round {answer.key.round}: {answer.num_examples} photos, loss {number(answer.train_loss)}, "
+                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, loss {number(answer.train_loss)}, "
                 f"sent {size(num_bytes)}, {duration(answer.seconds)}"
             )
         case Failure():

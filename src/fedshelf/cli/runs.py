@@ -125,7 +125,7 @@ def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
     summary = run_summary(directory.path)
     said = f"run {summary.run_id} {'is not running: it ' * (process is None)}{summary.status.value}"
     because = f" ({summary.reason})" if summary.reason else ""
-    typer.echo(f"{said}{because}, {len(summary.rounds)} of {summary.num_rounds or 'its'} rounds done")
+    typer.echo(f"{said}{because}, rounds done: {len(summary.rounds)} of {summary.num_rounds or '?'}")
     if process is not None and (summary.status is RunStatus.FAILED or summary.reason == UNEXPLAINED):
         raise typer.Exit(1)
 

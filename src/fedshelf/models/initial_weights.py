@@ -111,8 +111,8 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
         return _how_to_name(weights, max(rows))
     if rows != {len(weights.labels)}:
         raise ModelError(
-            f"--init {weights.path}: its head has {max(rows)} rows and its labels name {len(weights.labels)} classes: "
-            f"they are of different models. Put the {LABELS} of this file next to it, or take that away to start with "
+            f"--init {weights.path}: the rows of its head ({max(rows)}) and its labels ({len(weights.labels)}) are of "
+            f"different models. Put the {LABELS} of this file next to it, or take that away to start with "
             "a fresh head"
         )
     return ""

@@ -171,7 +171,9 @@ class Trainer:
             return local_run.result(self.run(local_run))
         except (RuntimeError, ValueError) as error:
             if lacks_memory(error):
-                raise TrainingError(f"lower --batch-size, {local_run.size} photos do not fit: {error}") from error
+                raise TrainingError(
+                    f"no memory for a batch of {local_run.size}: lower --batch-size ({error})"
+                ) from error
             if self.bound_model.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise TrainingError(
                     "batch normalization cannot train on a single photo at this --image-size: give this store at least "
