@@ -158,7 +158,7 @@ def test_labels_of_another_model_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('["apple", "milk"]', r"head has 3 rows and its labels name 2 classes.*fresh head"),
+        ('["apple", "milk"]', r"rows of its head \(3\) and its labels \(2\).*fresh head"),
         ('["apple", "milk", "milk"]', r"labels\.json.*distinct.*milk"),
         ('{"0": "apple"}', r"labels\.json.*JSON list"),
         ("[1, 2, 3]", r"labels\.json.*JSON list"),
