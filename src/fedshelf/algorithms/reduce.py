@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fedshelf.algorithms.base import Reducer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
 """What uploads hold, part by part, one row for each upload: "trainable" [T], "statistics" [S - T] if there are any,
@@ -99,7 +99,7 @@ class Aggregator:
         problem = self.problem(num_uploads)
         if not problem or self.otherwise is None:
             return self
-        log.warning("%s", problem)
+        logger.warning("%s", problem)
         return self.otherwise.suited_to(num_uploads)
 
 

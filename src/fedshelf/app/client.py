@@ -46,7 +46,7 @@ from fedshelf.training.batch_size import candidates
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 RECORD = "client.json"  # in a state directory: whose it is
 COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
 
@@ -189,7 +189,7 @@ def join_of(place: ClientPlace) -> Join:
     """
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
     for finding in found.findings:
-        log.warning(finding)
+        logger.warning(finding)
     return Join(
         protocol=PROTOCOL_VERSION, version=__version__, client=place.name, identity=_identity(place.state_dir),
         classes=found.classes,

@@ -50,7 +50,7 @@ from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
 from fedshelf.training.trainer import Trainer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REJOIN_GRACE_SECONDS = 120.0  # a store's computer may need that long to start Python and reconnect
 
@@ -215,7 +215,7 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
     chosen = choose_forward(bound_model, config.image_size, config.compile)
-    log.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
+    logger.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=chosen.bound,
         uploads=uploads_of(config), personalization=personalization_of(config),

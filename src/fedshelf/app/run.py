@@ -51,7 +51,7 @@ from fedshelf.tracking.sinks import Sinks
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import Score, evaluate
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Tensor], Score]
 EvaluatorFactory = Callable[[Plan, Catalogue, BoundModel], Evaluate | None]
@@ -138,7 +138,7 @@ def make_server(
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
     aliases, given = _given_names(config)
     if kept and given and kept.names != given.names:
-        log.warning("--catalogue %s has changed since the run began and is not used: the run keeps its products. A new "
+        logger.warning("--catalogue %s has changed since the run began and is not used: the run keeps its products. A new "
             "run with --init takes over the rows of those that it has, too", config.catalogue)  # fmt: skip
     plan = plan_of(
         config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
@@ -238,7 +238,7 @@ def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
         raise UsageError(*found)
     _given_names(config)
     for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
-        log.warning("--test-dir: %s", finding)
+        logger.warning("--test-dir: %s", finding)
 
 
 def _problem_with_init(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
@@ -253,9 +253,9 @@ def _problem_with_init(config: RunConfig, make_module: ModuleFactory | None) -> 
     except ModelError as error:
         return str(error)
     if reason:
-        log.warning("--init %s: the head will start fresh: %s", config.init, reason)
+        logger.warning("--init %s: the head will start fresh: %s", config.init, reason)
     if personal:
-        log.warning("--init %s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
+        logger.warning("--init %s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
             config.init, len(personal), config.personalize)  # fmt: skip
     return None
 
@@ -318,7 +318,7 @@ def _directory(config: RunConfig) -> tuple[RunDirectory, bool]:
     if config.run_dir is None:
         resumable = find_resumable(places.RUNS, digest)
         if resumable is not None:
-            log.info("resuming run %s", resumable.run_id)
+            logger.info("resuming run %s", resumable.run_id)
             return resumable, False
     if config.run_dir is None or not is_run(config.run_dir):
         run_id = new_run_id()
@@ -358,7 +358,9 @@ def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> Eva
         if not len(bound.params.personal):
             return make_evaluator(plan, catalogue, bound)
         if config.test_dir is not None:
-            log.info("--test-dir is not used: with --personalize %s the server has no whole model", config.personalize)
+            logger.info(
+                "--test-dir is not used: with --personalize %s the server has no whole model", config.personalize
+            )
         return None
 
     return make

@@ -23,7 +23,7 @@ from fedshelf.deploy.blob_routes import BlobRoutes
 from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
 Receive: TypeAlias = Any
@@ -254,7 +254,7 @@ async def _read(
     too_large = announced.isdigit() and int(announced) > limit
     body = None if too_large else await _read_all(receive, limit)
     if body is None:
-        LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
+        logger.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
         await _answer(send, 413, _json({"detail": f"the request is larger than {limit} bytes"}))
     return body
 

@@ -27,7 +27,7 @@ from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_record
 from fedshelf.deploy.tls import client_context, local_authority
 from fedshelf.deploy.wait_reporter import Repetitions, WaitReporter
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to join a server
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
@@ -52,7 +52,7 @@ def run_client(
     ca: Path | None = None,
     insecure: bool = False,
     stop: threading.Event | None = None,
-    on_status: Callable[[str], None] = LOG.info,
+    on_status: Callable[[str], None] = logger.info,
     on_send: SendHook | None = None,
     on_answer: AnswerHook = lambda answer, num_bytes: None,
     max_wait: float | None = None,
@@ -242,7 +242,7 @@ class _Visit:
             except ServerUnavailableError:
                 raise
             except FedShelfError as error:
-                LOG.warning("the answer cannot be delivered: %s", error)
+                logger.warning("the answer cannot be delivered: %s", error)
                 failure = Failure(reason=failure_text(error), key=getattr(answer, "key", None))
                 return self._deliver(message, failure)
             if not wanted:

@@ -50,7 +50,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 import fedshelf
 from fedshelf.core.errors import TransportError
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PUBLIC_KEY, _SIGNATURE, _TIMESTAMP = (
     name.lower().encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -114,7 +114,7 @@ class FlowerEngine:
         if node_id is None:
             return _refusal(401, "the request is not signed by the node that it speaks of")
         if route == "push-messages" and (objection := self._objection(request)):
-            LOG.warning("node %016x sent a reply that is refused: %s", node_id, objection)
+            logger.warning("node %016x sent a reply that is refused: %s", node_id, objection)
             return _refusal(403, objection)
         try:
             with self.exchange if route in ONE_AT_A_TIME else contextlib.nullcontext():
@@ -122,7 +122,7 @@ class FlowerEngine:
         except FlowerError as error:
             return _refusal(409, f"refused by Flower's engine (code {error.code})")
         except Exception as error:  # noqa: BLE001 whatever a hostile request breaks, the server lives
-            LOG.warning("node %016x sent a request to %s that fails: %r", node_id, route, error)
+            logger.warning("node %016x sent a request to %s that fails: %r", node_id, route, error)
             return _refusal(400, "the request is malformed")
         if route == "deactivate-node":
             self._signed_off.add(node_id)

@@ -26,7 +26,7 @@ from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls
 from fedshelf.storage.atomic_files import temporary_folder
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0  # that clients have to close their connections when the server stops
 KEEP_ALIVE_SECONDS = 20.0  # between the engine's own heartbeats

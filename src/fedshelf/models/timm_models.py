@@ -12,7 +12,7 @@ from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
 from fedshelf.models.resnet import GROUPS
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _TORCHVISION_OPS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -10,7 +10,7 @@ from fedshelf.core.events import ClientExcluded, ClientJoined, ClientLeft, Clien
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Ready, Setup
 from fedshelf.core.ports import Clock, Left, MetricSink, Transport
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a row, of a client whose failure may pass
 MAX_PHOTOS = 10**12  # no store has more; a number without bound would break sums and databases further on

@@ -21,7 +21,7 @@ from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
 from fedshelf.rounds.synchronous import SynchronousRounds
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Rounds(Protocol):
@@ -142,7 +142,7 @@ class Server:
         joins = members.classes()
         catalogue = Catalogue.resolve(joins, self._plan.aliases)
         for doubt in federation_doubts(joins, catalogue):
-            log.warning(doubt)
+            logger.warning(doubt)
         return catalogue
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
