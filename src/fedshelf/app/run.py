@@ -138,8 +138,11 @@ def make_server(
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
     aliases, given = _given_names(config)
     if kept and given and kept.names != given.names:
-        logger.warning("--catalogue %s has changed since the run began and is not used: the run keeps its products. A new "
-            "run with --init takes over the rows of those that it has, too", config.catalogue)  # fmt: skip
+        logger.warning(
+            "--catalogue %s has changed since the run began and is not used: the run keeps its products. A new run with "
+            "--init takes over the rows of those that it has, too",
+            config.catalogue,
+        )
     plan = plan_of(
         config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
     )  # fmt: skip
