@@ -139,8 +139,8 @@ def make_server(
     aliases, given = _given_names(config)
     if kept and given and kept.names != given.names:
         logger.warning(
-            "--catalogue %s has changed since the run began and is not used: the run keeps its products. A new run with "
-            "--init takes over the rows of those that it has, too",
+            "--catalogue %s has changed since the run began and is not used: the run keeps its products. A new run "
+            "with --init takes over the rows of those that it has, too",
             config.catalogue,
         )
     plan = plan_of(
