@@ -88,4 +88,4 @@ class BoundModel:
 
 
 GradientHook = Callable[[Tensor, Tensor], None]
-"""Called at each step with views of the shared trainable gradient and values, both [T]; adds to the gradient in place."""
+"""Called each step with the shared trainable gradient and values, both [T]; adds to the gradient in place."""
