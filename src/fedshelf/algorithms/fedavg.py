@@ -9,8 +9,10 @@ Algorithm 1.
 
 Differs from the paper: clients return the difference to w_t instead of w (the same mean, since the weights sum to
 one); local SGD has momentum, weight decay and a clipped gradient unless these are set to zero; batch-norm
-statistics are averaged like weights; n sums over the clients counted, not over those drawn (§10 of the design:
-late or refused clients are not waited for).
+statistics
+are averaged like weights; n sums over the counted clients, not over those drawn (the server does not wait for late
+or
+refused clients).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FedAvg(Algorithm):
-    """Weighted averaging of local training; lines 5 to 8 are the default of `Algorithm`."""
+    """Federated averaging; lines 5 to 8 are the default of `Algorithm`."""
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         return replace(state, params=state.params + aggregate.delta)  # line 4

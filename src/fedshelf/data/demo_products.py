@@ -174,6 +174,7 @@ _SHAPES: dict[str, Callable[[], Shape]] = {
     "box": _box, "carton": _carton, "bottle": _bottle, "can": _can, "jar": _jar, "bag": _bag,
 }  # fmt: skip
 
+# --- patterns: the print on the label ---------------------------------------------------------------------------------
 
 Label = tuple[int, int, int, int]
 
