@@ -1,8 +1,7 @@
 """Aggregation of a round's spooled uploads, in the order of client names and in coordinate blocks.
 
 The result is therefore bit for bit independent of the order of arrival, and server memory does not grow with the
-cohort:
-uploads are read from the spool block by block.
+cohort: uploads are read from the spool block by block.
 
 Shapes: S shared values, b values of a block.
 """
@@ -43,8 +42,7 @@ def combine(
     Args:
         uploads: validated uploads.
         weights: positive weights of the deltas; the algorithm's auxiliary vectors are weighted equally.
-        aggregator: aggregates the uploads. Uploads that it leaves out are ignored as a whole, including their
-            auxiliary
+        aggregator: aggregates the uploads. Uploads that it leaves out are ignored as a whole, including their auxiliary
             vectors, and the weights of the others are normalized without them.
         num_trainable: T of the layout.
         statistics: [S - T] each, instead of those of the deltas.

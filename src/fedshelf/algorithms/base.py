@@ -27,8 +27,7 @@ BUFFER_SIZE = Setting(key="buffer_size", help="Uploads per version.", ge=1, scop
 
 Reducer: TypeAlias = "Callable[[Sequence[Tensor], Sequence[float]], Tensor]"
 """Reduces one coordinate block: takes the rows [b] of the counted clients, in the order of their names, and their
-weights
-(which sum to one), and returns the block's value [b].
+weights (which sum to one), and returns the block's value [b].
 """
 
 
@@ -108,8 +107,7 @@ class Asynchronous:
         buffer_size: uploads per version.
         exponent: exponent of staleness.
         max_staleness: limit of an upload's staleness in versions; None: no limit.
-        relative_to_present: whether a delta is taken relative to the current model instead of the model that the
-            client
+        relative_to_present: whether a delta is taken relative to the current model instead of the model that the client
             started from.
     """
 

@@ -9,8 +9,7 @@
 
 with the polynomial s(t - tau) = (1 + t - tau)^-a (the paper's section 5.2).
 
-Differs from the paper: clients return the difference to x_tau, from which the server computes x_new - x_t (line 4
-is
+Differs from the paper: clients return the difference to x_tau, from which the server computes x_new - x_t (line 4 is
 x_t + alpha_t · (x_new - x_t)); staleness is zero for an upload that no other overtook; the proximal term acts on
 trainable values, not on batch-norm statistics, which are mixed like weights.
 """

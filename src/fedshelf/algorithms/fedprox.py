@@ -7,13 +7,11 @@
                                                          7    w <- w - eta · g
                                                          8  return delta_k = w - w_t
 
-Line 6 is the gradient of the local objective h_k(w) = F_k(w) + mu/2 · ||w - w_t||² (the paper's eq. 2), with the
-norm
+Line 6 is the gradient of the local objective h_k(w) = F_k(w) + mu/2 · ||w - w_t||² (the paper's eq. 2), with the norm
 squared.
 
 Differs from the paper: clients are drawn uniformly and averaged by number of photos, as in McMahan et al. 2017
-(Algorithm 2 draws them by n_k/n and averages uniformly); the local problem is solved by a number of epochs, not to
-a
+(Algorithm 2 draws them by n_k/n and averages uniformly); the local problem is solved by a number of epochs, not to a
 given inexactness gamma; the proximal term acts on trainable values, not on batch-norm statistics; gradient clipping
 bounds only the loss gradient.
 """

@@ -26,8 +26,7 @@ Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted mean [b] of `rows` (each [b]), accumulated in float64.
 
-    Multiplication and addition are rounded separately per value, so that neither the block size nor vector
-    instructions
+    Multiplication and addition are rounded separately per value, so that neither the block size nor vector instructions
     change the result.
     """
     total = rows[0].new_zeros(rows[0].shape).double()
@@ -84,8 +83,7 @@ class Aggregator:
     Attributes:
         reducer: reduces rows to one.
         screens: applied first, in order; each sees, as sent, the uploads that no earlier one has left out. Their
-            factors
-            are multiplied.
+            factors are multiplied.
         problem: why it cannot work with a number of uploads; empty if it can.
         otherwise: the replacement for a round with such a number, so that the round does not fail.
         leaves_out: whether it may leave out whole uploads.

@@ -1,15 +1,12 @@
 """Robust aggregation rules, under which a few hostile or broken clients cannot determine the model.
 
-Coordinate median and trimmed mean: Yin et al. 2018, "Byzantine-Robust Distributed Learning: Towards Optimal
-Statistical
+Coordinate median and trimmed mean: Yin et al. 2018, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
 Rates", definitions 1 and 2. For n uploads u_1 .. u_n, in each coordinate k:
 
      1  median:        the middle of u_1[k] .. u_n[k]; for an even n the mean of the middle two
-     2  trimmed mean:  without the c smallest and the c largest of them (c = floor(beta · n)), the mean of the
-         others
+     2  trimmed mean:  without the c smallest and the c largest of them (c = floor(beta · n)), the mean of the others
 
-Multi-Krum: Blanchard et al. 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", section
-4.
+Multi-Krum: Blanchard et al. 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", section 4.
 For n uploads of which f may be hostile, n >= 2f + 3:
 
      3  s(i) <- sum of ||u_i - u_j||² over the n - f - 2 uploads j that are closest to i
@@ -20,30 +17,19 @@ Norm bounding: Sun et al. 2019, "Can You Really Backdoor Federated Learning?", s
      5  u_i <- u_i / max(1, ||u_i|| / B)
 
 Median, trimmed mean and multi-Krum weight all uploads equally. A weight is the client's own claim of its number of
-photos:
-a rule that trusts it lets one client claim a majority.
+photos: a rule that trusts it lets one client claim a majority.
 
-Differs from the papers: beta is `--trim`, and one assumption serves two rules: c = f = floor(trim · n), but at
-least 1
-(if trim > 0), so that no rule silently becomes a plain mean for a small cohort; c leaves at least one row.
-Multi-Krum's
+Differs from the papers: beta is `--trim`, and one assumption serves two rules: c = f = floor(trim · n), but at least 1
+(if trim > 0), so that no rule silently becomes a plain mean for a small cohort; c leaves at least one row. Multi-Krum's
 lines 3 and 4 apply to gradients in the paper; here an upload has parts (trainable values, batch-norm statistics,
-control
-variates) of different scales, so line 3 is computed for each part, and line 4 ranks by the largest s(i) / s of the
-parts,
-s being the (n - f)-th smallest score of that part: with one part that is the paper's order. A distance over all
-parts
-together would be dominated by the part with the largest numbers, and a client could then poison the others
-undetected; s
-cannot be driven up by f clients, because n - f honest scores exist. If n < 2f + 3, the round uses the coordinate
-median
-and reports that. m is a free choice in the paper; n - f is that of its experiments. Line 5 bounds the trainable
-part (no
-noise is added). Other parts have no configured bound: each is bounded by the median of its norms in the cohort.
-Changes
-of batch-norm statistics have the scale of activations rather than weights: under a common bound they would dominate
-the
-norm in one model and never reach it in another.
+control variates) of different scales, so line 3 is computed for each part, and line 4 ranks by the largest s(i) / s of
+the parts, s being the (n - f)-th smallest score of that part: with one part that is the paper's order. A distance over
+all parts together would be dominated by the part with the largest numbers, and a client could then poison the others
+undetected; s cannot be driven up by f clients, because n - f honest scores exist. If n < 2f + 3, the round uses the
+coordinate median and reports that. m is a free choice in the paper; n - f is that of its experiments. Line 5 bounds the
+trainable part (no noise is added). Other parts have no configured bound: each is bounded by the median of its norms in
+the cohort. Changes of batch-norm statistics have the scale of activations rather than weights: under a common bound
+they would dominate the norm in one model and never reach it in another.
 
 Shapes: b values of a block, n uploads, [T] etc. of a part's row.
 """
@@ -165,9 +151,8 @@ def bounded(aggregator: Aggregator, bound: float) -> Aggregator:
 def squared_distances(rows: Sequence[Tensor], *, at_once: int = AT_ONCE) -> Tensor:
     """The squared distances [n, n] between `rows`, in float64, from their inner products.
 
-    Cancellation errors are relative to the norms of the two rows (1e-16 of their squares), so a huge row only
-    affects its own
-    distances.
+    Cancellation errors are relative to the norms of the two rows (1e-16 of their squares), so a huge row only affects
+    its own distances.
     """
     import torch
 
@@ -201,8 +186,7 @@ def _ratios(scores: Sequence[float], num_selected: int) -> list[float]:
 
 def _mean_of_middle(rows: Sequence[Tensor], *, cut: int) -> Tensor:
     """The mean in each coordinate without the `cut` smallest and largest, accumulated sequentially in float64, so that
-    the
-    block size does not matter.
+    the block size does not matter.
     """
     import numpy as np
 

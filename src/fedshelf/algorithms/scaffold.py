@@ -8,15 +8,12 @@
      4    x <- x + eta_g · dx                                       (option II) c_i - c + 1/(K·eta_l) · (x - y_i)
      5    c <- c + |S|/N · dc                            10  return dy_i = y_i - x, dc_i = c_i+ - c_i;  c_i <- c_i+
 
-Option II's line 9 is the mean of the K gradients g_i(y_i; b) in line 8: the sum of line 8 over all steps is
-x - y_i = eta_l · sum(g_i - c_i + c). The implementation computes that mean. It is identical for the paper's plain
-steps,
-and remains meaningful for local steps with momentum, decay or a clipped gradient. Option I's gradient is larger
-than
-later ones, so that many steps at a high rate overshoot (docs/explanation/algorithms/scaffold.md).
+Option II's line 9 is the mean of the K gradients g_i(y_i; b) in line 8: the sum of line 8 over all steps is x - y_i =
+eta_l · sum(g_i - c_i + c). The implementation computes that mean. It is identical for the paper's plain steps, and
+remains meaningful for local steps with momentum, decay or a clipped gradient. Option I's gradient is larger than later
+ones, so that many steps at a high rate overshoot (docs/explanation/algorithms/scaffold.md).
 
-Differs from the paper: nothing with plain local steps. N counts the clients that were live when the cohort was
-drawn,
+Differs from the paper: nothing with plain local steps. N counts the clients that were live when the cohort was drawn,
 and a client that was never counted has c_i = 0; control variates cover trainable values, batch-norm statistics are
 averaged (by the same equal weights); option I's pass is over augmented photos in training batches.
 """

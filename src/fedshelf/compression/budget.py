@@ -8,10 +8,8 @@ Source: no paper's algorithm; rate-distortion trade-off (Shannon 1959, "Coding T
 Fidelity Criterion"), by trial of about twenty candidates.
 
 For vectors of up to 2^18 values, all candidates encode the whole vector, so the choice is optimal among them. For
-longer
-ones, candidates are ranked on a sample of 256 stretches at random places, so another candidate may be slightly
-better.
-The budget is always kept exactly.
+longer ones, candidates are ranked on a sample of 256 stretches at random places, so another candidate may be slightly
+better. The budget is always kept exactly.
 """
 
 from collections.abc import Iterator
@@ -48,9 +46,8 @@ class _Trial:
 def ladder(size: int, max_bytes: int, *, error_feedback: bool = True) -> list[Chain]:
     """The candidate chains for `size` values in `max_bytes`.
 
-    Chains without zstd always fit. Those with zstd fit if the vector compresses well; topk chains therefore come
-    with several
-    fractions.
+    Chains without zstd always fit. Those with zstd fit if the vector compresses well; topk chains therefore come with
+    several fractions.
 
     Args:
         size: number of values.

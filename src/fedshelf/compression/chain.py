@@ -6,11 +6,9 @@
      3  value parts <- quantizer(v)                       7  v <- quantizer, i <- sparsifier
      4  parts <- lossless(index and value parts)          8  x̂ <- 0 but x̂_i = v
 
-`encode` is a function of (vector, seeds): the same bits for any number of threads. `decode` needs only the parts,
-and
+`encode` is a function of (vector, seeds): the same bits for any number of threads. `decode` needs only the parts, and
 gives the same bits on every machine. It does not trust its input: anything that an honest encoder would not write
-raises
-RefusedError, before memory is allocated for claimed sizes.
+raises RefusedError, before memory is allocated for claimed sizes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +35,8 @@ from fedshelf.core.errors import FedShelfError, RefusedError, UsageError
 from fedshelf.core.rng import Rng
 
 MAX_SIZE = 2**31 - 1
-"""The maximum length of a vector. Callers that know the model pass its size to `decode`, which is the effective bound."""
+"""The maximum length of a vector. Callers that know the model pass its size to `decode`, which is the effective bound.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,7 @@ class Chain:
             seed: for rounding and rotation; must differ between clients and rounds, so that their errors average
                 out.
             support_seed: for randk's choice; must be the same for all clients of a round if codes are summed. By
-                default
-                `seed`.
+                default `seed`.
 
         Raises:
             FedShelfError: values are not finite, or out of this chain's range.

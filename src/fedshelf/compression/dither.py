@@ -3,10 +3,9 @@ Encoding", its stochastic quantization with uniform levels.
 
     round(a) = floor(a + u),  u uniform in [0, 1)      so that  E[round(a)] = a
 
-Differs from the paper: u has 16 bits and is centered, (k + 1/2) / 2^16, so E[round(a)] differs from a by at most
-2^-17 of a step, which is less than float32's own rounding error of a block's largest value. The bits are the raw
-output
-of SFC64, whose stream is the same in every version of numpy.
+Differs from the paper: u has 16 bits and is centered, (k + 1/2) / 2^16, so E[round(a)] differs from a by at most 2^-17
+of a step, which is less than float32's own rounding error of a block's largest value. The bits are the raw output of
+SFC64, whose stream is the same in every version of numpy.
 """
 
 import numpy as np

@@ -4,17 +4,13 @@
              m_t  <- m_{t-1} + decode(d_t)                  m_t <- m_{t-1} + decode(d_t)
 
 m_t is the model that all sides decode bit for bit; clients train on it, and it is evaluated and published. What d_t
-leaves
-out is part of the next difference, so errors do not accumulate. Updates are added to w_t itself (an exact central
-model,
-as in Philippenko & Dieuleveut 2021, "Preserved central model for faster bidirectional compression", Algorithm 1,
-with m
-as the memory).
+leaves out is part of the next difference, so errors do not accumulate. Updates are added to w_t itself (an exact
+central model, as in Philippenko & Dieuleveut 2021, "Preserved central model for faster bidirectional compression",
+Algorithm 1, with m as the memory).
 
 Statistics are few, and a rounded variance might be negative: differences contain their values instead.
 
-A client that missed rounds is sent the differences in between, if they are smaller than the model; otherwise it is
-sent
+A client that missed rounds is sent the differences in between, if they are smaller than the model; otherwise it is sent
 the complete model. Models are named by digest, and a client verifies the name of what it has decoded.
 
 Shapes: T shared trainable values, S shared values.
@@ -179,8 +175,7 @@ def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
         held: stores the decoded model.
 
     Raises:
-        RefusedError: the differences do not start at the held model, are malformed, or do not give the named model;
-            the
+        RefusedError: the differences do not start at the held model, are malformed, or do not give the named model; the
             server then sends the complete model.
     """
     if message.is_plain:

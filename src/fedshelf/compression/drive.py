@@ -13,18 +13,14 @@ The rotation makes the values of a block nearly normal for any input; so the nor
 whose
 error feedback needs a contraction, S is the scale of least error: 1 - 2/pi = 0.363 instead, and biased.
 
-Why DRIVE and not EDEN: at one bit they are the same estimator (EDEN's centroids ±sqrt(2/pi) cancel in its scale);
-EDEN
+Why DRIVE and not EDEN: at one bit they are the same estimator (EDEN's centroids ±sqrt(2/pi) cancel in its scale); EDEN
 adds other bit widths, for which there are int4 and int8 here.
 
-Differs from the papers: blocks of at most 2^16 values, each with its own scale, stay in the cache and follow the
-scales of
-layers; the rest is split into smaller powers of two instead of being padded to the next one (only its last 1,023
-values or
-fewer are). H is not divided by sqrt(d): then H sign(y) are integers below 2^24, exact in float32 in any order of
-summation, so that every machine decodes the same bits. The proofs of unbiasedness are for uniform rotations; H D is
-close
-to that for blocks of more than a few dozen values that are not very sparse.
+Differs from the papers: blocks of at most 2^16 values, each with its own scale, stay in the cache and follow the scales
+of layers; the rest is split into smaller powers of two instead of being padded to the next one (only its last 1,023
+values or fewer are). H is not divided by sqrt(d): then H sign(y) are integers below 2^24, exact in float32 in any order
+of summation, so that every machine decodes the same bits. The proofs of unbiasedness are for uniform rotations; H D is
+close to that for blocks of more than a few dozen values that are not very sparse.
 """
 
 from collections.abc import Iterator, Mapping

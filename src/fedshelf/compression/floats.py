@@ -7,8 +7,7 @@
 | fp16 | 16   | 65504         | 2^-11 (values under 6e-5: absolute, 3e-8) |
 | bf16 | 16   | 3e38          | 2^-8           |
 
-Differs from the paper: there is none; IEEE 754 binary16, and the upper half of binary32. Rounding is to nearest,
-hence
+Differs from the paper: there is none; IEEE 754 binary16, and the upper half of binary32. Rounding is to nearest, hence
 deterministic and (by less than half a unit in the last place) biased.
 """
 

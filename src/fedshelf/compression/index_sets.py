@@ -1,6 +1,5 @@
 """k of n indices in nearly the least possible bytes: Elias 1974, "Efficient storage and retrieval by content and
-address
-of static files"; Fano 1971. Also known as Elias-Fano; within 0.56 bits per index of the least possible.
+address of static files"; Fano 1971. Also known as Elias-Fano; within 0.56 bits per index of the least possible.
 
     l <- floor(log2(n / k))
     low:  the l lower bits of each index, packed

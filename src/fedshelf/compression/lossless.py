@@ -5,13 +5,11 @@
      2  frame <- zstd(bytes)
      3  the part is replaced by `<name>.zst` if the frame is shorter, else kept as it is
 
-Line 1 helps if numbers are wider than a byte: signs and exponents of neighbors repeat, mantissas do not. One frame
-per
+Line 1 helps if numbers are wider than a byte: signs and exponents of neighbors repeat, mantissas do not. One frame per
 part, since codes, scales and indices have different statistics.
 
 Differs from the paper: nothing. A frame without a content size, with a size other than the part's, or with trailing
-data
-is refused before any byte is decompressed, so a decompression bomb allocates nothing.
+data is refused before any byte is decompressed, so a decompression bomb allocates nothing.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,5 @@
 """modular: integers that may be added modulo 2^BITS. Bonawitz et al. 2017, "Practical Secure Aggregation for
-Privacy-Preserving Machine Learning" (sums of masked inputs modulo R); Bonawitz et al. 2019, "Federated Learning
-with
+Privacy-Preserving Machine Learning" (sums of masked inputs modulo R); Bonawitz et al. 2019, "Federated Learning with
 Autotuned Communication-Efficient Secure Aggregation" (quantized inputs to it).
 
     L <- floor((2^(BITS-1) - 1) / m)              levels of one of m summands
@@ -10,14 +9,11 @@ Autotuned Communication-Efficient Secure Aggregation" (quantized inputs to it).
     decode a code, or a sum of up to m codes mod 2^BITS:
     4  x̂_i <- q_i · RANGE / L,  q_i read as a signed integer
 
-Text: ``modular:BITS:RANGE``, or ``modular:BITS:RANGE:SUMMANDS`` for m other than 64. Since |q_i| <= L, m codes sum
-to
-at most 2^(BITS-1) - 1: the sum never wraps past its sign. Values inside ±RANGE are unbiased; those outside are
-clipped.
+Text: ``modular:BITS:RANGE``, or ``modular:BITS:RANGE:SUMMANDS`` for m other than 64. Since |q_i| <= L, m codes sum to
+at most 2^(BITS-1) - 1: the sum never wraps past its sign. Values inside ±RANGE are unbiased; those outside are clipped.
 
 Differs from the papers: BITS is 8, 16 or 32, a machine integer, which adds modulo 2^BITS natively; rounding is
-stochastic; there is no rotation before it; the range covers the largest possible sum, where the second paper saves
-bits
+stochastic; there is no rotation before it; the range covers the largest possible sum, where the second paper saves bits
 by relying on a likely one.
 """
 

@@ -6,10 +6,8 @@ Efficiency" (random masks); Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with
     3  S <- those indices, each plus r modulo n
     4  C(x)_i <- x_i for i in S, else 0
 
-Each index is in S with probability k/n, so E||x - C(x)||² = (1 - k/n) ||x||²: a contraction, used with error
-feedback.
-Clients with the same support seed choose the same S, so their codes can be added; S reveals nothing about their
-values.
+Each index is in S with probability k/n, so E||x - C(x)||² = (1 - k/n) ||x||²: a contraction, used with error feedback.
+Clients with the same support seed choose the same S, so their codes can be added; S reveals nothing about their values.
 The seed is sent (8 bytes) instead of the indices.
 
 Differs from the papers: one index per stretch instead of any k (the same probability for each, and no permutation

@@ -1,7 +1,6 @@
 """The interfaces of the stages of a chain: their parts, declared properties, and three protocols.
 
-A chain is ``[sparsifier] -> quantizer -> [lossless]``. A sparsifier selects which of the n values are sent, a
-quantizer
+A chain is ``[sparsifier] -> quantizer -> [lossless]``. A sparsifier selects which of the n values are sent, a quantizer
 encodes those values in fewer bits, a lossless stage compresses the bytes of all parts.
 """
 
@@ -92,9 +91,8 @@ class Sparsifier(Codec, Protocol):
 class Quantizer(Codec, Protocol):
     """Encodes float32 values in fewer bits.
 
-    A quantizer with a field `unbiased`, true by default, has it set to false after a sparsifier, whose error
-    feedback needs a
-    contraction and corrects bias.
+    A quantizer with a field `unbiased`, true by default, has it set to false after a sparsifier, whose error feedback
+    needs a contraction and corrects bias.
     """
 
     def specs(self, size: int) -> Specs: ...

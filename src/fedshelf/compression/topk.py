@@ -7,8 +7,7 @@ Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory".
 
 It is a contraction: ||x - C(x)||² <= (1 - k/n) ||x||², and biased: it needs error feedback (`feedback`).
 
-Differs from the paper: ties at the threshold are broken by the lowest index, so that the choice is the same
-everywhere.
+Differs from the paper: ties at the threshold are broken by the lowest index, so that the choice is the same everywhere.
 Aji & Heafield estimate the threshold from a sample; here a sample only narrows the search, and the choice is exact.
 """
 

@@ -1,7 +1,6 @@
 """Child processes that end with their parent, whether by an exception, a signal or SIGKILL.
 
-The parent holds one end of a pipe open and never writes to it. When the parent ends, the system closes that end,
-and a
+The parent holds one end of a pipe open and never writes to it. When the parent ends, the system closes that end, and a
 thread in the child that reads the other end wakes up. Unlike Linux's `PR_SET_PDEATHSIG`, this works on every POSIX
 system, has no race at startup, and does not depend on which thread of the parent started the child.
 """

@@ -14,8 +14,7 @@ class Encoded:
         codec: the codec chain that encoded it.
         size: number of float32 values.
         parts: one-dimensional tensors of the types that the wire supports (see `serialization.messages`), such as
-            codes,
-            scales and indices. Their meaning is up to the codec.
+            codes, scales and indices. Their meaning is up to the codec.
     """
 
     codec: str

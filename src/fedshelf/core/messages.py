@@ -12,8 +12,8 @@
 
 A `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or `Encoded` by the run's codec.
 
-Everything that leaves a client is one of these objects (docs/explanation/what-leaves-a-store.md).
-Shapes: S shared values of the model (see `params`).
+Everything that leaves a client is one of these objects (docs/explanation/what-leaves-a-store.md). Shapes: S shared
+values of the model (see `params`).
 """
 
 from collections.abc import Mapping
@@ -164,14 +164,12 @@ class Broadcast:
         purpose: what to do with the model.
         client_lr: learning rate of local training.
         vectors: the model and the algorithm's vectors. A plain model is `params` [S]: the shared values after
-            `key.round - 1` rounds to train, or after `key.round` rounds to evaluate and compare. Where downloads
-            are
+            `key.round - 1` rounds to train, or after `key.round` rounds to evaluate and compare. Where downloads are
             compressed, the i-th of `deltas` has the encoded vectors `i/trainable` [T] and `i/statistics` [S - T]
             instead.
         model: digest of the float32 values [S], which all clients decode bit for bit; "" if the model is plain.
         deltas: lead step by step from a model that the client holds to `model`; empty if it holds `model`.
-        counted: this client's newest upload that the server counted. Pending state for that key is committed, any
-            other
+        counted: this client's newest upload that the server counted. Pending state for that key is committed, any other
             pending state is rolled back.
         num_steps: local steps to take; None: as many as the configured epochs have.
         num_rounds: to compare, the rounds of a model trained locally; None: `key.round`.
@@ -209,9 +207,8 @@ class Upload:
 
     Attributes:
         key: the task that it answers.
-        vectors: a plain upload has `delta` [S], local minus global: *add* it to move toward the client. An encoded
-            one has
-            `trainable` [T] and `statistics` [S - T]. The algorithm's vectors (such as control variates) are
+        vectors: a plain upload has `delta` [S], local minus global: *add* it to move toward the client. An encoded one
+            has `trainable` [T] and `statistics` [S - T]. The algorithm's vectors (such as control variates) are
             payload, too.
         num_examples: photos trained on.
         num_steps: local steps taken.

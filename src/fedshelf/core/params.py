@@ -1,11 +1,9 @@
 """A model as one flat vector.
 
-`Params` owns one contiguous float32 vector and binds the module's tensors to it as views. An upload is then a
-slice, and
-averaging, clipping, noise and quantization are single passes at memory bandwidth.
+`Params` owns one contiguous float32 vector and binds the module's tensors to it as views. An upload is then a slice,
+and averaging, clipping, noise and quantization are single passes at memory bandwidth.
 
-The vector is ordered ``[shared trainable | shared statistics | personal]``; inside the personal segment the
-trainable
+The vector is ordered ``[shared trainable | shared statistics | personal]``; inside the personal segment the trainable
 tensors come first. Integer buffers (``num_batches_tracked``) are left out: they are never averaged or sent.
 
 Shapes: T shared trainable values, S shared values (trainable and statistics), P all values.
@@ -146,9 +144,8 @@ class Params:
 def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name: False) -> Params:
     """Move the floating-point tensors of `module` into one vector; from then on they are views of it.
 
-    Convolution weights are laid out channels_last (the fast order on CPUs and tensor cores). Call this once the
-    module is on
-    its device; moving it afterwards breaks the views.
+    Convolution weights are laid out channels_last (the fast order on CPUs and tensor cores). Call this once the module
+    is on its device; moving it afterwards breaks the views.
 
     Args:
         module: its parameters and floating-point buffers are rebound in place.

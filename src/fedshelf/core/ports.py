@@ -33,8 +33,7 @@ class Left:
     Attributes:
         address: the connection.
         ended_by: the signal that ended the client's process, "" if its machine does not know which; None if it is
-            unknown
-            whether the process ended.
+            unknown whether the process ended.
         signed_off: whether the client announced that it leaves.
     """
 
@@ -65,9 +64,8 @@ class Reply:
         address: the connection that it came from.
         message: the client's message; None if its bytes could not be read.
         num_bytes: payload on the wire.
-        task: the key of the broadcast that it answers, as the transport knows it (a hostile client may name another
-            in the
-            message itself); None if it answers no task.
+        task: the key of the broadcast that it answers, as the transport knows it (a hostile client may name another in
+            the message itself); None if it answers no task.
         source: the file that the message's vectors are views of, if any.
         reason: why there is no message (truncated, wrong digest, not our format).
         client: the client's name; "" until the inbox has looked it up.
@@ -120,8 +118,7 @@ class VirtualClock(Clock, Protocol):
         """Set the clock to the time of `state`.
 
         Clients are then at work or away as they were. A task of `state.in_flight` that is sent again is due at its
-        original
-        time; one that is not sent again keeps its client busy until then.
+        original time; one that is not sent again keeps its client busy until then.
         """
 
     def snapshot(self, state: ServerState) -> ServerState:

@@ -1,7 +1,6 @@
 """Random generators keyed by purpose, and passed in explicitly.
 
-No two purposes share a generator, so adding a draw in one place changes no other, and a round repeated after a
-crash
+No two purposes share a generator, so adding a draw in one place changes no other, and a round repeated after a crash
 draws the same values again. Not for security: that uses `secrets`.
 """
 

@@ -1,19 +1,16 @@
 """Declarations of what can be set in a run, its algorithm, its codecs and its other components.
 
 A component is what a registry's line names (`MODULE:NAME`): a dataclass, a function, or a `partial` of one. Its
-settings
-are the parameters annotated with a `Setting`:
+settings are the parameters annotated with a `Setting`:
 
     @dataclass(frozen=True, slots=True)
     class FedProx:
         mu: Annotated[float, Setting(help="Strength of the proximal term.", ge=0)] = 0.01
 
-A component whose values may contradict each other has a method `problems() -> list[str]` that returns each problem
-with
+A component whose values may contradict each other has a method `problems() -> list[str]` that returns each problem with
 its remedy.
 
-Flags, keys of TOML files, the reference and validation are derived from these declarations (`config.schema`). For
-that,
+Flags, keys of TOML files, the reference and validation are derived from these declarations (`config.schema`). For that,
 the command line imports all components at startup. They therefore import torch and numpy only for type checkers, or
 inside functions.
 """
@@ -51,8 +48,7 @@ class Setting:
 
     Attributes:
         help: what it does. The names of the components that declare it are appended.
-        key: its name in files and, with dashes, as a flag; by default the parameter's name. Components that declare
-            the
+        key: its name in files and, with dashes, as a flag; by default the parameter's name. Components that declare the
             same key share it.
         ge: inclusive lower bound.
         gt: exclusive lower bound.

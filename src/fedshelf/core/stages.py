@@ -2,8 +2,7 @@
 
     delta → clip → noise → encode → mask or encrypt → wire
 
-Everything that leaves a client passes all stages in order (`rounds.pipeline`). Whether a combination of stages is
-safe
+Everything that leaves a client passes all stages in order (`rounds.pipeline`). Whether a combination of stages is safe
 follows from their declarations alone, before a run starts.
 """
 

@@ -1,8 +1,7 @@
 """Text from outside: file names, messages from the network, output of other programs.
 
-File names are bytes. `from_filesystem` converts them to text that JSON, TOML and SQLite can hold, without
-collisions, and
-`to_filesystem` converts back. `printable` makes text of any origin safe to display.
+File names are bytes. `from_filesystem` converts them to text that JSON, TOML and SQLite can hold, without collisions,
+and `to_filesystem` converts back. `printable` makes text of any origin safe to display.
 """
 
 import os
@@ -44,8 +43,7 @@ def printable(text: str) -> str:
     r"""Escape `text` for display on one line of a terminal, for example as `\x1b`.
 
     Escapes control characters, line breaks, bidirectional controls, invisible characters (except joiners), and
-    undecodable
-    bytes.
+    undecodable bytes.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 

@@ -1,11 +1,9 @@
 """Random views of photos, computed on whole batches.
 
-Crop, flip and rotation are one affine map per photo and one bilinear resampling; brightness, contrast and
-normalization
+Crop, flip and rotation are one affine map per photo and one bilinear resampling; brightness, contrast and normalization
 are one multiplication and addition per value.
 
-All randomness is drawn on a CPU generator, always `_DRAWS` numbers per photo for any settings, so that all devices
-see
+All randomness is drawn on a CPU generator, always `_DRAWS` numbers per photo for any settings, so that all devices see
 the same views and switching one effect off changes no other.
 
 Shapes: B photos, H = W pixels a side. Pixel values are 0 to 255; `mean` and `std` are per channel on the scale 0 to
@@ -61,9 +59,8 @@ def augment(
 ) -> Tensor:
     """Compute one random view of each photo, normalized.
 
-    Values are not clipped to black and white after the change of brightness and contrast. Beyond the photo's edge,
-    a rotated
-    view repeats the edge.
+    Values are not clipped to black and white after the change of brightness and contrast. Beyond the photo's edge, a
+    rotated view repeats the edge.
 
     Args:
         images_BHWC: uint8 on the CPU.
@@ -75,8 +72,7 @@ def augment(
 
     Returns:
         float32 [B, 3, H, W], channels_last, on `device`; bit for bit the same for the same generator state, thread
-        count and
-        device.
+        count and device.
     """
     draws = torch.rand(len(images_BHWC), _DRAWS, generator=generator).unbind(1)
     grid_BHW2 = _grid(settings, *draws[:5], size=images_BHWC.shape[1]).to(device)
@@ -114,8 +110,7 @@ def _row_constants(
     width: int, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
     """Shift and scale [W·C] of a row of pixels. Channels are innermost: repeated over a row, the constants run at
-    memory speed,
-    which [.., C] does not.
+    memory speed, which [.., C] does not.
     """
     with torch.inference_mode(False):  # they outlive the evaluation that may compute them first
         mean_R, std_R = (torch.tensor(v, device=device).repeat(width) for v in (mean, std))

@@ -5,12 +5,10 @@ Layout of the cache folder (mode 0700, because it holds small copies of the stor
     index.sqlite                  digests of files and contents, see `cache_index`
     <variant>/<digest>.rgb        one pack per list of photos: uint8 [N, S, S, 3], nothing else
 
-A pack is named by the digests of its contents in order, so it is never modified, only replaced by another. A list
-with
+A pack is named by the digests of its contents in order, so it is never modified, only replaced by another. A list with
 one more photo becomes a new pack, whose other rows are copied from existing packs: each content is decoded once,
 independent of the store or link that it is reached by. Packs are written under a temporary name and renamed, and
-checked
-by size and checksum when opened, so a crash, a concurrent process or a damaged file only costs time.
+checked by size and checksum when opened, so a crash, a concurrent process or a damaged file only costs time.
 
 Shapes: N photos, S the image size.
 """

@@ -1,8 +1,7 @@
 """The products that a model distinguishes, and the folders of the stores that hold their photos.
 
 Clients hold different subsets of the classes, with different nesting. The server resolves the folder names of all
-clients
-together: the same leaf name is the same product, unless one store has two folders of that name.
+clients together: the same leaf name is the same product, unless one store has two folders of that name.
 """
 
 import csv
@@ -60,11 +59,9 @@ class Catalogue:
     ) -> "Catalogue":
         """Name the classes of all clients, sorted; the result does not depend on any order.
 
-        Folders with the same leaf name are one product of that name, even if stores nest them differently. If any
-        store has two
-        different folders with that leaf name, these classes are distinguished in all stores by the shortest
-        sufficient path
-        suffix: 'Apple/Red', 'Pear/Red'.
+        Folders with the same leaf name are one product of that name, even if stores nest them differently. If any store
+        has two different folders with that leaf name, these classes are distinguished in all stores by the shortest
+        sufficient path suffix: 'Apple/Red', 'Pear/Red'.
 
         Args:
             joins: by client, the classes that it holds.
@@ -93,9 +90,8 @@ class Catalogue:
     def index_of(self, folder: ClassFolder) -> int | None:
         """The class of photos in `folder`; None if it is not in the catalogue.
 
-        A path that no store had when the catalogue was made is matched by its longest suffix that is a class name
-        or a known
-        path; None if longer class names end in that suffix too, because the class is then ambiguous.
+        A path that no store had when the catalogue was made is matched by its longest suffix that is a class name or a
+        known path; None if longer class names end in that suffix too, because the class is then ambiguous.
         """
         known = self._by_path.get(folder.path)
         if known is not None:
@@ -143,10 +139,8 @@ class Catalogue:
         """Read a catalogue file: the output of `save`, a CSV table, or plain text with one class name per line.
 
         In plain text, each line is a name; empty lines and lines that start with '#' are skipped. A CSV table has a
-        name that
-        ends in '.csv' and a header; names are in the column `class`, `name`, `label` or `product`, otherwise in the
-        first. A name
-        may be a path suffix ('Apple/Red') if the leaf alone is ambiguous.
+        name that ends in '.csv' and a header; names are in the column `class`, `name`, `label` or `product`, otherwise
+        in the first. A name may be a path suffix ('Apple/Red') if the leaf alone is ambiguous.
 
         Raises:
             DataError: the file cannot be read, is empty or names a class twice.

@@ -42,10 +42,8 @@ def decode(data: bytes, image_size: int) -> NDArray[np.uint8]:
     """Decode a photo, rotate it upright by its EXIF orientation, and resize it to [S, S, 3].
 
     JPEG is decoded by libjpeg-turbo at the smallest DCT scale that is large enough; CMYK, files that libjpeg-turbo
-    rejects,
-    and other formats (PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC if pillow-heif is installed) are decoded by Pillow.
-    Shrinking
-    averages over areas (no aliasing). Transparency is composited on white, 16 bits are scaled to 8.
+    rejects, and other formats (PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC if pillow-heif is installed) are decoded by
+    Pillow. Shrinking averages over areas (no aliasing). Transparency is composited on white, 16 bits are scaled to 8.
 
     Args:
         data: bytes of the file.

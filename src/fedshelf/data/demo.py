@@ -1,10 +1,8 @@
 """`fedshelf data make-demo`: a small synthetic photo set.
 
-Five stores with few photos each: each store sells only some of the products (each product is sold by several
-stores), has
-photos of only some of a product's colors, and its own light and shelves. The test photos show all products in all
-colors
-under every store's light, so only the stores together can learn all of them.
+Five stores with few photos each: each store sells only some of the products (each product is sold by several stores),
+has photos of only some of a product's colors, and its own light and shelves. The test photos show all products in all
+colors under every store's light, so only the stores together can learn all of them.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
 """The packages of the demo set, drawn flat: six shapes, four label patterns, and shared colors.
 
-A product is a shape *and* a pattern. Each shape and each pattern belongs to several products and each color to all,
-so no
-single cue identifies a product. Everything here is synthetic and resembles no real brand.
+A product is a shape *and* a pattern. Each shape and each pattern belongs to several products and each color to all, so
+no single cue identifies a product. Everything here is synthetic and resembles no real brand.
 
 Shapes: a package is an RGBA image uint8 [HEIGHT, WIDTH, 4], transparent around it.
 """

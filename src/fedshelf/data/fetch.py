@@ -2,8 +2,7 @@
 
 The archive is the repository's zip of one fixed commit. The host repacks such archives from time to time, so their
 checksum is not fixed, but the commit id is. Unless the caller gives a checksum, the files are therefore verified
-against
-that id (see `git_tree`). Unverified files never get their final name.
+against that id (see `git_tree`). Unverified files never get their final name.
 """
 
 import errno

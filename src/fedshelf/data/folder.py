@@ -4,8 +4,7 @@ The folder that directly holds a photo is the photo's class::
 
     root/Fruit/Apple/Pink-Lady/0001.jpg      class path 'Fruit/Apple/Pink-Lady', leaf 'Pink-Lady'
 
-If root holds `train/` (with class folders) and optionally `val/`, these two are the split, and class paths start
-below
+If root holds `train/` (with class folders) and optionally `val/`, these two are the split, and class paths start below
 them; a `test/` next to them is ignored. Otherwise, `split` takes the validation photos from each class.
 """
 
@@ -56,8 +55,7 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
         seed: seed of the split; see `split`.
 
     Raises:
-        DataError: root cannot be read, holds no photo in any class folder, or is certainly not the intended folder
-            (see
+        DataError: root cannot be read, holds no photo in any class folder, or is certainly not the intended folder (see
             `layout`).
         UsageError: `val_fraction` is not in [0, 1).
     """
@@ -110,13 +108,11 @@ def split(
 ) -> tuple[tuple[Photo, ...], tuple[Photo, ...]]:
     """Split each class into training and validation photos.
 
-    A photo's rank in its class is a hash of the seed and of its path below `root`; the lowest ranks are held out.
-    The split
-    therefore does not depend on the order or number of files: a new photo moves at most one other photo of its
-    class. A class
-    of n photos gives n · `val_fraction`, rounded up or down at random per class (so that many small classes
-    together give the
-    fraction), but never its last training photo. A folder with any class of two photos gives at least one.
+    A photo's rank in its class is a hash of the seed and of its path below `root`; the lowest ranks are held out. The
+    split therefore does not depend on the order or number of files: a new photo moves at most one other photo of its
+    class. A class of n photos gives n · `val_fraction`, rounded up or down at random per class (so that many small
+    classes together give the fraction), but never its last training photo. A folder with any class of two photos gives
+    at least one.
 
     Args:
         photos: all photos.

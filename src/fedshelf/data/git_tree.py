@@ -1,12 +1,9 @@
 """Verify files against a git commit, without git.
 
-A commit's id is the SHA-1 of the commit object, which holds the id of its tree, a hash over all files. It suffices
-to
-request only the commit object (a few hundred bytes), check it against the known id, and compare its tree id with
-the one
-computed from the files. Neither the server nor the archive has to be trusted. (SHA-1 collisions require control
-over both
-files, and do not help against an existing commit.)
+A commit's id is the SHA-1 of the commit object, which holds the id of its tree, a hash over all files. It suffices to
+request only the commit object (a few hundred bytes), check it against the known id, and compare its tree id with the
+one computed from the files. Neither the server nor the archive has to be trusted. (SHA-1 collisions require control
+over both files, and do not help against an existing commit.)
 
 Source: git's documentation: gitformat-pack, gitprotocol-v2, gitprotocol-common ("pkt-line"), git-hash-object.
 """

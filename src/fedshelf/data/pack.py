@@ -1,8 +1,7 @@
 """A pack: decoded photos in one file, uint8 [N, S, S, 3], nothing else. Never changed once it has its name.
 
-Packs are written with plain writes rather than through a map: on a full disk, a write fails with an error, but a
-map kills
-the process.
+Packs are written with plain writes rather than through a map: on a full disk, a write fails with an error, but a map
+kills the process.
 """
 
 import os

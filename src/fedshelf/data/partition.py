@@ -7,8 +7,7 @@ Modes::
     assortment  every store sells about a third of the classes, and gets photos of those only
     feature     the same distribution, but each store's photos are rendered by its own camera (see `camera`)
 
-Source: Dirichlet over stores per class as in Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data
-Distribution
+Source: Dirichlet over stores per class as in Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution
 for Federated Visual Classification", 2019 (arXiv:1909.06335), in the per-class form of Yurochkin et al., "Bayesian
 Nonparametric Federated Learning of Neural Networks", 2019 (arXiv:1905.12022).
 """
@@ -117,9 +116,8 @@ def read_assignment(path: Path, pack: Path) -> Partition:
 
     Raises:
         DataError: the file cannot be read, lacks a column, or names photos twice, photos that do not exist or are
-            outside the
-            pack or in no class folder, or store names that are invalid as folder names; several are reported at
-            once.
+            outside the pack or in no class folder, or store names that are invalid as folder names; several are
+            reported at once.
     """
     with reading(f"assignment file '{path}'"), path.open(encoding="utf-8-sig", newline="") as file:
         try:
@@ -155,8 +153,7 @@ def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progr
     """Create `out/STORE/CLASS PATH/FILE`, completely or not at all; `train/`, if the pack has a split, is dropped.
 
     Photos are hard links if the file system supports them, otherwise symbolic links, otherwise copies; altered ones
-    (mode
-    feature) are new files. Unreadable photos are left out with a warning.
+    (mode feature) are new files. Unreadable photos are left out with a warning.
 
     Args:
         partition: the photos of each store.

@@ -9,12 +9,10 @@ residual
 networks have such layers in their shortcuts, RepVGG, MobileOne and FastViT in their stem.
 
 The stride of a 1×1 convolution only selects which pixels are read. Selecting them first, and then convolving with
-stride
-1, computes the same result and uses another path in oneDNN.
+stride 1, computes the same result and uses another path in oneDNN.
 
-`tests/unit/models/test_convolution_fault.py` runs the bare layer in a separate process: it fails once torch is
-fixed, and
-this module can be removed.
+`tests/unit/models/test_convolution_fault.py` runs the bare layer in a separate process: it fails once torch is fixed,
+and this module can be removed.
 """
 
 from torch import Tensor, nn
@@ -26,8 +24,7 @@ def avoid_convolution_fault(module: nn.Module) -> None:
     """Make every layer of `module` that would trigger the fault select its pixels first, in place.
 
     The result, tensors and their names are unchanged. The same layers are changed on every machine, so that a model
-    trains
-    identically on all of them. A second call does nothing.
+    trains identically on all of them. A second call does nothing.
 
     Args:
         module: any model; layers are found by type and shape.

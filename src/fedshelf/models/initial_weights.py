@@ -1,8 +1,7 @@
 """Initial weights of a run (`--init`): reading, comparing with the model, and loading.
 
-The rows of the head belong to classes, and another run has other classes in another order. Rows are therefore
-matched by
-class name, never by position.
+The rows of the head belong to classes, and another run has other classes in another order. Rows are therefore matched
+by class name, never by position.
 """
 
 import pickle
@@ -47,8 +46,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
 
     Args:
         path: the file. Its type is determined by its content, not its name. A `labels.json` in its folder names the
-            classes,
-            unless the file's metadata do.
+            classes, unless the file's metadata do.
 
     Returns:
         The content of the file.

@@ -1,8 +1,7 @@
 """A small residual network for tests, quick starts and slow machines.
 
-ResNet with basic blocks (He et al. 2016, "Deep Residual Learning for Image Recognition", §3.3), with a 3×3 stem
-instead of
-7×7 with pooling, since store photos are trained at 32 to 128 px.
+ResNet with basic blocks (He et al. 2016, "Deep Residual Learning for Image Recognition", §3.3), with a 3×3 stem instead
+of 7×7 with pooling, since store photos are trained at 32 to 128 px.
 
 Shapes: B batch, C channels, K classes.
 """

@@ -23,9 +23,8 @@ _schemas: list[torch.library.Library] = []  # definitions live as long as their 
 def import_timm() -> ModuleType:
     """Import timm.
 
-    A torchvision built for CUDA fails to import with a CPU torch, because two operator schemas are missing (which
-    are not used
-    here). They are defined only in that case.
+    A torchvision built for CUDA fails to import with a CPU torch, because two operator schemas are missing (which are
+    not used here). They are defined only in that case.
     """
     try:
         importlib.import_module("torchvision")

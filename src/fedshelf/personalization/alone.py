@@ -5,11 +5,9 @@
      3    y <- local training from w_t, as in round t
      4    w_{t+1} <- w_t + (y - w_t)
 
-Line 4 is computed as the server adds an upload, so the result is bit for bit the model of a FedAvg run over this
-store
-only. It also uses the same random draws as the rounds, so that the candidates differ by federation and not by
-chance. The
-loss is plain cross-entropy: the losses against label skew help when stores are averaged, but ignore how frequent a
+Line 4 is computed as the server adds an upload, so the result is bit for bit the model of a FedAvg run over this store
+only. It also uses the same random draws as the rounds, so that the candidates differ by federation and not by chance.
+The loss is plain cross-entropy: the losses against label skew help when stores are averaged, but ignore how frequent a
 product is.
 """
 

@@ -32,8 +32,7 @@ class Personalization:
 
     Attributes:
         phases: phases of local training.
-        candidates: the models that a store can choose from after the last round: without the global one if the
-            shared
+        candidates: the models that a store can choose from after the last round: without the global one if the shared
             values are not a complete model, without the personalized one if nothing is personal.
         trains_at_last: whether `finalize` trains; the chosen model can then be retrained on all photos.
     """

@@ -3,14 +3,12 @@
     server:                                             client i:
      1  for each round t:                                4  (phi, own h_i) <- phi_t, its head of the round before
      2    each i: phi_i                                  5  for tau epochs: h_i <- h_i - alpha · grad_h l(phi, h_i)
-     3    phi_{t+1} <- sum_i n_i/n · phi_i               6  for some epochs: phi <- phi - alpha · grad_phi l(phi,
-     h_i)
+     3    phi_{t+1} <- sum_i n_i/n · phi_i               6  for some epochs: phi <- phi - alpha · grad_phi l(phi, h_i)
                                                          7  send phi; keep h_i
 
 The head h is the last layer. While one of the two is trained, the other is fixed.
 
-Differs from the paper: line 6 runs for `--local-epochs` epochs (one step in the paper's algorithm, some epochs in
-its
+Differs from the paper: line 6 runs for `--local-epochs` epochs (one step in the paper's algorithm, some epochs in its
 experiments); the paper averages uniformly; batch-norm statistics, which belong to phi, also change in line 5.
 """
 

@@ -10,27 +10,18 @@ after.
                                                          8    u_e <- v_k
                                                          9  keep the mean of u_1 .. u_E (v_k where E = 0)
 
-E is `--finetune-epochs`, eta `--finetune-lr`. Nothing is personal during the rounds: the algorithm's model is sent
-and
-evaluated. Line 5 is `personalization.head`: before the first step, the model expects each product as often as the
-store
+E is `--finetune-epochs`, eta `--finetune-lr`. Nothing is personal during the rounds: the algorithm's model is sent and
+evaluated. Line 5 is `personalization.head`: before the first step, the model expects each product as often as the store
 stocks it. Line 9: steps at a constant rate end somewhere around the optimum that they approach; the mean of their
-iterates
-is nearer to it, and to w_T (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-Generalization",
-with a mean per epoch as there).
+iterates is nearer to it, and to w_T (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
+Generalization", with a mean per epoch as there).
 
-Differs from the papers: lines 5, 8 and 9 are added; eta is the same at all stores and in all steps, and both are
-given,
-not searched for; lines 1-3 are any algorithm's, not only FedAvg's; the optimizer starts fresh each epoch;
-batch-norm
+Differs from the papers: lines 5, 8 and 9 are added; eta is the same at all stores and in all steps, and both are given,
+not searched for; lines 1-3 are any algorithm's, not only FedAvg's; the optimizer starts fresh each epoch; batch-norm
 statistics change in line 7 and are also averaged in line 9. F_k is plain cross-entropy of unsmoothed labels for any
-loss
-of the rounds (smoothed labels expect each class everywhere, and some `training.losses` ignore class frequencies),
-with
-the same optimizer, but on photos that are at most mirrored: the model's last steps use the same views as inference
-(cropped photos show things larger: Touvron et al. 2019, "Fixing the train-test resolution discrepancy", also tune
-on
+loss of the rounds (smoothed labels expect each class everywhere, and some `training.losses` ignore class frequencies),
+with the same optimizer, but on photos that are at most mirrored: the model's last steps use the same views as inference
+(cropped photos show things larger: Touvron et al. 2019, "Fixing the train-test resolution discrepancy", also tune on
 test-like photos last).
 """
 

@@ -2,13 +2,11 @@
 
 A model trained on all stores expects any product; a store sees what it sells, as often as it sells it. Which of two
 products a blurred photo shows then also depends on how frequent each is (Saerens, Latinne & Decaestecker 2002,
-"Adjusting
-the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure", eq. 2.4):
+"Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure", eq. 2.4):
 
     p_k(c | x) ~ p(c | x) · p_k(c) / p(c),   that is: logit c, and log p_k(c) - log p(c)
 
-p_k(c) = (n_c + 1/2) / (n + K/2) for n photos at store k, n_c of them of class c (Krichevsky & Trofimov 1981). The
-class
+p_k(c) = (n_c + 1/2) / (n + K/2) for n photos at store k, n_c of them of class c (Krichevsky & Trofimov 1981). The class
 distribution of all stores together is unknown to a store: p is taken as uniform.
 
 Shapes: K classes, N photos.

@@ -7,15 +7,11 @@
      5  save it
      6  report the candidates' accuracy under the store's class distribution, and the choice
 
-A store has few validation photos, some dozens, so that any candidate may lead by chance. The one with the most
-correct
+A store has few validation photos, some dozens, so that any candidate may lead by chance. The one with the most correct
 predictions is chosen (of equals, the one with the lower loss), unless there is a personalized one whose deficit may
-well
-be chance: then that is chosen, because it is trained on more photos than the local one, and fits the store better
-than
-the global one. If a photos are correct only under one model, and b only under the other, their difference is a - b
-with a
-standard error of sqrt(a + b); more than 1.645 of these occur by chance one time in twenty.
+well be chance: then that is chosen, because it is trained on more photos than the local one, and fits the store better
+than the global one. If a photos are correct only under one model, and b only under the other, their difference is a - b
+with a standard error of sqrt(a + b); more than 1.645 of these occur by chance one time in twenty.
 
 Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages".
 

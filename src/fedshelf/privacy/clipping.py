@@ -1,5 +1,4 @@
-"""Clip an upload to a norm: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1, per client as
-in
+"""Clip an upload to a norm: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1, per client as in
 McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models".
 
     client:  u <- u / max(1, ||u||_2 / C)

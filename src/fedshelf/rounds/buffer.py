@@ -1,10 +1,8 @@
 """The buffer of uploads for the next version, in asynchronous rounds.
 
-Uploads are spooled as they arrive and aggregated in the order of client names. One client may have several in a
-buffer. In
-the spool, each is stored under the key of the version that it contributes to, with its index among the client's
-uploads
-as the attempt, so that a restarted server finds them all.
+Uploads are spooled as they arrive and aggregated in the order of client names. One client may have several in a buffer.
+In the spool, each is stored under the key of the version that it contributes to, with its index among the client's
+uploads as the attempt, so that a restarted server finds them all.
 
 Shapes: S shared values, T shared trainable values.
 """
@@ -121,9 +119,8 @@ class UploadBuffer:
             algorithm: weights the uploads.
             aggregator: aggregates them.
             present: the model [S] that the next version is based on.
-            relative: use each client's difference to `present` instead of to its own base. Batch-norm statistics
-                always use
-                it: they track the photos, and a sum of stale differences would oscillate around the true value.
+            relative: use each client's difference to `present` instead of to its own base. Batch-norm statistics always
+                use it: they track the photos, and a sum of stale differences would oscillate around the true value.
 
         Returns:
             The aggregate of all uploads.

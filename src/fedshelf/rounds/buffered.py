@@ -1,11 +1,9 @@
 """Asynchronous rounds on the server: keep clients busy, buffer their uploads, make a version.
 
-A round is one server update, made as soon as the buffer is full. Clients still at work continue, and their uploads
-are
+A round is one server update, made as soon as the buffer is full. Clients still at work continue, and their uploads are
 stale by the versions made in the meantime. No client waits for another.
 
-A client first evaluates the model that it is about to train. A round's accuracy is the mean over the newest
-evaluations
+A client first evaluates the model that it is about to train. A round's accuracy is the mean over the newest evaluations
 of all live clients: measured without waiting, and one task older than the round's own model.
 """
 
@@ -117,8 +115,7 @@ class BufferedRounds:
         """Recover a round whose uploads a previous server process had all received.
 
         No client may be connected, and their evaluations may be lost: wait for the clients that were live, and ask
-        those
-        without an evaluation.
+        those without an evaluation.
         """
         while self._membership.returning():
             state = self._receive(state, books)

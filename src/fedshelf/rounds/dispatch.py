@@ -109,9 +109,8 @@ class Inbox:
         """Handle the next arrival within `timeout` seconds.
 
         Returns:
-            A known client's reply to a task, or a client that became ready; None if there was no arrival, or it
-            needs no
-            further handling.
+            A known client's reply to a task, or a client that became ready; None if there was no arrival, or it needs
+            no further handling.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -206,8 +205,7 @@ class Dispatcher:
         """Send each client its broadcast and wait for the replies.
 
         Returns when all clients that are live or may still return have replied, there are `enough` replies, or
-        `seconds` have
-        passed.
+        `seconds` have passed.
 
         Args:
             names: the clients.

@@ -34,8 +34,7 @@ class Member:
 class Membership:
     """The live clients of a run.
 
-    While a client is live, its name belongs to the identity that first joined under it. The same identity joining
-    again
+    While a client is live, its name belongs to the identity that first joined under it. The same identity joining again
     (after a restart or a lost connection) replaces itself.
 
     Args:
@@ -101,8 +100,7 @@ class Membership:
         """Record that a live client failed at its task.
 
         A client that would fail again is excluded at once, others after several failures in a row: further retries
-        would only
-        end the run for all clients.
+        would only end the run for all clients.
 
         Args:
             name: the client.

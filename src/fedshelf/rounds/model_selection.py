@@ -1,9 +1,7 @@
 """Model selection at each store after the last round: the server's side (client: `personalization.model_selection`).
 
-Each store trains a local model from the run's initial model for as many rounds as the run had (in asynchronous
-rounds,
-for as many as a store had on average), so this takes as long as all rounds took. Stores only report accuracies and
-a
+Each store trains a local model from the run's initial model for as many rounds as the run had (in asynchronous rounds,
+for as many as a store had on average), so this takes as long as all rounds took. Stores only report accuracies and a
 choice; the chosen model stays at the store.
 
 Shapes: S shared values.

@@ -2,8 +2,7 @@
 
     client:  upload ─▶ stage 1 seal ─▶ … ─▶ stage n seal ─▶ wire ─▶ stage n open ─▶ … ─▶ stage 1 open ─▶ validation
 
-Everything that leaves a client is one upload and passes all stages. `problems` checks a combination by its
-declarations
+Everything that leaves a client is one upload and passes all stages. `problems` checks a combination by its declarations
 when a run is configured, so that an unsafe one never starts.
 """
 

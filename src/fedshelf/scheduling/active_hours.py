@@ -1,8 +1,7 @@
 """The hours in which a store's computer may work, in the store's local time.
 
-Work is allowed whenever local time is in one of the windows. When clocks are set forward, a window loses the
-skipped time;
-when they are set back, it is open both times that the repeated hour occurs.
+Work is allowed whenever local time is in one of the windows. When clocks are set forward, a window loses the skipped
+time; when they are set back, it is open both times that the repeated hour occurs.
 """
 
 import difflib
@@ -211,8 +210,7 @@ def _places_of(abbreviation: str, known: list[str]) -> list[str]:
 
 def _nearest(name: str, known: list[str]) -> str | None:
     """The zone that was probably meant by a city or a misspelled name. Abbreviations are not guessed, because one
-    letter can make
-    a difference of hours.
+    letter can make a difference of hours.
     """
     wanted = name.strip().lower().replace(" ", "_")
     by_name = {zone.lower().rpartition("/")[2]: zone for zone in reversed(known)}

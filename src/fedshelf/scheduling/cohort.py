@@ -27,8 +27,7 @@ def draw(names: Sequence[str], count: int, rng: Rng, weights: Mapping[str, float
         names: live clients.
         count: number of clients.
         rng: generator of this round and attempt.
-        weights: positive weights for sequential sampling in proportion (Efraimidis and Spirakis 2006, algorithm A:
-            the
+        weights: positive weights for sequential sampling in proportion (Efraimidis and Spirakis 2006, algorithm A: the
             largest of u^(1/weight)); None samples uniformly.
     """
     generator = rng.python()
@@ -46,8 +45,7 @@ def sampling_weights(
 
     Args:
         sampling: by `size`, in proportion to training photos; by `availability`, higher for clients that are rarely
-            live,
-            so that in the long run they take part as often as others.
+            live, so that in the long run they take part as often as others.
         names: live clients.
         num_train: training photos, at least one each.
         times_live: number of previous rounds in which each client was live.
@@ -65,9 +63,8 @@ def quorum(wanted: int, configured: int | None) -> int:
 
     Args:
         wanted: number of uploads that suffice.
-        configured: the configured quorum, at most `wanted`; None: more than two thirds of 4 and more, 2 of 3, and
-            all of
-            fewer.
+        configured: the configured quorum, at most `wanted`; None: more than two thirds of 4 and more, 2 of 3, and all
+            of fewer.
     """
     if configured is not None:
         return min(wanted, configured)

@@ -13,8 +13,7 @@ class EarlyStopping:
     """Tracks the best round.
 
     Attributes:
-        metric: the metric compared; `auto` is the first that the run has of accuracy on the clients' validation
-            photos,
+        metric: the metric compared; `auto` is the first that the run has of accuracy on the clients' validation photos,
             accuracy on the server's test photos, and training loss.
         patience: rounds without improvement that end the run; 0: never.
     """

@@ -1,10 +1,8 @@
 """The pace of clients as measured by the server: seconds per local step, from dispatch to upload.
 
-The measurement includes everything (download, waiting for the machine, training, upload) by the server's own timer,
-and
-counts the steps that the server assigned, so that a client's own claims have no effect. Pure functions on the
-mapping in
-`ServerState.pace`.
+The measurement includes everything (download, waiting for the machine, training, upload) by the server's own timer, and
+counts the steps that the server assigned, so that a client's own claims have no effect. Pure functions on the mapping
+in `ServerState.pace`.
 """
 
 import statistics
@@ -27,9 +25,8 @@ def updated(
     Args:
         pace: exponential means before the round.
         seen: paces of clients whose upload arrived.
-        at_least: lower bounds for clients that had not replied; without them, a client that is always late would
-            never be
-            known to be slow.
+        at_least: lower bounds for clients that had not replied; without them, a client that is always late would never
+            be known to be slow.
     """
     found = dict(pace)
     for name, observed in seen.items():

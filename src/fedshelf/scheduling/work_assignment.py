@@ -22,8 +22,7 @@ class WorkAssignment:
         wanted: number of uploads that suffice.
         patience: seconds after which a quorum suffices.
         num_steps: by member, its local steps; empty if work is not assigned by steps.
-        changed: by member with other steps than configured, the length of its training as a multiple of the
-            configured
+        changed: by member with other steps than configured, the length of its training as a multiple of the configured
             (`Workload.share`).
     """
 

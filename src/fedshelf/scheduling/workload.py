@@ -1,42 +1,33 @@
 """The number of local steps of each client in a round, and the weighting of unequal work.
 
 Steps are chosen so that all clients are predicted to finish together (the idea of Li et al. 2023, "FedCompass:
-Efficient
-Cross-Silo Federated Learning on Heterogeneous Client Devices using a Computing Power Aware Scheduler"). For client
-i: c_i
-steps in the configured epochs, p_i seconds per step (`pace`), l_i and u_i the least and the most steps:
+Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices using a Computing Power Aware Scheduler"). For
+client i: c_i steps in the configured epochs, p_i seconds per step (`pace`), l_i and u_i the least and the most steps:
 
     dynamic:  steps_i <- T / p_i, within l_i and u_i,   T such that sum_i steps_i = sum_i c_i
     cut:      steps_i <- T / p_i, within l_i and c_i,   T the median of c_i · p_i
 
 `dynamic` redistributes the work of fixed epochs by speed: slow clients do less, fast ones more, and a round does as
-much
-as before. `cut` only reduces the work of clients slower than the median.
+much as before. `cut` only reduces the work of clients slower than the median.
 
 Unequal work is weighted as in Wang et al. 2020, "Tackling the Objective Inconsistency Problem in Heterogeneous
-Federated
-Optimization" (FedNova): with weights w_i and changes delta_i,
+Federated Optimization" (FedNova): with weights w_i and changes delta_i,
 
     change = tau_eff · sum_i w_i · delta_i / tau_i,   tau_eff = sum_i w_i · tau_i,   tau_i = |a_i| / |a'_i|
 
-where a_i holds the coefficients of the gradients of client i's steps in delta_i: all 1 for plain steps; with
-Nesterov
-momentum rho the gradient of step k of n has (1 - rho^(n-k+2)) / (1 - rho), since it enters steps k .. n. Without
-the
+where a_i holds the coefficients of the gradients of client i's steps in delta_i: all 1 for plain steps; with Nesterov
+momentum rho the gradient of step k of n has (1 - rho^(n-k+2)) / (1 - rho), since it enters steps k .. n. Without the
 division, the mean optimizes an objective in which clients count by the length of their training.
 
-The paper's norm |a_i|_1 is the length of n steps in the same direction. Steps of small batches at a high rate
-differ:
+The paper's norm |a_i|_1 is the length of n steps in the same direction. Steps of small batches at a high rate differ:
 most of each is noise, and as in any random walk the length grows with |a_i|_2. With |a_i|_1, the noise of a slow
-client's
-few steps would be amplified to several times that of the others (figures: docs/explanation/unequal-machines.md).
+client's few steps would be amplified to several times that of the others (figures:
+docs/explanation/unequal-machines.md).
 
-Differs from FedNova: the choice of the norm; and tau_i is relative to a'_i, that of client i's own configured
-epochs.
+Differs from FedNova: the choice of the norm; and tau_i is relative to a'_i, that of client i's own configured epochs.
 Fixed epochs are then plain FedAvg (in the paper a client's tau grows with its photos, and FedNova also removes that
-from
-FedAvg). The steps are those that the server assigned, not those that an upload claims. AdamW's steps count as plain
-ones.
+from FedAvg). The steps are those that the server assigned, not those that an upload claims. AdamW's steps count as
+plain ones.
 """
 
 import math

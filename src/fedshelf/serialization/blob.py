@@ -1,8 +1,7 @@
 """Vectors as bytes: a safetensors file, written from the vectors' own memory and read as views of the received bytes.
 
-The header is written and parsed here rather than by the safetensors library, so that vectors are never copied: a
-body is
-a list of pieces to send in order, and reading it needs no memory besides the bytes themselves.
+The header is written and parsed here rather than by the safetensors library, so that vectors are never copied: a body
+is a list of pieces to send in order, and reading it needs no memory besides the bytes themselves.
 """
 
 import json

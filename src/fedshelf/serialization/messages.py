@@ -1,9 +1,7 @@
 """Messages as a JSON header and a blob of vectors.
 
-The header holds the message's plain fields and the blob's digest; the blob (see `serialization.blob`) holds only
-its
-vectors, so that one model has one blob for all recipients. Objects that are not declared in `core.messages` cannot
-be
+The header holds the message's plain fields and the blob's digest; the blob (see `serialization.blob`) holds only its
+vectors, so that one model has one blob for all recipients. Objects that are not declared in `core.messages` cannot be
 sent: unknown kinds, fields and tensors are refused on both sides, and pickle is never used.
 """
 

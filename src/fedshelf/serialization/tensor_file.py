@@ -1,10 +1,8 @@
 """Safetensors files with a checksum.
 
 A file is a regular safetensors file; its metadata also hold a JSON object and a CRC-32 over everything else in the
-file.
-The checksum protects against accidents (a power cut before the pages reached the disk), not against malice, and
-costs
-0.25 s per GB.
+file. The checksum protects against accidents (a power cut before the pages reached the disk), not against malice, and
+costs 0.25 s per GB.
 """
 
 import json

@@ -39,9 +39,8 @@ def write_atomically(path: Path, data: Data, *, durable: bool = True) -> None:
     Args:
         path: the file.
         data: its new content.
-        durable: False skips both fsyncs. The file still survives the death of the process, but a power cut may
-            damage it,
-            so its reader must be able to detect that.
+        durable: False skips both fsyncs. The file still survives the death of the process, but a power cut may damage
+            it, so its reader must be able to detect that.
 
     Raises:
         RunError: the disk is full, the folder read-only, ...; the old file is unchanged.

@@ -1,9 +1,7 @@
 """Disk writes in a background thread, in the order in which they were requested.
 
-Only for runs whose clients end with the server (simulations): a deployed server must not dispatch work before its
-disk
-has recorded it. A crash loses only what the thread has not written yet: the latest events, and one round, which is
-then
+Only for runs whose clients end with the server (simulations): a deployed server must not dispatch work before its disk
+has recorded it. A crash loses only what the thread has not written yet: the latest events, and one round, which is then
 repeated. A checkpoint never exists without its record, because the record is written first.
 """
 

@@ -34,9 +34,8 @@ class FileCheckpoints:
 
     Args:
         directory: created if missing.
-        keep: number of newest checkpoints to keep, at least 1; with 1, a damaged newest checkpoint ends the run.
-            The best
-            one, and those that tasks in flight started from, are kept in addition.
+        keep: number of newest checkpoints to keep, at least 1; with 1, a damaged newest checkpoint ends the run. The
+            best one, and those that tasks in flight started from, are kept in addition.
     """
 
     def __init__(self, directory: Path, *, keep: int = 3) -> None:

@@ -1,15 +1,13 @@
 """The state that a client keeps between rounds, committed in two phases.
 
-On disk, per run: `committed` is the current state; `pending` holds the last reply and the state that follows it, in
-one
+On disk, per run: `committed` is the current state; `pending` holds the last reply and the state that follows it, in one
 file. A broadcast decides about the pending part (`Broadcast.counted` is the last upload that the server counted):
 
     counted == pending key              commit: write `committed`, then delete `pending`
     else key == pending key             a restarted server asks again: keep both, reply with the same bytes
     else                                roll back: delete `pending`
 
-Every step is one rename or one unlink. A crash between the two steps of a commit repeats the first one, which
-copies a
+Every step is one rename or one unlink. A crash between the two steps of a commit repeats the first one, which copies a
 whole state and is therefore idempotent.
 """
 
@@ -124,9 +122,8 @@ class FileClientStates:
         try:
             return _read(_pending_path(folder))
         except DamagedFileError as error:
-            # Only a power cut causes this, and only for a stateless algorithm (see `_write`), where training again
-            # gives the same
-            # result.
+            # Only a power cut causes this, and only for a stateless algorithm (see `_write`), where training again gives
+            # the same result.
             logger.warning("the last answer is lost and will be made again if it is asked for: %s", error)
             _delete(_pending_path(folder))
             return None

@@ -1,8 +1,7 @@
 """A lock that distinguishes a live run from a dead one.
 
 The kernel holds the lock (flock) while the process lives, and releases it however the process ends. The file's text
-only
-identifies the owner, so a file left behind by `kill -9` does not block anything.
+only identifies the owner, so a file left behind by `kill -9` does not block anything.
 """
 
 import fcntl
@@ -105,9 +104,8 @@ def owner(path: Path) -> int | None:
 def holder(path: Path) -> psutil.Process | None:
     """The process that holds the lock at `path`, or None if it is free.
 
-    The file's text is not proof: its process may be dead, and the id may be reused. Only a process that has the
-    file open is
-    returned.
+    The file's text is not proof: its process may be dead, and the id may be reused. Only a process that has the file
+    open is returned.
 
     Raises:
         RunError: the lock is held by a process that cannot be inspected.

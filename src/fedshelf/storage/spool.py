@@ -1,12 +1,9 @@
 """Uploads of the open round, kept until they are aggregated.
 
-Two files per upload: `spool/ROUND-ATTEMPT/CLIENT.safetensors` is the message's body as received (moved here if it
-came as
-a file), `CLIENT.json` its header. They are renamed into place but not fsynced: they live in the page cache, survive
-the
-death of the process, and cost no disk time. A power cut may damage them, so files of an earlier process are hashed
-once
-and compared with the header's digest; the client of a damaged one is asked again.
+Two files per upload: `spool/ROUND-ATTEMPT/CLIENT.safetensors` is the message's body as received (moved here if it came
+as a file), `CLIENT.json` its header. They are renamed into place but not fsynced: they live in the page cache, survive
+the death of the process, and cost no disk time. A power cut may damage them, so files of an earlier process are hashed
+once and compared with the header's digest; the client of a damaged one is asked again.
 """
 
 import hashlib
@@ -153,8 +150,7 @@ def file_name(client: str) -> str:
     """A file name for any client name.
 
     It is readable where possible, unique by digest, and safe on every file system (no separators, case-insensitive,
-    bounded
-    length).
+    bounded length).
     """
     readable = re.sub(r"[^a-z0-9-]", "_", client.lower())[:40]
     digest = hashlib.sha256(client.encode("utf-8", "surrogatepass")).hexdigest()[:32]

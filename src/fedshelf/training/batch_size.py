@@ -1,28 +1,21 @@
 """Measures the batch size with the highest throughput on a machine, and scales the learning rate to it.
 
 Each step has a fixed cost in addition to that of its photos, and small batches leave parts of a processor idle; how
-much
-depends on the machine. A client may therefore time larger batches than configured on its own photos, and use the
-fastest:
-a power of two times the configured size, within bounds that preserve training quality:
+much depends on the machine. A client may therefore time larger batches than configured on its own photos, and use the
+fastest: a power of two times the configured size, within bounds that preserve training quality:
 
-* At most `MOST_GROWTH` times the configured size. With k times the photos in a step, SGD uses k times the rate:
-Goyal
+* At most `MOST_GROWTH` times the configured size. With k times the photos in a step, SGD uses k times the rate: Goyal
   et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", section 2.1. They find that this fails
-  early in training, where the model changes quickly, and warm up for five epochs. Here each round is early:
-  momentum
+  early in training, where the model changes quickly, and warm up for five epochs. Here each round is early: momentum
   starts at zero, and clients drift. AdamW, which divides by the gradient's size, uses the root of k times the rate:
   Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", section 5.
-* At least `LEAST_STEPS` steps an epoch. The rule assumes similar gradients over the k steps that one replaces,
-which
+* At least `LEAST_STEPS` steps an epoch. The rule assumes similar gradients over the k steps that one replaces, which
   does not hold over a large part of an epoch; and momentum needs about ten steps of each round to build up. On real
-  photos, four to eight steps an epoch instead of twenty cost twice the accuracy that eight to fifteen did, and
-  saved
+  photos, four to eight steps an epoch instead of twenty cost twice the accuracy that eight to fifteen did, and saved
   little more time (docs/how-to/nights-and-slow-machines.md).
 * Whatever fits in memory.
 
-A larger batch that is barely faster is not worth its effect on training: the smallest within `TOLERANCE` of the
-fastest
+A larger batch that is barely faster is not worth its effect on training: the smallest within `TOLERANCE` of the fastest
 is used.
 """
 
@@ -116,8 +109,7 @@ class BatchSizes:
 def measure(bound: BoundModel, photos: PhotoSet, sizes: Sequence[int]) -> dict[int, float]:
     """Seconds per photo of local training by batch size, without sizes that do not fit in memory.
 
-    The sizes are timed alternately on the same photos, so that other load on the machine affects them equally, and
-    by
+    The sizes are timed alternately on the same photos, so that other load on the machine affects them equally, and by
     processor time if a single thread computes.
 
     Args:
@@ -162,8 +154,7 @@ def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | N
 def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iterator[int]:
     """Yield the sizes up to the first that does not fit. Takes a step with each, which also warms up.
 
-    A GPU reports out of memory, but on a CPU the system would kill the process. There, the need of larger batches
-    is
+    A GPU reports out of memory, but on a CPU the system would kill the process. There, the need of larger batches is
     extrapolated from a pass on the smallest.
     """
     bytes_per_photo = 0.0

@@ -1,7 +1,6 @@
 """The forward pass through torch.compile, if it is requested or measured to be faster.
 
-On CPUs it was slower in every measurement (docs/explanation/simulation-engines.md) and takes minutes to start, so
-there
+On CPUs it was slower in every measurement (docs/explanation/simulation-engines.md) and takes minutes to start, so there
 it must be requested.
 """
 

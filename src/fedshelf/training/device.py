@@ -13,8 +13,7 @@ from fedshelf.training.threads import default_threads
 class Compute:
     """The device and its precision.
 
-    bfloat16 needs no loss scaling. CPUs without hardware support are 8 to 11 times slower with it, so there and on
-    MPS
+    bfloat16 needs no loss scaling. CPUs without hardware support are 8 to 11 times slower with it, so there and on MPS
     training stays in float32.
 
     Attributes:

@@ -1,11 +1,9 @@
 """Losses by name. All algorithms can use those against label skew: a store sells a part of the catalogue, and plain
 cross-entropy pushes down the logits of all products that it does not sell at every step.
 
-FedRS: Li & Zhan 2021, "FedRS: Federated Learning with Restricted Softmax for Label Distribution Non-IID Data", eq.
-8.
+FedRS: Li & Zhan 2021, "FedRS: Federated Learning with Restricted Softmax for Label Distribution Non-IID Data", eq. 8.
 FedLC: Zhang et al. 2022, "Federated Learning with Label Distribution Skew via Logits Calibration", the calibrated
-cross-entropy of its section on FedLC. Both are cross-entropy of logits under an affine map that depends on the
-client:
+cross-entropy of its section on FedLC. Both are cross-entropy of logits under an affine map that depends on the client:
 
     client k, before it trains:                         client k, for each batch of photos x with labels y:
      1  n_c <- its training photos of class c            5  z <- logits of x
@@ -13,20 +11,15 @@ client:
      3  FedRS: a_c <- alpha where n_c = 0                7  minimize -log(exp(z_y) / sum_c exp(z_c))
      4  FedLC: b_c <- -tau · n_c^(-1/4)
 
-Where n_c = 0, line 4 is -infinity for any tau: the class is excluded from the softmax, and its logit gets no
-gradient. A
-store that sells one product then has a loss of zero and learns nothing from it. With all classes in stock, FedRS is
-plain
-cross-entropy, and so is FedLC with tau = 0 or equal counts. Label smoothing is spread over the classes in the
-softmax.
-Models are evaluated by plain cross-entropy over all classes.
+Where n_c = 0, line 4 is -infinity for any tau: the class is excluded from the softmax, and its logit gets no gradient.
+A store that sells one product then has a loss of zero and learns nothing from it. With all classes in stock, FedRS is
+plain cross-entropy, and so is FedLC with tau = 0 or equal counts. Label smoothing is spread over the classes in the
+softmax. Models are evaluated by plain cross-entropy over all classes.
 
-Differs from the papers: FedRS scales by one of two values, as in its eq. 8 (the authors' code scales by
-alpha + (1 - alpha) · n_c / max n), and scales the whole logit, including its bias (the authors' code has none).
-FedLC's
-sum in line 7 excludes the label's own class in the paper; included, it is a softmax, and the loss has a lower
-bound.
-Labels are smoothed. Weight decay acts on the classifier's rows of absent classes as on all others.
+Differs from the papers: FedRS scales by one of two values, as in its eq. 8 (the authors' code scales by alpha + (1 -
+alpha) · n_c / max n), and scales the whole logit, including its bias (the authors' code has none). FedLC's sum in line
+7 excludes the label's own class in the paper; included, it is a softmax, and the loss has a lower bound. Labels are
+smoothed. Weight decay acts on the classifier's rows of absent classes as on all others.
 
 Shapes: B batch, K classes, N training photos of a client, G clients.
 """

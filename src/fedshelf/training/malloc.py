@@ -1,9 +1,7 @@
 """Keeps freed memory in the process for the next training step, in large pages.
 
-Each step allocates and frees the same activations. By default, the C library returns blocks of that size to the
-system
-each time, and uses pages of 4 KiB, which are expensive under virtual machines: together this costs about a tenth of
-a
+Each step allocates and frees the same activations. By default, the C library returns blocks of that size to the system
+each time, and uses pages of 4 KiB, which are expensive under virtual machines: together this costs about a tenth of a
 small model's step (docs/explanation/simulation-engines.md).
 """
 

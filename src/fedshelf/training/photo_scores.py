@@ -55,8 +55,7 @@ def reweighted_accuracy(
     """Accuracy under the store's class distribution: sum over classes c of p(c) · accuracy on the N photos of class c.
 
     p(c) is the share of c among the store's own photos. Classes without any of the N photos are left out, and p is
-    normalized
-    over the others.
+    normalized over the others.
 
     Args:
         right_N: whether each prediction is correct.

@@ -9,8 +9,7 @@ def client_lr(base: float, *, schedule: Schedule, warmup_rounds: int, round: int
     """The learning rate of a round: linear warm-up, then constant or a half cosine.
 
     The cosine starts at round 1 and would reach zero one round after the last. Rounds beyond `num_rounds` (of an
-    extended run)
-    keep the last round's rate.
+    extended run) keep the last round's rate.
 
     Args:
         base: the peak rate.

@@ -3,9 +3,8 @@
 `torch.func.vmap` maps the model's forward pass over all rows, so that many small kernels become one larger one.
 Everything around the pass is the regular training loop.
 
-Shapes: C clients of the stack, G clients of a group (batches of equal size in a step), P values of a model, B
-batch,
-H height, W width.
+Shapes: C clients of the stack, G clients of a group (batches of equal size in a step), P values of a model, B batch, H
+height, W width.
 """
 
 import copy
@@ -44,9 +43,8 @@ def default_count(bound: BoundModel) -> int:
 class Stack:
     """C bound models of one architecture whose vectors and gradients are rows of two matrices.
 
-    Each is a regular bound model: a client trained alone on it takes the same steps as elsewhere. Local runs on
-    several of
-    them are trained together with `differentiate`.
+    Each is a regular bound model: a client trained alone on it takes the same steps as elsewhere. Local runs on several
+    of them are trained together with `differentiate`.
 
     Args:
         bound: provides model, device and settings; left unchanged.

@@ -17,9 +17,8 @@ def default_threads(
 ) -> int:  # fmt: skip
     """Physical cores that this process may use, divided among `processes`; at least one.
 
-    A second thread on a core shares its arithmetic units and adds no throughput. Containers and schedulers restrict
-    a process
-    by affinity (which cores) or by a quota of processor time (how many, on average); both are respected.
+    A second thread on a core shares its arithmetic units and adds no throughput. Containers and schedulers restrict a
+    process by affinity (which cores) or by a quota of processor time (how many, on average); both are respected.
 
     Args:
         processes: number of processes that train at the same time.
