@@ -11,8 +11,9 @@ L = 127 (int8) or 7 (int4), so q_i lies in [-L, L] and E[x̂_i] = x_i; the varia
 rounding is to nearest: then |x̂_i - x_i| <= |x_i| for every value, which stochastic rounding does not guarantee.
 
 Differs from the paper: levels are not Elias-coded (zstd can follow); the scale is the largest magnitude, not the 2-norm
-(a variant in the paper: no level is wasted); scales are bfloat16, since float16 would lose updates under 1e-5.
-Scales are rounded *up*, which keeps every code inside ±L without clipping, which would bias the largest value. An all-zero block has the least scale, and codes of zero.
+(a variant in the paper: no level is wasted); scales are bfloat16, since float16 would lose updates under 1e-5. Scales
+are rounded *up*, which keeps every code inside ±L without clipping, which would bias the largest value. An all-zero
+block has the least scale, and codes of zero.
 """
 
 from collections.abc import Mapping

@@ -119,7 +119,7 @@ class Downloads:
         return replace(broadcast, model=self._name, deltas=deltas, vectors={**vectors, **_without_params(broadcast)})
 
     def confirm(self, address: str, *, failed: bool) -> None:
-        """Record that the client has replied and holds the model that it was sent, or an unknown one after a failure."""
+        """Record that the client replied: it holds the model that it was sent, or an unknown one after a failure."""
         self._holds[address] = "" if failed else self._sent.get(address, "")
 
     def _path_from(self, held: str) -> tuple[_Difference, ...]:

@@ -5,9 +5,8 @@ address of static files"; Fano 1971. Also known as Elias-Fano; within 0.56 bits 
     low:  the l lower bits of each index, packed
     high: a bitmap; for index i_j (j = 0, 1, ...), bit (i_j >> l) + j is set: k ones among k + (n >> l) bits
 
-10 % of the values cost 5.3 bits per index, 1 % 8.6, 0.1 % 12. Where a plain bitmap of n bits is not longer (from
-about a
-third of the values on), it is used instead. Which one, and its length, follow from (n, k) alone.
+10 % of the values cost 5.3 bits per index, 1 % 8.6, 0.1 % 12. Where a plain bitmap of n bits is not longer (from about
+a third of the values on), it is used instead. Which one, and its length, follow from (n, k) alone.
 
 Differs from the paper: nothing in the coding; no rank or select structure, since indices are read all at once.
 """

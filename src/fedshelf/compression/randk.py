@@ -10,10 +10,8 @@ Each index is in S with probability k/n, so E||x - C(x)||² = (1 - k/n) ||x||²:
 Clients with the same support seed choose the same S, so their codes can be added; S reveals nothing about their values.
 The seed is sent (8 bytes) instead of the indices.
 
-Differs from the papers: one index per stretch instead of any k (the same probability for each, and no permutation
-of
-n indices to draw). Values are not multiplied by n/k, which would make C unbiased: its variance, n/k - 1 times
-||x||²,
+Differs from the papers: one index per stretch instead of any k (the same probability for each, and no permutation of n
+indices to draw). Values are not multiplied by n/k, which would make C unbiased: its variance, n/k - 1 times ||x||²,
 overwhelms the signal at small F, and error feedback diverges with it.
 """
 

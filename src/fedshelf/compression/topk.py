@@ -64,7 +64,7 @@ def kept(fraction: float, size: int) -> int:
 
 
 def largest(vector: Floats, count: int) -> Indices:
-    """The indices [count] of the largest magnitudes of `vector` [n], increasing; ties are broken by the lowest index."""
+    """The indices [count] of the largest magnitudes of `vector` [n], increasing; ties go to the lowest index."""
     candidates = _candidates(vector, count)
     magnitudes = _magnitudes(vector[candidates])
     rest = magnitudes.size - count

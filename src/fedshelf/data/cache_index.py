@@ -26,8 +26,7 @@ CREATE INDEX contents_by_pack ON contents (pack);
 CREATE TABLE packs (pack TEXT PRIMARY KEY, checksum INTEGER, used REAL);
 """
 _BUSY_SECONDS = 60
-# A file modified this shortly before it was hashed may change again within the same time stamp, so it is not
-# trusted.
+# A file modified this shortly before it was hashed may change again within the same time stamp, so it is not trusted.
 _TIMESTAMP_SLACK_NS = 2_000_000_000
 
 

@@ -1,12 +1,9 @@
 """Works around a memory fault in torch's CPU convolutions.
 
-In the backward pass of a 1×1 convolution with a stride, oneDNN (3.7 in torch 2.9 as 3.12 in torch 2.13) writes past
-the
+In the backward pass of a 1×1 convolution with a stride, oneDNN (3.7 in torch 2.9 as 3.12 in torch 2.13) writes past the
 end of its workspace if the input, in channels_last, has fewer channels than the processor's vectors hold float32
-values:
-8 with AVX2, 16 with AVX-512. Heap corruption follows: SIGSEGV, SIGBUS or SIGABRT, at once or much later. Narrow
-residual
-networks have such layers in their shortcuts, RepVGG, MobileOne and FastViT in their stem.
+values: 8 with AVX2, 16 with AVX-512. Heap corruption follows: SIGSEGV, SIGBUS or SIGABRT, at once or much later. Narrow
+residual networks have such layers in their shortcuts, RepVGG, MobileOne and FastViT in their stem.
 
 The stride of a 1×1 convolution only selects which pixels are read. Selecting them first, and then convolving with
 stride 1, computes the same result and uses another path in oneDNN.

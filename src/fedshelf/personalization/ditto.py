@@ -9,8 +9,7 @@
 Line 5's g is the gradient of h_k(v; w) = F_k(v) + lambda/2 · ||v - w||², with the norm squared. v_k starts at the first
 w that the client receives; the model that is sent is the algorithm's, unchanged.
 
-Differs from the paper: the term acts on trainable values, not on batch-norm statistics, of which v_k has its own;
-line
+Differs from the paper: the term acts on trainable values, not on batch-norm statistics, of which v_k has its own; line
 4 runs for `--local-epochs` epochs, in its own order of photos.
 """
 

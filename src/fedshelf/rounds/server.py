@@ -181,8 +181,8 @@ class Server:
         last = record.round == self._plan.num_rounds or self._plan.early_stopping.exhausted(record.round, best)
         if last:
             model.publish(state.model, record, False)
-        # Write the record before the checkpoint: a crash in between repeats the round and replaces the record. The other
-        # order could leave a finished round without its record.
+        # Write the record before the checkpoint: a crash in between repeats the round and replaces the record. The
+        # other order could leave a finished round without its record.
         self._ports.sink.emit(record)
         self._ports.checkpoints.save(state, is_best=is_best)
         self._ports.spool.clear()  # keep updates of single stores no longer than needed

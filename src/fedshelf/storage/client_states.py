@@ -122,8 +122,8 @@ class FileClientStates:
         try:
             return _read(_pending_path(folder))
         except DamagedFileError as error:
-            # Only a power cut causes this, and only for a stateless algorithm (see `_write`), where training again gives
-            # the same result.
+            # Only a power cut causes this, and only for a stateless algorithm (see `_write`), where training again
+            # gives the same result.
             logger.warning("the last answer is lost and will be made again if it is asked for: %s", error)
             _delete(_pending_path(folder))
             return None
