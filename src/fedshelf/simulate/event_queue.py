@@ -79,11 +79,6 @@ class EventQueue:
     def is_away(self, client: str) -> bool:
         return client in self._away
 
-    def due(self, client: str) -> float | None:
-        """When `client` is done with all that it was given (or is back); None if it has nothing to do."""
-        queue = self._queues.get(client)
-        return queue[-1].due if queue else None
-
     def push(self, client: str, message: ServerMessage, *, seconds: float, missing: float | None = None) -> None:
         """Let `client` do what `message` asks.
 

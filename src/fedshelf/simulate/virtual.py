@@ -7,8 +7,6 @@ task's duration is known before anybody computes it, and is the same on every ma
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig, parse_slowdowns
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed
@@ -60,15 +58,6 @@ class Dropout:
         if draw.random() >= self.probability:
             return None
         return 1.0 - draw.random()
-
-
-def needs_order(config: RunConfig) -> bool:
-    """Whether answers must come in the order of virtual time: where that, or a deadline, decides the result. Else they
-    come as they are computed, which is faster."""
-    by_speed = config.straggler_factor is not None or config.over_selection > 0 or config.local_work != "fixed"
-    return (
-        by_speed or config.slowdowns is not None or config.dropout > 0 or isinstance(algorithm_of(config), Asynchronous)
-    )  # fmt: skip
 
 
 def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:
