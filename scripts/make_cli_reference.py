@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes docs/reference/cli.md and docs/reference/configuration.md from the commands and the schema themselves.
+"""Writes docs/reference/cli.md, docs/reference/configuration.md and the keys in flower/pyproject.toml from the commands
+and the schema themselves.
 
-python scripts/make_cli_reference.py            write both pages
+python scripts/make_cli_reference.py            write them
 python scripts/make_cli_reference.py --check    exit code 1 if one of them is out of date
 """
 
@@ -16,9 +17,16 @@ from pydantic.fields import FieldInfo
 
 from fedshelf.cli.app import app
 from fedshelf.cli.commands import describe
-from fedshelf.config.schema import ClientConfig, Flag, RunConfig, Scope, Settings
+from fedshelf.config.files import to_toml
+from fedshelf.config.schema import ClientConfig, RunConfig, Settings
+from fedshelf.core.settings import Scope, Setting
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "reference"
+FLOWER_APP = ROOT / "flower" / "pyproject.toml"
+FLOWER_TABLE = "[tool.flwr.app.config]\n"
+NOT_FLOWERS = ("address", "advertise", "insecure", "heartbeat_timeout")
+"""Keys of a server that a SuperLink has of its own."""
 NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then run that. -->"
 
 CLI_INTRODUCTION = """# Command line
@@ -56,7 +64,7 @@ The column *decides* says what a value is part of:
 |---|---|
 | result, sent | part of the run's identity, and sent to every client |
 | result | part of the run's identity; stays at the server |
-| nothing | may differ when a run is resumed (`round-timeout` may not with `speeds`: virtual time decides the result) |
+| nothing | may differ when a run is resumed (`round-timeout` may not with `slowdowns`: there time decides) |
 
 *The run's identity*: a run goes on only with the values it was begun with
 ([resume and extend](../how-to/resume-and-extend.md)).
@@ -80,6 +88,14 @@ def configuration_page() -> str:
     lines += ["## A client: `client`", "", "These stay on the store's own machine.", ""]
     lines += _keys(ClientConfig, with_scope=False)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def flower_app() -> str:
+    """The Flower app's project file, with all keys of a run and their defaults at its end (an empty text: not set)."""
+    head, table, _ = FLOWER_APP.read_text(encoding="utf-8").partition(FLOWER_TABLE)
+    names = [name for name, flag in RunConfig.flags().items() if "server" in flag.commands and name not in NOT_FLOWERS]
+    defaults = {name.replace("_", "-"): RunConfig.model_fields[name].default for name in names}
+    return head + table + to_toml({key: "" if default is None else default for key, default in defaults.items()})
 
 
 def _command(context: click.Context) -> Iterator[str]:
@@ -131,22 +147,20 @@ def _keys(settings: type[Settings], *, with_scope: bool) -> Iterator[str]:
         yield from (*_table(header, rows), "")
 
 
-def _key(field: FieldInfo, name: str, flag: Flag, *, with_scope: bool) -> tuple[str, ...]:
+def _key(field: FieldInfo, name: str, flag: Setting, *, with_scope: bool) -> tuple[str, ...]:
     default = "–" if field.default in (None, ()) else f"`{str(field.default).lower()}`"
     only = f" Only `{flag.commands[0]}`." if with_scope and len(flag.commands) == 1 else ""
     scope = (DECIDES[flag.scope],) if with_scope else ()
-    return f"`{name.replace('_', '-')}`", _values(field), default, *scope, flag.help + only
+    return f"`{name.replace('_', '-')}`", _values(field, flag), default, *scope, flag.help + only
 
 
-def _values(field: FieldInfo) -> str:
+def _values(field: FieldInfo, flag: Setting) -> str:
     if get_origin(field.annotation) is tuple:
         return "list of texts"
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))
-    bounds = [
-        f"{sign} {_number(getattr(m, key))}" for m in field.metadata for key, sign in BOUNDS.items() if hasattr(m, key)
-    ]
+    bounds = [f"{BOUNDS[key]} {_number(bound)}" for key, bound in flag.bounds.items()]
     words = {"int": "whole number", "float": "number", "str": "text", "bool": "`true`, `false`", "Path": "path"}
     return " ".join([words[kinds[0].__name__ if isinstance(kinds[0], type) else "str"], ", ".join(bounds)]).strip()
 
@@ -166,7 +180,9 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str
 
 def main() -> None:
     """See the module's text."""
-    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "configuration.md": configuration_page()}
+    pages = {
+        FOLDER / "cli.md": cli_page(), FOLDER / "configuration.md": configuration_page(), FLOWER_APP: flower_app(),
+    }  # fmt: skip
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path in stale:

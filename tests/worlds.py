@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, Algorithm, Asynchronous
+from fedshelf.algorithms.base import Aggregate, Algorithm, Asynchronous
 from fedshelf.algorithms.fedavg import FedAvg
+from fedshelf.algorithms.reduce import Aggregator
+from fedshelf.app.components import aggregator_of, personalization_of
 from fedshelf.compression.download import MemoryHeldModel
-from fedshelf.core.choices import PersonalizeName
+from fedshelf.config.schema import RunConfig
 from fedshelf.core.events import RoundFinished, RunStatus
 from fedshelf.core.messages import (
     PROTOCOL_VERSION,
@@ -30,7 +32,6 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.personalization import registry as personalizations
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.rounds.client import Client, Work
@@ -99,6 +100,20 @@ def trainer(
     )  # fmt: skip
 
 
+def personalization(name: str) -> Personalization:
+    """The way of that name, with settings for small trainings."""
+    settings: dict[str, Any] = {
+        "fedrep_head_epochs": 1, "ditto_lambda": 0.5, "finetune_epochs": 2, "finetune_lr": 0.05,
+    }  # fmt: skip
+    return personalization_of(RunConfig(personalize=name, **settings))
+
+
+def aggregator(name: str, *, trim: float = 0.25, norm_bound: float | None = None) -> Aggregator:
+    """The rule of that name."""
+    settings: dict[str, Any] = {"trim": trim, "norm_bound": norm_bound}
+    return aggregator_of(RunConfig(aggregator=name, **settings))
+
+
 @dataclass(frozen=True)
 class Remembering:
     """An algorithm whose clients remember: each counted round adds to what the next one uploads."""
@@ -106,7 +121,7 @@ class Remembering:
     auxiliary: tuple[str, ...] = ()
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
+        return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload = trainer.upload(broadcast)
@@ -142,15 +157,7 @@ class World:
     algorithm: Algorithm = field(default_factory=FedAvg)
     module: Callable[[], nn.Module] = linear
     training: TrainingSettings = PLAIN
-    personalize: PersonalizeName = "none"
-    personalize_settings: Mapping[str, Any] = field(
-        default_factory=lambda: {
-            "fedrep_head_epochs": 1,
-            "ditto_lambda": 0.5,
-            "finetune_epochs": 2,
-            "finetune_lr": 0.05,
-        }
-    )
+    personalize: str = "none"
     plan: Mapping[str, Any] = field(default_factory=dict)
     rounds: Mapping[str, Any] = field(default_factory=dict)
     tampers: dict[str, Tamper] = field(default_factory=dict)
@@ -177,7 +184,7 @@ class World:
 
     @property
     def personalization(self) -> Personalization:
-        return personalizations.make(self.personalize, self.personalize_settings)
+        return personalization(self.personalize)
 
     def client(self, name: str) -> Client:
         """A client process of that name, on the state that it keeps."""

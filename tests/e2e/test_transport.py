@@ -1,8 +1,10 @@
 """The real transport over loopback sockets: real server, real clients."""
 
 import http.server
+import logging
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -129,7 +131,12 @@ def test_what_a_handler_raises_is_told_and_the_client_goes_on(server: EmbeddedSe
 
 def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer, transport: GridTransport) -> None:
     seen: list[Parcel] = []
-    with ThreadClient(server.address, "lyon", on_send=seen.append) as client:
+    taken: list[tuple[type, int]] = []
+
+    def take(answer: object, num_bytes: int) -> None:
+        taken.append((type(answer), num_bytes))
+
+    with ThreadClient(server.address, "lyon", on_send=seen.append, on_answer=take) as client:
         address = joined(transport)["lyon"]
         transport.send(address, SETUP)
         expect(transport, Reply)
@@ -137,9 +144,12 @@ def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer,
         expect(transport, Reply)
         transport.send(address, task(torch.ones(3), lr=-1.0))
         expect(transport, Reply)
-        assert [type(read_records(parcel.inline())) for parcel in seen] == [Join, Ready, Upload, Failure]
+        sent = [type(read_records(parcel.inline())) for parcel in seen]
+        assert sent == [Join, Ready, Upload, Failure]
         transport.close("run finished")
         client.result.result(PATIENCE)
+        sizes = [parcel.num_header_bytes + parcel.blob.size for parcel in seen]
+        assert taken[:4] == list(zip(sent, sizes, strict=False)), "each is told of once the server has it"
 
 
 def test_a_refused_client_learns_why_and_the_others_stay(server: EmbeddedServer, transport: GridTransport) -> None:
@@ -179,7 +189,7 @@ def test_a_client_that_stops_signs_off(server: EmbeddedServer, transport: GridTr
         address = joined(transport)["lyon"]
         client.stop.set()
         assert client.result.result(PATIENCE).kind is EndKind.STOPPED
-        assert expect(transport, Left).address == address
+        assert expect(transport, Left) == Left(address=address, signed_off=True)
         assert transport.send(address, SETUP) == 0
         assert stored(server) == 0
 
@@ -192,7 +202,7 @@ def test_a_killed_client_is_noticed_and_its_work_forgotten(server: EmbeddedServe
         while not server._engine._taken:
             time.sleep(0.01)  # until it has the task: it dies at work
         process.kill()
-        assert expect(transport, Left).address == addresses["lyon"]
+        assert expect(transport, Left) == Left(address=addresses["lyon"])
         assert stored(server) == 0
         transport.send(addresses["nice"], task(torch.ones(3)))
         assert expect(transport, Reply).address == addresses["nice"]
@@ -265,6 +275,21 @@ def test_messages_travel_encrypted(tls: ServerTls) -> None:
             reply = expect(transport, Reply).message
             assert isinstance(reply, Upload)
             assert torch.equal(reply.delta, params + 1)
+
+
+def test_a_client_that_hangs_is_no_error_of_a_server_that_stops(
+    tls: ServerTls, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = EmbeddedServer(host="127.0.0.1", port=0, tls=tls)
+    context = ssl.create_default_context(cafile=tls.ca)
+    with (
+        socket.create_connection(("127.0.0.1", server.address.port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(b"GET /fedshelf/health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        server.close()  # which asks to close the connection, and gets no answer
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_client_on_the_same_machine_needs_no_ca(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -147,8 +147,7 @@ def model_size(site: Site) -> int:
 
 @pytest.mark.slow
 def test_a_client_that_cannot_set_up_names_no_place_on_its_disk(pair: Site) -> None:
-    (pair.root / "home").mkdir()
-    (pair.root / "home" / "cache").write_text("in the way of the photo cache")
+    (pair.root / "home" / "cache" / "index.sqlite").mkdir(parents=True)  # in the way of the photo cache
     log = pair.root / "sent.jsonl"
     server = pair.server("--rounds", "1", "--run-dir", str(pair.root / "run"), min_clients=1)
     broken = pair.odd_client("store-1", "--record", str(log))

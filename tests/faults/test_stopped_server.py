@@ -1,10 +1,12 @@
 """A real server that is told to stop, or cannot write any more: nothing is lost, and the same command goes on."""
 
+import re
 import resource
 
 import pytest
 
-from tests.processes import Process, Site, same_model, statuses
+from fedshelf.app.predictor import model_folder
+from tests.processes import Process, Site, same_model, same_weights, statuses
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -22,7 +24,9 @@ def assert_uninterrupted(site: Site, server: Process) -> None:
     assert all(statuses(summary, n) == dict.fromkeys(site.names, "counted") for n in (1, 2, 3))
 
 
-def test_ctrl_c_of_the_server_keeps_the_round_and_the_same_command_goes_on(pair: Site) -> None:
+def test_ctrl_c_of_the_server_keeps_the_round_and_the_same_command_goes_on(
+    pair: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = pair.server(*RECIPE)
     held = pair.held_client("store-1", "hold@2")
     other = pair.client("store-2")
@@ -44,6 +48,13 @@ def test_ctrl_c_of_the_server_keeps_the_round_and_the_same_command_goes_on(pair:
     pair.release(2)
     assert_uninterrupted(pair, server)
     assert [held.end(), other.end()] == [0, 0]
+    for number in (1, 2, 3):  # a client says what it does
+        assert re.search(rf"store-2: round {number}: \d+ photos, loss \d\.\d+, sent \d+\.\d kB, \d\.\d s", other.text())
+    own = pair.root / "home" / "clients" / "store-2" / "model"
+    assert f"store-2: its model is in {own}" in other.text()
+    assert same_weights(own, pair.only_run() / "model")
+    monkeypatch.setenv("FEDSHELF_HOME", str(pair.root / "home"))
+    assert model_folder(None, best=False) == own
 
 
 def test_a_server_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(pair: Site) -> None:

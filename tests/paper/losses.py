@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedshelf.training.losses import Calibration, cross_entropy
+from fedshelf.training.cross_entropy import cross_entropy
+from fedshelf.training.losses import Calibration
 
 
 def loss_and_gradient(

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fedshelf.algorithms.fedavg import FedAvg
-from fedshelf.core.choices import PersonalizeName
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.core.state import ClientState
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.personalization.alone import train_alone
 from fedshelf.personalization.base import PERSONAL
 from fedshelf.personalization.finetune import FineTuning
+from fedshelf.training.losses import FedLC
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Trainer
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
@@ -40,7 +40,7 @@ def last(params: torch.Tensor, *, round: int = ROUNDS) -> Broadcast:
 
 
 @pytest.mark.parametrize("method", ["none", "fedbn", "fedper"])
-def test_a_store_alone_comes_to_the_model_of_a_federation_of_that_one_store(method: PersonalizeName) -> None:
+def test_a_store_alone_comes_to_the_model_of_a_federation_of_that_one_store(method: str) -> None:
     """To the last bit: the same training, the same draws, the same arithmetic at the server."""
     world = World(
         names=("a",), num_rounds=ROUNDS, module=with_batch_norm, training=USUAL, personalize=method,
@@ -167,7 +167,7 @@ def test_without_an_epoch_of_fine_tuning_the_model_only_expects_what_the_store_s
 def test_what_a_store_trains_by_itself_it_trains_by_plain_cross_entropy_whatever_the_rounds_do() -> None:
     """FedLC's loss takes no account of how often a product is there, which is what a store's own model has to know."""
     results = []
-    for settings in (USUAL, replace(USUAL, loss="fedlc")):
+    for settings in (USUAL, replace(USUAL, loss=FedLC())):
         bench = bound_model(with_batch_norm(), settings)
         store, start = trainer("a", bench=bench), bench.params.shared.clone()
         FineTuning(epochs=2, client_lr=0.05).finalize(last(start), store)

@@ -21,7 +21,7 @@ OPTIONS = pytest.mark.parametrize("option", [1, 2])
 
 
 def scaffold(option: int, server_lr: float = 1.0) -> Scaffold:
-    return Scaffold(server_lr=server_lr, option=option)
+    return Scaffold(server_lr=server_lr, option="1" if option == 1 else "2")
 
 
 def trainers(count: int = 2, **settings: Any) -> dict[str, Trainer]:

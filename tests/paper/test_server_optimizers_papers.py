@@ -1,6 +1,7 @@
 """What Hsu et al. 2019 and Reddi et al. 2021 say of FedAvgM, FedAdagrad, FedAdam and FedYogi: two steps by hand."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from fedshelf.algorithms.base import Aggregate, Algorithm
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.fedavgm import FedAvgM
-from fedshelf.algorithms.fedopt import FedOpt, SecondMoment, adagrad, adam, yogi
+from fedshelf.algorithms.fedopt import FedOpt, adagrad, adam, yogi
 from fedshelf.core.state import ServerState
 from tests.paper.quadratics import Federation, drifting, optimum, trains_on
 from tests.worlds import World, with_batch_norm
@@ -38,6 +39,9 @@ def test_fedavgm_by_hand() -> None:
     first, second = after(FedAvgM(server_lr=0.5, beta=0.9))
     close(first.params, [1.25, -2.025, 13.0])
     close(second.params, [1.375, -1.8975, 12.0])
+
+
+SecondMoment = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def by_hand(second_moment: SecondMoment) -> tuple[list[float], list[float]]:

@@ -14,32 +14,33 @@ x_t + alpha_t · (x_new - x_t)); staleness is counted from zero for an upload th
 term acts on trainable values, not on batch-norm statistics, which are mixed like weights.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from torch import Tensor
+from fedshelf.algorithms.base import MU, SERVER_LR, Aggregate, Algorithm, Asynchronous, polynomial
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, polynomial
-from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
 
 
 @dataclass(frozen=True, slots=True)
-class FedAsync:
+class FedAsync(Asynchronous, Algorithm):
     """A version for every upload, mixed in by `alpha`; `exponent` is that of staleness (a), `rho` holds local training
     near the model that it began with."""
 
-    alpha: float
-    rho: float
-    exponent: float = 0.5
-    buffer_size: int = 1
-    relative_to_present: bool = True
-    auxiliary: tuple[str, ...] = ()
+    alpha: Annotated[float, SERVER_LR] = 0.6
+    rho: Annotated[float, MU] = 0.01
+    relative_to_present: ClassVar[bool] = True
 
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
+    def problems(self) -> list[str]:
+        if self.buffer_size == 1:
+            return []
+        return [
+            f"--buffer-size {self.buffer_size} with --algorithm fedasync: there every upload makes a version. Leave "
+            "--buffer-size out, or use --algorithm fedbuff"
+        ]
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         bound = trainer.bound_model
@@ -55,8 +56,3 @@ class FedAsync:
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         return replace(state, params=state.params + aggregate.mean_weight * aggregate.delta)  # line 4
-
-
-def fedasync(settings: Mapping[str, Any]) -> FedAsync:
-    """FedAsync of a run's settings."""
-    return FedAsync(alpha=settings["server_lr"] or 0.6, rho=settings["mu"], exponent=settings["staleness_exponent"])

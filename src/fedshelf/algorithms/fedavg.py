@@ -13,37 +13,20 @@ statistics are averaged like weights; n sums over the clients counted, not over 
 late or refused clients are not waited for).
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from fedshelf.algorithms.base import Aggregate, Algorithm
 
-from fedshelf.algorithms.base import NOTHING, Aggregate
-from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import ServerState
 
 
 @dataclass(frozen=True, slots=True)
-class FedAvg:
-    """Weighted averaging of local training."""
-
-    auxiliary: tuple[str, ...] = ()
-
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
-
-    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        return trainer.upload(broadcast), state  # lines 5-8
-
-    def weight(self, upload: Upload, staleness: int) -> float:
-        return float(upload.num_examples)  # n_k
+class FedAvg(Algorithm):
+    """Weighted averaging of local training; lines 5 to 8 are the default of `Algorithm`."""
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         return replace(state, params=state.params + aggregate.delta)  # line 4
-
-
-def fedavg(settings: Mapping[str, Any]) -> FedAvg:
-    """FedAvg of a run's settings."""
-    return FedAvg()

@@ -15,46 +15,28 @@ other way and is added; eta_server is one in the paper; momentum acts on trainab
 averaged.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
+from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algorithm, stepped
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, stepped
-from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import ServerState
 
 MOMENTUM = "momentum"
 
 
 @dataclass(frozen=True, slots=True)
-class FedAvgM:
-    """Averaging with momentum `beta` at the server, whose rate is `server_lr`."""
+class FedAvgM(Algorithm):
+    """Averaging, of which are lines 6 and 7, with momentum `beta` at the server, whose rate is `server_lr`."""
 
-    server_lr: float
-    beta: float
-    auxiliary: tuple[str, ...] = ()
-
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
-
-    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        return trainer.upload(broadcast), state  # lines 6-7
-
-    def weight(self, upload: Upload, staleness: int) -> float:
-        return float(upload.num_examples)  # n_k
+    server_lr: Annotated[float, SERVER_LR] = 1.0
+    beta: Annotated[float, SERVER_MOMENTUM] = 0.5
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         trainable = aggregate.delta[: aggregate.num_trainable]
-        velocity = state.optimizer.get(MOMENTUM, torch.zeros_like(trainable)) * self.beta + trainable  # line 4
+        velocity = state.optimizer.get(MOMENTUM, trainable.new_zeros(len(trainable))) * self.beta + trainable  # line 4
         params = stepped(state.params, aggregate, self.server_lr * velocity)  # line 5
         return replace(state, params=params, optimizer={MOMENTUM: velocity})
-
-
-def fedavgm(settings: Mapping[str, Any]) -> FedAvgM:
-    """FedAvgM of a run's settings."""
-    beta = settings["server_momentum"]
-    return FedAvgM(server_lr=settings["server_lr"] or 1.0, beta=0.5 if beta is None else beta)

@@ -17,33 +17,24 @@ cohort; batch-norm statistics move to the s-weighted mean of the clients' own, w
 gradient is (added as differences to old versions they would swing ever wider).
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor
+from fedshelf.algorithms.base import BUFFER_SIZE, SERVER_LR, Aggregate, Algorithm, Asynchronous, polynomial, stepped
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, polynomial, stepped
-from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import ServerState, Upload
 
 
 @dataclass(frozen=True, slots=True)
-class FedBuff:
-    """A version for every `buffer_size` uploads; `exponent` is that of staleness, 1/2 in the paper."""
+class FedBuff(Asynchronous, Algorithm):
+    """A version for every `buffer_size` uploads; `exponent` is that of staleness, 1/2 in the paper; lines 8 to 11
+    are the default of `Algorithm`."""
 
-    server_lr: float
-    buffer_size: int
-    exponent: float = 0.5
-    relative_to_present: bool = False
-    auxiliary: tuple[str, ...] = ()
-
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
-
-    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        return trainer.upload(broadcast), state  # lines 8-11
+    server_lr: Annotated[float, SERVER_LR] = 1.0
+    buffer_size: Annotated[int, BUFFER_SIZE] = 4
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return polynomial(staleness, self.exponent)  # line 4
@@ -52,11 +43,3 @@ class FedBuff:
         trainable = aggregate.delta[: aggregate.num_trainable]  # normalized: the sum is this times K · mean weight
         step = self.server_lr * aggregate.mean_weight * trainable  # line 6
         return replace(state, params=stepped(state.params, aggregate, step))
-
-
-def fedbuff(settings: Mapping[str, Any]) -> FedBuff:
-    """FedBuff of a run's settings."""
-    return FedBuff(
-        server_lr=settings["server_lr"] or 1.0, buffer_size=settings["buffer_size"] or 4,
-        exponent=settings["staleness_exponent"],
-    )  # fmt: skip

@@ -18,21 +18,20 @@ Differs from the paper: deltas are averaged by number of photos (the paper's Alg
 experiments as we do); the optimizer acts on trainable values, batch-norm statistics are averaged.
 """
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import Tensor
+from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algorithm, stepped
+from fedshelf.core.settings import Scope, Setting
 
-from fedshelf.algorithms.base import NOTHING, Aggregate, stepped
-from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import ServerState, Tensor
 
 MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
-SecondMoment = Callable[[Tensor, Tensor, float], Tensor]
-"""Line 6: v_t [T] of v_{t-1} [T], delta² [T] and beta_2."""
 
 
 def adagrad(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
@@ -42,7 +41,7 @@ def adagrad(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
 
 def yogi(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
     """Of FedYogi."""
-    return previous - (1 - beta2) * squared * torch.sign(previous - squared)
+    return previous - (1 - beta2) * squared * (previous - squared).sign()
 
 
 def adam(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
@@ -51,37 +50,29 @@ def adam(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class FedOpt:
-    """Averaging, and an adaptive optimizer at the server.
+class FedOpt(Algorithm):
+    """Averaging, of which are lines 9 and 10, and an adaptive optimizer at the server.
 
     Attributes:
-        second_moment: which of the three.
+        second_moment: line 6: v_t [T] of v_{t-1} [T], delta² [T] and beta_2.
         server_lr: eta.
         beta1: of the first moment.
         beta2: of the second; FedAdagrad has none.
         tau: how adaptive: the smaller, the more a value's own history counts.
     """
 
-    second_moment: SecondMoment
-    server_lr: float
-    beta1: float
-    beta2: float
-    tau: float
-    auxiliary: tuple[str, ...] = ()
-
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
-
-    def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        return trainer.upload(broadcast), state  # lines 9-10
-
-    def weight(self, upload: Upload, staleness: int) -> float:
-        return float(upload.num_examples)
+    second_moment: Callable[..., Any]
+    server_lr: Annotated[float, SERVER_LR] = 0.1
+    beta1: Annotated[float, SERVER_MOMENTUM] = 0.9
+    beta2: Annotated[float, Setting(key="server_beta2", help="beta_2 of the second moment.", ge=0, le=1,
+        scope=Scope.SERVER)] = 0.99  # fmt: skip
+    tau: Annotated[float, Setting(key="server_tau", help="Adaptivity; smaller values adapt more.", gt=0,
+        scope=Scope.SERVER)] = 1e-2  # fmt: skip
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         delta = aggregate.delta[: aggregate.num_trainable]
-        momentum = state.optimizer.get(MOMENTUM, torch.zeros_like(delta))  # line 1
-        second = state.optimizer.get(SECOND_MOMENT, torch.full_like(delta, self.tau**2))
+        momentum = state.optimizer.get(MOMENTUM, delta.new_zeros(len(delta)))  # line 1
+        second = state.optimizer.get(SECOND_MOMENT, delta.new_full((len(delta),), self.tau**2))
         momentum = self.beta1 * momentum + (1 - self.beta1) * delta  # line 5
         second = self.second_moment(second, delta.square(), self.beta2)  # line 6
         step = self.server_lr * momentum / (second.sqrt() + self.tau)  # line 7
@@ -89,24 +80,5 @@ class FedOpt:
         return replace(state, params=params, optimizer={MOMENTUM: momentum, SECOND_MOMENT: second})
 
 
-def fedadagrad(settings: Mapping[str, Any]) -> FedOpt:
-    """FedAdagrad of a run's settings."""
-    return _fedopt(adagrad, settings)
-
-
-def fedadam(settings: Mapping[str, Any]) -> FedOpt:
-    """FedAdam of a run's settings."""
-    return _fedopt(adam, settings)
-
-
-def fedyogi(settings: Mapping[str, Any]) -> FedOpt:
-    """FedYogi of a run's settings."""
-    return _fedopt(yogi, settings)
-
-
-def _fedopt(second_moment: SecondMoment, settings: Mapping[str, Any]) -> FedOpt:
-    beta1 = settings["server_momentum"]
-    return FedOpt(
-        second_moment=second_moment, server_lr=settings["server_lr"] or 0.1, beta1=0.9 if beta1 is None else beta1,
-        beta2=settings["server_beta2"], tau=settings["server_tau"],
-    )  # fmt: skip
+fedadagrad = partial(FedOpt, adagrad, beta2=0.0)
+fedadam, fedyogi = partial(FedOpt, adam), partial(FedOpt, yogi)

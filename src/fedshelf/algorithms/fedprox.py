@@ -16,27 +16,22 @@ stated inexactness gamma; the proximal term acts on trainable values, not on bat
 bounds the loss gradient alone.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor
+from fedshelf.algorithms.base import MU, Aggregate, Algorithm
 
-from fedshelf.algorithms.base import NOTHING, Aggregate
-from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
 
 
 @dataclass(frozen=True, slots=True)
-class FedProx:
+class FedProx(Algorithm):
     """Averaging with a proximal term of strength `mu` that holds local training near the global model."""
 
-    mu: float
-    auxiliary: tuple[str, ...] = ()
-
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
+    mu: Annotated[float, MU] = 0.01
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         bound = trainer.bound_model
@@ -47,13 +42,5 @@ class FedProx:
 
         return trainer.upload(broadcast, gradient_hook=proximal), state
 
-    def weight(self, upload: Upload, staleness: int) -> float:
-        return float(upload.num_examples)  # n_k
-
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         return replace(state, params=state.params + aggregate.delta)  # line 3
-
-
-def fedprox(settings: Mapping[str, Any]) -> FedProx:
-    """FedProx of a run's settings."""
-    return FedProx(mu=settings["mu"])

@@ -3,19 +3,21 @@
 Shapes: b values of a block, T shared trainable values, S shared values, n uploads.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from fedshelf.algorithms.base import Reducer
+    from fedshelf.algorithms.base import Reducer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-Parts: TypeAlias = Mapping[str, Sequence[Tensor]]
+Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
 """What uploads hold, part by part, one row for each upload: "trainable" [T], "statistics" [S - T] if there are any,
 and "auxiliary." + name [T]. Rows may be views of files: read them in blocks, and do not write to them."""
 
@@ -26,8 +28,8 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     Multiplication and addition are rounded apart, value by value: neither the block's size nor vector
     instructions change the result.
     """
-    total = torch.zeros(rows[0].shape, dtype=torch.float64, device=rows[0].device)
-    product = torch.empty_like(total)
+    total = rows[0].new_zeros(rows[0].shape).double()
+    product = total.clone()
     for row, weight in zip(rows, weights, strict=True):
         product.copy_(row)
         product.mul_(weight)
@@ -54,7 +56,7 @@ class Verdict:
     factors: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
 
-    def then(self, later: "Verdict") -> "Verdict":
+    def then(self, later: Verdict) -> Verdict:
         """Both findings as one."""
         parts = [*self.factors, *(part for part in later.factors if part not in self.factors)]
         return Verdict(
@@ -83,19 +85,21 @@ class Aggregator:
             no screen before it has left out. The factors of several are multiplied.
         problem: why it cannot work on so many uploads; empty if it can.
         otherwise: what is done for a round with such a number. A round does not fail for it.
+        leaves_out: whether it may leave out whole uploads.
     """
 
     reducer: Reducer = weighted_mean
     screens: tuple[Screen, ...] = ()
     problem: Callable[[int], str] = suits_any_number
-    otherwise: "Aggregator | None" = None
+    otherwise: Aggregator | None = None
+    leaves_out: bool = False
 
-    def suited_to(self, num_uploads: int) -> "Aggregator":
+    def suited_to(self, num_uploads: int) -> Aggregator:
         """This one, or what takes its place for so many uploads."""
         problem = self.problem(num_uploads)
         if not problem or self.otherwise is None:
             return self
-        log.warning("%s", problem)
+        logger.warning("%s", problem)
         return self.otherwise.suited_to(num_uploads)
 
 

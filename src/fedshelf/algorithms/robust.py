@@ -35,21 +35,27 @@ model and never reach it in another.
 Shapes: b values of a block, n uploads, [T] etc. of a part's row.
 """
 
+from __future__ import annotations
+
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from fedshelf.algorithms.reduce import Aggregator, Parts, Screen, Verdict, plain_mean
-from fedshelf.core.choices import AggregatorName
-from fedshelf.core.messages import TRAINABLE
+from fedshelf.algorithms.reduce import Aggregator, Parts, Verdict, plain_mean
+from fedshelf.core.settings import Scope, Setting
 from fedshelf.core.text import counted
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+TRIM = Setting(
+    help="Assumed share of hostile uploads in a round, which are cut at each end or left out.", ge=0, lt=0.5,
+    scope=Scope.SERVER,
+)  # fmt: skip
 AT_ONCE = 1 << 20  # values of all uploads together that are worked on at once, however many uploads there are
 
 
@@ -114,6 +120,8 @@ class NormBound:
     bound: float
 
     def __call__(self, parts: Parts) -> list[Verdict]:
+        from fedshelf.core.messages import TRAINABLE
+
         norms = {part: [norm(row) for row in rows] for part, rows in parts.items()}
         limits = {part: self.bound if part == TRAINABLE else statistics.median(norms[part]) for part in parts}
         return [
@@ -122,20 +130,24 @@ class NormBound:
         ]
 
 
-def aggregator(name: AggregatorName, *, trim: float, norm_bound: float | None) -> Aggregator:
-    """The rule `name`; with a `norm_bound`, what it uses is bounded (multi-Krum selects before that)."""
-    bound: tuple[Screen, ...] = () if norm_bound is None else (NormBound(norm_bound),)
-    median = Aggregator(reducer=coordinate_median, screens=bound)
-    match name:
-        case "mean":
-            return Aggregator(screens=bound)
-        case "median":
-            return median
-        case "trimmed-mean":
-            return Aggregator(reducer=TrimmedMean(trim), screens=bound)
-        case "multi-krum":
-            krum = MultiKrum(trim)
-            return Aggregator(reducer=plain_mean, screens=(krum, *bound), problem=krum.problem, otherwise=median)
+MEDIAN = Aggregator(reducer=coordinate_median)
+
+
+def trimmed_mean(*, trim: Annotated[float, TRIM] = 0.25) -> Aggregator:
+    """The trimmed mean."""
+    return Aggregator(reducer=TrimmedMean(trim))
+
+
+def multi_krum(*, trim: Annotated[float, TRIM] = 0.25) -> Aggregator:
+    """Multi-Krum."""
+    krum = MultiKrum(trim)
+    return Aggregator(reducer=plain_mean, screens=(krum,), problem=krum.problem, otherwise=MEDIAN, leaves_out=True)
+
+
+def bounded(aggregator: Aggregator, bound: float) -> Aggregator:
+    """`aggregator`, and what takes its place, of uploads of norm `bound` at most (multi-Krum selects before that)."""
+    otherwise = aggregator.otherwise and bounded(aggregator.otherwise, bound)
+    return replace(aggregator, screens=(*aggregator.screens, NormBound(bound)), otherwise=otherwise)
 
 
 def squared_distances(rows: Sequence[Tensor], *, at_once: int = AT_ONCE) -> Tensor:
@@ -144,6 +156,8 @@ def squared_distances(rows: Sequence[Tensor], *, at_once: int = AT_ONCE) -> Tens
     What is lost to cancellation is relative to the norms of the two rows (1e-16 of their squares): a huge row blurs
     distances to itself alone.
     """
+    import torch
+
     products = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     block = max(1, at_once // len(rows))
     for start in range(0, len(rows[0]), block):
@@ -175,18 +189,22 @@ def _ratios(scores: Sequence[float], num_selected: int) -> list[float]:
 def _mean_of_middle(rows: Sequence[Tensor], *, cut: int) -> Tensor:
     """In each coordinate the mean without the `cut` smallest and the `cut` largest; accumulated in float64, one after
     the other, so that the block's size changes nothing."""
-    result = torch.empty_like(rows[0])
+    import numpy as np
+
+    result = rows[0].new_empty(len(rows[0]))
     for start, columns in _sorted_columns(rows):
         total = np.zeros(len(columns), dtype=np.float64)
         for i in range(cut, len(rows) - cut):
             total += columns[:, i]
         total /= len(rows) - 2 * cut
-        result[start : start + len(columns)] = torch.from_numpy(total)
+        result.numpy()[start : start + len(columns)] = total
     return result
 
 
 def _sorted_columns(rows: Sequence[Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Where a block begins and its values by coordinate, sorted."""
+    import numpy as np
+
     block = max(1, AT_ONCE // len(rows))
     for start in range(0, len(rows[0]), block):
         columns = np.stack([row[start : start + block].numpy() for row in rows], axis=1)

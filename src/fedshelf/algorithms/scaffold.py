@@ -18,52 +18,52 @@ and a client that was never counted has c_i = 0; control variates are of trainab
 averaged (by the same equal weights); option I's pass is over augmented photos in training batches.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from torch import Tensor
+from fedshelf.algorithms.base import SERVER_LR, Aggregate, Algorithm, stepped
+from fedshelf.core.settings import Setting
 
-from fedshelf.algorithms.base import Aggregate, stepped
-from fedshelf.core.messages import Broadcast, Upload, auxiliary_vectors
-from fedshelf.core.state import ClientState, ServerState
-from fedshelf.training.trainer import Trainer
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
 
 CONTROL_VARIATE = "control_variate"
 
 
 @dataclass(frozen=True, slots=True)
-class Scaffold:
-    """Averaging with control variates against client drift; `option` is 1 or 2, `server_lr` the paper's eta_g."""
+class Scaffold(Algorithm):
+    """Averaging with control variates against client drift; `server_lr` is the paper's eta_g."""
 
-    server_lr: float
-    option: int
+    server_lr: Annotated[float, SERVER_LR] = 1.0
+    option: Annotated[Literal["1", "2"], Setting(key="scaffold_option", help="How control variates are "
+        "computed: 1 in an extra pass over a store's photos, 2 from the gradients of training.")] = "2"  # fmt: skip
     auxiliary: tuple[str, ...] = (CONTROL_VARIATE,)
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return {CONTROL_VARIATE: state.optimizer.get(CONTROL_VARIATE, torch.zeros(num_trainable))}
+        return {CONTROL_VARIATE: state.optimizer.get(CONTROL_VARIATE, state.params.new_zeros(num_trainable))}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         common = broadcast.auxiliary[CONTROL_VARIATE]  # c
-        own = state.algorithm.get(CONTROL_VARIATE, torch.zeros_like(common))  # c_i
+        own = state.algorithm.get(CONTROL_VARIATE, common.new_zeros(len(common)))  # c_i
         device = trainer.bound_model.compute.device
         correction = (common - own).to(device)
-        gradients = torch.zeros_like(correction)
+        gradients = correction.new_zeros(len(correction))
 
         def control(gradient: Tensor, values: Tensor) -> None:
             gradients.add_(gradient)  # g_i, before it is corrected
             gradient.add_(correction)  # line 8
 
-        if self.option == 1:
+        if self.option == "1":
             trainer.bound_model.load(broadcast.params)
             renewed = trainer.gradient(round=broadcast.key.round).to(own.device)  # line 9, option I
         upload = trainer.upload(broadcast, gradient_hook=control)
-        if self.option == 2:
+        if self.option == "2":
             renewed = (gradients / upload.num_steps).to(own.device)  # line 9, option II
         change = renewed - own
-        upload = upload.with_vectors(**auxiliary_vectors({CONTROL_VARIATE: change}))
-        return upload, replace(state, algorithm={CONTROL_VARIATE: renewed})
+        return upload.with_auxiliary(control_variate=change), replace(state, algorithm={CONTROL_VARIATE: renewed})
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return 1.0  # line 3
@@ -71,12 +71,7 @@ class Scaffold:
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         trainable = aggregate.delta[: aggregate.num_trainable]
         change = aggregate.auxiliary[CONTROL_VARIATE]
-        common = state.optimizer.get(CONTROL_VARIATE, torch.zeros_like(change))
+        common = state.optimizer.get(CONTROL_VARIATE, change.new_zeros(len(change)))
         params = stepped(state.params, aggregate, self.server_lr * trainable)  # line 4
         common = common + (aggregate.num_clients / population) * change  # line 5
         return replace(state, params=params, optimizer={CONTROL_VARIATE: common})
-
-
-def scaffold(settings: Mapping[str, Any]) -> Scaffold:
-    """SCAFFOLD of a run's settings."""
-    return Scaffold(server_lr=settings["server_lr"] or 1.0, option=int(settings["scaffold_option"]))

@@ -11,13 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from torch import Tensor
+
 from fedshelf import __version__
 from fedshelf.app.components import OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
-from fedshelf.app.model_card import save_chosen
+from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.config import files, places
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
-from fedshelf.core.messages import PROTOCOL_VERSION, ClientMessage, Comparison, Join, ServerMessage, Setup
+from fedshelf.core.messages import (
+    PROTOCOL_VERSION,
+    Broadcast,
+    ClientMessage,
+    Comparison,
+    Evaluation,
+    Join,
+    Purpose,
+    ServerMessage,
+    Setup,
+    TaskKey,
+)
 from fedshelf.core.text import from_filesystem
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.filesystem import folder_problem
@@ -28,11 +41,12 @@ from fedshelf.storage.atomic_files import make_folder, write_atomically
 from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.lock import RunLock
+from fedshelf.storage.model_files import CARD
 from fedshelf.training.batch_size import candidates
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 RECORD = "client.json"  # in a state directory: whose it is
 COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
 
@@ -134,11 +148,8 @@ def default_name(folder: Path) -> str:
     if own:
         return own[0]
     host = socket.gethostname().partition(".")[0]
-    base = (
-        f"{from_filesystem(folder.name)}-{host}"
-        if from_filesystem(folder.name).lower() in COMMON_FOLDERS
-        else folder.name or host
-    )
+    name = from_filesystem(folder.name)
+    base = f"{name}-{host}" if name.lower() in COMMON_FOLDERS else name or host
     others = {record["name"] for record in records if _is_folder(Path(record["data_dir"]))}
     numbered = (f"{base}-{number}" for number in itertools.count(2))
     return next(name for name in itertools.chain([base], numbered) if name not in others)
@@ -178,7 +189,7 @@ def join_of(place: ClientPlace) -> Join:
     """
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
     for finding in found.findings:
-        log.warning(finding)
+        logger.warning(finding)
     return Join(
         protocol=PROTOCOL_VERSION, version=__version__, client=place.name, identity=_identity(place.state_dir),
         classes=found.classes,
@@ -200,10 +211,13 @@ class StoreClient:
         self._place = place
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
+        self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, rounds behind the model, and the model [S]
+        self._evaluation: Evaluation | None = None  # of that model
+        self._has_chosen = False
         self._setup_file = place.state_dir / "setup.json"
         self._client = Client(
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
-            held=FileHeldModel(place.state_dir / "model.safetensors"),
+            held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note,
         )  # fmt: skip
 
     def handle(self, message: ServerMessage) -> ClientMessage:
@@ -214,10 +228,38 @@ class StoreClient:
             known = payload.decode(self._setup_file.read_text(encoding="utf-8"), b"")
             if isinstance(known, Setup):
                 self._client.handle(known)
-        return self._client.handle(message)
+        answer = self._client.handle(message)
+        self._evaluation = answer if isinstance(answer, Evaluation) else self._evaluation
+        return answer
+
+    def keep_model(self) -> Path | None:
+        """Where this store's model lies at the end of a run; None if it has none.
+
+        It is the chosen one where models were compared, else the newest that came from the server. A process that
+        has taken no part leaves the model of earlier ones.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        folder = places.client_model(self._place.state_dir)
+        if self._has_chosen or self._newest is None or self._opened is None:
+            return folder if (folder / CARD).is_file() else None
+        key, num_rounds, shared = self._newest
+        self._client.load_own(key, shared)
+        save_received(
+            folder, self._opened.bound_model, self._opened.config, self._opened.catalogue, client=self._place.name,
+            run_id=key.run_id, num_rounds=num_rounds, evaluation=self._evaluation,
+        )  # fmt: skip
+        return folder
+
+    def _note(self, broadcast: Broadcast) -> None:
+        num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
+        # A copy: the next model is received into the same memory.
+        self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None
 
     def _prepare(self, setup: Setup) -> Work:
         keep_freed_memory()
+        self._newest, self._has_chosen = None, False
         self._opened = open_setup(setup, device=self._place.device)
         cache = PhotoCache(root=places.photo_cache())
         photos = store_photos(self._place.data_dir, self._opened, cache)
@@ -232,10 +274,11 @@ class StoreClient:
         )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
-        folder = self._place.state_dir / "model"
+        folder = places.client_model(self._place.state_dir)
         save_chosen(
             folder, bound, opened.config, opened.catalogue, client=self._place.name, comparison=comparison
         )  # fmt: skip
+        self._has_chosen = True
         self._on_choice(comparison, folder)
 
     def _batch_size(self, setup: Setup, opened: OpenedSetup, photos: StorePhotos) -> int | None:

@@ -7,22 +7,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from fedshelf.algorithms import registry, robust
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
+from fedshelf.algorithms.robust import bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.codec_stage import Encode
 from fedshelf.config import files
+from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError, RefusedError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
+from fedshelf.core.settings import load
 from fedshelf.core.stages import Stage
 from fedshelf.core.text import some
 from fedshelf.data.augmentation import Augmentation
@@ -30,8 +33,7 @@ from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet, load_photos
 from fedshelf.data.folder import PhotoFolder, has_split, scan
-from fedshelf.models.build import ModelSettings, build, load_weights
-from fedshelf.personalization import registry as personalizations
+from fedshelf.models.build import ModelSettings, build
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.privacy.clipping import Clip
@@ -48,7 +50,7 @@ from fedshelf.training.compiled import choose_forward
 from fedshelf.training.device import choose
 from fedshelf.training.trainer import Trainer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REJOIN_GRACE_SECONDS = 120.0  # a store's computer may need that long to start Python and reconnect
 
@@ -84,19 +86,25 @@ SaveModel = Callable[[OpenedSetup, BoundModel, Comparison], None]
 """Takes the model on the workbench, which a store has chosen."""
 
 
+def component_of(config: RunConfig, family: str) -> Any:
+    """The component of a family that the run has chosen, made with its settings."""
+    return config.settings_of(load(FAMILIES[family][getattr(config, family)]))
+
+
 def algorithm_of(config: RunConfig) -> Algorithm:
     """The configured algorithm, both halves."""
-    return registry.make(config.algorithm, config.model_dump())
+    return cast(Algorithm, component_of(config, "algorithm"))
 
 
 def aggregator_of(config: RunConfig) -> Aggregator:
     """How uploads become one."""
-    return robust.aggregator(config.aggregator, trim=config.trim, norm_bound=config.norm_bound)
+    aggregator = cast(Aggregator, component_of(config, "aggregator"))
+    return aggregator if config.norm_bound is None else bounded(aggregator, config.norm_bound)
 
 
 def personalization_of(config: RunConfig) -> Personalization:
     """What stays at the stores, and how."""
-    return personalizations.make(config.personalize, config.model_dump())
+    return cast(Personalization, component_of(config, "personalize"))
 
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
@@ -140,20 +148,34 @@ def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
     )  # fmt: skip
 
 
+def module_of(config: RunConfig, num_classes: int, make_module: ModuleFactory | None = None) -> nn.Module:
+    """The run's model, its weights drawn from the run's seed (or pretrained).
+
+    Args:
+        config: names the model.
+        num_classes: how many outputs it has.
+        make_module: makes the caller's own model instead.
+
+    Returns:
+        The module, on the CPU.
+
+    Raises:
+        ModelError: see `models.build.build`.
+    """
+    seed = Rng(config.seed).fork(purpose="init").seed
+    if make_module is None:
+        return build(model_settings(config, num_classes), seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_module(num_classes)
+
+
 def bound_model_of(
     config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None
 ) -> BoundModel:  # fmt: skip
-    """A workbench with the run's model, its weights drawn from the run's seed (or pretrained)."""
+    """A bound model with the run's model as `module_of` makes it."""
     compute = choose(device, threads=config.threads)
-    seed = Rng(config.seed).fork(purpose="init").seed
-    if make_module is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = make_module(len(catalogue))
-    else:
-        module = build(model_settings(config, len(catalogue)), seed=seed)
-    if config.init is not None:
-        load_weights(module, config.init)
+    module = module_of(config, len(catalogue), make_module)
     return BoundModel.of(
         module,
         compute=compute,
@@ -168,7 +190,7 @@ def training_of(config: RunConfig) -> TrainingSettings:
         optimizer=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing, gradient_clip=config.gradient_clip, batch_size=config.batch_size,
         local_epochs=config.local_epochs, augmentation=Augmentation() if config.augment else None,
-        loss=config.loss, fedrs_alpha=config.fedrs_alpha, fedlc_tau=config.fedlc_tau,
+        loss=component_of(config, "loss"),
     )  # fmt: skip
 
 
@@ -193,7 +215,7 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
     chosen = choose_forward(bound_model, config.image_size, config.compile)
-    log.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
+    logger.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=chosen.bound,
         uploads=uploads_of(config), personalization=personalization_of(config),
@@ -297,7 +319,7 @@ def plan_of(
     aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:  # fmt: skip
     """What the server is to do."""
-    text = files.for_clients(config)
+    text, algorithm = files.for_clients(config), algorithm_of(config)
     return Plan(
         run_id=run_id,
         num_rounds=config.rounds + config.extend,
@@ -318,7 +340,7 @@ def plan_of(
         downloads=codec_policy_of(config, config.codec_down),
         sampling=config.sampling,
         aggregator=aggregator_of(config),
-        max_staleness=config.max_staleness,
+        max_staleness=algorithm.max_staleness if isinstance(algorithm, Asynchronous) else None,
         test_every=config.test_every,
         pacing=pacing_of(config),
         compares=config.personalize != "none" if config.compare is None else config.compare,

@@ -1,6 +1,7 @@
 """Models on disk, with what somebody needs to use them, and to judge them: those that a run publishes, and those that
 stores keep."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf import __version__
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.events import RoundFinished
-from fedshelf.core.messages import Comparison
+from fedshelf.core.events import RoundFinished, WeightsLoaded
+from fedshelf.core.messages import Comparison, Evaluation
 from fedshelf.core.params import Segment
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.storage.model_files import save_model
@@ -24,9 +25,19 @@ _LIMITS = (
 
 
 def save_global(
-    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished,
+    loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
     """Write the global model after a round, which is on the workbench, where it is to be found.
+
+    Args:
+        folder: made if it is missing.
+        bound: holds the model.
+        config: the run's.
+        catalogue: names the model's outputs.
+        run_id: the run's.
+        record: of the round.
+        loaded: the file that the run started from, if it did.
 
     Raises:
         RunError: the disk is full, ...; the model that was there is whole.
@@ -36,6 +47,7 @@ def save_global(
         "training": {
             **_training(config, record.round),
             "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
+            "initial_weights": asdict(loaded) if loaded else None,
         },
         "metrics": {
             "accuracy": record.accuracy,
@@ -67,6 +79,38 @@ def save_chosen(
             "chosen_on_validation_photos": comparison.num_validation,
         },
         "limits": f"{_LIMITS} It is one store's own, chosen for the mix of products that this store sells.",
+    }
+    save_model(folder, _tensors(bound), catalogue.names, card)
+
+
+def save_received(
+    folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, run_id: str,
+    num_rounds: int, evaluation: Evaluation | None,
+) -> None:  # fmt: skip
+    """Write the model that a store has received, which is on the workbench, where it is to be found.
+
+    Args:
+        folder: where to.
+        bound: the workbench.
+        config: the run's.
+        catalogue: the run's.
+        client: the store's name.
+        run_id: the run's id.
+        num_rounds: rounds of training behind it.
+        evaluation: of it on the store's validation photos, if there was one.
+
+    Raises:
+        RunError: see `save_global`.
+    """
+    card = {
+        **_card(config, bound, run_id=run_id, round=num_rounds),
+        "store": client,
+        "training": {**_training(config, num_rounds), "personalize": config.personalize},
+        "metrics": {
+            "accuracy": evaluation.num_correct / evaluation.num_examples if evaluation else None,
+            "measured_on": "validation photos",
+        },
+        "limits": _LIMITS,
     }
     save_model(folder, _tensors(bound), catalogue.names, card)
 

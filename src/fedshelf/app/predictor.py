@@ -1,19 +1,28 @@
-"""A trained model put to use: its files loaded, photos named."""
+"""A trained model put to use: its files loaded, photos named, folders of photos evaluated."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from fedshelf.app.client import default_name
 from fedshelf.config import places
-from fedshelf.core.errors import ModelError
+from fedshelf.core.errors import DataError, ModelError, UsageError
 from fedshelf.data.augmentation import normalize
-from fedshelf.data.dataset import load_photo
+from fedshelf.data.cache import PhotoCache
+from fedshelf.data.catalogue import Catalogue
+from fedshelf.data.dataset import load_photo, load_photos
+from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, Normalization, build
-from fedshelf.storage.model_files import load_model_files
+from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import is_run
 from fedshelf.tracking.runs import resolve_run
+from fedshelf.training.trainer import EVALUATION_BATCH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,23 +33,94 @@ class Guess:
     probability: float
 
 
-def model_folder(run: str, *, best: bool) -> Path:
-    """Where a run's model lies: `run` is a run's folder or id, or itself a folder with model files.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductScore:
+    """How a model does on the photos of one product.
+
+    Attributes:
+        label: the product.
+        num_photos: how many there are.
+        num_correct: how many of them it names right.
+        mistaken_for: what it most often takes the others for; empty where there are none.
+    """
+
+    label: str
+    num_photos: int
+    num_correct: int
+    mistaken_for: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """How a model does on a folder of labelled photos.
+
+    Attributes:
+        products: those with photos, in the order of the model's classes.
+        loss: mean cross-entropy (nats).
+        left_out: photos of products that the model does not know, by folder.
+        num_unusable: photos that cannot be decoded.
+    """
+
+    products: tuple[ProductScore, ...]
+    loss: float
+    left_out: Mapping[str, int]
+    num_unusable: int
+
+    @property
+    def num_photos(self) -> int:
+        """How many photos were evaluated."""
+        return sum(product.num_photos for product in self.products)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of them that the model names right."""
+        return sum(product.num_correct for product in self.products) / self.num_photos
+
+
+def model_folder(run: str | None, *, best: bool) -> Path:
+    """Where the model lies that a person means.
+
+    Args:
+        run: a run's folder or id, a client's state directory, or a folder with a model; None is the model of the
+            client whose photos or state are in the working folder, else of the only client of this machine.
+        best: the model of the best round instead of the last.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run; or `run` is None, and no client here keeps a model, or several do.
     """
-    path = Path(run)
+    path = _own_model() if run is None else Path(run)
     if path.is_dir() and not is_run(path):
-        return path / "best" if best else path
-    directory = resolve_run(run, places.RUNS)
+        folder = path if _is_model(path) else places.client_model(path)
+        return folder / "best" if best else folder
+    directory = resolve_run(str(path), places.RUNS)
     return directory.best_model if best else directory.model
+
+
+def _own_model() -> Path:
+    here = Path().absolute()
+    own = places.client_directory(default_name(here.resolve()))
+    found = [folder for folder in (here, places.client_model(here), places.client_model(own)) if _is_model(folder)]
+    if not found:
+        found = sorted(card.parent for card in own.parent.glob(f"*/{places.client_model(Path())}/{CARD}"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(map(str, found))
+        raise UsageError(f"several clients on this machine keep a model: choose one of these with --run: {listed}")
+    raise UsageError(
+        "no client on this machine keeps a model yet: name a run with --run ('fedshelf runs list' shows the runs here)"
+    )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CARD).is_file()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A model with its class names, ready for photos."""
+    """A model with its class names, ready for photos, and the folder that it was read from."""
 
+    folder: Path
     module: nn.Module
     labels: tuple[str, ...]
     image_size: int
@@ -70,7 +150,8 @@ class Predictor:
             raise ModelError(f"{folder}: the weights do not fit the model that the card describes: {error}") from None
         module.eval()
         return cls(
-            module=module, labels=tuple(labels), image_size=settings.image_size, normalization=normalization
+            folder=folder, module=module, labels=tuple(labels), image_size=settings.image_size,
+            normalization=normalization,
         )  # fmt: skip
 
     def predict(self, photo: Path, *, top: int) -> list[Guess]:
@@ -79,13 +160,63 @@ class Predictor:
         Raises:
             DataError: it cannot be read as a photo.
         """
-        image_HWC = load_photo(photo, self.image_size)
-        images_1CHW = normalize(
-            torch.from_numpy(image_HWC[None]), torch.device("cpu"), self.normalization.mean, self.normalization.std
-        )
-        with torch.inference_mode():
-            probabilities_K = self.module(images_1CHW).softmax(1)[0]
+        probabilities_K = self._logits(load_photo(photo, self.image_size)[None]).softmax(1)[0]
         values, indices = probabilities_K.topk(min(top, len(self.labels)))
         return [
             Guess(label=self.labels[int(i)], probability=float(v)) for v, i in zip(values, indices, strict=True)
         ]  # fmt: skip
+
+    def evaluate(self, photos: Path) -> EvaluationReport:
+        """How the model does on labelled photos.
+
+        Args:
+            photos: a folder with one folder of photos per product.
+
+        Raises:
+            DataError: there are no photos of products that the model knows.
+        """
+        found, cache = scan(photos, val_fraction=0.0, seed=0), PhotoCache(root=places.photo_cache())
+        catalogue = _catalogue(self.folder, self.labels)
+        loaded = load_photos(found.train, catalogue, cache, self.image_size, allow_empty=True)
+        photo_set, size = loaded.photo_set, len(self.labels)
+        if not len(photo_set):
+            raise DataError(
+                f"'{photos}' holds no usable photos of products that the model knows: it needs one folder of photos "
+                f"per product, named as in labels.json ({', '.join(self.labels[:3])}, …)"
+            )
+        confusion_KK, loss_sum = np.zeros((size, size), dtype=np.int64), 0.0
+        for start in range(0, len(photo_set), EVALUATION_BATCH):
+            labels_B = torch.from_numpy(photo_set.labels[start : start + EVALUATION_BATCH])
+            logits_BK = self._logits(photo_set.images[start : start + EVALUATION_BATCH])
+            loss_sum += F.cross_entropy(logits_BK.double(), labels_B, reduction="sum").item()
+            np.add.at(confusion_KK, (labels_B.numpy(), logits_BK.argmax(1).numpy()), 1)
+        return EvaluationReport(
+            products=tuple(self._score(k, confusion_KK[k]) for k in range(size) if confusion_KK[k].any()),
+            loss=loss_sum / len(photo_set), left_out=loaded.left_out, num_unusable=len(loaded.problems),
+        )  # fmt: skip
+
+    def _score(self, index: int, predicted_K: NDArray[np.int64]) -> ProductScore:
+        wrong_K = predicted_K.copy()
+        wrong_K[index] = 0
+        return ProductScore(
+            label=self.labels[index], num_photos=int(predicted_K.sum()), num_correct=int(predicted_K[index]),
+            mistaken_for=self.labels[int(wrong_K.argmax())] if wrong_K.any() else "",
+        )  # fmt: skip
+
+    def _logits(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
+        images_BCHW = normalize(
+            torch.from_numpy(images_BHWC.copy()), torch.device("cpu"), self.normalization.mean, self.normalization.std
+        )
+        with torch.inference_mode():
+            logits_BK: Tensor = self.module(images_BCHW)
+        return logits_BK
+
+
+def _catalogue(folder: Path, labels: tuple[str, ...]) -> Catalogue:
+    """The run's own where it lies above the model, for it knows every store's names; else one of the labels alone."""
+    for above in folder.absolute().parents[:2]:
+        if (above / "catalogue.json").is_file():
+            catalogue = Catalogue.load(above / "catalogue.json")
+            if catalogue.names == labels:
+                return catalogue
+    return Catalogue(labels, tuple((label,) for label in labels))

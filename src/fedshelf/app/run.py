@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,26 +13,32 @@ from torch import Tensor
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import (
     ModuleFactory,
+    aggregator_of,
     algorithm_of,
     bound_model_of,
+    component_of,
+    module_of,
+    personalization_of,
     plan_of,
     scan_test_photos,
     test_photos,
     uploads_of,
-)  # fmt: skip
+)
 from fedshelf.app.model_card import save_global
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
+from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import RunError, UsageError
-from fedshelf.core.events import RoundFinished
+from fedshelf.core.errors import ModelError, RunError, UsageError
+from fedshelf.core.events import Event, RoundFinished, RunStarted, WeightsLoaded
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
+from fedshelf.models.initial_weights import check_fit, load_initial_weights, read_initial_weights
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
@@ -45,7 +51,7 @@ from fedshelf.tracking.sinks import Sinks
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import Score, evaluate
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Tensor], Score]
 EvaluatorFactory = Callable[[Plan, Catalogue, BoundModel], Evaluate | None]
@@ -70,34 +76,49 @@ class OpenedRun:
     writer: BackgroundWriter | None = None
 
 
+class _HasBegun:
+    """A sink that tells whether the run's rounds have begun."""
+
+    has_begun = False
+
+    def emit(self, event: Event) -> None:
+        self.has_begun = self.has_begun or isinstance(event, RunStarted)
+
+
 @contextmanager
 def open_run(
-    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False
+    config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False,
+    make_module: ModuleFactory | None = None,
 ) -> Iterator[OpenedRun]:  # fmt: skip
     """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
-    configuration below `runs/`, else a new one.
+    configuration below `runs/`, else a new one. Of a new one that fails before its first round, nothing is left.
 
     Args:
         watchers: sinks beside the run's own database.
         in_background: write in a thread of its own; not for a server whose clients outlive it.
+        make_module: a model of the caller's own.
 
     Raises:
         RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
-        UsageError: an extension without a run to extend.
+        UsageError: an extension without a run to extend, or values that cannot work (all of them).
     """
-    _check(config)
-    directory = _directory(config)
+    _check(config, make_module)
+    directory, is_new = _directory(config)
+    began = _HasBegun()
     with directory.lock():
-        database = RunDatabase(directory.database)
         try:
-            if not in_background:
-                yield OpenedRun(config=config, directory=directory, sink=Sinks(required=(database,), optional=watchers))
-                return
-            with BackgroundWriter(database.emit_all) as writer:
-                sink = Sinks(required=(writer,), optional=watchers)
-                yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
-        finally:
-            database.close()
+            with closing(RunDatabase(directory.database)) as database:
+                if not in_background:
+                    sink = Sinks(required=(database, began), optional=watchers)
+                    yield OpenedRun(config=config, directory=directory, sink=sink)
+                    return
+                with BackgroundWriter(database.emit_all) as writer:
+                    sink = Sinks(required=(writer, began), optional=watchers)
+                    yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
+        except BaseException:
+            if is_new and not began.has_begun:
+                directory.remove()
+            raise
 
 
 def make_server(
@@ -116,6 +137,12 @@ def make_server(
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
     aliases, given = _given_names(config)
+    if kept and given and kept.names != given.names:
+        logger.warning(
+            "--catalogue %s has changed since the run began and is not used: the run keeps its products. A new run "
+            "with --init takes over the rows of those that it has, too",
+            config.catalogue,
+        )
     plan = plan_of(
         config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
     )  # fmt: skip
@@ -144,6 +171,10 @@ def _global_model(
     """
     bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
     _check_budget(run.config, bound)
+    loaded = None
+    if run.config.init is not None:
+        weights = read_initial_weights(run.config.init)
+        loaded = load_initial_weights(bound.module, weights, catalogue.names, _given_names(run.config)[0])
     evaluate_on_server = evaluator(catalogue, bound)
     known: list[bool] = []
     if evaluate_on_server and run.config.test_dir:
@@ -151,7 +182,7 @@ def _global_model(
         known = [catalogue.index_of(folder) is not None for folder in classes]
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
-        job = partial(_publish, run, bound, catalogue, params, record, best)
+        job = partial(_publish, run, bound, catalogue, params, record, best, loaded)
         run.writer.do(job) if run.writer else job()
 
     return GlobalModel(
@@ -159,6 +190,7 @@ def _global_model(
         initial=bound.params.shared.detach().cpu().clone(),
         evaluate_on_server=evaluate_on_server,
         publish=publish,
+        loaded=loaded,
         num_test=sum(known) if known else None,
         num_test_left_out=known.count(False),
     )
@@ -175,16 +207,21 @@ def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
     return aliases, catalogue.with_aliases(aliases) if catalogue and aliases else catalogue
 
 
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
     """Find what would fail later, before there is a run and before clients wait for it.
 
     Raises:
         UsageError: listing all that is wrong.
         DataError: a file that it names cannot be used.
     """
-    problems = [find_problem(config.model), *_problems_with_codecs(config), *_problems_with_asynchrony(config)]
+    components = [component_of(config, family) for family in FAMILIES]
+    problems = [
+        find_problem(config.model) or _problem_with_init(config, make_module), *_problems_with_codecs(config),
+        *_problems_with_asynchrony(config),
+        *(problem for component in components for problem in getattr(component, "problems", list)()),
+    ]  # fmt: skip
     for key, path, find in (
-        ("init", config.init, file_problem), ("catalogue", config.catalogue, file_problem),
+        ("catalogue", config.catalogue, file_problem),
         ("aliases", config.aliases, file_problem), ("data-dir", config.data_dir, folder_problem),
         ("test-dir", config.test_dir, folder_problem),
     ):  # fmt: skip
@@ -204,7 +241,26 @@ def _check(config: RunConfig) -> None:
         raise UsageError(*found)
     _given_names(config)
     for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
-        log.warning("--test-dir: %s", finding)
+        logger.warning("--test-dir: %s", finding)
+
+
+def _problem_with_init(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
+    """Why no run can start from the file, whatever its catalogue will be. A head that will start fresh is said now."""
+    if config.init is None:
+        return None
+    try:
+        weights = read_initial_weights(config.init)
+        module = module_of(config, len(weights.labels or ()) or 2, make_module)
+        reason = check_fit(module, weights)
+        personal = personalization_of(config).personal_names(module) & weights.tensors.keys()
+    except ModelError as error:
+        return str(error)
+    if reason:
+        logger.warning("--init %s: the head will start fresh: %s", config.init, reason)
+    if personal:
+        logger.warning("--init %s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
+            config.init, len(personal), config.personalize)  # fmt: skip
+    return None
 
 
 def _problems_with_codecs(config: RunConfig) -> list[str]:
@@ -220,19 +276,13 @@ def _problems_with_codecs(config: RunConfig) -> list[str]:
 
 
 def _problems_with_asynchrony(config: RunConfig) -> list[str]:
-    algorithm = algorithm_of(config)
-    if not isinstance(algorithm, Asynchronous):
+    if not isinstance(algorithm_of(config), Asynchronous):
         return []
     found = []
-    if config.buffer_size not in (None, algorithm.buffer_size):
+    if aggregator_of(config).leaves_out:
         found.append(
-            f"--buffer-size {config.buffer_size} with --algorithm {config.algorithm}: there every upload makes a "
-            "version. Leave --buffer-size out, or use --algorithm fedbuff"
-        )
-    if config.aggregator == "multi-krum":
-        found.append(
-            f"--aggregator multi-krum with --algorithm {config.algorithm}: a client that it leaves out may have begun "
-            "its next task from a state that must be undone. Use median or trimmed-mean"
+            f"--aggregator {config.aggregator} with --algorithm {config.algorithm}: a client that it leaves out may "
+            "have begun its next task from a state that must be undone. Use median or trimmed-mean"
         )
     if config.quorum is not None:
         found.append(f"--quorum with --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
@@ -262,7 +312,8 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
         )
 
 
-def _directory(config: RunConfig) -> RunDirectory:
+def _directory(config: RunConfig) -> tuple[RunDirectory, bool]:
+    """The run's directory, and whether it has just been made."""
     toml = files.effective(config)
     digest = files.digest(toml)
     if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
@@ -270,14 +321,14 @@ def _directory(config: RunConfig) -> RunDirectory:
     if config.run_dir is None:
         resumable = find_resumable(places.RUNS, digest)
         if resumable is not None:
-            log.info("resuming run %s", resumable.run_id)
-            return resumable
+            logger.info("resuming run %s", resumable.run_id)
+            return resumable, False
+    if config.run_dir is None or not is_run(config.run_dir):
         run_id = new_run_id()
-        return RunDirectory.create(places.RUNS / run_id, run_id=run_id, config_toml=toml, config_digest=digest)
-    if not is_run(config.run_dir):
-        return RunDirectory.create(config.run_dir, run_id=new_run_id(), config_toml=toml, config_digest=digest)
+        path = config.run_dir or places.RUNS / run_id
+        return RunDirectory.create(path, run_id=run_id, config_toml=toml, config_digest=digest), True
     directory = RunDirectory.open(config.run_dir)
-    changed = differences(directory.config_toml, toml)
+    changed = differences(files.with_new_names(directory.config_toml), toml)
     if changed:
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
         settings = ", ".join(map(str, changed))
@@ -285,7 +336,7 @@ def _directory(config: RunConfig) -> RunDirectory:
             f"run {directory.run_id} in {config.run_dir} was started with other settings ({settings}). "
             f"Start it with the old ones{more}, or choose another --run-dir"
         )
-    return directory
+    return directory, False
 
 
 def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
@@ -310,16 +361,19 @@ def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> Eva
         if not len(bound.params.personal):
             return make_evaluator(plan, catalogue, bound)
         if config.test_dir is not None:
-            log.info("--test-dir is not used: with --personalize %s the server has no whole model", config.personalize)
+            logger.info(
+                "--test-dir is not used: with --personalize %s the server has no whole model", config.personalize
+            )
         return None
 
     return make
 
 
 def _publish(
-    run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool
+    run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool,
+    loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
     """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
     bound.load(params)
     folder = run.directory.best_model if best else run.directory.model
-    save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record)
+    save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record, loaded=loaded)

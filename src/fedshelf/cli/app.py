@@ -9,8 +9,9 @@ import click
 import typer.main
 
 from fedshelf import __version__
-from fedshelf.cli import client, data, demo, predict, runs, server, simulate
+from fedshelf.cli import client, data, demo, evaluate, predict, runs, server, simulate
 from fedshelf.cli.commands import Commands, complaint
+from fedshelf.core.child_process import follow_parent
 from fedshelf.core.errors import FedShelfError
 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
@@ -24,7 +25,9 @@ Documentation: docs/index.md in the source folder; 'make docs' makes a web site 
 Example: fedshelf demo"""
 
 app = Commands(help=HELP, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-for _command in (demo.demo, server.server, client.client, simulate.simulate, predict.predict):
+for _command in (
+    demo.demo, server.server, client.client, simulate.simulate, predict.predict, evaluate.evaluate,
+):  # fmt: skip
     app.command()(_command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
@@ -62,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is escaped there
             stream.reconfigure(errors="backslashreplace")
     try:
+        follow_parent()
         code = typer.main.get_command(app).main(args=arguments, prog_name="fedshelf", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.message, err=True)

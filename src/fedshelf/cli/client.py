@@ -1,15 +1,17 @@
 """`fedshelf client`."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 import typer
 
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
-from fedshelf.core.text import printable
+from fedshelf.core.text import counted, printable
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.core.messages import Comparison
+    from fedshelf.deploy.records import WireMessage
 
 
 @with_options(ClientConfig, "client")
@@ -23,6 +25,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
     from fedshelf.cli.display import stop_on_signals
     from fedshelf.core.errors import TransportError, UsageError
+    from fedshelf.core.messages import RUN_FINISHED
     from fedshelf.deploy.active_hours import Availability
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
@@ -39,24 +42,50 @@ def client(*, config: ClientConfig) -> None:
     def say(text: str) -> None:
         typer.echo(printable(f"{place.name}: {text}"), err=True)
 
+    def tell(answer: "WireMessage", num_bytes: int) -> None:
+        if sentence := _describe_answer(answer, num_bytes):
+            say(sentence)
+
+    store = StoreClient(place, on_choice=lambda found, folder: say(_kept(found)))
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
-    with place.lock(), CrashReporter(place.name) as reporter, stop_on_signals() as stop:
+    with stop_on_signals() as stop, place.lock(), CrashReporter(place.name) as reporter:
         ended = run_client(
             config.server_address,
-            StoreClient(place, on_choice=lambda found, folder: say(f"{_kept(found)}: {folder}")).handle,
+            store.handle,
             join_of(place),
             ca=config.ca,
             insecure=config.insecure,
             stop=stop,
             on_status=say,
+            on_answer=tell,
             max_wait=config.max_wait,
             availability=Availability(hours),
             reporter=reporter,
         )
+        folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
     say(ended.reason)
+    if folder is not None:
+        say(f"its model is in {folder}; to name the product on a photo:")
+        typer.echo(f"  fedshelf predict PHOTO --run {shlex.quote(str(folder))}", err=True)
+
+
+def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
+    """What this client has done in a round; empty where that needs no words."""
+    from fedshelf.core.messages import Failure, Upload
+    from fedshelf.reporting.formatting import duration, number, size
+
+    match answer:
+        case Upload():
+            return (
+                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, loss {number(answer.train_loss)}, "
+                f"sent {size(num_bytes)}, {duration(answer.seconds)}"
+            )
+        case Failure():
+            return f"{f'round {answer.key.round} failed' if answer.key else 'cannot take part'}: {answer.reason}"
+    return ""
 
 
 def _kept(comparison: "Comparison") -> str:

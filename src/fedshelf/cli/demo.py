@@ -1,12 +1,12 @@
 """`fedshelf demo`: the main job on one machine, with photos drawn for the purpose."""
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +29,9 @@ def demo(
 
     Example: fedshelf demo --dir /tmp/demo
     """
+    from fedshelf.cli.display import stop_on_signals
     from fedshelf.cli.run_summary import describe_demo
+    from fedshelf.core.child_process import end_all
 
     stores = _photos(folder, seed)
     run_dir = folder / "runs" / f"rounds-{rounds}-seed-{seed}"
@@ -42,19 +44,26 @@ def demo(
         "--local-epochs", str(LOCAL_EPOCHS), "--seed", str(seed), "--test-dir", str(folder / "photos" / "test"),
         "--run-dir", str(run_dir),
     ]  # fmt: skip
-    with contextlib.ExitStack() as processes:
-        clients = {}
-        server = processes.enter_context(_process(serve, environment, None))
-        for store in stores:
-            join = ["client", "--data-dir", str(store), "--server-address", address, "--max-wait", "120"]
-            log = folder / "logs" / f"{store.name}.log"
-            clients[log] = processes.enter_context(_process(join, environment, log))
-        _see_through(server, clients)
+    clients: dict[Path, subprocess.Popen[bytes]] = {}
+    with stop_on_signals("stopping the server and its clients") as stop:
+        server = _start(serve, environment, None)
+        try:
+            for store in stores:
+                join = ["client", "--data-dir", str(store), "--server-address", address, "--max-wait", "120"]
+                log = folder / "logs" / f"{store.name}.log"
+                clients[log] = _start(join, environment, log)
+            _see_through(server, clients, stop)
+        finally:
+            end_all([server, *clients.values()], patience=STOP_SECONDS)
+    if stop.is_set():
+        raise typer.Exit(1)
     describe_demo(folder, run_dir)
 
 
-def _see_through(server: subprocess.Popen[bytes], clients: Mapping[Path, subprocess.Popen[bytes]]) -> None:
-    """Wait until the run is over and its clients (by log) have heard of that.
+def _see_through(
+    server: "subprocess.Popen[bytes]", clients: Mapping[Path, "subprocess.Popen[bytes]"], stop: threading.Event
+) -> None:
+    """Wait until the run is over and its clients (by log) have heard of that, or until `stop` is set.
 
     Raises:
         RunError: one of the processes has failed.
@@ -62,19 +71,19 @@ def _see_through(server: subprocess.Popen[bytes], clients: Mapping[Path, subproc
     from fedshelf.core.errors import RunError
     from fedshelf.core.process_exit import describe_exit, signal_of
 
-    while server.poll() is None:
+    while server.poll() is None and not stop.is_set():
         for log, client in clients.items():
             if code := client.poll():
                 ending = describe_exit(f"the process of {log.stem}", code)
                 words = "" if signal_of(code) else f": {log.read_text(errors='replace').strip()[-500:]}"
                 raise RunError(f"{ending}{words}; its log is {log}")
         time.sleep(0.2)
-    if server.returncode != 0:
+    if server.returncode and not stop.is_set():
         logs = next(iter(clients)).parent
         ending = describe_exit("the server's process", server.returncode)
         raise RunError(f"{ending} (see above); the clients' logs are in {logs}")
     deadline = time.monotonic() + FAREWELL_SECONDS  # clients hear that the run is finished and end by themselves
-    while time.monotonic() < deadline and any(client.poll() is None for client in clients.values()):
+    while time.monotonic() < deadline and not stop.is_set() and any(c.poll() is None for c in clients.values()):
         time.sleep(0.1)
 
 
@@ -89,25 +98,16 @@ def _photos(folder: Path, seed: int) -> list[Path]:
     return sorted(path for path in (target / "stores").iterdir() if path.is_dir())
 
 
-@contextlib.contextmanager
-def _process(arguments: list[str], environment: dict[str, str], log: Path | None) -> Iterator[subprocess.Popen[bytes]]:
-    """`fedshelf ARGUMENTS`, ended with the block: asked first, then made to."""
-    with contextlib.ExitStack() as files:
-        output = None
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            output = files.enter_context(log.open("wb"))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fedshelf", *arguments], env=environment, stdout=output, stderr=output
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+def _start(arguments: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[bytes]":
+    """Start `fedshelf ARGUMENTS`; it ends with this process at the latest."""
+    from fedshelf.core.child_process import start
+
+    command = [sys.executable, "-m", "fedshelf", *arguments]
+    if log is None:
+        return start(command, environment=environment)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        return start(command, environment=environment, output=output)
 
 
 def _free_port() -> int:

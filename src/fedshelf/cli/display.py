@@ -1,5 +1,7 @@
 """What a long-running command shows while it runs, and how it is asked to stop."""
 
+import contextlib
+import os
 import signal
 import sys
 import threading
@@ -8,8 +10,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedshelf.cli.tables import Table
+from fedshelf.core.child_process import STOP_SIGNALS
 from fedshelf.core.text import printable
 from fedshelf.tracking.terminal import continued, make_console, print_line
+
+STOPPING = "stopping after the current step; press Ctrl-C again to exit at once"
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
@@ -25,12 +30,13 @@ def echo(*parts: str | Table) -> None:
         print_line(console, part) if isinstance(part, str) else part.print(console)
 
 
-def echo_command(command: str) -> None:
+def echo_command(*commands: str) -> None:
     """Print what to do next, so that it can be pasted."""
     console = make_console()
     print_line(console, "Next:")
-    for line in continued(printable(command), console.width, "  "):
-        console.print(line, soft_wrap=True)
+    for command in commands:
+        for line in continued(printable(command), console.width, "  "):
+            console.print(line, soft_wrap=True)
 
 
 @contextmanager
@@ -73,17 +79,24 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C exits at once."""
+def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM or a terminal that closes sets; a second Ctrl-C exits at once.
+
+    Args:
+        said: to the user, once the event is set.
+    """
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        if not stop.is_set():
+            stop.set()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, f"{said}\n".encode())  # not print(): the signal may have come in the midst of one
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.set()
-        print("stopping: the same command resumes the open round. Press Ctrl-C again to exit at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's SIGHUP
+    before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield stop
     finally:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from fedshelf.config.files import load
-from fedshelf.config.schema import Settings
+from fedshelf.config.schema import RENAMED, Settings
 
 BASIC: dict[str, tuple[str, ...]] = {
     "server": (
@@ -36,13 +36,15 @@ def with_options(kind: type[Settings], command: str) -> Callable[[Callable[..., 
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for name, p in inspect.signature(function).parameters.items() if name != "config"]
-        offered = [_parameter(kind, name) for name, flag in kind.flags().items() if command in flag.commands]
-        names = {parameter.name for parameter in offered}
+        names = [name for name, flag in kind.flags().items() if command in flag.commands]
+        former = {old: new for old, new in RENAMED.items() if new in names}
+        offered = [_parameter(kind, name) for name in names]
+        offered += [_parameter(kind, new, former=old) for old, new in former.items()]
 
         @wraps(function)
         def run(**given: Any) -> None:
             file = given.pop("config_file")
-            said = {name: given.pop(name) for name in names}
+            said = {name: given.pop(name) for name in (*names, *former)}
             overrides = {name: value for name, value in said.items() if value is not None and value != []}
             function(config=load(kind, file, overrides), **given)
 
@@ -59,26 +61,30 @@ def _config_file() -> inspect.Parameter:
     return _keyword("config_file", Annotated[Path | None, option])
 
 
-def _parameter(settings: type[Settings], name: str) -> inspect.Parameter:
-    field, flag = settings.model_fields[name], settings.flags()[name]
-    dashed, text = f"--{name.replace('_', '-')}", flag.help
+def _parameter(settings: type[Settings], name: str, *, former: str = "") -> inspect.Parameter:
+    """A field's flag; under its `former` name a hidden one."""
+    field, flag, called = settings.model_fields[name], settings.flags()[name], former or name
+    dashed, text = f"--{called.replace('_', '-')}", flag.help
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     choices = list(get_args(field.annotation)) if get_origin(field.annotation) is Literal else []
     if bool in kinds:
         text += " [default: on]" * (field.default is True)
-        option = typer.Option(f"{dashed}/--no-{dashed[2:]}", help=text, rich_help_panel=flag.panel, show_default=False)
-        return _keyword(name, Annotated[bool | None, option])  # either form wins over a file
+        option = typer.Option(
+            f"{dashed}/--no-{dashed[2:]}", help=text, rich_help_panel=flag.panel, show_default=False,
+            hidden=bool(former),
+        )  # fmt: skip
+        return _keyword(called, Annotated[bool | None, option])  # either form wins over a file
     metavar = "|".join(choices) or _METAVARS.get(kinds[0], "TEXT")
     if len(metavar) > MAX_CHOICES:
         metavar, text = "NAME", f"{text} One of: {', '.join(choices)}."
     if field.default not in (None, ()):
         text += f" [default: {field.default}]"
     option = typer.Option(
-        dashed, help=text, rich_help_panel=flag.panel, show_default=False, metavar=metavar,
+        dashed, help=text, rich_help_panel=flag.panel, show_default=False, metavar=metavar, hidden=bool(former),
         autocompletion=(lambda: choices) if choices else None,
     )  # fmt: skip
     kind: Any = list[str] if get_origin(field.annotation) is tuple else Path if kinds[0] is Path else str
-    return _keyword(name, Annotated[kind | None, option])
+    return _keyword(called, Annotated[kind | None, option])
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

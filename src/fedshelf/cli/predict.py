@@ -15,17 +15,26 @@ from fedshelf.tracking.terminal import make_console, print_line
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
     from fedshelf.app.predictor import Guess
 
+Run = Annotated[
+    str | None,
+    typer.Option("--run", metavar="RUN", help="A run (folder, id), or a folder with a client's state or a model."),
+]
+Best = Annotated[bool, typer.Option("--best", help="The best round's model instead of the last's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
+
 
 def predict(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos to name.")],
-    run: Annotated[str, typer.Option("--run", metavar="RUN", help="A run (folder, id) or a folder with a model.")],
+    run: Run = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many products to name per photo.")] = 5,
-    best: Annotated[bool, typer.Option("--best", help="The best round's model instead of the last's.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")] = False,
+    best: Best = False,
+    as_json: AsJson = False,
 ) -> None:
     """Name the products in photos.
 
     Prints the most likely products of each photo with their probabilities.
+
+    Without --run it is the model that a client on this machine keeps.
 
     Example: fedshelf predict shelf.jpg --run runs/20261121-083512-a1b2
     """

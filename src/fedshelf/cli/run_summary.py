@@ -1,26 +1,53 @@
 """What a command says when a run has ended."""
 
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 
+from fedshelf.cli.display import echo, echo_command
 from fedshelf.core.events import RunStatus
 from fedshelf.storage.run_directory import RunDirectory
 
 
 def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> None:
-    """Say where the model is, or how to go on; a stopped run ends with exit code 1."""
+    """Say what a run came to, and which command comes next; a stopped run ends with exit code 1."""
     if not as_json:
+        echo(*_accuracies(directory.path))
         if status is RunStatus.FINISHED:
-            typer.echo(f"Model: {directory.model}")
-            if directory.stores.is_dir():
-                typer.echo(f"Models that stores keep: {directory.stores}")
-            typer.echo(f"Rounds: fedshelf runs show {directory.path}")
+            _name_models(directory)
         else:
-            typer.echo("Stopped. The same command goes on where this one ended.", err=True)
+            echo("Start the same command again to resume the run.")
     if status is not RunStatus.FINISHED:
         sys.exit(1)
+
+
+def _accuracies(run_dir: Path) -> Iterator[str]:
+    """The last and the best accuracy, on each kind of photos that there are."""
+    from fedshelf.reporting.formatting import percent
+    from fedshelf.tracking.queries import run_summary
+
+    rounds = run_summary(run_dir).rounds
+    for photos, key in (("the stores' validation photos", "accuracy"), ("the test photos", "central_accuracy")):
+        values = {round_.round: value for round_ in rounds if (value := getattr(round_, key)) is not None}
+        if values:
+            last, best = max(values), max(values, key=lambda number: values[number])
+            yield (
+                f"accuracy on {photos}: {percent(values[last])} after round {last}, "
+                f"best {percent(values[best])} after round {best}"
+            )
+
+
+def _name_models(directory: RunDirectory) -> None:
+    echo(f"Model: {directory.model}")
+    if directory.stores.is_dir():
+        echo(f"Models that stores keep: {directory.stores}")
+    run = shlex.quote(str(directory.path))
+    echo_command(
+        f"fedshelf predict PHOTO --run {run}", f"fedshelf evaluate FOLDER --run {run}", f"fedshelf runs show {run}"
+    )
 
 
 def describe_demo(folder: Path, run_dir: Path) -> None:

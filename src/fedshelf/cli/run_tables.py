@@ -8,7 +8,7 @@ from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
 from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent, size, sparkline
 from fedshelf.storage.run_directory import differences
-from fedshelf.tracking.queries import RunSummary
+from fedshelf.tracking.queries import ClientSummary, RunSummary, VoidAttempt
 
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 
@@ -66,14 +66,14 @@ def rounds_table(summary: RunSummary) -> Table:
             duration(round_.virtual_seconds),
             size(round_.bytes_up),
             size(round_.bytes_down),
-            notes=[f"{c.client} {c.status.value}{': ' * bool(c.reason)}{c.reason}" for c in missing],
+            notes=list(map(_missing, missing)),
         )
     return table
 
 
 def remarks_on(summary: RunSummary) -> list[str]:
     """What is to be said of a run after its rounds."""
-    remarks = [f"round {void.round}, attempt {void.attempt + 1} was void: {void.reason}" for void in summary.voids]
+    remarks = [_void(void) for void in summary.voids]
     in_a_row = stragglers.StragglerTracker()
     for round_ in summary.rounds:
         in_a_row.add(round_.clients)
@@ -81,6 +81,16 @@ def remarks_on(summary: RunSummary) -> list[str]:
         remarks.append(sentence)
     remarks += caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
     return ["* best round"] * (summary.best_round is not None) + remarks
+
+
+def _void(void: VoidAttempt) -> str:
+    missing = "; ".join(_missing(client) for client in void.clients if client.status != "counted")
+    said = f"round {void.round}, attempt {void.attempt + 1} was void: {void.reason}"
+    return f"{said} ({missing})" if missing else said
+
+
+def _missing(client: ClientSummary) -> str:
+    return f"{client.client} {client.status.value}{': ' * bool(client.reason)}{client.reason}"
 
 
 def gain_table(summary: RunSummary) -> list[Table | str]:

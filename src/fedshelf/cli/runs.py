@@ -1,5 +1,6 @@
 """`fedshelf runs`: what has been trained here, and how it went."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,9 @@ from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo
 
 if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+    import psutil
+
+    from fedshelf.storage.run_directory import RunDirectory
     from fedshelf.tracking.queries import RunSummary
 
 app = Commands(help="List, show and compare runs.")
@@ -23,6 +27,7 @@ Runs = Annotated[
 Metric = Annotated[str, typer.Option("--metric", help="Figure to compare: accuracy, central_accuracy or train_loss.")]
 
 DEFAULT_ROOT = Path("runs")
+PATIENCE = 10.0  # seconds until a wait is explained
 
 
 @app.command("list")
@@ -96,6 +101,53 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
         _print_json({"runs": figures, "settings": settings})
     else:
         echo(*compare_tables(summaries, metric, settings, width=make_console().width))
+
+
+@app.command()
+def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
+    """Stop a run on this machine.
+
+    It ends after its current step, and this command says how. The command that started the run resumes it.
+
+    RUN is a run's folder, its id, or the beginning of its id below --root.
+
+    Example: fedshelf runs stop 20261121-0835
+    """
+    from fedshelf.core.events import RunStatus
+    from fedshelf.tracking.queries import UNEXPLAINED, run_summary
+    from fedshelf.tracking.runs import resolve_run
+
+    directory = resolve_run(run, root)
+    process = directory.process()
+    if process is not None:
+        typer.echo(f"asked process {process.pid} to stop; waiting until it has", err=True)
+        _terminate(process, directory)
+    summary = run_summary(directory.path)
+    said = f"run {summary.run_id} {'is not running: it ' * (process is None)}{summary.status.value}"
+    because = f" ({summary.reason})" if summary.reason else ""
+    typer.echo(f"{said}{because}, rounds done: {len(summary.rounds)} of {summary.num_rounds or '?'}")
+    if process is not None and (summary.status is RunStatus.FAILED or summary.reason == UNEXPLAINED):
+        raise typer.Exit(1)
+
+
+def _terminate(process: "psutil.Process", directory: "RunDirectory") -> None:
+    """Ask the process of a run to end, and wait until it has."""
+    import time
+
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):  # ended this instant
+        process.terminate()
+    began, said = time.monotonic(), False
+    while directory.owner() == process.pid:
+        time.sleep(0.1)
+        if not said and time.monotonic() - began > PATIENCE:
+            said = True
+            typer.echo(
+                f"process {process.pid} is still at its current step, such as training one store; Ctrl-C ends this "
+                f"wait, and 'kill -9 {process.pid}' ends the run at once, at the cost of that step",
+                err=True,
+            )
 
 
 def _overview(summary: "RunSummary", path: Path) -> dict[str, object]:

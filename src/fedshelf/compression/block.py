@@ -18,6 +18,7 @@ would bias the largest value. An all-zero block has the least scale, and codes o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -106,6 +107,9 @@ class BlockInt:
                 chunk -= 8
             chunk.reshape(-1, BLOCK)[:] *= scales[start // BLOCK :][: chunk.size // BLOCK, None]  # line 4
         return decoded[:size]
+
+
+int8, int4 = partial(BlockInt, 8), partial(BlockInt, 4)
 
 
 def _round_up(largest: Floats, levels: int) -> NDArray[np.uint16]:

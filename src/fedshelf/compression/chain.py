@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 
 from fedshelf.compression.grammar import parse_stages
-from fedshelf.compression.stage import MAX_MAGNITUDE, Floats, Lossless, Parts, Properties, Quantizer, Sparsifier, Specs
+from fedshelf.compression.stage import (
+    MAX_MAGNITUDE,
+    Codec,
+    Floats,
+    Lossless,
+    Parts,
+    Properties,
+    Quantizer,
+    Sparsifier,
+    Specs,
+)
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import FedShelfError, RefusedError, UsageError
 from fedshelf.core.rng import Rng
@@ -41,7 +51,7 @@ class Chain:
         return "+".join(stage.text for stage in self._stages if stage.text) or "none"
 
     @property
-    def _stages(self) -> list[Sparsifier | Quantizer | Lossless]:
+    def _stages(self) -> list[Codec]:
         return [stage for stage in (self.sparsifier, self.quantizer, self.lossless) if stage is not None]
 
     @property

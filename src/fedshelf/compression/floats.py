@@ -13,6 +13,7 @@ hence deterministic and (by less than half a unit in the last place) biased.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,6 +58,9 @@ class Float:
         decoded = np.empty(size, np.float32)
         torch.from_numpy(decoded).copy_(parts["values"])
         return decoded
+
+
+fp16, bf16 = partial(Float, "fp16"), partial(Float, "bf16")
 
 
 def _finite(values: Tensor) -> bool:

@@ -1,33 +1,26 @@
-"""The text of a chain, as on the command line: ``[sparsifier+][quantizer+][zstd]``, at least one, or ``none``."""
+"""The text of a chain, as on the command line: ``[sparsifier+][quantizer+][zstd]``, at least one, or ``none``.
+
+A stage is written ``NAME:VALUE:VALUE``, with the values of its settings in the order in which its codec declares them.
+"""
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from inspect import Parameter
 
-from fedshelf.compression.block import BlockInt
-from fedshelf.compression.drive import Drive
 from fedshelf.compression.floats import Float
-from fedshelf.compression.lossless import LEVELS, Zstd
-from fedshelf.compression.modular import TYPES, Modular
-from fedshelf.compression.randk import RandK
-from fedshelf.compression.stage import MAX_MAGNITUDE, Lossless, Quantizer, Sparsifier
-from fedshelf.compression.topk import TopK
+from fedshelf.compression.registry import KINDS
+from fedshelf.compression.stage import Codec, Lossless, Quantizer, Sparsifier
 from fedshelf.core.errors import UsageError
+from fedshelf.core.settings import Setting, load, settings_of
 from fedshelf.core.suggestions import nearest
-from fedshelf.core.text import counted
 
-Stage = Sparsifier | Quantizer | Lossless
-FORMS = {
-    "topk": "topk:F", "randk": "randk:F", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "int4": "int4",
-    "drive": "drive", "modular": "modular:BITS:RANGE[:SUMMANDS]", "zstd": "zstd[:LEVEL]",
-}  # fmt: skip
-_KINDS = {"topk": 0, "randk": 0, "zstd": 2}  # all others are quantizers, 1
-_KIND_NAMES = ("sparsifier (topk, randk)", "quantizer (fp16, bf16, int8, int4, drive, modular)", "zstd")
 MAX_LENGTH = 200
-
-
-class _Wrong(ValueError):
-    """One stage's problem, for the list of all."""
+_BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
+    "ge": (operator.ge, "at least"), "gt": (operator.gt, "above"), "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}  # fmt: skip
 
 
 def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | None]:
@@ -41,111 +34,80 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
     if len(text) > MAX_LENGTH:
         raise UsageError(f"a codec of {len(text):,} characters is too long: the limit is {MAX_LENGTH}")
     problems: list[str] = []
-    found: dict[int, Stage] = {}
-    highest = -1
+    found: dict[str, Codec] = {}
+    order, last = list(KINDS), ""
     for part in text.split("+"):
         name, *arguments = part.strip().split(":")
-        if name not in FORMS:
+        kind = next((kind for kind, registry in KINDS.items() if name in registry), None)
+        if kind is None:
             problems.append(_unknown(name))
             continue
-        kind = _KINDS.get(name, 1)
-        if kind == highest:
-            problems.append(f"{part.strip()!r}: a chain has at most one {_KIND_NAMES[kind]}")
-        elif kind < highest:
-            problems.append(f"{part.strip()!r}: the {_KIND_NAMES[kind]} comes before the {_KIND_NAMES[highest]}")
-        highest = max(kind, highest)
+        if kind == last:
+            problems.append(f"{part.strip()!r}: a chain has at most one {_all_of(kind)}")
+        elif last and order.index(kind) < order.index(last):
+            problems.append(f"{part.strip()!r}: the {_all_of(kind)} comes before the {_all_of(last)}")
+        last = max(kind, last or kind, key=order.index)
         try:
-            found[kind] = _STAGES[name](arguments)
-        except _Wrong as wrong:
-            problems.append(f"{part.strip()!r}: {wrong}")
+            found[kind] = _made(name, load(KINDS[kind][name]), arguments)
+        except ValueError as error:
+            problems.append(f"{part.strip()!r}: {error}")
     if problems:
         raise UsageError(*problems)
-    return _assemble(found)
-
-
-def _assemble(found: dict[int, Stage]) -> tuple[Sparsifier | None, Quantizer, Lossless | None]:
-    sparsifier, quantizer, lossless = (found.get(kind) for kind in range(3))
-    if sparsifier is not None and isinstance(quantizer, BlockInt | Drive):
-        quantizer = replace(quantizer, unbiased=False)  # error feedback wants a contraction
+    sparsifier, quantizer, lossless = (found.get(kind) for kind in KINDS)
+    if sparsifier is not None and getattr(quantizer, "unbiased", False):
+        quantizer = replace(quantizer, unbiased=False)  # type: ignore[type-var]  # a dataclass with that field
     return sparsifier, quantizer or Float(), lossless  # type: ignore[return-value]  # by their kinds
+
+
+def forms() -> dict[str, str]:
+    """By codec, how it is written, such as ``zstd[:LEVEL]``."""
+    components = {name: load(line) for registry in KINDS.values() for name, line in registry.items()}
+    return {name: _form(name, settings_of(component)) for name, component in components.items()}
+
+
+def _form(name: str, settings: Mapping[str, Setting]) -> str:
+    parts = [f":{s.key}" if s.default is Parameter.empty else f"[:{s.key}]" for s in settings.values()]
+    return "".join([name, *parts])
+
+
+def _made(name: str, component: Callable[..., Codec], arguments: list[str]) -> Codec:
+    """The stage `name` with these settings.
+
+    Raises:
+        ValueError: they are too few or too many, or a value is not one that its setting can have.
+    """
+    settings = settings_of(component)
+    num_required = sum(setting.default is Parameter.empty for setting in settings.values())
+    if not num_required <= len(arguments) <= len(settings):
+        meanings = "; ".join(f"{setting.key}: {setting.help}" for setting in settings.values())
+        raise ValueError(
+            f"write {_form(name, settings)} ({meanings})" if settings else f"{name} takes nothing after it"
+        )
+    given = zip(settings.items(), arguments, strict=False)
+    return component(**{parameter: _value(text, setting) for (parameter, setting), text in given})
+
+
+def _value(text: str, setting: Setting) -> float:
+    try:
+        value: float = setting.type(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a {'whole ' if setting.type is int else ''}number") from None
+    outside = [bound for name, bound in setting.bounds.items() if not _BOUNDS[name][0](value, bound)]
+    if outside or not math.isfinite(value):
+        bounds = [f"{_BOUNDS[name][1]} {bound:.3g}" for name, bound in setting.bounds.items()]
+        raise ValueError(f"{setting.key} = {text} is not {' and '.join(bounds) or 'finite'}")
+    return value
 
 
 def _unknown(name: str) -> str:
     if name == "none":
         return "'none' cannot be part of a chain: leave it out"
-    near = nearest(name, FORMS)
+    known = forms()
+    near = nearest(name, known)
     return f"unknown codec {name!r}: " + (
-        f"did you mean {FORMS[near]!r}?" if near else f"the codecs are {', '.join(FORMS)}"
+        f"did you mean {known[near]!r}?" if near else f"the codecs are {', '.join(known)}"
     )
 
 
-def _fraction(arguments: list[str], name: str) -> float:
-    if len(arguments) != 1:
-        raise _Wrong(f"write {name}:F, F the fraction of values to send, such as {name}:0.01")
-    fraction = _number(arguments[0])
-    if not 0 < fraction <= 1:
-        raise _Wrong(f"the fraction {arguments[0]} is not above 0 and at most 1")
-    return fraction
-
-
-def _modular(arguments: list[str]) -> Modular:
-    if len(arguments) not in (2, 3):
-        raise _Wrong("write modular:BITS:RANGE or modular:BITS:RANGE:SUMMANDS, such as modular:16:0.1")
-    bits, reach = _whole(arguments[0]), _number(arguments[1])
-    if bits not in TYPES:
-        raise _Wrong(f"there are no integers of {bits} bits: choose 8, 16 or 32")
-    if not 1 / MAX_MAGNITUDE <= reach <= MAX_MAGNITUDE:
-        raise _Wrong(f"the range {arguments[1]} is not between {1 / MAX_MAGNITUDE:.3g} and {MAX_MAGNITUDE:.3g}")
-    stage = Modular(bits, reach) if len(arguments) == 2 else Modular(bits, reach, _whole(arguments[2]))
-    if stage.summands < 1 or stage.levels < 1:
-        raise _Wrong(
-            f"{bits} bits have no room for {counted(stage.summands, 'summand')}: choose from 1 to {2 ** (bits - 1) - 1}"
-        )
-    return stage
-
-
-def _zstd(arguments: list[str]) -> Zstd:
-    if not arguments:
-        return Zstd()
-    level = _whole(arguments[0])
-    if len(arguments) > 1 or level not in LEVELS:
-        raise _Wrong(f"write zstd or zstd:LEVEL, LEVEL from {LEVELS[0]} to {LEVELS[-1]}")
-    return Zstd(level)
-
-
-def _plain(name: str, stage: Stage) -> Callable[[list[str]], Stage]:
-    def make(arguments: list[str]) -> Stage:
-        if arguments:
-            raise _Wrong(f"{name} takes nothing after it")
-        return stage
-
-    return make
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise _Wrong(f"{text!r} is not a number") from None
-    if not math.isfinite(number):
-        raise _Wrong(f"{text!r} is not finite")
-    return number
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise _Wrong(f"{text!r} is not a whole number")
-    return int(text)
-
-
-_STAGES: dict[str, Callable[[list[str]], Stage]] = {
-    "topk": lambda arguments: TopK(_fraction(arguments, "topk")),
-    "randk": lambda arguments: RandK(_fraction(arguments, "randk")),
-    "fp16": _plain("fp16", Float("fp16")),
-    "bf16": _plain("bf16", Float("bf16")),
-    "int8": _plain("int8", BlockInt(8)),
-    "int4": _plain("int4", BlockInt(4)),
-    "drive": _plain("drive", Drive()),
-    "modular": _modular,
-    "zstd": _zstd,
-}
+def _all_of(kind: str) -> str:
+    return f"{kind} ({', '.join(KINDS[kind])})"

@@ -14,6 +14,7 @@ anything after it is refused before a byte is decompressed, so a bomb allocates 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,17 +24,17 @@ from torch import Tensor
 
 from fedshelf.compression.stage import Parts, Properties, Specs
 from fedshelf.core.errors import RefusedError
+from fedshelf.core.settings import Setting
 
 DEFAULT_LEVEL = 3
-LEVELS = range(1, 20)  # higher ones need windows that a small machine may not have
 SUFFIX = ".zst"
 
 
 @dataclass(frozen=True, slots=True)
 class Zstd:
-    """zstd at a level from 1 (fast) to 19."""
+    """zstd at a level from 1 (fast) to 19: higher ones need windows that a small machine may not have."""
 
-    level: int = DEFAULT_LEVEL
+    level: Annotated[int, Setting(key="LEVEL", help="1 (fast) to 19", ge=1, le=19)] = DEFAULT_LEVEL
 
     @property
     def text(self) -> str:

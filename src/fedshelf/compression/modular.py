@@ -19,13 +19,15 @@ saves bits by counting on a likely one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedshelf.compression.dither import Dither
-from fedshelf.compression.stage import CHUNK, Floats, Parts, Properties, Specs
+from fedshelf.compression.stage import CHUNK, MAX_MAGNITUDE, Floats, Parts, Properties, Specs
+from fedshelf.core.settings import Setting
 
 TYPES = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 DEFAULT_SUMMANDS = 64
@@ -35,9 +37,16 @@ DEFAULT_SUMMANDS = 64
 class Modular:
     """Integers of `bits` bits for values in ±`range`, of which `summands` can be added."""
 
-    bits: int
-    range: float
-    summands: int = DEFAULT_SUMMANDS
+    bits: Annotated[int, Setting(key="BITS", help="8, 16 or 32")]
+    range: Annotated[float, Setting(key="RANGE", help="the largest value", ge=1 / MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
+    summands: Annotated[int, Setting(key="SUMMANDS", help="codes that can be added", ge=1)] = DEFAULT_SUMMANDS
+
+    def __post_init__(self) -> None:
+        if self.bits not in TYPES:
+            raise ValueError(f"there are no integers of {self.bits} bits: choose 8, 16 or 32")
+        if self.levels < 1:
+            most = 2 ** (self.bits - 1) - 1
+            raise ValueError(f"{self.bits} bits have no room for {self.summands} summands: choose from 1 to {most}")
 
     @property
     def text(self) -> str:

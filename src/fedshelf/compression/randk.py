@@ -17,12 +17,13 @@ times ||x||², drowns what is learned at small F, and error feedback diverges wi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedshelf.compression.stage import Floats, Indices, Parts, Properties, Specs
+from fedshelf.compression.stage import FRACTION, Floats, Indices, Parts, Properties, Specs
 from fedshelf.compression.topk import kept
 from fedshelf.core.errors import RefusedError
 
@@ -33,7 +34,7 @@ SEED = "support_seed"
 class RandK:
     """A random `fraction` travels, the same for all who use the same seed."""
 
-    fraction: float
+    fraction: Annotated[float, FRACTION]
 
     @property
     def text(self) -> str:

@@ -13,12 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedshelf.core.settings import Setting
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Parts = dict[str, Tensor]
 Specs = dict[str, tuple[torch.dtype, int]]
 """The type and the exact length of every part: known from n alone, so that nothing is allocated on a sender's word."""
+
+FRACTION = Setting(key="F", help="the share of values that travel", gt=0, le=1)
+"""Of sparsifiers."""
 
 CHUNK = 65536
 """Values worked on at a time: 256 KB, which stay in a core's second-level cache."""
@@ -56,14 +61,20 @@ class Properties:
         )
 
 
-class Sparsifier(Protocol):
+class Codec(Protocol):
+    """A stage of a chain."""
+
+    @property
+    def text(self) -> str:
+        """How it is written."""
+
+    @property
+    def properties(self) -> Properties:
+        """What it promises."""
+
+
+class Sparsifier(Codec, Protocol):
     """Chooses the values that travel."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def properties(self) -> Properties: ...
 
     def count(self, size: int) -> int:
         """k: how many of `size` values travel; at least one, if there is one."""
@@ -77,14 +88,12 @@ class Sparsifier(Protocol):
         """The k indices, increasing; raises RefusedError where the parts do not say such."""
 
 
-class Quantizer(Protocol):
-    """Writes float32 values as numbers of fewer bits."""
+class Quantizer(Codec, Protocol):
+    """Writes float32 values as numbers of fewer bits.
 
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def properties(self) -> Properties: ...
+    One with a field `unbiased`, true by default, has it set to false after a sparsifier: its error feedback wants a
+    contraction, and makes up for bias.
+    """
 
     def specs(self, size: int) -> Specs: ...
 
@@ -94,14 +103,8 @@ class Quantizer(Protocol):
         """The values; raises RefusedError where a part holds what no honest encoder writes."""
 
 
-class Lossless(Protocol):
+class Lossless(Codec, Protocol):
     """Makes the bytes of parts fewer, and gives the same parts back."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def properties(self) -> Properties: ...
 
     def compress(self, parts: Parts) -> Parts: ...
 

@@ -15,13 +15,14 @@ and the choice is exact.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshelf.compression import index_sets
-from fedshelf.compression.stage import CHUNK, Floats, Indices, Parts, Properties, Specs
+from fedshelf.compression.stage import CHUNK, FRACTION, Floats, Indices, Parts, Properties, Specs
 
 _SAMPLE = 1 << 16
 
@@ -30,7 +31,7 @@ _SAMPLE = 1 << 16
 class TopK:
     """The `fraction` of largest magnitude travels."""
 
-    fraction: float
+    fraction: Annotated[float, FRACTION]
 
     @property
     def text(self) -> str:

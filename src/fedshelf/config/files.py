@@ -1,23 +1,29 @@
 """The configuration as TOML: reading with strict keys, writing, and its digest."""
 
 import hashlib
+import logging
 import re
 import tomllib
 from collections.abc import Container, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
 
-from fedshelf.config.schema import RunConfig, Scope, Settings, select
+from fedshelf.config.schema import RENAMED, RunConfig, Settings, select
 from fedshelf.core.errors import UsageError
+from fedshelf.core.settings import Scope
 from fedshelf.core.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+logger = logging.getLogger(__name__)
+
 S = TypeVar("S", bound=Settings)
+_NEW_KEYS = {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED.items()}
 
 
 def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
@@ -35,7 +41,7 @@ def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
         UsageError: listing every problem: unreadable file, unknown keys (with the nearest right one), bad values.
     """
     given = {name.replace("_", "-"): value for name, value in overrides.items()}
-    values = {} if path is None else _read(path)
+    values, given = _renamed({} if path is None else _read(path)), _renamed(given)
     return parse(kind, {**values, **given}, where=str(path), flags=given)
 
 
@@ -68,9 +74,10 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
     Raises:
         UsageError: see `load`.
     """
+    values = _renamed(values)
     known = [field.alias or name for name, field in kind.model_fields.items()]
     problems = [
-        f"unknown key {key!r} in {where}{did_you_mean(key.replace('_', '-'), known)}"
+        f"unknown key {key!r} in {where}{did_you_mean(_NEW_KEYS.get(key, key).replace('_', '-'), known)}"
         for key in values
         if key not in known
     ]
@@ -122,7 +129,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 def effective(config: RunConfig) -> str:
     """All that decides a run's result, as TOML text: what a run directory keeps."""
     values = select(config, Scope.RUN, Scope.SERVER)
-    if config.speeds is not None:  # who keeps a deadline in virtual time is no accident of the day
+    if config.slowdowns is not None:  # who keeps a deadline in virtual time is no accident of the day
         values["round-timeout"] = config.round_timeout
     return to_toml(values)
 
@@ -148,9 +155,32 @@ def of_a_server(config: RunConfig) -> RunConfig:
     return config.model_copy(update={name: fields[name].default for name in simulated})
 
 
+def with_new_names(toml: str) -> str:
+    """The text of a configuration, with the present names of keys that were called otherwise when it was written."""
+    for old, new in _NEW_KEYS.items():
+        toml = re.sub(rf"^{old} = ", f"{new} = ", toml, flags=re.MULTILINE)
+    return toml
+
+
 def digest(toml: str) -> str:
     """SHA-256 of a configuration's text."""
     return hashlib.sha256(toml.encode()).hexdigest()
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` under the present names of their keys; a former name that stands beside the present one stays."""
+    renamed = dict(values)
+    for old, new in _NEW_KEYS.items():
+        if old in renamed and new not in renamed:
+            renamed[new] = renamed.pop(old)
+            _tell_new_name(old, new)
+    return renamed
+
+
+@cache
+def _tell_new_name(old: str, new: str) -> None:
+    """Say it once, however often a process meets the old name."""
+    logger.warning("%s is now called %s: use the new name, the old one will go", old, new)
 
 
 def _contradictions(config: RunConfig) -> list[str]:

@@ -101,6 +101,11 @@ def client_directory(name: str) -> Path:
     return home_directory() / "clients" / folder_name(name)
 
 
+def client_model(state_dir: Path) -> Path:
+    """Where a client with that state directory keeps the model that is its own."""
+    return state_dir / "model"
+
+
 def folder_name(client: str) -> str:
     """A name for a folder of the client's own, which leads nowhere else and is short enough for any file system."""
     escaped = (c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(client))

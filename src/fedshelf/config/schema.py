@@ -5,76 +5,69 @@ the recipe that the reference benchmark was measured with (benchmarks/RESULTS.md
 """
 
 import math
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, create_model, field_validator
 
-from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.config.families import FAMILIES, component_settings
 from fedshelf.config.places import absolute
 from fedshelf.core.choices import (
-    AggregatorName,
     AttackName,
     CompileChoice,
     DeviceName,
     EngineName,
     LocalWork,
-    LossName,
     Metric,
     NormName,
     OptimizerName,
-    PersonalizeName,
     SamplingName,
-    ScaffoldOption,
     Schedule,
     WorkNorm,
 )
+from fedshelf.core.settings import (
+    ALGORITHM,
+    DATA,
+    MODEL,
+    ROUNDS,
+    RUN,
+    TRAINING,
+    WIRE,
+    Scope,
+    Setting,
+    settings_of,
+)
 from fedshelf.core.text import from_filesystem
 
-AlgorithmName: TypeAlias = Literal[tuple(ALGORITHMS)]  # type: ignore[valid-type]  # whatever is registered
-
-
-class Scope(StrEnum):
-    """Who needs a value. `run`: it decides the result, and clients are sent it; `server`: it decides the result, at the
-    server alone; `local`: it may differ when a run is resumed (in virtual time, not all: `files.effective`)."""
-
-    RUN = "run"
-    SERVER = "server"
-    LOCAL = "local"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Flag:
-    """How a field shows on the command line: its help, the panel it stands in, its scope, and its commands."""
-
-    help: str
-    panel: str
-    scope: Scope = Scope.RUN
-    commands: tuple[str, ...] = ("simulate", "server")
-
-
-SIMULATE = ("simulate",)
-SERVER = ("server",)
-CLIENT = ("client",)
-DATA, MODEL, TRAINING, ALGORITHM, WIRE = "Data", "Model", "Local training", "Algorithm", "Wire"
-ROUNDS, RUN = "Rounds", "Run"
+C = TypeVar("C")
+SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
+RENAMED: Mapping[str, str] = {"speeds": "slowdowns"}
+"""Former names of fields. As keys and flags they still work, and say once what the new name is."""
+_FIRST = (
+    "mu", "loss", "fedrs_alpha", "fedlc_tau", "server_lr", "server_momentum", "server_beta2", "server_tau",
+    "buffer_size", "staleness_exponent", "max_staleness", "scaffold_option",
+)  # fmt: skip
+"""Fields whose order among each other is fixed: a run's text, and so its digest, has always had them in this one."""
 
 
 class Settings(BaseModel):
-    """What a TOML file or flags may say; unknown keys are errors, keys have dashes."""
+    """What a TOML file or flags may say; unknown keys are errors, keys have dashes.
+
+    Attributes:
+        order: names of the fields, as files and help have them; empty: as they are declared.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", "-")
     )
+    order: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def flags(cls) -> dict[str, Flag]:
-        """Each field's `Flag`."""
-        return {
-            name: next(m for m in field.metadata if isinstance(m, Flag)) for name, field in cls.model_fields.items()
-        }
+    def flags(cls) -> dict[str, Setting]:
+        """Each field's `Setting`."""
+        fields = {name: cls.model_fields[name] for name in cls.order or cls.model_fields}
+        return {name: next(m for m in field.metadata if isinstance(m, Setting)) for name, field in fields.items()}
 
     @field_validator("*", mode="after")
     @classmethod
@@ -83,221 +76,204 @@ class Settings(BaseModel):
         return absolute(value) if isinstance(value, Path) else value
 
 
+def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
+    """`own`, and the settings that components declare: in order behind the key that chooses the component."""
+    flags, components = own.flags(), component_settings()
+    fields: dict[str, Any] = {
+        family: (Annotated[Literal[tuple(registry)], flags[family]], own.model_fields[family].default)
+        for family, registry in FAMILIES.items()
+    }
+    for settings in components.values():
+        fields |= {key: (Annotated[setting.type, setting], setting.default) for key, setting in settings.items()}
+    made = create_model(own.__name__, __base__=own, __module__=__name__, __doc__=own.__doc__, **fields)
+    order = [name for field in own.model_fields for name in (field, *components.get(field, ()))]
+    first = iter(_FIRST)
+    made.order = tuple(next(first) if name in _FIRST else name for name in order)
+    return made
+
+
+@with_components
 class RunConfig(Settings):
-    """The configuration of a run."""
+    """The configuration of a run: what is declared here, and what components declare (`config.families`)."""
 
-    data_dir: Annotated[Path | None, Flag(help="Folder of the stores, with one folder of photos per store.", panel=DATA,
-        scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
-    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) for evaluation at the server.",
-        panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    catalogue: Annotated[Path | None, Flag(help="File with the class names: one per line, .csv with a header, or JSON "
-        "(default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    aliases: Annotated[Path | None, Flag(help="CSV file with the columns alias,class: other names that stores use for "
-        "a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
-    image_size: Annotated[int, Field(ge=8, le=2048), Flag(help="Side of the training photos in pixels.",
-        panel=DATA)] = 48  # fmt: skip
-    val_fraction: Annotated[float, Field(ge=0, lt=1), Flag(help="Share of a store's photos held out for validation.",
+    data_dir: Annotated[Path | None, Setting(help="Folder of the stores, with one folder of photos per store.",
+        panel=DATA, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    test_dir: Annotated[Path | None, Setting(help="Test photos (CLASS/*.jpg) for evaluation at the server.", panel=DATA,
+        scope=Scope.SERVER)] = None  # fmt: skip
+    catalogue: Annotated[Path | None, Setting(help="File with the class names: one per line, .csv with a header, or "
+        "JSON (default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    aliases: Annotated[Path | None, Setting(help="CSV file with the columns alias,class: other names that stores use "
+        "for a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    image_size: Annotated[int, Setting(help="Side of the training photos in pixels.", ge=8, le=2048, panel=DATA)] = 48
+    val_fraction: Annotated[float, Setting(help="Share of a store's photos held out for validation.", ge=0, lt=1,
         panel=DATA)] = 0.1  # fmt: skip
-    augment: Annotated[bool, Flag(help="Randomly crop, flip, rotate and relight training photos.", panel=DATA)] = True
+    augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate and relight training photos.",
+        panel=DATA)] = True  # fmt: skip
 
-    model: Annotated[str, Flag(help="resnet10, or the name of a timm model.", panel=MODEL)] = "resnet10"
-    width: Annotated[int, Field(ge=1, le=1024), Flag(help="Channels of resnet10's first block.", panel=MODEL)] = 16
-    norm: Annotated[NormName, Flag(help="Normalization layers.", panel=MODEL)] = "batch"
-    init: Annotated[Path | None, Flag(help="Start from the weights in this file (safetensors, or a torch file of "
-        "tensors).",
-        panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
-    pretrained: Annotated[bool, Flag(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
+    model: Annotated[str, Setting(help="resnet10, or the name of a timm model.", panel=MODEL)] = "resnet10"
+    width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL)] = 16
+    norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
+    init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
+        "tensors).", panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
+    pretrained: Annotated[bool, Setting(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
 
-    optimizer: Annotated[OptimizerName, Flag(help="Local optimizer.", panel=TRAINING)] = "sgd"
-    client_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of local training.", panel=TRAINING)] = 0.05
-    lr_schedule: Annotated[Schedule, Flag(help="Schedule of the learning rate over the rounds.",
+    optimizer: Annotated[OptimizerName, Setting(help="Local optimizer.", panel=TRAINING)] = "sgd"
+    client_lr: Annotated[float, Setting(help="Learning rate of local training.", gt=0, panel=TRAINING)] = 0.05
+    lr_schedule: Annotated[Schedule, Setting(help="Schedule of the learning rate over the rounds.",
         panel=TRAINING)] = "cosine"  # fmt: skip
-    warmup_rounds: Annotated[int, Field(ge=0), Flag(help="Rounds of linear warmup.", panel=TRAINING)] = 2
-    local_epochs: Annotated[int, Field(ge=1), Flag(help="Local epochs per round.", panel=TRAINING)] = 2
-    batch_size: Annotated[int, Field(ge=1), Flag(help="Photos per training step.", panel=TRAINING)] = 16
-    dynamic_batch: Annotated[bool, Flag(help="Let each client use the batch size that is fastest on its machine, up "
+    warmup_rounds: Annotated[int, Setting(help="Rounds of linear warmup.", ge=0, panel=TRAINING)] = 2
+    local_epochs: Annotated[int, Setting(help="Local epochs per round.", ge=1, panel=TRAINING)] = 2
+    batch_size: Annotated[int, Setting(help="Photos per training step.", ge=1, panel=TRAINING)] = 16
+    dynamic_batch: Annotated[bool, Setting(help="Let each client use the batch size that is fastest on its machine, up "
         "to 4 times --batch-size, with a learning rate to match.", panel=TRAINING)] = False  # fmt: skip
-    momentum: Annotated[float, Field(ge=0, lt=1), Flag(help="Nesterov momentum of SGD.", panel=TRAINING)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0), Flag(help="Weight decay.", panel=TRAINING)] = 5e-4
-    label_smoothing: Annotated[float, Field(ge=0, lt=1), Flag(help="Label smoothing.", panel=TRAINING)] = 0.1
-    gradient_clip: Annotated[float, Field(ge=0), Flag(help="Maximum norm of each step's gradient; 0 for no limit.",
+    momentum: Annotated[float, Setting(help="Nesterov momentum of SGD.", ge=0, lt=1, panel=TRAINING)] = 0.9
+    weight_decay: Annotated[float, Setting(help="Weight decay.", ge=0, panel=TRAINING)] = 5e-4
+    label_smoothing: Annotated[float, Setting(help="Label smoothing.", ge=0, lt=1, panel=TRAINING)] = 0.1
+    gradient_clip: Annotated[float, Setting(help="Maximum norm of each step's gradient; 0 for no limit.", ge=0,
         panel=TRAINING)] = 5.0  # fmt: skip
-    threads: Annotated[int, Field(ge=0), Flag(help="Training threads per client (results depend on it); 0 for one "
-        "per core.", panel=TRAINING)] = 1  # fmt: skip
-    compile: Annotated[CompileChoice, Flag(help="Compile the training step; auto does so on a GPU where a trial "
+    threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
+        ge=0, panel=TRAINING)] = 1  # fmt: skip
+    compile: Annotated[CompileChoice, Setting(help="Compile the training step; auto does so on a GPU where a trial "
         "shows that it is faster.", panel=TRAINING)] = "auto"  # fmt: skip
-    device: Annotated[DeviceName, Flag(help="Device that this process computes on.", panel=TRAINING,
+    device: Annotated[DeviceName, Setting(help="Device that this process computes on.", panel=TRAINING,
         scope=Scope.LOCAL)] = "auto"  # fmt: skip
 
-    algorithm: Annotated[AlgorithmName, Flag(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
-    mu: Annotated[
-        float, Field(ge=0), Flag(help="Strength of the proximal term of fedprox and fedasync.", panel=ALGORITHM)
-    ] = 0.01  # fmt: skip
-    loss: Annotated[LossName, Flag(help="Loss of local training; fedrs and fedlc protect the products that a store "
+    algorithm: Annotated[str, Setting(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
+    loss: Annotated[str, Setting(help="Loss of local training; fedrs and fedlc protect the products that a store "
         "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
-    fedrs_alpha: Annotated[float, Field(ge=0, le=1), Flag(help="Factor of fedrs on the logits of products that a "
-        "store does not sell.", panel=ALGORITHM)] = 0.5  # fmt: skip
-    fedlc_tau: Annotated[float, Field(ge=0), Flag(help="Strength of fedlc's margins; products with fewer photos get "
-        "wider ones.", panel=ALGORITHM)] = 1.0  # fmt: skip
-    server_lr: Annotated[float | None, Field(gt=0), Flag(help="Learning rate of the server's step (default: 0.1 for "
-        "fedadagrad, fedadam and fedyogi; 0.6 for fedasync, where it is alpha; else 1).", panel=ALGORITHM,
-        scope=Scope.SERVER)] = None  # fmt: skip
-    server_momentum: Annotated[float | None, Field(ge=0, lt=1), Flag(help="Momentum of fedavgm (default: 0.5); beta_1 "
-        "of fedadagrad, fedadam and fedyogi (default: 0.9).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
-    server_beta2: Annotated[float, Field(ge=0, le=1), Flag(help="beta_2 of fedadam and fedyogi.", panel=ALGORITHM,
-        scope=Scope.SERVER)] = 0.99  # fmt: skip
-    server_tau: Annotated[float, Field(gt=0), Flag(help="Adaptivity of fedadagrad, fedadam and fedyogi; smaller "
-        "values adapt more.", panel=ALGORITHM, scope=Scope.SERVER)] = 1e-2  # fmt: skip
-    buffer_size: Annotated[int | None, Field(ge=1), Flag(help="Uploads per version of fedbuff (default: 4; fedasync "
-        "makes a version of every upload).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
-    staleness_exponent: Annotated[float, Field(ge=0), Flag(help="How fast an upload of fedbuff and fedasync loses "
-        "weight with age: its weight is (1 + age in versions) to the power of minus this.", panel=ALGORITHM,
-        scope=Scope.SERVER)] = 0.5  # fmt: skip
-    max_staleness: Annotated[int | None, Field(ge=0), Flag(help="Maximum age, in versions, of an upload of fedbuff "
-        "or fedasync (default: no limit).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
-    scaffold_option: Annotated[ScaffoldOption, Flag(help="How SCAFFOLD computes control variates: 1 in an extra pass "
-        "over a store's photos, 2 from the gradients of training.", panel=ALGORITHM)] = "2"  # fmt: skip
-    aggregator: Annotated[AggregatorName, Flag(help="How uploads are combined; all but mean withstand some hostile "
+    aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip
-    trim: Annotated[float, Field(ge=0, lt=0.5), Flag(help="Assumed share of hostile uploads in a round: trimmed-mean "
-        "cuts it at each end, multi-krum leaves it out.", panel=ALGORITHM,
-        scope=Scope.SERVER)] = 0.25  # fmt: skip
-    norm_bound: Annotated[float | None, Field(gt=0), Flag(help="Maximum norm of an upload; larger ones are scaled "
-        "down (default: no limit).", panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
-    attack: Annotated[AttackName, Flag(help="What simulated attackers do: train on wrong labels, or multiply their "
+    norm_bound: Annotated[float | None, Setting(help="Maximum norm of an upload; larger ones are scaled down (default: "
+        "no limit).", gt=0, panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+    attack: Annotated[AttackName, Setting(help="What simulated attackers do: train on wrong labels, or multiply their "
         "uploads.", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = "none"  # fmt: skip
-    attackers: Annotated[int, Field(ge=0), Flag(help="Number of attacking stores, the first by name.",
-        panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = 0  # fmt: skip
-    attack_factor: Annotated[float | None, Flag(help="Factor that attackers multiply their uploads by (default: -1 "
+    attackers: Annotated[int, Setting(help="Number of attacking stores, the first by name.", ge=0, panel=ALGORITHM,
+        scope=Scope.SERVER, commands=SIMULATE)] = 0  # fmt: skip
+    attack_factor: Annotated[float | None, Setting(help="Factor that attackers multiply their uploads by (default: -1 "
         "for sign-flip, -10 for scale).", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
 
-    personalize: Annotated[PersonalizeName, Flag(help="What stays at the stores: batch-norm layers (fedbn), the last "
-        "layer (fedper, fedrep), a second model (ditto), or the final model after fine-tuning (finetune).",
+    personalize: Annotated[str, Setting(help="What stays at the stores: batch-norm layers (fedbn), the "
+        "last layer (fedper, fedrep), a second model (ditto), or the final model after fine-tuning (finetune).",
         panel=ALGORITHM)] = "none"  # fmt: skip
-    fedrep_head_epochs: Annotated[int, Field(ge=1), Flag(help="Epochs of fedrep on the last layer alone, before the "
-        "rest is trained.", panel=ALGORITHM)] = 2  # fmt: skip
-    ditto_lambda: Annotated[float, Field(ge=0), Flag(help="How strongly ditto pulls a store's own model toward the "
-        "global one.", panel=ALGORITHM)] = 0.1  # fmt: skip
-    finetune_epochs: Annotated[int, Field(ge=0), Flag(help="Epochs of fine-tuning after the last round.",
-        panel=ALGORITHM)] = 8  # fmt: skip
-    finetune_lr: Annotated[float, Field(gt=0), Flag(help="Learning rate of fine-tuning.", panel=ALGORITHM)] = 0.005
-    compare: Annotated[bool | None, Flag(help="After the last round, let each store keep the best of the global "
+    compare: Annotated[bool | None, Setting(help="After the last round, let each store keep the best of the global "
         "model, its personalized one and one trained alone, which takes as long as all rounds did (default: with "
         "--personalize).", panel=ALGORITHM, scope=Scope.LOCAL)] = None  # fmt: skip
 
-    codec_up: Annotated[str, Flag(help="How uploads are compressed: codecs joined by '+', such as int8+zstd, "
+    codec_up: Annotated[str, Setting(help="How uploads are compressed: codecs joined by '+', such as int8+zstd, "
         "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
-    codec_down: Annotated[str, Flag(help="How the model's changes are compressed on their way to the clients, as for "
-        "--codec-up.", panel=WIRE)] = "none"  # fmt: skip
-    clip_norm: Annotated[float | None, Field(gt=0), Flag(help="Each client scales its upload down to this L2 norm "
-        "before anything else happens to it (default: not at all).", panel=WIRE)] = None  # fmt: skip
-    byte_budget: Annotated[float | None, Field(gt=0), Flag(help="Megabytes that a client may receive and send per "
-        "round, half each way; codecs are then chosen per message.", panel=WIRE)] = None  # fmt: skip
+    codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
+        "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
+    clip_norm: Annotated[float | None, Setting(help="Each client scales its upload down to this L2 norm before "
+        "anything else happens to it (default: not at all).", gt=0, panel=WIRE)] = None  # fmt: skip
+    byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
+        "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
-    rounds: Annotated[int, Field(ge=1), Flag(help="Number of rounds.", panel=ROUNDS)] = 30
-    min_clients: Annotated[int, Field(ge=1), Flag(help="Clients that must be there for the run to start.",
-        panel=ROUNDS, scope=Scope.SERVER)] = 2  # fmt: skip
-    fraction: Annotated[float, Field(gt=0, le=1), Flag(help="Share of the live clients drawn for each round.",
-        panel=ROUNDS, scope=Scope.SERVER)] = 1.0  # fmt: skip
-    sampling: Annotated[SamplingName, Flag(help="How clients are drawn: uniform, by size (in proportion to their "
+    rounds: Annotated[int, Setting(help="Number of rounds.", ge=1, panel=ROUNDS)] = 30
+    min_clients: Annotated[int, Setting(help="Clients that must be there for the run to start.", ge=1, panel=ROUNDS,
+        scope=Scope.SERVER)] = 2  # fmt: skip
+    fraction: Annotated[float, Setting(help="Share of the live clients drawn for each round.", gt=0, le=1, panel=ROUNDS,
+        scope=Scope.SERVER)] = 1.0  # fmt: skip
+    sampling: Annotated[SamplingName, Setting(help="How clients are drawn: uniform, by size (in proportion to their "
         "photos, then weighted equally), or by availability (favoring those that are rarely live).", panel=ROUNDS,
         scope=Scope.SERVER)] = "uniform"  # fmt: skip
-    quorum: Annotated[int | None, Field(ge=1), Flag(help="Uploads that a round needs by its deadline (default: more "
-        "than two thirds of 4 or more drawn, 2 of 3, else all).", panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
-    round_timeout: Annotated[float, Field(gt=0), Flag(help="Deadline of a round's training, and again of its "
-        "evaluation, in seconds.", panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
-    straggler_factor: Annotated[float | None, Field(ge=1), Flag(help="Wait for all clients no longer than this many "
-        "times what half of them are predicted to need, then for --quorum.", panel=ROUNDS,
+    quorum: Annotated[int | None, Setting(help="Uploads that a round needs by its deadline (default: more than two "
+        "thirds of 4 or more drawn, 2 of 3, else all).", ge=1, panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
+    round_timeout: Annotated[float, Setting(help="Deadline of a round's training, and again of its evaluation, in "
+        "seconds.", gt=0, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+    straggler_factor: Annotated[float | None, Setting(help="Wait for all clients no longer than this many times what "
+        "half of them are predicted to need, then for --quorum.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = None  # fmt: skip
-    over_selection: Annotated[float, Field(ge=0, le=10), Flag(help="Draw this share of extra clients, and count the "
-        "first to answer.", panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
-    local_work: Annotated[LocalWork, Flag(help="Work of a client per round: its epochs (fixed), as much as its speed "
-        "allows so that all finish together (dynamic), or less where it is slow (cut).", panel=ROUNDS,
+    over_selection: Annotated[float, Setting(help="Draw this share of extra clients, and count the first to answer.",
+        ge=0, le=10, panel=ROUNDS, scope=Scope.SERVER)] = 0.0  # fmt: skip
+    local_work: Annotated[LocalWork, Setting(help="Work of a client per round: its epochs (fixed), as much as its "
+        "speed allows so that all finish together (dynamic), or less where it is slow (cut).", panel=ROUNDS,
         scope=Scope.SERVER)] = "fixed"  # fmt: skip
-    least_work: Annotated[float, Field(gt=0, le=1), Flag(help="Minimum share of its epochs for a slow client.",
+    least_work: Annotated[float, Setting(help="Minimum share of its epochs for a slow client.", gt=0, le=1,
         panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
-    most_work: Annotated[float, Field(ge=1, le=100), Flag(help="Maximum multiple of its epochs for a fast client.",
+    most_work: Annotated[float, Setting(help="Maximum multiple of its epochs for a fast client.", ge=1, le=100,
         panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
-    work_norm: Annotated[WorkNorm, Flag(help="Norm by which uploads of unequal work are normalized (l1 is FedNova).",
+    work_norm: Annotated[WorkNorm, Setting(help="Norm by which uploads of unequal work are normalized (l1 is FedNova).",
         panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
-    max_examples: Annotated[int, Field(ge=1), Flag(help="Maximum number of photos that a client can claim as its "
-        "weight.",
+    max_examples: Annotated[int, Setting(help="Maximum number of photos that a client can claim as its weight.", ge=1,
         panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
-    test_every: Annotated[int, Field(ge=1), Flag(help="Evaluate on --test-dir every so many rounds, and after the "
-        "last.", panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
-    best_metric: Annotated[Metric, Flag(help="Metric that selects the best round (auto: validation accuracy, else "
+    test_every: Annotated[int, Setting(help="Evaluate on --test-dir every so many rounds, and after the last.", ge=1,
+        panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
+    best_metric: Annotated[Metric, Setting(help="Metric that selects the best round (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
-    patience: Annotated[int, Field(ge=0), Flag(help="Stop after this many rounds without improvement; 0 for never.",
+    patience: Annotated[int, Setting(help="Stop after this many rounds without improvement; 0 for never.", ge=0,
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
-    seed: Annotated[int, Field(ge=0, lt=2**63), Flag(help="Seed of everything random.", panel=ROUNDS)] = 0
+    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, lt=2**63, panel=ROUNDS)] = 0
 
-    run_dir: Annotated[Path | None, Flag(help="Folder of the run (default: resume the newest unfinished run with the "
-        "same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
-    extend: Annotated[int, Field(ge=0), Flag(help="Run this many more rounds than the run was created for.", panel=RUN,
+    run_dir: Annotated[Path | None, Setting(help="Folder of the run (default: resume the newest unfinished run with "
+        "the same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
+    extend: Annotated[int, Setting(help="Run this many more rounds than the run was created for.", ge=0, panel=RUN,
         scope=Scope.LOCAL)] = 0  # fmt: skip
-    engine: Annotated[EngineName, Flag(help="How clients are trained: one by one (local), many in one computation "
-        "(vmap), the faster of the two by trial (auto), or on a Ray cluster (ray).", panel=RUN,
-        scope=Scope.SERVER, commands=SIMULATE)] = "local"  # fmt: skip
-    workers: Annotated[int, Field(ge=0), Flag(help="Worker processes; 0 trains in this process (with --engine ray: "
-        "actors).", panel=RUN,
-        scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
-    speeds: Annotated[str | None, Flag(help="How slow stores are in virtual time, in the order of names: with 1,1,5 "
-        "the third takes five times as long. A shorter list is repeated (see docs/how-to/simulate-slow-stores.md).",
-        panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
-    dropout: Annotated[float, Field(ge=0, lt=1), Flag(help="Probability that a store fails in the middle of its "
-        "training, and stays away until it would have finished.", panel=RUN, scope=Scope.SERVER,
+    engine: Annotated[EngineName, Setting(help="How clients are trained: one by one (local), many in one computation "
+        "(vmap), the faster of the two by trial (auto), or on a Ray cluster (ray).", panel=RUN, scope=Scope.SERVER,
+        commands=SIMULATE)] = "local"  # fmt: skip
+    workers: Annotated[int, Setting(help="Worker processes; 0 trains in this process (with --engine ray: actors).",
+        ge=0, panel=RUN, scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
+    slowdowns: Annotated[str | None, Setting(help="How slow stores are in virtual time, in the order of names: with "
+        "1,1,5 the third takes five times as long. A shorter list is repeated (see "
+        "docs/how-to/simulate-slow-stores.md).", panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
+    dropout: Annotated[float, Setting(help="Probability that a store fails in the middle of its training, and stays "
+        "away until it would have finished.", ge=0, lt=1, panel=RUN, scope=Scope.SERVER,
         commands=SIMULATE)] = 0.0  # fmt: skip
-    address: Annotated[str, Flag(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
+    address: Annotated[str, Setting(help="HOST:PORT to listen on.", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "0.0.0.0:8080"  # fmt: skip
-    advertise: Annotated[tuple[str, ...], Flag(help="HOST[:PORT] by which clients reach this server, where it is not "
-        "this machine's name or address (NAT, Docker, a DNS alias); added to the certificate. Can be repeated.",
+    advertise: Annotated[tuple[str, ...], Setting(help="HOST[:PORT] by which clients reach this server, where it is "
+        "not this machine's name or address (NAT, Docker, a DNS alias); added to the certificate. Can be repeated.",
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
-    insecure: Annotated[bool, Flag(help="Disable TLS: anyone on the network can read and change what is sent.",
-        panel=RUN,
-        scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
-    heartbeat_timeout: Annotated[float, Field(ge=5), Flag(help="Seconds of silence after which a client counts as "
-        "offline.", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+    insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
+    heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
+        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
-    @field_validator("speeds")
+    @field_validator("slowdowns")
     @classmethod
     def _in_one_way(cls, value: str | None) -> str | None:
-        """The same speeds, written otherwise, are the same run."""
-        return None if value is None else ",".join(f"{number:.12g}" for number in parse_speeds(value))
+        """The same slowdowns, written otherwise, are the same run."""
+        return None if value is None else ",".join(f"{number:.12g}" for number in parse_slowdowns(value))
+
+    def settings_of(self, component: Callable[..., C]) -> C:
+        """`component`, made with its settings as this run has them; with its own default where the run has none."""
+        given = {name: getattr(self, setting.key) for name, setting in settings_of(component).items()}
+        return component(**{name: value for name, value in given.items() if value is not None})
 
 
 class ClientConfig(Settings):
     """What a store's client is told on its own machine; all else comes from the server."""
 
-    data_dir: Annotated[Path | None, Flag(help="The store's photos, with one folder per product.", panel=DATA,
+    data_dir: Annotated[Path | None, Setting(help="The store's photos, with one folder per product.", panel=DATA,
         commands=CLIENT)] = None  # fmt: skip
-    test_dir: Annotated[Path | None, Flag(help="Test photos (CLASS/*.jpg) to compare the store's models on (default: "
-        "its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
-    server_address: Annotated[str, Flag(help="HOST:PORT of the server.", panel=RUN, commands=CLIENT)] = "127.0.0.1:8080"
-    name: Annotated[str | None, Flag(help="The client's name (default: the one it had before, else the data folder's; "
-        "FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
+    test_dir: Annotated[Path | None, Setting(help="Test photos (CLASS/*.jpg) to compare the store's models on "
+        "(default: its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
+    server_address: Annotated[str, Setting(help="HOST:PORT of the server.", panel=RUN,
+        commands=CLIENT)] = "127.0.0.1:8080"  # fmt: skip
+    name: Annotated[str | None, Setting(help="The client's name (default: the one it had before, else the data "
+        "folder's; FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
-    state_dir: Annotated[Path | None, Flag(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
+    state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
         "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    ca: Annotated[Path | None, Flag(help="Certificate authority of the server (default: that of a server on this "
+    ca: Annotated[Path | None, Setting(help="Certificate authority of the server (default: that of a server on this "
         "machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    insecure: Annotated[bool, Flag(help="Disable TLS: anyone on the network can read and change what is sent.",
-        panel=RUN,
-        commands=CLIENT)] = False  # fmt: skip
-    device: Annotated[DeviceName, Flag(help="Device that this client computes on.", panel=TRAINING,
+    insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
+        panel=RUN, commands=CLIENT)] = False  # fmt: skip
+    device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
         commands=CLIENT)] = "auto"  # fmt: skip
-    max_wait: Annotated[float | None, Field(gt=0), Flag(help="Give up after this many seconds without an answer from "
-        "the server, not counting time outside --active-hours (default: never).", panel=RUN,
+    max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "
+        "not counting time outside --active-hours (default: never).", gt=0, panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
-    active_hours: Annotated[str | None, Flag(help="Take part only at these times of day, such as 22:00-06:00 or "
+    active_hours: Annotated[str | None, Setting(help="Take part only at these times of day, such as 22:00-06:00 or "
         "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    time_zone: Annotated[str | None, Flag(help="Time zone of --active-hours, such as Europe/Berlin (default: this "
+    time_zone: Annotated[str | None, Setting(help="Time zone of --active-hours, such as Europe/Berlin (default: this "
         "machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
 
 
-def parse_speeds(text: str) -> tuple[float, ...]:
-    """The numbers of `--speeds`.
+def parse_slowdowns(text: str) -> tuple[float, ...]:
+    """The numbers of `--slowdowns`.
 
     Raises:
         ValueError: `text` is something else than positive numbers joined by commas.
@@ -316,7 +292,7 @@ def parse_speeds(text: str) -> tuple[float, ...]:
 
 def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
     """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
-    wanted = {name for name, flag in RunConfig.flags().items() if flag.scope in scopes}
-    values: dict[str, Any] = config.model_dump(mode="json", by_alias=True, include=wanted, exclude_none=True)
-    paths = {name.replace("_", "-") for name in wanted if isinstance(getattr(config, name), Path)}
-    return {key: from_filesystem(value) if key in paths else value for key, value in values.items()}
+    wanted = [name for name, flag in RunConfig.flags().items() if flag.scope in scopes]
+    values = config.model_dump(mode="json", include=set(wanted), exclude_none=True)
+    values |= {name: from_filesystem(str(path)) for name in values if isinstance(path := getattr(config, name), Path)}
+    return {name.replace("_", "-"): values[name] for name in wanted if name in values}

@@ -7,7 +7,8 @@ FedShelfError                 the message is for a person: what, where, why, wha
 ├── TrainingError             local training that failed on this store's photos
 ├── RefusedError              a message that fails a check: nothing of it is kept
 ├── RunError                  a run directory that cannot be used or resumed
-└── TransportError            the other side cannot be reached or does not speak our protocol
+├── TransportError            the other side cannot be reached or does not speak our protocol
+└── WorkerLostError           a process that computes for this one has ended
 """
 
 from fedshelf.core.text import printable
@@ -74,3 +75,7 @@ class RunError(FedShelfError):
 
 class TransportError(FedShelfError):
     """The other side cannot be reached, is not who it should be, or does not speak our protocol."""
+
+
+class WorkerLostError(FedShelfError):
+    """A process that computes for this one has ended before its work was done."""

@@ -67,6 +67,27 @@ class RunStarted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsLoaded:
+    """A new run starts from the weights in a file, the rows of its head matched by the names of their classes.
+
+    Attributes:
+        file: its name.
+        kept: classes whose row is where it was.
+        moved: classes whose row is at another position now.
+        added: classes that the file does not have; their rows start fresh.
+        dropped: classes that the run does not have.
+        reason: why the whole head starts fresh; empty where rows were taken over.
+    """
+
+    file: str
+    kept: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClientJoined:
     """A client can be asked from now on, for the first time or again. `num_left_out` counts photos of classes that the
     catalogue does not have."""
@@ -221,6 +242,7 @@ class RunEnded:
 
 Event: TypeAlias = (
     RunStarted
+    | WeightsLoaded
     | ClientJoined
     | ClientRefused
     | ClientLeft

@@ -28,6 +28,8 @@ from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 
 PROTOCOL_VERSION = 4
+RUN_FINISHED = "the run is finished"
+"""What a server tells its clients at the end of a run that did not fail."""
 
 Vector: TypeAlias = Tensor | Encoded
 PARAMS, DELTA = "params", "delta"
@@ -226,6 +228,10 @@ class Upload:
     def with_vectors(self, **vectors: Vector) -> "Upload":
         """The same upload with some of its vectors replaced."""
         return replace(self, vectors={**self.vectors, **vectors})
+
+    def with_auxiliary(self, **vectors: Tensor) -> "Upload":
+        """The same upload with what an algorithm adds."""
+        return self.with_vectors(**auxiliary_vectors(vectors))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,10 +28,12 @@ class Left:
         address: which one.
         ended_by: the signal that ended the client's process, empty where its machine does not know which; None: nothing
             is known of an end of the process.
+        signed_off: the client said that it leaves.
     """
 
     address: str
     ended_by: str | None = None
+    signed_off: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,7 +47,7 @@ class ServerState:
     drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local
     step; `evaluated` is how many validation photos each got right of how many when it was last asked, in asynchronous
     rounds; `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last
-    compared models.
+    compared models; `classes` is the digest of the names that the rows of the model's head belong to.
     """
 
     round: int
@@ -63,6 +63,7 @@ class ServerState:
     virtual_seconds: float = 0.0
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0
+    classes: str = ""
 
     @property
     def model(self) -> Tensor:

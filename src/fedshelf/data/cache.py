@@ -44,7 +44,7 @@ _KEEP_SUPERSEDED_SECONDS = 7 * 86_400
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROBLEMS_NAMED = 20
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -103,7 +103,7 @@ class PhotoCache:
             except sqlite3.Error as error:
                 if not cache_index.is_damage(error):
                     raise
-                _log.warning("the index of the photo cache '%s' is damaged and made anew (%s)", self.root, error)
+                logger.warning("the index of the photo cache '%s' is damaged and made anew (%s)", self.root, error)
                 cache_index.discard(self._index_path)
                 cached = self._open(photos, image_size, progress)
         except (OSError, sqlite3.Error) as error:
@@ -142,7 +142,7 @@ class PhotoCache:
             return None
         images = pack.open_pack(self.root / key, image_size, checksum)
         if images is None:
-            _log.warning("cache file '%s' is missing or damaged: its photos are decoded again", self.root / key)
+            logger.warning("cache file '%s' is missing or damaged: its photos are decoded again", self.root / key)
             index.forget_pack(key)
         else:
             index.touch(key)
@@ -301,8 +301,8 @@ def none_usable(problems: Sequence[Problem]) -> str:
 def _report(problems: Sequence[Problem], num_photos: int) -> None:
     if not problems:
         return
-    _log.warning("cannot be used and left out: %d of %s", len(problems), counted(num_photos, "photo"))
+    logger.warning("cannot be used and left out: %d of %s", len(problems), counted(num_photos, "photo"))
     for problem in problems[:_PROBLEMS_NAMED]:
-        _log.warning("  '%s': %s", problem.path, problem.reason)
+        logger.warning("  '%s': %s", problem.path, problem.reason)
     if len(problems) > _PROBLEMS_NAMED:
-        _log.warning("  and %d more; 'fedshelf data check' names them all", len(problems) - _PROBLEMS_NAMED)
+        logger.warning("  and %d more; 'fedshelf data check' names them all", len(problems) - _PROBLEMS_NAMED)

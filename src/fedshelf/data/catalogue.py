@@ -106,6 +106,11 @@ class Catalogue:
         """SHA-256 (hex) of the JSON text; two sides with the same digest agree on every index."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    @property
+    def names_digest(self) -> str:
+        """SHA-256 (hex) of the names in order: what the rows of a model's head mean."""
+        return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+
     def to_json(self) -> str:
         """The catalogue as text; equal catalogues give equal text."""
         classes = [{"name": name, "members": list(paths)} for name, paths in zip(self.names, self.members, strict=True)]

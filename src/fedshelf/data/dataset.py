@@ -21,7 +21,7 @@ from fedshelf.data.decode import UnusablePhotoError, decode
 from fedshelf.data.folder import class_folder
 from fedshelf.data.photo_files import Photo
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def load_photos(
     """
     known, left_out = _looked_up(photos, catalogue)
     if left_out:
-        _log.warning(
+        logger.warning(
             "left out: %s of classes that are not in the catalogue: %s", counted(left_out.total(), "photo"),
             ", ".join(f"{path} ({count}{_meant(path, catalogue)})" for path, count in sorted(left_out.items())),
         )  # fmt: skip

@@ -39,7 +39,7 @@ _REDRAWS = 1_000
 _ASSORTMENT_SHARE = 1 / 3
 _PROBLEMS_NAMED = 5
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -84,7 +84,7 @@ def deal(pack: Path, *, mode: Mode, num_stores: int, alpha: float, seed: int) ->
     top = pack / "train" if has_split(pack) else pack
     listing = list_photos(top)
     for finding in listing.findings():
-        _log.warning(finding)
+        logger.warning(finding)
     photos = listing.photos
     fewest = min(_FEWEST_PHOTOS, len(photos) // num_stores)
     if fewest < 1:
@@ -171,7 +171,7 @@ def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progr
                     content = None if camera is None else camera.take_again(source.read_bytes())
                 except (OSError, UnusablePhotoError) as error:
                     why = cause(error) if isinstance(error, OSError) else error
-                    _log.warning("photo '%s' cannot be used and is left out: %s", pack / member, why)
+                    logger.warning("photo '%s' cannot be used and is left out: %s", pack / member, why)
                 else:
                     _link(source, target) if content is None else target.write_bytes(content)
                 done += 1

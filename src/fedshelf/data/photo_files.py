@@ -107,7 +107,7 @@ def photo_extensions() -> frozenset[str]:
 
 def is_photo_name(name: str) -> bool:
     """Whether a file of this name is taken for a photo."""
-    return not name.startswith(".") and _ending(name) in photo_extensions()
+    return not name.startswith(".") and _suffix(name) in photo_extensions()
 
 
 def list_photos(root: Path) -> Listing:
@@ -145,7 +145,7 @@ def list_photos(root: Path) -> Listing:
                 pending.append((folder / entry.name, (*parts, name), above | {here}))
             elif not is_photo_name(entry.name):
                 if not name.startswith("."):
-                    found.other_files[_ending(name)] += 1
+                    found.other_files[_suffix(name)] += 1
             elif not parts:
                 found.stray.append(name)
             else:
@@ -183,15 +183,15 @@ def _reason_to_skip(name: str, *, is_folder: bool | None) -> str:
     if is_folder is None and not is_photo_name(name):  # a photo that cannot be read is reported as such
         return DEAD_LINKS
     if not is_folder:
-        return HIDDEN_PHOTOS if name.startswith(".") and _ending(name) in ALL_EXTENSIONS else ""
+        return HIDDEN_PHOTOS if name.startswith(".") and _suffix(name) in ALL_EXTENSIONS else ""
     if name.casefold() in _SYSTEM_FOLDERS:
         return SYSTEM
     if name.startswith("."):
         return HIDDEN
-    return LIKE_PHOTOS if _ending(name) in ALL_EXTENSIONS else ""
+    return LIKE_PHOTOS if _suffix(name) in ALL_EXTENSIONS else ""
 
 
-def _ending(name: str) -> str:
+def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
 
 

@@ -23,7 +23,7 @@ from fedshelf.deploy.blob_routes import BlobRoutes
 from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
 Receive: TypeAlias = Any
@@ -104,16 +104,16 @@ class FleetApp:
 
     def ring(self, node_id: int) -> None:
         """Tell the node, from any thread, that there is a message for it."""
-        self._soon(lambda: self._bell(node_id).set())
+        self.call_soon(lambda: self._bell(node_id).set())
 
     def announce_end(self, reason: str) -> None:
         """Tell all clients, from any thread, that the run has ended."""
         self._end = reason
-        self._soon(self._let_go)
+        self.call_soon(self._let_go)
 
     def close(self) -> None:
         """Let go of all waiting clients, from any thread: the server stops."""
-        self._soon(self._let_go)
+        self.call_soon(self._let_go)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
@@ -216,7 +216,8 @@ class FleetApp:
             self._engine.lost(node_id, by if by in SIGNALS.values() else "")
         await _answer(send, 200 if nodes else 404, _json({}))
 
-    def _soon(self, action: Callable[[], None]) -> None:
+    def call_soon(self, action: Callable[[], None]) -> None:
+        """Run `action` in the event loop, from any thread, if the app still serves."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # closed this instant: nobody waits any more
@@ -253,7 +254,7 @@ async def _read(
     too_large = announced.isdigit() and int(announced) > limit
     body = None if too_large else await _read_all(receive, limit)
     if body is None:
-        LOG.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
+        logger.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
         await _answer(send, 413, _json({"detail": f"the request is larger than {limit} bytes"}))
     return body
 

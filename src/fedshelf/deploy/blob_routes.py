@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, TypeVar
 from fedshelf.core.errors import RunError
 from fedshelf.deploy.blobs import Blobs, RefusedUploadError
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
 Receive: TypeAlias = Any
@@ -73,7 +73,7 @@ class BlobRoutes:
             told = {} if refusal.arrived is None else {"upload-offset": refusal.arrived}
             await _answer(send, refusal.status, told, str(refusal))
         except RunError as error:
-            LOG.error("an upload cannot be kept: %s", error)
+            logger.error("an upload cannot be kept: %s", error)
             self._incoming.problem = error
             await _answer(send, 507, reason="the server cannot keep it")
 

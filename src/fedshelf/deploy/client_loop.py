@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
@@ -27,7 +27,7 @@ from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_record
 from fedshelf.deploy.tls import client_context, local_authority
 from fedshelf.deploy.wait_reporter import Repetitions, WaitReporter
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to join a server
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
@@ -38,6 +38,8 @@ IDLE_ADVICE = (
     "this store is connected and has nothing to do; the server's output, and 'fedshelf runs show' there, tell which "
     "stores it waits for"
 )
+
+AnswerHook: TypeAlias = Callable[[WireMessage, int], None]
 
 _T = TypeVar("_T")
 
@@ -50,8 +52,9 @@ def run_client(
     ca: Path | None = None,
     insecure: bool = False,
     stop: threading.Event | None = None,
-    on_status: Callable[[str], None] = LOG.info,
+    on_status: Callable[[str], None] = logger.info,
     on_send: SendHook | None = None,
+    on_answer: AnswerHook = lambda answer, num_bytes: None,
     max_wait: float | None = None,
     availability: Availability | None = None,
     reporter: CrashReporter | None = None,
@@ -67,6 +70,7 @@ def run_client(
         stop: set it to leave after the message at hand.
         on_status: told what the connection does, one line for a person.
         on_send: called with everything that leaves this client, before encryption.
+        on_answer: called with each answer that the server has taken, and its size on the wire in bytes.
         max_wait: seconds to wait for a server that does not answer, while it is available; None is forever.
         availability: when this client may work (always, without one). Once that ends, the task at hand is finished and
             delivered, and the client leaves until it opens.
@@ -100,7 +104,7 @@ def run_client(
                     address=str(address), ca=None if ca is None else str(ca), insecure=insecure,
                     token=session.crash_token,
                 )  # fmt: skip
-                visit = _Visit(session, part, stop, availability, on_send, waiting)
+                visit = _Visit(session, part, stop, availability, on_send, on_answer, waiting)
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
                     ended = visit.run()
                 if ended is not None:
@@ -169,6 +173,7 @@ class _Visit:
         stop: threading.Event,
         availability: Availability,
         on_send: SendHook | None,
+        on_answer: AnswerHook,
         waiting: WaitReporter,
     ) -> None:
         self.num_answered = 0
@@ -178,6 +183,7 @@ class _Visit:
         self._stop = stop
         self._availability = availability
         self._on_send = on_send
+        self._on_answer = on_answer
         self._waiting = waiting
         self._over = threading.Event()
         self._end = ""
@@ -236,12 +242,13 @@ class _Visit:
             except ServerUnavailableError:
                 raise
             except FedShelfError as error:
-                LOG.warning("the answer cannot be delivered: %s", error)
+                logger.warning("the answer cannot be delivered: %s", error)
                 failure = Failure(reason=failure_text(error), key=getattr(answer, "key", None))
                 return self._deliver(message, failure)
             if not wanted:
                 return False
         self._patiently("the answer to arrive", lambda: self._session.send(reply))
+        self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True
 
     def _watch(self) -> None:

@@ -14,7 +14,7 @@ from fedshelf.deploy.failure_text import failure_text, without_places
 from fedshelf.deploy.records import Control, ControlKind, Envelope, WireMessage, open_records
 from fedshelf.serialization.blob import Buffer
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Handler: TypeAlias = Callable[[ServerMessage], ClientMessage]
 
@@ -48,7 +48,7 @@ class ClientPart:
         try:
             return self.answer_to(open_records(message.content))
         except Exception as error:
-            LOG.exception("the server's request could not be answered")
+            logger.exception("the server's request could not be answered")
             return Failure(reason=failure_text(error)), None
 
     def answer_to(self, asked: Control | Envelope, blob: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
@@ -69,7 +69,7 @@ class ClientPart:
                 reply = replace(reply, reason=without_places(reply.reason))
             return reply, None
         except Exception as error:
-            LOG.exception("the server's request could not be answered")
+            logger.exception("the server's request could not be answered")
             return Failure(reason=failure_text(error), key=asked.header.task), None
 
     def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:

@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 from fedshelf.core.process_exit import ended_by
 from fedshelf.core.system_errors import reason
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 3.0  # that the server may take to answer; a report is sent once
 TOKEN_HEADER = "fedshelf-crash-token"  # noqa: S105 the name of a header
@@ -75,7 +75,7 @@ class CrashReporter:
                 start_new_session=True,  # Ctrl-C and a closed terminal are for the client
             )  # fmt: skip
         except OSError as error:
-            LOG.warning(
+            logger.warning(
                 "no crash reporter can be started (%s): the server will not learn of a crash here", reason(error)
             )
             return

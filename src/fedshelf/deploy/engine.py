@@ -21,6 +21,9 @@ class Engine(Protocol):
     def ended_by(self, node_id: int) -> str | None:
         """Which signal ended the process of a node that has left (see `core.ports.Left`)."""
 
+    def signed_off(self, node_id: int) -> bool:
+        """Whether a node that has left said so."""
+
 
 class Polling:
     """The stock SuperLink: it tells nothing by itself, and frees messages at its own time."""
@@ -39,6 +42,9 @@ class Polling:
 
     def ended_by(self, node_id: int) -> str | None:
         return None
+
+    def signed_off(self, node_id: int) -> bool:
+        return False
 
 
 def quiet_engine_log() -> None:

@@ -50,7 +50,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 import fedshelf
 from fedshelf.core.errors import TransportError
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PUBLIC_KEY, _SIGNATURE, _TIMESTAMP = (
     name.lower().encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -99,6 +99,7 @@ class FlowerEngine:
         self._silence = silence
         self._taken: dict[int, bytes] = {}  # what nodes were given and have not confirmed
         self._ended_by: dict[int, str] = {}  # nodes whose process died, and by which signal
+        self._signed_off: set[int] = set()
 
     def serve(self, route: str, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
         """Answer a request to one of `ROUTES`: HTTP status and body (protobuf, or JSON from 400 on)."""
@@ -113,7 +114,7 @@ class FlowerEngine:
         if node_id is None:
             return _refusal(401, "the request is not signed by the node that it speaks of")
         if route == "push-messages" and (objection := self._objection(request)):
-            LOG.warning("node %016x sent a reply that is refused: %s", node_id, objection)
+            logger.warning("node %016x sent a reply that is refused: %s", node_id, objection)
             return _refusal(403, objection)
         try:
             with self.exchange if route in ONE_AT_A_TIME else contextlib.nullcontext():
@@ -121,8 +122,10 @@ class FlowerEngine:
         except FlowerError as error:
             return _refusal(409, f"refused by Flower's engine (code {error.code})")
         except Exception as error:  # noqa: BLE001 whatever a hostile request breaks, the server lives
-            LOG.warning("node %016x sent a request to %s that fails: %r", node_id, route, error)
+            logger.warning("node %016x sent a request to %s that fails: %r", node_id, route, error)
             return _refusal(400, "the request is malformed")
+        if route == "deactivate-node":
+            self._signed_off.add(node_id)
         if route not in NO_SIGN_OF_LIFE:
             self.seen(node_id or self.state.get_node_id_by_public_key(key))
         if route in NEWS:
@@ -206,6 +209,12 @@ class FlowerEngine:
     def ended_by(self, node_id: int) -> str | None:
         """Which signal ended the process of a node that has left; asked once."""
         return self._ended_by.pop(node_id, None)
+
+    def signed_off(self, node_id: int) -> bool:
+        """Whether a node that has left said so; asked once."""
+        said = node_id in self._signed_off
+        self._signed_off.discard(node_id)
+        return said
 
     def keep_alive(self) -> None:
         """To be called at least once a minute, or the engine calls the run dead."""

@@ -39,7 +39,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         self._run = engine.run
         self._ring = ring
         self.announce_end = announce_end
-        self.ended_by = engine.ended_by
+        self.ended_by, self.signed_off = engine.ended_by, engine.signed_off
 
     @property
     def run(self) -> Run:

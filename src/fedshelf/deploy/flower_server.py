@@ -26,8 +26,9 @@ from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.tls import ServerTls
 from fedshelf.storage.atomic_files import temporary_folder
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 2.0  # that clients have to close their connections when the server stops
 KEEP_ALIVE_SECONDS = 20.0  # between the engine's own heartbeats
 
 
@@ -65,8 +66,8 @@ class EmbeddedServer:
         )  # fmt: skip
         config = uvicorn.Config(
             self._gate, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
-            timeout_keep_alive=75, timeout_graceful_shutdown=2, ssl_certfile=tls and str(tls.certificate),
-            ssl_keyfile=tls and str(tls.key),
+            timeout_keep_alive=75, timeout_graceful_shutdown=2 * CLOSE_SECONDS,
+            ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._stop = threading.Event()
@@ -91,11 +92,18 @@ class EmbeddedServer:
         self._stop.set()
         self._server.should_exit = True
         self._gate.close()
+        self._threads[0].join(CLOSE_SECONDS)
+        self._gate.call_soon(self._cut_off)
         for thread in self._threads:
             thread.join(10)
         self._socket.close()
         self._engine.finish()
         self._temporary.close()
+
+    def _cut_off(self) -> None:
+        """Drop connections whose clients are gone or hang: they would never be closed from the other side."""
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
 
     def __enter__(self) -> Self:
         return self

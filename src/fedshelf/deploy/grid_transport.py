@@ -46,7 +46,7 @@ from fedshelf.deploy.records import (
 from fedshelf.serialization.blob import Blob
 from fedshelf.storage.atomic_files import map_file
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 WORK = tuple(kind for kind in get_args(ClientMessage) if kind is not Join)  # what a client says once it has joined
 
@@ -224,13 +224,17 @@ class GridTransport:
         if self._blobs is not None:
             self._blobs.forget(connection.node_id)
         del self._connections[connection.node_id]
+        node = connection.node_id
+        left = Left(
+            address=connection.address, ended_by=self._engine.ended_by(node), signed_off=self._engine.signed_off(node)
+        )
         if connection.joined and not connection.refused:
-            self._arrivals.append(Left(address=connection.address, ended_by=self._engine.ended_by(connection.node_id)))
+            self._arrivals.append(left)
 
     def _receive(self, message: Message) -> None:
         pending = self._pending.pop(message.metadata.reply_to_message_id, None)
         if pending is None:
-            LOG.warning("a reply to no message of ours was dropped")
+            logger.warning("a reply to no message of ours was dropped")
             return
         connection = pending.connection
         if message.has_error():
@@ -269,7 +273,7 @@ class GridTransport:
             self._arrivals.append(Joined(address=connection.address, join=content))
         else:
             reason = content.reason if isinstance(content, Failure) else "it did not introduce itself"
-            LOG.warning("connection %s cannot take part: %s", connection.address, reason)
+            logger.warning("connection %s cannot take part: %s", connection.address, reason)
 
     def _take_error(self, error: Error, pending: _Pending) -> None:
         connection, reason = pending.connection, error.reason or f"error {error.code}"
@@ -281,7 +285,7 @@ class GridTransport:
             failure = Failure(reason=f"the client's app failed: {reason}", key=pending.key)
             self._arrivals.append(Reply(address=connection.address, message=failure, num_bytes=0, task=pending.key))
         else:
-            LOG.warning("connection %s cannot take part: %s", connection.address, reason)
+            logger.warning("connection %s cannot take part: %s", connection.address, reason)
 
     def _unreadable(self, pending: _Pending, reason: str, size: int) -> None:
         connection = pending.connection
@@ -290,4 +294,4 @@ class GridTransport:
                 Reply(address=connection.address, message=None, reason=reason, num_bytes=size, task=pending.key)
             )
         else:
-            LOG.warning("connection %s sent what cannot be read: %s", connection.address, reason)
+            logger.warning("connection %s sent what cannot be read: %s", connection.address, reason)

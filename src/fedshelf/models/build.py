@@ -1,21 +1,14 @@
-"""From a name to a module, and from a file to its weights."""
+"""From a name to a module."""
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
 from fedshelf.core.suggestions import did_you_mean
 from fedshelf.models.resnet import resnet10
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,58 +71,3 @@ def normalization_of(module: nn.Module) -> Normalization:
     if "mean" in published and "std" in published:
         return Normalization(mean=tuple(published["mean"]), std=tuple(published["std"]))
     return Normalization()
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load `--init PATH` (safetensors, or a torch file of plain tensors). A head for another number of classes is
-    left fresh; anything else that does not fit is an error.
-
-    Raises:
-        ModelError: the file cannot be read, or its tensors do not fit the model.
-    """
-    given = _read(path)
-    head = _head_names(module)
-    expected = module.state_dict()
-    fitting = {name: t for name, t in given.items() if name in expected and t.shape == expected[name].shape}
-    needed = {name for name, t in expected.items() if t.is_floating_point()}
-    missing = needed - fitting.keys() - head
-    if missing:
-        some = ", ".join(
-            f"{name} {tuple(given[name].shape) if name in given else 'absent'} for {tuple(expected[name].shape)}"
-            for name in sorted(missing)[:5]
-        )
-        raise ModelError(f"{path} does not fit the model: {len(missing)} tensors differ ({some})")
-    if head - fitting.keys():
-        log.info("%s has another head; ours (%s) starts fresh", path, ", ".join(sorted(head - fitting.keys())))
-    module.load_state_dict(fitting, strict=False)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            loaded = safetensors.torch.load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ModelError(f"--init: there is no file {path}") from None
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError, ModuleNotFoundError) as error:
-        raise ModelError(f"--init: {path} cannot be read as weights: {error}") from error
-    except Exception as error:  # torch's restricted unpickler raises a family of its own
-        raise ModelError(
-            f"--init: {path} holds more than plain tensors, and such a file can run code: it is not read"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise ModelError(f"--init: {path} is not a dictionary of tensors")
-    return loaded
-
-
-def _head_names(module: nn.Module) -> set[str]:
-    """Names of the last linear layer's tensors: the classifier, whatever the model calls it."""
-    linears = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    if not linears:
-        return set()
-    own = set(module.state_dict())
-    return {f"{linears[-1]}.{kind}" for kind in ("weight", "bias")} & own

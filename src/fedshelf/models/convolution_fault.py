@@ -1,9 +1,9 @@
 """Keeps a memory fault of torch's CPU convolutions away from a model.
 
-In the backward pass of a 1×1 convolution with a stride, oneDNN (3.12, in torch 2.13) writes past the end of its
-workspace where the input, in channels_last, has fewer channels than the processor's vectors hold float32 values: 8
-with AVX2, 16 with AVX-512. Heap corruption follows: SIGSEGV, SIGBUS or SIGABRT, at once or much later. Narrow residual
-networks have such layers in their shortcuts, RepVGG, MobileOne and FastViT in their stem.
+In the backward pass of a 1×1 convolution with a stride, oneDNN (3.7 in torch 2.9 as 3.12 in torch 2.13) writes past the
+end of its workspace where the input, in channels_last, has fewer channels than the processor's vectors hold float32
+values: 8 with AVX2, 16 with AVX-512. Heap corruption follows: SIGSEGV, SIGBUS or SIGABRT, at once or much later. Narrow
+residual networks have such layers in their shortcuts, RepVGG, MobileOne and FastViT in their stem.
 
 The stride of a 1×1 convolution only chooses which pixels are read. Choosing them first, and then convolving with
 stride 1, computes the same and takes another path in oneDNN.

@@ -12,7 +12,7 @@ from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
 from fedshelf.models.resnet import GROUPS
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _TORCHVISION_OPS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -53,6 +53,9 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
         with torch.inference_mode():  # some models find out only now that they cannot take the size
             module.eval()(torch.zeros(1, 3, image_size, image_size))
         module.train()
+        timms: Any = module
+        if pretrained and num_classes == timms.pretrained_cfg["num_classes"]:  # as many classes, but other ones
+            timms.reset_classifier(num_classes)
     except Exception as error:
         if pretrained:
             raise ModelError(

@@ -17,7 +17,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedshelf.core.messages import PARAMS, Broadcast, Purpose, TaskKey
-from fedshelf.training.trainer import Phase, Trainer
+from fedshelf.training.phases import Phase
+from fedshelf.training.trainer import Trainer
 
 
 def train_alone(
@@ -36,7 +37,7 @@ def train_alone(
         FedShelfError: training diverged.
     """
     bound = trainer.bound_model
-    plain = trainer.having(replace(bound.settings, loss="cross-entropy"))
+    plain = trainer.having(replace(bound.settings, loss=None))
     whole = replace(plain, phases=(Phase(),))
     bound.params.personal.copy_(bound.initial_personal)
     shared = first

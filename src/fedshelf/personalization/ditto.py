@@ -13,29 +13,26 @@ Differs from the paper: the term acts on trainable values, not on batch-norm sta
 4 is for `--local-epochs` epochs, in an order of their own.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor, nn
+from fedshelf.core.settings import Setting
+from fedshelf.personalization.base import PERSONAL, Personalization
 
-from fedshelf.core.choices import Candidate
-from fedshelf.core.messages import Broadcast
-from fedshelf.core.state import ClientState
-from fedshelf.personalization.base import PERSONAL
-from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import Phase, Trainer
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedshelf.personalization.base import BoundModel, Broadcast, ClientState, Trainer
 
 
-@dataclass(frozen=True, slots=True)
-class Ditto:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ditto(Personalization):
     """A second model at the store, held near the global one with strength `pull` (the paper's lambda)."""
 
-    pull: float
-    phases: tuple[Phase, ...] = (Phase(),)
-    candidates: tuple[Candidate, ...] = tuple(Candidate)
-    trains_at_last: bool = False
-
-    def personal_names(self, module: nn.Module) -> frozenset[str]:
-        return frozenset()
+    pull: Annotated[float, Setting(key="ditto_lambda", help="How strongly a store's own model is pulled toward "
+        "the global one.", ge=0)] = 0.1  # fmt: skip
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
         if PERSONAL in state.personalization:
@@ -57,6 +54,3 @@ class Ditto:
         )  # fmt: skip
         own = bound.params.shared.detach().cpu().clone()
         return replace(after, personalization={PERSONAL: own})  # line 6
-
-    def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
-        """Nothing is left to do: v_k is trained."""

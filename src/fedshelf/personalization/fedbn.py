@@ -11,10 +11,15 @@ A layer is known by its type, never by its name.
 Differs from the paper: the paper averages uniformly.
 """
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from fedshelf.core.errors import ModelError
+from fedshelf.personalization.base import PersonalLayers
+
+if TYPE_CHECKING:
+    from fedshelf.personalization.base import nn
 
 
 def personal_names(module: nn.Module) -> frozenset[str]:
@@ -23,6 +28,8 @@ def personal_names(module: nn.Module) -> frozenset[str]:
     Raises:
         ModelError: there is none.
     """
+    from torch.nn.modules.batchnorm import _BatchNorm
+
     names = frozenset(
         f"{layer}.{name}" if layer else name
         for layer, child in module.named_modules()
@@ -36,3 +43,6 @@ def personal_names(module: nn.Module) -> frozenset[str]:
             "another --model, or --personalize fedper"
         )
     return names
+
+
+FEDBN = PersonalLayers(names=personal_names)

@@ -5,25 +5,41 @@
      2    each k: w_base,k                               5  train both together on its own photos
      3    w_base <- sum_k n_k/n · w_base,k               6  send w_base,k; keep w_head,k
 
-The head is the last linear layer, which the paper calls K_P = 1 (its experiments keep one to four layers).
+The head is the last layer, which the paper calls K_P = 1 (its experiments keep one to four layers). A model that
+averages several classifiers has several.
 
 Differs from the paper: nothing else.
 """
 
-from torch import nn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from fedshelf.core.errors import ModelError
-from fedshelf.personalization.head import head
+from fedshelf.personalization.base import PersonalLayers
+
+if TYPE_CHECKING:
+    from fedshelf.personalization.base import nn
 
 
 def personal_names(module: nn.Module) -> frozenset[str]:
-    """Weight and bias of the last linear layer.
+    """Names of the head's tensors.
+
+    Args:
+        module: the model.
+
+    Returns:
+        Weight and bias of the layers that make the outputs.
 
     Raises:
         ModelError: there is none.
     """
-    found = head(module)
-    if found is None:
-        raise ModelError("--personalize fedper keeps the last linear layer at the stores, and this model has none")
-    layer, child = found
-    return frozenset(f"{layer}.{name}" if layer else name for name, _ in child.named_parameters())
+    from fedshelf.models.head import head_names
+
+    names = head_names(module)
+    if not names:
+        raise ModelError("--personalize fedper and fedrep keep the last layer at the stores, and this model has none")
+    return names
+
+
+FEDPER = PersonalLayers(names=personal_names)

@@ -24,52 +24,42 @@ what it will be shown (cropped photos show things larger: Touvron et al. 2019, "
 discrepancy", tune on test-like photos at last, too).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-from torch import nn
+from fedshelf.core.settings import Setting
+from fedshelf.personalization.base import Personalization
+from fedshelf.training.phases import Phase
 
-from fedshelf.core.choices import Candidate
-from fedshelf.core.messages import Broadcast
-from fedshelf.core.state import ClientState
-from fedshelf.data.augmentation import Augmentation
-from fedshelf.personalization.head import expect
-from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import Phase, Trainer
+if TYPE_CHECKING:
+    from fedshelf.data.augmentation import Augmentation
+    from fedshelf.personalization.base import Broadcast, Trainer
 
 
-@dataclass(frozen=True, slots=True)
-class FineTuning:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuning(Personalization):
     """E = `epochs` at eta = `client_lr` on the last global model."""
 
-    epochs: int
-    client_lr: float
-    phases: tuple[Phase, ...] = (Phase(),)
-    candidates: tuple[Candidate, ...] = tuple(Candidate)
-    trains_at_last: bool = True
-
-    def personal_names(self, module: nn.Module) -> frozenset[str]:
-        return frozenset()
-
-    def apply(self, bound: BoundModel, state: ClientState) -> None:
-        """In the rounds a store uses the global model."""
-
-    def update_state(
-        self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
-    ) -> ClientState:
-        return after
+    epochs: Annotated[int, Setting(key="finetune_epochs", help="Epochs of fine-tuning after the last round.",
+        ge=0)] = 8  # fmt: skip
+    client_lr: Annotated[float, Setting(key="finetune_lr", help="Learning rate of fine-tuning.", gt=0)] = 0.005
+    trains_at_last: ClassVar[bool] = True
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        from fedshelf.personalization.head import expect
+
         bound = trainer.bound_model
         expect(bound.module, trainer.train.labels)  # line 5
         settings = replace(
             bound.settings,
-            loss="cross-entropy",
+            loss=None,
             label_smoothing=0.0,
             augmentation=_mirrored(bound.settings.augmentation),
         )
         epoch = replace(trainer.having(settings), phases=(Phase(epochs=1),))
-        mean = torch.zeros_like(bound.params.vector)
+        mean = bound.params.vector.new_zeros(len(bound.params.vector))
         for number in range(self.epochs):
             epoch.fit(round=broadcast.key.round, client_lr=self.client_lr, part=f"-finetune-{number}")  # line 7
             mean += bound.params.vector / self.epochs
@@ -81,4 +71,4 @@ def _mirrored(views: Augmentation | None) -> Augmentation | None:
     """Of the views that the rounds train on: none but mirrored ones."""
     if views is None:
         return None
-    return Augmentation(crop_scale=(1.0, 1.0), flip=views.flip, rotation_degrees=0.0, brightness=0.0, contrast=0.0)
+    return replace(views, crop_scale=(1.0, 1.0), rotation_degrees=0.0, brightness=0.0, contrast=0.0)

@@ -1,4 +1,4 @@
-"""A model's head, the last linear layer: where what a store stocks shows.
+"""A model's head: where what a store stocks shows.
 
 A model that has learnt from all stores expects any product; a store sees what it sells, as often as it sells it. Which
 of two products a blurred photo shows is then a matter of how often each is there, too (Saerens, Latinne & Decaestecker
@@ -17,24 +17,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-
-def head(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """The last linear layer and its name; None if there is none."""
-    layers = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    return layers[-1] if layers else None
+from fedshelf.models.head import head_layers
 
 
 def expect(module: nn.Module, labels_N: NDArray[np.int64]) -> bool:
     """Make the model expect classes as often as they are among these labels: p_k in the bias of its head.
 
+    Args:
+        module: the model, changed in place.
+        labels_N: classes of the photos that the store trains on.
+
     Returns:
         Whether it could be done: the model has a head with a bias.
     """
-    found = head(module)
-    if found is None or found[1].bias is None:
+    layers = head_layers(module)
+    biases = [layer.bias for layer in layers.values() if layer.bias is not None]
+    if not biases or len(biases) < len(layers):
         return False
-    bias_K = found[1].bias
-    counts_K = torch.from_numpy(np.bincount(labels_N, minlength=len(bias_K))).to(bias_K) + 0.5
-    with torch.no_grad():
-        bias_K.add_(torch.log(counts_K / counts_K.sum() * len(bias_K)))
+    for bias_K in biases:
+        counts_K = torch.from_numpy(np.bincount(labels_N, minlength=len(bias_K))).to(bias_K) + 0.5
+        with torch.no_grad():
+            bias_K.add_(torch.log(counts_K / counts_K.sum() * len(bias_K)))
     return True

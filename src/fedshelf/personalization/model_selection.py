@@ -39,7 +39,7 @@ from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.photo_scores import PhotoScores, of_classes, reweighted_accuracy, score_photos
 from fedshelf.training.trainer import Trainer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LEVEL = 1.645  # standard errors: the one-sided 5 % of a normal distribution
 FIRST_MODEL = "first_model"
@@ -121,7 +121,7 @@ def choose(validation: Mapping[Candidate, PhotoScores]) -> Candidate:
     """The candidate that serves best, judged by marks on the same validation photos; see the module's text."""
     if not all(len(marks) for marks in validation.values()):
         preferred = next(candidate for candidate in PREFERENCE if candidate in validation)
-        log.warning("without validation photos (--val-fraction) nothing is chosen: the %s model is kept", preferred)
+        logger.warning("without validation photos (--val-fraction) nothing is chosen: the %s model is kept", preferred)
         return preferred
     front = max(validation, key=lambda c: (int(validation[c].right.sum()), -float(validation[c].losses.sum())))
     own = validation.get(Candidate.PERSONALIZED)
@@ -194,7 +194,7 @@ def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]
         try:
             maker.make(candidate)
         except FedShelfError as error:  # a model that cannot be trained is none to choose
-            log.warning("there is no %s model to choose: %s", candidate.value, error)
+            logger.warning("there is no %s model to choose: %s", candidate.value, error)
         else:
             tried[candidate] = _try(trainer, test, own_labels)
     if not tried:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.compression.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.core.errors import FedShelfError
@@ -16,6 +18,7 @@ from fedshelf.core.messages import (
     Ready,
     ServerMessage,
     Setup,
+    TaskKey,
     task_key,
 )
 from fedshelf.core.ports import ClientStates
@@ -45,12 +48,15 @@ class Client:
         prepare: builds the work that a setup asks for.
         states: what this client keeps between rounds.
         held: where it keeps the model that it decoded last, for differences to begin at.
+        on_model: told of each model that comes to be trained or evaluated.
     """
 
     def __init__(
-        self, *, prepare: Callable[[Setup], Work], states: ClientStates, held: HeldModel | None = None
+        self, *, prepare: Callable[[Setup], Work], states: ClientStates, held: HeldModel | None = None,
+        on_model: Callable[[Broadcast], None] = lambda broadcast: None,
     ) -> None:  # fmt: skip
         self._prepare = prepare
+        self._on_model = on_model
         self._states = states
         self._held: HeldModel = MemoryHeldModel() if held is None else held
         self._setup: Setup | None = None
@@ -80,6 +86,9 @@ class Client:
             return Failure(
                 key=task.key, reason=f"the model has {len(broadcast.params)} values, not {layout.num_shared}"
             )
+        if broadcast.purpose is Purpose.COMPARE:
+            return self._compare(work, broadcast)
+        self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.key))
@@ -88,11 +97,8 @@ class Client:
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
                 loss_sum=score.loss_sum,
             )  # fmt: skip
-        if broadcast.purpose is Purpose.COMPARE:
-            return self._compare(work, broadcast)
-        state = self._states.commit_or_rollback(
-            broadcast
-        )  # what the last counted round changed now holds; the rest never was
+        # What the last counted round changed now holds; the rest never was.
+        state = self._states.commit_or_rollback(broadcast)
         cached_reply = self._states.cached_reply(broadcast.key)
         if cached_reply is not None:
             return cached_reply  # a restarted server asks again, and gets the same bytes
@@ -104,6 +110,13 @@ class Client:
         )  # fmt: skip
         self._states.stage(broadcast.key, sealed, after)
         return sealed
+
+    def load_own(self, key: TaskKey, shared: Tensor) -> None:
+        """Put the model `shared` [S] that came with the task `key`, made this client's own, on the workbench."""
+        if self._work is not None:
+            bound_model = self._work.trainer.bound_model
+            bound_model.load(shared)
+            self._work.personalization.apply(bound_model, self._states.peek(key))
 
     def _compare(self, work: Work, broadcast: Broadcast) -> Comparison:
         """A restarted server asks again and gets the same answer: to make it takes as long as all rounds took."""

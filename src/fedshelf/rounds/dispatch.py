@@ -102,12 +102,12 @@ class Inbox:
             StopRequested: the server was asked to stop.
         """
         if self._stop.is_set():
-            raise StopRequested("stopped on request; start the same command again to resume")
+            raise StopRequested
         match self._transport.receive(timeout):
             case Joined(address=address, join=join):
                 self._membership.on_joined(address, join)
-            case Left(address=address, ended_by=by):
-                self._membership.on_left(address, "no sign of life", ended_by=by)
+            case Left() as left:
+                self._membership.on_left(left)
             case Reply() as reply:
                 return self._on_reply(reply)
         return None

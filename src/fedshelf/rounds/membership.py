@@ -8,9 +8,9 @@ from fedshelf.core import process_exit
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientExcluded, ClientJoined, ClientLeft, ClientRefused
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Ready, Setup
-from fedshelf.core.ports import Clock, MetricSink, Transport
+from fedshelf.core.ports import Clock, Left, MetricSink, Transport
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a row, of a client whose failure may pass
 MAX_PHOTOS = 10**12  # no store has more; a number without bound would break sums and databases further on
@@ -42,7 +42,7 @@ class Membership:
         self._live: set[str] = set()
         self._known: set[str] = set()  # everybody who was ever live
         self._names: dict[str, str] = {}  # address -> name
-        self._deaths: dict[str, str] = {}  # by name: how the process ended of a client that is not back
+        self._absences: dict[str, str] = {}  # by name: how a client left that is not back, if it is known
         self._failures: dict[str, int] = {}  # by name: in a row
         self._excluded: dict[str, str] = {}  # by name: why
         self._setup: Setup | None = None
@@ -159,7 +159,7 @@ class Membership:
             return
         held = self._names.get(address)
         if held is not None and held != join.client:  # or one line could fill the run with clients that never answer
-            self.on_left(address, f"its connection is now {join.client!r}")
+            self._forget(address, f"its connection is now {join.client!r}")
         previous = self._members.get(join.client)
         if previous is not None:
             self._names.pop(previous.address, None)
@@ -192,7 +192,7 @@ class Membership:
         self._live.add(name)
         self._known.add(name)
         self._returning.discard(name)
-        self._deaths.pop(name, None)
+        self._absences.pop(name, None)
         self._excluded.pop(name, None)
         self._sink.emit(
             ClientJoined(
@@ -210,27 +210,26 @@ class Membership:
 
     def absence(self, name: str) -> str:
         """Why a client is not live, as far as anybody knows."""
-        return self._deaths.get(name, "not connected")
+        return self._absences.get(name, "not connected")
 
-    def on_left(self, address: str, reason: str, *, ended_by: str | None = None) -> str | None:
-        """Forget a connection; return the name that is now offline.
-
-        Args:
-            address: which connection.
-            reason: why it is gone.
-            ended_by: if its process ended, the signal that did that (`core.ports.Left`): the reason then.
-        """
-        name = self._names.pop(address, None)
+    def on_left(self, left: Left) -> None:
+        """Forget a connection that has ended."""
+        name, reason = self._names.get(left.address), "no sign of life"
         if name is None:
-            return None
-        if ended_by is not None:
-            reason = self._deaths[name] = process_exit.ended_by(f"the process of {name}", ended_by)
+            return
+        if left.ended_by is not None:
+            reason = self._absences[name] = process_exit.ended_by(f"the process of {name}", left.ended_by)
+        elif left.signed_off:
+            reason = self._absences[name] = "signed off"
+        self._forget(left.address, reason)
+        if left.ended_by in process_exit.CRASHES:
+            self.on_failed(name, reason)
+
+    def _forget(self, address: str, reason: str) -> None:
+        name = self._names.pop(address)
         del self._members[name]
         self._live.discard(name)
         self._sink.emit(ClientLeft(client=name, reason=reason))
-        if ended_by in process_exit.CRASHES:
-            self.on_failed(name, reason)
-        return name
 
     def _drop(self, name: str, reason: str) -> None:
         self._disconnect(name, reason)

@@ -12,7 +12,7 @@ from fedshelf.algorithms.reduce import MEAN, Aggregator
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.download import Downloads
 from fedshelf.core.choices import SamplingName
-from fedshelf.core.events import RoundFinished
+from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.messages import Setup
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport, VirtualClock
@@ -47,7 +47,8 @@ class RoundSettings:
 class GlobalModel:
     """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out.
 
-    `num_test` photos are of products in the catalogue, `num_test_left_out` are not.
+    `num_test` photos are of products in the catalogue, `num_test_left_out` are not. `loaded` says
+    what of a file's weights is among the first values.
     """
 
     layout: Layout
@@ -56,6 +57,7 @@ class GlobalModel:
     publish: Callable[[Tensor, RoundFinished, bool], None]
     num_test: int | None = None
     num_test_left_out: int = 0
+    loaded: WeightsLoaded | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

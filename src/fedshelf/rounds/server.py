@@ -7,8 +7,9 @@ from typing import Protocol
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads
-from fedshelf.core.errors import FedShelfError, RunError
+from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.core.messages import RUN_FINISHED
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
@@ -20,7 +21,7 @@ from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
 from fedshelf.rounds.synchronous import SynchronousRounds
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Rounds(Protocol):
@@ -68,16 +69,27 @@ class Server:
         sink, transport = self._ports.sink, self._ports.transport
         try:
             reason = self._run()
-        except StopRequested as stopped:
-            sink.emit(RunEnded(status=RunStatus.STOPPED, reason=str(stopped)))
-            return RunStatus.STOPPED  # clients are not told: they wait for the server to come back
-        except FedShelfError as error:
-            sink.emit(RunEnded(status=RunStatus.FAILED, reason=str(error)))
-            transport.close(f"the run failed: {error}")
+        except StopRequested:
+            return self._stopped("stopped on request")
+        except KeyboardInterrupt:
+            self._stopped("stopped at once on request")
+            raise
+        except Exception as error:
+            if isinstance(error, WorkerLostError) and self._ports.stop.is_set():
+                return self._stopped("stopped on request")  # the worker was asked, too
+            is_expected = isinstance(error, FedShelfError)
+            reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
+            sink.emit(RunEnded(status=RunStatus.FAILED, reason=reason))
+            transport.close(f"the run failed: {error if is_expected else 'an error inside the server'}")
             raise
         sink.emit(RunEnded(status=RunStatus.FINISHED, reason=reason))
-        transport.close("the run is finished")
+        transport.close(RUN_FINISHED)
         return RunStatus.FINISHED
+
+    def _stopped(self, reason: str) -> RunStatus:
+        """End without a word to the clients: they wait for the server to come back."""
+        self._ports.sink.emit(RunEnded(status=RunStatus.STOPPED, reason=reason))
+        return RunStatus.STOPPED
 
     def _run(self) -> str:
         plan, ports = self._plan, self._ports
@@ -90,7 +102,15 @@ class Server:
         self._keep_catalogue(catalogue)  # one that was given, too: its file may be edited while the run goes on
         model = self._build_model(catalogue)
         if state is None:
-            state = ServerState(round=0, params=model.initial)
+            if model.loaded is not None:
+                ports.sink.emit(model.loaded)
+            state = ServerState(round=0, params=model.initial, classes=catalogue.names_digest)
+        elif state.classes not in ("", catalogue.names_digest):
+            raise RunError(
+                f"the catalogue of run {plan.run_id} has changed since round {state.round}: its model would take one "
+                "product for another. Restore catalogue.json in the run's folder (labels.json in its model folder has "
+                "the names in their order), or start a new run from that model with --init"
+            )
         elif state.params.numel() != model.layout.num_shared:
             raise RunError(
                 f"the checkpoint holds {state.params.numel():,} values, the model {model.layout.num_shared:,}: the run "
@@ -122,7 +142,7 @@ class Server:
         joins = members.classes()
         catalogue = Catalogue.resolve(joins, self._plan.aliases)
         for doubt in federation_doubts(joins, catalogue):
-            log.warning(doubt)
+            logger.warning(doubt)
         return catalogue
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:

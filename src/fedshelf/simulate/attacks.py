@@ -11,16 +11,14 @@ Sources: Fang et al. 2020, "Local Model Poisoning Attacks to Byzantine-Robust Fe
 K - 1 - y); Blanchard et al. 2017 (section 5: an omniscient client that uploads a multiple of the gradient's opposite).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-from torch import Tensor
 
 from fedshelf.algorithms.base import Aggregate, Algorithm
 from fedshelf.app.components import StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
-from fedshelf.core.messages import Broadcast, Upload, auxiliary_vectors
+from fedshelf.core.messages import Broadcast, Upload
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.core.text import counted, some
 from fedshelf.data.dataset import PhotoSet
@@ -80,26 +78,17 @@ def attack_of(config: RunConfig, names: Sequence[str]) -> Attack:
 
 
 @dataclass(frozen=True, slots=True)
-class _Multiplied:
-    """An algorithm whose clients send a multiple of what they should. They keep the state of honest ones."""
+class _Multiplied(Algorithm):
+    """The client half of an algorithm whose clients send a multiple of what they should. They keep the state of honest
+    ones."""
 
     honest: Algorithm
     factor: float
 
-    @property
-    def auxiliary(self) -> tuple[str, ...]:
-        return self.honest.auxiliary
-
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return self.honest.broadcast(state, num_trainable)
-
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         upload, after = self.honest.client_round(broadcast, state, trainer)
         auxiliary = {name: vector * self.factor for name, vector in upload.auxiliary.items()}
-        return upload.with_vectors(delta=upload.delta * self.factor, **auxiliary_vectors(auxiliary)), after
-
-    def weight(self, upload: Upload, staleness: int) -> float:
-        return self.honest.weight(upload, staleness)
+        return upload.with_vectors(delta=upload.delta * self.factor).with_auxiliary(**auxiliary), after
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         return self.honest.server_update(state, aggregate, population)

@@ -83,13 +83,14 @@ def simulate_stores(
     config = config.model_copy(
         update={
             # Nobody is late who is only waiting for a turn; in virtual time there is no waiting.
-            "round_timeout": config.round_timeout if config.speeds else math.inf,
+            "round_timeout": config.round_timeout if config.slowdowns else math.inf,
             "threads": config.threads or default_threads(max(1, config.workers)),
         }
     )
     runner = ClientRunner(stores=stores, device=config.device, make_module=model, attack=attack_of(config, names))
     # Workers are forked before the run's own threads are there.
-    with _pool(config, runner) as pool, open_run(config, watchers=watchers, in_background=True) as run:
+    opening = open_run(config, watchers=watchers, in_background=True, make_module=model)
+    with _pool(config, runner) as pool, opening as run:
         runner.states, runner.models = run.directory.client_states, run.directory.stores
         engine = engine_of(run.directory, config, stores, model)
         transport = _transport(config, joins, _backend(pool, runner, engine), durations, together=engine == "vmap")

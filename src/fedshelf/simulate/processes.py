@@ -3,16 +3,19 @@
 Where it is safe, they are forked: then they have what this process has imported and loaded, at no cost in time and
 little in memory. That is how torch's own data loading starts its workers, under the same condition: a worker may not
 compute with several threads, and not on a device, because neither survives the fork. Else they are started afresh.
+
+Workers do not take the signals that ask a process to stop. Ctrl-C and service managers send these to all processes at
+once, and a worker that ended first would be a failure to its parent.
 """
 
 import contextlib
 import gc
 import multiprocessing
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Literal
 
 import torch
 
+from fedshelf.core import child_process
 from fedshelf.core.choices import DeviceName
 
 PATIENCE = 2.0  # seconds for workers to end by themselves
@@ -44,20 +48,31 @@ class Processes:
     """
 
     def __init__(self, target: Target, count: int, method: Method) -> None:
-        context = multiprocessing.get_context(method)
         self.connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
-        for number in range(count):
-            ours, theirs = context.Pipe()
-            self.connections.append(ours)
-            # A forked child has copies of all ends made so far, and must not keep the others' pipes open.
-            others = tuple(self.connections) if method == "fork" else ()
-            process = context.Process(target=_live, args=(target, theirs, number, others), daemon=True)  # type: ignore[attr-defined]
-            with warnings.catch_warnings():  # from Python 3.12 on: "this process is multi-threaded"; see above
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            theirs.close()
-            self._processes.append(process)
+        try:
+            with child_process.stop_signals_blocked():
+                if method == "spawn":
+                    resource_tracker.ensure_running()  # unblocks signals here, so all are blocked again
+                with child_process.stop_signals_blocked():
+                    for number in range(count):
+                        self._start(target, number, method)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, target: Target, number: int, method: Method) -> None:
+        context = multiprocessing.get_context(method)
+        ours, theirs = context.Pipe()
+        self.connections.append(ours)
+        # A forked child has copies of all ends made so far, and must not keep the others' pipes open.
+        others = tuple(self.connections) if method == "fork" else ()
+        process = context.Process(target=_live, args=(target, theirs, number, others), daemon=True)  # type: ignore[attr-defined]
+        with warnings.catch_warnings():  # from Python 3.12 on: "this process is multi-threaded"; see above
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+        self._processes.append(process)
 
     def exit_code(self, number: int) -> int:
         """How a worker ended whose pipe has ended: a killed one's pipe does so a moment before it."""
@@ -67,12 +82,14 @@ class Processes:
 
     def close(self) -> None:
         """End them: a worker reads the end of its pipe. One that does not in time is killed."""
-        for connection in self.connections:
-            connection.close()
         deadline = time.monotonic() + PATIENCE
-        for process in self._processes:
-            process.join(timeout=max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
+        try:
+            for connection in self.connections:
+                connection.close()
+            for process in self._processes:
+                process.join(timeout=max(0.0, deadline - time.monotonic()))
+        finally:  # also where somebody is impatient
+            for process in self._processes:
                 process.kill()
                 process.join()
 
@@ -85,9 +102,10 @@ def _die_first() -> None:
 
 
 def _live(target: Target, connection: Connection, number: int, others: Sequence[Connection]) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        child_process.end_with(parent.sentinel)  # in the midst of a task, too
     _die_first()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever a parent that was forked does about it
     for other in others:
         other.close()
     torch.set_num_threads(1)  # until a setup says otherwise: the parent's threads are not here

@@ -8,9 +8,12 @@ Nodes need FedShelf, and where photos come from folders, the same folders at the
 """
 
 import os
+import signal
+import threading
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -21,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedshelf.core.errors import FedShelfError, UsageError
+from fedshelf.core.errors import FedShelfError, UsageError, WorkerLostError
 from fedshelf.core.messages import PARAMS, Broadcast, ClientMessage, ServerMessage, Setup
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.training.malloc import keep_freed_memory
@@ -146,7 +149,7 @@ class RayPool:
                 raise FedShelfError(str(cause)) from None
             raise FedShelfError(f"a Ray worker failed:\n{error}") from None
         except self._ray.exceptions.RayError as error:
-            raise FedShelfError(
+            raise WorkerLostError(
                 f"a Ray worker or its machine died ({type(error).__name__}; out of memory?); start the same command "
                 "again to go on, with fewer --workers"
             ) from None
@@ -198,12 +201,27 @@ def _connect(ray: ModuleType, num_cpus: int) -> bool:
     address = os.environ.get("RAY_ADDRESS")
     where: dict[str, Any] = {"address": address} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     try:
-        ray.init(**where, log_to_driver=False, logging_level="ERROR")
+        with _own_signal_handlers():
+            ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"no Ray cluster can be reached{f' at RAY_ADDRESS {address}' if address else ''}: {error}"
         ) from None
     return True
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Ray's handler aborts this process on SIGTERM: afterwards, what handled signals before does so again."""
+    if threading.current_thread() is not threading.main_thread():  # Ray sets none there, either
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _pass_tensors_as_bytes(ray: ModuleType) -> None:

@@ -21,7 +21,7 @@ from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.folder import scan
 from fedshelf.data.layout import store_folders
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOST_OPEN = 4096  # stores whose photo files a process keeps mapped
 
@@ -71,7 +71,7 @@ class FolderStores:
         if name not in self._classes:
             found = scan(self._folder(name), val_fraction=0.0, seed=0)
             for finding in found.findings:
-                log.warning("%s: %s", name, finding)
+                logger.warning("%s: %s", name, finding)
             self._classes[name] = found.classes
         return self._classes[name]
 

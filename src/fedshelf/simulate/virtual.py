@@ -1,6 +1,6 @@
 """How long simulated clients take, in virtual seconds, and when they break off.
 
-Training is all that takes virtual time: photos trained on, times the store's slowness, over `PHOTOS_PER_SECOND`. So a
+Training is all that takes virtual time: photos trained on, times the store's slowdown, over `PHOTOS_PER_SECOND`. So a
 task's duration is known before anybody computes it, and is the same on every machine.
 """
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import algorithm_of
-from fedshelf.config.schema import RunConfig, parse_speeds
+from fedshelf.config.schema import RunConfig, parse_slowdowns
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed
 from fedshelf.core.rng import Rng
 from fedshelf.core.text import counted, some
 
 PHOTOS_PER_SECOND = 100.0
-"""Photos that a store of slowness 1 trains on in a virtual second."""
+"""Photos that a store of slowdown 1 trains on in a virtual second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Durations:
-    """`slowness` by client, 1 for those not named; `local_epochs` and `batch_size` as clients train."""
+    """`slowdowns` by client, 1 for those not named; `local_epochs` and `batch_size` as clients train."""
 
-    slowness: Mapping[str, float] = field(default_factory=dict)
+    slowdowns: Mapping[str, float] = field(default_factory=dict)
     local_epochs: int = 1
     batch_size: int = 1
 
@@ -31,7 +31,7 @@ class Durations:
         """How long `client`, who has `num_train` photos to train on, takes for what `message` asks."""
         if not isinstance(message, Broadcast) or message.purpose is not Purpose.TRAIN:
             return 0.0
-        return self.slowness.get(client, 1.0) * self._num_photos(message.num_steps, num_train) / PHOTOS_PER_SECOND
+        return self.slowdowns.get(client, 1.0) * self._num_photos(message.num_steps, num_train) / PHOTOS_PER_SECOND
 
     def _num_photos(self, num_steps: int | None, num_train: int) -> int:
         """Photos in so many steps: the last batch of an epoch has what is left."""
@@ -67,7 +67,7 @@ def needs_order(config: RunConfig) -> bool:
     come as they are computed, which is faster."""
     by_speed = config.straggler_factor is not None or config.over_selection > 0 or config.local_work != "fixed"
     return (
-        by_speed or config.speeds is not None or config.dropout > 0 or isinstance(algorithm_of(config), Asynchronous)
+        by_speed or config.slowdowns is not None or config.dropout > 0 or isinstance(algorithm_of(config), Asynchronous)
     )  # fmt: skip
 
 
@@ -75,16 +75,16 @@ def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:
     """How long clients `names`, which are sorted, take.
 
     Raises:
-        UsageError: there are more speeds than clients.
+        UsageError: there are more slowdowns than clients.
     """
-    speeds = parse_speeds(config.speeds) if config.speeds is not None else (1.0,)
-    if len(speeds) > len(names):
+    slowdowns = parse_slowdowns(config.slowdowns) if config.slowdowns is not None else (1.0,)
+    if len(slowdowns) > len(names):
         raise UsageError(
-            f"--speeds {config.speeds}: {counted(len(speeds), 'number')} for {counted(len(names), 'store')} "
+            f"--slowdowns {config.slowdowns}: {counted(len(slowdowns), 'number')} for {counted(len(names), 'store')} "
             f"({some(names)}). Give one for each in the order of names, or fewer: they are then repeated"
         )
-    slowness = {name: speeds[i % len(speeds)] for i, name in enumerate(names)}
-    return Durations(slowness=slowness, local_epochs=config.local_epochs, batch_size=config.batch_size)
+    by_store = {name: slowdowns[i % len(slowdowns)] for i, name in enumerate(names)}
+    return Durations(slowdowns=by_store, local_epochs=config.local_epochs, batch_size=config.batch_size)
 
 
 def dropout_of(config: RunConfig) -> Dropout:

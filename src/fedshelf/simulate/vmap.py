@@ -21,7 +21,7 @@ from fedshelf.training.loop import Run
 from fedshelf.training.stack import Stack, default_count
 from fedshelf.training.stack_check import find_problem
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class VmapBackend:
@@ -88,7 +88,7 @@ class VmapBackend:
                 return None  # each client then says by itself what is wrong
             self._problem = find_problem(opened.bound_model, opened.config.image_size)
             if self._problem is not None:
-                log.log(
+                logger.log(
                     logging.WARNING if self._warn else logging.DEBUG,
                     "the vmap engine cannot compute this model: %s. Clients are trained one after the other",
                     self._problem,

@@ -16,7 +16,7 @@ from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.training.stack_check import measure
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LOOKED_AT = 20  # stores whose classes say well enough how large the model will be
 
@@ -42,7 +42,7 @@ def engine_of(
         write_atomically(directory.engine, json.dumps(asdict(choice)))
     except (ValueError, TypeError) as error:
         raise RunError(f"'{directory.engine}' is damaged ({error}): which engine the run used is not known") from error
-    log.info("engine %s: %s", choice.engine, choice.reason)
+    logger.info("engine %s: %s", choice.engine, choice.reason)
     return choice.engine
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from fedshelf.core import process_exit
-from fedshelf.core.errors import FedShelfError
+from fedshelf.core.errors import FedShelfError, WorkerLostError
 from fedshelf.core.messages import ClientMessage, Ready, ServerMessage, Setup
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.ipc import pack, unpack
@@ -235,7 +235,7 @@ class WorkerPool:
             raise FedShelfError(answer.trace)
         return answer
 
-    def _died(self, worker: _Worker) -> FedShelfError:
+    def _died(self, worker: _Worker) -> WorkerLostError:
         """What to say of a worker that has ended: for whom it was at work, and by what it was ended."""
         process = "a worker process"
         match worker.tasks[0] if worker.tasks else None:
@@ -245,7 +245,7 @@ class WorkerPool:
                 others = f" and {len(rounds) - 1} more" if len(rounds) > 1 else ""
                 process = f"the process of {rounds[0].name}{others}"
         ending = process_exit.describe_exit(process, self._processes.exit_code(worker.number))
-        return FedShelfError(
+        return WorkerLostError(
             f"{ending}; start the same command again to go on, with fewer --workers if memory is short"
         )
 

@@ -175,6 +175,7 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
             for flight in state.in_flight
         ],
         "compared": state.compared,
+        "classes": state.classes,
     }
 
 
@@ -207,6 +208,7 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
             for client, key, due, leaves, wanted in info.get("in_flight", ())
         ),
         compared=info.get("compared", 0),
+        classes=info.get("classes", ""),
     )
 
 

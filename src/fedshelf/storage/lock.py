@@ -11,6 +11,8 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from fedshelf.core.errors import RunError
 from fedshelf.storage.atomic_files import saying_what_to_do
 
@@ -95,6 +97,32 @@ def owner(path: Path) -> int | None:
         return None
     finally:
         os.close(descriptor)
+    return None
+
+
+def holder(path: Path) -> psutil.Process | None:
+    """The process that holds the lock at `path`, or None if nobody does.
+
+    The file's text alone proves nothing: its process may be dead, and the id another's by now. Only a process that has
+    the file open is returned.
+
+    Raises:
+        RunError: the lock is held, but not by a process that this one may look at.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while (pid := owner(path)) is not None:
+        where = "it is not on this machine, so stop it on the one where it runs"
+        try:
+            process = psutil.Process(pid)
+            if pid and any(path.samefile(file.path) for file in process.open_files()):
+                return process
+        except psutil.AccessDenied:
+            where = "it belongs to another user, so stop it as that user"
+        except (psutil.NoSuchProcess, OSError):
+            pass
+        if time.monotonic() >= deadline:
+            raise RunError(f"'{path}' is locked by process {pid or 'unknown'}, which cannot be seen here: {where}")
+        time.sleep(0.02)
     return None
 
 

@@ -55,19 +55,70 @@ def load_model_files(directory: Path) -> tuple[dict[str, Tensor], list[str], dic
     weights, names, text = (_read(directory / name) for name in (WEIGHTS, LABELS, CARD))
     try:
         card = json.loads(text)
-        digests = card[_DIGESTS]
-        for name, data in ((WEIGHTS, weights), (LABELS, names)):
-            if hashlib.sha256(data).hexdigest() != digests[name]:
-                raise ModelError(
-                    f"'{directory / name}' is damaged or of another model than '{CARD}' beside it: its SHA-256 "
-                    f"differs. Copy all three files from the run again."
-                )
-        labels = [str(label) for label in json.loads(names)]
-        return safetensors.torch.load(weights), labels, card
+        _check_digests(card[_DIGESTS], directory / WEIGHTS, weights, names)
+        labels = parse_labels(names, where=f"'{directory / LABELS}'")
+        return safetensors.torch.load(weights), list(labels), card
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"the model in '{directory}' cannot be read: {error!r}. Copy its files from the run again."
         ) from error
+
+
+def labels_beside(weights: Path) -> tuple[str, ...] | None:
+    """The class names in the folder of a file of weights.
+
+    Args:
+        weights: the file, of whatever name.
+
+    Returns:
+        Index i is output i; None where there is no `labels.json`.
+
+    Raises:
+        ModelError: `labels.json` cannot be read, or the model card next to it says that it is of another model.
+    """
+    folder = weights.parent
+    if not (folder / LABELS).exists():
+        return None
+    names = _read(folder / LABELS)
+    if (folder / CARD).exists():
+        try:
+            _check_digests(json.loads(_read(folder / CARD))[_DIGESTS], weights, _read(weights), names)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"'{folder / CARD}' is not a model card of FedShelf: {error!r}. Remove it.") from error
+    return parse_labels(names, where=f"'{folder / LABELS}'")
+
+
+def parse_labels(text: bytes | str, *, where: str) -> tuple[str, ...]:
+    """Class names from JSON.
+
+    Args:
+        text: a list of distinct texts.
+        where: what the error names.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    try:
+        labels = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{where}: the class names are not JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ModelError(f"{where}: the class names must be a JSON list of texts")
+    if len(set(labels)) < len(labels):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        raise ModelError(f"{where}: class names must be distinct, and these are not: {', '.join(twice[:5])}")
+    return tuple(labels)
+
+
+def _check_digests(digests: Mapping[str, str], path: Path, weights: bytes, names: bytes) -> None:
+    """Compare a file of weights and the class names with what the model card in their folder says of them."""
+    for name, data, said in ((path.name, weights, digests[WEIGHTS]), (LABELS, names, digests[LABELS])):
+        if hashlib.sha256(data).hexdigest() != said:
+            raise ModelError(
+                f"'{path.with_name(name)}' is damaged or of another model than '{CARD}' next to it: its SHA-256 "
+                "differs. Copy all three files from the run again, or move a file of another model to a folder of its "
+                "own."
+            )
 
 
 def _read(path: Path) -> bytes:

@@ -3,11 +3,15 @@
 import datetime
 import json
 import secrets
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from fedshelf.core.errors import RunError
 from fedshelf.storage import lock as locks
@@ -160,6 +164,14 @@ class RunDirectory:
         write_atomically(self.path / _IDENTITY, json.dumps(identity, indent=1) + "\n")
         return RunDirectory(path=self.path, run_id=self.run_id, config_digest=config_digest, created=self.created)
 
+    def remove(self) -> None:
+        """Remove a run that never began, as far as the system allows it."""
+        with suppress(OSError):
+            for path in self.path.iterdir():
+                if not path.name.startswith("."):  # the user's own, as in `create`
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self.path.rmdir()
+
     def lock(self) -> locks.RunLock:
         """Become the one process that writes here, for as long as the lock is kept.
 
@@ -171,6 +183,14 @@ class RunDirectory:
     def owner(self) -> int | None:
         """The id of the process that runs this run now, or None."""
         return locks.owner(self.path / _LOCK)
+
+    def process(self) -> psutil.Process | None:
+        """The process that runs this run now, or None.
+
+        Raises:
+            RunError: see `storage.lock.holder`.
+        """
+        return locks.holder(self.path / _LOCK)
 
 
 def is_run(path: Path) -> bool:

@@ -31,6 +31,7 @@ from fedshelf.core.events import (
     StoresCompared,
     UploadReceived,
     Waiting,
+    WeightsLoaded,
 )
 from fedshelf.core.text import counted, printable
 from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent
@@ -68,6 +69,8 @@ class ConsoleSink:
         match event:
             case RunStarted():
                 self._run_started(event)
+            case WeightsLoaded():
+                self._weights_loaded(event)
             case ClientJoined():
                 self._joined.add(event.client)
                 self._client_joined(event)
@@ -124,6 +127,15 @@ class ConsoleSink:
         if self._bar is not None:
             self._bar.begin(total=event.num_rounds, done=event.first_round - 1)
             self._show(f"waiting for {counted(event.min_clients, 'store')} to join")
+
+    def _weights_loaded(self, event: WeightsLoaded) -> None:
+        said = f"the head starts fresh: {event.reason}"
+        if not event.reason:
+            rows = {"kept": event.kept, "moved": event.moved, "added": event.added, "dropped": event.dropped}
+            said = "rows of the head: " + ", ".join(
+                f"{len(names)} {what} ({_some(names, most=5)})" for what, names in rows.items() if names
+            )
+        self._say(f"weights from {event.file}; {said}")
 
     def _client_joined(self, event: ClientJoined) -> None:
         so_far = f"{len(self._joined)} of {counted(self._min_clients, 'store')} needed to start"

@@ -1,10 +1,11 @@
 """What a run's database tells, read while the run goes on. Nothing here writes."""
 
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RunStatus
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
+
+UNEXPLAINED = "its process ended without saying why: it was killed, ran out of memory, or lost power"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +61,12 @@ class StoreSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoidAttempt:
-    """An attempt that ended without a quorum."""
+    """An attempt that ended without a quorum, and how each member of its cohort ended it."""
 
     round: int
     attempt: int
     reason: str
+    clients: tuple[ClientSummary, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,14 +88,24 @@ class RunSummary:
     num_test_left_out: int = 0
 
     def to_record(self) -> dict[str, Any]:
-        """What `fedshelf runs show --json` prints. Scripts rely on these keys: add none, drop none."""
+        """What `fedshelf runs show --json` prints. Scripts rely on these keys: drop none."""
         return {
             "run_id": self.run_id,
             "status": self.status.value,
+            "reason": self.reason,
             "rounds": [_round_record(round_) for round_ in self.rounds],
             "best_round": self.best_round,
             "num_parameters": self.num_parameters,
             "void_rounds": len(self.voids),
+            "void_attempts": [
+                {
+                    "round": void.round,
+                    "attempt": void.attempt,
+                    "reason": void.reason,
+                    "clients": [_client_record(client) for client in void.clients],
+                }
+                for void in self.voids
+            ],
             "stores": [_store_record(store) for store in self.stores],
         }
 
@@ -110,17 +124,13 @@ def run_summary(path: Path) -> RunSummary:
         if not _has_table(connection, "run"):
             return _summary(directory, alive=alive)  # killed while it was being made
         run = connection.execute("SELECT * FROM run").fetchone()
-        voids = tuple(
-            VoidAttempt(round=row["round"], attempt=row["attempt"], reason=row["reason"])
-            for row in connection.execute("SELECT * FROM void_attempts ORDER BY round, attempt")
-        )
+        clients = _clients(connection)
+        rounds, voids, stores = _rounds(connection, clients), _voids(connection, clients), _stores(connection)
         started = connection.execute("SELECT record FROM events WHERE kind = 'run_started' ORDER BY id DESC").fetchone()
-        summary = _summary(
-            directory, alive=alive, run=run, rounds=_rounds(connection), voids=voids, stores=_stores(connection)
-        )
         record = json.loads(started["record"]) if started else {}
-        return replace(
-            summary, num_classes=record.get("num_classes"), num_test=record.get("num_test"),
+        return dataclasses.replace(
+            _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores),
+            num_classes=record.get("num_classes"), num_test=record.get("num_test"),
             num_test_left_out=record.get("num_test_left_out", 0),
         )  # fmt: skip
 
@@ -134,11 +144,13 @@ def _summary(
     voids: tuple[VoidAttempt, ...] = (),
     stores: tuple[StoreSummary, ...] = (),
 ) -> RunSummary:
-    status = RunStatus.RUNNING if run is None else RunStatus(run["status"])
+    status, reason = (RunStatus.RUNNING, "") if run is None else (RunStatus(run["status"]), run["reason"])
+    if status is RunStatus.RUNNING and not alive:
+        status, reason = RunStatus.STOPPED, "before its first round" if run is None else UNEXPLAINED
     return RunSummary(
         run_id=directory.run_id,
-        status=RunStatus.STOPPED if status is RunStatus.RUNNING and not alive else status,
-        reason="" if run is None else run["reason"],
+        status=status,
+        reason=reason,
         rounds=rounds,
         best_round=rounds[-1].best_so_far if rounds else None,
         num_parameters=None if run is None else run["num_parameters"],
@@ -149,12 +161,13 @@ def _summary(
     )
 
 
-def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
-    clients: dict[int, list[ClientSummary]] = {}
-    for row in connection.execute(
-        "SELECT p.* FROM participation AS p JOIN rounds USING (round, attempt) ORDER BY p.client, p.rowid"
-    ):
-        clients.setdefault(row["round"], []).append(
+_Clients = dict[tuple[int, int], list[ClientSummary]]  # by round and attempt
+
+
+def _clients(connection: sqlite3.Connection) -> _Clients:
+    clients: _Clients = {}
+    for row in connection.execute("SELECT * FROM participation ORDER BY client, rowid"):
+        clients.setdefault((row["round"], row["attempt"]), []).append(
             ClientSummary(
                 client=row["client"],
                 status=ClientStatus(row["status"]),
@@ -166,6 +179,22 @@ def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
                 client_lr=_since_schema_2(row, "client_lr"),
             )
         )
+    return clients
+
+
+def _voids(connection: sqlite3.Connection, clients: _Clients) -> tuple[VoidAttempt, ...]:
+    return tuple(
+        VoidAttempt(
+            round=row["round"],
+            attempt=row["attempt"],
+            reason=row["reason"],
+            clients=tuple(clients.get((row["round"], row["attempt"]), ())),
+        )
+        for row in connection.execute("SELECT * FROM void_attempts ORDER BY round, attempt")
+    )
+
+
+def _rounds(connection: sqlite3.Connection, clients: _Clients) -> tuple[RoundSummary, ...]:
     return tuple(
         RoundSummary(
             round=row["round"],
@@ -177,7 +206,7 @@ def _rounds(connection: sqlite3.Connection) -> tuple[RoundSummary, ...]:
             bytes_down=row["bytes_down"],
             best_so_far=row["best_round"],
             virtual_seconds=_since_schema_2(row, "virtual_seconds"),
-            clients=tuple(clients.get(row["round"], ())),
+            clients=tuple(clients.get((row["round"], row["attempt"]), ())),
         )
         for row in connection.execute("SELECT * FROM rounds ORDER BY round")
     )
@@ -221,20 +250,12 @@ def _round_record(round_: RoundSummary) -> dict[str, Any]:
         "virtual_seconds": round_.virtual_seconds,
         "bytes_up": round_.bytes_up,
         "bytes_down": round_.bytes_down,
-        "clients": [
-            {
-                "client": client.client,
-                "status": client.status.value,
-                "reason": client.reason,
-                "num_examples": client.num_examples,
-                "accuracy": client.accuracy,
-                "staleness": client.staleness,
-                "batch_size": client.batch_size,
-                "client_lr": client.client_lr,
-            }
-            for client in round_.clients
-        ],
+        "clients": [_client_record(client) for client in round_.clients],
     }
+
+
+def _client_record(client: ClientSummary) -> dict[str, Any]:
+    return {**dataclasses.asdict(client), "status": client.status.value}
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.timing import once
 from fedshelf.training.trainer import Trainer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOST_GROWTH = 4
 LEAST_STEPS = 8
@@ -92,7 +92,7 @@ class BatchSizes:
         if self._seconds is None:
             self._seconds = measure(self._bench, photos, candidates(configured, MOST_GROWTH * configured * LEAST_STEPS))
             told = (f"{1000 * seconds:.2f} ms in batches of {size}" for size, seconds in self._seconds.items())
-            log.info("a photo takes %s", ", ".join(told))
+            logger.info("a photo takes %s", ", ".join(told))
         found = {size: seconds for size, seconds in self._seconds.items() if size in allowed}
         return fastest(found) if found else configured
 
@@ -134,7 +134,7 @@ def _sample(photos: PhotoSet, count: int) -> PhotoSet:
 
 def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | None = None) -> Callable[[], object]:
     """An epoch of local training at the rate 0, or so many steps of it."""
-    settings = replace(bound.settings, batch_size=size, local_epochs=1, loss="cross-entropy")
+    settings = replace(bound.settings, batch_size=size, local_epochs=1, loss=None)
     trainer = Trainer(
         bound_model=replace(bound, settings=settings), client="", rng=Rng(0), train=sample, validation=sample
     )  # fmt: skip
@@ -152,7 +152,7 @@ def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iter
     for size in sizes:
         step = _epoch(bound, sample, size, num_steps=1)
         if bytes_per_photo * size > limit or not _survives(step, bound.compute.device):
-            log.info("batches of %s do not fit in memory", counted(size, "photo"))
+            logger.info("batches of %s do not fit in memory", counted(size, "photo"))
             return
         if size == sizes[0] and bound.compute.device.type != "cuda":
             bytes_per_photo = _kept_bytes(bound, sample, size) / size

@@ -15,8 +15,9 @@ from fedshelf.core.errors import TrainingError
 from fedshelf.training import optimizer
 from fedshelf.training.batches import Batch
 from fedshelf.training.bound_model import BoundModel, GradientHook
-from fedshelf.training.losses import Calibration, cross_entropy
-from fedshelf.training.optimizer import Moves
+from fedshelf.training.cross_entropy import cross_entropy
+from fedshelf.training.losses import Calibration
+from fedshelf.training.phases import Moves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

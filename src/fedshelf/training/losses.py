@@ -1,5 +1,5 @@
-"""Losses against label skew, for every algorithm: a store sells a part of the catalogue, and plain cross-entropy pushes
-down the logits of all products that it does not sell, each step of each round.
+"""Losses by name. Those against label skew are for every algorithm: a store sells a part of the catalogue, and plain
+cross-entropy pushes down the logits of all products that it does not sell, each step of each round.
 
 FedRS: Li & Zhan 2021, "FedRS: Federated Learning with Restricted Softmax for Label Distribution Non-IID Data", eq. 8.
 FedLC: Zhang et al. 2022, "Federated Learning with Label Distribution Skew via Logits Calibration", the calibrated
@@ -24,16 +24,23 @@ Labels are smoothed. Weight decay acts on the classifier's rows of absent classe
 Shapes: B batch, K classes, N training photos of a client, G clients.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol
 
-from fedshelf.training.settings import TrainingSettings
+from fedshelf.core.settings import Setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOSSES: dict[str, str] = {
+    "cross-entropy": "fedshelf.training.losses:CROSS_ENTROPY",
+    "fedrs": "fedshelf.training.losses:FedRS",
+    "fedlc": "fedshelf.training.losses:FedLC",
+}
+"""Components (`core.settings`) that make a `Loss`, or None for plain cross-entropy, one line each."""
 
 
 class Calibration(NamedTuple):
@@ -43,57 +50,37 @@ class Calibration(NamedTuple):
     shift: Tensor
 
 
-def fedrs(counts_K: Tensor, alpha: float) -> Calibration:
-    """Li & Zhan's restricted softmax for a client with so many training photos of each class."""
-    scale_K = torch.where(counts_K > 0, 1.0, alpha)  # line 3
-    return Calibration(scale_K, torch.zeros_like(scale_K))
+class Loss(Protocol):
+    """One paper."""
+
+    def calibration(self, counts_K: Tensor) -> Calibration:
+        """What becomes of the logits of a client with so many training photos of each class."""
+        ...
 
 
-def fedlc(counts_K: Tensor, tau: float) -> Calibration:
-    """Zhang et al.'s logit calibration for a client with so many training photos of each class."""
-    margins_K = tau * counts_K.float().pow(-0.25)
-    shift_K = torch.where(counts_K > 0, -margins_K, -torch.inf)  # line 4; where tau is 0, too
-    return Calibration(torch.ones_like(shift_K), shift_K)
+CROSS_ENTROPY = None
 
 
-def calibration_of(
-    settings: TrainingSettings, labels_N: NDArray[np.int64], num_classes: int | None, device: torch.device
-) -> Calibration | None:
-    """The configured loss for a client with N training photos of these labels; None: plain cross-entropy.
+@dataclass(frozen=True, slots=True)
+class FedRS:
+    """Li & Zhan's restricted softmax."""
 
-    Args:
-        num_classes: K; only a loss that depends on what the client stocks has to know it.
+    alpha: Annotated[float, Setting(key="fedrs_alpha", help="Factor on the logits of products that a store does not "
+        "sell.", ge=0, le=1)] = 0.5  # fmt: skip
 
-    Raises:
-        ValueError: such a loss, and K is not known.
-    """
-    if settings.loss == "cross-entropy":
-        return None
-    if num_classes is None:
-        raise ValueError(f"the loss {settings.loss} depends on the classes in stock: say how many there are in all")
-    counts_K = torch.from_numpy(np.bincount(labels_N, minlength=num_classes)).to(device)  # line 1
-    if settings.loss == "fedrs":
-        return fedrs(counts_K, settings.fedrs_alpha)
-    return fedlc(counts_K, settings.fedlc_tau)
+    def calibration(self, counts_K: Tensor) -> Calibration:
+        scale_K = counts_K.new_ones(len(counts_K)).float().masked_fill(counts_K == 0, self.alpha)  # line 3
+        return Calibration(scale_K, scale_K.new_zeros(len(scale_K)))
 
 
-def stacked(calibrations: Sequence[Calibration | None]) -> Calibration | None:
-    """Those of G clients as one, each part [G, K]; None if they have none (all have, or none has)."""
-    found = [calibration for calibration in calibrations if calibration is not None]
-    return Calibration(*(torch.stack(parts) for parts in zip(*found, strict=True))) if found else None
+@dataclass(frozen=True, slots=True)
+class FedLC:
+    """Zhang et al.'s logit calibration."""
 
+    tau: Annotated[float, Setting(key="fedlc_tau", help="Strength of the margins; products with fewer photos get "
+        "wider ones.", ge=0)] = 1.0  # fmt: skip
 
-def cross_entropy(
-    logits_BK: Tensor, labels_B: Tensor, calibration: Calibration | None, *, label_smoothing: float
-) -> Tensor:
-    """The mean loss (nats, scalar) over a batch of labels that the client stocks."""
-    if calibration is None:
-        return F.cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
-    log_p_BK = F.log_softmax(logits_BK * calibration.scale + calibration.shift, dim=1)  # lines 6 and 7
-    loss = F.nll_loss(log_p_BK, labels_B)
-    if not label_smoothing:
-        return loss
-    # torch's own smoothing would weigh the -inf of classes that are left out, and come out infinite
-    taking_part_K = calibration.shift.isfinite()
-    smooth_B = -torch.where(taking_part_K, log_p_BK, 0.0).sum(1) / taking_part_K.sum()
-    return (1 - label_smoothing) * loss + label_smoothing * smooth_B.mean()
+    def calibration(self, counts_K: Tensor) -> Calibration:
+        margins_K = self.tau * counts_K.float().pow(-0.25)
+        shift_K = (-margins_K).masked_fill(counts_K == 0, -math.inf)  # line 4; where tau is 0, too
+        return Calibration(shift_K.new_ones(len(shift_K)), shift_K)

@@ -5,7 +5,6 @@ These are torch's own kernels without the classes around them, which cost a smal
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -13,17 +12,10 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from fedshelf.core.params import Params
+from fedshelf.training.phases import Moves
 from fedshelf.training.settings import TrainingSettings
 
 _FUSED_DEVICES = ("cpu", "cuda")
-
-
-class Moves(StrEnum):
-    """Which trainable values an optimizer moves."""
-
-    ALL = "all"
-    SHARED = "shared"
-    PERSONAL = "personal"
 
 
 @dataclass(kw_only=True, eq=False)

@@ -21,10 +21,11 @@ from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, gather
 from fedshelf.training.bound_model import BoundModel, GradientHook
+from fedshelf.training.cross_entropy import calibration_of
 from fedshelf.training.free_memory import lacks_memory
 from fedshelf.training.loop import Fit, LocalRun, Run
-from fedshelf.training.losses import Calibration, calibration_of
-from fedshelf.training.optimizer import Moves
+from fedshelf.training.losses import Calibration
+from fedshelf.training.phases import Moves, Phase
 from fedshelf.training.prefetch import prefetch
 from fedshelf.training.settings import TrainingSettings
 
@@ -46,14 +47,6 @@ class Score:
     @property
     def loss(self) -> float | None:
         return self.loss_sum / self.num_examples if self.num_examples else None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phase:
-    """A part of local training: what it moves, and for how many epochs (None: as configured)."""
-
-    moves: Moves = Moves.ALL
-    epochs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +77,7 @@ class Trainer:
     def calibration(self) -> Calibration | None:
         """What the configured loss makes of this client's counts of labels."""
         bound = self.bound_model
-        return calibration_of(bound.settings, self.train.labels, self.num_classes, bound.compute.device)
+        return calibration_of(bound.settings.loss, self.train.labels, self.num_classes, bound.compute.device)
 
     def having(self, settings: TrainingSettings) -> "Trainer":
         """The same client with other settings of local training, on the same bench."""
@@ -178,7 +171,9 @@ class Trainer:
             return local_run.result(self.run(local_run))
         except (RuntimeError, ValueError) as error:
             if lacks_memory(error):
-                raise TrainingError(f"lower --batch-size, {local_run.size} photos do not fit: {error}") from error
+                raise TrainingError(
+                    f"no memory for a batch of {local_run.size}: lower --batch-size ({error})"
+                ) from error
             if self.bound_model.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise TrainingError(
                     "batch normalization cannot train on a single photo at this --image-size: give this store at least "

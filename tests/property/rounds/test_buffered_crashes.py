@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedshelf.algorithms.base import NOTHING, Aggregate
+from fedshelf.algorithms.base import Aggregate
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RunEnded, RunStatus
 from fedshelf.core.messages import Broadcast, TaskKey, Upload
@@ -49,7 +49,7 @@ class Telling:
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
         self.weighed.clear()  # what a killed server had begun to fold
-        return NOTHING
+        return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         known = int(state.algorithm.get("known", torch.zeros(1)))

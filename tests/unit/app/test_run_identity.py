@@ -77,7 +77,7 @@ def test_address_timeouts_and_workers_may_differ() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_a_deadline_in_virtual_time_decides_the_result_and_may_not_differ() -> None:
-    timed = {"speeds": "1,1,5", "quorum": 2}
+    timed = {"slowdowns": "1,1,5", "quorum": 2}
     _, first = run(config(run_dir=Path("r"), round_timeout=0.2, **timed), stop_at=2)
     with pytest.raises(RunError, match=r"other settings \(round-timeout: 0\.2 → 1800\.0\)\."):
         run(config(run_dir=Path("r"), **timed))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,8 @@ from fedshelf.cli.app import app, main
 from tests.unit.data.samples import write_pack
 
 COMMANDS = [
-    "demo", "server", "client", "simulate", "predict", "runs list", "runs show", "runs compare", "data partition",
-    "data make-demo", "data fetch", "data check",
+    "demo", "server", "client", "simulate", "predict", "evaluate", "runs list", "runs show", "runs compare",
+    "runs stop", "data partition", "data make-demo", "data fetch", "data check",
 ]  # fmt: skip
 TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]
 
@@ -31,6 +33,16 @@ def fedshelf(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     return code, captured.out, captured.err
+
+
+class AnyWith(str):
+    """Equal to any text that has this in it."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and str(self) in other
 
 
 @pytest.fixture
@@ -92,6 +104,8 @@ def test_help_does_not_wait_for_torch() -> None:
         (["client", "--data-dir", "stores", "--active-hours", "22-6"], "'22-6' is no window"),
         (["client", "--data-dir", "stores", "--time-zone", "UTC"], "--active-hours"),
         (["predict", "x.jpg", "--run", "absent"], "absent"),
+        (["predict", "x.jpg"], "no client on this machine keeps a model yet"),
+        (["evaluate", "test"], "no client on this machine keeps a model yet"),
         (["nonsense"], "unknown command 'nonsense': the commands are demo, server, client"),
     ],
 )
@@ -119,6 +133,25 @@ def test_what_fails_is_exit_code_1_with_a_reason(stores: Path, capsys: pytest.Ca
     code, _, error = fedshelf(capsys, "simulate", "--data-dir", "empty")
     assert code == 1
     assert "holds no folder" in error
+
+
+def test_a_start_that_is_refused_leaves_no_run_behind(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("twice.txt").write_text("apple\napple\n")
+    Path("mine").mkdir()
+    Path("mine/.note").touch()
+    simulate = ["simulate", "--data-dir", "stores", *TINY]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused = [
+            (1, ["server", "--address", f"127.0.0.1:{taken.getsockname()[1]}"], "listens there"),
+            (1, [*simulate, "--catalogue", "twice.txt"], "'apple' is there twice"),
+            (2, [*simulate, "--byte-budget", "0.0001"], "--byte-budget"),
+            (2, [*simulate, "--byte-budget", "0.0001", "--run-dir", "mine"], "--byte-budget"),
+        ]
+        for code, arguments, said in refused:
+            assert fedshelf(capsys, *arguments)[::2] == (code, AnyWith(said))
+    assert json.loads(fedshelf(capsys, "runs", "list", "--json")[1]) == []
+    assert [path.name for path in Path("mine").iterdir()] == [".note"]
+    assert not any(Path("runs").iterdir())
 
 
 def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +186,20 @@ def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixt
     assert guess["class"] in ("apple", "Milk [organic]")
     assert 0.5 <= guess["probability"] <= 1
 
+    code, out, _ = fedshelf(capsys, "evaluate", "test", "--run", "r", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["num_photos"], found["accuracy"]) == (4, pytest.approx(record["central_accuracy"]))
+    assert [(p["label"], p["num_photos"]) for p in found["products"]] == [("Milk [organic]", 2), ("apple", 2)]
+    assert sum(p["num_correct"] for p in found["products"]) == 4 * found["accuracy"]
+    write_pack(Path("more"), {"apple": 2, "durian": 3})
+    Path("more/apple/broken.jpg").write_bytes(b"\xff\xd8\xff nonsense")
+    found = json.loads(fedshelf(capsys, "evaluate", "more", "--run", "r", "--json")[1])
+    assert (found["num_photos"], found["left_out"], found["num_unusable"]) == (2, {"durian": 3}, 1)
+    out = fedshelf(capsys, "evaluate", "more", "--run", "r")[1]
+    assert [line.split()[0] for line in out.splitlines() if line] == ["product", "apple", "accuracy"]
+    assert fedshelf(capsys, "evaluate", "more/durian", "--run", "r")[0] == 1
+
     Path("corrupt.jpg").write_bytes(b"\xff\xd8\xff nonsense")
     code, out, error = fedshelf(capsys, "predict", "corrupt.jpg", "absent.jpg", str(good), "--run", "r", "--best")
     assert code == 1, "some photos could not be used"
@@ -174,28 +221,42 @@ def test_a_run_directory_of_another_configuration_is_exit_code_1(
     assert "seed: 0 → 3" in error
 
 
-def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(stores: Path) -> None:
-    """A real process, since signals are its matter."""
-    import signal
-
+def test_a_simulation_with_workers_stops_cleanly_however_it_is_asked_to(
+    stores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes, since signals are their matter."""
     command = [sys.executable, "-m", "fedshelf", "simulate", "--data-dir", "stores", "--run-dir", "r", "--json", *TINY]
-    command[command.index("--rounds") + 1] = "200"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line).get("round") == 2:
-                process.send_signal(signal.SIGINT)
-                break
-        rest, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in error
-    assert "stopping" in error
-    assert '"stopped"' in rest.splitlines()[-1]
-    shown = subprocess.run(
-        [sys.executable, "-m", "fedshelf", "runs", "show", "r", "--json"], capture_output=True, text=True, check=True
-    )
-    assert json.loads(shown.stdout)["status"] == "stopped"
-    assert len(json.loads(shown.stdout)["rounds"]) >= 1
+    command[command.index("--rounds") + 1] = "500"
+    done = 0
+    for ask in ("to all processes, as a service manager does", "by 'runs stop'"):
+        with subprocess.Popen(
+            [*command, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            for line in process.stdout:
+                if json.loads(line).get("round") == done + 2:
+                    break
+            if ask == "by 'runs stop'":
+                code, out, error = fedshelf(capsys, "runs", "stop", "r")
+                assert code == 0
+                assert f"asked process {process.pid} to stop" in error
+                assert "stopped (stopped on request)" in out
+            else:
+                os.killpg(process.pid, signal.SIGTERM)
+            rest, error = process.communicate(timeout=60)
+        assert process.returncode == 1, error
+        assert error == "stopping after the current step; press Ctrl-C again to exit at once\n"
+        assert json.loads(rest.splitlines()[-1]) == {
+            "event": "run_ended", "status": "stopped", "reason": "stopped on request",
+        }  # fmt: skip
+        shown = json.loads(fedshelf(capsys, "runs", "show", "r", "--json")[1])
+        assert (shown["status"], shown["reason"]) == ("stopped", "stopped on request")
+        assert len(shown["rounds"]) > done
+        done = len(shown["rounds"])
+    code, out, _ = fedshelf(capsys, "runs", "stop", "r")
+    assert code == 0
+    assert "is not running: it stopped (stopped on request)" in out
 
 
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from fedshelf.algorithms.fedprox import FedProx
+from fedshelf.app.components import algorithm_of
 from fedshelf.config import files
-from fedshelf.config.schema import ClientConfig, RunConfig, Scope, select
+from fedshelf.config.schema import ClientConfig, RunConfig, select
 from fedshelf.core.errors import UsageError
+from fedshelf.core.settings import Scope
 
 RECIPE: dict[str, Any] = {
     "image_size": 48, "val_fraction": 0.1, "augment": True, "model": "resnet10", "width": 16, "norm": "batch",
@@ -153,7 +156,7 @@ def test_the_effective_configuration_reads_back_as_itself(tmp_path: Path) -> Non
     text = files.effective(config)
     again = files.parse(RunConfig, tomllib.loads(text), where="itself")
     assert files.effective(again) == text
-    assert (again.quorum, again.mu, again.seed) == (3, 0.5, 2**63 - 1)
+    assert (again.quorum, algorithm_of(again), again.seed) == (3, FedProx(mu=0.5), 2**63 - 1)
     assert files.digest(text) == files.digest(files.effective(again))
 
 
@@ -187,7 +190,7 @@ def test_a_server_has_no_simulated_attackers(tmp_path: Path, attack: str) -> Non
 def test_at_a_server_nothing_is_left_of_what_only_a_simulation_goes_by(tmp_path: Path) -> None:
     """Or the run's record would tell of slow stores that there never were."""
     common = "rounds = 7\nquorum = 3\n"
-    simulated = 'data-dir = "d"\nengine = "vmap"\nworkers = 2\nspeeds = "1,5"\ndropout = 0.5\nattackers = 0\n'
+    simulated = 'data-dir = "d"\nengine = "vmap"\nworkers = 2\nslowdowns = "1,5"\ndropout = 0.5\nattackers = 0\n'
     here = load(tmp_path, common)
     assert files.of_a_server(here) == here
     assert files.of_a_server(load(tmp_path, common + simulated)) == here

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedshelf.app.components import StorePhotos, bound_model_of, open_setup, work_for
+from fedshelf.app.components import StorePhotos, bound_model_of, open_setup, training_of, work_for
 from fedshelf.config import files
-from fedshelf.config.schema import RunConfig, Scope, select
+from fedshelf.config.schema import RunConfig, select
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import ClassFolder, Setup
+from fedshelf.core.settings import Scope
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.training.losses import fedlc, fedrs
+from fedshelf.training.losses import FedLC, FedRS, Loss
 from tests.worlds import photos
 
 CATALOGUE = Catalogue.resolve({"a": [ClassFolder(leaf=name, path=name) for name in "vwxyz"]})
@@ -23,14 +24,15 @@ def config(**values: Any) -> RunConfig:
 
 
 def test_the_loss_is_plain_cross_entropy_unless_one_says_otherwise() -> None:
-    assert config().loss == "cross-entropy"
-    assert (config().fedrs_alpha, config().fedlc_tau) == (0.5, 1.0)
+    assert training_of(config()).loss is None
+    assert training_of(config(loss="fedrs")).loss == FedRS(0.5)
+    assert training_of(config(loss="fedlc")).loss == FedLC(1.0)
 
 
 def test_a_file_names_the_loss(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('loss = "fedlc"\nfedlc-tau = 0.25\nfedrs-alpha = 0.75\n')
     found = files.load(RunConfig, tmp_path / "run.toml", {})
-    assert (found.loss, found.fedlc_tau, found.fedrs_alpha) == ("fedlc", 0.25, 0.75)
+    assert training_of(found).loss == FedLC(0.25)
 
 
 @pytest.mark.parametrize(
@@ -49,18 +51,20 @@ def test_the_loss_decides_the_result_and_clients_are_told() -> None:
 
 def test_the_workbench_trains_with_the_configured_loss() -> None:
     settings = bound_model_of(config(loss="fedlc", fedlc_tau=0.3, fedrs_alpha=0.9), CATALOGUE, device="cpu").settings
-    assert (settings.loss, settings.fedlc_tau, settings.fedrs_alpha) == ("fedlc", 0.3, 0.9)
+    assert settings.loss == FedLC(0.3)
 
 
 def test_a_client_knows_all_classes_of_the_catalogue_and_counts_the_photos_it_trains_on() -> None:
     train = photos(1, 12, size=16)
     counts = [int((train.labels == label).sum()) for label in range(5)]
-    for loss, expected in (("fedrs", fedrs), ("fedlc", fedlc)):
+    losses: dict[str, Loss] = {"fedrs": FedRS(0.2), "fedlc": FedLC(0.7)}
+    for loss, expected in losses.items():
         given = config(loss=loss, fedrs_alpha=0.2, fedlc_tau=0.7)
         digest = bound_model_of(given, CATALOGUE, device="cpu").params.layout.digest
         setup = Setup(run_id="r", config=files.for_clients(given), catalogue=CATALOGUE.to_json(), layout_digest=digest)
         opened = open_setup(setup, device="cpu")
         found = work_for("a", opened, StorePhotos(train=train, validation=photos(2, 30, size=16))).trainer.calibration
         assert found is not None
-        right = expected(torch.tensor(counts), {"fedrs": 0.2, "fedlc": 0.7}[loss])
+        right = expected.calibration(torch.tensor(counts))
+        assert right is not None
         assert [part.tolist() for part in found] == [part.tolist() for part in right]

@@ -28,8 +28,7 @@ from fedshelf.personalization import fedbn, fedper
 from fedshelf.personalization.base import NONE, PersonalLayers
 from fedshelf.personalization.ditto import Ditto
 from fedshelf.personalization.finetune import FineTuning
-from fedshelf.training.optimizer import Moves
-from fedshelf.training.trainer import Phase
+from fedshelf.training.phases import Moves, Phase
 from tests.unit.data.samples import write_pack
 
 
@@ -62,14 +61,15 @@ def test_algorithms_are_built_by_name_with_their_settings() -> None:
     server = {"server_lr": 0.3, "server_momentum": 0.4, "server_beta2": 0.5, "server_tau": 0.6}
     assert algorithm_of(config(algorithm="fedavgm", **server)) == FedAvgM(server_lr=0.3, beta=0.4)
     for name, second_moment in (("fedadagrad", adagrad), ("fedadam", adam), ("fedyogi", yogi)):
-        expected = FedOpt(second_moment=second_moment, server_lr=0.3, beta1=0.4, beta2=0.5, tau=0.6)
+        beta2 = 0.0 if name == "fedadagrad" else 0.5  # FedAdagrad has none
+        expected = FedOpt(second_moment=second_moment, server_lr=0.3, beta1=0.4, beta2=beta2, tau=0.6)
         assert algorithm_of(config(algorithm=name, **server)) == expected
     assert algorithm_of(config(algorithm="fedavgm")) == FedAvgM(server_lr=1.0, beta=0.5)
     assert algorithm_of(config(algorithm="fedavgm", server_momentum=0.0)) == FedAvgM(server_lr=1.0, beta=0.0)
     adaptive = FedOpt(second_moment=adam, server_lr=0.1, beta1=0.9, beta2=0.99, tau=0.01)
     assert algorithm_of(config(algorithm="fedadam")) == adaptive
     assert algorithm_of(config(algorithm="fedadam", server_momentum=0.0)) == replace(adaptive, beta1=0.0)
-    assert algorithm_of(config(algorithm="scaffold", scaffold_option="1")) == Scaffold(server_lr=1.0, option=1)
+    assert algorithm_of(config(algorithm="scaffold", scaffold_option="1")) == Scaffold(server_lr=1.0, option="1")
 
 
 @pytest.mark.parametrize(("sampling", "alike"), [("uniform", False), ("availability", False), ("size", True)])

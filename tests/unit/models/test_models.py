@@ -1,17 +1,14 @@
-"""Models by name, and weights from files."""
+"""Models by name."""
 
-import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 
 from fedshelf.core.errors import ModelError
 from fedshelf.core.params import bind
-from fedshelf.models.build import ModelSettings, build, load_weights, normalization_of
+from fedshelf.models.build import ModelSettings, build, normalization_of
 from fedshelf.models.resnet import resnet10
 
 
@@ -105,64 +102,17 @@ def test_pretrained_weights_without_internet_name_the_way_out(monkeypatch: pytes
         make(pretrained=True)
 
 
-def saved(path: Path, tensors: Any) -> Path:
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, path)
-    else:
-        torch.save(tensors, path)
-    return path
+def test_a_pretrained_head_of_as_many_classes_starts_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 7.0)
 
+    from fedshelf.models.timm_models import import_timm
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "wrapped.pth"])
-def test_weights_are_loaded_whole_from_either_kind_of_file(tmp_path: Path, name: str) -> None:
-    source, target = make(seed=1), make(seed=2)
-    tensors: Any = source.state_dict()
-    path = saved(tmp_path / name, {"state_dict": tensors, "epoch": 3} if "wrapped" in name else tensors)
-    load_weights(target, path)
-    assert all(torch.equal(t, target.state_dict()[n]) for n, t in tensors.items())
+    import_timm()
+    import timm.models._builder as builder
 
-
-def test_a_head_for_other_classes_stays_fresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source, target = make(classes=7, seed=1), make(seed=2)
-    fresh = {n: t.clone() for n, t in target.state_dict().items()}
-    with caplog.at_level(logging.INFO):
-        load_weights(target, saved(tmp_path / "w.safetensors", source.state_dict()))
-    loaded = target.state_dict()
-    assert torch.equal(loaded["head.weight"], fresh["head.weight"])
-    assert torch.equal(loaded["head.bias"], fresh["head.bias"])
-    assert torch.equal(loaded["stem.0.weight"], source.state_dict()["stem.0.weight"])
-    assert "head.bias, head.weight" in caplog.text
-
-
-def test_tensors_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> None:
-    tensors = make(seed=1).state_dict()
-    tensors["stem.0.weight"] = torch.zeros(9, 3, 3, 3)
-    del tensors["blocks.1.body.0.weight"]
-    path = saved(tmp_path / "w.safetensors", tensors)
-    with pytest.raises(ModelError, match=r"2 tensors differ") as caught:
-        load_weights(make(), path)
-    assert "stem.0.weight (9, 3, 3, 3) for (4, 3, 3, 3)" in str(caught.value)
-    assert "blocks.1.body.0.weight absent for (8, 4, 3, 3)" in str(caught.value)
-
-
-def test_a_file_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (open, (str(tmp_path / "exploded"), "w"))
-
-    torch.save({"stem.0.weight": Bomb()}, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match="more than plain tensors"):
-        load_weights(make(), tmp_path / "w.pt")
-    assert not (tmp_path / "exploded").exists()
-
-
-@pytest.mark.parametrize(("name", "content"), [("w.pt", b"hello"), ("w.safetensors", b"hello"), ("w.pt", b"")])
-def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=name):
-        load_weights(make(), tmp_path / name)
-    with pytest.raises(ModelError, match="there is no file"):
-        load_weights(make(), tmp_path / "absent.pt")
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(ModelError, match="not a dictionary of tensors"):
-        load_weights(make(), tmp_path / "list.pt")
+    monkeypatch.setattr(builder, "load_pretrained", load)
+    module = make("resnet18", classes=1000, pretrained=True).state_dict()
+    assert torch.all(module["layer1.0.conv1.weight"] == 7.0)
+    assert not torch.any(module["fc.weight"] == 7.0), "the 1,000 classes of ImageNet are not 1,000 products"

@@ -4,16 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedshelf.personalization.head import expect, head
+from fedshelf.personalization.head import expect
 from tests.worlds import linear, with_batch_norm
 
 LABELS = np.array([0, 0, 0, 2, 0, 2])
-
-
-def test_the_last_linear_layer_is_the_head() -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(1))
-    assert head(module) == ("2", module[2])
-    assert head(nn.Conv2d(3, 3, 1)) is None
 
 
 def test_probabilities_change_by_bayes_rule_with_half_a_photo_more_of_each_class() -> None:

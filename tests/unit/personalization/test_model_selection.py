@@ -8,21 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedshelf.core.choices import Candidate, PersonalizeName
+from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import Broadcast, Comparison, Purpose, TaskKey, auxiliary_vectors
 from fedshelf.core.state import ClientState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalization.base import PERSONAL, Personalization
 from fedshelf.personalization.model_selection import FIRST_MODEL, ModelSelection, choose, compare
-from fedshelf.personalization.registry import make
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.photo_scores import PhotoScores, of_classes, reweighted_accuracy, score_photos
 from fedshelf.training.trainer import Trainer
-from tests.worlds import bound_model, photos, trainer, with_batch_norm
+from tests.worlds import bound_model, personalization, photos, trainer, with_batch_norm
 
 LOCAL, GLOBAL, PERSONALIZED = Candidate.LOCAL, Candidate.GLOBAL, Candidate.PERSONALIZED
-SETTINGS = {"fedrep_head_epochs": 1, "ditto_lambda": 0.5, "finetune_epochs": 2, "finetune_lr": 0.05}
 ROUNDS = 3
 
 
@@ -75,8 +73,8 @@ def test_without_validation_photos_the_documented_order_decides(caplog: pytest.L
 class Store:
     """One store at the end of a run, with a global model that differs from the first one."""
 
-    def __init__(self, method: PersonalizeName = "finetune", *, validation: int = 4) -> None:
-        self.personalization: Personalization = make(method, SETTINGS)
+    def __init__(self, method: str = "finetune", *, validation: int = 4) -> None:
+        self.personalization: Personalization = personalization(method)
         self.bench = bound_model(with_batch_norm(), personalization=self.personalization)
         self.first = self.bench.params.shared.clone()
         self.last = self.first + torch.linspace(-0.1, 0.1, len(self.first)).abs()
@@ -124,7 +122,7 @@ class Store:
         ("finetune", {LOCAL, GLOBAL, PERSONALIZED}),
     ],
 )
-def test_a_store_chooses_among_the_models_that_there_are(method: PersonalizeName, expected: set[Candidate]) -> None:
+def test_a_store_chooses_among_the_models_that_there_are(method: str, expected: set[Candidate]) -> None:
     store = Store(method)
     comparison = store.compare()
     assert set(comparison.accuracies) == expected
@@ -135,7 +133,7 @@ def test_a_store_chooses_among_the_models_that_there_are(method: PersonalizeName
 
 
 @pytest.mark.parametrize("method", ["none", "fedper", "finetune"])
-def test_the_reported_accuracy_is_that_of_the_very_model_that_is_kept(method: PersonalizeName) -> None:
+def test_the_reported_accuracy_is_that_of_the_very_model_that_is_kept(method: str) -> None:
     store = Store(method)
     comparison = store.compare()
     ((_, values),) = store.kept
@@ -262,7 +260,7 @@ def test_where_nothing_can_be_trained_the_client_says_so() -> None:
     comparison = store.compare()  # the personalized model is useless, but it needs no training
     assert comparison.best is PERSONALIZED
     tuned = Store()
-    tuned.personalization = replace(make("finetune", SETTINGS), candidates=(LOCAL,))  # type: ignore[type-var]
+    tuned.personalization = replace(personalization("finetune"), candidates=(LOCAL,))
     tuned.model_selection = replace(tuned.model_selection, client_lr=lambda number: 1e30)
     with pytest.raises(FedShelfError, match=r"none of the models .* lower --client-lr"):
         tuned.compare()

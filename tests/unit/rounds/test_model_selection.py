@@ -11,7 +11,7 @@ import torch
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
-from fedshelf.core.choices import Candidate, PersonalizeName
+from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import (
     ClientRefused,
@@ -115,7 +115,7 @@ def test_comparing_changes_not_one_bit_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("method", ["none", "fedbn", "fedper", "fedrep", "ditto"])
-def test_every_way_of_personalization_compares(method: PersonalizeName) -> None:
+def test_every_way_of_personalization_compares(method: str) -> None:
     federation = world(personalize=method, module=with_batch_norm)
     federation.run()
     assert all(found.best in found.accuracies for found in compared(federation).stores)

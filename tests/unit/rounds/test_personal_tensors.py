@@ -7,21 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedshelf.core.choices import PersonalizeName
 from fedshelf.core.errors import ModelError
 from fedshelf.core.messages import Broadcast, Evaluation, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.core.params import Segment
 from fedshelf.core.state import ClientState
 from fedshelf.models.resnet import resnet10
 from fedshelf.personalization.base import PERSONAL
-from fedshelf.personalization.registry import make
 from fedshelf.storage.client_states import FileClientStates
 from fedshelf.training.bound_model import BoundModel
 from tests.fakes import Answer
-from tests.worlds import Remembering, World, bound_model, linear, with_batch_norm
+from tests.worlds import Remembering, World, bound_model, linear, personalization, with_batch_norm
 
-LAYERS: tuple[PersonalizeName, ...] = ("fedbn", "fedper", "fedrep")
-METHODS: tuple[PersonalizeName, ...] = (*LAYERS, "ditto")
+LAYERS: tuple[str, ...] = ("fedbn", "fedper", "fedrep")
+METHODS: tuple[str, ...] = (*LAYERS, "ditto")
 
 
 def test_fedbn_keeps_batch_norm_layers_by_their_type_whatever_they_are_called() -> None:
@@ -47,7 +45,7 @@ def test_a_model_that_is_one_layer_is_named_as_it_names_itself() -> None:
 
 
 def test_a_model_without_a_linear_layer_is_refused() -> None:
-    with pytest.raises(ModelError, match="fedper keeps the last linear layer"):
+    with pytest.raises(ModelError, match="fedper and fedrep keep the last layer"):
         names_of("fedper", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
 
 
@@ -56,12 +54,12 @@ def test_a_model_without_batch_norm_is_refused_with_what_to_do() -> None:
         names_of("fedbn", linear())
 
 
-def names_of(method: PersonalizeName, module: nn.Module) -> frozenset[str]:
-    return make(method, {"fedrep_head_epochs": 1, "ditto_lambda": 0.5}).personal_names(module)
+def names_of(method: str, module: nn.Module) -> frozenset[str]:
+    return personalization(method).personal_names(module)
 
 
 @pytest.mark.parametrize("method", LAYERS)
-def test_what_travels_is_the_shared_part_alone(method: PersonalizeName) -> None:
+def test_what_travels_is_the_shared_part_alone(method: str) -> None:
     world = World(module=with_batch_norm, personalize=method, num_rounds=3)
     sent: list[int] = []
 
@@ -83,7 +81,7 @@ def test_what_travels_is_the_shared_part_alone(method: PersonalizeName) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 class TestInRounds:
-    def test_each_store_trains_its_own_on_from_round_to_round(self, method: PersonalizeName) -> None:
+    def test_each_store_trains_its_own_on_from_round_to_round(self, method: str) -> None:
         world = World(module=with_batch_norm, personalize=method, num_rounds=1)
         world.run()
         first = {name: own(world, name) for name in world.names}
@@ -104,7 +102,7 @@ class TestInRounds:
         assert torch.equal(begun["counted"], first["a"])
         assert not torch.equal(own(world, "a"), first["a"])
 
-    def test_a_refused_upload_leaves_no_trace(self, method: PersonalizeName) -> None:
+    def test_a_refused_upload_leaves_no_trace(self, method: str) -> None:
         trained: dict[int, Tensor] = {}
         begun: dict[int, Tensor] = {}
         world = World(module=with_batch_norm, personalize=method, num_rounds=3)
@@ -127,7 +125,7 @@ class TestInRounds:
         assert not torch.equal(trained[2], trained[1])
         assert torch.equal(begun[3], trained[1])
 
-    def test_evaluation_is_of_the_model_that_the_store_would_use(self, method: PersonalizeName) -> None:
+    def test_evaluation_is_of_the_model_that_the_store_would_use(self, method: str) -> None:
         """The shared part after the round, the store's own as its upload of that round left it."""
         world = World(module=with_batch_norm, personalize=method, num_rounds=1)
         answered: list[Evaluation] = []
@@ -146,7 +144,7 @@ class TestInRounds:
         bench.params.personal.copy_(bench.initial_personal)
         assert world.trainer("a").evaluate().loss_sum != score.loss_sum, "or the test shows nothing"
 
-    def test_training_begins_with_what_the_store_had_made_its_own(self, method: PersonalizeName) -> None:
+    def test_training_begins_with_what_the_store_had_made_its_own(self, method: str) -> None:
         """By hand, from the second round's broadcast and what the first had left at the store."""
         world = World(module=with_batch_norm, personalize=method, num_rounds=1)
         world.run()
@@ -171,7 +169,7 @@ class TestInRounds:
         params = at_work.bound_model.params
         assert torch.equal(params.shared if method == "ditto" else params.personal, own(world, "a"))
 
-    def test_what_the_algorithm_keeps_is_kept_beside_it(self, method: PersonalizeName) -> None:
+    def test_what_the_algorithm_keeps_is_kept_beside_it(self, method: str) -> None:
         world = World(module=with_batch_norm, personalize=method, num_rounds=2, algorithm=Remembering())
         uploads: list[Upload] = []
 
@@ -185,7 +183,7 @@ class TestInRounds:
         assert (set(kept.algorithm), set(kept.personalization)) == ({"memory"}, {PERSONAL})
         assert torch.equal(kept.algorithm["memory"], uploads[-1].delta)
 
-    def test_personal_tensors_survive_the_clients_process(self, method: PersonalizeName, tmp_path: Path) -> None:
+    def test_personal_tensors_survive_the_clients_process(self, method: str, tmp_path: Path) -> None:
         whole = World(module=with_batch_norm, personalize=method, num_rounds=4)
         whole.run()
         broken = World(module=with_batch_norm, personalize=method, num_rounds=2)
@@ -206,11 +204,11 @@ class TestInRounds:
 
 def test_a_store_without_a_state_begins_with_the_models_own_first_values() -> None:
     """Whoever was on the bench before: in a simulation stores share one."""
-    personalization = make("fedper", {})
-    bench = bound_model(with_batch_norm(), personalization=personalization)
+    layers = personalization("fedper")
+    bench = bound_model(with_batch_norm(), personalization=layers)
     first = bench.params.personal.clone()
     bench.params.personal.add_(1.0)
-    personalization.apply(bench, ClientState())
+    layers.apply(bench, ClientState())
     assert torch.equal(bench.params.personal, first)
 
 

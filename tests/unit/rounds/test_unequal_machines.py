@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fedshelf.algorithms.fedavg import FedAvg
-from fedshelf.algorithms.robust import aggregator
 from fedshelf.algorithms.scaffold import CONTROL_VARIATE, Scaffold
 from fedshelf.core.choices import LocalWork, WorkNorm
 from fedshelf.core.events import ClientRefused, RoundFinished, RoundStarted, RoundVoid, RunStatus
@@ -21,7 +20,7 @@ from fedshelf.scheduling.workload import Workload
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer, FakeTransport
-from tests.worlds import PLAIN, World, with_batch_norm
+from tests.worlds import PLAIN, World, aggregator, with_batch_norm
 
 FOUR, EIGHT = tuple("abcd"), tuple("abcdefgh")
 EPOCHS = replace(PLAIN, local_epochs=4)
@@ -269,7 +268,7 @@ def test_those_who_were_not_needed_keep_nothing_of_the_round() -> None:
 
 
 def test_scaffold_s_c_is_the_mean_of_the_clients_c_though_most_were_not_needed() -> None:
-    world = over_selecting(0.5, num_rounds=6, algorithm=Scaffold(server_lr=1.0, option=2))
+    world = over_selecting(0.5, num_rounds=6, algorithm=Scaffold(server_lr=1.0, option="2"))
     world.run()
     final = world.checkpoints.states[-1]
     assert {"late"} <= {status for record in world.finished for status in statuses(record).values()}
@@ -455,7 +454,7 @@ def test_a_client_that_joins_later_is_taken_to_be_as_fast_as_the_median() -> Non
 
 def test_scaffold_s_c_is_the_mean_of_the_clients_c_under_unequal_work() -> None:
     world = four(
-        num_rounds=4, plan=paced("dynamic"), paces=SLOWNESS, algorithm=Scaffold(server_lr=1.0, option=2)
+        num_rounds=4, plan=paced("dynamic"), paces=SLOWNESS, algorithm=Scaffold(server_lr=1.0, option="2")
     )  # fmt: skip
     uploads = noting(world, 3)
     world.run()

@@ -23,7 +23,7 @@ SIZE = 8
 NUM_PHOTOS = 20  # of each store: 0.2 virtual seconds for an epoch at slowness 1
 
 ROUGH: dict[str, Any] = {
-    "rounds": 8, "speeds": "1,1.5,4,2,1.1", "dropout": 0.25, "round_timeout": 0.45, "quorum": 2, "fraction": 0.8,
+    "rounds": 8, "slowdowns": "1,1.5,4,2,1.1", "dropout": 0.25, "round_timeout": 0.45, "quorum": 2, "fraction": 0.8,
 }  # fmt: skip
 """A run in which everything happens: late stores, stores that break off, void attempts, stores that are not drawn."""
 

@@ -4,10 +4,8 @@ python -m tests.unit.simulate.stateful RUN_DIR NUM_WORKERS
 """
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +38,6 @@ class Halves(FedAvg):
         return replace(upload, vectors={**upload.vectors, "delta": sent}), ClientState(algorithm={"rest": due - sent})
 
 
-def halves(settings: Mapping[str, Any]) -> Halves:
-    """As `registry` wants it."""
-    return Halves()
-
-
 def network(num_classes: int) -> nn.Module:
     """Large enough that its vectors travel as files."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 16), nn.ReLU(), nn.Linear(16, num_classes))
@@ -70,7 +63,7 @@ def simulate(
 
 def use_halves() -> None:
     """Let `fedavg` be the stateful algorithm in this process, and in those that it forks."""
-    registry.ALGORITHMS["fedavg"] = f"{__name__}:halves"
+    registry.ALGORITHMS["fedavg"] = f"{__name__}:Halves"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import nn
 from fedshelf.app.components import StorePhotos
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.choices import AggregatorName, AttackName, EngineName
+from fedshelf.core.choices import AttackName, EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
@@ -172,7 +172,7 @@ def test_two_of_eight_that_scale_ruin_the_mean(clean: float) -> None:
 @pytest.mark.parametrize("aggregator", ["median", "trimmed-mean", "multi-krum"])
 @pytest.mark.parametrize("attack", ["scale", "label-flip"])
 def test_a_robust_rule_with_a_norm_bound_stays_near_the_clean_run(
-    clean: float, aggregator: AggregatorName, attack: AttackName
+    clean: float, aggregator: str, attack: AttackName
 ) -> None:
     assert accuracy(config(attack, 2, aggregator=aggregator, norm_bound=1.0), "robust") > clean - 0.05
 

@@ -13,7 +13,7 @@ from fedshelf.app.components import test_photos as load_test_photos
 from fedshelf.app.predictor import Predictor
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.choices import Candidate, EngineName, PersonalizeName
+from fedshelf.core.choices import Candidate, EngineName
 from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Setup
 from fedshelf.data.cache import PhotoCache
@@ -56,9 +56,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["none", "fedbn", "finetune"])
-def test_every_store_has_a_whole_model_whose_accuracy_is_the_one_reported(
-    stores: Path, method: PersonalizeName
-) -> None:
+def test_every_store_has_a_whole_model_whose_accuracy_is_the_one_reported(stores: Path, method: str) -> None:
     """Loaded from its files alone, and judged by hand."""
     directory = run("r", personalize=method, compare=True)
     given = config(personalize=method)

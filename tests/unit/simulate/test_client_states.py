@@ -31,7 +31,7 @@ def final(directory: RunDirectory) -> torch.Tensor:
 
 @pytest.fixture
 def halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.ALGORITHMS, "fedavg", f"{stateful.__name__}:halves")
+    monkeypatch.setitem(registry.ALGORITHMS, "fedavg", f"{stateful.__name__}:Halves")
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import torch
 from typer.testing import CliRunner
 
 from fedshelf.cli.app import app
-from fedshelf.core.choices import LossName
 from fedshelf.core.events import RunStatus
 from fedshelf.simulate.engine import simulate
 from tests.unit.simulate.test_simulation import config, final, stores
@@ -18,7 +17,7 @@ from tests.unit.simulate.test_simulation import config, final, stores
 __all__ = ["stores"]  # a fixture: two of its three stores sell no tea
 
 
-def run(name: str, loss: LossName, **values: object) -> torch.Tensor:
+def run(name: str, loss: str, **values: object) -> torch.Tensor:
     status, directory = simulate(config(loss=loss, rounds=1, norm="group", width=8, run_dir=Path(name), **values))
     assert status is RunStatus.FINISHED
     return final(directory)
@@ -26,7 +25,7 @@ def run(name: str, loss: LossName, **values: object) -> torch.Tensor:
 
 @pytest.mark.parametrize("loss", ["fedrs", "fedlc"])
 def test_clients_computed_together_come_to_the_model_of_clients_one_by_one(
-    stores: Path, loss: LossName, caplog: pytest.LogCaptureFixture
+    stores: Path, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         alone, together = (run(engine, loss, engine=engine) for engine in ("local", "vmap"))

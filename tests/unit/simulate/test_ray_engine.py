@@ -1,6 +1,7 @@
 """Clients played by Ray's actors: the very answers that one process gives."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ def test_ray_s_actors_change_not_one_bit(tmp_path: Path) -> None:
     alone = InProcess(federation.runner.run)
     federation.set_up(alone)
     expected = federation.round(alone, lr=0.05)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     with RayPool(federation.runner, 2, threads=1) as pool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM], "what handles signals does so beside Ray, too"
+        signal.signal(signal.SIGTERM, before)
         federation.set_up(pool)
         for number in (1, 2, 1):
             found = federation.round(pool, number=number, lr=0.05)

@@ -1,4 +1,4 @@
-"""`--speeds` and `--dropout`: simulations in virtual time."""
+"""`--slowdowns` and `--dropout`: simulations in virtual time."""
 
 import os
 import signal
@@ -48,17 +48,19 @@ def virtual_seconds(directory: RunDirectory) -> list[float]:
     return [record.virtual_seconds for record in rounds_of(directory) if record.virtual_seconds is not None]
 
 
-@pytest.mark.parametrize(("speeds", "slowest"), [(None, 1.0), ("1,1,5", 5.0), ("2", 2.0), ("1,3", 3.0), ("0.5", 0.5)])
-def test_a_round_that_waits_for_all_takes_as_long_as_the_slowest_store(speeds: str | None, slowest: float) -> None:
-    _, directory = simulate("abc", Path("r"), speeds=speeds, local_epochs=2)
+@pytest.mark.parametrize(
+    ("slowdowns", "slowest"), [(None, 1.0), ("1,1,5", 5.0), ("2", 2.0), ("1,3", 3.0), ("0.5", 0.5)]
+)
+def test_a_round_that_waits_for_all_takes_as_long_as_the_slowest_store(slowdowns: str | None, slowest: float) -> None:
+    _, directory = simulate("abc", Path("r"), slowdowns=slowdowns, local_epochs=2)
     assert virtual_seconds(directory) == pytest.approx([slowest * 2 * EPOCH] * 3)
     assert state_of(directory).virtual_seconds == pytest.approx(3 * slowest * 2 * EPOCH)
 
 
-def test_speeds_change_time_and_not_the_model_where_nobody_is_late() -> None:
+def test_slowdowns_change_time_and_not_the_model_where_nobody_is_late() -> None:
     finals = [
-        state_of(simulate("abc", Path(f"r{number}"), speeds=speeds)[1]).params
-        for number, speeds in enumerate((None, "1,1,5", "3,2,1"))
+        state_of(simulate("abc", Path(f"r{number}"), slowdowns=slowdowns)[1]).params
+        for number, slowdowns in enumerate((None, "1,1,5", "3,2,1"))
     ]
     assert torch.equal(finals[0], finals[1])
     assert torch.equal(finals[0], finals[2])
@@ -66,7 +68,7 @@ def test_speeds_change_time_and_not_the_model_where_nobody_is_late() -> None:
 
 def test_a_slow_store_is_late_at_a_deadline_and_its_next_task_begins_when_it_is_done() -> None:
     """a and b take 0.2 s, c takes 1 s; rounds end after 0.45 s."""
-    given: dict[str, Any] = {"speeds": "1,1,5", "round_timeout": 0.45, "quorum": 2}
+    given: dict[str, Any] = {"slowdowns": "1,1,5", "round_timeout": 0.45, "quorum": 2}
     ends: list[Any] = []
     for num_rounds in (1, 2, 3, 4):
         _, directory = simulate("abc", Path(f"r{num_rounds}"), rounds=num_rounds, **given)
@@ -84,7 +86,7 @@ def test_a_slow_store_is_late_at_a_deadline_and_its_next_task_begins_when_it_is_
 
 
 def test_a_deadline_that_all_keep_ends_no_round() -> None:
-    _, directory = simulate("abc", Path("r"), speeds="1,1,5", round_timeout=1.5)
+    _, directory = simulate("abc", Path("r"), slowdowns="1,1,5", round_timeout=1.5)
     assert statuses(directory) == [{"a": "counted", "b": "counted", "c": "counted"}] * 3
     assert virtual_seconds(directory) == pytest.approx([1.0] * 3)
 
@@ -92,7 +94,7 @@ def test_a_deadline_that_all_keep_ends_no_round() -> None:
 def test_a_store_that_can_never_be_in_time_ends_a_run_that_needs_it() -> None:
     """b takes 0.4 s; rounds end after 0.3 s and need both. Its next task begins when it is done, too late again."""
     with pytest.raises(RunError, match="void 10 times in a row"):
-        simulate("ab", Path("r"), speeds="1,2", round_timeout=0.3, quorum=2)
+        simulate("ab", Path("r"), slowdowns="1,2", round_timeout=0.3, quorum=2)
 
 
 def test_void_attempts_take_virtual_time_too() -> None:
@@ -104,7 +106,7 @@ def test_void_attempts_take_virtual_time_too() -> None:
 
 def test_who_drops_out_is_offline_in_the_round_and_there_again_later() -> None:
     sink = RecordingSink()
-    given: dict[str, Any] = {"speeds": "1,2,4,3,1.5,5", "dropout": 0.3, "quorum": 1, "rounds": 6}
+    given: dict[str, Any] = {"slowdowns": "1,2,4,3,1.5,5", "dropout": 0.3, "quorum": 1, "rounds": 6}
     status, directory = simulate("abcdef", Path("r"), watchers=(sink,), **given)
     assert status is RunStatus.FINISHED
     found = [status for members in statuses(directory) for status in members.values()]
@@ -240,7 +242,7 @@ def test_a_ray_cluster_keeps_the_same_times(whole: RunDirectory) -> None:
 
 
 ASYNCHRONOUS: dict[str, Any] = {
-    "algorithm": "fedbuff", "buffer_size": 2, "rounds": 7, "speeds": "1,1.5,4.5,2,1.1", "fraction": 0.8,
+    "algorithm": "fedbuff", "buffer_size": 2, "rounds": 7, "slowdowns": "1,1.5,4.5,2,1.1", "fraction": 0.8,
     "lr_schedule": "cosine", "dropout": 0.2,
 }  # fmt: skip
 
@@ -258,7 +260,7 @@ def asynchronous(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 def test_asynchronous_versions_are_made_when_the_buffer_is_full_and_slow_stores_are_stale() -> None:
     """a and b take 0.2 s, c takes 0.9 s; two uploads make a version."""
-    given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "speeds": "1,1,4.5", "rounds": 5}
+    given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "slowdowns": "1,1,4.5", "rounds": 5}
     _, directory = simulate("abc", Path("r"), **given)
     made = [[(member.client, member.staleness) for member in record.clients] for record in rounds_of(directory)]
     assert made == [[("a", 0), ("b", 0)], *[[("a", 1), ("b", 0)]] * 3, [("a", 1), ("c", 4)]]  # a goes on at once
@@ -268,7 +270,7 @@ def test_asynchronous_versions_are_made_when_the_buffer_is_full_and_slow_stores_
 
 
 def test_a_store_that_trains_twice_from_one_model_sees_its_photos_in_another_order() -> None:
-    given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "speeds": "1,9,9", "rounds": 1}
+    given: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 2, "slowdowns": "1,9,9", "rounds": 1}
     seen = RecordingSink()
     simulate("abc", Path("r"), watchers=(seen,), **given)
     first, second = seen.of(RoundFinished)[0].clients
@@ -322,7 +324,7 @@ class StopAtUpload:
             self.stop.set()
 
 
-FAST: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 4, "rounds": 3, "speeds": "1,30,30"}
+FAST: dict[str, Any] = {"algorithm": "fedbuff", "buffer_size": 4, "rounds": 3, "slowdowns": "1,30,30"}
 LATE = {**ROUGH, "rounds": 6}
 
 
@@ -398,14 +400,14 @@ def test_stores_that_all_diverge_end_an_asynchronous_simulation() -> None:
     [("", "''"), ("1,", "''"), ("1,x", "'x'"), ("1;2", "'1;2'"), ("1,0", "'0'"), ("-1", "'-1'"), ("nan", "'nan'"),
      ("1,inf", "'inf'")],
 )  # fmt: skip
-def test_speeds_that_are_no_numbers_are_wrong_use(text: str, wrong: str) -> None:
-    with pytest.raises(UsageError, match=rf"--speeds {text}: {wrong} is not a number above 0; .* such as 1,1,5"):
-        files.load(RunConfig, None, {"speeds": text})
+def test_slowdowns_that_are_no_numbers_are_wrong_use(text: str, wrong: str) -> None:
+    with pytest.raises(UsageError, match=rf"--slowdowns {text}: {wrong} is not a number above 0; .* such as 1,1,5"):
+        files.load(RunConfig, None, {"slowdowns": text})
 
 
-def test_more_speeds_than_stores_are_wrong_use() -> None:
-    with pytest.raises(UsageError, match=r"--speeds 1,1,1,5: 4 numbers for 3 stores \('a', 'b', 'c'\)"):
-        simulate("abc", Path("r"), speeds="1,1,1,5")
+def test_more_slowdowns_than_stores_are_wrong_use() -> None:
+    with pytest.raises(UsageError, match=r"--slowdowns 1,1,1,5: 4 numbers for 3 stores \('a', 'b', 'c'\)"):
+        simulate("abc", Path("r"), slowdowns="1,1,1,5")
     assert not Path("r").exists()
 
 
@@ -415,16 +417,16 @@ def test_a_dropout_that_is_no_probability_below_1_is_wrong_use(dropout: float) -
         files.parse(RunConfig, {"dropout": dropout}, where="the command line")
 
 
-def test_the_same_speeds_written_otherwise_are_the_same_run() -> None:
+def test_the_same_slowdowns_written_otherwise_are_the_same_run() -> None:
     for text in ("1,2.5,5", " 1.0, 2.50 ,5e0"):
-        assert files.parse(RunConfig, {"speeds": text}, where="a file").speeds == "1,2.5,5"
-    assert 'speeds = "1,2.5,5"' in files.effective(RunConfig(speeds="1,2.5,5"))
-    assert "speeds" not in files.for_clients(RunConfig(speeds="1,2.5,5", dropout=0.5))
-    assert "dropout" not in files.for_clients(RunConfig(speeds="1,2.5,5", dropout=0.5))
+        assert files.parse(RunConfig, {"slowdowns": text}, where="a file").slowdowns == "1,2.5,5"
+    assert 'slowdowns = "1,2.5,5"' in files.effective(RunConfig(slowdowns="1,2.5,5"))
+    assert "slowdowns" not in files.for_clients(RunConfig(slowdowns="1,2.5,5", dropout=0.5))
+    assert "dropout" not in files.for_clients(RunConfig(slowdowns="1,2.5,5", dropout=0.5))
 
 
 def test_runs_show_tells_virtual_time() -> None:
-    simulate("abc", Path("r"), speeds="1,1,500")
+    simulate("abc", Path("r"), slowdowns="1,1,500")
     shown = CliRunner().invoke(app, ["runs", "show", "r"], catch_exceptions=False)
     assert "virtual time" in shown.stdout
     assert "1 min 40 s" in shown.stdout

@@ -19,7 +19,7 @@ __all__ = ["stores"]  # a fixture
 def run(name: str, **values: Any) -> tuple[torch.Tensor, list[RoundFinished]]:
     """A run of three rounds with three stores, of which rome has the slow machine."""
     sink = RecordingSink()
-    given: dict[str, Any] = {"speeds": "1,1,50", "rounds": 3, "norm": "group", "width": 8, "run_dir": Path(name)}
+    given: dict[str, Any] = {"slowdowns": "1,1,50", "rounds": 3, "norm": "group", "width": 8, "run_dir": Path(name)}
     _, directory = simulate(config(**{**given, **values}), watchers=(sink,))
     return final(directory), sink.of(RoundFinished)
 
@@ -51,9 +51,9 @@ def test_machines_that_are_alike_in_all_do_what_they_would_with_fixed_epochs(sto
         "val_fraction": 0.0,
         "batch_size": 64,
     }  # one step an epoch, whoever has how many photos
-    speeds = "15,7,9.5454545454545"  # 7, 15 and 11 photos: all take as long
-    fixed, _ = run("fixed", speeds=speeds, **values)
-    dynamic, _ = run("dynamic", speeds=speeds, local_work="dynamic", **values)
+    slowdowns = "15,7,9.5454545454545"  # 7, 15 and 11 photos: all take as long
+    fixed, _ = run("fixed", slowdowns=slowdowns, **values)
+    dynamic, _ = run("dynamic", slowdowns=slowdowns, local_work="dynamic", **values)
     assert torch.equal(fixed, dynamic)
 
 
@@ -76,7 +76,7 @@ def test_who_is_slower_than_the_factor_allows_is_late_in_virtual_time(stores: Pa
 
 
 def test_the_first_to_answer_in_virtual_time_are_the_ones_that_count(stores: Path) -> None:
-    _, records = run("first", speeds="50,1,1", fraction=0.6, over_selection=0.5)
+    _, records = run("first", slowdowns="50,1,1", fraction=0.6, over_selection=0.5)
     for record in records:
         assert members(record, "status") == {
             "lyon": ClientStatus.LATE, "oslo": ClientStatus.COUNTED, "rome": ClientStatus.COUNTED,
@@ -100,6 +100,6 @@ def test_paces_are_kept_with_the_run(stores: Path) -> None:
     ],
 )
 def test_asynchronous_rounds_wait_for_nobody_anyway(stores: Path, key: str, values: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"{key} --algorithm fedbuff"):
+    with pytest.raises(UsageError, match=f"{key} with --algorithm fedbuff"):
         run("refused", algorithm="fedbuff", **values)
     assert not Path("refused").exists()

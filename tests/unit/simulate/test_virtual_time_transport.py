@@ -29,7 +29,7 @@ from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
 PHOTOS = {"a": 100, "b": 100, "c": 100}
-DURATIONS = Durations(slowness={"a": 1.0, "b": 1.0, "c": 5.0}, local_epochs=1, batch_size=10)
+DURATIONS = Durations(slowdowns={"a": 1.0, "b": 1.0, "c": 5.0}, local_epochs=1, batch_size=10)
 ALWAYS = Dropout(probability=0.999999999, rng=Rng(0))
 
 
@@ -141,7 +141,7 @@ def test_waiting_moves_the_clock_by_the_timeout_and_never_past_what_is_due() -> 
 
 def test_photos_are_what_takes_time() -> None:
     found = {
-        (epochs, steps): Durations(slowness={"a": 2.0}, local_epochs=epochs, batch_size=40).seconds(
+        (epochs, steps): Durations(slowdowns={"a": 2.0}, local_epochs=epochs, batch_size=40).seconds(
             "a", task(1, num_steps=steps), 100
         )
         for epochs in (1, 3)

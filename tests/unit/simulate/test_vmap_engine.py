@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedshelf.algorithms.base import NOTHING
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import FedShelfError
@@ -120,7 +119,7 @@ class TwoPhases:
     auxiliary: tuple[str, ...] = ("memory",)
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        return NOTHING
+        return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
         memory = state.algorithm.get("memory", torch.zeros_like(broadcast.params))
@@ -144,13 +143,9 @@ class TwoPhases:
         return state
 
 
-def make_two_phases(settings: Mapping[str, Any]) -> TwoPhases:
-    return TwoPhases()
-
-
 @pytest.fixture
 def two_phases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALGORITHMS, "fedavg", f"{__name__}:make_two_phases")
+    monkeypatch.setitem(ALGORITHMS, "fedavg", f"{__name__}:TwoPhases")
 
 
 @pytest.mark.usefixtures("two_phases")

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from fedshelf.core.child_process import STOP_SIGNALS
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import Broadcast, ClientMessage, Evaluation, Purpose, Ready, ServerMessage, Setup, TaskKey
 from fedshelf.simulate.ipc import pack
@@ -56,6 +58,9 @@ class Counting:
         if name == "crashing":
             faulthandler.disable()  # pytest's: this crash is meant
             os.kill(os.getpid(), signal.SIGSEGV)
+        if name == "endless":
+            print("at work", flush=True)
+            time.sleep(600)
         self.played += 1
         assert isinstance(message, Broadcast)
         return Evaluation(
@@ -73,6 +78,19 @@ def answers(pool: WorkerPool) -> dict[str, Evaluation]:
         assert isinstance(answer[1], Evaluation)
         found[answer[0]] = answer[1]
     return found
+
+
+def train(pool: WorkerPool, name: str) -> None:
+    pool.submit(name, broadcast())
+    pool.next()
+
+
+def ask_to_stop(others: list[psutil.Process]) -> None:
+    """Send all children of this process but `others` what a terminal and a service manager send to all processes."""
+    for child in psutil.Process().children():
+        if child not in others and "resource_tracker" not in " ".join(child.cmdline()):
+            for number in STOP_SIGNALS:
+                child.send_signal(number)
 
 
 def pool_of(sizes: dict[str, int], workers: int) -> WorkerPool:
@@ -136,7 +154,7 @@ def test_a_worker_that_is_killed_is_one_clear_error() -> None:
         while worker.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.001)
         with pytest.raises(FedShelfError, match=r"^the process of a was ended by SIGKILL \(out of memory\?\); start"):
-            pool.submit("a", broadcast())
+            train(pool, "a")  # its last thread may hold the pipe for a moment more
 
 
 def test_a_worker_that_dies_at_work_is_one_clear_error() -> None:
@@ -151,6 +169,31 @@ def test_a_worker_that_crashes_is_named_by_its_client_and_the_signal() -> None:
         pool.submit("crashing", broadcast())
         with pytest.raises(FedShelfError, match=r"^the process of crashing was ended by SIGSEGV \(a fault in native"):
             pool.next()
+
+
+def test_workers_leave_it_to_their_parent_when_a_service_manager_stops_all_processes() -> None:
+    before = psutil.Process().children()
+    with pool_of({"a": 1, "b": 1}, 2) as pool:
+        ask_to_stop(before)
+        for name in ("a", "b"):
+            pool.submit(name, broadcast())
+        assert set(answers(pool)) == {"a", "b"}
+
+
+def test_a_worker_amid_a_task_ends_with_its_parent() -> None:
+    code = (
+        "import os, psutil\nfrom tests.unit.simulate.test_workers import *\n"
+        "pool = WorkerPool(Counting({'endless': 1}), 1, threads=1)\n"
+        "print(*(child.pid for child in psutil.Process().children()), flush=True)\n"
+        "pool.submit('endless', broadcast())\npool.next()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        (worker,) = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
+        assert parent.stdout.readline() == "at work\n"
+        parent.kill()
+        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
 
 
 def test_a_worker_whose_parent_dies_meanwhile_ends_in_silence() -> None:
@@ -187,8 +230,10 @@ def test_workers_that_compute_with_several_threads_are_not_forked() -> None:
 @pytest.mark.slow
 def test_workers_that_are_not_forked_work_alike() -> None:
     names = {f"{i:02d}": 1 for i in range(4)}
+    before = psutil.Process().children()
     pool = WorkerPool(Counting(names), 2, threads=2)  # type: ignore[arg-type]
     with pool:
+        ask_to_stop(before)  # workers that have hardly begun
         for i, name in enumerate(names):
             pool.submit(name, broadcast(float(i)))
         found = answers(pool)

@@ -27,6 +27,7 @@ def state(round: int, *, best: int | None = None) -> ServerState:
         best=None if best is None else Best(round=best, value=0.5, metric="accuracy"),
         void_rounds=round + 1,
         pace={"Zürich [1]": 0.25 * round},
+        classes="digest",
     )
 
 
@@ -37,7 +38,7 @@ def assert_equal(loaded: ServerState | None, expected: ServerState) -> None:
     assert torch.equal(loaded.model, expected.model)
     assert loaded.optimizer.keys() == expected.optimizer.keys()
     assert all(torch.equal(loaded.optimizer[name], expected.optimizer[name]) for name in expected.optimizer)
-    assert loaded.pace == expected.pace
+    assert (loaded.pace, loaded.classes) == (expected.pace, expected.classes)
     assert (loaded.round, loaded.counted, loaded.times_live, loaded.best, loaded.void_rounds) == (
         expected.round,
         expected.counted,

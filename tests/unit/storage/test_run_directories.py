@@ -224,3 +224,39 @@ def test_the_run_to_go_on_with_may_be_running_already_and_then_says_so(tmp_path:
         assert found == newest
         with pytest.raises(RunError, match="is in use by process"):
             found.lock()
+
+
+def test_the_process_that_runs_a_run_is_found(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    assert run.process() is None
+    holding = lock_in_another_process(run)
+    try:
+        found = run.process()
+        assert found is not None
+        assert found.pid == holding.pid
+    finally:
+        kill(holding)
+    assert run.process() is None, "what its lock's file says is no longer true"
+
+
+@pytest.mark.parametrize("says", ["another process", "nobody's number"])
+def test_a_process_that_does_not_hold_the_lock_is_not_taken_for_the_one_that_does(tmp_path: Path, says: str) -> None:
+    run = create(tmp_path)
+    holding = lock_in_another_process(run)
+    try:
+        pid = os.getpid() if says == "another process" else 2**22 + 1  # above what Linux gives
+        (tmp_path / "lock").write_text(f"{pid}\n")
+        with pytest.raises(RunError, match=f"is locked by process {pid}, which cannot be seen here"):
+            run.process()
+    finally:
+        kill(holding)
+
+
+def test_a_run_that_never_began_is_removed_and_the_users_own_files_stay(tmp_path: Path) -> None:
+    (tmp_path / ".note").touch()
+    run = create(tmp_path)
+    run.spool.mkdir()
+    run.remove()
+    assert [path.name for path in tmp_path.iterdir()] == [".note"]
+    create(tmp_path / "run").remove()
+    assert not (tmp_path / "run").exists()

@@ -28,7 +28,7 @@ from fedshelf.core.events import (
 from fedshelf.serialization import records
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
-from fedshelf.tracking.queries import run_summary
+from fedshelf.tracking.queries import UNEXPLAINED, run_summary
 
 STARTED = RunStarted(run_id="r1", num_rounds=3, first_round=1, num_parameters=318, num_classes=81, min_clients=2)
 LYON = Participation(
@@ -74,7 +74,8 @@ def write(run: RunDirectory, *events: Event) -> None:
 
 def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
     void = RoundVoid(round=2, attempt=1, reason="1 of 2 answered", clients=(OSLO,))
-    write(run, STARTED, finished(1), void, finished(2, attempt=2, clients=(LYON,)), RunEnded(status=RunStatus.FINISHED))
+    ended = RunEnded(status=RunStatus.FINISHED, reason="all 2 rounds are done")
+    write(run, STARTED, finished(1), void, finished(2, attempt=2, clients=(LYON,)), ended)
     unknown = {"staleness": None, "batch_size": None, "client_lr": None}
     lyon = {"client": "lyon", "status": "counted", "reason": "", "num_examples": 40, "accuracy": 0.5, **unknown}
     oslo = {
@@ -97,18 +98,20 @@ def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
     assert run_summary(run.path).to_record() == {
         "run_id": "r1",
         "status": "finished",
+        "reason": "all 2 rounds are done",
         "rounds": [{"round": 1, **figures, "clients": [lyon, oslo]}, {"round": 2, **figures, "clients": [lyon]}],
         "best_round": 1,
         "num_parameters": 318,
         "void_rounds": 1,
+        "void_attempts": [{"round": 2, "attempt": 1, "reason": "1 of 2 answered", "clients": [oslo]}],
         "stores": [],
     }
 
 
 def test_a_run_without_a_database_or_a_round_reads_as_empty(run: RunDirectory) -> None:
     nothing: dict[str, Any] = {
-        "run_id": "r1", "status": "stopped", "rounds": [], "best_round": None, "num_parameters": None, "void_rounds": 0,
-        "stores": [],
+        "run_id": "r1", "status": "stopped", "reason": "before its first round", "rounds": [], "best_round": None,
+        "num_parameters": None, "void_rounds": 0, "void_attempts": [], "stores": [],
     }  # fmt: skip
     assert run_summary(run.path).to_record() == nothing
     run.database.touch()  # as a process killed in its first moment leaves it
@@ -122,8 +125,10 @@ def test_a_run_without_a_database_or_a_round_reads_as_empty(run: RunDirectory) -
 def test_a_run_whose_process_died_reads_as_stopped(run: RunDirectory) -> None:
     with run.lock():
         write(run, STARTED)
-        assert run_summary(run.path).status is RunStatus.RUNNING
-    assert run_summary(run.path).status is RunStatus.STOPPED
+        summary = run_summary(run.path)
+        assert (summary.status, summary.reason) == (RunStatus.RUNNING, "")
+    summary = run_summary(run.path)
+    assert (summary.status, summary.reason) == (RunStatus.STOPPED, UNEXPLAINED)
 
 
 def test_a_round_repeated_after_a_crash_replaces_the_first(run: RunDirectory) -> None:

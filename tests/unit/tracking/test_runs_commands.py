@@ -94,13 +94,18 @@ def test_show_prints_every_round_and_who_was_missing_and_why(root: Path) -> None
     assert "run 20261121-083512-a1b2: finished" in text
     assert "2*" in text
     assert text.count("\n    [b]oslo late: after the deadline\n") == 3
-    assert "round 1, attempt 2 was void: 0 of 2 answered" in text
+    assert "round 1, attempt 2 was void: 0 of 2 answered ([b]oslo late: after the deadline)" in text
     assert "2.6 MB" in text
 
 
 def test_show_prints_the_contract_for_scripts(root: Path) -> None:
     record = json.loads(output("show", str(root / "20261121-083512-a1b2"), "--json"))
-    assert list(record) == ["run_id", "status", "rounds", "best_round", "num_parameters", "void_rounds", "stores"]
+    assert list(record) == [
+        "run_id", "status", "reason", "rounds", "best_round", "num_parameters", "void_rounds", "void_attempts",
+        "stores",
+    ]  # fmt: skip
+    assert list(record["void_attempts"][0]) == ["round", "attempt", "reason", "clients"]
+    assert list(record["void_attempts"][0]["clients"][0]) == list(record["rounds"][0]["clients"][0])
     assert list(record["rounds"][0]) == [
         "round", "train_loss", "accuracy", "central_accuracy", "seconds", "virtual_seconds", "bytes_up", "bytes_down",
         "clients",

@@ -22,6 +22,7 @@ from fedshelf.core.events import (
     RunStarted,
     RunStatus,
     UploadReceived,
+    WeightsLoaded,
 )
 from fedshelf.tracking.console import ConsoleSink
 from fedshelf.tracking.sinks import JsonLinesSink, Sinks
@@ -83,6 +84,19 @@ def printed(*, terminal: bool, width: int = 60) -> str:
         sink.emit(event)
     sink.close()
     return stream.getvalue()
+
+
+def test_the_console_says_what_became_of_a_files_head() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=40))
+    many = tuple(f"p{i}" for i in range(7))
+    sink.emit(WeightsLoaded(file="w[red].pt", kept=("apple",), moved=many, added=("kiwi\x1b[2J",)))
+    sink.emit(WeightsLoaded(file="w.pt", added=("apple",), reason="the file has no head"))
+    assert stream.getvalue().splitlines() == [
+        "weights from w[red].pt; rows of the head: 1 kept (apple), 7 moved (p0, p1, p2, p3, p4 and 2 more), "
+        "1 added (kiwi\\x1b[2J)",
+        "weights from w.pt; the head starts fresh: the file has no head",
+    ]
 
 
 def test_a_console_that_fails_is_named_once_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,22 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedshelf.algorithms import registry
+from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.choices import LossName
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, auxiliary_vectors
 from fedshelf.core.state import ClientState, ServerState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import gather
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
-from fedshelf.training.losses import calibration_of, cross_entropy, stacked
+from fedshelf.training.cross_entropy import calibration_of, cross_entropy, stacked
+from fedshelf.training.losses import FedLC, FedRS, Loss
 from fedshelf.training.stack import Stack
 from fedshelf.training.trainer import Trainer
 from tests.worlds import PLAIN, bound_model, linear, photos, trainer, with_batch_norm
 
 CPU = torch.device("cpu")
-LOSSES: tuple[LossName, ...] = ("fedrs", "fedlc")
+LOSSES: tuple[Loss, ...] = (FedRS(), FedLC())
 SMOOTH = replace(PLAIN, label_smoothing=0.1)
 
 
@@ -35,7 +36,7 @@ def of_classes(labels: list[int], seed: int = 1) -> PhotoSet:
     return PhotoSet(drawn.images, np.array(labels, dtype=np.int64))
 
 
-def client(loss: LossName, labels: list[int], *, settings: TrainingSettings = PLAIN, **values: Any) -> Trainer:
+def client(loss: Loss | None, labels: list[int], *, settings: TrainingSettings = PLAIN, **values: Any) -> Trainer:
     bench: BoundModel = values.pop("bench", None) or bound_model(linear(), replace(settings, loss=loss, **values))
     return replace(trainer(bench=bench), train=of_classes(labels))
 
@@ -55,7 +56,7 @@ def moved(work: Trainer) -> Tensor:
 
 
 def test_plain_cross_entropy_has_no_calibration_and_need_not_know_the_classes() -> None:
-    assert calibration_of(PLAIN, np.array([0]), None, CPU) is None
+    assert calibration_of(PLAIN.loss, np.array([0]), None, CPU) is None
     assert stacked([None, None]) is None
 
 
@@ -67,17 +68,20 @@ def test_plain_cross_entropy_is_torchs_to_the_last_bit(smoothing: float) -> None
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_loss_that_depends_on_the_stock_asks_for_the_number_of_classes(loss: LossName) -> None:
-    with pytest.raises(ValueError, match=loss):
-        calibration_of(replace(PLAIN, loss=loss), np.array([0]), None, CPU)
+def test_a_loss_that_depends_on_the_stock_asks_for_the_number_of_classes(loss: Loss) -> None:
+    with pytest.raises(ValueError, match=type(loss).__name__):
+        calibration_of(loss, np.array([0]), None, CPU)
 
 
 def test_a_client_counts_the_photos_it_trains_on_of_all_classes_of_the_catalogue() -> None:
-    for loss, shift in (("fedlc", [-2 * 2**-0.25, -math.inf, -math.inf]), ("fedrs", [0, 0, 0])):
-        found = client(loss, [0, 0], fedlc_tau=2.0, fedrs_alpha=0.25).calibration  # type: ignore[arg-type]
+    expected: list[tuple[Loss, list[float], list[float]]] = [
+        (FedLC(2.0), [-2 * 2**-0.25, -math.inf, -math.inf], [1, 1, 1]), (FedRS(0.25), [0, 0, 0], [1, 0.25, 0.25]),
+    ]  # fmt: skip
+    for loss, shift, scale in expected:
+        found = client(loss, [0, 0]).calibration
         assert found is not None
         assert found.shift.tolist() == pytest.approx(shift)
-        assert found.scale.tolist() == ([1, 1, 1] if loss == "fedlc" else [1, 0.25, 0.25])
+        assert found.scale.tolist() == scale
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -91,7 +95,7 @@ def test_a_step_is_the_step_of_the_calibrated_logits(smoothing: float) -> None:
         mean, std = work.bound_model.normalization.mean, work.bound_model.normalization.std
         x = (images_BHWC.float() / 255 - torch.tensor(mean)) / torch.tensor(std)
         logits = module(x.permute(0, 3, 1, 2))
-        if loss == "fedrs":
+        if isinstance(loss, FedRS):
             expected = F.cross_entropy(logits * torch.tensor([1, 0.5, 1]), labels, label_smoothing=smoothing)
         else:
             few = logits[:, [0, 2]] - torch.tensor([3**-0.25, 1.0])
@@ -105,18 +109,16 @@ def test_a_step_is_the_step_of_the_calibrated_logits(smoothing: float) -> None:
 
 def test_absent_classes_are_pushed_down_by_cross_entropy_less_by_fedrs_and_not_at_all_by_fedlc() -> None:
     labels, settings = [0, 0, 2, 2, 0], replace(SMOOTH, momentum=0.9, gradient_clip=5.0, local_epochs=3)
-    plain, restricted, calibrated = (
-        moved(client(loss, labels, settings=settings)) for loss in ("cross-entropy", "fedrs", "fedlc")
-    )
+    plain, restricted, calibrated = (moved(client(loss, labels, settings=settings)) for loss in (None, *LOSSES))
     assert plain[1] > 1.3 * restricted[1] > 0
     assert calibrated[1] == 0
     assert calibrated[[0, 2]].min() > 0
 
 
-@pytest.mark.parametrize("name", registry.ALGORITHMS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_trains_with_the_loss(name: str) -> None:
-    algorithm = registry.make(name, RunConfig(algorithm=name).model_dump())
-    work = client("fedlc", [0, 2, 2, 0, 0])
+    algorithm = algorithm_of(RunConfig(algorithm=name))
+    work = client(FedLC(), [0, 2, 2, 0, 0])
     state = ServerState(params=work.bound_model.params.shared.clone(), round=0)
     num_trainable = work.bound_model.params.layout.num_trainable
     message = Broadcast(
@@ -133,7 +135,7 @@ def test_every_algorithm_trains_with_the_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_gradient_over_all_photos_is_that_of_the_clients_loss(loss: LossName) -> None:
+def test_the_gradient_over_all_photos_is_that_of_the_clients_loss(loss: Loss) -> None:
     """SCAFFOLD's option 1 asks for it."""
     labels = [0, 2, 2, 0, 0]
     whole = client(loss, labels, batch_size=100)
@@ -147,7 +149,7 @@ def test_the_gradient_over_all_photos_is_that_of_the_clients_loss(loss: LossName
 @pytest.mark.parametrize(
     "labels", [[1], [2, 2, 2, 2, 2], [0, 0, 0, 0, 1]], ids=["a photo", "a class", "a batch of one"]
 )
-def test_one_class_or_a_batch_of_one_class_is_trained_on(loss: LossName, labels: list[int]) -> None:
+def test_one_class_or_a_batch_of_one_class_is_trained_on(loss: Loss, labels: list[int]) -> None:
     work = client(loss, labels, settings=replace(SMOOTH, gradient_clip=5.0, momentum=0.9, local_epochs=2))
     fit = work.fit(round=1, client_lr=0.1)
     assert math.isfinite(fit.loss)
@@ -156,8 +158,8 @@ def test_one_class_or_a_batch_of_one_class_is_trained_on(loss: LossName, labels:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_evaluation_is_plain_cross_entropy_over_all_classes(loss: LossName) -> None:
-    scores = [client(name, [0, 0]).evaluate() for name in (loss, "cross-entropy")]
+def test_evaluation_is_plain_cross_entropy_over_all_classes(loss: Loss) -> None:
+    scores = [client(name, [0, 0]).evaluate() for name in (loss, None)]
     assert scores[0] == scores[1]
 
 
@@ -167,7 +169,7 @@ STOCKS = ([0, 1, 0, 0, 2], [2, 2, 2], [1, 0, 1, 1, 1, 0, 1])
 @pytest.mark.parametrize("model", [linear, with_batch_norm])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_clients_together_train_with_the_loss_that_each_has_alone(loss: LossName, smoothing: float, model: Any) -> None:
+def test_clients_together_train_with_the_loss_that_each_has_alone(loss: Loss, smoothing: float, model: Any) -> None:
     settings = replace(PLAIN, loss=loss, label_smoothing=smoothing, momentum=0.9, local_epochs=2)
     stack = Stack(bound_model(model(), settings), len(STOCKS))
     together = [client(loss, labels, bench=seat) for labels, seat in zip(STOCKS, stack.benches, strict=True)]
@@ -177,7 +179,7 @@ def test_clients_together_train_with_the_loss_that_each_has_alone(loss: LossName
         for work in together
     ]  # fmt: skip
     stack.train(local_runs)
-    plain = client("cross-entropy", STOCKS[2], bench=bound_model(model(), replace(settings, loss="cross-entropy")))
+    plain = client(None, STOCKS[2], bench=bound_model(model(), replace(settings, loss=None)))
     plain.fit(round=1, client_lr=0.01)
     for work, local_run, labels in zip(together, local_runs, STOCKS, strict=True):
         alone = client(loss, labels, bench=bound_model(model(), settings))
@@ -188,7 +190,7 @@ def test_clients_together_train_with_the_loss_that_each_has_alone(loss: LossName
 
 
 def test_a_client_that_diverges_says_so_with_a_loss_of_its_own_too() -> None:
-    work = client("fedlc", [0, 2, 2, 0, 0])
+    work = client(FedLC(), [0, 2, 2, 0, 0])
     work.bound_model.params.vector.fill_(math.inf)
     with pytest.raises(Exception, match="diverged in round 1"):
         work.fit(round=1, client_lr=0.1)

@@ -1,0 +1,106 @@
+"""How a run, its algorithm, its codecs and its other components declare what can be set.
+
+A component is what a registry's line names (`MODULE:NAME`): a dataclass, a function, or a `partial` of one. Its
+settings are the parameters that are annotated with a `Setting`:
+
+    @dataclass(frozen=True, slots=True)
+    class FedProx:
+        mu: Annotated[float, Setting(help="Strength of the proximal term.", ge=0)] = 0.01
+
+A component whose values may contradict each other has a method `problems() -> list[str]` that says so, with remedies.
+
+Flags, keys of TOML files, the reference and the checks of values are assembled from these declarations
+(`config.schema`). To assemble them the command line imports all components when it starts. So they import torch and
+numpy only for type checkers, or inside functions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cache, partial
+from importlib import import_module
+from inspect import signature
+from typing import Any, get_args, get_type_hints
+
+DATA, MODEL, TRAINING, ALGORITHM, WIRE, ROUNDS, RUN = (
+    "Data", "Model", "Local training", "Algorithm", "Wire", "Rounds", "Run",
+)  # fmt: skip
+
+
+class Scope(StrEnum):
+    """Who needs a value.
+
+    Attributes:
+        RUN: it decides the result, and clients are sent it.
+        SERVER: it decides the result, at the server alone.
+        LOCAL: it may differ when a run is resumed (in virtual time, not every one: `config.files.effective`).
+    """
+
+    RUN = "run"
+    SERVER = "server"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """A value that can be set.
+
+    Attributes:
+        help: what it does. The names of the components that declare it are added.
+        key: its name in files and, with dashes, as a flag; the parameter's own name if empty. Components that declare
+            the same key share it.
+        ge: the value is at least this.
+        gt: the value is above this.
+        le: the value is at most this.
+        lt: the value is below this.
+        panel: the heading it stands under in help.
+        scope: who needs it.
+        commands: which commands have it as a flag.
+        type: of its values; known by `settings_of`, as is the default.
+        default: its value where a run has none.
+    """
+
+    help: str
+    key: str = ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    panel: str = ALGORITHM
+    scope: Scope = Scope.RUN
+    commands: tuple[str, ...] = ("simulate", "server")
+    type: Any = None
+    default: Any = None
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds that there are, by `ge`, `gt`, `le` and `lt`."""
+        return {name: bound for name in ("ge", "gt", "le", "lt") if (bound := getattr(self, name)) is not None}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Let pydantic, where it meets the annotation, check the bounds."""
+        schema = handler(source)
+        schema.get("schema", schema).update(self.bounds)  # of `float | None`, the inner one
+        return schema
+
+
+@cache
+def load(line: str) -> Callable[..., Any]:
+    """The component that a registry's line names as `MODULE:NAME`; of an object that is made already, what gives it."""
+    module, _, name = line.partition(":")
+    named = getattr(import_module(module), name)
+    return named if callable(named) else lambda: named
+
+
+@cache
+def settings_of(component: Callable[..., Any]) -> dict[str, Setting]:
+    """The settings of a component by parameter, with key, type and default; not those that a `partial` has settled."""
+    function, settled = (component.func, component.keywords) if isinstance(component, partial) else (component, {})
+    hints = get_type_hints(function, include_extras=True)
+    found = {}
+    for name, parameter in signature(component).parameters.items():
+        kind, *metadata = get_args(hints.get(name)) or (None,)
+        setting = next((item for item in metadata if isinstance(item, Setting)), None)
+        if setting is not None and name not in settled:
+            found[name] = replace(setting, key=setting.key or name, type=kind, default=parameter.default)
+    return found

@@ -1,0 +1,34 @@
+"""A model's head: the layers whose outputs are the classes, one row of values for each."""
+
+from typing import Any
+
+from torch import nn
+
+
+def head_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers that make the outputs: what timm's models call their classifier, else the last linear layer.
+
+    Args:
+        module: any model; layers are found by their type, wherever they are.
+
+    Returns:
+        The layers by name: none where the model has no such layer, several where it averages several classifiers.
+    """
+    layers = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)}
+    get_classifier: Any = getattr(module, "get_classifier", None)
+    if get_classifier is not None:
+        found = get_classifier()
+        classifiers = found if isinstance(found, tuple | list | nn.ModuleList) else [found]
+        parts = {part for classifier in classifiers for part in classifier.modules()}
+        return {name: layer for name, layer in layers.items() if layer in parts}
+    last = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)][-1:]
+    return {name: layers[name] for name in last}
+
+
+def head_names(module: nn.Module) -> frozenset[str]:
+    """Names of the head's tensors, as in the module's state dict."""
+    return frozenset(
+        f"{layer}.{name}" if layer else name
+        for layer, child in head_layers(module).items()
+        for name, _ in child.named_parameters()
+    )
