@@ -1,4 +1,4 @@
-"""The rounds' transport without a network: messages go to a backend that plays the clients."""
+"""The rounds' transport without a network: messages go to a backend that runs the clients."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -19,37 +19,38 @@ NOTHING_CAN_ARRIVE = (
 
 
 class Backend(Protocol):
-    """Plays clients, in this process or in others."""
+    """Runs clients, in this process or in others."""
 
     def submit(self, name: str, message: ServerMessage) -> None:
-        """Take work on; may start it."""
+        """Accept a message for client `name`; may start computing."""
 
     def next(self) -> tuple[str, ClientMessage] | None:
-        """The next finished answer; None if there is no work."""
+        """Return the next client and its answer, or None if there is no work."""
 
 
 class LocalTransport:
-    """`Transport` to simulated clients whose answers come as they are computed, and its `VirtualClock`: for rounds that
-    wait for all answers. The time is that of the latest of them. (Where order matters: `ordered.VirtualTimeTransport`.)
+    """`Transport` to simulated clients that delivers answers as they are computed, and its `VirtualClock`.
 
-    The names of clients are their addresses.
+    For rounds that wait for all answers; the time is that of the latest one. Where order matters, use
+    `VirtualTimeTransport`. Clients' names serve as their addresses.
 
     Args:
-        backend: plays the clients.
-        joins: of all clients.
-        durations: how long they take, in virtual seconds.
+        backend: runs the clients.
+        joins: the `Join` of each client.
+        durations: task durations in virtual seconds.
     """
 
     def __init__(self, backend: Backend, joins: Iterable[Join], durations: Durations) -> None:
         self._backend = backend
         self._joins = deque(joins)
         self._durations = durations
-        self._tasks: dict[str, tuple[TaskKey | None, float]] = {}  # at work: which task, and when it is over
+        self._tasks: dict[str, tuple[TaskKey | None, float]] = {}  # in progress: the task and when it ends
         self._num_train: dict[str, int] = {}
         self._wire = Wire()
         self._now = 0.0
 
     def send(self, address: str, message: ServerMessage) -> int:
+        """See `Transport`."""
         message, num_bytes = self._wire.down(address, message)
         seconds = self._durations.seconds(address, message, self._num_train.get(address, 0))
         self._tasks[address] = task_key(message), self._now + seconds
@@ -60,7 +61,7 @@ class LocalTransport:
         """See `Transport`.
 
         Raises:
-            RunError: nothing can arrive any more: to wait for it would be for ever.
+            RunError: no answer can arrive any more, so waiting would never end.
         """
         if self._joins:
             join = self._joins.popleft()
@@ -76,41 +77,50 @@ class LocalTransport:
         return Reply(address=name, message=message, num_bytes=self._wire.up(message), task=key)
 
     def refuse(self, address: str, reason: str) -> None:
-        """The round knows; a simulated client needs no telling."""
+        """Do nothing: the round records the refusal, and a simulated client does not need it."""
 
     def close(self, reason: str) -> None:
-        """Nobody is waiting: simulated clients live in this process or end with it."""
+        """Do nothing: simulated clients end with the simulation."""
 
     def now(self) -> float:
+        """See `VirtualClock`."""
         return self._now
 
     def due(self, client: str) -> float | None:
+        """See `VirtualClock`."""
         task = self._tasks.get(client)
         return None if task is None else task[1]
 
     def is_settled(self) -> bool:
-        """Whatever is computed comes at its own time."""
+        """Whether no client has work; each answer has its own time."""
         return not self._joins and not self._tasks
 
     def resume(self, state: ServerState) -> None:
+        """See `VirtualClock`."""
         self._now = state.virtual_seconds
 
     def snapshot(self, state: ServerState) -> ServerState:
-        """Rounds wait for all answers: nobody is at work between them."""
+        """See `VirtualClock`; no task is in flight between rounds."""
         return replace(state, virtual_seconds=self._now, in_flight=())
 
 
 class InProcess:
-    """A backend that computes each answer when it is asked for."""
+    """A backend that computes each answer when it is requested.
+
+    Args:
+        run: handles a message as a client.
+    """
 
     def __init__(self, run: "RunMessage") -> None:
         self._play = run
         self._queue: deque[tuple[str, ServerMessage]] = deque()
 
     def submit(self, name: str, message: ServerMessage) -> None:
+        """See `Backend`."""
         self._queue.append((name, message))
 
     def next(self) -> tuple[str, ClientMessage] | None:
+        """See `Backend`."""
         if not self._queue:
             return None
         name, message = self._queue.popleft()
@@ -118,6 +128,6 @@ class InProcess:
 
 
 class RunMessage(Protocol):
-    """Answers a message as the client of that name would; a client's failure is an answer, too."""
+    """Handles a message as the named client; a failure of the client is an answer, too."""
 
     def __call__(self, name: str, message: ServerMessage) -> ClientMessage: ...
