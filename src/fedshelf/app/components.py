@@ -142,6 +142,9 @@ def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
         config: the run's configuration.
         codec: codecs joined by "+".
 
+    Returns:
+        The policy.
+
     Raises:
         UsageError: `codec` is invalid.
     """
@@ -204,6 +207,9 @@ def bound_model_of(
         device: the device to compute on.
         make_module: creates the caller's own model instead.
 
+    Returns:
+        The bound model.
+
     Raises:
         ModelError: see `models.build.build`.
     """
@@ -246,6 +252,9 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
         device: the device to compute on.
         make_module: creates the caller's own model, if there is one.
 
+    Returns:
+        The objects.
+
     Raises:
         RefusedError: the server's configuration cannot be read.
     """
@@ -278,6 +287,9 @@ def work_for(
         batch_size: batch size, if clients have their own; None measures the fastest.
         test: returns the test photos on which models are compared at the end.
         save: saves the model that the client chooses then.
+
+    Returns:
+        The work.
     """
     bound, growth, scale = opened.bound_model, 1, 1.0
     if opened.batch_sizes is not None:
@@ -315,6 +327,9 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StoreP
         folder: the store's folder.
         opened: the setup's objects.
         cache: the cache of decoded photos.
+
+    Returns:
+        The photos.
 
     Raises:
         DataError: no photo can be decoded, or none belongs to a class in the catalogue.
@@ -359,6 +374,9 @@ def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: Ph
         catalogue: the classes.
         cache: the cache of decoded photos.
 
+    Returns:
+        The photos.
+
     Raises:
         DataError: no photo belongs to a class in the catalogue.
     """
@@ -382,6 +400,9 @@ def plan_of(
         start_clients: number of clients that must join before round 1.
         catalogue: the classes, if they are given.
         aliases: class names by alias.
+
+    Returns:
+        The plan.
     """
     text, algorithm = files.for_clients(config), algorithm_of(config)
     return Plan(

@@ -238,7 +238,7 @@ class Predictor:
 
 
 def _catalogue(folder: Path, labels: tuple[str, ...]) -> Catalogue:
-    """Return the run's catalogue, which has every store's class names, if it is above the model; else one of the labels."""
+    """Return the run's catalogue, which has every store's class names, if it is near the model; else the labels."""
     for above in folder.absolute().parents[:2]:
         if (above / "catalogue.json").is_file():
             catalogue = Catalogue.load(above / "catalogue.json")

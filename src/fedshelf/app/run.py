@@ -89,6 +89,7 @@ class _HasBegun:
     has_begun = False
 
     def emit(self, event: Event) -> None:
+        """See `MetricSink`."""
         self.has_begun = self.has_begun or isinstance(event, RunStarted)
 
 

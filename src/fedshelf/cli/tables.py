@@ -110,7 +110,7 @@ class Table:
         """
 
         def num_names(columns: Sequence[int]) -> int:
-            """First cells that fit beside the others."""
+            """Return how many first cells fit next to the other columns; -1 if the first column is too narrow."""
             left = width - sum(GAP + self._width_of(i) for i in columns[1:])
             return sum(cell_len(row.cells[0]) <= left for row in self.rows) if left >= least_first else -1
 

@@ -153,6 +153,7 @@ class _Retries:
         self._last = key
 
     def pause(self) -> None:
+        """Wait before the next attempt."""
         self._stop.wait(min(self._longest, PAUSES[min(self._count, len(PAUSES) - 1)]))
         self._count += 1
 

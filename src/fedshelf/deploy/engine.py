@@ -36,18 +36,21 @@ class Polling:
         self._interval = interval
 
     def wait(self, timeout: float) -> None:
+        """Sleep for the polling interval, at most `timeout` seconds."""
         time.sleep(min(timeout, self._interval))
 
     def forget(self, message_ids: Iterable[str]) -> None:
-        pass
+        """Do nothing: the SuperLink frees messages itself."""
 
     def announce_end(self, reason: str) -> None:
-        pass
+        """Do nothing: the SuperLink cannot reach busy clients."""
 
     def ended_by(self, node_id: int) -> str | None:
+        """Return None: unknown."""
         return None
 
     def signed_off(self, node_id: int) -> bool:
+        """Return False: unknown."""
         return False
 
 

@@ -43,17 +43,21 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
 
     @property
     def run(self) -> Run:
+        """See `Grid`."""
         return self._run
 
     def set_run(self, run: Run) -> None:
+        """See `Grid`."""
         self._run = run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
+        """See `Grid`."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """See `Grid`."""
         return list(self._state.get_nodes(self._run.run_id))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -71,14 +75,17 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Not supported: waiting for all replies would not allow a quorum."""
         raise NotImplementedError("push and pull instead: waiting for all replies cannot have a quorum")
 
     def wait(self, timeout: float) -> None:
         # A node that goes silent causes no event, so check at least every second.
+        """See `Engine`."""
         self._engine.arrived.wait(min(timeout, 1.0))
         self._engine.arrived.clear()
 
     def forget(self, message_ids: Iterable[str]) -> None:
+        """See `Engine`."""
         with self._engine.exchange:
             for message_id in message_ids:
                 reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)

@@ -129,6 +129,7 @@ class _Connection(http.client.HTTPConnection):
         self._address, self._context, self._proxy, self._seconds = address, context, proxy, timeout
 
     def connect(self) -> None:
+        """Connect to the server, through the proxy if there is one."""
         first = self._address if self._proxy is None else self._proxy.address
         try:
             sock = socket.create_connection((first.host, first.port), self._seconds)

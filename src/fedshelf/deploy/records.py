@@ -114,6 +114,7 @@ class _Kept:
     blob: Blob
 
     def holds(self, vectors: dict[str, Tensor]) -> bool:
+        """Whether the blob encodes these tensors in their current version."""
         same = self.vectors.keys() == vectors.keys() and all(self.vectors[n] is v for n, v in vectors.items())
         return same and -1 not in self.versions and self.versions == _versions(vectors)
 

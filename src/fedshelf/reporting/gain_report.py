@@ -13,11 +13,19 @@ class Outcome(Protocol):
     """A store's comparison; see `core.events.StoreComparison`."""
 
     @property
-    def best(self) -> Candidate | None: ...
+    def best(self) -> Candidate | None:
+        """The model that the store keeps."""
+        ...
+
     @property
-    def accuracies(self) -> Mapping[Candidate, float | None]: ...
+    def accuracies(self) -> Mapping[Candidate, float | None]:
+        """Accuracy by model, a fraction."""
+        ...
+
     @property
-    def on_test(self) -> bool: ...
+    def on_test(self) -> bool:
+        """Whether the models were compared on test photos."""
+        ...
 
 
 def kept(store: Outcome) -> float | None:

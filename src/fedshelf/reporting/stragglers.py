@@ -19,9 +19,14 @@ class Member(Protocol):
     """A client's part in a round."""
 
     @property
-    def client(self) -> str: ...
+    def client(self) -> str:
+        """The client's name."""
+        ...
+
     @property
-    def status(self) -> ClientStatus: ...
+    def status(self) -> ClientStatus:
+        """How the round ended for the client."""
+        ...
 
 
 class StragglerTracker:

@@ -72,6 +72,9 @@ def attack_of(config: RunConfig, names: Sequence[str]) -> Attack:
         config: the run's configuration.
         names: all clients, sorted.
 
+    Returns:
+        The attack.
+
     Raises:
         UsageError: there are fewer clients than attackers.
     """

@@ -78,7 +78,7 @@ class ClientRunner:
             return None
         if self._ready is None:
             self._ready = Ready(
-                run_id=setup.run_id, layout_digest=setup.layout_digest,  # that of our model is checked by `open`
+                run_id=setup.run_id, layout_digest=setup.layout_digest,  # `open` checks the model built here
                 catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest=files.digest(setup.config),
                 num_train=0, num_validation=0, num_left_out=0,
             )  # fmt: skip

@@ -38,15 +38,21 @@ class Stores(Protocol):
         """Return the names of all stores, sorted."""
         ...
 
-    def classes(self, name: str) -> tuple[ClassFolder, ...]: ...
+    def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        """Return the class folders of store `name`."""
+        ...
 
     def num_photos(self, name: str) -> int | None:
         """Return the number of training photos of `name`, or None if its photos must be opened to know."""
         ...
 
-    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos: ...
+    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
+        """Return the photos of store `name`, labeled for the setup."""
+        ...
 
-    def test(self, opened: OpenedSetup) -> PhotoSet: ...
+    def test(self, opened: OpenedSetup) -> PhotoSet:
+        """Return the photos for central evaluation."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +73,15 @@ class FolderStores:
 
     @property
     def has_test(self) -> bool:
+        """See `Stores`."""
         return self.test_dir is not None
 
     def names(self) -> tuple[str, ...]:
+        """See `Stores`."""
         return tuple(sorted(store_folders(self.root)))
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        """See `Stores`."""
         if name not in self._classes:
             found = scan(self._folder(name), val_fraction=0.0, seed=0)
             for finding in found.findings:
@@ -95,6 +104,7 @@ class FolderStores:
         return known[1]
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
+        """See `Stores`."""
         if self.test_dir is None:
             raise DataError("there is no --test-dir to evaluate on")
         return test_photos(self.test_dir, opened.config, opened.catalogue, PhotoCache(root=self.cache))
@@ -121,22 +131,28 @@ class MemoryStores:
 
     @property
     def has_test(self) -> bool:
+        """See `Stores`."""
         return self._test is not None
 
     def names(self) -> tuple[str, ...]:
+        """See `Stores`."""
         return tuple(self._stores)
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        """See `Stores`."""
         return self._classes
 
     def num_photos(self, name: str) -> int | None:
+        """See `Stores`."""
         return len(self._stores[name])
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
+        """See `Stores`."""
         train = self._relabelled(self._stores[name], opened.catalogue)
         return StorePhotos(train=train, validation=PhotoSet(train.images[:0], train.labels[:0]))
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
+        """See `Stores`."""
         if self._test is None:
             raise DataError("there are no test photos to evaluate on")
         return self._relabelled(self._test, opened.catalogue)

@@ -20,7 +20,18 @@ UNEXPLAINED = "its process ended without saying why: it was killed, ran out of m
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientSummary:
-    """One client's part in a round; see `core.events.Participation`."""
+    """One client's part in a round; see `core.events.Participation`.
+
+    Attributes:
+        client: the client's name.
+        status: how the round ended for it.
+        reason: why it was not counted, or how its upload was modified; empty if neither.
+        num_examples: number of its training photos.
+        accuracy: validation accuracy, a fraction.
+        staleness: number of model versions its upload was behind (asynchronous rounds).
+        batch_size: its batch size.
+        client_lr: its learning rate.
+    """
 
     client: str
     status: ClientStatus
@@ -34,7 +45,20 @@ class ClientSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundSummary:
-    """One finished round; see `core.events.RoundFinished`. `best_so_far` is the best round at its end."""
+    """One finished round; see `core.events.RoundFinished`.
+
+    Attributes:
+        round: the round.
+        train_loss: mean training loss.
+        accuracy: validation accuracy over the stores, a fraction.
+        central_accuracy: accuracy on the server's test photos, a fraction.
+        seconds: duration.
+        bytes_up: bytes received from clients.
+        bytes_down: bytes sent to clients.
+        best_so_far: the best round when this one ended.
+        virtual_seconds: virtual time of a simulation.
+        clients: the cohort.
+    """
 
     round: int
     train_loss: float | None
@@ -50,7 +74,15 @@ class RoundSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreSummary:
-    """One store's comparison; see `core.events.StoreComparison`."""
+    """One store's comparison; see `core.events.StoreComparison`.
+
+    Attributes:
+        client: the store's name.
+        best: the model that it keeps.
+        accuracies: accuracy by model, a fraction.
+        on_test: whether the models were compared on test photos instead of validation photos.
+        reason: why there is no comparison.
+    """
 
     client: str
     best: Candidate | None
