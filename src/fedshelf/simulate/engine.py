@@ -16,17 +16,17 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.messages import Join, Setup
+from fedshelf.core.messages import Setup
 from fedshelf.core.ports import MetricSink
 from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
+from fedshelf.simulate.backend import Backend, InProcess
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
-from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
-from fedshelf.simulate.virtual import Durations, dropout_of, durations_of, needs_order
+from fedshelf.simulate.virtual import dropout_of, durations_of
 from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import engine_of
@@ -131,7 +131,9 @@ def simulate_stores(
     with _pool(config, runner) as pool, opening as run:
         runner.states, runner.models = run.directory.client_states, run.directory.stores
         engine = engine_of(run.directory, config, stores, model)
-        transport = _transport(config, joins, _backend(pool, runner, engine), durations, together=engine == "vmap")
+        transport = VirtualTimeTransport(
+            _backend(pool, runner, engine), joins, durations, dropout_of(config), together=engine == "vmap"
+        )
         scorer = runner if pool is None else pool
         server = make_server(
             run,
@@ -169,15 +171,6 @@ def _backend(pool: "WorkerPool | RayPool | None", runner: ClientRunner, engine: 
     if pool is not None:
         return pool
     return VmapBackend(runner) if engine == "vmap" else InProcess(runner.run)
-
-
-def _transport(
-    config: RunConfig, joins: Sequence[Join], backend: Backend, durations: Durations, *, together: bool
-) -> LocalTransport | VirtualTimeTransport:  # fmt: skip
-    """Create the transport to the clients of `backend`, with its clock."""
-    if not needs_order(config):
-        return LocalTransport(backend, joins, durations)
-    return VirtualTimeTransport(backend, joins, durations, dropout_of(config), together=together)
 
 
 class _Scorer(Protocol):

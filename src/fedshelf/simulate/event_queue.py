@@ -95,11 +95,6 @@ class EventQueue:
         """Whether the client has dropped out."""
         return client in self._away
 
-    def due(self, client: str) -> float | None:
-        """Return when `client` finishes all its tasks or returns; None if it is idle."""
-        queue = self._queues.get(client)
-        return queue[-1].due if queue else None
-
     def push(self, client: str, message: ServerMessage, *, seconds: float, missing: float | None = None) -> None:
         """Dispatch a message to a client.
 

@@ -7,8 +7,6 @@ Only training takes virtual time: the number of photos trained on, times the sto
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig, parse_slowdowns
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed
@@ -76,17 +74,6 @@ class Dropout:
         if draw.random() >= self.probability:
             return None
         return 1.0 - draw.random()
-
-
-def needs_order(config: RunConfig) -> bool:
-    """Whether answers must arrive in the order of virtual time, because that order or a deadline affects the result.
-
-    Otherwise they arrive as they are computed, which is faster.
-    """
-    by_speed = config.straggler_factor is not None or config.over_selection > 0 or config.local_work != "fixed"
-    return (
-        by_speed or config.slowdowns is not None or config.dropout > 0 or isinstance(algorithm_of(config), Asynchronous)
-    )  # fmt: skip
 
 
 def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:

@@ -13,10 +13,15 @@ from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, Join, Purpose, Ready, ServerMessage, TaskKey
 from fedshelf.core.ports import Arrival, Joined, Left, Reply
 from fedshelf.core.state import ServerState
+from fedshelf.simulate.backend import Backend
 from fedshelf.simulate.event_queue import EventKind, EventQueue, SimulatedTask
 from fedshelf.simulate.simulated_wire import Wire
-from fedshelf.simulate.transport import NOTHING_CAN_ARRIVE, Backend
 from fedshelf.simulate.virtual import Dropout, Durations
+
+NOTHING_CAN_ARRIVE = (
+    "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused are "
+    "named above; else there are fewer stores than --min-clients"
+)
 
 
 class VirtualTimeTransport:
@@ -93,10 +98,6 @@ class VirtualTimeTransport:
     def now(self) -> float:
         """See `VirtualClock`."""
         return self._events.now
-
-    def due(self, client: str) -> float | None:
-        """See `VirtualClock`."""
-        return self._events.due(client)
 
     def is_settled(self) -> bool:
         """See `VirtualClock`."""
