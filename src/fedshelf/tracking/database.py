@@ -222,7 +222,7 @@ class RunDatabase:
         self._put("INSERT OR REPLACE", table, values)
 
     def _put(self, verb: str, table: str, values: dict[str, str | float | None]) -> None:
-        """Insert a row. Names of tables and columns are constants of this module, never data."""
+        """Insert or replace a row. Names of tables and columns are constants of this module, never data."""
         finite = [records.finite(value) if isinstance(value, float) else value for value in values.values()]
         marks = ", ".join("?" * len(values))
         self._connection.execute(f"{verb} INTO {table} ({', '.join(values)}) VALUES ({marks})", finite)
