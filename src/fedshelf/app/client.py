@@ -89,7 +89,7 @@ class ClientPlace:
             The settings.
 
         Raises:
-            UsageError: a folder does not exist, the state directory is inside the photos, or there is no home
+            UsageError: a value is invalid, the state directory is inside the photos, or there is no home
                 directory.
             RunError: the home directory cannot be written to.
         """
