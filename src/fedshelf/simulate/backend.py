@@ -1,4 +1,4 @@
-"""What plays simulated clients: in this process, in workers, or on Ray."""
+"""Backends that run simulated clients: in this process, in workers, or on Ray."""
 
 from collections import deque
 from typing import Protocol
@@ -7,26 +7,32 @@ from fedshelf.core.messages import ClientMessage, ServerMessage
 
 
 class Backend(Protocol):
-    """Plays clients, in this process or in others."""
+    """Runs clients, in this process or in others."""
 
     def submit(self, name: str, message: ServerMessage) -> None:
-        """Take work on; may start it."""
+        """Accept a message for client `name`; may start computing."""
 
     def next(self) -> tuple[str, ClientMessage] | None:
-        """The next finished answer; None if there is no work."""
+        """Return the next client and its answer, or None if there is no work."""
 
 
 class InProcess:
-    """A backend that computes each answer when it is asked for."""
+    """A backend that computes each answer when it is requested.
+
+    Args:
+        run: handles a message as a client.
+    """
 
     def __init__(self, run: "RunMessage") -> None:
         self._play = run
         self._queue: deque[tuple[str, ServerMessage]] = deque()
 
     def submit(self, name: str, message: ServerMessage) -> None:
+        """See `Backend`."""
         self._queue.append((name, message))
 
     def next(self) -> tuple[str, ClientMessage] | None:
+        """See `Backend`."""
         if not self._queue:
             return None
         name, message = self._queue.popleft()
@@ -34,6 +40,6 @@ class InProcess:
 
 
 class RunMessage(Protocol):
-    """Answers a message as the client of that name would; a client's failure is an answer, too."""
+    """Handles a message as the named client; a failure of the client is an answer, too."""
 
     def __call__(self, name: str, message: ServerMessage) -> ClientMessage: ...
