@@ -64,11 +64,11 @@ class EmbeddedServer:
             incoming = Path(self._temporary.enter_context(temporary_folder("fedshelf-")))
         self._blobs = Blobs.below(incoming)
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
-        self._gate = FleetApp(
+        self._app = FleetApp(
             self._engine, ROUTES, self._blobs, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
         )  # fmt: skip
         config = uvicorn.Config(
-            self._gate, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
+            self._app, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
             timeout_keep_alive=75, timeout_graceful_shutdown=2 * CLOSE_SECONDS,
             ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
         )  # fmt: skip
@@ -94,16 +94,16 @@ class EmbeddedServer:
         Returns:
             The transport for all connections.
         """
-        grid = EmbeddedGrid(self._engine, self._gate.ring, self._gate.announce_end)
+        grid = EmbeddedGrid(self._engine, self._app.ring, self._app.announce_end)
         return GridTransport(grid, engine=grid, blobs=self._blobs, close_timeout=close_timeout)
 
     def close(self) -> None:
         """Stop listening and free the port. To clients, the server disappears."""
         self._stop.set()
         self._server.should_exit = True
-        self._gate.close()
+        self._app.close()
         self._threads[0].join(CLOSE_SECONDS)
-        self._gate.call_soon(self._cut_off)
+        self._app.call_soon(self._cut_off)
         for thread in self._threads:
             thread.join(10)
         self._socket.close()

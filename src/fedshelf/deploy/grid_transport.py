@@ -241,7 +241,7 @@ class GridTransport:
             return
         connection = pending.connection
         if message.has_error():
-            self._take_error(message.error, pending)
+            self._receive_error(message.error, pending)
             return
         size, source = num_bytes(message.content), None
         try:
@@ -257,9 +257,9 @@ class GridTransport:
             self._drop(source)
             self._unreadable(pending, str(error), size)
             return
-        self._take_content(pending, content, size, source)
+        self._receive_content(pending, content, size, source)
 
-    def _take_content(self, pending: _Pending, content: WireMessage, size: int, source: Received | None) -> None:
+    def _receive_content(self, pending: _Pending, content: WireMessage, size: int, source: Received | None) -> None:
         connection = pending.connection
         if not connection.refused and connection.joined and isinstance(content, WORK):
             self._arrivals.append(
@@ -278,7 +278,7 @@ class GridTransport:
             reason = content.reason if isinstance(content, Failure) else "it did not introduce itself"
             logger.warning("connection %s cannot take part: %s", connection.address, reason)
 
-    def _take_error(self, error: Error, pending: _Pending) -> None:
+    def _receive_error(self, error: Error, pending: _Pending) -> None:
         connection, reason = pending.connection, error.reason or f"error {error.code}"
         if error.code == NODE_UNAVAILABLE:
             self._leave(connection)  # if it is back already, it is introduced again

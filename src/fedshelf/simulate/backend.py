@@ -24,7 +24,7 @@ class InProcess:
     """
 
     def __init__(self, run: "RunMessage") -> None:
-        self._play = run
+        self._run = run
         self._queue: deque[tuple[str, ServerMessage]] = deque()
 
     def submit(self, name: str, message: ServerMessage) -> None:
@@ -36,7 +36,7 @@ class InProcess:
         if not self._queue:
             return None
         name, message = self._queue.popleft()
-        return name, self._play(name, message)
+        return name, self._run(name, message)
 
 
 class RunMessage(Protocol):

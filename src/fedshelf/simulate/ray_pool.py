@@ -49,7 +49,7 @@ class RayPool:
 
     def __init__(self, runner: ClientRunner, num_actors: int, *, threads: int) -> None:
         self._ray = _import_ray()
-        self._player = runner
+        self._runner = runner
         self._setup: Setup | None = None
         self._queue: deque[tuple[str, ServerMessage]] = deque()
         self._model: tuple[Tensor, Any] | None = None  # the model stored last
@@ -108,7 +108,7 @@ class RayPool:
         if setup != self._setup:
             self._setup = setup
             for opened in [
-                actor.open.remote(setup, self._player.states, self._player.models) for actor in self._actors
+                actor.open.remote(setup, self._runner.states, self._runner.models) for actor in self._actors
             ]:
                 self._get(opened)
 
@@ -166,20 +166,20 @@ class _Actor:
     def __init__(self, runner: ClientRunner) -> None:
         keep_freed_memory()
         _pass_tensors_as_bytes(_import_ray())
-        self._player = runner
+        self._runner = runner
 
     def open(self, setup: Setup, states: Path | None, models: Path | None) -> None:
-        self._player.states, self._player.models = states, models
-        self._player.prepare(setup)
-        self._player.open(setup)
+        self._runner.states, self._runner.models = states, models
+        self._runner.prepare(setup)
+        self._runner.open(setup)
 
     def run(self, name: str, message: ServerMessage, model: Tensor | None) -> ClientMessage:
         if isinstance(message, Broadcast) and model is not None:
             message = replace(message, vectors={**message.vectors, PARAMS: model})
-        return self._player.run(name, message)
+        return self._runner.run(name, message)
 
     def evaluate(self, setup: Setup, params: Tensor, share: int, shares: int) -> Sequence[BatchScore]:
-        return self._player.evaluate(setup, params, share=share, shares=shares)
+        return self._runner.evaluate(setup, params, share=share, shares=shares)
 
 
 def _import_ray() -> ModuleType:

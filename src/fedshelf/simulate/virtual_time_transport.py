@@ -134,12 +134,12 @@ class VirtualTimeTransport:
     def _answer_of(self, client: str) -> ClientMessage:
         """Return the client's answer; wait until it is computed."""
         while client not in self._answers:
-            self._take_next()
+            self._collect_next()
             while self._together and self._at_work:
-                self._take_next()
+                self._collect_next()
         return self._answers.pop(client)
 
-    def _take_next(self) -> None:
+    def _collect_next(self) -> None:
         finished = self._backend.next()
         if finished is None:
             raise FedShelfError(f"no answer of {', '.join(sorted(self._at_work))} will ever be computed")

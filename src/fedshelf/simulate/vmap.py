@@ -35,7 +35,7 @@ class VmapBackend:
     """
 
     def __init__(self, runner: ClientRunner, *, chunk: int | None = None, warn: bool = True) -> None:
-        self._player = runner
+        self._runner = runner
         self._warn = warn
         self._chunk = chunk
         self._setup: Setup | None = None
@@ -67,12 +67,12 @@ class VmapBackend:
         tasks = [self._queue.popleft()]
         if stack is None:
             ((name, message),) = tasks
-            self._answers.append((name, self._player.run(name, message)))
+            self._answers.append((name, self._runner.run(name, message)))
             return
         while self._queue and len(tasks) < len(stack.benches) and is_training(self._queue[0][1]):
             tasks.append(self._queue.popleft())
         rounds = [
-            partial(_seated, self._player, name, message, bound)
+            partial(_run_on, self._runner, name, message, bound)
             for (name, message), bound in zip(tasks, stack.benches, strict=False)
         ]
         answers = Lockstep(stack.train).run(rounds)
@@ -84,7 +84,7 @@ class VmapBackend:
             return None
         if self._stack is None:
             try:
-                opened = self._player.open(self._setup)
+                opened = self._runner.open(self._setup)
             except FedShelfError:
                 return None  # each client then reports the problem itself
             self._problem = find_problem(opened.bound_model, opened.config.image_size)
@@ -104,7 +104,7 @@ def is_training(message: ServerMessage) -> bool:
     return isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN
 
 
-def _seated(runner: ClientRunner, name: str, message: ServerMessage, bound: BoundModel, run: Run) -> ClientMessage:
+def _run_on(runner: ClientRunner, name: str, message: ServerMessage, bound: BoundModel, run: Run) -> ClientMessage:
     """Return a client's answer, training on `bound` with `run`."""
 
     def adapt(work: Work) -> Work:

@@ -104,7 +104,7 @@ class WorkerPool:
     """
 
     def __init__(self, runner: ClientRunner, num_workers: int, *, threads: int, together: bool = False) -> None:
-        self._player = runner
+        self._runner = runner
         self.together = together
         self._round: list[_RunOne] = []  # to be trained together, until an answer is requested
         self._setup: Setup | None = None
@@ -140,7 +140,7 @@ class WorkerPool:
         """See `Backend`."""
         if isinstance(message, Setup):
             self._open(message)
-            ready = self._player.ready(name, message)
+            ready = self._runner.ready(name, message)
             if ready is not None:
                 self._completed(name, ready)
                 return
@@ -198,7 +198,7 @@ class WorkerPool:
         if setup != self._setup:
             self._setup = setup
             for worker in self._workers:
-                self._send(worker, _Open(setup=setup, states=self._player.states, models=self._player.models))
+                self._send(worker, _Open(setup=setup, states=self._runner.states, models=self._runner.models))
 
     def _completed(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):
