@@ -74,10 +74,9 @@ def combine(
 
 
 def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
-    """Scale an upload's trainable part from the `share` of work done to the configured work (see
-    `scheduling.workload`).
+    """Scale an upload's trainable part from the `share` of work done to the configured work.
 
-    Statistics and auxiliary vectors are means already, and are unchanged.
+    Statistics and auxiliary vectors are means already, and are unchanged. See `scheduling.workload`.
 
     Args:
         upload: the upload.

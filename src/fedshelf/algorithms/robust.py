@@ -185,8 +185,9 @@ def _ratios(scores: Sequence[float], num_selected: int) -> list[float]:
 
 
 def _mean_of_middle(rows: Sequence[Tensor], *, cut: int) -> Tensor:
-    """The mean in each coordinate without the `cut` smallest and largest, accumulated sequentially in float64, so that
-    the block size does not matter.
+    """The mean in each coordinate without the `cut` smallest and largest.
+
+    Accumulated sequentially in float64, so that the block size does not matter.
     """
     import numpy as np
 

@@ -167,8 +167,9 @@ class MemoryHeldModel:
 
 
 def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
-    """Decode the model of a broadcast, and hold it as the base of the next difference. A plain broadcast is returned
-    unchanged.
+    """Decode the model of a broadcast, and hold it as the base of the next difference.
+
+    A plain broadcast is returned unchanged.
 
     Args:
         message: the broadcast as received.

@@ -44,8 +44,9 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Received:
-    """A message's body as a file. Moving the file takes ownership; otherwise the transport deletes it at the next
-    `receive`.
+    """A message's body as a file.
+
+    Moving the file takes ownership; otherwise the transport deletes it at the next `receive`.
 
     Attributes:
         path: the file.
@@ -132,8 +133,9 @@ class VirtualClock(Clock, Protocol):
 
 
 class Checkpoints(Protocol):
-    """Durable storage of the server's state. Each call is atomic: a crash leaves the old or the new state, never a
-    mix.
+    """Durable storage of the server's state.
+
+    Each call is atomic: a crash leaves the old or the new state, never a mix.
     """
 
     def load(self) -> ServerState | None:

@@ -21,8 +21,9 @@ def signal_of(exit_code: int | None) -> str:
 
 
 def ended_by(process: str, signal_name: str) -> str:
-    """Describe a process that was ended by a signal: "the process of store-2 was ended by SIGSEGV", and a likely
-    cause.
+    """Describe a process that was ended by a signal, with a likely cause.
+
+    For example: "the process of store-2 was ended by SIGSEGV (a fault in native code)".
 
     Args:
         process: how to refer to it.

@@ -109,8 +109,9 @@ def normalize(images_BHWC: Tensor, device: torch.device, mean: Sequence[float], 
 def _row_constants(
     width: int, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Shift and scale [W·C] of a row of pixels. Channels are innermost: repeated over a row, the constants run at
-    memory speed, which [.., C] does not.
+    """Shift and scale [W·C] of a row of pixels.
+
+    Channels are innermost: repeated over a row, the constants run at memory speed, which [.., C] does not.
     """
     with torch.inference_mode(False):  # they outlive the evaluation that may compute them first
         mean_R, std_R = (torch.tensor(v, device=device).repeat(width) for v in (mean, std))

@@ -240,8 +240,9 @@ class _Builder:
 
 
 class UnreadableFileError(Exception):
-    """The file cannot be read (its content is not the problem). The message is the reason. Internal to the package
-    `data`.
+    """The file cannot be read (its content is not the problem).
+
+    The message is the reason. Internal to the package `data`.
     """
 
 

@@ -97,8 +97,10 @@ def load_photos(
 
 
 def _looked_up(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tuple[Photo, int]], Counter[str]]:
-    """The photos of classes in the catalogue with their class index, and the number of photos of each other class
-    path.
+    """The photos of classes in the catalogue with their class index.
+
+    Returns:
+        The photos, and the number of photos of each other class path.
     """
     index_of = {path: catalogue.index_of(class_folder(path)) for path in {photo.class_path for photo in photos}}
     known: list[tuple[Photo, int]] = []

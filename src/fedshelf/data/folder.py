@@ -84,8 +84,9 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
 
 
 def has_split(root: Path) -> bool:
-    """Whether `root/train` is the training part of a split, rather than a class named 'train' (which holds photos
-    itself).
+    """Whether `root/train` is the training part of a split.
+
+    It is not if it holds photos itself, and so is a class named 'train'.
 
     Raises:
         DataError: it cannot be read.

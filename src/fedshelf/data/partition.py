@@ -234,8 +234,9 @@ def _dirichlet(photos: Sequence[Photo], num_stores: int, alpha: float, rng: np.r
 
 
 def _assortment(photos: Sequence[Photo], num_stores: int, rng: np.random.Generator) -> list[int]:
-    """Assign each class to about a third of the stores (at least one), preferring stores with the fewest classes so
-    far.
+    """Assign each class to about a third of the stores (at least one).
+
+    Stores with the fewest classes so far come first.
     """
     store_of = [0] * len(photos)
     num_sold = np.zeros(num_stores, int)

@@ -111,8 +111,9 @@ def is_photo_name(name: str) -> bool:
 
 
 def list_photos(root: Path) -> Listing:
-    """Find all photos in product folders below `root`, at any depth. Links are followed, unless they lead to a parent
-    folder.
+    """Find all photos in product folders below `root`, at any depth.
+
+    Links are followed, unless they lead to a parent folder.
 
     Raises:
         DataError: `root` cannot be read.

@@ -121,8 +121,9 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
 def load_initial_weights(
     module: nn.Module, weights: InitialWeights, names: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})
 ) -> WeightsLoaded:  # fmt: skip
-    """Load a file, moving each row of the head to the current position of its class. Values missing from the file are
-    kept.
+    """Load a file, moving each row of the head to the current position of its class.
+
+    Values missing from the file are kept.
 
     Args:
         module: the model, changed in place.

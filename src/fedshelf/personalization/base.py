@@ -1,7 +1,7 @@
-"""The interface of personalization: which tensors stay at the store, and how they change. Independent of the
-algorithm.
+"""The interface of personalization: which tensors stay at the store, and how they change.
 
-Personal tensors are regular client state: changes of a round are committed once the server has counted its upload.
+Independent of the algorithm. Personal tensors are regular client state: changes of a round are committed once the
+server has counted its upload.
 
 Shapes: S shared values, P all values.
 """

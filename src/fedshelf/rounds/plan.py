@@ -178,8 +178,9 @@ class Context:
 
     @property
     def is_settled(self) -> bool:
-        """Whether, in a simulation, all joins and departures at the current time are done. Cohorts are drawn after
-        that.
+        """Whether, in a simulation, all joins and departures at the current time are done.
+
+        Cohorts are drawn after that.
         """
         return self.ports.virtual is None or self.ports.virtual.is_settled()
 

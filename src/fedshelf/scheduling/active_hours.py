@@ -209,8 +209,9 @@ def _places_of(abbreviation: str, known: list[str]) -> list[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str | None:
-    """The zone that was probably meant by a city or a misspelled name. Abbreviations are not guessed, because one
-    letter can make a difference of hours.
+    """The zone that was probably meant by a city or a misspelled name.
+
+    Abbreviations are not guessed, because one letter can make a difference of hours.
     """
     wanted = name.strip().lower().replace(" ", "_")
     by_name = {zone.lower().rpartition("/")[2]: zone for zone in reversed(known)}

@@ -187,8 +187,9 @@ def _plain(value: Any) -> Any:
 
 
 def _join_vectors(outlines: Any, vectors: dict[str, Tensor], main: str) -> dict[str, Vector]:
-    """Combine the header's outlines with their parts from the blob, and add the plain vectors; removes them from
-    `vectors`.
+    """Combine the header's outlines with their parts from the blob, and add the plain vectors.
+
+    Removes the vectors used from `vectors`.
     """
     if not isinstance(outlines, dict):
         raise RefusedError("the header does not outline the message's vectors")

@@ -21,8 +21,9 @@ Job = Callable[[], object]
 
 
 class BackgroundWriter:
-    """The writer thread. It stops at the first error, which the next call (or `close`) raises, so that no later job is
-    written.
+    """The writer thread.
+
+    It stops at the first error, which the next call (or `close`) raises, so that no later job is written.
 
     Args:
         write_events: writes several events, in order.

@@ -32,8 +32,9 @@ class DamagedUploadError(Exception):
 
 
 class FileSpool:
-    """Uploads as mapped files, so that the server's memory does not grow with the cohort. For one process and one
-    thread.
+    """Uploads as mapped files, so that the server's memory does not grow with the cohort.
+
+    For one process and one thread.
 
     Args:
         directory: the spool's folder.

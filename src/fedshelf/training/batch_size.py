@@ -131,8 +131,9 @@ def measure(bound: BoundModel, photos: PhotoSet, sizes: Sequence[int]) -> dict[i
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """A clock that excludes the time of other programs, if a single thread computes. A store's computer has other
-    work, too.
+    """A clock that excludes the time of other programs, if a single thread computes.
+
+    A store's computer has other work, too.
     """
     return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 

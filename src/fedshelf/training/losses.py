@@ -1,5 +1,7 @@
-"""Losses by name. All algorithms can use those against label skew: a store sells a part of the catalogue, and plain
-cross-entropy pushes down the logits of all products that it does not sell at every step.
+"""Losses by name.
+
+All algorithms can use those against label skew: a store sells a part of the catalogue, and plain cross-entropy pushes
+down the logits of all products that it does not sell at every step.
 
 FedRS: Li & Zhan 2021, "FedRS: Federated Learning with Restricted Softmax for Label Distribution Non-IID Data", eq. 8.
 FedLC: Zhang et al. 2022, "Federated Learning with Label Distribution Skew via Logits Calibration", the calibrated
@@ -11,10 +13,10 @@ cross-entropy of its section on FedLC. Both are cross-entropy of logits under an
      3  FedRS: a_c <- alpha where n_c = 0                7  minimize -log(exp(z_y) / sum_c exp(z_c))
      4  FedLC: b_c <- -tau · n_c^(-1/4)
 
-Where n_c = 0, line 4 is -infinity for any tau: the class is excluded from the softmax, and its logit gets no gradient.
-A store that sells one product then has a loss of zero and learns nothing from it. With all classes in stock, FedRS is
-plain cross-entropy, and so is FedLC with tau = 0 or equal counts. Label smoothing is spread over the classes in the
-softmax. Models are evaluated by plain cross-entropy over all classes.
+Where n_c = 0, line 4 is -infinity for any tau: the class is excluded from the softmax, and its logit gets no
+gradient. A store that sells one product then has a loss of zero and learns nothing from it. With all classes in stock,
+FedRS is plain cross-entropy, and so is FedLC with tau = 0 or equal counts. Label smoothing is spread over the classes
+in the softmax. Models are evaluated by plain cross-entropy over all classes.
 
 Differs from the papers: FedRS scales by one of two values, as in its eq. 8 (the authors' code scales by alpha + (1 -
 alpha) · n_c / max n), and scales the whole logit, including its bias (the authors' code has none). FedLC's sum in line

@@ -20,10 +20,10 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 @dataclass(kw_only=True, eq=False)
 class OptimizerState:
-    """The optimizer's state for one client, with one entry per region (shared trainable values, personal values, or
-    both).
+    """The optimizer's state for one client.
 
-    It starts fresh each round and never leaves the client.
+    It has one entry per region (shared trainable values, personal values, or both), starts fresh each round and never
+    leaves the client.
 
     Attributes:
         values: the values to update.

@@ -131,8 +131,9 @@ class Stack:
 
     @contextmanager
     def _picked(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield values and gradients of some rows: views if they are contiguous, otherwise copies that are written
-        back.
+        """Yield values and gradients of some rows.
+
+        They are views if the rows are contiguous, otherwise copies that are written back.
         """
         first, count = rows[0], len(rows)
         if list(rows) == list(range(first, first + count)):
