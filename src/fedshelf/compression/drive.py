@@ -9,8 +9,8 @@ randomized Hadamard rotation; at one bit also Vargaftik et al. 2022, "EDEN".
      4  x̂ <- S · D H sign(y)
 
 The rotation makes the values of a block nearly normal for any input; so the normalized error of one vector,
-||x - x̂||²/||x||², is near pi/2 - 1 = 0.571, and that of a mean over m clients near 0.571/m. After a sparsifier, whose error
-feedback needs a contraction, S is the scale of least error: 1 - 2/pi = 0.363 instead, and biased.
+||x - x̂||²/||x||², is near pi/2 - 1 = 0.571, and that of a mean over m clients near 0.571/m. After a sparsifier,
+whose error feedback needs a contraction, S is the scale of least error: 1 - 2/pi = 0.363 instead, and biased.
 
 Why DRIVE and not EDEN: at one bit they are the same estimator (EDEN's centroids ±sqrt(2/pi) cancel in its scale); EDEN
 adds other bit widths, for which there are int4 and int8 here.
