@@ -48,7 +48,7 @@ def test_a_round_completes_by_quorum_without_a_killed_client_which_rejoins_when_
     assert [client.end() for client in (victim, *others)] == [0] * 4
     summary = site.show(run)
     assert statuses(summary, 1) == dict.fromkeys(site.names[:3], "counted") | {"store-4": "offline"}
-    assert "the process of store-4 ended without a word" in reason(summary, 1, "store-4")
+    assert "the process of store-4 ended without a message" in reason(summary, 1, "store-4")
     assert statuses(summary, 2) == dict.fromkeys(site.names, "counted")
     assert summary["void_rounds"] == 0
 
@@ -82,7 +82,7 @@ def test_a_client_that_ends_by_itself_leaves_no_process_behind(pair: Site) -> No
     client.wait_for_text("connecting to")
     (reporter,) = psutil.Process(client.pid).children()
     assert client.end() == 1
-    assert "without a word" not in client.text()
+    assert "without a message" not in client.text()
     assert not reporter.is_running()
 
 

@@ -30,7 +30,7 @@ def ended_by(process: str, signal_name: str) -> str:
         signal_name: the signal; empty if unknown.
     """
     if not signal_name:
-        return f"{process} ended without a word (killed, or out of memory?)"
+        return f"{process} ended without a message (killed, or out of memory?)"
     hint = " (out of memory?)" if signal_name == "SIGKILL" else ""
     hint = " (a fault in native code)" if signal_name in CRASHES else hint
     return f"{process} was ended by {signal_name}{hint}"

@@ -159,7 +159,7 @@ class UploadBuffer:
     def _upload(self, entry: Entry) -> Upload:
         upload = self._spool.get(self._key(entry.number), entry.client)
         if not isinstance(upload, Upload):
-            raise RunError(f"what client {entry.client!r} sent for version {self._version} is no upload any more")
+            raise RunError(f"what client {entry.client!r} sent for version {self._version} is no longer an upload")
         return upload
 
     def _key(self, number: int) -> TaskKey:

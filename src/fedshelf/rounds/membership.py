@@ -114,7 +114,7 @@ class Membership:
         self._excluded[name] = f"{reason}{times}"
         self._sink.emit(ClientExcluded(client=name, reason=self._excluded[name]))
         if name in self._members:
-            self._disconnect(name, f"excluded from the run: {self._excluded[name]}. Mend that, and start it again")
+            self._disconnect(name, f"excluded from the run: {self._excluded[name]}. Fix that, and start it again")
 
     def on_counted(self, name: str) -> None:
         """Record that an upload of the client was counted."""

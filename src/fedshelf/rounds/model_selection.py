@@ -91,7 +91,7 @@ class ModelComparison:
         if isinstance(message, Failure):
             return _without(reply.client, message.reason)
         if not isinstance(message, Comparison):
-            return _without(reply.client, f"its answer is not used: {reply.reason or 'it is no comparison'}")
+            return _without(reply.client, f"its answer is not used: {reply.reason or 'it is not a comparison'}")
         try:
             check_comparison(message, key=key, num_validation=self.context.membership.num_validation(reply.client))
         except RefusedError as error:

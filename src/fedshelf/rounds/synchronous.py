@@ -106,7 +106,7 @@ ADVICE = {
     ClientStatus.LATE: "Give late clients more time (--round-timeout) or less work (--local-work dynamic), or ask for "
     "fewer uploads (--quorum).",
     ClientStatus.OFFLINE: "Start the clients that are offline again, or ask for fewer uploads (--quorum).",
-    ClientStatus.FAILED: "Mend what made clients fail: their own logs say more.",
-    ClientStatus.REFUSED: "Mend what made uploads unusable: their clients' logs say more.",
+    ClientStatus.FAILED: "Fix what made clients fail: their own logs say more.",
+    ClientStatus.REFUSED: "Fix what made uploads unusable: their clients' logs say more.",
 }
 """Advice by client status."""

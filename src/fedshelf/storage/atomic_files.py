@@ -22,7 +22,7 @@ LEFTOVER = ".tmp"
 _ADVICE = {
     errno.ENOSPC: "Free some space on that disk and start again; what was saved before is still whole.",
     errno.EDQUOT: "Your disk quota is used up: free some space and start again; what was saved before is still whole.",
-    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no such big file: lift it and start again.",
+    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no file of this size: lift it, start again.",
     errno.EROFS: "That disk is mounted read-only: choose a folder that can be written to.",
     errno.EACCES: "Give yourself the right to write there, or choose another folder.",
     errno.EPERM: "Give yourself the right to write there, or choose another folder.",

@@ -55,8 +55,8 @@ class Stack:
         self._bench = bound
         pitch = -(-bound.params.layout.size // ALIGNMENT) * ALIGNMENT
         self._values_CP, self._gradients_CP = torch.zeros(2, count, pitch, device=bound.compute.device).unbind()
-        self.benches = tuple(self._seat(row) for row in range(count))
-        self._rows = {id(seat): row for row, seat in enumerate(self.benches)}
+        self.bound_models = tuple(self._seat(row) for row in range(count))
+        self._rows = {id(seat): row for row, seat in enumerate(self.bound_models)}
         self._specs = bound.params.layout.tensors
         self._counters = {n: b for n, b in bound.module.named_buffers() if not b.is_floating_point()}
         self._frozen = {name for name, p in bound.module.named_parameters() if not p.requires_grad}

@@ -44,17 +44,17 @@ def find_problem(bound: BoundModel, image_size: int) -> str | None:
         if isinstance(child, _BatchNorm) and child.track_running_stats and child.momentum is None:
             return "batch normalization without momentum counts its batches, and counts are not per client"
     stack = Stack(bound, 2)
-    local_runs = noise_runs(stack.benches, image_size=image_size, batch_size=4)
+    local_runs = noise_runs(stack.bound_models, image_size=image_size, batch_size=4)
     try:
         loop.differentiate_one(local_runs)
-        expected = [(bound.gradients.clone(), bound.params.vector.clone()) for bound in stack.benches]
-        for seat in stack.benches:
+        expected = [(bound.gradients.clone(), bound.params.vector.clone()) for bound in stack.bound_models]
+        for seat in stack.bound_models:
             seat.params.vector.copy_(bound.params.vector)
         stack.differentiate(local_runs)
     except Exception as error:  # noqa: BLE001  whatever a model's own code raises under vmap
         return f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
     tolerance = COARSE_TOLERANCE if bound.compute.autocast else TOLERANCE
-    for seat, (gradients, values) in zip(stack.benches, expected, strict=True):
+    for seat, (gradients, values) in zip(stack.bound_models, expected, strict=True):
         moved = values - bound.params.vector  # by the pass: only statistics
         for name, wrong, right in (
             ("gradients", seat.gradients - gradients, gradients),
@@ -78,7 +78,7 @@ def measure(bound: BoundModel, image_size: int, *, cohort_size: int) -> Measured
     """
     chunk = min(cohort_size, default_count(bound), MEASURED_CHUNK)
     single = Stack(bound, 1)
-    local_runs = noise_runs(single.benches, image_size=image_size, batch_size=bound.settings.batch_size)
+    local_runs = noise_runs(single.bound_models, image_size=image_size, batch_size=bound.settings.batch_size)
     alone = seconds(lambda: loop.differentiate_one(local_runs), bound.compute.device)
     if chunk < 2:
         return Measured(alone=alone, together=None, chunk=chunk, reason="there is one client, or room for one")
@@ -89,6 +89,6 @@ def measure(bound: BoundModel, image_size: int, *, cohort_size: int) -> Measured
     if problem is not None:
         return Measured(alone=alone, together=None, chunk=chunk, reason=problem)
     stack = Stack(bound, chunk)
-    lanes_together = noise_runs(stack.benches, image_size=image_size, batch_size=bound.settings.batch_size)
-    together = seconds(lambda: stack.differentiate(lanes_together), bound.compute.device) / chunk
+    runs_together = noise_runs(stack.bound_models, image_size=image_size, batch_size=bound.settings.batch_size)
+    together = seconds(lambda: stack.differentiate(runs_together), bound.compute.device) / chunk
     return Measured(alone=alone, together=together, chunk=chunk)

@@ -16,7 +16,7 @@ LONG_STEP = 0.02  # seconds: on a CPU, one client's step then uses it fully, and
 REPEATS = 2
 
 
-def noise_runs(benches: Sequence[BoundModel], *, image_size: int, batch_size: int) -> list[LocalRun]:
+def noise_runs(bound_models: Sequence[BoundModel], *, image_size: int, batch_size: int) -> list[LocalRun]:
     """Local runs that are ready for a step on a batch of noise [B, 3, H, W].
 
     Args:
@@ -26,7 +26,7 @@ def noise_runs(benches: Sequence[BoundModel], *, image_size: int, batch_size: in
     """
     generator = torch.Generator().manual_seed(0)
     local_runs = []
-    for bound in benches:
+    for bound in bound_models:
         images_BHWC = torch.randn(batch_size, image_size, image_size, 3, generator=generator).to(bound.compute.device)
         labels_B = torch.zeros(batch_size, dtype=torch.int64, device=bound.compute.device)
         local_run = LocalRun(bound=bound, batches=iter(()), round=0, client_lr=0.0, num_examples=batch_size)
