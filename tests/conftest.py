@@ -1,6 +1,8 @@
 """What all tests share: nothing of theirs lands in the user's own directories, and one thread computes."""
 
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Reports of parallel workers must be text; what tests print may hold file names that are not."""
+    return _as_text((yield))
+
+
+def _as_text(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {key: _as_text(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(map(_as_text, data))
+    return data
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ class Request:
 class ForkedProcess:
     """A process that the server has forked; used as a `subprocess.Popen` is."""
 
-    def __init__(self, status: int, stdout: IO[bytes], stderr: IO[bytes]) -> None:
+    def __init__(self, status: int, stdout: IO[bytes], stderr: IO[bytes], *, server: "subprocess.Popen[bytes]") -> None:
+        self._server = server
         self._status = os.fdopen(status, "rb", buffering=0)
         self.stdout = stdout
         self.stderr = stderr
@@ -98,7 +99,7 @@ class ForkedProcess:
     def _next(self) -> int:
         told = self._status.read(STATUS.size)
         if len(told) < STATUS.size:
-            raise RuntimeError("the fork server of the tests has died")
+            raise RuntimeError(f"the fork server has died: {self._server.communicate()[1].decode()}")
         (number,) = STATUS.unpack(told)
         return int(number)
 
@@ -113,12 +114,13 @@ class ForkServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __spec__.name, str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
                 env={**environment, "OPENBLAS_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # pipes, as in its forks
             )  # fmt: skip
 
     def close(self) -> None:
         """End the server and what it has forked."""
         self._control.close()
-        self._process.wait()
+        sys.stderr.write(self._process.communicate()[1].decode())
 
     def can_start(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
         """Whether a forked process would do as a fresh one does."""
@@ -136,7 +138,7 @@ class ForkServer:
                 stack.callback(os.close, theirs)
             socket.send_fds(self._control, [json.dumps(asdict(request)).encode()], [theirs for _, theirs in pipes])
         status, stdout, stderr = (ours for ours, _ in pipes)
-        return ForkedProcess(status, os.fdopen(stdout, "rb"), os.fdopen(stderr, "rb"))
+        return ForkedProcess(status, os.fdopen(stdout, "rb"), os.fdopen(stderr, "rb"), server=self._process)
 
 
 @functools.cache
@@ -237,8 +239,6 @@ def _tell(status: int, number: int) -> None:
 
 def _become(request: Request, stdout: int, stderr: int, set_by_imports: Mapping[str, str]) -> None:
     """Make this forked process what a fresh one would be."""
-    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
-        os.dup2(nothing.fileno(), 0)
     for source, target in ((stdout, 1), (stderr, 2)):
         os.dup2(source, target)
         os.close(source)

@@ -1,6 +1,7 @@
 """A process that says what it finds, and ends as it is told: see `tests.e2e.test_fork_server`."""
 
 import atexit
+import io
 import json
 import os
 import signal
@@ -20,7 +21,11 @@ def main(ending: str) -> None:
         "handlers": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
         "threads": threading.active_count(),
         "leader": os.getpid() == os.getsid(0),
-        "terminal": sys.stdout.isatty(),
+        "streams": [
+            (stream.name, stream.encoding, stream.errors, stream.line_buffering, stream.seekable(), stream.isatty())
+            for stream in (sys.stdin, sys.stdout, sys.stderr)
+            if isinstance(stream, io.TextIOWrapper)
+        ],
         "open files": len([fd for fd in range(256) if is_open(fd)]),
     }
     print("to standard error", file=sys.stderr)

@@ -64,6 +64,6 @@ def test_every_status_of_a_client_is_explained() -> None:
     ids=lambda page: page.name,
 )
 def test_links_into_the_documentation_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"[(`](docs/[a-z0-9/.-]+)", page.read_text(encoding="utf-8"))
+    targets = re.findall(r"[(`](docs/[a-z0-9/.-]+(?:CN\.md)?)", page.read_text(encoding="utf-8"))
     assert targets
     assert [target for target in targets if not (page.parent / target).exists()] == []

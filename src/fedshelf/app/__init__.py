@@ -1,1 +1,1 @@
-"""The composition root: from configuration to a server, a client or a predictor. The engine comes later."""
+"""The composition root: builds a server, a client or a predictor from a configuration."""

@@ -1,4 +1,4 @@
-"""A store's client, put together from its folder of photos and its state directory."""
+"""A store's client, built from its photo folder and its state directory."""
 
 import itertools
 import json
@@ -47,20 +47,20 @@ from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
 
 logger = logging.getLogger(__name__)
-RECORD = "client.json"  # in a state directory: whose it is
+RECORD = "client.json"  # in a state directory: the client it belongs to
 COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientPlace:
-    """What is this machine's own.
+    """A client's machine-specific settings.
 
     Attributes:
-        data_dir: the photos.
-        state_dir: what is kept between rounds and runs, the client's name included.
-        name: by which the server and the other stores know this one.
-        device: what to compute on.
-        test_dir: photos to test on, if there are any.
+        data_dir: folder of the training photos.
+        state_dir: folder for data kept between rounds and runs, including the client's name.
+        name: the client's name at the server and in other stores.
+        device: the device to compute on.
+        test_dir: folder of test photos, if there are any.
     """
 
     data_dir: Path
@@ -73,18 +73,24 @@ class ClientPlace:
     def of(
         cls, data_dir: Path, *, name: str | None, state_dir: Path | None, device: str, test_dir: Path | None = None
     ) -> "ClientPlace":  # fmt: skip
-        """Fill in what was not said: the state lies in the user's own directory, and the name is the one that the
-        state was begun under, else the data folder's (see `default_name`).
+        """Create an instance with defaults for what is not given.
+
+        The default state directory is in the user's home directory. The default name is the one in the state directory,
+        or else derived from the data folder (see `default_name`).
 
         Args:
-            data_dir: the photos.
+            data_dir: folder of the training photos.
             name: the client's name.
-            state_dir: where its state is kept.
-            device: what to compute on.
-            test_dir: photos to test on.
+            state_dir: folder for the client's state.
+            device: the device to compute on.
+            test_dir: folder of test photos.
+
+        Returns:
+            The settings.
 
         Raises:
-            UsageError: there is no such folder, the state would lie among the photos, or there is no home directory.
+            UsageError: a value is invalid, the state directory is inside the photos, or there is no home
+                directory.
             RunError: the home directory cannot be written to.
         """
         folder = _folder("--data-dir", data_dir)
@@ -93,7 +99,7 @@ class ClientPlace:
             raise UsageError(f"--test-dir {test_dir} is the --data-dir: give photos that are not trained on")
         if device not in get_args(DeviceName):
             raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
-        places.photo_cache()  # where the photos are going to be decoded to: better refused now than in a run
+        places.photo_cache()  # the folder for decoded photos: an error here is better than during a run
         given = places.absolute(state_dir) if state_dir else None
         chosen = name or (_record(given).get("name") if given else None) or default_name(folder.resolve())
         try:
@@ -108,10 +114,10 @@ class ClientPlace:
         )  # fmt: skip
 
     def lock(self) -> RunLock:
-        """Become the one process of this client.
+        """Lock the state directory, so that only one process runs this client.
 
         Raises:
-            RunError: another one runs, and the message has its id; or the state cannot be written.
+            RunError: another process has the lock (the message includes its id), or the directory cannot be written to.
         """
         self.make_state_dir()
         return RunLock(
@@ -120,10 +126,10 @@ class ClientPlace:
         )  # fmt: skip
 
     def make_state_dir(self) -> None:
-        """Make the state directory, and keep the name there.
+        """Create the state directory and record the client's name in it.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: it cannot be written to.
         """
         if self.state_dir.is_relative_to(places.home_directory().resolve()):
             places.make_home_folder(self.state_dir)
@@ -134,13 +140,16 @@ class ClientPlace:
 
 
 def default_name(folder: Path) -> str:
-    """The name of a client that was given none.
+    """Choose a client's name.
 
-    It is the one that this folder's client had before. Else it is the folder's name, with this machine's where the
-    folder is called as many stores call theirs, and with a number where another folder of this machine has that name.
+    It is the name that this folder's client had before. Otherwise it is the folder's name, combined with the machine's
+    name if the folder has a common name, and with a number if another folder on this machine uses the name.
 
     Args:
-        folder: the photos, resolved.
+        folder: the photo folder, resolved.
+
+    Returns:
+        The name.
     """
     states = places.client_directory("x").parent
     records = [record for path in sorted(states.glob(f"*/{RECORD}")) if (record := _record(path.parent))]
@@ -156,7 +165,7 @@ def default_name(folder: Path) -> str:
 
 
 def _record(state_dir: Path) -> dict[str, str]:
-    """Whose state a directory holds: the client's `name`, and the `data_dir` of its photos; empty where unknown."""
+    """Return the `name` and `data_dir` recorded in a state directory; empty if unknown."""
     try:
         record = json.loads((state_dir / RECORD).read_text(encoding="utf-8"))
         return {"name": str(record["name"]), "data_dir": str(record["data_dir"])}
@@ -174,18 +183,21 @@ def _folder(flag: str, path: Path) -> Path:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # this user may not look
+    except OSError:  # no permission
         return False
 
 
 def join_of(place: ClientPlace) -> Join:
-    """How the client introduces itself.
+    """Create the client's `Join`.
 
     Args:
-        place: where it is.
+        place: the client's settings.
+
+    Returns:
+        The message that introduces the client.
 
     Raises:
-        DataError: its folder holds no photos, or is not the folder of one store.
+        DataError: the folder contains no photos, or is not the folder of one store.
     """
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
     for finding in found.findings:
@@ -197,12 +209,13 @@ def join_of(place: ClientPlace) -> Join:
 
 
 class StoreClient:
-    """The client of one place. A setup survives the process, so that a broadcast can be answered by the next one
-    (stock Flower starts a process per message).
+    """A store's client.
+
+    A setup is saved, so that another process can answer the next broadcast (stock Flower starts one per message).
 
     Args:
-        place: where it is.
-        on_choice: told in the end which model the store keeps, and where it lies.
+        place: the client's settings.
+        on_choice: called at the end with the comparison and the folder of the store's chosen model.
     """
 
     def __init__(
@@ -211,7 +224,7 @@ class StoreClient:
         self._place = place
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
-        self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, rounds behind the model, and the model [S]
+        self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, number of rounds trained, and the model [S]
         self._evaluation: Evaluation | None = None  # of that model
         self._has_chosen = False
         self._setup_file = place.state_dir / "setup.json"
@@ -233,13 +246,16 @@ class StoreClient:
         return answer
 
     def keep_model(self) -> Path | None:
-        """Where this store's model lies at the end of a run; None if it has none.
+        """Save this store's model at the end of a run.
 
-        It is the chosen one where models were compared, else the newest that came from the server. A process that
-        has taken no part leaves the model of earlier ones.
+        This is the chosen model if models were compared, or else the newest one from the server. A process that did not
+        take part keeps the model of earlier ones.
+
+        Returns:
+            The model's folder, or None if there is no model.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the model cannot be written.
         """
         folder = places.client_model(self._place.state_dir)
         if self._has_chosen or self._newest is None or self._opened is None:
@@ -254,7 +270,7 @@ class StoreClient:
 
     def _note(self, broadcast: Broadcast) -> None:
         num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
-        # A copy: the next model is received into the same memory.
+        # A copy, because the next model is received into the same memory.
         self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None
 
     def _prepare(self, setup: Setup) -> Work:
@@ -264,9 +280,7 @@ class StoreClient:
         cache = PhotoCache(root=places.photo_cache())
         photos = store_photos(self._place.data_dir, self._opened, cache)
         test = None
-        if (
-            self._place.test_dir is not None
-        ):  # now: at the end of the run it would be late to learn that it is of no use
+        if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)
         return work_for(
             self._place.name, self._opened, photos, batch_size=self._batch_size(setup, self._opened, photos),
@@ -282,7 +296,7 @@ class StoreClient:
         self._on_choice(comparison, folder)
 
     def _batch_size(self, setup: Setup, opened: OpenedSetup, photos: StorePhotos) -> int | None:
-        """The client's own batch size where it has one: measured once for a setup, and the same after a restart."""
+        """Return the client's own batch size, if it has one: measured once per setup and kept across restarts."""
         if opened.batch_sizes is None:
             return None
         measured_for = [setup.run_id, files.digest(setup.config), self._place.device, len(photos.train)]
@@ -300,11 +314,16 @@ class StoreClient:
 
 
 def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClient]:
-    """The client that a stock SuperNode's `--node-config` describes: `data-dir`, and `name`, `state-dir`,
-    `test-dir`, `device` where they are not the defaults.
+    """Create the client described by a stock SuperNode's `--node-config`.
+
+    Args:
+        node_config: `data-dir` and, optionally, `name`, `state-dir`, `test-dir` and `device`.
+
+    Returns:
+        The client's `Join` and the client.
 
     Raises:
-        UsageError: `data-dir` is missing, or a value cannot be used.
+        UsageError: `data-dir` is missing, or a value is invalid.
     """
     if "data-dir" not in node_config:
         raise UsageError('--node-config must say where the photos are: data-dir="/path/to/photos"')
@@ -320,8 +339,10 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
 
 
 def _identity(state_dir: Path) -> str:
-    """This client's random token, made on first start. Not a secret that opens anything: it tells a restarted
-    client from another one of the same name."""
+    """Return this client's random token, created on first start.
+
+    It is not a credential: it distinguishes a restarted client from another one with the same name.
+    """
     path = make_folder(state_dir) / "identity"
     if not path.exists():
         write_atomically(path, secrets.token_hex(16))

@@ -1,4 +1,4 @@
-"""From configuration to objects: everything but transports is made here, and only here."""
+"""Builds all objects except transports from the configuration."""
 
 import logging
 import tomllib
@@ -52,15 +52,21 @@ from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-REJOIN_GRACE_SECONDS = 120.0  # a store's computer may need that long to start Python and reconnect
+REJOIN_GRACE_SECONDS = 120.0  # a store's computer may take this long to start Python and reconnect
 
 ModuleFactory = Callable[[int], nn.Module]
-"""Makes a module for a number of classes: a model of the caller's own, in place of one by name."""
+"""Creates a module for a number of classes: the caller's own model instead of a named one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StorePhotos:
-    """What one store trains and validates on; `num_left_out` photos are of classes not in the catalogue."""
+    """A store's photos.
+
+    Attributes:
+        train: photos to train on.
+        validation: photos to validate on.
+        num_left_out: number of photos whose class is not in the catalogue.
+    """
 
     train: PhotoSet
     validation: PhotoSet
@@ -69,8 +75,18 @@ class StorePhotos:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedSetup:
-    """A setup turned into objects: what all clients of one process share. `batch_sizes` are there where each client has
-    its own."""
+    """The objects of a setup, shared by all clients of a process.
+
+    Attributes:
+        setup: the setup.
+        config: the run's configuration.
+        catalogue: the classes.
+        algorithm: the federated algorithm.
+        bound_model: the model.
+        uploads: the stages that an upload passes through.
+        personalization: what stays at the stores.
+        batch_sizes: measures the fastest batch size if each client has its own, else None.
+    """
 
     setup: Setup
     config: RunConfig
@@ -83,32 +99,32 @@ class OpenedSetup:
 
 
 SaveModel = Callable[[OpenedSetup, BoundModel, Comparison], None]
-"""Takes the model on the workbench, which a store has chosen."""
+"""Saves the model that a store has chosen, which is in the bound model."""
 
 
 def component_of(config: RunConfig, family: str) -> Any:
-    """The component of a family that the run has chosen, made with its settings."""
+    """Create the component of `family` that the run has chosen, with its settings."""
     return config.settings_of(load(FAMILIES[family][getattr(config, family)]))
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:
-    """The configured algorithm, both halves."""
+    """Create the configured algorithm (client and server half)."""
     return cast(Algorithm, component_of(config, "algorithm"))
 
 
 def aggregator_of(config: RunConfig) -> Aggregator:
-    """How uploads become one."""
+    """Create the configured aggregator."""
     aggregator = cast(Aggregator, component_of(config, "aggregator"))
     return aggregator if config.norm_bound is None else bounded(aggregator, config.norm_bound)
 
 
 def personalization_of(config: RunConfig) -> Personalization:
-    """What stays at the stores, and how."""
+    """Create the configured personalization."""
     return cast(Personalization, component_of(config, "personalize"))
 
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
-    """The learning rate of local training by round."""
+    """Return the learning rate of local training as a function of the round."""
 
     def learning_rate(round: int) -> float:
         return schedule.client_lr(
@@ -120,17 +136,24 @@ def client_lr_of(config: RunConfig) -> Callable[[int], float]:
 
 
 def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
-    """How one direction's vectors travel; a budget is half each way.
+    """Create the codec policy of one direction; each direction gets half of the byte budget.
+
+    Args:
+        config: the run's configuration.
+        codec: codecs joined by "+".
+
+    Returns:
+        The policy.
 
     Raises:
-        UsageError: `codec` is no chain of codecs.
+        UsageError: `codec` is invalid.
     """
     budget = None if config.byte_budget is None else int(config.byte_budget * 1_000_000 / 2)
     return CodecPolicy(codec=parse(codec), byte_budget=budget, rng=Rng(config.seed))
 
 
 def uploads_of(config: RunConfig) -> UploadPipeline:
-    """What uploads pass on their way, at both ends."""
+    """Create the stages that an upload passes through, on both sides."""
     policy = codec_policy_of(config, config.codec_up)
     stages: list[Stage] = [
         *([] if config.clip_norm is None else [Clip(max_norm=config.clip_norm)]),
@@ -140,8 +163,11 @@ def uploads_of(config: RunConfig) -> UploadPipeline:
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
-    """The configured model for `num_classes`. Pretrained weights are the server's matter (clients receive them, and
-    the configuration that clients are sent says nothing of it)."""
+    """Return the settings of the configured model for `num_classes`.
+
+    Pretrained weights concern only the server: clients receive them, and the clients' configuration does not mention
+    them.
+    """
     return ModelSettings(
         name=config.model, num_classes=num_classes, image_size=config.image_size, norm=config.norm,
         width=config.width, pretrained=config.pretrained,
@@ -149,12 +175,12 @@ def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
 
 
 def module_of(config: RunConfig, num_classes: int, make_module: ModuleFactory | None = None) -> nn.Module:
-    """The run's model, its weights drawn from the run's seed (or pretrained).
+    """Create the run's model with weights drawn from the run's seed, or pretrained ones.
 
     Args:
         config: names the model.
-        num_classes: how many outputs it has.
-        make_module: makes the caller's own model instead.
+        num_classes: number of outputs.
+        make_module: creates the caller's own model instead.
 
     Returns:
         The module, on the CPU.
@@ -173,7 +199,20 @@ def module_of(config: RunConfig, num_classes: int, make_module: ModuleFactory | 
 def bound_model_of(
     config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None
 ) -> BoundModel:  # fmt: skip
-    """A bound model with the run's model as `module_of` makes it."""
+    """Create a bound model from `module_of`.
+
+    Args:
+        config: the run's configuration.
+        catalogue: the classes.
+        device: the device to compute on.
+        make_module: creates the caller's own model instead.
+
+    Returns:
+        The bound model.
+
+    Raises:
+        ModelError: see `models.build.build`.
+    """
     compute = choose(device, threads=config.threads)
     module = module_of(config, len(catalogue), make_module)
     return BoundModel.of(
@@ -185,7 +224,7 @@ def bound_model_of(
 
 
 def training_of(config: RunConfig) -> TrainingSettings:
-    """How clients train."""
+    """Return the clients' training settings."""
     return TrainingSettings(
         optimizer=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing, gradient_clip=config.gradient_clip, batch_size=config.batch_size,
@@ -195,7 +234,7 @@ def training_of(config: RunConfig) -> TrainingSettings:
 
 
 def pacing_of(config: RunConfig) -> Pacing:
-    """What is made of machines that differ."""
+    """Return how rounds handle clients of different speed."""
     workload = Workload(
         rule=config.local_work, least=config.least_work, most=config.most_work, norm=config.work_norm,
         training=training_of(config),
@@ -206,7 +245,19 @@ def pacing_of(config: RunConfig) -> Pacing:
 
 
 def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None) -> OpenedSetup:
-    """Build what a setup describes."""
+    """Build the objects that a setup describes.
+
+    Args:
+        setup: the setup.
+        device: the device to compute on.
+        make_module: creates the caller's own model, if there is one.
+
+    Returns:
+        The objects.
+
+    Raises:
+        RefusedError: the server's configuration cannot be read.
+    """
     try:
         values = tomllib.loads(setup.config)
     except (ValueError, RecursionError) as error:
@@ -227,12 +278,18 @@ def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
     test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
 ) -> Work:  # fmt: skip
-    """One client's part in what was set up.
+    """Create the work of one client.
 
     Args:
-        batch_size: another than configured, where clients have their own; None measures which is fastest.
-        test: test photos, to compare models on in the end.
-        keep: what becomes of the model that it chooses then.
+        client: the client's name.
+        opened: the setup's objects.
+        photos: the client's photos.
+        batch_size: batch size, if clients have their own; None measures the fastest.
+        test: returns the test photos on which models are compared at the end.
+        save: saves the model that the client chooses then.
+
+    Returns:
+        The work.
     """
     bound, growth, scale = opened.bound_model, 1, 1.0
     if opened.batch_sizes is not None:
@@ -264,10 +321,18 @@ def work_for(
 
 
 def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StorePhotos:
-    """A store's photos from its folder, decoded through the cache, split as the run says.
+    """Load a store's photos through the cache and split them as configured.
+
+    Args:
+        folder: the store's folder.
+        opened: the setup's objects.
+        cache: the cache of decoded photos.
+
+    Returns:
+        The photos.
 
     Raises:
-        DataError: there is no photo to train on: none can be decoded, or none is of a class in the catalogue.
+        DataError: no photo can be decoded, or none belongs to a class in the catalogue.
     """
     config = opened.config
     found = scan(folder, val_fraction=config.val_fraction, seed=config.seed)
@@ -288,10 +353,10 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StoreP
 
 
 def scan_test_photos(folder: Path) -> PhotoFolder:
-    """The photos of a --test-dir.
+    """Scan the photos of a --test-dir.
 
     Raises:
-        DataError: it cannot be read, holds none, or holds photos to train on, too.
+        DataError: the folder cannot be read, is empty, or also contains training photos.
     """
     if has_split(folder):
         raise DataError(
@@ -301,10 +366,19 @@ def scan_test_photos(folder: Path) -> PhotoFolder:
 
 
 def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache) -> PhotoSet:
-    """The server's test photos; those of classes that no client has are left out.
+    """Load the server's test photos, without those whose class no client has.
+
+    Args:
+        folder: the test folder.
+        config: the run's configuration.
+        catalogue: the classes.
+        cache: the cache of decoded photos.
+
+    Returns:
+        The photos.
 
     Raises:
-        DataError: no photo of the folder is of a class in the catalogue.
+        DataError: no photo belongs to a class in the catalogue.
     """
     photos = load_photos(
         scan_test_photos(folder).train, catalogue, cache, config.image_size, allow_empty=True
@@ -318,7 +392,18 @@ def plan_of(
     config: RunConfig, *, run_id: str, start_clients: int, catalogue: Catalogue | None,
     aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:  # fmt: skip
-    """What the server is to do."""
+    """Create the server's plan.
+
+    Args:
+        config: the run's configuration.
+        run_id: the run's id.
+        start_clients: number of clients that must join before round 1.
+        catalogue: the classes, if they are given.
+        aliases: class names by alias.
+
+    Returns:
+        The plan.
+    """
     text, algorithm = files.for_clients(config), algorithm_of(config)
     return Plan(
         run_id=run_id,

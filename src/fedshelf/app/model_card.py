@@ -1,5 +1,4 @@
-"""Models on disk, with what somebody needs to use them, and to judge them: those that a run publishes, and those that
-stores keep."""
+"""Models on disk, published by a run or kept by a store, with everything needed to use and assess them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -28,19 +27,19 @@ def save_global(
     folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, run_id: str, record: RoundFinished,
     loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
-    """Write the global model after a round, which is on the workbench, where it is to be found.
+    """Save the global model after a round.
 
     Args:
-        folder: made if it is missing.
-        bound: holds the model.
-        config: the run's.
+        folder: created if it does not exist.
+        bound: contains the model.
+        config: the run's configuration.
         catalogue: names the model's outputs.
-        run_id: the run's.
-        record: of the round.
-        loaded: the file that the run started from, if it did.
+        run_id: the run's id.
+        record: the round's result.
+        loaded: the weights that the run started from, if any.
 
     Raises:
-        RunError: the disk is full, ...; the model that was there is whole.
+        RunError: a file cannot be written, for example on a full disk; the previous model stays intact.
     """
     card = {
         **_card(config, bound, run_id=run_id, round=record.round),
@@ -62,7 +61,15 @@ def save_global(
 def save_chosen(
     folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, comparison: Comparison
 ) -> None:  # fmt: skip
-    """Write the model that a store has chosen, which is on the workbench, where it is to be found.
+    """Save the model that a store has chosen.
+
+    Args:
+        folder: created if it does not exist.
+        bound: contains the model.
+        config: the run's configuration.
+        catalogue: names the model's outputs.
+        client: the store's name.
+        comparison: the comparison that chose the model.
 
     Raises:
         RunError: see `save_global`.
@@ -87,17 +94,17 @@ def save_received(
     folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, run_id: str,
     num_rounds: int, evaluation: Evaluation | None,
 ) -> None:  # fmt: skip
-    """Write the model that a store has received, which is on the workbench, where it is to be found.
+    """Save the model that a store has received.
 
     Args:
-        folder: where to.
-        bound: the workbench.
-        config: the run's.
-        catalogue: the run's.
+        folder: created if it does not exist.
+        bound: contains the model.
+        config: the run's configuration.
+        catalogue: names the model's outputs.
         client: the store's name.
         run_id: the run's id.
-        num_rounds: rounds of training behind it.
-        evaluation: of it on the store's validation photos, if there was one.
+        num_rounds: number of rounds it was trained for.
+        evaluation: its result on the store's validation photos, if it was evaluated.
 
     Raises:
         RunError: see `save_global`.
@@ -116,7 +123,7 @@ def save_received(
 
 
 def _card(config: RunConfig, bound: BoundModel, *, run_id: str, round: int) -> dict[str, Any]:
-    """What every card says."""
+    """Return the content common to all cards."""
     return {
         "fedshelf": __version__,
         "run_id": run_id,
@@ -140,8 +147,11 @@ def _training(config: RunConfig, rounds: int) -> dict[str, Any]:
 
 
 def _tensors(bound: BoundModel) -> dict[str, Tensor]:
-    """The module's tensors by name. What batch normalization counts is of no use, and tells of every client that this
-    process has played: it is zero in every file."""
+    """Return the module's tensors by name.
+
+    Batch counters of batch normalization are zeroed: they are not used, and depend on every client that ran in this
+    process.
+    """
     counters = {
         f"{layer}.num_batches_tracked" if layer else "num_batches_tracked"
         for layer, child in bound.module.named_modules()

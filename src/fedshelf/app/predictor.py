@@ -1,4 +1,4 @@
-"""A trained model put to use: its files loaded, photos named, folders of photos evaluated."""
+"""Uses a trained model: loads it, predicts the products in photos, and evaluates it on folders of photos."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,12 @@ from fedshelf.training.trainer import EVALUATION_BATCH
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guess:
-    """One product and how likely the model holds it to be."""
+    """A predicted product.
+
+    Attributes:
+        label: the product.
+        probability: the model's probability for it.
+    """
 
     label: str
     probability: float
@@ -35,13 +40,13 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProductScore:
-    """How a model does on the photos of one product.
+    """Evaluation of a model on the photos of one product.
 
     Attributes:
         label: the product.
-        num_photos: how many there are.
-        num_correct: how many of them it names right.
-        mistaken_for: what it most often takes the others for; empty where there are none.
+        num_photos: number of photos.
+        num_correct: number of correctly predicted photos.
+        mistaken_for: the most frequent wrong prediction; empty if there is none.
     """
 
     label: str
@@ -52,13 +57,13 @@ class ProductScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationReport:
-    """How a model does on a folder of labelled photos.
+    """Evaluation of a model on a folder of labeled photos.
 
     Attributes:
-        products: those with photos, in the order of the model's classes.
+        products: products with photos, in the order of the model's classes.
         loss: mean cross-entropy (nats).
-        left_out: photos of products that the model does not know, by folder.
-        num_unusable: photos that cannot be decoded.
+        left_out: number of photos of unknown products, by folder.
+        num_unusable: number of photos that cannot be decoded.
     """
 
     products: tuple[ProductScore, ...]
@@ -68,25 +73,28 @@ class EvaluationReport:
 
     @property
     def num_photos(self) -> int:
-        """How many photos were evaluated."""
+        """Number of evaluated photos."""
         return sum(product.num_photos for product in self.products)
 
     @property
     def accuracy(self) -> float:
-        """The share of them that the model names right."""
+        """Fraction of photos that are predicted correctly."""
         return sum(product.num_correct for product in self.products) / self.num_photos
 
 
 def model_folder(run: str | None, *, best: bool) -> Path:
-    """Where the model lies that a person means.
+    """Find the folder of the model to use.
 
     Args:
-        run: a run's folder or id, a client's state directory, or a folder with a model; None is the model of the
-            client whose photos or state are in the working folder, else of the only client of this machine.
-        best: the model of the best round instead of the last.
+        run: a run's folder or id, a client's state directory, or a model's folder. None selects the model of the client
+            whose photos or state are in the working directory, or else of the only client on this machine.
+        best: use the best round's model instead of the last one's.
+
+    Returns:
+        The folder.
 
     Raises:
-        UsageError: there is no such run; or `run` is None, and no client here keeps a model, or several do.
+        UsageError: there is no such run; or `run` is None and no client or several clients here have a model.
     """
     path = _own_model() if run is None else Path(run)
     if path.is_dir() and not is_run(path):
@@ -118,7 +126,15 @@ def _is_model(folder: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A model with its class names, ready for photos, and the folder that it was read from."""
+    """A loaded model.
+
+    Attributes:
+        folder: the folder it was loaded from.
+        module: the module.
+        labels: class names by output.
+        image_size: side of the input images in pixels.
+        normalization: normalization of the input images.
+    """
 
     folder: Path
     module: nn.Module
@@ -128,10 +144,16 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path) -> "Predictor":
-        """Read the files that a run published.
+        """Load a model.
+
+        Args:
+            folder: the model's folder.
+
+        Returns:
+            The model.
 
         Raises:
-            ModelError: a file is missing or damaged, or the card describes a model that cannot be built here.
+            ModelError: a file is missing or damaged, or the model cannot be built here.
         """
         tensors, labels, card = load_model_files(folder)
         try:
@@ -155,10 +177,10 @@ class Predictor:
         )  # fmt: skip
 
     def predict(self, photo: Path, *, top: int) -> list[Guess]:
-        """The `top` likeliest products in one photo.
+        """Return the `top` most likely products in a photo.
 
         Raises:
-            DataError: it cannot be read as a photo.
+            DataError: the file cannot be read as a photo.
         """
         probabilities_K = self._logits(load_photo(photo, self.image_size)[None]).softmax(1)[0]
         values, indices = probabilities_K.topk(min(top, len(self.labels)))
@@ -167,10 +189,13 @@ class Predictor:
         ]  # fmt: skip
 
     def evaluate(self, photos: Path) -> EvaluationReport:
-        """How the model does on labelled photos.
+        """Evaluate the model on labeled photos.
 
         Args:
             photos: a folder with one folder of photos per product.
+
+        Returns:
+            The results.
 
         Raises:
             DataError: there are no photos of products that the model knows.
@@ -213,7 +238,7 @@ class Predictor:
 
 
 def _catalogue(folder: Path, labels: tuple[str, ...]) -> Catalogue:
-    """The run's own where it lies above the model, for it knows every store's names; else one of the labels alone."""
+    """Return the run's catalogue, which has every store's class names, if it is near the model; else the labels."""
     for above in folder.absolute().parents[:2]:
         if (above / "catalogue.json").is_file():
             catalogue = Catalogue.load(above / "catalogue.json")

@@ -1,4 +1,4 @@
-"""A run on disk, opened: new, or gone on with. And the server that runs it, assembled from its parts."""
+"""Opens a run on disk, new or resumed, and assembles its server."""
 
 import logging
 import threading
@@ -55,20 +55,27 @@ logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Tensor], Score]
 EvaluatorFactory = Callable[[Plan, Catalogue, BoundModel], Evaluate | None]
-"""Makes central evaluation for a plan, its catalogue and the server's workbench."""
+"""Creates central evaluation from a plan, its catalogue and the server's bound model."""
 
 
 class SystemClock:
     """`Clock` on the system's monotonic clock."""
 
     def now(self) -> float:
+        """See `Clock`."""
         return time.monotonic()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedRun:
-    """A run directory that this process holds the lock of, and where its events go. `writer` is there where files are
-    written beside the rounds."""
+    """A run directory locked by this process.
+
+    Attributes:
+        config: the run's configuration.
+        directory: the run's directory.
+        sink: receives the run's events.
+        writer: writes files in the background, if enabled.
+    """
 
     config: RunConfig
     directory: RunDirectory
@@ -77,11 +84,12 @@ class OpenedRun:
 
 
 class _HasBegun:
-    """A sink that tells whether the run's rounds have begun."""
+    """A sink that records whether the run's rounds have begun."""
 
     has_begun = False
 
     def emit(self, event: Event) -> None:
+        """See `MetricSink`."""
         self.has_begun = self.has_begun or isinstance(event, RunStarted)
 
 
@@ -90,17 +98,23 @@ def open_run(
     config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False,
     make_module: ModuleFactory | None = None,
 ) -> Iterator[OpenedRun]:  # fmt: skip
-    """The run that `config` asks for: the one in its `run_dir`, else the newest unfinished one of the same
-    configuration below `runs/`, else a new one. Of a new one that fails before its first round, nothing is left.
+    """Open the run for `config`, as a context manager.
+
+    It is the run in `config.run_dir`, or else the newest unfinished one below `runs/` with the same configuration, or
+    else a new one. A new run that fails before its first round is removed.
 
     Args:
-        watchers: sinks beside the run's own database.
-        in_background: write in a thread of its own; not for a server whose clients outlive it.
-        make_module: a model of the caller's own.
+        config: the run's configuration.
+        watchers: sinks in addition to the run's database.
+        in_background: write files in a separate thread; not for a server whose clients outlive it.
+        make_module: creates the caller's own model, if there is one.
+
+    Yields:
+        The run.
 
     Raises:
-        RunError: the directory belongs to other values (listed), another process runs it, or it cannot be written.
-        UsageError: an extension without a run to extend, or values that cannot work (all of them).
+        RunError: the directory has different settings (listed), another process runs it, or it cannot be written to.
+        UsageError: there is no run to extend, or settings are invalid (all are listed).
     """
     _check(config, make_module)
     directory, is_new = _directory(config)
@@ -126,13 +140,20 @@ def make_server(
     make_evaluator: EvaluatorFactory | None = None, make_module: ModuleFactory | None = None,
     virtual: VirtualClock | None = None,
 ) -> Server:  # fmt: skip
-    """The server of `run` on `transport`.
+    """Assemble the server of a run.
 
     Args:
-        start_clients: how many must have joined before the catalogue is frozen and round 1 begins.
-        make_evaluator: evaluates on the test photos in another way than in this process.
-        make_module: a model of the caller's own.
-        virtual: the time of a simulation.
+        run: the run.
+        transport: the transport to the clients.
+        spool: storage for uploads.
+        stop: set it to stop after the current step.
+        start_clients: number of clients that must join before the catalogue is frozen and round 1 begins.
+        make_evaluator: creates a different central evaluation; by default it runs in this process.
+        make_module: creates the caller's own model, if there is one.
+        virtual: the clock of a simulation.
+
+    Returns:
+        The server.
     """
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
@@ -164,7 +185,7 @@ def _global_model(
     run: OpenedRun, catalogue: Catalogue, *, evaluator: Callable[[Catalogue, BoundModel], Evaluate | None],
     make_module: ModuleFactory | None,
 ) -> GlobalModel:  # fmt: skip
-    """The model of `run` over the classes of `catalogue`.
+    """Create the run's model over the classes of `catalogue`.
 
     Raises:
         UsageError: --byte-budget is too small for it.
@@ -197,10 +218,10 @@ def _global_model(
 
 
 def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
-    """The aliases and the catalogue in the files that `config` names, if it does.
+    """Load the aliases and the catalogue from the files that `config` names, if any.
 
     Raises:
-        DataError: one of them cannot be read, or they contradict each other.
+        DataError: a file cannot be read, or the two contradict each other.
     """
     aliases = load_aliases(config.aliases) if config.aliases else {}
     catalogue = Catalogue.load(config.catalogue) if config.catalogue else None
@@ -208,11 +229,11 @@ def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
 
 
 def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
-    """Find what would fail later, before there is a run and before clients wait for it.
+    """Detect later failures before the run is created and clients wait for it.
 
     Raises:
-        UsageError: listing all that is wrong.
-        DataError: a file that it names cannot be used.
+        UsageError: settings are invalid (all are listed).
+        DataError: a configured file cannot be used.
     """
     components = [component_of(config, family) for family in FAMILIES]
     problems = [
@@ -245,7 +266,7 @@ def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
 
 
 def _problem_with_init(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
-    """Why no run can start from the file, whatever its catalogue will be. A head that will start fresh is said now."""
+    """Explain why no run can start from the file, whatever its catalogue; logs a head that will start from scratch."""
     if config.init is None:
         return None
     try:
@@ -313,7 +334,7 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
 
 
 def _directory(config: RunConfig) -> tuple[RunDirectory, bool]:
-    """The run's directory, and whether it has just been made."""
+    """Return the run's directory, and whether it has just been created."""
     toml = files.effective(config)
     digest = files.digest(toml)
     if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
@@ -355,7 +376,7 @@ def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
 
 
 def _unless_personal(config: RunConfig, make_evaluator: EvaluatorFactory) -> EvaluatorFactory:
-    """Without the stores' own tensors the global model says nothing about photos: it is not evaluated."""
+    """Skip evaluation of a global model that lacks the stores' own tensors, because its result is meaningless."""
 
     def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
         if not len(bound.params.personal):
@@ -373,7 +394,7 @@ def _publish(
     run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool,
     loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
-    """Write the model after a round where it is to be found: `model/`, or `model/best/`."""
+    """Save the model after a round to `model/` or `model/best/`."""
     bound.load(params)
     folder = run.directory.best_model if best else run.directory.model
     save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record, loaded=loaded)

@@ -1,4 +1,4 @@
-"""The command line: thin typer commands over the floors below. Nothing heavy is imported before a command runs."""
+"""The command line, built with typer. Heavy packages are imported only when a command runs."""
 
 from fedshelf.cli.app import main
 

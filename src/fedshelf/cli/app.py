@@ -1,4 +1,4 @@
-"""`fedshelf`: all commands, and what happens to errors."""
+"""The `fedshelf` command: registers all subcommands and handles errors."""
 
 import io
 import logging
@@ -53,16 +53,16 @@ def _common(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. An expected error is one line per problem and an exit code, never a traceback.
+    """Run the command line. Expected errors are printed as one line per problem, without a traceback.
 
     Args:
-        arguments: the arguments; by default those of the process.
+        arguments: the arguments; None uses the process's.
 
     Raises:
-        SystemExit: always, with the exit code, unless that is 0.
+        SystemExit: with the exit code, if it is not 0.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is escaped there
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         follow_parent()
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(problems: tuple[object, ...], exit_code: int) -> int:
-    """Name the problems on standard error."""
+    """Print the problems to standard error and return the exit code."""
     from fedshelf.tracking.terminal import make_console, print_line
 
     console = make_console(stderr=True)

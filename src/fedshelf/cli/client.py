@@ -1,4 +1,4 @@
-"""`fedshelf client`."""
+"""The `fedshelf client` command."""
 
 import shlex
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
 from fedshelf.core.text import counted, printable
 
-if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.core.messages import Comparison
     from fedshelf.deploy.records import WireMessage
 
@@ -73,7 +73,7 @@ def client(*, config: ClientConfig) -> None:
 
 
 def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
-    """What this client has done in a round; empty where that needs no words."""
+    """Describe this client's part in a round; empty if there is nothing to report."""
     from fedshelf.core.messages import Failure, Upload
     from fedshelf.reporting.formatting import duration, number, size
 
@@ -89,7 +89,7 @@ def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
 
 
 def _kept(comparison: "Comparison") -> str:
-    """Which model the store keeps, and by what it was chosen."""
+    """Describe which model the store keeps and why."""
     from fedshelf.reporting.gain_report import figures
 
     photos = "test photos" if comparison.on_test else "validation photos"

@@ -1,7 +1,7 @@
-"""How commands show their help, and what is said of a wrong call.
+"""Formats the commands' help and usage errors.
 
-`--help` of a command with many flags shows those that a first run needs (`options.BASIC`), `--help-all` shows all by
-theme. Help is plain text, broken between words, as wide as the terminal up to `MAX_WIDTH`.
+For commands with many flags, `--help` shows those needed for a first run (`options.BASIC`) and `--help-all` shows all,
+grouped by topic. Help is plain text, wrapped between words at the terminal's width or `MAX_WIDTH`.
 """
 
 import shutil
@@ -17,13 +17,13 @@ from fedshelf.core.suggestions import did_you_mean
 from fedshelf.tracking.terminal import GLUE, continued, wrapped
 
 MAX_WIDTH = 100
-INDENT, MAX_TERM = "  ", 26  # a longer flag stands on a line of its own
+INDENT, MAX_TERM = "  ", 26  # a longer flag is on a line of its own
 EXAMPLE = "Example: "
 _TYPES = {"integer": "N", "integer range": "N", "float": "NUMBER", "float range": "NUMBER"}
 
 
 class Commands(typer.Typer):
-    """Commands that all show their help in this way; see `typer.Typer`."""
+    """A `typer.Typer` whose commands use this help format."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=Group, no_args_is_help=True, rich_markup_mode=None, **settings)
@@ -36,10 +36,10 @@ class Commands(typer.Typer):
 
 
 class Command(TyperCommand):
-    """A command with help in two lengths."""
+    """A command with a short and a full help text."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's parameters, and `--help-all` where `--help` does not show all."""
+        """Return the command's parameters, plus `--help-all` if `--help` does not show them all."""
         params = super().get_params(ctx)
         return [*params, _HELP_ALL] if self.name in BASIC else params
 
@@ -49,7 +49,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands with the same help."""
+    """A group of commands in the same help format."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help text."""
@@ -58,10 +58,10 @@ class Group(TyperGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:  # fmt: skip
-        """The command that `args` name.
+        """Find the command that `args` name.
 
         Raises:
-            click.UsageError: there is none of that name.
+            click.UsageError: there is no such command.
         """
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             known = ", ".join(self.list_commands(ctx))
@@ -82,11 +82,14 @@ _HELP_ALL = click.Option(
 
 
 def help_text(ctx: click.Context, *, everything: bool = False) -> str:
-    """The help of the context's command.
+    """Return a command's help.
 
     Args:
-        ctx: the context.
-        everything: show all flags, by theme; else the basic ones where the command has those.
+        ctx: the command's context.
+        everything: show all flags by topic instead of only the basic ones.
+
+    Returns:
+        The text.
     """
     command, width = ctx.command, min(shutil.get_terminal_size().columns, MAX_WIDTH)
     summary, *before = _paragraphs(command.help)
@@ -100,7 +103,11 @@ def help_text(ctx: click.Context, *, everything: bool = False) -> str:
 
 
 def describe(parameter: click.Parameter) -> tuple[str, str]:
-    """A parameter as `--rounds N`, and what it does, with its default."""
+    """Describe a parameter.
+
+    Returns:
+        The flag (such as `--rounds N`), and its help with the default.
+    """
     kind = parameter.type
     metavar = parameter.metavar or _TYPES.get(kind.name, kind.name.upper())
     if isinstance(kind, click.Choice) and not parameter.metavar:
@@ -119,7 +126,7 @@ def describe(parameter: click.Parameter) -> tuple[str, str]:
 
 
 def complaint(error: click.UsageError) -> str:
-    """What is wrong with a call, as one sentence."""
+    """Describe a usage error in one sentence."""
     ctx = error.ctx
     if isinstance(error, click.NoSuchOption) and ctx is not None:
         return f"unknown flag {error.option_name!r}" + (
@@ -138,7 +145,7 @@ def complaint(error: click.UsageError) -> str:
 
 
 def _elsewhere(name: str, ctx: click.Context) -> str:
-    """Which other commands have the flag `name`."""
+    """Describe which other commands have the flag `name`."""
     root = ctx.find_root().command
     commands = root.commands.items() if isinstance(root, click.Group) else ()
     having = [f"'fedshelf {other}'" for other, command in commands if any(name in p.opts for p in command.params)]
@@ -146,7 +153,7 @@ def _elsewhere(name: str, ctx: click.Context) -> str:
 
 
 def _sections(ctx: click.Context, *, everything: bool) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Headings with their rows of two texts."""
+    """Yield headings with their rows of two texts."""
     command, basic = ctx.command, BASIC.get(ctx.command.name or "", ())
     shown = [p for p in command.get_params(ctx) if not getattr(p, "hidden", False)]
     if arguments := [p for p in shown if isinstance(p, click.Argument)]:
@@ -179,7 +186,7 @@ def _summary(command: click.Command) -> str:
 
 
 def _definitions(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
-    """Two columns: terms, and their texts broken between words."""
+    """Lay out two columns: terms, and their wrapped texts."""
     column = max(len(term) for term, _ in rows if len(term) <= MAX_TERM or len(rows) == 1)
     indent = INDENT + " " * (min(column, MAX_TERM) + 2)
     for term, text in rows:
@@ -192,6 +199,6 @@ def _definitions(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
 
 
 def _example(text: str, width: int) -> Iterator[str]:
-    """An example that can be pasted."""
+    """Lay out an example that can be pasted into a shell."""
     first, *more = continued(text.removeprefix(EXAMPLE), width, " " * len(EXAMPLE))
     yield from (EXAMPLE + first.lstrip(), *more)

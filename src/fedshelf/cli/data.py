@@ -1,4 +1,4 @@
-"""`fedshelf data …`: deal, draw, download and check photos."""
+"""The `fedshelf data` commands: partition, generate, download and check photos."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import UsageError
 from fedshelf.core.text import counted, from_filesystem
 
-if TYPE_CHECKING:  # the packages below need seconds to import: inside the commands only
+if TYPE_CHECKING:  # imported inside the commands, because these packages need seconds to import
     from fedshelf.data.health import Health
 
 app = Commands(help="Partition photos over stores, check them, download or draw some.")

@@ -1,4 +1,4 @@
-"""`fedshelf demo`: the main job on one machine, with photos drawn for the purpose."""
+"""The `fedshelf demo` command: a whole run on one machine with generated photos."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ import typer
 
 from fedshelf.cli.display import echo, progress_bar
 
-ROUNDS, LOCAL_EPOCHS = 15, 4  # enough for well over 80 % in a few minutes on two cores
+ROUNDS, LOCAL_EPOCHS = 15, 4  # reaches well over 80 % in a few minutes on two cores
 FAREWELL_SECONDS, STOP_SECONDS = 5.0, 15.0
 
 
@@ -36,7 +36,7 @@ def demo(
     stores = _photos(folder, seed)
     run_dir = folder / "runs" / f"rounds-{rounds}-seed-{seed}"
     address = f"127.0.0.1:{_free_port()}"
-    # Certificates, caches and client states of the demo stay inside its folder.
+    # Keeps the demo's certificates, caches and client states inside its folder.
     environment = {**os.environ, "FEDSHELF_HOME": str((folder / "home").absolute())}
     echo("", f"Server on {address}, and one client process per store: {', '.join(store.name for store in stores)}", "")
     serve = [
@@ -63,10 +63,10 @@ def demo(
 def _see_through(
     server: "subprocess.Popen[bytes]", clients: Mapping[Path, "subprocess.Popen[bytes]"], stop: threading.Event
 ) -> None:
-    """Wait until the run is over and its clients (by log) have heard of that, or until `stop` is set.
+    """Wait until the run and its clients (by log) have finished, or until `stop` is set.
 
     Raises:
-        RunError: one of the processes has failed.
+        RunError: a process has failed.
     """
     from fedshelf.core.errors import RunError
     from fedshelf.core.process_exit import describe_exit, signal_of
@@ -82,13 +82,13 @@ def _see_through(
         logs = next(iter(clients)).parent
         ending = describe_exit("the server's process", server.returncode)
         raise RunError(f"{ending} (see above); the clients' logs are in {logs}")
-    deadline = time.monotonic() + FAREWELL_SECONDS  # clients hear that the run is finished and end by themselves
+    deadline = time.monotonic() + FAREWELL_SECONDS  # clients notice that the run is finished and exit
     while time.monotonic() < deadline and not stop.is_set() and any(c.poll() is None for c in clients.values()):
         time.sleep(0.1)
 
 
 def _photos(folder: Path, seed: int) -> list[Path]:
-    """The demo's stores, drawn if they are not there yet."""
+    """Return the demo's store folders; generate their photos if necessary."""
     from fedshelf.data.demo import make_demo
 
     target = folder / "photos"
@@ -99,7 +99,7 @@ def _photos(folder: Path, seed: int) -> list[Path]:
 
 
 def _start(arguments: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[bytes]":
-    """Start `fedshelf ARGUMENTS`; it ends with this process at the latest."""
+    """Start `fedshelf ARGUMENTS` as a child that ends at the latest with this process."""
     from fedshelf.core.child_process import start
 
     command = [sys.executable, "-m", "fedshelf", *arguments]

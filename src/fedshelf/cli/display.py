@@ -1,4 +1,4 @@
-"""What a long-running command shows while it runs, and how it is asked to stop."""
+"""Progress output of long-running commands, and how they are stopped."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def echo(*parts: str | Table) -> None:
-    """Print sentences and tables to standard output, a blank line around each table."""
+    """Print text and tables to standard output, with a blank line around each table."""
     console = make_console()
     shown = [part for part in parts if isinstance(part, str) or part.rows]
     for before, part in zip([None, *shown], shown, strict=False):
@@ -31,7 +31,7 @@ def echo(*parts: str | Table) -> None:
 
 
 def echo_command(*commands: str) -> None:
-    """Print what to do next, so that it can be pasted."""
+    """Print the next commands to run, ready to paste."""
     console = make_console()
     print_line(console, "Next:")
     for command in commands:
@@ -41,14 +41,14 @@ def echo_command(*commands: str) -> None:
 
 @contextmanager
 def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on standard error for as long as the block runs; nothing where that is no terminal.
+    """Show a progress bar on standard error, if that is a terminal. A context manager.
 
     Args:
-        what: what is done, such as `Checking photos`.
-        is_bytes: bytes are counted, not pieces.
+        what: the label, such as `Checking photos`.
+        is_bytes: format the counts as bytes.
 
     Yields:
-        A function to call with how many are done, and how many there are.
+        A function to call with the number done and the total.
     """
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -64,7 +64,7 @@ def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int
 
 @contextmanager
 def watching(*, as_json: bool) -> Iterator["MetricSink"]:
-    """Where events are shown: a live display, or one JSON object a line."""
+    """Yield a sink that shows events: a live display, or one JSON object per line."""
     from fedshelf.tracking.console import ConsoleSink
     from fedshelf.tracking.sinks import JsonLinesSink
 
@@ -80,18 +80,18 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
 
 @contextmanager
 def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
-    """An event that Ctrl-C, SIGTERM or a terminal that closes sets; a second Ctrl-C exits at once.
+    """Yield an event that is set by Ctrl-C, SIGTERM or a closing terminal; a second Ctrl-C exits at once.
 
     Args:
-        said: to the user, once the event is set.
+        said: the message to print when the event is set.
     """
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         if not stop.is_set():
             stop.set()
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(2, f"{said}\n".encode())  # not print(): the signal may have come in the midst of one
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                os.write(2, f"{said}\n".encode())  # not print(): the signal may have interrupted one
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 

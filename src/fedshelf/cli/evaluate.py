@@ -1,4 +1,4 @@
-"""`fedshelf evaluate`."""
+"""The `fedshelf evaluate` command."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from fedshelf.cli.tables import Column, Table
 from fedshelf.core.text import counted
 from fedshelf.reporting.formatting import number, percent
 
-if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.app.predictor import EvaluationReport
 
 

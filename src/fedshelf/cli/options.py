@@ -1,4 +1,4 @@
-"""Flags from the configuration's schema: said once there, offered by every command that it names."""
+"""Generates command-line flags from the configuration schema."""
 
 import inspect
 from collections.abc import Callable
@@ -22,16 +22,23 @@ BASIC: dict[str, tuple[str, ...]] = {
     ),
     "client": ("data_dir", "server_address", "ca", "name", "test_dir", "active_hours", "device"),
 }  # fmt: skip
-"""By command, what `--help` shows, in this order; `--help-all` shows all."""
+"""By command: the flags that `--help` shows, in this order; `--help-all` shows all."""
 
-MAX_CHOICES = 24  # characters: more choices than that are listed in the flag's text
+MAX_CHOICES = 24  # characters; longer lists of choices are in the flag's help
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 def with_options(kind: type[Settings], command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a function `f(config, **own options)` all flags that `kind` has for `command`, and `--config FILE`.
+    """Add all flags of `kind` for `command`, and `--config FILE`, to a function `f(config, **own_options)`.
 
-    A flag that is not given leaves the file's value, or else the default. Values are checked where the file's are.
+    A flag that is not given keeps the file's value or the default. Values are validated together with the file's.
+
+    Args:
+        kind: the settings class.
+        command: the command's name.
+
+    Returns:
+        The decorator.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -62,7 +69,7 @@ def _config_file() -> inspect.Parameter:
 
 
 def _parameter(settings: type[Settings], name: str, *, former: str = "") -> inspect.Parameter:
-    """A field's flag; under its `former` name a hidden one."""
+    """Create a field's flag; a hidden one for its `former` name."""
     field, flag, called = settings.model_fields[name], settings.flags()[name], former or name
     dashed, text = f"--{called.replace('_', '-')}", flag.help
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
@@ -73,7 +80,7 @@ def _parameter(settings: type[Settings], name: str, *, former: str = "") -> insp
             f"{dashed}/--no-{dashed[2:]}", help=text, rich_help_panel=flag.panel, show_default=False,
             hidden=bool(former),
         )  # fmt: skip
-        return _keyword(called, Annotated[bool | None, option])  # either form wins over a file
+        return _keyword(called, Annotated[bool | None, option])  # both forms override a file
     metavar = "|".join(choices) or _METAVARS.get(kinds[0], "TEXT")
     if len(metavar) > MAX_CHOICES:
         metavar, text = "NAME", f"{text} One of: {', '.join(choices)}."

@@ -1,4 +1,4 @@
-"""`fedshelf predict`."""
+"""The `fedshelf predict` command."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from fedshelf.core.text import from_filesystem
 from fedshelf.reporting.formatting import percent
 from fedshelf.tracking.terminal import make_console, print_line
 
-if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.app.predictor import Guess
 
 Run = Annotated[
@@ -56,7 +56,7 @@ def predict(
 
 
 def _show(photo: Path, guesses: "Sequence[Guess]", *, as_json: bool) -> None:
-    """What is in `photo`, the most probable first: as a table, or as one line of JSON."""
+    """Print the products in `photo`, most likely first, as a table or one line of JSON."""
     if as_json:
         predictions = [{"class": guess.label, "probability": guess.probability} for guess in guesses]
         typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "predictions": predictions}))

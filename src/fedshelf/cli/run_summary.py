@@ -1,4 +1,4 @@
-"""What a command says when a run has ended."""
+"""The summary that a command prints when a run has ended."""
 
 import shlex
 import sys
@@ -13,7 +13,13 @@ from fedshelf.storage.run_directory import RunDirectory
 
 
 def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> None:
-    """Say what a run came to, and which command comes next; a stopped run ends with exit code 1."""
+    """Print a run's result and the next command. A stopped run exits with code 1.
+
+    Args:
+        status: the run's status.
+        directory: the run's directory.
+        as_json: print JSON.
+    """
     if not as_json:
         echo(*_accuracies(directory.path))
         if status is RunStatus.FINISHED:
@@ -25,7 +31,7 @@ def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> No
 
 
 def _accuracies(run_dir: Path) -> Iterator[str]:
-    """The last and the best accuracy, on each kind of photos that there are."""
+    """Yield the last and the best accuracy for each kind of photos."""
     from fedshelf.reporting.formatting import percent
     from fedshelf.tracking.queries import run_summary
 
@@ -51,7 +57,7 @@ def _name_models(directory: RunDirectory) -> None:
 
 
 def describe_demo(folder: Path, run_dir: Path) -> None:
-    """What the demo's run came to, and what to try next."""
+    """Print the result of the demo's run and what to try next."""
     from fedshelf.tracking.queries import run_summary
 
     rounds = run_summary(run_dir).rounds

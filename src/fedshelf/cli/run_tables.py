@@ -1,4 +1,4 @@
-"""What `fedshelf runs` shows, as tables and sentences. Imported when a command has something to show."""
+"""The tables and sentences of `fedshelf runs`. Imported only when a command needs them."""
 
 import datetime
 
@@ -14,7 +14,7 @@ METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 
 
 def list_table(summaries: list[RunSummary]) -> Table:
-    """One row per run."""
+    """Create a table with one row per run."""
     table = _table(
         "run", "status", "rounds>", "accuracy>", "central>", "best round>", "parameters>?", "accuracy so far?"
     )
@@ -34,7 +34,7 @@ def list_table(summaries: list[RunSummary]) -> Table:
 
 
 def heading(summary: RunSummary, *, width: int) -> list[str]:
-    """What is to be said of a run before its rounds; `width` bounds the curve."""
+    """Return the lines before a run's rounds; `width` limits the curve's length."""
     reason = f" ({summary.reason})" if summary.reason else ""
     facts = {
         "rounds": _progress(summary), "best round": _or_dash(summary.best_round),
@@ -50,7 +50,7 @@ def heading(summary: RunSummary, *, width: int) -> list[str]:
 
 
 def rounds_table(summary: RunSummary) -> Table:
-    """One row per round; who was not counted, and why, stands below it."""
+    """Create a table with one row per round, with notes on clients that were not counted."""
     table = _table(
         "round>", "stores>", "loss>", "accuracy>", "central>", "time>?", "virtual time>", "up>", "down>"
     )  # fmt: skip
@@ -72,7 +72,7 @@ def rounds_table(summary: RunSummary) -> Table:
 
 
 def remarks_on(summary: RunSummary) -> list[str]:
-    """What is to be said of a run after its rounds."""
+    """Return the lines after a run's rounds."""
     remarks = [_void(void) for void in summary.voids]
     in_a_row = stragglers.StragglerTracker()
     for round_ in summary.rounds:
@@ -94,7 +94,7 @@ def _missing(client: ClientSummary) -> str:
 
 
 def gain_table(summary: RunSummary) -> list[Table | str]:
-    """What the run has brought each store, once they have compared."""
+    """Return the table of each store's gain, if the stores have compared models."""
     if not summary.stores:
         return []
     table = _table("store", "local only>", "global>", "personalized>", "gain>", "keeps")
@@ -111,7 +111,7 @@ def gain_table(summary: RunSummary) -> list[Table | str]:
 
 
 def own_batches(summary: RunSummary, config_toml: str) -> list[str]:
-    """Who trained in the last round with another batch size than the configured one, and at which rate."""
+    """List the clients with their own batch size in the last round, and their learning rates."""
     configured = {d.key: d.new for d in differences("", config_toml)}.get("batch-size")
     own: dict[tuple[int, float], list[str]] = {}
     for client in summary.rounds[-1].clients if summary.rounds else ():
@@ -127,7 +127,17 @@ def own_batches(summary: RunSummary, config_toml: str) -> list[str]:
 def compare_tables(
     summaries: list[RunSummary], metric: str, settings: dict[str, list[object]], *, width: int
 ) -> list[Table]:  # fmt: skip
-    """Figures of runs, and the settings on which they differ: side by side where that fits into `width`."""
+    """Create the tables that compare runs.
+
+    Args:
+        summaries: the runs.
+        metric: the metric to compare round by round.
+        settings: by key, the values that differ.
+        width: the available width.
+
+    Returns:
+        The metrics, side by side if that fits, and the differing settings.
+    """
 
     def figure(value: float | None) -> str:
         return number(value) if metric == "train_loss" else percent(value)
@@ -157,12 +167,12 @@ def compare_tables(
 
 
 def series_of(summary: RunSummary, metric: str) -> list[float | None]:
-    """The values of a metric, round by round."""
+    """Return the values of a metric, round by round."""
     return [getattr(round_, metric) for round_ in summary.rounds]
 
 
 def last_of(values: list[float | None]) -> float | None:
-    """The newest value."""
+    """Return the last value."""
     return values[-1] if values else None
 
 
@@ -179,12 +189,12 @@ def _or_dash(value: int | None) -> str:
 
 
 def utc(seconds: float | None) -> str | None:
-    """Seconds since 1970 as a moment."""
+    """Format seconds since 1970 as UTC time."""
     return None if seconds is None else f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _table(*columns: str) -> Table:
-    """A table; `name>` is a column of figures, `name?` an optional one."""
+    """Create a table; `name>` is a numeric column, `name?` an optional one."""
     return Table(
         columns=[Column(name=c.rstrip(">?"), is_figure=">" in c, is_optional=c.endswith("?")) for c in columns]
     )

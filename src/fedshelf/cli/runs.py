@@ -1,4 +1,4 @@
-"""`fedshelf runs`: what has been trained here, and how it went."""
+"""The `fedshelf runs` commands: list, show, compare and stop runs."""
 
 import contextlib
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo
 
-if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     import psutil
 
     from fedshelf.storage.run_directory import RunDirectory
@@ -131,12 +131,12 @@ def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
 
 
 def _terminate(process: "psutil.Process", directory: "RunDirectory") -> None:
-    """Ask the process of a run to end, and wait until it has."""
+    """Terminate a run's process and wait until it ends."""
     import time
 
     import psutil
 
-    with contextlib.suppress(psutil.NoSuchProcess):  # ended this instant
+    with contextlib.suppress(psutil.NoSuchProcess):  # already ended
         process.terminate()
     began, said = time.monotonic(), False
     while directory.owner() == process.pid:
@@ -151,7 +151,7 @@ def _terminate(process: "psutil.Process", directory: "RunDirectory") -> None:
 
 
 def _overview(summary: "RunSummary", path: Path) -> dict[str, object]:
-    """One run's line, for programs."""
+    """Return one run's entry in JSON output."""
     from fedshelf.cli.run_tables import last_of, series_of, utc
 
     return {
@@ -170,7 +170,7 @@ def _overview(summary: "RunSummary", path: Path) -> dict[str, object]:
 
 
 def _differing_settings(configs: list[str]) -> "dict[str, list[object]]":
-    """By key, each run's value (None where it is not set); only keys on which any two runs differ."""
+    """Return, by key, each run's value (None if not set) for keys on which any two runs differ."""
     from fedshelf.storage.run_directory import differences
 
     against_nothing = [{d.key: d.new for d in differences("", config)} for config in configs]

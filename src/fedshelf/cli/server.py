@@ -1,4 +1,4 @@
-"""`fedshelf server`."""
+"""The `fedshelf server` command."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +8,7 @@ from fedshelf.cli.options import with_options
 from fedshelf.config.files import of_a_server
 from fedshelf.config.schema import RunConfig
 
-if TYPE_CHECKING:  # the command line must start fast: what is needed is imported inside the commands
+if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.deploy.address import Address
     from fedshelf.deploy.tls import ServerTls
 
@@ -52,7 +52,7 @@ def server(
 
 
 def _tls(addresses: "list[Address]", *, insecure: bool) -> "ServerTls | None":
-    """Make or find this server's certificate."""
+    """Create or load this server's certificate."""
     from fedshelf.config import places
     from fedshelf.deploy.tls import ensure_server_tls
 
@@ -64,7 +64,7 @@ def _tls(addresses: "list[Address]", *, insecure: bool) -> "ServerTls | None":
 
 
 def _invite(address: "Address", tls: "ServerTls | None") -> None:
-    """Say what to do in each store."""
+    """Print the command to run in each store."""
     from fedshelf.deploy.tls import fingerprint
 
     copy, trust = ("", "--insecure") if tls is None else (f", with a copy of {tls.ca}", "--ca ca.pem")

@@ -1,4 +1,4 @@
-"""`fedshelf simulate`."""
+"""The `fedshelf simulate` command."""
 
 from typing import Annotated
 

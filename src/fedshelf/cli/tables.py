@@ -1,4 +1,4 @@
-"""Tables that fit the terminal. Names, ids and paths in them are never cut."""
+"""Tables that fit the terminal, without truncating names, ids or paths."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from fedshelf.core.text import printable
 from fedshelf.reporting.formatting import ABSENT
 from fedshelf.tracking.terminal import GLUE, wrapped
 
-GAP = 2  # blanks between columns
+GAP = 2  # spaces between columns
 INDENT = " " * 4
-LEAST_FIRST = 12  # cells that a first column may be narrowed to, its long names on lines of their own
+LEAST_FIRST = 12  # minimum width of the first column; longer names are on their own line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """One column.
+    """A column.
 
     Attributes:
-        name: its heading.
-        is_figure: aligned to the right.
-        is_optional: left out where the terminal is too narrow for all columns.
+        name: the heading.
+        is_figure: align to the right.
+        is_optional: omit if the terminal is too narrow for all columns.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row.
+    """A row.
 
     Attributes:
         cells: one text per column.
-        notes: sentences that belong to the row and stand below it.
+        notes: sentences shown below the row.
     """
 
     cells: Sequence[str]
@@ -46,10 +46,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Columns and rows, laid out for a width.
+    """Columns and rows, laid out for a given width.
 
-    Columns without a value in any row are left out. A first cell that is too long for its column stands on a line of
-    its own. Where not even that is enough, optional columns go first, and then each row becomes a short list.
+    Columns without any value are omitted. A first cell that is too long for its column is on a line of its own. If that
+    is not enough, optional columns are omitted, and finally each row becomes a short list.
+
+    Attributes:
+        columns: the columns.
+        rows: the rows.
     """
 
     columns: Sequence[Column]
@@ -60,7 +64,7 @@ class Table:
         self.rows.append(Row(tuple(map(printable, cells)), tuple(map(printable, notes))))
 
     def transposed(self) -> "Table":
-        """Rows as columns: for a few long rows beside each other that do not fit."""
+        """Swap rows and columns, for a few long rows that do not fit side by side."""
         names = [self.columns[0].name, *(row.cells[0] for row in self.rows)]
         turned = Table(columns=[Column(name=name) for name in names])
         for index, column in enumerate(self.columns[1:], start=1):
@@ -68,18 +72,18 @@ class Table:
         return turned
 
     def fits(self, width: int) -> bool:
-        """Whether all columns find a place beside each other, none of their cells on a line of its own."""
+        """Whether all columns fit side by side, without a cell on a line of its own."""
         return self._width(self._shown()) <= width
 
     def print(self, console: Console) -> None:
-        """Print it, as wide as the console is."""
+        """Print the table at the console's width."""
         heading = self._layout(console.width) is not None
         for line in self.lines(console.width):
             console.print(Text(line, style="bold" if heading else ""), crop=False, overflow="ignore", no_wrap=True)
             heading = False
 
     def lines(self, width: int) -> Iterator[str]:
-        """The lines of the table, its headings first. None is wider than `width` but for single words that are."""
+        """Yield the table's lines, the heading first. Only a single long word can exceed `width`."""
         shown = self._layout(width)
         if shown is None:
             yield from self._as_lists(width)
@@ -100,11 +104,13 @@ class Table:
         return [0, *(i for i in range(1, len(self.columns)) if any(r.cells[i] not in ("", ABSENT) for r in self.rows))]
 
     def _layout(self, width: int) -> list[int] | None:
-        """The columns that stand beside each other; None where there is no place for that. An optional one is left
-        out where it would push out a name."""
+        """Choose the columns that fit side by side; None if they do not fit.
+
+        An optional column is omitted if it would move a first cell to its own line.
+        """
 
         def num_names(columns: Sequence[int]) -> int:
-            """First cells that fit beside the others."""
+            """Return how many first cells fit next to the other columns; -1 if the first column is too narrow."""
             left = width - sum(GAP + self._width_of(i) for i in columns[1:])
             return sum(cell_len(row.cells[0]) <= left for row in self.rows) if left >= least_first else -1
 
@@ -116,7 +122,7 @@ class Table:
         return shown if num_names(shown) >= 0 else None
 
     def _width_of(self, index: int, most: int | None = None) -> int:
-        """The width of a column, counting only the cells that are at most `most` wide."""
+        """Return a column's width, ignoring cells wider than `most`."""
         widths = [cell_len(row.cells[index]) for row in self.rows]
         return max([cell_len(self.columns[index].name), *(w for w in widths if most is None or w <= most)])
 

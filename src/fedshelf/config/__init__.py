@@ -1,1 +1,1 @@
-"""What a run is configured with, and the one place that turns it into objects."""
+"""A run's configuration: schema, TOML files, and default locations."""

@@ -1,7 +1,7 @@
 """The families of components that a run chooses from, and their settings as fields of its configuration.
 
-A run names one component of each family: `--algorithm fedprox`. All components' settings are keys of every run; those
-of components that it has not chosen are not used.
+A run names one component of each family, for example `--algorithm fedprox`. The settings of all components are keys of
+every run; those of components that are not chosen are ignored.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from fedshelf.training.losses import LOSSES
 FAMILIES: Mapping[str, Mapping[str, str]] = {
     "algorithm": ALGORITHMS, "loss": LOSSES, "aggregator": AGGREGATORS, "personalize": PERSONALIZATIONS,
 }  # fmt: skip
-"""The key of the run that chooses the component, and the registry that it chooses from."""
+"""By the key that chooses the component: the registry to choose from."""
 
 
 def component_settings() -> dict[str, dict[str, Setting]]:
-    """By family and key, the settings that its components declare."""
+    """Return the settings that components declare, by family and key."""
     users: dict[str, dict[str, dict[str, Setting]]] = {}
     for family, registry in FAMILIES.items():
         for name, line in registry.items():
@@ -30,7 +30,10 @@ def component_settings() -> dict[str, dict[str, Setting]]:
 
 
 def _shared(users: Mapping[str, Setting]) -> Setting:
-    """One key, whose help names the components. Where their defaults differ, it has none: each then takes its own."""
+    """Merge components' settings of the same key; the help names the components.
+
+    If their defaults differ, the merged one has none, and each component uses its own.
+    """
     names: dict[Any, list[str]] = {}
     for name, setting in users.items():
         names.setdefault(setting.default, []).append(name)

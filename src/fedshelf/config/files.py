@@ -1,4 +1,4 @@
-"""The configuration as TOML: reading with strict keys, writing, and its digest."""
+"""The configuration as TOML: strict reading, writing, and its digest."""
 
 import hashlib
 import logging
@@ -27,18 +27,18 @@ _NEW_KEYS = {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAME
 
 
 def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
-    """The settings in `path` (if any), with `overrides` (field name to value) on top.
+    """Load settings from a file and apply overrides.
 
     Args:
-        kind: what to read.
-        path: a TOML file.
-        overrides: values of flags.
+        kind: the settings class.
+        path: a TOML file, or None.
+        overrides: values of flags, by field name.
 
     Returns:
         The settings.
 
     Raises:
-        UsageError: listing every problem: unreadable file, unknown keys (with the nearest right one), bad values.
+        UsageError: lists all problems: an unreadable file, unknown keys (with the closest valid one), invalid values.
     """
     given = {name.replace("_", "-"): value for name, value in overrides.items()}
     values, given = _renamed({} if path is None else _read(path)), _renamed(given)
@@ -47,7 +47,7 @@ def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except OSError as error:
         raise UsageError(f"cannot read --config {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -60,12 +60,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Container[str] = ()) -> S:
-    """Check `values` (by key, with dashes).
+    """Validate values.
 
     Args:
-        kind: what they are.
-        values: the values.
-        where: what they come from, for errors.
+        kind: the settings class.
+        values: values by key, with dashes.
+        where: their source, for error messages.
         flags: the keys that come from the command line instead.
 
     Returns:
@@ -103,7 +103,7 @@ _WRONG: dict[str, str] = {
     "less_than": "must be less than {lt:g}", "less_than_equal": "must be at most {le:g}",
     "finite_number": "must be a finite number",
 }  # fmt: skip
-"""What to say for pydantic's types of errors."""
+"""Messages by pydantic's error type."""
 
 
 def _what_is_wrong(detail: "ErrorDetails") -> str:
@@ -122,28 +122,28 @@ def _as_toml(key: str, value: Any) -> str:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Values by key as TOML text."""
+    """Format values by key as TOML."""
     return tomli_w.dumps(dict(values))
 
 
 def effective(config: RunConfig) -> str:
-    """All that decides a run's result, as TOML text: what a run directory keeps."""
+    """Return everything that determines a run's result as TOML, as saved in the run directory."""
     values = select(config, Scope.RUN, Scope.SERVER)
-    if config.slowdowns is not None:  # who keeps a deadline in virtual time is no accident of the day
+    if config.slowdowns is not None:  # in virtual time, deadlines are reproducible and affect the result
         values["round-timeout"] = config.round_timeout
     return to_toml(values)
 
 
 def for_clients(config: RunConfig) -> str:
-    """The part that clients are sent, as TOML text: no paths, no addresses."""
+    """Return the part of the configuration that is sent to clients as TOML: no paths, no addresses."""
     return to_toml(select(config, Scope.RUN))
 
 
 def of_a_server(config: RunConfig) -> RunConfig:
-    """`config` without what only a simulation goes by: one file may serve both commands.
+    """Return `config` without simulation settings, so that one file can serve both commands.
 
     Raises:
-        UsageError: it tells of attackers, and at a server there are none but real ones.
+        UsageError: it configures simulated attackers.
     """
     if config.attack != "none":
         raise UsageError(
@@ -156,19 +156,19 @@ def of_a_server(config: RunConfig) -> RunConfig:
 
 
 def with_new_names(toml: str) -> str:
-    """The text of a configuration, with the present names of keys that were called otherwise when it was written."""
+    """Replace former names of keys in a configuration's text by the current ones."""
     for old, new in _NEW_KEYS.items():
         toml = re.sub(rf"^{old} = ", f"{new} = ", toml, flags=re.MULTILINE)
     return toml
 
 
 def digest(toml: str) -> str:
-    """SHA-256 of a configuration's text."""
+    """Return the SHA-256 of a configuration's text."""
     return hashlib.sha256(toml.encode()).hexdigest()
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` under the present names of their keys; a former name that stands beside the present one stays."""
+    """Replace former names of keys; a former name stays if the current one is also present."""
     renamed = dict(values)
     for old, new in _NEW_KEYS.items():
         if old in renamed and new not in renamed:
@@ -179,7 +179,7 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _tell_new_name(old: str, new: str) -> None:
-    """Say it once, however often a process meets the old name."""
+    """Log a former name once per process."""
     logger.warning("%s is now called %s: use the new name, the old one will go", old, new)
 
 

@@ -1,4 +1,4 @@
-"""Where FedShelf keeps what belongs to this machine's user rather than to a run."""
+"""Default locations of user-specific data, as opposed to a run's data."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ from fedshelf.core.system_errors import current_user, reason
 
 HOME_VARIABLE = "FEDSHELF_HOME"
 MAX_NAME_BYTES = 240
-RUNS = Path("runs")  # below the working folder: a run is the user's own, to be looked into
+RUNS = Path("runs")  # below the working directory, because users inspect their runs
 
 
 def absolute(path: Path) -> Path:
-    """The whole path, with `~` replaced.
+    """Return the absolute path, with `~` expanded.
 
     Args:
-        path: as somebody typed it.
+        path: the user's input.
 
     Raises:
-        UsageError: it leads nowhere: `~` of an unknown user, a working folder that is gone, a null character.
+        UsageError: the path is invalid: `~` of an unknown user, a deleted working directory, a null character.
     """
     if "\0" in str(path):
         raise UsageError(f"{str(path)!r} is not a path: it holds a null character")
@@ -39,7 +39,7 @@ def absolute(path: Path) -> Path:
 
 
 def home_directory() -> Path:
-    """The user's FedShelf directory: ``$FEDSHELF_HOME``, else where the system keeps application data.
+    """Return the user's FedShelf directory: ``$FEDSHELF_HOME``, or else below the system's application data.
 
     Raises:
         UsageError: the user has no home directory, and the variable is not set.
@@ -60,14 +60,17 @@ def home_directory() -> Path:
 
 
 def make_home_folder(path: Path, mode: int = 0o777) -> Path:
-    """Make a folder below the home directory, or make sure that it can be written to.
+    """Create a folder below the home directory, or check that it is writable.
 
     Args:
         path: the folder.
-        mode: its mode where it is made, less the umask.
+        mode: its mode if it is created, subject to the umask.
+
+    Returns:
+        The folder.
 
     Raises:
-        RunError: this user cannot make it, or cannot write there.
+        RunError: this user cannot create it or write to it.
     """
     problem = ""
     try:
@@ -83,12 +86,12 @@ def make_home_folder(path: Path, mode: int = 0o777) -> Path:
 
 
 def tls_directory() -> Path:
-    """Where a server keeps its certificate authority, and where a client on the same machine looks for it."""
+    """Return the directory of a server's certificate authority, which a client on the same machine also checks."""
     return home_directory() / "tls"
 
 
 def photo_cache() -> Path:
-    """Where decoded photos are kept, which can be written to; deleting it costs nothing but time.
+    """Return the writable directory of decoded photos, which can be deleted at any time.
 
     Raises:
         RunError: see `make_home_folder`.
@@ -97,17 +100,17 @@ def photo_cache() -> Path:
 
 
 def client_directory(name: str) -> Path:
-    """Where the client of that name keeps its state; never inside its data."""
+    """Return the state directory of the client `name`; never inside its data."""
     return home_directory() / "clients" / folder_name(name)
 
 
 def client_model(state_dir: Path) -> Path:
-    """Where a client with that state directory keeps the model that is its own."""
+    """Return the directory of a client's own model."""
     return state_dir / "model"
 
 
 def folder_name(client: str) -> str:
-    """A name for a folder of the client's own, which leads nowhere else and is short enough for any file system."""
+    """Return a unique folder name for a client, safe and short enough for any file system."""
     escaped = (c if c.isalnum() or c in "-_" or (c == "." and i) else f"%{ord(c):x}" for i, c in enumerate(client))
     safe = "".join(escaped) or "%"
     if len(safe.encode()) <= MAX_NAME_BYTES:

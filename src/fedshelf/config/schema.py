@@ -1,7 +1,7 @@
-"""Everything a run can be told, once: the TOML file's keys, the flags, and their defaults.
+"""All settings of a run: the TOML file's keys, the flags, and their defaults.
 
-A key's name is the flag's without the dashes: `client-lr = 0.05` in a file is `--client-lr 0.05`. The defaults are
-the recipe that the reference benchmark was measured with (benchmarks/RESULTS.md).
+A key is the flag's name without the leading dashes: `client-lr = 0.05` in a file is `--client-lr 0.05`. The defaults
+are the recipe of the reference benchmark (benchmarks/RESULTS.md).
 """
 
 import math
@@ -43,19 +43,19 @@ from fedshelf.core.text import from_filesystem
 C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
 RENAMED: Mapping[str, str] = {"speeds": "slowdowns"}
-"""Former names of fields. As keys and flags they still work, and say once what the new name is."""
+"""Former names of fields. They still work as keys and flags, and log the current name once."""
 _FIRST = (
     "mu", "loss", "fedrs_alpha", "fedlc_tau", "server_lr", "server_momentum", "server_beta2", "server_tau",
     "buffer_size", "staleness_exponent", "max_staleness", "scaffold_option",
 )  # fmt: skip
-"""Fields whose order among each other is fixed: a run's text, and so its digest, has always had them in this one."""
+"""Fields with a fixed relative order, because a run's text, and so its digest, has always had them in this order."""
 
 
 class Settings(BaseModel):
-    """What a TOML file or flags may say; unknown keys are errors, keys have dashes.
+    """Settings in a TOML file or from flags. Unknown keys are errors; keys have dashes.
 
     Attributes:
-        order: names of the fields, as files and help have them; empty: as they are declared.
+        order: field names in the order of files and help; empty means the order of declaration.
     """
 
     model_config = ConfigDict(
@@ -65,19 +65,19 @@ class Settings(BaseModel):
 
     @classmethod
     def flags(cls) -> dict[str, Setting]:
-        """Each field's `Setting`."""
+        """Return each field's `Setting`."""
         fields = {name: cls.model_fields[name] for name in cls.order or cls.model_fields}
         return {name: next(m for m in field.metadata if isinstance(m, Setting)) for name, field in fields.items()}
 
     @field_validator("*", mode="after")
     @classmethod
     def _absolute(cls, value: Any) -> Any:
-        """The same run from another working folder is the same run."""
+        """Make paths absolute, so that a run is the same from another working directory."""
         return absolute(value) if isinstance(value, Path) else value
 
 
 def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
-    """`own`, and the settings that components declare: in order behind the key that chooses the component."""
+    """Add the settings that components declare, after the key that chooses the component."""
     flags, components = own.flags(), component_settings()
     fields: dict[str, Any] = {
         family: (Annotated[Literal[tuple(registry)], flags[family]], own.model_fields[family].default)
@@ -94,7 +94,7 @@ def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
 
 @with_components
 class RunConfig(Settings):
-    """The configuration of a run: what is declared here, and what components declare (`config.families`)."""
+    """A run's configuration: the fields below and those that components declare (`config.families`)."""
 
     data_dir: Annotated[Path | None, Setting(help="Folder of the stores, with one folder of photos per store.",
         panel=DATA, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
@@ -234,17 +234,17 @@ class RunConfig(Settings):
     @field_validator("slowdowns")
     @classmethod
     def _in_one_way(cls, value: str | None) -> str | None:
-        """The same slowdowns, written otherwise, are the same run."""
+        """Normalize the slowdowns, so that equal values give the same run."""
         return None if value is None else ",".join(f"{number:.12g}" for number in parse_slowdowns(value))
 
     def settings_of(self, component: Callable[..., C]) -> C:
-        """`component`, made with its settings as this run has them; with its own default where the run has none."""
+        """Create `component` with this run's settings, or its own default where the run has none."""
         given = {name: getattr(self, setting.key) for name, setting in settings_of(component).items()}
         return component(**{name: value for name, value in given.items() if value is not None})
 
 
 class ClientConfig(Settings):
-    """What a store's client is told on its own machine; all else comes from the server."""
+    """A client's local settings; everything else comes from the server."""
 
     data_dir: Annotated[Path | None, Setting(help="The store's photos, with one folder per product.", panel=DATA,
         commands=CLIENT)] = None  # fmt: skip
@@ -273,10 +273,10 @@ class ClientConfig(Settings):
 
 
 def parse_slowdowns(text: str) -> tuple[float, ...]:
-    """The numbers of `--slowdowns`.
+    """Parse the value of `--slowdowns`.
 
     Raises:
-        ValueError: `text` is something else than positive numbers joined by commas.
+        ValueError: `text` is not a comma-separated list of positive numbers.
     """
     numbers = []
     for part in text.split(","):
@@ -291,7 +291,7 @@ def parse_slowdowns(text: str) -> tuple[float, ...]:
 
 
 def select(config: RunConfig, *scopes: Scope) -> dict[str, Any]:
-    """The fields of the given scopes by key, as plain values; None is left out (TOML has no null)."""
+    """Return the fields of the given scopes as plain values by key, without None (TOML has no null)."""
     wanted = [name for name, flag in RunConfig.flags().items() if flag.scope in scopes]
     values = config.model_dump(mode="json", include=set(wanted), exclude_none=True)
     values |= {name: from_filesystem(str(path)) for name in values if isinstance(path := getattr(config, name), Path)}

@@ -1,7 +1,7 @@
-"""The real transport: FedShelf's messages between machines, carried by Flower's engine.
+"""The real transport: messages between machines, carried by Flower's engine.
 
-Flower reads these two variables when it is imported, and a library of its tells of its plugins then; every module of
-this room comes after these lines.
+Flower reads these two environment variables when it is imported, and one of its libraries then logs its plugins. Every
+module of this package is therefore imported after these lines.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Waiting until a store's hours let its client work."""
+"""Waits until a client's active hours allow it to work."""
 
 import threading
 import time
@@ -7,15 +7,15 @@ from collections.abc import Callable
 from fedshelf.reporting import formatting as words
 from fedshelf.scheduling.active_hours import ActiveHours
 
-NAP_SECONDS = 30.0  # the clock may be set, or the machine be suspended, while somebody sleeps by it
+NAP_SECONDS = 30.0  # the clock may be set, or the machine suspended, during a sleep
 
 
 class Availability:
-    """Whether a client may work now, and the wait until it may.
+    """Tells whether a client may work now, and waits until it may.
 
     Args:
-        hours: when it may; None is always.
-        now: seconds since 1970.
+        hours: the active hours; None means always.
+        now: returns the time in seconds since 1970.
     """
 
     def __init__(self, hours: ActiveHours | None = None, now: Callable[[], float] = time.time) -> None:
@@ -23,10 +23,19 @@ class Availability:
         self._now = now
 
     def is_open(self) -> bool:
+        """Whether the client may work now."""
         return self._hours is None or self._hours.is_open(self._now())
 
     def wait(self, stop: threading.Event, on_status: Callable[[str], None]) -> float:
-        """Sleep until it is open, or `stop` is set; returns the seconds that this took."""
+        """Sleep until the active hours begin or `stop` is set.
+
+        Args:
+            stop: ends the wait early.
+            on_status: receives status lines for the user.
+
+        Returns:
+            The seconds spent waiting.
+        """
         if self._hours is None:
             return 0.0
         started, told = time.monotonic(), False

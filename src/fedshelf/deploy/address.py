@@ -1,4 +1,4 @@
-"""Network addresses as people type them: HOST:PORT, with brackets around an IPv6 host."""
+"""Network addresses in the form HOST:PORT, with brackets around an IPv6 host."""
 
 import ipaddress
 import socket
@@ -12,16 +12,16 @@ from fedshelf.core.errors import UsageError
 IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 EXAMPLE = "write HOST:PORT, for example 192.168.1.100:8080 or [2001:db8::1]:8080"
-DOCUMENTATION_ADDRESSES = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # of nobody (RFC 5737, 3849)
+DOCUMENTATION_ADDRESSES = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # unassigned (RFC 5737, 3849)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
-    """Where a server listens.
+    """A host and a port.
 
     Attributes:
-        host: a name or IP address, without brackets.
-        port: a TCP port; 0 means "any free one" to a server.
+        host: a name or an IP address, without brackets.
+        port: a TCP port; 0 lets a server choose a free one.
     """
 
     host: str
@@ -32,26 +32,29 @@ class Address:
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it stands for all addresses of the machine, as only a server can use it."""
+        """Whether the address stands for all interfaces, which only a server can use."""
         ip = parse_ip(self.host)
         return self.host in ("", "*") or (ip is not None and ip.is_unspecified)
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it never leaves this machine."""
+        """Whether the address refers to this machine only."""
         ip = parse_ip(self.host)
         return ip.is_loopback if ip is not None else f".{self.host.lower()}".endswith(".localhost")
 
 
 def parse_address(text: str, *, default_port: int | None = None) -> Address:
-    """Read ``HOST:PORT`` or ``[IPv6]:PORT``.
+    """Parse ``HOST:PORT`` or ``[IPv6]:PORT``.
 
     Args:
-        text: what somebody typed.
-        default_port: the port where `text` has none; None requires one.
+        text: the user's input.
+        default_port: the port to use when `text` has none; None makes the port mandatory.
+
+    Returns:
+        The address, without a trailing dot in the host name.
 
     Raises:
-        UsageError: says what is wrong with `text` and shows an address that would do.
+        UsageError: `text` is invalid; the message includes a valid example.
     """
     if "://" in text:
         raise UsageError(f"address {text!r} is a URL: {EXAMPLE}")
@@ -72,13 +75,16 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
 
 
 def parse_server_address(text: str) -> Address:
-    """Read the address that a client connects to.
+    """Parse the address that a client connects to.
 
     Args:
-        text: what somebody typed.
+        text: the user's input.
+
+    Returns:
+        The address.
 
     Raises:
-        UsageError: as `parse_address`, or for an address that only a server can listen on.
+        UsageError: `text` is invalid, or is an address that only a server can use.
     """
     address = parse_address(text)
     if address.is_wildcard or address.port == 0:
@@ -90,14 +96,17 @@ def parse_server_address(text: str) -> Address:
 
 
 def parse_advertised(text: str, listen: Address) -> Address:
-    """Read an address that a server says it is reached by: ``HOST`` or ``HOST:PORT``.
+    """Parse the address that a server advertises: ``HOST`` or ``HOST:PORT``.
 
     Args:
-        text: what somebody typed.
-        listen: where the server listens; its port is the default.
+        text: the user's input.
+        listen: the address the server listens on; its port is the default.
+
+    Returns:
+        The address.
 
     Raises:
-        UsageError: as `parse_address`, or for an address that nobody can connect to.
+        UsageError: `text` is invalid, or is an address that clients cannot connect to.
     """
     try:
         address = parse_address(text, default_port=listen.port)
@@ -109,7 +118,14 @@ def parse_advertised(text: str, listen: Address) -> Address:
 
 
 def parse_ip(host: str) -> IP | None:
-    """The IP address that `host` is, in any notation that the system takes; None for a name."""
+    """Parse an IP address in any notation that the system accepts.
+
+    Args:
+        host: a name or an IP address, without brackets.
+
+    Returns:
+        The IP address, or None if `host` is a name.
+    """
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
@@ -121,30 +137,30 @@ def parse_ip(host: str) -> IP | None:
 
 
 def own_addresses() -> list[str]:
-    """This machine's IP addresses, sorted, without those that hold for one interface only."""
+    """Return this machine's IP addresses, sorted, without link-local ones that name an interface."""
     try:
         entries = [entry for interface in psutil.net_if_addrs().values() for entry in interface]
-    except OSError:  # some sandboxes do not tell
+    except OSError:  # some sandboxes deny this
         return []
     found = {entry.address for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)}
     return sorted(address for address in found if "%" not in address)
 
 
 def reachable_address(listen: Address) -> Address:
-    """Where clients probably reach a server of this machine.
+    """Guess the address at which clients can reach a server on this machine.
 
     Args:
-        listen: where the server listens.
+        listen: the address the server listens on.
 
     Returns:
-        `listen`, or for a wildcard the address from which this machine's packets leave.
+        `listen`, or for a wildcard the source address of this machine's default route.
     """
     if not listen.is_wildcard:
         return listen
     for family, target in DOCUMENTATION_ADDRESSES.items():
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((target, 9))  # chooses a route; nothing is sent
+                probe.connect((target, 9))  # selects a route; sends nothing
                 return Address(host=probe.getsockname()[0], port=listen.port)
         except OSError:
             continue
@@ -153,13 +169,13 @@ def reachable_address(listen: Address) -> Address:
 
 
 def host_problem(host: str) -> str:
-    """Why no machine can have this name or address.
+    """Explain why a host name or address is invalid.
 
     Args:
-        host: without brackets.
+        host: a name or an IP address, without brackets.
 
     Returns:
-        The reason, as a part of a sentence; empty where one can.
+        The reason as a sentence fragment, or an empty string if `host` is valid.
     """
     if not host or not host.isprintable() or any(character in host for character in "[]/@ "):
         return "a character that no host name has" if host else "it is empty"

@@ -1,11 +1,11 @@
-"""The only door of the server: Flower's fleet routes, six of our own, and nothing else.
+"""The server's ASGI app: Flower's fleet routes and FedShelf's own routes. Any other request is refused.
 
-`POST /fedshelf/pull` and `/fedshelf/push` carry a whole message, for which the fleet routes need a request per object.
-A take is held open for a moment until there is a message: nobody has to ask again and again.
+`POST /fedshelf/pull` and `/fedshelf/push` transfer a whole message in one request, where the fleet routes need one
+request per object. A pull stays open briefly until a message is available, so clients do not poll in a tight loop.
 
-`POST /fedshelf/wait` is held open until the run ends: it is at once the client's heartbeat, the bell that reaches it
-while it trains, and the thread that snaps when its process dies. `POST /fedshelf/died` says how it died: the client's
-crash reporter sends it, known by the token that came with the client's waits.
+`POST /fedshelf/wait` stays open until the run ends. It serves as the client's heartbeat, notifies the client while it
+trains, and reveals that its process died when the connection breaks. `POST /fedshelf/died` reports the cause: the
+client's crash reporter sends it, authenticated by the token that came with the client's waits.
 """
 
 import asyncio
@@ -25,52 +25,52 @@ from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
 
 logger = logging.getLogger(__name__)
 
-Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
+Scope: TypeAlias = Any  # the ASGI specification's types are mappings and callables without a fixed shape
 Receive: TypeAlias = Any
 Send: TypeAlias = Any
 
 PREFIX = "/v1/fleet/"
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
-MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers alone, of which a join's lists every class folder
+MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers only, but a join's header lists every class folder
 MAX_REPORT_BYTES = 1 << 10  # of a crash report
 MAX_TOKEN_CHARACTERS = 64
-PULL_SECONDS = 1.0  # a take is held open so long at most: a client that is told to stop does so in that time
+PULL_SECONDS = 1.0  # maximum time a pull stays open; also bounds how long a client takes to stop
 WORKERS = 8
 WRITERS = 4
 
 
 class FleetEngine(Protocol):
-    """What the gate asks the engine. All but the first three are short."""
+    """What the app needs from the engine. All methods but the first three return quickly."""
 
     def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
-        """Answer a fleet request: HTTP status and body."""
+        """Handle a fleet request; return the HTTP status and body."""
 
     def pull(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
-        """A whole message for the node that asks: HTTP status and body, empty where there is none."""
+        """Return the HTTP status and a whole message for the requesting node, or an empty body if there is none."""
 
     def push(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
-        """Take in a whole answer: HTTP status and body."""
+        """Accept a whole reply; return the HTTP status and body."""
 
     def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
-        """The node that signed these headers, or None for nobody registered."""
+        """Return the node that signed these headers, or None if it is not registered."""
 
     def seen(self, node_id: int) -> None:
-        """The node gave a sign of life."""
+        """Record a sign of life from the node."""
 
     def lost(self, node_id: int, ended_by: str | None = None) -> None:
-        """The node's connection broke, and it did not come back, or its process ended (`core.ports.Left.ended_by`)."""
+        """Record that the node's connection is lost or its process ended (see `core.ports.Left.ended_by`)."""
 
 
 class FleetApp:
-    """An ASGI app.
+    """The ASGI app.
 
     Args:
         engine: serves the fleet routes and knows the nodes.
         routes: names of the fleet routes.
-        bodies: what nodes may fetch, and where what they bring goes.
-        health: what `GET /fedshelf/health` tells.
-        hold: seconds that a wait is held open at most.
-        grace: seconds that a client whose connection broke has to come back before it counts as gone.
+        blobs: the blobs that nodes may fetch, and the destination of uploads.
+        health: the content of `GET /fedshelf/health`.
+        hold: maximum seconds that a wait stays open.
+        grace: seconds a disconnected client has to reconnect before it counts as gone.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class FleetApp:
         self._hold = hold
         self._grace = grace
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="fedshelf-fleet")
-        # Apart: a slow disk must not hold up messages.
+        # A separate pool, so that a slow disk does not delay messages.
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="fedshelf-bodies")
         self._blobs = BlobRoutes(blobs, self._writers)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._bells: dict[int, asyncio.Event] = {}  # a node's: a message may be there
+        self._bells: dict[int, asyncio.Event] = {}  # by node: set when a message may be available
         self._ending = asyncio.Event()
         self._last_wait: dict[int, float] = {}
-        self._crash_tokens: dict[int, bytes] = {}  # by node: what a report of its death is known by
+        self._crash_tokens: dict[int, bytes] = {}  # by node: authenticates its crash report
         self._end = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,16 +103,16 @@ class FleetApp:
             await send({"type": "websocket.close", "code": 1000})
 
     def ring(self, node_id: int) -> None:
-        """Tell the node, from any thread, that there is a message for it."""
+        """Notify a node that a message is available. Thread-safe."""
         self.call_soon(lambda: self._bell(node_id).set())
 
     def announce_end(self, reason: str) -> None:
-        """Tell all clients, from any thread, that the run has ended."""
+        """Notify all clients that the run has ended. Thread-safe."""
         self._end = reason
         self.call_soon(self._let_go)
 
     def close(self) -> None:
-        """Let go of all waiting clients, from any thread: the server stops."""
+        """Release all waiting clients because the server is stopping. Thread-safe."""
         self.call_soon(self._let_go)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -149,7 +149,7 @@ class FleetApp:
         self, serve: Callable[[Mapping[bytes, bytes], bytes], tuple[int, bytes]], content_type: bytes, scope: Scope,
         receive: Receive, send: Send,
     ) -> None:  # fmt: skip
-        """A request that is read whole, and answered from a thread."""
+        """Read a small request whole and answer it from a worker thread."""
         headers = dict(scope["headers"])
         body = await _read(headers, scope, receive, send)
         if body is not None:
@@ -217,10 +217,10 @@ class FleetApp:
         await _answer(send, 200 if nodes else 404, _json({}))
 
     def call_soon(self, action: Callable[[], None]) -> None:
-        """Run `action` in the event loop, from any thread, if the app still serves."""
+        """Run `action` in the event loop if the app is still serving. Thread-safe."""
         loop = self._loop
         if loop is not None:
-            with contextlib.suppress(RuntimeError):  # closed this instant: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # closed just now: no client is waiting
                 loop.call_soon_threadsafe(action)
 
     def _let_go(self) -> None:
@@ -249,7 +249,7 @@ class FleetApp:
 async def _read(
     headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send, *, limit: int = MAX_BODY_BYTES
 ) -> bytes | None:
-    """The request's body; None where it is larger than allowed or breaks off: that has been answered."""
+    """Read the request's body; return None after answering a body that is too large or incomplete."""
     announced = headers.get(b"content-length", b"0")
     too_large = announced.isdigit() and int(announced) > limit
     body = None if too_large else await _read_all(receive, limit)

@@ -1,7 +1,7 @@
-"""A client's half of the bulk bytes: the model comes down and the answer goes up beside the engine's messages.
+"""The client's side of blob transfer: downloads models and uploads answers, outside the engine's messages.
 
-Both go on where a break has left them. What comes in is read into one piece of memory, what goes out is read from
-where the vectors lie; both are hashed once.
+Both directions resume after a break. A download is read into one preallocated buffer, an upload directly from the
+tensors' memory; each is hashed once.
 """
 
 import mmap
@@ -13,19 +13,23 @@ from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailabl
 from fedshelf.deploy.http_connection import HttpConnection
 from fedshelf.serialization.blob import Blob, Hasher
 
-CHUNK = 1 << 18  # bytes read, hashed or sent at once: they stay in the second-level cache
-ATTEMPTS = 3  # at a body that arrives damaged
+CHUNK = 1 << 18  # bytes read, hashed or sent at once: fits in the L2 cache
+ATTEMPTS = 3  # when a blob arrives damaged
 
 
 class ReceivedBlob:
-    """The newest body that a client was sent, or as much of it as has come in. It outlives a registration."""
+    """The newest blob sent to a client, complete or partial. It outlives a registration."""
 
     def __init__(self) -> None:
         self._pages: mmap.mmap | None = None
         self.drop()
 
     def drop(self, digest: str = "") -> None:
-        """Forget everything; the next body to come is named `digest`."""
+        """Discard the content.
+
+        Args:
+            digest: digest of the next blob to receive.
+        """
         self.digest = digest
         self.received = 0
         self.whole = False
@@ -33,18 +37,21 @@ class ReceivedBlob:
         self._hasher = Hasher()
 
     def expect(self, size: int) -> None:
-        """Make room for a body of `size` bytes: where the last one lay, if nobody looks there any more. Fresh pages
-        cost more time than the bytes do."""
+        """Allocate memory for a blob of `size` bytes.
+
+        The previous blob's memory is reused if nothing refers to it, because faulting in fresh pages takes longer than
+        the transfer.
+        """
         if self._pages is None or len(self._pages) != size or not _is_free(self._pages):
             self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else None
         self.memory = memoryview(self._pages or b"")
 
     def unfilled(self) -> memoryview:
-        """Where the next bytes go."""
+        """Return the memory for the next bytes."""
         return self.memory[self.received : self.received + CHUNK]
 
     def advance(self, count: int) -> None:
-        """So many bytes have come in."""
+        """Record that `count` bytes have arrived."""
         self._hasher.update(self.memory[self.received : self.received + count])
         self.received += count
         if self.received == len(self.memory):
@@ -52,12 +59,12 @@ class ReceivedBlob:
 
 
 class BlobClient:
-    """Fetches and brings bodies over a line; belongs to the line's thread.
+    """Downloads and uploads blobs over a connection. Used only by the connection's thread.
 
     Args:
-        line: to the server.
-        identify: makes the headers that say who is asking.
-        held: what was fetched before.
+        connection: the connection to the server.
+        identify: returns the headers that identify the client.
+        held: the blob downloaded before.
     """
 
     def __init__(
@@ -67,15 +74,21 @@ class BlobClient:
         self._identify = identify
         self._held = held
         self._damaged = 0
-        self._smooth = False  # whether the last upload went through at once
+        self._smooth = False  # whether the last upload needed no retry
         self.num_moved = 0
 
     def fetch(self, digest: str) -> memoryview | None:
-        """The body named `digest`: keep it as it is, it is handed out again. None where the server has withdrawn it.
+        """Download a blob.
+
+        Args:
+            digest: the blob's digest.
+
+        Returns:
+            The blob, or None if the server has withdrawn it. Do not modify it: the same memory is returned again.
 
         Raises:
-            RefusedError: it came in damaged again and again.
-            ServerUnavailableError: the line broke; call again to go on.
+            RefusedError: the blob arrived damaged repeatedly.
+            ServerUnavailableError: the connection broke; call again to resume.
         """
         held = self._held
         if held.digest != digest:
@@ -97,14 +110,20 @@ class BlobClient:
         return held.memory
 
     def upload(self, blob: Blob) -> bool:
-        """Bring `blob`; False where the server does not want it (any more).
+        """Upload a blob.
+
+        Args:
+            blob: the blob.
+
+        Returns:
+            False if the server does not want the blob or no longer does, else True.
 
         Raises:
-            TransportError: it will never take it.
-            ServerUnavailableError: the line broke; call again to go on.
+            TransportError: the server will never accept the blob.
+            ServerUnavailableError: the connection broke; call again to resume.
         """
         while True:
-            # As a rule the server has nothing of it. After a break, or in a client's first round, it may have a part.
+            # Usually the server has none of it. After a break, or in a client's first round, it may have a part.
             start = 0 if self._smooth else self._num_arrived(blob)
             self._smooth = False
             if start is None or start == blob.size:
@@ -120,11 +139,11 @@ class BlobClient:
                 return True
             if answer.status == 422:
                 self._note_damage(f"the answer arrived damaged at the server {ATTEMPTS} times")
-            elif answer.status != 409:  # something else has arrived meanwhile: ask again
+            elif answer.status != 409:  # more has arrived in the meantime: retry
                 _check(answer.status)
 
     def _open(self, held: ReceivedBlob) -> HTTPResponse | None:
-        """Ask for what of the body is missing, and make room for it."""
+        """Request the missing part of the blob and allocate memory for it."""
         headers = dict(self._identify())
         if held.received:
             headers["range"] = f"bytes={held.received}-"
@@ -148,7 +167,7 @@ class BlobClient:
         return None
 
     def _num_arrived(self, blob: Blob) -> int | None:
-        """How many of the body's bytes the server has; None where it wants none."""
+        """Return how many of the blob's bytes the server has; None if it does not want the blob."""
         headers = {**self._identify(), "upload-length": str(blob.size)}
         answer = self._connection.request("HEAD", _path(blob.digest), headers)
         if answer.status == 403:
@@ -176,10 +195,10 @@ class BlobClient:
 
 
 def _is_free(pages: mmap.mmap) -> bool:
-    """Whether no vector is a view of it."""
+    """Whether no tensor refers to this memory."""
     try:
         pages.resize(len(pages))
-    except (BufferError, SystemError):  # the latter where the system cannot resize: then nobody knows
+    except (BufferError, SystemError):  # SystemError where the system cannot resize: then the answer is unknown
         return False
     return True
 

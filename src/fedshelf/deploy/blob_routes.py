@@ -1,15 +1,23 @@
-"""`/fedshelf/blobs/DIGEST`: models down, answers up, as plain HTTP bodies that go on where they broke off.
+"""`/fedshelf/blobs/DIGEST`: downloads of models and uploads of answers as plain, resumable HTTP bodies.
 
-    GET   (Range: bytes=N-)                        200, 206   the body that was sent to this node
-    HEAD  (Upload-Length: SIZE)                    204        Upload-Offset: how much of an answer's body is here
-    PUT   (Content-Range: bytes N-LAST/SIZE)       201        the rest of it
+    GET   (Range: bytes=N-)                        200, 206   the blob that was sent to this node
+    HEAD  (Upload-Length: SIZE)                    204        Upload-Offset: how many bytes of an upload have arrived
+    PUT   (Content-Range: bytes N-LAST/SIZE)       201        the rest of the upload
 
-401 is for nobody, 403 for a body that was not asked for, 404 for one that this node may not have (any more), 408 for
-silence, 409 for another offset than the one in `Upload-Offset`, 413 for too many bytes, 416 for a range that is not
-there, 422 for bytes that are not what the digest names, 507 for a disk that takes no more.
+Error statuses:
 
-Files are written and hashed in threads, half a megabyte at a time; while one is written the next comes in, and no more:
-who sends faster waits.
+    401  the node is not registered
+    403  the upload was not requested
+    404  the blob is not, or is no longer, available to this node
+    408  the client was silent for too long
+    409  the offset differs from the one in `Upload-Offset`
+    413  too many bytes
+    416  the range does not exist
+    422  the content does not match the digest
+    507  the disk is full
+
+Files are written and hashed in threads, half a megabyte at a time. At most one further batch is read during a write, so
+a fast sender is slowed down to the disk's speed.
 """
 
 import asyncio
@@ -25,7 +33,7 @@ from fedshelf.deploy.blobs import Blobs, RefusedUploadError
 
 logger = logging.getLogger(__name__)
 
-Scope: TypeAlias = Any  # the ASGI specification's own types are mappings and callables without a fixed shape
+Scope: TypeAlias = Any  # the ASGI specification's types are mappings and callables without a fixed shape
 Receive: TypeAlias = Any
 Send: TypeAlias = Any
 Headers: TypeAlias = Mapping[bytes, bytes]
@@ -34,18 +42,18 @@ _T = TypeVar("_T")
 PATH = re.compile(r"/fedshelf/blobs/([0-9a-f]{64})")
 RANGE = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})?")
 CONTENT_RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
-CHUNK = 1 << 18  # bytes handed to a connection at once
+CHUNK = 1 << 18  # bytes sent at once
 BATCH = 1 << 19  # bytes written at once
-SILENCE_SECONDS = 30.0  # the other side may take so long for a chunk; it can go on later
-BATCH_SECONDS = 120.0  # and so long for a batch
+SILENCE_SECONDS = 30.0  # maximum wait for a chunk; the client can resume later
+BATCH_SECONDS = 120.0  # maximum wait for a batch
 
 
 class BlobRoutes:
-    """Answers the requests of nodes that are known.
+    """Handles the blob requests of registered nodes.
 
     Args:
-        bodies: what nodes may fetch, and where uploads go.
-        workers: write the files.
+        blobs: the blobs that nodes may fetch, and the destination of uploads.
+        workers: threads that write files.
     """
 
     def __init__(self, blobs: Blobs, workers: Executor) -> None:
@@ -54,7 +62,7 @@ class BlobRoutes:
         self._workers = workers
 
     async def serve(self, node_id: int, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request of `node_id`."""
+        """Handle a request of `node_id`."""
         headers: Headers = dict(scope["headers"])
         try:
             match scope["method"]:
@@ -98,7 +106,7 @@ class BlobRoutes:
                     patience.reschedule(asyncio.get_running_loop().time() + SILENCE_SECONDS)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TimeoutError:
-            return  # an answer that does not end makes the server hang up
+            return  # an incomplete response makes the server close the connection
         await send({"type": "http.response.body", "body": b""})
 
     async def _put(self, node_id: int, digest: str, headers: Headers, receive: Receive) -> None:
@@ -125,10 +133,10 @@ class BlobRoutes:
 
 
 async def _batches(receive: Receive) -> AsyncIterator[list[bytes]]:
-    """What comes in, a batch at a time; the rest before a break, too.
+    """Yield the request's body in batches, including the rest before a break.
 
     Raises:
-        RefusedUploadError: it broke off, or came too slowly.
+        RefusedUploadError: the body broke off or arrived too slowly.
     """
     chunks: list[bytes] = []
     more, problem = True, ""
@@ -155,7 +163,7 @@ async def _batches(receive: Receive) -> AsyncIterator[list[bytes]]:
 
 
 def _number(text: bytes) -> int:
-    """A size as a header says it; -1 where it does not."""
+    """Parse a size from a header; return -1 if it is invalid."""
     return int(text) if text.isdigit() and len(text) <= 15 else -1
 
 
@@ -165,7 +173,7 @@ def _start(status: int, headers: Mapping[str, object]) -> dict[str, Any]:
 
 
 async def _answer(send: Send, status: int, headers: Mapping[str, object] | None = None, reason: str = "") -> None:
-    """A short answer. After a refusal the connection ends: what the other side still sends is not read."""
+    """Send a short response. After a refusal the connection closes and the rest of the request is not read."""
     content = json.dumps({"detail": reason}).encode() if reason else b""
     told: dict[str, object] = dict(headers or {})
     if status != 204:

@@ -1,11 +1,11 @@
-"""Blobs beside the engine's messages, at the server: models that clients may fetch, and uploads on their way in.
+"""The server's blobs, outside the engine's messages: models for download, and uploads in progress.
 
     incoming/CLIENT/DIGEST
 
-An upload is one file, hashed while it comes and resumable at any byte. It is named by its content's digest, in a folder
-named after the client (not the connection: a client comes back as another one). A client may send only what it was
-asked for, one blob at a time: another digest replaces the one before. Files survive the server's death; what is there
-is hashed again when its client resumes.
+An upload is one file, hashed as it arrives and resumable at any byte. It is named by its content's digest, in a folder
+named after the client rather than the connection, because a client gets a new connection when it returns. A client may
+upload only what was requested, one blob at a time: a new digest replaces the previous one. Files survive a server
+crash; their content is hashed again when the client resumes.
 """
 
 import logging
@@ -28,39 +28,44 @@ from fedshelf.storage.spool import file_name
 
 logger = logging.getLogger(__name__)
 
-# Bytes that an answer's blob may have: several vectors as large as the model, and some more.
+# Maximum bytes of an answer's blob: several vectors as large as the model, plus slack.
 UPLOAD_MODELS = 4
 UPLOAD_SLACK = 64 << 20
-UPLOAD_UNKNOWN = 1 << 30  # where no model has been sent yet: clients of a resumed run may hold it already
+UPLOAD_UNKNOWN = 1 << 30  # if no model has been sent yet: clients of a resumed run may already have it
 
-STALE_SECONDS = 24 * 3600.0  # an upload that nobody has resumed for so long is deleted
+STALE_SECONDS = 24 * 3600.0  # an upload not resumed for this long is deleted
 SWEEP_SECONDS = 3600.0
 _BLOCK = 1 << 20
 
 
 class Outgoing:
-    """Any thread may call: each operation is a single one on a dictionary."""
+    """Blobs for download. Thread-safe: each method is a single dictionary operation."""
 
     def __init__(self) -> None:
         self._blobs: dict[int, Blob] = {}
 
     def publish(self, node_id: int, blob: Blob) -> None:
-        """From now on the node may fetch `blob`, in place of the one before: a newer task replaces an older."""
+        """Let a node fetch `blob`, replacing its previous one."""
         self._blobs[node_id] = blob
 
     def withdraw(self, node_id: int) -> None:
-        """The node has gone."""
+        """Remove the blob of a node that has left."""
         self._blobs.pop(node_id, None)
 
     def find(self, node_id: int, digest: str) -> Blob | None:
-        """The body named `digest`, if it is this node's to have."""
+        """Return the blob named `digest` if it is available to this node."""
         blob = self._blobs.get(node_id)
         return blob if blob is not None and blob.digest == digest else None
 
 
 class RefusedUploadError(Exception):
-    """An upload that is not taken: the HTTP status and the reason to tell, and how many bytes there are where that
-    matters. Never leaves this room."""
+    """An upload that is refused. Not raised outside this package.
+
+    Args:
+        status: the HTTP status.
+        reason: the reason to send.
+        arrived: the number of bytes that have arrived, if relevant.
+    """
 
     def __init__(self, status: int, reason: str, *, arrived: int | None = None) -> None:
         super().__init__(reason)
@@ -69,12 +74,12 @@ class RefusedUploadError(Exception):
 
 
 class UploadFile:
-    """What has arrived of a client's one upload. Any thread may call.
+    """The received part of a client's upload. Thread-safe.
 
-    All but `interrupt` and `claim` raise RunError where the disk is full or the like.
+    All methods except `interrupt` and `claim` raise RunError if a file cannot be written, for example on a full disk.
 
     Args:
-        folder: the client's; made when it is needed. Nothing else may write there.
+        folder: the client's folder, created when needed. Nothing else may write to it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,7 +145,7 @@ class UploadFile:
             return received
 
     def interrupt(self) -> None:
-        """End the turn of whoever is at it."""
+        """End the current transfer."""
         with self._lock:
             self._turn += 1
 
@@ -149,7 +154,7 @@ class UploadFile:
             raise RefusedUploadError(409, "another connection goes on with this upload", arrived=self._arrived)
 
     def _select(self, digest: str, size: int) -> None:
-        """Turn to this body: to what an earlier process left of it, and away from any other."""
+        """Switch to this blob: reload what an earlier process left of it and drop any other."""
         if digest != self._digest:
             make_folder(self._folder)
             for path in self._folder.iterdir():
@@ -187,26 +192,30 @@ class UploadFile:
 
 
 class Transfer:
-    """One connection's turn at a body."""
+    """One connection's transfer of an upload."""
 
     def __init__(self, file: UploadFile, turn: int) -> None:
         self._file = file
         self._turn = turn
 
     def append(self, chunks: Sequence[Buffer]) -> None:
-        """Add what came in.
+        """Append received bytes.
+
+        Args:
+            chunks: the bytes.
 
         Raises:
-            RefusedUploadError: it is more than was announced, or another connection's turn.
-            RunError: the disk is full, ...
+            RefusedUploadError: there are more bytes than announced, or another connection has taken over.
+            RunError: a file cannot be written, for example on a full disk.
         """
         self._file.append(self._turn, chunks)
 
     def finish(self) -> None:
-        """That was all.
+        """Complete the upload and verify its digest.
 
         Raises:
-            RefusedUploadError: it is not what its digest names (nothing of it is kept), or another connection's turn.
+            RefusedUploadError: bytes are missing, the digest does not match (the content is then discarded), or another
+                connection has taken over.
         """
         self._file.finish(self._turn)
 
@@ -219,63 +228,91 @@ def _write_all(descriptor: int, chunk: Buffer, offset: int) -> None:
 
 
 class Incoming:
-    """All clients' uploads below one folder. Any thread may call; files are written by the caller's thread.
-
-    `problem` is set once a file cannot be written: the run cannot go on.
+    """All clients' uploads, below one folder. Thread-safe; files are written by the calling thread.
 
     Args:
-        directory: made when it is needed; on the file system of whoever takes the files over.
+        directory: created when needed; on the same file system as the final location of the files.
+
+    Attributes:
+        problem: set once a file cannot be written; the run cannot continue.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._clients: dict[int, str] = {}  # of those nodes that may upload
+        self._clients: dict[int, str] = {}  # by node that may upload
         self._files: dict[str, UploadFile] = {}
         self._swept = 0.0
         self.problem: RunError | None = None
         self._sweep()
 
     def expect(self, node_id: int, client: str, most: int) -> None:
-        """The node `node_id`, which is `client`, may upload one body of at most `most` bytes."""
+        """Allow a node to upload one blob.
+
+        Args:
+            node_id: the node.
+            client: the client's name.
+            most: maximum size in bytes.
+        """
         for other in [node for node, name in list(self._clients.items()) if name == client and node != node_id]:
-            self.forget(other)  # the client's connection from before
+            self.forget(other)  # the client's previous connection
         folder = self._directory / Path(file_name(client)).stem
         self._files.setdefault(client, UploadFile(folder)).most = most
         self._clients[node_id] = client
         self._sweep()
 
     def forget(self, node_id: int) -> None:
-        """The node may not upload any more; what it has sent stays for when its client comes back."""
+        """Stop accepting uploads from a node. What has arrived is kept for when its client returns."""
         client = self._clients.pop(node_id, None)
         if client is not None:
             self._files[client].interrupt()
 
     def num_arrived(self, node_id: int, digest: str, size: int) -> int:
-        """How many bytes of a body are here: `size` only where all are, and right.
+        """Return how many bytes of an upload have arrived: `size` only if it is complete and verified.
+
+        Args:
+            node_id: the uploading node.
+            digest: the blob's digest.
+            size: the blob's size in bytes.
 
         Raises:
-            RefusedUploadError: nobody asked for it, or it is too large.
-            RunError: the disk is full, ...
+            RefusedUploadError: the upload was not requested or is too large.
+            RunError: a file cannot be written, for example on a full disk.
         """
         return self._file(node_id, size).num_arrived(digest, size)
 
     def open(self, node_id: int, digest: str, *, start: int, size: int) -> Transfer:
-        """Go on at byte `start` with a body of `size` bytes. Whoever was at it before, is not any more.
+        """Start or resume an upload. A transfer of the same client that is in progress ends.
+
+        Args:
+            node_id: the uploading node.
+            digest: the blob's digest.
+            start: offset of the first byte to come.
+            size: the blob's size in bytes.
+
+        Returns:
+            The transfer.
 
         Raises:
-            RefusedUploadError: nobody asked for it, it is too large, or `start` is not where it broke off.
-            RunError: the disk is full, ...
+            RefusedUploadError: the upload was not requested, is too large, or does not resume at `start`.
+            RunError: a file cannot be written, for example on a full disk.
         """
         return self._file(node_id, size).open(digest, start, size)
 
     def claim(self, node_id: int, digest: str) -> Received | None:
-        """The whole and verified body, now the caller's to move; None where it has not come. The node may then upload
-        no more."""
+        """Hand over a complete, verified upload. The node may then not upload anything else.
+
+        Args:
+            node_id: the uploading node.
+            digest: the blob's digest.
+
+        Returns:
+            The blob, which the caller may move, or None if it is incomplete.
+        """
         client = self._clients.pop(node_id, None)
         return None if client is None else self._files[client].claim(digest)
 
     def clear(self) -> None:
-        """Delete everything: the run has ended."""
+        """Delete all uploads at the end of the run."""
         for node_id in list(self._clients):
             self.forget(node_id)
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -299,30 +336,35 @@ class Incoming:
                 if now - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
                     logger.info("deleted an upload that nobody has gone on with: %s", path.name)
-            except OSError:  # somebody else has deleted it
+            except OSError:  # already deleted by another process
                 continue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blobs:
-    """Shared by the transport, which says who may fetch and bring what, and the routes, which move the bytes."""
+    """Blobs in both directions, shared by the transport (which sets permissions) and the routes (which move bytes).
+
+    Attributes:
+        outgoing: blobs for download.
+        incoming: uploads.
+    """
 
     outgoing: Outgoing
     incoming: Incoming
 
     @classmethod
     def below(cls, directory: Path) -> Self:
-        """Uploads come into `directory`."""
+        """Create an instance whose uploads are stored in `directory`."""
         return cls(outgoing=Outgoing(), incoming=Incoming(directory))
 
     def forget(self, node_id: int) -> None:
-        """The node has gone."""
+        """Drop the permissions of a node that has left."""
         self.outgoing.withdraw(node_id)
         self.incoming.forget(node_id)
 
 
 def model_bytes(message: Broadcast) -> int:
-    """Bytes of the model as float32 values; 0 where the message does not say."""
+    """Return the model's size in bytes as float32 values; 0 if the message does not determine it."""
     if message.is_plain:
         return message.params.numel() * message.params.element_size()
     sizes = [4 * vector.size for vector in message.vectors.values() if isinstance(vector, Encoded)]
@@ -330,5 +372,9 @@ def model_bytes(message: Broadcast) -> int:
 
 
 def most_of_upload(largest_model: int) -> int:
-    """The most bytes that an answer may have; `largest_model` in bytes, 0 if none was sent."""
+    """Return the maximum size of an answer in bytes.
+
+    Args:
+        largest_model: size in bytes of the largest model sent; 0 if none was.
+    """
     return UPLOAD_MODELS * largest_model + UPLOAD_SLACK if largest_model else UPLOAD_UNKNOWN

@@ -1,4 +1,4 @@
-"""A client that stays: it joins, answers what the server asks, and comes back after any break."""
+"""The client's main loop: joins a server, answers its messages, and reconnects after any interruption."""
 
 import contextlib
 import logging
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to join a server
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
-GLITCH_SECONDS = 20.0  # an interruption this short does not end a registration
-PAUSE_SECONDS = 1.0  # between attempts to hear from a server that is away
+GLITCH_SECONDS = 20.0  # a shorter interruption does not end a registration
+PAUSE_SECONDS = 1.0  # between attempts to wait on an unreachable server
 
 IDLE_ADVICE = (
     "this store is connected and has nothing to do; the server's output, and 'fedshelf runs show' there, tell which "
@@ -59,25 +59,28 @@ def run_client(
     availability: Availability | None = None,
     reporter: CrashReporter | None = None,
 ) -> Ended:
-    """Take part until the server closes the run, refuses this client, or `stop` is set.
+    """Take part in a run until the server closes it, refuses this client, or `stop` is set.
 
     Args:
         server_address: HOST:PORT.
-        handle: answers the server's messages; what it raises becomes a `Failure`, and the client goes on.
-        join: how to introduce this client.
-        ca: certificate authority to trust; without one, that of this machine's own server and the system's.
-        insecure: speak in clear.
-        stop: set it to leave after the message at hand.
-        on_status: told what the connection does, one line for a person.
-        on_send: called with everything that leaves this client, before encryption.
-        on_answer: called with each answer that the server has taken, and its size on the wire in bytes.
-        max_wait: seconds to wait for a server that does not answer, while it is available; None is forever.
-        availability: when this client may work (always, without one). Once that ends, the task at hand is finished and
-            delivered, and the client leaves until it opens.
-        reporter: tells the server if this process dies.
+        handle: answers the server's messages; an exception becomes a `Failure`, and the client continues.
+        join: introduces this client.
+        ca: certificate authority to trust; None trusts this machine's own server and the system's authorities.
+        insecure: disable TLS.
+        stop: set it to leave after the current message.
+        on_status: receives connection status lines for the user.
+        on_send: receives everything that is sent, before encryption.
+        on_answer: receives each delivered answer and its size on the wire in bytes.
+        max_wait: seconds to wait for an unresponsive server during active hours; None waits indefinitely.
+        availability: when this client may work; None means always. When that time ends, the client finishes and
+            delivers the current task, then leaves until the next active period.
+        reporter: reports to the server if this process crashes.
+
+    Returns:
+        Why the client stopped.
 
     Raises:
-        TransportError: the server is not who it should be, does not speak our protocol, or did not answer for
+        TransportError: the server cannot be verified, does not speak FedShelf's protocol, or did not answer for
             `max_wait`.
         UsageError: `server_address` is not an address that a client can connect to.
     """
@@ -97,7 +100,7 @@ def run_client(
             waiting.begin(f"the server at {address}")
             authority = local_authority() if ca is None and not insecure else ""
             try:
-                # Anew each time: a server on this machine may just have made its certificate authority.
+                # Created for each attempt: a server on this machine may just have created its certificate authority.
                 session = FleetSession(address, None if insecure else client_context(ca), held)
                 retries.say(f"connected to {address}")
                 target = ReportTarget(
@@ -132,7 +135,7 @@ def run_client(
 
 
 class _Retries:
-    """How a client bears a server that does not answer: it pauses longer and longer, and repeats itself ever less."""
+    """Pauses of increasing length between attempts, with fewer and fewer repeated status lines."""
 
     def __init__(self, on_status: Callable[[str], None], stop: threading.Event, max_wait: float | None) -> None:
         self._on_status = on_status
@@ -143,26 +146,27 @@ class _Retries:
         self._count = 0
 
     def say(self, text: str) -> None:
-        """Say `text`, unless it is what was said last, but for its figures, or was said a short time ago."""
+        """Report `text` unless it repeats the last line except for its numbers, or was reported recently."""
         key = re.sub(r"\d+", "", text)
         if key != self._last and self._repetitions.allow(key):
             self._on_status(text)
         self._last = key
 
     def pause(self) -> None:
+        """Wait before the next attempt."""
         self._stop.wait(min(self._longest, PAUSES[min(self._count, len(PAUSES) - 1)]))
         self._count += 1
 
     def start_over(self) -> None:
-        """The server was there: the next pause is short."""
+        """Reset the pause after contact with the server."""
         self._count = 0
 
 
 class _Visit:
-    """From one registration to its end. A second thread waits for the run's end, and is the heartbeat.
+    """One registration, from beginning to end. A second thread waits for the run's end and acts as the heartbeat.
 
     Attributes:
-        num_answered: messages of the server.
+        num_answered: number of server messages answered.
         lost: why the registration was lost.
     """
 
@@ -189,14 +193,14 @@ class _Visit:
         self._end = ""
 
     def run(self) -> Ended | None:
-        """Answer messages; None when the registration is lost, or the store is closed."""
+        """Answer messages; return None when the registration is lost or the active hours end."""
         watch = threading.Thread(target=self._watch, name="fedshelf-wait", daemon=True)
         watch.start()
         try:
             while not self._end and self._availability.is_open() and not self._stop.is_set():
                 message = self._patiently("work from the server", self._session.pull, IDLE_ADVICE)
                 if message is None or not self._availability.is_open():
-                    continue  # what came after closing is not begun: the server sees this client leave
+                    continue  # outside active hours, new messages are not started: the server sees this client leave
                 ended = self._answer(message)
                 self.num_answered += 1
                 if ended is not None:
@@ -210,7 +214,7 @@ class _Visit:
             self._session.leave()
 
     def _answer(self, message: Message) -> Ended | None:
-        """Fetch what the message names, do what it asks, and send the answer; its blob first."""
+        """Fetch the message's blob, handle the message, and send the answer, blob first."""
         asked, blob = None, None
         answer: WireMessage
         try:
@@ -218,11 +222,11 @@ class _Visit:
             if isinstance(asked, Envelope) and asked.external_blob:
                 blob = self._patiently("the model to arrive", partial(self._session.fetch, asked.external_blob))
                 if blob is None:
-                    return None  # withdrawn, or the end of this visit
+                    return None  # withdrawn, or this visit has ended
             answer, ended = self._part.answer_to(asked, blob)
         except ServerUnavailableError:
             raise
-        except FedShelfError as error:  # not a message of ours, or its blob cannot be had
+        except FedShelfError as error:  # not a FedShelf message, or its blob is unavailable
             task = asked.header.task if isinstance(asked, Envelope) else None
             answer, ended = Failure(reason=failure_text(error), key=task), None
         if not self._deliver(message, answer):
@@ -230,11 +234,11 @@ class _Visit:
         return ended
 
     def _deliver(self, message: Message, answer: WireMessage) -> bool:
-        """Whether there was a server to take, or to refuse, the answer."""
+        """Whether a server was there to accept or refuse the answer."""
         parcel = to_parcel(answer)
         if self._on_send is not None:
             self._on_send(parcel)
-        # Made once: sent again after a break, it must be the same.
+        # Created once: a retry after a break must send the same message.
         reply = Message(parcel.records, reply_to=message)
         if parcel.blob.pieces:
             try:
@@ -256,12 +260,15 @@ class _Visit:
             try:
                 self._end = self._session.wait_for_end() or self._end
             except (TransportError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
-                self._over.wait(PAUSE_SECONDS)  # the other thread finds out
+                self._over.wait(PAUSE_SECONDS)  # the main thread handles it
 
     def _patiently(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:
-        """`request`'s result, through interruptions shorter than `GLITCH_SECONDS`; None once this visit is to end.
+        """Retry `request` through interruptions shorter than `GLITCH_SECONDS`.
 
-        Meanwhile the client waits for `what`; a result of None leaves it waiting.
+        A result of None leaves the client waiting for `what`.
+
+        Returns:
+            The request's result, or None if this visit is to end.
         """
         deadline, backoff, moved = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF, self._session.num_moved
         self._waiting.begin(what, advice)
@@ -270,7 +277,7 @@ class _Visit:
                 result = request()
             except ServerUnavailableError as error:
                 self._waiting.begin("the server to come back", str(error))
-                if self._session.num_moved > moved:  # it was there meanwhile
+                if self._session.num_moved > moved:  # there was contact in the meantime
                     deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
                     moved = self._session.num_moved
                 if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""What a client brings to any connection, and how it answers what the server asks."""
+"""A client's behavior, independent of the connection: how it joins and answers."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,12 @@ class EndKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """How a client's work came to its end, with the server's reason."""
+    """How a client's participation ended.
+
+    Attributes:
+        kind: who ended it.
+        reason: the server's reason.
+    """
 
     kind: EndKind
     reason: str
@@ -37,14 +42,25 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientPart:
-    """What a client brings to a connection: how it introduces itself, and how it answers."""
+    """A client's behavior on any connection.
+
+    Attributes:
+        join: introduces the client.
+        handle: answers the server's messages.
+    """
 
     join: Join
     handle: Handler
 
     def answer(self, message: Message) -> tuple[WireMessage, Ended | None]:
-        """The answer to one of Flower's messages whose blob is inside, and the end if that is what it says. Never
-        raises."""
+        """Answer a Flower message whose blob is inline. Never raises.
+
+        Args:
+            message: the server's message.
+
+        Returns:
+            The answer, and the end if the server announced it.
+        """
         try:
             return self.answer_to(open_records(message.content))
         except Exception as error:
@@ -52,11 +68,14 @@ class ClientPart:
             return Failure(reason=failure_text(error)), None
 
     def answer_to(self, asked: Control | Envelope, blob: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
-        """The answer, and the end if that is what the server says. Never raises.
+        """Answer a parsed message. Never raises.
 
         Args:
             asked: what the server sent.
-            blob: the blob that travelled beside it.
+            blob: the blob, if it was transferred separately.
+
+        Returns:
+            The answer, and the end if the server announced it.
         """
         if isinstance(asked, Control):
             return self._control(asked)
@@ -65,7 +84,7 @@ class ClientPart:
             if not isinstance(request, get_args(ServerMessage)):
                 raise RefusedError(f"a server may not send a {type(request).__name__.lower()}")
             reply = self.handle(request)
-            if isinstance(reply, Failure):  # an expected failure's own words: they are for this machine's user, too
+            if isinstance(reply, Failure):  # an expected failure's message is for this machine's user, too
                 reply = replace(reply, reason=without_places(reply.reason))
             return reply, None
         except Exception as error:

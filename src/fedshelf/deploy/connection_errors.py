@@ -1,11 +1,11 @@
-"""Everything that the network, TLS or a proxy can raise under a client, as one sentence with a remedy.
+"""Translates errors of the network, TLS or a proxy into one sentence with a remedy.
 
-Two classes tell a client what to do next::
+Two classes tell a client what to do::
 
-    ServerUnavailableError    it may pass: try again
-    TransportError            it will not pass by itself: end, and say why
+    ServerUnavailableError    may be temporary: retry
+    TransportError            permanent: stop and report
 
-No other module translates what `socket`, `ssl` and `http.client` raise.
+No other module translates errors of `socket`, `ssl` and `http.client`.
 """
 
 import datetime
@@ -26,24 +26,27 @@ NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACK
 PASSING_STATUSES = frozenset({408, 429, 502, 503, 504})
 
 PeerCertificate = Callable[[], bytes | None]
-"""Fetches the certificate (DER) that the other side shows, without checking it; None where that fails."""
+"""Fetches the peer's certificate (DER) without verifying it; returns None if that fails."""
 
 
 class ServerUnavailableError(TransportError):
-    """The server cannot be reached or used for now: trying again may help."""
+    """The server is temporarily unreachable or unusable; retrying may help."""
 
 
 class SessionLostError(Exception):
-    """The server answers, but does not know this registration (any more): register anew. Never leaves this package."""
+    """The server does not know this registration, so register again. Not raised outside this package."""
 
 
 def unreachable(error: Exception, server: Address, proxy: Proxy | None) -> ServerUnavailableError:
-    """No TCP connection can be made.
+    """Describe a failed TCP connection.
 
     Args:
-        error: what was raised meanwhile.
-        server: where the client wants to go.
-        proxy: where it connects to first, if anywhere.
+        error: the original error.
+        server: the server's address.
+        proxy: the proxy to connect through, if any.
+
+    Returns:
+        The error to raise.
     """
     target, what = (server, "the server") if proxy is None else (proxy.address, f"the proxy ({proxy.variable})")
     if isinstance(error, socket.gaierror | UnicodeError):
@@ -56,12 +59,15 @@ def unreachable(error: Exception, server: Address, proxy: Proxy | None) -> Serve
 
 
 def no_tunnel(problem: Exception | int, server: Address, proxy: Proxy) -> TransportError:
-    """A proxy is there, but it does not connect to the server.
+    """Describe a proxy that does not connect to the server.
 
     Args:
-        problem: its HTTP status, or what was raised instead of one.
-        server: where the tunnel should lead.
-        proxy: which one it is.
+        problem: the proxy's HTTP status, or the original error.
+        server: the server's address.
+        proxy: the proxy.
+
+    Returns:
+        The error to raise.
     """
     kind: type[TransportError] = ServerUnavailableError
     advice = f"check that the server runs, and that {proxy.variable} names an HTTP proxy"
@@ -80,14 +86,17 @@ def no_tunnel(problem: Exception | int, server: Address, proxy: Proxy) -> Transp
 def tls_failed(
     error: Exception, server: Address, proxy: Proxy | None, context: ssl.SSLContext, peer: PeerCertificate
 ) -> TransportError:
-    """There is a TCP connection, but the TLS handshake fails.
+    """Describe a failed TLS handshake.
 
     Args:
-        error: what was raised meanwhile.
-        server: who should be at the other end.
-        proxy: through which the connection leads, if any.
-        context: what the server was checked against.
-        peer: fetches the certificate that it showed.
+        error: the original error.
+        server: the server's address.
+        proxy: the proxy in use, if any.
+        context: the TLS settings the server was checked against.
+        peer: fetches the server's certificate.
+
+    Returns:
+        The error to raise.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_verified(error, server, proxy, context, peer)
@@ -103,21 +112,27 @@ def tls_failed(
 
 
 def broken(error: Exception, server: Address) -> ServerUnavailableError:
-    """A connection that stood has ended in the middle of a request.
+    """Describe an established connection that broke during a request.
 
     Args:
-        error: what was raised.
-        server: who was at the other end.
+        error: the original error.
+        server: the server's address.
+
+    Returns:
+        The error to raise.
     """
     return ServerUnavailableError(f"the connection to {server} broke: {reason(error)}")
 
 
 def validity(certificate: x509.Certificate, now: datetime.datetime) -> str:
-    """Why a certificate does not hold now, with its dates and the clock; empty where it does.
+    """Explain why a certificate is not valid now, with its dates and the current time.
 
     Args:
-        certificate: which one.
-        now: what the clock says.
+        certificate: the certificate.
+        now: the current time.
+
+    Returns:
+        The reason, or an empty string if the certificate is valid.
     """
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if start <= now <= end:
@@ -151,7 +166,7 @@ def _not_verified(
 def _out_of_time(
     error: ssl.SSLCertVerificationError, server: Address, context: ssl.SSLContext, shown: bytes | None
 ) -> str:
-    """Whose validity it is that the clock disagrees with, and what to do."""
+    """Describe which certificate the clock disagrees with, and what to do."""
     now = datetime.datetime.now(datetime.UTC)
     if shown is not None:
         certificate = x509.load_der_x509_certificate(shown)

@@ -1,9 +1,8 @@
-"""Tells the server how a client's process died, which that process cannot do itself.
+"""Reports to the server how a client's process died, which that process cannot do itself.
 
-A small process (this module, run by itself) reads from a pipe that the client holds open, so it learns of the client's
-end however that comes. Where the end is a fault in native code, Python's `faulthandler` has written the signal and the
-stack of every thread into the pipe: the reporter passes them on to standard error, and the signal's name to the server.
-What leaves the store is that name alone.
+A small child process runs this module and reads from a pipe that the client holds open, so it notices the client's end
+in any case. If the client crashes in native code, Python's `faulthandler` writes the signal and the stack of every
+thread to the pipe. The reporter copies them to standard error and sends only the signal's name to the server.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from fedshelf.core.system_errors import reason
 
 logger = logging.getLogger(__name__)
 
-REPORT_SECONDS = 3.0  # that the server may take to answer; a report is sent once
+REPORT_SECONDS = 3.0  # maximum wait for the server; a report is sent once
 TOKEN_HEADER = "fedshelf-crash-token"  # noqa: S105 the name of a header
 FATAL = b"Fatal Python error: "
 SIGNALS = {
@@ -35,18 +34,18 @@ SIGNALS = {
     b"Illegal instruction": "SIGILL",
     b"Floating point exception": "SIGFPE",
     b"Floating-point exception": "SIGFPE",
-}  # faulthandler's words, in all versions of Python
+}  # faulthandler's messages, in all versions of Python
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportTarget:
-    """Where to report the death of a registered client.
+    """Where to report the crash of a registered client.
 
     Attributes:
-        address: the server's, HOST:PORT.
+        address: the server's HOST:PORT.
         ca: the certificate authority to trust, as for the client itself.
-        insecure: speak in clear.
-        token: what this registration gave the server to know the report by.
+        insecure: disable TLS.
+        token: authenticates the report for this registration.
     """
 
     address: str
@@ -56,12 +55,12 @@ class ReportTarget:
 
 
 class CrashReporter:
-    """The reporter of this process, as a context manager: within it, an end of the process is a crash.
+    """This process's crash reporter, as a context manager: a process that ends inside it has crashed.
 
-    Where no process can be started (limits, memory), that is logged, and the client works without.
+    If the child process cannot be started, this is logged and the client works without it.
 
     Args:
-        name: what to call the client on standard error.
+        name: the client's name on standard error.
     """
 
     def __init__(self, name: str) -> None:
@@ -72,7 +71,7 @@ class CrashReporter:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __spec__.name], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path}, bufsize=0,
-                start_new_session=True,  # Ctrl-C and a closed terminal are for the client
+                start_new_session=True,  # Ctrl-C and a closed terminal go to the client only
             )  # fmt: skip
         except OSError as error:
             logger.warning(
@@ -99,7 +98,7 @@ class CrashReporter:
 
     @contextlib.contextmanager
     def reporting_to(self, target: ReportTarget) -> Iterator[None]:
-        """Within it, a crash is reported there."""
+        """Within this context, report a crash to `target`."""
         self._tell({"target": asdict(target)})
         try:
             yield
@@ -108,13 +107,17 @@ class CrashReporter:
 
     def _tell(self, news: dict[str, object]) -> None:
         if self._pipe is not None:
-            with contextlib.suppress(BrokenPipeError):  # somebody killed the reporter; the client works without it
+            with contextlib.suppress(BrokenPipeError):  # the reporter was killed; the client works without it
                 self._pipe.write(json.dumps(news).encode() + b"\n")
 
 
 def stand_by(pipe: Iterable[bytes]) -> None:
-    """The reporter's life: read what the client tells until its process ends, and report that end if it is a crash."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to both; the client's end is ours
+    """Run the reporter: read from the client until its process ends, and report a crash.
+
+    Args:
+        pipe: lines from the client.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to both processes; the client handles it
     told: dict[str, Any] = {}
     crash = []
     for line in pipe:
@@ -130,7 +133,7 @@ def stand_by(pipe: Iterable[bytes]) -> None:
 def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
     by = signal_in(crash)
     os.write(2, crash + f"{name}: {ended_by(f'the process of {name}', by)}\n".encode(errors="backslashreplace"))
-    os.close(2)  # whoever reads the client's log need not wait for the network
+    os.close(2)  # readers of the client's log do not wait for the network
     if target is None:
         return
     from fedshelf.deploy.address import parse_address
@@ -144,7 +147,7 @@ def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
 
 
 def signal_in(crash: bytes) -> str:
-    """The name of the signal that `faulthandler` wrote of; empty where it wrote nothing of one."""
+    """Return the name of the signal in `faulthandler`'s output; empty if there is none."""
     for line in crash.splitlines():
         if line.startswith(FATAL):
             return SIGNALS.get(line.removeprefix(FATAL).strip(), "")
@@ -152,5 +155,5 @@ def signal_in(crash: bytes) -> str:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(Exception):  # nobody is left to be told that the server was not
+    with contextlib.suppress(Exception):  # a failed report cannot be reported to anyone
         stand_by(sys.stdin.buffer)

@@ -1,4 +1,4 @@
-"""What a client may say of an exception: its class and message, without traceback, places on its disk, and users."""
+"""Turns an exception into text that a client may send: no traceback, paths or user names."""
 
 import re
 
@@ -13,10 +13,16 @@ _USER = re.compile(r"\b(user (?:id )?)(?:'[^']*'|[0-9]+)")
 
 
 def failure_text(error: BaseException) -> str:
-    """`error` for the server's eyes.
+    """Describe an error for the server.
 
-    Anything that looks like a path or a photo's file name becomes "…", and so does the name of a user of that machine:
-    they may tell more than a store has agreed to tell. The client's own log has the whole story.
+    Anything that looks like a path, a photo's file name or a user name becomes "…", because a store has not agreed to
+    share them. The client's own log has the full error.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        The exception's class and message.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else without_places(str(error))
     if isinstance(error, FedShelfError):
@@ -25,5 +31,5 @@ def failure_text(error: BaseException) -> str:
 
 
 def without_places(text: str) -> str:
-    """`text` on one line of bounded length, without paths, file names and users."""
+    """Return `text` on one line of bounded length, without paths, file names and user names."""
     return " ".join(_BARE.sub("…", _QUOTED.sub("…", _USER.sub(r"\1…", text))).split())[:MAX_CHARACTERS]

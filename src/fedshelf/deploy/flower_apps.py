@@ -1,7 +1,7 @@
-"""Server and client as ordinary Flower apps, for stock `flower-superlink` and `flower-supernode`. Documented API only.
+"""Server and client as ordinary Flower apps for stock `flower-superlink` and `flower-supernode`. Documented API only.
 
-A stock SuperNode runs each message in a new process: the client is built anew for each, from the node's configuration
-(``flower-supernode --node-config 'data-dir="…" name="…" state-dir="…"'``).
+A stock SuperNode runs each message in a new process, so the client is rebuilt for each message from the node's
+configuration (``flower-supernode --node-config 'data-dir="…" name="…" state-dir="…"'``).
 """
 
 import logging
@@ -21,13 +21,20 @@ from fedshelf.deploy.records import WireMessage, to_parcel
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 20.0  # a stock SuperNode looks for messages every 3 s, and starts a process for each
+CLOSE_SECONDS = 20.0  # a stock SuperNode polls every 3 s and starts a process per message
 
 MakeHandler: TypeAlias = Callable[[Mapping[str, Any]], tuple[Join, Handler]]
 
 
 def make_client_app(make_handler: MakeHandler) -> ClientApp:
-    """The app; `make_handler` builds a client from the node's configuration, for each message."""
+    """Create the client app.
+
+    Args:
+        make_handler: builds a client from the node's configuration; called for each message.
+
+    Returns:
+        The app.
+    """
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
@@ -47,7 +54,14 @@ def make_client_app(make_handler: MakeHandler) -> ClientApp:
 
 
 def make_server_app(run: Callable[[Transport, Mapping[str, Any]], None]) -> ServerApp:
-    """The app; `run` gets the transport and the run's configuration (``flwr run --run-config``)."""
+    """Create the server app.
+
+    Args:
+        run: receives the transport and the run's configuration (``flwr run --run-config``).
+
+    Returns:
+        The app.
+    """
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator]  # mypy does not follow imports into Flower

@@ -1,8 +1,10 @@
-"""Flower's SuperNode side: one registration at one server. The only file that knows the client side of Flower's
-internals (`tests/unit/deploy/test_flower_internals.py` names each that an upgrade takes away).
+"""Flower's SuperNode side: one registration with one server.
 
-Flower's own connection loop is not used: it polls every 3 s, heartbeats every 30 s, and ends the process when the
-server was restarted. Nor are its HTTP client and its pools of threads: they cost more than our small messages.
+This is the only module that depends on Flower's client internals. `tests/unit/deploy/test_flower_internals.py` lists
+them, to detect changes in an upgrade.
+
+Flower's own connection loop is not used: it polls every 3 s, sends heartbeats every 30 s, and ends the process when the
+server restarts. Its HTTP client and thread pools are not used either: they cost more than the small messages.
 """
 
 import contextlib
@@ -43,25 +45,27 @@ from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.serialization.blob import Blob
 
 REQUEST_SECONDS = 30.0
-WAIT_SECONDS = 60.0  # the server holds a wait for 8 s at most
-SIGNATURE_SECONDS = 20.0  # a signed time stamp is used for so long: signing and checking cost more than a request
-MAX_CLOCK_SKEW_SECONDS = TIMESTAMP_TOLERANCE - 60  # leave room for a slow request
+WAIT_SECONDS = 60.0  # the server holds a wait for at most 8 s
+SIGNATURE_SECONDS = 20.0  # how long a signed timestamp is reused: signing and verifying cost more than a request
+MAX_CLOCK_SKEW_SECONDS = TIMESTAMP_TOLERANCE - 60  # leaves time for a slow request
 _T = TypeVar("_T")
 
 
 class FleetSession:
-    """One registration. All but `wait_for_end` belong to one thread; that may run in another. By its `crash_token` the
-    server knows a report of this process' death.
+    """One registration. All methods except `wait_for_end` must be called from one thread.
 
     Args:
-        address: the server's.
-        context: what to check the server's certificate against; None speaks in clear.
-        held: the newest model that this client has, from an earlier registration perhaps.
+        address: the server's address.
+        context: the TLS settings to check the server's certificate against; None disables TLS.
+        held: the newest model that this client has, for example from an earlier registration.
+
+    Attributes:
+        crash_token: authenticates a crash report of this process.
 
     Raises:
-        ServerUnavailableError: nobody answers for now, or one of the clocks is wrong.
-        TransportError: somebody answers, but not as it must be: another program, protocol, certificate, or TLS where
-            there should be none.
+        ServerUnavailableError: the server does not answer for now, or one of the clocks is wrong.
+        TransportError: the address answers with the wrong program, protocol or certificate, or with TLS where none is
+            expected.
     """
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, held: ReceivedBlob | None = None) -> None:
@@ -71,11 +75,11 @@ class FleetSession:
         self._private_key, public_key = generate_key_pairs()
         self._public_key = public_key_to_bytes(public_key)
         self._signed: tuple[float, Mapping[str, str]] = (-SIGNATURE_SECONDS, {})
-        self._unanswered: message_pb2.ConfirmMessageReceivedRequest | None = None  # confirms the message taken last
+        self._unanswered: message_pb2.ConfirmMessageReceivedRequest | None = None  # confirms the last message
         self._connection = HttpConnection(address, context, timeout=REQUEST_SECONDS)
         self._end_connection = HttpConnection(
             address, context, timeout=WAIT_SECONDS
-        )  # a wait must not queue behind an upload
+        )  # a separate connection: a wait must not queue behind an upload
         self._blobs = BlobClient(self._connection, self._headers, held or ReceivedBlob())
         try:
             self._greet()
@@ -89,8 +93,14 @@ class FleetSession:
             raise
 
     def pull(self) -> Message | None:
-        """The next message, without the body that its header names; the server takes a moment to say that there is
-        none (None). The message before it is done with, answered or not."""
+        """Fetch the next message, without its blob. The previous message counts as done, whether answered or not.
+
+        Returns:
+            The message, or None if none arrives while the server holds the request.
+
+        Raises:
+            SessionLostError: the server does not know this registration, or sent something else.
+        """
         if self._unanswered is not None:
             self._post("/v1/fleet/confirm-message-received", self._unanswered)
             self._unanswered = None
@@ -112,26 +122,37 @@ class FleetSession:
         return message
 
     def fetch(self, digest: str) -> memoryview | None:
-        """A message's body by its name; None where it was withdrawn. After a break, call it again: it goes on."""
+        """Download a message's blob. After a break, call again to resume.
+
+        Args:
+            digest: the blob's digest.
+
+        Returns:
+            The blob, or None if it was withdrawn.
+        """
         return self._blobs.fetch(digest)
 
     def upload(self, blob: Blob) -> bool:
-        """Bring an answer's body; False where the server does not want it any more. After a break, call it again:
-        it goes on.
+        """Upload an answer's blob. After a break, call again to resume.
+
+        Args:
+            blob: the blob.
+
+        Returns:
+            False if the server no longer wants it, else True.
 
         Raises:
-            TransportError: the server will never take it.
+            TransportError: the server will never accept it.
         """
         return self._blobs.upload(blob)
 
     @property
     def num_moved(self) -> int:
-        """Bytes of bodies moved so far: whoever waits for a body sees whether it gets on."""
+        """Bytes of blobs transferred so far, as a sign of progress."""
         return self._blobs.num_moved
 
     def send(self, answer: Message) -> None:
-        """Send an answer; its body must have been uploaded. After a break, call it again: what has arrived is not
-        sent twice."""
+        """Send an answer whose blob has been uploaded. After a break, call again: nothing is delivered twice."""
         with no_object_id_recompute():
             answer.metadata.__dict__["_message_id"] = answer.object_id
             request = fleet_pb2.PushMessagesRequest(
@@ -146,7 +167,11 @@ class FleetSession:
         self._unanswered = None
 
     def wait_for_end(self) -> str:
-        """Why the run has ended, or "" after some seconds in which it has not. Also this client's sign of life."""
+        """Wait for the end of the run; also the client's heartbeat.
+
+        Returns:
+            Why the run ended, or an empty string if it did not end within some seconds.
+        """
         headers = {**self._headers(), TOKEN_HEADER: self.crash_token}
         response = self._end_connection.request("POST", "/fedshelf/wait", headers)
         content = _checked(response)
@@ -154,7 +179,7 @@ class FleetSession:
             return str(json.loads(content)["end"])
 
     def leave(self) -> None:
-        """Sign off, so that the server need not wait to notice."""
+        """Sign off, so that the server notices at once."""
         try:
             self._post("/v1/fleet/deactivate-node", fleet_pb2.DeactivateNodeRequest(node_id=self._node.node_id))
             self._post("/v1/fleet/unregister-node", fleet_pb2.UnregisterNodeFleetRequest(node_id=self._node.node_id))
@@ -164,7 +189,7 @@ class FleetSession:
             self._disconnect()
 
     def _ask(self, route: str, request: Any, response_type: type[_T]) -> _T:
-        """Ask one of Flower's fleet routes."""
+        """Call one of Flower's fleet routes."""
         response: Any = response_type()
         content = self._post(f"/v1/fleet/{route}", request)
         with _reading():
@@ -178,7 +203,7 @@ class FleetSession:
         return self._connection.request("POST", path, {**self._headers(), "content-type": content_type}, content)
 
     def _headers(self) -> Mapping[str, str]:
-        """Who is asking: the public key, and a recent time stamp that it signed."""
+        """Return the headers that identify the client: its public key and a recent signed timestamp."""
         signed_at, headers = self._signed
         if time.monotonic() - signed_at > SIGNATURE_SECONDS:
             timestamp = now().isoformat()
@@ -196,7 +221,7 @@ class FleetSession:
         self._end_connection.close()
 
     def _greet(self) -> None:
-        """Make sure that this is a FedShelf server of our protocol."""
+        """Check that the peer is a FedShelf server with the same protocol."""
         try:
             response = self._end_connection.request("GET", "/fedshelf/health", {})
         except ServerUnavailableError as error:
@@ -232,7 +257,7 @@ class FleetSession:
 
 
 def _date(answer: Answer) -> datetime.datetime | None:
-    """What the server's clock shows; None where something on the way has removed that."""
+    """Return the server's clock; None if a proxy removed the header."""
     try:
         return email.utils.parsedate_to_datetime(answer.headers["date"]).astimezone(datetime.UTC)
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -241,7 +266,7 @@ def _date(answer: Answer) -> datetime.datetime | None:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Within it, what cannot be read was not sent by a FedShelf server of this version."""
+    """Translate parse errors: an unreadable response does not come from a FedShelf server of this version."""
     try:
         yield
     except Exception as error:

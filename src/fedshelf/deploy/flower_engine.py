@@ -1,11 +1,11 @@
 """Flower's SuperLink engine inside this process: its state and its fleet handlers.
 
-With `flower_grid` the only file that knows the server side of Flower's internals
-(`tests/unit/deploy/test_flower_internals.py` names each that an upgrade takes away).
+Only this module and `flower_grid` depend on Flower's server internals. `tests/unit/deploy/test_flower_internals.py`
+lists them, to detect changes in an upgrade.
 
-Of Flower's server only this is used. Its web app is not: that would bring routes which start runs and hand out
-tasks, and nine layers of middleware that take 3.5 ms for each request. So authentication is done here, by Flower's own
-rules. The database is in memory and disposable: what must survive is in the run directory.
+Flower's web app is not used: it would add routes that start runs and hand out tasks, and nine layers of middleware
+that take 3.5 ms per request. Authentication is therefore done here, by Flower's own rules. The database is in memory
+and disposable: persistent data is in the run directory.
 """
 
 import binascii
@@ -55,10 +55,10 @@ logger = logging.getLogger(__name__)
 _PUBLIC_KEY, _SIGNATURE, _TIMESTAMP = (
     name.lower().encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
 )
-MAX_REPLY_OBJECTS = 16  # a reply is a header: a message, its records, one of them with a text
+MAX_REPLY_OBJECTS = 16  # a reply is a header: a message and its records, one of which holds text
 _Handler = Callable[[Any, Any], Any]
 
-# Flower's fleet routes, less those that hand out apps: our clients bring their own code.
+# Flower's fleet routes without those that distribute apps: FedShelf clients bring their own code.
 ROUTES: Mapping[str, tuple[type[Any], _Handler]] = {
     "register-node": (fleet_pb2.RegisterNodeFleetRequest, lambda r, s: fleet_handlers.register_node(r, s, False)),
     "activate-node": (fleet_pb2.ActivateNodeRequest, fleet_handlers.activate_node),
@@ -76,16 +76,16 @@ ROUTES: Mapping[str, tuple[type[Any], _Handler]] = {
         lambda r, s: fleet_handlers.confirm_message_received(r, s, s.object_store),
     ),
 }  # fmt: skip
-# A sign of life makes a node count as online: registering must not (activating does), nor must leaving.
+# A sign of life marks a node as online: registering must not do so (activating does), nor must leaving.
 NO_SIGN_OF_LIFE = frozenset({"register-node", "deactivate-node", "unregister-node"})
-# Flower registers and deletes the objects of a message one by one; messages that share some would lose them.
-DONE_WITH = frozenset({"confirm-message-received", "deactivate-node"})  # a message that was taken
+# Flower registers and deletes a message's objects one by one; concurrent messages that share objects would lose them.
+DONE_WITH = frozenset({"confirm-message-received", "deactivate-node"})  # routes that confirm a delivered message
 ONE_AT_A_TIME = frozenset({"pull-messages", "push-messages", "confirm-message-received"})
 NEWS = frozenset({"activate-node", "deactivate-node", "push-messages", "push-object"})
 
 
 class FlowerEngine:
-    """The engine's state with one run in it, and what the gate asks of it. Any thread may call.
+    """The engine's state with one run, and the operations that the ASGI app needs. Thread-safe.
 
     Args:
         silence: seconds without a sign of life after which a node counts as offline.
@@ -95,14 +95,18 @@ class FlowerEngine:
         self.state: Any = InMemoryLinkState(NoOpFederationManager(simulation=False), InMemoryObjectStore())
         self.run = _start_run(self.state)
         self.arrived = threading.Event()
-        self.exchange = threading.RLock()  # held while the objects of a message are registered or deleted
+        self.exchange = threading.RLock()  # held while a message's objects are registered or deleted
         self._silence = silence
-        self._taken: dict[int, bytes] = {}  # what nodes were given and have not confirmed
-        self._ended_by: dict[int, str] = {}  # nodes whose process died, and by which signal
+        self._taken: dict[int, bytes] = {}  # by node: delivered but not confirmed
+        self._ended_by: dict[int, str] = {}  # by node: the signal that ended its process
         self._signed_off: set[int] = set()
 
     def serve(self, route: str, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
-        """Answer a request to one of `ROUTES`: HTTP status and body (protobuf, or JSON from 400 on)."""
+        """Handle a request to one of `ROUTES`.
+
+        Returns:
+            HTTP status and body (protobuf, or JSON for statuses from 400).
+        """
         request_type, handler = ROUTES[route]
         request = request_type()
         try:
@@ -121,7 +125,7 @@ class FlowerEngine:
                 answer = handler(request, self.state).SerializeToString()
         except FlowerError as error:
             return _refusal(409, f"refused by Flower's engine (code {error.code})")
-        except Exception as error:  # noqa: BLE001 whatever a hostile request breaks, the server lives
+        except Exception as error:  # noqa: BLE001 a hostile request must not stop the server
             logger.warning("node %016x sent a request to %s that fails: %r", node_id, route, error)
             return _refusal(400, "the request is malformed")
         if route == "deactivate-node":
@@ -135,8 +139,14 @@ class FlowerEngine:
         return 200, answer
 
     def pull(self, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
-        """A message and its objects at once, for the request that `pull-messages` takes; the same one again until the
-        node has answered or confirmed it: its line may break amid the answer. Nothing where there is none."""
+        """Return a message with all its objects.
+
+        The same message is returned until the node has answered or confirmed it, because the connection may break
+        during the response.
+
+        Returns:
+            HTTP status and body; the body is empty if there is no message.
+        """
         status, content = self.serve("pull-messages", headers, blob)
         if status != 200:
             return status, content
@@ -152,15 +162,22 @@ class FlowerEngine:
                 return status, found
             response = message_pb2.PullObjectResponse.FromString(found)
             if not (response.object_found and response.object_available):
-                return 200, b""  # withdrawn this instant
+                return 200, b""  # withdrawn just now
             objects[part.object_id] = b64encode(response.object_content).decode()
         told = json.dumps({"message": b64encode(content).decode(), "objects": objects}).encode()
         self._taken[node.node_id] = told
         return 200, told
 
     def push(self, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
-        """A reply and its objects at once: ``{"reply": …, "objects": {id: …}}``, a request to `push-messages` and what
-        would be pushed after it. The message that it replies to counts as confirmed."""
+        """Accept a reply with all its objects, and confirm the message that it answers.
+
+        Args:
+            headers: the signed headers.
+            blob: ``{"reply": …, "objects": {id: …}}``: a `push-messages` request and the objects that would follow it.
+
+        Returns:
+            HTTP status and body.
+        """
         try:
             told = json.loads(blob)
             announced = fleet_pb2.PushMessagesRequest.FromString(b64decode(told["reply"], validate=True))
@@ -186,52 +203,53 @@ class FlowerEngine:
         return self.serve("confirm-message-received", headers, confirmation.SerializeToString())
 
     def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
-        """The node that signed these headers, or None for nobody registered."""
+        """Return the node that signed these headers, or None if it is not registered."""
         key = _signing_key(headers)
         node_id: int | None = None if key is None else self.state.get_node_id_by_public_key(key)
         return node_id
 
     def seen(self, node_id: int) -> None:
-        """Note a sign of life."""
-        # The engine counts a node as online for twice the interval from its last heartbeat.
+        """Record a sign of life."""
+        # The engine counts a node as online for twice the interval since its last heartbeat.
         self.state.acknowledge_node_heartbeat(node_id, self._silence / 2)
 
     def lost(self, node_id: int, ended_by: str | None = None) -> None:
-        """The node's connection broke, and it did not come back, or its process ended (`core.ports.Left.ended_by`)."""
+        """Record that the node's connection is lost or its process ended (see `core.ports.Left.ended_by`)."""
         self._taken.pop(node_id, None)
         if ended_by is not None:
             self._ended_by[node_id] = ended_by
         if self.state.deactivate_node(node_id):
             self.arrived.set()
-        else:  # it had left before: nobody will ask
+        else:  # it had already left
             self._ended_by.pop(node_id, None)
 
     def ended_by(self, node_id: int) -> str | None:
-        """Which signal ended the process of a node that has left; asked once."""
+        """Return and forget the signal that ended the process of a node that has left."""
         return self._ended_by.pop(node_id, None)
 
     def signed_off(self, node_id: int) -> bool:
-        """Whether a node that has left said so; asked once."""
+        """Return and forget whether a node that has left signed off."""
         said = node_id in self._signed_off
         self._signed_off.discard(node_id)
         return said
 
     def keep_alive(self) -> None:
-        """To be called at least once a minute, or the engine calls the run dead."""
+        """Send the run's own heartbeat. Call it at least once a minute, or the engine considers the run dead."""
         self.state.acknowledge_task_heartbeat(self.run.primary_task_id)
 
     def finish(self) -> None:
+        """Mark the run as finished."""
         self.state.finish_task(self.run.primary_task_id, sub_status=SubStatus.COMPLETED, details="")
 
     def _claimed_identity(self, request: Any, key: bytes) -> int | None:
-        """The node id that `request` speaks of, if `key` is that node's; 0 where it has none yet."""
+        """Return the node id in `request` if `key` belongs to it; 0 if the node has none yet."""
         if hasattr(request, "public_key"):
             return 0 if request.public_key == key else None
         claimed: int = request.node.node_id if hasattr(request, "node") else request.node_id
         return claimed if claimed and self.state.get_node_id_by_public_key(key) == claimed else None
 
     def _objection(self, request: Any) -> str:
-        """Why these replies may not be pushed. The engine checks who is calling, but not that the reply is theirs."""
+        """Explain why a reply is refused. The engine does not check that it is the caller's own."""
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             return "a push holds exactly one reply"
         metadata, tree = request.messages_list[0].metadata, request.message_object_trees[0]
@@ -249,7 +267,7 @@ class FlowerEngine:
 
 
 def _start_run(state: Any) -> Run:
-    """The engine's run that all messages belong to; it has nothing to do with ours, which outlives it."""
+    """Start the engine's run, which all messages belong to. It is unrelated to FedShelf's run, which outlives it."""
     content = b"fedshelf"
     fab_hash = state.store_fab(Fab(hashlib.sha256(content).hexdigest(), content, {}))
     run_id = state.create_run(
@@ -264,7 +282,7 @@ def _start_run(state: Any) -> Run:
 
 
 def _signing_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The public key that signed a recent timestamp in these headers."""
+    """Return the public key that signed a recent timestamp in these headers."""
     try:
         timestamp = headers[_TIMESTAMP]
         signed_at = datetime.datetime.fromisoformat(timestamp.decode("ascii"))
@@ -277,8 +295,10 @@ def _signing_key(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 @functools.lru_cache(maxsize=4096)
 def _verified_key(encoded_key: bytes, encoded_signature: bytes, timestamp: bytes) -> bytes | None:
-    """The key, if it signed `timestamp`. Clients use a signature for some seconds: checking it takes most of the time
-    that a small request takes."""
+    """Return the key if it signed `timestamp`.
+
+    Cached, because clients reuse a signature for some seconds and verification dominates the cost of a small request.
+    """
     try:
         key = b64decode(encoded_key, validate=True)
         signature = b64decode(encoded_signature, validate=True)

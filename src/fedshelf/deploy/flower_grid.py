@@ -1,7 +1,7 @@
 """Flower's `Grid` on the embedded engine.
 
-With `flower_engine` the only file that knows the server side of Flower's internals
-(`tests/unit/deploy/test_flower_internals.py` names each that an upgrade takes away).
+Only this module and `flower_engine` depend on Flower's server internals. `tests/unit/deploy/test_flower_internals.py`
+lists them, to detect changes in an upgrade.
 """
 
 from collections.abc import Callable, Iterable
@@ -43,42 +43,49 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
 
     @property
     def run(self) -> Run:
+        """See `Grid`."""
         return self._run
 
     def set_run(self, run: Run) -> None:
+        """See `Grid`."""
         self._run = run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
+        """See `Grid`."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """See `Grid`."""
         return list(self._state.get_nodes(self._run.run_id))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Give messages to their nodes. An empty id stands for a message whose node has gone."""
+        """Queue messages for their nodes; the id is empty for a message whose node has left."""
         with no_object_id_recompute(), self._engine.exchange:
             return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """At most one reply among those that are wholly here: one at a time keeps one upload in memory, not all."""
+        """Return at most one complete reply, so that only one upload is in memory at a time."""
         for message_id in message_ids:
             reply = self._complete_reply(message_id)
             if reply is not None:
-                self._engine.arrived.set()  # there may be more: look again before waiting
+                self._engine.arrived.set()  # there may be more: check again before waiting
                 return [reply]
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Not supported: waiting for all replies would not allow a quorum."""
         raise NotImplementedError("push and pull instead: waiting for all replies cannot have a quorum")
 
     def wait(self, timeout: float) -> None:
-        # A node falling silent makes no event: look at least every second.
+        # A node that goes silent causes no event, so check at least every second.
+        """See `Engine`."""
         self._engine.arrived.wait(min(timeout, 1.0))
         self._engine.arrived.clear()
 
     def forget(self, message_ids: Iterable[str]) -> None:
+        """See `Engine`."""
         with self._engine.exchange:
             for message_id in message_ids:
                 reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)
@@ -88,7 +95,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
                         self._state.object_store.delete(object_id)
 
     def _push(self, message: Message) -> str:
-        # Flower reads the run's id from a global of the process; here it is this engine's, however many there are.
+        # Flower reads the run's id from a process-wide global; here each engine has its own.
         message.metadata.__dict__["_run_id"] = self._run.run_id
         message.metadata.__dict__["_message_id"] = message.object_id  # as Flower's own grid does
         session = self._state.start_session(self._run.run_id)
@@ -117,7 +124,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
             return None
         if replies[0].metadata.message_id != reply_id:
             return replies[0]  # the engine's own notice: the node went offline, or the message expired
-        # What was checked is the announced metadata; the one inside the objects is the client's word alone.
+        # The announced metadata was verified; the copy inside the objects is the client's unverified claim.
         metadata = replies[0].metadata
         try:
             inflated: Any = inflate_object_from_contents(reply_id, objects)
@@ -128,7 +135,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         return make_message(metadata=metadata, content=content, error=error)
 
     def _complete_contents(self, message_id: str) -> tuple[str, dict[str, bytes]] | None:
-        """The reply's id and all its objects, or None while something is missing."""
+        """Return the reply's id and all its objects, or None while something is missing."""
         reply_id = self._state.message_ins_id_to_message_res_id.get(message_id)
         if reply_id is None or self._is_being_pushed(reply_id):
             return None
@@ -136,12 +143,12 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         try:
             ids = {tree.object_id for tree in iterate_object_tree(store.get_object_tree(reply_id))}
         except NoObjectInStoreError:
-            return None  # announced this instant, its objects are not registered yet
+            return None  # announced just now; its objects are not registered yet
         contents = {object_id: store.get(object_id) for object_id in ids}
         return (reply_id, contents) if all(contents.values()) else None
 
     def _is_being_pushed(self, reply_id: str) -> bool:
-        """Whether its client still sends objects: even when another's equal ones have completed the reply."""
+        """Whether the client is still sending objects, even if those of another client complete the reply."""
         session_id = self._state._object_push_session_by_root.get(reply_id)
         session = self._state._object_push_sessions.get(session_id)
         return session is not None and bool(session.pending_object_ids)

@@ -1,4 +1,4 @@
-"""The server that clients connect to: Flower's engine behind our gate, served from threads of this process."""
+"""The server that clients connect to: Flower's engine behind FedShelf's ASGI app, in threads of this process."""
 
 import contextlib
 import errno
@@ -28,24 +28,27 @@ from fedshelf.storage.atomic_files import temporary_folder
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 2.0  # that clients have to close their connections when the server stops
-KEEP_ALIVE_SECONDS = 20.0  # between the engine's own heartbeats
+CLOSE_SECONDS = 2.0  # time for clients to close their connections when the server stops
+KEEP_ALIVE_SECONDS = 20.0  # interval of the engine's own heartbeats
 
 
 class EmbeddedServer:
-    """Listens from the moment it is made until `close`.
+    """A server that listens from construction until `close`.
 
     Args:
-        host: where to listen; "" or "0.0.0.0" is everywhere.
-        port: 0 takes a free one (see `address`).
-        tls: certificate and key; None speaks in clear.
+        host: the address to listen on; "" or "0.0.0.0" listens on all interfaces.
+        port: the port; 0 chooses a free one (see `address`).
+        tls: certificate and key; None disables TLS.
         silence: seconds without a sign of life after which a client counts as offline.
-        grace: seconds that a client whose connection broke has to come back before it counts as offline.
-        incoming: folder for uploads on their way in, on the spool's file system: what is there is gone on with. By
-            default a temporary one.
+        grace: seconds a disconnected client has to reconnect before it counts as offline.
+        incoming: folder for uploads in progress, on the spool's file system; existing uploads are resumed. Defaults to
+            a temporary folder.
+
+    Attributes:
+        address: the address the server listens on.
 
     Raises:
-        TransportError: the address is in use or not this machine's.
+        TransportError: the address is in use or does not belong to this machine.
     """
 
     def __init__(
@@ -61,11 +64,11 @@ class EmbeddedServer:
             incoming = Path(self._temporary.enter_context(temporary_folder("fedshelf-")))
         self._blobs = Blobs.below(incoming)
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
-        self._gate = FleetApp(
+        self._app = FleetApp(
             self._engine, ROUTES, self._blobs, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
         )  # fmt: skip
         config = uvicorn.Config(
-            self._gate, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
+            self._app, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
             timeout_keep_alive=75, timeout_graceful_shutdown=2 * CLOSE_SECONDS,
             ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
         )  # fmt: skip
@@ -83,17 +86,24 @@ class EmbeddedServer:
             time.sleep(0.01)
 
     def transport(self, *, close_timeout: float = 5.0) -> GridTransport:
-        """The server's end of all connections. Ask once."""
-        grid = EmbeddedGrid(self._engine, self._gate.ring, self._gate.announce_end)
+        """Create the transport. Call once.
+
+        Args:
+            close_timeout: seconds that closing waits for clients to acknowledge.
+
+        Returns:
+            The transport for all connections.
+        """
+        grid = EmbeddedGrid(self._engine, self._app.ring, self._app.announce_end)
         return GridTransport(grid, engine=grid, blobs=self._blobs, close_timeout=close_timeout)
 
     def close(self) -> None:
-        """Stop listening and free the port; clients see a server that has gone away."""
+        """Stop listening and free the port. To clients, the server disappears."""
         self._stop.set()
         self._server.should_exit = True
-        self._gate.close()
+        self._app.close()
         self._threads[0].join(CLOSE_SECONDS)
-        self._gate.call_soon(self._cut_off)
+        self._app.call_soon(self._cut_off)
         for thread in self._threads:
             thread.join(10)
         self._socket.close()
@@ -101,7 +111,7 @@ class EmbeddedServer:
         self._temporary.close()
 
     def _cut_off(self) -> None:
-        """Drop connections whose clients are gone or hang: they would never be closed from the other side."""
+        """Drop connections of dead or hanging clients, which would never close them."""
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
 
@@ -120,12 +130,12 @@ def _listen(host: str, port: int) -> socket.socket:
     address = str(Address(host=host or "0.0.0.0", port=port))  # noqa: S104 the caller asked for everywhere
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, target = min(found, key=lambda entry: entry[0])  # IPv4 where a name has both
+        family, kind, protocol, _, target = min(found, key=lambda entry: entry[0])  # IPv4 if a name has both
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family is socket.AF_INET6:
-                with contextlib.suppress(OSError):  # then IPv6 alone
+                with contextlib.suppress(OSError):  # falls back to IPv6 only
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.bind(target)
             listener.listen(1024)

@@ -1,12 +1,12 @@
-"""`Transport` over any Flower `Grid`: our embedded engine, or a stock SuperLink.
+"""`Transport` over any Flower `Grid`: the embedded engine or a stock SuperLink.
 
-Only Flower's documented API is used: `get_node_ids`, `push_messages`, `pull_messages`. (`send_and_receive` is not:
-it returns only when all are in.) A node that appears is asked to introduce itself; its `Join` makes it known to the
-rounds under an address, which names this one connection: a node that left and comes back gets a new one.
+Only Flower's documented API is used: `get_node_ids`, `push_messages`, `pull_messages`. (`send_and_receive` returns only
+when all replies are in, so it is not used.) A new node is asked to introduce itself. Its `Join` registers it with the
+rounds under an address that names this one connection: a node that leaves and returns gets a new address.
 
-With `Blobs`, messages are headers, and blobs travel beside them; without, blobs are inside the messages.
+With `Blobs`, messages are headers and blobs are transferred separately; without, blobs are inside the messages.
 
-One thread uses a transport.
+Not thread-safe.
 """
 
 import collections
@@ -48,9 +48,9 @@ from fedshelf.storage.atomic_files import map_file
 
 logger = logging.getLogger(__name__)
 
-WORK = tuple(kind for kind in get_args(ClientMessage) if kind is not Join)  # what a client says once it has joined
+WORK = tuple(kind for kind in get_args(ClientMessage) if kind is not Join)  # messages after the join
 
-# Flower's error codes (documented at flwr.app.Error) that tell of the connection rather than of the client's work.
+# Flower's error codes (documented at flwr.app.Error) about the connection rather than the client's work.
 MESSAGE_LOST = frozenset({3, 4})
 NODE_UNAVAILABLE = 5
 
@@ -60,27 +60,27 @@ class _Connection:
     address: str
     node_id: int
     joined: bool = False
-    client: str = ""  # the name it introduced itself by
+    client: str = ""  # the client's name from its `Join`
     refused: bool = False
-    held_blob: str = ""  # digest of the newest body this client was sent
+    held_blob: str = ""  # digest of the newest blob sent to this client
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pending:
-    """A message out there; `key` names its task, if it is one."""
+    """A message without a reply yet; `key` identifies its task, if it has one."""
 
     connection: _Connection
     key: TaskKey | None = None
 
 
 class GridTransport:
-    """See the module's text.
+    """The transport (see the module's docstring).
 
     Args:
-        grid: the engine's grid, connected.
-        engine: what to wait for and to clean up; `Polling` suits any grid.
-        blobs: carries blobs beside the messages, to clients that keep the newest and do not fetch it again.
-        close_timeout: seconds that `close` waits for clients to take note.
+        grid: the connected grid.
+        engine: notifications and cleanup; the default `Polling` works with any grid.
+        blobs: transfers blobs outside the messages, to clients that keep the newest one.
+        close_timeout: seconds that `close` waits for clients to acknowledge.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class GridTransport:
         self._grid = grid
         self._engine: Engine = engine or Polling()
         self._blobs = blobs
-        self._model_bytes = 0  # of the largest model that was sent
-        self._received: Received | None = None  # with the arrival handed out last
+        self._model_bytes = 0  # of the largest model sent
+        self._received: Received | None = None  # the blob of the last arrival returned
         self._close_timeout = close_timeout
         self._closed = False
         self._encoder = Encoder()
@@ -105,6 +105,7 @@ class GridTransport:
         self._num_connections: collections.Counter[int] = collections.Counter()
 
     def send(self, address: str, message: ServerMessage) -> int:
+        """See `Transport`."""
         connection = self._find(address)
         if connection is None:
             return 0
@@ -126,7 +127,7 @@ class GridTransport:
         """See `Transport`.
 
         Raises:
-            RunError: an upload cannot be written: the disk is full, ...
+            RunError: an upload cannot be written, for example on a full disk.
         """
         deadline = time.monotonic() + timeout
         self._drop(self._received)
@@ -146,6 +147,7 @@ class GridTransport:
             self._engine.wait(remaining)
 
     def refuse(self, address: str, reason: str) -> None:
+        """See `Transport`."""
         connection = self._find(address)
         if connection is None:
             return
@@ -154,14 +156,15 @@ class GridTransport:
         self._push_control(connection, ControlKind.REFUSED, reason)
 
     def close(self, reason: str) -> None:
-        if self._closed:  # the run's own reason came first
+        """See `Transport`."""
+        if self._closed:  # the first reason counts
             return
         self._closed = True
         for connection in self._connections.values():
             self._drop_pending(connection)
             if not connection.refused:
                 self._push_control(connection, ControlKind.CLOSED, reason)
-        self._engine.announce_end(reason)  # reaches those at work, too; who hears it leaves, and gets no more messages
+        self._engine.announce_end(reason)  # also reaches busy clients; they leave and receive no further messages
         deadline = time.monotonic() + self._close_timeout
         while self._pending and (remaining := deadline - time.monotonic()) > 0:
             self._engine.wait(min(remaining, 1.0))
@@ -171,7 +174,7 @@ class GridTransport:
             self._blobs.incoming.clear()
 
     def _allow_blobs(self, blobs: Blobs, connection: _Connection, message: Broadcast, blob: Blob) -> None:
-        """Let the connection fetch the task's blob, and bring an answer's if there is to be one."""
+        """Let the connection fetch the task's blob and upload an answer's, if one is expected."""
         if blob.pieces:
             blobs.outgoing.publish(connection.node_id, blob)
         self._model_bytes = max(self._model_bytes, model_bytes(message))
@@ -179,7 +182,7 @@ class GridTransport:
             blobs.incoming.expect(connection.node_id, connection.client, most_of_upload(self._model_bytes))
 
     def _drop(self, source: Received | None) -> None:
-        """Delete a blob that has come in, unless somebody has moved it."""
+        """Delete a received blob unless it has been moved."""
         if source is not None:
             source.path.unlink(missing_ok=True)
 
@@ -192,7 +195,7 @@ class GridTransport:
             if message_id:
                 self._pending[message_id] = _Pending(connection=connection, key=key)
                 return True
-        return False  # the node has gone: the next look tells
+        return False  # the node has left; the next poll notices
 
     def _push_control(self, connection: _Connection, kind: ControlKind, reason: str = "") -> None:
         control = Control(kind=kind, reason=reason)
@@ -205,7 +208,7 @@ class GridTransport:
         self._engine.forget(ids)
 
     def _look(self) -> None:
-        """Notice who came and went, and take what arrived."""
+        """Detect nodes that joined or left, and process arrivals."""
         online = set(self._grid.get_node_ids())
         for node_id in self._connections.keys() - online:
             self._leave(self._connections[node_id])
@@ -238,7 +241,7 @@ class GridTransport:
             return
         connection = pending.connection
         if message.has_error():
-            self._take_error(message.error, pending)
+            self._receive_error(message.error, pending)
             return
         size, source = num_bytes(message.content), None
         try:
@@ -254,9 +257,9 @@ class GridTransport:
             self._drop(source)
             self._unreadable(pending, str(error), size)
             return
-        self._take_content(pending, content, size, source)
+        self._receive_content(pending, content, size, source)
 
-    def _take_content(self, pending: _Pending, content: WireMessage, size: int, source: Received | None) -> None:
+    def _receive_content(self, pending: _Pending, content: WireMessage, size: int, source: Received | None) -> None:
         connection = pending.connection
         if not connection.refused and connection.joined and isinstance(content, WORK):
             self._arrivals.append(
@@ -275,10 +278,10 @@ class GridTransport:
             reason = content.reason if isinstance(content, Failure) else "it did not introduce itself"
             logger.warning("connection %s cannot take part: %s", connection.address, reason)
 
-    def _take_error(self, error: Error, pending: _Pending) -> None:
+    def _receive_error(self, error: Error, pending: _Pending) -> None:
         connection, reason = pending.connection, error.reason or f"error {error.code}"
         if error.code == NODE_UNAVAILABLE:
-            self._leave(connection)  # should it be back already, it is introduced anew
+            self._leave(connection)  # if it is back already, it is introduced again
         elif error.code in MESSAGE_LOST:
             self._unreadable(pending, reason, 0)
         elif connection.joined:

@@ -1,7 +1,7 @@
-"""A client's line to the server: one HTTP connection that stays open, and is opened anew after a break.
+"""A client's persistent HTTP connection to the server, reopened after a break.
 
-The standard library's client is used: it reads into memory that is there already and writes from where the values
-lie, and costs a tenth of what the comfortable ones cost for each request.
+It uses the standard library's client, which reads into existing memory, sends directly from the tensors, and costs a
+tenth per request of what higher-level clients do.
 """
 
 import contextlib
@@ -18,16 +18,22 @@ from fedshelf.deploy import connection_errors
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.proxy import Proxy, proxy_for
 
-if TYPE_CHECKING:  # its module loads torch, which a crash reporter does without
+if TYPE_CHECKING:  # this module loads torch, which a crash reporter does not need
     from fedshelf.serialization.blob import Buffer
 
 HEADER_NAMES = ("upload-offset", "content-range", "content-length", "date")
-PROBE_SECONDS = 5.0  # that a server may take to show its certificate when the client asks what is wrong with it
+PROBE_SECONDS = 5.0  # maximum wait for a server's certificate when diagnosing a failure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What the server answered: HTTP status, those of its headers that are read, and the content."""
+    """The server's response.
+
+    Attributes:
+        status: the HTTP status.
+        headers: the headers listed in `HEADER_NAMES`.
+        content: the body.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -35,17 +41,17 @@ class Answer:
 
 
 class HttpConnection:
-    """One connection; belongs to one thread. After a break the next request opens it anew.
+    """One connection, used by one thread. After a break, the next request reopens it.
 
-    Every method raises `ServerUnavailableError` where trying again may help, and `TransportError` where it will not.
+    Every method raises `ServerUnavailableError` if retrying may help, and `TransportError` if it will not.
 
     Args:
-        address: the server's.
-        context: what to check the server's certificate against; None speaks in clear.
+        address: the server's address.
+        context: the TLS settings to check the server's certificate against; None disables TLS.
         timeout: seconds that the server may be silent.
 
     Raises:
-        TransportError: the URL of the proxy in the environment is not valid.
+        TransportError: the proxy URL in the environment is invalid.
     """
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, *, timeout: float) -> None:
@@ -54,7 +60,7 @@ class HttpConnection:
         self._connection = _Connection(address, context, proxy, timeout)
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
-        """One request, and its whole answer."""
+        """Send a request and read the whole response."""
         response = self.open(method, path, headers, body)
         with self._translating():
             return _answer(response, response.read())
@@ -62,19 +68,19 @@ class HttpConnection:
     def open(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> http.client.HTTPResponse:
-        """One request; the caller reads the answer's content (`read_into`), to its end or up to a `close`."""
+        """Send a request whose response the caller reads with `read_into`, to its end or until `close`."""
         self._make_ready()
         with self._translating():
             self._connection.request(method, path, body=body, headers=dict(headers))
             return self._connection.getresponse()
 
     def read_into(self, response: http.client.HTTPResponse, target: memoryview) -> int:
-        """Read on into `target`: the number of bytes, 0 at the end."""
+        """Read into `target`; return the number of bytes, 0 at the end."""
         with self._translating():
             return response.readinto(target)
 
     def send(self, method: str, path: str, headers: Mapping[str, str], pieces: "Iterable[Buffer]") -> Answer:
-        """A request whose body is `pieces`; `headers` say its length."""
+        """Send a request whose body is `pieces`; `headers` must include its length."""
         self._make_ready()
         with self._translating():
             self._connection.putrequest(method, path)
@@ -87,7 +93,7 @@ class HttpConnection:
             return _answer(response, response.read())
 
     def close(self) -> None:
-        """Also wakes another thread that waits for an answer here."""
+        """Close the connection; wakes another thread that waits on it."""
         sock = self._connection.sock
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -95,11 +101,11 @@ class HttpConnection:
         self._connection.close()
 
     def speaks_tls(self) -> bool:
-        """Whether the server would rather be spoken to by TLS; asked by a connection of its own."""
+        """Whether the server expects TLS; checked on a separate connection."""
         return self._connection.peer_certificate() is not None
 
     def _make_ready(self) -> None:
-        """Connect. Between requests nothing arrives but the end: the server closes what has been idle for a while."""
+        """Connect if needed. Data between requests can only be the end: the server closes idle connections."""
         sock = self._connection.sock
         if sock is not None and _is_readable(sock):
             self._connection.close()
@@ -116,13 +122,14 @@ class HttpConnection:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Connects directly or through a proxy's tunnel, and then by TLS unless `context` is None."""
+    """Connects directly or through a proxy's tunnel, then starts TLS unless `context` is None."""
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, proxy: Proxy | None, timeout: float) -> None:
         super().__init__(address.host, address.port, timeout=timeout)
         self._address, self._context, self._proxy, self._seconds = address, context, proxy, timeout
 
     def connect(self) -> None:
+        """Connect to the server, through the proxy if there is one."""
         first = self._address if self._proxy is None else self._proxy.address
         try:
             sock = socket.create_connection((first.host, first.port), self._seconds)
@@ -138,9 +145,9 @@ class _Connection(http.client.HTTPConnection):
             raise
 
     def peer_certificate(self) -> bytes | None:
-        """The certificate (DER) that the server shows to anybody; None where it shows none."""
+        """Return the server's unverified certificate (DER), or None."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent or believed here
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent or trusted here
         probe = _Connection(self._address, context, self._proxy, PROBE_SECONDS)
         try:
             probe.connect()

@@ -1,4 +1,4 @@
-"""The HTTP proxy on the way to a server, as the environment names it: `HTTPS_PROXY`, `NO_PROXY` and the like."""
+"""The HTTP proxy for a server, from environment variables such as `HTTPS_PROXY` and `NO_PROXY`."""
 
 import ipaddress
 import os
@@ -17,12 +17,12 @@ _WITH_PORT = re.compile(r"([^:]*|\[.*\]):([0-9]{1,5})")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proxy:
-    """A proxy that opens tunnels by `CONNECT`.
+    """A proxy that opens tunnels with `CONNECT`.
 
     Attributes:
-        address: where it listens.
+        address: the proxy's address.
         variable: the environment variable that names it.
-        headers: what authorizes this client there; secret.
+        headers: authorization for the proxy; secret.
     """
 
     address: Address
@@ -34,18 +34,19 @@ class Proxy:
 
 
 def proxy_for(server: Address, *, encrypted: bool, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy through which `server` is reached; None for a direct connection.
-
-    A server on this machine is always reached directly.
+    """Find the proxy for a server. A server on this machine is always reached directly.
 
     Args:
-        server: where the client connects to.
-        encrypted: whether TLS is spoken: `HTTPS_PROXY` counts then, else `HTTP_PROXY`; `ALL_PROXY` in either case.
-        environment: where the variables stand, in lower or upper case.
+        server: the server's address.
+        encrypted: whether TLS is used: selects `HTTPS_PROXY` if so, else `HTTP_PROXY`; `ALL_PROXY` applies to both.
+        environment: the variables, in lower or upper case.
+
+    Returns:
+        The proxy, or None for a direct connection.
 
     Raises:
-        TransportError: the variable does not hold the URL of an HTTP proxy; the message does not repeat it, as it may
-            hold a password.
+        TransportError: the variable is not the URL of an HTTP proxy. The message does not repeat it, as it may contain
+            a password.
     """
     scheme = "https" if encrypted else "http"
     names = [name for part in (scheme, "all") for name in (f"{part}_proxy", f"{part}_proxy".upper())]
@@ -83,8 +84,11 @@ def _parse(url: str, variable: str) -> Proxy:
 
 
 def _is_excepted(server: Address, exceptions: str) -> bool:
-    """Whether `NO_PROXY` names the server: `*`, a host, a domain with all below it, an IP address, or a network in CIDR
-    notation; each may have a port."""
+    """Whether `NO_PROXY` matches the server.
+
+    An entry is `*`, a host, a domain including its subdomains, an IP address, or a network in CIDR notation; each may
+    have a port.
+    """
     host, ip = server.host.lower(), parse_ip(server.host)
     for part in re.split(r"[,\s]+", exceptions.lower()):
         match = _WITH_PORT.fullmatch(part)

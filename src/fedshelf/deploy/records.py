@@ -1,10 +1,10 @@
-"""FedShelf's messages as Flower records, and nothing else.
+"""FedShelf's messages as Flower records.
 
-A message is ``{"header": {"json": …}}``, and the header names the message's blob. The blob travels beside the records
-(`blob_routes`), or, through a stock SuperLink, inside them as ``{"blob": {"safetensors": …}}``. Four more messages,
-which only a transport needs, are ``{"control": {"kind": …, "reason": …}}``. Anything else is refused.
+A message is ``{"header": {"json": …}}``, and the header names the message's blob. The blob is transferred separately
+(`blob_routes`) or, through a stock SuperLink, in the records as ``{"blob": {"safetensors": …}}``. Four more messages,
+used only by transports, are ``{"control": {"kind": …, "reason": …}}``. Anything else is refused.
 
-Everything that leaves a client is a `Parcel`.
+Everything that a client sends is a `Parcel`.
 """
 
 import functools
@@ -28,7 +28,7 @@ MAX_REASON_CHARACTERS = 2000
 
 
 class ControlKind(StrEnum):
-    """What a transport says on its own behalf; `NOTED` is the client's answer to the last two."""
+    """Kinds of transport messages; `NOTED` is the client's reply to `REFUSED` and `CLOSED`."""
 
     INTRODUCE = "introduce"
     REFUSED = "refused"
@@ -38,7 +38,12 @@ class ControlKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
-    """A message about the connection itself; `reason` is for a person."""
+    """A message about the connection itself.
+
+    Attributes:
+        kind: what it says.
+        reason: an explanation for the user.
+    """
 
     kind: ControlKind
     reason: str = ""
@@ -49,31 +54,36 @@ WireMessage: TypeAlias = ServerMessage | ClientMessage | Control
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Parcel:
-    """A message ready to be sent: its records, and the blob that its header names (no pieces: it has none)."""
+    """A message ready to be sent.
+
+    Attributes:
+        records: the message's records.
+        blob: the blob that the header names; empty if it names none.
+    """
 
     records: RecordDict
     blob: Blob = field(default_factory=lambda: Blob(()))
 
     @property
     def num_header_bytes(self) -> int:
-        """Payload bytes beside the blob."""
+        """Payload bytes without the blob."""
         return num_bytes(self.records)
 
     def inline(self) -> RecordDict:
-        """The records with the blob among them."""
+        """Return the records including the blob."""
         if not self.blob.pieces:
             return self.records
         return RecordDict({**self.records, "blob": _blob_record(self.blob)})
 
 
 SendHook: TypeAlias = Callable[[Parcel], None]
-"""Sees what leaves; what it changes, leaves changed."""
+"""Receives each outgoing parcel and may modify it before it is sent."""
 
 
 class Encoder:
-    """Turns messages into parcels; a task's blobs are kept, so that N clients cost one encoding and one hash.
+    """Encodes messages. A task's blobs are cached, so that N clients cost one encoding and one hash.
 
-    A blob is recognized by the identity and version counter of its tensors: one changed in place is encoded anew.
+    A blob is identified by the identity and version counter of its tensors: one modified in place is encoded again.
     """
 
     def __init__(self) -> None:
@@ -81,12 +91,12 @@ class Encoder:
         self._kept: list[_Kept] = []
 
     def encode(self, message: ServerMessage | ClientMessage) -> Parcel:
-        """The parcel of `message`; its blob lies in the vectors' memory."""
+        """Encode `message`; the parcel's blob shares the tensors' memory."""
         vectors = payload.vectors_of(message)
         if not vectors:
             return _parcel(message, Blob(()))
         key = getattr(message, "key", None)
-        if key != self._key:  # another task: what it does not begin with is done with
+        if key != self._key:  # another task: drop the cached blobs that it does not reuse
             self._key, self._kept = key, [kept for kept in self._kept if kept.holds(vectors)]
         kept = next((kept for kept in self._kept if kept.holds(vectors)), None)
         if kept is None:
@@ -97,19 +107,20 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Kept:
-    """A blob, and which state of which tensors it is."""
+    """A cached blob and the tensor versions that it encodes."""
 
     vectors: dict[str, Tensor]
     versions: list[int]
     blob: Blob
 
     def holds(self, vectors: dict[str, Tensor]) -> bool:
+        """Whether the blob encodes these tensors in their current version."""
         same = self.vectors.keys() == vectors.keys() and all(self.vectors[n] is v for n, v in vectors.items())
         return same and -1 not in self.versions and self.versions == _versions(vectors)
 
 
 def to_parcel(message: WireMessage) -> Parcel:
-    """`message` encoded on its own: a client's way out (see `Encoder` for the server's)."""
+    """Encode a single message, as a client does (see `Encoder` for the server)."""
     if isinstance(message, Control):
         reason = message.reason[:MAX_REASON_CHARACTERS]
         return Parcel(records=RecordDict({"control": ConfigRecord({"kind": str(message.kind), "reason": reason})}))
@@ -118,11 +129,11 @@ def to_parcel(message: WireMessage) -> Parcel:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Envelope:
-    """A message that came in, its header parsed; its blob may still have to be fetched.
+    """A received message with its header parsed; its blob may still have to be fetched.
 
     Attributes:
-        header: of the message.
-        inline: the blob that came among the records; None: it is not there, or travels beside them.
+        header: the message's header.
+        inline: the blob from the records; None if it is absent or transferred separately.
     """
 
     header: Header
@@ -130,17 +141,21 @@ class Envelope:
 
     @property
     def external_blob(self) -> str:
-        """Digest of the blob that travels beside the records; "" for none."""
+        """Digest of the blob that is transferred separately; empty for none."""
         return self.header.blob if self.inline is None else ""
 
     def message(self, fetched: Buffer | None = None) -> ServerMessage | ClientMessage:
-        """The message.
+        """Decode the message.
 
         Args:
-            fetched: the external blob, whose digest has been verified while it came in.
+            fetched: the external blob; its digest was verified on receipt.
+
+        Returns:
+            The message.
 
         Raises:
-            RefusedError: naming what is wrong: a truncated blob, an unknown field, a value out of range.
+            RefusedError: the message is invalid, for example a truncated blob, an unknown field or a value out of
+                range.
         """
         if fetched is None:
             fetched = self.inline or b""
@@ -152,10 +167,16 @@ class Envelope:
 
 
 def open_records(records: RecordDict) -> Control | Envelope:
-    """Read records back.
+    """Parse records.
+
+    Args:
+        records: the received records.
+
+    Returns:
+        The control message, or the message with its header parsed.
 
     Raises:
-        RefusedError: naming what is wrong: not our records, a truncated or unknown header.
+        RefusedError: these are not FedShelf records, or the header is truncated or unknown.
     """
     names = set(records)
     if names == {"control"}:
@@ -170,7 +191,7 @@ def open_records(records: RecordDict) -> Control | Envelope:
 
 
 def num_bytes(records: RecordDict) -> int:
-    """Payload bytes of records: header and, where it is among them, blob."""
+    """Return the payload bytes of records: the header and, if present, the blob."""
     total = 0
     for record in records.values():
         if isinstance(record, ConfigRecord):
@@ -181,7 +202,7 @@ def num_bytes(records: RecordDict) -> int:
 
 
 def message_type(message: WireMessage) -> str:
-    """Which of Flower's three entry points the message goes to."""
+    """Return which of Flower's three entry points handles the message."""
     if isinstance(message, Broadcast):
         return "train" if message.purpose is Purpose.TRAIN else "evaluate"
     return "query"
@@ -214,12 +235,12 @@ def _parcel(message: ServerMessage | ClientMessage, blob: Blob) -> Parcel:
     return Parcel(records=RecordDict({"header": ConfigRecord({"json": header})}), blob=blob)
 
 
-@functools.lru_cache(maxsize=1)  # one model goes to many stock clients
+@functools.lru_cache(maxsize=1)  # one model is sent to many stock clients
 def _blob_record(blob: Blob) -> ArrayRecord:
     data = blob.join()
     return ArrayRecord({"safetensors": Array(dtype="uint8", shape=(len(data),), stype=BLOB_TYPE, data=data)})
 
 
 def _versions(vectors: dict[str, Tensor]) -> list[int]:
-    # A tensor made in inference mode counts no versions: it is then encoded each time.
+    # A tensor created in inference mode has no version counter, so it is encoded each time.
     return [-1 if tensor.is_inference() else tensor._version for tensor in vectors.values()]

@@ -1,7 +1,7 @@
 """FedShelf's server and client as the two apps that stock Flower runs (docs/how-to/stock-flower.md).
 
-`flower/pyproject.toml` names them. The run's configuration has the keys of a FedShelf TOML file; Flower knows no
-absent value, so an empty text stands for one.
+`flower/pyproject.toml` refers to them. The run's configuration has the keys of a FedShelf TOML file. Flower has no null
+value, so an empty string stands for it.
 """
 
 import threading
@@ -20,7 +20,13 @@ from fedshelf.storage.spool import FileSpool
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run that Flower was given.
+    """Parse the run configuration passed by Flower.
+
+    Args:
+        values: the configuration's keys and values.
+
+    Returns:
+        The configuration.
 
     Raises:
         UsageError: see `config.files.parse` and `of_a_server`.
@@ -30,7 +36,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _serve(transport: Transport, values: Mapping[str, Any]) -> None:
-    """Run to the end; started again with the same configuration, go on."""
+    """Run to the end; a restart with the same configuration resumes."""
     config = run_config(values)
     with open_run(config, watchers=()) as run:
         make_server(

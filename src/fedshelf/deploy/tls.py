@@ -1,8 +1,8 @@
-"""The server's own certificate authority and certificate: encryption that works from the first start.
+"""The server's own certificate authority and certificate, so that encryption works from the first start.
 
-The authority is kept for ten years, so that a store gets its certificate (``ca.pem``) once; the server's
-certificate is made anew whenever it lacks a name or nears its end. The authority is never replaced: that would lock out
-every store. Both hold from a fixed day in the past, so that a clock that runs ahead does no harm.
+The authority is valid for ten years, so a store needs its certificate (``ca.pem``) only once. The server's certificate
+is reissued when it lacks a name or is about to expire. The authority is never replaced, because that would lock out
+every store. Both are valid from a fixed date in the past, so that a fast server clock does no harm.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ from fedshelf.deploy.connection_errors import validity
 
 logger = logging.getLogger(__name__)
 
-VALID_FROM = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)  # before any FedShelf: an earlier clock is wrong
+VALID_FROM = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)  # before FedShelf existed: an earlier clock is wrong
 CA_LIFETIME = datetime.timedelta(days=3650)
 CERTIFICATE_LIFETIME = datetime.timedelta(days=825)
 RENEW_BEFORE = datetime.timedelta(days=30)
-WARN_BEFORE = datetime.timedelta(days=90)  # of the authority's end: every store must get the next one
+WARN_BEFORE = datetime.timedelta(days=90)  # before the authority expires: every store needs the next one
 MAX_COMMON_NAME = 64
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerTls:
-    """PEM files of a server.
+    """A server's PEM files.
 
     Attributes:
-        ca: the authority's certificate, to hand out.
+        ca: the authority's certificate, to distribute.
         certificate: the server's certificate.
         key: the server's key.
     """
@@ -62,20 +62,20 @@ def ensure_server_tls(
     now: datetime.datetime | None = None,
     say: Callable[[str], None] = logger.warning,
 ) -> ServerTls:
-    """Make or reuse the authority and the server's certificate in `directory`.
+    """Create or reuse the authority and the server's certificate in `directory`.
 
     Args:
         directory: created with mode 0700; keys in it have mode 0600.
         hosts: names and addresses that clients use for this server, besides those of this machine.
-        now: what the clock shows; by default this machine's.
-        say: told what somebody should know: a name that is left out, an authority that ends soon.
+        now: the current time; defaults to this machine's clock.
+        say: receives warnings, for example about an omitted name or an authority that expires soon.
 
     Returns:
-        The files, all of which hold at this moment.
+        The files, all currently valid.
 
     Raises:
-        TransportError: the directory cannot be used, the clock is wrong, or the authority does not hold (any more) or
-            is not whole; the message says how to restore it, or to start anew.
+        TransportError: the directory cannot be used, the clock is wrong, or the authority is expired or incomplete; the
+            message explains how to restore it or start over.
     """
     now = now or datetime.datetime.now(datetime.UTC)
     if now < VALID_FROM:
@@ -97,26 +97,29 @@ def ensure_server_tls(
 
 
 def fingerprint(certificate: Path) -> str:
-    """SHA-256 of a PEM certificate in the usual notation (AB:CD:…), for people to compare."""
+    """Return the SHA-256 fingerprint of a PEM certificate (AB:CD:…), for people to compare."""
     return read_certificate(certificate).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def client_context(ca: Path | None) -> ssl.SSLContext:
-    """What a client checks the server against: `ca` alone; without one, this machine's own server and the system's
-    authorities.
+    """Create the TLS settings that a client checks the server against.
 
     Args:
-        ca: a file that `fedshelf server` made.
+        ca: the only authority to trust, a file created by `fedshelf server`; None trusts this machine's own server and
+            the system's authorities.
+
+    Returns:
+        The TLS settings.
 
     Raises:
-        TransportError: the file cannot be read or does not hold a certificate.
+        TransportError: the file cannot be read or does not contain a certificate.
     """
     try:
         if ca is not None:
             return ssl.create_default_context(cafile=str(ca))
         context = ssl.create_default_context()
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.filename:  # not the authority's: see SSLKEYLOGFILE
+        if isinstance(error, OSError) and error.filename:  # not about the authority: see SSLKEYLOGFILE
             raise TransportError(f"TLS cannot be set up: '{error.filename}': {reason(error)}") from error
         why = (
             "it does not hold a certificate"
@@ -138,7 +141,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def local_authority() -> str:
-    """The certificate (PEM) of this machine's own authority; empty before a server has made one.
+    """Return the certificate (PEM) of this machine's own authority; empty if no server has created one.
 
     Raises:
         TransportError: this user may not read it.
@@ -156,13 +159,13 @@ def local_authority() -> str:
 
 
 def make_authority(path: Path, key_path: Path, *, start: datetime.datetime, end: datetime.datetime) -> None:
-    """Make a certificate authority.
+    """Create a certificate authority.
 
     Args:
-        path: where its certificate goes.
-        key_path: where its key goes; that is written first.
-        start: from when it holds.
-        end: until when it holds.
+        path: where to write its certificate.
+        key_path: where to write its key, which is written first.
+        start: start of its validity.
+        end: end of its validity.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = _subject("FedShelf authority", " of ")
@@ -185,15 +188,15 @@ def issue(
     end: datetime.datetime,
     start: datetime.datetime | None = None,
 ) -> None:
-    """Make the server's certificate and key.
+    """Create the server's certificate and key.
 
     Args:
-        tls: where they go.
+        tls: where to write them.
         ca: the authority's certificate.
         ca_key: the authority's key.
-        names: what clients call the server.
-        end: until when it holds.
-        start: from when it holds; by default for as long as the authority does.
+        names: the names that clients use for the server.
+        end: end of validity.
+        start: start of validity; defaults to that of the authority.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     issuer_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -216,10 +219,10 @@ def issue(
 def _authority(
     tls: ServerTls, key_path: Path, now: datetime.datetime
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """The authority that is there, or a new one where none ever was."""
+    """Load the authority, or create one if none ever existed."""
     directory = tls.ca.parent
     has_certificate, has_key = tls.ca.exists(), key_path.exists()
-    if not (has_certificate or tls.certificate.exists() or tls.key.exists()):  # at most a first start was cut off
+    if not (has_certificate or tls.certificate.exists() or tls.key.exists()):  # at most a first start was interrupted
         make_authority(tls.ca, key_path, start=VALID_FROM, end=now + CA_LIFETIME)
     elif not has_certificate:
         raise TransportError(
@@ -273,7 +276,7 @@ def _saying_what_to_do(directory: Path) -> Iterator[None]:
 
 
 def _names(hosts: Iterable[str], say: Callable[[str], None]) -> list[x509.GeneralName]:
-    """What the certificate is made out to. What cannot stand in one is left out, and said."""
+    """Return the certificate's names. A name that a certificate cannot hold is omitted and reported."""
     names: list[x509.GeneralName] = []
     for name in dict.fromkeys(("localhost", "127.0.0.1", "::1", socket.gethostname(), *own_addresses(), *hosts)):
         if Address(host=name, port=0).is_wildcard:
@@ -293,7 +296,7 @@ def _is_usable(tls: ServerTls, ca: x509.Certificate, names: Iterable[x509.Genera
         certificate = read_certificate(tls.certificate)
         certificate.verify_directly_issued_by(ca)
         if certificate.public_key() != read_key(tls.key).public_key():
-            return False  # stopped between the two writes
+            return False  # interrupted between the two writes
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (*UNREADABLE, InvalidSignature):
         return False
@@ -326,7 +329,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _subject(role: str, joint: str) -> x509.Name:
-    """`role` with this machine's name, if that is one that fits."""
+    """Return `role` with this machine's name, if that is valid and fits."""
     host = socket.gethostname()
     whole = f"{role}{joint}{host}"
     fits = len(whole) <= MAX_COMMON_NAME and not host_problem(host)
@@ -342,7 +345,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Read a PEM key.
 
     Raises:
-        ValueError: it is none of an elliptic curve.
+        ValueError: it is not an elliptic-curve key.
     """
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):

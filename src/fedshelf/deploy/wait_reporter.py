@@ -1,4 +1,4 @@
-"""A client that waits says so: what for, since when, and what to do."""
+"""Reports what a waiting client waits for, since when, and what to do."""
 
 import math
 import threading
@@ -9,26 +9,26 @@ from typing import Self
 
 from fedshelf.reporting.formatting import duration
 
-FIRST_SECONDS = 10.0  # a shorter wait needs no word
+FIRST_SECONDS = 10.0  # a shorter wait is not reported
 MAX_INTERVAL = 3600.0
 LOOK_SECONDS = 0.5
 
 
 class Repetitions:
-    """What comes again and again is said at intervals that double up to an hour; after a long quiet time, at once.
+    """Limits repeated messages to intervals that double up to an hour, and reset after a long quiet time.
 
     Args:
-        first: seconds after which something may be said again for the first time.
-        clock: seconds; only differences count.
+        first: the first interval in seconds.
+        clock: returns seconds; only differences matter.
     """
 
     def __init__(self, first: float = FIRST_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
         self._first = first
         self._clock = clock
-        self._said: dict[str, tuple[float, float]] = {}  # when last, and the interval from then on
+        self._said: dict[str, tuple[float, float]] = {}  # time of the last report, and the interval after it
 
     def allow(self, what: str) -> bool:
-        """Whether `what` is to be said now; then it counts as said."""
+        """Whether to report `what` now; if so, it is recorded as reported."""
         now = self._clock()
         before, interval = self._said.get(what, (-math.inf, 0.0))
         if now - before < interval:
@@ -39,16 +39,14 @@ class Repetitions:
 
 
 class WaitReporter:
-    """Speaks when a wait has taken 10 s, and then at growing intervals (see `Repetitions`), also where the wait was
-    interrupted for a short time.
+    """Reports a wait after 10 s and then at growing intervals (see `Repetitions`), including after brief interruptions.
 
-    A context manager, within which a thread of its own speaks, so that a blocked call is reported, too. Any thread may
-    change what is awaited.
+    A context manager that reports from its own thread, so that a blocked call is reported, too. Thread-safe.
 
     Args:
-        say: told one line for a person.
-        first: seconds of a wait that need no word.
-        clock: seconds; only differences count.
+        say: receives one line for the user.
+        first: seconds before the first report.
+        clock: returns seconds; only differences matter.
     """
 
     def __init__(
@@ -64,11 +62,11 @@ class WaitReporter:
         self._thread = threading.Thread(target=self._run, name="fedshelf-waiting", daemon=True)
 
     def begin(self, what: str, advice: str = "") -> None:
-        """Wait for `what`; where it is awaited already, that wait continues.
+        """Start waiting for `what`, or continue that wait.
 
         Args:
             what: for example `the server at 10.0.0.1:8080`.
-            advice: what is known of the cause, and what to do; empty leaves what was said before.
+            advice: the known cause and what to do; if empty, the previous advice is kept.
         """
         with self._lock:
             if what != self._what:
@@ -77,12 +75,12 @@ class WaitReporter:
             self._advice = advice or self._advice
 
     def end(self) -> None:
-        """Nothing is awaited any more."""
+        """End the wait."""
         with self._lock:
             self._what = ""
 
     def look(self) -> None:
-        """Speak, if it is time to."""
+        """Report the wait if it is time to."""
         with self._lock:
             waited = self._clock() - self._since
             if not self._what or waited < self._first or not self._repetitions.allow(self._what):

@@ -1,1 +1,1 @@
-"""What a run meant, as data and text: gains per store, stragglers, formatted figures."""
+"""Interprets a run's results: gains per store, stragglers, and number formatting."""

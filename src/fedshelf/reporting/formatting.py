@@ -1,4 +1,4 @@
-"""Figures and other people's words as text for a person. What is absent is a dash."""
+"""Formats numbers and text for the user. Missing values are shown as a dash."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction in [0, 1] as `61.3 %`."""
+    """Format a fraction in [0, 1] as `61.3 %`."""
     return ABSENT if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`1.234`."""
+    """Format a number as `1.234`."""
     return ABSENT if value is None else f"{value:.{digits}f}"
 
 
 def size(num_bytes: float | None) -> str:
-    """`5.3 MB`."""
+    """Format a size as `5.3 MB`."""
     if num_bytes is None:
         return ABSENT
     for unit in ("B", "kB", "MB", "GB"):
@@ -30,7 +30,7 @@ def size(num_bytes: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`4.2 s`, `12 min 5 s`, `3 h 20 min`."""
+    """Format a duration as `4.2 s`, `12 min 5 s` or `3 h 20 min`."""
     if seconds is None:
         return ABSENT
     if seconds < 59.95:
@@ -43,12 +43,15 @@ def duration(seconds: float | None) -> str:
 
 
 def caveats(num_classes: int | None, num_test: int | None, num_test_left_out: int) -> list[str]:
-    """What to say beside a run's accuracies: where they tell less than they seem to.
+    """Explain why a run's accuracies may be less meaningful than they seem.
 
     Args:
-        num_classes: how many products the model tells apart.
-        num_test: how many photos the server tests on.
-        num_test_left_out: how many more it has, of products that no client holds.
+        num_classes: number of products in the model.
+        num_test: number of test photos at the server.
+        num_test_left_out: number of further test photos, of products that no client has.
+
+    Returns:
+        One sentence per caveat.
     """
     found = []
     if num_classes == 1:
@@ -62,9 +65,9 @@ def caveats(num_classes: int | None, num_test: int | None, num_test_left_out: in
 
 
 def sparkline(values: Sequence[float | None], width: int = 24) -> str:
-    """How a figure went, as `▁▃▅▇█`, from its least to its greatest value; a blank where it is absent.
+    """Draw a series as `▁▃▅▇█`, from its minimum to its maximum; missing values are spaces.
 
-    A longer series is thinned out evenly; its last value always shows.
+    A longer series is thinned evenly to `width`; its last value is always included.
     """
     if len(values) > width:
         last = len(values) - 1

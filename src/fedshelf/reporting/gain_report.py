@@ -1,4 +1,4 @@
-"""Was it worth it? What a run has brought each store, against having trained alone."""
+"""Reports each store's gain from a run, compared with training alone."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,46 +10,54 @@ from fedshelf.reporting.formatting import percent
 
 
 class Outcome(Protocol):
-    """What became of a run at one store: see `core.events.StoreComparison`."""
+    """A store's comparison; see `core.events.StoreComparison`."""
 
     @property
-    def best(self) -> Candidate | None: ...
+    def best(self) -> Candidate | None:
+        """The model that the store keeps."""
+        ...
+
     @property
-    def accuracies(self) -> Mapping[Candidate, float | None]: ...
+    def accuracies(self) -> Mapping[Candidate, float | None]:
+        """Accuracy by model, a fraction."""
+        ...
+
     @property
-    def on_test(self) -> bool: ...
+    def on_test(self) -> bool:
+        """Whether the models were compared on test photos."""
+        ...
 
 
 def kept(store: Outcome) -> float | None:
-    """How the model does that the store keeps; a fraction of its own mix of products."""
+    """Return the accuracy of the model that the store keeps, as a fraction on its own mix of products."""
     return store.accuracies.get(store.best) if store.best is not None else None
 
 
 def gain(store: Outcome) -> float | None:
-    """How much better that is than the store alone; a fraction."""
+    """Return the improvement over the store's own model, as a fraction."""
     accuracy, alone = kept(store), store.accuracies.get(Candidate.LOCAL)
     return None if accuracy is None or alone is None else accuracy - alone
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Over the stores that have a value."""
+    """Return the mean over the stores that have a value."""
     found = [value for value in values if value is not None]
     return statistics.fmean(found) if found else None
 
 
 def points(difference: float | None) -> str:
-    """A difference of fractions as `+12.2`."""
+    """Format a difference of fractions in percentage points, such as `+12.2`."""
     return percent(None) if difference is None else f"{100 * difference:+.1f}"
 
 
 def figures(accuracies: Mapping[Candidate, float | None]) -> str:
-    """What there is of them as ` (local 49.0 %, global 39.5 %)`; empty where there is nothing."""
+    """Format the available accuracies as ` (local 49.0 %, global 39.5 %)`; empty if there are none."""
     found = [f"{c.value} {percent(accuracies[c])}" for c in Candidate if accuracies.get(c) is not None]
     return f" ({', '.join(found)})" if found else ""
 
 
 def verdict(stores: Sequence[Outcome]) -> str:
-    """One sentence; empty where no store can tell."""
+    """Summarize the gains in one sentence; empty if no store has a comparison."""
     judged = [(store, difference) for store in stores if (difference := gain(store)) is not None]
     if not judged:
         return ""

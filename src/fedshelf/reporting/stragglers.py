@@ -1,5 +1,8 @@
-"""Stores that are late again and again. Who cannot keep a deadline misses the next one, too, and is left out of the
-model for good; a line for each round says so only to those who read them all."""
+"""Detects stores that are late repeatedly.
+
+A client that cannot meet a deadline also misses the next one, so the model permanently lacks its data. The per-round
+lines alone do not make this obvious.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -8,29 +11,42 @@ from fedshelf.core.events import ClientStatus
 from fedshelf.core.text import printable
 
 HABIT = 5
-"""Times in a row that are no accident: with over-selection, one of many alike stores is soon late three times."""
-MOST_NAMES = 8  # in one sentence
+"""Consecutive late rounds that are not chance: with over-selection, similar stores are soon late three times."""
+MOST_NAMES = 8  # maximum number of names in a sentence
 
 
 class Member(Protocol):
-    """What counts of a client's part in a round."""
+    """A client's part in a round."""
 
     @property
-    def client(self) -> str: ...
+    def client(self) -> str:
+        """The client's name."""
+        ...
+
     @property
-    def status(self) -> ClientStatus: ...
+    def status(self) -> ClientStatus:
+        """How the round ended for the client."""
+        ...
 
 
 class StragglerTracker:
-    """Counts, for each client, how often it was late since it was last counted. Rounds that it was not drawn for, or
-    was offline in, say nothing about that."""
+    """Counts how often each client was late since it was last counted.
+
+    Rounds in which it was offline or not drawn are ignored.
+    """
 
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
 
     def add(self, members: Iterable[Member]) -> Mapping[str, int]:
-        """Take in the next finished round; return for whom it has become a habit just now, and how often they were
-        late."""
+        """Add a finished round.
+
+        Args:
+            members: the round's clients.
+
+        Returns:
+            The clients that have just become stragglers, and how often they were late.
+        """
         members = tuple(members)
         counted = {member.client for member in members if member.status is ClientStatus.COUNTED}
         late = {member.client for member in members if member.status is ClientStatus.LATE} - counted
@@ -41,12 +57,12 @@ class StragglerTracker:
         return {name: HABIT for name in sorted(late) if self._times[name] == HABIT}
 
     def habits(self) -> Mapping[str, int]:
-        """For whom it is a habit, and how often they were late."""
+        """Return all stragglers, and how often they were late."""
         return {name: times for name, times in sorted(self._times.items()) if times >= HABIT}
 
 
 def advice(habits: Mapping[str, int]) -> str:
-    """What to say of them, and what helps; nothing where there are none."""
+    """Describe the stragglers and what helps; empty if there are none."""
     if not habits:
         return ""
     named = [f"{printable(name)} ({times} times in a row)" for name, times in habits.items()]

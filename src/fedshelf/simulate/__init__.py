@@ -1,1 +1,1 @@
-"""The same round code in one process, or over worker processes."""
+"""Simulation: the rounds' code with simulated clients, in one process or over worker processes."""

@@ -1,11 +1,11 @@
-"""What simulated attackers do: honest clients' own code on wrong labels, or honest uploads that are multiplied.
+"""Simulated attackers: honest clients' code with wrong labels, or with scaled uploads.
 
-    label-flip   a photo of class y is taken for one of class K - 1 - y, in training; K classes
-    sign-flip    the upload times -1: away from where training leads
-    scale        the upload times -10: the same, and loud enough to outweigh everybody else
+    label-flip   trains on label K - 1 - y for a photo of class y; K classes
+    sign-flip    multiplies the upload by -1: opposite to the direction of training
+    scale        multiplies the upload by -10: the same, large enough to outweigh all others
 
-An upload is multiplied whole, with what it carries beside its delta, before it is compressed. Attackers validate on
-their right labels: what they report of a model is honest.
+The whole upload, including its auxiliary vectors, is multiplied before it is compressed. Attackers validate on correct
+labels and report honest metrics.
 
 Sources: Fang et al. 2020, "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning" (label flip as
 K - 1 - y); Blanchard et al. 2017 (section 5: an omniscient client that uploads a multiple of the gradient's opposite).
@@ -26,17 +26,17 @@ from fedshelf.rounds.client import Work
 from fedshelf.training.trainer import Trainer
 
 FACTORS = {"sign-flip": -1.0, "scale": -10.0}
-"""What uploads are multiplied by unless the run says otherwise."""
+"""Default factors by attack."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attack:
-    """Who attacks, and how. Picklable.
+    """An attack and its attackers. Picklable.
 
     Attributes:
-        attackers: their names.
+        attackers: names of the attacking clients.
         flips_labels: whether they train on wrong labels.
-        factor: what their uploads are multiplied by; 1 leaves them as they are.
+        factor: factor applied to their uploads; 1 leaves them unchanged.
     """
 
     attackers: frozenset[str] = frozenset()
@@ -44,13 +44,19 @@ class Attack:
     factor: float = 1.0
 
     def photos(self, name: str, photos: StorePhotos, num_classes: int) -> StorePhotos:
-        """What client `name` works on in place of its own `photos`."""
+        """Return the photos that client `name` uses instead of its own.
+
+        Args:
+            name: the client's name.
+            photos: its photos.
+            num_classes: number of classes K.
+        """
         if name not in self.attackers or not self.flips_labels:
             return photos
         return replace(photos, train=PhotoSet(photos.train.images, num_classes - 1 - photos.train.labels))
 
     def work(self, name: str, work: Work) -> Work:
-        """What client `name` does in place of its honest `work`."""
+        """Return the work that client `name` does instead of its honest work."""
         if name not in self.attackers or self.factor == 1:
             return work
         return replace(work, algorithm=_Multiplied(work.algorithm, self.factor))
@@ -60,10 +66,17 @@ NO_ATTACK = Attack()
 
 
 def attack_of(config: RunConfig, names: Sequence[str]) -> Attack:
-    """The configured attack among clients `names`, which are sorted: the first of them are the attackers.
+    """Create the configured attack; the attackers are the first clients.
+
+    Args:
+        config: the run's configuration.
+        names: all clients, sorted.
+
+    Returns:
+        The attack.
 
     Raises:
-        UsageError: there are not so many clients.
+        UsageError: there are fewer clients than attackers.
     """
     if config.attackers > len(names):
         raise UsageError(
@@ -79,8 +92,7 @@ def attack_of(config: RunConfig, names: Sequence[str]) -> Attack:
 
 @dataclass(frozen=True, slots=True)
 class _Multiplied(Algorithm):
-    """The client half of an algorithm whose clients send a multiple of what they should. They keep the state of honest
-    ones."""
+    """The client half of an algorithm whose uploads are multiplied by `factor`. Client state stays honest."""
 
     honest: Algorithm
     factor: float

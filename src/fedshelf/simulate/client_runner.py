@@ -1,4 +1,4 @@
-"""One process that plays any client: one module, one workbench, as many clients as asked for."""
+"""Runs any client in one process, with one module and one bound model for all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +27,15 @@ Adapt = Callable[[Work], Work]
 
 @dataclass(kw_only=True, eq=False)
 class ClientRunner:
-    """Plays the clients of `stores`, one message at a time. Nothing of a client stays here.
+    """Runs the clients of `stores`, one message at a time. Holds no state of any client.
 
-    `states` is the folder of what clients keep between rounds; it must be there before the first round. `models` is
-    where the models lie that stores keep in the end; nowhere, if it is not given.
+    Attributes:
+        stores: the clients' photos.
+        device: the device to compute on.
+        make_module: creates the caller's own model, if there is one.
+        attack: the simulated attack.
+        states: folder of the clients' states; required before the first round.
+        models: folder for the models that stores keep at the end; None saves none.
     """
 
     stores: Stores
@@ -45,12 +50,15 @@ class ClientRunner:
     _test: PhotoSet | None = None
 
     def run(self, name: str, message: ServerMessage, *, adapt: Adapt = lambda work: work) -> ClientMessage:
-        """What client `name` answers to `message`. Who played it before, here or elsewhere, is no matter.
+        """Handle a message as client `name`. The result does not depend on which process ran the client before.
 
         Args:
-            name: the client's.
-            message: the server's.
-            equip: gives the client other equipment than this player's one workbench.
+            name: the client's name.
+            message: the server's message.
+            adapt: modifies the client's work, for example to use another bound model.
+
+        Returns:
+            The client's answer.
         """
         if isinstance(message, Setup):
             return self.ready(name, message) or self._client(name, adapt).handle(message)
@@ -63,29 +71,29 @@ class ClientRunner:
         return client.handle(message)
 
     def ready(self, name: str, setup: Setup) -> Ready | None:
-        """The answer to `setup` where it is known without opening the store's photos, else None."""
+        """Answer `setup` without opening the store's photos; return None if that is impossible."""
         self.prepare(setup)
         count = self.stores.num_photos(name)
         if count is None:
             return None
         if self._ready is None:
             self._ready = Ready(
-                run_id=setup.run_id, layout_digest=setup.layout_digest,  # that of our model is checked by `open`
+                run_id=setup.run_id, layout_digest=setup.layout_digest,  # `open` checks the model built here
                 catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest=files.digest(setup.config),
                 num_train=0, num_validation=0, num_left_out=0,
             )  # fmt: skip
         return replace(self._ready, num_train=count)
 
     def prepare(self, setup: Setup) -> None:
-        """From now on `setup` holds; its objects are built when they are needed."""
+        """Set the current setup; its objects are built when needed."""
         if setup != self._setup:
             self._setup, self._ready, self._opened, self._test = setup, None, None, None
 
     def open(self, setup: Setup) -> OpenedSetup:
-        """What `setup` describes, built once for all clients.
+        """Build the objects of a setup, once for all clients.
 
         Raises:
-            FedShelfError: the model built here is not the server's.
+            FedShelfError: the model built here differs from the server's.
         """
         self.prepare(setup)
         if self._opened is None:
@@ -99,7 +107,17 @@ class ClientRunner:
         return self._opened
 
     def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[BatchScore]:
-        """Score `params` [S] on one of `shares` contiguous parts of the test photos' batches."""
+        """Evaluate a model on one contiguous share of the test batches.
+
+        Args:
+            setup: the run's setup.
+            params: the model [S].
+            share: index of the share.
+            shares: number of shares.
+
+        Returns:
+            One score per batch.
+        """
         opened = self.open(setup)
         test = self._test_photos(opened)
         count = num_batches(test)
@@ -108,7 +126,7 @@ class ClientRunner:
         return evaluate_batches(opened.bound_model, test, batches)
 
     def _test_photos(self, opened: OpenedSetup) -> PhotoSet:
-        """Those for central evaluation; stores compare their models on them, too."""
+        """Return the photos for central evaluation, on which stores also compare their models."""
         if self._test is None:
             self._test = self.stores.test(opened)
         return self._test

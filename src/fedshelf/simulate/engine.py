@@ -1,4 +1,4 @@
-"""Run a whole federation on this machine: the rounds' own code, simulated clients."""
+"""Runs a whole federation on this machine: the rounds' own code with simulated clients."""
 
 import math
 import threading
@@ -16,17 +16,17 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.messages import Join, Setup
+from fedshelf.core.messages import Setup
 from fedshelf.core.ports import MetricSink
 from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
+from fedshelf.simulate.backend import Backend, InProcess
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
-from fedshelf.simulate.transport import Backend, InProcess, LocalTransport
-from fedshelf.simulate.virtual import Durations, dropout_of, durations_of, needs_order
+from fedshelf.simulate.virtual import dropout_of, durations_of
 from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import engine_of
@@ -39,13 +39,21 @@ from fedshelf.training.threads import default_threads
 from fedshelf.training.trainer import BatchScore, total
 
 if TYPE_CHECKING:
-    from fedshelf.simulate.ray_pool import RayPool  # Ray is an extra
+    from fedshelf.simulate.ray_pool import RayPool  # Ray is an optional dependency
 
 
 def simulate(
     config: RunConfig, *, watchers: tuple[MetricSink, ...] = (), stop: threading.Event | None = None
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
-    """Simulate the run that `config` describes on the stores below its `data_dir`.
+    """Simulate a run on the stores below `config.data_dir`.
+
+    Args:
+        config: the run's configuration.
+        watchers: sinks in addition to the run's database.
+        stop: set it to stop after the current step.
+
+    Returns:
+        The run's status and its directory.
 
     Raises:
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
@@ -62,7 +70,23 @@ def simulate_in_memory(
     config: RunConfig, *, stores: Mapping[str, PhotoSet], test: PhotoSet | None, class_names: tuple[str, ...],
     model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (), stop: threading.Event | None = None,
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
-    """The same on photo sets that the caller has, and if wanted on a model of the caller's own (picklable)."""
+    """Simulate a run on photo sets in memory.
+
+    Args:
+        config: the run's configuration.
+        stores: training photos by store, with labels that index `class_names`.
+        test: photos for central evaluation.
+        class_names: class names by label.
+        model: creates the caller's own model; picklable.
+        watchers: sinks in addition to the run's database.
+        stop: set it to stop after the current step.
+
+    Returns:
+        The run's status and its directory.
+
+    Raises:
+        FedShelfError: see `open_run` and `rounds.server.Server.run`.
+    """
     source = MemoryStores(stores, test, class_names)
     return simulate_stores(config, source, model=model, watchers=watchers, stop=stop)
 
@@ -71,29 +95,45 @@ def simulate_stores(
     config: RunConfig, stores: Stores, *, model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (),
     stop: threading.Event | None = None,
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
-    """The same on stores of any kind."""
+    """Simulate a run on any kind of stores.
+
+    Args:
+        config: the run's configuration.
+        stores: the stores.
+        model: creates the caller's own model; picklable.
+        watchers: sinks in addition to the run's database.
+        stop: set it to stop after the current step.
+
+    Returns:
+        The run's status and its directory.
+
+    Raises:
+        FedShelfError: see `open_run` and `rounds.server.Server.run`.
+    """
     names = stores.names()
     if len(names) < config.min_clients:
         raise UsageError(
             f"--min-clients {config.min_clients}: there {'is' if len(names) == 1 else 'are'} only "
             f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
         )
-    joins = [join_of(stores, name) for name in names]  # a folder that cannot be used ends it before there is a run
+    joins = [join_of(stores, name) for name in names]  # an unusable folder fails here, before the run is created
     durations = durations_of(config, names)
     config = config.model_copy(
         update={
-            # Nobody is late who is only waiting for a turn; in virtual time there is no waiting.
+            # A client that only waits for a worker is not late; in virtual time clients do not wait.
             "round_timeout": config.round_timeout if config.slowdowns else math.inf,
             "threads": config.threads or default_threads(max(1, config.workers)),
         }
     )
     runner = ClientRunner(stores=stores, device=config.device, make_module=model, attack=attack_of(config, names))
-    # Workers are forked before the run's own threads are there.
+    # Workers are forked before the run starts its threads.
     opening = open_run(config, watchers=watchers, in_background=True, make_module=model)
     with _pool(config, runner) as pool, opening as run:
         runner.states, runner.models = run.directory.client_states, run.directory.stores
         engine = engine_of(run.directory, config, stores, model)
-        transport = _transport(config, joins, _backend(pool, runner, engine), durations, together=engine == "vmap")
+        transport = VirtualTimeTransport(
+            _backend(pool, runner, engine), joins, durations, dropout_of(config), together=engine == "vmap"
+        )
         scorer = runner if pool is None else pool
         server = make_server(
             run,
@@ -110,7 +150,7 @@ def simulate_stores(
 
 @contextmanager
 def _pool(config: RunConfig, runner: ClientRunner) -> "Iterator[WorkerPool | RayPool | None]":
-    """The other processes that play clients, if there are to be any."""
+    """Yield the processes that run clients; None if this process runs them."""
     if config.engine == "ray":
         from fedshelf.simulate.ray_pool import RayPool
 
@@ -125,21 +165,12 @@ def _pool(config: RunConfig, runner: ClientRunner) -> "Iterator[WorkerPool | Ray
 
 
 def _backend(pool: "WorkerPool | RayPool | None", runner: ClientRunner, engine: EngineName) -> Backend:
-    """Who plays the clients."""
+    """Select what runs the clients."""
     if isinstance(pool, WorkerPool):
         pool.together = engine == "vmap"
     if pool is not None:
         return pool
     return VmapBackend(runner) if engine == "vmap" else InProcess(runner.run)
-
-
-def _transport(
-    config: RunConfig, joins: Sequence[Join], backend: Backend, durations: Durations, *, together: bool
-) -> LocalTransport | VirtualTimeTransport:  # fmt: skip
-    """The way to the clients of `backend`, and the time there."""
-    if not needs_order(config):
-        return LocalTransport(backend, joins, durations)
-    return VirtualTimeTransport(backend, joins, durations, dropout_of(config), together=together)
 
 
 class _Scorer(Protocol):

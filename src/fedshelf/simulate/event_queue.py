@@ -1,9 +1,10 @@
-"""What simulated clients are at, and what comes of it when: virtual time, moved on from one happening to the next.
+"""Discrete-event simulation of clients in virtual time.
 
-A client does one thing after the other. What it is given while it is at work begins when that is over; of trainings
-that have not begun only the newest stays (a deployed client, too, can fetch no other model than the newest). What
-happens at the same moment comes in this order: joining, leaving and answers that take no time, then uploads; among
-them, as they were asked for. So the course of a run depends on nothing but durations, whoever computes and how fast.
+A client does one task after the other. A task sent to a busy client starts when the current one ends. Of the trainings
+that have not started, only the newest is kept, because a deployed client can also fetch only the newest model.
+
+Simultaneous events are ordered: first joins, departures and answers that take no time, then uploads; ties are broken by
+the order of dispatch. A run therefore depends only on durations, not on which process computes an answer or how fast.
 """
 
 import heapq
@@ -17,8 +18,10 @@ from fedshelf.core.state import InFlight
 
 
 class EventKind(Enum):
-    """What happens to a task: its answer comes, its client leaves in the middle or is back; NOTHING where the answer
-    was for a server that has been started again since."""
+    """What happens to a task.
+
+    `NOTHING` means that the answer was for a server that has been restarted since.
+    """
 
     ANSWERED = "answered"
     LEFT = "left"
@@ -28,10 +31,17 @@ class EventKind(Enum):
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class SimulatedTask:
-    """Something that a client was given to do.
+    """A task dispatched to a client.
 
-    `due` is when it is over, `leaves` when the client breaks off before that (it is back when the task would have been
-    over), in virtual seconds. `message` is there until somebody computes the answer.
+    Attributes:
+        client: the client's name.
+        number: order of dispatch.
+        key: identifies the round's task, if it is one.
+        trains: whether the client trains.
+        due: virtual seconds at which the task ends.
+        leaves: virtual seconds at which the client drops out, before `due`; it returns at `due`.
+        message: the server's message, until its answer is computed.
+        restored: whether the task comes from a checkpoint.
     """
 
     client: str
@@ -46,58 +56,58 @@ class SimulatedTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedEvent:
-    """What has come of a task at the present moment; where its client has left, that is before the task's `due`."""
+    """An event at the current virtual time. A client that leaves does so before the task's `due`.
+
+    Attributes:
+        what: the kind of event.
+        task: the task it concerns.
+    """
 
     what: EventKind
     task: SimulatedTask
 
 
 class EventQueue:
-    """All clients' tasks, and the time."""
+    """All clients' tasks, and the virtual clock."""
 
     def __init__(self) -> None:
         self._now = 0.0
         self._count = 0
-        self._queues: dict[str, deque[SimulatedTask]] = {}  # the first task of each is at work
+        self._queues: dict[str, deque[SimulatedTask]] = {}  # the first task of each is in progress
         self._away: set[str] = set()
-        self._coming: list[tuple[float, bool, int, SimulatedTask]] = []  # one entry for each queue, and for each setup
+        self._coming: list[tuple[float, bool, int, SimulatedTask]] = []  # one entry per queue, and one per setup
         self._begun: list[SimulatedTask] = []
 
     @property
     def now(self) -> float:
-        """Virtual seconds."""
+        """Current virtual time in seconds."""
         return self._now
 
     def is_empty(self) -> bool:
-        """Whether nothing will ever happen of what is known now."""
+        """Whether no event is pending."""
         return not self._coming
 
     def is_settled(self) -> bool:
-        """Whether nothing but uploads may still come at this very moment."""
+        """Whether only uploads can still occur at the current time."""
         return not self._coming or self._coming[0][:2] > (self._now, False)
 
     def is_away(self, client: str) -> bool:
+        """Whether the client has dropped out."""
         return client in self._away
 
-    def due(self, client: str) -> float | None:
-        """When `client` is done with all that it was given (or is back); None if it has nothing to do."""
-        queue = self._queues.get(client)
-        return queue[-1].due if queue else None
-
     def push(self, client: str, message: ServerMessage, *, seconds: float, missing: float | None = None) -> None:
-        """Let `client` do what `message` asks.
+        """Dispatch a message to a client.
 
         Args:
-            client: who is not away.
-            message: a setup is answered at once, whatever else the client is at.
-            seconds: how long it takes.
-            missing: the part of the task, above 0 and at most 1, that is still to be done when the client breaks off;
-                None if it does not.
+            client: a client that is not away.
+            message: the message; a setup is answered at once, even by a busy client.
+            seconds: the task's duration in virtual seconds.
+            missing: the fraction of the task, in (0, 1], that is left when the client drops out; None if it does not.
         """
         key, trains = task_key(message), isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN
         queue = self._queues.setdefault(client, deque())
         for task in queue:
-            if task.restored and trains and task.key == key:  # it goes on with what it was at
+            if task.restored and trains and task.key == key:  # resumes its restored task
                 task.message, task.restored = message, False
                 if task is queue[0]:
                     self._compute(task)
@@ -107,7 +117,7 @@ class EventQueue:
         self._count += 1
         begins = queue[-1].due if queue and not isinstance(message, Setup) else self._now
         due = max(begins, self._now) + seconds
-        leaves = None if missing is None else due - missing * seconds  # counted from the end, which is what is saved
+        leaves = None if missing is None else due - missing * seconds  # relative to the end, which is saved
         task = SimulatedTask(
             client=client, number=self._count, key=key, trains=trains, due=due, leaves=leaves, message=message
         )  # fmt: skip
@@ -119,12 +129,19 @@ class EventQueue:
             self._begin(task)
 
     def begun(self) -> list[SimulatedTask]:
-        """Tasks that have begun since the last call, and whose answers somebody has to compute."""
+        """Return the tasks that have started since the last call and whose answers must be computed."""
         begun, self._begun = self._begun, []
         return begun
 
     def advance(self, seconds: float) -> SimulatedEvent | None:
-        """Move the time on to what happens next, but by at most `seconds`: then there is none."""
+        """Advance the clock to the next event.
+
+        Args:
+            seconds: maximum virtual seconds to advance.
+
+        Returns:
+            The event, or None if none occurs within `seconds`.
+        """
         end = self._now + seconds
         if not self._coming or self._coming[0][0] > end:
             self._now = end
@@ -132,7 +149,7 @@ class EventQueue:
         at, _, _, task = heapq.heappop(self._coming)
         self._now = max(self._now, at)
         queue = self._queues.get(task.client, deque())
-        at_work = bool(queue) and task is queue[0]  # else it is a setup
+        at_work = bool(queue) and task is queue[0]  # otherwise it is a setup
         if task.client in self._away:
             if not at_work:
                 return SimulatedEvent(what=EventKind.NOTHING, task=task)
@@ -149,7 +166,7 @@ class EventQueue:
         return SimulatedEvent(what=EventKind.NOTHING if task.restored else EventKind.ANSWERED, task=task)
 
     def in_flight(self) -> tuple[InFlight, ...]:
-        """The trainings that are not over, in the order in which they were asked for."""
+        """Return the unfinished trainings in the order of dispatch."""
         tasks = sorted((task for queue in self._queues.values() for task in queue), key=lambda task: task.number)
         return tuple(
             InFlight(client=task.client, key=task.key, due=task.due, leaves=task.leaves)
@@ -158,7 +175,7 @@ class EventQueue:
         )
 
     def resume(self, now: float, in_flight: Iterable[InFlight]) -> None:
-        """Set the time, and let clients be at what they were at; nobody computes that unless it is given again."""
+        """Restore the clock and the tasks in flight; an answer is computed only if its task is sent again."""
         self._now = now
         for flight in in_flight:
             self._count += 1
@@ -181,14 +198,14 @@ class EventQueue:
         self._compute(task)
 
     def _compute(self, task: SimulatedTask) -> None:
-        """Have the answer computed, unless there will be none."""
+        """Schedule the answer's computation, unless the client drops out."""
         if task.leaves is not None:
             task.message = None
         elif task.message is not None:
             self._begun.append(task)
 
     def _leave(self, task: SimulatedTask) -> None:
-        """What else the client was given is lost, too."""
+        """Drop all tasks of a client that leaves."""
         self._away.add(task.client)
         self._queues[task.client] = deque([task])
         heapq.heappush(self._coming, (task.due, False, task.number, task))

@@ -1,7 +1,7 @@
-"""Messages between the simulation's processes: large tensors lie in shared files, all else goes through the pipe.
+"""Serialization between the simulation's processes: large tensors in shared files, everything else through the pipe.
 
-Any message can be sent, whatever tensors are in it and wherever. The bytes are Python's own serialization, as between
-a parent and the children it has started and nobody else: nothing of it comes from, or goes to, the network.
+Any message can be sent, with any tensors in it. The format is pickle, used only between a parent and the children that
+it has started: no data comes from or goes to the network.
 """
 
 import io
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedshelf.simulate.shared import Mappings, Reference
 
-SMALL = 1024  # bytes of a tensor that is not worth a file
+SMALL = 1024  # smaller tensors, in bytes, do not get a file
 
 
 class _Packer(pickle.Pickler):
@@ -48,12 +48,28 @@ class _Unpacker(pickle.Unpickler):
 
 
 def pack(message: object, store: Callable[[Tensor], Reference]) -> bytes:
-    """The message as bytes; `store` puts a large tensor into a file."""
+    """Serialize a message.
+
+    Args:
+        message: any picklable object.
+        store: writes a large tensor to a file.
+
+    Returns:
+        The serialized message.
+    """
     file = io.BytesIO()
     _Packer(file, store).dump(message)
     return file.getvalue()
 
 
 def unpack(data: bytes, load: Callable[[Reference], Tensor] | None = None) -> Any:
-    """The message; `load` opens a file that `store` has written (any process may have)."""
+    """Deserialize a message.
+
+    Args:
+        data: the serialized message.
+        load: reads a tensor from a file that any process has written.
+
+    Returns:
+        The message.
+    """
     return _Unpacker(io.BytesIO(data), load or Mappings().read).load()

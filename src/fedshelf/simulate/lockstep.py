@@ -1,7 +1,7 @@
-"""Several clients' rounds side by side in one process, without two of them ever running at once.
+"""Interleaves several clients' rounds in one process, one at a time.
 
-Every play has a thread of its own, but only whoever has the turn runs: the threads are a way to stop in the middle of
-a client's code, not a way to compute faster. So nothing of that code needs to be safe for threads.
+Each round has its own thread, but only one of them runs at any time: threads are used to suspend a client's code, not
+to compute in parallel. So that code does not need to be thread-safe.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,21 +12,31 @@ from fedshelf.core.messages import ClientMessage
 from fedshelf.training.loop import LocalRun, Run
 
 RunMessage = Callable[[Run], ClientMessage]
-"""A client's round; it is given what to call where it trains."""
+"""A client's round; its argument is called to train."""
 
 
 class Lockstep:
-    """Plays rounds up to where they train, trains all that have come so far together, and so on to their ends.
+    """Runs rounds until they train, trains all suspended ones together, and repeats until they end.
 
     Args:
-        train: trains lanes to their ends; returns each one's share of the time (seconds).
+        train: trains local runs to completion; returns each one's share of the time in seconds.
     """
 
     def __init__(self, train: Callable[[Sequence[LocalRun]], float]) -> None:
         self._train = train
 
     def run(self, rounds: Sequence[RunMessage]) -> list[ClientMessage]:
-        """What the rounds come to, in the order of `rounds`. Whatever one of them raises is raised here."""
+        """Run all rounds.
+
+        Args:
+            rounds: the clients' rounds.
+
+        Returns:
+            The answers in the order of `rounds`.
+
+        Raises:
+            BaseException: whatever a round raises.
+        """
         turns = [_SteppedRound(run) for run in rounds]
         for turn in turns:
             turn.resume(0.0)
@@ -35,7 +45,7 @@ class Lockstep:
                 seconds: float | BaseException = self._train(
                     [turn.local_run for turn in waiting if turn.local_run is not None]
                 )
-            except BaseException as error:  # noqa: BLE001  it is raised where each of them waits
+            except BaseException as error:  # noqa: BLE001  raised in each suspended round
                 seconds = error
             for turn in waiting:
                 turn.resume(seconds)
@@ -43,7 +53,7 @@ class Lockstep:
 
 
 class _SteppedRound:
-    """One round, stopped or ended. `local_run` is what it waits to be trained, None at its end."""
+    """One round, suspended or finished. `local_run` is waiting to be trained; None at the end."""
 
     def __init__(self, run: RunMessage) -> None:
         self.local_run: LocalRun | None = None
@@ -55,7 +65,7 @@ class _SteppedRound:
         self._thread.start()
 
     def resume(self, value: float | BaseException) -> None:
-        """Give it the turn until it waits again, or ends."""
+        """Resume the round until it suspends again or ends."""
         self._go_on.put(value)
         self.local_run = self._stopped.get()
         if self.local_run is None:
@@ -72,12 +82,12 @@ class _SteppedRound:
         self._go_on.get()
         try:
             self._answer = run(self._wait)
-        except BaseException as error:  # noqa: BLE001  it is raised again where the turns are played
+        except BaseException as error:  # noqa: BLE001  raised again in the main thread
             self._error = error
         self._stopped.put(None)
 
     def _wait(self, local_run: LocalRun) -> float:
-        """`Run` for this round's training."""
+        """Suspend until this round's training is done; passed to the round as `Run`."""
         self._stopped.put(local_run)
         value = self._go_on.get()
         if isinstance(value, BaseException):

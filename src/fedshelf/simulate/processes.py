@@ -1,11 +1,11 @@
-"""Worker processes: how they are started, and how they end.
+"""Starts and stops worker processes.
 
-Where it is safe, they are forked: then they have what this process has imported and loaded, at no cost in time and
-little in memory. That is how torch's own data loading starts its workers, under the same condition: a worker may not
-compute with several threads, and not on a device, because neither survives the fork. Else they are started afresh.
+Workers are forked where that is safe: they then share everything this process has imported and loaded, without startup
+time and with little memory. torch's data loading starts its workers in the same way, under the same condition: a worker
+must not compute with several threads or on a device, because neither survives a fork. Otherwise workers are spawned.
 
-Workers do not take the signals that ask a process to stop. Ctrl-C and service managers send these to all processes at
-once, and a worker that ended first would be a failure to its parent.
+Workers ignore the signals that ask a process to stop. Ctrl-C and service managers send these to all processes at once,
+and the parent would treat a worker that ends first as failed.
 """
 
 import contextlib
@@ -26,25 +26,35 @@ import torch
 from fedshelf.core import child_process
 from fedshelf.core.choices import DeviceName
 
-PATIENCE = 2.0  # seconds for workers to end by themselves
-LARGEST_OOM_SCORE = 1000  # man 5 proc: such a process is killed before all others
+PATIENCE = 2.0  # seconds for workers to exit by themselves
+LARGEST_OOM_SCORE = 1000  # man 5 proc: such a process is killed first
 
 Method = Literal["fork", "spawn"]
 Target = Callable[[Connection, int], None]
-"""What a worker does with its end of the pipe and its number, until the pipe ends."""
+"""A worker's main function: receives its end of the pipe and its number, and runs until the pipe closes."""
 
 
 def start_method(device: DeviceName, *, threads: int) -> Method:
-    """How to start workers that compute on `device` with so many threads."""
+    """Choose how to start workers.
+
+    Args:
+        device: the device they compute on.
+        threads: threads per worker.
+
+    Returns:
+        "fork" where that is safe, else "spawn".
+    """
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     return "fork" if sys.platform == "linux" and threads == 1 and on_cpu else "spawn"
 
 
 class Processes:
-    """`count` processes that each do `target`, and our ends of their pipes.
+    """Worker processes and the parent's ends of their pipes.
 
     Args:
-        target: picklable where `method` is spawn.
+        target: the workers' main function; picklable if `method` is "spawn".
+        count: number of processes.
+        method: how to start them.
     """
 
     def __init__(self, target: Target, count: int, method: Method) -> None:
@@ -53,7 +63,7 @@ class Processes:
         try:
             with child_process.stop_signals_blocked():
                 if method == "spawn":
-                    resource_tracker.ensure_running()  # unblocks signals here, so all are blocked again
+                    resource_tracker.ensure_running()  # unblocks signals, so they are blocked again
                 with child_process.stop_signals_blocked():
                     for number in range(count):
                         self._start(target, number, method)
@@ -65,37 +75,37 @@ class Processes:
         context = multiprocessing.get_context(method)
         ours, theirs = context.Pipe()
         self.connections.append(ours)
-        # A forked child has copies of all ends made so far, and must not keep the others' pipes open.
+        # A forked child inherits the ends created so far and must not keep the other workers' pipes open.
         others = tuple(self.connections) if method == "fork" else ()
         process = context.Process(target=_live, args=(target, theirs, number, others), daemon=True)  # type: ignore[attr-defined]
-        with warnings.catch_warnings():  # from Python 3.12 on: "this process is multi-threaded"; see above
+        with warnings.catch_warnings():  # since Python 3.12: "this process is multi-threaded"; see above
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
         self._processes.append(process)
 
     def exit_code(self, number: int) -> int:
-        """How a worker ended whose pipe has ended: a killed one's pipe does so a moment before it."""
+        """Return the exit code of a worker whose pipe has closed, which may be slightly before the process ends."""
         process = self._processes[number]
         process.join(PATIENCE)
         return process.exitcode or 0
 
     def close(self) -> None:
-        """End them: a worker reads the end of its pipe. One that does not in time is killed."""
+        """Stop the workers by closing their pipes; kill those that do not exit in time."""
         deadline = time.monotonic() + PATIENCE
         try:
             for connection in self.connections:
                 connection.close()
             for process in self._processes:
                 process.join(timeout=max(0.0, deadline - time.monotonic()))
-        finally:  # also where somebody is impatient
+        finally:  # also on a second Ctrl-C
             for process in self._processes:
                 process.kill()
                 process.join()
 
 
 def _die_first() -> None:
-    """Where memory runs out, have Linux kill this process rather than its parent, which can say what happened."""
+    """Make Linux's out-of-memory killer choose this process before its parent, which can report what happened."""
     with contextlib.suppress(OSError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(min(LARGEST_OOM_SCORE, int(score.read_text()) + LARGEST_OOM_SCORE // 2)))
@@ -104,10 +114,10 @@ def _die_first() -> None:
 def _live(target: Target, connection: Connection, number: int, others: Sequence[Connection]) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        child_process.end_with(parent.sentinel)  # in the midst of a task, too
+        child_process.end_with(parent.sentinel)  # also during a task
     _die_first()
     for other in others:
         other.close()
-    torch.set_num_threads(1)  # until a setup says otherwise: the parent's threads are not here
-    gc.freeze()  # what came with the fork is not ours to collect: looking at it would copy its pages
+    torch.set_num_threads(1)  # until a setup sets it: the parent's threads do not exist here
+    gc.freeze()  # objects inherited from the parent: traversing them would copy their pages
     target(connection, number)

@@ -1,10 +1,9 @@
-"""Simulated clients on several machines, by Ray: actors that play clients as our own worker processes do.
+"""Simulated clients on several machines with Ray: actors run clients as the worker processes do.
 
-Tensors pass through Ray's object store; the model of a round is put there once, whoever it is sent to. An actor gives a
-client's very answer, so a run on a cluster is equal to the last bit to one on a single machine with as many threads
-per client.
+Tensors pass through Ray's object store; a round's model is stored once for all clients. An actor returns exactly the
+client's answer, so a run on a cluster is bit-identical to one on a single machine with the same threads per client.
 
-Nodes need FedShelf, and where photos come from folders, the same folders at the same paths.
+Every node needs FedShelf and, if photos come from folders, the same folders at the same paths.
 """
 
 import os
@@ -30,19 +29,19 @@ from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
-AHEAD = 2  # tasks that an actor has while there are plenty: one at work, one at hand
+AHEAD = 2  # tasks per actor while there are plenty: one running, one waiting
 
 
 class RayPool:
-    """A backend over Ray actors, and central evaluation shared out among them.
+    """A backend over Ray actors, which also share central evaluation.
 
-    It connects to the cluster that `RAY_ADDRESS` names ('auto': the one of this machine), else it starts one here that
-    lasts as long as the pool.
+    It connects to the cluster in `RAY_ADDRESS` ("auto" selects this machine's), or else starts a local one that ends
+    with the pool.
 
     Args:
-        player: what each actor plays with.
+        runner: the client runner that each actor uses.
         num_actors: at least one.
-        threads: that each client trains with: each actor reserves as many cores.
+        threads: training threads per client; each actor reserves as many cores.
 
     Raises:
         UsageError: Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
@@ -50,11 +49,11 @@ class RayPool:
 
     def __init__(self, runner: ClientRunner, num_actors: int, *, threads: int) -> None:
         self._ray = _import_ray()
-        self._player = runner
+        self._runner = runner
         self._setup: Setup | None = None
         self._queue: deque[tuple[str, ServerMessage]] = deque()
-        self._model: tuple[Tensor, Any] | None = None  # the last one put into the store
-        self._tasks: dict[Any, tuple[int, str]] = {}  # reference of an answer: the actor at it, and its client
+        self._model: tuple[Tensor, Any] | None = None  # the model stored last
+        self._tasks: dict[Any, tuple[int, str]] = {}  # by the answer's reference: actor and client
         self._started = _connect(self._ray, num_actors * threads)
         try:
             _pass_tensors_as_bytes(self._ray)
@@ -81,12 +80,14 @@ class RayPool:
         self._disconnect()
 
     def submit(self, name: str, message: ServerMessage) -> None:
+        """See `Backend`."""
         if isinstance(message, Setup):
             self._open(message)
         self._queue.append((name, message))
         self._hand_out()
 
     def next(self) -> tuple[str, ClientMessage] | None:
+        """See `Backend`."""
         if not self._tasks:
             return None
         (done,), _ = self._ray.wait(list(self._tasks), num_returns=1)
@@ -96,7 +97,7 @@ class RayPool:
         return name, answer
 
     def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
-        """Score `params` [S] on all test batches, in contiguous shares."""
+        """Evaluate `params` [S] on all test batches in contiguous shares; return one score per batch."""
         self._open(setup)
         count = len(self._actors)
         model = self._put(params)
@@ -107,7 +108,7 @@ class RayPool:
         if setup != self._setup:
             self._setup = setup
             for opened in [
-                actor.open.remote(setup, self._player.states, self._player.models) for actor in self._actors
+                actor.open.remote(setup, self._runner.states, self._runner.models) for actor in self._actors
             ]:
                 self._get(opened)
 
@@ -130,13 +131,13 @@ class RayPool:
             load[index] += 1
 
     def _put(self, params: Tensor) -> Any:
-        """The reference of a model in the object store; the same tensor is put once."""
+        """Return the reference of a model in the object store; the same tensor is stored once."""
         if self._model is None or self._model[0] is not params:
             self._model = params, self._ray.put(params)
         return self._model[1]
 
     def _get(self, reference: Any) -> Any:
-        """What an actor answered.
+        """Return an actor's result.
 
         Raises:
             FedShelfError: the actor failed, or its process or machine died.
@@ -160,29 +161,29 @@ class RayPool:
 
 
 class _Actor:
-    """A player in a process of Ray's."""
+    """A client runner in a Ray process."""
 
     def __init__(self, runner: ClientRunner) -> None:
         keep_freed_memory()
         _pass_tensors_as_bytes(_import_ray())
-        self._player = runner
+        self._runner = runner
 
     def open(self, setup: Setup, states: Path | None, models: Path | None) -> None:
-        self._player.states, self._player.models = states, models
-        self._player.prepare(setup)
-        self._player.open(setup)
+        self._runner.states, self._runner.models = states, models
+        self._runner.prepare(setup)
+        self._runner.open(setup)
 
     def run(self, name: str, message: ServerMessage, model: Tensor | None) -> ClientMessage:
         if isinstance(message, Broadcast) and model is not None:
             message = replace(message, vectors={**message.vectors, PARAMS: model})
-        return self._player.run(name, message)
+        return self._runner.run(name, message)
 
     def evaluate(self, setup: Setup, params: Tensor, share: int, shares: int) -> Sequence[BatchScore]:
-        return self._player.evaluate(setup, params, share=share, shares=shares)
+        return self._runner.evaluate(setup, params, share=share, shares=shares)
 
 
 def _import_ray() -> ModuleType:
-    # Both before the first import: what Ray would report home, and a change of its own that it warns of.
+    # Set before the first import: disables Ray's usage reports and a warning about a change in Ray.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -195,7 +196,7 @@ def _import_ray() -> ModuleType:
 
 
 def _connect(ray: ModuleType, num_cpus: int) -> bool:
-    """Join a cluster, or start one here; False if the caller had done so before."""
+    """Join a cluster or start one here; return False if Ray was already initialized."""
     if ray.is_initialized():
         return False
     address = os.environ.get("RAY_ADDRESS")
@@ -212,8 +213,8 @@ def _connect(ray: ModuleType, num_cpus: int) -> bool:
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Ray's handler aborts this process on SIGTERM: afterwards, what handled signals before does so again."""
-    if threading.current_thread() is not threading.main_thread():  # Ray sets none there, either
+    """Restore the previous signal handlers afterwards, because Ray's handler aborts this process on SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():  # Ray sets none there either
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -225,7 +226,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 
 def _pass_tensors_as_bytes(ray: ModuleType) -> None:
-    """Ray passes arrays without copying, but not tensors: they go as arrays of their bytes."""
+    """Pass tensors as byte arrays, because Ray passes only arrays without copying."""
     ray.util.register_serializer(torch.Tensor, serializer=_to_bytes, deserializer=_from_bytes)
 
 
@@ -235,7 +236,7 @@ def _to_bytes(tensor: Tensor) -> tuple[NDArray[np.uint8], torch.dtype, tuple[int
 
 
 def _from_bytes(found: tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...]]) -> Tensor:
-    """The tensor, on the object store's own memory: it is there to be read only."""
+    """Return a read-only tensor on the object store's memory."""
     data, dtype, shape = found
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)

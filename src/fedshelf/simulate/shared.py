@@ -1,6 +1,6 @@
-"""Tensors in memory that processes share: files in the memory file system, used again when nobody needs them.
+"""Tensors in shared memory: files in the memory file system, reused when no process needs them.
 
-A file has one writer, the process that made it. Others map it and only read.
+Only the process that created a file writes to it. Others map it read-only.
 """
 
 import contextlib
@@ -21,14 +21,21 @@ from torch import Tensor
 
 from fedshelf.storage.atomic_files import temporary_folder
 
-MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is made by tempfile
+MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is created by tempfile
 PREFIX, LOCK = "fedshelf-shared-", "lock"
-MOST_MAPPED = 4096  # files of other processes that one keeps mapped
+MOST_MAPPED = 4096  # maximum mapped files of other processes
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where a tensor's values lie: the file, and how to read it."""
+    """A tensor in a shared file.
+
+    Attributes:
+        path: the file.
+        capacity: the file's size in bytes.
+        dtype: the tensor's type.
+        shape: the tensor's shape.
+    """
 
     path: str
     capacity: int
@@ -37,9 +44,13 @@ class Reference:
 
 
 class SharedFolders:
-    """Where shared files are made: in the memory file system, and on disk for when that is full (in containers it is
-    often small). The process that starts the others makes these folders, and removes them with all files; if it is
-    killed, the next one does: their lock is then free."""
+    """The folders for shared files: in the memory file system, and on disk for when that is full.
+
+    The memory file system is often small in containers.
+
+    The parent process creates these folders and removes them with all files. If it is killed, the next one does so,
+    because their lock is then free.
+    """
 
     def __init__(self) -> None:
         parents: list[Path | None] = [MEMORY, None] if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else [None]
@@ -50,7 +61,7 @@ class SharedFolders:
             _remove_abandoned(path.parent)
 
     def close(self) -> None:
-        """Remove the files; mapped ones live on for those who hold them."""
+        """Remove the files; mapped ones stay valid for their users."""
         for folder in self._folders:
             folder.cleanup()
         for descriptor in self._locks:
@@ -61,8 +72,8 @@ class SharedFiles:
     """The shared files that this process writes.
 
     Args:
-        folders: where they are made: in the first that has room.
-        name: what their names begin with: each process has its own.
+        folders: where to create files; the first one with free space is used.
+        name: prefix of the file names, unique to this process.
     """
 
     def __init__(self, folders: Sequence[Path], name: str) -> None:
@@ -74,10 +85,16 @@ class SharedFiles:
         self._published: dict[int, Reference] = {}
 
     def write(self, tensor: Tensor) -> Reference:
-        """Copy `tensor` to a file, which is taken until `release`.
+        """Copy a tensor to a file, which is in use until `release`.
+
+        Args:
+            tensor: the tensor.
+
+        Returns:
+            Where it is stored.
 
         Raises:
-            OSError: neither memory nor the disk has room for it.
+            OSError: neither memory nor disk has space.
         """
         num_bytes = tensor.numel() * tensor.element_size()
         capacity = _capacity(num_bytes)
@@ -87,9 +104,9 @@ class SharedFiles:
         return reference
 
     def publish(self, tensor: Tensor) -> Reference:
-        """As `write`, but the same tensor is written once, and its file is free when the tensor is garbage.
+        """Like `write`, but write the same tensor only once, and free its file when the tensor is garbage collected.
 
-        Whoever reads the file needs the tensor to live until then; and nobody may change it.
+        The tensor must stay alive until all readers are done and must not be modified.
         """
         reference = self._published.get(id(tensor))
         if reference is None:
@@ -98,7 +115,7 @@ class SharedFiles:
         return reference
 
     def release(self, path: str, capacity: int) -> None:
-        """Nobody needs the file's values any more."""
+        """Free a file whose content is no longer needed."""
         self._free[capacity].append(path)
 
     def _withdraw(self, key: int) -> None:
@@ -123,28 +140,36 @@ class SharedFiles:
 
 
 class Mappings:
-    """Files of other processes, as this one reads them."""
+    """Files of other processes, mapped by this one."""
 
     def __init__(self) -> None:
         self._mapped: OrderedDict[str, mmap.mmap] = OrderedDict()
 
     def read(self, reference: Reference, done: Callable[[], object] | None = None) -> Tensor:
-        """The tensor in the file, not copied; `done` is called when it and all views of it are garbage."""
+        """Map a tensor without copying it.
+
+        Args:
+            reference: where it is stored.
+            done: called when the tensor and all its views are garbage collected.
+
+        Returns:
+            The tensor.
+        """
         mapped = self._mapped.pop(reference.path, None)
         if mapped is None or len(mapped) != reference.capacity:
             mapped = _map(reference.path, reference.capacity)
         self._mapped[reference.path] = mapped
         if len(self._mapped) > MOST_MAPPED:
             self._mapped.popitem(last=False)
-        values = np.frombuffer(mapped, np.uint8)  # the storage of whatever tensor is made of it keeps it alive
+        values = np.frombuffer(mapped, np.uint8)  # kept alive by the storage of any tensor created from it
         if done is not None:
             weakref.finalize(values, done).atexit = False
         return _tensor_in(values, reference)
 
 
 def _lock(folder: Path) -> int:
-    """Hold a lock on `folder` for as long as this process, or one that it has forked, lives: the file descriptor."""
-    unnamed = folder / "lock.new"  # the file has its name once it is locked
+    """Lock `folder` until this process and all its forks end; return the file descriptor."""
+    unnamed = folder / "lock.new"  # renamed once it is locked
     descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     unnamed.rename(folder / LOCK)
@@ -152,9 +177,9 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of killed processes: nothing else would free that memory until the machine is restarted."""
+    """Remove the folders of killed processes; otherwise their memory stays allocated until the machine restarts."""
     for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
-        with contextlib.suppress(OSError), lock.open("rb") as file:  # others' folders, or just being removed
+        with contextlib.suppress(OSError), lock.open("rb") as file:  # in use by others, or just being removed
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
 
@@ -165,13 +190,13 @@ def _tensor_in(values: "np.ndarray[tuple[int], np.dtype[np.uint8]]", reference: 
 
 
 def _capacity(num_bytes: int) -> int:
-    """Bytes of the file for `num_bytes`: four sizes per power of two, so that files of about a size fit each other."""
+    """Round a file size up to one of four sizes per power of two, so that similar files are interchangeable."""
     step = max(4096, 1 << max(0, num_bytes.bit_length() - 3))
     return -(-max(num_bytes, 1) // step) * step
 
 
 def _allocate(path: Path, capacity: int) -> None:
-    """Make the file with all its pages: to run out of them later would be a bus error, not an exception."""
+    """Create the file with all its pages: running out of them later would cause a bus error instead of an exception."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):

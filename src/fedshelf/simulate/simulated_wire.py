@@ -1,4 +1,4 @@
-"""What simulated messages would be on the wire: how many bytes, and what clients make of compressed ones."""
+"""Simulates the wire: message sizes in bytes, and decompression at the clients."""
 
 import weakref
 from collections.abc import Hashable, Sequence
@@ -13,19 +13,18 @@ MOST_KNOWN = 10_000
 
 
 class Wire:
-    """Between one server and its simulated clients.
+    """The wire between one server and its simulated clients.
 
-    Bytes are those that a deployed run would put on the wire: a body that a client was sent last time is not sent to
-    it again.
+    Sizes are those of a deployed run: a client does not receive a blob again that it was sent last time.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, list[weakref.ref[Tensor]]] = {}  # what only stores hold is not kept alive for that
+        self._held: dict[str, list[weakref.ref[Tensor]]] = {}  # weak, so as not to keep them alive
         self._model, self._version = MemoryHeldModel(), 0
         self._sizes = Sizes()
 
     def down(self, client: str, message: ServerMessage) -> tuple[ServerMessage, int]:
-        """What `client` is to do, and the bytes that it takes to tell it so."""
+        """Return the message as `client` sees it, and its size in bytes."""
         header, body = self._sizes.of(message)
         if not isinstance(message, Broadcast):
             return message, header
@@ -35,12 +34,15 @@ class Wire:
         return message, header if holds else header + body
 
     def up(self, message: ClientMessage) -> int:
-        """The bytes of a client's answer."""
+        """Return the size of a client's answer in bytes."""
         return sum(self._sizes.of(message))
 
     def _opened(self, message: Broadcast) -> Broadcast:
-        """Each model is decoded once for all: every client would decode the same. One that is older than others (a
-        resumed asynchronous run asks for what was out) is sent whole, and the next differences do not begin at it."""
+        """Decode each model once for all clients, since each would decode the same.
+
+        An older model (a resumed asynchronous run asks for what was in flight) is sent whole, and later differences are
+        not based on it.
+        """
         version = message.key.round - (message.purpose is Purpose.TRAIN)
         if version < self._version:
             return open_broadcast(message, MemoryHeldModel())
@@ -48,7 +50,7 @@ class Wire:
         return open_broadcast(message, self._model)
 
     def _holds(self, client: str, vectors: Sequence[Tensor]) -> bool:
-        """Whether these are what the client was sent last time; from now on they are."""
+        """Whether the client was sent these vectors last time; records them as sent."""
         held = self._held.get(client, [])
         self._held[client] = [weakref.ref(vector) for vector in vectors]
         return len(held) == len(vectors) and all(
@@ -57,13 +59,13 @@ class Wire:
 
 
 class Sizes:
-    """`payload.size`, remembered for messages that differ in nothing that it depends on."""
+    """`payload.size`, cached for messages that have the same size."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, tuple[int, int]] = {}
 
     def of(self, message: ServerMessage | ClientMessage) -> tuple[int, int]:
-        """Bytes of (header, body)."""
+        """Return the sizes in bytes of the header and the blob."""
         key = _key(message)
         if key is None:
             return payload.size(message)
@@ -75,7 +77,7 @@ class Sizes:
 
 
 def _key(message: ServerMessage | ClientMessage) -> Hashable | None:
-    """All that the size of a message depends on; None where no other message is likely to have the same."""
+    """Return everything that a message's size depends on; None if another message is unlikely to match."""
     if isinstance(message, Setup | Ready):
         return message
     if isinstance(message, Broadcast) and message.is_plain:

@@ -1,10 +1,10 @@
-"""What simulated clients keep between rounds: in files of the run, so that any process can play any client.
+"""The state that simulated clients keep between rounds, in files of the run, so that any process can run any client.
 
-A state is the file of the task that led to it, `CLIENT/ROUND-ATTEMPT.safetensors`, written once and never changed. The
-one in force is that of the client's newest upload that the server counted (`Broadcast.counted`), so there is nothing
-to commit: what was not counted is never asked for again. Those before it are kept as long as a run that is gone on with
-after a crash may come back to them: its newest checkpoint may be one round older than what its clients are at, and in
-asynchronous rounds a client may have answered several times since.
+A state is a file named by its task, `CLIENT/ROUND-ATTEMPT.safetensors`, written once and never modified. The current
+one belongs to the client's newest upload that the server counted (`Broadcast.counted`), so no commit is needed: a state
+that was not counted is never used again. Older states are kept while a run that resumes after a crash may need them:
+its newest checkpoint may be one round older than its clients' states, and in asynchronous rounds a client may have
+answered several times since.
 
 Clients of a stateless algorithm have no files.
 """
@@ -25,18 +25,18 @@ _FILE = re.compile(r"(\d+)-(\d+)\.safetensors")
 
 
 class SimulatedStates:
-    """`ClientStates` of one simulated client. The server of a simulation never asks twice: uploads are not kept.
+    """`ClientStates` of one simulated client. A simulated server never repeats a request, so uploads are not kept.
 
     Args:
-        directory: of all clients of the run.
-        client: whose states these are.
+        directory: folder of all clients of the run.
+        client: the client's name.
     """
 
     def __init__(self, directory: Path, client: str) -> None:
         self._folder = directory / Path(file_name(client)).stem
 
     def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
-        """The state that the client's newest counted upload led to; files that cannot be asked for again are deleted.
+        """Return the state after the client's newest counted upload, and delete files that are no longer needed.
 
         Raises:
             RunError: the state cannot be read.
@@ -46,12 +46,10 @@ class SimulatedStates:
         remove_leftovers(self._folder)
         files, counted = self._files(), broadcast.counted
         now = None if counted is None else (counted.round, counted.attempt)
-        chain = sorted(
-            key for key in files if now is not None and key <= now
-        )  # others were deleted as soon as they were
+        chain = sorted(key for key in files if now is not None and key <= now)  # others were deleted at once
         old = [
             key for key in chain if key[0] <= broadcast.key.round - 2
-        ]  # the newest may be of a task that was still out
+        ]  # the newest may belong to a task that was still in flight
         kept = chain[max(0, len(old) - 2) :]
         for key, path in files.items():
             if key not in kept:
@@ -60,7 +58,7 @@ class SimulatedStates:
         return _read(files[now]) if now in files else ClientState()
 
     def peek(self, key: TaskKey) -> ClientState:
-        """The state that the answer to `key` leads to, else the newest before it.
+        """Return the state after the answer to `key`, or else the newest before it.
 
         Raises:
             RunError: the state cannot be read.
@@ -70,14 +68,14 @@ class SimulatedStates:
         return _read(files[known[-1]]) if known else ClientState()
 
     def cached_reply(self, key: TaskKey) -> ClientMessage | None:
-        """None: see the class."""
+        """Return None, because uploads are not kept."""
         return None
 
     def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
-        """Keep the state that `upload` leads to.
+        """Save the state after `upload`.
 
         Raises:
-            RunError: the disk is full, ...
+            RunError: the file cannot be written, for example on a full disk.
         """
         if state.is_empty and not self._folder.is_dir():
             return

@@ -1,4 +1,4 @@
-"""Where simulated clients have their photos from."""
+"""Sources of the simulated clients' photos."""
 
 import logging
 from collections import OrderedDict
@@ -23,11 +23,11 @@ from fedshelf.data.layout import store_folders
 
 logger = logging.getLogger(__name__)
 
-MOST_OPEN = 4096  # stores whose photo files a process keeps mapped
+MOST_OPEN = 4096  # maximum number of stores whose photo files a process keeps mapped
 
 
 class Stores(Protocol):
-    """Many stores' photos. Picklable: worker processes that are not forked get a copy."""
+    """The photos of many stores. Picklable: spawned workers get a copy."""
 
     @property
     def has_test(self) -> bool:
@@ -35,24 +35,35 @@ class Stores(Protocol):
         ...
 
     def names(self) -> tuple[str, ...]:
-        """All stores, sorted."""
+        """Return the names of all stores, sorted."""
         ...
 
-    def classes(self, name: str) -> tuple[ClassFolder, ...]: ...
+    def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        """Return the class folders of store `name`."""
+        ...
 
     def num_photos(self, name: str) -> int | None:
-        """How many photos `name` trains on where it is known that these are all that it has; None where its photos
-        must be looked at."""
+        """Return the number of training photos of `name`, or None if its photos must be opened to know."""
         ...
 
-    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos: ...
+    def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
+        """Return the photos of store `name`, labeled for the setup."""
+        ...
 
-    def test(self, opened: OpenedSetup) -> PhotoSet: ...
+    def test(self, opened: OpenedSetup) -> PhotoSet:
+        """Return the photos for central evaluation."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderStores:
-    """One folder per store below `root`, decoded through the cache."""
+    """One folder per store below `root`, decoded through the cache.
+
+    Attributes:
+        root: the folder of all stores.
+        cache: the folder of decoded photos.
+        test_dir: photos for central evaluation.
+    """
 
     root: Path
     cache: Path
@@ -62,12 +73,15 @@ class FolderStores:
 
     @property
     def has_test(self) -> bool:
+        """See `Stores`."""
         return self.test_dir is not None
 
     def names(self) -> tuple[str, ...]:
+        """See `Stores`."""
         return tuple(sorted(store_folders(self.root)))
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        """See `Stores`."""
         if name not in self._classes:
             found = scan(self._folder(name), val_fraction=0.0, seed=0)
             for finding in found.findings:
@@ -76,11 +90,11 @@ class FolderStores:
         return self._classes[name]
 
     def num_photos(self, name: str) -> int | None:
-        """None: which photos can be used is known once they are decoded."""
+        """Return None: which photos are usable is known only once they are decoded."""
         return None
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
-        """Opened once for a setup: to find a folder's photos in the cache takes as long as to train on a few."""
+        """Return the store's photos, opened once per setup: a cache lookup takes as long as training on a few."""
         known = self._open.pop(name, None)
         if known is None or known[0] is not opened:
             known = opened, store_photos(self._folder(name), opened, PhotoCache(root=self.cache))
@@ -90,6 +104,7 @@ class FolderStores:
         return known[1]
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
+        """See `Stores`."""
         if self.test_dir is None:
             raise DataError("there is no --test-dir to evaluate on")
         return test_photos(self.test_dir, opened.config, opened.catalogue, PhotoCache(root=self.cache))
@@ -99,12 +114,12 @@ class FolderStores:
 
 
 class MemoryStores:
-    """Photo sets that the caller has in memory. Forked workers have them as they are; others share one copy.
+    """Photo sets in memory. Forked workers inherit them; other processes share one copy.
 
     Args:
-        stores: each store's training photos, labels indexing `class_names`.
+        stores: training photos by store, with labels that index `class_names`.
         test: photos for central evaluation.
-        class_names: names by label.
+        class_names: class names by label.
     """
 
     def __init__(self, stores: Mapping[str, PhotoSet], test: PhotoSet | None, class_names: Iterable[str]) -> None:
@@ -116,37 +131,43 @@ class MemoryStores:
 
     @property
     def has_test(self) -> bool:
+        """See `Stores`."""
         return self._test is not None
 
     def names(self) -> tuple[str, ...]:
+        """See `Stores`."""
         return tuple(self._stores)
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
+        """See `Stores`."""
         return self._classes
 
     def num_photos(self, name: str) -> int | None:
+        """See `Stores`."""
         return len(self._stores[name])
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
+        """See `Stores`."""
         train = self._relabelled(self._stores[name], opened.catalogue)
         return StorePhotos(train=train, validation=PhotoSet(train.images[:0], train.labels[:0]))
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
+        """See `Stores`."""
         if self._test is None:
             raise DataError("there are no test photos to evaluate on")
         return self._relabelled(self._test, opened.catalogue)
 
     def _relabelled(self, photos: PhotoSet, catalogue: Catalogue) -> PhotoSet:
-        """Photos with the catalogue's labels: it sorts the names that the caller's labels index."""
+        """Map the caller's labels to the catalogue's, which sorts the class names."""
         if self._class_names == catalogue.names:
             return photos
         index = {name: i for i, name in enumerate(catalogue.names)}
         return PhotoSet(photos.images, np.array([index[name] for name in self._class_names])[photos.labels])
 
     def __getstate__(self) -> dict[str, Any]:
-        """One copy for all processes; kept here, since they find it by the file descriptors of these tensors."""
+        """Return one copy for all processes. It is kept here, because they find it by its tensors' file descriptors."""
         if self._shared is None:
-            # One pair of tensors, however many stores: a shared tensor takes a file descriptor in every process.
+            # One pair of tensors for all stores: each shared tensor takes a file descriptor in every process.
             parts = [*self._stores.values(), *([self._test] if self._test is not None else [])]
             self._shared = {
                 "class_names": self._class_names,
@@ -165,7 +186,7 @@ class MemoryStores:
 
 
 def join_of(stores: Stores, name: str) -> Join:
-    """How a simulated client introduces itself."""
+    """Return the `Join` of a simulated client."""
     return Join(
         protocol=PROTOCOL_VERSION, version=__version__, client=name, identity=name, classes=stores.classes(name)
     )  # fmt: skip

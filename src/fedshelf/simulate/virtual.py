@@ -1,14 +1,12 @@
-"""How long simulated clients take, in virtual seconds, and when they break off.
+"""Durations of simulated tasks in virtual seconds, and simulated dropout.
 
-Training is all that takes virtual time: photos trained on, times the store's slowdown, over `PHOTOS_PER_SECOND`. So a
-task's duration is known before anybody computes it, and is the same on every machine.
+Only training takes virtual time: the number of photos trained on, times the store's slowdown, divided by
+`PHOTOS_PER_SECOND`. A task's duration is therefore known before it is computed, and is the same on every machine.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig, parse_slowdowns
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, keyed
@@ -16,25 +14,37 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.text import counted, some
 
 PHOTOS_PER_SECOND = 100.0
-"""Photos that a store of slowdown 1 trains on in a virtual second."""
+"""Photos per virtual second that a store with slowdown 1 trains on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Durations:
-    """`slowdowns` by client, 1 for those not named; `local_epochs` and `batch_size` as clients train."""
+    """Task durations.
+
+    Attributes:
+        slowdowns: slowdown by client; 1 for clients not listed.
+        local_epochs: epochs per round.
+        batch_size: photos per training step.
+    """
 
     slowdowns: Mapping[str, float] = field(default_factory=dict)
     local_epochs: int = 1
     batch_size: int = 1
 
     def seconds(self, client: str, message: ServerMessage, num_train: int) -> float:
-        """How long `client`, who has `num_train` photos to train on, takes for what `message` asks."""
+        """Return a task's duration in virtual seconds.
+
+        Args:
+            client: the client's name.
+            message: the task.
+            num_train: number of the client's training photos.
+        """
         if not isinstance(message, Broadcast) or message.purpose is not Purpose.TRAIN:
             return 0.0
         return self.slowdowns.get(client, 1.0) * self._num_photos(message.num_steps, num_train) / PHOTOS_PER_SECOND
 
     def _num_photos(self, num_steps: int | None, num_train: int) -> int:
-        """Photos in so many steps: the last batch of an epoch has what is left."""
+        """Return the number of photos in `num_steps` steps; an epoch's last batch may be smaller."""
         if num_steps is None:
             return num_train * self.local_epochs
         epochs, steps = divmod(num_steps, max(1, -(-num_train // self.batch_size)))
@@ -43,16 +53,20 @@ class Durations:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dropout:
-    """Each training is broken off with `probability`, at a moment that is uniform over its duration.
+    """Random dropout: each training stops with `probability`, at a time uniform over its duration.
 
-    `rng` is the run's root. The draw is keyed by the task and by how often the client was given it before.
+    Draws depend on the task and on how often it was dispatched to the client before.
+
+    Attributes:
+        probability: probability of dropping out.
+        rng: the run's root generator.
     """
 
     probability: float = 0.0
     rng: Rng = Rng(0)  # noqa: RUF009  frozen
 
     def missing(self, client: str, key: TaskKey, repetition: int = 0) -> float | None:
-        """The part of the task that is still to be done when the client breaks off; None if it does not."""
+        """Return the fraction of the task that is left when the client drops out; None if it does not."""
         if not self.probability:
             return None
         purpose = keyed("dropout", key) + (f"-repeated-{repetition}" if repetition else "")
@@ -62,17 +76,12 @@ class Dropout:
         return 1.0 - draw.random()
 
 
-def needs_order(config: RunConfig) -> bool:
-    """Whether answers must come in the order of virtual time: where that, or a deadline, decides the result. Else they
-    come as they are computed, which is faster."""
-    by_speed = config.straggler_factor is not None or config.over_selection > 0 or config.local_work != "fixed"
-    return (
-        by_speed or config.slowdowns is not None or config.dropout > 0 or isinstance(algorithm_of(config), Asynchronous)
-    )  # fmt: skip
-
-
 def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:
-    """How long clients `names`, which are sorted, take.
+    """Return the configured task durations.
+
+    Args:
+        config: the run's configuration.
+        names: all clients, sorted.
 
     Raises:
         UsageError: there are more slowdowns than clients.
@@ -88,5 +97,5 @@ def durations_of(config: RunConfig, names: Sequence[str]) -> Durations:
 
 
 def dropout_of(config: RunConfig) -> Dropout:
-    """The configured dropout."""
+    """Return the configured dropout."""
     return Dropout(probability=config.dropout, rng=Rng(config.seed))

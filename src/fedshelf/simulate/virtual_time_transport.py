@@ -1,8 +1,8 @@
-"""A transport to simulated clients whose answers arrive in the order of virtual time.
+"""A transport to simulated clients that delivers answers in the order of virtual time.
 
-A task's end is known when it is sent, so its answer is computed at once, by whoever has time; it is handed out when the
-clock has come to that end. Nobody waits for the clock: it stands still while answers are computed, and else jumps to
-what happens next.
+A task's end is known when it is sent, so its answer is computed as soon as a worker is free and delivered when the
+clock reaches that end. The clock never waits: it stands still while answers are computed, and otherwise jumps to the
+next event.
 """
 
 from collections import deque
@@ -13,22 +13,27 @@ from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, Join, Purpose, Ready, ServerMessage, TaskKey
 from fedshelf.core.ports import Arrival, Joined, Left, Reply
 from fedshelf.core.state import ServerState
+from fedshelf.simulate.backend import Backend
 from fedshelf.simulate.event_queue import EventKind, EventQueue, SimulatedTask
 from fedshelf.simulate.simulated_wire import Wire
-from fedshelf.simulate.transport import NOTHING_CAN_ARRIVE, Backend
 from fedshelf.simulate.virtual import Dropout, Durations
+
+NOTHING_CAN_ARRIVE = (
+    "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused are "
+    "named above; else there are fewer stores than --min-clients"
+)
 
 
 class VirtualTimeTransport:
-    """`Transport` in virtual time, and its `VirtualClock`. The names of clients are their addresses.
+    """`Transport` in virtual time, and its `VirtualClock`. Clients' names serve as their addresses.
 
     Args:
-        backend: plays the clients.
-        joins: of all clients, who are there from the start.
-        durations: how long they take.
-        dropout: when they break off. What they break off is never computed.
-        together: who is computed beside whom decides the last bits, so all that has begun is computed before any
-            answer is handed out; else answers are waited for one by one.
+        backend: runs the clients.
+        joins: the `Join` of each client; all join at the start.
+        durations: task durations in virtual seconds.
+        dropout: when clients drop out; tasks that they abandon are not computed.
+        together: compute all started tasks before delivering an answer, because which clients are computed together
+            affects the last bits; otherwise wait for answers one by one.
     """
 
     def __init__(
@@ -43,11 +48,12 @@ class VirtualTimeTransport:
         self._events = EventQueue()
         self._wire = Wire()
         self._num_train: dict[str, int] = {}
-        self._given: dict[str, tuple[TaskKey, int]] = {}  # the newest training, and how often it was given before
+        self._given: dict[str, tuple[TaskKey, int]] = {}  # the newest training, and how often it was sent before
         self._at_work: set[str] = set()
-        self._answers: dict[str, ClientMessage] = {}  # that have been computed before their time: one of a client
+        self._answers: dict[str, ClientMessage] = {}  # computed ahead of time: at most one per client
 
     def send(self, address: str, message: ServerMessage) -> int:
+        """See `Transport`."""
         if self._events.is_away(address):
             return 0
         message, num_bytes = self._wire.down(address, message)
@@ -57,10 +63,10 @@ class VirtualTimeTransport:
         return num_bytes
 
     def receive(self, timeout: float) -> Arrival | None:
-        """See `Transport`; time is virtual.
+        """See `Transport`; `timeout` is in virtual seconds.
 
         Raises:
-            RunError: nothing can arrive any more: to wait for it would be for ever.
+            RunError: no answer can arrive any more, so waiting would never end.
         """
         if self._joins:
             return self._joined(self._joins.popleft())
@@ -84,25 +90,26 @@ class VirtualTimeTransport:
         return None
 
     def refuse(self, address: str, reason: str) -> None:
-        """The round knows; a simulated client needs no telling."""
+        """Do nothing: the round records the refusal, and a simulated client does not need it."""
 
     def close(self, reason: str) -> None:
-        """Nobody is waiting: simulated clients live in this process or end with it."""
+        """Do nothing: simulated clients end with the simulation."""
 
     def now(self) -> float:
+        """See `VirtualClock`."""
         return self._events.now
 
-    def due(self, client: str) -> float | None:
-        return self._events.due(client)
-
     def is_settled(self) -> bool:
+        """See `VirtualClock`."""
         return not self._joins and self._events.is_settled()
 
     def resume(self, state: ServerState) -> None:
+        """See `VirtualClock`."""
         self._events.resume(state.virtual_seconds, state.in_flight)
         self._joins = deque(name for name in self._introductions if not self._events.is_away(name))
 
     def snapshot(self, state: ServerState) -> ServerState:
+        """See `VirtualClock`."""
         wanted = {(flight.client, flight.key) for flight in state.in_flight if flight.wanted}
         at_work = self._events.in_flight()
         flights = tuple(replace(flight, wanted=(flight.client, flight.key) in wanted) for flight in at_work)
@@ -117,7 +124,7 @@ class VirtualTimeTransport:
         return self._dropout.missing(client, message.key, repetition)
 
     def _compute(self) -> None:
-        """Let the backend begin what has begun."""
+        """Submit the started tasks to the backend."""
         for task in self._events.begun():
             if task.message is not None:
                 self._at_work.add(task.client)
@@ -125,14 +132,14 @@ class VirtualTimeTransport:
                 task.message = None
 
     def _answer_of(self, client: str) -> ClientMessage:
-        """What `client` has answered to what it was at; waits until that is computed."""
+        """Return the client's answer; wait until it is computed."""
         while client not in self._answers:
-            self._take_next()
+            self._collect_next()
             while self._together and self._at_work:
-                self._take_next()
+                self._collect_next()
         return self._answers.pop(client)
 
-    def _take_next(self) -> None:
+    def _collect_next(self) -> None:
         finished = self._backend.next()
         if finished is None:
             raise FedShelfError(f"no answer of {', '.join(sorted(self._at_work))} will ever be computed")

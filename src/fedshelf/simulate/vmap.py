@@ -1,9 +1,8 @@
-"""Many simulated clients in one computation.
+"""Trains many simulated clients in one computation.
 
-Each client runs the very code it runs elsewhere, in a turn of its own. Where that code comes to local training it
-waits; once all clients of a chunk wait, their training is done together (`training.stack`), and each goes on with its
-own result. So an algorithm needs to know nothing of this, whatever it does before and after its training, and however
-often it trains.
+Each client runs the same code as elsewhere. When that code reaches local training, it is suspended; once all clients of
+a chunk are suspended, they are trained together (`training.stack`), and each resumes with its own result. Algorithms
+therefore do not need to know about this, whatever they do before and after training and however often they train.
 """
 
 import logging
@@ -27,16 +26,16 @@ logger = logging.getLogger(__name__)
 class VmapBackend:
     """A backend that trains the clients of a round in chunks, each chunk in one computation.
 
-    Where the model cannot be computed so, it says why, once, and plays client after client.
+    If the model cannot be trained this way, it logs the reason once and runs one client at a time.
 
     Args:
-        player: plays what is no training, and those clients who are left alone.
-        chunk: the most clients to train together; None lets the model's size decide.
-        warn: say why a model cannot be computed so; one of several processes is enough.
+        runner: runs messages that do not train, and clients that cannot be grouped.
+        chunk: maximum number of clients trained together; None derives it from the model's size.
+        warn: log why a model cannot be trained this way; enough for one of several processes.
     """
 
     def __init__(self, runner: ClientRunner, *, chunk: int | None = None, warn: bool = True) -> None:
-        self._player = runner
+        self._runner = runner
         self._warn = warn
         self._chunk = chunk
         self._setup: Setup | None = None
@@ -46,46 +45,48 @@ class VmapBackend:
         self._answers: deque[tuple[str, ClientMessage]] = deque()
 
     def submit(self, name: str, message: ServerMessage) -> None:
+        """See `Backend`."""
         if isinstance(message, Setup):
             self.prepare(message)
         self._queue.append((name, message))
 
     def prepare(self, setup: Setup) -> None:
-        """From now on `setup` holds."""
+        """Set the current setup."""
         if setup != self._setup:
             self._setup, self._stack, self._problem = setup, None, None
 
     def next(self) -> tuple[str, ClientMessage] | None:
+        """See `Backend`."""
         if not self._answers and self._queue:
             self._work()
         return self._answers.popleft() if self._answers else None
 
     def _work(self) -> None:
-        """Answer the queue's first message, and those after it that can be answered with it."""
+        """Answer the queue's first message together with the following ones that can be trained with it."""
         stack = self._stack_for(self._queue[0][1])
         tasks = [self._queue.popleft()]
         if stack is None:
             ((name, message),) = tasks
-            self._answers.append((name, self._player.run(name, message)))
+            self._answers.append((name, self._runner.run(name, message)))
             return
         while self._queue and len(tasks) < len(stack.benches) and is_training(self._queue[0][1]):
             tasks.append(self._queue.popleft())
         rounds = [
-            partial(_seated, self._player, name, message, bound)
+            partial(_run_on, self._runner, name, message, bound)
             for (name, message), bound in zip(tasks, stack.benches, strict=False)
         ]
         answers = Lockstep(stack.train).run(rounds)
         self._answers.extend((name, answer) for (name, _), answer in zip(tasks, answers, strict=True))
 
     def _stack_for(self, message: ServerMessage) -> Stack | None:
-        """Where to train the clients that `message` and those after it are for; None to play it by itself."""
+        """Return the stack that trains the clients of this and the next messages; None to run the message alone."""
         if not is_training(message) or self._setup is None or self._problem is not None:
             return None
         if self._stack is None:
             try:
-                opened = self._player.open(self._setup)
+                opened = self._runner.open(self._setup)
             except FedShelfError:
-                return None  # each client then says by itself what is wrong
+                return None  # each client then reports the problem itself
             self._problem = find_problem(opened.bound_model, opened.config.image_size)
             if self._problem is not None:
                 logger.log(
@@ -99,12 +100,12 @@ class VmapBackend:
 
 
 def is_training(message: ServerMessage) -> bool:
-    """Whether a client that is sent `message` trains."""
+    """Whether a client that receives `message` trains."""
     return isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN
 
 
-def _seated(runner: ClientRunner, name: str, message: ServerMessage, bound: BoundModel, run: Run) -> ClientMessage:
-    """What a client answers who trains on `bound` by `run`."""
+def _run_on(runner: ClientRunner, name: str, message: ServerMessage, bound: BoundModel, run: Run) -> ClientMessage:
+    """Return a client's answer, training on `bound` with `run`."""
 
     def adapt(work: Work) -> Work:
         return replace(work, trainer=replace(work.trainer, bound_model=bound, run=run))

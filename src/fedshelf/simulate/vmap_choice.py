@@ -1,4 +1,4 @@
-"""Whether to train clients together, decided by trying before a run begins, once for all of the run."""
+"""Chooses whether to train clients together, by a measurement once at the start of a run."""
 
 import json
 import logging
@@ -18,12 +18,17 @@ from fedshelf.training.stack_check import measure
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 20  # stores whose classes say well enough how large the model will be
+LOOKED_AT = 20  # number of stores whose classes suffice to estimate the model's size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineChoice:
-    """Which engine is faster here for this run, and the measurement that says so, for people."""
+    """The faster engine for a run.
+
+    Attributes:
+        engine: the engine.
+        reason: the measurement, for the user.
+    """
 
     engine: Literal["local", "vmap"]
     reason: str
@@ -32,7 +37,17 @@ class EngineChoice:
 def engine_of(
     directory: RunDirectory, config: RunConfig, stores: Stores, make_module: ModuleFactory | None
 ) -> EngineName:  # fmt: skip
-    """The engine of a run: the one it was given, or chosen at its start and written down."""
+    """Return a run's engine: the configured one, or the one chosen and saved at its start.
+
+    Args:
+        directory: the run's directory.
+        config: the run's configuration.
+        stores: the clients' photos.
+        make_module: creates the caller's own model, if there is one.
+
+    Raises:
+        RunError: the saved choice is damaged.
+    """
     if config.engine != "auto":
         return config.engine
     try:
@@ -47,17 +62,25 @@ def engine_of(
 
 
 def choose_engine(config: RunConfig, stores: Stores, *, make_module: ModuleFactory | None = None) -> EngineChoice:
-    """Time one small chunk of clients both ways, on a model of the run's kind and photos of noise.
+    """Time one small chunk of clients both ways, on the run's kind of model and random photos.
 
-    What is faster in one process is faster in each of `config.workers`. Nothing of the run is touched; it takes a
-    fraction of a second for models small enough for the question to be open.
+    What is faster in one process is faster in each of `config.workers`. The run itself is not affected. For models
+    small enough that the answer is open, this takes a fraction of a second.
+
+    Args:
+        config: the run's configuration.
+        stores: the clients' photos.
+        make_module: creates the caller's own model, if there is one.
+
+    Returns:
+        The faster engine.
 
     Raises:
         FedShelfError: the model cannot be built.
     """
     names = stores.names()
     catalogue = Catalogue.resolve({name: stores.classes(name) for name in names[:LOOKED_AT]})
-    plain = config.model_copy(update={"init": None, "pretrained": False})  # weights do not matter, time does
+    plain = config.model_copy(update={"init": None, "pretrained": False})  # the weights do not affect the time
     bound = bound_model_of(plain, catalogue, device=config.device, make_module=make_module)
     cohort_size = size(len(names), fraction=config.fraction)
     found = measure(bound, config.image_size, cohort_size=cohort_size // max(1, config.workers))

@@ -1,12 +1,11 @@
-"""Worker processes that play clients.
+"""Worker processes that run clients.
 
-Tensors lie in files that processes share, everything else goes through pipes. A model is written once, whoever it is
-sent to; a worker writes what it answers into files of its own, and is told with its next task which of them it may use
-again.
+Tensors are in shared files, everything else goes through pipes. A model is written once for all clients. A worker
+writes its answers to files of its own, and learns with its next task which of them it may reuse.
 
-Work goes to whoever has least, the longest first, so that no worker is left with a long task at the end. While there
-is plenty, workers have tasks at hand: then nobody waits for this process to get its turn on a busy machine. The less
-is left, the fewer they are given ahead (guided self-scheduling, Polychronopoulos & Kuck 1987).
+Work goes to the worker with the least of it, the longest tasks first, so that no worker is left with a long task at the
+end. While there is plenty, workers have tasks queued, so that none waits for this process on a busy machine. The less
+is left, the fewer tasks are queued (guided self-scheduling, Polychronopoulos & Kuck 1987).
 
 Shapes: S shared values of the model.
 """
@@ -36,12 +35,12 @@ from fedshelf.simulate.vmap import VmapBackend, is_training
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import BatchScore
 
-MOST_AHEAD = 8  # tasks that a worker has at hand beside the one at work; what is small of them fits into a pipe
+MOST_AHEAD = 8  # tasks queued at a worker besides the current one; their small parts fit into a pipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """Build what the setup describes, before the first task needs it. There is no answer."""
+    """Build the setup's objects before the first task needs them. Has no answer."""
 
     setup: Setup
     states: Path | None
@@ -56,7 +55,7 @@ class _RunOne:
 
 @dataclass(frozen=True, kw_only=True)
 class _RunTogether:
-    """A worker's share of a round, to be trained in one computation. The answers come in the same order."""
+    """A worker's share of a round, trained in one computation. Answers come in the same order."""
 
     rounds: tuple[_RunOne, ...]
 
@@ -79,8 +78,14 @@ class _Crashed:
 
 @dataclass(kw_only=True, eq=False)
 class _Worker:
-    """Our side of worker `number`. `tasks` are those it has not answered, which keeps their models' files from being
-    used again; `released` are files of its answers that nobody here needs any more."""
+    """The parent's view of a worker.
+
+    Attributes:
+        number: the worker's number.
+        connection: the parent's end of the pipe.
+        tasks: unanswered tasks; they keep their models' files from being reused.
+        released: files of the worker's answers that are no longer needed here.
+    """
 
     number: int
     connection: Connection
@@ -89,24 +94,24 @@ class _Worker:
 
 
 class WorkerPool:
-    """A backend over `num_workers` processes, and central evaluation shared out among them.
+    """A backend over worker processes, which also share central evaluation.
 
     Args:
-        player: what each worker plays with; here, it answers what needs no worker.
+        runner: the client runner that each worker uses; here, it answers what needs no worker.
         num_workers: at least one.
-        threads: that each client trains with.
-        together: each worker trains its share of a round in one computation (see `simulate.vmap`).
+        threads: training threads per client.
+        together: train each worker's share of a round in one computation (see `simulate.vmap`).
     """
 
     def __init__(self, runner: ClientRunner, num_workers: int, *, threads: int, together: bool = False) -> None:
-        self._player = runner
+        self._runner = runner
         self.together = together
-        self._round: list[_RunOne] = []  # what is to be trained together, until somebody waits for it
+        self._round: list[_RunOne] = []  # to be trained together, until an answer is requested
         self._setup: Setup | None = None
         self._folders = SharedFolders()
         self._files = SharedFiles(self._folders.paths, "models")
         self._mappings = Mappings()
-        self._sizes: dict[str, int] = {}  # training photos, by client
+        self._sizes: dict[str, int] = {}  # number of training photos by client
         self._queue: list[tuple[int, int, _RunOne]] = []
         self._count = 0
         self._answers: deque[tuple[str, ClientMessage]] = deque()
@@ -132,9 +137,10 @@ class WorkerPool:
         self._folders.close()
 
     def submit(self, name: str, message: ServerMessage) -> None:
+        """See `Backend`."""
         if isinstance(message, Setup):
             self._open(message)
-            ready = self._player.ready(name, message)
+            ready = self._runner.ready(name, message)
             if ready is not None:
                 self._completed(name, ready)
                 return
@@ -147,6 +153,7 @@ class WorkerPool:
         self._hand_out()
 
     def next(self) -> tuple[str, ClientMessage] | None:
+        """See `Backend`."""
         self._share_out()
         while not self._answers:
             if not any(worker.tasks for worker in self._workers):
@@ -155,8 +162,13 @@ class WorkerPool:
         return self._answers.popleft()
 
     def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
-        """Score `params` [S] on all test batches, in contiguous shares. A worker's share is its next task: clients that
-        are at work go on (where rounds do not wait for all of them)."""
+        """Evaluate `params` [S] on all test batches in contiguous shares.
+
+        A worker's share is its next task; running clients continue (in rounds that do not wait for all of them).
+
+        Returns:
+            One score per batch.
+        """
         self._open(setup)
         self._scores.clear()
         for share, worker in enumerate(self._workers):
@@ -168,7 +180,7 @@ class WorkerPool:
         return [score for _, scores in sorted(self._scores.items()) for score in scores]
 
     def _collect(self) -> None:
-        """Wait for an answer, take all that are there, and hand out more work."""
+        """Wait for an answer, receive all available ones, and assign more work."""
         for key, _ in self._selector.select():
             worker: _Worker = key.data
             answer = self._receive(worker)
@@ -186,7 +198,7 @@ class WorkerPool:
         if setup != self._setup:
             self._setup = setup
             for worker in self._workers:
-                self._send(worker, _Open(setup=setup, states=self._player.states, models=self._player.models))
+                self._send(worker, _Open(setup=setup, states=self._runner.states, models=self._runner.models))
 
     def _completed(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):
@@ -204,7 +216,7 @@ class WorkerPool:
             self._send(worker, task)
 
     def _share_out(self) -> None:
-        """Equal shares in the order of asking, whoever is idle: who trains beside whom decides the last bits."""
+        """Assign equal shares in the order of dispatch, even if workers are idle: grouping affects the last bits."""
         count = len(self._workers)
         bounds = [len(self._round) * share // count for share in range(count + 1)]
         for worker, start, end in zip(self._workers, bounds, bounds[1:], strict=False):
@@ -236,7 +248,7 @@ class WorkerPool:
         return answer
 
     def _died(self, worker: _Worker) -> WorkerLostError:
-        """What to say of a worker that has ended: for whom it was at work, and by what it was ended."""
+        """Describe a worker that died: its client, and the cause."""
         process = "a worker process"
         match worker.tasks[0] if worker.tasks else None:
             case _RunOne(name=name):
@@ -251,7 +263,7 @@ class WorkerPool:
 
 
 def _work(runner: ClientRunner, folders: Sequence[Path], connection: Connection, number: int) -> None:
-    """A worker's life: one task after the other, until its parent closes the pipe or dies."""
+    """Run a worker: one task after the other, until the parent closes the pipe or dies."""
     keep_freed_memory()
     files, mappings = SharedFiles(folders, f"worker-{number}"), Mappings()
     together = VmapBackend(runner, warn=number == 0)
@@ -267,12 +279,12 @@ def _work(runner: ClientRunner, folders: Sequence[Path], connection: Connection,
             answer = _do(task, runner, together)
         except FedShelfError as error:
             answer = _Crashed(trace=str(error))
-        except Exception:  # noqa: BLE001  whatever it was, the parent must hear of it
+        except Exception:  # noqa: BLE001  the parent must receive any error
             answer = _Crashed(trace=f"a worker process failed:\n{traceback.format_exc()}")
         if answer is not None:
             try:
                 connection.send_bytes(pack(answer, files.write))
-            except (BrokenPipeError, ConnectionResetError):  # the parent has died meanwhile
+            except (BrokenPipeError, ConnectionResetError):  # the parent has died in the meantime
                 return
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: run directory, database, checkpoints, console."""
+"""Everything a run records: run directory, database, checkpoints, and console output."""

@@ -1,6 +1,6 @@
-"""A run as a person watches it: one line per finished round, one per problem, and below them what is going on now.
+"""Live console output of a run: one line per finished round and per problem, and a status line.
 
-Where the output is no terminal (a log file, a service's journal) only the lines are written, plain.
+If the output is not a terminal (a log file, a service's journal), only the lines are written, as plain text.
 """
 
 import statistics
@@ -39,15 +39,15 @@ from fedshelf.reporting.gain_report import figures, verdict
 from fedshelf.reporting.stragglers import StragglerTracker, advice
 from fedshelf.tracking.terminal import make_console, print_line
 
-MOST_NAMED = 20  # clients that are named as they join before the first round
-MOST_MISSING = 5  # stores that a round's line names
+MOST_NAMED = 20  # maximum number of clients named as they join before the first round
+MOST_MISSING = 5  # maximum number of stores named in a round's line
 
 
 class ConsoleSink:
-    """Live progress of a server or a simulation.
+    """Shows the progress of a server or a simulation.
 
     Args:
-        console: where to; standard output if none is given.
+        console: the output; None uses standard output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -58,10 +58,10 @@ class ConsoleSink:
         self._min_clients = 0
         self._seconds: list[float] = []
         self._best_round: int | None = None
-        self._caveats: dict[str, str] = {}  # what accuracies are said with that tell little
-        self._awaited: dict[str, None] = {}  # whose answer is, in the order of names
+        self._caveats: dict[str, str] = {}  # warnings about accuracies that say little
+        self._awaited: dict[str, None] = {}  # clients whose answer is pending, in the order of names
         self._num_counted = 0
-        self._named: set[str] = set()  # whom of this round's cohort a warning has named
+        self._named: set[str] = set()  # clients of this round's cohort that a warning has named
         self._late = StragglerTracker()
 
     def emit(self, event: Event) -> None:
@@ -103,7 +103,7 @@ class ConsoleSink:
                 self._run_ended(event)
 
     def close(self) -> None:
-        """Take the bar away; needed only where no RunEnded came. A second call does nothing."""
+        """Remove the progress bar, which RunEnded also does. Idempotent."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -141,7 +141,7 @@ class ConsoleSink:
         so_far = f"{len(self._joined)} of {counted(self._min_clients, 'store')} needed to start"
         if len(self._joined) > MOST_NAMED and not self._seconds:
             self._show(so_far)
-            return  # a thousand simulated stores are a number, not a thousand lines
+            return  # thousands of simulated stores are shown as a count
         left_out = f", {counted(event.num_left_out, 'photo')} left out" if event.num_left_out else ""
         self._say(
             f"{event.client} joined: {counted(event.num_train, 'training photo')}, "
@@ -173,7 +173,7 @@ class ConsoleSink:
         if is_complete:
             self._show(f"{so_far}evaluating the new model")
             return
-        line = f"{so_far}waiting for "  # of asynchronous rounds, it is not known who comes next
+        line = f"{so_far}waiting for "  # in asynchronous rounds, the next client is unknown
         self._show(line + (_some(self._awaited, width=self._console.width - cell_len(line)) or "more uploads"))
 
     def _round_void(self, event: RoundVoid) -> None:
@@ -210,7 +210,7 @@ class ConsoleSink:
             self._bar.advance_to(event.round, left=f"{duration(left)} left")
 
     def _warn_of_others(self, round: int, clients: tuple[Participation, ...]) -> None:
-        """Who answered badly was named when the answer came; those who never did are named when the round ends."""
+        """Warn about clients that did not answer; invalid answers were reported on arrival."""
         for client in clients:
             if client.status is not ClientStatus.COUNTED and client.client not in self._named:
                 self._warn_of(round, client.client, client.status, client.reason)
@@ -241,7 +241,7 @@ class ConsoleSink:
     def _run_ended(self, event: RunEnded) -> None:
         self.close()
         if event.status is RunStatus.FAILED:
-            return  # the error itself says it: the command prints that
+            return  # the command prints the error
         best = f", best round {self._best_round}" if self._best_round is not None else ""
         reason = f": {event.reason}" if event.reason else ""
         style = "bold green" if event.status is RunStatus.FINISHED else "bold yellow"
@@ -259,7 +259,7 @@ class ConsoleSink:
 
 
 def _some(names: Iterable[str], *, most: int | None = None, width: int | None = None) -> str:
-    """The first `most` names, or those that find a place in `width` cells, and how many more there are."""
+    """Return the first `most` names, or those that fit in `width` cells, and the number of the rest."""
     names = list(names)
     for kept in range(min(most or len(names), len(names)), 0, -1):
         more = f" and {len(names) - kept} more" if kept < len(names) else ""
@@ -270,7 +270,7 @@ def _some(names: Iterable[str], *, most: int | None = None, width: int | None = 
 
 
 class _Bar(Progress):
-    """What is going on now, in a line below the others, and how many rounds are done; terminals only."""
+    """A status line and a progress bar of rounds at the bottom; terminals only."""
 
     def __init__(self, console: Console) -> None:
         self._status = Text(no_wrap=True, overflow="ellipsis")
@@ -285,7 +285,7 @@ class _Bar(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The status line, and the bar."""
+        """Return the status line and the bar."""
         yield self._status
         yield self.make_tasks_table(self.tasks)
 
@@ -297,10 +297,10 @@ class _Bar(Progress):
         self.start()
 
     def show(self, status: str) -> None:
-        """Say what is going on now."""
+        """Set the status line."""
         self._status.plain = printable(status)
 
     def advance_to(self, done: int, *, left: str) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self._task is not None:
             self.update(self._task, completed=done, left=left)

@@ -1,11 +1,10 @@
-"""The run database: what happened in each round, who took part, who did not and why.
+"""The run database: what happened in each round, which clients took part, and why others did not.
 
-SQLite with a write-ahead log: the one writer is never held up by readers, nor they by it. Each event (or several that
-are given together) is one short transaction. A power cut may take the last few events with it, but no finished round:
-its transaction is fsynced.
+SQLite with a write-ahead log: readers do not block the single writer, nor it them. Each event, or group of events, is
+one short transaction. A power failure may lose the last few events but no finished round, whose transaction is fsynced.
 
-Emit `RoundFinished` *before* the round's checkpoint is saved. A crash between the two then repeats the round, and the
-repetition replaces it here; the other way round it would be missing.
+Emit `RoundFinished` *before* the round's checkpoint is saved. After a crash between the two, the round is repeated and
+replaces the first record; in the opposite order, it would be missing.
 """
 
 import dataclasses
@@ -66,24 +65,23 @@ CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT N
 
 
 class RunDatabase:
-    """Writes events down; may be called from any thread.
+    """Records events. Thread-safe.
 
     Args:
-        path: made if it is missing.
-        now: seconds since 1970; what the rows are stamped with.
+        path: the file; created if it does not exist.
+        now: returns the time in seconds since 1970, for the rows' time stamps.
+
+    Raises:
+        RunError: the file cannot be written, is not a run database, or is from a newer FedShelf.
     """
 
     def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
-        """
-        Raises:
-            RunError: the file cannot be written, is no run database, or is of a newer FedShelf.
-        """
         make_folder(path.parent)
         self._path = path
         self._now = now
         self._lock = threading.Lock()
         with self._explained():
-            # Transactions are begun by hand; the lock keeps threads apart.
+            # Transactions are started explicitly; a lock serializes threads.
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
         try:
             with self._explained():
@@ -93,18 +91,18 @@ class RunDatabase:
             raise
 
     def emit(self, event: Event) -> None:
-        """Write one event down; the same event again changes no table but the list of events.
+        """Record an event. Repeating an event changes only the table of events.
 
         Raises:
-            RunError: the disk is full, ...
+            RunError: the database cannot be written, for example on a full disk.
         """
         self.emit_all([event])
 
     def emit_all(self, events: Sequence[Event]) -> None:
-        """Write events down in order, in one transaction: all of them or none.
+        """Record events in order, in one transaction.
 
         Raises:
-            RunError: the disk is full, ...
+            RunError: the database cannot be written, for example on a full disk.
         """
         durable = any(isinstance(event, RoundFinished | StoresCompared | RunEnded) for event in events)
         with self._lock, self._explained(), self._transaction(durable=durable):
@@ -113,9 +111,9 @@ class RunDatabase:
                 self._write(event, now)
 
     def close(self) -> None:
-        """Fold the log into the file, so that a copy of the file alone is whole and can be read anywhere."""
+        """Merge the log into the file, so that the file can be copied and read on its own."""
         with self._lock:
-            # A reader may be looking: then the log stays beside the file, which is as good on this machine.
+            # With a reader active, the log stays as a separate file, which is equivalent on this machine.
             with suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA busy_timeout = 0")
                 self._connection.execute("PRAGMA journal_mode = DELETE")
@@ -188,7 +186,7 @@ class RunDatabase:
         self._participations(event.round, event.attempt, event.clients)
 
     def _round_void(self, event: RoundVoid, now: float) -> None:
-        # A round finished, lost with its checkpoint, and void when repeated: it is no longer finished.
+        # A round that finished, lost its checkpoint, and is void when repeated is no longer finished.
         self._connection.execute("DELETE FROM rounds WHERE round = ? AND attempt = ?", (event.round, event.attempt))
         self._replace("void_attempts", round=event.round, attempt=event.attempt, reason=event.reason, time=now)
         self._participations(event.round, event.attempt, event.clients)
@@ -224,14 +222,14 @@ class RunDatabase:
         self._put("INSERT OR REPLACE", table, values)
 
     def _put(self, verb: str, table: str, values: dict[str, str | float | None]) -> None:
-        """Names of tables and columns are this module's own, never data."""
+        """Insert or replace a row. Names of tables and columns are constants of this module, never data."""
         finite = [records.finite(value) if isinstance(value, float) else value for value in values.values()]
         marks = ", ".join("?" * len(values))
         self._connection.execute(f"{verb} INTO {table} ({', '.join(values)}) VALUES ({marks})", finite)
 
     @contextmanager
     def _transaction(self, *, durable: bool) -> Iterator[None]:
-        """With a write-ahead log, FULL fsyncs when the transaction commits, NORMAL leaves that to the system."""
+        """Run a transaction. With a write-ahead log, FULL fsyncs at commit; NORMAL leaves that to the system."""
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         self._connection.execute("BEGIN IMMEDIATE")
         try:

@@ -1,4 +1,4 @@
-"""What a run's database tells, read while the run goes on. Nothing here writes."""
+"""Read-only queries of a run's database, also while the run is active."""
 
 import dataclasses
 import json
@@ -20,7 +20,18 @@ UNEXPLAINED = "its process ended without saying why: it was killed, ran out of m
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientSummary:
-    """One cohort member's round; see `core.events.Participation`."""
+    """One client's part in a round; see `core.events.Participation`.
+
+    Attributes:
+        client: the client's name.
+        status: how the round ended for it.
+        reason: why it was not counted, or how its upload was modified; empty if neither.
+        num_examples: number of its training photos.
+        accuracy: validation accuracy, a fraction.
+        staleness: number of model versions its upload was behind (asynchronous rounds).
+        batch_size: its batch size.
+        client_lr: its learning rate.
+    """
 
     client: str
     status: ClientStatus
@@ -34,7 +45,20 @@ class ClientSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundSummary:
-    """One finished round; see `core.events.RoundFinished`. `best_so_far` is the best round when it ended."""
+    """One finished round; see `core.events.RoundFinished`.
+
+    Attributes:
+        round: the round.
+        train_loss: mean training loss.
+        accuracy: validation accuracy over the stores, a fraction.
+        central_accuracy: accuracy on the server's test photos, a fraction.
+        seconds: duration.
+        bytes_up: bytes received from clients.
+        bytes_down: bytes sent to clients.
+        best_so_far: the best round when this one ended.
+        virtual_seconds: virtual time of a simulation.
+        clients: the cohort.
+    """
 
     round: int
     train_loss: float | None
@@ -50,7 +74,15 @@ class RoundSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreSummary:
-    """What became of the run at one store; see `core.events.StoreComparison`."""
+    """One store's comparison; see `core.events.StoreComparison`.
+
+    Attributes:
+        client: the store's name.
+        best: the model that it keeps.
+        accuracies: accuracy by model, a fraction.
+        on_test: whether the models were compared on test photos instead of validation photos.
+        reason: why there is no comparison.
+    """
 
     client: str
     best: Candidate | None
@@ -61,7 +93,14 @@ class StoreSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoidAttempt:
-    """An attempt that ended without a quorum, and how each member of its cohort ended it."""
+    """An attempt without a quorum.
+
+    Attributes:
+        round: the round.
+        attempt: the attempt.
+        reason: why it is void.
+        clients: how it ended for each client of the cohort.
+    """
 
     round: int
     attempt: int
@@ -71,7 +110,23 @@ class VoidAttempt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
-    """A run as it stands. What is not known yet is None. `started` is in seconds since 1970."""
+    """A run's current state; unknown values are None.
+
+    Attributes:
+        run_id: the run's id.
+        status: the run's status.
+        reason: why it has this status.
+        rounds: the finished rounds.
+        best_round: the best round so far.
+        num_parameters: number of the model's parameters.
+        num_rounds: number of rounds planned.
+        started: start time in seconds since 1970.
+        voids: attempts without a quorum.
+        stores: the stores' comparisons.
+        num_classes: number of classes.
+        num_test: number of test photos at the server.
+        num_test_left_out: number of test photos of classes that no client has.
+    """
 
     run_id: str
     status: RunStatus
@@ -88,7 +143,7 @@ class RunSummary:
     num_test_left_out: int = 0
 
     def to_record(self) -> dict[str, Any]:
-        """What `fedshelf runs show --json` prints. Scripts rely on these keys: drop none."""
+        """Return the output of `fedshelf runs show --json`. Scripts rely on these keys: do not remove any."""
         return {
             "run_id": self.run_id,
             "status": self.status.value,
@@ -111,7 +166,13 @@ class RunSummary:
 
 
 def run_summary(path: Path) -> RunSummary:
-    """Read the run in folder `path`.
+    """Read a run.
+
+    Args:
+        path: the run's directory.
+
+    Returns:
+        The run's current state.
 
     Raises:
         RunError: there is no run, or its database cannot be read.
@@ -122,7 +183,7 @@ def run_summary(path: Path) -> RunSummary:
         return _summary(directory, alive=alive)
     with _reading(directory.database) as connection:
         if not _has_table(connection, "run"):
-            return _summary(directory, alive=alive)  # killed while it was being made
+            return _summary(directory, alive=alive)  # killed while it was being created
         run = connection.execute("SELECT * FROM run").fetchone()
         clients = _clients(connection)
         rounds, voids, stores = _rounds(connection, clients), _voids(connection, clients), _stores(connection)
@@ -213,7 +274,7 @@ def _rounds(connection: sqlite3.Connection, clients: _Clients) -> tuple[RoundSum
 
 
 def _stores(connection: sqlite3.Connection) -> tuple[StoreSummary, ...]:
-    if not _has_table(connection, "stores"):  # an older FedShelf's
+    if not _has_table(connection, "stores"):  # created by an older FedShelf
         return ()
     return tuple(
         StoreSummary(
@@ -260,7 +321,7 @@ def _client_record(client: ClientSummary) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that sees one moment of the run."""
+    """Open a connection with a consistent snapshot of the run."""
     try:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None)) as connection:

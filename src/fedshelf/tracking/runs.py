@@ -1,4 +1,4 @@
-"""The folder of all runs: finding one by name, and the one to go on with."""
+"""Finds runs: by name, or the one to resume."""
 
 import logging
 from pathlib import Path
@@ -14,8 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_runs(root: Path) -> tuple[RunDirectory, ...]:
-    """All runs directly below `root`, oldest first; none where there is no such folder. One whose identity cannot be
-    read is passed over with a warning."""
+    """Return all runs directly below `root`, oldest first; empty if there is no such folder.
+
+    A run whose identity cannot be read is skipped with a warning.
+    """
     if not root.is_dir():
         return ()
     found = []
@@ -29,13 +31,17 @@ def find_runs(root: Path) -> tuple[RunDirectory, ...]:
 
 
 def find_resumable(root: Path, config_digest: str) -> RunDirectory | None:
-    """The newest run below `root` of this configuration that has not finished, or None.
+    """Return the newest unfinished run with this configuration, or None.
 
-    It may be running now: then taking its lock fails and says so. To pass over it would start a second run that the
-    next restart goes on with instead of the first.
+    The run may be active; taking its lock then fails with an explanation. Skipping it would start a second run, which
+    the next restart would resume instead of the first.
+
+    Args:
+        root: the folder of all runs.
+        config_digest: the configuration's digest.
 
     Raises:
-        RunError: its database cannot be read.
+        RunError: a run's database cannot be read.
     """
     for run in reversed(find_runs(root)):
         if run.config_digest == config_digest and run_summary(run.path).status is not RunStatus.FINISHED:
@@ -44,10 +50,17 @@ def find_resumable(root: Path, config_digest: str) -> RunDirectory | None:
 
 
 def resolve_run(name: str, root: Path) -> RunDirectory:
-    """The run that a person means: its folder, its id, or the beginning of its id below `root`.
+    """Find a run by its folder, its id, or a prefix of its id.
+
+    Args:
+        name: the user's input.
+        root: the folder of all runs.
+
+    Returns:
+        The run's directory.
 
     Raises:
-        UsageError: there is none, or there are several.
+        UsageError: there is no such run, or several match.
         RunError: `name` is a folder without a run.
     """
     runs = find_runs(root)

@@ -1,4 +1,4 @@
-"""Several sinks as one, and the sink that programs read."""
+"""Combines several sinks, and writes events as JSON."""
 
 import logging
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 class Sinks:
-    """Passes each event to all sinks, the required ones first, in order.
+    """Passes each event to all sinks in order, the required ones first.
 
     Args:
-        required: the run database, say: a run that cannot be written down must not go on, so their errors are
-            the caller's.
-        optional: a console, say: one that fails is named in the log once and left out from then on.
+        required: sinks whose errors propagate, such as the run database: a run that cannot be recorded must not
+            continue.
+        optional: sinks such as a console; one that fails is logged once and then skipped.
     """
 
     def __init__(self, *, required: Sequence[MetricSink] = (), optional: Sequence[MetricSink] = ()) -> None:
@@ -25,10 +25,10 @@ class Sinks:
         self._optional = list(optional)
 
     def emit(self, event: Event) -> None:
-        """Pass it on.
+        """Pass an event to all sinks.
 
         Raises:
-            RunError: a required sink cannot write it down.
+            RunError: a required sink cannot record it.
         """
         for sink in self._required:
             sink.emit(event)
@@ -41,11 +41,16 @@ class Sinks:
 
 
 class JsonLinesSink:
-    """One event a line, as JSON, at once."""
+    """Writes each event immediately as one line of JSON.
+
+    Args:
+        stream: the output.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def emit(self, event: Event) -> None:
+        """Write an event."""
         self._stream.write(records.to_json(event, ascii=True) + "\n")
         self._stream.flush()

@@ -1,8 +1,8 @@
-"""Where text for a person goes, and how wide it is.
+"""Text output for the user, and its width.
 
-On a terminal, lines break between words and colors are used (not with `NO_COLOR` or `TERM=dumb`). Anywhere else (a
-pipe, a file, the journal of a service) there are no colors and no cursor movements, and one line stays one line.
-Nothing in the text is taken for markup, and nothing in it can move the cursor.
+On a terminal, lines wrap between words and colors are used (unless `NO_COLOR` or `TERM=dumb` is set). Elsewhere (a
+pipe, a file, a service's journal) there are no colors or cursor movements, and lines are not wrapped. Text is never
+interpreted as markup, and control characters in it are escaped.
 """
 
 import logging
@@ -17,19 +17,19 @@ from rich.text import Text
 
 from fedshelf.core.text import printable
 
-GLUE = "\ue000"  # a blank at which no line breaks
-UNLIMITED = 10_000  # columns of what is no terminal
+GLUE = "\ue000"  # a non-breaking space
+UNLIMITED = 10_000  # columns where the output is not a terminal
 _LEVELS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on one of the standard streams. The width is `COLUMNS`, else the terminal's; a pipe has none.
+    """Create a console whose width is `COLUMNS`, or else the terminal's; unlimited for a pipe.
 
     Args:
-        stderr: standard error instead of standard output.
+        stderr: use standard error instead of standard output.
 
     Returns:
-        A console that prints text as it is, without markup.
+        A console that prints text without interpreting markup.
     """
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     columns = os.environ.get("COLUMNS", "")
@@ -39,7 +39,7 @@ def make_console(*, stderr: bool = False) -> Console:
         force_terminal=is_terminal,
         color_system="auto" if is_terminal and not os.environ.get("NO_COLOR") else None,
         width=width,
-        height=width and 25,  # without a height, rich takes a dumb terminal for 80 columns wide
+        height=width and 25,  # without a height, rich assumes 80 columns for a dumb terminal
         markup=False,
         emoji=False,
         highlight=False,
@@ -47,15 +47,14 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def print_line(console: Console, line: str, *, label: str = "", style: str = "", label_style: str = "") -> None:
-    """Print one line of text. On a terminal it breaks between words; a word that is too long (a path, a flag) stands
-    whole on a line of its own.
+    """Print one line of text. On a terminal it wraps between words; a longer word (a path, a flag) is on its own line.
 
     Args:
-        console: where to.
-        line: the text; control characters in it are shown, not sent.
-        label: what stands before it, such as `warning: `.
-        style: how the text looks.
-        label_style: how the label looks.
+        console: the output.
+        line: the text; control characters are escaped.
+        label: a prefix, such as `warning: `.
+        style: the text's style.
+        label_style: the label's style.
     """
     text = label + printable(line)
     for part in wrapped(text, console.width) if console.is_terminal else [text]:
@@ -66,9 +65,9 @@ def print_line(console: Console, line: str, *, label: str = "", style: str = "",
 
 
 def wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
-    """`text` in lines of at most `width` cells, broken at blanks only; a longer word stands on a line of its own."""
+    """Wrap `text` at spaces into lines of at most `width` cells; a longer word is on its own line."""
     line = ""
-    for word in re.findall(" *[^ ]+", text):  # with the blanks before it
+    for word in re.findall(" *[^ ]+", text):  # with its leading spaces
         if line and cell_len(line + word) > width:
             yield line.replace(GLUE, " ")
             line = indent + word.lstrip(" ")
@@ -78,7 +77,7 @@ def wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
 
 
 def continued(command: str, width: int, indent: str = "") -> Iterator[str]:
-    """A command in lines of at most `width` cells that can be pasted: all but the last end with a backslash."""
+    """Wrap a command into lines of at most `width` cells that can be pasted: all but the last end with a backslash."""
     line, begin = indent + command, len(indent) + 4
     while cell_len(line) > width and " " in line[begin : width - 1]:
         end = max(line.rfind(" --", begin, width - 1), 0) or line.rindex(" ", begin, width - 1)
@@ -88,15 +87,15 @@ def continued(command: str, width: int, indent: str = "") -> Iterator[str]:
 
 
 class LogHandler(logging.Handler):
-    """Log records as lines on standard error. They have no time of their own: a service's journal adds it."""
+    """Writes log records to standard error, without a time stamp: a service's journal adds one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record, its traceback (if any) line by line."""
+        """Print the record and its traceback, if any, line by line."""
         label, style = _LEVELS.get(min(record.levelno, logging.ERROR), ("", ""))
         try:
             console = make_console(stderr=True)
             for line in self.format(record).splitlines():
                 print_line(console, line, label=label, label_style=style)
                 label = ""
-        except Exception:  # noqa: BLE001  as logging's own handlers: a message must not end what it is about
+        except Exception:  # noqa: BLE001  as in logging's own handlers: a failing log message must not stop the program
             self.handleError(record)

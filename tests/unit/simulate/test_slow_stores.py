@@ -391,7 +391,7 @@ def test_an_asynchronous_run_is_the_same_whoever_computes(asynchronous: RunDirec
 
 
 def test_stores_that_all_diverge_end_an_asynchronous_simulation() -> None:
-    with pytest.raises(RunError, match="void 10 times in a row"):
+    with pytest.raises(RunError, match=r"no client is left.*lower --client-lr"):
         simulate("abc", Path("r"), algorithm="fedbuff", buffer_size=2, client_lr=1e30, gradient_clip=0.0)
 
 

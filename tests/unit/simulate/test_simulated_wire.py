@@ -8,8 +8,8 @@ import torch
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, ServerMessage, TaskKey, Upload
 from fedshelf.serialization import messages as payload
 from fedshelf.simulate.simulated_wire import Sizes
-from fedshelf.simulate.transport import LocalTransport
-from fedshelf.simulate.virtual import Durations
+from fedshelf.simulate.virtual import Dropout, Durations
+from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 
 
 class Nobody:
@@ -28,7 +28,7 @@ def broadcast(round: int, params: torch.Tensor, counted: int | None = None) -> B
 
 
 def test_a_model_is_not_kept_for_stores_that_were_sent_it_long_ago() -> None:
-    transport, model = LocalTransport(Nobody(), (), Durations()), torch.zeros(10)
+    transport, model = VirtualTimeTransport(Nobody(), (), Durations(), Dropout()), torch.zeros(10)
     transport.send("lyon", broadcast(1, model))
     gone = weakref.ref(model)
     del model
@@ -38,7 +38,10 @@ def test_a_model_is_not_kept_for_stores_that_were_sent_it_long_ago() -> None:
 
 
 def test_a_model_that_a_store_has_is_not_sent_again() -> None:
-    transport, models = LocalTransport(Nobody(), (), Durations()), [torch.zeros(1_000), torch.zeros(1_000)]
+    transport, models = (
+        VirtualTimeTransport(Nobody(), (), Durations(), Dropout()),
+        [torch.zeros(1_000), torch.zeros(1_000)],
+    )
     sent = [transport.send("lyon", broadcast(1, models[number])) for number in (0, 0, 1, 0)]
     assert [num_bytes > 4_000 for num_bytes in sent] == [True, False, True, True]
     assert transport.send("oslo", broadcast(1, models[0])) > 4_000
