@@ -1,5 +1,6 @@
 """What all tests share: nothing of theirs lands in the user's own directories, and one thread computes."""
 
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from tests.examples import USUAL
 torch.set_num_threads(1)
 settings.register_profile("fedshelf", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("fedshelf"), max_examples=10 * USUAL)
+
+# Jobs that a shell runs in the background ignore Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

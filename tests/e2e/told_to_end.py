@@ -30,9 +30,9 @@ def main(ending: str) -> None:
         "open files": len([fd for fd in range(256) if is_open(fd)]),
     }
     print("to standard error", file=sys.stderr)
-    print(json.dumps(found), flush=True)
     atexit.register(print, "at the end")
     threading.Thread(target=print_after_main).start()
+    print(json.dumps(found), flush=True)  # from now on a signal may come
     match ending:
         case "raises":
             raise ValueError("as told")
