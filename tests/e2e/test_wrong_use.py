@@ -120,7 +120,7 @@ def test_damaged_photos_are_the_reason_at_both_ends_and_a_name_of_any_bytes_take
     whole = pair.client("store-2")
     assert server.end() == 0, server.text()
     assert [clients[1].end(), whole.end()] == [0, 0]
-    assert statuses(pair.show(pair.root / "run"), 1) == {r"magasin-caf\xe9": "counted", "store-2": "counted"}
+    assert statuses(pair.show(pair.root / "run"), 1) == {r"magasin-caf\xe9": "counted", "store-2-2": "counted"}
 
 
 def test_numbers_without_bound_do_not_end_the_server(pair: Site) -> None:

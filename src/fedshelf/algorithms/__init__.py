@@ -1,1 +1,1 @@
-"""One paper, one file, both halves."""
+"""Federated algorithms: one file per paper, with the client's and the server's half."""

@@ -1,7 +1,7 @@
-"""Folding the spooled uploads of a round: in the order of client names, in coordinate blocks.
+"""Aggregation of a round's spooled uploads, in the order of client names and in coordinate blocks.
 
-So the order of arrival changes not one bit, and server memory does not grow with the cohort: an upload is read
-from where it is spooled, block by block.
+The result is therefore bit for bit independent of the order of arrival, and server memory does not grow with the
+cohort: uploads are read from the spool block by block.
 
 Shapes: S shared values, b values of a block.
 """
@@ -17,12 +17,17 @@ from fedshelf.algorithms.base import Aggregate, Reducer
 from fedshelf.algorithms.reduce import Aggregator, Parts, Screen, Verdict
 from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, Upload
 
-BLOCK = 1 << 18  # values: large enough to be worth two threads, small enough for the third-level cache
-SCALED = 1 << 24  # values of scaled blocks, which are copies, at once, however many uploads there are
+BLOCK = 1 << 18  # values: large enough for two threads, small enough for the third-level cache
+SCALED = 1 << 24  # values of scaled blocks (copies) in memory at once, for any number of uploads
 
 
 class Combination(NamedTuple):
-    """What uploads amount to, and what the screens found about each of them."""
+    """The aggregate of uploads, and the screens' verdict on each.
+
+    Attributes:
+        aggregate: the aggregate.
+        verdicts: one per upload.
+    """
 
     aggregate: Aggregate
     verdicts: Sequence[Verdict]
@@ -32,15 +37,15 @@ def combine(
     uploads: Sequence[Upload], weights: Sequence[float], aggregator: Aggregator, *, num_trainable: int,
     statistics: Sequence[Tensor] | None = None,
 ) -> Combination:  # fmt: skip
-    """What `uploads` (in the order of client names) amount to.
+    """Aggregate `uploads` (in the order of client names).
 
     Args:
-        uploads: checked ones.
-        weights: of the deltas, positive; what uploads carry beside them counts alike.
-        aggregator: how they become one. Uploads that it leaves out are left out whole, with what they carry beside
-            their deltas, and the weights of the others are normalized without them.
+        uploads: validated uploads.
+        weights: positive weights of the deltas; the algorithm's auxiliary vectors are weighted equally.
+        aggregator: aggregates the uploads. Uploads that it leaves out are ignored as a whole, including their auxiliary
+            vectors, and the weights of the others are normalized without them.
         num_trainable: T of the layout.
-        statistics: [S - T] each, in place of those of the deltas.
+        statistics: [S - T] each, instead of those of the deltas.
     """
     aggregator = aggregator.suited_to(len(uploads))
     parts = _parts(uploads, num_trainable)
@@ -69,17 +74,24 @@ def combine(
 
 
 def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
-    """`upload` as the configured work, of which `share` was done, would have made it: its trainable part, divided by
-    that (`scheduling.workload` says why). Statistics and what travels beside the delta are means already: they stay."""
+    """Scale an upload's trainable part from the `share` of work done to the configured work.
+
+    Statistics and auxiliary vectors are means already, and are unchanged. See `scheduling.workload`.
+
+    Args:
+        upload: the upload.
+        share: length of its training, as a multiple of the configured.
+        num_trainable: T of the layout.
+    """
     if share == 1:
         return upload
     delta, largest = upload.delta.clone(), torch.finfo(upload.delta.dtype).max
-    delta[:num_trainable].div_(share).clamp_(-largest, largest)  # what came in finite stays so
+    delta[:num_trainable].div_(share).clamp_(-largest, largest)  # keeps finite values finite
     return upload.with_vectors(delta=delta)
 
 
 def stretched(aggregate: Aggregate, length: float) -> Aggregate:
-    """`aggregate`, made of normalized uploads, with a trainable part of the `length` that the round's mean work has."""
+    """Scale the trainable part of an aggregate of normalized uploads to the `length` of the round's mean work."""
     if length == 1:
         return aggregate
     delta = aggregate.delta.clone()
@@ -94,12 +106,12 @@ def fold(
     """Reduce `deltas` (each [S], in the order of client names) to one vector [S].
 
     Args:
-        deltas: may be views of files; they are read once, in blocks.
-        weights: unnormalized, positive.
-        reducer: works on one block.
-        factors: what each of the deltas is multiplied by first.
-        into: where the result is written; a new vector if it is not given.
-        block: values at once.
+        deltas: may be views of files; read once, in blocks.
+        weights: positive, not normalized.
+        reducer: reduces one block.
+        factors: factor on each delta before reduction.
+        into: output vector; by default a new one.
+        block: values per block.
     """
     total = sum(weights)
     normalized = [weight / total for weight in weights]
@@ -115,7 +127,7 @@ def fold(
 
 
 def _parts(uploads: Sequence[Upload], num_trainable: int) -> dict[str, Sequence[Tensor]]:
-    """The uploads' vectors part by part, without copying."""
+    """The uploads' vectors by part, without copying."""
     return {
         TRAINABLE: [upload.delta[:num_trainable] for upload in uploads],
         STATISTICS: [upload.delta[num_trainable:] for upload in uploads],
@@ -124,7 +136,7 @@ def _parts(uploads: Sequence[Upload], num_trainable: int) -> dict[str, Sequence[
 
 
 def _screen(parts: Parts, screens: Sequence[Screen], num_uploads: int) -> list[Verdict]:
-    """What `screens`, one after the other, find about each upload."""
+    """Apply `screens` in order, and return the verdict on each upload."""
     verdicts = [Verdict()] * num_uploads
     for screen in screens:
         kept = [i for i, verdict in enumerate(verdicts) if not verdict.left_out]
@@ -137,8 +149,7 @@ def _screen(parts: Parts, screens: Sequence[Screen], num_uploads: int) -> list[V
 
 
 def weighted(pairs: Iterable[tuple[float | None, float]]) -> float | None:
-    """The weighted mean of the values that are there, of (value, weight), added up in this order; None if there are
-    none."""
+    """The weighted mean of (value, weight) pairs with a value, summed in this order; None if there are none."""
     known = [(value, weight) for value, weight in pairs if value is not None]
     total = sum(weight for _, weight in known)
     return sum(value * weight for value, weight in known) / total if total else None

@@ -1,4 +1,4 @@
-"""What an algorithm is: a handful of functions on core types, data in, data out; and the settings that several share.
+"""The interface of an algorithm: a few pure functions on core types, and the settings that several share.
 
 Shapes: S shared values of which the first T are trainable, b values of a coordinate block.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, TypeAlias
 
 from fedshelf.core.settings import Scope, Setting
 
-if TYPE_CHECKING:  # to be imported from here, for type checkers again
+if TYPE_CHECKING:  # re-exported for type checkers
     from torch import Tensor as Tensor
 
     from fedshelf.core.messages import Broadcast as Broadcast
@@ -26,20 +26,21 @@ SERVER_MOMENTUM = Setting(key="server_momentum", help="Momentum of the server's 
 BUFFER_SIZE = Setting(key="buffer_size", help="Uploads per version.", ge=1, scope=Scope.SERVER)
 
 Reducer: TypeAlias = "Callable[[Sequence[Tensor], Sequence[float]], Tensor]"
-"""Reduce one coordinate block: rows [b] of the clients counted, in the order of their names, and their weights
-(which sum to one) to the block's value [b]."""
+"""Reduces one coordinate block: takes the rows [b] of the counted clients, in the order of their names, and their
+weights (which sum to one), and returns the block's value [b].
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Aggregate:
-    """What the clients counted amount to.
+    """The aggregate of the counted clients.
 
     Attributes:
-        delta: [S], by the algorithm's weights.
-        num_clients: how many they were.
-        num_trainable: T: the rest of `delta` is batch-norm statistics.
-        mean_weight: of the weights before they were normalized; what they say beside their proportions.
-        auxiliary: [T] each: the plain means of the vectors that the uploads carried beside their deltas.
+        delta: [S], weighted by the algorithm.
+        num_clients: number of counted clients.
+        num_trainable: T; the rest of `delta` is batch-norm statistics.
+        mean_weight: mean weight before normalization.
+        auxiliary: [T] each, the plain means of the uploads' auxiliary vectors.
     """
 
     delta: Tensor
@@ -50,36 +51,43 @@ class Aggregate:
 
 
 def stepped(params: Tensor, aggregate: Aggregate, step: Tensor) -> Tensor:
-    """The next model [S]: `params` [S] with `step` [T] added to the trainable values; batch-norm statistics move by
-    their mean change."""
+    """The next model [S].
+
+    Args:
+        params: the current model [S].
+        aggregate: batch-norm statistics move by its mean change.
+        step: [T], added to the trainable values.
+    """
     change = aggregate.delta.clone()
     change[: aggregate.num_trainable] = step
     return params + change
 
 
 def polynomial(staleness: int, exponent: float) -> float:
-    """(1 + staleness)^-exponent: what an upload is worth that was trained on a model `staleness` versions old (Xie et
-    al. 2019, section 5.2; with exponent 1/2, Nguyen et al. 2022)."""
+    """(1 + staleness)^-exponent: the weight of an upload trained on a model `staleness` versions old.
+
+    Source: Xie et al. 2019, section 5.2; with exponent 1/2, Nguyen et al. 2022.
+    """
     return float((1 + staleness) ** -exponent)
 
 
 class Algorithm(Protocol):
-    """One paper: its client half and its server half. How uploads become one is another matter (`Aggregator`).
+    """An algorithm's client half and server half. How uploads are aggregated is separate (`Aggregator`).
 
-    What a subclass does not say otherwise is as in averaging: plain local training, weighted by photos.
+    The defaults are those of averaging: plain local training, weighted by photos.
     """
 
     @property
     def auxiliary(self) -> tuple[str, ...]:
-        """Names of the vectors [T] that an upload carries beside the delta; any other is refused."""
+        """Names of the auxiliary vectors [T] that an upload carries; any other is refused."""
         return ()
 
     def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
-        """The vectors [T] that go out with the model to those who train."""
+        """The vectors [T] that are sent with the model to clients that train."""
         return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        """What a client sends, and the state that it has once that is counted."""
+        """Train at the client; return the upload, and the state to commit once it is counted."""
         return trainer.upload(broadcast), state
 
     def weight(self, upload: Upload, staleness: int) -> float:
@@ -87,20 +95,20 @@ class Algorithm(Protocol):
         return float(upload.num_examples)
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
-        """The state with the new model; pure. `population` counts the clients that could have been drawn."""
+        """The state with the new model (pure); `population` is the number of clients that the cohort was drawn from."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asynchronous:
-    """What else an algorithm has whose server does not wait for a cohort (`rounds.buffered`).
+    """Settings of an algorithm whose server does not wait for a cohort (`rounds.buffered`).
 
     Attributes:
-        buffer_size: uploads that make the next version.
-        exponent: of staleness.
-        max_staleness: versions that an upload may be old; None: any number.
-        relative_to_present: whether a delta means local minus the present model, not minus the one that the client
-            began with.
+        buffer_size: uploads per version.
+        exponent: exponent of staleness.
+        max_staleness: limit of an upload's staleness in versions; None: no limit.
+        relative_to_present: whether a delta is taken relative to the current model instead of the model that the client
+            started from.
     """
 
     buffer_size: Annotated[int, BUFFER_SIZE] = 1

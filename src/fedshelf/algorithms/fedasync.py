@@ -9,9 +9,9 @@
 
 with the polynomial s(t - tau) = (1 + t - tau)^-a (the paper's section 5.2).
 
-Differs from the paper: clients return the difference to x_tau, from which the server makes x_new - x_t (line 4 is
-x_t + alpha_t · (x_new - x_t)); staleness is counted from zero for an upload that nobody was faster than; the proximal
-term acts on trainable values, not on batch-norm statistics, which are mixed like weights.
+Differs from the paper: clients return the difference to x_tau, from which the server computes x_new - x_t (line 4 is
+x_t + alpha_t · (x_new - x_t)); staleness is zero for an upload that no other overtook; the proximal term acts on
+trainable values, not on batch-norm statistics, which are mixed like weights.
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FedAsync(Asynchronous, Algorithm):
-    """A version for every upload, mixed in by `alpha`; `exponent` is that of staleness (a), `rho` holds local training
-    near the model that it began with."""
+    """FedAsync: one version per upload.
+
+    Attributes:
+        alpha: mixing weight.
+        rho: strength of the proximal term.
+        exponent: exponent of staleness (a).
+    """
 
     alpha: Annotated[float, SERVER_LR] = 0.6
     rho: Annotated[float, MU] = 0.01

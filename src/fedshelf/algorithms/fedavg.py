@@ -7,10 +7,10 @@ Algorithm 1.
      3    each k in S_t: delta_k (in parallel)           7    w <- w - eta · grad l(w; b)
      4    w_{t+1} <- w_t + sum_k n_k/n · delta_k         8  return delta_k = w - w_t
 
-Differs from the paper: clients return the difference to w_t instead of w (the same mean, since the weights sum to
-one); local SGD has momentum, weight decay and a clipped gradient unless these are set to zero; batch-norm
-statistics are averaged like weights; n sums over the clients counted, not over those drawn (§10 of the design:
-late or refused clients are not waited for).
+Differs from the paper: clients return the difference to w_t instead of w (the same mean, since the weights sum to one);
+local SGD has momentum, weight decay and a clipped gradient unless these are set to zero; batch-norm statistics are
+averaged like weights; n sums over the counted clients, not over those drawn (the server does not wait for late or
+refused clients).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FedAvg(Algorithm):
-    """Weighted averaging of local training; lines 5 to 8 are the default of `Algorithm`."""
+    """Federated averaging; lines 5 to 8 are the default of `Algorithm`."""
 
     def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
         return replace(state, params=state.params + aggregate.delta)  # line 4

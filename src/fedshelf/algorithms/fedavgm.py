@@ -30,7 +30,12 @@ MOMENTUM = "momentum"
 
 @dataclass(frozen=True, slots=True)
 class FedAvgM(Algorithm):
-    """Averaging, of which are lines 6 and 7, with momentum `beta` at the server, whose rate is `server_lr`."""
+    """Averaging with server momentum; lines 6 and 7 are the default of `Algorithm`.
+
+    Attributes:
+        server_lr: eta_server.
+        beta: momentum.
+    """
 
     server_lr: Annotated[float, SERVER_LR] = 1.0
     beta: Annotated[float, SERVER_MOMENTUM] = 0.5

@@ -9,12 +9,12 @@
      6  when k = K: w_{t+1} <- w_t + eta_g · delta / K
      7    t <- t + 1; k <- 0, delta <- 0
 
-with s(tau) = 1 / sqrt(1 + tau). Line 6 divides by K, not by the sum of the s: stale uploads move the model less, not
-only less than fresh ones.
+with s(tau) = 1 / sqrt(1 + tau). Line 6 divides by K, not by the sum of the s: stale uploads move the model less in
+absolute terms, not only relative to fresh ones.
 
 Differs from the paper: its deltas point from the local to the global model and are subtracted; M is the size of a
-cohort; batch-norm statistics move to the s-weighted mean of the clients' own, which are not stale in the way that a
-gradient is (added as differences to old versions they would swing ever wider).
+cohort; batch-norm statistics move to the s-weighted mean of the clients' own, which do not become stale like
+gradients (summed as differences to old versions they would oscillate with growing amplitude).
 """
 
 from __future__ import annotations
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FedBuff(Asynchronous, Algorithm):
-    """A version for every `buffer_size` uploads; `exponent` is that of staleness, 1/2 in the paper; lines 8 to 11
-    are the default of `Algorithm`."""
+    """FedBuff; lines 8 to 11 are the default of `Algorithm`.
+
+    Attributes:
+        server_lr: eta_g.
+        buffer_size: uploads per version (K).
+        exponent: exponent of staleness, 1/2 in the paper.
+    """
 
     server_lr: Annotated[float, SERVER_LR] = 1.0
     buffer_size: Annotated[int, BUFFER_SIZE] = 4

@@ -35,30 +35,30 @@ MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
 
 
 def adagrad(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
-    """Of FedAdagrad."""
+    """The second moment of FedAdagrad."""
     return previous + squared
 
 
 def yogi(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
-    """Of FedYogi."""
+    """The second moment of FedYogi."""
     return previous - (1 - beta2) * squared * (previous - squared).sign()
 
 
 def adam(previous: Tensor, squared: Tensor, beta2: float) -> Tensor:
-    """Of FedAdam."""
+    """The second moment of FedAdam."""
     return beta2 * previous + (1 - beta2) * squared
 
 
 @dataclass(frozen=True, slots=True)
 class FedOpt(Algorithm):
-    """Averaging, of which are lines 9 and 10, and an adaptive optimizer at the server.
+    """Averaging with an adaptive optimizer at the server; lines 9 and 10 are the default of `Algorithm`.
 
     Attributes:
         second_moment: line 6: v_t [T] of v_{t-1} [T], delta² [T] and beta_2.
         server_lr: eta.
-        beta1: of the first moment.
-        beta2: of the second; FedAdagrad has none.
-        tau: how adaptive: the smaller, the more a value's own history counts.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment; not used by FedAdagrad.
+        tau: adaptivity; smaller values adapt more.
     """
 
     second_moment: Callable[..., Any]

@@ -12,8 +12,8 @@ squared.
 
 Differs from the paper: clients are drawn uniformly and averaged by number of photos, as in McMahan et al. 2017
 (Algorithm 2 draws them by n_k/n and averages uniformly); the local problem is solved by a number of epochs, not to a
-stated inexactness gamma; the proximal term acts on trainable values, not on batch-norm statistics; a gradient clip
-bounds the loss gradient alone.
+given inexactness gamma; the proximal term acts on trainable values, not on batch-norm statistics; gradient clipping
+bounds only the loss gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FedProx(Algorithm):
-    """Averaging with a proximal term of strength `mu` that holds local training near the global model."""
+    """Averaging with a proximal term that keeps local training near the global model.
+
+    Attributes:
+        mu: strength of the proximal term.
+    """
 
     mu: Annotated[float, MU] = 0.01
 

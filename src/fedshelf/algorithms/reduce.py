@@ -1,4 +1,4 @@
-"""How uploads become one: screens that look at whole uploads, then a reducer that works in coordinate blocks.
+"""Aggregation in two steps: screens judge whole uploads, then a reducer works in coordinate blocks.
 
 Shapes: b values of a block, T shared trainable values, S shared values, n uploads.
 """
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
-"""What uploads hold, part by part, one row for each upload: "trainable" [T], "statistics" [S - T] if there are any,
-and "auxiliary." + name [T]. Rows may be views of files: read them in blocks, and do not write to them."""
+"""The vectors of all uploads by part, one row per upload: "trainable" [T], "statistics" [S - T] if there are any, and
+"auxiliary." + name [T]. Rows may be views of files: read them in blocks, and do not write to them.
+"""
 
 
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted mean [b] of `rows` (each [b]), accumulated in float64.
 
-    Multiplication and addition are rounded apart, value by value: neither the block's size nor vector
-    instructions change the result.
+    Multiplication and addition are rounded separately per value, so that neither the block size nor vector instructions
+    change the result.
     """
     total = rows[0].new_zeros(rows[0].shape).double()
     product = total.clone()
@@ -38,18 +39,18 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def plain_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The mean [b] of `rows` (each [b]), all of them alike."""
+    """The unweighted mean [b] of `rows` (each [b])."""
     return weighted_mean(rows, [1 / len(rows)] * len(rows))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What a screen finds about one upload.
+    """A screen's verdict on one upload.
 
     Attributes:
-        left_out: nothing of it is used.
-        factors: by part, what that is multiplied by; 1 where it is absent.
-        reason: why, for a person; empty where the upload is used as it is.
+        left_out: whether the upload is ignored.
+        factors: factor on each part; 1 if absent.
+        reason: why, for a person; empty if the upload is used unchanged.
     """
 
     left_out: bool = False
@@ -57,7 +58,7 @@ class Verdict:
     reason: str = ""
 
     def then(self, later: Verdict) -> Verdict:
-        """Both findings as one."""
+        """Combine this verdict with a later one."""
         parts = [*self.factors, *(part for part in later.factors if part not in self.factors)]
         return Verdict(
             left_out=self.left_out or later.left_out,
@@ -67,24 +68,24 @@ class Verdict:
 
 
 Screen: TypeAlias = Callable[[Parts], Sequence[Verdict]]
-"""Judges the uploads of a round, all of them together; it leaves at least one in."""
+"""Judges all uploads of a round together, and accepts at least one."""
 
 
 def suits_any_number(num_uploads: int) -> str:
-    """No problem."""
+    """Accept any number of uploads."""
     return ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Aggregator:
-    """How uploads become one: orthogonal to the algorithm, which says what they are and what becomes of the result.
+    """Aggregates uploads. Independent of the algorithm, which defines their content and the use of the result.
 
     Attributes:
-        reducer: makes one row of many.
-        screens: look at the uploads first, one screen after the other: each sees, as they were sent, the uploads that
-            no screen before it has left out. The factors of several are multiplied.
-        problem: why it cannot work on so many uploads; empty if it can.
-        otherwise: what is done for a round with such a number. A round does not fail for it.
+        reducer: reduces rows to one.
+        screens: applied first, in order; each sees, as sent, the uploads that no earlier one has left out. Their
+            factors are multiplied.
+        problem: why it cannot work with a number of uploads; empty if it can.
+        otherwise: the replacement for a round with such a number, so that the round does not fail.
         leaves_out: whether it may leave out whole uploads.
     """
 
@@ -95,7 +96,7 @@ class Aggregator:
     leaves_out: bool = False
 
     def suited_to(self, num_uploads: int) -> Aggregator:
-        """This one, or what takes its place for so many uploads."""
+        """This aggregator, or its replacement for `num_uploads`."""
         problem = self.problem(num_uploads)
         if not problem or self.otherwise is None:
             return self
@@ -104,4 +105,4 @@ class Aggregator:
 
 
 MEAN = Aggregator()
-"""The weighted mean of all."""
+"""The weighted mean of all uploads."""

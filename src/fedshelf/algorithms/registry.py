@@ -1,4 +1,4 @@
-"""The algorithms and the aggregators by name, one line each."""
+"""Registry of algorithms and aggregators by name."""
 
 ALGORITHMS: dict[str, str] = {
     "fedavg": "fedshelf.algorithms.fedavg:FedAvg",
@@ -11,7 +11,7 @@ ALGORITHMS: dict[str, str] = {
     "fedbuff": "fedshelf.algorithms.fedbuff:FedBuff",
     "fedasync": "fedshelf.algorithms.fedasync:FedAsync",
 }
-"""Components (`core.settings`) that make an `Algorithm`, both halves."""
+"""Components (`core.settings`) that make an `Algorithm`."""
 
 AGGREGATORS: dict[str, str] = {
     "mean": "fedshelf.algorithms.reduce:MEAN",

@@ -1,13 +1,13 @@
-"""Rules under which a few hostile or broken clients cannot decide what the model becomes.
+"""Robust aggregation rules, under which a few hostile or broken clients cannot determine the model.
 
 Coordinate median and trimmed mean: Yin et al. 2018, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
-Rates", definitions 1 and 2. Of n uploads u_1 .. u_n, in each coordinate k:
+Rates", definitions 1 and 2. For n uploads u_1 .. u_n, in each coordinate k:
 
      1  median:        the middle of u_1[k] .. u_n[k]; for an even n the mean of the middle two
      2  trimmed mean:  without the c smallest and the c largest of them (c = floor(beta · n)), the mean of the others
 
 Multi-Krum: Blanchard et al. 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", section 4.
-Of n uploads of which f may be hostile, n >= 2f + 3:
+For n uploads of which f may be hostile, n >= 2f + 3:
 
      3  s(i) <- sum of ||u_i - u_j||² over the n - f - 2 uploads j that are closest to i
      4  return the mean of the m uploads with the lowest s;  m = n - f
@@ -16,21 +16,20 @@ Norm bounding: Sun et al. 2019, "Can You Really Backdoor Federated Learning?", s
 
      5  u_i <- u_i / max(1, ||u_i|| / B)
 
-Median, trimmed mean and multi-Krum give every upload the same weight. A weight is the client's own claim of how many
-photos it has: a rule that believes it lets one client claim itself into the majority.
+Median, trimmed mean and multi-Krum weight all uploads equally. A weight is the client's own claim of its number of
+photos: a rule that trusts it lets one client claim a majority.
 
 Differs from the papers: beta is `--trim`, and one assumption serves two rules: c = f = floor(trim · n), but at least 1
-(where trim > 0), so that no rule becomes a plain mean unnoticed because a cohort is small; c leaves at least one row.
-Multi-Krum's lines 3 and 4 are of gradients there; here an upload has parts (trainable values, batch-norm statistics,
-control variates) of different scales, so line 3 is done for each part, and line 4 ranks by the largest s(i) / s of the
-parts, s being the (n - f)-th smallest score of that part: with one part that is the paper's order. A distance over all
-parts together would be that of the part with the largest numbers, and a client could then poison the others unseen;
-s cannot be driven up by f clients, since n - f honest scores are there to be the smaller ones. Where n < 2f + 3, the
-round takes the coordinate median and says so. m is the paper's free choice; n - f is that of its experiments.
-Line 5 bounds the trainable part (no noise is added). Other parts have no bound of their own to choose: each is bounded
-by the median of its norms in the cohort. Batch-norm statistics are means and variances of activations, so their changes
-have the activations' scale and not the weights': under a common bound they would take the norm from the weights in one
-model and never reach it in another.
+(if trim > 0), so that no rule silently becomes a plain mean for a small cohort; c leaves at least one row. Multi-Krum's
+lines 3 and 4 apply to gradients in the paper; here an upload has parts (trainable values, batch-norm statistics,
+control variates) of different scales, so line 3 is computed for each part, and line 4 ranks by the largest s(i) / s of
+the parts, s being the (n - f)-th smallest score of that part: with one part that is the paper's order. A distance over
+all parts together would be dominated by the part with the largest numbers, and a client could then poison the others
+undetected; s cannot be driven up by f clients, because n - f honest scores exist. If n < 2f + 3, the round uses the
+coordinate median and reports that. m is a free choice in the paper; n - f is that of its experiments. Line 5 bounds the
+trainable part (no noise is added). Other parts have no configured bound: each is bounded by the median of its norms in
+the cohort. Changes of batch-norm statistics have the scale of activations rather than weights: under a common bound
+they would dominate the norm in one model and never reach it in another.
 
 Shapes: b values of a block, n uploads, [T] etc. of a part's row.
 """
@@ -56,25 +55,24 @@ TRIM = Setting(
     help="Assumed share of hostile uploads in a round, which are cut at each end or left out.", ge=0, lt=0.5,
     scope=Scope.SERVER,
 )  # fmt: skip
-AT_ONCE = 1 << 20  # values of all uploads together that are worked on at once, however many uploads there are
+AT_ONCE = 1 << 20  # values of all uploads together that are processed at once
 
 
 def num_assumed(num_uploads: int, trim: float) -> int:
-    """How many of the uploads are assumed to be hostile: the share `trim`, rounded down, but at least 1 (0 if `trim` is
-    0)."""
+    """Number of uploads assumed to be hostile: the share `trim`, rounded down, but at least 1 (0 if `trim` is 0)."""
     return max(1, math.floor(trim * num_uploads + 1e-9)) if trim > 0 else 0  # 0.29 · 100 is a little less than 29
 
 
 def coordinate_median(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The median [b] of `rows` (each [b]) in each coordinate; weights do not count."""
+    """The unweighted median [b] of `rows` (each [b]) in each coordinate."""
     return _mean_of_middle(rows, cut=(len(rows) - 1) // 2)  # line 1: one row is left, or two
 
 
 @dataclass(frozen=True, slots=True)
 class TrimmedMean:
-    """A reducer: the mean of what is left in each coordinate when the share `trim` (below 0.5) is cut at each end.
+    """A reducer: the mean in each coordinate after the share `trim` (below 0.5) is cut at each end.
 
-    Of three or more uploads at least one is cut at each end, of two or one none: there is no majority to tell by.
+    At least one upload of three or more is cut at each end, and none of two or one, which have no majority.
     """
 
     trim: float
@@ -85,7 +83,7 @@ class TrimmedMean:
 
 @dataclass(frozen=True, slots=True)
 class MultiKrum:
-    """A screen that leaves out those that are farthest from their neighbours; as many as are assumed to be hostile."""
+    """A screen that leaves out the uploads farthest from their neighbors, as many as are assumed to be hostile."""
 
     trim: float
 
@@ -94,7 +92,7 @@ class MultiKrum:
         num_left_out = num_assumed(num_uploads, self.trim)
         if not num_left_out:
             return [Verdict()] * num_uploads
-        farthest = [(0.0, "")] * num_uploads  # by upload: its largest ratio, and the part that has it
+        farthest = [(0.0, "")] * num_uploads  # by upload: its largest ratio, and the part with it
         for part, rows in parts.items():
             ratios = _ratios(krum_scores(squared_distances(rows), num_left_out), num_uploads - num_left_out)
             farthest = [max(known, (ratio, part)) for known, ratio in zip(farthest, ratios, strict=True)]
@@ -103,7 +101,7 @@ class MultiKrum:
         return [Verdict() if i in selected else _krum_verdict(*farthest[i]) for i in range(num_uploads)]
 
     def problem(self, num_uploads: int) -> str:
-        """Why the rule cannot work on so many uploads; empty if it can."""
+        """Why the rule cannot work with a number of uploads; empty if it can."""
         assumed = num_assumed(num_uploads, self.trim)
         if not assumed or num_uploads >= 2 * assumed + 3:
             return ""
@@ -145,16 +143,16 @@ def multi_krum(*, trim: Annotated[float, TRIM] = 0.25) -> Aggregator:
 
 
 def bounded(aggregator: Aggregator, bound: float) -> Aggregator:
-    """`aggregator`, and what takes its place, of uploads of norm `bound` at most (multi-Krum selects before that)."""
+    """Bound uploads to norm `bound` for `aggregator` and its replacements (multi-Krum selects before that)."""
     otherwise = aggregator.otherwise and bounded(aggregator.otherwise, bound)
     return replace(aggregator, screens=(*aggregator.screens, NormBound(bound)), otherwise=otherwise)
 
 
 def squared_distances(rows: Sequence[Tensor], *, at_once: int = AT_ONCE) -> Tensor:
-    """The squared distances [n, n] between `rows`, in float64, from their products.
+    """The squared distances [n, n] between `rows`, in float64, from their inner products.
 
-    What is lost to cancellation is relative to the norms of the two rows (1e-16 of their squares): a huge row blurs
-    distances to itself alone.
+    Cancellation errors are relative to the norms of the two rows (1e-16 of their squares), so a huge row only affects
+    its own distances.
     """
     import torch
 
@@ -168,7 +166,7 @@ def squared_distances(rows: Sequence[Tensor], *, at_once: int = AT_ONCE) -> Tens
 
 
 def krum_scores(distances: Tensor, num_hostile: int) -> list[float]:
-    """Line 3 of squared distances [n, n]: each upload's sum over its n - f - 2 closest, itself not among them."""
+    """Line 3, from squared distances [n, n]: each upload's sum over its n - f - 2 closest others."""
     others = distances.clone().fill_diagonal_(math.inf).sort(dim=1).values
     scores: list[float] = others[:, : len(distances) - num_hostile - 2].sum(dim=1).tolist()
     return scores
@@ -181,14 +179,16 @@ def norm(row: Tensor) -> float:
 
 
 def _ratios(scores: Sequence[float], num_selected: int) -> list[float]:
-    """Scores in units of the largest one that the rule would select by them alone."""
+    """Scores relative to the largest one that the rule would select by these scores only."""
     unit = sorted(scores)[num_selected - 1]
     return [score / unit if unit else (math.inf if score else 0.0) for score in scores]
 
 
 def _mean_of_middle(rows: Sequence[Tensor], *, cut: int) -> Tensor:
-    """In each coordinate the mean without the `cut` smallest and the `cut` largest; accumulated in float64, one after
-    the other, so that the block's size changes nothing."""
+    """The mean in each coordinate without the `cut` smallest and largest.
+
+    Accumulated sequentially in float64, so that the block size does not matter.
+    """
     import numpy as np
 
     result = rows[0].new_empty(len(rows[0]))
@@ -202,7 +202,7 @@ def _mean_of_middle(rows: Sequence[Tensor], *, cut: int) -> Tensor:
 
 
 def _sorted_columns(rows: Sequence[Tensor]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Where a block begins and its values by coordinate, sorted."""
+    """Yield the start of each block, and its values sorted per coordinate."""
     import numpy as np
 
     block = max(1, AT_ONCE // len(rows))

@@ -8,13 +8,13 @@
      4    x <- x + eta_g · dx                                       (option II) c_i - c + 1/(K·eta_l) · (x - y_i)
      5    c <- c + |S|/N · dc                            10  return dy_i = y_i - x, dc_i = c_i+ - c_i;  c_i <- c_i+
 
-Option II's line 9 is the mean of the K gradients g_i(y_i; b) that line 8 has used: summed up, line 8 says
-x - y_i = eta_l · sum(g_i - c_i + c). That mean is what is computed here. It is the same for the paper's plain steps,
-and still means what it should where local steps have momentum, decay or a clipped gradient. Option I's gradient is
-larger than those that follow it: many steps at a high rate go too far (docs/explanation/algorithms/scaffold.md).
+Option II's line 9 is the mean of the K gradients g_i(y_i; b) in line 8: the sum of line 8 over all steps is x - y_i =
+eta_l · sum(g_i - c_i + c). The implementation computes that mean. It is identical for the paper's plain steps, and
+remains meaningful for local steps with momentum, decay or a clipped gradient. Option I's gradient is larger than later
+ones, so that many steps at a high rate overshoot (docs/explanation/algorithms/scaffold.md).
 
 Differs from the paper: nothing with plain local steps. N counts the clients that were live when the cohort was drawn,
-and a client that was never counted has c_i = 0; control variates are of trainable values, batch-norm statistics are
+and a client that was never counted has c_i = 0; control variates cover trainable values, batch-norm statistics are
 averaged (by the same equal weights); option I's pass is over augmented photos in training batches.
 """
 
@@ -35,7 +35,13 @@ CONTROL_VARIATE = "control_variate"
 
 @dataclass(frozen=True, slots=True)
 class Scaffold(Algorithm):
-    """Averaging with control variates against client drift; `server_lr` is the paper's eta_g."""
+    """Averaging with control variates against client drift.
+
+    Attributes:
+        server_lr: eta_g.
+        option: how control variates are computed.
+        auxiliary: names of the auxiliary vectors.
+    """
 
     server_lr: Annotated[float, SERVER_LR] = 1.0
     option: Annotated[Literal["1", "2"], Setting(key="scaffold_option", help="How control variates are "

@@ -7,13 +7,13 @@ SGD via Gradient Quantization and Encoding", in buckets, with the maximum norm o
      3  int4 only: two codes in a byte, q + 8, the first in the low half
 
 L = 127 (int8) or 7 (int4), so q_i lies in [-L, L] and E[x̂_i] = x_i; the variance is at most s_b²/4 per value.
-8.06 and 4.06 bits per value. After a sparsifier, whose error feedback wants a contraction and makes up for bias,
-rounding is to the nearest: then |x̂_i - x_i| <= |x_i| for every value, which stochastic rounding does not give.
+8.06 and 4.06 bits per value. After a sparsifier, whose error feedback needs a contraction and corrects bias,
+rounding is to nearest: then |x̂_i - x_i| <= |x_i| for every value, which stochastic rounding does not guarantee.
 
-Differs from the paper: levels are not Elias-coded (zstd can follow); the scale is the largest magnitude, not the
-2-norm (a variant of the paper's own: no level is wasted); scales are bfloat16, since float16 would lose
-updates under 1e-5 and overflow for none. Rounding scales *up* keeps every code inside ±L without clipping, which
-would bias the largest value. An all-zero block has the least scale, and codes of zero.
+Differs from the paper: levels are not Elias-coded (zstd can follow); the scale is the largest magnitude, not the 2-norm
+(a variant in the paper: no level is wasted); scales are bfloat16, since float16 would lose updates under 1e-5. Scales
+are rounded *up*, which keeps every code inside ±L without clipping, which would bias the largest value. An all-zero
+block has the least scale, and codes of zero.
 """
 
 from collections.abc import Mapping
@@ -33,12 +33,17 @@ BLOCK = 256
 _LEVELS = {8: 127, 4: 7}
 _LEAST_SCALE = np.float32(2.0**-126)  # the least whose inverse is a normal float32
 _MARGIN = 1 + 2.0**-20  # a code of exactly L plus the largest u must stay below L + 1 after float32's own rounding
-_MOST = np.finfo(np.float32).max / 128  # with it, every code decodes to something finite
+_MOST = np.finfo(np.float32).max / 128  # all codes decode to finite values
 
 
 @dataclass(frozen=True, slots=True)
 class BlockInt:
-    """Integers of 8 or 4 bits, one scale per 256 values; `unbiased` rounds at random, else to the nearest."""
+    """Integers of 8 or 4 bits, one scale per 256 values.
+
+    Attributes:
+        bits: 8 or 4.
+        unbiased: whether rounding is stochastic; otherwise to nearest.
+    """
 
     bits: int
     unbiased: bool = True
@@ -98,7 +103,7 @@ class BlockInt:
         for start in range(0, size, CHUNK):
             length = min(CHUNK, size - start)
             chunk = decoded[start : start + -(-length // BLOCK) * BLOCK]
-            chunk[length:] = 0  # arithmetic on what happens to be in memory may warn of NaN
+            chunk[length:] = 0  # arithmetic on uninitialized memory may warn about NaN
             if self.bits == 8:
                 chunk[:length] = codes[start : start + length]
             else:
@@ -127,7 +132,7 @@ def _widen(bits: NDArray[np.uint16]) -> Floats:
 
 
 def _pack(levels: Floats) -> Bytes:
-    """Pairs of whole numbers in [-8, 7] as bytes; pairs are handled as one 16-bit number, which vectorizes."""
+    """Pack pairs of integers in [-8, 7] into bytes; pairs are handled as one 16-bit number, which vectorizes."""
     pairs: NDArray[np.uint16] = (levels + 8).astype(np.uint8).view("<u2")
     pairs |= pairs >> np.uint16(4)
     return pairs.astype(np.uint8)  # the lower byte

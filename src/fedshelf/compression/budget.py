@@ -1,15 +1,15 @@
-"""The best codec for a number of bytes: bits spent where they cost the least error, one vector at a time.
+"""Choice of the codec with the least error for a number of bytes, one vector at a time.
 
     1  candidates <- dense chains that may fit, and topk chains that fill the budget (the ladder)
     2  each: error and size on a sample of the vector
     3  in the order of error: encode the whole vector; of the first three that really fit, the one of least error
 
-Source: no paper's algorithm; rate against distortion (Shannon 1959, "Coding Theorems for a Discrete Source With a
-Fidelity Criterion"), settled by trial over some twenty candidates.
+Source: no paper's algorithm; rate-distortion trade-off (Shannon 1959, "Coding Theorems for a Discrete Source With a
+Fidelity Criterion"), by trial of about twenty candidates.
 
-Vectors of up to 2^18 values are tried whole, so that no candidate that fits has less error than the chosen one. Of
-longer ones a sample is tried first, 256 stretches at places drawn by the seed: there, another candidate may be a
-little better. The budget is kept exactly, always.
+For vectors of up to 2^18 values, all candidates encode the whole vector, so the choice is optimal among them. For
+longer ones, candidates are ranked on a sample of 256 stretches at random places, so another candidate may be slightly
+better. The budget is always kept exactly.
 """
 
 from collections.abc import Iterator
@@ -28,15 +28,15 @@ from fedshelf.core.rng import Rng
 
 DENSE = ("none", "zstd", "bf16", "bf16+zstd", "fp16", "fp16+zstd", "int8", "int8+zstd", "int4", "int4+zstd", "drive")
 SPARSE = ("", "+int8", "+int8+zstd", "+int4", "+int4+zstd", "+drive")
-"""What follows ``topk:F``."""
+"""Suffixes of ``topk:F``."""
 _ZSTD_ROOM = (1.0, 1.06, 1.12, 1.18, 1.25)
-"""How many times the budget a topk chain may take before zstd, which may bring it back: steps worth trying."""
+"""Factors on the budget of a topk chain before zstd, which may compress it back into the budget."""
 _SAMPLE, _STRETCHES, _FINALISTS = 1 << 18, 256, 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Trial:
-    """How a chain did on the sample."""
+    """A chain's result on the sample."""
 
     chain: Chain
     squared_error: float
@@ -44,10 +44,15 @@ class _Trial:
 
 
 def ladder(size: int, max_bytes: int, *, error_feedback: bool = True) -> list[Chain]:
-    """The chains worth trying for `size` values in `max_bytes`.
+    """The candidate chains for `size` values in `max_bytes`.
 
-    Chains without zstd fit for certain. Those with zstd fit if the vector compresses; topk chains come with several
-    fractions for that reason. Without `error_feedback` (central DP, say) chains that need it are left out.
+    Chains without zstd always fit. Those with zstd fit if the vector compresses well; topk chains therefore come with
+    several fractions.
+
+    Args:
+        size: number of values.
+        max_bytes: the budget.
+        error_feedback: False excludes chains that need it (for central DP, for example).
     """
     chains = []
     for text in DENSE:
@@ -62,7 +67,7 @@ def ladder(size: int, max_bytes: int, *, error_feedback: bool = True) -> list[Ch
 
 
 def admits(chain: Chain, *, error_feedback: bool = True) -> bool:
-    """Whether `fit` could have chosen `chain`, for some vector and budget: what a receiver allows in a run with one."""
+    """Whether `fit` could have chosen `chain` for some vector and budget; receivers use this to validate codecs."""
     text = str(chain)
     if text in DENSE:
         return True
@@ -71,7 +76,7 @@ def admits(chain: Chain, *, error_feedback: bool = True) -> bool:
 
 
 def least_bytes(size: int, *, error_feedback: bool = True) -> int:
-    """The bytes with which some chain of the ladder fits for certain."""
+    """The smallest budget that some chain of the ladder is guaranteed to fit."""
     texts = [text for text in DENSE if not text.endswith("zstd")]
     if error_feedback and size:
         texts += [f"topk:{1 / size!r}{tail}" for tail in SPARSE]
@@ -79,20 +84,20 @@ def least_bytes(size: int, *, error_feedback: bool = True) -> int:
 
 
 def fit(vector: Tensor, *, max_bytes: int, seed: int, error_feedback: bool = True) -> Encoded:
-    """Encode `vector` [n] in at most `max_bytes`, with as little squared error as the ladder allows.
+    """Encode `vector` [n] in at most `max_bytes`, with the least squared error among the candidates.
 
     Args:
         vector: float32, on the CPU, finite.
         max_bytes: for all parts together.
-        seed: as in `Chain.encode`; it also draws the sample.
-        error_feedback: whether the caller keeps a memory; without it only chains are tried that do without.
+        seed: see `Chain.encode`; also draws the sample.
+        error_feedback: whether the caller applies error feedback; otherwise chains that need it are excluded.
 
     Returns:
-        The vector under the chain that was chosen: `Encoded.codec` names it.
+        The encoded vector; `Encoded.codec` names the chosen chain.
 
     Raises:
-        UsageError: nothing fits; names the least bytes with which something does.
-        FedShelfError: values that are not finite, or too large for every chain.
+        UsageError: nothing fits; the message has the smallest sufficient budget.
+        FedShelfError: values are not finite, or too large for every chain.
     """
     checked(vector, exact=True)
     size = vector.numel()
@@ -110,12 +115,12 @@ def fit(vector: Tensor, *, max_bytes: int, seed: int, error_feedback: bool = Tru
 
 
 def _fitting(vector: Tensor, trials: list[_Trial], max_bytes: int, seed: int) -> Iterator[Encoded]:
-    """The whole vector under the chains of `trials`, the most promising first, where that really fits."""
+    """Yield the whole vector under the chains of `trials`, the most promising first, if it fits."""
     failure, found = None, False
     for trial in sorted(trials, key=lambda trial: (trial.squared_error, trial.num_bytes)):
         try:
             encoded = trial.chain.encode(vector, seed=seed)
-        except FedShelfError as error:  # beyond what this codec holds: float16, say
+        except FedShelfError as error:  # values exceed this codec's range, such as float16's
             failure = error
             continue
         if encoded.num_bytes <= max_bytes:
@@ -126,18 +131,18 @@ def _fitting(vector: Tensor, trials: list[_Trial], max_bytes: int, seed: int) ->
 
 
 def _trials(sample: Tensor, size: int, max_bytes: int, seed: int, chains: list[Chain]) -> list[_Trial]:
-    """Every chain that can encode the sample and, to judge by it, fits or nearly fits."""
+    """Try every chain that can encode the sample and fits, or nearly fits, judging by the sample."""
     trials = []
     for chain in chains:
         try:
             encoded = chain.encode(sample, seed=seed)
         except FedShelfError:
             trials.append(_Trial(chain=chain, squared_error=np.inf, num_bytes=chain.num_bytes(size)))
-            continue  # it comes last, where it fails again and tells why
+            continue  # tried last, where it fails again and reports the reason
         predicted = chain.num_bytes(size)
         if chain.lossless is not None and sample.numel():
             predicted = int(predicted * encoded.num_bytes / chain.num_bytes(sample.numel()))
-        if predicted <= max_bytes * 1.01:  # a sample may err; the whole vector decides
+        if predicted <= max_bytes * 1.01:  # a sample may be off; the whole vector decides
             error = _squared_error(encoded, sample)
             trials.append(_Trial(chain=chain, squared_error=error, num_bytes=predicted))
     return trials
@@ -152,7 +157,7 @@ def _squared_error(encoded: Encoded, vector: Tensor) -> float:
 
 
 def _sample(vector: Tensor, seed: int) -> Tensor:
-    """The vector, or 256 stretches of it at random places: long enough for blocks, many enough for layers."""
+    """The vector, or 256 stretches of it at random places: long enough for blocks, numerous enough for layers."""
     if vector.numel() <= _SAMPLE:
         return vector
     length = _SAMPLE // _STRETCHES
@@ -163,12 +168,12 @@ def _sample(vector: Tensor, seed: int) -> Tensor:
 
 
 def _filled(tail: str, size: int, max_bytes: int) -> list[Chain]:
-    """The topk chain with `tail` that keeps as many values as `max_bytes` hold; none if not even one fits."""
+    """The topk chain with `tail` that keeps as many values as fit in `max_bytes`; empty if not even one fits."""
 
     def chain(count: int) -> Chain:
-        return parse(f"topk:{float(f'{count / size:.6g}')!r}{tail}")  # six digits: the text travels, too
+        return parse(f"topk:{float(f'{count / size:.6g}')!r}{tail}")  # six digits, because the text is sent, too
 
-    low, high = 0, size  # the last count that fits, and the last that may
+    low, high = 0, size  # the last count that fits, and the last that may fit
     while low < high:
         middle = (low + high + 1) // 2
         if chain(middle).num_bytes(size) <= max_bytes:

@@ -1,4 +1,4 @@
-"""A chain of codecs: which values travel, in how many bits, and packed how.
+"""A chain of codecs: which values are sent, in how many bits, and how they are packed.
 
     encode:                                              decode:
      1  i, index parts <- sparsifier(x)                   5  parts <- lossless, each of exactly its length
@@ -6,9 +6,9 @@
      3  value parts <- quantizer(v)                       7  v <- quantizer, i <- sparsifier
      4  parts <- lossless(index and value parts)          8  x̂ <- 0 but x̂_i = v
 
-`encode` is a function of (vector, seeds): the same bits for any number of threads. `decode` needs nothing but the
-parts, and gives the same bits on every machine. It trusts nothing: whatever is not as an honest encoder writes it is
-a RefusedError, raised before anything is allocated on the sender's word.
+`encode` is a function of (vector, seeds): the same bits for any number of threads. `decode` needs only the parts, and
+gives the same bits on every machine. It does not trust its input: anything that an honest encoder would not write
+raises RefusedError, before memory is allocated for claimed sizes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,19 +35,26 @@ from fedshelf.core.errors import FedShelfError, RefusedError, UsageError
 from fedshelf.core.rng import Rng
 
 MAX_SIZE = 2**31 - 1
-"""The longest vector there is. Who knows the model tells its size to `decode`: that is the bound that counts."""
+"""The maximum length of a vector. Callers that know the model pass its size to `decode`, which is the effective bound.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """At most one sparsifier, one quantizer (float32 counts as one), and at most one lossless stage."""
+    """At most one sparsifier, one quantizer (which may be float32), and at most one lossless stage.
+
+    Attributes:
+        sparsifier: selects the values to send; None: all.
+        quantizer: encodes the values.
+        lossless: compresses the parts; None: no compression.
+    """
 
     sparsifier: Sparsifier | None
     quantizer: Quantizer
     lossless: Lossless | None
 
     def __str__(self) -> str:
-        """The canonical text: `parse` gives this chain back, and equal chains have equal texts."""
+        """The canonical text: `parse` restores this chain from it, and equal chains have equal texts."""
         return "+".join(stage.text for stage in self._stages if stage.text) or "none"
 
     @property
@@ -56,14 +63,14 @@ class Chain:
 
     @property
     def properties(self) -> Properties:
-        """What all stages together promise."""
+        """The properties of all stages combined."""
         combined = Properties(lossless=True, unbiased=True, linear=True)
         for stage in self._stages:
             combined &= stage.properties
         return combined
 
     def num_bytes(self, size: int) -> int:
-        """Bytes of the parts for `size` values: exactly these without a lossless stage, at most these with one."""
+        """Size of the parts for `size` values in bytes: exact without a lossless stage, an upper bound with one."""
         return sum(dtype.itemsize * length for dtype, length in self._specs(size).values())
 
     def _specs(self, size: int) -> Specs:
@@ -72,15 +79,17 @@ class Chain:
         return self.sparsifier.specs(size) | self.quantizer.specs(self.sparsifier.count(size))
 
     def encode(self, vector: Tensor, *, seed: int, support_seed: int | None = None) -> Encoded:
-        """Write `vector` [n] down.
+        """Encode `vector` [n].
 
         Args:
-            vector: float32, on the CPU, finite; it is not changed.
-            seed: of rounding and rotation; different for every client and round, or their errors do not average out.
-            support_seed: of randk's choice; the same for all clients of a round where codes are summed. Else `seed`.
+            vector: float32, on the CPU, finite; not modified.
+            seed: for rounding and rotation; must differ between clients and rounds, so that their errors average
+                out.
+            support_seed: for randk's choice; must be the same for all clients of a round if codes are summed. By
+                default `seed`.
 
         Raises:
-            FedShelfError: values that are not finite, or that this chain cannot hold.
+            FedShelfError: values are not finite, or out of this chain's range.
         """
         values = checked(vector, exact=self.properties.lossless)
         parts: Parts = {}
@@ -94,12 +103,12 @@ class Chain:
         return Encoded(codec=str(self), size=vector.numel(), parts=parts)
 
     def decode(self, encoded: Encoded, *, size: int | None = None) -> Tensor:
-        """The vector [n] that `encoded` stands for.
+        """Decode a vector [n].
 
         Args:
-            encoded: from anybody.
-            size: n as the receiver knows it. Without it the claimed size counts, and a sparse code of few bytes may
-                claim a long vector.
+            encoded: from any source, untrusted.
+            size: the expected n. Without it the claimed size is used, and a sparse code of few bytes may claim a
+                long vector.
 
         Raises:
             RefusedError: anything that `encode` would not have written.
@@ -129,24 +138,24 @@ class Chain:
 
 
 def parse(text: str) -> Chain:
-    """The chain that `text` names, such as ``topk:0.01+int8+zstd``.
+    """Parse a chain such as ``topk:0.01+int8+zstd``.
 
     Raises:
-        UsageError: listing everything that is wrong with it, with the nearest right names.
+        UsageError: lists all problems, with suggestions.
     """
     return Chain(*parse_stages(text))
 
 
 def decode(encoded: Encoded, *, size: int | None = None, allowed: Sequence[Chain] | None = None) -> Tensor:
-    """The vector that `encoded` stands for, by the codec that it names.
+    """Decode a vector by the codec that it names.
 
     Args:
-        encoded: from anybody.
-        size: how many values it must have; give it wherever it is known (see `Chain.decode`).
-        allowed: the chains that the receiver accepts; None for all.
+        encoded: from any source, untrusted.
+        size: the expected number of values; pass it if it is known (see `Chain.decode`).
+        allowed: chains that the receiver accepts; None: all.
 
     Raises:
-        RefusedError: a codec that is unknown or not allowed, or anything that its `encode` would not have written.
+        RefusedError: an unknown or disallowed codec, or anything that its `encode` would not have written.
     """
     try:
         chain = parse(encoded.codec)
@@ -161,10 +170,14 @@ def decode(encoded: Encoded, *, size: int | None = None, allowed: Sequence[Chain
 
 
 def checked(vector: Tensor, *, exact: bool) -> Floats:
-    """The values of `vector` [n], if they can be encoded: `exact` is for chains that do no arithmetic on them.
+    """Validate `vector` [n] for encoding, and return its values.
+
+    Args:
+        vector: the vector.
+        exact: whether the chain does no arithmetic on values, so that their magnitude does not matter.
 
     Raises:
-        FedShelfError: not a float32 vector on the CPU, not finite, or too large for the arithmetic.
+        FedShelfError: not a float32 vector on the CPU, not finite, or too large for arithmetic.
     """
     if vector.dim() != 1 or vector.dtype != torch.float32 or vector.device.type != "cpu":
         raise FedShelfError(
@@ -203,6 +216,6 @@ def _check_parts(parts: Mapping[str, Tensor], specs: Specs) -> None:
 
 
 def _shown(value: object) -> str:
-    """What a stranger sent, short enough for a message."""
+    """Shorten an untrusted value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

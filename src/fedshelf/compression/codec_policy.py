@@ -1,4 +1,4 @@
-"""How the vectors of one direction are written down: by the run's codec, or by what a byte budget leads to."""
+"""The codec of vectors in one direction: the run's, or one chosen by a byte budget."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,17 +11,18 @@ from fedshelf.core.encoded import Encoded
 from fedshelf.core.params import Layout
 from fedshelf.core.rng import Rng
 
-HEADER_BYTES = 1024  # what a budget sets aside for everything that is no vector
+HEADER_BYTES = 1024  # reserved by a budget for everything but vectors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecPolicy:
-    """One direction's codec.
+    """The codec of one direction.
 
-    Args:
+    Attributes:
         codec: the chain for the trainable segment.
-        byte_budget: bytes that a message may have; the codec is then chosen for each (`codec` is not used).
-        rng: the run's root.
+        byte_budget: maximum size of a message in bytes; the codec is then chosen per message, and `codec` is
+            ignored.
+        rng: the run's root generator.
     """
 
     codec: Chain = field(default_factory=lambda: parse("none"))
@@ -30,13 +31,21 @@ class CodecPolicy:
 
     @property
     def is_plain(self) -> bool:
-        """Vectors travel as they are."""
+        """Whether vectors are sent unencoded."""
         return self.byte_budget is None and str(self.codec) == "none"
 
     def encode(
         self, vector: Tensor, beside: Iterable[Encoded], *, purpose: str, round: int, client: str = ""
     ) -> Encoded:  # fmt: skip
-        """`vector` [T] written down, within the budget together with what travels `beside` it."""
+        """Encode `vector` [T].
+
+        Args:
+            vector: the trainable segment.
+            beside: the other vectors of the message, which share its budget.
+            purpose: keys the draws.
+            round: keys the draws.
+            client: keys the draws.
+        """
         seed = self.rng.fork(round=round, client=client, purpose=purpose).seed
         if self.byte_budget is not None:
             rest = self.byte_budget - HEADER_BYTES - sum(encoded.num_bytes for encoded in beside)
@@ -46,6 +55,6 @@ class CodecPolicy:
 
 
 def least_budget(layout: Layout) -> int:
-    """Bytes that any message with a model of `layout` fits into, whatever its values: the smallest byte budget."""
+    """The smallest byte budget: any message with a model of `layout` fits, whatever its values."""
     num_statistics = layout.num_shared - layout.num_trainable
     return HEADER_BYTES + budget.least_bytes(layout.num_trainable) + 4 * num_statistics

@@ -1,7 +1,7 @@
-"""Encode an upload with the run's codec.
+"""The pipeline stage that encodes uploads with the run's codec.
 
-The trainable segment [T] passes the codec, with error feedback where that is biased. Statistics [S - T] and auxiliary
-vectors travel in bfloat16: they are small, and must not be sparse.
+The trainable segment [T] passes the codec, with error feedback if that is biased. Statistics [S - T] and auxiliary
+vectors are sent in bfloat16: they are small, and must not be sparse.
 
 Shapes: T shared trainable values, S shared values.
 """
@@ -25,7 +25,11 @@ SMALL = parse("bf16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encode:
-    """The codec's stage; `policy` says which codec."""
+    """The codec's stage.
+
+    Attributes:
+        policy: the codec.
+    """
 
     policy: CodecPolicy
 

@@ -3,9 +3,9 @@ Encoding", its stochastic quantization with uniform levels.
 
     round(a) = floor(a + u),  u uniform in [0, 1)      so that  E[round(a)] = a
 
-Differs from the paper: u has 16 bits and is centred, (k + 1/2) / 2^16, so E[round(a)] differs from a by at most
-2^-17 of a step: less than what float32 itself rounds off the largest value of a block. The bits are the raw output
-of SFC64, whose stream is the same in every version of numpy.
+Differs from the paper: u has 16 bits and is centered, (k + 1/2) / 2^16, so E[round(a)] differs from a by at most 2^-17
+of a step, which is less than float32's own rounding error of a block's largest value. The bits are the raw output of
+SFC64, whose stream is the same in every version of numpy.
 """
 
 import numpy as np
@@ -15,11 +15,15 @@ from fedshelf.compression.stage import Floats
 _STEP = np.float32(2.0**-16)
 _HALF = np.float32(2.0**-17)
 LARGEST = 1 - 2.0**-17
-"""The largest u; a value this far below the next whole number is never rounded above it."""
+"""The largest u. A value this far below the next integer is never rounded above it."""
 
 
 class Dither:
-    """The uniform numbers of one encoding, drawn in order."""
+    """The uniform numbers of one encoding, drawn in order.
+
+    Args:
+        seed: seed of the generator.
+    """
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.SFC64(seed)

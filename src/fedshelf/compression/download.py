@@ -1,17 +1,17 @@
-"""How the model comes to the clients: whole, or as the compressed difference to the model that they hold.
+"""Downloads of the model: complete, or as the compressed difference to the model that a client holds.
 
     server:  d_t  <- encode(w_t - m_{t-1})                client, holding m_{t-1}:
              m_t  <- m_{t-1} + decode(d_t)                  m_t <- m_{t-1} + decode(d_t)
 
-m_t is the one model that all sides decode, to the last bit; it is what clients train on, what is evaluated and what is
-published. What d_t leaves out is part of the next difference, so no error adds up. Updates are
-added to w_t itself (a model kept centrally and exactly, as in Philippenko & Dieuleveut 2021, "Preserved central model
-for faster bidirectional compression", Algorithm 1, with m as the memory).
+m_t is the model that all sides decode bit for bit; clients train on it, and it is evaluated and published. What d_t
+leaves out is part of the next difference, so errors do not accumulate. Updates are added to w_t itself (an exact
+central model, as in Philippenko & Dieuleveut 2021, "Preserved central model for faster bidirectional compression",
+Algorithm 1, with m as the memory).
 
-Statistics are few, and a rounded variance might be negative: of them each difference has the values themselves.
+Statistics are few, and a rounded variance might be negative: differences contain their values instead.
 
-A client that missed rounds is sent the differences in between, as long as they are smaller than the model; any other is
-sent the model whole. Models are named by digest, and a client checks the name of what it has decoded.
+A client that missed rounds is sent the differences in between, if they are smaller than the model; otherwise it is sent
+the complete model. Models are named by digest, and a client verifies the name of what it has decoded.
 
 Shapes: T shared trainable values, S shared values.
 """
@@ -38,7 +38,13 @@ WHOLE = parse("none")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Difference:
-    """A `ModelDelta` with its encoded vectors, trainable [T] and statistics [S - T]."""
+    """A `ModelDelta` with its encoded vectors.
+
+    Attributes:
+        base: the model that the difference is added to.
+        model: the resulting model.
+        vectors: trainable [T] and statistics [S - T].
+    """
 
     base: str
     model: str
@@ -50,12 +56,17 @@ class _Difference:
 
 
 def name_of(model: Tensor) -> str:
-    """A model's name: the digest of its values [S], as they lie in memory."""
+    """A model's name: the digest of its values [S] in memory."""
     return blob.write({"": model}).digest
 
 
 class Downloads:
-    """The server's side: makes the differences, and knows which client holds which model."""
+    """The server's side: makes the differences, and tracks which client holds which model.
+
+    Args:
+        codec_policy: the codec of downloads.
+        layout: the model's layout.
+    """
 
     def __init__(self, codec_policy: CodecPolicy, layout: Layout) -> None:
         self._coding = codec_policy
@@ -68,11 +79,11 @@ class Downloads:
         self._recent: deque[_Difference] = deque()
 
     def start(self, state: ServerState) -> ServerState:
-        """The state to begin with: the first model is sent as it is."""
+        """The state to start with: the first model is sent uncompressed."""
         return state if self._coding.is_plain or state.sent is not None else replace(state, sent=state.params)
 
     def advance(self, state: ServerState) -> ServerState:
-        """`state` with the model that clients will decode; `state.sent` is still that of the round before."""
+        """Update `state.sent`, still that of the previous round, to the model that clients will decode."""
         before = state.sent
         if self._coding.is_plain or before is None:
             return state
@@ -86,8 +97,13 @@ class Downloads:
         return replace(state, sent=after)
 
     def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast:
-        """What `broadcast` (of the present model) is to be for the client at `address`, which held `came_with` when it
-        joined."""
+        """Encode a broadcast of the current model for one client.
+
+        Args:
+            address: the client's connection.
+            broadcast: the broadcast with the plain model.
+            came_with: the model that the client held when it joined.
+        """
         if self._coding.is_plain:
             return broadcast
         if self._model is not broadcast.params:
@@ -103,7 +119,7 @@ class Downloads:
         return replace(broadcast, model=self._name, deltas=deltas, vectors={**vectors, **_without_params(broadcast)})
 
     def confirm(self, address: str, *, failed: bool) -> None:
-        """The client has answered the last message: it holds that model now; after a failure, who knows."""
+        """Record that the client replied: it holds the model that it was sent, or an unknown one after a failure."""
         self._holds[address] = "" if failed else self._sent.get(address, "")
 
     def _path_from(self, held: str) -> tuple[_Difference, ...]:
@@ -119,7 +135,7 @@ class Downloads:
         return (self._whole,) if self._whole is not None else ()
 
     def _encode(self, target: Tensor, before: Tensor, round: int) -> tuple[_Difference, Tensor]:
-        """The encoded difference from `before` toward `target`, and the model that it leads to."""
+        """The encoded difference from `before` toward `target`, and the resulting model."""
         count = self._layout.num_trainable
         trainable = target[:count] - before[:count]
         vectors = {STATISTICS: WHOLE.encode(target[count:], seed=0)}
@@ -129,7 +145,7 @@ class Downloads:
 
 
 class HeldModel(Protocol):
-    """Where a client keeps the model that it decoded last."""
+    """Stores the model that a client decoded last."""
 
     def load(self) -> tuple[str, Tensor] | None:
         """Its name and values [S]; None if there is none."""
@@ -138,7 +154,7 @@ class HeldModel(Protocol):
 
 
 class MemoryHeldModel:
-    """`HeldModel` for as long as the process lives."""
+    """A `HeldModel` in memory."""
 
     def __init__(self) -> None:
         self._held: tuple[str, Tensor] | None = None
@@ -151,11 +167,17 @@ class MemoryHeldModel:
 
 
 def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
-    """The broadcast with its model in place of differences; that model is held from now on. A plain one stays as it is.
+    """Decode the model of a broadcast, and hold it as the base of the next difference.
+
+    A plain broadcast is returned unchanged.
+
+    Args:
+        message: the broadcast as received.
+        held: stores the decoded model.
 
     Raises:
-        RefusedError: the differences do not begin at a model that is held, are malformed, or lead to another model
-            than they should: the server then sends it whole.
+        RefusedError: the differences do not start at the held model, are malformed, or do not give the named model; the
+            server then sends the complete model.
     """
     if message.is_plain:
         return message
@@ -180,7 +202,7 @@ def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
 
 
 def _segments(message: Broadcast, number: int) -> dict[str, Encoded]:
-    """The encoded vectors of the difference `number`."""
+    """The encoded vectors of difference `number`."""
     prefix = f"{number}/"
     return {
         name.removeprefix(prefix): vector
@@ -190,12 +212,12 @@ def _segments(message: Broadcast, number: int) -> dict[str, Encoded]:
 
 
 def _without_params(message: Broadcast) -> dict[str, Vector]:
-    """What the algorithm adds."""
+    """The algorithm's vectors."""
     return {name: vector for name, vector in message.vectors.items() if name.startswith(AUXILIARY)}
 
 
 def _apply(before: Tensor | None, vectors: Mapping[str, Encoded]) -> Tensor:
-    """The model [S] that a difference leads to from `before` [S] (None: the difference is the whole model)."""
+    """Apply a difference to `before` [S], or decode a complete model if `before` is None."""
     if set(vectors) != {TRAINABLE, STATISTICS}:
         raise RefusedError(
             f"a difference has the vectors {', '.join(sorted(vectors))}, not {TRAINABLE} and {STATISTICS}"
@@ -204,6 +226,6 @@ def _apply(before: Tensor | None, vectors: Mapping[str, Encoded]) -> Tensor:
     if before is not None and len(before) != size:
         raise RefusedError(f"a difference has {size:,} values, the model that it begins at {len(before):,}")
     changed = decode(vectors[TRAINABLE])
-    if before is not None:  # the whole model is not added to zero: that would make 0.0 of -0.0
+    if before is not None:  # adding a complete model to zero would turn -0.0 into 0.0
         changed += before[:count]
     return torch.cat([changed, decode(vectors[STATISTICS])])

@@ -8,18 +8,18 @@ randomized Hadamard rotation; at one bit also Vargaftik et al. 2022, "EDEN".
     decode:
      4  x̂ <- S · D H sign(y)
 
-The rotation makes the values of a block nearly normal, whatever they were; so the normalized error of one vector,
-||x - x̂||²/||x||², is near pi/2 - 1 = 0.571, and that of a mean over m clients near 0.571/m. After a sparsifier, whose
-error feedback wants a contraction, S is the scale of least error: 1 - 2/pi = 0.363 instead, and biased.
+The rotation makes the values of a block nearly normal for any input; so the normalized error of one vector,
+||x - x̂||²/||x||², is near pi/2 - 1 = 0.571, and that of a mean over m clients near 0.571/m. After a sparsifier,
+whose error feedback needs a contraction, S is the scale of least error: 1 - 2/pi = 0.363 instead, and biased.
 
 Why DRIVE and not EDEN: at one bit they are the same estimator (EDEN's centroids ±sqrt(2/pi) cancel in its scale); EDEN
-adds other bit widths, where int4 and int8 stand here.
+adds other bit widths, for which there are int4 and int8 here.
 
-Differs from the papers: blocks of at most 2^16 values, each with a scale of its own, stay in the cache and follow the
-scales of layers; what remains is cut into smaller powers of two instead of being padded to the next one (only its last
-1,023 values or fewer are). H is not divided by sqrt(d): then H sign(y) are whole numbers below 2^24, exact in
-float32 in any order of summation, so that every machine decodes the same bits. The proofs of unbiasedness are for
-uniform rotations; H D is close to that for blocks of more than a few dozen values that are not very sparse.
+Differs from the papers: blocks of at most 2^16 values, each with its own scale, stay in the cache and follow the scales
+of layers; the rest is split into smaller powers of two instead of being padded to the next one (only its last 1,023
+values or fewer are). H is not divided by sqrt(d): then H sign(y) are integers below 2^24, exact in float32 in any order
+of summation, so that every machine decodes the same bits. The proofs of unbiasedness are for uniform rotations; H D is
+close to that for blocks of more than a few dozen values that are not very sparse.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,13 +35,18 @@ from fedshelf.core.errors import RefusedError
 SEED = "rotation_seed"
 _LARGEST, _SMALLEST = 16, 10  # powers of two
 _SIGNS = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)).astype(np.float32).reshape(256, 8)
-"""The eight signs that a byte says; the first is its highest bit."""
+"""The eight signs in each byte, highest bit first."""
 _MOST = float(np.finfo(np.float32).max) / 2**_LARGEST
 
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """The signs of rotated blocks; `unbiased` chooses the scale."""
+    """The signs of rotated blocks.
+
+    Attributes:
+        unbiased: whether the scale is unbiased; otherwise that of least error.
+        text: how the stage is written.
+    """
 
     unbiased: bool = True
     text: str = "drive"
@@ -93,7 +98,14 @@ class Drive:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Block:
-    """2^power values from `start`, their signs from `byte` on, and the random bits of D, eight in a byte."""
+    """A block of 2^power values.
+
+    Attributes:
+        start: first value.
+        byte: first byte of its signs.
+        power: log2 of its size.
+        flips: the random bits of D, eight per byte.
+    """
 
     start: int
     byte: int
@@ -106,11 +118,11 @@ class _Block:
 
 
 def _powers(size: int) -> list[tuple[int, int]]:
-    """The blocks of `size` values as (power, how many), largest first."""
+    """The blocks of `size` values as (power, count), largest first."""
     powers = [(_LARGEST, size >> _LARGEST)]
     powers += [(power, size >> power & 1) for power in range(_LARGEST - 1, _SMALLEST - 1, -1)]
     rest = size % (1 << _SMALLEST)
-    powers.append((max(3, (rest - 1).bit_length()), 1 if rest else 0))  # a byte of signs at least
+    powers.append((max(3, (rest - 1).bit_length()), 1 if rest else 0))  # at least a byte of signs
     return [(power, count) for power, count in powers if count]
 
 
@@ -124,26 +136,26 @@ def _blocks(size: int, seed: int) -> Iterator[_Block]:
 
 
 def _flip(values: Floats, flips: Bytes) -> Floats:
-    """D times `values`, in place: where a bit is set, the sign turns."""
+    """Multiply `values` by D in place: set bits flip the sign."""
     values *= _SIGNS.take(flips, axis=0).reshape(-1)
     return values
 
 
 def _hadamard(values: Floats, power: int, *, inverse: bool) -> Floats:
-    """H times `values` [2^power], in a fixed other order: for values as a matrix X, H X H transposed.
+    """Multiply `values` [2^power] by H, in a fixed permuted order: for values as a matrix X, H X H transposed.
 
-    With `inverse`, the order is undone: the two after each other are 2^power times the identity. `values` is
+    With `inverse`, the order is restored: one after the other, the two are 2^power times the identity. `values` is
     overwritten.
     """
     rows = 1 << (power // 2 if inverse else power - power // 2)
     columns = values.size // rows
     values, spare = _transform_columns(values, np.empty_like(values), rows)
     torch.from_numpy(spare).view(columns, rows).copy_(torch.from_numpy(values).view(rows, columns).T)
-    return _transform_columns(spare, values, columns)[0]  # what were rows are columns now, where numpy is fast
+    return _transform_columns(spare, values, columns)[0]  # rows have become columns, where numpy is fast
 
 
 def _transform_columns(values: Floats, spare: Floats, rows: int) -> tuple[Floats, Floats]:
-    """H times the matrix `values` [rows, ...] by log2(rows) rounds of sums and differences."""
+    """Multiply the matrix `values` [rows, ...] by H in log2(rows) rounds of sums and differences."""
     columns = values.size // rows
     for half in (1 << p for p in range(rows.bit_length() - 1)):
         pairs, out = (array.reshape(-1, 2, half * columns) for array in (values, spare))

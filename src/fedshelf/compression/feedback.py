@@ -7,11 +7,11 @@ Gradient Compression Schemes", algorithm 2 (EF-SGD).
      2  send C(p_t)
      3  e_{t+1} <- p_t - C(p_t)         residual
 
-What was left out is not lost but late: sum_t C(p_t) + e_{T+1} = sum_t delta_t. With a contraction C (topk, randk), SGD
+What is left out is sent later: sum_t C(p_t) + e_{T+1} = sum_t delta_t. With a contraction C (topk, randk), SGD
 converges as without compression, up to higher-order terms (theorem II).
 
 Differs from the paper: the step size is inside delta, a whole round of local steps; a client that is not asked keeps
-its e. C(p_t) is what the server decodes, bit for bit; e is only kept once the server has counted the upload.
+its e. C(p_t) is what the server decodes, bit for bit; e is committed only once the server has counted the upload.
 """
 
 from torch import Tensor

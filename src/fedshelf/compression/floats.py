@@ -1,4 +1,4 @@
-"""Shorter floats: float32 as it is, float16, or bfloat16.
+"""Shorter floats: float32 unchanged, float16, or bfloat16.
 
     code = round_to_nearest_even(x)
 
@@ -7,8 +7,8 @@
 | fp16 | 16   | 65504         | 2^-11 (values under 6e-5: absolute, 3e-8) |
 | bf16 | 16   | 3e38          | 2^-8           |
 
-Differs from the paper: there is none; IEEE 754 binary16, and the upper half of binary32. Rounding is to the nearest,
-hence deterministic and (by less than half a unit in the last place) biased.
+Differs from the paper: there is none; IEEE 754 binary16, and the upper half of binary32. Rounding is to nearest, hence
+deterministic and (by less than half a unit in the last place) biased.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,11 @@ FORMS = {"": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """Values as floats of another width; the empty text is float32, which loses nothing."""
+    """Values as floats of another width.
+
+    Attributes:
+        text: how the stage is written; empty for float32, which is lossless.
+    """
 
     text: str = ""
 

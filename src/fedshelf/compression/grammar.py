@@ -1,6 +1,6 @@
 """The text of a chain, as on the command line: ``[sparsifier+][quantizer+][zstd]``, at least one, or ``none``.
 
-A stage is written ``NAME:VALUE:VALUE``, with the values of its settings in the order in which its codec declares them.
+A stage is written ``NAME:VALUE:VALUE``, with the values of its settings in the order of their declaration.
 """
 
 import math
@@ -24,10 +24,10 @@ _BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
 
 
 def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | None]:
-    """The stages that `text` names; float32 where it names no quantizer.
+    """Parse the stages of `text`; float32 if it names no quantizer.
 
     Raises:
-        UsageError: listing everything that is wrong with the text.
+        UsageError: lists all problems of the text.
     """
     if text == "none":
         return None, Float(), None
@@ -60,7 +60,7 @@ def parse_stages(text: str) -> tuple[Sparsifier | None, Quantizer, Lossless | No
 
 
 def forms() -> dict[str, str]:
-    """By codec, how it is written, such as ``zstd[:LEVEL]``."""
+    """The syntax of each codec, such as ``zstd[:LEVEL]``."""
     components = {name: load(line) for registry in KINDS.values() for name, line in registry.items()}
     return {name: _form(name, settings_of(component)) for name, component in components.items()}
 
@@ -71,10 +71,10 @@ def _form(name: str, settings: Mapping[str, Setting]) -> str:
 
 
 def _made(name: str, component: Callable[..., Codec], arguments: list[str]) -> Codec:
-    """The stage `name` with these settings.
+    """Create the stage `name` with these settings.
 
     Raises:
-        ValueError: they are too few or too many, or a value is not one that its setting can have.
+        ValueError: too few or too many values, or one out of range.
     """
     settings = settings_of(component)
     num_required = sum(setting.default is Parameter.empty for setting in settings.values())

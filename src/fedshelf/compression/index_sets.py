@@ -1,12 +1,12 @@
-"""k of n indices in as many bytes as n and k say: Elias 1974, "Efficient storage and retrieval by content and address
-of static files"; Fano 1971. Also known as Elias-Fano; within 0.56 bits per index of the least possible.
+"""k of n indices in nearly the least possible bytes: Elias 1974, "Efficient storage and retrieval by content and
+address of static files"; Fano 1971. Also known as Elias-Fano; within 0.56 bits per index of the least possible.
 
     l <- floor(log2(n / k))
     low:  the l lower bits of each index, packed
     high: a bitmap; for index i_j (j = 0, 1, ...), bit (i_j >> l) + j is set: k ones among k + (n >> l) bits
 
-10 % of the values cost 5.3 bits per index, 1 % 8.6, 0.1 % 12. Where a plain bitmap of n bits is not longer (from
-about a third of the values on), it is used instead. Which one, and its length, follow from (n, k) alone.
+10 % of the values cost 5.3 bits per index, 1 % 8.6, 0.1 % 12. Where a plain bitmap of n bits is not longer (from about
+a third of the values on), it is used instead. Which one, and its length, follow from (n, k) alone.
 
 Differs from the paper: nothing in the coding; no rank or select structure, since indices are read all at once.
 """
@@ -35,7 +35,7 @@ def specs(size: int, count: int) -> Specs:
 
 
 def encode(indices: Indices, size: int) -> Parts:
-    """Write down `indices` [k], increasing, all below `size`."""
+    """Encode `indices` [k], increasing, all below `size`."""
     count = indices.size
     if "index_bitmap" in specs(size, count):
         return {"index_bitmap": _bitmap(indices, size)}
@@ -51,7 +51,12 @@ def encode(indices: Indices, size: int) -> Parts:
 
 
 def decode(parts: Mapping[str, Tensor], size: int, count: int) -> Indices:
-    """The indices [count], increasing; `parts` have the types and lengths of `specs(size, count)`.
+    """Decode the indices [count], increasing.
+
+    Args:
+        parts: with the types and lengths of `specs(size, count)`.
+        size: n.
+        count: k.
 
     Raises:
         RefusedError: not `count` indices, one beyond `size`, or not increasing.

@@ -1,15 +1,15 @@
 """zstd: lossless coding of the parts' bytes. Collet & Kucherawy 2021, RFC 8878 "Zstandard Compression".
 
     for each part:
-     1  bytes of the same place in their numbers are put together (first all lowest bytes, ... , then all highest)
+     1  bytes of the same significance are grouped (first all lowest bytes, ... , then all highest)
      2  frame <- zstd(bytes)
      3  the part is replaced by `<name>.zst` if the frame is shorter, else kept as it is
 
-Line 1 helps wherever numbers are wider than a byte: signs and exponents of neighbours repeat, mantissas do not. One
-frame per part, since codes, scales and indices have different statistics.
+Line 1 helps if numbers are wider than a byte: signs and exponents of neighbors repeat, mantissas do not. One frame per
+part, since codes, scales and indices have different statistics.
 
-Differs from the paper: nothing. A frame without a content size, with another one than the part must have, or with
-anything after it is refused before a byte is decompressed, so a bomb allocates nothing.
+Differs from the paper: nothing. A frame without a content size, with a size other than the part's, or with trailing
+data is refused before any byte is decompressed, so a decompression bomb allocates nothing.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,11 @@ SUFFIX = ".zst"
 
 @dataclass(frozen=True, slots=True)
 class Zstd:
-    """zstd at a level from 1 (fast) to 19: higher ones need windows that a small machine may not have."""
+    """zstd compression.
+
+    Attributes:
+        level: from 1 (fast) to 19; higher ones need windows that a small machine may not have.
+    """
 
     level: Annotated[int, Setting(key="LEVEL", help="1 (fast) to 19", ge=1, le=19)] = DEFAULT_LEVEL
 
@@ -70,8 +74,8 @@ class Zstd:
 
 
 def _decompress(name: str, frame: Tensor, dtype: torch.dtype, length: int) -> Tensor:
-    """The part of `length` numbers that `frame` holds; nothing is allocated unless the frame says just that length."""
-    if frame.dtype != torch.uint8 or length == 0:  # nothing is never shorter when compressed
+    """The part of `length` numbers in `frame`; memory is allocated only if the frame declares exactly that length."""
+    if frame.dtype != torch.uint8 or length == 0:  # an empty part is never shorter when compressed
         raise RefusedError(f"the encoded vector's part {name!r} is not a compressed one")
     expected = length * dtype.itemsize
     data = frame.numpy().data

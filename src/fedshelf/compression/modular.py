@@ -12,9 +12,9 @@ Autotuned Communication-Efficient Secure Aggregation" (quantized inputs to it).
 Text: ``modular:BITS:RANGE``, or ``modular:BITS:RANGE:SUMMANDS`` for m other than 64. Since |q_i| <= L, m codes sum to
 at most 2^(BITS-1) - 1: the sum never wraps past its sign. Values inside ±RANGE are unbiased; those outside are clipped.
 
-Differs from the papers: BITS is 8, 16 or 32, a whole machine integer, which adds modulo 2^BITS by itself; rounding is
-stochastic; there is no rotation before it; room is kept for the largest possible sum, where the second paper
-saves bits by counting on a likely one.
+Differs from the papers: BITS is 8, 16 or 32, a machine integer, which adds modulo 2^BITS natively; rounding is
+stochastic; there is no rotation before it; the range covers the largest possible sum, where the second paper saves bits
+by relying on a likely one.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,13 @@ DEFAULT_SUMMANDS = 64
 
 @dataclass(frozen=True, slots=True)
 class Modular:
-    """Integers of `bits` bits for values in ±`range`, of which `summands` can be added."""
+    """Integers whose codes can be added.
+
+    Attributes:
+        bits: bits per value.
+        range: largest magnitude of a value.
+        summands: number of codes that can be added.
+    """
 
     bits: Annotated[int, Setting(key="BITS", help="8, 16 or 32")]
     range: Annotated[float, Setting(key="RANGE", help="the largest value", ge=1 / MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
@@ -60,7 +66,7 @@ class Modular:
 
     @property
     def step(self) -> float:
-        """What a difference of one in a code stands for."""
+        """The value of a difference of one in a code."""
         return self.range / self.levels
 
     @property
@@ -74,7 +80,9 @@ class Modular:
         codes, dither = np.empty(values.size, f"i{self.bits // 8}"), Dither(seed)
         noise = np.empty(CHUNK, np.float32)
         for start in range(0, values.size, CHUNK):
-            chunk = values[start : start + CHUNK].astype(np.float64)  # float32 has no 31 bits of levels
+            chunk = values[start : start + CHUNK].astype(
+                np.float64
+            )  # float32 lacks the precision for 31 bits of levels
             np.clip(chunk, -self.range, self.range, out=chunk)  # line 1
             chunk *= self.levels / self.range
             dither.fill(noise[: -(-chunk.size // 4) * 4])

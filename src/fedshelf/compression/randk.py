@@ -6,13 +6,13 @@ Efficiency" (random masks); Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with
     3  S <- those indices, each plus r modulo n
     4  C(x)_i <- x_i for i in S, else 0
 
-Each index is in S with probability k/n, so E||x - C(x)||² = (1 - k/n) ||x||²: a contraction, used with
-error feedback. Clients given the same support seed choose the same S, so their codes can be added; S says nothing
-about their values. Indices do not travel, the seed does (8 bytes).
+Each index is in S with probability k/n, so E||x - C(x)||² = (1 - k/n) ||x||²: a contraction, used with error feedback.
+Clients with the same support seed choose the same S, so their codes can be added; S reveals nothing about their values.
+The seed is sent (8 bytes) instead of the indices.
 
-Differs from the papers: one index per stretch instead of any k (the same probability for each, and no permutation of
-n indices to draw). Values are not multiplied by n/k, which would make C unbiased: its variance, n/k - 1
-times ||x||², drowns what is learned at small F, and error feedback diverges with it.
+Differs from the papers: one index per stretch instead of any k (the same probability for each, and no permutation of n
+indices to draw). Values are not multiplied by n/k, which would make C unbiased: its variance, n/k - 1 times ||x||²,
+overwhelms the signal at small F, and error feedback diverges with it.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,11 @@ SEED = "support_seed"
 
 @dataclass(frozen=True, slots=True)
 class RandK:
-    """A random `fraction` travels, the same for all who use the same seed."""
+    """Sends a random fraction of the values, the same for all clients with the same seed.
+
+    Attributes:
+        fraction: the share of values sent (F).
+    """
 
     fraction: Annotated[float, FRACTION]
 
@@ -69,5 +73,5 @@ def support(seed: int, size: int, count: int) -> Indices:
     bounds = np.arange(count + 1, dtype=np.int64) * size // count
     draws = bits.random_raw(count) >> np.uint64(32)
     chosen = bounds[:-1] + ((draws * np.diff(bounds).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
-    wrapped = int(np.searchsorted(chosen, size - shift))  # from here on, chosen + shift passes the end
+    wrapped = int(np.searchsorted(chosen, size - shift))  # from here on, chosen + shift exceeds the end
     return np.concatenate([chosen[wrapped:] + (shift - size), chosen[:wrapped] + shift])

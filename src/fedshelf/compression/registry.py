@@ -1,4 +1,4 @@
-"""The codecs by name, one line each: by kind, in the order in which a chain has them."""
+"""Registry of codecs by name: by kind, in the order of a chain."""
 
 SPARSIFIERS: dict[str, str] = {
     "topk": "fedshelf.compression.topk:TopK",

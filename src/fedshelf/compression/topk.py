@@ -7,9 +7,8 @@ Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory".
 
 It is a contraction: ||x - C(x)||² <= (1 - k/n) ||x||², and biased: it needs error feedback (`feedback`).
 
-Differs from the paper: among equal magnitudes at the threshold the lowest indices are taken, so that the choice is
-one and the same everywhere. Aji & Heafield estimate the threshold from a sample; here a sample only narrows the search,
-and the choice is exact.
+Differs from the paper: ties at the threshold are broken by the lowest index, so that the choice is the same everywhere.
+Aji & Heafield estimate the threshold from a sample; here a sample only narrows the search, and the choice is exact.
 """
 
 import math
@@ -29,7 +28,11 @@ _SAMPLE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The `fraction` of largest magnitude travels."""
+    """Sends the values of largest magnitude.
+
+    Attributes:
+        fraction: the share of values sent (F).
+    """
 
     fraction: Annotated[float, FRACTION]
 
@@ -61,7 +64,7 @@ def kept(fraction: float, size: int) -> int:
 
 
 def largest(vector: Floats, count: int) -> Indices:
-    """The indices [count] of the largest magnitudes of `vector` [n], increasing; of equal ones the first."""
+    """The indices [count] of the largest magnitudes of `vector` [n], increasing; ties go to the lowest index."""
     candidates = _candidates(vector, count)
     magnitudes = _magnitudes(vector[candidates])
     rest = magnitudes.size - count
@@ -75,12 +78,12 @@ def largest(vector: Floats, count: int) -> Indices:
 
 
 def _candidates(vector: Floats, count: int) -> Indices:
-    """At least `count` indices, the largest magnitudes among them: those above a bound guessed from a sample."""
+    """At least `count` indices, including the largest magnitudes: those above a bound estimated from a sample."""
     size = vector.size
     if size > 4 * _SAMPLE:
         sample = _magnitudes(vector[:: size // _SAMPLE])
         rank = sample.size * count / size
-        rank += 4 * math.sqrt(rank) + 8  # four standard deviations: the guess is hardly ever too high
+        rank += 4 * math.sqrt(rank) + 8  # four standard deviations: the estimate is very rarely too high
         if rank < sample.size:
             bound = np.partition(sample, sample.size - 1 - int(rank))[sample.size - 1 - int(rank)]
             found = [

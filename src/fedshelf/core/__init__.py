@@ -1,1 +1,1 @@
-"""Pure types that everything else is written on: torch and the standard library, nothing else."""
+"""Pure types that the other packages build on. Imports only torch and the standard library."""

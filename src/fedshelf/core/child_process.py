@@ -1,8 +1,8 @@
-"""Child processes that end with their parent, whatever ends it: an exception, a signal, SIGKILL.
+"""Child processes that end with their parent, whether by an exception, a signal or SIGKILL.
 
-The parent holds one end of a pipe open and never writes to it. However the parent ends, the system closes that end, and
-a thread of the child that reads the other end wakes up. Unlike Linux's `PR_SET_PDEATHSIG`, this works on every POSIX
-system, leaves no moment unguarded, and does not depend on which thread of the parent started the child.
+The parent holds one end of a pipe open and never writes to it. When the parent ends, the system closes that end, and a
+thread in the child that reads the other end wakes up. Unlike Linux's `PR_SET_PDEATHSIG`, this works on every POSIX
+system, has no race at startup, and does not depend on which thread of the parent started the child.
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import IO
 
 STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-"""Signals that ask a process to end: Ctrl-C, a service manager, a terminal that closes."""
+"""Signals that ask a process to end: Ctrl-C, a service manager, a closing terminal."""
 
 EXIT_CODE = 1
 _VARIABLE = "FEDSHELF_ENDS_WITH_STDIN"
@@ -24,14 +24,18 @@ _VARIABLE = "FEDSHELF_ENDS_WITH_STDIN"
 def start(
     command: Sequence[str], *, environment: Mapping[str, str], output: IO[bytes] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Start a program that calls `follow_parent` first thing, and so ends with this process.
+    """Start a program that calls `follow_parent` first, and so ends with this process.
 
-    It has a process group of its own: Ctrl-C and a closed terminal reach this process alone, which then ends the child.
+    The child gets its own process group: Ctrl-C and a closed terminal reach only this process, which then ends the
+    child.
 
     Args:
         command: the program and its arguments.
-        environment: its environment.
-        output: where its output goes; by default, where that of this process goes.
+        environment: the child's environment.
+        output: where stdout and stderr go; by default, those of this process.
+
+    Returns:
+        The running process.
     """
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=output, stderr=output, env={**environment, _VARIABLE: "1"},
@@ -40,12 +44,12 @@ def start(
 
 
 def follow_parent(*, patience: float = 15.0) -> None:
-    """In a child made by `start`: end with the parent. In any other process: do nothing.
+    """End this process with its parent, if it was started by `start`; otherwise do nothing.
 
     Args:
-        patience: seconds to end after the SIGTERM that this process then sends itself.
+        patience: seconds to exit after the SIGTERM that this process sends itself.
     """
-    if os.environ.pop(_VARIABLE, None) is not None:  # not for this process' own children, whose stdin is another
+    if os.environ.pop(_VARIABLE, None) is not None:  # child processes have another stdin
         end_with(0, patience=patience)
 
 
@@ -53,14 +57,14 @@ def end_with(descriptor: int, *, patience: float = 0.0) -> None:
     """End this process when the other end of a pipe is closed.
 
     Args:
-        descriptor: the reading end; nothing is ever written to the other.
-        patience: seconds to end after the SIGTERM that this process then sends itself; 0 ends it at once.
+        descriptor: the reading end of the pipe. Nothing is ever written to the other end.
+        patience: seconds to exit after the SIGTERM that this process sends itself; 0 exits at once.
     """
 
     def watch() -> None:
         os.read(descriptor, 1)
         if patience:
-            # To the main thread: Python runs handlers there, and what it waits in is interrupted.
+            # Signal the main thread: Python runs handlers there, and the signal interrupts its blocking calls.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             time.sleep(patience)
         os._exit(EXIT_CODE)
@@ -69,11 +73,11 @@ def end_with(descriptor: int, *, patience: float = 0.0) -> None:
 
 
 def end_all(processes: Sequence["subprocess.Popen[bytes]"], *, patience: float) -> None:
-    """Ask processes to end, all at once, and kill those that do not.
+    """Terminate all processes at once, and kill those that do not exit in time.
 
     Args:
-        processes: running or not.
-        patience: seconds that they have.
+        processes: running or finished processes.
+        patience: seconds to wait before killing.
     """
     deadline = time.monotonic() + patience
     try:
@@ -93,7 +97,7 @@ def end_all(processes: Sequence["subprocess.Popen[bytes]"], *, patience: float) 
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """What is started within has `STOP_SIGNALS` blocked from its first instruction: its parent alone ends it."""
+    """Block `STOP_SIGNALS` in processes started within, from their first instruction; only their parent ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

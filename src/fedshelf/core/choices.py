@@ -1,4 +1,4 @@
-"""The words that settings choose among; free of imports, so that the command line can show them at once."""
+"""Choices for settings. Free of imports, so that the command line can show them quickly."""
 
 from enum import StrEnum
 from typing import Literal
@@ -17,7 +17,13 @@ WorkNorm = Literal["none", "l2", "l1"]
 
 
 class Candidate(StrEnum):
-    """The models that a store can choose among: trained alone, everybody's, and everybody's made its own."""
+    """The models that a store chooses among.
+
+    Attributes:
+        LOCAL: trained on the store's own photos only.
+        GLOBAL: the federated model.
+        PERSONALIZED: the federated model adapted to the store.
+    """
 
     LOCAL = "local"
     GLOBAL = "global"

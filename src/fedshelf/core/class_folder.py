@@ -1,4 +1,4 @@
-"""How stores name their products. A module of its own, because what reads photos must not need torch."""
+"""How stores name their products. A separate module, because code that reads photos must not import torch."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class ClassFolder:
     """A class as a client sees it.
 
     Attributes:
-        leaf: the folder's own name.
-        path: its path below the data folder, '/' between.
+        leaf: the folder's name.
+        path: the folder's path below the data folder, separated by '/'.
     """
 
     leaf: str

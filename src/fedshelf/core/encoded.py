@@ -1,4 +1,4 @@
-"""A vector in another form than float32: what a codec makes, and what the wire carries."""
+"""A vector in another form than float32, as a codec produces it and the wire carries it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Encoded:
-    """A float32 vector of `size` values as the chain `codec` wrote it down.
+    """An encoded float32 vector.
 
-    `parts` are one-dimensional tensors of the types that the wire knows (see `serialization.messages`): codes, scales,
-    indices. What they mean is the codec's matter.
+    Attributes:
+        codec: the codec chain that encoded it.
+        size: number of float32 values.
+        parts: one-dimensional tensors of the types that the wire supports (see `serialization.messages`), such as
+            codes, scales and indices. Their meaning is up to the codec.
     """
 
     codec: str
@@ -20,5 +23,5 @@ class Encoded:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all parts."""
+        """Total size of all parts in bytes."""
         return sum(part.numel() * part.element_size() for part in self.parts.values())

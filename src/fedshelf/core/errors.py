@@ -1,53 +1,53 @@
-"""Everything FedShelf raises on purpose.
+"""All errors that FedShelf raises on purpose.
 
 FedShelfError                 the message is for a person: what, where, why, what to do
 ├── UsageError                a wrong flag, key or path (exit code 2)
-├── DataError                 photos, catalogue or tables that cannot be used
-├── ModelError                an unknown model, a checkpoint that does not fit
-├── TrainingError             local training that failed on this store's photos
-├── RefusedError              a message that fails a check: nothing of it is kept
+├── DataError                 unusable photos, catalogue or tables
+├── ModelError                an unknown model, or a checkpoint that does not fit
+├── TrainingError             local training failed on this store's photos
+├── RefusedError              a message failed validation and is discarded
 ├── RunError                  a run directory that cannot be used or resumed
 ├── TransportError            the other side cannot be reached or does not speak our protocol
-└── WorkerLostError           a process that computes for this one has ended
+└── WorkerLostError           a worker process ended before its work was done
 """
 
 from fedshelf.core.text import printable
 
 
 class FedShelfError(Exception):
-    """Base of all expected failures; the command line prints it without a traceback.
+    """Base class of all expected errors. The command line prints them without a traceback.
 
     Args:
-        problems: what is wrong, each a sentence of its own. Usually one; a check that finds several gives them all.
+        problems: what is wrong, one sentence each. Usually one; a validator that finds several reports them all.
 
     Attributes:
-        exit_code: what the command line exits with.
-        will_repeat: the same task would fail again in the same way, so asking again makes no sense.
+        exit_code: exit code of the command line.
+        will_repeat: whether the same task would fail again in the same way, so that a retry is pointless.
     """
 
     exit_code = 1
     will_repeat = False
 
     def __str__(self) -> str:
-        """All problems on one line, harmless to a terminal whatever names from outside went into them."""
+        """All problems on one line, escaped for safe display on a terminal."""
         return "; ".join(printable(str(problem)) for problem in self.args)
 
 
 class UsageError(FedShelfError):
-    """The caller asked for something that makes no sense; nothing was started."""
+    """The caller asked for something invalid. Nothing was started."""
 
     exit_code = 2
     will_repeat = True
 
 
 class DataError(FedShelfError):
-    """Photos, a catalogue or a table that cannot be used."""
+    """Photos, a catalogue or a table cannot be used."""
 
     will_repeat = True
 
 
 class ModelError(FedShelfError):
-    """A model that cannot be built or weights that do not fit it."""
+    """A model cannot be built, or weights do not fit it."""
 
     will_repeat = True
 
@@ -57,7 +57,7 @@ class TrainingError(FedShelfError):
 
     Args:
         message: for a person.
-        will_repeat: whether training on these photos fails whatever the model's values are.
+        will_repeat: whether training on these photos fails for any model values.
     """
 
     def __init__(self, message: str, *, will_repeat: bool = False) -> None:
@@ -66,11 +66,11 @@ class TrainingError(FedShelfError):
 
 
 class RefusedError(FedShelfError):
-    """A message that failed a check. Its sender is told the reason; the receiver keeps nothing of it."""
+    """A message failed validation. The sender is told the reason, and the receiver discards the message."""
 
 
 class RunError(FedShelfError):
-    """A run directory that cannot be used: locked, of another configuration, or damaged."""
+    """A run directory cannot be used: it is locked, damaged or belongs to another configuration."""
 
 
 class TransportError(FedShelfError):
@@ -78,4 +78,4 @@ class TransportError(FedShelfError):
 
 
 class WorkerLostError(FedShelfError):
-    """A process that computes for this one has ended before its work was done."""
+    """A worker process ended before its work was done."""

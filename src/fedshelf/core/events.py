@@ -1,6 +1,6 @@
-"""What happens in a run, as facts that sinks (database, console, …) write down.
+"""Events of a run, as recorded by sinks such as the database and the console.
 
-Accuracies are fractions in [0, 1], losses nats, times seconds, sizes bytes.
+Units: accuracies are fractions in [0, 1], losses are in nats, times in seconds, sizes in bytes.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class ClientStatus(StrEnum):
 
 
 class RunStatus(StrEnum):
-    """How a run stands; `running` with a dead process reads as stopped."""
+    """The status of a run. `running` with a dead process is shown as stopped."""
 
     RUNNING = "running"
     FINISHED = "finished"
@@ -32,10 +32,22 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Participation:
-    """One cohort member's round. `reason` says why it was not counted, or what was done to an upload that was (empty:
-    nothing); `accuracy` is of the model after the round on the client's own validation photos. `num_steps`,
-    `batch_size` and `client_lr` are those of its training. Where rounds are asynchronous, `number` counts the client's
-    uploads in the round, and `staleness` is how many versions the model had advanced meanwhile."""
+    """One cohort member's part in a round.
+
+    Attributes:
+        client: the client's name.
+        status: how it ended the round.
+        reason: why the upload was not counted, or how a counted upload was modified; empty if it was not.
+        num_examples: photos trained on.
+        train_loss: mean training loss in nats.
+        accuracy: accuracy of the model after the round on the client's own validation photos.
+        seconds: duration of training.
+        num_steps: local steps taken.
+        batch_size: batch size of local training.
+        client_lr: learning rate of local training.
+        staleness: in asynchronous rounds, versions by which the model advanced since the client received it.
+        number: in asynchronous rounds, index of this upload among the client's uploads in the round.
+    """
 
     client: str
     status: ClientStatus
@@ -53,8 +65,18 @@ class Participation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStarted:
-    """`first_round` is the round that comes next: above 1 where the run was resumed. `num_test` is how many photos the
-    server tests on (None: it has none), `num_test_left_out` how many more it has, of products that no client holds."""
+    """A run has started or resumed.
+
+    Attributes:
+        run_id: the run.
+        num_rounds: rounds of the whole run.
+        first_round: the next round; above 1 if the run was resumed.
+        num_parameters: trainable values of the model.
+        num_classes: classes in the catalogue.
+        min_clients: clients needed to start.
+        num_test: test photos at the server; None if it has none.
+        num_test_left_out: further test photos, of products that no client holds.
+    """
 
     run_id: str
     num_rounds: int
@@ -68,15 +90,15 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsLoaded:
-    """A new run starts from the weights in a file, the rows of its head matched by the names of their classes.
+    """A new run starts from the weights in a file. Rows of its head are matched by class name.
 
     Attributes:
-        file: its name.
-        kept: classes whose row is where it was.
-        moved: classes whose row is at another position now.
-        added: classes that the file does not have; their rows start fresh.
+        file: the file's name.
+        kept: classes whose row keeps its position.
+        moved: classes whose row has another position now.
+        added: classes missing from the file; their rows are newly initialized.
         dropped: classes that the run does not have.
-        reason: why the whole head starts fresh; empty where rows were taken over.
+        reason: why the whole head is newly initialized; empty if rows were reused.
     """
 
     file: str
@@ -89,8 +111,14 @@ class WeightsLoaded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientJoined:
-    """A client can be asked from now on, for the first time or again. `num_left_out` counts photos of classes that the
-    catalogue does not have."""
+    """A client is ready for work, for the first time or again.
+
+    Attributes:
+        client: the client's name.
+        num_train: its training photos.
+        num_validation: its validation photos.
+        num_left_out: its photos of classes missing from the catalogue.
+    """
 
     client: str
     num_train: int
@@ -100,7 +128,7 @@ class ClientJoined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientRefused:
-    """Somebody who may not take part, or a message that was not accepted outside of a client's own round."""
+    """A client was not admitted, or one of its messages was not accepted outside of its own round."""
 
     client: str
     reason: str
@@ -108,7 +136,7 @@ class ClientRefused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientLeft:
-    """A connection is lost, set up or not; the client may come back."""
+    """A connection was lost, before or after setup. The client may return."""
 
     client: str
     reason: str
@@ -119,10 +147,10 @@ class Waiting:
     """The server has been waiting for a while. Repeated at growing intervals.
 
     Attributes:
-        what: what for, as a phrase: "3 clients to start".
-        live: clients that are there.
-        missing: clients that are awaited by name; empty where any will do.
-        seconds: since when.
+        what: what the server waits for, as a phrase: "3 clients to start".
+        live: connected clients.
+        missing: clients awaited by name; empty if any client will do.
+        seconds: time waited so far.
     """
 
     what: str
@@ -133,7 +161,7 @@ class Waiting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientExcluded:
-    """A client takes no further part in the run until it is started again: what it was asked to do will fail again."""
+    """A client is excluded from the run until it is restarted, because its task would fail again."""
 
     client: str
     reason: str
@@ -141,8 +169,13 @@ class ClientExcluded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundStarted:
-    """Work is about to be handed out. `attempt` counts from 0; where rounds are asynchronous, `cohort` is who is at
-    work already."""
+    """A round is about to dispatch work.
+
+    Attributes:
+        round: the round.
+        attempt: the attempt at the round, from 0.
+        cohort: the clients asked; in asynchronous rounds, those already at work.
+    """
 
     round: int
     attempt: int
@@ -151,7 +184,16 @@ class RoundStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadReceived:
-    """One cohort member has answered, well or not; `num_done` of `num_cohort` have."""
+    """A cohort member has replied, successfully or not.
+
+    Attributes:
+        round: the round.
+        client: the client's name.
+        status: how it ended the round.
+        reason: why the upload is not counted.
+        num_done: members that have replied so far.
+        num_cohort: size of the cohort.
+    """
 
     round: int
     client: str
@@ -163,7 +205,7 @@ class UploadReceived:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundVoid:
-    """An attempt that ended without a quorum; the round is tried again."""
+    """An attempt ended without a quorum. The round is retried."""
 
     round: int
     attempt: int
@@ -173,10 +215,22 @@ class RoundVoid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundFinished:
-    """A version is made. `accuracy` is on the clients' validation photos, `central_accuracy` and `central_loss` are on
-    the server's test photos (None: not measured in this round), `train_loss` is the mean over the training that led to
-    it. Bytes are payload on the wire, all clients together. `virtual_seconds`, of a simulation, has those of void
-    attempts in it."""
+    """A new version of the model is complete.
+
+    Attributes:
+        round: the round.
+        attempt: the attempt that succeeded, from 0.
+        clients: the cohort members.
+        train_loss: mean loss of the training that led to this version.
+        accuracy: accuracy on the clients' validation photos.
+        central_accuracy: accuracy on the server's test photos; None if not measured in this round.
+        central_loss: loss on the server's test photos; None if not measured in this round.
+        seconds: duration of the round.
+        bytes_up: payload received from all clients.
+        bytes_down: payload sent to all clients.
+        best_round: the best round so far.
+        virtual_seconds: duration in a simulation's virtual time, including void attempts.
+    """
 
     round: int
     attempt: int
@@ -194,8 +248,15 @@ class RoundFinished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreComparison:
-    """How the models that one store can choose among do there, and which of them it keeps (`core.messages.Comparison`).
-    Where there is none, `reason` says why."""
+    """How the candidate models do at one store (see `core.messages.Comparison`).
+
+    Attributes:
+        client: the store.
+        best: the model that the store keeps; None if there is no comparison.
+        accuracies: accuracy of each candidate.
+        on_test: whether accuracies are measured on test photos.
+        reason: why there is no comparison.
+    """
 
     client: str
     best: Candidate | None
@@ -206,8 +267,10 @@ class StoreComparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonStarted:
-    """The rounds are over, and `stores` are asked which model serves them best. That takes as long as the rounds took,
-    for each trains a model alone."""
+    """The rounds are over, and `stores` are asked which model serves them best.
+
+    Each store trains a local model, so this takes as long as all rounds took.
+    """
 
     round: int
     stores: tuple[str, ...]
@@ -215,7 +278,15 @@ class ComparisonStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonReceived:
-    """One store has answered, well or not (`reason`); `num_done` of `num_stores` have."""
+    """One store has replied to the comparison, successfully or not.
+
+    Attributes:
+        round: the last round.
+        client: the store.
+        reason: why there is no comparison; empty if there is one.
+        num_done: stores that have replied so far.
+        num_stores: stores asked.
+    """
 
     round: int
     client: str
@@ -226,7 +297,7 @@ class ComparisonReceived:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoresCompared:
-    """After the last round, what became of it at each store."""
+    """The comparison of models at all stores, after the last round."""
 
     round: int
     stores: tuple[StoreComparison, ...]
@@ -234,7 +305,7 @@ class StoresCompared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEnded:
-    """The server is about to close. A run that was `stopped` can be gone on with."""
+    """The server is about to close. A `stopped` run can be resumed."""
 
     status: RunStatus
     reason: str = ""

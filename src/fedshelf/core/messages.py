@@ -1,19 +1,19 @@
-"""What the server and a client say to each other. All messages are frozen; none names a file or holds a photo.
+"""The messages between the server and a client. All are frozen; none contains a file name or a photo.
 
     client                     server
-      Join        ──────────▶            who I am, which classes I hold
+      Join        ──────────▶            the client's identity and classes
                   ◀──────────  Setup     the run's configuration, the catalogue, the layout's digest
-      Ready       ──────────▶            how many photos that leaves me with
-                  ◀──────────  Broadcast train (or evaluate) this model
-      Upload      ──────────▶            what training changed
-      Evaluation  ──────────▶            how the model does on my validation photos
-      Comparison  ──────────▶            which model serves me best, once the rounds are over
-      Failure     ──────────▶            why there is neither
+      Ready       ──────────▶            the number of photos
+                  ◀──────────  Broadcast train, evaluate or compare this model
+      Upload      ──────────▶            the difference that training made
+      Evaluation  ──────────▶            the model's score on the validation photos
+      Comparison  ──────────▶            the model that serves the store best, after the last round
+      Failure     ──────────▶            why there is no result
 
 A `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or `Encoded` by the run's codec.
 
-Everything that leaves a client is one of these objects and nothing else (docs/explanation/what-leaves-a-store.md).
-Shapes: S shared values of the model (see `params`).
+Everything that leaves a client is one of these objects (docs/explanation/what-leaves-a-store.md). Shapes: S shared
+values of the model (see `params`).
 """
 
 from collections.abc import Mapping
@@ -29,17 +29,17 @@ from fedshelf.core.encoded import Encoded
 
 PROTOCOL_VERSION = 4
 RUN_FINISHED = "the run is finished"
-"""What a server tells its clients at the end of a run that did not fail."""
+"""The reason that a server gives its clients at the end of a successful run."""
 
 Vector: TypeAlias = Tensor | Encoded
 PARAMS, DELTA = "params", "delta"
-"""The main vector [S] of a plain broadcast, and of a plain upload."""
+"""Names of the main vector [S] in a plain broadcast and in a plain upload."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
-"""The two segments that a main vector is encoded as, and the prefix of vectors that an algorithm adds."""
+"""Names of the two segments of an encoded main vector, and the prefix of vectors that an algorithm adds."""
 
 
 def auxiliary_vectors(vectors: Mapping[str, Tensor]) -> dict[str, Vector]:
-    """What an algorithm adds to a message, by the names that it has there."""
+    """Add the `AUXILIARY` prefix to the names of an algorithm's vectors."""
     return {AUXILIARY + name: vector for name, vector in vectors.items()}
 
 
@@ -60,7 +60,7 @@ def _plain(vectors: Mapping[str, Vector], name: str) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class TaskKey:
-    """Names one piece of work for ever; the same key asked twice is answered with the same bytes."""
+    """Identifies a task uniquely. A repeated request with the same key gets the same bytes in reply."""
 
     run_id: str
     round: int
@@ -68,7 +68,7 @@ class TaskKey:
 
 
 def keyed(purpose: str, key: TaskKey) -> str:
-    """What a draw for the task `key` is for: another attempt at a round is other work, and draws anew."""
+    """The random purpose of a draw for the task `key`. Each further attempt at a round draws anew."""
     return f"{purpose}-again-{key.attempt}" if key.attempt else purpose
 
 
@@ -76,8 +76,13 @@ def keyed(purpose: str, key: TaskKey) -> str:
 class Join:
     """A client introduces itself.
 
-    `identity` is a random token that the client made on first start: the same name with another identity is
-    somebody else.
+    Attributes:
+        protocol: version of the protocol.
+        version: version of FedShelf.
+        client: the client's name.
+        identity: a random token created at the client's first start; the same name with another identity is another
+            client.
+        classes: the class folders that the client holds.
     """
 
     protocol: int
@@ -91,8 +96,11 @@ class Join:
 class Setup:
     """Everything a client needs before its first round.
 
-    `config` is the client's part of the run's configuration (TOML text); `catalogue` maps class index to name
-    and member paths (JSON text).
+    Attributes:
+        run_id: the run.
+        config: the client's part of the run's configuration (TOML text).
+        catalogue: maps class index to name and member paths (JSON text).
+        layout_digest: digest of the model's layout.
     """
 
     run_id: str
@@ -103,9 +111,17 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """The client has built the model; the digests prove that both sides mean the same.
+    """The client has built the model. The digests prove that both sides agree.
 
-    `holds` names the newest model (see `Broadcast.model`) that it still has from before; "" is none.
+    Attributes:
+        run_id: the run.
+        layout_digest: digest of the model's layout.
+        catalogue_digest: digest of the catalogue.
+        config_digest: digest of the configuration.
+        num_train: training photos.
+        num_validation: validation photos.
+        num_left_out: photos of classes missing from the catalogue.
+        holds: the newest model (see `Broadcast.model`) that the client still holds; "" for none.
     """
 
     run_id: str
@@ -119,7 +135,7 @@ class Ready:
 
 
 class Purpose(StrEnum):
-    """What to do with a broadcast model."""
+    """What a client does with a broadcast model."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"
@@ -128,11 +144,11 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDelta:
-    """One difference between two models, each named by the digest of its values. Its vectors are in the broadcast.
+    """One difference between two models, each identified by the digest of its values. The broadcast holds its vectors.
 
     Attributes:
-        base: the model that the difference is added to; "" where it is the whole model.
-        model: the model that it leads to.
+        base: the model that the difference is added to; "" if the difference is the whole model.
+        model: the resulting model.
     """
 
     base: str
@@ -141,21 +157,22 @@ class ModelDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Broadcast:
-    """The server hands out work.
+    """The server dispatches a task.
 
     Attributes:
-        key: names the work.
+        key: identifies the task.
         purpose: what to do with the model.
         client_lr: learning rate of local training.
-        vectors: the model and what the algorithm adds. A plain model is `params` [S]: the shared values after
-            `key.round - 1` rounds or, to evaluate and to compare, after `key.round`. Where downloads are compressed,
-            the i-th of `deltas` has the encoded vectors `i/trainable` [T] and `i/statistics` [S - T] instead.
-        model: digest of the float32 values [S] that all clients decode to the last bit; "" where the model is plain.
-        deltas: lead from a model that the client holds to `model`, one after the other. None where it holds `model`.
-        counted: this client's newest upload that the server counted: state pending for that key is committed, any
-            other pending state is rolled back.
+        vectors: the model and the algorithm's vectors. A plain model is `params` [S]: the shared values after
+            `key.round - 1` rounds to train, or after `key.round` rounds to evaluate and compare. Where downloads are
+            compressed, the i-th of `deltas` has the encoded vectors `i/trainable` [T] and `i/statistics` [S - T]
+            instead.
+        model: digest of the float32 values [S], which all clients decode bit for bit; "" if the model is plain.
+        deltas: lead step by step from a model that the client holds to `model`; empty if it holds `model`.
+        counted: this client's newest upload that the server counted. Pending state for that key is committed, any other
+            pending state is rolled back.
         num_steps: local steps to take; None: as many as the configured epochs have.
-        num_rounds: to compare, how many rounds a model trained alone is given; None: `key.round`.
+        num_rounds: to compare, the rounds of a model trained locally; None: `key.round`.
     """
 
     key: TaskKey
@@ -170,7 +187,7 @@ class Broadcast:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model travels as it is."""
+        """Whether the model is not encoded."""
         return PARAMS in self.vectors
 
     @property
@@ -180,24 +197,24 @@ class Broadcast:
 
     @property
     def auxiliary(self) -> Mapping[str, Tensor]:
-        """What the algorithm adds, each [T]."""
+        """The algorithm's vectors by name, each [T]."""
         return _auxiliary(self.vectors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Upload:
-    """What one client's training changed.
+    """The difference that one client's training made.
 
     Attributes:
-        key: the work that it answers.
-        vectors: a plain upload has `delta` [S], local minus global: *add* it to move toward the client. Encoded, that
-            is `trainable` [T] and `statistics` [S - T]. What the algorithm adds (control variates, for example) is
-            payload like any other.
+        key: the task that it answers.
+        vectors: a plain upload has `delta` [S], local minus global: *add* it to move toward the client. An encoded one
+            has `trainable` [T] and `statistics` [S - T]. The algorithm's vectors (such as control variates) are
+            payload, too.
         num_examples: photos trained on.
         num_steps: local steps taken.
         train_loss: mean loss over local training, in nats.
-        seconds: time that training took.
-        batch_size: of local training.
+        seconds: duration of training.
+        batch_size: batch size of local training.
         client_lr: learning rate of local training.
     """
 
@@ -222,21 +239,28 @@ class Upload:
 
     @property
     def auxiliary(self) -> Mapping[str, Tensor]:
-        """What the algorithm adds, each [T]."""
+        """The algorithm's vectors by name, each [T]."""
         return _auxiliary(self.vectors)
 
     def with_vectors(self, **vectors: Vector) -> "Upload":
-        """The same upload with some of its vectors replaced."""
+        """A copy of the upload with some vectors replaced."""
         return replace(self, vectors={**self.vectors, **vectors})
 
     def with_auxiliary(self, **vectors: Tensor) -> "Upload":
-        """The same upload with what an algorithm adds."""
+        """A copy of the upload with an algorithm's vectors added."""
         return self.with_vectors(**auxiliary_vectors(vectors))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """How the broadcast model does on the client's own validation photos: counts and the sum of losses (nats)."""
+    """The broadcast model's score on the client's own validation photos.
+
+    Attributes:
+        key: the task that it answers.
+        num_examples: photos evaluated.
+        num_correct: photos classified correctly.
+        loss_sum: sum of the losses in nats.
+    """
 
     key: TaskKey
     num_examples: int
@@ -246,10 +270,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Comparison:
-    """How the models that a store can choose among do there, and which of them it keeps.
+    """How the candidate models do at a store, and which of them it keeps.
 
-    `accuracies` are fractions of the store's own mix of products, on test photos where the client has some
-    (`on_test`), else on its validation photos. `best` was chosen on the `num_validation` validation photos.
+    Attributes:
+        key: the task that it answers.
+        best: the model kept, chosen on the validation photos.
+        accuracies: accuracy of each candidate, weighted by the store's class distribution.
+        on_test: whether accuracies are measured on test photos; otherwise on validation photos.
+        num_validation: the client's validation photos.
     """
 
     key: TaskKey
@@ -261,12 +289,12 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """The client could not do the work.
+    """The client could not do the task.
 
     Attributes:
         reason: for a person.
-        key: the task; None where none was named.
-        will_repeat: the client would fail again if it were asked again.
+        key: the task; None if the message named none.
+        will_repeat: whether a retry would fail, too.
     """
 
     reason: str
@@ -279,5 +307,5 @@ ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Comparison | Fai
 
 
 def task_key(message: ServerMessage) -> TaskKey | None:
-    """The key of the work that `message` hands out; None if it is none."""
+    """The key of the task that `message` dispatches; None if it dispatches none."""
     return message.key if isinstance(message, Broadcast) else None

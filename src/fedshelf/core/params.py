@@ -1,10 +1,10 @@
 """A model as one flat vector.
 
-`Params` owns one contiguous float32 vector and binds the module's tensors to it as views. An upload is then a
-slice, and averaging, clipping, noise and quantization are single passes at memory bandwidth.
+`Params` owns one contiguous float32 vector and binds the module's tensors to it as views. An upload is then a slice,
+and averaging, clipping, noise and quantization are single passes at memory bandwidth.
 
-The vector is ordered ``[shared trainable | shared statistics | personal]``; inside the personal segment the
-trainable tensors come first. Integer buffers (``num_batches_tracked``) are not in it: they are never averaged or sent.
+The vector is ordered ``[shared trainable | shared statistics | personal]``; inside the personal segment the trainable
+tensors come first. Integer buffers (``num_batches_tracked``) are left out: they are never averaged or sent.
 
 Shapes: T shared trainable values, S shared values (trainable and statistics), P all values.
 """
@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Segment(StrEnum):
-    """Where a tensor belongs; see the module's text."""
+    """The segment of the vector that a tensor belongs to (see the module's docstring)."""
 
     TRAINABLE = "trainable"
     STATISTICS = "statistics"
@@ -30,7 +30,17 @@ class Segment(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
-    """One named tensor's place in the vector."""
+    """One named tensor's place in the vector.
+
+    Attributes:
+        name: the tensor's name in the module.
+        shape: its shape.
+        stride: its strides, in values.
+        offset: index of its first value in the vector.
+        segment: the segment that it belongs to.
+        trainable: whether the optimizer updates it.
+        nonnegative: whether its values may not fall below zero (variances).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -42,56 +52,61 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
+        """Number of values."""
         return _product(self.shape)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The order, shapes and strides of all floating tensors of a model."""
+    """The order, shapes and strides of all floating-point tensors of a model."""
 
     tensors: tuple[TensorSpec, ...]
 
     @cached_property
     def num_trainable(self) -> int:
-        """T: values in the shared trainable segment."""
+        """T: number of values in the shared trainable segment."""
         return sum(t.size for t in self.tensors if t.segment is Segment.TRAINABLE)
 
     @cached_property
     def num_shared(self) -> int:
-        """S: values that travel."""
+        """S: number of values that are sent."""
         return sum(t.size for t in self.tensors if t.segment is not Segment.PERSONAL)
 
     @cached_property
     def size(self) -> int:
-        """P: all values."""
+        """P: number of all values."""
         return sum(t.size for t in self.tensors)
 
     @cached_property
     def num_personal_trainable(self) -> int:
-        """Personal values that the optimizer moves; they are the first of the personal segment."""
+        """Number of personal values that the optimizer updates. They come first in the personal segment."""
         return sum(t.size for t in self.tensors if t.segment is Segment.PERSONAL and t.trainable)
 
     @property
     def num_parameters(self) -> int:
-        """Trainable values, shared and personal: what papers call the size of the model."""
+        """Number of trainable values, shared and personal; the model size that papers report."""
         return self.num_trainable + self.num_personal_trainable
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over what travels; two sides with the same digest agree on the meaning of every value."""
+        """SHA-256 of the shared tensors. Two sides with the same digest agree on the meaning of every value."""
         shared = [t for t in self.tensors if t.segment is not Segment.PERSONAL]
         text = "\n".join(f"{t.name} {t.shape} {t.stride} {t.offset} {t.segment}" for t in shared)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def at(self, index: int) -> TensorSpec:
-        """The tensor that holds value `index` of the vector."""
+        """The tensor that holds value `index` of the vector.
+
+        Raises:
+            IndexError: `index` is out of range.
+        """
         for spec in self.tensors:
             if spec.offset <= index < spec.offset + spec.size:
                 return spec
         raise IndexError(f"value {index} lies outside a layout of {self.size} values")
 
     def clamp(self, vector: Tensor) -> Tensor:
-        """Clamp the shared variances of `vector` [S] at zero, in place: an average may round below it."""
+        """Clamp the shared variances of `vector` [S] at zero, in place; an average may round below it."""
         for spec in self.tensors:
             if spec.nonnegative and spec.segment is Segment.STATISTICS:
                 vector[spec.offset : spec.offset + spec.size].clamp_(min=0)
@@ -100,19 +115,19 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Params:
-    """One vector [P] and what it means. Slices and views share its memory."""
+    """One vector [P] and its layout. Slices and views share its memory."""
 
     vector: Tensor
     layout: Layout
 
     @property
     def shared(self) -> Tensor:
-        """[S]: the part that travels."""
+        """[S]: the part that is sent."""
         return self.vector[: self.layout.num_shared]
 
     @property
     def trainable(self) -> Tensor:
-        """[T]: what server optimizers, proximal terms and clipping norms act on."""
+        """[T]: the part that server optimizers, proximal terms and clipping norms act on."""
         return self.vector[: self.layout.num_trainable]
 
     @property
@@ -127,14 +142,14 @@ class Params:
 
 
 def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name: False) -> Params:
-    """Move the floating tensors of `module` into one vector; from then on they are views of it.
+    """Move the floating-point tensors of `module` into one vector; from then on they are views of it.
 
-    Convolution weights are laid out channels_last (the fast order on CPUs and tensor cores). Call this once
-    the module is on its device; moving it afterwards would break the views.
+    Convolution weights are laid out channels_last (the fast order on CPUs and tensor cores). Call this once the module
+    is on its device; moving it afterwards breaks the views.
 
     Args:
-        module: its parameters and floating buffers are rebound in place.
-        is_personal: tells by a tensor's name whether it stays at the client.
+        module: its parameters and floating-point buffers are rebound in place.
+        is_personal: whether the tensor of a given name stays at the client.
 
     Returns:
         The vector [P] with its layout; gradients are not bound (see `bind_gradients`).
@@ -148,7 +163,7 @@ def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name:
 
     specs: list[TensorSpec] = []
     offset = 0
-    for name in sorted(tensors, key=order):  # the sort is stable: the module's own order inside a segment
+    for name in sorted(tensors, key=order):  # a stable sort keeps the module's order inside a segment
         shape = tuple(tensors[name].shape)
         segment = (Segment.TRAINABLE, Segment.STATISTICS, Segment.PERSONAL)[order(name)[0]]
         specs.append(
@@ -169,7 +184,7 @@ def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name:
 
 
 def bind_gradients(module: nn.Module, params: Params) -> Tensor:
-    """Give every trainable tensor a gradient that is a view of one zeroed vector [P], and return that vector."""
+    """Bind the gradients of all trainable tensors to one zeroed vector [P], and return that vector."""
     gradients = Params(torch.zeros_like(params.vector), params.layout)
     views = gradients.views()
     for name, parameter in module.named_parameters():
@@ -178,7 +193,12 @@ def bind_gradients(module: nn.Module, params: Params) -> Tensor:
 
 
 def copy_into(params: Params, tensors: Mapping[str, Tensor]) -> None:
-    """Copy named tensors into the vector; every floating tensor of the layout must be there, shapes equal."""
+    """Copy named tensors into the vector.
+
+    Args:
+        params: the destination.
+        tensors: every floating-point tensor of the layout, with equal shapes.
+    """
     with torch.no_grad():
         for name, view in params.views().items():
             view.copy_(tensors[name])

@@ -1,5 +1,7 @@
-"""What the rounds need from the world, as protocols. Each has a real adapter (deploy, simulate, tracking) and an
-in-memory fake in `tests/fakes.py`."""
+"""Protocols for the outside world of the rounds.
+
+Each has a real adapter (deploy, simulate, tracking) and an in-memory fake in `tests/fakes.py`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +15,12 @@ from fedshelf.core.state import ClientState, OpenRound, ServerState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Joined:
-    """A client is there and introduced itself (again, after a restart of either side). `address` names this
-    connection: the transport knows clients by it until the server accepts their name."""
+    """A client is connected and has introduced itself, possibly again after a restart of either side.
+
+    Attributes:
+        address: identifies the connection; the transport knows clients by it until the server accepts their name.
+        join: the client's introduction.
+    """
 
     address: str
     join: Join
@@ -25,10 +31,10 @@ class Left:
     """The connection has been silent for too long, or was closed.
 
     Attributes:
-        address: which one.
-        ended_by: the signal that ended the client's process, empty where its machine does not know which; None: nothing
-            is known of an end of the process.
-        signed_off: the client said that it leaves.
+        address: the connection.
+        ended_by: the signal that ended the client's process, "" if its machine does not know which; None if it is
+            unknown whether the process ended.
+        signed_off: whether the client announced that it leaves.
     """
 
     address: str
@@ -38,8 +44,14 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Received:
-    """A message's body as it came in: a file whose content `digest` names (BLAKE3). Whoever moves it owns it; what
-    still lies there when the transport is asked for the next arrival is deleted."""
+    """A message's body as a file.
+
+    Moving the file takes ownership; otherwise the transport deletes it at the next `receive`.
+
+    Attributes:
+        path: the file.
+        digest: BLAKE3 digest of its content.
+    """
 
     path: Path
     digest: str
@@ -47,16 +59,16 @@ class Received:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reply:
-    """What came back for a message, from its arrival to its use.
+    """A client's message, from its arrival to its use.
 
     Attributes:
         address: the connection that it came from.
-        message: what the client says; None where its bytes could not be read, and `reason` says why.
-        reason: why there is no message (truncated, wrong digest, not our format).
+        message: the client's message; None if its bytes could not be read.
         num_bytes: payload on the wire.
         task: the key of the broadcast that it answers, as the transport knows it (a hostile client may name another in
-            the message itself); None: it answers no task.
-        source: the file that the message's vectors are views of, if they came in one.
+            the message itself); None if it answers no task.
+        source: the file that the message's vectors are views of, if any.
+        reason: why there is no message (truncated, wrong digest, not our format).
         client: the client's name; "" until the inbox has looked it up.
     """
 
@@ -75,20 +87,20 @@ Arrival: TypeAlias = Joined | Left | Reply
 class Transport(Protocol):
     """Carries messages between the server and its clients. Addresses are opaque: one per live connection.
 
-    Whether payloads travel inside messages or beside them is the adapter's own business.
+    Whether payloads travel inside messages or separately is up to the adapter.
     """
 
     def send(self, address: str, message: ServerMessage) -> int:
-        """Hand `message` to a client and return the bytes this puts on the wire; never waits for the answer.
+        """Send `message` to a client without waiting for the reply, and return its size on the wire in bytes.
 
-        Sending to an address that has gone is no error: `Left` tells.
+        Sending to a disconnected address is not an error: `Left` reports it.
         """
 
     def receive(self, timeout: float) -> Arrival | None:
-        """The next arrival, or None once `timeout` seconds have passed without one."""
+        """The next arrival, or None if there is none within `timeout` seconds."""
 
     def refuse(self, address: str, reason: str) -> None:
-        """Tell a connection why it is not wanted, and forget it."""
+        """Tell a connection why it is refused, and forget it."""
 
     def close(self, reason: str) -> None:
         """Tell every client that the run has ended, and why."""
@@ -101,28 +113,36 @@ class Clock(Protocol):
 
 
 class VirtualClock(Clock, Protocol):
-    """The clock of a simulation, in virtual seconds: it knows what will happen, and can go on where a run was."""
+    """The clock of a simulation, in virtual seconds. It knows future events, and can resume a run."""
 
     def resume(self, state: ServerState) -> None:
-        """Set it to when `state` was noted. Clients are then at work, or away, as they were: a task of
-        `state.in_flight` that is sent again is due when it was; one that is not keeps its client busy until then."""
+        """Set the clock to the time of `state`.
+
+        Clients are then at work or away as they were. A task of `state.in_flight` that is sent again is due at its
+        original time; one that is not sent again keeps its client busy until then.
+        """
 
     def snapshot(self, state: ServerState) -> ServerState:
-        """`state` with all that `resume` needs: `virtual_seconds`, and in `in_flight` all that clients are at. What of
-        that `state.in_flight` names is `wanted`."""
+        """Add to `state` all that `resume` needs: `virtual_seconds`, and in `in_flight` the tasks of all clients.
+
+        Tasks that `state.in_flight` already names are marked as `wanted`.
+        """
 
     def is_settled(self) -> bool:
-        """Whether everybody has come and gone who does at this very moment; uploads may still arrive."""
+        """Whether all joins and departures at the current time are done; uploads may still arrive."""
 
 
 class Checkpoints(Protocol):
-    """Where the server's state survives. Each call is atomic: a crash leaves the old or the new, never a mix."""
+    """Durable storage of the server's state.
+
+    Each call is atomic: a crash leaves the old or the new state, never a mix.
+    """
 
     def load(self) -> ServerState | None:
-        """The newest saved state, or None in a fresh run."""
+        """The newest saved state, or None in a new run."""
 
     def load_round(self, round: int) -> ServerState | None:
-        """The state saved after `round`; None where it is no longer kept."""
+        """The state saved after `round`; None if it is no longer kept."""
 
     def save(self, state: ServerState, *, is_best: bool) -> None: ...
 
@@ -132,38 +152,38 @@ class Checkpoints(Protocol):
 
 
 class Spool(Protocol):
-    """Uploads of the open round, kept until they are folded. Survives a crash where the run does."""
+    """Uploads of the open round, kept until they are aggregated. Survives a crash if the run does."""
 
     def put(self, key: TaskKey, client: str, message: ClientMessage, source: Received | None = None) -> None:
-        """Keep the upload; `source` is the file that its vectors came in, which need not be copied then."""
+        """Store the upload; `source` is the file that holds its vectors, which then need not be copied."""
 
     def names(self, key: TaskKey) -> Sequence[str]:
-        """Clients with an upload for `key`, sorted."""
+        """Names of the clients with an upload for `key`, sorted."""
 
     def get(self, key: TaskKey, client: str) -> ClientMessage:
-        """The upload; its vectors may be views of a file: do not write to them."""
+        """The upload; its vectors may be views of a file and must not be written to."""
 
     def clear(self) -> None:
-        """Forget everything: the round has been folded and checkpointed, or is void."""
+        """Delete all uploads: the round has been aggregated and checkpointed, or is void."""
 
 
 class ClientStates(Protocol):
-    """What a client keeps between rounds, committed in two phases (see `Broadcast.counted`)."""
+    """The state that a client keeps between rounds, committed in two phases (see `Broadcast.counted`)."""
 
     def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
-        """Commit the pending state if the server counted it, else drop it; return the state now in force."""
+        """Commit the pending state if the server counted it, otherwise roll it back; return the current state."""
 
     def peek(self, key: TaskKey) -> ClientState:
-        """The state that the answer to `key` leads to, be it counted yet or not; else the one in force."""
+        """The state that follows the reply to `key`, whether committed or not; otherwise the current state."""
 
     def cached_reply(self, key: TaskKey) -> ClientMessage | None:
-        """The answer already given for `key`, to be sent again byte for byte; None if there is none."""
+        """The stored reply for `key`, to be sent again byte for byte; None if there is none."""
 
     def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
-        """Keep the answer and the state it leads to, both pending."""
+        """Store the reply and the state that follows it, both pending."""
 
 
 class MetricSink(Protocol):
-    """Writes down what happens."""
+    """Records events."""
 
     def emit(self, event: Event) -> None: ...

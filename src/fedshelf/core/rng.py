@@ -1,7 +1,7 @@
-"""Randomness is passed in, and keyed by what it is for.
+"""Random generators keyed by purpose, and passed in explicitly.
 
-A generator is never shared between two purposes, so adding a draw in one place changes no other, and a round
-repeated after a crash draws what it drew before. Nothing here is for security: that uses `secrets`.
+No two purposes share a generator, so adding a draw in one place changes no other, and a round repeated after a crash
+draws the same values again. Not for security: that uses `secrets`.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import torch
 class Rng:
     """A seed that can be split by key.
 
-    `seed` is an unsigned 63-bit integer; feed it to any library's generator.
+    Attributes:
+        seed: an unsigned 63-bit integer, valid as a seed for any library's generator.
     """
 
     seed: int
@@ -26,7 +27,7 @@ class Rng:
         return Rng(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1)
 
     def torch(self) -> torch.Generator:
-        """A CPU generator: draws are made on the CPU and moved, so that every device sees the same ones."""
+        """A CPU generator. Draws are made on the CPU and moved, so that all devices get the same values."""
         return torch.Generator().manual_seed(self.seed)
 
     def python(self) -> random.Random:

@@ -1,17 +1,18 @@
-"""How a run, its algorithm, its codecs and its other components declare what can be set.
+"""Declarations of what can be set in a run, its algorithm, its codecs and its other components.
 
 A component is what a registry's line names (`MODULE:NAME`): a dataclass, a function, or a `partial` of one. Its
-settings are the parameters that are annotated with a `Setting`:
+settings are the parameters annotated with a `Setting`:
 
     @dataclass(frozen=True, slots=True)
     class FedProx:
         mu: Annotated[float, Setting(help="Strength of the proximal term.", ge=0)] = 0.01
 
-A component whose values may contradict each other has a method `problems() -> list[str]` that says so, with remedies.
+A component whose values may contradict each other has a method `problems() -> list[str]` that returns each problem with
+its remedy.
 
-Flags, keys of TOML files, the reference and the checks of values are assembled from these declarations
-(`config.schema`). To assemble them the command line imports all components when it starts. So they import torch and
-numpy only for type checkers, or inside functions.
+Flags, keys of TOML files, the reference and validation are derived from these declarations (`config.schema`). For that,
+the command line imports all components at startup. They therefore import torch and numpy only for type checkers, or
+inside functions.
 """
 
 from collections.abc import Callable
@@ -31,9 +32,9 @@ class Scope(StrEnum):
     """Who needs a value.
 
     Attributes:
-        RUN: it decides the result, and clients are sent it.
-        SERVER: it decides the result, at the server alone.
-        LOCAL: it may differ when a run is resumed (in virtual time, not every one: `config.files.effective`).
+        RUN: affects the result, and is sent to clients.
+        SERVER: affects the result, at the server only.
+        LOCAL: may change when a run is resumed (with exceptions in virtual time: `config.files.effective`).
     """
 
     RUN = "run"
@@ -46,18 +47,18 @@ class Setting:
     """A value that can be set.
 
     Attributes:
-        help: what it does. The names of the components that declare it are added.
-        key: its name in files and, with dashes, as a flag; the parameter's own name if empty. Components that declare
-            the same key share it.
-        ge: the value is at least this.
-        gt: the value is above this.
-        le: the value is at most this.
-        lt: the value is below this.
-        panel: the heading it stands under in help.
+        help: what it does. The names of the components that declare it are appended.
+        key: its name in files and, with dashes, as a flag; by default the parameter's name. Components that declare the
+            same key share it.
+        ge: inclusive lower bound.
+        gt: exclusive lower bound.
+        le: inclusive upper bound.
+        lt: exclusive upper bound.
+        panel: its heading in the help.
         scope: who needs it.
-        commands: which commands have it as a flag.
-        type: of its values; known by `settings_of`, as is the default.
-        default: its value where a run has none.
+        commands: commands that have it as a flag.
+        type: type of its values; filled in by `settings_of`.
+        default: value if a run sets none; filled in by `settings_of`.
     """
 
     help: str
@@ -74,19 +75,19 @@ class Setting:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The bounds that there are, by `ge`, `gt`, `le` and `lt`."""
+        """The bounds that are set, keyed by `ge`, `gt`, `le` and `lt`."""
         return {name: bound for name in ("ge", "gt", "le", "lt") if (bound := getattr(self, name)) is not None}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Let pydantic, where it meets the annotation, check the bounds."""
+        """Let pydantic enforce the bounds of the annotation."""
         schema = handler(source)
-        schema.get("schema", schema).update(self.bounds)  # of `float | None`, the inner one
+        schema.get("schema", schema).update(self.bounds)  # the inner schema of `float | None`
         return schema
 
 
 @cache
 def load(line: str) -> Callable[..., Any]:
-    """The component that a registry's line names as `MODULE:NAME`; of an object that is made already, what gives it."""
+    """The component that a registry's line names as `MODULE:NAME`; for an instance, a function that returns it."""
     module, _, name = line.partition(":")
     named = getattr(import_module(module), name)
     return named if callable(named) else lambda: named
@@ -94,7 +95,7 @@ def load(line: str) -> Callable[..., Any]:
 
 @cache
 def settings_of(component: Callable[..., Any]) -> dict[str, Setting]:
-    """The settings of a component by parameter, with key, type and default; not those that a `partial` has settled."""
+    """The settings of a component by parameter, with key, type and default, without those that a `partial` binds."""
     function, settled = (component.func, component.keywords) if isinstance(component, partial) else (component, {})
     hints = get_type_hints(function, include_extras=True)
     found = {}

@@ -1,4 +1,4 @@
-"""What a stage of the upload pipeline is: both halves of one transformation, and what it declares about itself.
+"""The interface of a stage in the upload pipeline: both halves of one transformation, and its declared properties.
 
     delta → clip → noise → encode → mask or encrypt → wire
 
@@ -17,19 +17,19 @@ from fedshelf.core.params import Layout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declaration:
-    """What a stage promises and needs.
+    """The properties of a stage.
 
     Attributes:
-        name: names the stage uniquely, and its slot in `ClientState.pipeline`.
-        setting: how a person set it, for messages: `--codec-up int8`.
-        clips: bounds the norm of all vectors that leave, together.
-        adds_noise: adds noise that is calibrated to the bound.
-        encodes: vectors are `Encoded` afterwards: stages that work on plain vectors must come before it.
-        masks: adds masks that cancel in the sum of all clients.
+        name: identifies the stage, and its slot in `ClientState.pipeline`.
+        setting: how the user enabled it, for messages: `--codec-up int8`.
+        clips: bounds the joint norm of all vectors in the upload.
+        adds_noise: adds noise calibrated to the bound.
+        encodes: outputs `Encoded` vectors, so stages that work on plain vectors must come before it.
+        masks: adds masks that cancel in the sum over all clients.
         modular: codes are integers modulo a power of two.
-        linear: sums of codes decode to the sum.
-        chooses_values: each client sends only some of its values, and which ones depends on its photos.
-        carries_over: what one upload leaves out is added to the next one (error feedback).
+        linear: a sum of codes decodes to the sum of the values.
+        chooses_values: each client sends only some of its values, selected depending on its photos.
+        carries_over: adds what one upload leaves out to the next (error feedback).
         compresses: the number of bytes depends on the values.
     """
 
@@ -51,29 +51,29 @@ class Stage(Protocol):
 
     @property
     def declares(self) -> Declaration:
-        """What this stage promises and needs."""
+        """The properties of this stage."""
         ...
 
     def seal(
         self, upload: Upload, memory: Tensor | None, *, client: str, layout: Layout
     ) -> tuple[Upload, Tensor | None]:
-        """The client's half.
+        """Apply the client's half.
 
         Args:
-            upload: as the stage before left it.
-            memory: what this stage kept of the client's last counted upload; None: nothing.
+            upload: the output of the previous stage.
+            memory: state that this stage kept with the client's last counted upload; None if there is none.
             client: the client's name.
-            layout: of the model.
+            layout: the model's layout.
 
         Returns:
-            The upload that goes to the next stage, and what to keep.
+            The upload for the next stage, and the state to keep.
         """
         ...
 
     def open(self, upload: Upload, layout: Layout) -> Upload:
-        """The server's half: the upload as the stage before sealed it, as far as that can be restored.
+        """Apply the server's half: restore the input of `seal` as far as possible.
 
         Raises:
-            RefusedError: the upload is not what `seal` makes.
+            RefusedError: the upload is not a valid output of `seal`.
         """
         ...

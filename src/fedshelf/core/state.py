@@ -1,4 +1,4 @@
-"""Everything that must survive a crash, saved and loaded whole.
+"""State that must survive a crash, saved and loaded as a whole.
 
 Shapes: S shared values of the model.
 """
@@ -16,7 +16,13 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Best:
-    """The best round so far: `value` of `metric`, as a number of which more is better (a loss is negative)."""
+    """The best round so far.
+
+    Attributes:
+        round: the round.
+        value: value of `metric`, where more is better (a loss is negated).
+        metric: the metric compared.
+    """
 
     round: int
     value: float
@@ -25,10 +31,15 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
-    """A task that was out when the state was saved, in asynchronous rounds and in simulations: whose, which, and when
-    its answer is due (virtual seconds; None where time is real). A simulated client may break it off before that, when
-    it `leaves` (virtual seconds), and be back when the answer would have been due. What is not `wanted` any more was
-    too late, but keeps its client busy."""
+    """A task that was in flight when the state was saved, in asynchronous rounds and in simulations.
+
+    Attributes:
+        client: the client at work.
+        key: the task.
+        due: when the reply is due, in virtual seconds; None in real time.
+        leaves: when a simulated client aborts the task, in virtual seconds; it then returns at `due`.
+        wanted: whether the reply is still used; otherwise it is late, but keeps its client busy.
+    """
 
     client: str
     key: TaskKey
@@ -39,15 +50,23 @@ class InFlight:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServerState:
-    """The server after `round` completed rounds.
+    """The server's state after `round` completed rounds.
 
-    `params` is the global model [S]; `sent` is the model that clients decode [S] where downloads are compressed with
-    loss (None: clients hold `params`); `optimizer` holds the server optimizer's vectors; `counted` names, per
-    client, the newest upload that was counted; `times_live`, in how many rounds it was there when the cohort was
-    drawn; `void_rounds` counts attempts that ended without a quorum; `pace` is each client's, in seconds per local
-    step; `evaluated` is how many validation photos each got right of how many when it was last asked, in asynchronous
-    rounds; `virtual_seconds` is what a simulation's clock shows; `compared` is the round after which stores last
-    compared models; `classes` is the digest of the names that the rows of the model's head belong to.
+    Attributes:
+        round: completed rounds.
+        params: the global model [S].
+        sent: the model that clients decode [S], if downloads are compressed with loss; None: clients hold `params`.
+        optimizer: vectors of the server optimizer.
+        counted: by client, its newest counted upload.
+        times_live: by client, the number of rounds in which it was live when the cohort was drawn.
+        best: the best round so far.
+        void_rounds: attempts that ended without a quorum.
+        pace: by client, seconds per local step.
+        evaluated: in asynchronous rounds, by client, the correct and all validation photos of its last evaluation.
+        virtual_seconds: time of a simulation's clock.
+        in_flight: tasks in flight.
+        compared: the round after which stores last compared models.
+        classes: digest of the class names that the rows of the model's head stand for.
     """
 
     round: int
@@ -67,18 +86,22 @@ class ServerState:
 
     @property
     def model(self) -> Tensor:
-        """[S]: the model as clients have it, which is what is trained on, evaluated and published."""
+        """[S]: the model as clients hold it, which is trained, evaluated and published."""
         return self.params if self.sent is None else self.sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenRound:
-    """The round in flight, written down before the first task goes out: a restarted server goes on with it.
+    """A round in progress, saved before the first task is sent so that a restarted server can resume it.
 
-    `live` is everybody who was there when the cohort was drawn: a restarted server gives them time to come back,
-    or it would draw the next cohort among those who were quicker. `wanted` is how many uploads are enough (None: the
-    whole cohort's). Where somebody counts them, `num_steps` is how many local steps the configured epochs have at each
-    member, and `pace` how many seconds each is predicted to take for one, as it was when the cohort was drawn.
+    Attributes:
+        key: the round and attempt.
+        cohort: the clients asked.
+        live: the clients that were live when the cohort was drawn. A restarted server gives them time to return;
+            otherwise it would favor those that reconnect quickly in the next cohort.
+        wanted: number of uploads that suffice; None: those of the whole cohort.
+        num_steps: by member, local steps of the configured epochs, if work is assigned by steps.
+        pace: by member, predicted seconds per local step when the cohort was drawn.
     """
 
     key: TaskKey
@@ -91,12 +114,12 @@ class OpenRound:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClientState:
-    """What stays at a client between rounds. Each part of the system has a slot of its own.
+    """State that stays at a client between rounds. Each subsystem has its own slot.
 
     Attributes:
-        algorithm: what the algorithm keeps: control variates, for example.
-        personalization: tensors that are the store's own.
-        pipeline: by the name of a stage of the upload pipeline, what that carries over to the next upload.
+        algorithm: the algorithm's state, such as control variates.
+        personalization: the store's own tensors.
+        pipeline: by stage of the upload pipeline, what it carries over to the next upload.
     """
 
     algorithm: Mapping[str, Tensor] = field(default_factory=dict)
@@ -105,5 +128,5 @@ class ClientState:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is kept."""
+        """Whether all slots are empty."""
         return not (self.algorithm or self.personalization or self.pipeline)

@@ -1,4 +1,4 @@
-"""The name that was probably meant, for errors about unknown names."""
+"""Suggestions for misspelled names, for error messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,13 +7,13 @@ _CUTOFF = 0.6
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that is closest to `word`, whatever the case; None where none is close."""
+    """The known name closest to `word`, ignoring case; None if none is close."""
     by_folded = {name.casefold(): name for name in known}
     found = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=_CUTOFF)
     return by_folded[found[0]] if found else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`: did you mean 'rounds'?`, to be put after an error; empty where nothing known is close to `word`."""
+    """A suffix for an error message, `: did you mean 'rounds'?`; empty if no known name is close to `word`."""
     near = nearest(word, known)
     return f": did you mean {near!r}?" if near else ""

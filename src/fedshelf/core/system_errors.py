@@ -1,4 +1,4 @@
-"""The operating system's and the network's errors in plain words, without numbers and class names."""
+"""Plain descriptions of errors from the operating system and the network, without numbers and class names."""
 
 import http.client
 import os
@@ -10,16 +10,16 @@ _NAMES = {socket.EAI_NONAME: "name not known", socket.EAI_AGAIN: "no name server
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, as the end of a sentence.
+    """Describe why something failed, as the end of a sentence.
 
     Args:
-        error: what the system or the standard library raised.
+        error: an exception of the system or the standard library.
 
     Returns:
         For example `connection refused`, `name not known` or `no such file or directory`.
     """
     inner = getattr(error, "reason", None)
-    if isinstance(inner, BaseException):  # urllib wraps what it met
+    if isinstance(inner, BaseException):  # urllib wraps the original error
         return reason(inner)
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
@@ -40,15 +40,15 @@ def reason(error: BaseException) -> str:
 
 
 def current_user() -> str:
-    """This process's user, by name where the system knows one: `user 'fedshelf'`, else `user id 1234`."""
+    """The user of this process, by name if known: `user 'fedshelf'`, otherwise `user id 1234`."""
     return user_name(os.geteuid())
 
 
 def user_name(uid: int) -> str:
-    """A user, by name where the system knows one.
+    """A user, by name if the system knows it.
 
     Args:
-        uid: the user's number.
+        uid: the user id.
     """
     try:
         return f"user '{pwd.getpwuid(uid).pw_name}'"

@@ -1,7 +1,7 @@
-"""Text from outside: names of files, messages from the network, words of other programs.
+"""Text from outside: file names, messages from the network, output of other programs.
 
-File names are bytes. `from_filesystem` makes text of them that JSON, TOML and SQLite can hold, distinct for distinct
-names, and `to_filesystem` leads back. `printable` is for showing text of any origin to a person.
+File names are bytes. `from_filesystem` converts them to text that JSON, TOML and SQLite can hold, without collisions,
+and `to_filesystem` converts back. `printable` makes text of any origin safe to display.
 """
 
 import os
@@ -18,43 +18,49 @@ _LITERAL_ESCAPE = re.compile(r"\\(?=x(?:[89a-f][0-9a-f]|5c))")
 
 
 def from_filesystem(name: str) -> str:
-    r"""A file's name, or a path, as text: bytes that are not UTF-8 become `\xNN`, all else stays.
+    r"""Convert a file name or path to text: bytes that are not UTF-8 become `\xNN`, the rest is unchanged.
 
-    A name that holds such an escape literally has its backslash written as `\x5c`, so that different names give
-    different texts.
+    The backslash of a literal escape of this form is written as `\x5c`, so that different names give different
+    texts.
 
     Args:
-        name: as `os` gives it.
+        name: as `os` returns it.
 
     Returns:
-        Text that UTF-8 can encode.
+        Text that can be encoded as UTF-8.
     """
     text = _LITERAL_ESCAPE.sub(r"\\x5c", os.fsencode(name).decode("utf-8", "surrogateescape"))
     return _BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
 
 
 def to_filesystem(text: str) -> str:
-    """The name that `from_filesystem` made this text of, as `os` takes it."""
+    """Invert `from_filesystem`: the name as `os` expects it."""
     raw = _ESCAPE.sub(lambda found: "\\" if found[1] == "5c" else chr(0xDC00 + int(found[1], 16)), text)
     return os.fsdecode(raw.encode("utf-8", "surrogateescape"))
 
 
 def printable(text: str) -> str:
-    r"""`text` on one line, harmless to a terminal: what would control it is shown as an escape such as `\x1b`.
+    r"""Escape `text` for display on one line of a terminal, for example as `\x1b`.
 
-    That goes for control characters, line breaks, marks that change the direction of writing, invisible characters
-    (but those that join letters), and bytes that are no text.
+    Escapes control characters, line breaks, bidirectional controls, invisible characters (except joiners), and
+    undecodable bytes.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 photo`, `3 photos`; `plural` where it is not the noun with an s."""
+    """A number with its noun: `1 photo`, `3 photos`.
+
+    Args:
+        number: the count.
+        noun: the singular.
+        plural: the plural, if it is not the noun with an s.
+    """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few names, each in quotation marks, and how many more there are."""
+    """The first few names in quotation marks, and the number of the remaining ones."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:_NAMED]) + more

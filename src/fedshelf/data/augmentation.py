@@ -1,12 +1,13 @@
-"""Random views of photos, made on whole batches.
+"""Random views of photos, computed on whole batches.
 
-Crop, flip and rotation are one affine map per photo and one bilinear resampling; brightness, contrast and
-normalization are together one multiplication and addition per value.
+Crop, flip and rotation are one affine map per photo and one bilinear resampling; brightness, contrast and normalization
+are one multiplication and addition per value.
 
-All randomness is drawn on a CPU generator, always `_DRAWS` numbers per photo whatever the settings, so every device
-sees the same views and switching one effect off changes no other.
+All randomness is drawn on a CPU generator, always `_DRAWS` numbers per photo for any settings, so that all devices see
+the same views and switching one effect off changes no other.
 
-Shapes: B photos, H = W pixels a side. Pixel values are 0 to 255; `mean` and `std` are per channel on the scale 0 to 1.
+Shapes: B photos, H = W pixels a side. Pixel values are 0 to 255; `mean` and `std` are per channel on the scale 0 to
+1.
 """
 
 import math
@@ -26,11 +27,11 @@ class Augmentation:
     """How far views may differ from their photo.
 
     Attributes:
-        crop_scale: least and largest share of the photo's area that a view shows (drawn evenly), aspect kept.
-        flip: mirror half of the views left to right.
-        rotation_degrees: largest turn to either side.
-        brightness: values are multiplied by 1 ± up to this.
-        contrast: differences from the photo's own mean are multiplied by 1 ± up to this.
+        crop_scale: range of the share of the photo's area that a view shows (uniform), aspect ratio kept.
+        flip: whether half of the views are mirrored left to right.
+        rotation_degrees: largest rotation in either direction.
+        brightness: values are multiplied by up to 1 ± this.
+        contrast: differences from the photo's mean are multiplied by up to 1 ± this.
     """
 
     crop_scale: tuple[float, float] = (0.6, 1.0)
@@ -56,16 +57,16 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
-    """One random view of each photo, normalized.
+    """Compute one random view of each photo, normalized.
 
-    Values are not clipped at black and white after the change of brightness and contrast. What a turned view shows
-    beyond the photo's edge is the edge repeated.
+    Values are not clipped to black and white after the change of brightness and contrast. Beyond the photo's edge, a
+    rotated view repeats the edge.
 
     Args:
         images_BHWC: uint8 on the CPU.
-        settings: how strong.
+        settings: strength of the effects.
         generator: on the CPU; advances by the same number of draws for every batch of B photos.
-        device: where the result is wanted.
+        device: device of the result.
         mean: per channel.
         std: per channel.
 
@@ -89,7 +90,14 @@ def augment(
 
 
 def normalize(images_BHWC: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The photos as they are, for evaluation: float32 [B, 3, H, W], channels_last, on `device`."""
+    """Normalize photos without augmentation, for evaluation: float32 [B, 3, H, W], channels_last, on `device`.
+
+    Args:
+        images_BHWC: uint8 on the CPU.
+        device: device of the result.
+        mean: per channel.
+        std: per channel.
+    """
     batch, height, width, channels = images_BHWC.shape
     shift_R, scale_R = _row_constants(width, device, tuple(mean), tuple(std))
     rows_BHR = images_BHWC.to(device).reshape(batch, height, width * channels).to(torch.float32)
@@ -101,9 +109,11 @@ def normalize(images_BHWC: Tensor, device: torch.device, mean: Sequence[float], 
 def _row_constants(
     width: int, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Shift and scale [W·C] of a row of pixels: channels are innermost, and rows with the constants repeated run at
-    memory speed, [.., C] does not."""
-    with torch.inference_mode(False):  # they outlive the evaluation that may ask first
+    """Shift and scale [W·C] of a row of pixels.
+
+    Channels are innermost: repeated over a row, the constants run at memory speed, which [.., C] does not.
+    """
+    with torch.inference_mode(False):  # they outlive the evaluation that may compute them first
         mean_R, std_R = (torch.tensor(v, device=device).repeat(width) for v in (mean, std))
         return -mean_R / std_R, 1 / (255 * std_R)
 
@@ -111,9 +121,9 @@ def _row_constants(
 def _grid(
     settings: Augmentation, area: Tensor, x: Tensor, y: Tensor, flip: Tensor, turn: Tensor, *, size: int
 ) -> Tensor:
-    """Where in the photo each pixel of the view lies: float32 [B, H, W, 2] of (x, y), both in [-1, 1].
+    """The position in the photo of each pixel of the view: float32 [B, H, W, 2] of (x, y), both in [-1, 1].
 
-    The same map as `affine_grid`, but built from its row and its column terms: eight times as fast.
+    The same map as `affine_grid`, but the sum of a row and a column term, which is eight times as fast.
     """
     low, high = settings.crop_scale
     side_B = (low + (high - low) * area).sqrt()

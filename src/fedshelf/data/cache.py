@@ -1,14 +1,14 @@
-"""Decoded photos on disk, memory-mapped: after the first time, opening a store's photos decodes nothing.
+"""A memory-mapped disk cache of decoded photos, so that a store's photos are decoded only once.
 
-Layout of the cache folder (mode 0700: it holds the store's photos, small)::
+Layout of the cache folder (mode 0700, because it holds small copies of the store's photos)::
 
     index.sqlite                  digests of files and contents, see `cache_index`
     <variant>/<digest>.rgb        one pack per list of photos: uint8 [N, S, S, 3], nothing else
 
-A pack is named by the digests of the contents it holds, in order, so it is never changed, only replaced by another.
-A list with one photo more becomes a new pack, whose other rows are copied out of the packs that hold them: each
-content is decoded once, whichever store or link it is reached by. Packs are written under a temporary name and
-renamed, and checked by size and checksum when opened, so a crash, a second process or a damaged file costs time only.
+A pack is named by the digests of its contents in order, so it is never modified, only replaced by another. A list with
+one more photo becomes a new pack, whose other rows are copied from existing packs: each content is decoded once,
+independent of the store or link that it is reached by. Packs are written under a temporary name and renamed, and
+checked by size and checksum when opened, so a crash, a concurrent process or a damaged file only costs time.
 
 Shapes: N photos, S the image size.
 """
@@ -39,7 +39,7 @@ from fedshelf.data.photo_files import Photo
 
 MAX_FILE_BYTES = 256 << 20
 _THREADS = 4
-_CHUNK = 256  # photos decoded before they are written: bounds memory at any number of photos
+_CHUNK = 256  # photos decoded per write, which bounds the memory
 _KEEP_SUPERSEDED_SECONDS = 7 * 86_400
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROBLEMS_NAMED = 20
@@ -51,7 +51,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A photo that was left out, and why."""
+    """A photo that was left out.
+
+    Attributes:
+        path: the file.
+        reason: why.
+    """
 
     path: Path
     reason: str
@@ -61,8 +66,11 @@ class Problem:
 class CachedPhotos:
     """Decoded photos.
 
-    `images` is uint8 [N, S, S, 3], read-only and memory-mapped: index it with a list (which copies) to make a batch.
-    Row i shows `photos[kept[i]]`.
+    Attributes:
+        images: uint8 [N, S, S, 3], read-only and memory-mapped; index it with a list (which copies) to make a
+            batch.
+        kept: row i shows `photos[kept[i]]`.
+        problems: photos that were left out.
     """
 
     images: NDArray[np.uint8]
@@ -72,7 +80,11 @@ class CachedPhotos:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhotoCache:
-    """A cache folder; made on first use. Any number of processes may use it at the same time."""
+    """A cache folder, created on first use. Any number of processes may use it at the same time.
+
+    Attributes:
+        root: the folder.
+    """
 
     root: Path
 
@@ -84,15 +96,15 @@ class PhotoCache:
         allow_empty: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> CachedPhotos:
-        """The decoded `photos`, squashed to `image_size` pixels.
+        """Open the decoded `photos`, resized to squares of `image_size` pixels.
 
         Files that cannot be decoded are logged by name with the reason, and left out.
 
         Args:
-            photos: in the order wanted; an empty list gives an empty result.
+            photos: in the desired order; an empty list gives an empty result.
             image_size: S, in pixels.
-            allow_empty: also return an empty result where photos were given and none is usable.
-            progress: called with the number of photos done and of all.
+            allow_empty: return an empty result instead of raising if none of the photos is usable.
+            progress: called with the number of photos done and the total.
 
         Raises:
             DataError: none of the photos is usable, or the cache folder cannot be written.
@@ -136,7 +148,7 @@ class PhotoCache:
         )
 
     def _open_pack(self, index: CacheIndex, key: str, image_size: int) -> NDArray[np.uint8] | None:
-        """The pack, or None if it is not there whole; the index then forgets it."""
+        """The pack; None if it is missing or damaged, and removed from the index."""
         checksum = index.checksum(key)
         if checksum is None:
             return None
@@ -162,7 +174,7 @@ class PhotoCache:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Builder:
-    """Writes one new pack: rows that other packs hold are copied, the others decoded."""
+    """Writes one new pack: rows in existing packs are copied, the others decoded."""
 
     cache: PhotoCache
     index: CacheIndex
@@ -176,7 +188,7 @@ class _Builder:
         """Write and open the pack of the `wanted` photos (position to digest).
 
         Returns:
-            The pack, None if no photo could be decoded; and the reasons of those that could not, by position.
+            The pack (None if no photo could be decoded), and by position the reasons of photos that could not.
         """
         self._sweep()
         sources = {key: self.cache._open_pack(self.index, key, self.image_size) for key in _packs_of(contents)}
@@ -220,7 +232,7 @@ class _Builder:
         return images
 
     def _sweep(self) -> None:
-        """Remove what crashes left and what newer packs hold; a process that has such a file mapped keeps it."""
+        """Remove leftovers of crashes and superseded packs. Processes that have such a file mapped keep it."""
         pack.remove_leftovers(self.cache.root / self.variant)
         for key in self.index.superseded_packs(unused_since=time.time() - _KEEP_SUPERSEDED_SECONDS):
             (self.cache.root / key).unlink(missing_ok=True)
@@ -228,11 +240,14 @@ class _Builder:
 
 
 class UnreadableFileError(Exception):
-    """The file, not its content, is the trouble; the message is the reason. Never leaves the room `data`."""
+    """The file cannot be read (its content is not the problem).
+
+    The message is the reason. Internal to the package `data`.
+    """
 
 
 def _identify(photos: Sequence[Photo], index: CacheIndex) -> tuple[dict[int, bytes], dict[int, str]]:
-    """The content digest of each photo by position, and the reasons of those that cannot be read."""
+    """The content digest of each photo by position, and the reasons of unreadable ones."""
     hashed_at_ns = time.time_ns()
     digests: dict[int, bytes] = {}
     problems: dict[int, str] = {}
@@ -255,7 +270,7 @@ def _identify(photos: Sequence[Photo], index: CacheIndex) -> tuple[dict[int, byt
 
 
 def read_photo(path: Path) -> bytes:
-    """All bytes of a photo file.
+    """Read all bytes of a photo file.
 
     Raises:
         UnreadableFileError: missing, not a regular file, not readable, or implausibly large.
@@ -290,7 +305,7 @@ def _packs_of(contents: dict[bytes, Content]) -> set[str]:
 
 
 def none_usable(problems: Sequence[Problem]) -> str:
-    """What to say where all photos have problems."""
+    """The error message if all photos have problems."""
     reasons = Counter(problem.reason for problem in problems)
     listed = "; ".join(f"{reason} ({counted(count, 'photo')})" for reason, count in reasons.most_common(3))
     return (

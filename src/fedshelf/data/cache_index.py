@@ -1,11 +1,11 @@
-"""What the photo cache remembers, in one SQLite file.
+"""The index of the photo cache, in one SQLite file.
 
-* files: the content digest of each file seen, by device and inode, good while size and modification time stay.
+* files: the content digest of each file, by device and inode; valid while size and modification time are unchanged.
   Keyed by inode, so that a hard link is not hashed again.
-* contents: for each digest and image size where its decoded pixels lie (a row of a pack), or why there are none.
+* contents: for each digest and image size, the row of a pack that holds the decoded pixels, or why there are none.
 * packs: the checksum of each pack file.
 
-The index is only a memory: losing it costs time, never photos. A damaged one is thrown away.
+The index can be rebuilt: losing it costs time, never photos. A damaged one is deleted.
 """
 
 import contextlib
@@ -26,13 +26,19 @@ CREATE INDEX contents_by_pack ON contents (pack);
 CREATE TABLE packs (pack TEXT PRIMARY KEY, checksum INTEGER, used REAL);
 """
 _BUSY_SECONDS = 60
-# A file modified this shortly before it was hashed may change again within the same time stamp: not to be trusted.
+# A file modified this shortly before it was hashed may change again within the same time stamp, so it is not trusted.
 _TIMESTAMP_SLACK_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
-    """Where a photo's pixels lie: row `row` of `pack`; or, with no pack, the `problem` that its bytes have."""
+    """Where a photo's pixels are.
+
+    Attributes:
+        pack: the pack that holds them; None if the photo cannot be decoded.
+        row: row of the pack.
+        problem: why the photo cannot be decoded.
+    """
 
     pack: str | None = None
     row: int = 0
@@ -40,7 +46,11 @@ class Content:
 
 
 class CacheIndex:
-    """An open index. Use as a context manager; every method is one transaction."""
+    """An open index. Use it as a context manager; every method is one transaction.
+
+    Args:
+        path: the SQLite file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._database = _open(path)
@@ -59,7 +69,12 @@ class CacheIndex:
         return None if row is None else bytes(row[0])
 
     def remember_digests(self, files: Iterable[tuple[os.stat_result, bytes]], *, hashed_at_ns: int) -> None:
-        """Remember contents; `hashed_at_ns` is the wall-clock time before the first of them was read."""
+        """Store content digests.
+
+        Args:
+            files: status and digest of each file.
+            hashed_at_ns: wall-clock time before the first file was read.
+        """
         rows = [
             (*_file_key(status), digest)
             for status, digest in files
@@ -69,7 +84,7 @@ class CacheIndex:
             self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
 
     def contents(self, digests: Iterable[bytes], variant: str) -> dict[bytes, Content]:
-        """What is known of these contents in this variant (image size and format version)."""
+        """Look up contents in a variant (image size and format version)."""
         found: dict[bytes, Content] = {}
         for digest in set(digests):
             row = self._database.execute(
@@ -80,37 +95,44 @@ class CacheIndex:
         return found
 
     def add_pack(self, pack: str, checksum: int, digests: Sequence[bytes], variant: str) -> None:
-        """A pack has been written; its row i holds `digests[i]`."""
+        """Add a pack.
+
+        Args:
+            pack: its path below the cache folder.
+            checksum: checksum of its bytes.
+            digests: digest of the content in each row.
+            variant: image size and format version.
+        """
         rows = [(digest, variant, pack, row, "") for row, digest in enumerate(digests)]
         with self._transaction():
             self._database.execute("INSERT OR REPLACE INTO packs VALUES (?, ?, ?)", (pack, checksum, time.time()))
             self._database.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?)", rows)
 
     def add_problems(self, problems: Iterable[tuple[bytes, str]], variant: str) -> None:
-        """Contents that cannot be decoded, with the reason."""
+        """Add contents that cannot be decoded, with the reason."""
         rows = [(digest, variant, None, 0, reason) for digest, reason in problems]
         with self._transaction():
             self._database.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?)", rows)
 
     def checksum(self, pack: str) -> int | None:
-        """The checksum of a pack's bytes as they were written, or None if the pack is not known."""
+        """The checksum of a pack's bytes as written; None if the pack is unknown."""
         row = self._database.execute("SELECT checksum FROM packs WHERE pack = ?", (pack,)).fetchone()
         return None if row is None else int(row[0])
 
     def touch(self, pack: str) -> None:
-        """Note that a pack is in use, at the precision of a day: most openings then write nothing."""
+        """Record that a pack is in use, to the day, so that most openings write nothing."""
         now = time.time()
         with self._transaction():
             self._database.execute("UPDATE packs SET used = ? WHERE pack = ? AND used < ?", (now, pack, now - 86_400))
 
     def forget_pack(self, pack: str) -> None:
-        """A pack is gone or damaged: what lay in it is to be decoded again."""
+        """Remove a missing or damaged pack; its contents will be decoded again."""
         with self._transaction():
             self._database.execute("DELETE FROM contents WHERE pack = ?", (pack,))
             self._database.execute("DELETE FROM packs WHERE pack = ?", (pack,))
 
     def superseded_packs(self, *, unused_since: float) -> list[str]:
-        """Packs of which every row lies in a newer pack too, and that nobody has opened since that time."""
+        """Packs not used since a given time whose rows are all in newer packs, too."""
         rows = self._database.execute(
             "SELECT pack FROM packs WHERE used < ? AND pack NOT IN (SELECT pack FROM contents WHERE pack NOT NULL)",
             (unused_since,),
@@ -129,13 +151,13 @@ class CacheIndex:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether a failure means that the index itself is broken, not that it is locked, full or not writable."""
+    """Whether an error means that the index is damaged, rather than locked, full or not writable."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def discard(path: Path) -> None:
-    """Throw an index away."""
+    """Delete an index."""
     for suffix in ("", "-journal"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

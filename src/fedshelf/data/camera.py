@@ -1,4 +1,4 @@
-"""A store's camera, for partitions whose stores differ in look: cast, brightness, blur, resolution."""
+"""A store's camera, for partitions whose stores differ in appearance: color cast, brightness, blur, resolution."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,13 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Camera:
-    """How a camera renders: `gains` per channel (colour cast and brightness), `gamma` (above 1 darkens the middle),
-    `blur` (standard deviation as a share of the shorter side), `resolution` (share of pixels a side that it resolves).
+    """How a camera renders a scene.
+
+    Attributes:
+        gains: factor per channel (color cast and brightness).
+        gamma: above 1 darkens midtones.
+        blur: standard deviation, as a share of the shorter side.
+        resolution: share of the pixels per side that it resolves.
     """
 
     gains: tuple[float, float, float]
@@ -25,7 +30,7 @@ class Camera:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Camera":
-        """A camera at random: plainly different from others, still good enough to tell products."""
+        """A random camera: clearly different from others, but good enough to distinguish products."""
         cast = rng.uniform(-0.25, 0.25)
         tint = rng.uniform(-0.1, 0.1)
         brightness = rng.uniform(0.75, 1.25)
@@ -37,7 +42,7 @@ class Camera:
         )
 
     def render(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The photo [H, W, 3] as this camera shows it, same shape."""
+        """Render the photo [H, W, 3] with this camera, same shape."""
         height, width = photo.shape[:2]
         coarse = (max(1, round(width * self.resolution)), max(1, round(height * self.resolution)))
         seen = np.asarray(cv2.resize(photo, coarse, interpolation=cv2.INTER_AREA))
@@ -49,7 +54,13 @@ class Camera:
         return rendered
 
     def take_again(self, data: bytes) -> bytes:
-        """A photo file's bytes in, the JPEG that this camera would have made of the same scene out.
+        """Render a photo file with this camera.
+
+        Args:
+            data: bytes of the file.
+
+        Returns:
+            Bytes of a JPEG file.
 
         Raises:
             UnusablePhotoError: the photo cannot be decoded.

@@ -1,7 +1,7 @@
-"""The products a model tells apart, and which folders of which stores hold photos of each.
+"""The products that a model distinguishes, and the folders of the stores that hold their photos.
 
-Clients hold different subsets of the classes, nested as each store likes. The server resolves the folder names of all
-clients at once: the same leaf name is the same product, unless one store itself has two folders of that name.
+Clients hold different subsets of the classes, with different nesting. The server resolves the folder names of all
+clients together: the same leaf name is the same product, unless one store has two folders of that name.
 """
 
 import csv
@@ -27,11 +27,11 @@ _HEADER_WORDS = frozenset({"class", "classes", "class name", "class name (str)",
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Class names by index, and for each the class paths that mean it.
+    """Class names by index, with the class paths of each.
 
     Attributes:
         names: unique; the model's output i is `names[i]`.
-        members: per name the '/'-separated class paths of all stores that hold it, sorted.
+        members: by name, the '/'-separated class paths of all stores that hold it, sorted.
     """
 
     names: tuple[str, ...]
@@ -59,18 +59,20 @@ class Catalogue:
     ) -> "Catalogue":
         """Name the classes of all clients, sorted; the result does not depend on any order.
 
-        Folders with the same leaf name are one product named by it, even where stores nest them differently. If any
-        one store has two different folders of that leaf name, these classes are told apart, in all stores, by the
-        shortest path suffix that does so: 'Apple/Red', 'Pear/Red'.
+        Folders with the same leaf name are one product of that name, even if stores nest them differently. If any store
+        has two different folders with that leaf name, these classes are distinguished in all stores by the shortest
+        sufficient path suffix: 'Apple/Red', 'Pear/Red'.
 
         Args:
-            joins: the classes each client holds, by the client's name.
-            aliases: the class that a name means, by name; see `load_aliases`. It counts before all else.
+            joins: by client, the classes that it holds.
+            aliases: by alias, the class that it means; see `load_aliases`. Takes precedence over all other rules.
 
         Raises:
             DataError: no client holds any class, or a path is empty.
         """
-        stores = list({frozenset(folder.path for folder in folders) for folders in joins.values()})  # many are alike
+        stores = list(
+            {frozenset(folder.path for folder in folders) for folders in joins.values()}
+        )  # many stores have the same folders
         by_leaf: dict[str, set[str]] = defaultdict(set)
         classes: dict[str, frozenset[str]] = {}
         meant = {**aliases, **{name: name for name in aliases.values()}}
@@ -86,11 +88,10 @@ class Catalogue:
         return cls(names, tuple(tuple(sorted(classes[name])) for name in names))
 
     def index_of(self, folder: ClassFolder) -> int | None:
-        """The class that photos in `folder` show, or None if the catalogue does not say.
+        """The class of photos in `folder`; None if it is not in the catalogue.
 
-        A path that no store had when the catalogue was made is matched by the longest suffix that is a class name or
-        a path that was there; None if longer class names end in that suffix too: then it cannot be known which one is
-        meant.
+        A path that no store had when the catalogue was made is matched by its longest suffix that is a class name or a
+        known path; None if longer class names end in that suffix too, because the class is then ambiguous.
         """
         known = self._by_path.get(folder.path)
         if known is not None:
@@ -103,12 +104,12 @@ class Catalogue:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the JSON text; two sides with the same digest agree on every index."""
+        """SHA-256 (hex) of the JSON text. Two sides with the same digest agree on every index."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
     def names_digest(self) -> str:
-        """SHA-256 (hex) of the names in order: what the rows of a model's head mean."""
+        """SHA-256 (hex) of the names in order: the meaning of the rows of a model's head."""
         return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -118,10 +119,10 @@ class Catalogue:
 
     @classmethod
     def from_json(cls, text: str) -> "Catalogue":
-        """Read what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            DataError: it is not such a text.
+            DataError: the text is something else.
         """
         try:
             content = json.loads(text)
@@ -135,12 +136,11 @@ class Catalogue:
 
     @classmethod
     def load(cls, path: Path) -> "Catalogue":
-        """Read a catalogue file: what `save` wrote, a CSV table, or plain text with one class name a line.
+        """Read a catalogue file: the output of `save`, a CSV table, or plain text with one class name per line.
 
-        Each line of plain text is a name, whatever is in it; empty lines and lines that start with '#' are skipped. A
-        CSV table has a name that ends in '.csv' and a header; the column that is called `class`, `name`, `label` or
-        `product` counts, else the first. A name may be a path suffix ('Apple/Red') where the leaf alone would not tell
-        classes apart.
+        In plain text, each line is a name; empty lines and lines that start with '#' are skipped. A CSV table has a
+        name that ends in '.csv' and a header; names are in the column `class`, `name`, `label` or `product`, otherwise
+        in the first. A name may be a path suffix ('Apple/Red') if the leaf alone is ambiguous.
 
         Raises:
             DataError: the file cannot be read, is empty or names a class twice.
@@ -157,10 +157,10 @@ class Catalogue:
             ) from error
 
     def with_aliases(self, aliases: Mapping[str, str]) -> "Catalogue":
-        """This catalogue, with other names of its classes.
+        """A copy of the catalogue with other names for its classes.
 
         Raises:
-            DataError: an alias means a class that is not in the catalogue, or is itself a class of it.
+            DataError: an alias means a class that is not in the catalogue, or is itself a class in it.
         """
         if unknown := sorted(set(aliases.values()) - set(self.names)):
             raise DataError(f"aliases for classes that the catalogue does not have: {', '.join(unknown)}")
@@ -169,10 +169,10 @@ class Catalogue:
         return Catalogue(self.names, tuple(map(tuple, members)))
 
     def save(self, path: Path) -> None:
-        """Write the JSON text; a crash leaves the old file or the new one.
+        """Write the JSON text atomically.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the file cannot be written.
         """
         write_atomically(path, self.to_json())
 
@@ -190,13 +190,13 @@ class Catalogue:
 
 
 def load_aliases(path: Path) -> dict[str, str]:
-    """Read which names mean the same class: a CSV table with the columns `alias` and `class`, one alias a line.
+    """Read names that mean the same class from a CSV table with the columns `alias` and `class`.
 
     Returns:
-        The class by alias. Both are class names: of a folder, or a path suffix such as 'Apple/Red'.
+        The class by alias. Both are class names: a folder name, or a path suffix such as 'Apple/Red'.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or means two things by one alias.
+        DataError: the file cannot be read, lacks a column, or gives an alias two meanings.
     """
     rows = _rows(_read_text(path, "alias file"))
     if not rows or not {"alias", "class"} <= rows[0].keys():
@@ -219,7 +219,7 @@ def _read_text(path: Path, what: str) -> str:
 
 
 def _rows(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV table by column, whose names are in small letters. Blanks before a value do not count."""
+    """The rows of a CSV table by lower-case column name. Leading blanks of values are ignored."""
     try:
         header, *rows = [row for row in csv.reader(io.StringIO(text), skipinitialspace=True) if any(row)] or [[]]
     except csv.Error as error:
@@ -246,7 +246,7 @@ def _clean(name: str) -> str:
 
 
 def _tell_apart(paths: frozenset[str], stores: Sequence[frozenset[str]], *, depth: int) -> dict[str, frozenset[str]]:
-    """Split `paths`, which share their last `depth` parts, until no store has two of one group."""
+    """Split `paths`, which share their last `depth` parts, until no store has two in one group."""
     if all(len(paths & store) <= 1 for store in stores):
         return {_suffix(next(iter(paths)), depth): paths}
     groups: dict[str, set[str]] = defaultdict(set)
@@ -259,12 +259,12 @@ def _tell_apart(paths: frozenset[str], stores: Sequence[frozenset[str]], *, dept
 
 
 def _suffix(path: str, depth: int) -> str:
-    """The last `depth` parts of a '/'-separated path; all of it where it has fewer."""
+    """The last `depth` parts of a '/'-separated path, or the whole path if it has fewer."""
     return "/".join(path.split("/")[-depth:])
 
 
 def _suffixes(path: str) -> Iterator[str]:
-    """All suffixes of a path, the longest first."""
+    """All suffixes of a path, longest first."""
     return (_suffix(path, depth) for depth in range(path.count("/") + 1, 0, -1))
 
 
@@ -279,5 +279,5 @@ def _repeated(values: Iterable[str]) -> list[str]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a text")
-    value.encode()  # half a character can be escaped in JSON, but neither be sent on nor be written down
+    value.encode()  # JSON can escape half a surrogate pair, which can be neither sent nor stored
     return value

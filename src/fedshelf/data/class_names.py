@@ -1,4 +1,4 @@
-"""What the names of classes tell: products that go by two names, and folders of stores that were taken for one."""
+"""Checks of class names: products with two names, and folders of stores mistaken for classes."""
 
 import re
 import unicodedata
@@ -16,11 +16,14 @@ _STORE_NAME = re.compile(
 
 
 def federation_doubts(joins: Mapping[str, Sequence[ClassFolder]], catalogue: Catalogue) -> list[str]:
-    """What makes the classes of all stores look wrong, before they are fixed for the run.
+    """Find suspicious classes across all stores, before the catalogue is frozen for the run.
 
     Args:
-        joins: the classes that each client holds, by the client's name.
-        catalogue: what they were resolved to.
+        joins: by client, the classes that it holds.
+        catalogue: the resolved catalogue.
+
+    Returns:
+        One sentence for each finding.
     """
     holders: dict[str, list[str]] = {name: [] for name in catalogue.names}
     found = []
@@ -45,7 +48,7 @@ def federation_doubts(joins: Mapping[str, Sequence[ClassFolder]], catalogue: Cat
 
 
 def similar_names(names: Iterable[str]) -> list[list[str]]:
-    """Groups of names that differ in nothing but case, blanks, hyphens, accents, invisible characters or plural."""
+    """Groups of names that differ only in case, blanks, hyphens, accents, invisible characters or plural."""
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in sorted(set(names)):
         groups[tuple(_key(part) for part in name.split("/"))].append(name)
@@ -53,7 +56,11 @@ def similar_names(names: Iterable[str]) -> list[list[str]]:
 
 
 def nested_stores(paths: Sequence[str]) -> tuple[str, bool]:
-    """Which folders at the top of `paths` look like stores, in words (none: empty), and whether they certainly are."""
+    """Find top-level folders of `paths` that look like stores.
+
+    Returns:
+        A description of the folders (empty if there are none), and whether they are certainly stores.
+    """
     parts = [tuple(path.split("/")) for path in paths]
     while len(parts) > 1 and all(len(path) > 1 and path[0] == parts[0][0] for path in parts):
         parts = [path[1:] for path in parts]
@@ -72,7 +79,7 @@ def nested_stores(paths: Sequence[str]) -> tuple[str, bool]:
 
 
 def _key(name: str) -> str:
-    """What names have in common that differ in case, blanks, accents or plural only."""
+    """A key that is equal for names that differ only in case, blanks, accents or plural."""
     letters = unicodedata.normalize("NFKD", name).casefold()
     kept = "".join(c for c in letters if not "\u0300" <= c <= "\u036f" and unicodedata.category(c) != "Cf")
     return "".join(map(_singular, re.findall(r"[^\s_-]+", kept)))

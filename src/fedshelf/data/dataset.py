@@ -1,4 +1,4 @@
-"""Photos as arrays, ready to be batched.
+"""Photos as arrays, ready for batching.
 
 Shapes: N photos, S the image size.
 """
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PhotoSet:
-    """Photos and what they show.
+    """Photos and their classes.
 
     Attributes:
-        images: uint8 [N, S, S, 3], RGB; read-only (index with a list, which copies, to make a batch).
+        images: uint8 [N, S, S, 3], RGB; read-only (index it with a list, which copies, to make a batch).
         labels: int64 [N], indices into the catalogue.
     """
 
@@ -46,10 +46,12 @@ class PhotoSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LoadedPhotos:
-    """A photo set, and what is not in it.
+    """A photo set, and what was left out of it.
 
-    `left_out` counts photos of classes that the catalogue does not have, by class path; `problems` are photos that
-    cannot be used.
+    Attributes:
+        photo_set: the photos.
+        left_out: by class path, the number of photos of classes missing from the catalogue.
+        problems: photos that cannot be used.
     """
 
     photo_set: PhotoSet
@@ -66,17 +68,17 @@ def load_photos(
     allow_empty: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> LoadedPhotos:
-    """Decode (or find in the cache) the photos of classes in the catalogue, in the order of `photos`.
+    """Decode the photos of classes in the catalogue, or find them in the cache, in the order of `photos`.
 
     Photos of other classes and unusable ones are logged and left out.
 
     Args:
-        photos: what to load; all of them may be of classes the catalogue does not have: the set is then empty.
+        photos: the photos to load. If all are of classes missing from the catalogue, the set is empty.
         catalogue: gives class paths their index.
-        cache: where decoded photos are kept.
+        cache: stores decoded photos.
         image_size: S, in pixels.
-        allow_empty: do not raise if no photo is usable (validation photos, say).
-        progress: called with the number of photos decoded and to decode.
+        allow_empty: do not raise if no photo is usable (for validation photos).
+        progress: called with the number of photos decoded and the total.
 
     Raises:
         DataError: no photo is usable, or the cache cannot be written.
@@ -95,8 +97,11 @@ def load_photos(
 
 
 def _looked_up(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tuple[Photo, int]], Counter[str]]:
-    """The photos of classes in the catalogue, each with its class's index; and how many there are of each other class,
-    by its path."""
+    """The photos of classes in the catalogue with their class index.
+
+    Returns:
+        The photos, and the number of photos of each other class path.
+    """
     index_of = {path: catalogue.index_of(class_folder(path)) for path in {photo.class_path for photo in photos}}
     known: list[tuple[Photo, int]] = []
     left_out: Counter[str] = Counter()
@@ -116,10 +121,10 @@ def _meant(class_path: str, catalogue: Catalogue) -> str:
 
 
 def load_photo(path: Path, image_size: int) -> NDArray[np.uint8]:
-    """One photo [S, S, 3], decoded as for training but not cached.
+    """Decode one photo [S, S, 3] as for training, without the cache.
 
     Raises:
-        DataError: the file cannot be read, or not as a photo.
+        DataError: the file cannot be read, or is not a photo.
     """
     try:
         return decode(read_photo(path), image_size)

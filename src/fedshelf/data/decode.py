@@ -1,4 +1,4 @@
-"""From a photo file's bytes to a square RGB array, the same on every machine and in every thread.
+"""Decoding photo files to square RGB arrays, identically on every machine and in every thread.
 
 Shapes: S the image size in pixels; an image is uint8 [S, S, 3], RGB.
 """
@@ -14,36 +14,40 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-# Raise it whenever a decoded pixel may come out differently: cached photos are then decoded again.
+# Increment this whenever a decoded pixel may change: cached photos are then decoded again.
 DECODER_VERSION = 2
-MAX_PIXELS = 89_478_485  # Pillow's own guard against decompression bombs: a quarter of a gigabyte in RGB
-# Of several pictures in one file the first counts. Pillow reads the phones' MPO as a kind of JPEG.
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a gigabyte in RGB
+# The first of several pictures in a file is used. Pillow reads the MPO files of phones as JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _ORIENTATION_TAG = 0x0112
 _EXIF_SEARCH_BYTES = 1 << 17
 
 _filters_lock = threading.Lock()
-Image.init()  # all of Pillow's formats are known from here on, whichever thread asks first
+Image.init()  # register all formats now, independent of the thread that decodes first
 
-# Photos are decoded side by side, each on one thread; OpenCV's own pool would also not survive a fork.
+# Photos are decoded in parallel, each on one thread; OpenCV's own pool would also not survive a fork.
 cv2.setNumThreads(1)
 
 
 class UnusablePhotoError(Exception):
-    """This photo cannot be decoded; the message is the reason, for a person. Never leaves the package `data`."""
+    """The photo cannot be decoded. The message is the reason, for a person. Internal to the package `data`."""
 
 
 class MissingDecoderError(UnusablePhotoError):
-    """This photo could be decoded if a library were installed."""
+    """The photo could be decoded if a library were installed."""
 
 
 def decode(data: bytes, image_size: int) -> NDArray[np.uint8]:
-    """Decode, turn upright by the EXIF orientation, squash to [S, S, 3].
+    """Decode a photo, rotate it upright by its EXIF orientation, and resize it to [S, S, 3].
 
-    JPEG is decoded by libjpeg-turbo at the smallest DCT scale that is still large enough; CMYK, what libjpeg-turbo
-    refuses, and other formats (PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC where pillow-heif is installed) by Pillow.
-    Shrinking averages over areas (no aliasing). Transparency is laid on white, 16 bits are scaled to 8.
+    JPEG is decoded by libjpeg-turbo at the smallest DCT scale that is large enough; CMYK, files that libjpeg-turbo
+    rejects, and other formats (PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC if pillow-heif is installed) are decoded by
+    Pillow. Shrinking averages over areas (no aliasing). Transparency is composited on white, 16 bits are scaled to 8.
+
+    Args:
+        data: bytes of the file.
+        image_size: S.
 
     Raises:
         UnusablePhotoError: empty, corrupt, truncated, of another format, or of more than `MAX_PIXELS`.
@@ -59,10 +63,10 @@ def decode(data: bytes, image_size: int) -> NDArray[np.uint8]:
 
 
 def decode_upright(data: bytes) -> NDArray[np.uint8]:
-    """Decode at full size, turned upright: uint8 [H, W, 3].
+    """Decode at full size, rotated upright: uint8 [H, W, 3].
 
     Raises:
-        UnusablePhotoError: as `decode`.
+        UnusablePhotoError: see `decode`.
     """
     if not data:
         raise UnusablePhotoError("the file is empty")
@@ -71,17 +75,17 @@ def decode_upright(data: bytes) -> NDArray[np.uint8]:
 
 
 def photo_size(data: bytes) -> tuple[int, int]:
-    """Width and height as stored, read from the header alone.
+    """Width and height as stored, read from the header only.
 
     Raises:
-        UnusablePhotoError: as `decode`.
+        UnusablePhotoError: see `decode`.
     """
     image, _ = _open_with_pillow(data)
     return image.size
 
 
 def _decode_jpeg(data: bytes, image_size: int) -> NDArray[np.uint8] | None:
-    """The pixels, or None where Pillow has to decide (CMYK, or data that strict decoding refuses)."""
+    """The pixels; None if Pillow has to decode the file (CMYK, or data that strict decoding rejects)."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(width, height)
@@ -100,20 +104,23 @@ def _decode_with_pillow(data: bytes) -> tuple[NDArray[np.uint8], int]:
     try:
         image.load()
         return _as_rgb(image), orientation
-    except Exception as error:  # there is nothing that Pillow does not raise on damaged data
+    except Exception as error:  # Pillow raises all kinds of exceptions on damaged data
         raise UnusablePhotoError(f"the image data are damaged ({error})") from error
 
 
 def _open_with_pillow(data: bytes) -> tuple[Image.Image, int]:
-    """The image, header read and pixels not yet, and its EXIF orientation."""
+    """The opened image, with only its header read, and its EXIF orientation."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS and b"avif" not in data[:64]:
         _register_heic()
     try:
-        with _filters_lock, warnings.catch_warnings():  # the filters belong to the process: one thread at a time
+        with (
+            _filters_lock,
+            warnings.catch_warnings(),
+        ):  # warning filters are global to the process: one thread at a time
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
-            orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF by itself
+            orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow rotates a TIFF itself
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnusablePhotoError(f"the photo is too large: more than {MAX_PIXELS / 1e6:.0f} megapixels") from error
     except Exception as error:
@@ -140,7 +147,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16-bit gray, in whichever of Pillow's modes for it
+    if image.mode.startswith("I"):  # 16-bit gray, in any of Pillow's modes
         gray = np.asarray(image).astype(np.int64)
         return np.repeat(np.clip(gray // 257, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
@@ -150,7 +157,7 @@ def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _squash(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize to [size, size, 3]: shrink by areas first, then enlarge what is still too short."""
+    """Resize to [size, size, 3]: shrink by areas first, then enlarge sides that are still too short."""
     height, width = pixels.shape[:2]
     try:
         if height > size or width > size:
@@ -168,12 +175,12 @@ def _jpeg_orientation(data: bytes) -> int:
     try:
         _, orientation = _open_with_pillow(data)
     except UnusablePhotoError:
-        return 1  # libjpeg-turbo could decode it: Pillow's stricter view of the header must not lose the photo
+        return 1  # libjpeg-turbo could decode it: Pillow's stricter header check must not lose the photo
     return orientation
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) where there is none or it is damaged."""
+    """EXIF orientation, 1 to 8; 1 (upright) if it is missing or damaged."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001  Pillow raises nearly anything on damaged EXIF, and the pixels are still good

@@ -1,8 +1,8 @@
-"""`fedshelf data make-demo`: a small photo set that is drawn, not taken, and says so.
+"""`fedshelf data make-demo`: a small synthetic photo set.
 
-Five stores with few photos each: every store sells only some of the products (each product is sold by several
-stores), knows only some of a product's colours, and has light and shelves of its own. The test photos show all
-products in all colours under every store's light. So a store alone cannot know them all; the stores together can.
+Five stores with few photos each: each store sells only some of the products (each product is sold by several stores),
+has photos of only some of a product's colors, and its own light and shelves. The test photos show all products in all
+colors under every store's light, so only the stores together can learn all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,15 @@ test/CLASS/*.jpg           all products, seen in all stores, for the final figur
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoSet:
-    """Where the photos lie and how many there are. `classes` is by store what it sells."""
+    """The demo set on disk.
+
+    Attributes:
+        stores: folder of the stores.
+        test: folder of the test photos.
+        num_train: photos in all stores.
+        num_test: test photos.
+        classes: by store, the classes that it sells.
+    """
 
     stores: Path
     test: Path
@@ -51,15 +59,15 @@ def make_demo(
     """Draw the set into `out/stores/<store>/CLASS/*.jpg` and `out/test/CLASS/*.jpg`.
 
     Args:
-        out: made; must not exist or be empty.
+        out: created; must be missing or empty.
         seed: the same seed draws the same photos.
         photos_per_class: over all stores.
-        test_photos_per_class: of the test photos.
-        image_size: side of the (square) photos in pixels.
-        progress: called with the number of photos drawn and of all.
+        test_photos_per_class: test photos.
+        image_size: side of the square photos in pixels.
+        progress: called with the number of photos drawn and the total.
 
     Raises:
-        DataError: `out` holds something already or cannot be written.
+        DataError: `out` is not empty or cannot be written.
         UsageError: fewer photos than stores that sell a class, or photos too small to show anything.
     """
     if photos_per_class < len(LOOKS) or test_photos_per_class < 1:
@@ -81,7 +89,7 @@ def make_demo(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shot:
-    """One photo to be drawn."""
+    """One photo to draw."""
 
     folder: str
     product: Product
@@ -91,7 +99,7 @@ class _Shot:
 
 
 def _drawn(plan: Sequence[_Shot], out: Path) -> DemoSet:
-    """What is in `out` once all of `plan` is."""
+    """The content of `out` once all of `plan` is drawn."""
     sold = {(shot.folder.removeprefix("stores/"), shot.product.name) for shot in plan if shot.folder != "test"}
     return DemoSet(
         stores=out / "stores",
@@ -106,12 +114,12 @@ def _drawn(plan: Sequence[_Shot], out: Path) -> DemoSet:
 
 
 def _plan(seed: int, photos_per_class: int, test_photos_per_class: int) -> list[_Shot]:
-    """Deal the photos: which product, in which colour, in which store."""
+    """Assign the photos: which product, in which color, in which store."""
     rng = np.random.default_rng([seed, 0])
     plan: list[_Shot] = []
     start = int(rng.integers(len(LOOKS)))
     for position, product in enumerate(PRODUCTS):
-        # One store, each in its turn, does not sell a product; the others have uneven shares of its photos.
+        # Each class is missing from one store in turn; the others have uneven shares of its photos.
         missing = (start + position) % len(LOOKS)
         sellers = [store for store in range(len(LOOKS)) if store != missing]
         shares = rng.dirichlet(np.full(len(sellers), _EVENNESS))

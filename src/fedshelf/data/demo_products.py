@@ -1,7 +1,7 @@
-"""The packages of the demo set, drawn flat: six shapes, four label patterns, colours that many of them share.
+"""The packages of the demo set, drawn flat: six shapes, four label patterns, and shared colors.
 
-A product is a shape *and* a pattern. Each shape and each pattern belongs to several products and each colour to all,
-so no single cue names a product. Everything here is synthetic and resembles no real brand.
+A product is a shape *and* a pattern. Each shape and each pattern belongs to several products and each color to all, so
+no single cue identifies a product. Everything here is synthetic and resembles no real brand.
 
 Shapes: a package is an RGBA image uint8 [HEIGHT, WIDTH, 4], transparent around it.
 """
@@ -19,7 +19,7 @@ _EDGE = 6
 Color = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
-# Ground and mark of a label. A product comes in several of these, as brands do with flavours.
+# Ground and print of a label. A product comes in several of these, like the flavors of a brand.
 COLORS: tuple[tuple[Color, Color], ...] = (
     ((196, 40, 45), (245, 235, 215)),
     ((38, 88, 170), (250, 215, 70)),
@@ -34,7 +34,14 @@ COLORS: tuple[tuple[Color, Color], ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Product:
-    """What a class of the demo set looks like; `colors` are indices into `COLORS`."""
+    """The appearance of a class of the demo set.
+
+    Attributes:
+        name: the class.
+        shape: shape of the package.
+        pattern: pattern of the label.
+        colors: indices into `COLORS`.
+    """
 
     name: str
     shape: str
@@ -59,7 +66,13 @@ PRODUCTS: tuple[Product, ...] = (
 
 
 def draw_package(product: Product, color: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One package, seen straight on: RGBA uint8 [HEIGHT, WIDTH, 4]; `rng` varies its print and wear a little."""
+    """Draw one package, seen from the front: RGBA uint8 [HEIGHT, WIDTH, 4].
+
+    Args:
+        product: the product.
+        color: index into `COLORS`.
+        rng: varies print and wear slightly.
+    """
     ground, mark = (np.clip(np.array(c) + rng.integers(-18, 19, 3), 0, 255) for c in COLORS[color])
     body, label, rounded = _SHAPES[product.shape]()
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -82,7 +95,7 @@ def draw_package(product: Product, color: int, rng: np.random.Generator) -> NDAr
 
 
 def _shade(image: NDArray[np.uint8], rounded: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Light from one side; `rounded` from 0 (a flat front) to 1 (a cylinder)."""
+    """Apply light from one side; `rounded` from 0 (a flat front) to 1 (a cylinder)."""
     across = np.linspace(-1, 1, WIDTH)
     turn = rng.uniform(-0.5, 0.5)
     cylinder = np.sqrt(np.clip(1 - (0.85 * (across - turn * 0.5)) ** 2, 0.05, 1))
@@ -97,7 +110,7 @@ def _lettering(
     image: NDArray[np.uint8], label: tuple[int, int, int, int], ground: NDArray[np.int64], mark: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """A bar with strokes in it: reads as a brand name from afar, and is the same on all products."""
+    """Draw a bar with strokes, which looks like a brand name and is the same on all products."""
     x0, y0, x1, y1 = label
     top = y0 + int((y1 - y0) * rng.uniform(0.02, 0.1))
     bottom = top + int((y1 - y0) * 0.16)
@@ -160,7 +173,7 @@ _SHAPES: dict[str, Callable[[], Shape]] = {
     "box": _box, "carton": _carton, "bottle": _bottle, "can": _can, "jar": _jar, "bag": _bag,
 }  # fmt: skip
 
-# --- patterns: what is printed on the label ---------------------------------------------------------------------------
+# --- patterns: the print on the label ---------------------------------------------------------------------------------
 
 Label = tuple[int, int, int, int]
 

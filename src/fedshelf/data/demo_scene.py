@@ -1,4 +1,4 @@
-"""A demo photo: one package on a shelf, its neighbours, the store's light, the camera.
+"""A demo photo: one package on a shelf, its neighbors, the store's light, the camera.
 
 Shapes: S the side of the photo in pixels; photos are uint8 [S, S, 3], RGB.
 """
@@ -14,10 +14,12 @@ from fedshelf.data.demo_products import HEIGHT, PRODUCTS, WIDTH, Product, draw_p
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What the photos of one store have in common.
+    """The common appearance of one store's photos.
 
-    `warmth` shifts the colour of the light (above 0 toward red), `brightness` scales it, `shelf` is the colour of
-    boards and wall.
+    Attributes:
+        warmth: color shift of the light; above 0 toward red.
+        brightness: factor on the light.
+        shelf: color of boards and wall.
     """
 
     warmth: float
@@ -35,8 +37,16 @@ LOOKS: tuple[Look, ...] = (
 
 
 def draw_photo(product: Product, color: int, look: Look, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One photo of `product` in colour variant `color`: uint8 [S, S, 3]. All else is drawn from `rng`."""
-    canvas = size * 2  # drawn large and shrunk: smooth edges
+    """Draw one photo: uint8 [S, S, 3].
+
+    Args:
+        product: the product shown.
+        color: its color variant.
+        look: the store's appearance.
+        size: S.
+        rng: draws everything else.
+    """
+    canvas = size * 2  # draw large, then shrink for smooth edges
     scene = _shelf(look, canvas, rng)
     for side in (-1, 1):
         if rng.random() < 0.4:
@@ -55,7 +65,7 @@ def _shelf(look: Look, canvas: int, rng: np.random.Generator) -> NDArray[np.floa
     scene = np.empty((canvas, canvas, 3), np.float32)
     fade = np.linspace(rng.uniform(0.55, 0.9), rng.uniform(0.8, 1.1), canvas, dtype=np.float32)
     scene[:] = np.array(look.shelf, np.float32) * fade[:, None, None] * rng.uniform(0.8, 1.2)
-    for _ in range(rng.integers(1, 5)):  # what stands at the back: blurred blocks of any colour
+    for _ in range(rng.integers(1, 5)):  # blurred blocks of any color in the background
         x, y = rng.integers(-canvas // 8, canvas, 2)
         width, height = rng.integers(canvas // 8, canvas // 2, 2)
         tone = tuple(float(v) for v in rng.integers(20, 235, 3))
@@ -79,8 +89,18 @@ def _place(
     scene: NDArray[np.float32], package: NDArray[np.uint8], *, height: float, x: float, y: float, turn: float,
     lean: float, rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """Lay a package into the scene: `height`, `x`, `y` as shares of the scene, `turn` in degrees; `lean` is how far
-    its corners stray (perspective)."""
+    """Draw a package into the scene.
+
+    Args:
+        scene: changed in place.
+        package: RGBA image.
+        height: as a share of the scene.
+        x: as a share of the scene.
+        y: as a share of the scene.
+        turn: rotation in degrees.
+        lean: how far the corners move (perspective).
+        rng: draws the perspective.
+    """
     canvas = scene.shape[0]
     scale = height * canvas / HEIGHT
     corners = np.array([(0, 0), (WIDTH, 0), (WIDTH, HEIGHT), (0, HEIGHT)], np.float32)
@@ -89,7 +109,7 @@ def _place(
     turned = centered @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     stray = rng.uniform(-lean, lean, (4, 2)) * WIDTH * scale
     target = (turned + stray + (x * canvas, y * canvas)).astype(np.float32)
-    margin = canvas // 10  # room for the shadow; outside of this window nothing changes
+    margin = canvas // 10  # for the shadow; nothing changes outside of this window
     x0, y0 = np.clip(np.floor(target.min(0)).astype(int) - margin, 0, canvas)
     x1, y1 = np.clip(np.ceil(target.max(0)).astype(int) + margin, 0, canvas)
     window = scene[y0:y1, x0:x1]
@@ -105,7 +125,7 @@ def _place(
 
 
 def _occlude(scene: NDArray[np.float32], rng: np.random.Generator) -> None:
-    """Something in front: a price tag, a rail, the edge of a trolley."""
+    """Draw an object in front: a price tag, a rail, the edge of a cart."""
     canvas = scene.shape[0]
     tone = tuple(float(v) for v in rng.integers(30, 250, 3))
     if rng.random() < 0.5:
@@ -119,7 +139,7 @@ def _occlude(scene: NDArray[np.float32], rng: np.random.Generator) -> None:
 
 
 def _develop(scene: NDArray[np.float32], look: Look, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Light of the store and of the moment, then the camera: blur, noise."""
+    """Apply the light of the store and the moment, then the camera's blur and noise."""
     canvas = scene.shape[0]
     warmth = look.warmth + rng.uniform(-0.08, 0.08)
     tint = np.array([1 + warmth, 1.0, 1 - warmth], np.float32)
@@ -127,7 +147,7 @@ def _develop(scene: NDArray[np.float32], look: Look, size: int, rng: np.random.G
     ramp = np.linspace(-1, 1, canvas, dtype=np.float32)
     slope = np.float32(np.cos(direction)) * ramp[None, :] + np.float32(np.sin(direction)) * ramp[:, None]
     light = np.float32(look.brightness * rng.uniform(0.75, 1.25)) * (1 + np.float32(rng.uniform(0, 0.35)) * slope)
-    if rng.random() < 0.3:  # the shadow of the photographer, or of the shelf above
+    if rng.random() < 0.3:  # shadow of the photographer, or of the shelf above
         light[slope <= rng.uniform(-0.6, 0.6)] *= np.float32(rng.uniform(0.45, 0.75))
     scene = scene * light[:, :, None] * tint
     photo = np.asarray(cv2.resize(scene, (size, size), interpolation=cv2.INTER_AREA))

@@ -1,8 +1,8 @@
-"""`fedshelf data fetch`: download a public photo set, for those who have internet.
+"""`fedshelf data fetch`: download a public photo set.
 
-The archive is the repository's zip of one fixed commit. Such archives are packed anew by the host from time to time,
-so their own checksum is not fixed; what is fixed is the commit's id. Unless the caller names a checksum, the files are
-therefore proven against that id (see `git_tree`). Nothing unproven is given its final name.
+The archive is the repository's zip of one fixed commit. The host repacks such archives from time to time, so their
+checksum is not fixed, but the commit id is. Unless the caller gives a checksum, the files are therefore verified
+against that id (see `git_tree`). Unverified files never get their final name.
 """
 
 import errno
@@ -36,7 +36,14 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicSet:
-    """A photo set in a public git repository; `photos` is the folder in it that holds them."""
+    """A photo set in a public git repository.
+
+    Attributes:
+        repository: OWNER/REPO.
+        commit: the commit id.
+        photos: the folder that holds the photos.
+        citation: how to cite the set.
+    """
 
     repository: str
     commit: str
@@ -55,7 +62,13 @@ GROCERIES = PublicSet(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fetched:
-    """Where the photos are, the archive's SHA-256 (to pin it next time), and what proved the files."""
+    """A downloaded photo set.
+
+    Attributes:
+        photos: the folder that holds the photos.
+        sha256: the archive's SHA-256, to pin it in later downloads.
+        proof: what the files were verified against.
+    """
 
     photos: Path
     sha256: str
@@ -71,22 +84,22 @@ def fetch(
     retry_seconds: float = 2.0,
     progress: Progress = lambda done, total: None,
 ) -> Fetched:
-    """Download, prove and unpack `source` into `out`.
+    """Download, verify and unpack `source` into `out`.
 
-    A download that broke off is kept as `<out>.zip.part` and gone on with, by this call and the next one.
+    An interrupted download is kept as `<out>.zip.part` and resumed, by this call and later ones.
 
     Args:
-        source: what to fetch.
-        out: made; must not exist or be empty.
-        sha256: of the archive (hex); if given, it is the proof, and no git server is asked.
-        base_url: of a mirror that serves `/OWNER/REPO/zip/COMMIT` and `/OWNER/REPO.git` in place of GitHub.
-        retry_seconds: pause before the second attempt, doubled before each later one.
-        progress: called with the bytes done and of all (None where the server does not say).
+        source: the set to download.
+        out: created; must be missing or empty.
+        sha256: expected checksum of the archive (hex); if given, no git server is asked.
+        base_url: a mirror that serves `/OWNER/REPO/zip/COMMIT` and `/OWNER/REPO.git` instead of GitHub.
+        retry_seconds: delay before the second attempt, doubled before each later one.
+        progress: called with the bytes done and the total (None if the server does not report it).
 
     Raises:
-        TransportError: the server cannot be reached, does not have it, or broke off too often.
-        DataError: the files are not the right ones (nothing is kept), or `out` cannot be written.
-        UsageError: `base_url` is not a web address, or `sha256` not a checksum.
+        TransportError: the server cannot be reached, does not have the archive, or broke off too often.
+        DataError: the files do not match (nothing is kept), or `out` cannot be written.
+        UsageError: `base_url` is not a web address, or `sha256` is not a checksum.
     """
     _check(base_url, sha256)
     part = out.with_name(out.name + ".zip.part")
@@ -128,10 +141,16 @@ def _check(base_url: str | None, sha256: str | None) -> None:
 
 
 def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) -> None:
-    """Fetch `url` into `part`, going on where an earlier attempt stopped if the server can and still has the same.
+    """Download `url` to `part`, resuming an earlier attempt if the server supports it and the file is unchanged.
+
+    Args:
+        url: the file.
+        part: where it is stored.
+        retry_seconds: delay before the second attempt, doubled before each later one.
+        progress: called with the bytes done and the total.
 
     Raises:
-        TransportError: see `fetch`; what has arrived stays in `part`.
+        TransportError: see `fetch`; received data stays in `part`.
     """
     trouble = ""
     for attempt in range(_ATTEMPTS):
@@ -148,7 +167,7 @@ def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) 
                     f"'{url}' cannot be had: the server answers {error.code} {error.reason}"
                 ) from error
             trouble = f"the server answers {error.code} {error.reason}"
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host, or a proxy's URL
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: from a host's or proxy's URL
             if getattr(error, "errno", None) in _DISK_ERRORS:
                 raise DataError(f"'{part}' cannot be written: {error}") from error
             trouble = reason(error)
@@ -160,11 +179,11 @@ def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) 
 
 
 def unpack(archive: Path, into: Path) -> str:
-    """Unpack a zip of a git commit without its top folder, and return the git tree id of what is in it.
+    """Unpack a zip of a git commit without its top folder, and return the git tree id of its content.
 
     Raises:
-        DataError: not a zip file, damaged, or with an entry that must not be unpacked (a link, a path that leads
-            out, more than 8 GiB).
+        DataError: not a zip file, damaged, or with an unsafe entry (a link, a path outside of the folder, more than
+            8 GiB).
     """
     try:
         with zipfile.ZipFile(archive) as content:
@@ -191,7 +210,7 @@ def unpack(archive: Path, into: Path) -> str:
 
 
 def _download_once(url: str, part: Path, progress: Progress) -> bool:
-    """One request; True if the file is whole afterwards."""
+    """Make one request; return whether the file is complete."""
     note = part.with_name(part.name + ".json")
     start = part.stat().st_size if part.exists() else 0
     try:
@@ -199,7 +218,7 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
         if known and start == known["total"]:
             return True
         tag = known.get("etag")
-    except (ValueError, KeyError, AttributeError):  # a crash has damaged the note: the file is fetched anew
+    except (ValueError, KeyError, AttributeError):  # a crash damaged the note: download the file again
         tag = None
     request = urllib.request.Request(url)  # noqa: S310  the caller has checked the scheme
     if start and tag:
@@ -210,7 +229,7 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        error.close()  # the file has changed and is shorter now: once more from the start
+        error.close()  # the file has changed and is shorter now: restart
         _discard(part)
         return False
     with response:
@@ -239,7 +258,7 @@ def _expected_tree(source: PublicSet, base_url: str | None, actual_sha256: str) 
 
 
 def _safe_path(entry: zipfile.ZipInfo) -> PurePosixPath:
-    """Where an entry goes, below the archive's one top folder."""
+    """The path of an entry, below the archive's one top folder."""
     parts = entry.filename.split("/")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if len(parts) < 2 or not {"", ".", ".."}.isdisjoint(parts) or "\\" in entry.filename:

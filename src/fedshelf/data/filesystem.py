@@ -1,4 +1,4 @@
-"""The boundary to the file system: what the operating system refuses becomes a `DataError` that says what to do."""
+"""File-system errors, converted to a `DataError` that says what to do."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def cause(error: OSError | ValueError) -> str:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Raise a `DataError` that names `what` where the block fails to read it."""
+    """Raise a `DataError` that names `what` if the block fails to read it."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -44,12 +44,12 @@ def reading(what: str) -> Iterator[None]:
 
 
 def folder_problem(path: Path) -> str:
-    """Why there is no folder at `path`; empty where there is one."""
+    """Why there is no folder at `path`; empty if there is one."""
     return _problem(path, stat.S_ISDIR, "folder")
 
 
 def file_problem(path: Path) -> str:
-    """Why there is no file at `path`; empty where there is one."""
+    """Why there is no file at `path`; empty if there is one."""
     return _problem(path, stat.S_ISREG, "file")
 
 

@@ -1,11 +1,11 @@
-"""A store's photos as they lie on its disk.
+"""A store's photos on disk.
 
 The folder that directly holds a photo is the photo's class::
 
     root/Fruit/Apple/Pink-Lady/0001.jpg      class path 'Fruit/Apple/Pink-Lady', leaf 'Pink-Lady'
 
-Where root holds `train/` (with class folders in it) and perhaps `val/`, these two are the split and class paths
-start below them; `test/` beside them is left alone. Otherwise `split` takes the validation photos out of each class.
+If root holds `train/` (with class folders) and optionally `val/`, these two are the split, and class paths start below
+them; a `test/` next to them is ignored. Otherwise, `split` takes the validation photos from each class.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ _SPLIT_FOLDERS = frozenset({"train", "val", "test"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhotoFolder:
-    """What a scan found, in sorted order; whether the files can be decoded is the cache's question.
+    """The result of a scan, sorted. Whether files can be decoded is checked later, by the cache.
 
     Attributes:
         root: the folder.
         train: photos to train on.
         validation: photos held out.
-        classes: those of all these photos.
-        findings: what was left out, and what makes the folder look like another than the one that was meant.
+        classes: the classes of all these photos.
+        findings: what was left out, and signs that this is not the intended folder.
     """
 
     root: Path
@@ -49,14 +49,14 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
     """Find all photos below `root` and split them.
 
     Args:
-        root: a folder with one folder per class (nested as you like), or with `train/` and `val/` of that shape.
-        val_fraction: share of each class that is kept for validation, in [0, 1); of no effect where root has
-            a `val/` beside `train/`.
-        seed: of the split; see `split`.
+        root: a folder with one folder per class (with any nesting), or with `train/` and `val/` of that shape.
+        val_fraction: share of each class held out for validation, in [0, 1); ignored if root has `train/` and
+            `val/`.
+        seed: seed of the split; see `split`.
 
     Raises:
-        DataError: root cannot be read, holds no photo in any class folder, or is certainly not the folder that was
-            meant (see `layout`).
+        DataError: root cannot be read, holds no photo in any class folder, or is certainly not the intended folder (see
+            `layout`).
         UsageError: `val_fraction` is not in [0, 1).
     """
     if not 0 <= val_fraction < 1:
@@ -84,7 +84,9 @@ def scan(root: Path, *, val_fraction: float, seed: int) -> PhotoFolder:
 
 
 def has_split(root: Path) -> bool:
-    """Whether `root/train` is the training part of a split, not a class named 'train' (which holds photos itself).
+    """Whether `root/train` is the training part of a split.
+
+    It is not if it holds photos itself, and so is a class named 'train'.
 
     Raises:
         DataError: it cannot be read.
@@ -93,7 +95,7 @@ def has_split(root: Path) -> bool:
 
 
 def class_folders(photos: Sequence[Photo]) -> tuple[ClassFolder, ...]:
-    """The classes of `photos`, each once, sorted by path."""
+    """The distinct classes of `photos`, sorted by path."""
     return tuple(class_folder(path) for path in sorted({photo.class_path for photo in photos}))
 
 
@@ -107,11 +109,17 @@ def split(
 ) -> tuple[tuple[Photo, ...], tuple[Photo, ...]]:
     """Split each class into training and validation photos.
 
-    A photo's rank inside its class is a hash of the seed and of its path below `root`; the lowest ranks are kept
-    for validation. So the split does not depend on the order or the number of files: a new photo moves at most one
-    other photo of its class across. A class of n photos gives n · `val_fraction`, rounded up or down by a draw of its
-    own (so that many small classes together give the fraction), but never its last training photo. A folder with
-    any class of two photos gives at least one.
+    A photo's rank in its class is a hash of the seed and of its path below `root`; the lowest ranks are held out. The
+    split therefore does not depend on the order or number of files: a new photo moves at most one other photo of its
+    class. A class of n photos gives n · `val_fraction`, rounded up or down at random per class (so that many small
+    classes together give the fraction), but never its last training photo. A folder with any class of two photos gives
+    at least one.
+
+    Args:
+        photos: all photos.
+        root: the data folder.
+        val_fraction: share of each class to hold out.
+        seed: seed of the split.
 
     Returns:
         Training and validation photos, each in the order of `photos`.
@@ -137,7 +145,7 @@ def split(
 
 
 def _unit_hash(seed: int, text: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
+    """A number in [0, 1) that depends only on its arguments."""
     digest = hashlib.blake2b(f"{seed}\x1f{text}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 

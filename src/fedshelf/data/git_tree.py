@@ -1,9 +1,9 @@
-"""Prove that files are those of a git commit, without git.
+"""Verify files against a git commit, without git.
 
-A commit's id is the SHA-1 of the commit object, which holds the id of its tree, which is a hash over all files. So:
-ask the repository's server for the commit object alone (a few hundred bytes), check it against the known id, and
-compare its tree id with the one computed from the files. Neither the server nor the archive has to be trusted.
-(SHA-1 collisions can be made by whoever writes both files; they do not help against a commit that exists already.)
+A commit's id is the SHA-1 of the commit object, which holds the id of its tree, a hash over all files. It suffices to
+request only the commit object (a few hundred bytes), check it against the known id, and compare its tree id with the
+one computed from the files. Neither the server nor the archive has to be trusted. (SHA-1 collisions require control
+over both files, and do not help against an existing commit.)
 
 Source: git's documentation: gitformat-pack, gitprotocol-v2, gitprotocol-common ("pkt-line"), git-hash-object.
 """
@@ -28,7 +28,7 @@ _MODE_TREE = "40000"
 
 
 def blob_id(content: BinaryIO, size: int) -> str:
-    """The id git gives a file's content of `size` bytes."""
+    """The git id of a file with `size` bytes of content."""
     digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     while block := content.read(_BLOCK):
         digest.update(block)
@@ -36,7 +36,7 @@ def blob_id(content: BinaryIO, size: int) -> str:
 
 
 def tree_id(files: Mapping[str, tuple[str, str]]) -> str:
-    """The id git gives a tree; `files` maps '/'-separated paths to (mode, blob id)."""
+    """The git id of a tree; `files` maps '/'-separated paths to (mode, blob id)."""
     entries: dict[str, tuple[str, str]] = {}
     below: dict[str, dict[str, tuple[str, str]]] = {}
     for path, entry in files.items():
@@ -57,11 +57,18 @@ def tree_id(files: Mapping[str, tuple[str, str]]) -> str:
 
 
 def fetch_tree_id(repository_url: str, commit: str) -> str:
-    """Ask a git server (smart HTTP, protocol 2) which tree the commit has.
+    """Ask a git server (smart HTTP, protocol 2) for the tree of a commit.
+
+    Args:
+        repository_url: the repository.
+        commit: the commit id.
+
+    Returns:
+        The tree id.
 
     Raises:
-        TransportError: the server cannot be reached or does not answer as a git server.
-        DataError: what it sent is not that commit.
+        TransportError: the server cannot be reached or does not respond as a git server.
+        DataError: the response is not that commit.
     """
     lines = [b"command=fetch\n", b"agent=fedshelf\n", _DELIMITER, b"no-progress\n", b"filter tree:0\n", b"deepen 1\n",
              f"want {commit}\n".encode(), b"done\n", _FLUSH]  # fmt: skip
@@ -94,7 +101,7 @@ def _object_id(kind: str, content: bytes) -> str:
 
 
 def _pack_data(response: BinaryIO) -> Iterator[bytes]:
-    """The pack's bytes out of the answer's packet lines."""
+    """Yield the pack's bytes from the response's packet lines."""
     in_pack = False
     while (head := response.read(4)) != _FLUSH:
         length = int(head, 16)
@@ -112,7 +119,7 @@ def _pack_data(response: BinaryIO) -> Iterator[bytes]:
 
 
 def _objects(pack: bytes) -> Iterable[tuple[int, bytes]]:
-    """(type, content) of the objects of a pack that has no deltas: of a few single objects, git makes none."""
+    """Yield (type, content) of the objects of a pack without deltas, as git sends for a few objects."""
     if pack[:4] != b"PACK":
         raise ValueError("the answer holds no pack")
     count, position = int.from_bytes(pack[8:12], "big"), 12

@@ -1,4 +1,4 @@
-"""`fedshelf data check`: what a folder of photos is good for, before it is trained on."""
+"""`fedshelf data check`: checks a folder of photos before training."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -14,7 +14,7 @@ from fedshelf.data.decode import UnusablePhotoError, decode, photo_size
 from fedshelf.data.folder import PhotoFolder, scan
 from fedshelf.data.photo_files import Photo
 
-TINY_PIXELS = 32  # on the shorter side: below the smallest image size that trains well
+TINY_PIXELS = 32  # of the shorter side: below the smallest image size that trains well
 IMBALANCE = 10.0
 _PROBE_SIZE = 32
 _THREADS = 4
@@ -22,7 +22,15 @@ _THREADS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassHealth:
-    """One class: usable photos for training and validation, and what is wrong with others."""
+    """The photos of one class.
+
+    Attributes:
+        path: the class path.
+        train: usable training photos.
+        validation: usable validation photos.
+        unusable: photos that cannot be decoded.
+        tiny: photos with few pixels.
+    """
 
     path: str
     train: int
@@ -33,8 +41,13 @@ class ClassHealth:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicate:
-    """Files with the same bytes. `classes` has more than one entry where they contradict each other; `leaks` tells
-    that training and validation share them, so that validation looks better than it is."""
+    """Files with identical bytes.
+
+    Attributes:
+        files: their paths.
+        classes: their classes; more than one if they contradict each other.
+        leaks: whether training and validation share them, which makes validation look too good.
+    """
 
     files: tuple[str, ...]
     classes: tuple[str, ...]
@@ -43,7 +56,16 @@ class Duplicate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Health:
-    """The report. Files are named by their path below `root`; `findings` say in words what deserves attention."""
+    """The report.
+
+    Attributes:
+        root: the folder.
+        classes: the photos of each class.
+        unusable: by path below `root`, why a photo is unusable.
+        tiny: paths of photos with few pixels.
+        duplicates: identical files.
+        findings: problems that need attention, in sentences.
+    """
 
     root: str
     classes: tuple[ClassHealth, ...]
@@ -54,20 +76,28 @@ class Health:
 
     @property
     def num_train(self) -> int:
+        """Number of usable training photos."""
         return sum(entry.train for entry in self.classes)
 
     @property
     def num_validation(self) -> int:
+        """Number of usable validation photos."""
         return sum(entry.validation for entry in self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON values."""
         return asdict(self) | {"num_train": self.num_train, "num_validation": self.num_validation}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Inspected:
-    """One photo: the digest of its bytes (None where they cannot be read), and its trouble if it has any."""
+    """One inspected photo.
+
+    Attributes:
+        digest: digest of its bytes; None if they cannot be read.
+        reason: why it is unusable; empty if it is usable.
+        tiny: whether it has few pixels.
+    """
 
     digest: bytes | None = None
     reason: str = ""
@@ -82,17 +112,17 @@ def check(
     fewest: int = 10,
     progress: Progress = lambda done, total: None,
 ) -> Health:
-    """Decode every photo below `root` and report, per class and on the whole.
+    """Decode every photo below `root` and report, per class and overall.
 
     Args:
         root: see `folder.scan`.
         val_fraction: see `folder.scan`.
         seed: see `folder.scan`.
-        fewest: classes with fewer usable training photos are named.
-        progress: called with the number of photos looked at and of all.
+        fewest: classes with fewer usable training photos are reported.
+        progress: called with the number of photos inspected and the total.
 
     Raises:
-        DataError: there is no photo in any class folder, or `root` is certainly not the folder that was meant.
+        DataError: no class folder holds a photo, or `root` is certainly not the intended folder.
     """
     folder = scan(root, val_fraction=val_fraction, seed=seed)
     photos = (*folder.train, *folder.validation)

@@ -1,6 +1,7 @@
-"""Whether a folder is the one that was meant.
+"""Checks that a folder is the intended one.
 
-What is certainly wrong is a `DataError`; what is likely wrong is a sentence, for the command to say before training.
+Certain mistakes raise a `DataError`; likely ones are returned as sentences, for the command to show before
+training.
 """
 
 import re
@@ -26,10 +27,13 @@ _LABEL_BYTES = 1 << 20  # of a file that may hold labels
 
 
 def doubts(listing: Listing) -> list[str]:
-    """What makes one store's folder look like something else.
+    """Find signs that a store's folder is something else.
+
+    Returns:
+        One sentence for each finding.
 
     Raises:
-        DataError: it is a folder of stores, it holds test photos beside its products, or a file holds its labels.
+        DataError: it is a folder of stores, it holds test photos next to its products, or a file holds its labels.
     """
     paths = sorted({photo.class_path for photo in listing.photos})
     found = [*_held_out(listing.root, paths), *_labels(listing)]
@@ -47,11 +51,11 @@ def doubts(listing: Listing) -> list[str]:
 
 
 def store_folders(root: Path) -> dict[str, Path]:
-    """The stores to simulate, one folder each, by name.
+    """The stores to simulate by name, one folder each.
 
     Raises:
         UsageError: there is no such folder.
-        DataError: `root` cannot be read, holds no folder, is one store's folder, or holds photos for testing, too.
+        DataError: `root` cannot be read, holds no folder, is one store's folder, or also holds test photos.
     """
     if problem := folder_problem(root):
         raise UsageError(f"--data-dir {root}: {problem}")
@@ -76,7 +80,7 @@ def store_folders(root: Path) -> dict[str, Path]:
 
 
 def _held_out(root: Path, paths: Sequence[str]) -> list[str]:
-    """Folders beside products that are called like photos to test on."""
+    """Folders next to products whose names suggest test photos."""
     direct = [path for path in paths if "/" not in path and _plain(path) in _SPLIT_NAMES]
     if len(direct) > 1:
         raise DataError(
@@ -99,10 +103,10 @@ def _held_out(root: Path, paths: Sequence[str]) -> list[str]:
 
 
 def _labels(listing: Listing) -> list[str]:
-    """What tells that photos which all lie in one folder show several products: a file that names them, say.
+    """Find evidence that photos in a single folder show several products, such as a file with their labels.
 
     Raises:
-        DataError: that file says so itself, in its first line.
+        DataError: the file's first line confirms it.
     """
     names = [photo.path.name for photo in listing.photos] or listing.stray
     folders = {listing.root, *(photo.path.parent for photo in listing.photos)}

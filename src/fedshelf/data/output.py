@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Output folders that appear complete or not at all."""
 
 import contextlib
 import shutil
@@ -11,10 +11,10 @@ from fedshelf.core.errors import DataError
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, which takes that name when the block ends well and is removed otherwise.
+    """Yield a temporary folder that is renamed to `out` if the block succeeds, and removed otherwise.
 
     Raises:
-        DataError: `out` exists and is not an empty folder, or the place cannot be written.
+        DataError: `out` exists and is not an empty folder, or cannot be written.
     """
     try:
         if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):

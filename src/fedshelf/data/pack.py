@@ -1,7 +1,7 @@
-"""A pack: decoded photos one after the other in one file, uint8 [N, S, S, 3], nothing else. Never changed once named.
+"""A pack: decoded photos in one file, uint8 [N, S, S, 3], nothing else. Never changed once it has its name.
 
-Packs are written with plain writes, not through a map: on a full disk a write fails with an error, a map kills the
-process.
+Packs are written with plain writes rather than through a map: on a full disk, a write fails with an error, but a map
+kills the process.
 """
 
 import os
@@ -20,7 +20,11 @@ _CHECK_BYTES = 1 << 24
 
 
 class PackWriter:
-    """Writes rows to a temporary file of `folder`; leaving the context without `publish` removes it."""
+    """Writes rows to a temporary file in `folder`; leaving the context without `publish` removes it.
+
+    Args:
+        folder: the folder of the pack.
+    """
 
     def __init__(self, folder: Path) -> None:
         handle, name = tempfile.mkstemp(dir=folder, suffix=_TEMPORARY_SUFFIX)
@@ -42,14 +46,23 @@ class PackWriter:
         self._checksum = zlib.crc32(data, self._checksum)
 
     def publish(self, path: Path) -> int:
-        """Give the finished file its name and return its checksum."""
+        """Rename the finished file to `path` and return its checksum."""
         self._file.flush()
         self._temporary.replace(path)
         return self._checksum
 
 
 def open_pack(path: Path, image_size: int, checksum: int) -> NDArray[np.uint8] | None:
-    """The pack as a read-only map, or None if it is missing or its bytes are not those that were written."""
+    """Map a pack read-only.
+
+    Args:
+        path: the file.
+        image_size: S.
+        checksum: checksum of its bytes as written.
+
+    Returns:
+        The photos [N, S, S, 3]; None if the file is missing or damaged.
+    """
     try:
         rows, rest = divmod(path.stat().st_size, image_size * image_size * 3)
         if rest or not rows:
@@ -65,7 +78,7 @@ def open_pack(path: Path, image_size: int, checksum: int) -> NDArray[np.uint8] |
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a crash left behind; younger ones may belong to a living process."""
+    """Remove temporary files that a crash left behind; recent ones may belong to a live process."""
     for path in folder.glob(f"*{_TEMPORARY_SUFFIX}"):
         try:
             if path.stat().st_mtime < time.time() - _LEFTOVER_SECONDS:

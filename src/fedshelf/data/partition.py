@@ -1,11 +1,11 @@
-"""`fedshelf data partition`: deal one folder of photos to stores, to try federated training before there are stores.
+"""`fedshelf data partition`: distribute one folder of photos to stores, to try federated training without real stores.
 
 Modes::
 
-    iid         every store gets the same mix
-    dirichlet   per class, shares over stores ~ Dir(alpha): the smaller alpha, the more a store differs from others
+    iid         every store gets the same distribution
+    dirichlet   per class, shares over stores ~ Dir(alpha): the smaller alpha, the more the stores differ
     assortment  every store sells about a third of the classes, and gets photos of those only
-    feature     the same mix, but every store's photos look as its own camera sees them (see `camera`)
+    feature     the same distribution, but each store's photos are rendered by its own camera (see `camera`)
 
 Source: Dirichlet over stores per class as in Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution
 for Federated Visual Classification", 2019 (arXiv:1909.06335), in the per-class form of Yurochkin et al., "Bayesian
@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]
 
 
 class Mode(StrEnum):
-    """How photos are dealt."""
+    """How photos are distributed (see the module's docstring)."""
 
     IID = "iid"
     DIRICHLET = "dirichlet"
@@ -55,25 +55,30 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partition:
-    """Who gets what: paths below the pack, '/' between, by store; and each store's camera where photos are altered."""
+    """The photos of each store.
+
+    Attributes:
+        stores: by store, '/'-separated paths below the pack.
+        cameras: by store, its camera, if photos are altered.
+    """
 
     stores: Mapping[str, tuple[str, ...]]
     cameras: Mapping[str, Camera] = field(default_factory=dict)
 
 
 def deal(pack: Path, *, mode: Mode, num_stores: int, alpha: float, seed: int) -> Partition:
-    """Deal the photos of a pack: all of them, or only those below `train/` where it has that.
+    """Distribute the photos of a pack: all of them, or only those below `train/` if it has that.
 
     Args:
-        pack: one folder per class, nested or not, perhaps below `train/`.
-        mode: see the module.
-        num_stores: named store-1 and so on.
-        alpha: of the Dirichlet distribution; other modes ignore it.
-        seed: the same seed deals the same.
+        pack: one folder per class, with any nesting, optionally below `train/`.
+        mode: see the module's docstring.
+        num_stores: number of stores, named store-1 and so on.
+        alpha: parameter of the Dirichlet distribution; ignored by other modes.
+        seed: the same seed gives the same partition.
 
     Raises:
         DataError: there are no photos, or too few for every store to get at least a few.
-        UsageError: a number makes no sense.
+        UsageError: a number is out of range.
     """
     if num_stores < 1:
         raise UsageError(f"--stores is {num_stores}: give at least 1")
@@ -107,12 +112,12 @@ def deal(pack: Path, *, mode: Mode, num_stores: int, alpha: float, seed: int) ->
 
 
 def read_assignment(path: Path, pack: Path) -> Partition:
-    """Read who gets what from a CSV file with the columns `photo` (a path below the pack) and `store`.
+    """Read a partition from a CSV file with the columns `photo` (a path below the pack) and `store`.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or names photos twice, photos that do not exist or lie
-            outside the pack or in no class folder, or store names that cannot be a folder's name; several are named
-            at once.
+        DataError: the file cannot be read, lacks a column, or names photos twice, photos that do not exist or are
+            outside the pack or in no class folder, or store names that are invalid as folder names; several are
+            reported at once.
     """
     with reading(f"assignment file '{path}'"), path.open(encoding="utf-8-sig", newline="") as file:
         try:
@@ -145,13 +150,19 @@ def read_assignment(path: Path, pack: Path) -> Partition:
 
 
 def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progress = lambda done, total: None) -> None:
-    """Make `out/STORE/CLASS PATH/FILE`, whole or not at all; `train/`, where the pack has a split, is dropped.
+    """Create `out/STORE/CLASS PATH/FILE`, completely or not at all; `train/`, if the pack has a split, is dropped.
 
-    Photos are hard links where the file system allows, else symbolic links, else copies; altered ones (mode feature)
-    are new files. A photo that cannot be read is left out with a warning.
+    Photos are hard links if the file system supports them, otherwise symbolic links, otherwise copies; altered ones
+    (mode feature) are new files. Unreadable photos are left out with a warning.
+
+    Args:
+        partition: the photos of each store.
+        pack: the folder of photos.
+        out: created; must be missing or empty.
+        progress: called with the number of photos written and the total.
 
     Raises:
-        DataError: `out` exists and is not empty, two photos would get the same place, or writing fails.
+        DataError: `out` exists and is not empty, two photos would get the same path, or writing fails.
     """
     total = sum(len(members) for members in partition.stores.values())
     split = has_split(pack)
@@ -201,7 +212,7 @@ def _by_class(photos: Sequence[Photo]) -> dict[str, list[int]]:
 
 
 def _evenly(photos: Sequence[Photo], num_stores: int, rng: np.random.Generator) -> list[int]:
-    """Deal round and round, class after class: every store gets the same mix, to one photo."""
+    """Deal round-robin, class by class, so that every store gets the same distribution, to one photo."""
     store_of = [0] * len(photos)
     turn = 0
     for positions in _by_class(photos).values():
@@ -223,7 +234,10 @@ def _dirichlet(photos: Sequence[Photo], num_stores: int, alpha: float, rng: np.r
 
 
 def _assortment(photos: Sequence[Photo], num_stores: int, rng: np.random.Generator) -> list[int]:
-    """Each class goes to about a third of the stores (one at least), those that sell least so far first."""
+    """Assign each class to about a third of the stores (at least one).
+
+    Stores with the fewest classes so far come first.
+    """
     store_of = [0] * len(photos)
     num_sold = np.zeros(num_stores, int)
     classes = _by_class(photos)
@@ -249,7 +263,7 @@ def _until_all_have(fewest: int, num_stores: int, draw: Callable[[], list[int]],
 
 
 def _link(source: Path, target: Path) -> None:
-    """Put `source` at `target` in the cheapest way the file system allows."""
+    """Create `target` from `source` in the cheapest way that the file system supports."""
     for way in (os.link, os.symlink):
         try:
             way(source, target)

@@ -1,7 +1,7 @@
-"""Which files below a folder are photos of products, and what is left out, by name.
+"""Finds the photos of products below a folder, and lists what is left out.
 
-A NAS, a camera and a desktop keep folders of their own among the photos; links may lead nowhere; a folder may not be
-readable. None of that ends a scan, and none of it becomes a product: it is listed in `Listing.findings`.
+NAS devices, cameras and desktops keep their own folders among the photos; links may be broken; a folder may be
+unreadable. None of that ends a scan or becomes a product: it is listed in `Listing.findings`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from fedshelf.data.filesystem import cause, reading
 _EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 _BY_LIBRARY = {"pillow_heif": frozenset((".heic", ".heif", ".hif")), "PIL._avif": frozenset((".avif",))}
 ALL_EXTENSIONS = _EXTENSIONS.union(*_BY_LIBRARY.values())
-"""How the names of photos end, whether or not this machine has the library that decodes them."""
+"""Suffixes of photos, whether or not the library that decodes them is installed."""
 _SYSTEM_FOLDERS = frozenset(
     (
         "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@__thumb", "#recycle", "#snapshot",
@@ -42,7 +42,7 @@ class Photo:
     """One photo file.
 
     Attributes:
-        class_path: path of the folder that holds it, '/' between, below the data folder.
+        class_path: '/'-separated path of its folder below the data folder.
         path: the file.
     """
 
@@ -52,15 +52,15 @@ class Photo:
 
 @dataclass(kw_only=True, slots=True)
 class Listing:
-    """What lies below a folder.
+    """The content of a folder.
 
     Attributes:
         root: the folder.
-        photos: those in product folders, sorted by class path and name.
-        stray: names of photos directly in `root`: they have no class.
-        left_out: paths below `root` of what was passed over, by the kind of thing that it is.
-        other_files: how many files are no photos, by the ending of their names.
-        folders: names of the folders on disk by the class path that they became.
+        photos: photos in product folders, sorted by class path and name.
+        stray: names of photos directly in `root`, which have no class.
+        left_out: by kind, paths below `root` that were skipped.
+        other_files: by suffix, the number of files that are not photos.
+        folders: by class path, the names of its folders on disk.
     """
 
     root: Path
@@ -71,7 +71,7 @@ class Listing:
     folders: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def findings(self) -> list[str]:
-        """In sentences, what was left out, and which names are odd."""
+        """What was left out, and which names are unusual, in sentences."""
         found = [
             f"left out: {kind} ({len(names)}): {some(sorted(names))}" for kind, names in sorted(self.left_out.items())
         ]
@@ -100,18 +100,20 @@ class Listing:
 
 @functools.cache
 def photo_extensions() -> frozenset[str]:
-    """How the names of photos end that this machine can decode."""
+    """Suffixes of photos that this machine can decode."""
     found = (endings for library, endings in _BY_LIBRARY.items() if importlib.util.find_spec(library) is not None)
     return _EXTENSIONS.union(*found)
 
 
 def is_photo_name(name: str) -> bool:
-    """Whether a file of this name is taken for a photo."""
+    """Whether a file of this name is considered a photo."""
     return not name.startswith(".") and _suffix(name) in photo_extensions()
 
 
 def list_photos(root: Path) -> Listing:
-    """All photos in product folders below `root`, however deep. Links are followed, but not back to a folder above.
+    """Find all photos in product folders below `root`, at any depth.
+
+    Links are followed, unless they lead to a parent folder.
 
     Raises:
         DataError: `root` cannot be read.
@@ -158,7 +160,7 @@ def list_photos(root: Path) -> Listing:
 
 
 def subfolders(root: Path) -> tuple[Path, ...]:
-    """The folders directly in `root`, sorted, without hidden ones and those that a system keeps for itself.
+    """The folders directly in `root`, sorted, without hidden and system folders.
 
     Raises:
         DataError: `root` cannot be read.
@@ -169,7 +171,7 @@ def subfolders(root: Path) -> tuple[Path, ...]:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool | None:
-    """None for a link that leads nowhere or in a circle."""
+    """Whether an entry is a folder; None for a broken or circular link."""
     try:
         if entry.is_dir():
             return True
@@ -179,8 +181,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool | None:
 
 
 def _reason_to_skip(name: str, *, is_folder: bool | None) -> str:
-    """The kind of thing that an entry is which is passed over by name; nothing for one that is not."""
-    if is_folder is None and not is_photo_name(name):  # a photo that cannot be read is reported as such
+    """The kind of an entry that is skipped by name; empty for any other."""
+    if is_folder is None and not is_photo_name(name):  # an unreadable photo is reported as such
         return DEAD_LINKS
     if not is_folder:
         return HIDDEN_PHOTOS if name.startswith(".") and _suffix(name) in ALL_EXTENSIONS else ""

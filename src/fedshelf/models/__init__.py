@@ -1,1 +1,1 @@
-"""Models: timm's by name, and a small residual network of our own."""
+"""Models: timm's by name, and a small residual network."""

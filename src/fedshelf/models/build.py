@@ -1,4 +1,4 @@
-"""From a name to a module."""
+"""Building modules by name."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,12 @@ from fedshelf.models.resnet import resnet10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalization:
-    """Per-channel mean and standard deviation of photos scaled to [0, 1]; ImageNet's unless a model says otherwise."""
+    """Normalization of photos scaled to [0, 1]; by default ImageNet's.
+
+    Attributes:
+        mean: per channel.
+        std: per channel.
+    """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -21,7 +26,16 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSettings:
-    """What to build. `width` is for our own `resnet10` alone."""
+    """Settings of a model.
+
+    Attributes:
+        name: name of the model.
+        num_classes: number of outputs.
+        image_size: side of the photos in pixels.
+        norm: kind of normalization layers.
+        width: width of `resnet10`; ignored by other models.
+        pretrained: whether to load pretrained weights.
+    """
 
     name: str
     num_classes: int
@@ -32,10 +46,14 @@ class ModelSettings:
 
 
 def build(settings: ModelSettings, *, seed: int) -> nn.Module:
-    """The module with fresh weights drawn from `seed`; the global generators are left as they were.
+    """Build the module with new weights drawn from `seed`, without changing the global generators.
+
+    Args:
+        settings: the model.
+        seed: seed of the weights.
 
     Raises:
-        ModelError: see `build_timm`; pretrained weights of our own models do not exist.
+        ModelError: see `build_timm`; or pretrained weights are requested for `resnet10`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,7 +73,7 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
 
 
 def find_problem(name: str) -> str | None:
-    """What to say where there is no model of that name, with the nearest one; None where there is."""
+    """The error for an unknown model name, with the nearest known one; None if the model exists."""
     if name == "resnet10":
         return None
     from fedshelf.models.timm_models import model_names
@@ -66,7 +84,7 @@ def find_problem(name: str) -> str | None:
 
 
 def normalization_of(module: nn.Module) -> Normalization:
-    """What the model's photos are normalized with: its own published values where it has some."""
+    """The normalization of the model's photos: its published values, if there are any."""
     published = getattr(module, "pretrained_cfg", None) or {}
     if "mean" in published and "std" in published:
         return Normalization(mean=tuple(published["mean"]), std=tuple(published["std"]))

@@ -1,15 +1,15 @@
-"""Keeps a memory fault of torch's CPU convolutions away from a model.
+"""Works around a memory fault in torch's CPU convolutions.
 
 In the backward pass of a 1×1 convolution with a stride, oneDNN (3.7 in torch 2.9 as 3.12 in torch 2.13) writes past the
-end of its workspace where the input, in channels_last, has fewer channels than the processor's vectors hold float32
+end of its workspace if the input, in channels_last, has fewer channels than the processor's vectors hold float32
 values: 8 with AVX2, 16 with AVX-512. Heap corruption follows: SIGSEGV, SIGBUS or SIGABRT, at once or much later. Narrow
 residual networks have such layers in their shortcuts, RepVGG, MobileOne and FastViT in their stem.
 
-The stride of a 1×1 convolution only chooses which pixels are read. Choosing them first, and then convolving with
-stride 1, computes the same and takes another path in oneDNN.
+The stride of a 1×1 convolution only selects which pixels are read. Selecting them first, and then convolving with
+stride 1, computes the same result and uses another path in oneDNN.
 
-`tests/unit/models/test_convolution_fault.py` runs the bare layer in a process of its own: it fails once torch is
-mended, and this module can go.
+`tests/unit/models/test_convolution_fault.py` runs the bare layer in a separate process: it fails once torch is fixed,
+and this module can be removed.
 """
 
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ MOST_FLOATS_IN_A_VECTOR = 16  # float32 values in 512 bits, the widest vectors o
 
 
 def avoid_convolution_fault(module: nn.Module) -> None:
-    """Make every layer of `module` that would hit the fault choose its pixels first, in place.
+    """Make every layer of `module` that would trigger the fault select its pixels first, in place.
 
-    What the module computes, its tensors and their names stay as they are. The same layers are changed on every
-    machine, so that a model trains alike on all of them. A second call does nothing.
+    The result, tensors and their names are unchanged. The same layers are changed on every machine, so that a model
+    trains identically on all of them. A second call does nothing.
 
     Args:
-        module: any model; layers are found by their type and shape, wherever they are.
+        module: any model; layers are found by type and shape.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and _is_at_risk(layer):

@@ -1,4 +1,4 @@
-"""A model's head: the layers whose outputs are the classes, one row of values for each."""
+"""A model's head: the output layers, with one row of values per class."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from torch import nn
 
 
 def head_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers that make the outputs: what timm's models call their classifier, else the last linear layer.
+    """The output layers: what timm's models call their classifier, otherwise the last linear layer.
 
     Args:
-        module: any model; layers are found by their type, wherever they are.
+        module: any model; layers are found by type.
 
     Returns:
-        The layers by name: none where the model has no such layer, several where it averages several classifiers.
+        The layers by name: empty if the model has none, several if it averages several classifiers.
     """
     layers = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)}
     get_classifier: Any = getattr(module, "get_classifier", None)

@@ -1,7 +1,7 @@
-"""Weights that a run starts from (`--init`): read, compared with the model, and loaded.
+"""Initial weights of a run (`--init`): reading, comparing with the model, and loading.
 
 The rows of the head belong to classes, and another run has other classes in another order. Rows are therefore matched
-by the names of their classes, never by their position.
+by class name, never by position.
 """
 
 import pickle
@@ -21,18 +21,18 @@ from fedshelf.models.head import head_names
 from fedshelf.storage.model_files import LABELS, labels_beside, parse_labels
 
 LABEL_KEYS = ("labels", "class_names", "classes")
-"""Where a safetensors file may name the classes of its head, in its metadata."""
+"""Metadata key of a safetensors file for the classes of its head."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InitialWeights:
-    """The content of a file.
+    """The content of a weights file.
 
     Attributes:
         path: the file.
         tensors: by name.
-        labels: the class of each row of the head; None where nothing says.
-        is_published: whether FedShelf has written the file.
+        labels: the class of each row of the head; None if unknown.
+        is_published: whether FedShelf wrote the file.
     """
 
     path: Path
@@ -42,17 +42,17 @@ class InitialWeights:
 
 
 def read_initial_weights(path: Path) -> InitialWeights:
-    """Read a safetensors file, or a torch file of plain tensors, and the names of its classes where there are any.
+    """Read a safetensors file, or a torch file of plain tensors, and its class names if there are any.
 
     Args:
-        path: the file. Its content says which of the two it is, not its name. A `labels.json` in its folder names the
-            classes, unless the file's own metadata do.
+        path: the file. Its type is determined by its content, not its name. A `labels.json` in its folder names the
+            classes, unless the file's metadata do.
 
     Returns:
-        What is in it.
+        The content of the file.
 
     Raises:
-        ModelError: the file is missing, empty, damaged or not of such a kind, or the labels are not those of the file.
+        ModelError: the file is missing, empty, damaged or of another type, or the labels do not belong to it.
     """
     try:
         with path.open("rb") as file:
@@ -62,9 +62,9 @@ def read_initial_weights(path: Path) -> InitialWeights:
     if not start:
         raise ModelError(f"--init {path}: the file is empty. Copy or download it again")
     metadata: Mapping[str, str] = {}
-    if start[8:] == b"{":  # a safetensors file begins with the size of a JSON object
+    if start[8:] == b"{":  # a safetensors file starts with the size of a JSON object
         tensors, metadata = _read_safetensors(path)
-    elif start.startswith((b"PK", b"\x80")):  # torch writes zip archives, and once wrote bare pickles
+    elif start.startswith((b"PK", b"\x80")):  # torch writes zip archives, and formerly bare pickles
         tensors = _read_torch(path)
     else:
         raise ModelError(f"--init {path}: this is neither a safetensors file nor a torch file. Is it the right one?")
@@ -77,17 +77,17 @@ def read_initial_weights(path: Path) -> InitialWeights:
 
 
 def check_fit(module: nn.Module, weights: InitialWeights) -> str:
-    """Compare a file with a model of its kind, for whatever classes.
+    """Compare a file with a model of the same architecture, for any classes.
 
     Args:
-        module: the model; only the number of rows of its head may be another.
+        module: the model; only the number of rows of its head may differ.
         weights: the file.
 
     Returns:
-        Why no row of the file's head can be taken over; empty where rows can be matched by name.
+        Why no row of the file's head can be reused; empty if rows can be matched by name.
 
     Raises:
-        ModelError: tensors are missing, too many or of other shapes, or the labels are too many or too few.
+        ModelError: tensors are missing, superfluous or of other shapes, or the number of labels does not match.
     """
     own, given, head = module.state_dict(), weights.tensors, head_names(module)
     needed = {name for name, tensor in own.items() if tensor.is_floating_point()}
@@ -121,16 +121,18 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
 def load_initial_weights(
     module: nn.Module, weights: InitialWeights, names: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({})
 ) -> WeightsLoaded:  # fmt: skip
-    """Load a file, each row of the head to where its class is now. What the file does not have stays as it is.
+    """Load a file, moving each row of the head to the current position of its class.
+
+    Values missing from the file are kept.
 
     Args:
         module: the model, changed in place.
         weights: the file.
         names: the classes of the model's outputs, by index.
-        aliases: what a class is called now, by another name of it. The same name counts before an alias.
+        aliases: by alias, the current name of a class. Equal names take precedence over aliases.
 
     Returns:
-        What became of the rows of the head.
+        Which rows of the head were kept, moved, added or dropped.
 
     Raises:
         ModelError: see `check_fit`.
@@ -167,14 +169,14 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, st
 
 def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
-        with path.open("rb") as file:  # by its path, torch would go by its name
+        with path.open("rb") as file:  # given a path, torch would depend on the file's name
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"--init {path}: the file holds more than plain tensors, and such a file can run code: it is not read. "
             "Save the model's state_dict() alone"
         ) from error
-    except Exception as error:  # whatever a damaged archive makes torch raise
+    except Exception as error:  # torch raises all kinds of exceptions on damaged archives
         first = str(error).partition("\n")[0]
         raise ModelError(f"--init {path}: the torch file is truncated or damaged: {first}") from error
     for wrapper in ("state_dict", "model"):
@@ -196,7 +198,7 @@ def _how_to_name(weights: InitialWeights, rows: int) -> str:
 
 
 def _composed(name: str) -> str:
-    """The name with its accents in the letters: programs write them either way."""
+    """The name with composed accents: programs write them either way."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -1,6 +1,6 @@
-"""A small residual network for tests, quick starts and weak machines.
+"""A small residual network for tests, quick starts and slow machines.
 
-ResNet with basic blocks (He et al. 2016, "Deep Residual Learning for Image Recognition", §3.3), a 3×3 stem instead
+ResNet with basic blocks (He et al. 2016, "Deep Residual Learning for Image Recognition", §3.3), with a 3×3 stem instead
 of 7×7 with pooling, since store photos are trained at 32 to 128 px.
 
 Shapes: B batch, C channels, K classes.
@@ -53,7 +53,7 @@ class SmallResNet(nn.Module):
         num_classes: K.
         stem: channels of the stem.
         blocks: (channels, stride) of each block.
-        norm: which normalization follows each convolution.
+        norm: kind of normalization after each convolution.
     """
 
     def __init__(

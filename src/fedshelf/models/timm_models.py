@@ -1,4 +1,4 @@
-"""timm, imported where the plain CPU build of torch lacks torchvision's compiled operators too."""
+"""timm, imported so that it also works with a CPU build of torch without torchvision's compiled operators."""
 
 import importlib
 import logging
@@ -17,12 +17,15 @@ _TORCHVISION_OPS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_schemas: list[torch.library.Library] = []  # a library's definitions live as long as the object
+_schemas: list[torch.library.Library] = []  # definitions live as long as their library object
 
 
 def import_timm() -> ModuleType:
-    """Import timm. A torchvision built for CUDA beside a CPU torch fails on import for want of two operator
-    schemas (none of which we use): they are defined only then."""
+    """Import timm.
+
+    A torchvision built for CUDA fails to import with a CPU torch, because two operator schemas are missing (which are
+    not used here). They are defined only in that case.
+    """
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -36,25 +39,33 @@ def import_timm() -> ModuleType:
 
 
 def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, pretrained: bool) -> nn.Module:
-    """The timm model `name` with a head of `num_classes`.
+    """Build the timm model `name` with a head of `num_classes`.
+
+    Args:
+        name: name of the model.
+        num_classes: number of outputs.
+        image_size: side of the photos in pixels.
+        norm: kind of normalization layers.
+        pretrained: whether to load pretrained weights.
 
     Raises:
-        ModelError: an image size the model cannot take, or pretrained weights that
-            cannot be downloaded.
+        ModelError: the model does not support the image size, or pretrained weights cannot be downloaded.
     """
     timm = import_timm()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it narrates each of its many retries
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its many retries
     arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     try:
         try:
             module: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
-        except TypeError:  # convolutional models take any size and know no such argument
+        except TypeError:  # convolutional models take any size and lack this argument
             module = timm.create_model(name, **arguments)
-        with torch.inference_mode():  # some models find out only now that they cannot take the size
+        with torch.inference_mode():  # some models only fail here on an unsupported size
             module.eval()(torch.zeros(1, 3, image_size, image_size))
         module.train()
         timms: Any = module
-        if pretrained and num_classes == timms.pretrained_cfg["num_classes"]:  # as many classes, but other ones
+        if (
+            pretrained and num_classes == timms.pretrained_cfg["num_classes"]
+        ):  # the same number of classes, but other ones
             timms.reset_classifier(num_classes)
     except Exception as error:
         if pretrained:
@@ -67,13 +78,13 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
 
 
 def model_names() -> list[str]:
-    """The names of all timm models."""
+    """Names of all timm models."""
     names: list[str] = import_timm().list_models()
     return names
 
 
 def to_group_norm(module: nn.Module) -> nn.Module:
-    """Replace every batch normalization by group normalization of the same width, activation kept."""
+    """Replace every batch normalization by group normalization of the same width, keeping its activation."""
     from timm.layers import BatchNormAct2d, GroupNormAct
 
     for name, child in module.named_children():

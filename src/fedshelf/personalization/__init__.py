@@ -1,1 +1,1 @@
-"""Which tensors stay at a store, and how they are trained. One paper, one file."""
+"""Personalization: which tensors stay at a store, and how they are trained. One file per paper."""

@@ -1,14 +1,14 @@
-"""What a store comes to by itself: the rounds' training on its photos alone, without any exchange.
+"""The local-only baseline: the rounds' training on one store's photos, without federation.
 
      1  w_1 <- the run's first model
      2  for each round t = 1..T:
      3    y <- local training from w_t, as in round t
      4    w_{t+1} <- w_t + (y - w_t)
 
-Line 4 is written as the server adds an upload: so the result is, to the last bit, the model of a run of plain FedAvg
-over this store alone. The draws are those of the rounds, too: what differs between the candidates is what the exchange
-brought, and not chance. The loss is plain cross-entropy, whatever that of the rounds: those against label skew are of
-use where stores are averaged, and leave out how often a product is there.
+Line 4 is computed as the server adds an upload, so the result is bit for bit the model of a FedAvg run over this store
+only. It also uses the same random draws as the rounds, so that the candidates differ by federation and not by chance.
+The loss is plain cross-entropy: the losses against label skew help when stores are averaged, but ignore how frequent a
+product is.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from fedshelf.training.trainer import Trainer
 def train_alone(
     trainer: Trainer, first: Tensor, *, run_id: str, num_rounds: int, client_lr: Callable[[int], float]
 ) -> None:
-    """Leave the store's local-only model on the trainer's bench.
+    """Train the store's local-only model on the trainer's bound model.
 
     Args:
-        trainer: trains it whole, whatever phases the rounds have.
-        first: shared values [S] of the run's first model; personal ones begin as at every client.
-        run_id: the run's.
+        trainer: trains the whole model, ignoring its phases.
+        first: shared values [S] of the run's first model; personal ones have their initial values.
+        run_id: the run.
         num_rounds: T.
         client_lr: learning rate by round.
 

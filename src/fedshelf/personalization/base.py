@@ -1,6 +1,7 @@
-"""What personalization is: which tensors stay at the store, and what becomes of them. Orthogonal to the algorithm.
+"""The interface of personalization: which tensors stay at the store, and how they change.
 
-What stays is client state like any other: what a round made of it holds once the server has counted the round's upload.
+Independent of the algorithm. Personal tensors are regular client state: changes of a round are committed once the
+server has counted its upload.
 
 Shapes: S shared values, P all values.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fedshelf.core.choices import Candidate
 from fedshelf.training.phases import Phase
 
-if TYPE_CHECKING:  # to be imported from here, for type checkers again
+if TYPE_CHECKING:  # re-exported for type checkers
     from torch import nn as nn
 
     from fedshelf.core.messages import Broadcast as Broadcast
@@ -27,13 +28,13 @@ PERSONAL = "personal"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Personalization:
-    """One paper. What a subclass does not say otherwise: nothing is the store's own.
+    """A personalization method. By default, no tensor is personal.
 
     Attributes:
-        phases: how local training goes.
-        candidates: the models that a store can choose among once the rounds are over: no global one where the shared
-            values are no whole model, no personalized one where nothing is the store's own.
-        trains_at_last: whether `finalize` trains: a model that was chosen can then be made once more, of all photos.
+        phases: phases of local training.
+        candidates: the models that a store can choose from after the last round: without the global one if the shared
+            values are not a complete model, without the personalized one if nothing is personal.
+        trains_at_last: whether `finalize` trains; the chosen model can then be retrained on all photos.
     """
 
     phases: tuple[Phase, ...] = (Phase(),)
@@ -41,41 +42,54 @@ class Personalization:
     trains_at_last: ClassVar[bool] = False
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
-        """Names of the tensors that stay at the store: they are no part of what travels.
+        """Names of the tensors that stay at the store and are not sent.
 
         Raises:
-            ModelError: the model has none of the kind.
+            ModelError: the model has no such tensors.
         """
         return frozenset()
 
     def apply(self, bound: BoundModel, state: ClientState) -> None:
-        """Make the model on the bench, whose shared values are the server's, the one that this store uses."""
+        """Turn a bound model with the server's shared values into this store's model.
+
+        Args:
+            bound: changed in place.
+            state: the client's state.
+        """
 
     def update_state(
         self, broadcast: Broadcast, before: ClientState, after: ClientState, trainer: Trainer
     ) -> ClientState:
-        """`after` (what the algorithm keeps of the round) with what stays at the store.
+        """Add the personal tensors to the state after a round.
 
         Args:
-            broadcast: what the round began with.
-            before: the state that it began with.
-            after: what the algorithm made of that.
-            trainer: as local training has left it.
+            broadcast: the round's task.
+            before: the state before the round.
+            after: the algorithm's state after the round.
+            trainer: with the bound model after local training.
+
+        Returns:
+            The complete state after the round.
         """
         return after
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
-        """Once the rounds are over, make the model that this store used in them the one that it is to keep.
+        """After the last round, turn the store's model into the one that it keeps.
 
         Args:
-            broadcast: brings the last global model.
-            trainer: on its bench is that model, made the store's by `apply`.
+            broadcast: holds the last global model.
+            trainer: with that model, after `apply`, as its bound model.
         """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PersonalLayers(Personalization):
-    """Some tensors stay: the last segment of the vector (`core.params`), which is not in the wire's layout."""
+    """Some tensors are personal: the last segment of the vector (`core.params`), which is not sent.
+
+    Attributes:
+        names: returns the names of a module's personal tensors.
+        candidates: the local and the personalized model.
+    """
 
     names: Callable[[nn.Module], frozenset[str]]
     candidates: tuple[Candidate, ...] = (Candidate.LOCAL, Candidate.PERSONALIZED)
@@ -96,4 +110,4 @@ class PersonalLayers(Personalization):
 
 
 NONE = Personalization(candidates=(Candidate.LOCAL, Candidate.GLOBAL))
-"""Nothing stays."""
+"""No personalization."""

@@ -1,16 +1,16 @@
 """Ditto: Li et al. 2021, "Ditto: Fair and Robust Federated Learning Through Personalization", Algorithm 1.
 
-    server:                                             client k, beside what the algorithm does:
+    server:                                             client k, in addition to the algorithm:
      1  for each round t, from w_t:                      4  for each local epoch, for each batch b:
      2    each k: as the algorithm says                  5    g <- grad F_k(v_k; b) + lambda · (v_k - w_t)
      3    w_{t+1} <- as the algorithm says                    v_k <- v_k - eta · g
                                                          6  keep v_k
 
-Line 5's g is the gradient of h_k(v; w) = F_k(v) + lambda/2 · ||v - w||², with the norm squared. v_k begins at the first
-w that the client gets; the model that travels is the algorithm's, whole.
+Line 5's g is the gradient of h_k(v; w) = F_k(v) + lambda/2 · ||v - w||², with the norm squared. v_k starts at the first
+w that the client receives; the model that is sent is the algorithm's, unchanged.
 
 Differs from the paper: the term acts on trainable values, not on batch-norm statistics, of which v_k has its own; line
-4 is for `--local-epochs` epochs, in an order of their own.
+4 runs for `--local-epochs` epochs, in its own order of photos.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ditto(Personalization):
-    """A second model at the store, held near the global one with strength `pull` (the paper's lambda)."""
+    """A second model at the store that is kept near the global one.
+
+    Attributes:
+        pull: strength of the proximal term (lambda).
+    """
 
     pull: Annotated[float, Setting(key="ditto_lambda", help="How strongly a store's own model is pulled toward "
         "the global one.", ge=0)] = 0.1  # fmt: skip

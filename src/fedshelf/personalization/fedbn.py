@@ -6,7 +6,7 @@
           not batch normalization                         6  train all of w_k on its own photos
      3    w^l <- sum_k n_k/n · w_k^l                       7  send w_k^l of those layers; keep the others
 
-A layer is known by its type, never by its name.
+Layers are identified by type, never by name.
 
 Differs from the paper: the paper averages uniformly.
 """
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def personal_names(module: nn.Module) -> frozenset[str]:
-    """Scale, shift and statistics of every batch-norm layer.
+    """Names of the scale, shift and statistics of all batch-norm layers.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the model has none.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
 

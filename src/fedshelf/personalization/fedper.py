@@ -29,10 +29,10 @@ def personal_names(module: nn.Module) -> frozenset[str]:
         module: the model.
 
     Returns:
-        Weight and bias of the layers that make the outputs.
+        Weight and bias of the output layers.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the model has no head.
     """
     from fedshelf.models.head import head_names
 

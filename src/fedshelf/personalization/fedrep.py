@@ -6,10 +6,10 @@
      3    phi_{t+1} <- sum_i n_i/n · phi_i               6  for some epochs: phi <- phi - alpha · grad_phi l(phi, h_i)
                                                          7  send phi; keep h_i
 
-The head h is the last layer. While one of the two is trained the other does not move.
+The head h is the last layer. While one of the two is trained, the other is fixed.
 
-Differs from the paper: line 6 is for `--local-epochs` epochs (one step in the paper's algorithm, some epochs in its
-experiments); the paper averages uniformly; batch-norm statistics, which belong to phi, move in line 5, too.
+Differs from the paper: line 6 runs for `--local-epochs` epochs (one step in the paper's algorithm, some epochs in its
+experiments); the paper averages uniformly; batch-norm statistics, which belong to phi, also change in line 5.
 """
 
 from typing import Annotated

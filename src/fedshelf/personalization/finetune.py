@@ -1,5 +1,6 @@
 """Fine-tuning: Cheng, Chadha & Duchi 2021, "Fine-tuning is Fine in Federated Learning" (FTFA, fine-tuned federated
-averaging); Wang et al. 2019, "Federated Evaluation of On-device Personalization", compare the model before and after.
+averaging); Wang et al. 2019, "Federated Evaluation of On-device Personalization", compare the model before and
+after.
 
     server:                                             client k, once the rounds are over:
      1  for each round t:                                4  v_k <- w_T
@@ -9,19 +10,19 @@ averaging); Wang et al. 2019, "Federated Evaluation of On-device Personalization
                                                          8    u_e <- v_k
                                                          9  keep the mean of u_1 .. u_E (v_k where E = 0)
 
-E is `--finetune-epochs`, eta `--finetune-lr`. In the rounds nothing is personal: what travels, and what is evaluated
-after each of them, is the algorithm's model. Line 5 is `personalization.head`: the model expects each product as often
-as the store stocks it, before it takes a single step. Line 9: steps at a constant rate end somewhere around what they
-approach; the mean of where they were is nearer to it, and to w_T (Izmailov et al. 2018, "Averaging Weights Leads to
-Wider Optima and Better Generalization", with a mean per epoch as there).
+E is `--finetune-epochs`, eta `--finetune-lr`. Nothing is personal during the rounds: the algorithm's model is sent and
+evaluated. Line 5 is `personalization.head`: before the first step, the model expects each product as often as the store
+stocks it. Line 9: steps at a constant rate end somewhere around the optimum that they approach; the mean of their
+iterates is nearer to it, and to w_T (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
+Generalization", with a mean per epoch as there).
 
-Differs from the papers: lines 5, 8 and 9 are not theirs; eta is the same at all stores and in all steps, and both are
-given, not searched for; lines 1-3 are any algorithm's, not FedAvg's alone; the optimizer starts fresh each epoch;
-batch-norm statistics move in line 7 and are averaged in line 9, too. F_k is plain cross-entropy of unsmoothed labels,
-whatever the rounds' loss (smoothed labels expect each class everywhere, and `training.losses` has losses that leave out
-how often one is there), with the same optimizer, but on photos that are at most mirrored: the model's last steps are on
-what it will be shown (cropped photos show things larger: Touvron et al. 2019, "Fixing the train-test resolution
-discrepancy", tune on test-like photos at last, too).
+Differs from the papers: lines 5, 8 and 9 are added; eta is the same at all stores and in all steps, and both are given,
+not searched for; lines 1-3 are any algorithm's, not only FedAvg's; the optimizer starts fresh each epoch; batch-norm
+statistics change in line 7 and are also averaged in line 9. F_k is plain cross-entropy of unsmoothed labels for any
+loss of the rounds (smoothed labels expect each class everywhere, and some `training.losses` ignore class frequencies),
+with the same optimizer, but on photos that are at most mirrored: the model's last steps use the same views as inference
+(cropped photos show things larger: Touvron et al. 2019, "Fixing the train-test resolution discrepancy", also tune on
+test-like photos last).
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FineTuning(Personalization):
-    """E = `epochs` at eta = `client_lr` on the last global model."""
+    """Fine-tuning of the last global model.
+
+    Attributes:
+        epochs: number of epochs (E).
+        client_lr: learning rate (eta).
+    """
 
     epochs: Annotated[int, Setting(key="finetune_epochs", help="Epochs of fine-tuning after the last round.",
         ge=0)] = 8  # fmt: skip
@@ -68,7 +74,7 @@ class FineTuning(Personalization):
 
 
 def _mirrored(views: Augmentation | None) -> Augmentation | None:
-    """Of the views that the rounds train on: none but mirrored ones."""
+    """Reduce the views of the rounds to mirroring."""
     if views is None:
         return None
     return replace(views, crop_scale=(1.0, 1.0), rotation_degrees=0.0, brightness=0.0, contrast=0.0)

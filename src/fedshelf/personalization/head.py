@@ -1,13 +1,13 @@
-"""A model's head: where what a store stocks shows.
+"""Adapts a model's head to a store's class distribution.
 
-A model that has learnt from all stores expects any product; a store sees what it sells, as often as it sells it. Which
-of two products a blurred photo shows is then a matter of how often each is there, too (Saerens, Latinne & Decaestecker
-2002, "Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure", eq. 2.4):
+A model trained on all stores expects any product; a store sees what it sells, as often as it sells it. Which of two
+products a blurred photo shows then also depends on how frequent each is (Saerens, Latinne & Decaestecker 2002,
+"Adjusting the Outputs of a Classifier to New a Priori Probabilities: A Simple Procedure", eq. 2.4):
 
     p_k(c | x) ~ p(c | x) · p_k(c) / p(c),   that is: logit c, and log p_k(c) - log p(c)
 
-p_k(c) = (n_c + 1/2) / (n + K/2) for n photos at store k, n_c of them of class c (Krichevsky & Trofimov 1981). What all
-stores together sell is not known to a store: p is taken as even.
+p_k(c) = (n_c + 1/2) / (n + K/2) for n photos at store k, n_c of them of class c (Krichevsky & Trofimov 1981). The class
+distribution of all stores together is unknown to a store: p is taken as uniform.
 
 Shapes: K classes, N photos.
 """
@@ -21,14 +21,14 @@ from fedshelf.models.head import head_layers
 
 
 def expect(module: nn.Module, labels_N: NDArray[np.int64]) -> bool:
-    """Make the model expect classes as often as they are among these labels: p_k in the bias of its head.
+    """Add the log class frequencies of labels to the bias of the head (p_k in the module's docstring).
 
     Args:
         module: the model, changed in place.
-        labels_N: classes of the photos that the store trains on.
+        labels_N: classes of the store's training photos.
 
     Returns:
-        Whether it could be done: the model has a head with a bias.
+        Whether the model has a head with a bias.
     """
     layers = head_layers(module)
     biases = [layer.bias for layer in layers.values() if layer.bias is not None]

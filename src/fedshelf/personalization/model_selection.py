@@ -1,18 +1,17 @@
-"""Once the rounds are over: which model serves a store best. The client's side.
+"""Model selection after the last round, at the client: which model serves the store best.
 
-     1  make each candidate: trained alone, the global model, the personalized one
-     2  mark each on the validation photos, and on test photos of what the store sells
-     3  choose by the validation photos alone
-     4  if the chosen one is made by a training of its own in the end: make it anew, with the validation photos, too
-     5  keep it
-     6  tell the server how the candidates do on the store's own mix, and which one is kept
+     1  make each candidate: the local, the global and the personalized model
+     2  score each on the validation photos, and on test photos of the store's classes
+     3  choose by the validation photos only
+     4  if the chosen one ends with its own training: retrain it, including the validation photos
+     5  save it
+     6  report the candidates' accuracy under the store's class distribution, and the choice
 
-A store has few validation photos, some dozens: chance alone may put any candidate in front there. So the one with the
-most right answers is chosen (of equals, the one with the lower loss), unless the personalized one is there and what
-speaks against it may well be chance: then that is chosen, which more photos have formed than the local one, and which
-fits the store better than the global one. If one model alone names a photos right and the other alone b, then their
-difference is a - b with a standard error of sqrt(a + b); more than 1.645 of these is what chance does one time in
-twenty.
+A store has few validation photos, some dozens, so that any candidate may lead by chance. The one with the most correct
+predictions is chosen (of equals, the one with the lower loss), unless there is a personalized one whose deficit may
+well be chance: then that is chosen, because it is trained on more photos than the local one, and fits the store better
+than the global one. If a photos are correct only under one model, and b only under the other, their difference is a - b
+with a standard error of sqrt(a + b); more than 1.645 of these occur by chance one time in twenty.
 
 Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages".
 
@@ -43,19 +42,19 @@ logger = logging.getLogger(__name__)
 
 LEVEL = 1.645  # standard errors: the one-sided 5 % of a normal distribution
 FIRST_MODEL = "first_model"
-"""What the shared values [S] that the run began with are called in the broadcast that asks for a comparison."""
+"""Name of the run's initial shared values [S] in the broadcast that requests a comparison."""
 PREFERENCE = (Candidate.PERSONALIZED, Candidate.GLOBAL, Candidate.LOCAL)
-"""What is kept where there is nothing to choose by: the first of these that there is."""
+"""Preferences without any photos to choose by: the first available one is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelSelection:
-    """What a store chooses with, beside what it trains with.
+    """What a store needs to select a model, in addition to its trainer.
 
     Attributes:
-        client_lr: learning rate of training alone, by round.
-        test: test photos of any classes; None where there are none.
-        keep: is given the workbench with the chosen model on it.
+        client_lr: learning rate of local-only training, by round.
+        test: returns test photos of any classes; None if there are none.
+        save: saves the bound model with the chosen model's values.
     """
 
     client_lr: Callable[[int], float]
@@ -65,7 +64,13 @@ class ModelSelection:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Tried:
-    """A candidate: its values [P], its marks on the validation photos, its own-mix accuracy where that can be told."""
+    """A candidate and its scores.
+
+    Attributes:
+        values: its values [P].
+        validation: scores on the validation photos.
+        accuracy: accuracy under the store's class distribution; None if unknown.
+    """
 
     values: Tensor
     validation: PhotoScores
@@ -80,14 +85,14 @@ def compare(
     personalization: Personalization,
     model_selection: ModelSelection,
 ) -> Comparison:
-    """Make the candidates, choose, and keep the chosen one.
+    """Make the candidates, choose one, and save it.
 
     Args:
         broadcast: the last global model, and the first.
-        state: what stays at this store, as the last counted round left it.
-        trainer: this store's.
-        personalization: says what the candidates are.
-        choosing: see there.
+        state: the client's state after the last counted round.
+        trainer: the store's trainer.
+        personalization: defines the candidates.
+        model_selection: learning rate, test photos and where to save.
 
     Raises:
         RefusedError: the first model is missing.
@@ -102,7 +107,9 @@ def compare(
     best = choose({candidate: found.validation for candidate, found in tried.items()})
     if best is Candidate.PERSONALIZED and personalization.trains_at_last and len(trainer.validation):
         replace(maker, trainer=replace(trainer, train=own)).make(best)
-        if judges is not None:  # without them, what held-out photos said stands: the model has seen those now
+        if (
+            judges is not None
+        ):  # without them, the held-out scores stand: the model has now been trained on those photos
             tried[best] = _try(trainer, judges, own.labels)
     else:
         trainer.bound_model.params.vector.copy_(tried[best].values)
@@ -118,7 +125,7 @@ def compare(
 
 
 def choose(validation: Mapping[Candidate, PhotoScores]) -> Candidate:
-    """The candidate that serves best, judged by marks on the same validation photos; see the module's text."""
+    """Choose a candidate by scores on the same validation photos (see the module's docstring)."""
     if not all(len(marks) for marks in validation.values()):
         preferred = next(candidate for candidate in PREFERENCE if candidate in validation)
         logger.warning("without validation photos (--val-fraction) nothing is chosen: the %s model is kept", preferred)
@@ -131,13 +138,13 @@ def choose(validation: Mapping[Candidate, PhotoScores]) -> Candidate:
 
 
 def _beyond_chance(one: PhotoScores, other: PhotoScores) -> bool:
-    """Whether `one` names more photos right than `other`, and by more than chance is likely to do."""
+    """Whether `one` has more correct predictions than `other`, significantly."""
     gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
     return gained - lost > LEVEL * math.sqrt(gained + lost)
 
 
 def _worth_making(personalization: Personalization, *, has_photos: bool) -> tuple[Candidate, ...]:
-    """All candidates; where no photo can judge them, the one that is kept."""
+    """All candidates; without any photos to evaluate them, only the one that is kept."""
     if has_photos:
         return personalization.candidates
     return (next(candidate for candidate in PREFERENCE if candidate in personalization.candidates),)
@@ -145,7 +152,16 @@ def _worth_making(personalization: Personalization, *, has_photos: bool) -> tupl
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Maker:
-    """Leaves candidates on the trainer's bench. `first` [S] is the run's first model."""
+    """Makes candidates on the trainer's bound model.
+
+    Attributes:
+        broadcast: holds the last global model.
+        first: the run's first model [S].
+        state: the client's state.
+        trainer: the store's trainer.
+        personalization: defines the candidates.
+        model_selection: learning rate and test photos.
+    """
 
     broadcast: Broadcast
     first: Tensor
@@ -168,7 +184,11 @@ class _Maker:
         )  # fmt: skip
 
     def make(self, candidate: Candidate) -> None:
-        """Raises FedShelfError where training it diverges."""
+        """Make a candidate.
+
+        Raises:
+            FedShelfError: its training diverged.
+        """
         bound, key = self.trainer.bound_model, self.broadcast.key
         if candidate is Candidate.LOCAL:
             num_rounds = self.broadcast.num_rounds or key.round
@@ -184,16 +204,16 @@ class _Maker:
 
 
 def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> dict[Candidate, _Tried]:
-    """All candidates that can be made.
+    """Make and score all candidates.
 
     Raises:
-        FedShelfError: there are none.
+        FedShelfError: no candidate could be made.
     """
     trainer, tried = maker.trainer, {}
     for candidate in _worth_making(maker.personalization, has_photos=test is not None or len(trainer.validation) > 0):
         try:
             maker.make(candidate)
-        except FedShelfError as error:  # a model that cannot be trained is none to choose
+        except FedShelfError as error:  # skip models that cannot be trained
             logger.warning("there is no %s model to choose: %s", candidate.value, error)
         else:
             tried[candidate] = _try(trainer, test, own_labels)
@@ -203,7 +223,7 @@ def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]
 
 
 def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> _Tried:
-    """What the model on the bench is worth. Validation photos have the store's own mix as they are."""
+    """Score the trainer's bound model. Validation photos already have the store's class distribution."""
     bound = trainer.bound_model
     validation = score_photos(bound, trainer.validation)
     accuracy = validation.accuracy

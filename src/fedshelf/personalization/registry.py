@@ -1,4 +1,4 @@
-"""The ways of personalization by name, one line each."""
+"""Registry of personalization methods by name."""
 
 PERSONALIZATIONS: dict[str, str] = {
     "none": "fedshelf.personalization.base:NONE",

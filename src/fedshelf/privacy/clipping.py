@@ -3,8 +3,8 @@ McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models"
 
     client:  u <- u / max(1, ||u||_2 / C)
 
-u holds all vectors of the upload, so that the bound covers everything that leaves: trainable values, statistics, and
-what the algorithm adds.
+u holds all vectors of the upload, so that the bound covers everything that leaves the client: trainable values,
+statistics, and the algorithm's vectors.
 
 Differs from the paper: no noise is added; clipping alone gives no differential privacy.
 """
@@ -21,7 +21,11 @@ from fedshelf.core.stages import Declaration
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """Scales an upload down to the norm `max_norm` (the paper's C) where it is larger."""
+    """Scales uploads down to a maximum norm.
+
+    Attributes:
+        max_norm: the maximum norm (C).
+    """
 
     max_norm: float
 
@@ -34,7 +38,7 @@ class Clip:
     ) -> tuple[Upload, Tensor | None]:
         vectors = {name: vector for name, vector in upload.vectors.items() if isinstance(vector, Tensor)}
         norm = math.hypot(*(float(vector.double().norm()) for vector in vectors.values()))
-        if not norm > self.max_norm:  # what is not finite stays as it is: the server refuses it by name
+        if not norm > self.max_norm:  # non-finite values are left for the server to refuse by name
             return upload, None
         return upload.with_vectors(**{name: vector * (self.max_norm / norm) for name, vector in vectors.items()}), None
 

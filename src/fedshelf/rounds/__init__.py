@@ -1,1 +1,1 @@
-"""One round of federated training, the server's side and the client's, on ports only."""
+"""Rounds of federated training, on the server and on the client. Depends on ports only."""

@@ -1,8 +1,8 @@
-"""The uploads that will make the next version, in asynchronous rounds: spooled as they come, folded in the order of
-client names.
+"""The buffer of uploads for the next version, in asynchronous rounds.
 
-One client may have several in a buffer. In the spool each lies under the key of the version that it will make, with its
-number among that client's in place of an attempt; so a restarted server finds them all.
+Uploads are spooled as they arrive and aggregated in the order of client names. One client may have several in a buffer.
+In the spool, each is stored under the key of the version that it contributes to, with its index among the client's
+uploads as the attempt, so that a restarted server finds them all.
 
 Shapes: S shared values, T shared trainable values.
 """
@@ -25,8 +25,16 @@ from fedshelf.rounds.validation import counted
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Entry:
-    """One upload: whose, its number among the client's in this buffer, the task it answers, how many versions there
-    were since, and the model [S] that it began with."""
+    """One upload in the buffer.
+
+    Attributes:
+        client: the client that sent it.
+        number: its index among the client's uploads in this buffer.
+        task: the task that it answers.
+        staleness: versions made since the task's model.
+        base: the model [S] that training started from.
+        record: the client's part in the round.
+    """
 
     client: str
     number: int
@@ -37,12 +45,12 @@ class Entry:
 
 
 class UploadBuffer:
-    """Uploads for one version after the other.
+    """Collects the uploads for one version at a time.
 
     Args:
-        spool: keeps them.
-        layout: of the model.
-        run_id: of the run.
+        spool: stores the uploads.
+        layout: the model's layout.
+        run_id: the run.
     """
 
     def __init__(self, *, spool: Spool, layout: Layout, run_id: str) -> None:
@@ -56,11 +64,11 @@ class UploadBuffer:
         return len(self._entries)
 
     def open(self, version: int, model_at: Callable[[int], Tensor | None]) -> None:
-        """Begin with the uploads for `version`: with none, or with those that a server before this one had received.
+        """Start collecting for `version`, with the uploads that a previous server process left in the spool, if any.
 
         Args:
-            version: the one that they will make.
-            model_at: the model after so many versions, as clients had it; None where it is lost.
+            version: the version that the uploads contribute to.
+            model_at: returns the model after a number of versions, as clients had it; None if it is lost.
         """
         self._version, self._entries = version, []
         number = 0
@@ -73,37 +81,49 @@ class UploadBuffer:
             number += 1
 
     def add(self, client: str, upload: Upload, base: Tensor, source: Received | None = None) -> Entry:
-        """Take in an upload that was trained from the model `base` [S]; `source` is the file that it lies in."""
+        """Add an upload.
+
+        Args:
+            client: the client that sent it.
+            upload: the upload.
+            base: the model [S] that training started from.
+            source: the file that holds the upload.
+
+        Returns:
+            Its entry in the buffer.
+        """
         number = 1 + max((entry.number for entry in self._entries if entry.client == client), default=-1)
         self._spool.put(self._key(number), client, upload, source)
         return self._enter(client, number, upload, base)
 
     def staleness(self, task: TaskKey) -> int:
-        """How many versions there were since the model that `task` began with."""
+        """Number of versions made since the model of `task`."""
         return self._version - task.round
 
     def num_answered(self, client: str, round: int) -> int:
-        """How many tasks of `client` on the model before `round` have been answered into this buffer."""
+        """Number of uploads in this buffer from `client` that were trained on the model before `round`."""
         return sum(entry.client == client and entry.task.round == round for entry in self._entries)
 
     def newest(self) -> Mapping[str, TaskKey]:
-        """By client, the newest task that is answered in this buffer."""
+        """By client, the newest task answered in this buffer."""
         return {entry.client: entry.task for entry in sorted(self._entries, key=lambda entry: entry.number)}
 
     def records(self) -> list[Participation]:
-        """What is recorded of the uploads, in the order of names and numbers."""
+        """The records of the uploads, ordered by name and number."""
         return [entry.record for entry in self._ordered()]
 
     def combine(self, algorithm: Algorithm, aggregator: Aggregator, present: Tensor, *, relative: bool) -> Aggregate:
-        """What the uploads amount to.
+        """Aggregate the uploads.
 
         Args:
-            algorithm: weighs them.
-            aggregator: makes them one.
-            present: the model [S] that the next version is made of.
-            relative: take the differences to `present` in place of those to what each client began with. Of
-                batch-norm statistics these are taken anyway: they follow the photos, and their old differences added
-                up would swing about what they follow.
+            algorithm: weights the uploads.
+            aggregator: aggregates them.
+            present: the model [S] that the next version is based on.
+            relative: use each client's difference to `present` instead of to its own base. Batch-norm statistics always
+                use it: they track the photos, and a sum of stale differences would oscillate around the true value.
+
+        Returns:
+            The aggregate of all uploads.
         """
         entries = self._ordered()
         uploads = [self._upload(entry) for entry in entries]
@@ -139,7 +159,7 @@ class UploadBuffer:
     def _upload(self, entry: Entry) -> Upload:
         upload = self._spool.get(self._key(entry.number), entry.client)
         if not isinstance(upload, Upload):
-            raise RunError(f"what client {entry.client!r} sent for version {self._version} is no upload any more")
+            raise RunError(f"what client {entry.client!r} sent for version {self._version} is no longer an upload")
         return upload
 
     def _key(self, number: int) -> TaskKey:

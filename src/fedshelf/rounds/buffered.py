@@ -1,11 +1,10 @@
-"""The server's side of asynchronous rounds, top to bottom: keep clients at work, buffer what comes in, make a version.
+"""Asynchronous rounds on the server: keep clients busy, buffer their uploads, make a version.
 
-A round is one server update, made as soon as the buffer is full; who is still at work then goes on, and its upload is
-stale by so many versions when it comes. Nobody waits for anybody.
+A round is one server update, made as soon as the buffer is full. Clients still at work continue, and their uploads are
+stale by the versions made in the meantime. No client waits for another.
 
-A client that is about to train is asked first how the model does that it is given, so that a round's accuracy is over
-the newest such figures of all live clients: measured while nobody waits, and older than the round's own model by a
-task.
+A client first evaluates the model that it is about to train. A round's accuracy is the mean over the newest evaluations
+of all live clients: measured without waiting, and one task older than the round's own model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,8 +37,17 @@ from fedshelf.scheduling import cohort as cohorts
 
 @dataclass(kw_only=True, eq=False)
 class _RoundRecord:
-    """Of one round: who was not counted, who has failed and waits for the next version, how often cohorts were drawn,
-    and how often it was void."""
+    """Bookkeeping of one round.
+
+    Attributes:
+        number: the round.
+        started: when it started, in seconds of the clock.
+        bytes_up: payload received.
+        num_drawn: number of cohorts drawn.
+        num_void: number of void attempts.
+        others: clients that were not counted.
+        resting: clients that failed and wait for the next version.
+    """
 
     number: int
     started: float
@@ -50,12 +58,12 @@ class _RoundRecord:
     resting: set[str] = field(default_factory=set)
 
     def in_order(self) -> tuple[Participation, ...]:
-        """Those not counted, in the order of their names."""
+        """The clients that were not counted, sorted by name."""
         return tuple(self.others[name] for name in sorted(self.others))
 
 
 class BufferedRounds:
-    """Makes one version after the other; tasks outlive the round that they began in."""
+    """Makes one version after another. Tasks outlive the round that they started in."""
 
     def __init__(self, context: Context, algorithm: Asynchronous) -> None:
         self._context = context
@@ -67,15 +75,18 @@ class BufferedRounds:
         self._tasks = TasksInFlight(context=context, model_at=self._model_at)
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
-        """Go on with what a server before this one had begun: what was out is sent again, as clients come back."""
+        """Resume after a restart: tasks in flight are sent again as clients return."""
         self._membership.expect(opened.live if opened else (), self._plan.rounds.rejoin_grace)
         self._tasks.resume(state)
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
-        """Fill the buffer, and return the next state, its record, and who was there.
+        """Fill the buffer and make the next version.
+
+        Returns:
+            The next state, its record, and the live clients.
 
         Raises:
-            RunError: the version could not be made, however often it was tried.
+            RunError: all attempts at the version failed.
         """
         live = self._membership.live
         books = _RoundRecord(number=state.round + 1, started=self._ports.clock.now())
@@ -101,8 +112,11 @@ class BufferedRounds:
         return *self._make_version(state, books), self._membership.live()
 
     def _catch_up(self, state: ServerState, books: _RoundRecord) -> ServerState:
-        """A server before this one had received all uploads of the round, but nobody is there to be its clients, and
-        what they said of the model may be lost: wait for those who were there, and ask who is not known of."""
+        """Recover a round whose uploads a previous server process had all received.
+
+        No client may be connected, and their evaluations may be lost: wait for the clients that were live, and ask
+        those without an evaluation.
+        """
         while self._membership.returning():
             state = self._receive(state, books)
         for name in self._membership.live():
@@ -114,7 +128,7 @@ class BufferedRounds:
         return state
 
     def _keep_busy(self, state: ServerState, books: _RoundRecord) -> None:
-        """Forget who has gone or takes too long, and give work to as many clients as there should be at work."""
+        """Drop clients that are gone or overdue, and dispatch work up to the intended number of clients."""
         for name, gone in self._tasks.drop_overdue().items():
             status = ClientStatus.OFFLINE if gone else ClientStatus.LATE
             self._leave_out(books, name, status, self._gone_or_late(name, gone))
@@ -125,7 +139,7 @@ class BufferedRounds:
         for name in live:
             self._tasks.resend_lost(name, state, self._counted(name, state))
         if self._membership.returning() or not self._context.is_settled:
-            return  # or a restarted server would draw among those who were quicker to come back
+            return  # otherwise a restarted server favors clients that reconnect quickly
         idle = [name for name in live if name not in self._tasks and name not in books.resting]
         wanted = cohorts.size(len(live), fraction=plan.fraction)
         for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, books):
@@ -149,16 +163,16 @@ class BufferedRounds:
 
     def _send_training(self, name: str, state: ServerState) -> None:
         number = state.round + 1
-        attempt = self._buffer.num_answered(name, number)  # a second task on one model is another one
+        attempt = self._buffer.num_answered(name, number)  # a second task on the same model gets its own key
         key = TaskKey(run_id=self._plan.run_id, round=number, attempt=attempt)
         self._tasks.send_training(name, key, state, self._counted(name, state))
 
     def _counted(self, name: str, state: ServerState) -> TaskKey | None:
-        """The client's newest upload that is counted: once it is in the buffer, it is."""
+        """The client's newest counted upload; an upload counts once it is in the buffer."""
         return self._buffer.newest().get(name, state.counted.get(name))
 
     def _receive(self, state: ServerState, books: _RoundRecord) -> ServerState:
-        """Deal with the next arrival; return the state with what is known of clients since."""
+        """Handle the next arrival; return the state with any new evaluation."""
         self._membership.check_any_left()
         match self._context.inbox.poll(POLL_SECONDS):
             case ClientReady(client=name):
@@ -174,16 +188,18 @@ class BufferedRounds:
                     self._accept_upload(reply, dispatched, books)
                 else:
                     state = self._accept_evaluation(reply, dispatched, state)
-                    if len(self._buffer) < self._size:  # or it would begin on a model that is about to be replaced
+                    if (
+                        len(self._buffer) < self._size
+                    ):  # otherwise it would train on a model that is about to be replaced
                         self._send_training(name, state)
         return state
 
     def _accept_upload(self, reply: Reply, dispatched: DispatchedTask, books: _RoundRecord) -> None:
-        """Examine an upload, and take it into the buffer if it passes and is not too old."""
+        """Validate an upload, and add it to the buffer if it is valid and not too stale."""
         name, key, most = reply.client, dispatched.broadcast.key, self._plan.max_staleness
         found, staleness = self._context.validator.validate(reply, key), self._buffer.staleness(key)
         if isinstance(found, Participation):
-            books.resting.add(name)  # or it would be asked again at once, and fail again
+            books.resting.add(name)  # otherwise it would be asked again at once, and fail again
             self._leave_out(books, name, found.status, found.reason)
             will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
             self._membership.on_failed(name, found.reason, will_repeat=will_repeat)
@@ -237,16 +253,16 @@ class BufferedRounds:
         )
 
     def _model_at(self, version: int, state: ServerState) -> Tensor | None:
-        """The model after `version` rounds as clients had it; None where it is lost."""
+        """The model after `version` rounds as clients had it; None if it is lost."""
         if version == state.round:
             return state.model
-        if version == 0:  # of which there is no checkpoint
+        if version == 0:  # which has no checkpoint
             return self._context.model.initial
         kept = self._ports.checkpoints.load_round(version)
         return None if kept is None else kept.model
 
     def _have_all_failed(self, books: _RoundRecord) -> bool:
-        """With everybody's work refused or failed the round is void: they are to be asked again, but not for ever."""
+        """Declare the round void if all clients failed, and let them retry a limited number of times."""
         live = self._membership.live()
         if self._tasks or not live or not books.resting.issuperset(live):
             return False
@@ -267,7 +283,7 @@ class BufferedRounds:
     def _leave_out(
         self, books: _RoundRecord, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None
     ) -> None:
-        """Record who was not counted; of several reasons in a round, the last."""
+        """Record a client that was not counted. Only the last reason in a round is kept."""
         books.others[name] = Participation(
             client=name, status=status, reason=reason, staleness=staleness, number=self._size
         )

@@ -1,4 +1,4 @@
-"""The client's side of the federation, top to bottom: what a store answers to each message."""
+"""The client's side of the federation: how a store answers each message."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,8 +30,16 @@ from fedshelf.training.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
-    """What a `Setup` becomes at a client: its half of the algorithm, its photos on a workbench, what stays with it,
-    what its uploads pass on the way out, what it chooses a model with in the end, and the answer."""
+    """What a client builds from a `Setup`.
+
+    Attributes:
+        algorithm: the algorithm, of which the client runs its half.
+        trainer: trains the bound model on the client's photos.
+        ready: the reply to the setup.
+        model_selection: chooses the store's model after the last round.
+        uploads: the stages that uploads pass.
+        personalization: the part of the model that stays at the client.
+    """
 
     algorithm: Algorithm
     trainer: Trainer
@@ -45,10 +53,10 @@ class Client:
     """Answers the server's messages, one at a time.
 
     Args:
-        prepare: builds the work that a setup asks for.
-        states: what this client keeps between rounds.
-        held: where it keeps the model that it decoded last, for differences to begin at.
-        on_model: told of each model that comes to be trained or evaluated.
+        prepare: builds the work for a setup.
+        states: the client's state between rounds.
+        held: stores the last decoded model, as the base of the next difference.
+        on_model: called with each model to train or evaluate.
     """
 
     def __init__(
@@ -64,7 +72,7 @@ class Client:
         self._compared: Comparison | None = None
 
     def handle(self, message: ServerMessage) -> ClientMessage:
-        """Do what `message` asks and return the one answer to it. Expected failures are answers, too."""
+        """Do what `message` asks and return the reply. Expected errors become replies, too."""
         try:
             return self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
         except FedShelfError as error:
@@ -97,7 +105,7 @@ class Client:
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
                 loss_sum=score.loss_sum,
             )  # fmt: skip
-        # What the last counted round changed now holds; the rest never was.
+        # The server commits changes only with a counted round; roll back all others.
         state = self._states.commit_or_rollback(broadcast)
         cached_reply = self._states.cached_reply(broadcast.key)
         if cached_reply is not None:
@@ -112,14 +120,19 @@ class Client:
         return sealed
 
     def load_own(self, key: TaskKey, shared: Tensor) -> None:
-        """Put the model `shared` [S] that came with the task `key`, made this client's own, on the workbench."""
+        """Load the shared values of a model and apply this client's personalization.
+
+        Args:
+            key: the task that the model came with.
+            shared: the model [S].
+        """
         if self._work is not None:
             bound_model = self._work.trainer.bound_model
             bound_model.load(shared)
             self._work.personalization.apply(bound_model, self._states.peek(key))
 
     def _compare(self, work: Work, broadcast: Broadcast) -> Comparison:
-        """A restarted server asks again and gets the same answer: to make it takes as long as all rounds took."""
+        """Cache the comparison, which takes as long as all rounds, so that a restarted server gets the same reply."""
         if self._compared is None or self._compared.key != broadcast.key:
             self._compared = compare(
                 broadcast, self._states.commit_or_rollback(broadcast), trainer=work.trainer,

@@ -1,6 +1,6 @@
-"""Handing work out to clients by name, and receiving what comes back.
+"""Dispatching tasks to clients by name, and receiving replies.
 
-Joins, handshakes and departures are handled by the `Inbox`; replies to tasks are passed on by name.
+The `Inbox` handles joins, handshakes and departures; replies to tasks are passed on by name.
 """
 
 import math
@@ -16,28 +16,28 @@ from fedshelf.core.messages import Broadcast, Failure, Join, Ready, TaskKey
 from fedshelf.core.ports import Clock, Joined, Left, MetricSink, Reply, Transport
 from fedshelf.rounds.membership import Membership
 
-MAX_REASON_CHARACTERS = 2000  # of a client's own words: they are written down and shown
-FIRST_NOTICE_SECONDS, LAST_NOTICE_SECONDS = 10.0, 600.0  # between notices of what the server waits for
-POLL_SECONDS = 1.0  # how long to wait for an arrival before looking at the clock, and for a request to stop
+MAX_REASON_CHARACTERS = 2000  # of text sent by a client, which is recorded and displayed
+FIRST_NOTICE_SECONDS, LAST_NOTICE_SECONDS = 10.0, 600.0  # between notices that the server waits
+POLL_SECONDS = 1.0  # how long to wait for an arrival before checking the clock and stop requests
 
 
 class StopRequested(FedShelfError):
-    """Somebody asked the server to stop; the last checkpoint stands."""
+    """The server was asked to stop. The last checkpoint remains valid."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientReady:
-    """A client is (again) ready to be asked."""
+    """A client is ready for work, for the first time or again."""
 
     client: str
 
 
 class WaitNotice:
-    """Says that the server waits: first after some seconds, then each time that has doubled.
+    """Reports that the server waits: first after some seconds, then at doubling intervals.
 
     Args:
-        sink: told of it.
-        clock: in real time; None: nothing is said (a simulation computes while it waits).
+        sink: receives the events.
+        clock: a real-time clock; None disables notices (a simulation computes while it waits).
     """
 
     def __init__(self, sink: MetricSink, clock: Clock | None) -> None:
@@ -48,7 +48,13 @@ class WaitNotice:
         self._due = self._started + self._interval
 
     def check(self, what: str, *, live: Iterable[str], missing: Iterable[str]) -> None:
-        """Emit `Waiting` if it is time to."""
+        """Emit `Waiting` if it is due.
+
+        Args:
+            what: what the server waits for, as a phrase.
+            live: connected clients.
+            missing: clients awaited by name.
+        """
         now = self._clock.now() if self._clock else 0.0
         if self._clock is None or now < self._due:
             return
@@ -59,7 +65,15 @@ class WaitNotice:
 
 
 class Inbox:
-    """Turns arrivals into replies of known clients. `clock` tells how long a wait has taken."""
+    """Turns arrivals into replies of known clients.
+
+    Args:
+        transport: receives arrivals.
+        membership: tracks the clients.
+        sink: receives events.
+        stop: set to request a stop.
+        clock: measures how long a wait has taken; None disables notices.
+    """
 
     def __init__(
         self, *, transport: Transport, membership: Membership, sink: MetricSink, stop: threading.Event,
@@ -72,12 +86,12 @@ class Inbox:
         self._stop = stop
 
     def wait(self, is_over: Callable[[], bool], what: str, missing: Callable[[], Iterable[str]] = tuple) -> None:
-        """Handle arrivals until `is_over`, and say at growing intervals what is awaited.
+        """Handle arrivals until `is_over`, and report at growing intervals what the server waits for.
 
         Args:
-            is_over: looked at after each arrival.
-            what: a phrase for a person.
-            missing: clients that are awaited by name.
+            is_over: checked after each arrival.
+            what: what the server waits for, as a phrase.
+            missing: returns the clients awaited by name.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -88,15 +102,15 @@ class Inbox:
             notice.check(what, live=self._membership.names(), missing=missing())
 
     def notice(self) -> WaitNotice:
-        """For a wait that begins now."""
+        """A notice for a wait that starts now."""
         return WaitNotice(self._sink, self._clock)
 
     def poll(self, timeout: float) -> Reply | ClientReady | None:
         """Handle the next arrival within `timeout` seconds.
 
         Returns:
-            A known client's reply to a task, or that a client is ready; None if there was no arrival, or nobody needs
-            to know of it.
+            A known client's reply to a task, or a client that became ready; None if there was no arrival, or it needs
+            no further handling.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -115,7 +129,7 @@ class Inbox:
     def _on_reply(self, reply: Reply) -> Reply | ClientReady | None:
         match reply.message:
             case None if reply.task is None and self._membership.name(reply.address):
-                # Of all messages that are no task a joined client answers only the setup: it would wait forever.
+                # Besides tasks, a joined client only answers the setup. Without this it would wait forever.
                 reason = f"its answer to the setup cannot be read: {reply.reason}"
                 self._membership.on_setup_failed(reply.address, reason)
                 return None
@@ -141,8 +155,13 @@ class Inbox:
 
 
 class Traffic(Protocol):
-    """Where it is written down what asking costs: payload bytes on the wire, seen from the clients, and when each was
-    (last) sent its task, in seconds of the timer."""
+    """Records the traffic of a dispatch.
+
+    Attributes:
+        bytes_up: payload sent by clients.
+        bytes_down: payload sent to clients.
+        sent: by client, when its task was last sent, in seconds of the timer.
+    """
 
     bytes_up: int
     bytes_down: int
@@ -151,7 +170,7 @@ class Traffic(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class TrafficCounter:
-    """A traffic of its own."""
+    """A standalone traffic record."""
 
     bytes_up: int = 0
     bytes_down: int = 0
@@ -160,7 +179,16 @@ class TrafficCounter:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dispatcher:
-    """Asks clients on the ports it is given. Deadlines go by `timer`."""
+    """Dispatches tasks and waits for the replies.
+
+    Attributes:
+        transport: sends the tasks.
+        membership: tracks the clients.
+        inbox: receives the replies.
+        downloads: encodes the model for each client.
+        sink: receives events.
+        timer: clock for deadlines.
+    """
 
     transport: Transport
     membership: Membership
@@ -174,14 +202,20 @@ class Dispatcher:
         on_reply: Callable[[Reply], None], *, seconds: float, traffic: Traffic,
         enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf,
     ) -> None:  # fmt: skip
-        """Send `broadcast` to each of `names` and pass their answers to `on_reply` until there is one from every client
-        that is (or may yet come) live, or there are `enough`, or `seconds` have passed.
+        """Send each client its broadcast and wait for the replies.
+
+        Returns when all clients that are live or may still return have replied, there are `enough` replies, or
+        `seconds` have passed.
 
         Args:
-            key: of the work; answers to other work are not used.
-            traffic: what is sent and received is added to it.
-            enough: of the time.
-            wake: when `enough` may change though nothing has come in.
+            names: the clients.
+            key: the task; replies to other tasks are not used.
+            broadcast: makes the broadcast for a client.
+            on_reply: called with each reply.
+            seconds: time limit.
+            traffic: updated with what is sent and received.
+            enough: whether there are enough replies at a given time.
+            wake: when to check `enough` again even without arrivals.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -206,7 +240,7 @@ class Dispatcher:
             match self.inbox.poll(min(moment - now for moment in moments if moment > now)):
                 case ClientReady(client=name):
                     if name in pending:
-                        send(name)  # it was away, or is another process now: the task it was sent before is lost
+                        send(name)  # it was away or has restarted: its previous task is lost
                 case Reply(client=name, task=task) as reply:
                     if name not in pending or task not in (key, None):
                         self.sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
@@ -218,7 +252,7 @@ class Dispatcher:
             now = self.timer.now()
 
     def _note_download(self, reply: Reply) -> None:
-        """A client that has answered holds the model that it was sent."""
+        """Confirm the download: a client that replies holds the model that it was sent."""
         address = self.membership.address(reply.client)
         if address is not None:
             self.downloads.confirm(address, failed=reply.message is None or isinstance(reply.message, Failure))

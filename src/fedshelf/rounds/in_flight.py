@@ -1,4 +1,4 @@
-"""Tasks that are out, in asynchronous rounds: handed out, sent again, given up."""
+"""Tasks in flight in asynchronous rounds: dispatching, resending and dropping them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,24 +13,30 @@ from fedshelf.rounds.plan import Context
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DispatchedTask:
-    """What a client was sent, and until when its answer counts (seconds of the timer)."""
+    """A task that was sent to a client.
+
+    Attributes:
+        broadcast: the message sent.
+        deadline: until when the reply counts, in seconds of the timer.
+    """
 
     broadcast: Broadcast
     deadline: float
 
     @property
     def trains(self) -> bool:
-        """Whether it is to end in an upload."""
+        """Whether the task ends in an upload."""
         return self.broadcast.purpose is Purpose.TRAIN
 
 
 @dataclass(kw_only=True, eq=False)
 class TasksInFlight:
-    """One task for each client at most.
+    """The tasks in flight, at most one per client.
 
     Attributes:
-        model_at: the model [S] after so many versions, as clients had it; None where it is lost.
-        bytes_down: what was sent since somebody set it to zero.
+        context: the run's shared objects.
+        model_at: returns the model [S] after a number of versions, as clients had it; None if it is lost.
+        bytes_down: payload sent since it was last set to zero.
     """
 
     context: Context
@@ -39,8 +45,8 @@ class TasksInFlight:
     _out: dict[str, DispatchedTask] = field(default_factory=dict, init=False)
     _left: dict[str, DispatchedTask] = field(
         default_factory=dict, init=False
-    )  # of clients that have gone, until they are back
-    _lost: dict[str, InFlight] = field(default_factory=dict, init=False)  # the same, of a server before this one
+    )  # of disconnected clients, until they return
+    _lost: dict[str, InFlight] = field(default_factory=dict, init=False)  # the same, from before a server restart
 
     def __contains__(self, name: str) -> bool:
         return name in self._out
@@ -49,25 +55,33 @@ class TasksInFlight:
         return len(self._out)
 
     def names(self) -> tuple[str, ...]:
-        """Who is at work, sorted."""
+        """Names of the clients at work, sorted."""
         return tuple(sorted(self._out))
 
     def any_evaluates(self) -> bool:
-        """Whether somebody is asked how the model does."""
+        """Whether any client is evaluating the model."""
         return any(not dispatched.trains for dispatched in self._out.values())
 
     def resume(self, state: ServerState) -> None:
-        """What was out when `state` was saved is lost until `resend_lost`."""
+        """Load the tasks that were in flight when `state` was saved; `resend_lost` sends them again."""
         self._lost = {dispatched.client: dispatched for dispatched in state.in_flight if dispatched.wanted}
 
     def forget_lost(self, names: Iterable[str]) -> None:
-        """What was out at `names` is over: a server before this one has had answers of theirs since. Asked again, they
-        would do it once more, on what is counted of it already."""
+        """Forget lost tasks of clients whose reply a previous server process has received.
+
+        Sent again, they would repeat work that is already counted.
+        """
         for name in names:
             self._lost.pop(name, None)
 
     def resend_lost(self, name: str, state: ServerState, counted: TaskKey | None) -> None:
-        """Ask a client that is back for what it was at when it went, or when a server before this one stopped."""
+        """Resend the task that a returning client had before it or the server stopped.
+
+        Args:
+            name: the client.
+            state: the server's current state.
+            counted: the client's newest counted upload.
+        """
         if name in self._out:
             return
         left = self._left.pop(name, None)
@@ -80,35 +94,46 @@ class TasksInFlight:
             self._hand_out(name, self._training(lost.key, state, params, counted))
 
     def send_training(self, name: str, key: TaskKey, state: ServerState, counted: TaskKey | None) -> None:
-        """Let a client train from the present model."""
+        """Dispatch training of the current model.
+
+        Args:
+            name: the client.
+            key: the task.
+            state: the server's current state.
+            counted: the client's newest counted upload.
+        """
         self._hand_out(name, self._training(key, state, state.model, counted))
 
     def send_evaluation(self, name: str, state: ServerState) -> None:
-        """Let a client evaluate the present model."""
+        """Dispatch an evaluation of the current model."""
         key = TaskKey(run_id=self.context.plan.run_id, round=state.round, attempt=0)
         self._hand_out(name, Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model}))
 
     def resend(self, name: str) -> None:
-        """A client has come back: what it was sent before is lost."""
+        """Resend the task of a client that has reconnected and lost it."""
         if name in self._out:
             self._hand_out(name, self._out[name].broadcast)
 
     def complete(self, reply: Reply) -> DispatchedTask | None:
-        """The flight that `reply` ends; None if it answers nothing that is out."""
+        """Remove and return the task that `reply` ends; None if it answers no task in flight."""
         dispatched = self._out.get(reply.client)
         if dispatched is None or reply.task not in (dispatched.broadcast.key, None):
             return None
         if not dispatched.trains and isinstance(reply.message, Upload):
-            return None  # once more: the task that made a version has the key of an evaluation of that version
+            return None  # a duplicate: the task that made a version shares its key with that version's evaluation
         del self._out[reply.client]
         address = self.context.membership.address(reply.client)
-        if address is not None:  # whoever has answered holds the model that it was sent
+        if address is not None:  # a client that replies holds the model that it was sent
             failed = reply.message is None or isinstance(reply.message, Failure)
             self.context.downloads.confirm(address, failed=failed)
         return dispatched
 
     def drop_overdue(self) -> dict[str, bool]:
-        """Wait no more for clients that have gone (True) or take too long (False)."""
+        """Drop tasks of clients that are gone or overdue.
+
+        Returns:
+            By client, whether it is gone (True) or overdue (False).
+        """
         members, now = self.context.membership, self.context.timer.now()
         gone = {name for name in self._out if members.address(name) is None and name not in members.returning()}
         given_up = {
@@ -116,12 +141,12 @@ class TasksInFlight:
         }
         for name in given_up:
             dispatched = self._out.pop(name)
-            if name in gone and self.context.ports.virtual is None:  # a simulated one has lost what it was at
+            if name in gone and self.context.ports.virtual is None:  # a simulated client has lost its task
                 self._left[name] = dispatched
         return given_up
 
     def in_flight(self) -> tuple[InFlight, ...]:
-        """The training that is out, to be written down."""
+        """The training tasks in flight, to be saved."""
         dispatched_tasks = {**self._left, **self._out}
         trains = {
             n: InFlight(client=n, key=dispatched.broadcast.key)
@@ -132,7 +157,7 @@ class TasksInFlight:
         return tuple(known[name] for name in sorted(known))
 
     def _training(self, key: TaskKey, state: ServerState, params: Tensor, counted: TaskKey | None) -> Broadcast:
-        """A task that is sent again keeps the learning rate that it had."""
+        """A training task. A task that is sent again keeps its learning rate."""
         context = self.context
         added = context.algorithm.broadcast(state, context.model.layout.num_trainable)
         return Broadcast(

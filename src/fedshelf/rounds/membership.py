@@ -1,4 +1,4 @@
-"""Who is there: joining, the handshake, and leaving. Names belong to clients, addresses to connections."""
+"""Membership of clients: joining, the handshake, and leaving. Names belong to clients, addresses to connections."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -12,13 +12,19 @@ from fedshelf.core.ports import Clock, Left, MetricSink, Transport
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # in a row, of a client whose failure may pass
-MAX_PHOTOS = 10**12  # no store has more; a number without bound would break sums and databases further on
+MAX_FAILURES = 3  # in a row, of a client whose failure may be transient
+MAX_PHOTOS = 10**12  # more than any store has; unbounded numbers would break sums and databases
 
 
 @dataclass(kw_only=True)
 class Member:
-    """A client under the name it was accepted by. Without `ready` it has not finished setting up."""
+    """A client under its accepted name.
+
+    Attributes:
+        address: its connection.
+        join: its introduction.
+        ready: its reply to the setup; None until it has finished setting up.
+    """
 
     address: str
     join: Join
@@ -28,8 +34,13 @@ class Member:
 class Membership:
     """The live clients of a run.
 
-    A name belongs to the identity that first joined under it for as long as that one is live; the same identity
-    joining again (after a restart, or a lost line) takes its own place over.
+    While a client is live, its name belongs to the identity that first joined under it. The same identity joining again
+    (after a restart or a lost connection) replaces itself.
+
+    Args:
+        transport: sends the setup and refusals.
+        sink: receives events.
+        clock: measures how long to wait for returning clients.
     """
 
     def __init__(self, *, transport: Transport, sink: MetricSink, clock: Clock) -> None:
@@ -40,16 +51,22 @@ class Membership:
         self._patience_ends = 0.0
         self._members: dict[str, Member] = {}
         self._live: set[str] = set()
-        self._known: set[str] = set()  # everybody who was ever live
+        self._known: set[str] = set()  # all clients that were ever live
         self._names: dict[str, str] = {}  # address -> name
-        self._absences: dict[str, str] = {}  # by name: how a client left that is not back, if it is known
-        self._failures: dict[str, int] = {}  # by name: in a row
-        self._excluded: dict[str, str] = {}  # by name: why
+        self._absences: dict[str, str] = {}  # by name: why a disconnected client left, if known
+        self._failures: dict[str, int] = {}  # by name: failures in a row
+        self._excluded: dict[str, str] = {}  # by name: the reason
         self._setup: Setup | None = None
         self._expected: Ready | None = None
 
     def open(self, setup: Setup, *, catalogue_digest: str, config_digest: str) -> None:
-        """From now on clients can be set up; those who wait are, at once."""
+        """Start setting up clients, including those that have already joined.
+
+        Args:
+            setup: sent to each client.
+            catalogue_digest: expected in each client's reply.
+            config_digest: expected in each client's reply.
+        """
         self._setup = setup
         self._expected = Ready(
             run_id=setup.run_id, layout_digest=setup.layout_digest, catalogue_digest=catalogue_digest,
@@ -59,34 +76,36 @@ class Membership:
             self._transport.send(member.address, setup)
 
     def expect(self, names: Iterable[str], seconds: float) -> None:
-        """A server that was restarted tells who was there before: they may take so long to come back."""
+        """After a server restart, give clients that were live before `seconds` to return."""
         self._returning = set(names)
         self._patience_ends = self._clock.now() + seconds
 
     def returning(self) -> frozenset[str]:
-        """Those expected who have not come back yet; nobody once the time is over."""
+        """Expected clients that have not returned yet; empty once the time is over."""
         return frozenset(self._returning if self._clock.now() < self._patience_ends else ())
 
     def missing(self) -> frozenset[str]:
-        """Clients that were live before, and neither are now nor have been excluded."""
+        """Clients that were live before, and are now neither live nor excluded."""
         return frozenset(self._known - self._live - self._excluded.keys()) | self.returning()
 
     def classes(self) -> Mapping[str, tuple[ClassFolder, ...]]:
-        """The class folders of everyone who has joined, by name."""
+        """The class folders of all joined clients, by name."""
         return {name: member.join.classes for name, member in self._members.items()}
 
     def excluded(self) -> Mapping[str, str]:
-        """Clients that take no further part, and why."""
+        """Excluded clients, with the reason."""
         return dict(self._excluded)
 
     def on_failed(self, name: str, reason: str, *, will_repeat: bool = False) -> None:
-        """A live client failed at its task. One that would fail again is excluded at once, any other after some
-        failures in a row: to ask it again and again would only end the run for the others.
+        """Record that a live client failed at its task.
+
+        A client that would fail again is excluded at once, others after several failures in a row: further retries
+        would only end the run for all clients.
 
         Args:
             name: the client.
             reason: why it failed.
-            will_repeat: it says that it would fail again.
+            will_repeat: whether the client reports that it would fail again.
         """
         self._failures[name] = self._failures.get(name, 0) + 1
         if not will_repeat and self._failures[name] < MAX_FAILURES:
@@ -95,70 +114,73 @@ class Membership:
         self._excluded[name] = f"{reason}{times}"
         self._sink.emit(ClientExcluded(client=name, reason=self._excluded[name]))
         if name in self._members:
-            self._disconnect(name, f"excluded from the run: {self._excluded[name]}. Mend that, and start it again")
+            self._disconnect(name, f"excluded from the run: {self._excluded[name]}. Fix that, and start it again")
 
     def on_counted(self, name: str) -> None:
-        """An upload of the client was counted."""
+        """Record that an upload of the client was counted."""
         self._failures.pop(name, None)
 
     def live(self) -> tuple[str, ...]:
-        """Names of the clients that can be asked now, sorted."""
+        """Names of the clients that are ready for work, sorted."""
         return tuple(sorted(self._live))
 
     def num_live(self) -> int:
-        """How many clients can be asked now."""
+        """Number of clients that are ready for work."""
         return len(self._live)
 
     def names(self) -> tuple[str, ...]:
-        """Names of the clients that have introduced themselves, set up or not, sorted."""
+        """Names of the clients that have joined, set up or not, sorted."""
         return tuple(sorted(self._members))
 
     def check_any_left(self) -> None:
-        """Raise where all clients have been excluded.
+        """Check that not all clients have been excluded.
 
         Raises:
-            RunError: with each one's reason.
+            RunError: all have; the message has each reason.
         """
         if self._excluded and not self._members:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self._excluded.items()))
             raise RunError(f"no client is left, all were excluded. {reasons}")
 
     def num_joined(self) -> int:
-        """Clients that introduced themselves, set up or not."""
+        """Number of clients that have joined, set up or not."""
         return len(self._members)
 
     def address(self, name: str) -> str | None:
-        """Where `name` can be reached; None if it is not live."""
+        """The address of `name`; None if it is not live."""
         member = self._members.get(name)
         return member.address if member and member.ready else None
 
     def name(self, address: str) -> str | None:
+        """The client's name at `address`; None if none has joined there."""
         return self._names.get(address)
 
     def num_train(self, name: str) -> int:
-        """Training photos of a live client, as it claims."""
+        """Number of training photos that a live client reports."""
         member = self._members.get(name)
         return member.ready.num_train if member and member.ready else 0
 
     def num_validation(self, name: str) -> int:
-        """Validation photos of a live client."""
+        """Number of validation photos that a live client reports."""
         member = self._members.get(name)
         return member.ready.num_validation if member and member.ready else 0
 
     def holds(self, name: str) -> str:
-        """The model that a live client came with; "" for none."""
+        """The model that a live client held when it joined; "" for none."""
         member = self._members.get(name)
         return member.ready.holds if member and member.ready else ""
 
     def on_joined(self, address: str, join: Join) -> None:
-        """Accept or refuse a client that introduced itself."""
+        """Accept or refuse a client that has introduced itself."""
         problem = self._problem_with(join)
         if problem:
             self._transport.refuse(address, problem)
             self._sink.emit(ClientRefused(client=join.client, reason=problem))
             return
         held = self._names.get(address)
-        if held is not None and held != join.client:  # or one line could fill the run with clients that never answer
+        if (
+            held is not None and held != join.client
+        ):  # otherwise one connection could fill the run with clients that never reply
             self._forget(address, f"its connection is now {join.client!r}")
         previous = self._members.get(join.client)
         if previous is not None:
@@ -170,7 +192,11 @@ class Membership:
             self._transport.send(address, self._setup)
 
     def on_ready(self, address: str, ready: Ready) -> str | None:
-        """A client has set up; return its name if it is now live, refuse it if it means something else."""
+        """Accept a client that has set up, or refuse it if its digests differ.
+
+        Returns:
+            The client's name if it is now live, otherwise None.
+        """
         name = self._names.get(address)
         if name is None or self._expected is None:
             return None
@@ -203,13 +229,13 @@ class Membership:
         return name
 
     def on_setup_failed(self, address: str, reason: str) -> None:
-        """A client cannot take part in this run."""
+        """Drop a client that cannot take part in this run."""
         name = self._names.get(address)
         if name is not None:
             self._drop(name, reason)
 
     def absence(self, name: str) -> str:
-        """Why a client is not live, as far as anybody knows."""
+        """Why a client is not live, as far as known."""
         return self._absences.get(name, "not connected")
 
     def on_left(self, left: Left) -> None:

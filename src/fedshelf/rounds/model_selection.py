@@ -1,8 +1,8 @@
-"""Once the rounds are over: which model serves each store best. The server's side (the client's is `choice`).
+"""Model selection at each store after the last round: the server's side (client: `personalization.model_selection`).
 
-Every store trains a model alone for this, from the run's first model and for as many rounds as the run had (where
-rounds are versions that not everybody has a part in, for as many as a store had on average), so it takes as long as all
-rounds took. Nothing but accuracies and a choice come back; what was chosen stays at the store.
+Each store trains a local model from the run's initial model for as many rounds as the run had (in asynchronous rounds,
+for as many as a store had on average), so this takes as long as all rounds took. Stores only report accuracies and a
+choice; the chosen model stays at the store.
 
 Shapes: S shared values.
 """
@@ -23,19 +23,26 @@ from fedshelf.rounds.validation import check_comparison
 
 @dataclass(eq=False)
 class ModelComparison:
-    """Asks all stores once."""
+    """Asks all stores once.
+
+    Attributes:
+        context: the run's shared objects.
+    """
 
     context: Context
     _found: dict[str, StoreComparison] = field(default_factory=dict, init=False)
 
     def run(self, state: ServerState) -> StoresCompared:
-        """What became of the run at every store that is there, or that was ever counted.
+        """Compare the models at all stores that are live or were ever counted.
 
         Args:
-            state: after the last round.
+            state: the state after the last round.
+
+        Returns:
+            The comparison of each store.
 
         Raises:
-            StopRequested: the server was asked to stop; the next one asks again.
+            StopRequested: the server was asked to stop; the next process asks again.
         """
         plan, membership, sink = self.context.plan, self.context.membership, self.context.ports.sink
         self._gather(state)
@@ -64,18 +71,18 @@ class ModelComparison:
         return StoresCompared(round=state.round, stores=tuple(self._found[name] for name in stores))
 
     def _num_rounds_alone(self, num_versions: int, num_stores: int) -> int | None:
-        """As many tasks as a store had on average, where versions are not made by all; None: as many as there were."""
+        """The average number of tasks per store in asynchronous rounds; None (all rounds) in synchronous ones."""
         algorithm = self.context.algorithm
         if not isinstance(algorithm, Asynchronous):
             return None
         return max(1, round(num_versions * algorithm.buffer_size / num_stores))
 
     def _gather(self, state: ServerState) -> None:
-        """Wait for those who will be back in a moment, if this server has just been started."""
+        """After a restart, wait for the clients that are about to return."""
         membership = self.context.membership
         if self.context.ports.virtual is None and not membership.live() and not membership.returning():
             membership.expect(state.counted, self.context.plan.rounds.rejoin_grace)
-        # In a simulation everybody who was there is back at the very moment; who was away would still be.
+        # In a simulation, all clients that were live return at once; the others would still be away.
         while membership.returning() or not self.context.is_settled:
             self.context.inbox.poll(POLL_SECONDS)
 
@@ -84,7 +91,7 @@ class ModelComparison:
         if isinstance(message, Failure):
             return _without(reply.client, message.reason)
         if not isinstance(message, Comparison):
-            return _without(reply.client, f"its answer is not used: {reply.reason or 'it is no comparison'}")
+            return _without(reply.client, f"its answer is not used: {reply.reason or 'it is not a comparison'}")
         try:
             check_comparison(message, key=key, num_validation=self.context.membership.num_validation(reply.client))
         except RefusedError as error:
@@ -108,6 +115,6 @@ def _without(client: str, reason: str) -> StoreComparison:
 
 
 def _unused_attempt(state: ServerState) -> int:
-    """A number that no training task had: a late answer to one is none to this."""
+    """An attempt that no training task used, so that a late reply to one does not match."""
     keys = (*state.counted.values(), *(flight.key for flight in state.in_flight))
     return 1 + max((key.attempt for key in keys), default=0)

@@ -1,9 +1,9 @@
-"""What an upload passes between training and the wire, and what undoes it at the server: an ordered list of stages.
+"""The upload pipeline: an ordered list of stages between training and the wire, and its inverse at the server.
 
     client:  upload ─▶ stage 1 seal ─▶ … ─▶ stage n seal ─▶ wire ─▶ stage n open ─▶ … ─▶ stage 1 open ─▶ validation
 
-Everything that leaves a client is one upload, and passes all stages. `problems` checks a combination on the stages'
-declarations when a run is configured, so that no unsafe one ever starts.
+Everything that leaves a client is one upload and passes all stages. `problems` checks a combination by its declarations
+when a run is configured, so that an unsafe one never starts.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,11 @@ from fedshelf.core.state import ClientState
 
 
 def problems(stages: Sequence[Stage]) -> list[str]:
-    """Why uploads may not pass `stages` in this order: all problems, each with its remedy."""
+    """Validate the order and combination of `stages`.
+
+    Returns:
+        All problems, each with its remedy.
+    """
     declared = [stage.declares for stage in stages]
     found = [
         f"{one.setting}: there are two stages named {one.name!r}; leave one out"
@@ -75,7 +79,7 @@ def _problems_with_masks(codec: Declaration) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadPipeline:
-    """Both ends of the way of an upload.
+    """Both ends of the upload pipeline.
 
     Attributes:
         stages: in the order in which a client applies them.
@@ -86,14 +90,17 @@ class UploadPipeline:
     def seal(
         self, upload: Upload, *, client: str, before: ClientState, after: ClientState, layout: Layout
     ) -> tuple[Upload, ClientState]:  # fmt: skip
-        """What leaves the client, and the state that it leads to.
+        """Apply all stages at the client.
 
         Args:
-            upload: as training made it.
+            upload: the result of training.
             client: the client's name.
             before: the client's state before the round.
-            after: its state after the round, as far as algorithm and personalization are concerned.
-            layout: of the model.
+            after: the client's state after the round, without the pipeline's part.
+            layout: the model's layout.
+
+        Returns:
+            The upload to send, and the complete state after the round.
         """
         kept = {}
         for stage in self.stages:
@@ -104,10 +111,13 @@ class UploadPipeline:
         return upload, replace(after, pipeline=kept)
 
     def open(self, sealed: Upload, layout: Layout) -> Upload:
-        """The upload as the algorithm knows it.
+        """Invert all stages at the server.
+
+        Returns:
+            The upload as the algorithm expects it.
 
         Raises:
-            RefusedError: it is of another codec than the run's, or another size, or its parts contradict themselves.
+            RefusedError: it has another codec than the run's, another size, or inconsistent parts.
         """
         for stage in reversed(self.stages):
             sealed = stage.open(sealed, layout)

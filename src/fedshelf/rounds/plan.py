@@ -1,4 +1,4 @@
-"""What a run is to do, with which model, in which world, and what its rounds share."""
+"""The plan of a run, its model and ports, and the objects that its rounds share."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -32,9 +32,15 @@ MAX_VOID_IN_A_ROW = 10  # attempts at a round, before the run fails
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundSettings:
-    """When a round is over. `timeout` in seconds; `max_examples` caps what one client may claim as weight;
-    `rejoin_grace` is how long members of a resumed round may take to come back; `equal_weights` lets all uploads count
-    alike (clients were drawn in proportion to what would be their weight)."""
+    """When a round is over, and how uploads are weighted.
+
+    Attributes:
+        timeout: time limit in seconds.
+        quorum: uploads that a round needs at least.
+        max_examples: upper bound on the weight that one client may claim.
+        rejoin_grace: seconds that members of a resumed round have to return.
+        equal_weights: whether all uploads have equal weight (clients were sampled in proportion to their weight).
+    """
 
     timeout: float
     quorum: int | None
@@ -45,10 +51,16 @@ class RoundSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GlobalModel:
-    """The model that a catalogue leads to: its layout, its first values [S], how it is tested and written out.
+    """The model for a catalogue.
 
-    `num_test` photos are of products in the catalogue, `num_test_left_out` are not. `loaded` says
-    what of a file's weights is among the first values.
+    Attributes:
+        layout: its layout.
+        initial: its initial values [S].
+        evaluate_on_server: scores a model [S] on the server's test photos; None if there are none.
+        publish: writes out a model [S], with its round's record and whether it is the best.
+        num_test: test photos of products in the catalogue.
+        num_test_left_out: test photos of other products.
+        loaded: which of a file's weights are used in the initial values.
     """
 
     layout: Layout
@@ -62,14 +74,29 @@ class GlobalModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Plan:
-    """What a run is to do.
+    """The configuration of a run.
 
-    It starts with `start_clients`. `client_lr` maps a round to its learning rate;
-    `config` is what clients are sent; `uploads` and `downloads` say how vectors travel, `aggregator` how uploads become
-    one, `pacing` what is made of machines that differ; `max_staleness` (versions; None: any) is for asynchronous
-    rounds. `aliases` says which names of products mean
-    the same one. The server tests the model every `test_every` rounds; where it `compares`, stores tell in the end
-    which model serves them best.
+    Attributes:
+        run_id: the run.
+        num_rounds: number of rounds.
+        start_clients: clients needed to start.
+        fraction: fraction of the live clients in a cohort.
+        rng: the run's random generator.
+        client_lr: learning rate of a round.
+        rounds: when a round is over.
+        early_stopping: when the run ends early, and which round is best.
+        config: the configuration that clients receive (TOML text).
+        config_digest: its digest.
+        catalogue: the catalogue; None: built from the clients' classes.
+        uploads: stages that uploads pass.
+        downloads: how downloads are encoded.
+        sampling: how cohorts are sampled.
+        aggregator: how uploads are aggregated.
+        max_staleness: in asynchronous rounds, staleness limit in versions; None: no limit.
+        test_every: rounds between tests on the server.
+        pacing: how work is adapted to the clients' speed.
+        aliases: product names that mean the same product.
+        compares: whether stores compare models after the last round.
     """
 
     run_id: str
@@ -96,8 +123,17 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Ports:
-    """The world, as this run sees it. Deadlines go by `virtual`, the clock of a simulation, where there is one; what
-    took how long, by `clock`."""
+    """The outside world of this run.
+
+    Attributes:
+        transport: carries messages.
+        checkpoints: stores the server's state.
+        spool: stores uploads.
+        sink: receives events.
+        clock: measures durations.
+        stop: set to request a stop.
+        virtual: a simulation's clock, used for deadlines; None outside of simulations.
+    """
 
     transport: Transport
     checkpoints: Checkpoints
@@ -109,13 +145,23 @@ class Ports:
 
 
 def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
-    """What clients are told before their first round."""
+    """The setup that clients receive before their first round."""
     return Setup(run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=layout.digest)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
-    """The plan, the world, the model, and who is there."""
+    """The objects that all rounds of a run share.
+
+    Attributes:
+        plan: the configuration.
+        ports: the outside world.
+        algorithm: the federated algorithm.
+        model: the global model.
+        membership: the clients.
+        inbox: receives messages.
+        downloads: encodes the model for each client.
+    """
 
     plan: Plan
     ports: Ports
@@ -127,17 +173,20 @@ class Context:
 
     @property
     def timer(self) -> Clock:
-        """What deadlines go by: the clock of a simulation, where there is one."""
+        """The clock for deadlines: a simulation's virtual clock, otherwise the real one."""
         return self.ports.virtual or self.ports.clock
 
     @property
     def is_settled(self) -> bool:
-        """Whether, in a simulation, nobody comes or goes at this very moment: who is there is asked after that."""
+        """Whether, in a simulation, all joins and departures at the current time are done.
+
+        Cohorts are drawn after that.
+        """
         return self.ports.virtual is None or self.ports.virtual.is_settled()
 
     @cached_property
     def dispatcher(self) -> Dispatcher:
-        """Hands work out, and waits for answers."""
+        """Dispatches tasks and waits for replies."""
         return Dispatcher(
             transport=self.ports.transport, membership=self.membership, inbox=self.inbox,
             downloads=self.downloads, sink=self.ports.sink, timer=self.timer,
@@ -145,13 +194,13 @@ class Context:
 
     @cached_property
     def validator(self) -> UploadValidator:
-        """Knows what an upload must be."""
+        """Validates uploads."""
         return UploadValidator(
             uploads=self.plan.uploads, layout=self.model.layout, auxiliary=self.algorithm.auxiliary,
             max_examples=self.plan.rounds.max_examples,
         )  # fmt: skip
 
     def evaluate(self, state: ServerState) -> Score | None:
-        """Score the model of `state` on the server's own test photos; None where it is not tested."""
+        """Score the model of `state` on the server's test photos; None if it is not tested in this round."""
         due = state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
         return self.model.evaluate_on_server(state.model) if due and self.model.evaluate_on_server else None

@@ -1,4 +1,4 @@
-"""How the members of a cohort have answered so far."""
+"""The progress of a round: how the members of a cohort have replied so far."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,18 +10,19 @@ from fedshelf.scheduling.work_assignment import WorkAssignment
 
 @dataclass(kw_only=True, eq=False)
 class RoundProgress:
-    """What has come in, and what that cost on the wire (a server that was restarted in the round knows only its own
-    part of that).
+    """Replies received so far, and their traffic. After a restart, traffic before it is not included.
 
     Attributes:
-        cohort: who was asked.
-        orders: for what.
+        cohort: the clients asked.
+        assignment: the work assigned to them.
         needed: the quorum.
-        patient_until: from then on the quorum is enough, in seconds of the round's timer.
-        members: how those ended who have.
-        evaluated: validation photos, of those who evaluated.
-        sent: when each was (last) sent its task, in seconds of the round's timer.
-        pace: seconds per local step, of those whose upload came in.
+        patient_until: when the quorum becomes sufficient, in seconds of the round's timer.
+        members: members that have ended the round.
+        evaluated: by client, validation photos evaluated.
+        sent: by client, when its task was last sent, in seconds of the round's timer.
+        pace: by client, seconds per local step, once its upload has arrived.
+        bytes_up: payload received.
+        bytes_down: payload sent.
     """
 
     cohort: tuple[str, ...]
@@ -36,20 +37,26 @@ class RoundProgress:
     bytes_down: int = 0
 
     def pending(self) -> list[str]:
-        """Names of those who have not answered."""
+        """Names of the members that have not replied."""
         return [name for name in self.cohort if name not in self.members]
 
     def counted(self) -> list[str]:
-        """Names whose upload counts, sorted."""
+        """Names of the members whose upload counts, sorted."""
         return sorted(n for n, member in self.members.items() if member.status is ClientStatus.COUNTED)
 
     def enough(self, now: float) -> bool:
-        """Whether nobody needs to be waited for any more, though not all have answered."""
+        """Whether there are enough uploads to stop waiting."""
         needed = self.needed if now >= self.patient_until else self.assignment.wanted
         return needed <= len(self.members) and needed <= len(self.counted())
 
     def late_reason(self, began: float, ended: float, timeout: float) -> str:
-        """Why a client is late that had not answered when training ended; times are the timer's."""
+        """Why a client without a reply is late.
+
+        Args:
+            began: when training started, in seconds of the timer.
+            ended: when training ended, in seconds of the timer.
+            timeout: time limit in seconds.
+        """
         num_counted = len(self.counted())
         if num_counted >= self.assignment.wanted:
             return f"not needed any more: the wanted number of uploads ({num_counted}) had arrived (--over-selection)"
@@ -59,16 +66,16 @@ class RoundProgress:
         return f"no answer within {timeout:g} s"
 
     def record_pace(self, name: str, now: float) -> None:
-        """Note how fast `name` was, whose upload has just come in, if anybody counts its steps."""
+        """Record the pace of `name`, whose upload has just arrived, if its steps are known."""
         if name in self.sent and name in self.assignment.num_steps:
             self.pace[name] = per_step(now - self.sent[name], self.assignment.num_steps[name])
 
     def pace_bounds(self, now: float) -> dict[str, float]:
-        """Of those who are late: what their seconds per step are at least, now that the round is over."""
+        """Lower bounds on the seconds per step of late clients at the end of the round."""
         late_reason = (name for name, member in self.members.items() if member.status is ClientStatus.LATE)
         steps = self.assignment.num_steps
         return {n: per_step(now - self.sent[n], steps[n]) for n in late_reason if n in self.sent and n in steps}
 
     def participations(self) -> tuple[Participation, ...]:
-        """The members in the order of their names."""
+        """The members, sorted by name."""
         return tuple(self.members[name] for name in sorted(self.members))

@@ -1,4 +1,4 @@
-"""The steps of a synchronous round, at the server: draw a cohort, collect uploads, fold them, evaluate."""
+"""The steps of a synchronous round on the server: draw a cohort, collect uploads, aggregate, evaluate."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ from fedshelf.scheduling.pace import predicted
 
 
 class RoundSteps:
-    """What a round does, in the order of the methods."""
+    """The steps of a round, in the order of the methods."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -41,7 +41,7 @@ class RoundSteps:
         self._timer = context.timer
 
     def draw(self, state: ServerState, attempt: int) -> OpenRound:
-        """Wait until enough clients are live, draw the cohort, and write it down before anybody is asked.
+        """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
 
         Raises:
             RunError: all clients have been excluded.
@@ -78,9 +78,15 @@ class RoundSteps:
         self._context.inbox.wait(is_over, what, members.missing)
 
     def collect(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
-        """Ask the cohort to train and spool what comes back until all have answered or the deadline has passed."""
+        """Let the cohort train, and spool uploads until all have replied or the deadline has passed.
+
+        Args:
+            progress: updated with the replies.
+            state: the state before the round.
+            key: the round and attempt.
+        """
         client_lr = self._plan.client_lr(key.round)
-        for name in self._ports.spool.names(key):  # what a server that crashed in this round had already received
+        for name in self._ports.spool.names(key):  # uploads received before a server crash
             upload = self._ports.spool.get(key, name)
             if name in progress.cohort and isinstance(upload, Upload):
                 self._note(progress, key, counted(name, upload))
@@ -104,7 +110,7 @@ class RoundSteps:
                 self._membership.on_failed(reply.client, member.reason, will_repeat=will_repeat)
 
         began = self._timer.now()
-        grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0  # in a round that is resumed
+        grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0  # in a resumed round
         progress.patient_until = began + progress.assignment.patience + grace
         self._dispatcher.dispatch(
             progress.pending(), key, broadcast, on_reply, seconds=self._plan.rounds.timeout, traffic=progress,
@@ -120,8 +126,10 @@ class RoundSteps:
                 self._note(progress, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
     def _receive(self, reply: Reply, key: TaskKey, share: float) -> Participation:
-        """Validate an answer to a training task; a valid upload is spooled as what the configured work, of which
-        `share` was done, would have led to."""
+        """Validate a reply to a training task, and spool a valid upload.
+
+        An upload of which only `share` of the configured work was done is scaled to the full work.
+        """
         found = self._validator.validate(reply, key)
         if isinstance(found, Participation):
             return found
@@ -130,8 +138,20 @@ class RoundSteps:
         return counted(reply.client, upload)
 
     def fold(self, progress: RoundProgress, state: ServerState, key: TaskKey, population: int) -> ServerState:
-        """The state with the new model. Clients that the aggregator leaves out are refused: what the round changed
-        there must not last, for the server knows nothing of it."""
+        """Aggregate the uploads into a new model.
+
+        Clients that the aggregator leaves out are refused, so that they roll back their state: their update is not
+        in the model.
+
+        Args:
+            progress: the replies; updated with refused clients.
+            state: the state before the round.
+            key: the round and attempt.
+            population: number of live clients.
+
+        Returns:
+            The state after the round.
+        """
         names = progress.counted()
         uploads = [upload for name in names if isinstance(upload := self._ports.spool.get(key, name), Upload)]
         alike = self._plan.rounds.equal_weights
@@ -152,8 +172,14 @@ class RoundSteps:
         )
 
     def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
-        """Ask those counted how the new model does on their own validation photos."""
-        # A server restarted in this phase has everybody's upload, and nobody with it yet.
+        """Let the counted clients evaluate the new model on their own validation photos.
+
+        Args:
+            progress: updated with the evaluations.
+            state: the state after the round.
+            key: the round and attempt.
+        """
+        # After a restart in this phase, all uploads are there but no client is connected yet.
         returning = self._membership.returning()
         asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
 

@@ -1,4 +1,4 @@
-"""A run from its first client to its last round, on ports only."""
+"""A run from its first client to its last round. Depends on ports only."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,21 +25,24 @@ logger = logging.getLogger(__name__)
 
 
 class Rounds(Protocol):
-    """One way from version to version."""
+    """A strategy that makes one version after another."""
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
-        """Go on after `state`, with the round that a server before this one had opened."""
+        """Resume after `state`, with the round that a previous server process had opened."""
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
-        """The next state, its record, and who was there."""
+        """Make the next version; return its state, its record, and the live clients."""
 
 
 class Server:
-    """Gathers clients, freezes the catalogue, runs rounds until the last, and survives its own death in between.
+    """Gathers clients, freezes the catalogue and runs all rounds. A restarted server resumes the run.
 
     Args:
-        build_model: makes the global model once the catalogue is known.
-        keep_catalogue: writes the frozen catalogue down, before anybody trains on it.
+        plan: the configuration of the run.
+        ports: the outside world.
+        algorithm: the federated algorithm.
+        build_model: builds the global model for the catalogue.
+        keep_catalogue: saves the frozen catalogue before training starts.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Server:
         )
 
     def run(self) -> RunStatus:
-        """Run to the end (or a request to stop) and return how it ended.
+        """Run until the last round or a stop request, and return the final status.
 
         Raises:
             FedShelfError: the run failed; everything up to the last finished round is kept.
@@ -76,7 +79,7 @@ class Server:
             raise
         except Exception as error:
             if isinstance(error, WorkerLostError) and self._ports.stop.is_set():
-                return self._stopped("stopped on request")  # the worker was asked, too
+                return self._stopped("stopped on request")  # the worker was asked to stop, too
             is_expected = isinstance(error, FedShelfError)
             reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
             sink.emit(RunEnded(status=RunStatus.FAILED, reason=reason))
@@ -87,7 +90,7 @@ class Server:
         return RunStatus.FINISHED
 
     def _stopped(self, reason: str) -> RunStatus:
-        """End without a word to the clients: they wait for the server to come back."""
+        """End without notifying clients: they wait for the server to return."""
         self._ports.sink.emit(RunEnded(status=RunStatus.STOPPED, reason=reason))
         return RunStatus.STOPPED
 
@@ -99,7 +102,7 @@ class Server:
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
-        self._keep_catalogue(catalogue)  # one that was given, too: its file may be edited while the run goes on
+        self._keep_catalogue(catalogue)  # also a given one: its file may be edited during the run
         model = self._build_model(catalogue)
         if state is None:
             if model.loaded is not None:
@@ -136,7 +139,7 @@ class Server:
         return ended
 
     def _gather_catalogue(self) -> Catalogue:
-        """Wait for enough clients to join, and settle which products there are."""
+        """Wait for enough clients to join, and resolve the products."""
         needed, members = self._plan.start_clients, self._membership
         self._inbox.wait(lambda: members.num_joined() >= needed, f"{counted(needed, 'client')} to start")
         joins = members.classes()
@@ -146,12 +149,12 @@ class Server:
         return catalogue
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
-        """The state after the last round, and why it was the last."""
+        """Run all rounds; return the last state and why the run ended."""
         plan, algorithm = self._plan, self._algorithm
         rounds: Rounds = (
             BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
         )
-        # A simulated round begins again, and so comes to the same end at the same virtual time.
+        # A simulated round restarts from its beginning, and ends the same at the same virtual time.
         opened = self._ports.checkpoints.load_open_round() if self._ports.virtual is None else None
         rounds.resume(state, opened)
         while state.round < plan.num_rounds:
@@ -162,7 +165,7 @@ class Server:
         return state, f"{counted(plan.num_rounds, 'round')} done"
 
     def _is_to_compare(self, state: ServerState) -> bool:
-        """Whether stores have yet to compare what they can choose among after this very round."""
+        """Whether stores have yet to compare models after the current round."""
         return self._plan.compares and state.compared != state.round
 
     def _finish_round(self, state: ServerState, record: RoundFinished, model: GlobalModel) -> ServerState:
@@ -170,7 +173,7 @@ class Server:
         is_best = best is not None and best.round == record.round
         state = replace(state, best=best)
         record = replace(record, best_round=best.round if best else None)
-        if self._ports.virtual is not None:  # attempts that were void took time, too
+        if self._ports.virtual is not None:  # includes the time of void attempts
             record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
             state = self._ports.virtual.snapshot(state)
         if is_best:
@@ -178,14 +181,14 @@ class Server:
         last = record.round == self._plan.num_rounds or self._plan.early_stopping.exhausted(record.round, best)
         if last:
             model.publish(state.model, record, False)
-        # The record comes before the checkpoint: a crash in between repeats the round, and the same record replaces
-        # this one; the other order could leave a finished round without its record.
+        # Write the record before the checkpoint: a crash in between repeats the round and replaces the record. The
+        # other order could leave a finished round without its record.
         self._ports.sink.emit(record)
         self._ports.checkpoints.save(state, is_best=is_best)
-        self._ports.spool.clear()  # single stores' updates are kept no longer than they are needed
+        self._ports.spool.clear()  # keep updates of single stores no longer than needed
         return state
 
 
 def _seen(state: ServerState, live: Sequence[str]) -> ServerState:
-    """`state` after a round for which `live` were there."""
+    """Count the round in `times_live` of the `live` clients."""
     return replace(state, times_live={**state.times_live, **{n: state.times_live.get(n, 0) + 1 for n in live}})

@@ -1,4 +1,4 @@
-"""Synchronous rounds on one page: draw, broadcast, collect, fold, evaluate, record."""
+"""Synchronous rounds: draw, broadcast, collect, aggregate, evaluate, record."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from fedshelf.scheduling.pace import updated
 
 
 class SynchronousRounds:
-    """One round after the other: each is tried until it has its quorum."""
+    """Makes one version after another; retries each round until it has its quorum."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -23,16 +23,19 @@ class SynchronousRounds:
         self._opened: OpenRound | None = None
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
-        """Resume the round that a server before this one had opened."""
+        """Resume the round that a previous server process had opened."""
         self._opened = opened
         members, grace = self._context.membership, self._context.plan.rounds.rejoin_grace
         members.expect(opened.live if opened else (), grace)
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
-        """Do a round, and return the next state, its record, and who was there when its cohort was drawn.
+        """Run a round.
+
+        Returns:
+            The next state, its record, and the clients that were live when the cohort was drawn.
 
         Raises:
-            RunError: the round was void, however often it was tried, or no client is left.
+            RunError: all attempts at the round were void, or no client is left.
         """
         opened, attempt, summary = self._opened, 0, ""
         for _ in range(MAX_VOID_IN_A_ROW):
@@ -47,8 +50,11 @@ class SynchronousRounds:
         raise RunError(f"round {state.round + 1} was void {MAX_VOID_IN_A_ROW} times in a row. {summary}")
 
     def _attempt(self, state: ServerState, opened: OpenRound) -> tuple[ServerState, RoundFinished | RoundVoid]:
-        """One attempt at the round after `state`: the next state and its record, or the same round's state and why the
-        attempt is void."""
+        """Attempt the round after `state`.
+
+        Returns:
+            The next state and its record; or the same round's state and why the attempt is void.
+        """
         context, steps, key = self._context, self._steps, opened.key
         started = context.ports.clock.now()
         context.ports.sink.emit(RoundStarted(round=key.round, attempt=key.attempt, cohort=opened.cohort))
@@ -86,7 +92,7 @@ class SynchronousRounds:
 
 
 def _summary(void: RoundVoid) -> str:
-    """What the last attempt came to, client by client, and what helps against that."""
+    """Summarize the last attempt client by client, with advice."""
     others = [member for member in void.clients if member.status is not ClientStatus.COUNTED]
     named = [f"{member.client}: {member.status.value} ({member.reason})" for member in others]
     more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
@@ -100,7 +106,7 @@ ADVICE = {
     ClientStatus.LATE: "Give late clients more time (--round-timeout) or less work (--local-work dynamic), or ask for "
     "fewer uploads (--quorum).",
     ClientStatus.OFFLINE: "Start the clients that are offline again, or ask for fewer uploads (--quorum).",
-    ClientStatus.FAILED: "Mend what made clients fail: their own logs say more.",
-    ClientStatus.REFUSED: "Mend what made uploads unusable: their clients' logs say more.",
+    ClientStatus.FAILED: "Fix what made clients fail: their own logs say more.",
+    ClientStatus.REFUSED: "Fix what made uploads unusable: their clients' logs say more.",
 }
-"""What helps, by how clients ended."""
+"""Advice by client status."""

@@ -1,4 +1,4 @@
-"""What an upload, an evaluation or a comparison must satisfy before anything of it is used.
+"""Validation of uploads, evaluations and comparisons before any part of them is used.
 
 Shapes: S shared values.
 """
@@ -21,10 +21,16 @@ BLOCK = 1 << 20  # values checked at once
 
 
 def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tuple[str, ...]) -> None:
-    """Refuse an upload that is for other work, of another shape, not finite, or makes impossible claims.
+    """Refuse an upload that answers another task, has another shape, is not finite, or makes impossible claims.
+
+    Args:
+        upload: the upload, decoded.
+        key: the open task.
+        layout: the server's layout.
+        auxiliary: names of the vectors that the algorithm declares.
 
     Raises:
-        RefusedError: naming the first thing that is wrong and, where a tensor is, its name.
+        RefusedError: names the first problem and the tensor that it is in, if any.
     """
     if upload.key != key:
         raise RefusedError(
@@ -62,10 +68,15 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
 
 
 def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: int) -> None:
-    """Refuse a comparison that is for other work or makes impossible claims.
+    """Refuse a comparison that answers another task or makes impossible claims.
+
+    Args:
+        comparison: the comparison.
+        key: the open task.
+        num_validation: the validation photos that the client joined with.
 
     Raises:
-        RefusedError: naming the first thing that is wrong.
+        RefusedError: names the first problem.
     """
     if comparison.key != key:
         raise RefusedError("it is for other work")
@@ -75,21 +86,21 @@ def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: in
             f"{num_validation}"
         )
     for candidate, accuracy in comparison.accuracies.items():
-        if not 0 <= accuracy <= 1:  # what is no number is not either
+        if not 0 <= accuracy <= 1:  # also refuses NaN
             raise RefusedError(f"it claims an accuracy of {accuracy} for the {candidate.value} model")
     if comparison.accuracies and comparison.best not in comparison.accuracies:
         raise RefusedError(f"it keeps the {comparison.best.value} model, and says nothing of how that does")
 
 
 def cap_examples(upload: Upload, most: int) -> Upload:
-    """The upload with its claim to weight bounded: a hostile client may claim any number of photos."""
+    """Bound the weight that an upload claims to `most`: a hostile client may claim any number of photos."""
     return replace(upload, num_examples=most) if upload.num_examples > most else upload
 
 
 def _first_not_finite(vector: Tensor) -> int | None:
     for start in range(0, vector.numel(), BLOCK):
         block = vector[start : start + BLOCK]
-        # The extremes are not finite where any value is not, NaN included, and cost a tenth of `isfinite`.
+        # If any value is not finite (NaN included), the extremes are not, and they cost a tenth of `isfinite`.
         if not all(math.isfinite(extreme) for extreme in torch.aminmax(block)):
             return start + int(torch.isfinite(block).logical_not().nonzero()[0])
     return None
@@ -101,7 +112,14 @@ def _describe(key: TaskKey) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class UploadValidator:
-    """Knows what an upload of this run must be. `auxiliary` names the vectors that the algorithm declares."""
+    """Validates uploads of this run.
+
+    Attributes:
+        uploads: stages that uploads have passed.
+        layout: the model's layout.
+        auxiliary: names of the vectors that the algorithm declares.
+        max_examples: upper bound on the weight that one client may claim.
+    """
 
     uploads: UploadPipeline
     layout: Layout
@@ -109,7 +127,11 @@ class UploadValidator:
     max_examples: int
 
     def validate(self, reply: Reply, key: TaskKey) -> Upload | Participation:
-        """The upload that answers the task `key`, opened, or why there is none that can be used."""
+        """Open and validate the upload in `reply`.
+
+        Returns:
+            The upload that answers the task `key`, or a record of why it cannot be used.
+        """
         message = reply.message
         if isinstance(message, Failure):
             return Participation(client=reply.client, status=ClientStatus.FAILED, reason=message.reason)
@@ -125,7 +147,7 @@ class UploadValidator:
 
 
 def counted(name: str, upload: Upload, *, staleness: int | None = None, number: int = 0) -> Participation:
-    """What is recorded of an upload that counts."""
+    """The record of a counted upload."""
     return Participation(
         client=name, status=ClientStatus.COUNTED, num_examples=upload.num_examples, train_loss=upload.train_loss,
         seconds=upload.seconds, num_steps=upload.num_steps, batch_size=upload.batch_size, client_lr=upload.client_lr,
@@ -134,13 +156,22 @@ def counted(name: str, upload: Upload, *, staleness: int | None = None, number: 
 
 
 def source_of(reply: Reply, upload: Upload) -> Received | None:
-    """The file that the vectors of `upload` lie in; None where they were changed since it came in."""
+    """The file that holds the vectors of `upload`; None if they were modified after arrival."""
     message = reply.message
     return reply.source if isinstance(message, Upload) and message.vectors is upload.vectors else None
 
 
 def problem_with_evaluation(reply: Reply, key: TaskKey, num_validation: int) -> str:
-    """Why a reply to the evaluation `key` is not used; empty if it is. The client came with so many photos for it."""
+    """Validate the reply to an evaluation.
+
+    Args:
+        reply: the client's reply.
+        key: the open task.
+        num_validation: the validation photos that the client joined with.
+
+    Returns:
+        Why the reply is not used; empty if it is.
+    """
     message = reply.message
     if isinstance(message, Failure):
         return message.reason

@@ -1,1 +1,1 @@
-"""Who is asked, with how much work, and how long to wait."""
+"""Scheduling of rounds: which clients take part, with how much work, and how long to wait."""

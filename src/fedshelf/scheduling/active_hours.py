@@ -1,8 +1,7 @@
-"""The hours in which a store's computer may work, by the clock on the store's wall.
+"""The hours in which a store's computer may work, in the store's local time.
 
-It may work at every moment at which that clock shows a time in one of the windows, and at no other. So where clocks are
-set forward, a window loses what the clock leaves out; where they are set back, it is open both times that the clock
-shows the repeated hour.
+Work is allowed whenever local time is in one of the windows. When clocks are set forward, a window loses the skipped
+time; when they are set back, it is open both times that the repeated hour occurs.
 """
 
 import difflib
@@ -18,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from fedshelf.core.errors import UsageError
 
 DAY = 86_400
-HORIZON = 8 * DAY  # a window that lies in what a clock leaves out, or on a day that it leaves out, comes again by then
+HORIZON = 8 * DAY  # a window in skipped time, or on a skipped day, recurs by then
 EXAMPLE = "write START-END by the clock, such as 22:00-06:00, several joined by commas: 12:00-13:30,22:00-06:00"
 
 WELL_KNOWN = frozenset({
@@ -32,18 +31,23 @@ _TIME = r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?"
 _WINDOW = re.compile(rf"\s*{_TIME}\s*-\s*{_TIME}\s*")
 
 Offset = Callable[[int], int]
-"""By how much the clock on the wall is ahead of universal time (seconds) at a moment (seconds since 1970)."""
+"""Offset of local time from UTC in seconds, at a time in seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """From `start` until just before `end`, in seconds since midnight; over midnight where `end` is the smaller."""
+    """A daily window. It spans midnight if `end` is before `start`.
+
+    Attributes:
+        start: seconds since midnight, inclusive.
+        end: seconds since midnight, exclusive.
+    """
 
     start: int
     end: int
 
     def holds(self, second: int) -> bool:
-        """Whether a second of the day lies in it."""
+        """Whether a second of the day is in the window."""
         if self.start < self.end:
             return self.start <= second < self.end
         return second >= self.start or second < self.end
@@ -51,7 +55,14 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActiveHours:
-    """Windows of the day, and the clock that they go by. `text` and `zone` say the same to a person."""
+    """Daily windows in local time.
+
+    Attributes:
+        windows: the windows.
+        offset: offset of local time from UTC.
+        text: the windows, for display.
+        zone: the time zone, for display.
+    """
 
     windows: tuple[Window, ...]
     offset: Offset
@@ -59,13 +70,13 @@ class ActiveHours:
     zone: str
 
     def is_open(self, at: float) -> bool:
-        """Whether work is allowed at a moment (seconds since 1970)."""
+        """Whether work is allowed at a time (seconds since 1970)."""
         moment = math.floor(at)
         second = (moment + self.offset(moment)) % DAY
         return any(window.holds(second) for window in self.windows)
 
     def next_change(self, at: float) -> int:
-        """The first moment after `at` at which the hours open or close; `HORIZON` later where they never do."""
+        """The first time after `at` at which the hours open or close; `at` plus `HORIZON` if there is none."""
         before, moment = self.is_open(at), math.floor(at)
         end = moment + HORIZON
         while moment < end:
@@ -75,7 +86,7 @@ class ActiveHours:
         return end
 
     def clock(self, at: float) -> str:
-        """What the clock on the wall shows then."""
+        """Local time at `at`, for display."""
         moment = math.floor(at)
         shown = datetime.fromtimestamp(moment + self.offset(moment), UTC)
         return f"{shown:%H:%M:%S}" if shown.second else f"{shown:%H:%M}"
@@ -84,14 +95,14 @@ class ActiveHours:
         return f"{self.text}, {self.zone}"
 
     def _next_event(self, moment: int) -> int:
-        """The next moment at which the clock shows a window's edge, or is set."""
+        """The next time at which a window starts or ends, or the clock changes."""
         offset = self.offset(moment)
         second = (moment + offset) % DAY
         edges = {edge for window in self.windows for edge in (window.start, window.end)}
         edge_at = moment + min((edge - second) % DAY or DAY for edge in edges)
         if self.offset(edge_at) == offset:
-            return edge_at  # no clock is set twice within a day
-        low, high = moment, edge_at  # the clock is set after `low`, and has been by `high`
+            return edge_at  # clocks change at most once a day
+        low, high = moment, edge_at  # the clock changes after `low`, and at or before `high`
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.offset(middle) == offset else (low, middle)
@@ -99,14 +110,17 @@ class ActiveHours:
 
 
 def active_hours(text: str | None, time_zone: str | None) -> ActiveHours | None:
-    """The hours that `--active-hours` and `--time-zone` describe; None: at any time.
+    """Parse `--active-hours` and `--time-zone`.
 
     Args:
         text: windows such as ``12:00-13:30,22:00-06:00``.
-        time_zone: a name from the IANA database, such as ``Europe/Berlin``; None is this machine's own zone.
+        time_zone: a name from the IANA database, such as ``Europe/Berlin``; None: this machine's time zone.
+
+    Returns:
+        The hours; None: at any time.
 
     Raises:
-        UsageError: naming all that is wrong with the windows, or the zone, and what would be right.
+        UsageError: the windows or the zone are invalid; lists all problems with corrections.
     """
     if text is None:
         if time_zone is not None:
@@ -157,7 +171,7 @@ def _second(hours: int, minutes: int, seconds: int) -> int:
 def _zone(name: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # not there; no name, or no such file; a folder of zones
+    except (KeyError, ValueError, OSError):  # missing; not a name, or no such file; a folder of zones
         known = sorted(zoneinfo.available_timezones(), key=lambda zone: (zone not in WELL_KNOWN, zone))
     if not known:
         raise UsageError(
@@ -195,8 +209,10 @@ def _places_of(abbreviation: str, known: list[str]) -> list[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str | None:
-    """The zone that somebody probably means who writes only the town, or misspells it. Abbreviations are not guessed:
-    one letter makes a difference of hours."""
+    """The zone that was probably meant by a city or a misspelled name.
+
+    Abbreviations are not guessed, because one letter can make a difference of hours.
+    """
     wanted = name.strip().lower().replace(" ", "_")
     by_name = {zone.lower().rpartition("/")[2]: zone for zone in reversed(known)}
     by_name |= {zone.lower(): zone for zone in known}
@@ -214,7 +230,7 @@ def _offset_of(zone: zoneinfo.ZoneInfo) -> Offset:
 
 
 def _check_local_zone() -> None:
-    """The C library takes any nonsense in `TZ` for universal time, silently.
+    """Check `TZ`, for which the C library silently replaces invalid values by UTC.
 
     Raises:
         UsageError: `TZ` is not a time zone.

@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Sampling of the cohort of a round."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,27 @@ from fedshelf.core.rng import Rng
 
 
 def size(population: int, *, fraction: float) -> int:
-    """Members of a cohort: C·K rounded up, at least one (McMahan et al. 2017, Algorithm 1: max(C·K, 1))."""
+    """Size of a cohort: C·K rounded up, at least one (McMahan et al. 2017, Algorithm 1: max(C·K, 1))."""
     return min(population, max(1, math.ceil(round(fraction * population, 9))))
 
 
 def over_selected(count: int, population: int, over_selection: float) -> int:
-    """How many are asked where `count` uploads are wanted: (1 + X) times as many, rounded up, at most all (Bonawitz et
-    al. 2019, "Towards Federated Learning at Scale: System Design")."""
+    """Number of clients to ask for `count` uploads: (1 + X) times as many, rounded up, at most all.
+
+    Source: Bonawitz et al. 2019, "Towards Federated Learning at Scale: System Design".
+    """
     return min(population, math.ceil(round((1 + over_selection) * count, 9)))
 
 
 def draw(names: Sequence[str], count: int, rng: Rng, weights: Mapping[str, float] | None = None) -> tuple[str, ...]:
-    """`count` of `names` without replacement, sorted; the order in which names arrive is no matter.
+    """Sample `count` of `names` without replacement, sorted, independent of the order of `names`.
 
     Args:
-        names: who is there.
-        count: how many to draw.
-        rng: of this round and attempt.
-        weights: positive; one after the other is drawn in proportion to them (Efraimidis and Spirakis 2006, algorithm
-            A: the largest of u^(1/weight)). None draws uniformly.
+        names: live clients.
+        count: number of clients.
+        rng: generator of this round and attempt.
+        weights: positive weights for sequential sampling in proportion (Efraimidis and Spirakis 2006, algorithm A: the
+            largest of u^(1/weight)); None samples uniformly.
     """
     generator = rng.python()
     if weights is None:
@@ -39,14 +41,14 @@ def sampling_weights(
     sampling: SamplingName, names: Sequence[str], *, num_train: Mapping[str, int], times_live: Mapping[str, int],
     round: int,
 ) -> Mapping[str, float] | None:  # fmt: skip
-    """What `draw` is to weigh clients by in `round`; None for all alike.
+    """The weights for `draw` in `round`; None for uniform sampling.
 
     Args:
-        sampling: by `size`, in proportion to training photos; by `availability`, the more the less often a client has
-            been there, so that in the long run stores that are seldom open take part as often as others.
-        names: who is there.
+        sampling: by `size`, in proportion to training photos; by `availability`, higher for clients that are rarely
+            live, so that in the long run they take part as often as others.
+        names: live clients.
         num_train: training photos, at least one each.
-        times_live: in how many of the rounds before it was there.
+        times_live: number of previous rounds in which each client was live.
         round: from 1.
     """
     if sampling == "size":
@@ -57,11 +59,11 @@ def sampling_weights(
 
 
 def quorum(wanted: int, configured: int | None) -> int:
-    """How many uploads a round needs by its deadline.
+    """The number of uploads that a round needs by its deadline.
 
     Args:
-        wanted: how many are enough.
-        configured: as set by a person, at most those wanted; None: more than two thirds of 4 and more, 2 of 3, and all
+        wanted: number of uploads that suffice.
+        configured: the configured quorum, at most `wanted`; None: more than two thirds of 4 and more, 2 of 3, and all
             of fewer.
     """
     if configured is not None:

@@ -1,4 +1,4 @@
-"""Which round is best, and when to stop early."""
+"""Selection of the best round, and early stopping."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,21 @@ from fedshelf.core.text import counted
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyStopping:
-    """`metric` `auto` is the first that a run has of: accuracy on the clients' validation photos, accuracy on the
-    server's test photos, training loss. `patience` is how many rounds without a better one end the run (0: never).
+    """Tracks the best round.
+
+    Attributes:
+        metric: the metric compared; `auto` is the first that the run has of accuracy on the clients' validation photos,
+            accuracy on the server's test photos, and training loss.
+        patience: rounds without improvement that end the run; 0: never.
     """
 
     metric: Metric = "auto"
     patience: int = 0
 
     def better(self, record: RoundFinished, best: Best | None) -> Best | None:
-        """The new best if `record` is better than `best`, else `best`; of equals, the earlier stays.
+        """The new best if `record` is better than `best`, otherwise `best`; the earlier of equals stays.
 
-        Only values of one metric are compared: a round that lacks the one that the best round had is not better.
+        Only values of one metric are compared: a round without the best round's metric is not better.
         """
         values = _values(record)
         chosen = best.metric if best else self.metric if self.metric != "auto" else next(iter(values), None)
@@ -34,13 +38,13 @@ class EarlyStopping:
         return bool(self.patience) and best is not None and round - best.round >= self.patience
 
     def why_stopped(self, best: Best | None) -> str:
-        """What to say of a run that ends because of it."""
+        """The reason reported for a run that ends early."""
         rounds = counted(self.patience, "round")
         return f"stopped early: no improvement on round {best.round if best else 0} for {rounds}"
 
 
 def _values(record: RoundFinished) -> dict[Metric, float]:
-    """The metrics that the record has, the most telling first; of each, more is better."""
+    """The record's metrics in order of preference; more is better for each."""
     values: dict[Metric, float | None] = {
         "accuracy": record.accuracy,
         "central_accuracy": record.central_accuracy,

@@ -1,14 +1,14 @@
-"""How fast clients are, as the server has seen it: seconds per local step, from being sent a task to the upload.
+"""The pace of clients as measured by the server: seconds per local step, from dispatch to upload.
 
-What is measured is the whole way (download, waiting for the machine, training, upload), by the server's own timer,
-and the steps are those that the server has asked for: what a client says of itself decides nothing. Pure functions on
-the mapping that `ServerState.pace` keeps.
+The measurement includes everything (download, waiting for the machine, training, upload) by the server's own timer, and
+counts the steps that the server assigned, so that a client's own claims have no effect. Pure functions on the mapping
+in `ServerState.pace`.
 """
 
 import statistics
 from collections.abc import Collection, Mapping
 
-NEWEST = 0.5  # weight of an observation in the mean: what was before it counts half as much each time
+NEWEST = 0.5  # weight of a new observation in the exponential mean
 LEAST = 1e-9  # seconds per step: predictions divide by it
 
 
@@ -20,13 +20,13 @@ def per_step(seconds: float, num_steps: int) -> float:
 def updated(
     pace: Mapping[str, float], *, seen: Mapping[str, float], at_least: Mapping[str, float]
 ) -> dict[str, float]:  # fmt: skip
-    """The paces after a round.
+    """Update the paces after a round.
 
     Args:
-        pace: before it; exponential means.
-        seen: the paces of those whose upload came in.
-        at_least: of those who had not answered when the round ended, what their pace is no smaller than: without it, a
-            client that is always late would never be known to be slow.
+        pace: exponential means before the round.
+        seen: paces of clients whose upload arrived.
+        at_least: lower bounds for clients that had not replied; without them, a client that is always late would never
+            be known to be slow.
     """
     found = dict(pace)
     for name, observed in seen.items():
@@ -37,8 +37,7 @@ def updated(
 
 
 def predicted(pace: Mapping[str, float], names: Collection[str]) -> dict[str, float]:
-    """The pace of each of `names`. One that was never seen has the median of the others; where nobody was, nothing is
-    predicted."""
+    """The predicted pace of each of `names`: the median of all for unknown clients; empty if no client is known."""
     if not pace:
         return {}
     usual = statistics.median(pace.values())

@@ -1,7 +1,6 @@
-"""What a round asks for: how many steps of whom, and when how many uploads are enough.
+"""Work assignment: the steps of each client, and how many uploads suffice when.
 
-All of it follows from the settings and the open round as it was written down, so that a restarted server asks for the
-same.
+It follows from the settings and the saved open round, so that a restarted server assigns the same work.
 """
 
 import math
@@ -12,19 +11,19 @@ from dataclasses import dataclass, field
 from fedshelf.core.state import OpenRound
 from fedshelf.scheduling.workload import Workload
 
-MIN_PATIENCE = 1.0  # seconds: below that, a network's mood decides who is late
+MIN_PATIENCE = 1.0  # seconds: below that, network jitter decides which client is late
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkAssignment:
-    """Of one attempt at a round.
+    """The work of one attempt at a round.
 
     Attributes:
-        wanted: so many uploads are enough.
-        patience: seconds after which a quorum is enough, too.
-        num_steps: how many local steps each member is to take; empty where nobody counts them.
-        changed: of those who are to take another number than their configured epochs have, how far that leads them, as
-            a multiple (`Workload.share`).
+        wanted: number of uploads that suffice.
+        patience: seconds after which a quorum suffices.
+        num_steps: by member, its local steps; empty if work is not assigned by steps.
+        changed: by member with other steps than configured, the length of its training as a multiple of the configured
+            (`Workload.share`).
     """
 
     wanted: int
@@ -33,23 +32,22 @@ class WorkAssignment:
     changed: Mapping[str, float] = field(default_factory=dict)
 
     def share(self, name: str) -> float:
-        """How far the client's training leads, as a multiple of what its configured epochs do."""
+        """The length of the client's training, as a multiple of that of its configured epochs."""
         return self.changed.get(name, 1.0)
 
     def steps_for(self, name: str) -> int | None:
-        """What a client is told to take; None for its configured epochs, whatever number of steps these have."""
+        """The steps to request from a client; None for its configured epochs."""
         return self.num_steps[name] if name in self.changed else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pacing:
-    """What the server makes of machines that differ.
+    """How the server adapts to machines of different speed.
 
     Attributes:
-        straggler_factor: after so many times the median of what its members are predicted to take, a round waits for a
-            quorum alone; None: never.
-        over_selection: the cohort is so much larger, as a share, than the number of uploads that are enough.
-        workload: how many steps each is given.
+        straggler_factor: multiple of the median predicted duration after which a quorum suffices; None: never.
+        over_selection: share by which the cohort exceeds the number of uploads that suffice.
+        workload: the steps of each client.
     """
 
     straggler_factor: float | None = None
@@ -58,15 +56,15 @@ class Pacing:
 
     @property
     def watches(self) -> bool:
-        """Whether anything depends on how fast clients are."""
+        """Whether anything depends on the speed of clients."""
         return self.straggler_factor is not None or self.workload.rule != "fixed"
 
     def configured(self, num_train: Mapping[str, int]) -> dict[str, int]:
-        """How many steps the configured epochs have at clients of so many photos, if anything depends on that."""
+        """The steps of the configured epochs by client, if anything depends on them."""
         return {name: self.workload.configured(count) for name, count in num_train.items()} if self.watches else {}
 
     def assign(self, opened: OpenRound) -> WorkAssignment:
-        """The orders of the attempt `opened`."""
+        """The work of the attempt `opened`."""
         wanted = len(opened.cohort) if opened.wanted is None else opened.wanted
         num_steps = self.workload.deal(opened.num_steps, opened.pace)
         changed = {
@@ -84,4 +82,4 @@ class Pacing:
 
 
 UNPACED = Pacing()
-"""All machines are taken to be alike."""
+"""Treats all machines alike."""

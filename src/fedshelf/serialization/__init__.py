@@ -1,1 +1,1 @@
-"""Messages and tensor files to bytes and back; nothing else parses them."""
+"""Serialization of messages and tensor files. No other package parses them."""

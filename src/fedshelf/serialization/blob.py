@@ -1,7 +1,7 @@
-"""Vectors as bytes: one safetensors file, written from the vectors' own memory and read as views of what came in.
+"""Vectors as bytes: a safetensors file, written from the vectors' own memory and read as views of the received bytes.
 
-The format's header is written and read here, not by its library, so that neither side ever copies a vector: a body is
-a list of pieces to send one after the other, and reading it costs no memory beside the bytes themselves.
+The header is written and parsed here rather than by the safetensors library, so that vectors are never copied: a body
+is a list of pieces to send in order, and reading it needs no memory besides the bytes themselves.
 """
 
 import json
@@ -28,7 +28,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-"""What may travel, by the format's own names."""
+"""Supported types, by the format's names."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 1 << 20
 _LENGTH_BYTES = 8
@@ -36,29 +36,39 @@ _LENGTH_BYTES = 8
 
 @dataclass(frozen=True, eq=False)
 class Blob:
-    """A message's vectors, ready to be sent: `pieces` lie in the vectors' memory (keep those as they are)."""
+    """A message's vectors, ready to send.
+
+    Attributes:
+        pieces: views of the vectors' memory; do not modify the vectors.
+    """
 
     pieces: tuple[memoryview, ...]
 
     @cached_property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return sum(len(piece) for piece in self.pieces)
 
     @cached_property
     def digest(self) -> str:
-        """BLAKE3 of all pieces (hex): the body's name."""
+        """BLAKE3 digest of all pieces (hex), the blob's name."""
         hasher = Hasher()
         for piece in self.pieces:
             hasher.update(piece)
         return hasher.digest
 
     def join(self) -> bytes:
-        """All pieces in one."""
+        """All pieces as one bytes object."""
         return b"".join(self.pieces)
 
     def chunks(self, start: int, size: int, stop: int | None = None) -> Iterator[memoryview]:
-        """The bytes from `start` to `stop` (or the end), at most `size` at a time; nothing is copied."""
+        """Yield the bytes from `start` to `stop`, without copying.
+
+        Args:
+            start: first byte.
+            size: maximum size of a chunk.
+            stop: end, exclusive; by default the end of the blob.
+        """
         stop = self.size if stop is None else stop
         begin = 0
         for piece in self.pieces:
@@ -68,26 +78,28 @@ class Blob:
 
 
 class Hasher:
-    """A body's digest while its bytes come in. BLAKE3: as hard to forge as SHA-256, and at the speed of memory."""
+    """Incremental digest of a blob. BLAKE3 is as hard to forge as SHA-256, and runs at memory speed."""
 
     def __init__(self) -> None:
         self._hasher = blake3.blake3()
 
     def update(self, data: Buffer) -> None:
+        """Add bytes."""
         self._hasher.update(data)
 
     @property
     def digest(self) -> str:
+        """The digest so far (hex); empty if there were no bytes."""
         return self._hasher.hexdigest()
 
 
 def digest(data: Buffer) -> str:
-    """BLAKE3 of `data` (hex); nothing for nothing."""
+    """BLAKE3 digest of `data` (hex); empty for no data."""
     return blake3.blake3(data).hexdigest() if len(data) else ""
 
 
 def write(vectors: Mapping[str, Tensor]) -> Blob:
-    """The body that holds `vectors` (each one-dimensional). No vectors, no pieces."""
+    """The blob of `vectors` (each one-dimensional); without pieces if there are none."""
     if not vectors:
         return Blob(())
     arrays = {name: vector.detach().to("cpu").contiguous() for name, vector in _in_order(vectors).items()}
@@ -97,17 +109,17 @@ def write(vectors: Mapping[str, Tensor]) -> Blob:
 
 
 def size_of(vectors: Mapping[str, Tensor]) -> int:
-    """Bytes of the body that `write` would make."""
+    """Size in bytes of the blob that `write` would make."""
     if not vectors:
         return 0
     return len(_header(_in_order(vectors))) + sum(vector.numel() * vector.element_size() for vector in vectors.values())
 
 
 def read(data: Buffer) -> dict[str, Tensor]:
-    """The vectors of a body, as views of `data` where that is writable memory (else of a copy).
+    """The vectors of a blob, as views of `data` if it is writable, otherwise of a copy.
 
     Raises:
-        RefusedError: it is not what `write` makes: truncated, another type or shape, gaps between the vectors.
+        RefusedError: not an output of `write`: truncated, another type or shape, or gaps between the vectors.
     """
     if not len(data):
         return {}
@@ -141,7 +153,7 @@ def read(data: Buffer) -> dict[str, Tensor]:
 
 
 def _in_order(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Wide types first, so that every vector is aligned wherever the one before it ends; else as they come."""
+    """Sort wide types first, so that each vector is aligned; otherwise keep the order."""
     return dict(sorted(vectors.items(), key=lambda item: -item[1].element_size()))
 
 
@@ -167,7 +179,7 @@ def _entries(text: bytes) -> dict[str, Any]:
 
 
 def _place(name: str, entry: object) -> tuple[torch.dtype, int, int, int]:
-    """A vector's type, number of values, and where it begins and ends in the file's data."""
+    """A vector's type, number of values, and start and end in the file's data."""
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)], **rest} if not rest:
             dtype = DTYPES.get(kind)

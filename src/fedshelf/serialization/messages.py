@@ -1,8 +1,8 @@
 """Messages as a JSON header and a blob of vectors.
 
-The header holds the message's plain fields and the blob's digest; the blob (see `serialization.blob`) holds its vectors
-and nothing else, so that one model has one blob, whoever it is sent to. Nothing here can carry an object that is not
-declared in `core.messages`: unknown kinds, fields and tensors are refused on both sides, and no pickle is ever read.
+The header holds the message's plain fields and the blob's digest; the blob (see `serialization.blob`) holds only its
+vectors, so that one model has one blob for all recipients. Objects that are not declared in `core.messages` cannot be
+sent: unknown kinds, fields and tensors are refused on both sides, and pickle is never used.
 """
 
 import dataclasses
@@ -42,21 +42,21 @@ KINDS: Mapping[str, type[Any]] = {
     )
 }  # fmt: skip
 MAIN_VECTORS: Mapping[type[Any], str] = {Broadcast: PARAMS, Upload: DELTA}
-"""The messages that carry vectors, and what the main one is called where it is plain."""
+"""The messages that carry vectors, and the name of their main vector if it is plain."""
 for _checked in (*KINDS.values(), TaskKey, messages.ClassFolder, messages.ModelDelta, Encoded):
-    # Pydantic reads a dataclass' rules from the class; core knows nothing of pydantic, so they are set here.
+    # Pydantic reads a dataclass's rules from the class. They are set here because core does not depend on pydantic.
     setattr(_checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
 _ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}
-MAX_HEADER_BYTES = 64 << 20  # a join lists every class folder; nothing honest comes near this
+MAX_HEADER_BYTES = 64 << 20  # a join lists every class folder; honest ones are much smaller
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """A message without its vectors, as it came in.
+    """A received message without its vectors.
 
     Attributes:
         kind: the message's class.
-        fields: its fields, not validated yet; of encoded vectors their codec, size and parts.
+        fields: its fields, not validated yet; for encoded vectors, their codec, size and parts.
         blob: digest of the blob that holds its vectors; "" for none.
     """
 
@@ -66,7 +66,7 @@ class Header:
 
     @classmethod
     def parse(cls, text: str) -> "Header":
-        """Read what `encode_header` wrote.
+        """Parse the output of `encode_header`.
 
         Raises:
             RefusedError: it is not one of our headers.
@@ -81,20 +81,20 @@ class Header:
 
     @property
     def task(self) -> TaskKey | None:
-        """The task that the message names; None where it names none."""
+        """The task that the message names; None if it names none."""
         match self.fields.get("key"):
             case {"run_id": str(run_id), "round": int(round), "attempt": int(attempt)}:
                 return TaskKey(run_id=run_id, round=round, attempt=attempt)
         return None
 
     def message(self, vectors: Mapping[str, Tensor]) -> Message:
-        """The message with its vectors, checked as far as that goes without knowing the model.
+        """The complete message, validated as far as possible without the model.
 
         Args:
-            vectors: by the names that they have in the blob; the caller knows that they are those of `blob`.
+            vectors: by their names in the blob; the caller has verified that they are those of `blob`.
 
         Raises:
-            RefusedError: naming what is wrong: an unknown field or vector, or a value out of range.
+            RefusedError: an unknown field or vector, or a value out of range; the message names it.
         """
         name, fields, rest = self.kind.__name__.lower(), dict(self.fields), dict(vectors)
         if self.kind in MAIN_VECTORS:
@@ -116,32 +116,33 @@ class Header:
 
 
 def encode_header(message: Message, blob_digest: str) -> str:
-    """The message's plain fields as JSON, with its kind and the digest of its blob ("": it has none)."""
+    """The message's plain fields as JSON, with its kind and the digest of its blob ("" for none)."""
     header = {"kind": type(message).__name__.lower(), "blob": blob_digest, **_plain_fields(message)}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
-    return text.encode(errors="replace").decode()  # a file's name in a reason may hold bytes that are no text
+    return text.encode(errors="replace").decode()  # a file name in a reason may hold undecodable bytes
 
 
 def blob_of(message: Message) -> Blob:
-    """The message's vectors, ready to be sent: nothing is copied. No pieces where it has none."""
+    """The message's vectors, ready to send, without copying; without pieces if it has none."""
     return blobs.write(vectors_of(message))
 
 
 def size(message: Message) -> tuple[int, int]:
-    """Bytes of (header, blob) without making the blob."""
+    """Sizes in bytes of (header, blob), without making the blob."""
     vectors = vectors_of(message)
     return len(encode_header(message, "0" * 64 if vectors else "").encode()), blobs.size_of(vectors)
 
 
 def decode(header: str, blob: Buffer) -> Message:
-    """Read a message back.
+    """Decode a message.
 
     Args:
         header: see `encode_header`.
-        blob: the message's vectors become views of it where it is writable memory.
+        blob: the message's vectors; they become views of it if it is writable.
 
     Raises:
-        RefusedError: naming what is wrong: not our format, truncated, unknown kind or field, or a value out of range.
+        RefusedError: not our format, truncated, an unknown kind or field, or a value out of range; the message
+            names it.
     """
     parsed = Header.parse(header)
     if parsed.blob != blobs.digest(blob):
@@ -150,7 +151,7 @@ def decode(header: str, blob: Buffer) -> Message:
 
 
 def vectors_of(message: Message) -> dict[str, Tensor]:
-    """The message's vectors by the names that they have in its blob: of an encoded one, `NAME/PART` for each part."""
+    """The message's vectors by their names in its blob; an encoded one has `NAME/PART` for each part."""
     if not isinstance(message, Broadcast | Upload):
         return {}
     found: dict[str, Tensor] = {}
@@ -163,7 +164,7 @@ def vectors_of(message: Message) -> dict[str, Tensor]:
 
 
 def _plain_fields(message: Message) -> dict[str, Any]:
-    """The message's fields without its vectors: of an encoded one the codec, the size and the names of its parts."""
+    """The message's fields without its vectors; for an encoded one, its codec, size and names of parts."""
     fields = {field.name: _plain(getattr(message, field.name)) for field in dataclasses.fields(message)}
     if isinstance(message, Broadcast | Upload):
         fields["vectors"] = {
@@ -186,8 +187,10 @@ def _plain(value: Any) -> Any:
 
 
 def _join_vectors(outlines: Any, vectors: dict[str, Tensor], main: str) -> dict[str, Vector]:
-    """The vectors that a header outlines, with their parts from the blob, and the plain ones; takes them out of
-    `vectors`."""
+    """Combine the header's outlines with their parts from the blob, and add the plain vectors.
+
+    Removes the vectors used from `vectors`.
+    """
     if not isinstance(outlines, dict):
         raise RefusedError("the header does not outline the message's vectors")
     joined: dict[str, Vector] = {name: _encoded(name, outline, vectors) for name, outline in outlines.items()}
@@ -218,7 +221,7 @@ def _load(header: str) -> dict[str, Any]:
         raise RefusedError(f"the message's header is {len(header):,} characters long; {MAX_HEADER_BYTES:,} is the most")
     try:
         fields = json.loads(header, parse_int=_int64)
-        if "\\u" in header:  # half a character can be escaped, but neither be sent on nor be written down
+        if "\\u" in header:  # JSON can escape half a surrogate pair, which can be neither sent nor stored
             json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise RefusedError("the message's header is not JSON as we write it: it is truncated, or not ours") from None
@@ -228,7 +231,7 @@ def _load(header: str) -> dict[str, Any]:
 
 
 def _int64(digits: str) -> int:
-    """A number that databases and other programs can hold."""
+    """An integer that databases and other programs can hold."""
     value = int(digits)
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{digits} needs more than 64 bits")

@@ -1,4 +1,4 @@
-"""Events as JSON: what the database keeps of each, and what `--json` prints."""
+"""Events as JSON, as stored in the database and printed by `--json`."""
 
 import dataclasses
 import json
@@ -11,28 +11,28 @@ from fedshelf.core.events import Event
 
 
 def kind(event: Event) -> str:
-    """`round_finished` for a RoundFinished."""
+    """The name of an event's kind, such as `round_finished` for a RoundFinished."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
 
 
 def to_json(event: Event, *, ascii: bool = False) -> str:
-    """One line: `{"event": "round_finished", "round": 3, ...}`. NaN and infinity are written as null."""
+    """An event as one line: `{"event": "round_finished", "round": 3, ...}`. NaN and infinity become null."""
     return dump({"event": kind(event), **dataclasses.asdict(event)}, ascii=ascii)
 
 
 def dump(value: Any, *, indent: int | None = None, ascii: bool = False) -> str:
-    """Strict JSON of plain values: what JSON has no number for becomes null.
+    """Serialize plain values as strict JSON; NaN and infinity become null.
 
     Args:
-        value: to be written.
-        indent: of lines; None writes one line.
-        ascii: escape all other characters, for a terminal that may lack them, or that some of them control.
+        value: the value.
+        indent: indentation; None writes one line.
+        ascii: escape all other characters, for terminals that lack them or interpret some as control characters.
     """
     return json.dumps(_strict(value), ensure_ascii=ascii, allow_nan=False, indent=indent)
 
 
 def finite(value: float | None) -> float | None:
-    """None for what is no number."""
+    """`value`, or None if it is NaN or infinite."""
     return value if value is not None and math.isfinite(value) else None
 
 

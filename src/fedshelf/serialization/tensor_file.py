@@ -1,8 +1,8 @@
-"""Safetensors files that know whether they are whole.
+"""Safetensors files with a checksum.
 
-A file is an ordinary safetensors file; its metadata additionally hold a JSON object of ours and a CRC-32 over
-everything else in the file. The checksum guards against accidents (a power cut before the pages reached the disk),
-not against malice, and costs 0.25 s per GB.
+A file is a regular safetensors file; its metadata also hold a JSON object and a CRC-32 over everything else in the
+file. The checksum protects against accidents (a power cut before the pages reached the disk), not against malice, and
+costs 0.25 s per GB.
 """
 
 import json
@@ -25,12 +25,17 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_MAX_HEADER_BYTES = 100 << 20  # the format's limit
 _BLOCK = 1 << 20
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
-    """The bytes of a file that `read_tensors` reads, piece by piece."""
+    """Yield the bytes of a file that `read_tensors` reads.
+
+    Args:
+        tensors: tensors by name.
+        info: the JSON object.
+    """
     metadata = {"format": "pt", "fedshelf": json.dumps(info)}
     entries: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -58,6 +63,6 @@ def dump_header(entries: Mapping[str, Any]) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The values in logical order. Copies where the tensor is on a device or laid out in another order."""
+    """The values in logical order, copied if the tensor is on a device or not contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")

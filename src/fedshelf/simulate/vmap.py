@@ -69,11 +69,11 @@ class VmapBackend:
             ((name, message),) = tasks
             self._answers.append((name, self._runner.run(name, message)))
             return
-        while self._queue and len(tasks) < len(stack.benches) and is_training(self._queue[0][1]):
+        while self._queue and len(tasks) < len(stack.bound_models) and is_training(self._queue[0][1]):
             tasks.append(self._queue.popleft())
         rounds = [
             partial(_run_on, self._runner, name, message, bound)
-            for (name, message), bound in zip(tasks, stack.benches, strict=False)
+            for (name, message), bound in zip(tasks, stack.bound_models, strict=False)
         ]
         answers = Lockstep(stack.train).run(rounds)
         self._answers.extend((name, answer) for (name, _), answer in zip(tasks, answers, strict=True))

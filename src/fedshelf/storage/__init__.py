@@ -1,1 +1,1 @@
-"""Files that survive a crash: atomic writes, locks, checkpoints, spool, client state, run directories."""
+"""Crash-safe storage: atomic writes, locks, checkpoints, spool, client state, run directories."""

@@ -1,4 +1,4 @@
-"""Files that are either the old or the new, never a mix, whenever the power goes."""
+"""Atomic file writes: after a crash or power cut, a file has its old or its new content, never a mix."""
 
 import contextlib
 import errno
@@ -14,15 +14,15 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.system_errors import current_user, reason
 
 Data: TypeAlias = bytes | str | Iterable[bytes | memoryview]
-"""What a file may be made of; text is written as UTF-8, an iterable is streamed."""
+"""Content of a file. Text is written as UTF-8, an iterable is streamed."""
 
 LEFTOVER = ".tmp"
-"""How the name of a file that was never finished ends."""
+"""Suffix of temporary files."""
 
 _ADVICE = {
     errno.ENOSPC: "Free some space on that disk and start again; what was saved before is still whole.",
     errno.EDQUOT: "Your disk quota is used up: free some space and start again; what was saved before is still whole.",
-    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no such big file: lift it and start again.",
+    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no file of this size: lift it, start again.",
     errno.EROFS: "That disk is mounted read-only: choose a folder that can be written to.",
     errno.EACCES: "Give yourself the right to write there, or choose another folder.",
     errno.EPERM: "Give yourself the right to write there, or choose another folder.",
@@ -32,16 +32,18 @@ _ADVICE = {
 
 
 def write_atomically(path: Path, data: Data, *, durable: bool = True) -> None:
-    """Replace the file at `path`, or make it.
+    """Create or replace the file at `path`.
 
-    The data goes to a temporary name in the same folder, is fsynced and renamed; then the folder is fsynced.
+    The data is written to a temporary file in the same folder, fsynced and renamed; then the folder is fsynced.
 
     Args:
-        durable: False leaves out both fsyncs. The file still survives the death of the process, but a power cut may
-            leave it damaged: its reader must be able to tell.
+        path: the file.
+        data: its new content.
+        durable: False skips both fsyncs. The file still survives the death of the process, but a power cut may damage
+            it, so its reader must be able to detect that.
 
     Raises:
-        RunError: the disk is full, the folder read-only, ...; the old file is untouched.
+        RunError: the disk is full, the folder read-only, ...; the old file is unchanged.
     """
     write_together({path: data}, durable=durable)
 
@@ -49,10 +51,15 @@ def write_atomically(path: Path, data: Data, *, durable: bool = True) -> None:
 def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
     """Replace several files, in order, with nothing but renames between the first and the last.
 
-    A crash in that moment can still leave new files beside old ones: let the last file say what the others must be.
+    A crash between the renames can leave new files next to old ones: let the last file identify the content of the
+    others.
+
+    Args:
+        files: new content by path.
+        durable: see `write_atomically`.
 
     Raises:
-        RunError: as `write_atomically`; if one of the files cannot be written, none is replaced.
+        RunError: see `write_atomically`; if one of the files cannot be written, none is replaced.
     """
     staged: dict[Path, Path] = {}
     try:
@@ -73,10 +80,13 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and those above it where they are missing.
+    """Create a folder and its missing parents.
+
+    Returns:
+        The folder.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be created.
     """
     with saying_what_to_do("make folder", path):
         path.mkdir(parents=True, exist_ok=True)
@@ -84,14 +94,14 @@ def make_folder(path: Path) -> Path:
 
 
 def temporary_folder(prefix: str, parent: Path | None = None) -> "tempfile.TemporaryDirectory[str]":
-    """Make a folder that is deleted when it is closed, or at the end of the process.
+    """Create a folder that is deleted when it is closed, or at the end of the process.
 
     Args:
-        prefix: how its name begins.
-        parent: where it goes; by default where the system keeps temporary files.
+        prefix: prefix of its name.
+        parent: its parent; by default the system's folder for temporary files.
 
     Raises:
-        RunError: there is no place for one.
+        RunError: it cannot be created.
     """
     try:
         return tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
@@ -103,12 +113,12 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> "tempfile.Tempo
 
 
 def map_file(path: Path) -> memoryview:
-    """The file's bytes as memory, which reads them when they are used; they stay when the file is deleted.
+    """Map a file into memory. Bytes are read on first use, and stay available after the file is deleted.
 
-    Writing there changes neither the file nor what others see; it only costs memory.
+    Writes to the map stay private to this process.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: the file cannot be read.
     """
     with saying_what_to_do("read", path), path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
@@ -117,7 +127,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process had begun to write. Only for the one process that writes there."""
+    """Delete temporary files of a killed process. Only the single process that writes to `folder` may call this."""
     for path in folder.glob(f".*{LEFTOVER}"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -125,7 +135,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def saying_what_to_do(action: str, path: Path) -> Iterator[None]:
-    """Turn the system's errors into a RunError that says what could not be done, where, why, and what to do."""
+    """Convert system errors to a `RunError` that says what failed, where, why, and what to do."""
     try:
         yield
     except OSError as error:
@@ -134,7 +144,7 @@ def saying_what_to_do(action: str, path: Path) -> Iterator[None]:
 
 
 def _stage(path: Path, data: Data, *, durable: bool) -> Path:
-    """Write `data` beside `path` under a temporary name of its own."""
+    """Write `data` to a temporary file next to `path`."""
     temporary = path.with_name(f".{path.name[:150]}.{secrets.token_hex(4)}{LEFTOVER}")
     chunks: Iterable[bytes | memoryview]
     chunks = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
@@ -152,12 +162,12 @@ def _stage(path: Path, data: Data, *, durable: bool) -> Path:
 
 def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
     rest = memoryview(chunk).cast("B")
-    while rest:  # one call writes at most 2 GiB on Linux
+    while rest:  # Linux writes at most 2 GiB per call
         rest = rest[os.write(descriptor, rest) :]
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
+    """Make a rename durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Writing to disk beside the rounds, not between them: one thread, everything in the order in which it was asked for.
+"""Disk writes in a background thread, in the order in which they were requested.
 
-Only for a run whose clients end with it (a simulation): a deployed server must not hand out work that its disk does
-not know of. What a crash can take is what the thread had not written yet: the last moments' events, and one round,
-which is then repeated. Never is there a checkpoint without its record, for the thread writes the record first.
+Only for runs whose clients end with the server (simulations): a deployed server must not dispatch work before its disk
+has recorded it. A crash loses only what the thread has not written yet: the latest events, and one round, which is then
+repeated. A checkpoint never exists without its record, because the record is written first.
 """
 
 import threading
@@ -15,17 +15,18 @@ from fedshelf.core.events import ClientJoined, Event, UploadReceived
 from fedshelf.core.ports import Checkpoints
 from fedshelf.core.state import OpenRound, ServerState
 
-LINGER = 0.1  # seconds that events of single clients may wait for others: many of them are one transaction
+LINGER = 0.1  # seconds that client events may wait for others, to share a transaction
 
 Job = Callable[[], object]
 
 
 class BackgroundWriter:
-    """The thread. It stops at the first error, which the next call (or `close`) raises: nothing is written after
-    something that was not.
+    """The writer thread.
+
+    It stops at the first error, which the next call (or `close`) raises, so that no later job is written.
 
     Args:
-        write_events: writes several events down, in order.
+        write_events: writes several events, in order.
     """
 
     def __init__(self, write_events: Callable[[Sequence[Event]], None]) -> None:
@@ -48,11 +49,11 @@ class BackgroundWriter:
         try:
             self.close()
         except Exception:
-            if error is None:  # else the first failure is the one to hear of
+            if error is None:  # otherwise report the original error
                 raise
 
     def emit(self, event: Event) -> None:
-        """Write an event down. As a sink, it may be called from any thread.
+        """Queue an event. Safe to call from any thread.
 
         Raises:
             RunError: an earlier job failed.
@@ -60,7 +61,7 @@ class BackgroundWriter:
         self._add(event, urgent=not isinstance(event, ClientJoined | UploadReceived))
 
     def do(self, job: Job) -> int:
-        """Let the thread do `job`; the number is for `wait`.
+        """Queue a job, and return its number for `wait`.
 
         Raises:
             RunError: an earlier job failed.
@@ -68,10 +69,10 @@ class BackgroundWriter:
         return self._add(job, urgent=True)
 
     def wait(self, number: int | None = None) -> None:
-        """Wait until the job of that number is done; without one, until all are.
+        """Wait until the job with the given number is done; by default, until all are.
 
         Raises:
-            RunError: it, or one before it, failed.
+            RunError: the job or an earlier one failed.
         """
         with self._changed:
             wanted = self._num_added if number is None else number
@@ -81,10 +82,10 @@ class BackgroundWriter:
             self._raise()
 
     def close(self) -> None:
-        """Do what is left, and end.
+        """Finish all jobs, and stop the thread.
 
         Raises:
-            RunError: not everything could be written.
+            RunError: a job failed.
         """
         with self._changed:
             self._closing = True
@@ -137,8 +138,14 @@ class BackgroundWriter:
 
 
 class BackgroundCheckpoints:
-    """`Checkpoints` whose files the writer's thread writes. At most one state waits to be written: a disk slower than
-    the rounds slows them down, and does not fill the memory."""
+    """`Checkpoints` that are written by the background thread.
+
+    At most one state waits to be written, so a slow disk slows the rounds down instead of filling the memory.
+
+    Args:
+        checkpoints: writes the files.
+        writer: the background thread.
+    """
 
     def __init__(self, checkpoints: Checkpoints, writer: BackgroundWriter) -> None:
         self._checkpoints = checkpoints

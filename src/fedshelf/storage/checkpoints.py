@@ -1,4 +1,4 @@
-"""The server's state on disk: one file per round, the last few and the best kept."""
+"""The server's state on disk: one file per round; the newest few and the best are kept."""
 
 import json
 import logging
@@ -30,12 +30,12 @@ _KEY_FIELDS = ("run_id", "round", "attempt")
 
 
 class FileCheckpoints:
-    """`round-NNNNNN.safetensors` per saved round, and `open_round.json`. Only for the one process that owns the run.
+    """Checkpoints as `round-NNNNNN.safetensors` and `open_round.json`. Only for the process that owns the run.
 
     Args:
-        directory: made if it is missing.
-        keep: how many of the newest to keep, at least 1; two or more, or a damaged newest one ends the run. The best
-            one is kept beyond them, and those that tasks in flight began with.
+        directory: created if missing.
+        keep: number of newest checkpoints to keep, at least 1; with 1, a damaged newest checkpoint ends the run. The
+            best one, and those that tasks in flight started from, are kept in addition.
     """
 
     def __init__(self, directory: Path, *, keep: int = 3) -> None:
@@ -46,16 +46,16 @@ class FileCheckpoints:
         remove_leftovers(directory)
 
     def load(self) -> ServerState | None:
-        """The newest state that can be read, or None in a fresh run. A damaged file is passed over with a warning.
+        """The newest readable state, or None in a new run. Damaged files are skipped with a warning.
 
         Raises:
-            RunError: no checkpoint can be read, or a newer FedShelf wrote them.
+            RunError: no checkpoint is readable, or they were written by a newer FedShelf.
         """
         newest = self._newest()
         return None if newest is None else newest[0]
 
     def load_round(self, round: int) -> ServerState | None:
-        """The state after `round`; None where it is no longer kept, or cannot be read (a warning says so)."""
+        """The state after `round`; None if it is no longer kept or not readable (with a warning)."""
         path = self._files().get(round)
         if path is None:
             return None
@@ -66,8 +66,7 @@ class FileCheckpoints:
             return None
 
     def load_best(self) -> ServerState | None:
-        """The best round's state, or None if none was called best so far or its file cannot be read (a warning
-        says so).
+        """The best round's state; None if there is none yet or it is not readable (with a warning).
 
         Raises:
             RunError: see `load`.
@@ -77,10 +76,14 @@ class FileCheckpoints:
         return None if best_round is None else self.load_round(best_round)
 
     def save(self, state: ServerState, *, is_best: bool) -> None:
-        """Write the state and let go of old ones.
+        """Write the state and delete old ones.
+
+        Args:
+            state: the state.
+            is_best: whether this is the best round so far.
 
         Raises:
-            RunError: the disk is full, ...; the checkpoints before this one are whole.
+            RunError: the disk is full, ...; earlier checkpoints are unaffected.
         """
         best_round = state.round if is_best else state.best.round if state.best else None
         tensors = {_PARAMS: state.params} | ({} if state.sent is None else {_SENT: state.sent})
@@ -94,10 +97,10 @@ class FileCheckpoints:
                     files[round_].unlink(missing_ok=True)
 
     def load_open_round(self) -> OpenRound | None:
-        """The round that was in flight, or None.
+        """The open round, or None.
 
         Raises:
-            RunError: a newer FedShelf wrote it.
+            RunError: it was written by a newer FedShelf.
         """
         path = self._directory / "open_round.json"
         try:
@@ -112,12 +115,12 @@ class FileCheckpoints:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            # Harmless: the round starts over, and clients that have answered it send the same bytes again.
+            # Harmless: the round restarts, and clients that have replied send the same bytes again.
             logger.warning("'%s' cannot be read, the round starts over: %r", path, error)
             return None
 
     def save_open_round(self, open_round: OpenRound) -> None:
-        """Replace the round in flight.
+        """Replace the open round.
 
         Raises:
             RunError: see `save`.
@@ -134,7 +137,7 @@ class FileCheckpoints:
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 
     def _newest(self) -> tuple[ServerState, dict[str, Any]] | None:
-        """The newest file that can be read: its state and its JSON part."""
+        """The state and the JSON part of the newest readable file."""
         problems = []
         for path in reversed(self._files().values()):
             try:
@@ -153,7 +156,7 @@ class FileCheckpoints:
         return self._directory / f"round-{round:06d}.safetensors"
 
     def _files(self) -> dict[int, Path]:
-        """By round, oldest first."""
+        """Files by round, oldest first."""
         found = {int(m[1]): path for path in self._directory.iterdir() if (m := _FILE.fullmatch(path.name))}
         return dict(sorted(found.items()))
 
@@ -183,7 +186,7 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     try:
         tensors, info = read_tensors(path)
         check_schema(info["schema"], path)
-        # Own memory: the file may be deleted, and a reader may want to write.
+        # Copy: the file may be deleted, and a reader may write to the tensors.
         return _state({name: tensor.clone() for name, tensor in tensors.items()}, info), info
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path.name} cannot be read: {error!r}") from error
@@ -213,7 +216,11 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
 
 
 def check_schema(schema: int, path: Path) -> None:
-    """Refuse what another version wrote to resume from.
+    """Check that the schema version is supported.
+
+    Args:
+        schema: version in the file.
+        path: the file.
 
     Raises:
         RunError: the version is older or newer.

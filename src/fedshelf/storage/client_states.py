@@ -1,14 +1,14 @@
-"""What a client keeps between rounds, committed in two phases.
+"""The state that a client keeps between rounds, committed in two phases.
 
-On disk, per run: `committed` is the state in force; `pending` is the last answer and the state it leads to, in one
-file. A broadcast decides what becomes of the pending part (`Broadcast.counted` is the last upload the server counted):
+On disk, per run: `committed` is the current state; `pending` holds the last reply and the state that follows it, in one
+file. A broadcast decides about the pending part (`Broadcast.counted` is the last upload that the server counted):
 
     counted == pending key              commit: write `committed`, then delete `pending`
-    else key == pending key             the server asks again (it was restarted): keep both, answer with the same bytes
+    else key == pending key             a restarted server asks again: keep both, reply with the same bytes
     else                                roll back: delete `pending`
 
 Every step is one rename or one unlink. A crash between the two steps of a commit repeats the first one, which copies a
-whole state and so may be done twice.
+whole state and is therefore idempotent.
 """
 
 import logging
@@ -36,7 +36,13 @@ _UPLOAD = "upload/"
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Kept:
-    """One file's content. `upload` is absent in a committed state, and where an old run's was dropped."""
+    """The content of one file.
+
+    Attributes:
+        key: the task.
+        state: the state that follows it.
+        upload: the reply; None in a committed state, and where that of an old run was dropped.
+    """
 
     key: TaskKey
     state: ClientState
@@ -44,10 +50,10 @@ class _Kept:
 
 
 class FileClientStates:
-    """States in files below `directory`, one folder per run. One process, one thread.
+    """States in files below `directory`, one folder per run. For one process and one thread.
 
     Args:
-        directory: the client's own; made if it is missing.
+        directory: the client's own folder; created if missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,10 +62,10 @@ class FileClientStates:
             remove_leftovers(folder)
 
     def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
-        """Commit the pending state if the server counted it, else drop it; return the state now in force.
+        """Commit the pending state if the server counted it, otherwise roll it back; return the current state.
 
         Raises:
-            RunError: the disk is full, ..., or the committed state is damaged or of a newer FedShelf.
+            RunError: the disk is full, ..., or the committed state is damaged or was written by a newer FedShelf.
         """
         folder = self._folder(broadcast.key)
         pending = self._pending(folder)
@@ -74,10 +80,10 @@ class FileClientStates:
         return ClientState() if committed is None else committed.state
 
     def peek(self, key: TaskKey) -> ClientState:
-        """The state that the answer to `key` leads to, be it counted yet or not; else the one in force.
+        """The state that follows the reply to `key`, whether committed or not; otherwise the current state.
 
         Raises:
-            RunError: the committed state is damaged or of a newer FedShelf.
+            RunError: the committed state is damaged or was written by a newer FedShelf.
         """
         folder = self._folder(key)
         pending = self._pending(folder)
@@ -87,15 +93,20 @@ class FileClientStates:
         return ClientState() if committed is None else committed.state
 
     def cached_reply(self, key: TaskKey) -> ClientMessage | None:
-        """The answer already given for `key`, to be sent again byte for byte; None if there is none.
+        """The stored reply for `key`, to be sent again byte for byte; None if there is none.
 
-        Its vectors are views of a file: do not write to them.
+        Its vectors are views of a file and must not be written to.
         """
         pending = self._pending(self._folder(key))
         return pending.upload if pending is not None and pending.key == key else None
 
     def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
-        """Keep the answer and the state it leads to, both pending. Call it before the answer is sent.
+        """Store the reply and the state that follows it, both pending. Call this before sending the reply.
+
+        Args:
+            key: the task.
+            upload: the reply.
+            state: the state that follows it.
 
         Raises:
             RunError: the disk is full, ...
@@ -111,8 +122,8 @@ class FileClientStates:
         try:
             return _read(_pending_path(folder))
         except DamagedFileError as error:
-            # Only a power cut does this, and only to a stateless algorithm's (see `_write`): training again gives
-            # the same.
+            # Only a power cut causes this, and only for a stateless algorithm (see `_write`), where training again
+            # gives the same result.
             logger.warning("the last answer is lost and will be made again if it is asked for: %s", error)
             _delete(_pending_path(folder))
             return None
@@ -143,7 +154,7 @@ def _pending_path(folder: Path) -> Path:
 
 
 def _drop_upload(folder: Path) -> None:
-    """Another run's turn: the last one's answer need not fill the disk, but its state may yet be counted."""
+    """Delete an old run's reply to save disk space. Its state may still be committed."""
     path = _pending_path(folder)
     try:
         pending = _read(path)
@@ -155,7 +166,7 @@ def _drop_upload(folder: Path) -> None:
 
 
 def _write(path: Path, kept: _Kept) -> None:
-    """Fsynced, but for an answer without a state: there a power cut costs no more than training it again."""
+    """Write a file, fsynced unless it is a reply without a state: after a power cut, training again restores that."""
     tensors = state_tensors(kept.state)
     info: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
@@ -193,7 +204,7 @@ def state_tensors(state: ClientState) -> dict[str, Tensor]:
 
 
 def state_of(tensors: Mapping[str, Tensor]) -> ClientState:
-    """The state that `state_tensors` took apart; other tensors are ignored."""
+    """Invert `state_tensors`, ignoring other tensors."""
     return ClientState(**{slot: _below(f"{slot}/", tensors) for slot in _SLOTS})
 
 

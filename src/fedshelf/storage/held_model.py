@@ -1,4 +1,4 @@
-"""The model that a client decoded last, kept for the next difference to begin at."""
+"""The model that a client decoded last, stored as the base of the next difference."""
 
 import logging
 from pathlib import Path
@@ -14,9 +14,12 @@ _MODEL = "model"
 
 
 class FileHeldModel:
-    """In memory, and in a file for the next process. One process, one thread.
+    """Holds the model in memory, and in a file for the next process. For one process and one thread.
 
-    The file is renamed into place but not fsynced: a power cut costs no more than receiving the model whole.
+    The file is renamed into place but not fsynced: after a power cut, the client receives the full model again.
+
+    Args:
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +28,7 @@ class FileHeldModel:
         self._looked = False
 
     def load(self) -> tuple[str, Tensor] | None:
-        """Its name and values [S]; None if there is none, or the file is damaged."""
+        """The model's name and values [S]; None if there is none or the file is damaged."""
         if not self._looked and self._held is None:
             self._looked = True
             try:
@@ -38,7 +41,7 @@ class FileHeldModel:
         return self._held
 
     def save(self, name: str, model: Tensor) -> None:
-        """Hold `model` [S].
+        """Store `model` [S] under `name`.
 
         Raises:
             RunError: the disk is full, ...

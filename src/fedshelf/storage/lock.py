@@ -1,7 +1,7 @@
-"""A lock that tells a running run from a dead one.
+"""A lock that distinguishes a live run from a dead one.
 
-The kernel holds the lock (flock) for as long as the process lives, and drops it however the process dies; the file's
-text only says who that is. So a file left behind by `kill -9` is no obstacle.
+The kernel holds the lock (flock) while the process lives, and releases it however the process ends. The file's text
+only identifies the owner, so a file left behind by `kill -9` does not block anything.
 """
 
 import fcntl
@@ -17,23 +17,24 @@ from fedshelf.core.errors import RunError
 from fedshelf.storage.atomic_files import saying_what_to_do
 
 PATIENCE = 0.5
-"""Seconds to try again for: somebody who only looks whether the run is alive holds the lock for a moment."""
+"""Seconds to retry: a process that only checks whether the run is alive holds the lock for a moment."""
 
 
 class RunLock:
-    """The right to write to a run directory (or a client's), until `release` or the end of the process.
+    """The exclusive right to write to a run directory (or a client's), until `release` or the end of the process.
 
     Args:
-        path: the lock's file.
-        what: what only one process may run at a time, for the error; else the run in the file's folder.
-        instead: what else somebody who finds it locked can do.
+        path: the lock file.
+        what: what only one process may run at a time, for the error message; by default, the run in the file's
+            folder.
+        instead: what to do if it is locked, for the error message.
     """
 
     def __init__(self, path: Path, *, what: str = "", instead: str = "choose another --run-dir") -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
-            RunError: another process holds it (named by its id), or the file cannot be written.
+            RunError: another process holds it (the message has its id), or the file cannot be written.
         """
         self._path = path
         self._what = what or f"the run in '{path.parent}'"
@@ -69,7 +70,7 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """Let others write; a second call does nothing."""
+        """Release the lock. A second call does nothing."""
         if self in _held:
             _held.discard(self)
             os.close(self._descriptor)
@@ -84,7 +85,7 @@ class RunLock:
 
 
 def owner(path: Path) -> int | None:
-    """The id of the process that holds the lock at `path` (0 if it has not yet said), or None if nobody does."""
+    """The id of the process that holds the lock at `path` (0 if not written yet), or None if it is free."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -93,7 +94,7 @@ def owner(path: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _read_pid(descriptor) or 0
-    except OSError:  # a file system without locks: nobody can hold one
+    except OSError:  # a file system without locks: no process can hold one
         return None
     finally:
         os.close(descriptor)
@@ -101,13 +102,13 @@ def owner(path: Path) -> int | None:
 
 
 def holder(path: Path) -> psutil.Process | None:
-    """The process that holds the lock at `path`, or None if nobody does.
+    """The process that holds the lock at `path`, or None if it is free.
 
-    The file's text alone proves nothing: its process may be dead, and the id another's by now. Only a process that has
-    the file open is returned.
+    The file's text is not proof: its process may be dead, and the id may be reused. Only a process that has the file
+    open is returned.
 
     Raises:
-        RunError: the lock is held, but not by a process that this one may look at.
+        RunError: the lock is held by a process that cannot be inspected.
     """
     deadline = time.monotonic() + PATIENCE
     while (pid := owner(path)) is not None:
@@ -135,7 +136,7 @@ _held: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 
 def _let_go_in_child() -> None:
-    """A forked worker shares its parent's lock and would keep the run "alive" after the parent's death."""
+    """Close the lock in forked workers, which would otherwise keep it after the parent's death."""
     for lock in list(_held):
         lock.release()
 

@@ -1,7 +1,6 @@
-"""A trained model as three files: weights, class names, and a card that says what they are.
+"""A trained model as three files: weights, class names, and a model card.
 
-The card is written last and carries the digests of the other two, so that a set that does not belong together is found
-out when it is loaded.
+The card is written last and holds the digests of the other two, so that loading detects mismatched files.
 """
 
 import hashlib
@@ -31,12 +30,13 @@ def save_model(
     """Replace the model in `directory`, all three files together.
 
     Args:
-        state_dict: the module's tensors by name, as `load_state_dict` takes them.
+        directory: the model's folder.
+        state_dict: the module's tensors by name, as `load_state_dict` expects them.
         labels: the class names; index i is output i.
-        card: what the model is, JSON values; `sha256` is added.
+        card: the model card, as JSON values; `sha256` is added.
 
     Raises:
-        RunError: the disk is full, ...; the model that was there is whole.
+        RunError: the disk is full, ...; the previous model is unaffected.
     """
     make_folder(directory)
     weights = b"".join(tensor_chunks(state_dict, {}))
@@ -47,10 +47,13 @@ def save_model(
 
 
 def load_model_files(directory: Path) -> tuple[dict[str, Tensor], list[str], dict[str, Any]]:
-    """The state dict, the class names and the card that `save_model` wrote.
+    """Read what `save_model` wrote.
+
+    Returns:
+        The state dict, the class names and the card.
 
     Raises:
-        ModelError: a file is missing, damaged, or not of the same model as the others.
+        ModelError: a file is missing, damaged, or belongs to another model.
     """
     weights, names, text = (_read(directory / name) for name in (WEIGHTS, LABELS, CARD))
     try:
@@ -65,16 +68,16 @@ def load_model_files(directory: Path) -> tuple[dict[str, Tensor], list[str], dic
 
 
 def labels_beside(weights: Path) -> tuple[str, ...] | None:
-    """The class names in the folder of a file of weights.
+    """The class names in the folder of a weights file.
 
     Args:
-        weights: the file, of whatever name.
+        weights: the file, of any name.
 
     Returns:
-        Index i is output i; None where there is no `labels.json`.
+        The class name of each output; None if there is no `labels.json`.
 
     Raises:
-        ModelError: `labels.json` cannot be read, or the model card next to it says that it is of another model.
+        ModelError: `labels.json` cannot be read, or the model card says that it belongs to another model.
     """
     folder = weights.parent
     if not (folder / LABELS).exists():
@@ -89,14 +92,14 @@ def labels_beside(weights: Path) -> tuple[str, ...] | None:
 
 
 def parse_labels(text: bytes | str, *, where: str) -> tuple[str, ...]:
-    """Class names from JSON.
+    """Parse class names from JSON.
 
     Args:
-        text: a list of distinct texts.
-        where: what the error names.
+        text: a list of distinct strings.
+        where: the source, for the error message.
 
     Raises:
-        ModelError: it is something else.
+        ModelError: the text is something else.
     """
     try:
         labels = json.loads(text)
@@ -111,7 +114,7 @@ def parse_labels(text: bytes | str, *, where: str) -> tuple[str, ...]:
 
 
 def _check_digests(digests: Mapping[str, str], path: Path, weights: bytes, names: bytes) -> None:
-    """Compare a file of weights and the class names with what the model card in their folder says of them."""
+    """Compare a weights file and the class names with the digests in the model card."""
     for name, data, said in ((path.name, weights, digests[WEIGHTS]), (LABELS, names, digests[LABELS])):
         if hashlib.sha256(data).hexdigest() != said:
             raise ModelError(

@@ -1,4 +1,4 @@
-"""One run's folder: where everything is, which configuration it belongs to, and who is writing to it."""
+"""A run's folder: its paths, its configuration, and its lock."""
 
 import datetime
 import json
@@ -24,14 +24,21 @@ _LOCK = "lock"
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:
-    """A fresh id such as `20261121-083512-a1b2`: ids sort by the (UTC) second they were made in."""
+    """A new id such as `20261121-083512-a1b2`. Ids sort by the UTC second of their creation."""
     moment = now or datetime.datetime.now(datetime.UTC)
     return f"{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunDirectory:
-    """`path` and what is in it; `created` is the moment (UTC, ISO 8601) it was made."""
+    """A run's folder.
+
+    Attributes:
+        path: the folder.
+        run_id: the run.
+        config_digest: digest of the run's configuration.
+        created: time of creation (UTC, ISO 8601).
+    """
 
     path: Path
     run_id: str
@@ -56,17 +63,17 @@ class RunDirectory:
 
     @property
     def client_states(self) -> Path:
-        """What simulated clients keep between rounds."""
+        """State of simulated clients between rounds."""
         return self.path / "clients"
 
     @property
     def engine(self) -> Path:
-        """Which engine a simulation has chosen for itself, and why."""
+        """The engine that a simulation has chosen, and why."""
         return self.path / "engine.json"
 
     @property
     def incoming(self) -> Path:
-        """What is being received."""
+        """Messages being received."""
         return self.path / "incoming"
 
     @property
@@ -79,7 +86,7 @@ class RunDirectory:
 
     @property
     def stores(self) -> Path:
-        """The models that simulated stores keep, a folder for each."""
+        """Models kept by simulated stores, one folder each."""
         return self.path / "stores"
 
     @property
@@ -88,7 +95,7 @@ class RunDirectory:
 
     @property
     def config_toml(self) -> str:
-        """The effective configuration, as text.
+        """The effective configuration as text.
 
         Raises:
             RunError: the file cannot be read.
@@ -98,10 +105,16 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, *, run_id: str, config_toml: str, config_digest: str) -> "RunDirectory":
-        """Make the folder of a new run.
+        """Create the folder of a new run.
+
+        Args:
+            path: the folder.
+            run_id: the run.
+            config_toml: its configuration.
+            config_digest: digest of the configuration.
 
         Raises:
-            RunError: the folder holds a run or other files already, or cannot be written.
+            RunError: the folder already holds a run or other files, or cannot be written.
         """
         make_folder(path)
         if is_run(path):
@@ -122,10 +135,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """Find the run in `path`.
+        """Open an existing run.
 
         Raises:
-            RunError: there is none, its identity cannot be read, or a newer FedShelf made it.
+            RunError: there is no run in `path`, its identity cannot be read, or it was created by a newer FedShelf.
         """
         identity = path / _IDENTITY
         if not is_run(path):
@@ -149,7 +162,10 @@ class RunDirectory:
             raise RunError(f"'{identity}' is damaged ({error!r}): restore it, or start a new run.") from error
 
     def replace_config(self, config_toml: str, config_digest: str) -> "RunDirectory":
-        """Write down a changed configuration (a run that is extended, say), its digest last.
+        """Save a changed configuration, for example of an extended run; the digest is written last.
+
+        Returns:
+            The run with its new configuration.
 
         Raises:
             RunError: a file cannot be written.
@@ -165,27 +181,27 @@ class RunDirectory:
         return RunDirectory(path=self.path, run_id=self.run_id, config_digest=config_digest, created=self.created)
 
     def remove(self) -> None:
-        """Remove a run that never began, as far as the system allows it."""
+        """Remove a run that has not started, as far as the system allows."""
         with suppress(OSError):
             for path in self.path.iterdir():
-                if not path.name.startswith("."):  # the user's own, as in `create`
+                if not path.name.startswith("."):  # hidden files belong to the user, as in `create`
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             self.path.rmdir()
 
     def lock(self) -> locks.RunLock:
-        """Become the one process that writes here, for as long as the lock is kept.
+        """Acquire the exclusive right to write to this folder.
 
         Raises:
-            RunError: another process is; the message has its id.
+            RunError: another process holds it; the message has its id.
         """
         return locks.RunLock(self.path / _LOCK)
 
     def owner(self) -> int | None:
-        """The id of the process that runs this run now, or None."""
+        """The id of the process that currently runs this run, or None."""
         return locks.owner(self.path / _LOCK)
 
     def process(self) -> psutil.Process | None:
-        """The process that runs this run now, or None.
+        """The process that currently runs this run, or None.
 
         Raises:
             RunError: see `storage.lock.holder`.
@@ -194,13 +210,19 @@ class RunDirectory:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run's folder (its identity is written last when it is made)."""
+    """Whether `path` is a run's folder. A new run's identity is written last."""
     return (path / _IDENTITY).is_file()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One key (dotted) that two configurations set differently; None where one of them does not set it."""
+    """A key on which two configurations differ.
+
+    Attributes:
+        key: the key, dotted.
+        old: the old value; None if it is not set.
+        new: the new value; None if it is not set.
+    """
 
     key: str
     old: Any
@@ -222,7 +244,7 @@ def differences(old_toml: str, new_toml: str) -> tuple[Difference, ...]:
     except tomllib.TOMLDecodeError as error:
         raise RunError(f"a run's {_CONFIG} is not TOML: {error}. Restore it, or start a new run.") from error
     keys = sorted(old.keys() | new.keys())
-    # Types count, too: 1, 1.0 and true are equal to Python, not to a reader.
+    # Compare types, too: 1, 1.0 and true are equal in Python, but not to a reader.
     return tuple(
         Difference(key=key, old=old.get(key), new=new.get(key))
         for key in keys

@@ -1,9 +1,9 @@
-"""Uploads of the open round, kept until they are folded.
+"""Uploads of the open round, kept until they are aggregated.
 
-Two files per upload: `spool/ROUND-ATTEMPT/CLIENT.safetensors` is the message's body as it came over the wire (moved
-here where it came as a file), `CLIENT.json` its header. They are renamed into place but not fsynced: they live in the
-page cache, survive the death of the process, and cost no disk time. A power cut may damage them; so what an earlier
-process left is hashed once and compared with the header's digest, and the client of a damaged one is asked again.
+Two files per upload: `spool/ROUND-ATTEMPT/CLIENT.safetensors` is the message's body as received (moved here if it came
+as a file), `CLIENT.json` its header. They are renamed into place but not fsynced: they live in the page cache, survive
+the death of the process, and cost no disk time. A power cut may damage them, so files of an earlier process are hashed
+once and compared with the header's digest; the client of a damaged one is asked again.
 """
 
 import hashlib
@@ -28,24 +28,30 @@ _SUFFIX = ".safetensors"
 
 
 class DamagedUploadError(Exception):
-    """The files are not what was written. Never leaves this module."""
+    """The files are not what was written. Internal to this module."""
 
 
 class FileSpool:
-    """Uploads as mapped files: the server's memory does not grow with the cohort. One process, one thread."""
+    """Uploads as mapped files, so that the server's memory does not grow with the cohort.
+
+    For one process and one thread.
+
+    Args:
+        directory: the spool's folder.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._found: dict[TaskKey, dict[str, Path]] = {}
 
     def put(self, key: TaskKey, client: str, message: ClientMessage, source: Received | None = None) -> None:
-        """Keep the upload; a second one for the same key and client replaces the first.
+        """Store the upload, replacing an earlier one for the same key and client.
 
         Args:
             key: the task that it answers.
-            client: who sent it.
+            client: the client that sent it.
             message: the upload.
-            source: the file that its vectors came in: it is moved, not copied.
+            source: the file that holds its vectors, which is moved rather than copied.
 
         Raises:
             RunError: the disk is full, ...
@@ -65,15 +71,15 @@ class FileSpool:
         found[client] = path
 
     def names(self, key: TaskKey) -> Sequence[str]:
-        """Clients with an upload for `key`, sorted."""
+        """Names of the clients with an upload for `key`, sorted."""
         return sorted(self._files(key))
 
     def get(self, key: TaskKey, client: str) -> ClientMessage:
         """The upload. Its vectors are views of the file and stay valid after `clear`; do not write to them.
 
         Raises:
-            KeyError: there is none.
-            RunError: somebody has changed the file.
+            KeyError: there is no upload.
+            RunError: the file was changed.
         """
         path = self._files(key)[client]
         try:
@@ -87,14 +93,14 @@ class FileSpool:
             ) from error
 
     def clear(self) -> None:
-        """Forget everything: the round has been folded and checkpointed, or is void."""
+        """Delete all uploads: the round has been aggregated and checkpointed, or is void."""
         self._found.clear()
         if self._directory.exists():
             with saying_what_to_do("empty", self._directory):
                 shutil.rmtree(self._directory)
 
     def _files(self, key: TaskKey) -> dict[str, Path]:
-        """By client's name; what an earlier process left is looked up once."""
+        """Files by client; those of an earlier process are looked up once."""
         if key not in self._found:
             self._found[key] = self._look_up(key)
         return self._found[key]
@@ -123,7 +129,7 @@ class FileSpool:
 
 
 class MemorySpool:
-    """Uploads in memory, for a simulation: they need not survive the process. The vectors are kept as they are."""
+    """Uploads in memory, for simulations, where they need not survive the process. Vectors are not copied."""
 
     def __init__(self) -> None:
         self._messages: dict[TaskKey, dict[str, ClientMessage]] = {}
@@ -142,8 +148,11 @@ class MemorySpool:
 
 
 def file_name(client: str) -> str:
-    """A file's name for any client's name: readable where it can be, unique by digest, safe on every file system
-    (no separators, no case, bounded length)."""
+    """A file name for any client name.
+
+    It is readable where possible, unique by digest, and safe on every file system (no separators, case-insensitive,
+    bounded length).
+    """
     readable = re.sub(r"[^a-z0-9-]", "_", client.lower())[:40]
     digest = hashlib.sha256(client.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return f"{readable}-{digest}{_SUFFIX}"
@@ -154,7 +163,7 @@ def _header_path(blob: Path) -> Path:
 
 
 def _told(blob: Path) -> dict[str, str]:
-    """What the header's file says: the run's id, the client's name, and the message's header."""
+    """The content of the header file: run id, client name and message header."""
     try:
         told = json.loads(_header_path(blob).read_text(encoding="utf-8"))
         return {name: str(told[name]) for name in ("run_id", "client", "message")}

@@ -1,4 +1,4 @@
-"""Tensor files on disk: written atomically, read as views of the mapped file, checked by their checksum."""
+"""Tensor files: written atomically, read as views of the mapped file, verified by checksum."""
 
 import json
 import zlib
@@ -12,16 +12,22 @@ from torch import Tensor
 from fedshelf.serialization.tensor_file import dump_header, tensor_chunks
 from fedshelf.storage.atomic_files import write_atomically
 
-_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_MAX_HEADER_BYTES = 100 << 20  # the format's limit
 _BLOCK = 1 << 20
 
 
 class DamagedFileError(Exception):
-    """The file is truncated, altered or not ours. Internal: callers turn it into what it means to them."""
+    """The file is truncated, altered or of another format. Internal: callers convert it to their own error."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write named tensors and a JSON object as one file, atomically. At most one tensor is copied at a time.
+
+    Args:
+        path: the file.
+        tensors: tensors by name.
+        info: the JSON object.
+        durable: see `write_atomically`.
 
     Raises:
         RunError: see `write_atomically`.
@@ -30,16 +36,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
 
 
 def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, as views of the mapped file (nothing is read until it is used), and the JSON object.
+    """Read a tensor file. The tensors are views of the mapped file, read on first use.
 
-    Writing to such a tensor changes neither the file nor what others see; it only costs memory.
+    Writes to the tensors stay private to this process.
 
     Args:
+        path: the file.
         verify: read the whole file and compare its checksum.
+
+    Returns:
+        The tensors and the JSON object.
 
     Raises:
         DamagedFileError: the file is not what was written.
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no file.
     """
     if verify:
         _verify(path)

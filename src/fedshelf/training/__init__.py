@@ -1,1 +1,1 @@
-"""The training loop (there is only one) and evaluation."""
+"""The single training loop, and evaluation."""

@@ -1,22 +1,22 @@
-"""The batch size that a machine gets through its photos fastest with, and the learning rate that goes with it.
+"""Measures the batch size with the highest throughput on a machine, and scales the learning rate to it.
 
-Beside what its photos cost, a step costs the same however many there are, and small ones leave parts of a processor
-idle; by how much is a matter of the machine. So a client may time larger batches than the configured one on its own
-photos, and take the fastest: a power of two times the configured size, within bounds that keep training what it was:
+Each step has a fixed cost in addition to that of its photos, and small batches leave parts of a processor idle; how
+much depends on the machine. A client may therefore time larger batches than configured on its own photos, and use the
+fastest: a power of two times the configured size, within bounds that preserve training quality:
 
-* At most `MOST_GROWTH` times the configured size. With k times the photos in a step, SGD takes k times the rate: Goyal
+* At most `MOST_GROWTH` times the configured size. With k times the photos in a step, SGD uses k times the rate: Goyal
   et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", section 2.1. They find that this fails
   early in training, where the model changes quickly, and warm up for five epochs. Here each round is early: momentum
-  starts at zero, and clients drift. AdamW, which divides by the gradient's size, takes the root of k times the rate:
+  starts at zero, and clients drift. AdamW, which divides by the gradient's size, uses the root of k times the rate:
   Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", section 5.
-* At least `LEAST_STEPS` steps an epoch. The rule takes gradients to be alike over the k steps that one replaces, which
-  they are not over a good part of an epoch; and momentum needs some ten steps of each round to build up. On real
-  photos, four to eight steps an epoch in place of twenty cost twice the accuracy that eight to fifteen did, and saved
+* At least `LEAST_STEPS` steps an epoch. The rule assumes similar gradients over the k steps that one replaces, which
+  does not hold over a large part of an epoch; and momentum needs about ten steps of each round to build up. On real
+  photos, four to eight steps an epoch instead of twenty cost twice the accuracy that eight to fifteen did, and saved
   little more time (docs/how-to/nights-and-slow-machines.md).
 * Whatever fits in memory.
 
-A larger batch that is hardly faster is not worth its effect on training: the smallest within `TOLERANCE` of the fastest
-is taken.
+A larger batch that is barely faster is not worth its effect on training: the smallest within `TOLERANCE` of the fastest
+is used.
 """
 
 import logging
@@ -48,35 +48,44 @@ logger = logging.getLogger(__name__)
 MOST_GROWTH = 4
 LEAST_STEPS = 8
 TOLERANCE = 0.1
-MEMORY_SHARE = 0.25  # of what is free: the backward pass takes as much again, and half is left to others
+MEMORY_SHARE = 0.25  # of what is free: the backward pass needs as much again, and half is left to others
 MOST_TURNS = 5
-BUDGET_SECONDS = 1.0  # turns that take longer are not repeated
+BUDGET_SECONDS = 1.0  # slower passes are not repeated
 
 
 def candidates(configured: int, num_photos: int) -> tuple[int, ...]:
-    """Batch sizes that a client with so many training photos may take, the configured one first."""
+    """Batch sizes to consider, the configured one first.
+
+    Args:
+        configured: the configured batch size.
+        num_photos: the client's training photos.
+    """
     most = min(MOST_GROWTH * configured, num_photos // LEAST_STEPS)
     doubled = (configured << doublings for doublings in range(1, MOST_GROWTH.bit_length()))
     return configured, *(size for size in doubled if size <= most)
 
 
 def fastest(seconds_per_photo: Mapping[int, float]) -> int:
-    """The smallest batch size that is within `TOLERANCE` of the fastest."""
+    """The smallest batch size within `TOLERANCE` of the fastest.
+
+    Args:
+        seconds_per_photo: measured time by batch size.
+    """
     least = min(seconds_per_photo.values())
     return min(size for size, seconds in seconds_per_photo.items() if seconds <= (1 + TOLERANCE) * least)
 
 
 def lr_scale(settings: TrainingSettings, batch_size: int) -> float:
-    """What the rate is multiplied by where a batch has `batch_size` photos instead of the configured number."""
+    """Factor on the learning rate for `batch_size` instead of the configured size."""
     growth = batch_size / settings.batch_size
     return math.sqrt(growth) if settings.optimizer == "adamw" else growth
 
 
 class BatchSizes:
-    """What one process has measured for one setup; it is measured when it is first needed.
+    """Measurements of one process for one setup, made on first use.
 
     Args:
-        bench: what is trained on; it is left as it is.
+        bound: the model to train; left unchanged.
     """
 
     def __init__(self, bound: BoundModel) -> None:
@@ -98,15 +107,15 @@ class BatchSizes:
 
 
 def measure(bound: BoundModel, photos: PhotoSet, sizes: Sequence[int]) -> dict[int, float]:
-    """Seconds per photo in local training, by batch size; sizes that do not fit in memory are missing.
+    """Seconds per photo of local training by batch size, without sizes that do not fit in memory.
 
-    The sizes are timed in turn, each on the same photos, so that whatever else the machine does hits all of them;
-    and by the time on the processor, where one thread computes.
+    The sizes are timed alternately on the same photos, so that other load on the machine affects them equally, and by
+    processor time if a single thread computes.
 
     Args:
-        bench: left as it is, to the last bit.
-        photos: any number above zero; each is taken as often as it takes to fill the largest batch.
-        sizes: ascending.
+        bound: left unchanged, bit for bit.
+        photos: at least one; repeated as needed to fill the largest batch.
+        sizes: batch sizes, ascending.
     """
     sample = _sample(photos, max(sizes))
     with _left_as_it_was(bound):
@@ -122,8 +131,10 @@ def measure(bound: BoundModel, photos: PhotoSet, sizes: Sequence[int]) -> dict[i
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """A clock that stands still while other programs have the processor, where one thread computes: a store's computer
-    has other things to do, too."""
+    """A clock that excludes the time of other programs, if a single thread computes.
+
+    A store's computer has other work, too.
+    """
     return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
@@ -133,7 +144,7 @@ def _sample(photos: PhotoSet, count: int) -> PhotoSet:
 
 
 def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | None = None) -> Callable[[], object]:
-    """An epoch of local training at the rate 0, or so many steps of it."""
+    """An epoch of local training at rate 0, or `num_steps` steps of it."""
     settings = replace(bound.settings, batch_size=size, local_epochs=1, loss=None)
     trainer = Trainer(
         bound_model=replace(bound, settings=settings), client="", rng=Rng(0), train=sample, validation=sample
@@ -142,10 +153,10 @@ def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | N
 
 
 def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iterator[int]:
-    """The sizes up to the first that does not fit. A step is taken with each, which warms up, too.
+    """Yield the sizes up to the first that does not fit. Takes a step with each, which also warms up.
 
-    A GPU says when its memory is at an end; the system would end the process instead. There, what larger batches need
-    is known from a pass on the smallest.
+    A GPU reports out of memory, but on a CPU the system would kill the process. There, the need of larger batches is
+    extrapolated from a pass on the smallest.
     """
     bytes_per_photo = 0.0
     limit = MEMORY_SHARE * free_memory()
@@ -160,7 +171,7 @@ def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iter
 
 
 def _kept_bytes(bound: BoundModel, sample: PhotoSet, size: int) -> int:
-    """Bytes that the forward pass on a batch keeps for its backward pass, beside the model."""
+    """Bytes that the forward pass on a batch saves for its backward pass, excluding the model."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -175,12 +186,12 @@ def _kept_bytes(bound: BoundModel, sample: PhotoSet, size: int) -> int:
         logits_BK = bound.logits(batch.images, forward=bound.module)
     kept.pop(bound.params.vector.untyped_storage().data_ptr(), None)
     total = sum(kept.values())
-    del logits_BK  # until here its graph holds what was kept, so that no two have one address
+    del logits_BK  # its graph holds the saved tensors until here, so that no two share an address
     return total
 
 
 def _survives(step: Callable[[], object], device: torch.device) -> bool:
-    """Whether there is memory for `step`."""
+    """Whether `step` runs without an out-of-memory error."""
     try:
         step()
     except TrainingError as error:
@@ -189,13 +200,13 @@ def _survives(step: Callable[[], object], device: torch.device) -> bool:
     else:
         return True
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what the step had taken before is of no use in the sizes that fitted
+        torch.cuda.empty_cache()  # the failed step's memory is of no use to the sizes that fit
     return False
 
 
 @contextmanager
 def _left_as_it_was(bound: BoundModel) -> Iterator[None]:
-    """Steps move batch-norm statistics and counters, and may draw from torch's own generator (dropout)."""
+    """Restore batch-norm statistics, counters and torch's generator (dropout) after the steps."""
     kept = [bound.params.vector, bound.gradients]
     kept += [buffer for buffer in bound.module.buffers() if not buffer.is_floating_point()]
     before, training = [tensor.clone() for tensor in kept], bound.module.training

@@ -1,4 +1,4 @@
-"""A client's photos as batches: the order and the views of a round.
+"""A client's photos as batches: their order and augmentation in a round.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -19,7 +19,12 @@ from fedshelf.training.bound_model import BoundModel
 
 
 class Batch(NamedTuple):
-    """Photos [B, 3, H, W], normalized, channels_last, and their labels [B], on the device that trains."""
+    """A batch on the training device.
+
+    Attributes:
+        images: photos [B, 3, H, W], normalized, channels_last.
+        labels: labels [B].
+    """
 
     images: Tensor
     labels: Tensor
@@ -36,10 +41,20 @@ def batches(
     num_steps: int | None = None,
     part: str = "",
 ) -> Iterator[Batch]:
-    """Each epoch's photos in a fresh order, augmented on the batch: `num_steps` batches if that is given, else `epochs`
-    epochs, or as many as the settings say. `part` names one of several trainings in a round: each draws its own order.
+    """Yield augmented batches, in a new order each epoch.
 
-    A last batch of one photo is left out where batch normalization could not use it, unless all batches are such.
+    A last batch of one photo is dropped where batch normalization cannot use it, unless all batches are of one
+    photo.
+
+    Args:
+        bound: the model to train.
+        photos: the client's training photos.
+        rng: the run's root generator.
+        round: keys the draws.
+        client: keys the draws.
+        epochs: number of epochs; by default as configured.
+        num_steps: number of batches, instead of epochs.
+        part: identifies one of several trainings in a round, each with its own order.
     """
     settings = bound.settings
     order_rng = rng.fork(round=round, client=client, purpose=f"shuffle{part}").torch()
@@ -59,18 +74,18 @@ def batches(
 
 
 def _shuffles(count: int, generator: torch.Generator, epochs: int | None) -> Iterator[NDArray[np.int64]]:
-    """`epochs` shuffles of `count` indices; without end where it is None."""
+    """Yield `epochs` shuffles of `count` indices; endlessly if None."""
     for _ in repeat(None) if epochs is None else repeat(None, epochs):
         yield torch.randperm(count, generator=generator).numpy()
 
 
 def gather(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Some photos [B, H, W, C] and labels [B], copied."""
+    """Copy the `chosen` photos [B, H, W, C] and labels [B]."""
     return torch.from_numpy(photos.images[chosen]), torch.from_numpy(photos.labels[chosen])
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; a GPU fetches it while this thread goes on."""
+    """Move a tensor to the device; asynchronously for a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

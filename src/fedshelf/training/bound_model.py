@@ -1,4 +1,4 @@
-"""One module bound to one vector: what a process trains on, whichever client it plays."""
+"""A module bound to one flat vector. A process trains all of its clients on it."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,10 +19,17 @@ __all__ = ["GradientHook", "TrainingSettings", "BoundModel"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoundModel:
-    """A module whose tensors are views of `params.vector` [P] and whose gradients are views of `gradients` [P].
+    """A module whose tensors and gradients are views of flat vectors.
 
-    `initial_personal` [P - S] is what the personal tensors were at first, at every client. `forward` computes the
-    module's training pass in another form (compiled, say); None: the module itself does.
+    Attributes:
+        module: the module.
+        params: its tensors [P].
+        gradients: its gradients [P].
+        compute: the device and precision.
+        normalization: normalization of photos.
+        settings: settings of local training.
+        initial_personal: initial values [P - S] of the personal tensors, at every client.
+        forward: another form of the training pass, such as a compiled one; None: the module itself.
     """
 
     module: nn.Module
@@ -39,8 +46,14 @@ class BoundModel:
         cls, module: nn.Module, *, compute: Compute, settings: TrainingSettings,
         personal_names: Collection[str] = frozenset(),
     ) -> "BoundModel":  # fmt: skip
-        """Take the module over: it is moved to the device and its tensors are rebound. Those of `personal_names` stay
-        at the client."""
+        """Bind a module, in place: it is moved to the device and its tensors are rebound.
+
+        Args:
+            module: the module.
+            compute: the device and precision.
+            settings: settings of local training.
+            personal_names: tensors that stay at the client.
+        """
         normalization = normalization_of(module)
         avoid_convolution_fault(module)
         params = bind(module.to(compute.device), is_personal=lambda name: name in personal_names)
@@ -55,15 +68,15 @@ class BoundModel:
         return any(isinstance(child, _BatchNorm) for child in self.module.modules())
 
     def load(self, shared: Tensor) -> None:
-        """Make `shared` [S] the module's shared tensors."""
+        """Copy `shared` [S] into the module's shared tensors."""
         self.params.shared.copy_(shared)
 
     def logits(self, images_BCHW: Tensor, *, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """[B, K] in float32, computed in bfloat16 where that pays.
+        """Compute logits [B, K] in float32; the pass runs in bfloat16 where that is faster.
 
         Args:
-            images_BCHW: normalized.
-            forward: what computes, if not the module as it stands.
+            images_BCHW: normalized photos.
+            forward: the pass to use instead of the module.
         """
         compute = forward or (self.forward if self.module.training else None) or self.module
         if not self.compute.autocast:
@@ -75,4 +88,4 @@ class BoundModel:
 
 
 GradientHook = Callable[[Tensor, Tensor], None]
-"""Called each step with views of the shared trainable gradient and values, both [T]; adds to the gradient in place."""
+"""Called each step with the shared trainable gradient and values, both [T]; adds to the gradient in place."""

@@ -1,7 +1,7 @@
-"""The forward pass through torch.compile, where it was asked for or was measured to be faster.
+"""The forward pass through torch.compile, if it is requested or measured to be faster.
 
-On CPUs it was slower in every measurement (docs/explanation/simulation-engines.md) and takes minutes to begin with:
-there it must be asked for.
+On CPUs it was slower in every measurement (docs/explanation/simulation-engines.md) and takes minutes to start, so there
+it must be requested.
 """
 
 import textwrap
@@ -15,12 +15,18 @@ from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.loop import differentiate_one
 from fedshelf.training.timing import noise_runs, seconds
 
-MARGIN = 0.95  # a smaller gain is within the noise of so short a measurement
+MARGIN = 0.95  # smaller gains are within the noise of such a short measurement
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Compiled:
-    """The workbench to train on, whether it is compiled, and why (or why not)."""
+    """The outcome of `choose_forward`.
+
+    Attributes:
+        bound: the model to train.
+        compiled: whether its pass is compiled.
+        reason: why, or why not.
+    """
 
     bound: BoundModel
     compiled: bool
@@ -30,7 +36,13 @@ class Compiled:
 def choose_forward(
     bound: BoundModel, image_size: int, choice: CompileChoice, *, backend: str = "inductor"
 ) -> Compiled:  # fmt: skip
-    """Compile the model's training pass as `choice` says; 'auto' times both ways on a GPU. Values stay as they are.
+    """Compile the model's training pass according to `choice`. Values are unchanged.
+
+    Args:
+        bound: the model.
+        image_size: side of the photos in pixels.
+        choice: 'auto' times both passes on a GPU.
+        backend: backend of torch.compile.
 
     Raises:
         UsageError: the choice is 'on' and the model cannot be compiled here.
@@ -49,7 +61,7 @@ def choose_forward(
             raise UsageError(f"--compile on: {reason}") from None
         return Compiled(bound=bound, compiled=False, reason=reason)
     finally:
-        bound.params.vector.copy_(before)  # the steps moved the statistics
+        bound.params.vector.copy_(before)  # the steps changed the statistics
     reason = f"{1000 * fast:.1f} ms a step compiled, {1000 * plain:.1f} ms plain"
     if choice == "on" or fast < MARGIN * plain:
         return Compiled(bound=compiled, compiled=True, reason=reason)

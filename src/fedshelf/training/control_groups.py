@@ -1,4 +1,4 @@
-"""Where Linux says what a container or a scheduler lets this process have."""
+"""Linux control groups: the limits that a container or scheduler sets on this process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def folders(controller: str, *, groups: Path = GROUPS, own_group: Path = OWN_GROUP) -> Iterator[Path]:
-    """The folders of this process' control group and of those around it (version 2, then 1); none elsewhere.
+    """Yield the folders of this process's control group and its parents (version 2, then 1); none on other systems.
 
     Args:
-        controller: whose limits are looked for, such as ``cpu``.
+        controller: the controller, such as ``cpu``.
         groups: where the system describes control groups.
-        own_group: where it says which of them is this process'.
+        own_group: the file that names this process's groups.
     """
     try:
         lines = [line.strip().split(":", 2) for line in own_group.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Cross-entropy of calibrated logits (`training.losses`): what every loss comes to.
+"""Cross-entropy of calibrated logits (`training.losses`), the common form of all losses.
 
 Shapes: B batch, K classes, N training photos of a client, G clients.
 """
@@ -17,16 +17,16 @@ from fedshelf.training.losses import Calibration, Loss
 def calibration_of(
     loss: Loss | None, labels_N: NDArray[np.int64], num_classes: int | None, device: torch.device
 ) -> Calibration | None:
-    """The calibration of a client with N training photos of these labels; None: none.
+    """The calibration for a client; None if the loss is plain cross-entropy.
 
     Args:
-        loss: the configured one; None: plain cross-entropy.
-        labels_N: of its training photos.
-        num_classes: K; only a loss that depends on what the client stocks has to know it.
+        loss: the configured loss; None: plain cross-entropy.
+        labels_N: labels of the client's training photos.
+        num_classes: K; only required by losses that depend on the client's classes.
         device: where the calibration is used.
 
     Raises:
-        ValueError: such a loss, and K is not known.
+        ValueError: the loss requires K, and K is unknown.
     """
     if loss is None:
         return None
@@ -36,7 +36,7 @@ def calibration_of(
 
 
 def stacked(calibrations: Sequence[Calibration | None]) -> Calibration | None:
-    """Those of G clients as one, each part [G, K]; None if they have none (all have, or none has)."""
+    """Stack the calibrations of G clients, each part [G, K]; None if none has one (either all have one, or none)."""
     found = [calibration for calibration in calibrations if calibration is not None]
     return Calibration(*(torch.stack(parts) for parts in zip(*found, strict=True))) if found else None
 
@@ -44,14 +44,21 @@ def stacked(calibrations: Sequence[Calibration | None]) -> Calibration | None:
 def cross_entropy(
     logits_BK: Tensor, labels_B: Tensor, calibration: Calibration | None, *, label_smoothing: float
 ) -> Tensor:
-    """The mean loss (nats, scalar) over a batch of labels that the client stocks."""
+    """The mean loss (nats, scalar) over a batch.
+
+    Args:
+        logits_BK: the model's logits.
+        labels_B: labels, all of classes that the client stocks.
+        calibration: the client's calibration, if any.
+        label_smoothing: smoothing over the classes in the softmax.
+    """
     if calibration is None:
         return F.cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
     log_p_BK = F.log_softmax(logits_BK * calibration.scale + calibration.shift, dim=1)  # lines 6 and 7
     loss = F.nll_loss(log_p_BK, labels_B)
     if not label_smoothing:
         return loss
-    # torch's own smoothing would weigh the -inf of classes that are left out, and come out infinite
+    # torch's own smoothing would weight the -inf of excluded classes, and return infinity.
     taking_part_K = calibration.shift.isfinite()
     smooth_B = -torch.where(taking_part_K, log_p_BK, 0.0).sum(1) / taking_part_K.sum()
     return (1 - label_smoothing) * loss + label_smoothing * smooth_B.mean()

@@ -1,4 +1,4 @@
-"""Which processor trains, and how."""
+"""The device and precision of training."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,14 @@ from fedshelf.training.threads import default_threads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compute:
-    """The device and whether the forward pass runs in bfloat16 there.
+    """The device and its precision.
 
-    bfloat16 needs no loss scaling. CPUs without units for it are 8 to 11 times slower with it, so there and on MPS
+    bfloat16 needs no loss scaling. CPUs without hardware support are 8 to 11 times slower with it, so there and on MPS
     training stays in float32.
+
+    Attributes:
+        device: the device.
+        autocast: whether the forward pass runs in bfloat16.
     """
 
     device: torch.device
@@ -22,10 +26,14 @@ class Compute:
 
 
 def choose(name: DeviceName, *, threads: int) -> Compute:
-    """Pick the device and set torch's thread count for this process (0: as many as `default_threads`).
+    """Choose the device and set torch's thread count for this process.
+
+    Args:
+        name: the configured device.
+        threads: number of threads; 0: `default_threads`.
 
     Raises:
-        UsageError: a device was asked for by name and is not there.
+        UsageError: the requested device is not available.
     """
     torch.set_num_threads(threads or default_threads())
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

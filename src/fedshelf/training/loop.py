@@ -1,4 +1,4 @@
-"""The training loop. There is only this one, for a client alone as for many side by side.
+"""The single training loop, for one client or many side by side.
 
 Shapes: T shared trainable values.
 """
@@ -22,7 +22,14 @@ from fedshelf.training.phases import Moves
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """What local training did. `loss` is the mean over all photos seen (nats) of the loss that was trained with."""
+    """The outcome of local training.
+
+    Attributes:
+        num_examples: photos trained on.
+        num_steps: steps taken.
+        loss: mean training loss over all photos seen (nats).
+        seconds: duration.
+    """
 
     num_examples: int
     num_steps: int
@@ -32,10 +39,18 @@ class Fit:
 
 @dataclass(kw_only=True, eq=False)
 class LocalRun:
-    """One client's local training under way: where it takes its batches from, and what it has seen.
+    """One client's local training in progress.
 
-    `calibration` makes cross-entropy the client's own loss (None: plain cross-entropy). The hook is called where shared
-    values move.
+    Attributes:
+        bound: the model to train.
+        batches: source of batches.
+        round: the round.
+        client_lr: learning rate.
+        num_examples: photos trained on.
+        gradient_hook: called at steps that move shared values.
+        calibration: calibration of the client's loss; None: plain cross-entropy.
+        moves: the values that the optimizer moves.
+        batch: the current batch.
     """
 
     bound: BoundModel
@@ -55,7 +70,7 @@ class LocalRun:
 
     @property
     def size(self) -> int:
-        """Photos in the present batch."""
+        """Photos in the current batch."""
         return len(self.batch.labels) if self.batch is not None else 0
 
     def draw(self) -> bool:
@@ -64,15 +79,15 @@ class LocalRun:
         return self.batch is not None
 
     def note(self, loss: Tensor, size: int) -> None:
-        """Keep the mean loss of a batch of `size` photos; on a GPU, nobody waits for it."""
+        """Record the mean loss of a batch of `size` photos, without synchronizing with a GPU."""
         self._losses.append(loss)
         self._sizes.append(size)
 
     def result(self, seconds: float) -> Fit:
-        """What the training did.
+        """The outcome of the training.
 
         Raises:
-            TrainingError: the loss became infinite or not a number; nothing of such a round is of use.
+            TrainingError: the loss became infinite or NaN; the whole round is unusable.
         """
         losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
         loss_sum = 0.0
@@ -85,16 +100,18 @@ class LocalRun:
 
 
 Run = Callable[[LocalRun], float]
-"""Trains a lane to its end, alone or beside others, and returns this lane's share of the time (seconds)."""
+"""Trains a local run to its end, alone or with others, and returns its share of the time in seconds."""
 
 Differentiate = Callable[[Sequence[LocalRun]], Sequence[Tensor]]
-"""Fills the gradients of lanes whose batches have one size, and returns the mean loss of each."""
+"""Fills the gradients of local runs with equal batch size, and returns the mean loss of each."""
 
 
 def train(local_runs: Sequence[LocalRun], differentiate: Differentiate) -> None:
-    """Train every lane on all of its batches, step by step, side by side.
+    """Train all local runs side by side, step by step, on all of their batches.
 
-    All lanes have the same settings and the same rate.
+    Args:
+        local_runs: runs with the same settings and learning rate.
+        differentiate: computes the gradients.
     """
     active = [local_run for local_run in local_runs if local_run.draw()]
     while active:
@@ -112,14 +129,14 @@ def train(local_runs: Sequence[LocalRun], differentiate: Differentiate) -> None:
 
 
 def alone(local_run: LocalRun) -> float:
-    """`Run` for a client that trains by itself."""
+    """`Run` for a single client."""
     started = time.perf_counter()
     train([local_run], differentiate_one)
     return time.perf_counter() - started
 
 
 def differentiate_one(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
-    """`Differentiate` by plain autograd, one lane after the other."""
+    """`Differentiate` by plain autograd, one local run after another."""
     losses = []
     for local_run in local_runs:
         bound = local_run.bound
@@ -143,13 +160,13 @@ def _adjust(local_run: LocalRun) -> None:
 
 
 def _clip(gradients: Sequence[Tensor], bound: float) -> None:
-    """Bound the norm of each vector [P]; statistics have no gradient: those values are zero."""
+    """Clip the norm of each vector [P]. Statistics have no gradient, so their values are zero."""
     for gradient in gradients:
         gradient.mul_((bound / (gradient.norm() + 1e-6)).clamp(max=1.0))
 
 
 def _by_size(local_runs: Sequence[LocalRun]) -> list[list[LocalRun]]:
-    """Lanes whose present batches have one size can be computed together."""
+    """Group local runs whose current batches have the same size, to compute them together."""
     groups: dict[int, list[LocalRun]] = {}
     for local_run in local_runs:
         groups.setdefault(local_run.size, []).append(local_run)

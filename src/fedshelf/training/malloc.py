@@ -1,8 +1,8 @@
-"""Memory that training frees is kept for its next step, in large pages.
+"""Keeps freed memory in the process for the next training step, in large pages.
 
-Each step allocates and frees the same few activations. The C library's default hands blocks of that size back to the
-system time and again, and has them in pages of 4 KiB, which is dear under virtual machines: both together cost a small
-model's step about a tenth (docs/explanation/simulation-engines.md).
+Each step allocates and frees the same activations. By default, the C library returns blocks of that size to the system
+each time, and uses pages of 4 KiB, which are expensive under virtual machines: together this costs about a tenth of a
+small model's step (docs/explanation/simulation-engines.md).
 """
 
 import ctypes
@@ -14,13 +14,16 @@ _PAGE = 2 << 20
 
 
 def keep_freed_memory(*, large_pages: int = 256 << 20, largest: int = 1 << 30) -> bool:
-    """Have this process keep what it frees, and its heap's next `large_pages` bytes in pages of 2 MiB.
+    """Keep freed memory in this process, and use pages of 2 MiB for the heap's next `large_pages` bytes.
 
-    Blocks above `largest` bytes still go back to the system. Nothing is touched, so nothing is taken that is not used.
-    Call it before the first training step. It changes no result.
+    Call this before the first training step. Untouched memory is not used, and results do not change.
+
+    Args:
+        large_pages: bytes of the heap in large pages.
+        largest: larger blocks, in bytes, are still returned to the system.
 
     Returns:
-        Whether it could be done: on Linux with the GNU C library alone.
+        Whether it is supported: only on Linux with the GNU C library.
     """
     if sys.platform != "linux":
         return False
@@ -30,7 +33,7 @@ def keep_freed_memory(*, large_pages: int = 256 << 20, largest: int = 1 << 30) -
             getattr(libc, name) for name in ("mallopt", "sbrk", "malloc", "free", "madvise")
         )
     except (OSError, AttributeError):
-        return False  # another C library has another allocator
+        return False  # other C libraries have another allocator
     sbrk.restype, malloc.restype = ctypes.c_void_p, ctypes.c_void_p
     sbrk.argtypes, malloc.argtypes, free.argtypes = [ctypes.c_ssize_t], [ctypes.c_size_t], [ctypes.c_void_p]
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -39,7 +42,7 @@ def keep_freed_memory(*, large_pages: int = 256 << 20, largest: int = 1 << 30) -
     block = malloc(large_pages)
     if not block:
         return False
-    free(block)  # the heap now reaches that far, untouched
+    free(block)  # the heap now extends that far, untouched
     end = sbrk(0)
     start = -(-(end - large_pages) // _PAGE) * _PAGE
     return bool(madvise(start, end - start, mmap.MADV_HUGEPAGE) == 0)

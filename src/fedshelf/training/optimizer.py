@@ -1,6 +1,6 @@
-"""The local optimizers on flat vectors: one call moves the values of one client, or of many that train side by side.
+"""Local optimizers on flat vectors. One call updates one client, or many that train side by side.
 
-These are torch's own kernels without the classes around them, which cost a small model's step more than its kernel.
+They call torch's kernels directly: for a small model, the optimizer classes cost more than the kernels.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,17 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 @dataclass(kw_only=True, eq=False)
 class OptimizerState:
-    """What an optimizer moves and remembers of one client, one entry per region (shared trainable values; personal
-    ones, if there are any; or one of the two). It starts fresh each round and never leaves the client.
+    """The optimizer's state for one client.
 
-    `moments` are SGD's momentum (None before the first step) or AdamW's first moment; `squares` and `steps` are
-    AdamW's alone.
+    It has one entry per region (shared trainable values, personal values, or both), starts fresh each round and never
+    leaves the client.
+
+    Attributes:
+        values: the values to update.
+        gradients: their gradients.
+        moments: SGD's momentum (None before the first step) or AdamW's first moment.
+        squares: AdamW's second moment.
+        steps: AdamW's step counters.
     """
 
     values: list[Tensor]
@@ -37,7 +43,14 @@ class OptimizerState:
 def start(
     params: Params, gradients: Tensor, settings: TrainingSettings, moves: Moves = Moves.ALL
 ) -> OptimizerState:  # fmt: skip
-    """A fresh optimizer over the trainable values of `params`; `gradients` [P] are read at each step."""
+    """Create a fresh optimizer.
+
+    Args:
+        params: its trainable values are updated.
+        gradients: gradients [P], read at each step.
+        settings: settings of local training.
+        moves: the values to update.
+    """
     layout = params.layout
     regions = [slice(0, layout.num_trainable)] if moves is not Moves.PERSONAL else []
     if layout.num_personal_trainable and moves is not Moves.SHARED:
@@ -55,7 +68,13 @@ def start(
 
 @torch.no_grad()
 def step(states: Sequence[OptimizerState], settings: TrainingSettings, client_lr: float) -> None:
-    """One step of every client in `states`; all of them have taken equally many before."""
+    """Take one optimizer step for all clients in `states`, which must have taken equally many before.
+
+    Args:
+        states: updated in place.
+        settings: settings of local training.
+        client_lr: learning rate.
+    """
     values = [value for state in states for value in state.values]
     gradients = [gradient for state in states for gradient in state.gradients]
     moments = [moment for state in states for moment in state.moments]
@@ -73,7 +92,7 @@ def step(states: Sequence[OptimizerState], settings: TrainingSettings, client_lr
         values, gradients, moments, fused=fused, weight_decay=settings.weight_decay, momentum=momentum, lr=client_lr,
         dampening=0.0, nesterov=momentum > 0, maximize=False,
     )  # fmt: skip
-    made = iter(moments)  # the first step made them, in this list
+    made = iter(moments)  # created in this list by the first step
     for state in states:
         state.moments = [next(made) for _ in state.values]
 

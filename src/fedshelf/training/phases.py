@@ -1,11 +1,11 @@
-"""The parts of local training: what each moves, and for how long."""
+"""Phases of local training: which values each moves, and for how long."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Moves(StrEnum):
-    """Which trainable values an optimizer moves."""
+    """The trainable values that an optimizer moves."""
 
     ALL = "all"
     SHARED = "shared"
@@ -14,11 +14,11 @@ class Moves(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A part of local training.
+    """A phase of local training.
 
     Attributes:
-        moves: what it moves.
-        epochs: for how many epochs; None: as configured.
+        moves: the values that it moves.
+        epochs: number of epochs; None: as configured.
     """
 
     moves: Moves = Moves.ALL

@@ -1,6 +1,6 @@
-"""How well a model does at one store: photo by photo, and weighed by what the store sells.
+"""A model's scores at one store: per photo, and weighted by the store's class distribution.
 
-Shapes: N photos to judge by, M photos of the store's own, K classes.
+Shapes: N photos to evaluate on, M photos of the store, K classes.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,12 @@ from fedshelf.training.trainer import logits
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PhotoScores:
-    """What a model made of each of N photos: whether it named it right, and the cross-entropy (nats)."""
+    """A model's scores on each of N photos.
+
+    Attributes:
+        right: whether the prediction is correct.
+        losses: cross-entropy (nats).
+    """
 
     right: NDArray[np.bool_]
     losses: NDArray[np.float64]
@@ -25,12 +30,12 @@ class PhotoScores:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of photos that it named right; None where there are no photos."""
+        """Fraction of correct predictions; None if there are no photos."""
         return float(self.right.mean()) if len(self) else None
 
 
 def score_photos(bound: BoundModel, photos: PhotoSet) -> PhotoScores:
-    """Mark the workbench's present model."""
+    """Score the bound model on photos."""
     right, losses = [np.zeros(0, dtype=np.bool_)], [np.zeros(0)]
     for logits_BK, labels_B in logits(bound, photos):
         right.append((logits_BK.argmax(1) == labels_B).cpu().numpy())
@@ -39,7 +44,7 @@ def score_photos(bound: BoundModel, photos: PhotoSet) -> PhotoScores:
 
 
 def of_classes(photos: PhotoSet, own_labels_M: NDArray[np.int64]) -> PhotoSet:
-    """Those of `photos` that show what the store sells."""
+    """The subset of `photos` that shows classes in the store's own labels."""
     chosen = np.flatnonzero(np.isin(photos.labels, own_labels_M))
     return PhotoSet(photos.images[chosen], photos.labels[chosen])
 
@@ -47,15 +52,18 @@ def of_classes(photos: PhotoSet, own_labels_M: NDArray[np.int64]) -> PhotoSet:
 def reweighted_accuracy(
     right_N: NDArray[np.bool_], labels_N: NDArray[np.int64], own_labels_M: NDArray[np.int64]
 ) -> float | None:
-    """A store's own-mix accuracy: sum over classes c of p(c) · accuracy on the N photos of class c.
+    """Accuracy under the store's class distribution: sum over classes c of p(c) · accuracy on the N photos of class c.
 
-    p(c) is the share of c among the store's own photos. Classes without a photo among the N are left out, and p is
-    normalized over the others; None where no class is left.
+    p(c) is the share of c among the store's own photos. Classes without any of the N photos are left out, and p is
+    normalized over the others.
 
     Args:
-        right_N: whether the model named each photo right.
-        labels_N: what the photos show.
-        own_labels_M: of all the store's photos.
+        right_N: whether each prediction is correct.
+        labels_N: labels of the photos.
+        own_labels_M: labels of all the store's photos.
+
+    Returns:
+        The accuracy; None if no class is left.
     """
     if not len(labels_N) or not len(own_labels_M):
         return None

@@ -1,4 +1,4 @@
-"""Work done ahead."""
+"""Prefetching in a background thread."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +9,10 @@ _END = object()
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items in the same order, each made in another thread while the one before it is used.
+    """Yield the same items in the same order, each produced in a background thread while the previous one is used.
 
-    It pays where making an item and using it need different processors: a batch is made on the CPU while a GPU trains
-    on the last. What making an item raises is raised here.
+    This pays off if producing and using an item need different processors: the CPU prepares a batch while a GPU trains
+    on the previous one. Exceptions from `items` are raised here.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as maker:
         coming = maker.submit(next, items, _END)

@@ -1,4 +1,4 @@
-"""How local training goes."""
+"""Settings of local training."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,18 @@ from fedshelf.training.losses import Loss
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSettings:
-    """Local training. The optimizer starts fresh each round and never leaves the client.
+    """Settings of local training. The optimizer starts fresh each round and never leaves the client.
 
-    `gradient_clip` bounds the norm of each step's loss gradient (0: no bound); `augmentation` is None to train on
-    photos as they are, `loss` for plain cross-entropy.
+    Attributes:
+        optimizer: the optimizer.
+        momentum: SGD's momentum.
+        weight_decay: weight decay.
+        label_smoothing: label smoothing.
+        loss: a calibrated loss; None: plain cross-entropy.
+        gradient_clip: bound on the norm of each step's loss gradient; 0: unbounded.
+        batch_size: photos in a batch.
+        local_epochs: epochs per round.
+        augmentation: random views of photos; None: photos as they are.
     """
 
     optimizer: OptimizerName = "sgd"

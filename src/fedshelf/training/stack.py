@@ -1,10 +1,10 @@
 """Many clients in one computation: their models are rows of one matrix, and one pass computes all their gradients.
 
-`torch.func.vmap` turns the model's forward pass into one over all rows; what would be a small kernel per client becomes
-a larger one for all. Everything around the pass is the one training loop.
+`torch.func.vmap` maps the model's forward pass over all rows, so that many small kernels become one larger one.
+Everything around the pass is the regular training loop.
 
-Shapes: C clients of the stack, G clients of a group (a step's batches of one size), P values of a model, B batch,
-H height, W width.
+Shapes: C clients of the stack, G clients of a group (batches of equal size in a step), P values of a model, B batch, H
+height, W width.
 """
 
 import copy
@@ -25,27 +25,29 @@ from fedshelf.training.cross_entropy import cross_entropy, stacked
 from fedshelf.training.loop import LocalRun
 from fedshelf.training.losses import Calibration
 
-ALIGNMENT = 16  # values, 64 bytes: where rows may start
-MOST_ROWS = 32  # more brought nothing in any measurement on CPUs
-ROOM = 1 << 29  # bytes for values and gradients, where nobody knows how much memory there is to spare
+ALIGNMENT = 16  # values, 64 bytes: alignment of rows
+MOST_ROWS = 32  # more did not help in any measurement on CPUs
+ROOM = 1 << 29  # bytes for values and gradients, if the free memory is unknown
 
 
 def default_count(bound: BoundModel) -> int:
-    """C for a model of this size; activations come on top, one client's times C."""
+    """C for a model of this size. Activations need further memory: one client's times C."""
     room = ROOM
     if bound.compute.device.type == "cuda":
-        room = torch.cuda.get_device_properties(bound.compute.device).total_memory // 8  # free memory may differ
+        room = (
+            torch.cuda.get_device_properties(bound.compute.device).total_memory // 8
+        )  # free memory may differ between calls
     return max(1, min(MOST_ROWS, room // (2 * 4 * bound.params.layout.size)))
 
 
 class Stack:
-    """C workbenches of one model whose vectors and gradients are rows of two matrices.
+    """C bound models of one architecture whose vectors and gradients are rows of two matrices.
 
-    Each is a workbench like any other: a client trained alone on it takes the steps it would take elsewhere. Lanes on
-    several of them are trained together with `differentiate`.
+    Each is a regular bound model: a client trained alone on it takes the same steps as elsewhere. Local runs on several
+    of them are trained together with `differentiate`.
 
     Args:
-        bench: whose model, device and settings all have; it is left as it is.
+        bound: provides model, device and settings; left unchanged.
         count: C.
     """
 
@@ -53,21 +55,21 @@ class Stack:
         self._bench = bound
         pitch = -(-bound.params.layout.size // ALIGNMENT) * ALIGNMENT
         self._values_CP, self._gradients_CP = torch.zeros(2, count, pitch, device=bound.compute.device).unbind()
-        self.benches = tuple(self._seat(row) for row in range(count))
-        self._rows = {id(seat): row for row, seat in enumerate(self.benches)}
+        self.bound_models = tuple(self._seat(row) for row in range(count))
+        self._rows = {id(seat): row for row, seat in enumerate(self.bound_models)}
         self._specs = bound.params.layout.tensors
         self._counters = {n: b for n, b in bound.module.named_buffers() if not b.is_floating_point()}
         self._frozen = {name for name, p in bound.module.named_parameters() if not p.requires_grad}
 
     def train(self, local_runs: Sequence[LocalRun]) -> float:
-        """Train lanes on this stack's workbenches to their ends; returns each one's share of the time (seconds)."""
+        """Train local runs on this stack to their end; return each one's share of the time in seconds."""
         started = time.perf_counter()
         for rate in sorted({local_run.client_lr for local_run in local_runs}):
             loop.train([local_run for local_run in local_runs if local_run.client_lr == rate], self.differentiate)
         return (time.perf_counter() - started) / len(local_runs)
 
     def differentiate(self, local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
-        """`Differentiate` for lanes on this stack's workbenches, in one pass over all of them."""
+        """`Differentiate` for local runs on this stack, in one pass over all of them."""
         if len(local_runs) == 1:
             return loop.differentiate_one(local_runs)
         rows = [self._rows[id(local_run.bound)] for local_run in local_runs]
@@ -85,10 +87,10 @@ class Stack:
         self, values_GP: Tensor, gradients_GP: Tensor, images_GBCHW: Tensor, labels_GB: Tensor,
         calibration_G: Calibration | None,
     ) -> Tensor:  # fmt: skip
-        """Fill the gradients, move the statistics, return the mean losses [G]."""
+        """Fill the gradients, update the statistics, and return the mean losses [G]."""
         values, gradients = self._views(values_GP), self._views(gradients_GP)
         trained = {spec.name: values[spec.name] for spec in self._specs if spec.trainable}
-        # vmap moves statistics in place only where they lie side by side
+        # vmap updates statistics in place only where they are contiguous.
         moving = {spec.name: values[spec.name].contiguous() for spec in self._specs if not spec.trainable}
         module = self._bench.module
         if not module.training:
@@ -100,7 +102,7 @@ class Stack:
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
             counters = {
                 name: buffer.clone() for name, buffer in self._counters.items()
-            }  # counted in place, and dropped
+            }  # updated in place, and dropped
             tensors = {**trained, **moving, **counters}
             logits_BK = self._bench.logits(
                 images_BCHW, forward=lambda images: functional_call(module, tensors, (images,))
@@ -120,7 +122,7 @@ class Stack:
         return losses_G
 
     def _views(self, matrix_GP: Tensor) -> dict[str, Tensor]:
-        """The named tensors of all rows: [G, *shape] each."""
+        """The named tensors of all rows, each [G, *shape]."""
         count, pitch, start = len(matrix_GP), matrix_GP.stride(0), matrix_GP.storage_offset()
         return {
             spec.name: torch.as_strided(matrix_GP, (count, *spec.shape), (pitch, *spec.stride), start + spec.offset)
@@ -129,7 +131,10 @@ class Stack:
 
     @contextmanager
     def _picked(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Values and gradients of some rows: views where they lie side by side, else copies that are put back."""
+        """Yield values and gradients of some rows.
+
+        They are views if the rows are contiguous, otherwise copies that are written back.
+        """
         first, count = rows[0], len(rows)
         if list(rows) == list(range(first, first + count)):
             yield self._values_CP[first : first + count], self._gradients_CP[first : first + count]
@@ -140,7 +145,7 @@ class Stack:
         self._values_CP[index], self._gradients_CP[index] = values_GP, gradients_GP
 
     def _seat(self, row: int) -> BoundModel:
-        """The workbench of one row, with a module of its own on it."""
+        """A bound model on one row, with its own module."""
         layout = self._bench.params.layout
         params = Params(self._values_CP[row, : layout.size], layout)
         gradients = Params(self._gradients_CP[row, : layout.size], layout)

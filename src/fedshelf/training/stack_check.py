@@ -1,4 +1,4 @@
-"""Whether a model's clients can be computed together, and whether that is faster. Both are tried, on copies."""
+"""Checks whether a model's clients can be computed together, and whether that is faster. Works on copies."""
 
 import textwrap
 from dataclasses import dataclass
@@ -10,15 +10,22 @@ from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.stack import Stack, default_count
 from fedshelf.training.timing import LONG_STEP, noise_runs, seconds
 
-TOLERANCE = 1e-3  # of the gradient's norm; roundings stay far below, a wrong formula does not
+TOLERANCE = 1e-3  # of the gradient's norm; rounding stays far below, a wrong formula does not
 COARSE_TOLERANCE = 5e-2  # the same where the pass runs in bfloat16
-MARGIN = 0.9  # a gain below a tenth is not worth a result that is equal to rounding only
-MEASURED_CHUNK = 8  # larger ones gain a little more, and take as much longer to try
+MARGIN = 0.9  # smaller gains do not justify results that are only equal up to rounding
+MEASURED_CHUNK = 8  # larger chunks gain slightly more, and take that much longer to measure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """Seconds per client and step, alone and together (None: not tried, `reason` says why)."""
+    """Measured seconds per client and step.
+
+    Attributes:
+        alone: for a single client.
+        together: for a chunk of clients; None if not measured.
+        chunk: clients in the chunk.
+        reason: why the chunk was not measured.
+    """
 
     alone: float
     together: float | None
@@ -27,28 +34,28 @@ class Measured:
 
     @property
     def pays(self) -> bool:
-        """Whether a process gets through its clients noticeably faster together."""
+        """Whether a process is clearly faster with its clients computed together."""
         return self.together is not None and self.together < MARGIN * self.alone
 
 
 def find_problem(bound: BoundModel, image_size: int) -> str | None:
-    """Why clients of this model cannot be computed together; None where their gradients come out right."""
+    """Why clients of this model cannot be computed together; None if their gradients are correct."""
     for child in bound.module.modules():
         if isinstance(child, _BatchNorm) and child.track_running_stats and child.momentum is None:
             return "batch normalization without momentum counts its batches, and counts are not per client"
     stack = Stack(bound, 2)
-    local_runs = noise_runs(stack.benches, image_size=image_size, batch_size=4)
+    local_runs = noise_runs(stack.bound_models, image_size=image_size, batch_size=4)
     try:
         loop.differentiate_one(local_runs)
-        expected = [(bound.gradients.clone(), bound.params.vector.clone()) for bound in stack.benches]
-        for seat in stack.benches:
+        expected = [(bound.gradients.clone(), bound.params.vector.clone()) for bound in stack.bound_models]
+        for seat in stack.bound_models:
             seat.params.vector.copy_(bound.params.vector)
         stack.differentiate(local_runs)
     except Exception as error:  # noqa: BLE001  whatever a model's own code raises under vmap
         return f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
     tolerance = COARSE_TOLERANCE if bound.compute.autocast else TOLERANCE
-    for seat, (gradients, values) in zip(stack.benches, expected, strict=True):
-        moved = values - bound.params.vector  # by the pass: statistics alone
+    for seat, (gradients, values) in zip(stack.bound_models, expected, strict=True):
+        moved = values - bound.params.vector  # by the pass: only statistics
         for name, wrong, right in (
             ("gradients", seat.gradients - gradients, gradients),
             ("statistics", seat.params.vector - values, moved),
@@ -60,13 +67,18 @@ def find_problem(bound: BoundModel, image_size: int) -> str | None:
 
 
 def measure(bound: BoundModel, image_size: int, *, cohort_size: int) -> Measured:
-    """Time a step of one client, and of a chunk of clients together, on copies of the model and photos of noise.
+    """Time a step of one client, and of a chunk of clients, on copies of the model and noise photos.
 
-    Takes a few steps of either kind; on a CPU, a single step of a large model.
+    Takes a few steps of each; on a CPU, a single step of a large model.
+
+    Args:
+        bound: the model; left unchanged.
+        image_size: side of the photos in pixels.
+        cohort_size: clients in a round.
     """
     chunk = min(cohort_size, default_count(bound), MEASURED_CHUNK)
     single = Stack(bound, 1)
-    local_runs = noise_runs(single.benches, image_size=image_size, batch_size=bound.settings.batch_size)
+    local_runs = noise_runs(single.bound_models, image_size=image_size, batch_size=bound.settings.batch_size)
     alone = seconds(lambda: loop.differentiate_one(local_runs), bound.compute.device)
     if chunk < 2:
         return Measured(alone=alone, together=None, chunk=chunk, reason="there is one client, or room for one")
@@ -77,6 +89,6 @@ def measure(bound: BoundModel, image_size: int, *, cohort_size: int) -> Measured
     if problem is not None:
         return Measured(alone=alone, together=None, chunk=chunk, reason=problem)
     stack = Stack(bound, chunk)
-    lanes_together = noise_runs(stack.benches, image_size=image_size, batch_size=bound.settings.batch_size)
-    together = seconds(lambda: stack.differentiate(lanes_together), bound.compute.device) / chunk
+    runs_together = noise_runs(stack.bound_models, image_size=image_size, batch_size=bound.settings.batch_size)
+    together = seconds(lambda: stack.differentiate(runs_together), bound.compute.device) / chunk
     return Measured(alone=alone, together=together, chunk=chunk)

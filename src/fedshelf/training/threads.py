@@ -1,4 +1,4 @@
-"""How many threads one training process may sensibly use."""
+"""The number of threads for a training process."""
 
 import os
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ def default_threads(
     processes: int = 1, *, cpus: Path = _CPUS, groups: Path = control_groups.GROUPS,
     own_group: Path = control_groups.OWN_GROUP,
 ) -> int:  # fmt: skip
-    """Physical cores that this process may run on, shared among `processes` like it; at least one.
+    """Physical cores that this process may use, divided among `processes`; at least one.
 
-    A second thread on a core shares its arithmetic units, and computes nothing more. Containers and schedulers
-    restrict a process by affinity (which cores) or by a quota of processor time (how many, on average): both count.
+    A second thread on a core shares its arithmetic units and adds no throughput. Containers and schedulers restrict a
+    process by affinity (which cores) or by a quota of processor time (how many, on average); both are respected.
 
     Args:
-        processes: how many train at the same time.
+        processes: number of processes that train at the same time.
         cpus: where the system describes its processors.
         groups: where it describes control groups.
-        own_group: where it says which of them is this process'.
+        own_group: the file that names this process's groups.
     """
     cores = _physical_cores(cpus)
     quota = min(_quotas(groups, own_group), default=float(cores))
@@ -47,7 +47,7 @@ def _core(topology: Path) -> tuple[str, ...]:
 
 
 def _quotas(groups: Path, own_group: Path) -> Iterator[float]:
-    """Cores' worth of time that this process' control group and those around it may use."""
+    """Quotas, in cores, of this process's control group and its parents."""
     for group in control_groups.folders("cpu", groups=groups, own_group=own_group):
         yield from _quota(group)
 
@@ -58,5 +58,5 @@ def _quota(group: Path) -> Iterator[float]:
             quota, period = " ".join((group / name).read_text() for name in names).split()
         except (OSError, ValueError):
             continue
-        if quota.isdigit() and period.isdigit() and int(period):  # else "max" or -1: no bound
+        if quota.isdigit() and period.isdigit() and int(period):  # otherwise "max" or -1: unlimited
             yield int(quota) / int(period)

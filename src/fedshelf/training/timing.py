@@ -1,4 +1,4 @@
-"""Steps on noise, timed: how the faster of two ways is found before a run.
+"""Timing of steps on noise, to choose the faster of two variants before a run.
 
 Shapes: B batch, H = W pixels a side.
 """
@@ -12,15 +12,21 @@ from fedshelf.training.batches import Batch
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.loop import LocalRun
 
-LONG_STEP = 0.02  # seconds: on a CPU, one client's step then keeps it busy, and a call's overhead does not show
+LONG_STEP = 0.02  # seconds: on a CPU, one client's step then uses it fully, and call overhead is negligible
 REPEATS = 2
 
 
-def noise_runs(benches: Sequence[BoundModel], *, image_size: int, batch_size: int) -> list[LocalRun]:
-    """Lanes that stand before a step on a batch of noise [B, 3, H, W]."""
+def noise_runs(bound_models: Sequence[BoundModel], *, image_size: int, batch_size: int) -> list[LocalRun]:
+    """Local runs that are ready for a step on a batch of noise [B, 3, H, W].
+
+    Args:
+        benches: the bound models, one per run.
+        image_size: H and W.
+        batch_size: B.
+    """
     generator = torch.Generator().manual_seed(0)
     local_runs = []
-    for bound in benches:
+    for bound in bound_models:
         images_BHWC = torch.randn(batch_size, image_size, image_size, 3, generator=generator).to(bound.compute.device)
         labels_B = torch.zeros(batch_size, dtype=torch.int64, device=bound.compute.device)
         local_run = LocalRun(bound=bound, batches=iter(()), round=0, client_lr=0.0, num_examples=batch_size)
@@ -30,7 +36,7 @@ def noise_runs(benches: Sequence[BoundModel], *, image_size: int, batch_size: in
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:
-    """The least of some repeats after one that warms up; a very long step is its own warm-up."""
+    """Minimum time of several calls after a warm-up; a very long step is its own warm-up."""
     times: list[float] = []
     while len(times) <= REPEATS and not (times and times[-1] > 10 * LONG_STEP):
         times.append(once(step, device))
@@ -40,7 +46,7 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
 def once(
     step: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> float:  # fmt: skip
-    """The seconds of one call, until the device is done."""
+    """Seconds of one call, until the device has finished."""
     _wait(device)
     started = clock()
     step()

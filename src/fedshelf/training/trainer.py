@@ -1,4 +1,4 @@
-"""A client at its training, and evaluation.
+"""A client's training and evaluation.
 
 Shapes: B batch, K classes, S shared values.
 """
@@ -34,7 +34,13 @@ EVALUATION_BATCH = 250
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """How a model does on a photo set; the loss is plain cross-entropy over all classes (nats)."""
+    """A model's score on a photo set.
+
+    Attributes:
+        num_examples: photos evaluated.
+        num_correct: photos classified correctly.
+        loss_sum: sum of plain cross-entropy over all classes (nats).
+    """
 
     num_examples: int
     num_correct: int
@@ -42,23 +48,33 @@ class Score:
 
     @property
     def accuracy(self) -> float | None:
+        """Fraction of correct predictions; None if there are no photos."""
         return self.num_correct / self.num_examples if self.num_examples else None
 
     @property
     def loss(self) -> float | None:
+        """Mean loss (nats); None if there are no photos."""
         return self.loss_sum / self.num_examples if self.num_examples else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trainer:
-    """One client's photos on a workbench.
+    """Trains and evaluates a bound model on one client's photos.
 
-    `rng` is the run's root; draws are keyed by round and client. `run` trains, by itself or beside other clients.
-    `num_classes` is K; only a loss that depends on what the client stocks has to know it. Local training goes through
-    `phases`, one after the other, each with a fresh optimizer. Whoever `renews` draws anew for another attempt at a
-    task: in asynchronous rounds that is a second training from one model. The batches of this client are `growth`
-    times the configured size, and its rates `lr_scale` times what it is told (training/batch_size.py); so one of its
-    steps is `growth` of those that it is told to take.
+    Attributes:
+        bound_model: the model.
+        client: the client's name.
+        rng: the run's root generator; draws are keyed by round and client.
+        train: training photos.
+        validation: validation photos.
+        run: trains local runs, alone or with other clients.
+        num_classes: K; only required by losses that depend on the client's classes.
+        phases: phases of local training, each with a fresh optimizer.
+        renews: whether each attempt at a task draws anew (in asynchronous rounds, a second training from one
+            model).
+        growth: this client's batch size divided by the configured one; one of its steps counts as this many
+            (training/batch_size.py).
+        lr_scale: factor on its learning rate.
     """
 
     bound_model: BoundModel
@@ -75,16 +91,21 @@ class Trainer:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """What the configured loss makes of this client's counts of labels."""
+        """The configured loss's calibration for this client."""
         bound = self.bound_model
         return calibration_of(bound.settings.loss, self.train.labels, self.num_classes, bound.compute.device)
 
     def having(self, settings: TrainingSettings) -> "Trainer":
-        """The same client with other settings of local training, on the same bench."""
+        """A copy with other settings of local training, on the same bound model."""
         return replace(self, bound_model=replace(self.bound_model, settings=settings))
 
     def upload(self, broadcast: Broadcast, *, gradient_hook: GradientHook | None = None) -> Upload:
-        """Train from the broadcast model and return the difference, local minus global."""
+        """Train from the broadcast model and return the difference, local minus global.
+
+        Args:
+            broadcast: the task.
+            gradient_hook: called at steps that move shared values.
+        """
         self.bound_model.load(broadcast.params)
         fit = self.fit(
             round=broadcast.key.round, client_lr=broadcast.client_lr, gradient_hook=gradient_hook,
@@ -102,27 +123,28 @@ class Trainer:
         )
 
     def part(self, key: TaskKey, name: str = "") -> str:
-        """What to call the training `name` of a task in `fit`."""
+        """The `part` in `fit` for the training `name` of a task."""
         return keyed(name, key) if self.renews else name
 
     def fit(
         self, *, round: int, client_lr: float, gradient_hook: GradientHook | None = None, part: str = "",
         num_steps: int | None = None,
     ) -> Fit:  # fmt: skip
-        """Train through all phases from where the workbench is.
+        """Train through all phases from the bound model's current values.
 
         Args:
-            round: keys what is drawn.
+            round: keys the draws.
             client_lr: learning rate, before it is scaled.
-            gradient_hook: called where shared values move.
-            part: names one of several trainings in a round.
-            num_steps: of each phase that moves shared values, in place of its epochs; of the configured batch size.
+            gradient_hook: called at steps that move shared values.
+            part: identifies one of several trainings in a round.
+            num_steps: steps of each phase that moves shared values, instead of its epochs, counted in configured
+                batch size.
 
         Returns:
-            The last phase's loss; the steps of those phases that move shared values; the time of all.
+            The last phase's loss; the steps of all phases that move shared values; the total time.
 
         Raises:
-            TrainingError: the loss became infinite or not a number; nothing of such a round is of use.
+            TrainingError: the loss became infinite or NaN; the whole round is unusable.
         """
         fits: list[Fit] = []
         own_steps = None if num_steps is None else max(1, int(num_steps / self.growth + 0.5))
@@ -142,9 +164,9 @@ class Trainer:
         return replace(fits[-1], num_steps=taken, seconds=sum(fit.seconds for fit in fits))
 
     def gradient(self, *, round: int) -> Tensor:
-        """[T]: the gradient of the mean loss over all training photos, at the workbench's present model.
+        """[T]: the gradient of the mean loss over all training photos, at the bound model's current values.
 
-        One pass over a round's batches, each gradient clipped as in training. The model is left as it was.
+        One pass over a round's batches, each gradient clipped as in training. The model is left unchanged.
         """
         sums = torch.zeros_like(self.bound_model.params.trainable)
 
@@ -158,15 +180,15 @@ class Trainer:
         )  # fmt: skip
         before = self.bound_model.params.vector.clone()
         self._train(local_run)
-        self.bound_model.params.vector.copy_(before)  # batch-norm statistics have moved
+        self.bound_model.params.vector.copy_(before)  # restore batch-norm statistics
         return sums
 
     def evaluate(self) -> Score:
-        """Score the workbench's present model on this client's validation photos, by plain cross-entropy."""
+        """Score the bound model on this client's validation photos, by plain cross-entropy."""
         return evaluate(self.bound_model, self.validation)
 
     def _train(self, local_run: LocalRun) -> Fit:
-        """Train to the end; torch's errors become a `TrainingError` that says what to do."""
+        """Train to the end; convert torch's errors to a `TrainingError` that says what to do."""
         try:
             return local_run.result(self.run(local_run))
         except (RuntimeError, ValueError) as error:
@@ -194,7 +216,13 @@ class Trainer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchScore:
-    """One evaluation batch."""
+    """The score on one evaluation batch.
+
+    Attributes:
+        num_examples: photos evaluated.
+        num_correct: photos classified correctly.
+        loss_sum: sum of the losses (nats).
+    """
 
     num_examples: int
     num_correct: int
@@ -202,17 +230,17 @@ class BatchScore:
 
 
 def evaluate(bound: BoundModel, photos: PhotoSet) -> Score:
-    """Score the workbench's present model."""
+    """Score the bound model on photos."""
     return total(evaluate_batches(bound, photos, range(num_batches(photos))))
 
 
 def num_batches(photos: PhotoSet) -> int:
-    """How many batches an evaluation of `photos` has."""
+    """Number of batches in an evaluation of `photos`."""
     return math.ceil(len(photos) / EVALUATION_BATCH)
 
 
 def evaluate_batches(bound: BoundModel, photos: PhotoSet, batches: Iterable[int]) -> list[BatchScore]:
-    """Score single batches; the cuts are fixed, so batches can be shared out among processes."""
+    """Score the given batches; their boundaries are fixed, so that processes can share them."""
     return [
         BatchScore(
             num_examples=len(labels_B),
@@ -226,12 +254,12 @@ def evaluate_batches(bound: BoundModel, photos: PhotoSet, batches: Iterable[int]
 def logits(
     bound: BoundModel, photos: PhotoSet, batches: Iterable[int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """What the workbench's present model makes of photos: logits [B, K] and labels [B], on the bench's device.
+    """Yield logits [B, K] and labels [B] of the bound model, on its device.
 
     Args:
-        bench: it does not train meanwhile.
-        photos: in order.
-        batches: which of the `num_batches` fixed cuts; all of them if not given.
+        bound: the model; must not train in the meantime.
+        photos: evaluated in order.
+        batches: indices among the `num_batches` fixed batches; by default all.
     """
     mean, std = bound.normalization.mean, bound.normalization.std
     for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
@@ -244,7 +272,7 @@ def logits(
 
 
 def total(batches: Iterable[BatchScore]) -> Score:
-    """The sum over batches, exact in whatever order they come."""
+    """Sum the scores of batches, exactly and independent of their order."""
     scores = list(batches)
     return Score(
         num_examples=sum(score.num_examples for score in scores),

@@ -99,7 +99,7 @@ def test_samples_and_failures_are_read_as_they_were_written(programs: Programs) 
 
 
 def test_two_measurements_cannot_share_a_file(programs: Programs) -> None:
-    with programs.log(), pytest.raises(RunError, match=r"x\.jsonl' is already .* or give another --work"):
+    with programs.log(), pytest.raises(RunError, match=r"x\.jsonl' is in use by process .* or give another --work"):
         programs.log()
 
 

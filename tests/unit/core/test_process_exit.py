@@ -40,7 +40,7 @@ def test_one_that_still_runs_was_ended_by_nothing() -> None:
 def test_what_a_signal_suggests_is_said() -> None:
     assert ended_by("it", "SIGKILL") == "it was ended by SIGKILL (out of memory?)"
     assert ended_by("it", "SIGTERM") == "it was ended by SIGTERM"
-    assert ended_by("it", "") == "it ended without a word (killed, or out of memory?)"
+    assert ended_by("it", "") == "it ended without a message (killed, or out of memory?)"
     assert {ended_by("it", name) for name in CRASHES} == {
         f"it was ended by {name} (a fault in native code)" for name in CRASHES
     }

@@ -136,7 +136,7 @@ BAD: dict[str, tuple[Callable[[Comparison], Answer], str]] = {
     "unreadable": (lambda c: Garbled("the message is malformed: best: Input should be"), "best: Input should be"),
     "something else": (lambda c: Upload(
         key=c.key, vectors={"delta": torch.zeros(3)}, num_examples=1, num_steps=1, train_loss=1.0, seconds=1.0
-    ), "it is no comparison"),
+    ), "it is not a comparison"),
     "a failure": (lambda c: Failure(key=c.key, reason="the disk is full"), "the disk is full"),
 }  # fmt: skip
 

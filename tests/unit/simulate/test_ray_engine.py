@@ -70,13 +70,23 @@ def dying(num_classes: int) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("with_ray")
-@pytest.mark.parametrize(("model", "why"), [(Failing, "the model is broken"), (dying, "a Ray worker .*died")])
-def test_an_actor_that_crashes_is_one_clear_error(tmp_path: Path, model: Any, why: str) -> None:
-    federation = Federation.of(tmp_path, SIZES, model=model)
+def test_an_actor_that_dies_is_one_clear_error(tmp_path: Path) -> None:
+    federation = Federation.of(tmp_path, SIZES, model=dying)
     with RayPool(federation.runner, 1, threads=1) as pool:
         federation.set_up(pool)
-        with pytest.raises(FedShelfError, match=why):
+        with pytest.raises(FedShelfError, match=r"a Ray worker .*died"):
             federation.round(pool, lr=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("with_ray")
+def test_a_model_that_is_broken_is_each_clients_failure(tmp_path: Path) -> None:
+    federation = Federation.of(tmp_path, SIZES, model=Failing)
+    with RayPool(federation.runner, 1, threads=1) as pool:
+        federation.set_up(pool)
+        for answer in federation.round(pool, lr=0.05).values():
+            assert isinstance(answer, Failure)
+            assert "the model is broken" in answer.reason
 
 
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ STOCKS = ([0, 1, 0, 0, 2], [2, 2, 2], [1, 0, 1, 1, 1, 0, 1])
 def test_clients_together_train_with_the_loss_that_each_has_alone(loss: Loss, smoothing: float, model: Any) -> None:
     settings = replace(PLAIN, loss=loss, label_smoothing=smoothing, momentum=0.9, local_epochs=2)
     stack = Stack(bound_model(model(), settings), len(STOCKS))
-    together = [client(loss, labels, bench=seat) for labels, seat in zip(STOCKS, stack.benches, strict=True)]
+    together = [client(loss, labels, bench=seat) for labels, seat in zip(STOCKS, stack.bound_models, strict=True)]
     local_runs = [
         loop.LocalRun(bound=work.bound_model, batches=work._batches(1), round=1, client_lr=0.01,
                   num_examples=len(work.train), calibration=work.calibration)

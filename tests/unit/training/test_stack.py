@@ -32,7 +32,7 @@ def test_a_seat_is_a_workbench_like_the_one_it_was_made_from() -> None:
     start = bench.params.vector.clone()
     expected = trainer(bench=bench)
     expected.fit(round=1, client_lr=0.1)
-    for seat in Stack(bound_model(with_batch_norm(), bench.settings), 3).benches:
+    for seat in Stack(bound_model(with_batch_norm(), bench.settings), 3).bound_models:
         assert torch.equal(seat.params.vector, start)
         trainer(bench=seat).fit(round=1, client_lr=0.1)
         assert torch.equal(seat.params.vector, bench.params.vector)
@@ -42,10 +42,10 @@ def test_a_seat_is_a_workbench_like_the_one_it_was_made_from() -> None:
 def test_training_on_one_seat_leaves_the_others_and_the_original_alone() -> None:
     bench = bound_model(with_batch_norm())
     stack, start = Stack(bench, 3), bench.params.vector.clone()
-    trainer(bench=stack.benches[1]).fit(round=1, client_lr=0.1)
-    for other in (bench, stack.benches[0], stack.benches[2]):
+    trainer(bench=stack.bound_models[1]).fit(round=1, client_lr=0.1)
+    for other in (bench, stack.bound_models[0], stack.bound_models[2]):
         assert torch.equal(other.params.vector, start)
-    assert not torch.equal(stack.benches[1].params.vector, start)
+    assert not torch.equal(stack.bound_models[1].params.vector, start)
 
 
 @pytest.mark.parametrize("rows", [(0, 1, 2, 3), (1, 2), (0, 3), (3, 1, 0)])
@@ -53,14 +53,14 @@ def test_any_choice_of_rows_gets_the_gradients_and_statistics_that_each_would_ge
     bench = bound_model(with_batch_norm())
     together, alone = Stack(bench, 4), Stack(bench, 4)
     for stack in (together, alone):
-        for number, seat in enumerate(stack.benches):
+        for number, seat in enumerate(stack.bound_models):
             seat.params.vector.mul_(1 + 0.1 * number)
-    before = [seat.params.vector.clone() for seat in together.benches]
+    before = [seat.params.vector.clone() for seat in together.bound_models]
     for stack, differentiate in ((together, together.differentiate), (alone, loop.differentiate_one)):
-        local_runs = noise_runs(stack.benches, image_size=4, batch_size=5)
+        local_runs = noise_runs(stack.bound_models, image_size=4, batch_size=5)
         losses = differentiate([local_runs[row] for row in rows])
         assert len(losses) == len(rows)
-    for row, (found, expected) in enumerate(zip(together.benches, alone.benches, strict=True)):
+    for row, (found, expected) in enumerate(zip(together.bound_models, alone.bound_models, strict=True)):
         torch.testing.assert_close(found.gradients, expected.gradients, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found.params.vector, expected.params.vector, rtol=0, atol=1e-6)
         assert torch.equal(found.params.vector, before[row]) == (row not in rows)
@@ -135,7 +135,7 @@ def test_photos_that_are_no_batch_of_the_rest_are_trained_in_groups_of_equal_siz
 
     trainers = [
         trainer(name, bench=seat, train=photos(1, count))
-        for name, seat, count in zip("abc", stack.benches, (9, 6, 6), strict=True)
+        for name, seat, count in zip("abc", stack.bound_models, (9, 6, 6), strict=True)
     ]
     local_runs = [
         loop.LocalRun(bound=t.bound_model, batches=t._batches(1), round=1, client_lr=0.1, num_examples=len(t.train))
