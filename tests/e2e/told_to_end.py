@@ -11,7 +11,6 @@ from pathlib import Path
 
 
 def main(ending: str) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
     found = {
         "arguments": sys.argv[1:],
         "name": __name__,
