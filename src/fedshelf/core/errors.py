@@ -77,5 +77,11 @@ class TransportError(FedShelfError):
     """The other side cannot be reached, is not who it should be, or does not speak our protocol."""
 
 
+class IdentityError(FedShelfError):
+    """A key, certificate, token or roster is missing, damaged, expired, used or revoked."""
+
+    will_repeat = True
+
+
 class WorkerLostError(FedShelfError):
     """A worker process ended before its work was done."""

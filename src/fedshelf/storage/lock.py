@@ -4,10 +4,12 @@ The kernel holds the lock (flock) while the process lives, and releases it howev
 only identifies the owner, so a file left behind by `kill -9` does not block anything.
 """
 
+import contextlib
 import fcntl
 import os
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -82,6 +84,26 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` for a short change, after waiting for other processes and threads.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    with saying_what_to_do("lock", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def owner(path: Path) -> int | None:

@@ -1,0 +1,124 @@
+"""A store's side: its key, its certificate and what it knows of the server, in its state directory.
+
+keys/store.key         the private key, made here
+keys/store.pem         its certificate, renewed from time to time
+keys/authority.pem     the server's authority; missing if the server's certificate comes from another one
+keys/enrollment.json   the name under which it is enrolled, and the chain's key
+"""
+
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from fedshelf.core.errors import IdentityError
+from fedshelf.identity.keys import KeyPair, PublicKey
+from fedshelf.storage.atomic_files import make_folder, saying_what_to_do, write_together
+
+RENEW_BEFORE = datetime.timedelta(days=30)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Enrollment:
+    """What enrolling gave a store.
+
+    Attributes:
+        name: the store's name.
+        chain: the chain's key.
+        certificate: the store's certificate (PEM).
+        authority: the certificate of the server's authority (PEM); "" if there is none to pin.
+    """
+
+    name: str
+    chain: PublicKey
+    certificate: str
+    authority: str
+
+
+class StoreKeys:
+    """The folder.
+
+    Args:
+        folder: created when it is needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._keys: KeyPair | None = None
+
+    @property
+    def key_file(self) -> Path:
+        """The private key (PEM)."""
+        return self._folder / "store.key"
+
+    @property
+    def certificate_file(self) -> Path:
+        """The certificate (PEM)."""
+        return self._folder / "store.pem"
+
+    @property
+    def authority_file(self) -> Path | None:
+        """The server's authority (PEM), if it is known."""
+        path = self._folder / "authority.pem"
+        return path if path.exists() else None
+
+    def pair(self) -> KeyPair:
+        """The key pair, made on the first call.
+
+        Raises:
+            RunError: the folder cannot be used.
+            IdentityError: the key is damaged.
+        """
+        if self._keys is None:
+            if self.key_file.exists():
+                self._keys = KeyPair.load(self.key_file)
+            else:
+                make_folder(self._folder)
+                self._keys = KeyPair.generate()
+                self._keys.save(self.key_file)
+        return self._keys
+
+    def enrollment(self) -> Enrollment | None:
+        """What enrolling gave, or None if this store has not been enrolled.
+
+        Raises:
+            RunError: a file cannot be read.
+            IdentityError: a file is damaged.
+        """
+        path = self._folder / "enrollment.json"
+        with saying_what_to_do("read", path):
+            if not (path.exists() and self.key_file.exists() and self.certificate_file.exists()):
+                return None
+            authority = self.authority_file
+            try:
+                fields = json.loads(path.read_text(encoding="utf-8"))
+                return Enrollment(
+                    name=str(fields["name"]), chain=PublicKey(str(fields["chain"])),
+                    certificate=self.certificate_file.read_text(encoding="ascii"),
+                    authority=authority.read_text(encoding="ascii") if authority else "",
+                )  # fmt: skip
+            except (ValueError, KeyError, TypeError) as error:
+                raise IdentityError(f"'{path}' is damaged: get a new token, and give it with --token") from error
+
+    def keep(self, enrollment: Enrollment) -> None:
+        """Save what enrolling or renewing gave.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        text = json.dumps({"name": enrollment.name, "chain": enrollment.chain.text}) + "\n"
+        files: dict[Path, bytes | str] = {self.certificate_file: enrollment.certificate}
+        if enrollment.authority:
+            files[self._folder / "authority.pem"] = enrollment.authority
+        make_folder(self._folder)
+        write_together({**files, self._folder / "enrollment.json": text})
+
+    def must_renew(self, now: datetime.datetime) -> bool:
+        """Whether the certificate ends soon."""
+        try:
+            certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
+        except (OSError, ValueError):
+            return True
+        return certificate.not_valid_after_utc - now < RENEW_BEFORE

@@ -1,0 +1,150 @@
+"""An append-only log of JSON lines in which each line holds the hash of the line before.
+
+A line that is altered, inserted or removed breaks the chain. Cutting off the end does not: somebody else has to keep a
+copy of the newest hash to notice that.
+
+    {"number": 3, "time": "2026-11-30T12:00:00.000Z", "event": …, "before": HASH}
+
+The hash of a line is SHA-256 over its bytes, without the line break.
+"""
+
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedshelf.core.errors import RunError
+from fedshelf.storage.atomic_files import saying_what_to_do
+
+START = "0" * 64
+"""What the first line has as the hash of the line before."""
+_TAIL = 1 << 16  # bytes that hold the last line: longer ones are not written
+_MOST_CHARACTERS = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """The end of a chain.
+
+    Attributes:
+        number: number of the newest line; 0 if there is none.
+        hash: its hash.
+    """
+
+    number: int
+    hash: str
+
+
+class HashChain:
+    """A log file. Several processes may append to it.
+
+    Args:
+        path: created with mode 0600 when the first line is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, fields: Mapping[str, Any]) -> Head:
+        """Write a line and sync it to the disk.
+
+        Args:
+            fields: JSON values; `number`, `time` and `before` are added.
+
+        Returns:
+            The new end.
+
+        Raises:
+            RunError: the file cannot be written, or its last line is not whole.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        with saying_what_to_do("write", self._path):
+            descriptor = os.open(self._path, flags, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                before = self._head(_tail(descriptor))
+                time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                line = json.dumps({"number": before.number + 1, "time": time, **fields, "before": before.hash})
+                if len(line) > _MOST_CHARACTERS:
+                    raise ValueError(f"a line of {len(line):,} characters is too long for a log")
+                written = line.encode()
+                os.write(descriptor, written + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return Head(number=before.number + 1, hash=_hash(written))
+
+    def head(self) -> Head:
+        """The end of the chain.
+
+        Raises:
+            RunError: the file cannot be read, or its last line is not whole.
+        """
+        with saying_what_to_do("read", self._path):
+            try:
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return Head(number=0, hash=START)
+            try:
+                return self._head(_tail(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def lines(self) -> Iterator[Mapping[str, Any]]:
+        """Read all lines, and check that they form a chain.
+
+        Raises:
+            RunError: the file cannot be read, or a line is not the successor of the one before; the message has the
+                number of the line.
+        """
+        number, before = 0, START
+        with saying_what_to_do("read", self._path):
+            try:
+                file = self._path.open("rb")
+            except FileNotFoundError:
+                return
+        with file:
+            for line in file:
+                number += 1
+                content = line.removesuffix(b"\n")
+                try:
+                    fields = json.loads(content)
+                    intact = fields["number"] == number and fields["before"] == before and line.endswith(b"\n")
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    intact = False
+                if not intact:
+                    raise self._broken(number)
+                before = _hash(content)
+                yield fields
+
+    def _head(self, tail: bytes) -> Head:
+        if not tail:
+            return Head(number=0, hash=START)
+        last = tail.removesuffix(b"\n").rpartition(b"\n")[2]
+        try:
+            if not tail.endswith(b"\n"):
+                raise ValueError
+            return Head(number=int(json.loads(last)["number"]), hash=_hash(last))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise self._broken(None) from None
+
+    def _broken(self, number: int | None) -> RunError:
+        where = "its last line" if number is None else f"line {number}"
+        return RunError(
+            f"'{self._path}': {where} does not continue the log: it was altered, or cut off. Keep the file as evidence "
+            "(move it away), find out who could write to it, and start again: a new log begins"
+        )
+
+
+def _tail(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, _TAIL, max(0, size - _TAIL))
+
+
+def _hash(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()

@@ -1,0 +1,116 @@
+"""The audit log: what was written cannot be changed unnoticed."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from fedshelf.core.errors import RunError
+from fedshelf.identity import audit_log
+from fedshelf.identity.audit_log import AuditLog
+from fedshelf.storage.hash_chain import START, HashChain, Head
+
+
+def events(folder: Path) -> list[str]:
+    return [str(event["event"]) for event in AuditLog(folder).events()]
+
+
+def test_events_are_read_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    for event in ("a", "b", "c"):
+        AuditLog(tmp_path).write(event, store="lyon", count=1)
+    assert events(tmp_path) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_an_altered_line_is_found(tmp_path: Path, line: int) -> None:
+    log = AuditLog(tmp_path)
+    for store in ("lyon", "paris", "nice", "lille"):
+        log.write("enrolled", store=store)
+    (path,) = tmp_path.iterdir()
+    lines = path.read_text().splitlines(keepends=True)
+    lines[line] = lines[line].replace("store", "sture")
+    path.write_text("".join(lines))
+    with pytest.raises(RunError, match=f"line {line + 2} does not continue the log"):
+        events(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda lines: lines[1:], lambda lines: [lines[0], lines[2]], lambda lines: lines * 2]
+)
+def test_removed_and_repeated_lines_are_found(tmp_path: Path, change: object) -> None:
+    for event in ("a", "b", "c"):
+        AuditLog(tmp_path).write(event)
+    (path,) = tmp_path.iterdir()
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))  # type: ignore[operator]
+    with pytest.raises(RunError, match="does not continue the log"):
+        events(tmp_path)
+
+
+def test_a_cut_tail_shows_against_a_copy_of_the_end(tmp_path: Path) -> None:
+    chain = HashChain(tmp_path / "log")
+    assert chain.head() == Head(number=0, hash=START)
+    heads = [chain.append({"event": str(number)}) for number in range(3)]
+    path = tmp_path / "log"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert [fields["event"] for fields in chain.lines()] == ["0", "1"]  # still a chain
+    assert chain.head() == heads[1] != heads[2]
+
+
+def test_a_half_written_line_stops_the_log_and_is_named(tmp_path: Path) -> None:
+    chain = HashChain(tmp_path / "log")
+    chain.append({"event": "a"})
+    with (tmp_path / "log").open("ab") as file:
+        file.write(b'{"number": 2, "ti')
+    with pytest.raises(RunError, match="its last line does not continue the log"):
+        chain.append({"event": "b"})
+
+
+def test_two_writers_make_one_chain(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        log = AuditLog(tmp_path)
+        for _ in range(20):
+            log.write(name)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(events(tmp_path)) == ["a"] * 20 + ["b"] * 20
+
+
+def test_a_full_file_is_continued_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "MAX_BYTES", 500)
+    for number in range(10):
+        AuditLog(tmp_path).write("event", count=number)
+    assert len(list(tmp_path.iterdir())) > 2
+    found = list(AuditLog(tmp_path).events())
+    assert [event["count"] for event in found if event["event"] == "event"] == list(range(10))
+    first, second, *_ = sorted(tmp_path.iterdir())
+    lines = first.read_text().splitlines(keepends=True)
+    first.write_text("".join(lines[:-1]))
+    with pytest.raises(RunError, match="does not continue the file before it"):
+        events(tmp_path)
+    second.unlink()
+    with pytest.raises(RunError, match="is missing"):
+        events(tmp_path)
+
+
+def test_text_from_peers_is_printable_and_short(tmp_path: Path) -> None:
+    AuditLog(tmp_path).write("refused", reason="\x1b[31mred\n{}\u202e" + "x" * 10_000)
+    (path,) = tmp_path.iterdir()
+    (line,) = path.read_text().splitlines()
+    reason = json.loads(line)["reason"]
+    assert reason.isprintable()
+    assert len(reason) == audit_log.MAX_CHARACTERS
+
+
+def test_what_strangers_can_cause_is_summed_up(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path)
+    for _ in range(1000):
+        log.count("handshake failed", "198.51.100.7")
+    assert events(tmp_path) == []
+    log.flush()
+    (event,) = log.events()
+    assert (event["address"], event["count"]) == ("198.51.100.7", 1000)
