@@ -20,7 +20,7 @@ from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
+from fedshelf.training.trainer import Score, evaluate_batches, num_batches
 
 Adapt = Callable[[Work], Work]
 
@@ -106,7 +106,7 @@ class ClientRunner:
             self._opened = opened
         return self._opened
 
-    def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[BatchScore]:
+    def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[Score]:
         """Evaluate a model on one contiguous share of the test batches.
 
         Args:

@@ -35,8 +35,8 @@ from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
-from fedshelf.training.threads import default_threads
-from fedshelf.training.trainer import BatchScore, total
+from fedshelf.training.resources import default_threads
+from fedshelf.training.trainer import Score, total
 
 if TYPE_CHECKING:
     from fedshelf.simulate.ray_pool import RayPool  # Ray is an optional dependency
@@ -174,7 +174,7 @@ def _backend(pool: "WorkerPool | RayPool | None", runner: ClientRunner, engine: 
 
 
 class _Scorer(Protocol):
-    def evaluate(self, setup: Setup, params: Tensor) -> Sequence[BatchScore]: ...
+    def evaluate(self, setup: Setup, params: Tensor) -> Sequence[Score]: ...
 
 
 def _evaluator(scorer: _Scorer, plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate:

@@ -16,6 +16,7 @@ import pytest
 from fedshelf.core.errors import DataError, TransportError, UsageError
 from fedshelf.data.fetch import Fetched, PublicSet, fetch
 
+
 @dataclass
 class Mirror:
     """What the server serves and how badly it behaves; `requests` are the Range headers it was asked for."""
