@@ -26,10 +26,10 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.cli.display import stop_on_signals
     from fedshelf.core.errors import TransportError, UsageError
     from fedshelf.core.messages import RUN_FINISHED
-    from fedshelf.deploy.active_hours import Availability
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
+    from fedshelf.deploy.waiting import Availability
     from fedshelf.scheduling.active_hours import active_hours
 
     if config.data_dir is None:

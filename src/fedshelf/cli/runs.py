@@ -81,7 +81,7 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
     """
     from fedshelf.cli.run_tables import METRICS, compare_tables, series_of
     from fedshelf.core.errors import UsageError
-    from fedshelf.core.suggestions import did_you_mean
+    from fedshelf.core.text import did_you_mean
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
     from fedshelf.tracking.terminal import make_console

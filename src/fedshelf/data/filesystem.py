@@ -2,13 +2,12 @@
 
 import contextlib
 import errno
-import os
-import pwd
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedshelf.core.errors import DataError
+from fedshelf.core.system_errors import current_user
 
 _NO_ANSWER = "its disk or network drive does not answer: check that it is mounted"
 _REMEDIES = {
@@ -25,13 +24,13 @@ _REMEDIES = {
 
 
 def cause(error: OSError | ValueError) -> str:
-    """Why something cannot be read, and what helps: `Permission denied; allow user 'www' (uid 33) to read it`."""
+    """Why something cannot be read, and what helps: `Permission denied; allow user 'www' to read it`."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text; save it as UTF-8"
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     remedy = _REMEDIES.get(error.errno or 0)
-    return f"{error.strerror}; {remedy.format(user=_user())}" if remedy else error.strerror
+    return f"{error.strerror}; {remedy.format(user=current_user())}" if remedy else error.strerror
 
 
 @contextlib.contextmanager
@@ -60,11 +59,3 @@ def _problem(path: Path, is_kind: Callable[[int], bool], kind: str) -> str:
         return f"no such {kind}"
     except (OSError, ValueError) as error:
         return cause(error)
-
-
-def _user() -> str:
-    uid = os.geteuid()
-    try:
-        return f"user '{pwd.getpwuid(uid).pw_name}' (uid {uid})"
-    except KeyError:
-        return f"the user with uid {uid}"
