@@ -36,7 +36,7 @@ def make_handler(config):
         delta = message.params + float(config["number"])
         return Upload(key=message.key, delta=delta, num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1)
 
-    join = Join(protocol=PROTOCOL_VERSION, version="0", client=config["name"], identity="x", classes=())
+    join = Join(protocol=PROTOCOL_VERSION, version="0", client=config["name"], classes=())
     return join, handle
 
 

@@ -180,7 +180,7 @@ COMPARISON = Comparison(
 )  # fmt: skip
 FAILURE = Failure(key=KEY, reason="OSError: No space left on device")
 JOIN = Join(
-    protocol=1, version="0.1.0", client="store-1", identity="0123456789abcdef" * 2,
+    protocol=1, version="0.1.0", client="store-1",
     classes=(ClassFolder(leaf="apple", path="apple"),),
 )  # fmt: skip
 
@@ -250,7 +250,7 @@ PLANTED: dict[str, Callable[[Path], Records]] = {
     "a photo in many short reasons": lambda photo: sent(replace(FAILURE, reason=" ".join(text(photo)))),
     "a photo in the join's name": lambda photo: sent(replace(JOIN, client=text(photo))),
     "a photo in the join's version": lambda photo: sent(replace(JOIN, version=text(photo))),
-    "a photo in the join's identity": lambda photo: sent(replace(JOIN, identity=text(photo)[:32])),
+    "a photo in the join's version": lambda photo: sent(replace(JOIN, version=text(photo)[:32])),
     "a photo in a class": lambda photo: sent(replace(JOIN, classes=(ClassFolder(leaf="apple", path=text(photo)),))),
     "a photo in a number": lambda photo: in_header(
         EVALUATION, num_correct=int.from_bytes(photo.read_bytes()[:99], "big")

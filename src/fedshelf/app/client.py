@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -203,7 +202,7 @@ def join_of(place: ClientPlace) -> Join:
     for finding in found.findings:
         logger.warning(finding)
     return Join(
-        protocol=PROTOCOL_VERSION, version=__version__, client=place.name, identity=_identity(place.state_dir),
+        protocol=PROTOCOL_VERSION, version=__version__, client=place.name,
         classes=found.classes,
     )  # fmt: skip
 
@@ -336,14 +335,3 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
     )  # fmt: skip
     place.make_state_dir()
     return join_of(place), StoreClient(place)
-
-
-def _identity(state_dir: Path) -> str:
-    """Return this client's random token, created on first start.
-
-    It is not a credential: it distinguishes a restarted client from another one with the same name.
-    """
-    path = make_folder(state_dir) / "identity"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(16))
-    return path.read_text(encoding="utf-8").strip()

@@ -90,6 +90,11 @@ def tls_directory() -> Path:
     return home_directory() / "tls"
 
 
+def identity_directory() -> Path:
+    """Return the directory of the chain's identity: keys, roster, tokens and audit log of the server."""
+    return home_directory() / "identity"
+
+
 def photo_cache() -> Path:
     """Return the writable directory of decoded photos, which can be deleted at any time.
 

@@ -27,7 +27,7 @@ from fedshelf.core.choices import Candidate
 from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 RUN_FINISHED = "the run is finished"
 """The reason that a server gives its clients at the end of a successful run."""
 
@@ -80,15 +80,12 @@ class Join:
         protocol: version of the protocol.
         version: version of FedShelf.
         client: the client's name.
-        identity: a random token created at the client's first start; the same name with another identity is another
-            client.
         classes: the class folders that the client holds.
     """
 
     protocol: int
     version: str
     client: str
-    identity: str
     classes: tuple[ClassFolder, ...]
 
 

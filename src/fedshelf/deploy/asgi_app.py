@@ -1,5 +1,7 @@
 """The server's ASGI app: Flower's fleet routes and FedShelf's own routes. Any other request is refused.
 
+Requests are authenticated before their body is read (`admission`), off the event loop.
+
 `POST /fedshelf/pull` and `/fedshelf/push` transfer a whole message in one request, where the fleet routes need one
 request per object. A pull stays open briefly until a message is available, so clients do not poll in a tight loop.
 
@@ -18,6 +20,8 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from fedshelf.core.text import printable
+from fedshelf.deploy.admission import MAX_ENROLLMENT_BYTES, Admission, Caller, UnauthenticatedError, clock
 from fedshelf.deploy.blob_routes import PATH as BLOB_PATH
 from fedshelf.deploy.blob_routes import BlobRoutes, Receive, Scope, Send, answer
 from fedshelf.deploy.blobs import Blobs
@@ -32,8 +36,11 @@ PREFIX = "/v1/fleet/"
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers only, but a join's header lists every class folder
 MAX_REPORT_BYTES = 1 << 10  # of a crash report
+MAX_DIGITS = 15  # of a body's size
+BODY_SECONDS = 30.0  # for a small request's body
 MAX_TOKEN_CHARACTERS = 64
 PULL_SECONDS = 1.0  # maximum time a pull stays open; also bounds how long a client takes to stop
+ALTERED = (401, json.dumps({"detail": "the body is not the one that was signed"}).encode())
 WORKERS = 8
 WRITERS = 4
 
@@ -44,6 +51,7 @@ class FleetApp:
     Args:
         engine: serves the fleet routes and knows the nodes.
         routes: names of the fleet routes.
+        admission: authenticates requests, and enrolls stores.
         blobs: the blobs that nodes may fetch, and the destination of uploads.
         health: the content of `GET /fedshelf/health`.
         hold: maximum seconds that a wait stays open.
@@ -51,11 +59,12 @@ class FleetApp:
     """
 
     def __init__(
-        self, engine: "FlowerEngine", routes: Collection[str], blobs: Blobs, *, health: Mapping[str, Any], hold: float,
-        grace: float,
+        self, engine: "FlowerEngine", routes: Collection[str], admission: Admission, blobs: Blobs, *,
+        health: Mapping[str, Any], hold: float, grace: float,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._routes = routes
+        self._admission = admission
         self._health = health
         self._hold = hold
         self._grace = grace
@@ -104,66 +113,92 @@ class FleetApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
-        if (method, path) == ("GET", "/fedshelf/health"):
-            await answer(send, 200, _json(self._health))
-        elif (method, path) == ("POST", "/fedshelf/wait"):
-            await self._wait(scope, receive, send)
-        elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
-            route = path.removeprefix(PREFIX)
-            await self._small(lambda *request: self._engine.serve(route, *request), PROTOBUF, scope, receive, send)
-        elif (method, path) == ("POST", "/fedshelf/pull"):
-            await self._pull(scope, receive, send)
+        if method == "GET" and path in ("/healthz", "/fedshelf/health"):
+            await answer(send, 200, _json({**self._health, "time": clock()}))
+        elif (method, path) == ("GET", "/fedshelf/authority"):
+            await answer(send, 200, self._admission.authority())
+        elif (method, path) == ("POST", "/fedshelf/enroll"):
+            body = await _read(scope, receive, send, limit=MAX_ENROLLMENT_BYTES)
+            if body is not None:
+                await answer(send, *await self._in_thread(lambda: self._admission.enroll(_peer(scope), body)))
         elif (method, path) == ("POST", "/fedshelf/died"):
             await self._died(scope, receive, send)
+        else:
+            await self._signed(method, path, scope, receive, send)
+
+    async def _signed(self, method: str, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request that must be signed."""
+        headers, state, renews = dict(scope["headers"]), scope.get("state", {}), path == "/fedshelf/renew"
+        try:
+            caller = await asyncio.get_running_loop().run_in_executor(
+                self._workers,
+                lambda: self._admission.authenticate(method, path, headers, state.get("certified"), renews=renews),
+            )
+        except UnauthenticatedError as refusal:
+            self._admission.refused(_peer(scope), str(refusal))
+            await answer(send, 403 if refusal.is_final else 401, reason=printable(str(refusal)))
+            return
+        if not state.get("admit", lambda name: True)(caller.name):
+            await answer(send, 429, reason=f"'{printable(caller.name)}' has too many connections")
+        elif method == "POST" and renews:
+            await self._small(self._admission.renew, JSON, caller, scope, receive, send, limit=MAX_ENROLLMENT_BYTES)
+        elif (method, path) == ("POST", "/fedshelf/wait"):
+            await self._wait(caller, headers, receive, send)
+        elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
+            route = path.removeprefix(PREFIX)
+            await self._small(
+                lambda *request: self._engine.serve(route, *request), PROTOBUF, caller, scope, receive, send
+            )
+        elif (method, path) == ("POST", "/fedshelf/pull"):
+            await self._pull(caller, scope, receive, send)
         elif (method, path) == ("POST", "/fedshelf/push"):
-            await self._small(self._engine.push, JSON, scope, receive, send)
+            await self._small(self._engine.push, JSON, caller, scope, receive, send)
         elif named := BLOB_PATH.fullmatch(path):
-            await self._body(named[1], scope, receive, send)
+            await self._body(named[1], caller, scope, receive, send)
         else:
             await answer(send, 404, reason="not found")
 
     async def _small(
-        self, serve: Callable[[Mapping[bytes, bytes], bytes], tuple[int, bytes]], content_type: str, scope: Scope,
-        receive: Receive, send: Send,
+        self, serve: Callable[[Caller, bytes], tuple[int, bytes]], content_type: str, caller: Caller, scope: Scope,
+        receive: Receive, send: Send, *, limit: int = MAX_BODY_BYTES,
     ) -> None:  # fmt: skip
         """Read a small request whole and answer it from a worker thread."""
-        headers = dict(scope["headers"])
-        body = await _read(headers, scope, receive, send)
+        body = await _read(scope, receive, send, limit=limit)
         if body is not None:
-            status, content = await self._in_thread(lambda: serve(headers, body))
+            status, content = await self._in_thread(lambda: serve(caller, body) if caller.sent(body) else ALTERED)
             await answer(send, status, content, {"content-type": content_type if status == 200 else JSON})
 
-    async def _pull(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        body = await _read(headers, scope, receive, send)
+    async def _pull(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read(scope, receive, send)
         if body is None:
             return
-        node_id = self._engine.identify(headers)
+        node_id = self._engine.node_of(caller)
         bell = asyncio.Event() if node_id is None else self._bell(node_id)
         bell.clear()
-        status, content = await self._in_thread(lambda: self._engine.pull(headers, body))
+        status, content = await self._in_thread(
+            lambda: self._engine.pull(caller, body) if caller.sent(body) else ALTERED
+        )
         if (status, content) == (200, b""):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PULL_SECONDS):
                     await bell.wait()
-                status, content = await self._in_thread(lambda: self._engine.pull(headers, body))
+                status, content = await self._in_thread(lambda: self._engine.pull(caller, body))
         await answer(send, status, content)
 
     def _in_thread(self, work: Callable[[], tuple[int, bytes]]) -> "asyncio.Future[tuple[int, bytes]]":
         return asyncio.get_running_loop().run_in_executor(self._workers, work)
 
-    async def _body(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
-        node_id = self._engine.identify(dict(scope["headers"]))
+    async def _body(self, digest: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        node_id = self._engine.node_of(caller)
         if node_id is None:
-            await answer(send, 401, reason="unknown node")
+            await answer(send, 401, reason="unknown session")
         else:
             await self._blobs.serve(node_id, digest, scope, receive, send)
 
-    async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        node_id = self._engine.identify(headers)
+    async def _wait(self, caller: Caller, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        node_id = self._engine.node_of(caller)
         if node_id is None:
-            await answer(send, 401, reason="unknown node")
+            await answer(send, 401, reason="unknown session")
             return
         self._seen(node_id)
         self._crash_tokens[node_id] = headers.get(TOKEN_HEADER.encode(), b"")[:MAX_TOKEN_CHARACTERS]
@@ -179,7 +214,7 @@ class FleetApp:
         await answer(send, 200, _json({"end": self._end}))
 
     async def _died(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read(dict(scope["headers"]), scope, receive, send, limit=MAX_REPORT_BYTES)
+        body = await _read(scope, receive, send, limit=MAX_REPORT_BYTES)
         if body is None:
             return
         try:
@@ -223,15 +258,19 @@ class FleetApp:
         self._crash_tokens.pop(node_id, None)
 
 
-async def _read(
-    headers: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send, *, limit: int = MAX_BODY_BYTES
-) -> bytes | None:
-    """Read the request's body; return None after answering a body that is too large or incomplete."""
-    announced = headers.get(b"content-length", b"0")
-    too_large = announced.isdigit() and int(announced) > limit
-    body = None if too_large else await _read_all(receive, limit)
+async def _read(scope: Scope, receive: Receive, send: Send, *, limit: int = MAX_BODY_BYTES) -> bytes | None:
+    """Read the request's body; return None after answering a body that is too large, incomplete or too slow."""
+    announced = dict(scope["headers"]).get(b"content-length", b"0")
+    too_large = not announced.isdigit() or len(announced) > MAX_DIGITS or int(announced) > limit
+    body = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BODY_SECONDS):
+            body = None if too_large else await _read_all(receive, limit)
     if body is None:
-        logger.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
+        logger.warning(
+            "%s: a request to %s was cut off, slow, or larger than %d bytes", _peer(scope), printable(scope["path"]),
+            limit,
+        )  # fmt: skip
         await answer(send, 413, reason=f"the request is larger than {limit} bytes")
     return body
 

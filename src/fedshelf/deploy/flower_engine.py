@@ -4,15 +4,14 @@ Only this module and `flower_grid` depend on Flower's server internals. `tests/u
 lists them, to detect changes in an upgrade.
 
 Flower's web app is not used: it would add routes that start runs and hand out tasks, and nine layers of middleware
-that take 3.5 ms per request. Authentication is therefore done here, by Flower's own rules. The database is in memory
-and disposable: persistent data is in the run directory.
+that take 3.5 ms per request. Requests are authenticated before they come here (`admission`). What Flower takes for a
+node's public key is a client's session; it belongs to the key that registered it. The database is in memory and
+disposable: persistent data is in the run directory.
 """
 
-import binascii
 import contextlib
-import datetime
-import functools
 import hashlib
+import itertools
 import json
 import logging
 import threading
@@ -23,15 +22,11 @@ from typing import Any
 from flwr.common.constant import (
     NOOP_FLWR_AID,
     SUPERLINK_NODE_ID,
-    TIMESTAMP_HEADER,
-    TIMESTAMP_TOLERANCE,
     SubStatus,
 )
-from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.proto import fleet_pb2, message_pb2
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.constant import (
-    FLEET_HTTP_PUBLIC_KEY_HEADER,
-    FLEET_HTTP_SIGNATURE_HEADER,
     NOOP_FEDERATION_ID,
     TaskType,
 )
@@ -41,7 +36,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
 )
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
@@ -49,22 +43,18 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 
 import fedshelf
 from fedshelf.core.errors import TransportError
+from fedshelf.deploy.admission import Caller
 
 logger = logging.getLogger(__name__)
 
-_PUBLIC_KEY, _SIGNATURE, _TIMESTAMP = (
-    name.lower().encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
-)
 MAX_REPLY_OBJECTS = 16  # a reply is a header: a message and its records, one of which holds text
 _Handler = Callable[[Any, Any], Any]
 
-# Flower's fleet routes without those that distribute apps: FedShelf clients bring their own code.
-ROUTES: Mapping[str, tuple[type[Any], _Handler]] = {
+HANDLERS: Mapping[str, tuple[type[Any], _Handler]] = {
     "register-node": (fleet_pb2.RegisterNodeFleetRequest, lambda r, s: fleet_handlers.register_node(r, s, False)),
     "activate-node": (fleet_pb2.ActivateNodeRequest, fleet_handlers.activate_node),
     "deactivate-node": (fleet_pb2.DeactivateNodeRequest, fleet_handlers.deactivate_node),
     "unregister-node": (fleet_pb2.UnregisterNodeFleetRequest, lambda r, s: fleet_handlers.unregister_node(r, s, False)),
-    "send-node-heartbeat": (heartbeat_pb2.SendNodeHeartbeatRequest, fleet_handlers.send_node_heartbeat),
     "pull-messages": (
         fleet_pb2.PullMessagesRequest, lambda r, s: fleet_handlers.pull_messages(r, s, s.object_store)
     ),
@@ -76,6 +66,11 @@ ROUTES: Mapping[str, tuple[type[Any], _Handler]] = {
         lambda r, s: fleet_handlers.confirm_message_received(r, s, s.object_store),
     ),
 }  # fmt: skip
+# What clients may call directly. Whole messages go through `pull` and `push`, waiting is the heartbeat, and clients
+# bring their own code.
+ROUTES = frozenset({
+    "register-node", "activate-node", "deactivate-node", "unregister-node", "confirm-message-received",
+})  # fmt: skip
 # A sign of life marks a node as online: registering must not do so (activating does), nor must leaving.
 NO_SIGN_OF_LIFE = frozenset({"register-node", "deactivate-node", "unregister-node"})
 # Flower registers and deletes a message's objects one by one; concurrent messages that share objects would lose them.
@@ -100,23 +95,34 @@ class FlowerEngine:
         self._taken: dict[int, bytes] = {}  # by node: delivered but not confirmed
         self._ended_by: dict[int, str] = {}  # by node: the signal that ended its process
         self._signed_off: set[int] = set()
+        self._sessions: dict[str, bytes] = {}  # by key: its newest session
+        self._names: dict[int, str] = {}  # by node: the store's name in the roster
+        self._delivered: dict[int, str] = {}  # by node: the newest message that it fetched
 
-    def serve(self, route: str, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
-        """Handle a request to one of `ROUTES`.
+    def serve(self, route: str, caller: Caller, blob: bytes) -> tuple[int, bytes]:
+        """Handle a request to one of `HANDLERS`.
+
+        Args:
+            route: the handler's name.
+            caller: who sent it.
+            blob: the request's body.
 
         Returns:
             HTTP status and body (protobuf, or JSON for statuses from 400).
         """
-        request_type, handler = ROUTES[route]
+        request_type, handler = HANDLERS[route]
         request = request_type()
         try:
             request.ParseFromString(blob)
         except Exception as error:  # noqa: BLE001 protobuf's own exception class differs between its back ends
             return _refusal(400, f"not a protobuf message ({type(error).__name__})")
-        key = _signing_key(headers)
-        node_id = None if key is None else self._claimed_identity(request, key)
+        if route == "register-node":
+            self._begin_session(caller)
+        node_id = self._claimed_node(request, caller)
         if node_id is None:
-            return _refusal(401, "the request is not signed by the node that it speaks of")
+            return _refusal(401, "the request is not of the session that it speaks of")
+        if route == "confirm-message-received" and request.message_object_id != self._delivered.get(node_id):
+            return _refusal(403, "it confirms a message that this client did not fetch")
         if route == "push-messages" and (objection := self._objection(request)):
             logger.warning("node %016x sent a reply that is refused: %s", node_id, objection)
             return _refusal(403, objection)
@@ -131,14 +137,16 @@ class FlowerEngine:
         if route == "deactivate-node":
             self._signed_off.add(node_id)
         if route not in NO_SIGN_OF_LIFE:
-            self.seen(node_id or self.state.get_node_id_by_public_key(key))
+            self.seen(node_id or self.state.get_node_id_by_public_key(caller.session))
+        if route == "activate-node":
+            self._names[self.state.get_node_id_by_public_key(caller.session)] = caller.name
         if route in NEWS:
             self.arrived.set()
         if route in DONE_WITH:
             self._taken.pop(node_id, None)
         return 200, answer
 
-    def pull(self, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
+    def pull(self, caller: Caller, blob: bytes) -> tuple[int, bytes]:
         """Return a message with all its objects.
 
         The same message is returned until the node has answered or confirmed it, because the connection may break
@@ -147,7 +155,7 @@ class FlowerEngine:
         Returns:
             HTTP status and body; the body is empty if there is no message.
         """
-        status, content = self.serve("pull-messages", headers, blob)
+        status, content = self.serve("pull-messages", caller, blob)
         if status != 200:
             return status, content
         node = fleet_pb2.PullMessagesRequest.FromString(blob).node
@@ -157,7 +165,7 @@ class FlowerEngine:
         run_id, objects = pulled.messages_list[0].metadata.run_id, {}
         for part in iterate_object_tree(pulled.message_object_trees[0]):
             request = message_pb2.PullObjectRequest(node=node, run_id=run_id, object_id=part.object_id)
-            status, found = self.serve("pull-object", headers, request.SerializeToString())
+            status, found = self.serve("pull-object", caller, request.SerializeToString())
             if status != 200:
                 return status, found
             response = message_pb2.PullObjectResponse.FromString(found)
@@ -166,13 +174,14 @@ class FlowerEngine:
             objects[part.object_id] = b64encode(response.object_content).decode()
         told = json.dumps({"message": b64encode(content).decode(), "objects": objects}).encode()
         self._taken[node.node_id] = told
+        self._delivered[node.node_id] = pulled.messages_list[0].metadata.message_id
         return 200, told
 
-    def push(self, headers: Mapping[bytes, bytes], blob: bytes) -> tuple[int, bytes]:
+    def push(self, caller: Caller, blob: bytes) -> tuple[int, bytes]:
         """Accept a reply with all its objects, and confirm the message that it answers.
 
         Args:
-            headers: the signed headers.
+            caller: who sent it.
             blob: ``{"reply": …, "objects": {id: …}}``: a `push-messages` request and the objects that would follow it.
 
         Returns:
@@ -184,7 +193,7 @@ class FlowerEngine:
             objects = {str(name): b64decode(content, validate=True) for name, content in told["objects"].items()}
         except Exception as error:  # noqa: BLE001 protobuf's own exception class differs between its back ends
             return _refusal(400, f"not a reply and its objects ({type(error).__name__})")
-        status, content = self.serve("push-messages", headers, announced.SerializeToString())
+        status, content = self.serve("push-messages", caller, announced.SerializeToString())
         if status != 200:
             return status, content
         pushed = fleet_pb2.PushMessagesResponse.FromString(content)
@@ -193,20 +202,25 @@ class FlowerEngine:
                 node=announced.node, run_id=announced.messages_list[0].metadata.run_id, object_id=object_id,
                 object_content=objects.get(object_id, b""), session_id=pushed.session_id,
             )  # fmt: skip
-            status, content = self.serve("push-object", headers, request.SerializeToString())
+            status, content = self.serve("push-object", caller, request.SerializeToString())
             if status != 200:
                 return status, content
         metadata = announced.messages_list[0].metadata
         confirmation = message_pb2.ConfirmMessageReceivedRequest(
             node=announced.node, run_id=metadata.run_id, message_object_id=metadata.reply_to_message_id
         )
-        return self.serve("confirm-message-received", headers, confirmation.SerializeToString())
+        return self.serve("confirm-message-received", caller, confirmation.SerializeToString())
 
-    def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
-        """Return the node that signed these headers, or None if it is not registered."""
-        key = _signing_key(headers)
-        node_id: int | None = None if key is None else self.state.get_node_id_by_public_key(key)
+    def node_of(self, caller: Caller) -> int | None:
+        """The node of the caller's session; None if it is not registered."""
+        if self._sessions.get(caller.key.text) != caller.session:
+            return None
+        node_id: int | None = self.state.get_node_id_by_public_key(caller.session)
         return node_id
+
+    def name(self, node_id: int) -> str | None:
+        """The store's name in the roster."""
+        return self._names.get(node_id)
 
     def seen(self, node_id: int) -> None:
         """Record a sign of life."""
@@ -216,6 +230,7 @@ class FlowerEngine:
     def lost(self, node_id: int, ended_by: str | None = None) -> None:
         """Record that the node's connection is lost or its process ended (see `core.ports.Left.ended_by`)."""
         self._taken.pop(node_id, None)
+        self._delivered.pop(node_id, None)
         if ended_by is not None:
             self._ended_by[node_id] = ended_by
         if self.state.deactivate_node(node_id):
@@ -241,12 +256,23 @@ class FlowerEngine:
         """Mark the run as finished."""
         self.state.finish_task(self.run.primary_task_id, sub_status=SubStatus.COMPLETED, details="")
 
-    def _claimed_identity(self, request: Any, key: bytes) -> int | None:
-        """Return the node id in `request` if `key` belongs to it; 0 if the node has none yet."""
+    def _begin_session(self, caller: Caller) -> None:
+        """Make this the only session of its key: a client that starts again has lost the one before."""
+        before = self._sessions.get(caller.key.text)
+        if before is not None and before != caller.session:
+            node_id = self.state.get_node_id_by_public_key(before)
+            if node_id is not None:
+                self.lost(node_id)
+        self._sessions[caller.key.text] = caller.session
+
+    def _claimed_node(self, request: Any, caller: Caller) -> int | None:
+        """Return the node id in `request` if it is that of the caller's session; 0 if it has none yet."""
+        if self._sessions.get(caller.key.text) != caller.session:
+            return None
         if hasattr(request, "public_key"):
-            return 0 if request.public_key == key else None
+            return 0 if request.public_key == caller.session else None
         claimed: int = request.node.node_id if hasattr(request, "node") else request.node_id
-        return claimed if claimed and self.state.get_node_id_by_public_key(key) == claimed else None
+        return claimed if claimed and self.state.get_node_id_by_public_key(caller.session) == claimed else None
 
     def _objection(self, request: Any) -> str:
         """Explain why a reply is refused. The engine does not check that it is the caller's own."""
@@ -261,9 +287,10 @@ class FlowerEngine:
             return "it answers nothing"
         if tree.object_id != metadata.message_id:
             return "its objects are not its own"
-        if sum(1 for _ in iterate_object_tree(tree)) > MAX_REPLY_OBJECTS:
+        ids = [part.object_id for part in itertools.islice(iterate_object_tree(tree), MAX_REPLY_OBJECTS + 1)]
+        if len(ids) > MAX_REPLY_OBJECTS:
             return f"it consists of more than {MAX_REPLY_OBJECTS} objects"
-        return ""
+        return "" if len(set(ids)) == len(ids) else "its objects contain themselves"
 
 
 def _start_run(state: Any) -> Run:
@@ -279,32 +306,6 @@ def _start_run(state: Any) -> Run:
         raise TransportError("Flower's engine did not start a run: its version may not be the one FedShelf pins")
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = run.primary_task_id, run_id, SUPERLINK_NODE_ID
     return run
-
-
-def _signing_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Return the public key that signed a recent timestamp in these headers."""
-    try:
-        timestamp = headers[_TIMESTAMP]
-        signed_at = datetime.datetime.fromisoformat(timestamp.decode("ascii"))
-        if abs((datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()) > TIMESTAMP_TOLERANCE:
-            return None
-        return _verified_key(headers[_PUBLIC_KEY], headers[_SIGNATURE], timestamp)
-    except (KeyError, ValueError, TypeError):
-        return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _verified_key(encoded_key: bytes, encoded_signature: bytes, timestamp: bytes) -> bytes | None:
-    """Return the key if it signed `timestamp`.
-
-    Cached, because clients reuse a signature for some seconds and verification dominates the cost of a small request.
-    """
-    try:
-        key = b64decode(encoded_key, validate=True)
-        signature = b64decode(encoded_signature, validate=True)
-        return key if verify_signature(bytes_to_public_key(key), timestamp, signature) else None
-    except (ValueError, TypeError, binascii.Error):
-        return None
 
 
 def _refusal(status: int, reason: str) -> tuple[int, bytes]:

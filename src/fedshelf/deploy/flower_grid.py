@@ -106,6 +106,10 @@ class EmbeddedGrid(Grid, Engine):  # type: ignore[misc]  # mypy does not follow 
         """See `Engine`."""
         return self._engine.signed_off(node_id)
 
+    def name(self, node_id: int) -> str | None:
+        """See `Engine`."""
+        return self._engine.name(node_id)
+
     def _push(self, message: Message) -> str:
         # Flower reads the run's id from a process-wide global; here each engine has its own.
         message.metadata.__dict__["_run_id"] = self._run.run_id

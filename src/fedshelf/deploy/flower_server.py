@@ -1,9 +1,11 @@
 """The server that clients connect to: Flower's engine behind FedShelf's ASGI app, in threads of this process."""
 
+import collections
 import contextlib
 import errno
 import logging
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -18,12 +20,15 @@ from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.core.system_errors import reason
 from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import Address
+from fedshelf.deploy.admission import Admission
 from fedshelf.deploy.asgi_app import FleetApp
 from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
 from fedshelf.deploy.flower_grid import EmbeddedGrid
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.tls import ServerTls
+from fedshelf.deploy.http_server import Connections, LimitedServer
+from fedshelf.deploy.tls import ServerTls, certificate_fingerprint
+from fedshelf.identity.chain import Chain
 from fedshelf.storage.atomic_files import temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -43,6 +48,7 @@ class EmbeddedServer:
         grace: seconds a disconnected client has to reconnect before it counts as offline.
         incoming: folder for uploads in progress, on the spool's file system; existing uploads are resumed. Defaults to
             a temporary folder.
+        chain: the chain's identity: who may take part. By default, anybody with a name that nobody has, in this process.
 
     Attributes:
         address: the address the server listens on.
@@ -53,7 +59,7 @@ class EmbeddedServer:
 
     def __init__(
         self, *, host: str, port: int, tls: ServerTls | None, silence: float = 30.0, grace: float = 3.0,
-        incoming: Path | None = None,
+        incoming: Path | None = None, chain: Chain | None = None,
     ) -> None:  # fmt: skip
         quiet_engine_log()
         self._socket = _listen(host, port)
@@ -63,16 +69,25 @@ class EmbeddedServer:
         if incoming is None:
             incoming = Path(self._temporary.enter_context(temporary_folder("fedshelf-")))
         self._blobs = Blobs.below(incoming)
+        if chain is None:
+            chain = Chain(Path(self._temporary.enter_context(temporary_folder("fedshelf-"))), is_open=True)
+        self._chain, self._tls = chain, tls
+        self._fingerprints = collections.deque(maxlen=2)  # of the server's certificate, and of the one before
+        if tls is not None:
+            self._fingerprints.append(certificate_fingerprint(tls.certificate))
+        admission = Admission(chain, authority=tls and tls.ca, servers=lambda: tuple(self._fingerprints))
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
         self._app = FleetApp(
-            self._engine, ROUTES, self._blobs, health=health, hold=min(8.0, silence / 4), grace=min(grace, silence)
+            self._engine, ROUTES, admission, self._blobs, health=health, hold=min(8.0, silence / 4),
+            grace=min(grace, silence),
         )  # fmt: skip
         config = uvicorn.Config(
             self._app, log_config=None, access_log=False, http="httptools", ws="none", proxy_headers=False,
             timeout_keep_alive=75, timeout_graceful_shutdown=2 * CLOSE_SECONDS,
             ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
+            ssl_ca_certs=tls and str(chain.authority_file), ssl_cert_reqs=ssl.CERT_OPTIONAL,
         )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = LimitedServer(config, Connections(chain.audit.count))
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._server.run, args=([self._socket],), name="fedshelf-http", daemon=True),
@@ -124,6 +139,7 @@ class EmbeddedServer:
     def _keep_alive(self) -> None:
         while not self._stop.wait(KEEP_ALIVE_SECONDS):
             self._engine.keep_alive()
+            self._chain.audit.flush()
 
 
 def _listen(host: str, port: int) -> socket.socket:

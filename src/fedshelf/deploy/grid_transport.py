@@ -13,7 +13,7 @@ import collections
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from flwr.app import Error, Message
@@ -99,6 +99,10 @@ class Engine:
     def signed_off(self, node_id: int) -> bool:
         """Whether a node that has left signed off."""
         return False
+
+    def name(self, node_id: int) -> str | None:
+        """Return the name of a node's client as its key proves it; None to believe what the client says."""
+        return None
 
 
 class GridTransport:
@@ -300,8 +304,9 @@ class GridTransport:
         if not isinstance(content, get_args(ClientMessage)):
             self._unreadable(pending, f"a client may not send a {type(content).__name__.lower()}", size)
         elif isinstance(content, Join):
-            connection.joined, connection.client = True, content.client
-            self._arrivals.append(Joined(address=connection.address, join=content))
+            join = replace(content, client=self._engine.name(connection.node_id) or content.client)
+            connection.joined, connection.client = True, join.client
+            self._arrivals.append(Joined(address=connection.address, join=join))
         else:
             reason = content.reason if isinstance(content, Failure) else "it did not introduce itself"
             logger.warning("connection %s cannot take part: %s", connection.address, reason)

@@ -100,6 +100,11 @@ def fingerprint(certificate: Path) -> str:
     return read_certificate(certificate).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
+def certificate_fingerprint(certificate: Path) -> str:
+    """Return the SHA-256 fingerprint of a PEM certificate, in hexadecimal digits."""
+    return read_certificate(certificate).fingerprint(hashes.SHA256()).hex()
+
+
 def client_context(ca: Path | None) -> ssl.SSLContext:
     """Create the TLS settings that a client checks the server against.
 

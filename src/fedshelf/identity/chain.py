@@ -27,7 +27,7 @@ from cryptography import x509
 from fedshelf.core.errors import IdentityError
 from fedshelf.identity import certificates
 from fedshelf.identity.audit_log import AuditLog
-from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
+from fedshelf.identity.keys import PRIVATE, KeyPair, PublicKey, passphrase
 from fedshelf.identity.roster import Entry, Roster, StoreState
 from fedshelf.identity.tokens import Token, new_secret
 from fedshelf.storage.atomic_files import saying_what_to_do, write_atomically
@@ -197,6 +197,10 @@ class Chain:
             name = token.name or name
             _check_name(name)
             known, holder = roster.find(key), roster.active(name)
+            if not token.name and holder is None and any(entry.name == name for entry in roster.entries):
+                raise IdentityError(
+                    f"'{name}' was revoked: only a token of its own ('fedshelf enroll add' at the server) lets it back in"
+                )
             if known is not None and (known.state is StoreState.REVOKED or known.name != name):
                 raise IdentityError("this key was enrolled before, under another name or until it was revoked")
             if holder is not None and holder.key != key and not token.replaces:
@@ -237,7 +241,7 @@ class Chain:
                 return path.read_text(encoding="ascii")
             secret = new_secret()
             self._write_tokens([*self._tokens(), OpenToken(secret=_digest(secret), uses=UNLIMITED)])
-            write_atomically(path, secret)
+            write_atomically(path, secret, mode=PRIVATE)
             return secret
 
     def _open_token(
@@ -300,10 +304,10 @@ class Chain:
 
     def _write_tokens(self, tokens: Sequence[OpenToken]) -> None:
         fields = [{name: getattr(token, name) for name in OpenToken.__slots__} for token in tokens]
-        write_atomically(self._folder / "tokens.json", json.dumps(fields, indent=1) + "\n")
+        write_atomically(self._folder / "tokens.json", json.dumps(fields, indent=1) + "\n", mode=PRIVATE)
 
     def _write(self, roster: Roster) -> None:
-        write_atomically(self._folder / "roster.json", roster.signed(self._keys))
+        write_atomically(self._folder / "roster.json", roster.signed(self._keys), mode=PRIVATE)
 
 
 def _match(tokens: Sequence[OpenToken], secret: str) -> OpenToken | None:

@@ -113,7 +113,7 @@ class KeyPair:
         pem = self.private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
         )  # fmt: skip
-        write_atomically(path, pem)
+        write_atomically(path, pem, mode=PRIVATE)
 
     def sign(self, content: bytes) -> bytes:
         """Sign `content`.

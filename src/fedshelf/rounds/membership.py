@@ -34,8 +34,8 @@ class Member:
 class Membership:
     """The live clients of a run.
 
-    While a client is live, its name belongs to the identity that first joined under it. The same identity joining again
-    (after a restart or a lost connection) replaces itself.
+    A client that joins again (after a restart or a lost connection) replaces itself. That nobody joins under another
+    client's name is the transport's business.
 
     Args:
         transport: sends the setup and refusals.
@@ -278,7 +278,4 @@ class Membership:
             return "its name is empty; start it with --name NAME"
         if any("" in folder.path.split("/") for folder in join.classes):
             return "the path of a class folder has an empty part"
-        holder = self._members.get(join.client)
-        if holder is not None and holder.join.identity != join.identity:
-            return f"a client named {join.client!r} is already live; give this one another with --name NAME"
         return None

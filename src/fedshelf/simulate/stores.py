@@ -188,5 +188,5 @@ class MemoryStores:
 def join_of(stores: Stores, name: str) -> Join:
     """Return the `Join` of a simulated client."""
     return Join(
-        protocol=PROTOCOL_VERSION, version=__version__, client=name, identity=name, classes=stores.classes(name)
+        protocol=PROTOCOL_VERSION, version=__version__, client=name, classes=stores.classes(name)
     )  # fmt: skip

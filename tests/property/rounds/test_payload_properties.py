@@ -55,7 +55,7 @@ DELTAS = st.lists(st.builds(ModelDelta, base=TEXT, model=TEXT), max_size=3).map(
 ADDED = AUXILIARY.map(auxiliary_vectors)
 MESSAGES = st.one_of(
     st.builds(
-        Join, protocol=COUNT, version=TEXT, client=TEXT, identity=TEXT,
+        Join, protocol=COUNT, version=TEXT, client=TEXT,
         classes=st.lists(st.builds(ClassFolder, leaf=TEXT, path=TEXT), max_size=3).map(tuple),
     ),
     st.builds(Setup, run_id=TEXT, config=TEXT, catalogue=TEXT, layout_digest=TEXT),

@@ -42,7 +42,7 @@ _processes: list[Process] = []  # of clients
 
 
 def join(name: str) -> Join:
-    return Join(protocol=1, version="0.1.0", client=name, identity=name, classes=())
+    return Join(protocol=1, version="0.1.0", client=name, classes=())
 
 
 def echo(message: ServerMessage) -> ClientMessage:

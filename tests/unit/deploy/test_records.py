@@ -53,7 +53,7 @@ def broadcast(params: torch.Tensor) -> Broadcast:
 @pytest.mark.parametrize(
     "message",
     [
-        Join(protocol=1, version="0.1.0", client="lyon", identity="x", classes=(ClassFolder(leaf="a", path="b/a"),)),
+        Join(protocol=1, version="0.1.0", client="lyon", classes=(ClassFolder(leaf="a", path="b/a"),)),
         Setup(run_id="r", config="a = 1", catalogue="{}", layout_digest="d"),
         Ready(
             run_id="r", layout_digest="l", catalogue_digest="c", config_digest="d", num_train=1, num_validation=2,

@@ -75,7 +75,7 @@ def transport_of(
 ) -> VirtualTimeTransport:  # fmt: skip
     """With everybody set up who is there."""
     joins = [
-        Join(protocol=PROTOCOL_VERSION, version="", client=name, identity=name, classes=()) for name in sorted(PHOTOS)
+        Join(protocol=PROTOCOL_VERSION, version="", client=name, classes=()) for name in sorted(PHOTOS)
     ]
     transport = VirtualTimeTransport(backend, joins, DURATIONS, dropout or Dropout(), together=together)
     if state is not None:
@@ -304,7 +304,7 @@ class InBatches:
 def test_who_is_computed_together_is_who_has_begun_when_an_answer_is_missing() -> None:
     backend = InBatches()
     joins: Mapping[str, Join] = {
-        name: Join(protocol=PROTOCOL_VERSION, version="", client=name, identity=name, classes=()) for name in PHOTOS
+        name: Join(protocol=PROTOCOL_VERSION, version="", client=name, classes=()) for name in PHOTOS
     }
     transport = VirtualTimeTransport(backend, joins.values(), DURATIONS, Dropout(), together=True)
     for _ in PHOTOS:

@@ -1,0 +1,220 @@
+"""How a client proves who it is: it enrolls once, signs its requests, and renews its certificate."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import logging
+import secrets
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography import x509
+
+from fedshelf.config import places
+from fedshelf.core.errors import IdentityError, TransportError
+from fedshelf.core.text import printable
+from fedshelf.deploy.address import Address
+from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError
+from fedshelf.deploy.http_connection import Answer, HttpConnection
+from fedshelf.deploy.tls import client_context
+from fedshelf.identity import certificates
+from fedshelf.identity.keys import PublicKey
+from fedshelf.identity.signatures import NO_BODY, UNSIGNED_BODY, SignedRequest
+from fedshelf.identity.store_keys import Enrollment, StoreKeys
+from fedshelf.identity.tokens import Token
+
+logger = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 30.0
+_NONCE_BYTES = 12
+
+
+class Signer:
+    """Signs the requests of one session.
+
+    Args:
+        keys: the store's keys.
+        server: SHA-256 of the server's certificate (hex); "" without TLS.
+        server_time: the server's time, in seconds since 1970; None to go by this machine's clock.
+
+    Attributes:
+        session: the session, 16 bytes.
+    """
+
+    def __init__(self, keys: StoreKeys, *, server: str, server_time: float | None) -> None:
+        self.session = secrets.token_bytes(16)
+        self._keys = keys.pair()
+        self._server = server
+        self._ahead = time.time() - time.monotonic() if server_time is None else server_time - time.monotonic()
+
+    def headers(self, method: str, path: str, body: bytes | None = b"") -> Mapping[str, str]:
+        """Sign a request.
+
+        Args:
+            method: the HTTP method.
+            path: the path.
+            body: the body; None if the path names its digest.
+
+        Returns:
+            Headers to send.
+        """
+        digest = UNSIGNED_BODY if body is None else hashlib.sha256(body).hexdigest() if body else NO_BODY
+        return SignedRequest(
+            method=method, path=path, digest=digest, session=self.session.hex(), time=time.monotonic() + self._ahead,
+            nonce=secrets.token_hex(_NONCE_BYTES), server=self._server,
+        ).signed_by(self._keys)  # fmt: skip
+
+
+class Credentials:
+    """A client's access to one server.
+
+    Args:
+        address: the server's address.
+        keys: the store's keys.
+        name: the store's name.
+        token: admits the store if it is not enrolled yet, or no longer.
+        ca: the only authority to trust; None trusts the one that a token named, this machine's own server, and the
+            system's.
+        insecure: disable TLS.
+    """
+
+    def __init__(
+        self, address: Address, keys: StoreKeys, *, name: str, token: Token | None = None, ca: Path | None = None,
+        insecure: bool = False,
+    ) -> None:  # fmt: skip
+        self.address = address
+        self.keys = keys
+        self._name = name
+        self._token = token
+        self._ca = ca
+        self._insecure = insecure
+
+    def prepare(self) -> ssl.SSLContext | None:
+        """Enroll if this store is not enrolled.
+
+        Returns:
+            The TLS settings; None without TLS.
+
+        Raises:
+            ServerUnavailableError: the server does not answer for now.
+            TransportError: the server cannot be trusted.
+            IdentityError: the server does not admit this store.
+        """
+        enrollment = self.keys.enrollment()
+        if enrollment is None:
+            self.enroll()
+        elif enrollment.name != self._name:
+            raise IdentityError(
+                f"this client is enrolled as '{enrollment.name}', not as '{self._name}': leave --name out, or give "
+                "another --state-dir"
+            )
+        context = self._context()
+        if context is not None and not self._is_expired():
+            context.load_cert_chain(self.keys.certificate_file, self.keys.key_file)
+        return context
+
+    def enroll(self) -> None:
+        """Ask the server for a certificate, with the token, with the one of a server on this machine, or with none.
+
+        Raises:
+            ServerUnavailableError: the server does not answer for now.
+            TransportError: the server cannot be trusted.
+            IdentityError: the server does not admit this store.
+        """
+        token, secret = self._token, self._token.secret if self._token else _local_secret()
+        authority = ""
+        if token is not None and token.authority and not self._insecure:
+            authority = self._fetch_authority(token)
+        context = None if self._insecure else _pinned(authority) if authority else client_context(self._trusted())
+        request = certificates.signing_request(self.keys.pair())
+        body = json.dumps({"secret": secret, "name": self._name, "request": request}).encode()
+        with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
+            answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
+        self._token = None  # not tried again
+        self._keep(answer, authority)
+
+    def may_enroll_again(self) -> bool:
+        """Whether a server that does not know this store's key may get to know another one."""
+        return self._token is not None or bool(_local_secret())
+
+    def renew_if_due(self, connection: HttpConnection, signer: Signer) -> None:
+        """Fetch the next certificate if this one ends soon.
+
+        Args:
+            connection: a connection to the server.
+            signer: signs the request.
+
+        Raises:
+            ServerUnavailableError: the connection broke.
+        """
+        if not self.keys.must_renew(datetime.datetime.now(datetime.UTC)):
+            return
+        body = json.dumps({"request": certificates.signing_request(self.keys.pair())}).encode()
+        headers = {**signer.headers("POST", "/fedshelf/renew", body), "content-type": "application/json"}
+        enrollment = self.keys.enrollment()
+        answer = connection.request("POST", "/fedshelf/renew", headers, body)
+        if answer.status == 200:
+            self._keep(answer, enrollment.authority if enrollment else "")
+        else:
+            logger.warning("the certificate was not renewed: the server answers %d", answer.status)
+
+    def _keep(self, answer: Answer, pinned: str) -> None:
+        if answer.status in PASSING_STATUSES:
+            raise ServerUnavailableError(f"{self.address} answers {answer.status} to the request to enroll")
+        try:
+            fields = json.loads(answer.content)
+            if answer.status != 200:
+                raise IdentityError(f"{self.address} does not enroll this store: {printable(str(fields['detail']))}")
+            enrollment = Enrollment(
+                name=str(fields["name"]), chain=PublicKey(str(fields["chain"])),
+                certificate=str(fields["certificate"]), authority=str(fields["authority"]) if pinned else "",
+            )  # fmt: skip
+            x509.load_pem_x509_certificate(enrollment.certificate.encode("ascii"))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TransportError(
+                f"{self.address} answers {answer.status} to the request to enroll, and not as a FedShelf server does: "
+                "check --server-address"
+            ) from error
+        self.keys.keep(enrollment)
+
+    def _context(self) -> ssl.SSLContext | None:
+        return None if self._insecure else client_context(self._trusted())
+
+    def _trusted(self) -> Path | None:
+        return self._ca or self.keys.authority_file
+
+    def _is_expired(self) -> bool:
+        try:
+            certificate = x509.load_pem_x509_certificate(self.keys.certificate_file.read_bytes())
+        except (OSError, ValueError):
+            return True
+        return certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC)
+
+    def _fetch_authority(self, token: Token) -> str:
+        """Fetch the authority that the token names. Nothing is sent that an eavesdropper could use."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the fingerprint is what is verified
+        with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
+            content = connection.request("GET", "/fedshelf/authority", {}).content
+        with contextlib.suppress(ValueError):
+            if certificates.fingerprint(x509.load_pem_x509_certificate(content)) == token.authority:
+                return content.decode("ascii")
+        raise TransportError(
+            f"{self.address} has another certificate authority than the token says: something stands between this "
+            "store and the server, or the token is of another server. Do not go on; ask headquarters for a new token"
+        )
+
+
+def _pinned(authority: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=authority)
+
+
+def _local_secret() -> str:
+    """The secret that a server of this user on this machine has left for its clients; "" if there is none."""
+    try:
+        return (places.identity_directory() / "local.token").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
