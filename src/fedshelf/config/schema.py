@@ -77,7 +77,7 @@ class Settings(BaseModel):
 
 
 def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
-    """Add the settings that components declare, after the key that chooses the component."""
+    """Add the settings that components declare, after the key that `component_settings` gives for them."""
     flags, components = own.flags(), component_settings()
     fields: dict[str, Any] = {
         family: (Annotated[Literal[tuple(registry)], flags[family]], own.model_fields[family].default)
@@ -165,8 +165,6 @@ class RunConfig(Settings):
         "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
     codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
         "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
-    clip_norm: Annotated[float | None, Setting(help="Each client scales its upload down to this L2 norm before "
-        "anything else happens to it (default: not at all).", gt=0, panel=WIRE)] = None  # fmt: skip
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
