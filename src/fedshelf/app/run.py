@@ -240,8 +240,8 @@ def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
     components = [component_of(config, family) for family in FAMILIES]
     components += [component for registry in OPTIONAL.values() for component in optional_components(config, registry)]
     problems = [
-        find_problem(config.model) or _problem_with_init(config, make_module), *_problems_with_codecs(config),
-        *_problems_with_asynchrony(config),
+        find_problem(config.model, pretrained=config.pretrained) or _problem_with_init(config, make_module),
+        *_problems_with_codecs(config), *_problems_with_asynchrony(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
     for key, path, find in (

@@ -39,6 +39,7 @@ from fedshelf.core.settings import (
     settings_of,
 )
 from fedshelf.core.text import from_filesystem
+from fedshelf.models.registry import MODELS
 
 C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
@@ -110,7 +111,8 @@ class RunConfig(Settings):
     augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate and relight training photos.",
         panel=DATA)] = True  # fmt: skip
 
-    model: Annotated[str, Setting(help="resnet10, or the name of a timm model.", panel=MODEL)] = "resnet10"
+    model: Annotated[str, Setting(help=f"{', '.join(MODELS)}, or the name of a timm model.",
+        panel=MODEL)] = "resnet10"  # fmt: skip
     width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL)] = 16
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
