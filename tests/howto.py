@@ -31,7 +31,8 @@ def fedshelf(*arguments):
 def simulate(*arguments):
     return fedshelf(
         "simulate", "--data-dir", "stores", "--rounds", "1", "--image-size", "16", "--width", "8", "--batch-size", "4",
-        "--device", "cpu", "--local-epochs", "1", "--warmup-rounds", "0", "--val-fraction", "0", "--json", *arguments,
+        "--device", "cpu", "--local-epochs", "1", "--warmup-rounds", "0", "--val-fraction", "0",
+        "--min-clients", "1", "--json", *arguments,
     )
 
 '''
