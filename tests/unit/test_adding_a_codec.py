@@ -49,6 +49,6 @@ def test_values_that_the_codec_cannot_hold_are_an_error() -> None:
 def test_a_federation_runs_with_it() -> None:
     world = World(plan={"uploads": uploads_of(RunConfig(codec_up="uniform:0.001+zstd"))})
     world.run()
-    steps = [(after.params - before.params).norm() for before, after in pairwise(world.checkpoints.states)]
+    steps = [(after.model.params - before.model.params).norm() for before, after in pairwise(world.checkpoints.states)]
     assert steps
     assert all(step > 0.01 for step in steps)

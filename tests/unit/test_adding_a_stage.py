@@ -30,7 +30,7 @@ from fedshelf.storage.checkpoints import FileCheckpoints
 
 config = files.parse(RunConfig, tomllib.loads(Path("run/config.toml").read_text()), where="the run")
 first = bound_model_of(config, Catalogue.load(Path("run/catalogue.json")), device="cpu").params.shared
-steps = (FileCheckpoints(Path("run/checkpoints")).load().params - first) / 0.01
+steps = (FileCheckpoints(Path("run/checkpoints")).load().model.params - first) / 0.01
 order = [stage.declares.name for stage in uploads_of(config.model_copy(update={"codec_up": "fp16"})).stages]
 none = [stage.declares.name for stage in uploads_of(RunConfig()).stages]
 off_grid = (steps - steps.round()).abs().max().item()

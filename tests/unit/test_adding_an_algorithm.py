@@ -22,7 +22,7 @@ from fedshelf.storage.checkpoints import FileCheckpoints
 config = files.parse(RunConfig, tomllib.loads(Path("run/config.toml").read_text()), where="the run")
 first = bound_model_of(config, Catalogue.load(Path("run/catalogue.json")), device="cpu").params.shared
 loaded = FileCheckpoints(Path("run/checkpoints")).load()
-print(json.dumps([wrong, torch_at_start, right, (loaded.params - first).norm().item()]))
+print(json.dumps([wrong, torch_at_start, right, (loaded.model.params - first).norm().item()]))
 """
 
 
