@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -179,6 +179,8 @@ def test_clients_are_sent_no_paths_and_no_addresses() -> None:
     keys = set(tomllib.loads(text))
     assert keys == set(select(RunConfig(), Scope.RUN))
     assert {"client-lr", "mu", "seed", "threads", "augment", "val-fraction"} <= keys
+    sent = (RunConfig.model_fields[name] for name, flag in RunConfig.flags().items() if flag.scope is Scope.RUN)
+    assert not [field for field in sent if Path in (field.annotation, *get_args(field.annotation))]
 
 
 @pytest.mark.parametrize("attack", ["label-flip", "sign-flip", "scale"])
