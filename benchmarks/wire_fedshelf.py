@@ -106,7 +106,7 @@ def take_part(megabytes: int, address: str, client: int, ca: Path | None) -> Non
         )  # fmt: skip
 
     name = f"client-{client}"
-    join = Join(protocol=PROTOCOL_VERSION, version=__version__, client=name, identity=name, classes=())
+    join = Join(protocol=PROTOCOL_VERSION, version=__version__, client=name, classes=())
     run_client(address, answer, join, ca=ca, insecure=ca is None, max_wait=TIMEOUT_SECONDS)
 
 

@@ -220,7 +220,7 @@ class World:
         chosen: Callable[[int], float] = self.plan.get("client_lr", lambda number: 0.1)
         return chosen(round)
 
-    def peer(self, name: str, *, identity: str | None = None, address: str = "") -> FakePeer:
+    def peer(self, name: str, *, address: str = "") -> FakePeer:
         """The client `name` at the other end of a line."""
 
         steps = 0
@@ -233,7 +233,7 @@ class World:
             return tamper(message, honest) if tamper else honest
 
         return FakePeer(
-            join=join(name, identity=identity), answer=answer, delay=self.delays.get(name, 0.0), address=address,
+            join=join(name), answer=answer, delay=self.delays.get(name, 0.0), address=address,
             work=lambda: self.paces.get(name, 0.0) * steps,
         )  # fmt: skip
 
@@ -297,8 +297,8 @@ class World:
         return self.sink.of(RoundFinished)
 
 
-def join(name: str, *, identity: str | None = None) -> Join:
+def join(name: str) -> Join:
     return Join(
-        protocol=PROTOCOL_VERSION, version="0", client=name, identity=identity or f"identity of {name}",
+        protocol=PROTOCOL_VERSION, version="0", client=name,
         classes=tuple(ClassFolder(leaf=label, path=label) for label in CLASSES),
     )  # fmt: skip

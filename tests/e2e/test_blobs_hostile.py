@@ -12,14 +12,13 @@ from fedshelf.core.messages import Purpose, Upload
 from fedshelf.core.ports import Left, Reply
 from fedshelf.deploy import blob_routes as blob_routes
 from fedshelf.deploy.blobs import UPLOAD_MODELS, UPLOAD_SLACK, RefusedUploadError
-from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import Envelope, Parcel, open_records, to_parcel
 from fedshelf.serialization import blob as blobs
 from tests.ports import free_port
-from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, task
+from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, session_of, task
 
 pytestmark = pytest.mark.e2e
 
@@ -50,7 +49,7 @@ class Mallory:
     """A client that has joined and was given a task, and speaks HTTP by hand from there."""
 
     def __init__(self, server: EmbeddedServer, transport: GridTransport, name: str = "mallory") -> None:
-        self.session = FleetSession(server.address, None)
+        self.session = session_of(server, name)
         assert transport.receive(0) is None
         reply(self.session, pulled(self.session), join(name))
         self.address = joined(transport)[name]
@@ -61,8 +60,9 @@ class Mallory:
         self.answer: Parcel = to_parcel(echo(task(PARAMS)))
 
     def ask(self, method: str, digest: str, headers: Mapping[str, str] | None = None, content: bytes = b"") -> Answer:
-        told = {**self.session._headers(), **(headers or {})}
-        return self.line.request(method, f"/fedshelf/blobs/{digest}", told, content or None)
+        path = f"/fedshelf/blobs/{digest}"
+        told = {**self.session._signer.headers(method, path, None), **(headers or {})}
+        return self.line.request(method, path, told, content or None)
 
     def put(self, digest: str, content: bytes, *, start: int = 0, size: int | None = None) -> Answer:
         size = len(content) if size is None else size
@@ -239,7 +239,8 @@ def half_sent(server: EmbeddedServer, mallory: Mallory, digest: str, content: by
     """How much the server says it has after half of `content` and the end of the connection."""
     with socket.create_connection((server.address.host, server.address.port)) as raw:
         head = {
-            **mallory.session._headers(), "host": "x", "content-length": str(len(content)),
+            **mallory.session._signer.headers("PUT", f"/fedshelf/blobs/{digest}", None), "host": "x",
+            "content-length": str(len(content)),
             "content-range": f"bytes 0-{len(content) - 1}/{len(content)}",
         }  # fmt: skip
         lines = [f"PUT /fedshelf/blobs/{digest} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
@@ -261,7 +262,8 @@ def test_half_a_body_and_then_silence_is_cut_off_and_can_be_gone_on_with(
         socket.create_connection((server.address.host, server.address.port)) as raw,
     ):
         head = {
-            **mallory.session._headers(), "host": "x", "content-length": str(len(content)),
+            **mallory.session._signer.headers("PUT", f"/fedshelf/blobs/{digest}", None), "host": "x",
+            "content-length": str(len(content)),
             "content-range": f"bytes 0-{len(content) - 1}/{len(content)}",
         }  # fmt: skip
         lines = [f"PUT /fedshelf/blobs/{digest} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]

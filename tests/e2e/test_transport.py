@@ -28,7 +28,6 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.ports import Joined, Left, Reply
 from fedshelf.deploy.client_part import EndKind
-from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import Parcel
@@ -48,6 +47,7 @@ from tests.unit.deploy.echo import (
     pulled,
     read_records,
     reply,
+    session_of,
     task,
 )
 
@@ -384,7 +384,7 @@ def test_messages_that_share_a_model_do_not_take_it_from_each_other(
     """A client may take and confirm its message while the same model is being given to the next one."""
     sessions = {}
     for name in ("lyon", "nice"):
-        session = FleetSession(server.address, None)
+        session = session_of(server, name)
         assert transport.receive(0) is None
         reply(session, pulled(session), join(name))
         sessions[joined(transport)[name]] = session
@@ -414,7 +414,7 @@ def test_messages_that_share_a_model_do_not_take_it_from_each_other(
 
 def test_a_pull_waits_for_the_message_that_is_sent_meanwhile(server: EmbeddedServer, transport: GridTransport) -> None:
     """Nobody has to ask again and again."""
-    session = FleetSession(server.address, None)
+    session = session_of(server, "lyon")
     assert transport.receive(0) is None
     reply(session, pulled(session), join("lyon"))
     address = joined(transport)["lyon"]
@@ -432,7 +432,7 @@ def test_a_pull_waits_for_the_message_that_is_sent_meanwhile(server: EmbeddedSer
 def test_a_message_is_given_again_until_it_is_answered_or_the_next_is_asked_for(
     server: EmbeddedServer, transport: GridTransport
 ) -> None:
-    session = FleetSession(server.address, None)
+    session = session_of(server, "lyon")
     assert transport.receive(0) is None
     reply(session, pulled(session), join("lyon"))
     address = joined(transport)["lyon"]

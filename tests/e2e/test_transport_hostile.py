@@ -1,6 +1,6 @@
 """Whoever reaches the server's port may send anything: it is refused, and the server goes on serving the others."""
 
-import datetime
+import json
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -10,8 +10,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.node_pb2 import Node
@@ -20,7 +18,8 @@ from fedshelf.core.messages import PROTOCOL_VERSION, Failure, Join, Upload
 from fedshelf.core.ports import Arrival, Left, Reply
 from fedshelf.deploy.asgi_app import MAX_BODY_BYTES, MAX_REPORT_BYTES
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
-from fedshelf.deploy.flower_client import FleetSession
+from fedshelf.deploy.credentials import Credentials, Signer
+from fedshelf.deploy.flower_client import FleetSession, _checked
 from fedshelf.deploy.flower_engine import MAX_REPLY_OBJECTS
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
@@ -34,8 +33,10 @@ from tests.unit.deploy.echo import (
     expect,
     join,
     joined,
+    keys_of,
     pulled,
     reply,
+    session_of,
     task,
 )
 
@@ -100,7 +101,7 @@ def test_a_report_of_a_death_counts_for_whoever_has_the_clients_token_alone(
 def test_a_report_is_believed_only_where_it_names_a_crash(
     server: EmbeddedServer, transport: GridTransport, told: str, believed: str
 ) -> None:
-    session = FleetSession(server.address, None)
+    session = session_of(server, "dying")
     assert transport.receive(0) is None
     reply(session, pulled(session), join("dying"))
     address = joined(transport)["dying"]
@@ -117,29 +118,23 @@ def test_a_report_is_believed_only_where_it_names_a_crash(
 
 
 class Intruder:
-    """Speaks the fleet protocol by hand, with a key of its own."""
+    """Speaks the protocol by hand, with an enrolled key of its own."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self._base = f"http://{server.address}"
-        self._key = ec.generate_private_key(ec.SECP384R1())
-        self.public_key = self._key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        keys = keys_of(server.address, "intruder")
+        Credentials(server.address, keys, name="intruder", insecure=True).prepare()
+        self.signer = Signer(keys, server="", server_time=None)
         self._http = httpx.Client()
 
     def post(self, route: str, body: bytes, *, signed: bool = True, age: float = 0.0) -> httpx.Response:
-        moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
-        timestamp = moment.isoformat()
-        signature = self._key.sign(timestamp.encode(), ec.ECDSA(hashes.SHA256()))
-        headers = {
-            "flwr-public-key": b64encode(self.public_key).decode(),
-            "flwr-signature": b64encode(signature).decode(),
-            "flwr-timestamp": timestamp,
-        }
-        return self._http.post(f"{self._base}{route}", content=body, headers=headers if signed else {})
+        self.signer._ahead -= age
+        headers = self.signer.headers("POST", route, body) if signed else {}
+        self.signer._ahead += age
+        return self._http.post(f"{self._base}{route}", content=body, headers=dict(headers))
 
     def register(self) -> int:
-        request = fleet_pb2.RegisterNodeFleetRequest(public_key=self.public_key)
+        request = fleet_pb2.RegisterNodeFleetRequest(public_key=self.signer.session)
         response = self.post("/v1/fleet/register-node", request.SerializeToString())
         assert response.status_code == 200, response.text
         answer = fleet_pb2.RegisterNodeFleetResponse.FromString(response.content)
@@ -159,12 +154,14 @@ def intruder(server: EmbeddedServer) -> Iterator[Intruder]:
         yield somebody
 
 
-def answered_by_hand(server: EmbeddedServer, transport: GridTransport) -> tuple[FleetSession, str, Message]:
+def answered_by_hand(
+    server: EmbeddedServer, transport: GridTransport, name: str = "mallory"
+) -> tuple[FleetSession, str, Message]:
     """A client whose next answer the test writes: its session, its address, and the task it has fetched."""
-    session = FleetSession(server.address, None)
+    session = session_of(server, name)
     assert transport.receive(0) is None
-    reply(session, pulled(session), join("mallory"))
-    address = joined(transport)["mallory"]
+    reply(session, pulled(session), join(name))
+    address = joined(transport)[name]
     transport.send(address, task(torch.ones(1000)))
     return session, address, pulled(session)
 
@@ -201,7 +198,7 @@ def test_health_tells_version_and_protocol(server: EmbeddedServer) -> None:
 
 
 def test_unsigned_and_stale_requests_are_refused(honest: str, intruder: Intruder) -> None:
-    body = fleet_pb2.RegisterNodeFleetRequest(public_key=intruder.public_key).SerializeToString()
+    body = fleet_pb2.RegisterNodeFleetRequest(public_key=intruder.signer.session).SerializeToString()
     assert intruder.post("/v1/fleet/register-node", body, signed=False).status_code == 401
     assert intruder.post("/v1/fleet/register-node", body, age=3600).status_code == 401
     assert intruder.post("/v1/fleet/register-node", body, age=-3600).status_code == 401
@@ -263,7 +260,13 @@ def push(session: FleetSession, message: Message, **changes: Any) -> Any:
         node=session._node, messages_list=[proto] * changes.get("copies", 1),
         message_object_trees=[changes.get("tree", tree)] * changes.get("copies", 1),
     )  # fmt: skip
-    return lambda: session._ask("push-messages", request, fleet_pb2.PushMessagesResponse)
+    told = {"reply": b64encode(request.SerializeToString()).decode(), "objects": {}}
+
+    def send() -> Any:
+        content = _checked(session._request("/fedshelf/push", json.dumps(told).encode(), "application/json"))
+        return fleet_pb2.PushMessagesResponse.FromString(content)
+
+    return send
 
 
 def test_an_answer_in_anothers_name_is_refused(server: EmbeddedServer, transport: GridTransport, honest: str) -> None:
@@ -275,9 +278,9 @@ def test_an_answer_in_anothers_name_is_refused(server: EmbeddedServer, transport
         {"reply_to_message_id": ""},
         {"message_id": "0" * 64},
     ):
-        with pytest.raises(SessionLostError, match="403"):
+        with pytest.raises(SessionLostError, match="answers 400"):
             push(session, message, metadata=metadata)()
-    with pytest.raises(SessionLostError, match="403"):
+    with pytest.raises(SessionLostError, match="answers 400"):
         push(session, message, copies=2)()
     session.leave()
     until(transport, Left, address)
@@ -285,7 +288,7 @@ def test_an_answer_in_anothers_name_is_refused(server: EmbeddedServer, transport
 
 def test_an_answer_to_anothers_message_is_not_taken(server: EmbeddedServer, transport: GridTransport) -> None:
     session, address, message = answered_by_hand(server, transport)
-    other, other_address, other_message = answered_by_hand(server, transport)
+    other, other_address, other_message = answered_by_hand(server, transport, "trent")
     stolen = push(session, message, metadata={"reply_to_message_id": other_message.metadata.message_id})()
     assert not stolen.objects_to_push
     reply(other, other_message, echo(content(other, other_message)))  # type: ignore[arg-type]
@@ -302,7 +305,7 @@ def test_an_answer_of_too_many_pieces_is_refused(server: EmbeddedServer, transpo
         object_id=answer.object_id,
         children=[message_pb2.ObjectTree(object_id=f"{n:064x}") for n in range(MAX_REPLY_OBJECTS)],
     )
-    with pytest.raises(SessionLostError, match="403"):
+    with pytest.raises(SessionLostError, match="answers 400"):
         push(session, message, tree=tree)()
     session.leave()
     until(transport, Left, address)

@@ -250,7 +250,6 @@ PLANTED: dict[str, Callable[[Path], Records]] = {
     "a photo in many short reasons": lambda photo: sent(replace(FAILURE, reason=" ".join(text(photo)))),
     "a photo in the join's name": lambda photo: sent(replace(JOIN, client=text(photo))),
     "a photo in the join's version": lambda photo: sent(replace(JOIN, version=text(photo))),
-    "a photo in the join's version": lambda photo: sent(replace(JOIN, version=text(photo)[:32])),
     "a photo in a class": lambda photo: sent(replace(JOIN, classes=(ClassFolder(leaf="apple", path=text(photo)),))),
     "a photo in a number": lambda photo: in_header(
         EVALUATION, num_correct=int.from_bytes(photo.read_bytes()[:99], "big")

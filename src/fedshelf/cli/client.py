@@ -1,6 +1,9 @@
 """The `fedshelf client` command."""
 
+import os
 import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,6 +15,7 @@ from fedshelf.core.text import counted, printable
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.core.messages import Comparison
     from fedshelf.deploy.records import WireMessage
+    from fedshelf.identity.tokens import Token
 
 
 @with_options(ClientConfig, "client")
@@ -30,13 +34,18 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
     from fedshelf.deploy.waiting import Availability
+    from fedshelf.identity.store_keys import StoreKeys
     from fedshelf.scheduling.active_hours import active_hours
 
     if config.data_dir is None:
         raise UsageError("--data-dir is missing: the folder of the store's photos, with one folder per product")
+    token = read_token(config.token, config.token_file)
+    name = config.name or (token.name if token else "") or None
+    if token and token.name and name != token.name:
+        raise UsageError(f"--name {name}: the token is for the store '{token.name}'; leave --name out")
     hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(
-        config.data_dir, name=config.name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+        config.data_dir, name=name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
     )  # fmt: skip
 
     def say(text: str) -> None:
@@ -54,6 +63,8 @@ def client(*, config: ClientConfig) -> None:
             config.server_address,
             store.handle,
             join_of(place),
+            keys=StoreKeys(place.state_dir / "keys"),
+            token=token,
             ca=config.ca,
             insecure=config.insecure,
             stop=stop,
@@ -70,6 +81,36 @@ def client(*, config: ClientConfig) -> None:
     if folder is not None:
         say(f"its model is in {folder}; to name the product on a photo:")
         typer.echo(f"  fedshelf predict PHOTO --run {shlex.quote(str(folder))}", err=True)
+
+
+def read_token(text: str | None, file: Path | None) -> "Token | None":
+    """Read the token that admits this store.
+
+    Args:
+        text: the token; "-" reads it from standard input; None takes it from the environment.
+        file: a file that holds it.
+
+    Returns:
+        The token, or None if there is none.
+
+    Raises:
+        UsageError: both are given.
+        IdentityError: it is not a whole token.
+        RunError: the file cannot be read.
+    """
+    from fedshelf.core.errors import UsageError
+    from fedshelf.identity.tokens import Token
+    from fedshelf.storage.atomic_files import saying_what_to_do
+
+    if file is not None:
+        if text is not None:
+            raise UsageError("give --token or --token-file, not both")
+        with saying_what_to_do("read", file):
+            text = file.read_text(encoding="utf-8", errors="replace")
+    elif text == "-":
+        text = sys.stdin.readline()
+    found = text or os.environ.get("FEDSHELF_TOKEN")
+    return Token.parse(found) if found else None
 
 
 def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:

@@ -7,10 +7,12 @@ import typer
 from fedshelf.cli.options import with_options
 from fedshelf.config.files import of_a_server
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.text import counted
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.deploy.address import Address
     from fedshelf.deploy.tls import ServerTls
+    from fedshelf.identity.chain import Chain
 
 
 @with_options(RunConfig, "server")
@@ -28,21 +30,33 @@ def server(
     from fedshelf.app.run import make_server, open_run
     from fedshelf.cli.display import stop_on_signals, watching
     from fedshelf.cli.run_summary import conclude
+    from fedshelf.config import places
     from fedshelf.deploy.address import parse_address, parse_advertised, reachable_address
     from fedshelf.deploy.flower_server import EmbeddedServer
+    from fedshelf.identity.chain import Chain
     from fedshelf.storage.spool import FileSpool
 
     listen = parse_address(config.address)
     advertised = [parse_advertised(text, listen) for text in config.advertise]
     config = of_a_server(config)
+    if config.home is not None:
+        places.use_home(config.home)
     tls = _tls([listen, *advertised], insecure=config.insecure)
+    chain = Chain(places.identity_directory(), is_open=config.admission == "open")
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
         incoming = run.directory.incoming
         with EmbeddedServer(
-            host=listen.host, port=listen.port, tls=tls, silence=config.heartbeat_timeout, incoming=incoming
+            host=listen.host,
+            port=listen.port,
+            tls=tls,
+            silence=config.heartbeat_timeout,
+            incoming=incoming,
+            chain=chain,
         ) as engine:
             typer.echo(f"Run {run.directory.run_id} in {run.directory.path}, listening on {engine.address}", err=True)
-            _invite(advertised[0] if advertised else reachable_address(engine.address), tls)
+            invited = config.min_clients if config.invite is None else config.invite
+            addresses = advertised or [reachable_address(engine.address)]
+            _invite(chain, addresses, tls, 0 if config.admission == "open" else invited)
             served = make_server(
                 run, transport=engine.transport(), spool=FileSpool(run.directory.spool), stop=stop,
                 start_clients=config.min_clients,
@@ -63,17 +77,25 @@ def _tls(addresses: "list[Address]", *, insecure: bool) -> "ServerTls | None":
     return ensure_server_tls(places.tls_directory(), hosts, say=lambda text: typer.echo(f"WARNING: {text}", err=True))
 
 
-def _invite(address: "Address", tls: "ServerTls | None") -> None:
-    """Print the command to run in each store."""
-    from fedshelf.deploy.tls import fingerprint
+def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None", count: int) -> None:
+    """Print the command to run in each store, and let clients of this user on this machine in."""
+    from fedshelf.deploy.tls import certificate_fingerprint
 
-    copy, trust = ("", "--insecure") if tls is None else (f", with a copy of {tls.ca}", "--ca ca.pem")
-    lines = [
-        f"In each store{copy}:",
-        f"  fedshelf client --server-address {address} {trust} --name STORE --data-dir PHOTOS",
-    ]
-    if tls is not None:
-        lines.append(f"  (the SHA-256 fingerprint of ca.pem is {fingerprint(tls.ca)})")
-    if address.is_loopback:
-        lines.append("  (on this machine alone, which needs no --ca: it listens on a loopback address)")
+    authority = "" if tls is None else certificate_fingerprint(tls.ca)
+    texts = [str(address) for address in addresses]
+    chain.note_server(texts, authority)
+    chain.local_token()
+    flags = f"--data-dir ./local_data --server-address {texts[0]}{'' if tls else ' --insecure'}"
+    lines = []
+    if addresses[0].is_loopback:
+        lines.append("Stores on this machine (it listens on a loopback address):")
+        lines.append(f"  fedshelf client {flags}")
+    elif count:
+        token = chain.invite(count, authority=authority, addresses=texts)
+        lines.append(f"In each of up to {counted(count, 'new store')}, until {token.expires:%Y-%m-%d %H:%M} UTC:")
+        lines.append(f"  fedshelf client {flags} --token {token}")
+        lines.append("  (enrolled stores, and clients on this machine, need no --token)")
+    else:
+        lines.append("In each store:")
+        lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if tls else ''}")
     typer.echo("\n".join(lines), err=True)

@@ -59,6 +59,11 @@ def home_directory() -> Path:
     return absolute(folder)
 
 
+def use_home(folder: Path) -> None:
+    """Make `folder` the FedShelf directory of this process and the processes that it starts."""
+    os.environ[HOME_VARIABLE] = str(absolute(folder))
+
+
 def make_home_folder(path: Path, mode: int = 0o777) -> Path:
     """Create a folder below the home directory, or check that it is writable.
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model, field_validator
 from fedshelf.config.families import FAMILIES, component_settings
 from fedshelf.config.places import absolute
 from fedshelf.core.choices import (
+    AdmissionName,
     AttackName,
     CompileChoice,
     DeviceName,
@@ -39,6 +40,7 @@ from fedshelf.core.settings import (
     settings_of,
 )
 from fedshelf.core.text import from_filesystem
+from fedshelf.models.registry import MODELS
 
 C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
@@ -77,7 +79,7 @@ class Settings(BaseModel):
 
 
 def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
-    """Add the settings that components declare, after the key that chooses the component."""
+    """Add the settings that components declare, after the key that `component_settings` gives for them."""
     flags, components = own.flags(), component_settings()
     fields: dict[str, Any] = {
         family: (Annotated[Literal[tuple(registry)], flags[family]], own.model_fields[family].default)
@@ -110,7 +112,8 @@ class RunConfig(Settings):
     augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate and relight training photos.",
         panel=DATA)] = True  # fmt: skip
 
-    model: Annotated[str, Setting(help="resnet10, or the name of a timm model.", panel=MODEL)] = "resnet10"
+    model: Annotated[str, Setting(help=f"{', '.join(MODELS)}, or the name of a timm model.",
+        panel=MODEL)] = "resnet10"  # fmt: skip
     width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL)] = 16
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
@@ -164,8 +167,6 @@ class RunConfig(Settings):
         "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
     codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
         "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
-    clip_norm: Annotated[float | None, Setting(help="Each client scales its upload down to this L2 norm before "
-        "anything else happens to it (default: not at all).", gt=0, panel=WIRE)] = None  # fmt: skip
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
@@ -227,6 +228,13 @@ class RunConfig(Settings):
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
+    admission: Annotated[AdmissionName, Setting(help="Who may take part: token (stores that were enrolled or hold a "
+        "token), or open (anybody, under a name that nobody has; for trials).", panel=RUN, scope=Scope.LOCAL,
+        commands=SERVER)] = "token"  # fmt: skip
+    invite: Annotated[int | None, Setting(help="Stores that the token printed at the start admits (default: "
+        "--min-clients; 0 for no token).", ge=0, panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = None  # fmt: skip
+    home: Annotated[Path | None, Setting(help="Folder of the chain's identity and certificates (default: "
+        "$FEDSHELF_HOME).", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = None  # fmt: skip
     heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
@@ -256,8 +264,13 @@ class ClientConfig(Settings):
         commands=CLIENT)] = None  # fmt: skip
     state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
         "the client's name).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
-    ca: Annotated[Path | None, Setting(help="Certificate authority of the server (default: that of a server on this "
-        "machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    token: Annotated[str | None, Setting(help="Token that admits this store, once; - reads it from standard input "
+        "(default: $FEDSHELF_TOKEN; a server on this machine needs none).", panel=RUN,
+        commands=CLIENT)] = None  # fmt: skip
+    token_file: Annotated[Path | None, Setting(help="File that holds the token.", panel=RUN,
+        commands=CLIENT)] = None  # fmt: skip
+    ca: Annotated[Path | None, Setting(help="Certificate authority of the server (default: the one that the token "
+        "named, or that of a server on this machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, commands=CLIENT)] = False  # fmt: skip
     device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,

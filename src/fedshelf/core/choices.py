@@ -5,6 +5,7 @@ from typing import Literal
 
 AttackName = Literal["none", "label-flip", "sign-flip", "scale"]
 CompileChoice = Literal["on", "off"]
+AdmissionName = Literal["token", "open"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["local", "vmap", "ray", "auto"]
 LocalWork = Literal["fixed", "cut", "dynamic"]

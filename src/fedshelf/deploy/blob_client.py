@@ -63,12 +63,12 @@ class BlobClient:
 
     Args:
         connection: the connection to the server.
-        identify: returns the headers that identify the client.
+        identify: returns the headers that sign a request, for its method and path.
         held: the blob downloaded before.
     """
 
     def __init__(
-        self, connection: HttpConnection, identify: Callable[[], Mapping[str, str]], held: ReceivedBlob
+        self, connection: HttpConnection, identify: Callable[[str, str], Mapping[str, str]], held: ReceivedBlob
     ) -> None:
         self._connection = connection
         self._identify = identify
@@ -129,7 +129,7 @@ class BlobClient:
             if start is None or start == blob.size:
                 return start is not None
             headers = {
-                **self._identify(),
+                **self._identify("PUT", _path(blob.digest)),
                 "content-length": str(blob.size - start),
                 "content-range": f"bytes {start}-{blob.size - 1}/{blob.size}",
             }
@@ -144,7 +144,7 @@ class BlobClient:
 
     def _open(self, held: ReceivedBlob) -> HTTPResponse | None:
         """Request the missing part of the blob and allocate memory for it."""
-        headers = dict(self._identify())
+        headers = dict(self._identify("GET", _path(held.digest)))
         if held.received:
             headers["range"] = f"bytes={held.received}-"
         response = self._connection.open("GET", _path(held.digest), headers)
@@ -168,7 +168,7 @@ class BlobClient:
 
     def _num_arrived(self, blob: Blob) -> int | None:
         """Return how many of the blob's bytes the server has; None if it does not want the blob."""
-        headers = {**self._identify(), "upload-length": str(blob.size)}
+        headers = {**self._identify("HEAD", _path(blob.digest)), "upload-length": str(blob.size)}
         answer = self._connection.request("HEAD", _path(blob.digest), headers)
         if answer.status == 403:
             return None

@@ -12,18 +12,22 @@ from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError, TransportError
+from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import parse_server_address
 from fedshelf.deploy.blob_client import ReceivedBlob
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler, failure_text
-from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
+from fedshelf.deploy.connection_errors import CertificateRejectedError, ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
+from fedshelf.deploy.credentials import Credentials
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
-from fedshelf.deploy.tls import client_context, local_authority
+from fedshelf.deploy.tls import local_authority
 from fedshelf.deploy.waiting import Availability, Repetitions, WaitReporter
+from fedshelf.identity.store_keys import StoreKeys
+from fedshelf.identity.tokens import Token
+from fedshelf.storage.atomic_files import temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ def run_client(
     handle: Handler,
     join: Join,
     *,
+    keys: StoreKeys | None = None,
+    token: Token | None = None,
     ca: Path | None = None,
     insecure: bool = False,
     stop: threading.Event | None = None,
@@ -63,6 +69,8 @@ def run_client(
         server_address: HOST:PORT.
         handle: answers the server's messages; an exception becomes a `Failure`, and the client continues.
         join: introduces this client.
+        keys: the store's keys; by default new ones, for as long as this client runs.
+        token: admits the store if it is not enrolled yet.
         ca: certificate authority to trust; None trusts this machine's own server and the system's authorities.
         insecure: disable TLS.
         stop: set it to leave after the current message.
@@ -78,6 +86,7 @@ def run_client(
         Why the client stopped.
 
     Raises:
+        IdentityError: the server does not admit this store.
         TransportError: the server cannot be verified, does not speak FedShelf's protocol, or did not answer for
             `max_wait`.
         UsageError: `server_address` is not an address that a client can connect to.
@@ -88,7 +97,10 @@ def run_client(
     part, held = ClientPart(join=join, handle=handle), ReceivedBlob()
     retries, away_since = _Retries(on_status, stop, max_wait), time.monotonic()
     on_status(f"connecting to {address}")
-    with WaitReporter(on_status) as waiting:
+    with WaitReporter(on_status) as waiting, contextlib.ExitStack() as temporary:
+        if keys is None:
+            keys = StoreKeys(Path(temporary.enter_context(temporary_folder("fedshelf-"))))
+        credentials = Credentials(address, keys, name=join.client, token=token, ca=ca, insecure=insecure)
         while not stop.is_set():
             if not availability.is_open():
                 waiting.end()
@@ -99,11 +111,12 @@ def run_client(
             authority = local_authority() if ca is None and not insecure else ""
             try:
                 # Created for each attempt: a server on this machine may just have created its certificate authority.
-                session = FleetSession(address, None if insecure else client_context(ca), held)
+                session = FleetSession(credentials, held)
+                credentials.accepted()
                 retries.say(f"connected to {address}")
                 target = ReportTarget(
-                    address=str(address), ca=None if ca is None else str(ca), insecure=insecure,
-                    token=session.crash_token,
+                    address=str(address), ca=None if credentials.trusted is None else str(credentials.trusted),
+                    insecure=insecure, token=session.crash_token,
                 )  # fmt: skip
                 visit = _Visit(session, part, stop, availability, on_send, on_answer, waiting)
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
@@ -118,6 +131,10 @@ def run_client(
                 retries.say(f"{error}; trying again")
                 waiting.begin(f"the server at {address}", str(error))
                 retries.pause()
+            except (IdentityError, CertificateRejectedError) as error:
+                if not credentials.start_over():
+                    raise
+                on_status(f"{error}; enrolling again")
             except TransportError:
                 if insecure or ca is not None or local_authority() == authority:
                     raise
@@ -257,7 +274,7 @@ class _Visit:
         while not self._over.is_set():
             try:
                 self._end = self._session.wait_for_end() or self._end
-            except (TransportError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
+            except (FedShelfError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
                 self._over.wait(PAUSE_SECONDS)  # the main thread handles it
 
     def _patiently(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:

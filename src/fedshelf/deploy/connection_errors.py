@@ -23,6 +23,7 @@ from fedshelf.deploy.proxy import Proxy
 
 NOT_YET_VALID, EXPIRED, HOST_MISMATCH, IP_MISMATCH = 9, 10, 62, 64  # OpenSSL's X509_V_ERR_*
 NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+REJECTED = ("UNKNOWN_CA", "CERTIFICATE_UNKNOWN", "BAD_CERTIFICATE", "CERTIFICATE_EXPIRED", "CERTIFICATE_REVOKED")
 PASSING_STATUSES = frozenset({408, 429, 502, 503, 504})
 
 PeerCertificate = Callable[[], bytes | None]
@@ -31,6 +32,10 @@ PeerCertificate = Callable[[], bytes | None]
 
 class ServerUnavailableError(TransportError):
     """The server is temporarily unreachable or unusable; retrying may help."""
+
+
+class CertificateRejectedError(TransportError):
+    """The server does not accept this client's certificate, for example because it has another authority."""
 
 
 class SessionLostError(Exception):
@@ -111,7 +116,7 @@ def tls_failed(
     )
 
 
-def broken(error: Exception, server: Address) -> ServerUnavailableError:
+def broken(error: Exception, server: Address) -> TransportError:
     """Describe an established connection that broke during a request.
 
     Args:
@@ -121,6 +126,8 @@ def broken(error: Exception, server: Address) -> ServerUnavailableError:
     Returns:
         The error to raise.
     """
+    if isinstance(error, ssl.SSLError) and any(alert in str(error.reason) for alert in REJECTED):
+        return CertificateRejectedError(f"{server} does not accept this client's certificate ({reason(error)})")
     return ServerUnavailableError(f"the connection to {server} broke: {reason(error)}")
 
 

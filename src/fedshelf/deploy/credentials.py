@@ -91,6 +91,7 @@ class Credentials:
         self._token = token
         self._ca = ca
         self._insecure = insecure
+        self._may_start_over = True
 
     def prepare(self) -> ssl.SSLContext | None:
         """Enroll if this store is not enrolled.
@@ -128,7 +129,7 @@ class Credentials:
         authority = ""
         if token is not None and token.authority and not self._insecure:
             authority = self._fetch_authority(token)
-        context = None if self._insecure else _pinned(authority) if authority else client_context(self._trusted())
+        context = None if self._insecure else _pinned(authority) if authority else client_context(self.trusted)
         request = certificates.signing_request(self.keys.pair())
         body = json.dumps({"secret": secret, "name": self._name, "request": request}).encode()
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
@@ -136,9 +137,26 @@ class Credentials:
         self._token = None  # not tried again
         self._keep(answer, authority)
 
-    def may_enroll_again(self) -> bool:
-        """Whether a server that does not know this store's key may get to know another one."""
-        return self._token is not None or bool(_local_secret())
+    def accepted(self) -> None:
+        """Note that the server has accepted this store."""
+        self._may_start_over = True
+
+    def start_over(self) -> bool:
+        """Discard keys that the server does not accept, so that `prepare` enrolls with new ones.
+
+        Returns:
+            False if that was tried already, or there is nothing to enroll with.
+        """
+        if not self._may_start_over or not (self._token is not None or _local_secret()):
+            return False
+        self._may_start_over = False
+        self.keys.discard()
+        return True
+
+    @property
+    def trusted(self) -> Path | None:
+        """The only authority to trust; None for this machine's own server and the system's authorities."""
+        return self._ca or self.keys.authority_file
 
     def renew_if_due(self, connection: HttpConnection, signer: Signer) -> None:
         """Fetch the next certificate if this one ends soon.
@@ -181,10 +199,7 @@ class Credentials:
         self.keys.keep(enrollment)
 
     def _context(self) -> ssl.SSLContext | None:
-        return None if self._insecure else client_context(self._trusted())
-
-    def _trusted(self) -> Path | None:
-        return self._ca or self.keys.authority_file
+        return None if self._insecure else client_context(self.trusted)
 
     def _is_expired(self) -> bool:
         try:

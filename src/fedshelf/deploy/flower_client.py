@@ -8,46 +8,39 @@ server restarts. Its HTTP client and thread pools are not used either: they cost
 """
 
 import contextlib
-import datetime
-import email.utils
 import http.client
 import json
 import secrets
-import ssl
-import time
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 
-from fedshelf.core.errors import TransportError
+from fedshelf.core.errors import IdentityError, TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
-from fedshelf.deploy.address import Address
+from fedshelf.core.text import printable
 from fedshelf.deploy.blob_client import BlobClient, ReceivedBlob
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
+from fedshelf.deploy.credentials import Credentials, Signer
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.serialization.blob import Blob
 
 REQUEST_SECONDS = 30.0
+MAX_REASON_CHARACTERS = 300  # of the server
 WAIT_SECONDS = 60.0  # the server holds a wait for at most 8 s
-SIGNATURE_SECONDS = 20.0  # how long a signed timestamp is reused: signing and verifying cost more than a request
-MAX_CLOCK_SKEW_SECONDS = TIMESTAMP_TOLERANCE - 60  # leaves time for a slow request
 _T = TypeVar("_T")
 
 
@@ -55,38 +48,40 @@ class FleetSession:
     """One registration. All methods except `wait_for_end` must be called from one thread.
 
     Args:
-        address: the server's address.
-        context: the TLS settings to check the server's certificate against; None disables TLS.
+        credentials: the client's access to the server.
         held: the newest model that this client has, for example from an earlier registration.
 
     Attributes:
         crash_token: authenticates a crash report of this process.
 
     Raises:
-        ServerUnavailableError: the server does not answer for now, or one of the clocks is wrong.
+        ServerUnavailableError: the server does not answer for now.
+        IdentityError: the server does not know this client's key, or has revoked it.
         TransportError: the address answers with the wrong program, protocol or certificate, or with TLS where none is
             expected.
     """
 
-    def __init__(self, address: Address, context: ssl.SSLContext | None, held: ReceivedBlob | None = None) -> None:
+    def __init__(self, credentials: Credentials, held: ReceivedBlob | None = None) -> None:
+        context, address = credentials.prepare(), credentials.address
         self.crash_token = secrets.token_hex(16)
         self._address = address
         self._encrypted = context is not None
-        self._private_key, public_key = generate_key_pairs()
-        self._public_key = public_key_to_bytes(public_key)
-        self._signed: tuple[float, Mapping[str, str]] = (-SIGNATURE_SECONDS, {})
         self._unanswered: message_pb2.ConfirmMessageReceivedRequest | None = None  # confirms the last message
         self._connection = HttpConnection(address, context, timeout=REQUEST_SECONDS)
         self._end_connection = HttpConnection(
             address, context, timeout=WAIT_SECONDS
         )  # a separate connection: a wait must not queue behind an upload
-        self._blobs = BlobClient(self._connection, self._headers, held or ReceivedBlob())
         try:
-            self._greet()
-            self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=self._public_key))
-            activate = fleet_pb2.ActivateNodeRequest(
-                public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+            self._signer = Signer(
+                credentials.keys, server_time=self._greet(), server=self._end_connection.server_fingerprint()
             )
+            credentials.renew_if_due(self._end_connection, self._signer)
+            self._blobs = BlobClient(
+                self._connection, lambda method, path: self._signer.headers(method, path, None), held or ReceivedBlob()
+            )
+            session = self._signer.session
+            self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=session))
+            activate = fleet_pb2.ActivateNodeRequest(public_key=session, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
             self._node = Node(node_id=self._ask("activate-node", activate, fleet_pb2.ActivateNodeResponse).node_id)
         except BaseException:
             self._disconnect()
@@ -172,7 +167,7 @@ class FleetSession:
         Returns:
             Why the run ended, or an empty string if it did not end within some seconds.
         """
-        headers = {**self._headers(), TOKEN_HEADER: self.crash_token}
+        headers = {**self._signer.headers("POST", "/fedshelf/wait"), TOKEN_HEADER: self.crash_token}
         response = self._end_connection.request("POST", "/fedshelf/wait", headers)
         content = _checked(response)
         with _reading():
@@ -183,7 +178,7 @@ class FleetSession:
         try:
             self._post("/v1/fleet/deactivate-node", fleet_pb2.DeactivateNodeRequest(node_id=self._node.node_id))
             self._post("/v1/fleet/unregister-node", fleet_pb2.UnregisterNodeFleetRequest(node_id=self._node.node_id))
-        except (TransportError, SessionLostError):
+        except (TransportError, IdentityError, SessionLostError):
             pass
         finally:
             self._disconnect()
@@ -200,28 +195,15 @@ class FleetSession:
         return _checked(self._request(path, request.SerializeToString(), "application/x-protobuf"))
 
     def _request(self, path: str, content: bytes, content_type: str) -> Answer:
-        return self._connection.request("POST", path, {**self._headers(), "content-type": content_type}, content)
-
-    def _headers(self) -> Mapping[str, str]:
-        """Return the headers that identify the client: its public key and a recent signed timestamp."""
-        signed_at, headers = self._signed
-        if time.monotonic() - signed_at > SIGNATURE_SECONDS:
-            timestamp = now().isoformat()
-            signature = sign_message(self._private_key, timestamp.encode())
-            headers = {
-                FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self._public_key).decode("ascii"),
-                FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode("ascii"),
-                TIMESTAMP_HEADER: timestamp,
-            }
-            self._signed = (time.monotonic(), headers)
-        return headers
+        headers = {**self._signer.headers("POST", path, content), "content-type": content_type}
+        return self._connection.request("POST", path, headers, content)
 
     def _disconnect(self) -> None:
         self._connection.close()
         self._end_connection.close()
 
-    def _greet(self) -> None:
-        """Check that the peer is a FedShelf server with the same protocol."""
+    def _greet(self) -> float | None:
+        """Check that the peer is a FedShelf server with the same protocol; return its time."""
         try:
             response = self._end_connection.request("GET", "/fedshelf/health", {})
         except ServerUnavailableError as error:
@@ -247,21 +229,10 @@ class FleetSession:
                 f"the server on {self._address} (FedShelf {answer.get('version')}) speaks protocol "
                 f"{answer['protocol']}, this client {PROTOCOL_VERSION}: install the same version on both"
             )
-        date = _date(response)
-        if date is not None and abs(now() - date).total_seconds() > MAX_CLOCK_SKEW_SECONDS:
-            raise ServerUnavailableError(
-                f"the clock of {self._address} shows {date:%Y-%m-%d %H:%M:%S} UTC, and this machine's "
-                f"{now():%Y-%m-%d %H:%M:%S} UTC; signatures are only valid for {TIMESTAMP_TOLERANCE} s: set the clock "
-                "that is wrong"
-            )
-
-
-def _date(answer: Answer) -> datetime.datetime | None:
-    """Return the server's clock; None if a proxy removed the header."""
-    try:
-        return email.utils.parsedate_to_datetime(answer.headers["date"]).astimezone(datetime.UTC)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return None
+        try:
+            return float(answer["time"])
+        except (KeyError, ValueError, TypeError):
+            return None
 
 
 @contextlib.contextmanager
@@ -276,9 +247,19 @@ def _reading() -> Iterator[None]:
 def _checked(answer: Answer) -> bytes:
     if answer.status in PASSING_STATUSES:
         raise ServerUnavailableError(f"the server answers {answer.status}")
+    if answer.status == 403:
+        raise IdentityError(f"the server refuses this client: {_detail(answer)}")
     if answer.status != 200:
-        raise SessionLostError(f"the server answers {answer.status}")
+        raise SessionLostError(f"the server answers {answer.status}: {_detail(answer)}")
     return answer.content
+
+
+def _detail(answer: Answer) -> str:
+    """The server's reason."""
+    try:
+        return printable(str(json.loads(answer.content)["detail"]))[:MAX_REASON_CHARACTERS]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "it does not say why"
 
 
 def _text(content: bytes) -> str:

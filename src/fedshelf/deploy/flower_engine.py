@@ -122,10 +122,10 @@ class FlowerEngine:
         if node_id is None:
             return _refusal(401, "the request is not of the session that it speaks of")
         if route == "confirm-message-received" and request.message_object_id != self._delivered.get(node_id):
-            return _refusal(403, "it confirms a message that this client did not fetch")
+            return _refusal(400, "it confirms a message that this client did not fetch")
         if route == "push-messages" and (objection := self._objection(request)):
             logger.warning("node %016x sent a reply that is refused: %s", node_id, objection)
-            return _refusal(403, objection)
+            return _refusal(400, objection)
         try:
             with self.exchange if route in ONE_AT_A_TIME else contextlib.nullcontext():
                 answer = handler(request, self.state).SerializeToString()

@@ -48,7 +48,7 @@ class EmbeddedServer:
         grace: seconds a disconnected client has to reconnect before it counts as offline.
         incoming: folder for uploads in progress, on the spool's file system; existing uploads are resumed. Defaults to
             a temporary folder.
-        chain: the chain's identity: who may take part. By default, anybody with a name that nobody has, in this process.
+        chain: who may take part. By default anybody may, under a name that nobody has.
 
     Attributes:
         address: the address the server listens on.
@@ -72,10 +72,14 @@ class EmbeddedServer:
         if chain is None:
             chain = Chain(Path(self._temporary.enter_context(temporary_folder("fedshelf-"))), is_open=True)
         self._chain, self._tls = chain, tls
-        self._fingerprints = collections.deque(maxlen=2)  # of the server's certificate, and of the one before
+        self._fingerprints: collections.deque[str] = collections.deque(
+            maxlen=2
+        )  # of the server's certificate, and of the one before
         if tls is not None:
             self._fingerprints.append(certificate_fingerprint(tls.certificate))
-        admission = Admission(chain, authority=tls and tls.ca, servers=lambda: tuple(self._fingerprints))
+        admission = Admission(
+            chain, authority=None if tls is None else tls.ca, servers=lambda: tuple(self._fingerprints)
+        )
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
         self._app = FleetApp(
             self._engine, ROUTES, admission, self._blobs, health=health, hold=min(8.0, silence / 4),

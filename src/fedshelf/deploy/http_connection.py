@@ -5,6 +5,7 @@ tenth per request of what higher-level clients do.
 """
 
 import contextlib
+import hashlib
 import http.client
 import select
 import socket
@@ -99,6 +100,12 @@ class HttpConnection:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # below TLS, whose state the other thread may be using
         self._connection.close()
+
+    def server_fingerprint(self) -> str:
+        """SHA-256 of the server's certificate (hex) on the open connection; "" without TLS."""
+        sock = self._connection.sock
+        certificate = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+        return hashlib.sha256(certificate).hexdigest() if certificate else ""
 
     def speaks_tls(self) -> bool:
         """Whether the server expects TLS; checked on a separate connection."""

@@ -108,7 +108,7 @@ class Slot:
         self._connections.count(what, self.address)
 
 
-class LimitedServer(uvicorn.Server):
+class LimitedServer(uvicorn.Server):  # type: ignore[misc]  # mypy does not follow imports into uvicorn
     """uvicorn's server, with its own way of accepting connections.
 
     Args:
@@ -123,7 +123,9 @@ class LimitedServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections on `sockets`."""
         await self.lifespan.startup()
-        self.should_exit = self.should_exit or self.lifespan.should_exit
+        if self.lifespan.should_exit:
+            self.should_exit = True
+            return
         self.servers: list[Any] = [_Acceptor(sock, self, self._connections) for sock in sockets or ()]
         self.started = True
 
@@ -181,7 +183,7 @@ class _Acceptor:
             logger.debug("%s: no TLS connection: %s", slot.address, error)
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HttpToolsProtocol):  # type: ignore[misc]
     """One connection.
 
     Args:
@@ -197,7 +199,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Begin with a stranger."""
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")

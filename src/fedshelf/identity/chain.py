@@ -118,6 +118,24 @@ class Chain:
                 self._seen = seen
             return self._roster
 
+    def note_server(self, addresses: Sequence[str], authority: str) -> None:
+        """Keep what tokens say about the server, for `fedshelf enroll`.
+
+        Args:
+            addresses: see `Token.addresses`.
+            authority: see `Token.authority`.
+        """
+        text = json.dumps({"addresses": list(addresses), "authority": authority})
+        write_atomically(self._folder / "server.json", text, mode=PRIVATE)
+
+    def server(self) -> tuple[tuple[str, ...], str] | None:
+        """What `note_server` kept; None if no server has been started."""
+        try:
+            fields = json.loads((self._folder / "server.json").read_text(encoding="utf-8"))
+            return tuple(map(str, fields["addresses"])), str(fields["authority"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def find(self, key: PublicKey) -> Entry | None:
         """The roster's entry of `key`, or None."""
         return self.roster().find(key)
@@ -199,7 +217,7 @@ class Chain:
             known, holder = roster.find(key), roster.active(name)
             if not token.name and holder is None and any(entry.name == name for entry in roster.entries):
                 raise IdentityError(
-                    f"'{name}' was revoked: only a token of its own ('fedshelf enroll add' at the server) lets it back in"
+                    f"'{name}' was revoked: a token of its own ('fedshelf enroll add' at the server) lets it back in"
                 )
             if known is not None and (known.state is StoreState.REVOKED or known.name != name):
                 raise IdentityError("this key was enrolled before, under another name or until it was revoked")

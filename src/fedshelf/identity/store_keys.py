@@ -115,6 +115,17 @@ class StoreKeys:
         make_folder(self._folder)
         write_together({**files, self._folder / "enrollment.json": text})
 
+    def discard(self) -> None:
+        """Delete keys, certificate and enrollment, so that the store can enroll with new keys.
+
+        Raises:
+            RunError: a file cannot be deleted.
+        """
+        self._keys = None
+        for path in (self._folder / "enrollment.json", self.certificate_file, self.key_file):
+            with saying_what_to_do("delete", path):
+                path.unlink(missing_ok=True)
+
     def must_renew(self, now: datetime.datetime) -> bool:
         """Whether the certificate ends soon."""
         try:

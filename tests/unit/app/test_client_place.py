@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedshelf.app.client import ClientPlace, join_of
+from fedshelf.app.client import ClientPlace
 from fedshelf.core.errors import RunError
 from tests.unit.data.samples import write_pack
 
@@ -38,7 +38,8 @@ def test_a_second_store_of_the_same_machine_has_another_name_and_state(home: Pat
     first, second = place(folder("a/local_data")), place(folder("b/local_data"))
     assert (first.name, second.name) == (f"local_data-{HOST}", f"local_data-{HOST}-2")
     assert first.state_dir != second.state_dir
-    assert join_of(first).identity != join_of(second).identity
+    first.make_state_dir()
+    second.make_state_dir()
     assert [place(Path(path)).name for path in ("b/local_data", "a/local_data")] == [second.name, first.name]
 
 

@@ -3,10 +3,12 @@
 
 import contextlib
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,9 +30,12 @@ from fedshelf.core.ports import Joined
 from fedshelf.core.process_exit import CRASHES, signal_of
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended
+from fedshelf.deploy.credentials import Credentials
 from fedshelf.deploy.flower_client import FleetSession
+from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import Control, WireMessage, open_records, to_parcel
+from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.serialization.blob import Buffer
 from tests.fork_server import environment_of_a_process
 from tests.processes import ROOT, Process
@@ -39,6 +44,7 @@ PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machi
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
 _T = TypeVar("_T")
 _processes: list[Process] = []  # of clients
+_folder = tempfile.TemporaryDirectory(prefix="fedshelf-keys-")
 
 
 def join(name: str) -> Join:
@@ -71,6 +77,17 @@ def task(params: torch.Tensor, *, round: int = 1, purpose: Purpose = Purpose.TRA
     )
 
 
+def keys_of(address: object, name: str) -> StoreKeys:
+    """The keys of a client, the same as long as this process lives."""
+    return StoreKeys(Path(_folder.name) / f"{address}" / name)
+
+
+def session_of(server: EmbeddedServer, name: str = "mallory") -> FleetSession:
+    """A session of the client `name` that has been enrolled, without TLS."""
+    credentials = Credentials(server.address, keys_of(server.address, name), name=name, insecure=True)
+    return FleetSession(credentials)
+
+
 class ThreadClient:
     """A client in a thread of this process; `result` is how it ended."""
 
@@ -79,6 +96,7 @@ class ThreadClient:
         self.result: Future[Ended] = Future()
         self.statuses: list[str] = []
         options.setdefault("insecure", True)
+        options.setdefault("keys", keys_of(address, name))
 
         def work() -> None:
             try:

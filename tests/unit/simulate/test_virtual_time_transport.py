@@ -74,9 +74,7 @@ def transport_of(
     backend: Whenever, *, dropout: Dropout | None = None, state: ServerState | None = None, together: bool = False
 ) -> VirtualTimeTransport:  # fmt: skip
     """With everybody set up who is there."""
-    joins = [
-        Join(protocol=PROTOCOL_VERSION, version="", client=name, classes=()) for name in sorted(PHOTOS)
-    ]
+    joins = [Join(protocol=PROTOCOL_VERSION, version="", client=name, classes=()) for name in sorted(PHOTOS)]
     transport = VirtualTimeTransport(backend, joins, DURATIONS, dropout or Dropout(), together=together)
     if state is not None:
         transport.resume(state)

@@ -1,0 +1,139 @@
+"""The `fedshelf enroll` commands: which stores may take part."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedshelf.cli.commands import Commands
+from fedshelf.cli.display import echo
+
+if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
+    from fedshelf.identity.chain import Chain
+
+app = Commands(help="Enroll stores, and revoke them.")
+
+Home = Annotated[
+    Path | None, typer.Option("--home", metavar="DIR", help="The server's home (default: $FEDSHELF_HOME).")
+]
+Address = Annotated[
+    list[str] | None,
+    typer.Option("--server-address", metavar="HOST:PORT", help="Address by which the store reaches the server "
+    "(default: the one of the server's last start). Can be repeated."),
+]  # fmt: skip
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The store's name.")]
+
+
+@app.command()
+def add(name: Name, home: Home = None, server_address: Address = None) -> None:
+    """Print a token that enrolls one store, once, within 24 hours.
+
+    Example: fedshelf enroll add lyon-03
+    """
+    chain = _chain(home)
+    addresses, authority = _server(chain, server_address)
+    typer.echo(chain.add(name, authority=authority, addresses=addresses))
+
+
+@app.command()
+def rotate(name: Name, home: Home = None, server_address: Address = None) -> None:
+    """Print a token that gives an enrolled store a new key; the old one ends when the token is used.
+
+    Example: fedshelf enroll rotate lyon-03
+    """
+    chain = _chain(home)
+    addresses, authority = _server(chain, server_address)
+    typer.echo(chain.add(name, authority=authority, addresses=addresses, replaces=True))
+
+
+@app.command()
+def revoke(name: Name, home: Home = None) -> None:
+    """End a store's key at once, also for a server that is running, and its unused token.
+
+    Example: fedshelf enroll revoke lyon-03
+    """
+    _chain(home).revoke(name)
+    typer.echo(f"'{name}' may no longer take part.", err=True)
+
+
+@app.command("list")
+def list_stores(
+    home: Home = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """List all stores and their keys.
+
+    Example: fedshelf enroll list
+    """
+    from fedshelf.cli.tables import Column, Table
+
+    entries = _chain(home).roster().entries
+    if as_json:
+        fields = [{"name": e.name, "state": e.state.value, "since": e.since, "key": e.key.text} for e in entries]
+        typer.echo(json.dumps(fields))
+    elif not entries:
+        typer.echo("No store is enrolled yet: 'fedshelf enroll add NAME' makes a token for one.")
+    else:
+        table = Table(columns=[Column(name=name) for name in ("store", "state", "since (UTC)", "key")])
+        for entry in sorted(entries, key=lambda e: (e.name, e.since)):
+            table.add(entry.name, entry.state.value, entry.since, entry.key.text[:12])
+        echo(table)
+
+
+@app.command("import")
+def import_stores(
+    file: Annotated[Path, typer.Argument(metavar="CSV", help="A table with a column 'name'.")],
+    home: Home = None,
+    server_address: Address = None,
+) -> None:
+    """Make tokens for many stores, and print a table of names and tokens (CSV).
+
+    Stores that are enrolled already are left as they are.
+
+    Example: fedshelf enroll import stores.csv > tokens.csv
+    """
+    from fedshelf.core.errors import DataError
+    from fedshelf.storage.atomic_files import saying_what_to_do
+
+    with saying_what_to_do("read", file):
+        text = file.read_text(encoding="utf-8-sig", errors="backslashreplace")
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows or "name" not in rows[0]:
+        raise DataError(f"'{file}' has no column 'name': its first line must be a header")
+    chain = _chain(home)
+    addresses, authority = _server(chain, server_address)
+    roster, table = chain.roster(), csv.writer(sys.stdout)
+    table.writerow(("name", "token"))
+    for name in dict.fromkeys((row["name"] or "").strip() for row in rows):
+        if name and roster.active(name) is None:
+            table.writerow((name, str(chain.add(name, authority=authority, addresses=addresses))))
+
+
+def _chain(home: Path | None) -> "Chain":
+    from fedshelf.config import places
+    from fedshelf.identity.chain import Chain
+
+    if home is not None:
+        places.use_home(home)
+    return Chain(places.identity_directory())
+
+
+def _server(chain: "Chain", given: list[str] | None) -> tuple[tuple[str, ...], str]:
+    """What a token says about the server: its addresses, and its authority."""
+    from fedshelf.config import places
+    from fedshelf.core.errors import UsageError
+    from fedshelf.deploy.address import parse_server_address
+    from fedshelf.deploy.tls import certificate_fingerprint
+
+    known = chain.server()
+    if not given and known is None:
+        raise UsageError(
+            "no server has been started from this home, so its address is not known: start it once, or give "
+            "--server-address HOST:PORT"
+        )
+    ca = places.tls_directory() / "ca.pem"
+    authority = known[1] if known else certificate_fingerprint(ca) if ca.exists() else ""
+    addresses = tuple(str(parse_server_address(text)) for text in given) if given else known[0] if known else ()
+    return addresses, authority
