@@ -41,7 +41,8 @@ def server(
     config = of_a_server(config)
     if config.home is not None:
         places.use_home(config.home)
-    tls = _tls([listen, *advertised], insecure=config.insecure)
+    hosts = [address.host for address in (listen, *advertised)]
+    tls = _tls(config, hosts)
     chain = Chain(places.identity_directory(), is_open=config.admission == "open")
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
         incoming = run.directory.incoming
@@ -52,6 +53,7 @@ def server(
             silence=config.heartbeat_timeout,
             incoming=incoming,
             chain=chain,
+            renew=lambda: _tls(config, hosts),
         ) as engine:
             typer.echo(f"Run {run.directory.run_id} in {run.directory.path}, listening on {engine.address}", err=True)
             invited = config.min_clients if config.invite is None else config.invite
@@ -65,15 +67,19 @@ def server(
     conclude(status, run.directory, as_json=as_json)
 
 
-def _tls(addresses: "list[Address]", *, insecure: bool) -> "ServerTls | None":
-    """Create or load this server's certificate."""
+def _tls(config: RunConfig, hosts: "list[str]") -> "ServerTls | None":
+    """Create, renew or load this server's certificate."""
     from fedshelf.config import places
-    from fedshelf.deploy.tls import ensure_server_tls
+    from fedshelf.core.errors import UsageError
+    from fedshelf.deploy.tls import ensure_server_tls, own_server_tls
 
-    if insecure:
+    if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
         return None
-    hosts = [address.host for address in addresses]
+    if config.tls_cert is not None and config.tls_key is not None:
+        return own_server_tls(config.tls_cert, config.tls_key)
+    if config.tls_cert is not None or config.tls_key is not None:
+        raise UsageError("--tls-cert and --tls-key go together: give both")
     return ensure_server_tls(places.tls_directory(), hosts, say=lambda text: typer.echo(f"WARNING: {text}", err=True))
 
 
@@ -81,7 +87,7 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
     """Print the command to run in each store, and let clients of this user on this machine in."""
     from fedshelf.deploy.tls import certificate_fingerprint
 
-    authority = "" if tls is None else certificate_fingerprint(tls.ca)
+    authority = certificate_fingerprint(tls.ca) if tls and not tls.is_own else ""
     texts = [str(address) for address in addresses]
     chain.note_server(texts, authority)
     chain.local_token()
@@ -97,5 +103,5 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
         lines.append("  (enrolled stores, and clients on this machine, need no --token)")
     else:
         lines.append("In each store:")
-        lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if tls else ''}")
+        lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if authority else ''}")
     typer.echo("\n".join(lines), err=True)

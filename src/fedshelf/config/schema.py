@@ -228,6 +228,10 @@ class RunConfig(Settings):
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = ()  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
+    tls_cert: Annotated[Path | None, Setting(help="Certificate of this server (PEM) from an authority of your own "
+        "(default: FedShelf makes one).", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = None  # fmt: skip
+    tls_key: Annotated[Path | None, Setting(help="Key of --tls-cert (PEM).", panel=RUN, scope=Scope.LOCAL,
+        commands=SERVER)] = None  # fmt: skip
     admission: Annotated[AdmissionName, Setting(help="Who may take part: token (stores that were enrolled or hold a "
         "token), or open (anybody, under a name that nobody has; for trials).", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "token"  # fmt: skip

@@ -21,7 +21,7 @@ from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailabl
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.tls import client_context
 from fedshelf.identity import certificates
-from fedshelf.identity.keys import PublicKey
+from fedshelf.identity.keys import KeyPair, PublicKey
 from fedshelf.identity.signatures import NO_BODY, UNSIGNED_BODY, SignedRequest
 from fedshelf.identity.store_keys import Enrollment, StoreKeys
 from fedshelf.identity.tokens import Token
@@ -92,6 +92,7 @@ class Credentials:
         self._ca = ca
         self._insecure = insecure
         self._may_start_over = True
+        self._starts_over = False
 
     def prepare(self) -> ssl.SSLContext | None:
         """Enroll if this store is not enrolled.
@@ -105,7 +106,7 @@ class Credentials:
             IdentityError: the server does not admit this store.
         """
         enrollment = self.keys.enrollment()
-        if enrollment is None:
+        if enrollment is None or self._starts_over:
             self.enroll()
         elif enrollment.name != self._name:
             raise IdentityError(
@@ -130,28 +131,27 @@ class Credentials:
         if token is not None and token.authority and not self._insecure:
             authority = self._fetch_authority(token)
         context = None if self._insecure else _pinned(authority) if authority else client_context(self.trusted)
-        request = certificates.signing_request(self.keys.pair())
+        keys = self.keys.next_pair()
+        request = certificates.signing_request(keys)
         body = json.dumps({"secret": secret, "name": self._name, "request": request}).encode()
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
-        self._token = None  # not tried again
-        self._keep(answer, authority)
+        self._keep(answer, authority, keys)
+        self._token, self._starts_over = None, False
 
     def accepted(self) -> None:
         """Note that the server has accepted this store."""
         self._may_start_over = True
 
     def start_over(self) -> bool:
-        """Discard keys that the server does not accept, so that `prepare` enrolls with new ones.
+        """Have `prepare` enroll with a new key, because the server does not accept this one.
 
         Returns:
-            False if that was tried already, or there is nothing to enroll with.
+            False if that was tried already.
         """
-        if not self._may_start_over or not (self._token is not None or _local_secret()):
-            return False
-        self._may_start_over = False
-        self.keys.discard()
-        return True
+        may, self._may_start_over = self._may_start_over, False
+        self._starts_over = may
+        return may
 
     @property
     def trusted(self) -> Path | None:
@@ -175,11 +175,11 @@ class Credentials:
         enrollment = self.keys.enrollment()
         answer = connection.request("POST", "/fedshelf/renew", headers, body)
         if answer.status == 200:
-            self._keep(answer, enrollment.authority if enrollment else "")
+            self._keep(answer, enrollment.authority if enrollment else "", self.keys.pair())
         else:
             logger.warning("the certificate was not renewed: the server answers %d", answer.status)
 
-    def _keep(self, answer: Answer, pinned: str) -> None:
+    def _keep(self, answer: Answer, pinned: str, keys: KeyPair) -> None:
         if answer.status in PASSING_STATUSES:
             raise ServerUnavailableError(f"{self.address} answers {answer.status} to the request to enroll")
         try:
@@ -196,7 +196,7 @@ class Credentials:
                 f"{self.address} answers {answer.status} to the request to enroll, and not as a FedShelf server does: "
                 "check --server-address"
             ) from error
-        self.keys.keep(enrollment)
+        self.keys.keep(enrollment, keys)
 
     def _context(self) -> ssl.SSLContext | None:
         return None if self._insecure else client_context(self.trusted)

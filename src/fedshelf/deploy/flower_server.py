@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,7 @@ from typing import Self
 import uvicorn
 
 import fedshelf
-from fedshelf.core.errors import TransportError
+from fedshelf.core.errors import FedShelfError, TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.core.system_errors import reason
 from fedshelf.deploy import quiet_engine_log
@@ -34,6 +35,7 @@ from fedshelf.storage.atomic_files import temporary_folder
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0  # time for clients to close their connections when the server stops
+RENEW_SECONDS = 3600.0  # between looks at the server's certificate
 KEEP_ALIVE_SECONDS = 20.0  # interval of the engine's own heartbeats
 
 
@@ -49,6 +51,7 @@ class EmbeddedServer:
         incoming: folder for uploads in progress, on the spool's file system; existing uploads are resumed. Defaults to
             a temporary folder.
         chain: who may take part. By default anybody may, under a name that nobody has.
+        renew: renews the files of `tls` if they end soon; called from time to time.
 
     Attributes:
         address: the address the server listens on.
@@ -60,6 +63,7 @@ class EmbeddedServer:
     def __init__(
         self, *, host: str, port: int, tls: ServerTls | None, silence: float = 30.0, grace: float = 3.0,
         incoming: Path | None = None, chain: Chain | None = None,
+        renew: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         quiet_engine_log()
         self._socket = _listen(host, port)
@@ -71,7 +75,7 @@ class EmbeddedServer:
         self._blobs = Blobs.below(incoming)
         if chain is None:
             chain = Chain(Path(self._temporary.enter_context(temporary_folder("fedshelf-"))), is_open=True)
-        self._chain, self._tls = chain, tls
+        self._chain, self._tls, self._renew = chain, tls, renew
         self._fingerprints: collections.deque[str] = collections.deque(
             maxlen=2
         )  # of the server's certificate, and of the one before
@@ -91,6 +95,7 @@ class EmbeddedServer:
             ssl_certfile=tls and str(tls.certificate), ssl_keyfile=tls and str(tls.key),
             ssl_ca_certs=tls and str(chain.authority_file), ssl_cert_reqs=ssl.CERT_OPTIONAL,
         )  # fmt: skip
+        self._config = config
         self._server = LimitedServer(config, Connections(chain.audit.count))
         self._stop = threading.Event()
         self._threads = [
@@ -141,9 +146,27 @@ class EmbeddedServer:
         self.close()
 
     def _keep_alive(self) -> None:
+        due = time.monotonic() + RENEW_SECONDS
         while not self._stop.wait(KEEP_ALIVE_SECONDS):
             self._engine.keep_alive()
             self._chain.audit.flush()
+            if time.monotonic() > due:
+                due = time.monotonic() + RENEW_SECONDS
+                self._renew_certificate()
+
+    def _renew_certificate(self) -> None:
+        """Let new connections use the server's next certificate, if there is one."""
+        if self._tls is None:
+            return
+        try:
+            self._renew()
+            newest = certificate_fingerprint(self._tls.certificate)
+            if newest != self._fingerprints[-1]:
+                self._fingerprints.append(newest)
+                self._config.ssl.load_cert_chain(self._tls.certificate, self._tls.key)
+                logger.warning("the server's certificate was renewed")
+        except (FedShelfError, OSError, ValueError) as error:
+            logger.error("the server's certificate is not renewed: %s", error)
 
 
 def _listen(host: str, port: int) -> socket.socket:

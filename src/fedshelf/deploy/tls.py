@@ -1,8 +1,10 @@
 """The server's own certificate authority and certificate, so that encryption works from the first start.
 
-The authority is valid for ten years, so a store needs its certificate (``ca.pem``) only once. The server's certificate
-is reissued when it lacks a name or is about to expire. The authority is never replaced, because that would lock out
-every store. Both are valid from a fixed date in the past, so that a fast server clock does no harm.
+The authority is valid for three years. A year before its end it is renewed with the same key, so that what it issued
+stays valid; stores get its new certificate together with their own. The server's certificate is reissued when it lacks
+a name or is about to expire, also while the server runs. The authority's key is never replaced, because that would lock
+out every store; it may be kept elsewhere, as long as no certificate has to be issued. Both certificates are valid from
+a fixed date in the past, so that a fast server clock does no harm.
 """
 
 import contextlib
@@ -17,25 +19,24 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import hashes
 
 from fedshelf.config.places import HOME_VARIABLE, tls_directory
 from fedshelf.core.errors import TransportError
 from fedshelf.core.system_errors import current_user, reason, user_name
 from fedshelf.deploy.address import Address, host_problem, own_addresses, parse_ip
 from fedshelf.deploy.connection_errors import validity
+from fedshelf.identity import certificates
+from fedshelf.identity.keys import KeyPair, passphrase, passphrase_problem, private_key
 from fedshelf.storage.atomic_files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 VALID_FROM = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)  # before FedShelf existed: an earlier clock is wrong
-CA_LIFETIME = datetime.timedelta(days=3650)
-CERTIFICATE_LIFETIME = datetime.timedelta(days=825)
+CA_LIFETIME = datetime.timedelta(days=3 * 365)
+RENEW_CA_BEFORE = datetime.timedelta(days=365)
+CERTIFICATE_LIFETIME = datetime.timedelta(days=90)
 RENEW_BEFORE = datetime.timedelta(days=30)
-WARN_BEFORE = datetime.timedelta(days=90)  # before the authority expires: every store needs the next one
-MAX_COMMON_NAME = 64
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension)
 
 
@@ -44,14 +45,16 @@ class ServerTls:
     """A server's PEM files.
 
     Attributes:
-        ca: the authority's certificate, to distribute.
+        ca: the authority's certificate, to distribute; of a certificate from elsewhere, that certificate.
         certificate: the server's certificate.
         key: the server's key.
+        is_own: whether the certificate is from elsewhere.
     """
 
     ca: Path
     certificate: Path
     key: Path
+    is_own: bool = False
 
 
 def ensure_server_tls(
@@ -82,16 +85,25 @@ def ensure_server_tls(
             f"this machine's clock shows {now:%Y-%m-%d %H:%M} UTC, which is wrong, and certificates go by it: set it, "
             "and start the server again"
         )
-    tls = ServerTls(ca=directory / "ca.pem", certificate=directory / "server.pem", key=directory / "server.key")
+    ca_path = directory / "ca.pem"
+    tls = ServerTls(ca=ca_path, certificate=directory / "server.pem", key=directory / "server.key")
     names = _names(hosts, say)
     with _saying_what_to_do(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
-        ca, ca_key = _authority(tls, directory / "ca.key", now)
-        if ca.not_valid_after_utc - now < WARN_BEFORE:
-            say(f"the certificate authority ends on {ca.not_valid_after_utc:%Y-%m-%d}: {_start_anew(directory)}")
-        if not _is_usable(tls, ca, names, now):
-            issue(tls, ca, ca_key, names, end=min(now + CERTIFICATE_LIFETIME, ca.not_valid_after_utc))
+        ca, ca_keys = _authority(tls, ca_path, now)
+        if ca_keys is not None and not _is_usable(tls, ca, names, now, RENEW_BEFORE):
+            issue(tls, ca, ca_keys, names, end=now + CERTIFICATE_LIFETIME)
+        elif ca_keys is None:
+            if not _is_usable(tls, ca, names, now):
+                raise TransportError(
+                    f"'{ca_path.with_suffix('.key')}' is missing, and the server needs a new certificate from the "
+                    f"authority in '{ca_path}': put the key there for the next start; if it is lost, "
+                    f"{_start_anew(directory)}"
+                )
+            if not _is_usable(tls, ca, names, now, RENEW_BEFORE):
+                end = read_certificate(tls.certificate).not_valid_after_utc
+                say(f"the server's certificate ends on {end:%Y-%m-%d}: put the authority's ca.key there to renew it")
     return tls
 
 
@@ -171,22 +183,18 @@ def make_authority(path: Path, key_path: Path, *, start: datetime.datetime, end:
         start: start of its validity.
         end: end of its validity.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = _subject("FedShelf authority", " of ")
-    certificate = (
-        _builder(subject=name, issuer=name, public_key=key.public_key(), start=start, end=end)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .sign(key, hashes.SHA256())
+    keys = KeyPair.generate()
+    certificate = certificates.authority(
+        keys, certificates.subject(_name("FedShelf authority", " of ")), start=start, end=end
     )
-    _write_key(key_path, key)
-    write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM))
+    keys.save(key_path, passphrase=passphrase())
+    write_atomically(path, certificates.pem(certificate))
 
 
 def issue(
     tls: ServerTls,
     ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
+    ca_keys: KeyPair,
     names: Iterable[x509.GeneralName],
     *,
     end: datetime.datetime,
@@ -197,58 +205,72 @@ def issue(
     Args:
         tls: where to write them.
         ca: the authority's certificate.
-        ca_key: the authority's key.
+        ca_keys: the authority's keys.
         names: the names that clients use for the server.
         end: end of validity.
         start: start of validity; defaults to that of the authority.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    issuer_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    certificate = (
-        _builder(
-            subject=_subject("FedShelf server", " "), issuer=ca.subject, public_key=key.public_key(),
-            start=start or ca.not_valid_before_utc, end=end,
-        )
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False)
-        .sign(ca_key, hashes.SHA256())
+    keys = KeyPair.generate()
+    certificate = certificates.issue(
+        ca, ca_keys, keys.private.public_key(), _name("FedShelf server", " "),
+        start=start or ca.not_valid_before_utc, end=end, names=names,
     )  # fmt: skip
-    _write_key(tls.key, key)
-    write_atomically(tls.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+    keys.save(tls.key)
+    write_atomically(tls.certificate, certificates.pem(certificate))
 
 
-def _authority(
-    tls: ServerTls, key_path: Path, now: datetime.datetime
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """Load the authority, or create one if none ever existed."""
-    directory = tls.ca.parent
-    has_certificate, has_key = tls.ca.exists(), key_path.exists()
-    if not (has_certificate or tls.certificate.exists() or tls.key.exists()):  # at most a first start was interrupted
-        make_authority(tls.ca, key_path, start=VALID_FROM, end=now + CA_LIFETIME)
-    elif not has_certificate:
+def own_server_tls(certificate: Path, key: Path) -> ServerTls:
+    """Use a certificate that the operator has from elsewhere.
+
+    Args:
+        certificate: the server's certificate (PEM), followed by those between it and its authority.
+        key: its key.
+
+    Returns:
+        The files.
+
+    Raises:
+        TransportError: they cannot be read, or do not belong together.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:
         raise TransportError(
-            f"'{tls.ca}' is missing, but '{directory}' was in use: copy it back from a backup or from any store, which "
-            f"has the same file; or {_start_anew(directory)}"
+            f"--tls-cert {certificate}, --tls-key {key}: {reason(error)}; give a certificate (PEM) and the key that "
+            "belongs to it"
+        ) from error
+    return ServerTls(ca=certificate, certificate=certificate, key=key, is_own=True)
+
+
+def _authority(tls: ServerTls, ca_path: Path, now: datetime.datetime) -> tuple[x509.Certificate, KeyPair | None]:
+    """Load the authority, or create one if none ever existed.
+
+    Returns:
+        The certificate, renewed in good time, and its keys; None if they are not on this machine.
+    """
+    directory, key_path = ca_path.parent, ca_path.with_suffix(".key")
+    if not (ca_path.exists() or tls.certificate.exists() or tls.key.exists()):  # at most a first start was interrupted
+        make_authority(ca_path, key_path, start=VALID_FROM, end=now + CA_LIFETIME)
+    elif not ca_path.exists():
+        raise TransportError(
+            f"'{ca_path}' is missing, but '{directory}' was in use: copy it back from a backup or from any store, "
+            f"which has the same file; or {_start_anew(directory)}"
         )
-    elif not has_key:
+    ca, keys = read_certificate(ca_path), read_key(key_path) if key_path.exists() else None
+    if keys is not None and ca.public_key() != keys.private.public_key():
         raise TransportError(
-            f"'{key_path}' is missing, and without it the authority in '{tls.ca}' can make no certificate: restore it "
-            f"from a backup; or {_start_anew(directory)}"
-        )
-    ca, ca_key = read_certificate(tls.ca), read_key(key_path)
-    if ca.public_key() != ca_key.public_key():
-        raise TransportError(
-            f"'{key_path}' is not the key of '{tls.ca}': restore both from the same backup; or {_start_anew(directory)}"
+            f"'{key_path}' is not the key of '{ca_path}': restore both from the same backup; or "
+            f"{_start_anew(directory)}"
         )
     if problem := validity(ca, now):
         raise TransportError(
-            f"the certificate authority in '{tls.ca}' {problem}. Set the clock if it is wrong; else "
+            f"the certificate authority in '{ca_path}' {problem}. Set the clock if it is wrong; else "
             f"{_start_anew(directory)}"
         )
-    return ca, ca_key
+    if keys is not None and ca.not_valid_after_utc - now < RENEW_CA_BEFORE:
+        ca = certificates.authority(keys, ca.subject, start=VALID_FROM, end=now + CA_LIFETIME)
+        write_atomically(ca_path, certificates.pem(ca))
+    return ca, keys
 
 
 def _start_anew(directory: Path) -> str:
@@ -293,51 +315,30 @@ def _names(hosts: Iterable[str], say: Callable[[str], None]) -> list[x509.Genera
     return names
 
 
-def _is_usable(tls: ServerTls, ca: x509.Certificate, names: Iterable[x509.GeneralName], now: datetime.datetime) -> bool:
+def _is_usable(
+    tls: ServerTls, ca: x509.Certificate, names: Iterable[x509.GeneralName], now: datetime.datetime,
+    at_least: datetime.timedelta = datetime.timedelta(0),
+) -> bool:  # fmt: skip
+    """Whether the server's certificate is for `names`, and valid for at least that time."""
     if not (tls.certificate.exists() and tls.key.exists()):
         return False
     try:
         certificate = read_certificate(tls.certificate)
         certificate.verify_directly_issued_by(ca)
-        if certificate.public_key() != read_key(tls.key).public_key():
+        if certificate.public_key() != KeyPair(private_key(tls.key.read_bytes())).private.public_key():
             return False  # interrupted between the two writes
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (*UNREADABLE, InvalidSignature):
         return False
-    ends_soon = certificate.not_valid_after_utc - now < RENEW_BEFORE
+    ends_soon = certificate.not_valid_after_utc - now < at_least
     return not ends_soon and not validity(certificate, now) and all(name in held for name in names)
 
 
-def _builder(
-    *, subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, start: datetime.datetime,
-    end: datetime.datetime,
-) -> x509.CertificateBuilder:  # fmt: skip
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(end)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True, key_cert_sign=signs_certificates, crl_sign=signs_certificates,
-        content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-
-
-def _subject(role: str, joint: str) -> x509.Name:
+def _name(role: str, joint: str) -> str:
     """Return `role` with this machine's name, if that is valid and fits."""
     host = socket.gethostname()
     whole = f"{role}{joint}{host}"
-    fits = len(whole) <= MAX_COMMON_NAME and not host_problem(host)
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, whole if fits else role)])
+    return whole if len(whole) <= certificates.MAX_COMMON_NAME and not host_problem(host) else role
 
 
 def read_certificate(path: Path) -> x509.Certificate:
@@ -345,18 +346,14 @@ def read_certificate(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Read a PEM key.
+def read_key(path: Path) -> KeyPair:
+    """Read a PEM key, encrypted if there is a passphrase.
 
     Raises:
-        ValueError: it is not an elliptic-curve key.
+        ValueError: it is not a P-256 key.
+        IdentityError: a passphrase is missing or superfluous.
     """
-    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{path.name} is not an elliptic-curve key")
-    return key
-
-
-def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    write_atomically(path, key.private_bytes(encoding, form, serialization.NoEncryption()), mode=0o600)
+    try:
+        return KeyPair(private_key(path.read_bytes(), passphrase()))
+    except TypeError:
+        raise passphrase_problem(path, passphrase()) from None

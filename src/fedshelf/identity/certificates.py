@@ -27,20 +27,19 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def authority(
-    keys: KeyPair, common_name: str, *, start: datetime.datetime, end: datetime.datetime
+    keys: KeyPair, name: x509.Name, *, start: datetime.datetime, end: datetime.datetime
 ) -> x509.Certificate:  # fmt: skip
     """Create a certificate authority's certificate.
 
     Args:
         keys: the authority's keys; a renewed certificate has the same.
-        common_name: its name.
+        name: its name; that of a renewed certificate is the same.
         start: start of validity.
         end: end of validity.
 
     Returns:
         The self-signed certificate.
     """
-    name = subject(common_name)
     return (
         _builder(name, name, keys.private.public_key(), start, end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

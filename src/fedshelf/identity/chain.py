@@ -204,6 +204,9 @@ class Chain:
         public, key = certificates.requested_key(request)
         with file_lock(self._folder / "lock"):
             tokens, roster = self._tokens(), self.roster()
+            known = roster.find(key)
+            if known is not None and known.state is StoreState.ACTIVE:  # the answer to its first request was lost
+                return known, self._issue(public, known.name)
             token = _match(tokens, secret) if secret else OpenToken(secret="", uses=UNLIMITED)
             if token is None or (not secret and not self._is_open):
                 raise IdentityError(
@@ -214,21 +217,20 @@ class Chain:
                 )
             name = token.name or name
             _check_name(name)
-            known, holder = roster.find(key), roster.active(name)
+            holder = roster.active(name)
             if not token.name and holder is None and any(entry.name == name for entry in roster.entries):
                 raise IdentityError(
                     f"'{name}' was revoked: a token of its own ('fedshelf enroll add' at the server) lets it back in"
                 )
-            if known is not None and (known.state is StoreState.REVOKED or known.name != name):
-                raise IdentityError("this key was enrolled before, under another name or until it was revoked")
-            if holder is not None and holder.key != key and not token.replaces:
+            if known is not None:
+                raise IdentityError("this key was enrolled before, until it was revoked")
+            if holder is not None and not token.replaces:
                 raise IdentityError(
                     f"a store named '{name}' is enrolled with another key: give this store another --name, or, if it "
                     "lost its key, use a token of 'fedshelf enroll rotate'"
                 )
-            if holder is None or holder.key != key:
-                roster = roster.with_key(name, key, _now_text())
-                self._write(roster)
+            roster = roster.with_key(name, key, _now_text())
+            self._write(roster)
             if token.uses != UNLIMITED:
                 self._write_tokens([t for t in (_used(t) if t == token else t for t in tokens) if t.uses])
         entry = roster.find(key)
@@ -304,7 +306,10 @@ class Chain:
             if found.not_valid_before_utc <= now < found.not_valid_after_utc - RENEW_AUTHORITY:
                 return found
         made = certificates.authority(
-            self._keys, "FedShelf stores", start=now - certificates.BACKDATED, end=now + AUTHORITY_LIFETIME
+            self._keys,
+            certificates.subject("FedShelf stores"),
+            start=now - certificates.BACKDATED,
+            end=now + AUTHORITY_LIFETIME,
         )
         write_atomically(path, certificates.pem(made))
         return made

@@ -92,9 +92,7 @@ class KeyPair:
         try:
             return cls(private_key(pem, passphrase))
         except TypeError as error:
-            problem = "is encrypted" if passphrase is None else "is not encrypted"
-            advice = f"set {PASSPHRASE_VARIABLE}" if passphrase is None else f"unset {PASSPHRASE_VARIABLE}"
-            raise IdentityError(f"'{path}' {problem}: {advice}") from error
+            raise passphrase_problem(path, passphrase) from error
         except ValueError as error:
             raise IdentityError(
                 f"'{path}' does not hold a key that can be read: restore it from a backup"
@@ -107,13 +105,14 @@ class KeyPair:
         Raises:
             RunError: the file cannot be written.
         """
+        write_atomically(path, self.pem(passphrase), mode=PRIVATE)
+
+    def pem(self, passphrase: bytes | None = None) -> bytes:
+        """The private key (PEM), encrypted if there is a passphrase."""
         encryption: serialization.KeySerializationEncryption = (
             serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
         )
-        pem = self.private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-        )  # fmt: skip
-        write_atomically(path, pem, mode=PRIVATE)
+        return self.private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
     def sign(self, content: bytes) -> bytes:
         """Sign `content`.
@@ -135,6 +134,12 @@ def private_key(pem: bytes, passphrase: bytes | None = None) -> ec.EllipticCurve
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ValueError("not a P-256 key")
     return key
+
+
+def passphrase_problem(path: Path, given: bytes | None) -> IdentityError:
+    """The error for a key that is encrypted without a passphrase, or the reverse."""
+    problem, advice = ("is encrypted", "set") if given is None else ("is not encrypted", "unset")
+    return IdentityError(f"'{path}' {problem}: {advice} {PASSPHRASE_VARIABLE}")
 
 
 def passphrase() -> bytes | None:

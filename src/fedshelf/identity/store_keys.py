@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fedshelf.core.errors import IdentityError
-from fedshelf.identity.keys import KeyPair, PublicKey
+from fedshelf.identity.keys import PRIVATE, KeyPair, PublicKey
 from fedshelf.storage.atomic_files import make_folder, saying_what_to_do, write_together
 
 RENEW_BEFORE = datetime.timedelta(days=30)
@@ -65,20 +65,30 @@ class StoreKeys:
         return path if path.exists() else None
 
     def pair(self) -> KeyPair:
-        """The key pair, made on the first call.
+        """The enrolled key pair.
+
+        Raises:
+            RunError: the key cannot be read.
+            IdentityError: the key is damaged.
+        """
+        if self._keys is None:
+            self._keys = KeyPair.load(self.key_file)
+        return self._keys
+
+    def next_pair(self) -> KeyPair:
+        """The key pair to enroll with: kept until the server has answered, so that a lost answer can be asked for again.
 
         Raises:
             RunError: the folder cannot be used.
             IdentityError: the key is damaged.
         """
-        if self._keys is None:
-            if self.key_file.exists():
-                self._keys = KeyPair.load(self.key_file)
-            else:
-                make_folder(self._folder)
-                self._keys = KeyPair.generate()
-                self._keys.save(self.key_file)
-        return self._keys
+        path = self._folder / "next.key"
+        if path.exists():
+            return KeyPair.load(path)
+        make_folder(self._folder)
+        keys = KeyPair.generate()
+        keys.save(path)
+        return keys
 
     def enrollment(self) -> Enrollment | None:
         """What enrolling gave, or None if this store has not been enrolled.
@@ -102,29 +112,23 @@ class StoreKeys:
             except (ValueError, KeyError, TypeError) as error:
                 raise IdentityError(f"'{path}' is damaged: get a new token, and give it with --token") from error
 
-    def keep(self, enrollment: Enrollment) -> None:
+    def keep(self, enrollment: Enrollment, keys: KeyPair) -> None:
         """Save what enrolling or renewing gave.
+
+        Args:
+            enrollment: what the server answered.
+            keys: the keys that it is for.
 
         Raises:
             RunError: a file cannot be written.
         """
         text = json.dumps({"name": enrollment.name, "chain": enrollment.chain.text}) + "\n"
-        files: dict[Path, bytes | str] = {self.certificate_file: enrollment.certificate}
+        files: dict[Path, bytes | str] = {self.key_file: keys.pem(), self.certificate_file: enrollment.certificate}
         if enrollment.authority:
             files[self._folder / "authority.pem"] = enrollment.authority
-        make_folder(self._folder)
-        write_together({**files, self._folder / "enrollment.json": text})
-
-    def discard(self) -> None:
-        """Delete keys, certificate and enrollment, so that the store can enroll with new keys.
-
-        Raises:
-            RunError: a file cannot be deleted.
-        """
-        self._keys = None
-        for path in (self._folder / "enrollment.json", self.certificate_file, self.key_file):
-            with saying_what_to_do("delete", path):
-                path.unlink(missing_ok=True)
+        write_together({**files, self._folder / "enrollment.json": text}, mode=PRIVATE)
+        (self._folder / "next.key").unlink(missing_ok=True)
+        self._keys = keys
 
     def must_renew(self, now: datetime.datetime) -> bool:
         """Whether the certificate ends soon."""
