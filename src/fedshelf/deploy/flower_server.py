@@ -82,7 +82,7 @@ class EmbeddedServer:
         if tls is not None:
             self._fingerprints.append(certificate_fingerprint(tls.certificate))
         admission = Admission(
-            chain, authority=None if tls is None else tls.ca, servers=lambda: tuple(self._fingerprints)
+            chain, authority=None if tls is None or tls.is_own else tls.ca, servers=lambda: tuple(self._fingerprints)
         )
         health = {"version": fedshelf.__version__, "protocol": PROTOCOL_VERSION}
         self._app = FleetApp(

@@ -76,7 +76,7 @@ class StoreKeys:
         return self._keys
 
     def next_pair(self) -> KeyPair:
-        """The key pair to enroll with: kept until the server has answered, so that a lost answer can be asked for again.
+        """The key pair to enroll with: kept until the server has answered, in case its answer is lost.
 
         Raises:
             RunError: the folder cannot be used.

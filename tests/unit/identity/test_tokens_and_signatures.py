@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from fedshelf.core.errors import IdentityError
 from fedshelf.identity.keys import KeyPair, PublicKey
 from fedshelf.identity.signatures import SIGNATURE, Nonces, SignedRequest
-from fedshelf.identity.tokens import PREFIX, Token, new_secret
+from fedshelf.identity.tokens import PREFIX, Token
 
 TOKEN = Token(
-    addresses=("hq.example:8080", "[2001:db8::1]:8080"), authority="ab" * 32, secret=new_secret(), name="Zürich [1]",
+    addresses=("hq.example:8080", "[2001:db8::1]:8080"), authority="ab" * 32, secret="AbCd" * 6, name="Zürich [1]",
     expires=datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC),
 )  # fmt: skip
 REQUEST = SignedRequest(
@@ -71,7 +71,7 @@ def test_a_malformed_signature_is_no_signature(signature: str) -> None:
     assert not REQUEST.is_signed(KeyPair.generate().public, signature)
 
 
-@pytest.mark.parametrize("text", ["", "x", "A" * 44, "A" * 5000, "é" * 44, " " + KeyPair.generate().public.text])
+@pytest.mark.parametrize("text", ["", "x", "A" * 44, "A" * 5000, "é" * 44, " A" + "B" * 43])
 def test_a_malformed_key_is_not_valid(text: str) -> None:
     assert not PublicKey(text).is_valid
     assert not REQUEST.is_signed(PublicKey(text), REQUEST.signed_by(KeyPair.generate())[SIGNATURE])
