@@ -13,7 +13,8 @@ from fedshelf.personalization.base import PERSONAL, PersonalLayers
 from fedshelf.personalization.ditto import Ditto
 from fedshelf.personalization.fedper import personal_names
 from fedshelf.personalization.fedrep import fedrep
-from fedshelf.training.settings import Moves, Phase, TrainingSettings
+from fedshelf.training.phases import Moves, Phase
+from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Trainer
 from tests.paper.quadratics import NUM_VALUES, Quadratic, drifting, trains_on
 from tests.worlds import PLAIN, World, bound_model, trainer, with_batch_norm

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from fedshelf.core.errors import DataError, TransportError, UsageError
 from fedshelf.core.system_errors import reason
-from fedshelf.data.output import whole_folder
+from fedshelf.data.filesystem import whole_folder
 
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60

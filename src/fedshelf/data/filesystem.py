@@ -1,8 +1,10 @@
-"""File-system errors, converted to a `DataError` that says what to do."""
+"""The file system: errors converted to a `DataError` that says what to do, and folders written as a whole."""
 
 import contextlib
 import errno
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,6 +52,30 @@ def folder_problem(path: Path) -> str:
 def file_problem(path: Path) -> str:
     """Why there is no file at `path`; empty if there is one."""
     return _problem(path, stat.S_ISREG, "file")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `out` if the block succeeds, and removed otherwise.
+
+    Raises:
+        DataError: `out` exists and is not an empty folder, or cannot be written.
+    """
+    try:
+        if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+            raise DataError(f"'{out}' exists already and is not an empty folder: name another one or remove it first")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise DataError(f"'{out}' cannot be made ({error.strerror or error}): name another place") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        work.replace(out)
+    except OSError as error:
+        raise DataError(f"'{out}' could not be written ({error}): nothing of it is kept") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _problem(path: Path, is_kind: Callable[[int], bool], kind: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedshelf.core.messages import PARAMS, Broadcast, Purpose, TaskKey
-from fedshelf.training.settings import Phase
+from fedshelf.training.phases import Phase
 from fedshelf.training.trainer import Trainer
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fedshelf.core.choices import Candidate
-from fedshelf.training.settings import Phase
+from fedshelf.training.phases import Phase
 
 if TYPE_CHECKING:  # re-exported for type checkers
     from torch import nn as nn

@@ -17,7 +17,7 @@ from typing import Annotated
 from fedshelf.core.settings import Setting
 from fedshelf.personalization.base import PersonalLayers
 from fedshelf.personalization.fedper import personal_names
-from fedshelf.training.settings import Moves, Phase
+from fedshelf.training.phases import Moves, Phase
 
 HEAD_EPOCHS = Setting(
     key="fedrep_head_epochs", help="Epochs on the last layer alone, before the rest is trained.", ge=1

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from fedshelf.core.settings import Setting
 from fedshelf.personalization.base import Personalization
-from fedshelf.training.settings import Phase
+from fedshelf.training.phases import Phase
 
 if TYPE_CHECKING:
     from fedshelf.data.augmentation import Augmentation

@@ -17,7 +17,7 @@ from fedshelf.training.batches import Batch
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import cross_entropy
 from fedshelf.training.losses import Calibration
-from fedshelf.training.settings import Moves
+from fedshelf.training.phases import Moves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,8 @@ from torch.optim.sgd import sgd
 
 from fedshelf.core.choices import Schedule
 from fedshelf.core.params import Params
-from fedshelf.training.settings import Moves, TrainingSettings
+from fedshelf.training.phases import Moves
+from fedshelf.training.settings import TrainingSettings
 
 _FUSED_DEVICES = ("cpu", "cuda")
 

@@ -1,7 +1,6 @@
-"""Settings of local training, and its phases: which values each moves, and for how long."""
+"""Settings of local training."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from fedshelf.core.choices import OptimizerName
 from fedshelf.data.augmentation import Augmentation
@@ -33,24 +32,3 @@ class TrainingSettings:
     batch_size: int = 16
     local_epochs: int = 2
     augmentation: Augmentation | None = Augmentation()  # noqa: RUF009  frozen
-
-
-class Moves(StrEnum):
-    """The trainable values that an optimizer moves."""
-
-    ALL = "all"
-    SHARED = "shared"
-    PERSONAL = "personal"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phase:
-    """A phase of local training.
-
-    Attributes:
-        moves: the values that it moves.
-        epochs: number of epochs; None: as configured.
-    """
-
-    moves: Moves = Moves.ALL
-    epochs: int | None = None

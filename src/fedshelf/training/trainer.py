@@ -24,8 +24,9 @@ from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration
+from fedshelf.training.phases import Moves, Phase
 from fedshelf.training.resources import lacks_memory
-from fedshelf.training.settings import Moves, Phase, TrainingSettings
+from fedshelf.training.settings import TrainingSettings
 
 EVALUATION_BATCH = 250
 

@@ -28,7 +28,7 @@ from fedshelf.personalization import fedbn, fedper
 from fedshelf.personalization.base import NONE, PersonalLayers
 from fedshelf.personalization.ditto import Ditto
 from fedshelf.personalization.finetune import FineTuning
-from fedshelf.training.settings import Moves, Phase
+from fedshelf.training.phases import Moves, Phase
 from tests.unit.data.samples import write_pack
 
 
