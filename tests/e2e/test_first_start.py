@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedshelf.core.errors import TransportError
-from fedshelf.deploy import client_loop
+from fedshelf.deploy import credentials
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import client_context, ensure_server_tls
@@ -31,7 +31,7 @@ def test_an_authority_made_while_a_client_connects_is_found(tmp_path: Path, monk
         (tmp_path / "home" / "tls" / "ca.pem").write_bytes(tls.ca.read_bytes())
         return context
 
-    monkeypatch.setattr(client_loop, "client_context", just_too_early)
+    monkeypatch.setattr(credentials, "client_context", just_too_early)
     with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon", insecure=False) as client:
@@ -60,14 +60,15 @@ def test_two_stores_join_by_the_line_that_the_server_prints_and_by_the_same_fold
     run = pair.root / "run"
     port = pair.address.rpartition(":")[2]
     server = pair.server("--rounds", "1", "--run-dir", str(run), "--advertise", f"localhost:{port}")
-    server.wait_for_text("fingerprint of ca.pem")
-    found = re.search(
-        r"(fedshelf client --server-address \S+ --ca ca.pem --name) STORE --data-dir PHOTOS", server.text()
-    )
+    server.wait_for_text("need no --token)")
+    found = re.search(r"fedshelf client --data-dir ./local_data --server-address \S+ --token \S+", server.text())
     assert found is not None, server.text()
     assert f"--server-address localhost:{port}" in found[0]
-    shutil.copy(pair.root / "home" / "tls" / "ca.pem", pair.root)
-    first = pair.fedshelf(*shlex.split(found[1])[1:], "lyon", "--data-dir", "store-1/local_data")
+    elsewhere = {**pair.environment, "FEDSHELF_HOME": str(pair.root / "another machine")}
+    pair.environment, here = elsewhere, pair.environment
+    line = [part.replace("./local_data", "store-1/local_data") for part in shlex.split(found[0])[1:]]
+    first = pair.fedshelf(*line, "--name", "lyon")
+    pair.environment = here
     second = pair.fedshelf("client", "--data-dir", "store-2/local_data", "--server-address", pair.address)
     assert server.end() == 0, server.text()
     assert [first.end(), second.end()] == [0, 0]

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION
-from fedshelf.deploy import client_loop, flower_client, http_connection
+from fedshelf.deploy import client_loop, credentials, http_connection
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_engine import FlowerEngine
 from fedshelf.deploy.flower_server import EmbeddedServer
@@ -108,7 +108,7 @@ def test_a_server_that_loses_every_registration_does_not_fill_the_log(answering:
     health = json.dumps({"protocol": PROTOCOL_VERSION, "version": "x"}).encode()
     server = answering(401, health)
     with ThreadClient(f"127.0.0.1:{server.server_port}", "lyon") as client:
-        says(client, "the server answers 401; trying again")
+        says(client, "answers 401 to the request to enroll")
         deadline = time.monotonic() + PATIENCE
         while len(server.paths) < 100 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -154,17 +154,6 @@ def test_another_program_is_one_clear_error(
         client.result.result(PATIENCE)
 
 
-@pytest.mark.parametrize("date", ["yesterday", "Mon, 99 Nov 2026 03:41:00 GMT", ""])
-def test_a_date_that_cannot_be_read_is_no_obstacle(answering: Callable[..., Answering], date: str) -> None:
-    health = json.dumps({"protocol": PROTOCOL_VERSION + 1, "version": "x"}).encode()
-    server = answering(200, health, Date=date)
-    with (
-        ThreadClient(f"127.0.0.1:{server.server_port}", "lyon") as client,
-        pytest.raises(TransportError, match="install the same version"),
-    ):
-        client.result.result(PATIENCE)
-
-
 def test_a_server_that_says_nothing_is_told_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "PROBE_SECONDS", 0.2)
     with listener() as silent:
@@ -186,18 +175,25 @@ def test_a_client_that_has_nothing_to_do_says_so() -> None:
             assert client.result.result(PATIENCE).kind is EndKind.CLOSED
 
 
-def test_a_clock_that_is_wrong_is_told_and_the_client_joins_when_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=30)
+def test_a_store_whose_clock_is_wrong_joins_by_the_servers_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with monkeypatch.context() as patch:
-            patch.setattr(flower_client, "now", lambda: wrong)
-            client = ThreadClient(server.address, "lyon")
-            line = says(client, "the clock of ")
-            assert f"and this machine's {wrong:%Y-%m-%d %H:%M:%S} UTC" in line
-            assert "set the clock that is wrong; trying again" in line
-        with client:
-            assert "lyon" in joined(transport)
+            patch.setattr(credentials, "time", Clock(ahead=30 * 3600.0))
+            with ThreadClient(server.address, "lyon"):
+                assert "lyon" in joined(transport)
+
+
+class Clock:
+    """This machine's clock, but wrong."""
+
+    def __init__(self, *, ahead: float) -> None:
+        self._ahead = ahead
+
+    def time(self) -> float:
+        return time.time() + self._ahead
+
+    monotonic = staticmethod(time.monotonic)
 
 
 @pytest.mark.parametrize(("start", "end", "problem"), [(-9, -1, "has expired"), (1, 9, "is not yet valid")])

@@ -56,9 +56,11 @@ def server(
             renew=lambda: _tls(config, hosts),
         ) as engine:
             typer.echo(f"Run {run.directory.run_id} in {run.directory.path}, listening on {engine.address}", err=True)
-            invited = config.min_clients if config.invite is None else config.invite
             addresses = advertised or [reachable_address(engine.address)]
-            _invite(chain, addresses, tls, 0 if config.admission == "open" else invited)
+            invited = config.min_clients if config.invite is None else config.invite
+            if config.admission == "open" or (engine.address.is_loopback and not advertised):
+                invited = 0
+            _invite(chain, addresses, tls, invited)
             served = make_server(
                 run, transport=engine.transport(), spool=FileSpool(run.directory.spool), stop=stop,
                 start_clients=config.min_clients,
@@ -93,15 +95,12 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
     chain.local_token()
     flags = f"--data-dir ./local_data --server-address {texts[0]}{'' if tls else ' --insecure'}"
     lines = []
-    if addresses[0].is_loopback:
-        lines.append("Stores on this machine (it listens on a loopback address):")
-        lines.append(f"  fedshelf client {flags}")
-    elif count:
+    if count:
         token = chain.invite(count, authority=authority, addresses=texts)
         lines.append(f"In each of up to {counted(count, 'new store')}, until {token.expires:%Y-%m-%d %H:%M} UTC:")
         lines.append(f"  fedshelf client {flags} --token {token}")
         lines.append("  (enrolled stores, and clients on this machine, need no --token)")
     else:
-        lines.append("In each store:")
+        lines.append("In each store:" if not addresses[0].is_loopback else "In each store, on this machine:")
         lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if authority else ''}")
     typer.echo("\n".join(lines), err=True)

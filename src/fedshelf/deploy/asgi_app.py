@@ -128,11 +128,13 @@ class FleetApp:
 
     async def _signed(self, method: str, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that must be signed."""
+        query = scope.get("query_string", b"")
+        target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
         headers, state, renews = dict(scope["headers"]), scope.get("state", {}), path == "/fedshelf/renew"
         try:
             caller = await asyncio.get_running_loop().run_in_executor(
                 self._workers,
-                lambda: self._admission.authenticate(method, path, headers, state.get("certified"), renews=renews),
+                lambda: self._admission.authenticate(method, target, headers, state.get("certified"), renews=renews),
             )
         except UnauthenticatedError as refusal:
             self._admission.refused(_peer(scope), str(refusal))

@@ -18,6 +18,7 @@ from fedshelf.core.errors import IdentityError, TransportError
 from fedshelf.core.text import printable
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError
+from fedshelf.deploy.greeting import greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.tls import client_context
 from fedshelf.identity import certificates
@@ -135,6 +136,7 @@ class Credentials:
         request = certificates.signing_request(keys)
         body = json.dumps({"secret": secret, "name": self._name, "request": request}).encode()
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
+            greet(connection, self.address, encrypted=context is not None)
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
         self._keep(answer, authority, keys)
         self._token, self._starts_over = None, False

@@ -8,7 +8,6 @@ server restarts. Its HTTP client and thread pools are not used either: they cost
 """
 
 import contextlib
-import http.client
 import json
 import secrets
 from base64 import b64decode, b64encode
@@ -29,12 +28,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedshelf.core.errors import IdentityError, TransportError
-from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.core.text import printable
 from fedshelf.deploy.blob_client import BlobClient, ReceivedBlob
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
 from fedshelf.deploy.credentials import Credentials, Signer
+from fedshelf.deploy.greeting import greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.serialization.blob import Blob
 
@@ -64,8 +63,6 @@ class FleetSession:
     def __init__(self, credentials: Credentials, held: ReceivedBlob | None = None) -> None:
         context, address = credentials.prepare(), credentials.address
         self.crash_token = secrets.token_hex(16)
-        self._address = address
-        self._encrypted = context is not None
         self._unanswered: message_pb2.ConfirmMessageReceivedRequest | None = None  # confirms the last message
         self._connection = HttpConnection(address, context, timeout=REQUEST_SECONDS)
         self._end_connection = HttpConnection(
@@ -73,7 +70,9 @@ class FleetSession:
         )  # a separate connection: a wait must not queue behind an upload
         try:
             self._signer = Signer(
-                credentials.keys, server_time=self._greet(), server=self._end_connection.server_fingerprint()
+                credentials.keys,
+                server_time=greet(self._end_connection, address, encrypted=context is not None),
+                server=self._end_connection.server_fingerprint(),
             )
             credentials.renew_if_due(self._end_connection, self._signer)
             self._blobs = BlobClient(
@@ -201,38 +200,6 @@ class FleetSession:
     def _disconnect(self) -> None:
         self._connection.close()
         self._end_connection.close()
-
-    def _greet(self) -> float | None:
-        """Check that the peer is a FedShelf server with the same protocol; return its time."""
-        try:
-            response = self._end_connection.request("GET", "/fedshelf/health", {})
-        except ServerUnavailableError as error:
-            cause = error.__cause__
-            is_answer = isinstance(cause, http.client.HTTPException | ConnectionResetError)
-            if not self._encrypted and is_answer and self._end_connection.speaks_tls():
-                raise TransportError(
-                    f"the server on {self._address} encrypts: run this client without --insecure"
-                ) from error
-            raise
-        if response.status in PASSING_STATUSES:
-            raise ServerUnavailableError(
-                f"{self._address} answers {response.status}: something stands in front of a server that does not run"
-            )
-        try:
-            answer = json.loads(response.content) if response.status == 200 else {}
-        except (ValueError, RecursionError):
-            answer = {}
-        if not isinstance(answer, dict) or "protocol" not in answer:
-            raise TransportError(f"{self._address} answers, but is not a FedShelf server: check --server-address")
-        if answer["protocol"] != PROTOCOL_VERSION:
-            raise TransportError(
-                f"the server on {self._address} (FedShelf {answer.get('version')}) speaks protocol "
-                f"{answer['protocol']}, this client {PROTOCOL_VERSION}: install the same version on both"
-            )
-        try:
-            return float(answer["time"])
-        except (KeyError, ValueError, TypeError):
-            return None
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def issue(
         public_key: the key to certify.
         common_name: the subject's name.
         start: start of validity.
-        end: end of validity, at most that of the authority.
+        end: end of validity. One after that of the authority lasts if the authority is renewed.
         names: the server's names and addresses.
 
     Returns:
@@ -70,7 +70,7 @@ def issue(
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if names else ExtendedKeyUsageOID.CLIENT_AUTH
     issuer_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     builder = (
-        _builder(subject(common_name), issuer.subject, public_key, start, min(end, issuer.not_valid_after_utc))
+        _builder(subject(common_name), issuer.subject, public_key, start, end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)

@@ -13,15 +13,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedshelf.config.places import tls_directory
-from fedshelf.core.errors import TransportError
+from fedshelf.core.errors import IdentityError, TransportError
 from fedshelf.deploy import tls
 from fedshelf.deploy.tls import (
+    CERTIFICATE_LIFETIME,
     ServerTls,
     client_context,
     ensure_server_tls,
     fingerprint,
     issue,
     make_authority,
+    own_server_tls,
     read_certificate,
     read_key,
 )
@@ -111,7 +113,7 @@ def test_a_missing_name_makes_a_new_certificate_of_the_same_authority(tmp_path: 
     shake_hands(server, client_context(server.ca), "shop.example")
 
 
-@pytest.mark.parametrize("days", [-900, -800, 800, 900])
+@pytest.mark.parametrize("days", [-100, -65, 65, 100])
 def test_a_certificate_of_another_time_is_made_anew_by_the_same_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
@@ -163,20 +165,54 @@ def test_a_clock_before_any_fedshelf_makes_no_certificates(tmp_path: Path, year:
     assert not (tmp_path / "tls").exists()
 
 
-def test_an_authority_near_its_end_is_announced(tmp_path: Path) -> None:
-    ends = NOW + 60 * DAY
-    make_authority(tmp_path / "ca.pem", tmp_path / "ca.key", start=NOW - DAY, end=ends)
+def test_an_authority_is_renewed_a_year_before_its_end_with_the_same_key(tmp_path: Path) -> None:
+    make_authority(tmp_path / "ca.pem", tmp_path / "ca.key", start=NOW - DAY, end=NOW + 400 * DAY)
+    old = (tmp_path / "ca.pem").read_bytes()
+    server = ensure_server_tls(tmp_path)
+    assert server.ca.read_bytes() == old
+    make_authority(tmp_path / "ca.pem", tmp_path / "ca.key", start=NOW - DAY, end=NOW + 300 * DAY)
+    copied = tmp_path / "copied.pem"
+    copied.write_bytes((tmp_path / "ca.pem").read_bytes())
+    server = ensure_server_tls(tmp_path)
+    assert read_certificate(server.ca).not_valid_after_utc > NOW + 1000 * DAY
+    shake_hands(server, client_context(server.ca), "localhost")
+    shake_hands(server, client_context(copied), "localhost")  # a store that has the old one goes on
+
+
+def test_the_authoritys_key_may_be_elsewhere_until_a_certificate_is_due(tmp_path: Path) -> None:
+    server = ensure_server_tls(tmp_path)
+    (tmp_path / "ca.key").rename(tmp_path / "in a safe")
     said: list[str] = []
-    server = ensure_server_tls(tmp_path, say=said.append)
+    shake_hands(ensure_server_tls(tmp_path, say=said.append), client_context(server.ca), "localhost")
+    assert said == []
+    ensure_server_tls(tmp_path, now=NOW + 70 * DAY, say=said.append)
     (line,) = said
-    assert line.startswith(f"the certificate authority ends on {ends:%Y-%m-%d}: start anew")
-    assert read_certificate(server.certificate).not_valid_after_utc == read_certificate(server.ca).not_valid_after_utc
+    assert f"ends on {NOW + CERTIFICATE_LIFETIME:%Y-%m-%d}" in line
+    with pytest.raises(TransportError, match=r"ca\.key' is missing, and the server needs a new certificate"):
+        ensure_server_tls(tmp_path, now=NOW + 100 * DAY)
+
+
+def test_a_passphrase_protects_the_authoritys_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSHELF_PASSPHRASE", "correct horse")
+    server = ensure_server_tls(tmp_path)
+    assert b"ENCRYPTED" in (tmp_path / "ca.key").read_bytes()
+    shake_hands(ensure_server_tls(tmp_path, ["shop.example"]), client_context(server.ca), "shop.example")
+    monkeypatch.delenv("FEDSHELF_PASSPHRASE")
+    with pytest.raises(IdentityError, match="is encrypted: set FEDSHELF_PASSPHRASE"):
+        ensure_server_tls(tmp_path)
+
+
+def test_a_certificate_from_elsewhere_can_be_used(tmp_path: Path) -> None:
+    made = ensure_server_tls(tmp_path)
+    server = own_server_tls(made.certificate, made.key)
+    shake_hands(server, client_context(made.ca), "localhost")
+    with pytest.raises(TransportError, match="give a certificate .PEM. and the key that belongs to it"):
+        own_server_tls(made.certificate, tmp_path / "ca.key")
 
 
 @pytest.mark.parametrize(
     ("lost", "said"),
     [
-        (["ca.key"], r"ca\.key' is missing, .*restore it from a backup; or start anew"),
         (["ca.pem"], r"ca\.pem' is missing, .*copy it back from a backup or from any store"),
         (["ca.pem", "server.pem"], r"ca\.pem' is missing"),
         (["ca.pem", "ca.key"], r"ca\.pem' is missing"),
