@@ -197,10 +197,12 @@ class FlowerEngine:
         if status != 200:
             return status, content
         pushed = fleet_pb2.PushMessagesResponse.FromString(content)
+        if not objects.keys() >= set(pushed.objects_to_push):
+            return _refusal(400, "a part of the reply is missing")
         for object_id in pushed.objects_to_push:
             request = message_pb2.PushObjectRequest(
                 node=announced.node, run_id=announced.messages_list[0].metadata.run_id, object_id=object_id,
-                object_content=objects.get(object_id, b""), session_id=pushed.session_id,
+                object_content=objects[object_id], session_id=pushed.session_id,
             )  # fmt: skip
             status, content = self.serve("push-object", caller, request.SerializeToString())
             if status != 200:

@@ -206,7 +206,7 @@ def test_a_certificate_from_elsewhere_can_be_used(tmp_path: Path) -> None:
     made = ensure_server_tls(tmp_path)
     server = own_server_tls(made.certificate, made.key)
     shake_hands(server, client_context(made.ca), "localhost")
-    with pytest.raises(TransportError, match="give a certificate .PEM. and the key that belongs to it"):
+    with pytest.raises(TransportError, match=r"give a certificate \(PEM\) and the key that belongs to it"):
         own_server_tls(made.certificate, tmp_path / "ca.key")
 
 
