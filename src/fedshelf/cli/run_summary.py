@@ -1,7 +1,6 @@
 """The summary that a command prints when a run has ended."""
 
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from fedshelf.storage.run_directory import RunDirectory
 
 
 def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> None:
-    """Print a run's result and the next command. A stopped run exits with code 1.
+    """Print a run's result and the next command.
 
     Args:
         status: the run's status.
@@ -26,8 +25,6 @@ def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> No
             _name_models(directory)
         else:
             echo("Start the same command again to resume the run.")
-    if status is not RunStatus.FINISHED:
-        sys.exit(1)
 
 
 def _accuracies(run_dir: Path) -> Iterator[str]:
@@ -60,7 +57,11 @@ def describe_demo(folder: Path, run_dir: Path) -> None:
     """Print the result of the demo's run and what to try next."""
     from fedshelf.tracking.queries import run_summary
 
-    rounds = run_summary(run_dir).rounds
+    summary = run_summary(run_dir)
+    if summary.status is not RunStatus.FINISHED:
+        typer.echo(f"The run was stopped ({summary.reason}). Start the same command again to resume it.")
+        return
+    rounds = summary.rounds
     accuracy = rounds[-1].central_accuracy if rounds else None
     photo = next((folder / "photos" / "test").glob("*/*.jpg"), None)
     if accuracy is not None:
