@@ -28,11 +28,12 @@ def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> No
 
 
 def _accuracies(run_dir: Path) -> Iterator[str]:
-    """Yield the last and the best accuracy for each kind of photos."""
-    from fedshelf.reporting.formatting import percent
+    """Yield the last and the best accuracy for each kind of photos, and what they do not say."""
+    from fedshelf.reporting.formatting import caveats, percent
     from fedshelf.tracking.queries import run_summary
 
-    rounds = run_summary(run_dir).rounds
+    summary = run_summary(run_dir)
+    rounds = summary.rounds
     for photos, key in (("the stores' validation photos", "accuracy"), ("the test photos", "central_accuracy")):
         values = {round_.round: value for round_ in rounds if (value := getattr(round_, key)) is not None}
         if values:
@@ -41,6 +42,7 @@ def _accuracies(run_dir: Path) -> Iterator[str]:
                 f"accuracy on {photos}: {percent(values[last])} after round {last}, "
                 f"best {percent(values[best])} after round {best}"
             )
+    yield from caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
 
 
 def _name_models(directory: RunDirectory) -> None:
