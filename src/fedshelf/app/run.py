@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -369,8 +370,11 @@ def _load_kept(bound: BoundModel, directory: RunDirectory) -> WeightsLoaded | No
     """Load the weights that the run started from: the given file may be gone, and must not be another one."""
     tensors, _, card = load_model_files(directory.initial_model)
     bound.module.load_state_dict(tensors)
-    loaded = card["initial_weights"]
-    return WeightsLoaded(**{k: tuple(v) if isinstance(v, list) else v for k, v in loaded.items()}) if loaded else None
+    loaded: dict[str, Any] | None = card["initial_weights"]
+    if loaded is None:
+        return None
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()}
+    return WeightsLoaded(**fields)
 
 
 def _existing_run(config: RunConfig) -> RunDirectory | None:
