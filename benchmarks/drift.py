@@ -80,7 +80,7 @@ def _walks(run_dir: Path) -> tuple[float, dict[float, list[Walk]]]:
             validation=photos.validation, num_classes=len(opened.catalogue),
         )  # fmt: skip
         for rate in RATES:
-            walks.setdefault(rate, []).append(_walk(trainer, state.model, rate))
+            walks.setdefault(rate, []).append(_walk(trainer, state.model.published, rate))
     return config.momentum, walks
 
 

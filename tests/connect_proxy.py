@@ -6,6 +6,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from tests.ports import listener
+
 
 class ConnectProxy:
     """Listens from the moment it is made.
@@ -21,7 +23,7 @@ class ConnectProxy:
     def __init__(self, target: tuple[str, int] | None, status: int = 200) -> None:
         self._target = target
         self._status = status
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener()
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.asked: list[str] = []

@@ -5,6 +5,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from tests.ports import listener
+
 UP, DOWN = "up", "down"  # to the server, and from it
 
 
@@ -13,7 +15,7 @@ class CuttingProxy:
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener()
         self.address = "{}:{}".format(*self._listener.getsockname())
         self.passed = {UP: 0, DOWN: 0}
         self.num_cuts = 0

@@ -73,8 +73,8 @@ class FakeCheckpoints:
 
 
 def _copy(state: ServerState) -> ServerState:
-    optimizer = {name: vector.clone() for name, vector in state.optimizer.items()}
-    return replace(state, params=state.params.clone(), optimizer=optimizer)
+    optimizer = {name: vector.clone() for name, vector in state.model.optimizer.items()}
+    return replace(state, model=replace(state.model, params=state.model.params.clone(), optimizer=optimizer))
 
 
 @dataclass(kw_only=True)

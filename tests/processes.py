@@ -8,7 +8,6 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from typer.testing import CliRunner
 from fedshelf.cli import runs
 from fedshelf.core.process_exit import describe_exit, signal_of
 from tests import fork_server
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120.0  # seconds for anything to happen that must, on a busy machine
@@ -276,17 +276,6 @@ class Site:
     def close(self) -> None:
         for process in self._processes:
             process.kill()
-
-
-def free_port() -> int:
-    """A port of this machine where a server may listen. As long as this process lives, the system gives it to nobody
-    who asks for any port."""
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("127.0.0.1", 0))
-    port: int = reserved.getsockname()[1]
-    reserved.detach()  # stays open
-    return port
 
 
 def draw_stores(root: Path, *, num_stores: int, photos: int = 8, classes: Sequence[str] = CLASSES) -> Path:

@@ -5,13 +5,15 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from tests.ports import listener
+
 
 class RecordingProxy:
     """Listens from the moment it is made; `streams` holds each connection's bytes from client to server."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener()
         self.address = "{}:{}".format(*self._listener.getsockname())
         self.streams: list[bytearray] = []
         threading.Thread(target=self._accept, daemon=True).start()

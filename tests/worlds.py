@@ -29,7 +29,7 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.core.rng import Rng
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.personalization.base import NONE, Personalization
@@ -120,7 +120,7 @@ class Remembering:
 
     auxiliary: tuple[str, ...] = ()
 
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+    def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
@@ -131,7 +131,7 @@ class Remembering:
     def weight(self, upload: Upload, staleness: int) -> float:
         return float(upload.num_examples)
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         return replace(state, params=state.params + aggregate.delta)
 
 
@@ -290,7 +290,7 @@ class World:
     @property
     def final(self) -> Tensor:
         """The newest saved model [S]."""
-        return self.checkpoints.states[-1].model
+        return self.checkpoints.states[-1].model.published
 
     @property
     def finished(self) -> list[RoundFinished]:

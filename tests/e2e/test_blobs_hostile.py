@@ -18,6 +18,7 @@ from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import Envelope, Parcel, open_records, to_parcel
 from fedshelf.serialization import blob as blobs
+from tests.ports import free_port
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, join, joined, pulled, reply, task
 
 pytestmark = pytest.mark.e2e
@@ -27,7 +28,9 @@ PARAMS = torch.arange(100_000.0)
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None, incoming=tmp_path / "run" / "incoming") as running:
+    with EmbeddedServer(
+        host="127.0.0.1", port=free_port(), tls=None, incoming=tmp_path / "run" / "incoming"
+    ) as running:
         yield running
 
 

@@ -13,6 +13,7 @@ from fedshelf.deploy import client_loop
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import client_context, ensure_server_tls
+from tests.ports import free_port
 from tests.processes import Site, statuses
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, joined
 
@@ -31,7 +32,7 @@ def test_an_authority_made_while_a_client_connects_is_found(tmp_path: Path, monk
         return context
 
     monkeypatch.setattr(client_loop, "client_context", just_too_early)
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon", insecure=False) as client:
             assert set(joined(transport)) == {"lyon"}
@@ -44,7 +45,7 @@ def test_an_authority_of_somebody_else_is_still_refused(tmp_path: Path, monkeypa
     ensure_server_tls(tmp_path / "home" / "tls")
     printable = ensure_server_tls(tmp_path / "foreign")
     with (
-        EmbeddedServer(host="127.0.0.1", port=0, tls=printable) as server,
+        EmbeddedServer(host="127.0.0.1", port=free_port(), tls=printable) as server,
         ThreadClient(server.address, "lyon", insecure=False) as client,
         pytest.raises(TransportError, match="not to be trusted"),
     ):

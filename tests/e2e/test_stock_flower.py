@@ -12,7 +12,8 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.deploy.stock import run_config
 from tests.e2e.test_transport_stock import BIN, PATIENCE, environment, running, wait_for_superlink
-from tests.processes import ROOT, TINY, Site, figures, free_port, same_model
+from tests.ports import free_port
+from tests.processes import ROOT, TINY, Site, figures, same_model
 
 __all__ = ["environment"]
 

@@ -16,7 +16,8 @@ from fedshelf.deploy import client_loop
 from fedshelf.deploy.active_hours import Availability
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.scheduling.active_hours import DAY, active_hours
-from tests.processes import Site, free_port, statuses
+from tests.ports import free_port
+from tests.processes import Site, statuses
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, echo, expect, joined, task
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -57,7 +58,7 @@ def test_the_task_at_hand_is_delivered_late_and_the_client_comes_back_when_its_h
             assert go_on.wait(PATIENCE)
         return echo(message)
 
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon", handle=slow, availability=clock.availability()) as client:
             address = joined(transport)["lyon"]
@@ -85,7 +86,7 @@ def test_work_that_comes_after_closing_is_not_begun() -> None:
         begun.set()
         return echo(message)
 
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon", handle=handle, availability=clock.availability()):
             address = joined(transport)["lyon"]
@@ -117,7 +118,7 @@ def test_time_outside_of_the_hours_is_no_time_that_a_server_was_away() -> None:
 
 def test_time_at_a_server_is_no_time_that_it_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_loop, "GLITCH_SECONDS", 0.2)
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         client = ThreadClient(server.address, "lyon", max_wait=1.0)
         joined(server.transport())
         time.sleep(1.5)

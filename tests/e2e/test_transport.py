@@ -33,6 +33,7 @@ from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import Parcel
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
+from tests.ports import free_port
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (
     PATIENCE,
@@ -55,7 +56,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as running:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as running:
         yield running
 
 
@@ -210,7 +211,7 @@ def test_a_killed_client_is_noticed_and_its_work_forgotten(server: EmbeddedServe
 
 @pytest.mark.slow
 def test_a_silent_client_counts_as_gone_until_it_speaks_again() -> None:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None, silence=2.0) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, silence=2.0) as server:
         transport = server.transport()
         with process_client(server.address, "lyon") as process:
             first = joined(transport)["lyon"]
@@ -224,7 +225,7 @@ def test_a_silent_client_counts_as_gone_until_it_speaks_again() -> None:
 
 
 def test_a_client_busy_for_longer_than_the_silence_limit_is_not_gone() -> None:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None, silence=1.0) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, silence=1.0) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon"):
             transport.send(joined(transport)["lyon"], task(torch.ones(3), lr=4.0))
@@ -232,7 +233,7 @@ def test_a_client_busy_for_longer_than_the_silence_limit_is_not_gone() -> None:
 
 
 def test_clients_join_a_restarted_server_by_themselves() -> None:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as first:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as first:
         with_client = ThreadClient(first.address, "lyon")
         joined(first.transport())
         port = first.address.port
@@ -251,7 +252,7 @@ def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
             go_on.wait(PATIENCE)
         return echo(message)
 
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as first:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as first:
         client = ThreadClient(first.address, "lyon", handle=slow)
         transport = first.transport()
         transport.send(joined(transport)["lyon"], task(torch.ones(3)))
@@ -268,7 +269,7 @@ def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
 
 
 def test_messages_travel_encrypted(tls: ServerTls) -> None:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server:
         transport, params = server.transport(), torch.randn(10_000)
         with ThreadClient(f"localhost:{server.address.port}", "lyon", insecure=False, ca=tls.ca):
             transport.send(joined(transport)["lyon"], task(params))
@@ -280,7 +281,7 @@ def test_messages_travel_encrypted(tls: ServerTls) -> None:
 def test_a_client_that_hangs_is_no_error_of_a_server_that_stops(
     tls: ServerTls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = EmbeddedServer(host="127.0.0.1", port=0, tls=tls)
+    server = EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls)
     context = ssl.create_default_context(cafile=tls.ca)
     with (
         socket.create_connection(("127.0.0.1", server.address.port)) as plain,
@@ -294,7 +295,7 @@ def test_a_client_that_hangs_is_no_error_of_a_server_that_stops(
 
 def test_a_client_on_the_same_machine_needs_no_ca(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FEDSHELF_HOME", str(tmp_path))
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=ensure_server_tls(tmp_path / "tls")) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=ensure_server_tls(tmp_path / "tls")) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon", insecure=False):
             assert "lyon" in joined(transport)
@@ -303,7 +304,7 @@ def test_a_client_on_the_same_machine_needs_no_ca(monkeypatch: pytest.MonkeyPatc
 def test_a_server_of_another_authority_is_not_trusted(tls: ServerTls, tmp_path: Path) -> None:
     other = ensure_server_tls(tmp_path)
     with (
-        EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
+        EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server,
         ThreadClient(server.address, "lyon", insecure=False, ca=other.ca) as client,
         pytest.raises(TransportError, match="--ca FILE"),
     ):
@@ -313,7 +314,7 @@ def test_a_server_of_another_authority_is_not_trusted(tls: ServerTls, tmp_path: 
 def test_a_name_that_the_certificate_lacks_is_one_clear_error(tls: ServerTls) -> None:
     # "127.1" is the loopback address to the network, and no name in the certificate
     with (
-        EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
+        EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server,
         ThreadClient(f"127.1:{server.address.port}", "lyon", insecure=False, ca=tls.ca) as client,
         pytest.raises(TransportError, match=r"not made out to 127\.1"),
     ):
@@ -322,7 +323,7 @@ def test_a_name_that_the_certificate_lacks_is_one_clear_error(tls: ServerTls) ->
 
 def test_clear_text_to_an_encrypting_server_is_one_clear_error(tls: ServerTls) -> None:
     with (
-        EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server,
+        EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server,
         ThreadClient(server.address, "lyon") as client,
         pytest.raises(TransportError, match="without --insecure"),
     ):
@@ -343,10 +344,8 @@ def test_an_address_in_use_is_one_clear_error(server: EmbeddedServer) -> None:
 
 
 def test_a_server_that_stays_away_is_given_up_after_the_time_allowed() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     with (
-        ThreadClient(f"127.0.0.1:{port}", "lyon", max_wait=1.0) as client,
+        ThreadClient(f"127.0.0.1:{free_port()}", "lyon", max_wait=1.0) as client,
         pytest.raises(TransportError, match="did not answer for 1 s"),
     ):
         client.result.result(PATIENCE)
@@ -358,7 +357,7 @@ def test_another_program_on_the_port_is_one_clear_error() -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as other:
+    with http.server.HTTPServer(("127.0.0.1", free_port()), Quiet) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         with (
             ThreadClient(f"127.0.0.1:{other.server_port}", "lyon") as client,

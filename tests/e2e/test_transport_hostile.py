@@ -25,6 +25,7 @@ from fedshelf.deploy.flower_engine import MAX_REPLY_OBJECTS
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import to_parcel
+from tests.ports import free_port
 from tests.unit.deploy.echo import (
     PATIENCE,
     ThreadClient,
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as running:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as running:
         yield running
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import torch
 
-from tests.processes import free_port
+from tests.ports import free_port
 
 PATIENCE = 150.0  # seconds; stock Flower starts a process for each message
 BIN = Path(sys.executable).parent

@@ -5,7 +5,6 @@ import datetime
 import functools
 import http.server
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ensure_server_tls, issue, read_certificate, read_key
 from fedshelf.deploy.wait_reporter import WaitReporter
 from tests.connect_proxy import connect_proxy
-from tests.processes import free_port
+from tests.ports import free_port, listener
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, joined
 
 pytestmark = pytest.mark.e2e
@@ -168,7 +167,7 @@ def test_a_date_that_cannot_be_read_is_no_obstacle(answering: Callable[..., Answ
 
 def test_a_server_that_says_nothing_is_told_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "PROBE_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with listener() as silent:
         address = "{}:{}".format(*silent.getsockname())
         with ThreadClient(address, "lyon") as client:
             says(client, f"waiting for the server at {address} for ")
@@ -177,7 +176,7 @@ def test_a_server_that_says_nothing_is_told_while_it_is_waited_for(monkeypatch: 
 
 
 def test_a_client_that_has_nothing_to_do_says_so() -> None:
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon") as client:
             joined(transport)
@@ -189,7 +188,7 @@ def test_a_client_that_has_nothing_to_do_says_so() -> None:
 
 def test_a_clock_that_is_wrong_is_told_and_the_client_joins_when_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=30)
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with monkeypatch.context() as patch:
             patch.setattr(flower_client, "now", lambda: wrong)
@@ -206,7 +205,7 @@ def test_a_certificate_out_of_its_time_is_waited_for(tmp_path: Path, start: int,
     tls, now, day = ensure_server_tls(tmp_path), datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
     authority, key = read_certificate(tls.ca), read_key(tmp_path / "ca.key")
     issue(tls, authority, key, [x509.DNSName("localhost")], start=now + start * day, end=now + end * day)
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server:
         port = server.address.port
         client = ThreadClient(f"localhost:{port}", "lyon", insecure=False, ca=tls.ca)
         line = says(client, f"the certificate of localhost:{port} {problem}: it holds from ")
@@ -231,7 +230,7 @@ def test_a_proxy_that_refuses_ends_the_client_with_its_name(monkeypatch: pytest.
 
 def test_a_client_joins_through_a_proxy_by_an_advertised_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tls = ensure_server_tls(tmp_path, ["shop.example"])
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=tls) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server:
         transport = server.transport()
         with connect_proxy((server.address.host, server.address.port)) as proxy:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -249,7 +248,7 @@ def test_an_answer_that_is_none_ends_the_registration_and_not_the_client(monkeyp
         return (200, odd.pop()) if odd else real(engine, *request)
 
     monkeypatch.setattr(FlowerEngine, "pull", pull)
-    with EmbeddedServer(host="127.0.0.1", port=0, tls=None) as server:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with ThreadClient(server.address, "lyon") as client:
             assert "lyon" in joined(transport)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from fedshelf.core.events import RoundFinished, RunStarted
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import Best, OpenRound, ServerState
+from fedshelf.core.state import Best, ModelState, OpenRound, ServerState
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.tracking.database import RunDatabase
 from fedshelf.storage.run_directory import RunDirectory
@@ -39,7 +39,7 @@ for round_ in range(first, 10**6):
                                 central_accuracy=None, central_loss=None, seconds=1.0, bytes_up=1, bytes_down=1,
                                 best_round=round_))
     best = Best(round=round_, value=0.1, metric="accuracy")
-    state = ServerState(round=round_, params=torch.full((300_000,), float(round_)), best=best)
+    state = ServerState(round=round_, model=ModelState(params=torch.full((300_000,), float(round_))), best=best)
     checkpoints.save(state, is_best=True)
     print(round_, flush=True)
 """
@@ -70,7 +70,7 @@ def test_kill_9_while_checkpoints_are_written_loses_no_finished_round(tmp_path: 
         state = FileCheckpoints(run.checkpoints).load()
         assert state is not None
         assert promised <= state.round <= promised + 1
-        assert torch.equal(state.params, torch.full((300_000,), float(state.round)))
+        assert torch.equal(state.model.params, torch.full((300_000,), float(state.round)))
         open_round = FileCheckpoints(run.checkpoints).load_open_round()
         assert open_round is not None
         assert open_round.key.round in (state.round, state.round + 1)

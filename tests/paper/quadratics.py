@@ -14,7 +14,7 @@ from fedshelf.algorithms.aggregation import combine
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from fedshelf.training import loop
 from fedshelf.training.loop import LocalRun
 from fedshelf.training.settings import TrainingSettings
@@ -75,9 +75,10 @@ class Federation:
     algorithm: Algorithm
     trainers: Mapping[str, Trainer]
     lr: float
-    state: ServerState = field(default_factory=lambda: ServerState(round=0, params=torch.zeros(NUM_VALUES)))
+    state: ModelState = field(default_factory=lambda: ModelState(params=torch.zeros(NUM_VALUES)))
     clients: dict[str, ClientState] = field(default_factory=dict)
     uploads: list[Upload] = field(default_factory=list)
+    num_rounds: int = 0
 
     def round(self, cohort: Iterable[str] | None = None) -> None:
         """Let `cohort` (everybody) train, and all of them be counted."""
@@ -85,7 +86,7 @@ class Federation:
         self.uploads = []
         for name in names:
             broadcast = Broadcast(
-                key=TaskKey(run_id="r", round=self.state.round + 1, attempt=0),
+                key=TaskKey(run_id="r", round=self.num_rounds + 1, attempt=0),
                 purpose=Purpose.TRAIN,
                 vectors={
                     "params": self.state.params,
@@ -99,5 +100,5 @@ class Federation:
             self.uploads.append(upload)
         weights = [self.algorithm.weight(upload, 0) for upload in self.uploads]
         aggregate, _ = combine(self.uploads, weights, MEAN, num_trainable=NUM_VALUES)
-        updated = self.algorithm.server_update(self.state, aggregate, len(self.trainers))
-        self.state = replace(updated, round=self.state.round + 1)
+        self.state = self.algorithm.server_update(self.state, aggregate, len(self.trainers))
+        self.num_rounds += 1

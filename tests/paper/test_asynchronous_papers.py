@@ -15,11 +15,11 @@ from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
 
 KEY = TaskKey(run_id="run", round=1, attempt=0)
-START = ServerState(round=4, params=torch.tensor([1.0, -2.0, 10.0]))  # two trainable values, one statistic
+START = ModelState(params=torch.tensor([1.0, -2.0, 10.0]))  # two trainable values, one statistic
 
 
 def upload(delta: list[float], *, num_examples: int = 1) -> Upload:
@@ -105,7 +105,7 @@ def test_more_stale_versions_settle_fedbuff_near_the_optimum_still() -> None:
     clients = [replace(c, curvature=torch.ones(NUM_VALUES)) for c in drifting()]
     optimum = sum((c.minimum for c in clients), torch.zeros(NUM_VALUES)) / 2
     algorithm = FedBuff(server_lr=0.3, buffer_size=2, exponent=0.0)
-    versions = [ServerState(round=0, params=torch.zeros(NUM_VALUES))]
+    versions = [ModelState(params=torch.zeros(NUM_VALUES))]
     for number in range(1, 120):
         old = versions[max(0, len(versions) - 3)]
         uploads = []
@@ -118,5 +118,5 @@ def test_more_stale_versions_settle_fedbuff_near_the_optimum_still() -> None:
             )
             uploads.append(algorithm.client_round(broadcast, ClientState(), trains_on(client))[0])
         aggregate, _ = combine(uploads, [1.0, 1.0], MEAN, num_trainable=NUM_VALUES)
-        versions.append(replace(algorithm.server_update(versions[-1], aggregate, 2), round=number))
+        versions.append(algorithm.server_update(versions[-1], aggregate, 2))
     torch.testing.assert_close(versions[-1].params, optimum, atol=1e-3, rtol=0)

@@ -12,7 +12,7 @@ from fedshelf.algorithms.aggregation import combine, normalized, stretched
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from fedshelf.scheduling.workload import Workload
 from tests.paper.quadratics import NUM_VALUES, Quadratic, trains_on
 from tests.worlds import PLAIN
@@ -47,7 +47,7 @@ class Rounds:
 
     def change(self, params: Tensor, lr: float) -> Tensor:
         """What a round adds to `params`."""
-        algorithm, state = FedAvg(), ServerState(round=0, params=params)
+        algorithm, state = FedAvg(), ModelState(params=params)
         shares = {n: self.workload.share(steps, CONFIGURED) if self.normalize else 1.0 for n, steps in STEPS.items()}
         uploads: list[Upload] = []
         for name, steps in STEPS.items():

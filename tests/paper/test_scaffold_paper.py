@@ -10,7 +10,7 @@ from torch import Tensor
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.scaffold import CONTROL_VARIATE, Scaffold
 from fedshelf.core.messages import Broadcast, Purpose, ServerMessage, TaskKey, Upload
-from fedshelf.core.state import ServerState
+from fedshelf.core.state import ModelState, ServerState
 from fedshelf.training.trainer import Trainer
 from tests.fakes import Answer
 from tests.paper.quadratics import NUM_VALUES, Federation, drifting, optimum, trains_on
@@ -29,7 +29,7 @@ def trainers(count: int = 2, **settings: Any) -> dict[str, Trainer]:
     return {f"c{i}": trains_on(quadratic, name=f"c{i}", settings=chosen) for i, quadratic in enumerate(drifting(count))}
 
 
-def control(state: ServerState) -> Tensor:
+def control(state: ModelState) -> Tensor:
     return state.optimizer[CONTROL_VARIATE]
 
 
@@ -143,8 +143,8 @@ def test_an_upload_that_is_late_or_refused_leaves_no_trace_in_the_control_variat
     statuses = [{member.client: str(member.status) for member in record.clients} for record in world.finished]
     assert [status["b"] for status in statuses] == ["counted", "refused", "counted", "counted"]
     final = world.checkpoints.states[-1]
-    total = sum((committed(world, final, name) for name in world.names), torch.zeros_like(control(final)))
-    torch.testing.assert_close(control(final), total / len(world.names), rtol=1e-5, atol=1e-6)
+    total = sum((committed(world, final, name) for name in world.names), torch.zeros_like(control(final.model)))
+    torch.testing.assert_close(control(final.model), total / len(world.names), rtol=1e-5, atol=1e-6)
 
 
 def committed(world: World, final: ServerState, name: str) -> Tensor:
@@ -152,7 +152,7 @@ def committed(world: World, final: ServerState, name: str) -> Tensor:
     ask = Broadcast(
         key=TaskKey(run_id="run-1", round=99, attempt=0),
         purpose=Purpose.TRAIN,
-        vectors={"params": final.params},
+        vectors={"params": final.model.params},
         client_lr=0.1,
         counted=final.counted.get(name),
     )

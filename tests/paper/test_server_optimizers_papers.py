@@ -13,15 +13,15 @@ from fedshelf.algorithms.base import Aggregate, Algorithm
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.fedavgm import FedAvgM
 from fedshelf.algorithms.fedopt import FedOpt, adagrad, adam, yogi
-from fedshelf.core.state import ServerState
+from fedshelf.core.state import ModelState
 from tests.paper.quadratics import Federation, drifting, optimum, trains_on
 from tests.worlds import World, with_batch_norm
 
-START = ServerState(round=0, params=torch.tensor([1.0, -2.0, 10.0]))  # two trainable values, one statistic
+START = ModelState(params=torch.tensor([1.0, -2.0, 10.0]))  # two trainable values, one statistic
 DELTAS = (torch.tensor([0.5, -0.05, 3.0]), torch.tensor([-0.2, 0.3, -1.0]))
 
 
-def after(algorithm: Algorithm, deltas: tuple[Tensor, ...] = DELTAS) -> list[ServerState]:
+def after(algorithm: Algorithm, deltas: tuple[Tensor, ...] = DELTAS) -> list[ModelState]:
     """The states after rounds that amount to `deltas`."""
     states = [START]
     for delta in deltas:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # re-exported for type checkers
     from fedshelf.core.messages import Broadcast as Broadcast
     from fedshelf.core.messages import Upload as Upload
     from fedshelf.core.state import ClientState as ClientState
-    from fedshelf.core.state import ServerState as ServerState
+    from fedshelf.core.state import ModelState as ModelState
     from fedshelf.training.trainer import Trainer as Trainer
 
 MU = Setting(key="mu", help="Strength of the proximal term.", ge=0)
@@ -82,7 +82,7 @@ class Algorithm(Protocol):
         """Names of the auxiliary vectors [T] that an upload carries; any other is refused."""
         return ()
 
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+    def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         """The vectors [T] that are sent with the model to clients that train."""
         return {}
 
@@ -94,7 +94,7 @@ class Algorithm(Protocol):
         """The upload's weight before normalization; `staleness`, in versions, is zero in synchronous rounds."""
         return float(upload.num_examples)
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         """The state with the new model (pure); `population` is the number of clients that the cohort was drawn from."""
         ...
 

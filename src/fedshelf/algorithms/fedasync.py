@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from fedshelf.algorithms.base import MU, SERVER_LR, Aggregate, Algorithm, Asynchronous, polynomial
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
+    from fedshelf.algorithms.base import Broadcast, ClientState, ModelState, Tensor, Trainer, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +59,5 @@ class FedAsync(Asynchronous, Algorithm):
     def weight(self, upload: Upload, staleness: int) -> float:
         return self.alpha * polynomial(staleness, self.exponent)  # line 3
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         return replace(state, params=state.params + aggregate.mean_weight * aggregate.delta)  # line 4

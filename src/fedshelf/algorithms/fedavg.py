@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 from fedshelf.algorithms.base import Aggregate, Algorithm
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import ServerState
+    from fedshelf.algorithms.base import ModelState
 
 
 @dataclass(frozen=True, slots=True)
 class FedAvg(Algorithm):
     """Federated averaging; lines 5 to 8 are the default of `Algorithm`."""
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         return replace(state, params=state.params + aggregate.delta)  # line 4

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algorithm, stepped
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import ServerState
+    from fedshelf.algorithms.base import ModelState
 
 MOMENTUM = "momentum"
 
@@ -40,7 +40,7 @@ class FedAvgM(Algorithm):
     server_lr: Annotated[float, SERVER_LR] = 1.0
     beta: Annotated[float, SERVER_MOMENTUM] = 0.5
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         trainable = aggregate.delta[: aggregate.num_trainable]
         velocity = state.optimizer.get(MOMENTUM, trainable.new_zeros(len(trainable))) * self.beta + trainable  # line 4
         params = stepped(state.params, aggregate, self.server_lr * velocity)  # line 5

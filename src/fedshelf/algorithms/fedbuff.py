@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 from fedshelf.algorithms.base import BUFFER_SIZE, SERVER_LR, Aggregate, Algorithm, Asynchronous, polynomial, stepped
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import ServerState, Upload
+    from fedshelf.algorithms.base import ModelState, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class FedBuff(Asynchronous, Algorithm):
     def weight(self, upload: Upload, staleness: int) -> float:
         return polynomial(staleness, self.exponent)  # line 4
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         trainable = aggregate.delta[: aggregate.num_trainable]  # normalized: the sum is this times K · mean weight
         step = self.server_lr * aggregate.mean_weight * trainable  # line 6
         return replace(state, params=stepped(state.params, aggregate, step))

@@ -29,7 +29,7 @@ from fedshelf.algorithms.base import SERVER_LR, SERVER_MOMENTUM, Aggregate, Algo
 from fedshelf.core.settings import Scope, Setting
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import ServerState, Tensor
+    from fedshelf.algorithms.base import ModelState, Tensor
 
 MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
 
@@ -69,7 +69,7 @@ class FedOpt(Algorithm):
     tau: Annotated[float, Setting(key="server_tau", help="Adaptivity; smaller values adapt more.", gt=0,
         scope=Scope.SERVER)] = 1e-2  # fmt: skip
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         delta = aggregate.delta[: aggregate.num_trainable]
         momentum = state.optimizer.get(MOMENTUM, delta.new_zeros(len(delta)))  # line 1
         second = state.optimizer.get(SECOND_MOMENT, delta.new_full((len(delta),), self.tau**2))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated
 from fedshelf.algorithms.base import MU, Aggregate, Algorithm
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
+    from fedshelf.algorithms.base import Broadcast, ClientState, ModelState, Tensor, Trainer, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,5 +46,5 @@ class FedProx(Algorithm):
 
         return trainer.upload(broadcast, gradient_hook=proximal), state
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         return replace(state, params=state.params + aggregate.delta)  # line 3

@@ -28,7 +28,7 @@ from fedshelf.algorithms.base import SERVER_LR, Aggregate, Algorithm, stepped
 from fedshelf.core.settings import Setting
 
 if TYPE_CHECKING:
-    from fedshelf.algorithms.base import Broadcast, ClientState, ServerState, Tensor, Trainer, Upload
+    from fedshelf.algorithms.base import Broadcast, ClientState, ModelState, Tensor, Trainer, Upload
 
 CONTROL_VARIATE = "control_variate"
 
@@ -48,7 +48,7 @@ class Scaffold(Algorithm):
         "computed: 1 in an extra pass over a store's photos, 2 from the gradients of training.")] = "2"  # fmt: skip
     auxiliary: tuple[str, ...] = (CONTROL_VARIATE,)
 
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+    def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         return {CONTROL_VARIATE: state.optimizer.get(CONTROL_VARIATE, state.params.new_zeros(num_trainable))}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
@@ -74,7 +74,7 @@ class Scaffold(Algorithm):
     def weight(self, upload: Upload, staleness: int) -> float:
         return 1.0  # line 3
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         trainable = aggregate.delta[: aggregate.num_trainable]
         change = aggregate.auxiliary[CONTROL_VARIATE]
         common = state.optimizer.get(CONTROL_VARIATE, change.new_zeros(len(change)))

@@ -25,7 +25,7 @@ from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError, RefusedError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
-from fedshelf.core.settings import load
+from fedshelf.core.settings import load, settings_of
 from fedshelf.core.stages import Stage
 from fedshelf.core.text import some
 from fedshelf.data.augmentation import Augmentation
@@ -36,7 +36,7 @@ from fedshelf.data.folder import PhotoFolder, has_split, scan
 from fedshelf.models.build import ModelSettings, build
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
-from fedshelf.privacy.clipping import Clip
+from fedshelf.privacy.registry import STAGES
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
@@ -107,6 +107,12 @@ def component_of(config: RunConfig, family: str) -> Any:
     return config.settings_of(load(FAMILIES[family][getattr(config, family)]))
 
 
+def optional_components(config: RunConfig, registry: Mapping[str, str]) -> list[Any]:
+    """Create the components of `registry` whose first setting the run has set, with their settings."""
+    switches = {component: next(iter(settings_of(component).values())) for component in map(load, registry.values())}
+    return [config.settings_of(component) for component, switch in switches.items() if getattr(config, switch.key)]
+
+
 def algorithm_of(config: RunConfig) -> Algorithm:
     """Create the configured algorithm (client and server half)."""
     return cast(Algorithm, component_of(config, "algorithm"))
@@ -153,13 +159,11 @@ def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
 
 
 def uploads_of(config: RunConfig) -> UploadPipeline:
-    """Create the stages that an upload passes through, on both sides."""
+    """Create the stages that an upload passes through, on both sides, in the order of their positions."""
     policy = codec_policy_of(config, config.codec_up)
-    stages: list[Stage] = [
-        *([] if config.clip_norm is None else [Clip(max_norm=config.clip_norm)]),
-        *([] if policy.is_plain else [Encode(policy=policy)]),
-    ]
-    return UploadPipeline(stages=tuple(stages))
+    stages: list[Stage] = optional_components(config, STAGES)
+    stages += [] if policy.is_plain else [Encode(policy=policy)]
+    return UploadPipeline(stages=tuple(sorted(stages, key=lambda stage: stage.declares.position)))
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:

@@ -19,6 +19,7 @@ from fedshelf.app.components import (
     bound_model_of,
     component_of,
     module_of,
+    optional_components,
     personalization_of,
     plan_of,
     scan_test_photos,
@@ -29,7 +30,7 @@ from fedshelf.app.model_card import save_global, save_initial
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
-from fedshelf.config.families import FAMILIES
+from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError, ModelError, RunError, UsageError
 from fedshelf.core.events import Event, RoundFinished, RunStarted, WeightsLoaded
@@ -49,6 +50,7 @@ from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import RunDirectory, differences, is_run, new_run_id
 from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.registry import SINKS
 from fedshelf.tracking.runs import find_resumable
 from fedshelf.tracking.sinks import Sinks
 from fedshelf.training.bound_model import BoundModel
@@ -108,7 +110,7 @@ def open_run(
 
     Args:
         config: the run's configuration.
-        watchers: sinks in addition to the run's database.
+        watchers: sinks in addition to the run's database and those of `SINKS` that it has set.
         in_background: write files in a separate thread; not for a server whose clients outlive it.
         make_module: creates the caller's own model, if there is one.
 
@@ -121,16 +123,17 @@ def open_run(
     """
     existing = _existing_run(config)
     _check(config, make_module, existing)
-    directory, began = existing or _new_run(config), _HasBegun()
+    directory = existing or _new_run(config)
+    began, optional = _HasBegun(), (*watchers, *optional_components(config, SINKS))
     with directory.lock():
         try:
             with closing(RunDatabase(directory.database)) as database:
                 if not in_background:
-                    sink = Sinks(required=(database, began), optional=watchers)
+                    sink = Sinks(required=(database, began), optional=optional)
                     yield OpenedRun(config=config, directory=directory, sink=sink)
                     return
                 with BackgroundWriter(database.emit_all) as writer:
-                    sink = Sinks(required=(writer, began), optional=watchers)
+                    sink = Sinks(required=(writer, began), optional=optional)
                     yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
         except BaseException:
             if existing is None and not began.has_begun:
@@ -253,10 +256,12 @@ def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDi
         DataError: a configured file cannot be used.
     """
     components = [component_of(config, family) for family in FAMILIES]
+    components += [component for registry in OPTIONAL.values() for component in optional_components(config, registry)]
     has_weights = existing is not None and _has_initial_model(existing)
     has_catalogue = existing is not None and existing.catalogue.exists()
     problems = [
-        find_problem(config.model) or (None if has_weights else _problem_with_weights(config, make_module)),
+        find_problem(config.model, pretrained=config.pretrained)
+        or (None if has_weights else _problem_with_weights(config, make_module)),
         *_problems_with_codecs(config), *_problems_with_asynchrony(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip

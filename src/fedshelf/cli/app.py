@@ -9,10 +9,10 @@ import click
 import typer.main
 
 from fedshelf import __version__
-from fedshelf.cli import client, data, demo, evaluate, predict, runs, server, simulate
 from fedshelf.cli.commands import Commands, complaint
 from fedshelf.core.child_process import follow_parent
 from fedshelf.core.errors import FedShelfError
+from fedshelf.core.settings import load
 from fedshelf.core.system_errors import current_user, reason
 from fedshelf.core.text import from_filesystem
 
@@ -26,13 +26,22 @@ Documentation: docs/index.md in the source folder; 'make docs' makes a web site 
 
 Example: fedshelf demo"""
 
+COMMANDS: dict[str, str] = {
+    "demo": "fedshelf.cli.demo:demo",
+    "server": "fedshelf.cli.server:server",
+    "client": "fedshelf.cli.client:client",
+    "simulate": "fedshelf.cli.simulate:simulate",
+    "predict": "fedshelf.cli.predict:predict",
+    "evaluate": "fedshelf.cli.evaluate:evaluate",
+    "runs": "fedshelf.cli.runs:app",
+    "data": "fedshelf.cli.data:app",
+}
+"""Functions, and groups of commands, by name; in the order of the help."""
+
 app = Commands(help=HELP, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-for _command in (
-    demo.demo, server.server, client.client, simulate.simulate, predict.predict, evaluate.evaluate,
-):  # fmt: skip
-    app.command()(_command)
-app.add_typer(runs.app, name="runs")
-app.add_typer(data.app, name="data")
+for _name, _line in COMMANDS.items():
+    _found = load(_line)
+    app.add_typer(_found, name=_name) if isinstance(_found, Commands) else app.command(_name)(_found)
 
 
 def _show_version(asked: bool) -> None:

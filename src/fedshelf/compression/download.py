@@ -30,7 +30,7 @@ from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import AUXILIARY, PARAMS, STATISTICS, TRAINABLE, Broadcast, ModelDelta, Vector
 from fedshelf.core.params import Layout
-from fedshelf.core.state import ServerState
+from fedshelf.core.state import ModelState
 from fedshelf.serialization import blob
 
 WHOLE = parse("none")
@@ -78,23 +78,23 @@ class Downloads:
         self._whole: _Difference | None = None
         self._recent: deque[_Difference] = deque()
 
-    def start(self, state: ServerState) -> ServerState:
-        """The state to start with: the first model is sent uncompressed."""
-        return state if self._coding.is_plain or state.sent is not None else replace(state, sent=state.params)
+    def start(self, model: ModelState) -> ModelState:
+        """The model to start with: the first one is sent uncompressed."""
+        return model if self._coding.is_plain or model.sent is not None else replace(model, sent=model.params)
 
-    def advance(self, state: ServerState) -> ServerState:
-        """Update `state.sent`, still that of the previous round, to the model that clients will decode."""
-        before = state.sent
+    def advance(self, model: ModelState, round: int) -> ModelState:
+        """Update `model.sent`, still that of the previous round, to the model that clients will decode."""
+        before = model.sent
         if self._coding.is_plain or before is None:
-            return state
+            return model
         if self._model is not before:  # the first round of this process
             self._model, self._name = before, name_of(before)
-        difference, after = self._encode(state.params, before, state.round)
+        difference, after = self._encode(model.params, before, round)
         self._recent.append(difference)
         while sum(recent.num_bytes for recent in self._recent) >= 4 * self._layout.num_shared:
             self._recent.popleft()
         self._model, self._name, self._whole = after, difference.model, None
-        return replace(state, sent=after)
+        return replace(model, sent=after)
 
     def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast:
         """Encode a broadcast of the current model for one client.

@@ -49,14 +49,32 @@ class InFlight:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ServerState:
-    """The server's state after `round` completed rounds.
+class ModelState:
+    """The global model and what updates it: all that an algorithm sees and changes.
 
     Attributes:
-        round: completed rounds.
         params: the global model [S].
         sent: the model that clients decode [S], if downloads are compressed with loss; None: clients hold `params`.
         optimizer: vectors of the server optimizer.
+    """
+
+    params: Tensor
+    sent: Tensor | None = None
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def published(self) -> Tensor:
+        """[S]: the model as clients hold it, which is trained, evaluated and published."""
+        return self.params if self.sent is None else self.sent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ServerState:
+    """The server's state after `round` completed rounds: the model, and the bookkeeping of the run.
+
+    Attributes:
+        round: completed rounds.
+        model: the global model.
         counted: by client, its newest counted upload.
         times_live: by client, the number of rounds in which it was live when the cohort was drawn.
         best: the best round so far.
@@ -70,9 +88,7 @@ class ServerState:
     """
 
     round: int
-    params: Tensor
-    sent: Tensor | None = None
-    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    model: ModelState
     counted: Mapping[str, TaskKey] = field(default_factory=dict)
     times_live: Mapping[str, int] = field(default_factory=dict)
     best: Best | None = None
@@ -83,11 +99,6 @@ class ServerState:
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0
     classes: str = ""
-
-    @property
-    def model(self) -> Tensor:
-        """[S]: the model as clients hold it, which is trained, evaluated and published."""
-        return self.params if self.sent is None else self.sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedshelf.core.choices import NormName
+from fedshelf.models.build import ModelSettings
 
 GROUPS = 8
 
@@ -86,3 +87,8 @@ def resnet10(num_classes: int, *, width: int = 16, norm: NormName = "batch") -> 
     """Four blocks of `width`·(1, 2, 4, 8) channels: 318 k parameters at width 16 and 81 classes."""
     blocks = [(width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)]
     return SmallResNet(num_classes, stem=width, blocks=blocks, norm=norm)
+
+
+def make_resnet10(settings: ModelSettings) -> SmallResNet:
+    """`resnet10` as a run configures it."""
+    return resnet10(settings.num_classes, width=settings.width, norm=settings.norm)

@@ -52,15 +52,9 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
         pretrained: whether to load pretrained weights.
 
     Raises:
-        ModelError: the model does not support the image size, or pretrained weights do not exist or cannot be
-            downloaded.
+        ModelError: the model does not support the image size, or pretrained weights cannot be downloaded.
     """
     timm = import_timm()
-    if pretrained and not timm.is_model_pretrained(name):
-        raise ModelError(
-            f"timm has no pretrained weights for {name!r}: choose another --model, leave --pretrained out, or give "
-            "weights of your own with --init FILE"
-        )
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its many retries
     arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     try:
@@ -96,10 +90,11 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
     return to_group_norm(module) if norm == "group" else module
 
 
-def model_names() -> list[str]:
-    """Names of all timm models."""
-    names: list[str] = import_timm().list_models()
-    return names
+def model_names(*, pretrained: bool = False) -> list[str]:
+    """Names of all timm models, or of those with pretrained weights."""
+    timm = import_timm()
+    names: list[str] = timm.list_models()
+    return list(filter(timm.is_model_pretrained, names)) if pretrained else names
 
 
 def to_group_norm(module: nn.Module) -> nn.Module:

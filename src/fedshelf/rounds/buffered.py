@@ -222,18 +222,17 @@ class BufferedRounds:
     def _make_version(self, state: ServerState, books: _RoundRecord) -> tuple[ServerState, RoundFinished]:
         context, live = self._context, self._membership.live()
         aggregate = self._buffer.combine(
-            context.algorithm, self._plan.aggregator, state.params, relative=self._relative
+            context.algorithm, self._plan.aggregator, state.model.params, relative=self._relative
         )  # fmt: skip
-        updated = context.algorithm.server_update(state, aggregate, population=len(live))
-        updated = context.downloads.advance(
-            replace(
-                updated,
-                round=books.number,
-                params=context.model.layout.clamp(updated.params),
-                counted={**state.counted, **self._buffer.newest()},
-                in_flight=self._tasks.in_flight(),
-                void_rounds=state.void_rounds + books.num_void,
-            )
+        model = context.algorithm.server_update(state.model, aggregate, population=len(live))
+        model = replace(model, params=context.model.layout.clamp(model.params))
+        updated = replace(
+            state,
+            round=books.number,
+            model=context.downloads.advance(model, books.number),
+            counted={**state.counted, **self._buffer.newest()},
+            in_flight=self._tasks.in_flight(),
+            void_rounds=state.void_rounds + books.num_void,
         )
         central, records = context.evaluate(updated), self._buffer.records()
         scores = [state.evaluated[name] for name in live if name in state.evaluated]
@@ -255,11 +254,11 @@ class BufferedRounds:
     def _model_at(self, version: int, state: ServerState) -> Tensor | None:
         """The model after `version` rounds as clients had it; None if it is lost."""
         if version == state.round:
-            return state.model
+            return state.model.published
         if version == 0:  # which has no checkpoint
             return self._context.model.initial
         kept = self._ports.checkpoints.load_round(version)
-        return None if kept is None else kept.model
+        return None if kept is None else kept.model.published
 
     def _have_all_failed(self, books: _RoundRecord) -> bool:
         """Declare the round void if all clients failed, and let them retry a limited number of times."""

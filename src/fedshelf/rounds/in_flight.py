@@ -102,12 +102,13 @@ class TasksInFlight:
             state: the server's current state.
             counted: the client's newest counted upload.
         """
-        self._hand_out(name, self._training(key, state, state.model, counted))
+        self._hand_out(name, self._training(key, state, state.model.published, counted))
 
     def send_evaluation(self, name: str, state: ServerState) -> None:
         """Dispatch an evaluation of the current model."""
         key = TaskKey(run_id=self.context.plan.run_id, round=state.round, attempt=0)
-        self._hand_out(name, Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model}))
+        vectors = {PARAMS: state.model.published}
+        self._hand_out(name, Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors=vectors))
 
     def resend(self, name: str) -> None:
         """Resend the task of a client that has reconnected and lost it."""
@@ -159,7 +160,7 @@ class TasksInFlight:
     def _training(self, key: TaskKey, state: ServerState, params: Tensor, counted: TaskKey | None) -> Broadcast:
         """A training task. A task that is sent again keeps its learning rate."""
         context = self.context
-        added = context.algorithm.broadcast(state, context.model.layout.num_trainable)
+        added = context.algorithm.broadcast(state.model, context.model.layout.num_trainable)
         return Broadcast(
             key=key, purpose=Purpose.TRAIN, client_lr=context.plan.client_lr(key.round), counted=counted,
             vectors={PARAMS: params, **auxiliary_vectors(added)},

@@ -53,7 +53,7 @@ class ModelComparison:
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
                 key=key, purpose=Purpose.COMPARE, client_lr=0.0,
-                vectors={PARAMS: state.model, AUXILIARY + FIRST_MODEL: self.context.model.initial},
+                vectors={PARAMS: state.model.published, AUXILIARY + FIRST_MODEL: self.context.model.initial},
                 counted=state.counted.get(name),
                 num_rounds=self._num_rounds_alone(state.round, len(stores)),
             )  # fmt: skip

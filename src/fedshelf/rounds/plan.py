@@ -203,4 +203,4 @@ class Context:
     def evaluate(self, state: ServerState) -> Score | None:
         """Score the model of `state` on the server's test photos; None if it is not tested in this round."""
         due = state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
-        return self.model.evaluate_on_server(state.model) if due and self.model.evaluate_on_server else None
+        return self.model.evaluate_on_server(state.model.published) if due and self.model.evaluate_on_server else None

@@ -91,11 +91,11 @@ class RoundSteps:
             if name in progress.cohort and isinstance(upload, Upload):
                 self._note(progress, key, counted(name, upload))
 
-        added = auxiliary_vectors(self._algorithm.broadcast(state, self._layout.num_trainable))
+        added = auxiliary_vectors(self._algorithm.broadcast(state.model, self._layout.num_trainable))
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
-                key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model, **added},
+                key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model.published, **added},
                 counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name),
             )  # fmt: skip
 
@@ -161,14 +161,13 @@ class RoundSteps:
             progress.members[name] = _judged(progress.members[name], verdict)
         by_name, names = dict(zip(names, weights, strict=True)), progress.counted()
         length = weighted((progress.assignment.share(name), by_name[name]) for name in names) or 1.0
-        after = self._algorithm.server_update(state, stretched(aggregate, length), population)
-        return self._downloads.advance(
-            replace(
-                after,
-                round=key.round,
-                params=self._layout.clamp(after.params),
-                counted={**state.counted, **dict.fromkeys(names, key)},
-            )
+        model = self._algorithm.server_update(state.model, stretched(aggregate, length), population)
+        model = replace(model, params=self._layout.clamp(model.params))
+        return replace(
+            state,
+            round=key.round,
+            model=self._downloads.advance(model, key.round),
+            counted={**state.counted, **dict.fromkeys(names, key)},
         )
 
     def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
@@ -184,7 +183,7 @@ class RoundSteps:
         asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
 
         def broadcast(name: str) -> Broadcast:
-            return Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model})
+            return Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published})
 
         def on_reply(reply: Reply) -> None:
             problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client))

@@ -10,7 +10,7 @@ from fedshelf.compression.download import Downloads
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.messages import RUN_FINISHED
-from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.class_names import federation_doubts
@@ -107,17 +107,17 @@ class Server:
         if state is None:
             if model.loaded is not None:
                 ports.sink.emit(model.loaded)
-            state = ServerState(round=0, params=model.initial, classes=catalogue.names_digest)
+            state = ServerState(round=0, model=ModelState(params=model.initial), classes=catalogue.names_digest)
         elif state.classes not in ("", catalogue.names_digest):
             raise RunError(
                 f"the catalogue of run {plan.run_id} has changed since round {state.round}: its model would take one "
                 "product for another. Restore catalogue.json in the run's folder (labels.json in its model folder has "
                 "the names in their order), or start a new run from that model with --init"
             )
-        elif state.params.numel() != model.layout.num_shared:
+        elif state.model.params.numel() != model.layout.num_shared:
             raise RunError(
-                f"the checkpoint holds {state.params.numel():,} values, the model {model.layout.num_shared:,}: the run "
-                "directory belongs to another configuration or version of FedShelf"
+                f"the checkpoint holds {state.model.params.numel():,} values, the model {model.layout.num_shared:,}: "
+                "the run directory belongs to another configuration or version of FedShelf"
             )
         ports.sink.emit(
             RunStarted(
@@ -132,7 +132,7 @@ class Server:
             plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
             inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
-        state, ended = self._run_rounds(context.downloads.start(state), context)
+        state, ended = self._run_rounds(replace(state, model=context.downloads.start(state.model)), context)
         if self._is_to_compare(state):
             ports.sink.emit(ModelComparison(context).run(state))
             ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
@@ -177,10 +177,10 @@ class Server:
             record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
             state = self._ports.virtual.snapshot(state)
         if is_best:
-            model.publish(state.model, record, True)
+            model.publish(state.model.published, record, True)
         last = record.round == self._plan.num_rounds or self._plan.early_stopping.exhausted(record.round, best)
         if last:
-            model.publish(state.model, record, False)
+            model.publish(state.model.published, record, False)
         # Write the record before the checkpoint: a crash in between repeats the round and replaces the record. The
         # other order could leave a finished round without its record.
         self._ports.sink.emit(record)

@@ -19,7 +19,7 @@ from fedshelf.app.components import StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Upload
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from fedshelf.core.text import counted, some
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.client import Work
@@ -102,5 +102,5 @@ class _Multiplied(Algorithm):
         auxiliary = {name: vector * self.factor for name, vector in upload.auxiliary.items()}
         return upload.with_vectors(delta=upload.delta * self.factor).with_auxiliary(**auxiliary), after
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         return self.honest.server_update(state, aggregate, population)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, OpenRound, ServerState
+from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, ModelState, OpenRound, ServerState
 from fedshelf.storage.atomic_files import (
     make_folder,
     remove_leftovers,
@@ -86,8 +86,9 @@ class FileCheckpoints:
             RunError: the disk is full, ...; earlier checkpoints are unaffected.
         """
         best_round = state.round if is_best else state.best.round if state.best else None
-        tensors = {_PARAMS: state.params} | ({} if state.sent is None else {_SENT: state.sent})
-        tensors |= {_OPTIMIZER + name: v for name, v in state.optimizer.items()}
+        model = state.model
+        tensors = {_PARAMS: model.params} | ({} if model.sent is None else {_SENT: model.sent})
+        tensors |= {_OPTIMIZER + name: v for name, v in model.optimizer.items()}
         write_tensors(self._path(state.round), tensors, _info(state, best_round))
         files = self._files()
         needed = {best_round, *(flight.key.round - 1 for flight in state.in_flight if flight.wanted)}
@@ -196,9 +197,11 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
     best = info["best"]
     return ServerState(
         round=info["round"],
-        params=tensors[_PARAMS],
-        sent=tensors.get(_SENT),
-        optimizer={n.removeprefix(_OPTIMIZER): v for n, v in tensors.items() if n.startswith(_OPTIMIZER)},
+        model=ModelState(
+            params=tensors[_PARAMS],
+            sent=tensors.get(_SENT),
+            optimizer={n.removeprefix(_OPTIMIZER): v for n, v in tensors.items() if n.startswith(_OPTIMIZER)},
+        ),
         counted={client: _task_key(key) for client, key in info["counted"].items()},
         times_live=dict(info.get("times_live", {})),
         best=None if best is None else Best(round=best[0], value=best[1], metric=best[2]),

@@ -23,7 +23,7 @@ from fedshelf.algorithms.base import Aggregate, Asynchronous
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RunEnded, RunStatus
 from fedshelf.core.messages import Broadcast, TaskKey, Upload
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.spool import FileSpool
 from fedshelf.training.trainer import Trainer
@@ -46,7 +46,7 @@ class Telling(Asynchronous):
     folded: dict[int, list[tuple[int, TaskKey, int]]] = field(default_factory=dict)
     weighed: list[tuple[int, TaskKey, int]] = field(default_factory=list)
 
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+    def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         self.weighed.clear()  # what a killed server had begun to fold
         return {}
 
@@ -59,10 +59,11 @@ class Telling(Asynchronous):
         self.weighed.append((upload.num_examples, upload.key, upload.num_steps))  # no two stores have as many photos
         return 1.0
 
-    def server_update(self, state: ServerState, aggregate: Aggregate, population: int) -> ServerState:
-        self.folded[state.round + 1] = self.weighed[-BUFFER:]
+    def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
+        version = state.optimizer.get("version", torch.zeros(1)) + 1
+        self.folded[int(version)] = self.weighed[-BUFFER:]
         self.weighed.clear()
-        return replace(state, params=state.params + aggregate.delta)
+        return replace(state, params=state.params + aggregate.delta, optimizer={"version": version})
 
 
 def fragile_world() -> tuple[World, Switch, Telling]:

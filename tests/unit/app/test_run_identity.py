@@ -50,7 +50,7 @@ def run(given: RunConfig, *, stop_at: int = 0, sink: RecordingSink | None = None
 def final(directory: RunDirectory) -> torch.Tensor:
     state = FileCheckpoints(directory.checkpoints).load()
     assert state is not None
-    return state.params
+    return state.model.params
 
 
 @pytest.mark.usefixtures("home")

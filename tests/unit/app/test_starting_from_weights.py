@@ -56,6 +56,15 @@ def stores(home: Path) -> Path:
     return Path("stores")
 
 
+def test_pretrained_weights_that_do_not_exist_are_refused_before_there_is_a_run(stores: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="--pretrained: resnet10 has no pretrained weights"),
+        open_run(config("new", pretrained=True), watchers=()),
+    ):
+        pass
+    assert not Path("new").exists()
+
+
 @pytest.fixture
 def old(stores: Path) -> RunDirectory:
     """A finished run over apple, milk and tea. After it, the stores also sell kiwi and no longer milk."""

@@ -237,7 +237,7 @@ def test_a_norm_bound_makes_an_attack_as_small_as_any_other_upload() -> None:
     assert re.match(r"norm bounded: trainable from [1-9]\S* to 0.05, statistics from", reasons["a"])
     assert {member.status for member in record.clients} == {ClientStatus.COUNTED}
     layout = world.trainer("a").bound_model.params.layout
-    first, second = (state.model[: layout.num_trainable] for state in world.checkpoints.states[:2])
+    first, second = (state.model.published[: layout.num_trainable] for state in world.checkpoints.states[:2])
     assert (second - first).norm() <= 0.05 * 1.0001
 
 
@@ -272,12 +272,12 @@ def test_an_upload_that_was_left_out_leaves_no_trace_in_client_state() -> None:
     for name in EIGHT:
         settled = world.states[name].commit_or_rollback(
             Broadcast(
-                key=TaskKey(run_id="run-1", round=5, attempt=0), purpose=Purpose.TRAIN, vectors={"params": state.model},
-                client_lr=0.1, counted=state.counted.get(name),
+                key=TaskKey(run_id="run-1", round=5, attempt=0), purpose=Purpose.TRAIN,
+                vectors={"params": state.model.published}, client_lr=0.1, counted=state.counted.get(name),
             )
         )  # fmt: skip
-        held.append(settled.algorithm.get(CONTROL_VARIATE, torch.zeros_like(state.optimizer[CONTROL_VARIATE])))
-    torch.testing.assert_close(state.optimizer[CONTROL_VARIATE], torch.stack(held).mean(0), rtol=1e-5, atol=1e-6)
+        held.append(settled.algorithm.get(CONTROL_VARIATE, torch.zeros_like(state.model.optimizer[CONTROL_VARIATE])))
+    torch.testing.assert_close(state.model.optimizer[CONTROL_VARIATE], torch.stack(held).mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_a_round_of_too_few_for_multi_krum_is_a_round() -> None:

@@ -167,7 +167,7 @@ def test_variances_never_fall_below_zero() -> None:
 
     federation = world(tampers={"c": on_upload(lies)})
     federation.run()
-    assert all(state.params[-4:].min() >= 0 for state in federation.checkpoints.states), "running variances"
+    assert all(state.model.params[-4:].min() >= 0 for state in federation.checkpoints.states), "running variances"
     assert any(m.client == "c" for found in members(federation) for m in found), "nobody lied: the test shows nothing"
 
 

@@ -383,4 +383,4 @@ def _honest(world: World, task: Broadcast) -> Tensor:
 def _models(world: World) -> dict[int, Tensor]:
     """The global model after each round; after none, what it began with."""
     first = next(m.params for _, m in world.transport.sent if isinstance(m, Broadcast))
-    return {0: first, **{state.round: state.params for state in world.checkpoints.states}}
+    return {0: first, **{state.round: state.model.params for state in world.checkpoints.states}}

@@ -66,13 +66,13 @@ def test_the_model_that_is_sent_follows_the_exact_one(codec: str) -> None:
     there.run()
     states = there.checkpoints.states
     for before, after in itertools.pairwise(states):
-        assert after.sent is not None
-        assert before.sent is not None
-        wanted = after.params - before.sent
-        assert 0 < (after.params - after.sent).norm() < wanted.norm()
-    assert there.checkpoints.states[-1].sent is not None
-    drift = (states[-1].params - states[0].params).norm()
-    assert (states[-1].params - states[-1].model).norm() < drift
+        assert after.model.sent is not None
+        assert before.model.sent is not None
+        wanted = after.model.params - before.model.sent
+        assert 0 < (after.model.params - after.model.sent).norm() < wanted.norm()
+    assert there.checkpoints.states[-1].model.sent is not None
+    drift = (states[-1].model.params - states[0].model.params).norm()
+    assert (states[-1].model.params - states[-1].model.published).norm() < drift
 
 
 def test_clients_round_differently_and_choose_alike() -> None:
@@ -165,7 +165,7 @@ def test_a_restarted_server_and_client_go_on_with_the_same_bits() -> None:
     again.restart()
     again.run_connected(num_rounds=5)
     assert torch.equal(once.final, again.final)
-    assert torch.equal(once.checkpoints.states[-1].params, again.checkpoints.states[-1].params)
+    assert torch.equal(once.checkpoints.states[-1].model.params, again.checkpoints.states[-1].model.params)
 
 
 @dataclass(frozen=True)

@@ -272,14 +272,14 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_though_most_were_not_needed()
     world.run()
     final = world.checkpoints.states[-1]
     assert {"late"} <= {status for record in world.finished for status in statuses(record).values()}
-    total = torch.zeros_like(final.optimizer[CONTROL_VARIATE])
+    total = torch.zeros_like(final.model.optimizer[CONTROL_VARIATE])
     for name in EIGHT:
         ask = Broadcast(
-            key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN, vectors={"params": final.params},
-            client_lr=0.1, counted=final.counted.get(name),
+            key=TaskKey(run_id="run-1", round=99, attempt=0), purpose=Purpose.TRAIN,
+            vectors={"params": final.model.params}, client_lr=0.1, counted=final.counted.get(name),
         )  # fmt: skip
         total += world.states[name].commit_or_rollback(ask).algorithm.get(CONTROL_VARIATE, torch.zeros_like(total))
-    torch.testing.assert_close(final.optimizer[CONTROL_VARIATE], total / 8, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(final.model.optimizer[CONTROL_VARIATE], total / 8, rtol=1e-5, atol=1e-6)
 
 
 def test_a_server_restarted_with_all_uploads_that_it_wanted_asks_nobody_again() -> None:
@@ -359,7 +359,7 @@ def test_unequal_work_is_weighed_in_the_aggregate_and_statistics_are_averaged_as
     world = four(num_rounds=2, module=with_batch_norm, plan=paced("dynamic", norm), paces=SLOWNESS)
     uploads = noting(world, 2)
     world.run()
-    start, end = (world.checkpoints.states[i].params for i in (0, 1))
+    start, end = (world.checkpoints.states[i].model.params for i in (0, 1))
     total = sum(upload.num_examples for upload in uploads.values())
     weights = {name: upload.num_examples / total for name, upload in uploads.items()}
     asked = {name: steps or STEPS[name] for name, steps in steps_asked(world, 2).items()}
@@ -404,7 +404,7 @@ def test_a_norm_bound_holds_for_what_becomes_of_an_upload_not_for_what_was_sent(
         for member in world.finished[1].clients
         if member.num_examples is not None
     ) / sum(member.num_examples or 0 for member in world.finished[1].clients)
-    change = world.checkpoints.states[1].params - world.checkpoints.states[0].params
+    change = world.checkpoints.states[1].model.params - world.checkpoints.states[0].model.params
     assert change.norm().item() <= bound * length * (1 + 1e-5)
 
 
@@ -463,13 +463,13 @@ def test_scaffold_s_c_is_the_mean_of_the_clients_c_under_unequal_work() -> None:
     ask = Broadcast(
         key=TaskKey(run_id="run-1", round=99, attempt=0),
         purpose=Purpose.TRAIN,
-        vectors={"params": final.params},
+        vectors={"params": final.model.params},
         client_lr=0.1,
         counted=TaskKey(run_id="run-1", round=4, attempt=0),
     )
     kept = [world.states[name].commit_or_rollback(ask).algorithm[CONTROL_VARIATE] for name in FOUR]
     torch.testing.assert_close(
-        final.optimizer[CONTROL_VARIATE], torch.stack(kept).mean(0), rtol=1e-5, atol=1e-6
+        final.model.optimizer[CONTROL_VARIATE], torch.stack(kept).mean(0), rtol=1e-5, atol=1e-6
     )  # fmt: skip
 
 

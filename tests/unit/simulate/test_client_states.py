@@ -26,7 +26,7 @@ from tests.unit.simulate import stateful
 def final(directory: RunDirectory) -> torch.Tensor:
     state = FileCheckpoints(directory.checkpoints).load()
     assert state is not None
-    return state.params
+    return state.model.params
 
 
 @pytest.fixture

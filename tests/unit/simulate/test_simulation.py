@@ -47,7 +47,7 @@ def config(**values: Any) -> RunConfig:
 def final(directory: RunDirectory) -> torch.Tensor:
     state = FileCheckpoints(directory.checkpoints).load()
     assert state is not None
-    return state.params
+    return state.model.params
 
 
 def test_two_runs_of_one_seed_are_equal_to_the_last_bit_and_of_two_seeds_are_not(stores: Path) -> None:

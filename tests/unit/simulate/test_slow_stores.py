@@ -59,7 +59,7 @@ def test_a_round_that_waits_for_all_takes_as_long_as_the_slowest_store(slowdowns
 
 def test_slowdowns_change_time_and_not_the_model_where_nobody_is_late() -> None:
     finals = [
-        state_of(simulate("abc", Path(f"r{number}"), slowdowns=slowdowns)[1]).params
+        state_of(simulate("abc", Path(f"r{number}"), slowdowns=slowdowns)[1]).model.params
         for number, slowdowns in enumerate((None, "1,1,5", "3,2,1"))
     ]
     assert torch.equal(finals[0], finals[1])
@@ -175,7 +175,7 @@ def test_a_run_that_is_stopped_and_gone_on_with_comes_to_the_same_model_at_the_s
     assert history(resumed) == history(whole)
     assert state_of(resumed).virtual_seconds == state_of(whole).virtual_seconds
     assert out_of(resumed) == out_of(whole)
-    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+    assert torch.equal(state_of(resumed).model.params, state_of(whole).model.params)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_what_is_made_of_slow_stores_goes_on_as_it_was(pacing: dict[str, Any]) -
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
     assert state_of(resumed).pace == state_of(whole).pace
-    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+    assert torch.equal(state_of(resumed).model.params, state_of(whole).model.params)
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_whoever_computes_and_when_the_course_of_the_run_is_the_same(whole: RunD
     """Late stores are still at work when the model is evaluated centrally."""
     _, directory = simulate("abcde", Path("r"), workers=workers, **ROUGH)
     assert history(directory) == history(whole)
-    assert torch.equal(state_of(directory).params, state_of(whole).params)
+    assert torch.equal(state_of(directory).model.params, state_of(whole).model.params)
 
 
 @pytest.mark.slow
@@ -212,8 +212,8 @@ def test_stores_computed_together_keep_the_same_times(whole: RunDirectory, worke
         _, directory = simulate("abcde", Path(f"r{number}"), workers=workers, engine="vmap", **ROUGH)
         assert statuses(directory) == statuses(whole)
         assert state_of(directory).virtual_seconds == state_of(whole).virtual_seconds
-        finals.append(state_of(directory).params)
-    torch.testing.assert_close(finals[0], state_of(whole).params, rtol=0, atol=1e-4)
+        finals.append(state_of(directory).model.params)
+    torch.testing.assert_close(finals[0], state_of(whole).model.params, rtol=0, atol=1e-4)
     assert torch.equal(*finals), "who is computed beside whom depends on who is first"
 
 
@@ -230,7 +230,7 @@ def test_a_run_that_is_killed_and_gone_on_with_comes_to_the_same_model_at_the_sa
     status, resumed = simulate("abcde", Path("killed"), **ROUGH)
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
-    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+    assert torch.equal(state_of(resumed).model.params, state_of(whole).model.params)
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_a_run_that_is_killed_and_gone_on_with_comes_to_the_same_model_at_the_sa
 def test_a_ray_cluster_keeps_the_same_times(whole: RunDirectory) -> None:
     _, directory = simulate("abcde", Path("r"), workers=2, engine="ray", **ROUGH)
     assert history(directory) == history(whole)
-    assert torch.equal(state_of(directory).params, state_of(whole).params)
+    assert torch.equal(state_of(directory).model.params, state_of(whole).model.params)
 
 
 ASYNCHRONOUS: dict[str, Any] = {
@@ -297,7 +297,7 @@ def test_an_asynchronous_run_that_is_gone_on_with_comes_to_the_same_model_at_the
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(asynchronous)
     assert out_of(resumed) == out_of(asynchronous)
-    assert torch.equal(state_of(resumed).params, state_of(asynchronous).params)
+    assert torch.equal(state_of(resumed).model.params, state_of(asynchronous).model.params)
 
 
 def test_an_asynchronous_run_that_compresses_can_be_gone_on_with() -> None:
@@ -309,7 +309,7 @@ def test_an_asynchronous_run_that_compresses_can_be_gone_on_with() -> None:
     status, resumed = simulate("abcde", Path("r"), **given)
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
-    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+    assert torch.equal(state_of(resumed).model.params, state_of(whole).model.params)
 
 
 class StopAtUpload:
@@ -341,7 +341,7 @@ def test_what_clients_remember_is_what_it_was(names: str, given: dict[str, Any],
     status, resumed = simulate(names, Path("r"), **given)
     assert status is RunStatus.FINISHED
     assert history(resumed) == history(whole)
-    assert torch.equal(state_of(resumed).params, state_of(whole).params)
+    assert torch.equal(state_of(resumed).model.params, state_of(whole).model.params)
 
 
 class StopAtComparison:
@@ -387,7 +387,7 @@ def test_a_comparison_that_is_stopped_and_gone_on_with_comes_to_the_same_table(
 def test_an_asynchronous_run_is_the_same_whoever_computes(asynchronous: RunDirectory, workers: int) -> None:
     _, directory = simulate("abcde", Path("r"), workers=workers, **ASYNCHRONOUS)
     assert history(directory) == history(asynchronous)
-    assert torch.equal(state_of(directory).params, state_of(asynchronous).params)
+    assert torch.equal(state_of(directory).model.params, state_of(asynchronous).model.params)
 
 
 def test_stores_that_all_diverge_end_an_asynchronous_simulation() -> None:

@@ -23,7 +23,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.ports import Arrival, Joined, Left, Reply
 from fedshelf.core.rng import Rng
-from fedshelf.core.state import InFlight, ServerState
+from fedshelf.core.state import InFlight, ModelState, ServerState
 from fedshelf.simulate.virtual import Dropout, Durations
 from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
 
@@ -223,7 +223,7 @@ def test_a_task_that_is_given_again_draws_anew() -> None:
 
 
 def state_of(transport: VirtualTimeTransport) -> ServerState:
-    return transport.snapshot(ServerState(round=3, params=torch.zeros(2)))
+    return transport.snapshot(ServerState(round=3, model=ModelState(params=torch.zeros(2))))
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -278,7 +278,7 @@ def test_who_is_away_when_a_run_is_resumed_comes_back_when_it_would_have() -> No
 def test_a_setup_is_answered_at_once_by_who_is_at_work_elsewhere_in_time() -> None:
     """A resumed run sets everybody up, and takes no virtual time for it."""
     flights = (InFlight(client="a", key=TaskKey(run_id="r", round=1, attempt=0), due=9.0),)
-    state = ServerState(round=1, params=torch.zeros(2), virtual_seconds=4.0, in_flight=flights)
+    state = ServerState(round=1, model=ModelState(params=torch.zeros(2)), virtual_seconds=4.0, in_flight=flights)
     assert transport_of(Whenever(), state=state).now() == 4.0
 
 

@@ -24,7 +24,7 @@ from fedshelf.core.messages import (
     Upload,
     auxiliary_vectors,
 )
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from fedshelf.models.resnet import SmallResNet
 from fedshelf.simulate.backend import InProcess
 from fedshelf.simulate.client_runner import ClientRunner
@@ -126,7 +126,7 @@ class TwoPhases:
 
     auxiliary: tuple[str, ...] = ("memory",)
 
-    def broadcast(self, state: ServerState, num_trainable: int) -> Mapping[str, Tensor]:
+    def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         return {}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
@@ -147,7 +147,7 @@ class TwoPhases:
     def weight(self, upload: Upload, staleness: int) -> float:
         return 1.0
 
-    def server_update(self, state: ServerState, aggregate: Any, population: int) -> ServerState:
+    def server_update(self, state: ModelState, aggregate: Any, population: int) -> ModelState:
         return state
 
 

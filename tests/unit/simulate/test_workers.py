@@ -251,7 +251,7 @@ def test_workers_that_are_not_forked_come_to_the_same_bits() -> None:
             _, directory = stateful.simulate(Path(f"w{workers}"), workers=workers, threads=2)
             state = FileCheckpoints(directory.checkpoints).load()
             assert state is not None
-            finals.append(state.params)
+            finals.append(state.model.params)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*finals)

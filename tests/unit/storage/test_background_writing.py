@@ -10,7 +10,7 @@ import torch
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientJoined, Event, RoundStarted, RunEnded, RunStatus
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.storage import background
 from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.storage.checkpoints import FileCheckpoints
@@ -113,7 +113,7 @@ def test_the_first_failure_is_the_one_that_is_heard_of() -> None:
 
 
 def state(round: int) -> ServerState:
-    return ServerState(round=round, params=torch.full((10,), float(round)))
+    return ServerState(round=round, model=ModelState(params=torch.full((10,), float(round))))
 
 
 def test_checkpoints_that_are_written_beside_the_rounds_are_those_that_were_saved(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_checkpoints_that_are_written_beside_the_rounds_are_those_that_were_save
         checkpoints.save_open_round(opened)
         loaded = checkpoints.load()
         assert loaded is not None
-        assert torch.equal(loaded.params, state(3).params)
+        assert torch.equal(loaded.model.params, state(3).model.params)
         assert checkpoints.load_open_round() == opened
     assert FileCheckpoints(tmp_path).load_open_round() == opened
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import Best, InFlight, OpenRound, ServerState
+from fedshelf.core.state import Best, InFlight, ModelState, OpenRound, ServerState
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.tensor_files import write_tensors
 
@@ -19,9 +19,11 @@ from fedshelf.storage.tensor_files import write_tensors
 def state(round: int, *, best: int | None = None) -> ServerState:
     return ServerState(
         round=round,
-        params=torch.full((1000,), float(round)),
-        sent=torch.full((1000,), round + 0.5) if round % 2 else None,
-        optimizer={"momentum": torch.arange(10.0) + round},
+        model=ModelState(
+            params=torch.full((1000,), float(round)),
+            sent=torch.full((1000,), round + 0.5) if round % 2 else None,
+            optimizer={"momentum": torch.arange(10.0) + round},
+        ),
         counted={"Zürich [1]": TaskKey(run_id="r", round=round, attempt=2)},
         times_live={"Zürich [1]": round},
         best=None if best is None else Best(round=best, value=0.5, metric="accuracy"),
@@ -33,11 +35,13 @@ def state(round: int, *, best: int | None = None) -> ServerState:
 
 def assert_equal(loaded: ServerState | None, expected: ServerState) -> None:
     assert loaded is not None
-    assert torch.equal(loaded.params, expected.params)
-    assert (loaded.sent is None) == (expected.sent is None)
-    assert torch.equal(loaded.model, expected.model)
-    assert loaded.optimizer.keys() == expected.optimizer.keys()
-    assert all(torch.equal(loaded.optimizer[name], expected.optimizer[name]) for name in expected.optimizer)
+    assert torch.equal(loaded.model.params, expected.model.params)
+    assert (loaded.model.sent is None) == (expected.model.sent is None)
+    assert torch.equal(loaded.model.published, expected.model.published)
+    assert loaded.model.optimizer.keys() == expected.model.optimizer.keys()
+    assert all(
+        torch.equal(loaded.model.optimizer[name], expected.model.optimizer[name]) for name in expected.model.optimizer
+    )
     assert (loaded.pace, loaded.classes) == (expected.pace, expected.classes)
     assert (loaded.round, loaded.counted, loaded.times_live, loaded.best, loaded.void_rounds) == (
         expected.round,
@@ -75,7 +79,7 @@ def test_the_newest_state_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
     FileCheckpoints(tmp_path).save(state(1), is_best=False)
-    assert torch.equal(load_file(tmp_path / "round-000001.safetensors")["params"], state(1).params)
+    assert torch.equal(load_file(tmp_path / "round-000001.safetensors")["params"], state(1).model.params)
 
 
 def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_loaded_vectors_are_the_callers_own(tmp_path: Path) -> None:
     loaded = checkpoints.load()
     assert loaded is not None
     (tmp_path / "round-000001.safetensors").write_bytes(b"")  # in place: a mapped file would be gone now
-    assert torch.equal(loaded.params + 0, state(1).params)
+    assert torch.equal(loaded.model.params + 0, state(1).model.params)
 
 
 def test_the_open_round_is_the_last_one_saved(tmp_path: Path) -> None:

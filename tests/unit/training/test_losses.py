@@ -14,7 +14,7 @@ from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, auxiliary_vectors
-from fedshelf.core.state import ClientState, ServerState
+from fedshelf.core.state import ClientState, ModelState
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import gather
@@ -119,7 +119,7 @@ def test_absent_classes_are_pushed_down_by_cross_entropy_less_by_fedrs_and_not_a
 def test_every_algorithm_trains_with_the_loss(name: str) -> None:
     algorithm = algorithm_of(RunConfig(algorithm=name))
     work = client(FedLC(), [0, 2, 2, 0, 0])
-    state = ServerState(params=work.bound_model.params.shared.clone(), round=0)
+    state = ModelState(params=work.bound_model.params.shared.clone())
     num_trainable = work.bound_model.params.layout.num_trainable
     message = Broadcast(
         key=TaskKey(run_id="r", round=1, attempt=0),
