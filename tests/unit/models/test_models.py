@@ -122,7 +122,7 @@ def test_why_pretrained_weights_cannot_be_had_is_said_with_its_remedy(
 def test_a_model_without_pretrained_weights_is_refused_before_anything_is_fetched() -> None:
     with pytest.raises(ModelError, match="no pretrained weights"):
         make(pretrained=True)
-    with pytest.raises(ModelError, match="timm has no weights of beit3.*--init FILE"):
+    with pytest.raises(ModelError, match=r"timm has no weights of beit3.*--init FILE"):
         make("beit3_giant_patch14_224", pretrained=True)
 
 
