@@ -43,11 +43,11 @@ from fedshelf.rounds.plan import Plan, RoundSettings
 from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.scheduling.work_assignment import Pacing
 from fedshelf.scheduling.workload import Workload
-from fedshelf.training import schedule
 from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
-from fedshelf.training.compiled import choose_forward
+from fedshelf.training.compiled import compile_forward
 from fedshelf.training.device import choose
+from fedshelf.training.optimizer import client_lr
 from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -131,14 +131,10 @@ def personalization_of(config: RunConfig) -> Personalization:
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
     """Return the learning rate of local training as a function of the round."""
-
-    def learning_rate(round: int) -> float:
-        return schedule.client_lr(
-            config.client_lr, schedule=config.lr_schedule, warmup_rounds=config.warmup_rounds, round=round,
-            num_rounds=config.rounds,
-        )  # fmt: skip
-
-    return learning_rate
+    return partial(
+        client_lr, base=config.client_lr, schedule=config.lr_schedule, warmup_rounds=config.warmup_rounds,
+        num_rounds=config.rounds,
+    )  # fmt: skip
 
 
 def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
@@ -269,12 +265,12 @@ def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory |
     config = files.parse(RunConfig, values, where="the server's configuration")
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
-    chosen = choose_forward(bound_model, config.image_size, config.compile)
-    logger.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
+    if config.compile == "on":
+        bound_model = compile_forward(bound_model, config.image_size)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=chosen.bound,
+        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=bound_model,
         uploads=uploads_of(config), personalization=personalization_of(config),
-        batch_sizes=BatchSizes(chosen.bound) if config.dynamic_batch else None,
+        batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from fedshelf.core.errors import FedShelfError
 from fedshelf.core.settings import load
 from fedshelf.core.system_errors import current_user, reason
 from fedshelf.core.text import from_filesystem
+from fedshelf.tracking.terminal import LogHandler, make_console, print_line
 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
 EPILOG = """Run 'fedshelf COMMAND --help' for the flags of a command.
@@ -57,7 +58,6 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    from fedshelf.tracking.terminal import LogHandler
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
@@ -100,7 +100,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(problems: tuple[object, ...], exit_code: int) -> int:
     """Print the problems to standard error and return the exit code."""
-    from fedshelf.tracking.terminal import make_console, print_line
 
     console = make_console(stderr=True)
     for problem in problems:

@@ -8,6 +8,7 @@ import typer
 
 from fedshelf.cli.display import echo, echo_command
 from fedshelf.core.events import RunStatus
+from fedshelf.reporting.formatting import caveats, percent
 from fedshelf.storage.run_directory import RunDirectory
 
 
@@ -29,7 +30,6 @@ def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> No
 
 def _accuracies(run_dir: Path) -> Iterator[str]:
     """Yield the last and the best accuracy for each kind of photos, and what they do not say."""
-    from fedshelf.reporting.formatting import caveats, percent
     from fedshelf.tracking.queries import run_summary
 
     summary = run_summary(run_dir)

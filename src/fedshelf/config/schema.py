@@ -136,8 +136,7 @@ class RunConfig(Settings):
         panel=TRAINING)] = 5.0  # fmt: skip
     threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
         ge=0, panel=TRAINING)] = 1  # fmt: skip
-    compile: Annotated[CompileChoice, Setting(help="Compile the training step; auto does so on a GPU where a trial "
-        "shows that it is faster.", panel=TRAINING)] = "auto"  # fmt: skip
+    compile: Annotated[CompileChoice, Setting(help="Compile the training step.", panel=TRAINING)] = "off"
     device: Annotated[DeviceName, Setting(help="Device that this process computes on.", panel=TRAINING,
         scope=Scope.LOCAL)] = "auto"  # fmt: skip
 

@@ -8,7 +8,7 @@ from torch import nn
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError
 from fedshelf.core.settings import load
-from fedshelf.core.suggestions import did_you_mean
+from fedshelf.core.text import did_you_mean
 from fedshelf.models.registry import MODELS
 
 

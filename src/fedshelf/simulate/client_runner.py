@@ -1,9 +1,11 @@
 """Runs any client in one process, with one module and one bound model for all of them."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
+from fedshelf.training.trainer import Score, evaluate_batches, num_batches
 
 Adapt = Callable[[Work], Work]
 
@@ -107,7 +109,7 @@ class ClientRunner:
             self._opened = opened
         return self._opened
 
-    def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[BatchScore]:
+    def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[Score]:
         """Evaluate a model on one contiguous share of the test batches.
 
         Args:
@@ -151,3 +153,36 @@ class ClientRunner:
         if self.models is not None:
             folder = self.models / places.folder_name(name)
             save_chosen(folder, bound, opened.config, opened.catalogue, client=name, comparison=comparison)
+
+
+class Backend(Protocol):
+    """Runs clients, in this process or in others."""
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        """Accept a message for client `name`; may start computing."""
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        """Return the next client and its answer, or None if there is no work."""
+
+
+class InProcess:
+    """A backend that computes each answer when it is requested.
+
+    Args:
+        run: handles a message as the named client; a failure of the client is an answer, too.
+    """
+
+    def __init__(self, run: Callable[[str, ServerMessage], ClientMessage]) -> None:
+        self._run = run
+        self._queue: deque[tuple[str, ServerMessage]] = deque()
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        """See `Backend`."""
+        self._queue.append((name, message))
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        """See `Backend`."""
+        if not self._queue:
+            return None
+        name, message = self._queue.popleft()
+        return name, self._run(name, message)
