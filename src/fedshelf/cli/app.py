@@ -13,6 +13,8 @@ from fedshelf.cli.commands import Commands, complaint
 from fedshelf.core.child_process import follow_parent
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.settings import load
+from fedshelf.core.system_errors import current_user, reason
+from fedshelf.core.text import from_filesystem
 from fedshelf.tracking.terminal import LogHandler, make_console, print_line
 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
@@ -87,6 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
     except FedShelfError as error:
         code = _fail(error.args, error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        path = from_filesystem(str(error.filename))
+        code = _fail((f"'{path}' cannot be used by {current_user()}: {reason(error)}",), FedShelfError.exit_code)
     except KeyboardInterrupt:
         code = 130
     if isinstance(code, int) and code:

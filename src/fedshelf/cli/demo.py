@@ -57,7 +57,7 @@ def demo(
         finally:
             end_all([server, *clients.values()], patience=STOP_SECONDS)
     if stop.is_set():
-        raise typer.Exit(1)
+        return
     describe_demo(folder, run_dir)
 
 

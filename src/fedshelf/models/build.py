@@ -90,7 +90,11 @@ def find_problem(name: str, *, pretrained: bool = False) -> str | None:
     hint = did_you_mean(name, [*MODELS, *known]) or (
         f": use {', '.join(MODELS)}, or a model of timm such as resnet18 or mobilenetv3_small_100"
     )
-    return None if name in known else f"unknown model {name!r}{hint}"
+    if name not in known:
+        return f"unknown model {name!r}{hint}"
+    if pretrained and name not in model_names(pretrained=True):
+        return f"--pretrained: timm has no weights of {name}. Choose another model, or give weights with --init FILE"
+    return None
 
 
 def normalization_of(module: nn.Module) -> Normalization:

@@ -20,7 +20,12 @@ def make_norm(name: NormName) -> Callable[[int], nn.Module]:
     """Batch normalization, or group normalization (Wu & He 2018) in at most 8 groups."""
     if name == "batch":
         return nn.BatchNorm2d
-    return lambda channels: nn.GroupNorm(min(GROUPS, channels), channels)
+    return lambda channels: nn.GroupNorm(num_groups(channels), channels)
+
+
+def num_groups(channels: int) -> int:
+    """The largest number of groups, at most `GROUPS`, that divides `channels`."""
+    return next(groups for groups in range(min(GROUPS, channels), 0, -1) if channels % groups == 0)
 
 
 class BasicBlock(nn.Module):

@@ -47,7 +47,7 @@ class ClientRunner:
     states: Path | None = None
     models: Path | None = None
     _setup: Setup | None = None
-    _ready: Ready | None = None
+    _expected: tuple[Catalogue, Ready] | None = None
     _opened: OpenedSetup | None = None
     _test: PhotoSet | None = None
 
@@ -75,21 +75,22 @@ class ClientRunner:
     def ready(self, name: str, setup: Setup) -> Ready | None:
         """Answer `setup` without opening the store's photos; return None if that is impossible."""
         self.prepare(setup)
-        count = self.stores.num_photos(name)
-        if count is None:
-            return None
-        if self._ready is None:
-            self._ready = Ready(
+        if self._expected is None:
+            catalogue = Catalogue.from_json(setup.catalogue)
+            ready = Ready(
                 run_id=setup.run_id, layout_digest=setup.layout_digest,  # `open` checks the model built here
-                catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest=files.digest(setup.config),
+                catalogue_digest=catalogue.digest, config_digest=files.digest(setup.config),
                 num_train=0, num_validation=0, num_left_out=0,
             )  # fmt: skip
-        return replace(self._ready, num_train=count)
+            self._expected = catalogue, ready
+        catalogue, ready = self._expected
+        count = self.stores.num_photos(name, catalogue)
+        return None if count is None else replace(ready, num_train=count)
 
     def prepare(self, setup: Setup) -> None:
         """Set the current setup; its objects are built when needed."""
         if setup != self._setup:
-            self._setup, self._ready, self._opened, self._test = setup, None, None, None
+            self._setup, self._expected, self._opened, self._test = setup, None, None, None
 
     def open(self, setup: Setup) -> OpenedSetup:
         """Build the objects of a setup, once for all clients.

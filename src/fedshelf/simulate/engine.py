@@ -107,11 +107,12 @@ def simulate_stores(
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
     names = stores.names()
-    if len(names) < config.min_clients:
-        raise UsageError(
-            f"--min-clients {config.min_clients}: there {'is' if len(names) == 1 else 'are'} only "
-            f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
-        )
+    for flag, needed in (("--min-clients", config.min_clients), ("--quorum", config.quorum or 0)):
+        if len(names) < needed:
+            raise UsageError(
+                f"{flag} {needed}: there {'is' if len(names) == 1 else 'are'} only "
+                f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
+            )
     joins = [join_of(stores, name) for name in names]  # an unusable folder fails here, before the run is created
     durations = durations_of(config, names)
     config = config.model_copy(

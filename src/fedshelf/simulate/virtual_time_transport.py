@@ -19,8 +19,8 @@ from fedshelf.simulate.simulated_wire import Wire
 from fedshelf.simulate.virtual import Dropout, Durations
 
 NOTHING_CAN_ARRIVE = (
-    "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused are "
-    "named above; else there are fewer stores than --min-clients"
+    "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused or "
+    "excluded are named above; else there are fewer stores than --min-clients or --quorum"
 )
 
 
