@@ -38,10 +38,9 @@ TAIL_BYTES = 8  # a safetensors file begins with its header's length
 # Routes of the protocol, and the HTTP headers that Python's client sends.
 ROUTES = frozenset(
     [f"POST /v1/fleet/{name}" for name in (
-        "register-node", "activate-node", "deactivate-node", "unregister-node", "pull-messages", "push-messages",
-        "push-object", "pull-object", "confirm-message-received", "send-node-heartbeat",
-    )] + ["GET /fedshelf/health", "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push",
-       "POST /fedshelf/died"]
+        "register-node", "activate-node", "deactivate-node", "unregister-node", "confirm-message-received",
+    )] + ["GET /fedshelf/health", "GET /fedshelf/authority", "POST /fedshelf/enroll", "POST /fedshelf/renew",
+       "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push", "POST /fedshelf/died"]
 )  # fmt: skip
 BLOB_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/blobs/[0-9a-f]{64}")
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -135,7 +134,6 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "protocol": _count,
         "version": lambda value, store: re.fullmatch(r"\d+\.\d+\.\d+", str(value)) is not None,
         "client": lambda value, store: value == store.name,
-        "identity": lambda value, store: re.fullmatch(r"[0-9a-f]{32}", str(value)) is not None,
         "classes": _classes,
     },
     "ready": {
@@ -246,7 +244,7 @@ def unlisted_requests(stream: bytes) -> list[str]:
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         token = headers.pop("fedshelf-crash-token", "0" * 32)
         found += [] if TOKEN.fullmatch(token) else [f"crash token {token!r}"]
-        found += [f"header {name!r}" for name in headers if not (name in HTTP_HEADERS or name.startswith("flwr-"))]
+        found += [f"header {name!r}" for name in headers if not (name in HTTP_HEADERS or name.startswith("fedshelf-"))]
         size = int(headers.get("content-length", "0"))
         if path == "/fedshelf/died" and not CRASH_REPORT.fullmatch(rest[:size]):
             found.append(f"crash report {rest[:size]!r}")

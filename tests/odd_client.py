@@ -34,6 +34,7 @@ from fedshelf.core.messages import (
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.records import Parcel
+from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.serialization.blob import Blob
 
 
@@ -144,7 +145,7 @@ def main() -> int:
                     file.write(json.dumps(plain(parcel)) + "\n")
 
         ended = run_client(
-            given.server_address, odd.handle, join_of(place), insecure=given.insecure, on_send=on_send, stop=stop,
+            given.server_address, odd.handle, join_of(place), insecure=given.insecure, keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop,
             on_status=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     return int(ended.kind is not EndKind.CLOSED)

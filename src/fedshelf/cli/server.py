@@ -44,6 +44,7 @@ def server(
     hosts = [address.host for address in (listen, *advertised)]
     tls = _tls(config, hosts)
     chain = Chain(places.identity_directory(), is_open=config.admission == "open")
+    chain.local_token()  # before anybody can connect
     with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
         incoming = run.directory.incoming
         with EmbeddedServer(
@@ -92,7 +93,6 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
     authority = certificate_fingerprint(tls.ca) if tls and not tls.is_own else ""
     texts = [str(address) for address in addresses]
     chain.note_server(texts, authority)
-    chain.local_token()
     flags = f"--data-dir ./local_data --server-address {texts[0]}{'' if tls else ' --insecure'}"
     lines = []
     if count:
