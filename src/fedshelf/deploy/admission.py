@@ -149,7 +149,7 @@ class Admission:
 
         Args:
             address: the peer's address.
-            body: ``{"secret": …, "name": …, "request": PEM}``.
+            body: ``{"token": …, "name": …, "request": PEM}``.
 
         Returns:
             HTTP status and JSON.
@@ -159,7 +159,7 @@ class Admission:
             return _refused(429, f"more than {ATTEMPTS_A_MINUTE} attempts in a minute: try again later")
         try:
             fields = json.loads(body)
-            secret, name, request = (fields[field] for field in ("secret", "name", "request"))
+            secret, name, request = (fields[field] for field in ("token", "name", "request"))
             if not all(isinstance(text, str) for text in (secret, name, request)):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):

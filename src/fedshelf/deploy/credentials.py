@@ -134,7 +134,7 @@ class Credentials:
         context = None if self._insecure else _pinned(authority) if authority else client_context(self.trusted)
         keys = self.keys.next_pair()
         request = certificates.signing_request(keys)
-        body = json.dumps({"secret": secret, "name": self._name, "request": request}).encode()
+        body = json.dumps({"token": secret, "name": self._name, "request": request}).encode()
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
             greet(connection, self.address, encrypted=context is not None)
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
@@ -182,7 +182,7 @@ class Credentials:
             logger.warning("the certificate was not renewed: the server answers %d", answer.status)
 
     def _keep(self, answer: Answer, pinned: str, keys: KeyPair) -> None:
-        if answer.status in PASSING_STATUSES:
+        if answer.status in PASSING_STATUSES or answer.status == 401:  # FedShelf never answers 401 here: a proxy did
             raise ServerUnavailableError(f"{self.address} answers {answer.status} to the request to enroll")
         try:
             fields = json.loads(answer.content)
