@@ -145,7 +145,8 @@ def main() -> int:
                     file.write(json.dumps(plain(parcel)) + "\n")
 
         ended = run_client(
-            given.server_address, odd.handle, join_of(place), insecure=given.insecure, keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop,
+            given.server_address, odd.handle, join_of(place), insecure=given.insecure,
+            keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop,
             on_status=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     return int(ended.kind is not EndKind.CLOSED)

@@ -132,7 +132,7 @@ def run_client(
                 waiting.begin(f"the server at {address}", str(error))
                 retries.pause()
             except (IdentityError, CertificateRejectedError) as error:
-                if not credentials.start_over():
+                if not credentials.start_over(error):
                     raise
                 on_status(f"{error}; enrolling again")
             except TransportError:

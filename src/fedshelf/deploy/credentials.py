@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fedshelf.config import places
-from fedshelf.core.errors import IdentityError, TransportError
+from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
 from fedshelf.core.text import printable
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError
@@ -93,7 +93,7 @@ class Credentials:
         self._ca = ca
         self._insecure = insecure
         self._may_start_over = True
-        self._starts_over = False
+        self._rejection: FedShelfError | None = None
 
     def prepare(self) -> ssl.SSLContext | None:
         """Enroll if this store is not enrolled.
@@ -107,17 +107,19 @@ class Credentials:
             IdentityError: the server does not admit this store.
         """
         enrollment = self.keys.enrollment()
-        if enrollment is None or self._starts_over:
-            self.enroll()
+        if enrollment is None or self._rejection is not None:
+            try:
+                self.enroll()
+            except IdentityError as error:
+                raise self._rejection or error from error
         elif enrollment.name != self._name:
             raise IdentityError(
                 f"this client is enrolled as '{enrollment.name}', not as '{self._name}': leave --name out, or give "
                 "another --state-dir"
             )
-        context = self._context()
-        if context is not None and not self._is_expired():
-            context.load_cert_chain(self.keys.certificate_file, self.keys.key_file)
-        return context
+        elif self.keys.must_renew(_now()):
+            self._renew()
+        return self._context()
 
     def enroll(self) -> None:
         """Ask the server for a certificate, with the token, with the one of a server on this machine, or with none.
@@ -139,20 +141,23 @@ class Credentials:
             greet(connection, self.address, encrypted=context is not None)
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
         self._keep(answer, authority, keys)
-        self._token, self._starts_over = None, False
+        self._token = self._rejection = None
 
     def accepted(self) -> None:
         """Note that the server has accepted this store."""
         self._may_start_over = True
 
-    def start_over(self) -> bool:
-        """Have `prepare` enroll with a new key, because the server does not accept this one.
+    def start_over(self, rejection: FedShelfError) -> bool:
+        """Have `prepare` enroll with a new key, or renew the certificate if it has expired.
+
+        Args:
+            rejection: how the server rejected this key or certificate.
 
         Returns:
             False if that was tried already.
         """
         may, self._may_start_over = self._may_start_over, False
-        self._starts_over = may
+        self._rejection = rejection if may and not self.keys.must_renew(_now()) else None
         return may
 
     @property
@@ -160,22 +165,15 @@ class Credentials:
         """The only authority to trust; None for this machine's own server and the system's authorities."""
         return self._ca or self.keys.authority_file
 
-    def renew_if_due(self, connection: HttpConnection, signer: Signer) -> None:
-        """Fetch the next certificate if this one ends soon.
-
-        Args:
-            connection: a connection to the server.
-            signer: signs the request.
-
-        Raises:
-            ServerUnavailableError: the connection broke.
-        """
-        if not self.keys.must_renew(datetime.datetime.now(datetime.UTC)):
-            return
-        body = json.dumps({"request": certificates.signing_request(self.keys.pair())}).encode()
-        headers = {**signer.headers("POST", "/fedshelf/renew", body), "content-type": "application/json"}
-        enrollment = self.keys.enrollment()
-        answer = connection.request("POST", "/fedshelf/renew", headers, body)
+    def _renew(self) -> None:
+        """Fetch the next certificate. A server that does not renew it may still accept this one."""
+        enrollment, context = self.keys.enrollment(), self._context()
+        with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
+            server_time = greet(connection, self.address, encrypted=context is not None)
+            signer = Signer(self.keys, server=connection.server_fingerprint(), server_time=server_time)
+            body = json.dumps({"request": certificates.signing_request(self.keys.pair())}).encode()
+            headers = {**signer.headers("POST", "/fedshelf/renew", body), "content-type": "application/json"}
+            answer = connection.request("POST", "/fedshelf/renew", headers, body)
         if answer.status == 200:
             self._keep(answer, enrollment.authority if enrollment else "", self.keys.pair())
         else:
@@ -201,14 +199,20 @@ class Credentials:
         self.keys.keep(enrollment, keys)
 
     def _context(self) -> ssl.SSLContext | None:
-        return None if self._insecure else client_context(self.trusted)
+        """The TLS settings, with this store's certificate unless it has expired."""
+        if self._insecure:
+            return None
+        context = client_context(self.trusted)
+        if not self._is_expired():
+            context.load_cert_chain(self.keys.certificate_file, self.keys.key_file)
+        return context
 
     def _is_expired(self) -> bool:
         try:
             certificate = x509.load_pem_x509_certificate(self.keys.certificate_file.read_bytes())
         except (OSError, ValueError):
             return True
-        return certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC)
+        return certificate.not_valid_after_utc < _now()
 
     def _fetch_authority(self, token: Token) -> str:
         """Fetch the authority that the token names. Nothing is sent that an eavesdropper could use."""
@@ -223,6 +227,10 @@ class Credentials:
             f"{self.address} has another certificate authority than the token says: something stands between this "
             "store and the server, or the token is of another server. Do not go on; ask headquarters for a new token"
         )
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _pinned(authority: str) -> ssl.SSLContext:

@@ -72,7 +72,6 @@ class FleetSession:
             server_time = greet(self._end_connection, address, encrypted=context is not None)
             server = self._end_connection.server_fingerprint()
             self._signer = Signer(credentials.keys, server=server, server_time=server_time)
-            credentials.renew_if_due(self._end_connection, self._signer)
             self._blobs = BlobClient(
                 self._connection, lambda method, path: self._signer.headers(method, path, None), held or ReceivedBlob()
             )

@@ -1,0 +1,350 @@
+"""Who may take part: real servers and clients, and strangers who try."""
+
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from fedshelf.core.errors import IdentityError, TransportError
+from fedshelf.core.ports import Left
+from fedshelf.deploy import http_server
+from fedshelf.deploy.connection_errors import SessionLostError
+from fedshelf.deploy.credentials import Credentials, Signer
+from fedshelf.deploy.flower_client import FleetSession
+from fedshelf.deploy.flower_server import EmbeddedServer
+from fedshelf.deploy.tls import ServerTls, certificate_fingerprint, client_context, ensure_server_tls
+from fedshelf.identity.chain import Chain
+from fedshelf.identity.signatures import SIGNATURE
+from fedshelf.identity.store_keys import StoreKeys
+from fedshelf.identity.tokens import Token
+from tests.ports import free_port
+from tests.processes import Process, Site, statuses
+from tests.unit.deploy.echo import PATIENCE, ThreadClient, expect, join, joined, pulled, reply
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ServerTls:
+    return ensure_server_tls(tmp_path / "tls")
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Chain:
+    return Chain(tmp_path / "identity")
+
+
+@pytest.fixture
+def server(tls: ServerTls, chain: Chain) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls, chain=chain) as running:
+        yield running
+
+
+def credentials(server: EmbeddedServer, tls: ServerTls, chain: Chain, folder: Path, name: str = "lyon") -> Credentials:
+    """Of a store that has a token and nothing else."""
+    token = chain.add(name, authority=certificate_fingerprint(tls.ca), addresses=(str(server.address),))
+    return Credentials(server.address, StoreKeys(folder / name), name=name, token=token)
+
+
+def events(chain: Chain) -> list[str]:
+    chain.audit.flush()
+    return [str(event["event"]) for event in chain.audit.events()]
+
+
+def test_a_token_is_all_that_a_store_needs(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    transport = server.transport()
+    token = chain.add("lyon", authority=certificate_fingerprint(tls.ca), addresses=(str(server.address),))
+    keys = StoreKeys(tmp_path / "lyon")
+    with ThreadClient(server.address, "lyon", insecure=False, keys=keys, token=token):
+        assert set(joined(transport)) == {"lyon"}
+    expect(transport, Left)
+    with ThreadClient(server.address, "lyon", insecure=False, keys=keys):  # never again
+        assert set(joined(transport)) == {"lyon"}
+    assert events(chain)[:2] == ["token made", "enrolled"]
+
+
+def test_the_name_is_that_of_the_key_whatever_the_client_says(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    transport = server.transport()
+    session = FleetSession(credentials(server, tls, chain, tmp_path, "lyon"))
+    assert transport.receive(0) is None
+    reply(session, pulled(session), join("paris"))
+    assert set(joined(transport)) == {"lyon"}
+    session.leave()
+
+
+def test_a_token_of_another_server_is_not_used(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    """Whoever stands in between shows another authority: the secret is not sent."""
+    token = chain.add("lyon", authority="0" * 64, addresses=(str(server.address),))
+    access = Credentials(server.address, StoreKeys(tmp_path / "lyon"), name="lyon", token=token)
+    with pytest.raises(TransportError, match="another certificate authority than the token says"):
+        access.prepare()
+    assert "enrolled" not in events(chain)
+
+
+def test_a_revoked_store_is_out_in_mid_session_and_says_why(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    transport = server.transport()
+    token = chain.add("lyon", authority=certificate_fingerprint(tls.ca), addresses=(str(server.address),))
+    with ThreadClient(
+        server.address, "lyon", insecure=False, keys=StoreKeys(tmp_path / "lyon"), token=token
+    ) as client:  # fmt: skip
+        joined(transport)
+        chain.revoke("lyon")
+        with pytest.raises(IdentityError, match="was revoked"):
+            client.result.result(PATIENCE)
+
+
+def test_a_certificate_that_ends_soon_is_renewed_when_the_store_connects(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = credentials(server, tls, chain, tmp_path)
+    FleetSession(access).leave()
+    before = access.keys.certificate_file.read_bytes()
+    FleetSession(access).leave()
+    assert access.keys.certificate_file.read_bytes() == before
+    monkeypatch.setattr(StoreKeys, "must_renew", lambda self, now: True)
+    FleetSession(access).leave()
+    assert access.keys.certificate_file.read_bytes() != before
+    monkeypatch.undo()
+    FleetSession(access).leave()
+    assert "renewed" in events(chain)
+
+
+def test_a_store_whose_certificate_has_expired_gets_the_next_one_by_its_key(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was closed for months; it has no certificate to show, and its key is still enrolled."""
+    access = credentials(server, tls, chain, tmp_path)
+    FleetSession(access).leave()
+    before = access.keys.certificate_file.read_bytes()
+    monkeypatch.setattr(Credentials, "_is_expired", lambda self: access.keys.certificate_file.read_bytes() == before)
+    monkeypatch.setattr(StoreKeys, "must_renew", lambda self, now: self.certificate_file.read_bytes() == before)
+    FleetSession(access).leave()
+    assert access.keys.certificate_file.read_bytes() != before
+
+
+def test_the_servers_certificate_is_renewed_while_it_runs(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    transport = server.transport()
+    token = chain.add("lyon", authority=certificate_fingerprint(tls.ca), addresses=(str(server.address),))
+    keys = StoreKeys(tmp_path / "lyon")
+    with ThreadClient(server.address, "lyon", insecure=False, keys=keys, token=token):
+        joined(transport)
+        ensure_server_tls(tmp_path / "tls", ["another.name"])
+        server._renew_certificate()
+        session = FleetSession(credentials(server, tls, chain, tmp_path, "paris"))  # with the new one
+        session.leave()
+    assert len(set(server._fingerprints)) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/fedshelf/pull"), ("POST", "/fedshelf/push"), ("POST", "/fedshelf/wait"),
+        ("POST", "/v1/fleet/register-node"), ("GET", f"/fedshelf/blobs/{'0' * 64}"), ("POST", "/fedshelf/renew"),
+        ("GET", "/docs"), ("GET", "/"),
+    ],
+)  # fmt: skip
+def test_a_stranger_reaches_nothing(server: EmbeddedServer, tls: ServerTls, method: str, path: str) -> None:
+    with httpx.Client(verify=client_context(tls.ca)) as stranger:
+        assert stranger.request(method, f"https://{server.address}{path}").status_code == 401
+        assert stranger.get(f"https://{server.address}/healthz").status_code == 200
+
+
+def test_a_signature_without_the_keys_certificate_is_not_enough(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    access = credentials(server, tls, chain, tmp_path)
+    access.prepare()
+    signer = Signer(access.keys, server=certificate_fingerprint(tls.certificate), server_time=None)
+    with httpx.Client(verify=client_context(tls.ca)) as stranger:
+        headers = dict(signer.headers("POST", "/fedshelf/wait"))
+        answer = stranger.post(f"https://{server.address}/fedshelf/wait", headers=headers)
+    assert answer.status_code == 401
+    assert "no certificate for the key" in answer.json()["detail"]
+
+
+def test_a_request_cannot_be_repeated_altered_or_sent_to_another_server(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    access = credentials(server, tls, chain, tmp_path)
+    context = access.prepare()
+    assert context is not None
+    own = certificate_fingerprint(tls.certificate)
+    signer = Signer(access.keys, server=own, server_time=None)
+    url = f"https://{server.address}/fedshelf/pull"
+    with httpx.Client(verify=context) as store:
+
+        def detail(headers: dict[str, str], body: bytes = b"") -> str:
+            answer = store.post(url, headers=headers, content=body)
+            assert answer.status_code == 401
+            return str(answer.json()["detail"])
+
+        headers = dict(signer.headers("POST", "/fedshelf/pull"))
+        assert "not of the session" in detail(headers)  # it is authenticated: only it has no session
+        assert detail(headers) == "the request was sent before"
+        altered = {**headers, "fedshelf-nonce": "another"}
+        assert "the signature is wrong" in detail(altered)
+        assert "not the one that was signed" in detail(dict(signer.headers("POST", "/fedshelf/pull")), b"x")
+        elsewhere = Signer(access.keys, server="0" * 64, server_time=None)
+        assert "for another server" in detail(dict(elsewhere.headers("POST", "/fedshelf/pull")))
+        late = Signer(access.keys, server=own, server_time=time.time() - 120)
+        assert "more than 60 s from the server's" in detail(dict(late.headers("POST", "/fedshelf/pull")))
+        forged = {**signer.headers("POST", "/fedshelf/pull"), SIGNATURE: "AAAA"}
+        assert "the signature is wrong" in detail(forged)
+
+
+def test_enrolling_is_limited_in_size_and_number(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"https://{server.address}/fedshelf/enroll"
+    with httpx.Client(verify=client_context(tls.ca)) as stranger:
+        assert stranger.post(url, content=b"x" * 5000).status_code == 413
+        for body in (b"", b"[]", b"[" * 4000, b'{"token": 1, "name": 2, "request": 3}'):
+            assert stranger.post(url, content=body).status_code == 400
+        request = {"token": "guessed", "name": "\x1b[31m", "request": "x"}
+        found = {stranger.post(url, json=request).status_code for _ in range(130)}
+    assert found == {403, 429}
+    assert {"enrollment refused", "enrolling too often"} <= set(events(chain))
+
+
+def test_slow_and_greedy_strangers_are_cut_off(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.5)
+    context = client_context(tls.ca)
+
+    def ended(content: bytes) -> bool:
+        """Whether the server ends the connection after that."""
+        with (
+            socket.create_connection(("127.0.0.1", server.address.port), timeout=PATIENCE) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as stranger,
+        ):
+            with contextlib.suppress(OSError):
+                stranger.sendall(content)
+                while stranger.recv(1000):
+                    pass
+            return True
+
+    assert ended(b"")
+    assert ended(b"GET /healthz HTTP/1.1\r\nhost: x\r\n")
+    assert ended(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")  # and then nothing
+    assert ended(b"GET /" + b"a" * 100_000)
+    assert ended(b"GET / HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % number for number in range(1000)))
+    with socket.create_connection(("127.0.0.1", server.address.port), timeout=PATIENCE) as raw:
+        assert raw.recv(1) == b""  # no handshake
+    assert {"too slow", "head too large", "too many headers", "handshake failed"} <= set(events(chain))
+    FleetSession(credentials(server, tls, chain, tmp_path)).leave()
+
+
+def test_a_flood_of_idle_connections_leaves_room_for_stores(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    before = psutil.Process().num_fds()
+    with contextlib.ExitStack() as flood:
+        for _ in range(600):
+            flood.enter_context(socket.create_connection(("127.0.0.1", server.address.port)))
+        deadline = time.monotonic() + PATIENCE
+        while "too many connections" not in events(chain) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        # Most are closed already; what is left is a number that does not grow.
+        assert psutil.Process().num_fds() - before < 600 + 2 * http_server.MAX_STRANGERS_PER_ADDRESS
+    session = None
+    while session is None and time.monotonic() < deadline:
+        with contextlib.suppress(TransportError):
+            session = FleetSession(credentials(server, tls, chain, tmp_path))
+    assert session is not None
+    session.leave()
+
+
+def test_a_second_session_of_a_key_ends_the_first(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    """A client that was killed and has come back is one client."""
+    access = credentials(server, tls, chain, tmp_path)
+    first = FleetSession(access)
+    second = FleetSession(access)
+    with pytest.raises(SessionLostError):
+        first.pull()
+    assert len(list(server._engine.state.get_nodes(server._engine.run.run_id))) == 1
+    second.leave()
+    first.leave()
+
+
+@pytest.mark.slow
+def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site) -> None:
+    port = pair.address.rpartition(":")[2]
+    run = pair.root / "run"
+    server = pair.server("--rounds", "100000", "--run-dir", str(run), "--advertise", f"localhost:{port}")
+    server.wait_for_text("need no --token)")
+    added = pair.fedshelf("enroll", "add", "lyon-03")
+    assert added.end() == 0, added.text()
+    token = printed(added)
+    assert token.startswith("fedshelf1.")
+
+    here = pair.environment
+    pair.environment = {**here, "FEDSHELF_HOME": str(pair.root / "another machine")}
+    lyon = pair.start(*client_line(pair, "store-1"), "--token", token)
+    pair.environment = here
+    local = pair.client("store-2")
+    server.wait_for("round_finished", round=1)
+    assert set(statuses(pair.show(run), 1)) == {"lyon-03", "store-2"}
+
+    pair.environment = {**here, "FEDSHELF_HOME": str(pair.root / "a third machine")}
+    thief = pair.start(*client_line(pair, "store-1"), "--token", token)
+    assert thief.end() == 1
+    assert "the token is unknown, used, or expired" in thief.text()
+    stranger = pair.start(*client_line(pair, "store-1"), "--insecure")
+    assert stranger.end() == 1
+    pair.environment = here
+
+    assert pair.fedshelf("enroll", "revoke", "lyon-03").end() == 0
+    assert lyon.end() == 1
+    assert "was revoked" in lyon.text()
+    listed = pair.fedshelf("enroll", "list", "--json")
+    assert listed.end() == 0
+    states = {entry["name"]: entry["state"] for entry in json.loads(printed(listed))}
+    assert states == {"lyon-03": "revoked", "store-2": "active"}
+    server.interrupt()
+    server.end()
+    local.interrupt()
+    local.end()
+
+    log = pair.fedshelf("audit-log")
+    assert log.end() == 0
+    found = [event["event"] for event in log.events]
+    for event in ("token made", "enrolled", "enrollment refused", "revoked"):
+        assert event in found
+    assert Token.parse(token).secret not in json.dumps(log.events)
+    path = next((pair.root / "home" / "identity").glob("audit-*.jsonl"))
+    path.write_text(path.read_text().replace("lyon-03", "nice-03"))
+    checked = pair.fedshelf("audit-log", "--verify")
+    assert checked.end() == 1
+    assert "does not continue the log" in checked.text()
+
+
+def printed(process: Process) -> str:
+    """The last line that a process printed."""
+    text: str = process.events[-1]["text"]
+    return text.strip()
+
+
+def client_line(pair: Site, store: str) -> tuple[str, ...]:
+    port = pair.address.rpartition(":")[2]
+    data = str(pair.stores / store)
+    return (sys.executable, "-m", "fedshelf", "client", "--data-dir", data, "--server-address", f"localhost:{port}")
