@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 FLOWER_APP = ROOT / "flower" / "pyproject.toml"
 FLOWER_TABLE = "[tool.flwr.app.config]\n"
-NOT_FLOWERS = ("address", "advertise", "insecure", "heartbeat_timeout")
+NOT_FLOWERS = frozenset({
+    "address", "admission", "advertise", "heartbeat_timeout", "home", "insecure", "invite", "tls_cert", "tls_key",
+})  # fmt: skip
 """Keys of a server that a SuperLink has of its own."""
 NOTICE = "<!-- Written by scripts/make_cli_reference.py: change the code, then run that. -->"
 

@@ -54,7 +54,7 @@ def test_a_client_started_wrongly_is_told_why_and_the_server_stays(pair: Site) -
     assert_fails(wrong["same state"], "process", str(first.pid), "--name")
     # The same name from elsewhere is somebody else.
     twin = pair.client("store-2", "--name", "store-1", "--state-dir", str(pair.root / "twin"))
-    assert_fails(twin, "a client named 'store-1' is already live", "--name")
+    assert_fails(twin, "a store named 'store-1' is enrolled with another key", "--name")
     assert server.running()
     assert first.running()
     second = pair.client("store-2")

@@ -12,7 +12,9 @@ def audit_log(
     home: Home = None,
     verify: Annotated[bool, typer.Option("--verify", help="Only check that the log is whole and unaltered.")] = False,
 ) -> None:
-    """Print the server's audit log as JSON lines, and check that it is whole and unaltered.
+    """Print and check the server's audit log.
+
+    Each event is a line of JSON. A log that was cut short or altered is an error.
 
     Example: fedshelf audit-log --verify
     """

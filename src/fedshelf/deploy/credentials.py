@@ -111,6 +111,7 @@ class Credentials:
             try:
                 self.enroll()
             except IdentityError as error:
+                self._may_start_over = False
                 raise self._rejection or error from error
         elif enrollment.name != self._name:
             raise IdentityError(
@@ -140,7 +141,7 @@ class Credentials:
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
             greet(connection, self.address, encrypted=context is not None)
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
-        self._keep(answer, authority, keys)
+        self._save(answer, authority, keys)
         self._token = self._rejection = None
 
     def accepted(self) -> None:
@@ -175,11 +176,11 @@ class Credentials:
             headers = {**signer.headers("POST", "/fedshelf/renew", body), "content-type": "application/json"}
             answer = connection.request("POST", "/fedshelf/renew", headers, body)
         if answer.status == 200:
-            self._keep(answer, enrollment.authority if enrollment else "", self.keys.pair())
+            self._save(answer, enrollment.authority if enrollment else "", self.keys.pair())
         else:
             logger.warning("the certificate was not renewed: the server answers %d", answer.status)
 
-    def _keep(self, answer: Answer, pinned: str, keys: KeyPair) -> None:
+    def _save(self, answer: Answer, pinned: str, keys: KeyPair) -> None:
         if answer.status in PASSING_STATUSES or answer.status == 401:  # FedShelf never answers 401 here: a proxy did
             raise ServerUnavailableError(f"{self.address} answers {answer.status} to the request to enroll")
         try:
@@ -196,7 +197,7 @@ class Credentials:
                 f"{self.address} answers {answer.status} to the request to enroll, and not as a FedShelf server does: "
                 "check --server-address"
             ) from error
-        self.keys.keep(enrollment, keys)
+        self.keys.save(enrollment, keys)
 
     def _context(self) -> ssl.SSLContext | None:
         """The TLS settings, with this store's certificate unless it has expired."""

@@ -112,7 +112,7 @@ class StoreKeys:
             except (ValueError, KeyError, TypeError) as error:
                 raise IdentityError(f"'{path}' is damaged: get a new token, and give it with --token") from error
 
-    def keep(self, enrollment: Enrollment, keys: KeyPair) -> None:
+    def save(self, enrollment: Enrollment, keys: KeyPair) -> None:
         """Save what enrolling or renewing gave.
 
         Args:

@@ -20,7 +20,8 @@ from tests.unit.data.samples import write_pack
 from tests.users import ordinary_user
 
 COMMANDS = [
-    "demo", "server", "client", "simulate", "predict", "evaluate", "runs list", "runs show", "runs compare",
+    "demo", "server", "client", "enroll add", "enroll rotate", "enroll revoke", "enroll list", "enroll import",
+    "audit-log", "simulate", "predict", "evaluate", "runs list", "runs show", "runs compare",
     "runs stop", "data partition", "data make-demo", "data fetch", "data check",
 ]  # fmt: skip
 TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]

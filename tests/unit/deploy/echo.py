@@ -2,6 +2,7 @@
 (``python -m tests.unit.deploy.echo ADDRESS NAME [CA]``). And the server's side of talking to them."""
 
 import contextlib
+import os
 import sys
 import tempfile
 import threading
@@ -124,7 +125,8 @@ class ThreadClient:
 def process_client(address: object, name: str) -> Iterator[Process]:
     """A client in a process of its own, killed at the end."""
     command = [sys.executable, "-m", "tests.unit.deploy.echo", str(address), name]
-    process = Process(command, environment=environment_of_a_process(), cwd=ROOT)
+    environment = {**environment_of_a_process(), "FEDSHELF_ECHO_KEYS": _folder.name}
+    process = Process(command, environment=environment, cwd=ROOT)
     _processes.append(process)
     try:
         yield process
@@ -185,4 +187,5 @@ def reply(session: FleetSession, message: Message, answer: WireMessage) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_client(sys.argv[1], echo, join(sys.argv[2]), insecure=True, max_wait=PATIENCE)
+    own = StoreKeys(Path(os.environ["FEDSHELF_ECHO_KEYS"]) / sys.argv[2])
+    run_client(sys.argv[1], echo, join(sys.argv[2]), keys=own, insecure=True, max_wait=PATIENCE)
