@@ -13,6 +13,7 @@ from fedshelf.cli import client, data, demo, evaluate, predict, runs, server, si
 from fedshelf.cli.commands import Commands, complaint
 from fedshelf.core.child_process import follow_parent
 from fedshelf.core.errors import FedShelfError
+from fedshelf.tracking.terminal import log_to_stderr, make_console, print_line, show_uncaught_exceptions
 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
 EPILOG = """Run 'fedshelf COMMAND --help' for the flags of a command.
@@ -46,10 +47,7 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    from fedshelf.tracking.terminal import LogHandler
-
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
+    if arguments is None:
+        show_uncaught_exceptions()
     try:
         follow_parent()
         code = typer.main.get_command(app).main(args=arguments, prog_name="fedshelf", standalone_mode=False)
@@ -84,8 +84,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(problems: tuple[object, ...], exit_code: int) -> int:
     """Print the problems to standard error and return the exit code."""
-    from fedshelf.tracking.terminal import make_console, print_line
-
     console = make_console(stderr=True)
     for problem in problems:
         print_line(console, str(problem), label="error: ", label_style="bold red")

@@ -101,12 +101,13 @@ def _photos(folder: Path, seed: int) -> list[Path]:
 def _start(arguments: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[bytes]":
     """Start `fedshelf ARGUMENTS` as a child that ends at the latest with this process."""
     from fedshelf.core.child_process import start
+    from fedshelf.storage.atomic_files import make_folder, open_private
 
     command = [sys.executable, "-m", "fedshelf", *arguments]
     if log is None:
         return start(command, environment=environment)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    make_folder(log.parent)
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as output:
         return start(command, environment=environment, output=output)
 
 

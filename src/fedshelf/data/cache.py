@@ -36,6 +36,7 @@ from fedshelf.data.cache_index import CacheIndex, Content
 from fedshelf.data.decode import DECODER_VERSION, MissingDecoderError, UnusablePhotoError, decode
 from fedshelf.data.filesystem import cause
 from fedshelf.data.photo_files import Photo
+from fedshelf.storage.atomic_files import make_private_folder
 
 MAX_FILE_BYTES = 256 << 20
 _THREADS = 4
@@ -127,8 +128,7 @@ class PhotoCache:
 
     def _open(self, photos: Sequence[Photo], image_size: int, progress: Progress) -> CachedPhotos:
         variant = f"v{DECODER_VERSION}-{image_size}px"
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.root / variant).mkdir(mode=0o700, exist_ok=True)
+        make_private_folder(self.root / variant)
         with CacheIndex(self._index_path) as index:
             digests, problems = _identify(photos, index)
             contents = index.contents(digests.values(), variant)

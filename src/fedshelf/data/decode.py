@@ -292,7 +292,7 @@ def _jpeg_orientation(data: bytes) -> int:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 (upright) if it is missing or damaged."""
-    if len(image.info.get("exif", b"")) > MAX_HEADER_BYTES:
+    if len(image.info.get("exif") or b"") > MAX_HEADER_BYTES:
         return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)

@@ -4,6 +4,7 @@
 value, so an empty string stands for it.
 """
 
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from fedshelf.core.ports import Transport
 from fedshelf.deploy.client_part import Handler
 from fedshelf.deploy.flower_apps import make_client_app, make_server_app
 from fedshelf.storage.spool import FileSpool
+from fedshelf.tracking.terminal import log_to_stderr
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
@@ -37,6 +39,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 def _serve(transport: Transport, values: Mapping[str, Any]) -> None:
     """Run to the end; a restart with the same configuration resumes."""
+    log_to_stderr(logging.WARNING)
     config = run_config(values)
     with open_run(config, watchers=()) as run:
         make_server(
@@ -46,6 +49,7 @@ def _serve(transport: Transport, values: Mapping[str, Any]) -> None:
 
 
 def _client(node_config: Mapping[str, Any]) -> tuple[Join, Handler]:
+    log_to_stderr(logging.WARNING)
     join, store = from_node_config(node_config)
     return join, store.handle
 
