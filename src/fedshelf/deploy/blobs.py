@@ -335,7 +335,7 @@ class Incoming:
         refuse_link(self._directory)
         for path in (p for folder in self._directory.glob("*") if not folder.is_symlink() for p in folder.glob("*")):
             try:
-                if now - path.stat().st_mtime > STALE_SECONDS:
+                if now - path.lstat().st_mtime > STALE_SECONDS:
                     path.unlink()
                     logger.info("deleted an upload that nobody has gone on with: %s", path.name)
             except OSError:  # already deleted by another process
