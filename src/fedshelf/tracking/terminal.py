@@ -100,7 +100,7 @@ class LogHandler(logging.Handler):
         label, style = _LEVELS.get(min(record.levelno, logging.ERROR), ("", ""))
         try:
             console = make_console(stderr=True)
-            print_line(console, record.getMessage().rstrip(), label=label, label_style=style)
+            print_line(console, record.getMessage().rstrip("\r\n"), label=label, label_style=style)
             trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
             for line in "\n".join((trace, record.stack_info or "")).splitlines():
                 if line:

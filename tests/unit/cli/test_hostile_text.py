@@ -106,7 +106,7 @@ def nasty_events() -> list[events.Event]:
         events.RunEnded,
     )  # fmt: skip
     for kind in kinds:
-        values = {}
+        values: dict[str, Any] = {}
         for field in fields(kind):
             if kind is events.UploadReceived and field.name == "status":
                 values["status"] = events.ClientStatus.FAILED
@@ -134,9 +134,7 @@ def test_every_event_is_one_line_on_the_console_and_in_json(capsys: pytest.Captu
     assert json.loads(stream.getvalue().splitlines()[3])["client"] == NASTY
 
 
-def test_a_terminal_gets_no_escape_sequence_but_the_consoles_own(
-    stores: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_gets_no_escape_sequence_but_the_consoles_own(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     code, text = run_on_terminal("simulate", "--data-dir", str(stores), *TINY)
     assert code == 0

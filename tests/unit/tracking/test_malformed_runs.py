@@ -32,9 +32,14 @@ def make(name: str, *, status: RunStatus | None = None, digest: str = "d") -> Ru
     return run
 
 
-def identity(name: str, text: str) -> None:
+def identity(name: str, content: str | bytes) -> None:
     (ROOT / name).mkdir()
-    (ROOT / name / "run.json").write_text(text)
+    (ROOT / name / "run.json").write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def pipe(name: str) -> None:
+    (ROOT / name).mkdir()
+    os.mkfifo(ROOT / name / "run.json")
 
 
 def valid(**changes: object) -> str:
@@ -82,14 +87,14 @@ DAMAGED: dict[str, Callable[[str], object]] = {
     "deep-json": lambda name: identity(name, "[" * 60_000),
     "list-json": lambda name: identity(name, "[]"),
     "numbers": lambda name: identity(name, valid(run_id=1, created=[])),
-    "not-utf8": lambda name: ((ROOT / name).mkdir(), (ROOT / name / "run.json").write_bytes(b"\xff\xfe\x00" * 9)),
+    "not-utf8": lambda name: identity(name, b"\xff\xfe\x00" * 9),
     "loop": lambda name: (ROOT / name).symlink_to(name),
 }
 HARMLESS: dict[str, Callable[[str], object]] = {
     "a-file": lambda name: (ROOT / name).write_text("hello"),
     "no-run": lambda name: (ROOT / name).mkdir(),
     "dead-link": lambda name: (ROOT / name).symlink_to("/nowhere"),
-    "pipe": lambda name: ((ROOT / name).mkdir(), os.mkfifo(ROOT / name / "run.json")),
+    "pipe": pipe,
     "folder-json": lambda name: (ROOT / name / "run.json").mkdir(parents=True),
 }
 
@@ -104,9 +109,7 @@ def damaged(home: Path) -> list[str]:
     return sorted(DAMAGED)
 
 
-def test_list_and_show_skip_what_is_damaged_and_name_it(
-    damaged: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_list_and_show_skip_what_is_damaged_and_name_it(damaged: list[str], caplog: pytest.LogCaptureFixture) -> None:
     code, text = fedshelf("runs", "list", "--json")
     assert code == 0
     listed = json.loads(text)
@@ -155,9 +158,7 @@ def test_a_run_starts_and_predicts_next_to_damaged_ones(damaged: list[str]) -> N
         (ROOT / new / "run.db").write_bytes(b"junk" * 100)  # of the configuration that starts next
 
 
-def test_a_folder_that_this_user_cannot_read_is_skipped_and_named(
-    home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_this_user_cannot_read_is_skipped_and_named(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     make("good")
     make("closed")
     for path in (Path(), ROOT, *(ROOT / "good").rglob("*"), ROOT / "good"):
