@@ -36,7 +36,7 @@ _ADVICE = {
 }
 
 
-def write_atomically(path: Path, data: Data, *, durable: bool = True) -> None:
+def write_atomically(path: Path, data: Data, *, durable: bool = True, mode: int = 0o600) -> None:
     """Create or replace the file at `path`.
 
     The data is written to a temporary file in the same folder, fsynced and renamed; then the folder is fsynced.
@@ -46,14 +46,15 @@ def write_atomically(path: Path, data: Data, *, durable: bool = True) -> None:
         data: its new content.
         durable: False skips both fsyncs. The file still survives the death of the process, but a power cut may damage
             it, so its reader must be able to detect that.
+        mode: the file's permissions, less those that the process's umask denies.
 
     Raises:
         RunError: the disk is full, the folder read-only, ...; the old file is unchanged.
     """
-    write_together({path: data}, durable=durable)
+    write_together({path: data}, durable=durable, mode=mode)
 
 
-def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
+def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: int = 0o600) -> None:
     """Replace several files, in order, with nothing but renames between the first and the last.
 
     A crash between the renames can leave new files next to old ones: let the last file identify the content of the
@@ -62,6 +63,7 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
     Args:
         files: new content by path.
         durable: see `write_atomically`.
+        mode: see `write_atomically`.
 
     Raises:
         RunError: see `write_atomically`; if one of the files cannot be written, none is replaced.
@@ -70,7 +72,7 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
     try:
         for path, data in files.items():
             with saying_what_to_do("write", path):
-                staged[path] = _stage(path, data, durable=durable)
+                staged[path] = _stage(path, data, durable=durable, mode=mode)
         for path in list(staged):
             with saying_what_to_do("write", path):
                 staged[path].replace(path)
@@ -126,12 +128,13 @@ def make_private_folder(path: Path) -> None:
     path.mkdir(exist_ok=True)  # an error if it is a file
 
 
-def open_private(path: Path, flags: int) -> int:
-    """Open a file, created with mode 0600, that is not a symbolic link.
+def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file that is not a symbolic link.
 
     Args:
         path: the file.
         flags: those of `os.open`.
+        mode: its permissions if it is created.
 
     Returns:
         The file descriptor.
@@ -139,7 +142,7 @@ def open_private(path: Path, flags: int) -> int:
     Raises:
         OSError: the file cannot be opened, or is a link.
     """
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 def temporary_folder(prefix: str, parent: Path | None = None) -> "tempfile.TemporaryDirectory[str]":
@@ -192,13 +195,13 @@ def saying_what_to_do(action: str, path: Path) -> Iterator[None]:
         raise RunError(f"cannot {action} '{path}': {error.strerror or error}. {advice}") from error
 
 
-def _stage(path: Path, data: Data, *, durable: bool) -> Path:
+def _stage(path: Path, data: Data, *, durable: bool, mode: int) -> Path:
     """Write `data` to a temporary file next to `path`."""
     temporary = path.with_name(f".{path.name[:150]}.{secrets.token_hex(4)}{LEFTOVER}")
     chunks: Iterable[bytes | memoryview]
     chunks = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
     try:
-        descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             for chunk in chunks:
                 _write_all(descriptor, chunk)

@@ -93,6 +93,11 @@ class RunDirectory:
         return self.path / "stores"
 
     @property
+    def initial_model(self) -> Path:
+        """The model before the first round, of a run that starts from given weights."""
+        return self.path / "initial"
+
+    @property
     def catalogue(self) -> Path:
         return self.path / "catalogue.json"
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.suggestions import did_you_mean
-from fedshelf.core.text import counted, some
+from fedshelf.core.text import counted, did_you_mean, some
 from fedshelf.storage.atomic_files import saying_what_to_do
 from fedshelf.storage.run_directory import RunDirectory, is_run
 from fedshelf.tracking.queries import RunSummary, run_summary
