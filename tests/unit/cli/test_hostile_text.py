@@ -25,6 +25,7 @@ from fedshelf.tracking.console import ConsoleSink
 from fedshelf.tracking.database import RunDatabase
 from fedshelf.tracking.sinks import JsonLinesSink
 from fedshelf.tracking.terminal import LogHandler, make_console
+from tests import fork_server
 from tests.ports import free_port
 from tests.unit.cli.screen import run, run_on_terminal
 from tests.unit.data.samples import write_pack
@@ -245,12 +246,14 @@ def http(status: str, body: str) -> bytes:
 def test_a_hostile_servers_answer_is_shown_escaped_by_a_client(home: Path, answer: bytes) -> None:
     write_pack(Path("photos"), {"apple": 2})
     with answering(answer) as port:
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "fedshelf", "client", "--data-dir", "photos", "--name", "evil", "--insecure",
-                "--server-address", f"127.0.0.1:{port}", "--max-wait", "0.1",
-            ],
-            capture_output=True, check=False, timeout=120,
-        )  # fmt: skip
-    assert done.returncode == 1
-    assert_harmless((done.stdout + done.stderr).decode())
+        command = [
+            sys.executable, "-m", "fedshelf", "client", "--data-dir", "photos", "--name", "evil", "--insecure",
+            "--server-address", f"127.0.0.1:{port}", "--max-wait", "0.1",
+        ]  # fmt: skip
+        client = fork_server.start(command, environment=fork_server.environment_of_a_process(), cwd=Path.cwd())
+        assert client.stdout is not None
+        assert client.stderr is not None
+        with client.stdout as out, client.stderr as errors:
+            text = (out.read() + errors.read()).decode()
+        assert client.wait(60) == 1, text
+    assert_harmless(text)
