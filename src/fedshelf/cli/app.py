@@ -15,7 +15,7 @@ from fedshelf.core.errors import FedShelfError
 from fedshelf.core.settings import load
 from fedshelf.core.system_errors import current_user, reason
 from fedshelf.core.text import from_filesystem
-from fedshelf.tracking.terminal import LogHandler, make_console, print_line
+from fedshelf.tracking.terminal import log_to_stderr, make_console, print_line, show_uncaught_exceptions
 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
 EPILOG = """Run 'fedshelf COMMAND --help' for the flags of a command.
@@ -60,9 +60,7 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
+    if arguments is None:
+        show_uncaught_exceptions()
     try:
         follow_parent()
         code = typer.main.get_command(app).main(args=arguments, prog_name="fedshelf", standalone_mode=False)
@@ -102,7 +102,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(problems: tuple[object, ...], exit_code: int) -> int:
     """Print the problems to standard error and return the exit code."""
-
     console = make_console(stderr=True)
     for problem in problems:
         print_line(console, str(problem), label="error: ", label_style="bold red")

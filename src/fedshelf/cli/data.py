@@ -1,6 +1,5 @@
 """The `fedshelf data` commands: partition, generate, download and check photos."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedshelf.cli.commands import Commands
-from fedshelf.cli.display import echo, echo_command, progress_bar
+from fedshelf.cli.display import echo, echo_command, print_json, progress_bar
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import UsageError
 from fedshelf.core.text import counted, from_filesystem
@@ -58,7 +57,7 @@ def partition(
         write_stores(dealt, photos, out, progress=progress)
     counts = {store: len(members) for store, members in dealt.stores.items()}
     if as_json:
-        print(json.dumps({"out": from_filesystem(str(out)), "stores": counts}))
+        print_json({"out": from_filesystem(str(out)), "stores": counts})
         return
     table = Table(columns=[Column(name="store"), Column(name="photos", is_figure=True)])
     for store, number in counts.items():
@@ -84,16 +83,14 @@ def make_demo(
     with progress_bar("Drawing photos") as progress:
         made = draw(out, seed=seed, photos_per_class=photos_per_class, image_size=image_size, progress=progress)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "stores": from_filesystem(str(made.stores)),
-                    "test": from_filesystem(str(made.test)),
-                    "num_train": made.num_train,
-                    "num_test": made.num_test,
-                    "classes": made.classes,
-                }
-            )
+        print_json(
+            {
+                "stores": from_filesystem(str(made.stores)),
+                "test": from_filesystem(str(made.test)),
+                "num_train": made.num_train,
+                "num_test": made.num_test,
+                "classes": made.classes,
+            }
         )
         return
     echo(
@@ -129,11 +126,7 @@ def fetch(
     with progress_bar("Downloading", is_bytes=True) as progress:
         fetched = get(GROCERIES, target, sha256=sha256, base_url=base_url, progress=progress)
     if as_json:
-        print(
-            json.dumps(
-                {"photos": from_filesystem(str(fetched.photos)), "sha256": fetched.sha256, "proof": fetched.proof}
-            )
-        )
+        print_json({"photos": from_filesystem(str(fetched.photos)), "sha256": fetched.sha256, "proof": fetched.proof})
         return
     echo(f"Photos in '{fetched.photos}', verified by {fetched.proof} (SHA-256 of the archive: {fetched.sha256})")
     echo(f"Please cite: {GROCERIES.citation}")
@@ -159,7 +152,7 @@ def check(
     with progress_bar("Checking photos") as progress:
         health = examine(photos, val_fraction=val_fraction, seed=seed, fewest=fewest, progress=progress)
     if as_json:
-        print(json.dumps(health.to_dict()))
+        print_json(health.to_dict())
     else:
         _print_health(health)
 

@@ -16,6 +16,7 @@ from fedshelf.cli.display import echo, progress_bar, stop_on_signals
 from fedshelf.core.child_process import end_all, start
 from fedshelf.core.errors import RunError
 from fedshelf.core.process_exit import describe_exit, signal_of
+from fedshelf.storage.atomic_files import make_folder, open_private
 
 ROUNDS, LOCAL_EPOCHS = 15, 4  # reaches well over 80 % in a few minutes on two cores
 FAREWELL_SECONDS, STOP_SECONDS = 5.0, 15.0
@@ -103,8 +104,8 @@ def _start(arguments: list[str], environment: dict[str, str], log: Path | None) 
     command = [sys.executable, "-m", "fedshelf", *arguments]
     if log is None:
         return start(command, environment=environment)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    make_folder(log.parent)
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as output:
         return start(command, environment=environment, output=output)
 
 

@@ -30,6 +30,18 @@ def echo(*parts: str | Table) -> None:
         print_line(console, part) if isinstance(part, str) else part.print(console)
 
 
+def print_json(value: object, *, indent: int | None = None) -> None:
+    """Print plain values as JSON in ASCII, so that no text in it controls a terminal; NaN and infinity become null.
+
+    Args:
+        value: the value.
+        indent: indentation; None prints one line.
+    """
+    from fedshelf.serialization.records import dump
+
+    print(dump(value, indent=indent, ascii=True), flush=True)
+
+
 def echo_command(*commands: str) -> None:
     """Print the next commands to run, ready to paste."""
     console = make_console()

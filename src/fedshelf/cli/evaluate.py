@@ -1,16 +1,15 @@
 """The `fedshelf evaluate` command."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshelf.cli.display import echo
+from fedshelf.cli.display import echo, print_json
 from fedshelf.cli.predict import AsJson, Best, Run
 from fedshelf.cli.tables import Column, Table
-from fedshelf.core.text import counted
+from fedshelf.core.text import counted, from_filesystem
 from fedshelf.reporting.formatting import number, percent
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
@@ -36,14 +35,18 @@ def evaluate(
     folder = model_folder(run, best=best)
     found = Predictor.load(folder).evaluate(photos)
     if as_json:
-        summary = {"model": str(folder), "photos": str(photos), "num_photos": found.num_photos}
+        summary = {
+            "model": from_filesystem(str(folder)),
+            "photos": from_filesystem(str(photos)),
+            "num_photos": found.num_photos,
+        }
         figures = {"accuracy": found.accuracy, "loss": found.loss}
         products = [
             {**dataclasses.asdict(product), "accuracy": product.num_correct / product.num_photos}
             for product in found.products
         ]
         rest = {"left_out": dict(found.left_out), "num_unusable": found.num_unusable}
-        typer.echo(json.dumps({**summary, **figures, "products": products, **rest}, ensure_ascii=False))
+        print_json({**summary, **figures, "products": products, **rest})
         return
     measured = f"accuracy {percent(found.accuracy)}, loss {number(found.loss)} on {counted(found.num_photos, 'photo')}"
     echo(_table(found), f"{measured}; the model is in {folder}")

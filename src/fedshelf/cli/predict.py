@@ -1,13 +1,12 @@
 """The `fedshelf predict` command."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshelf.cli.display import echo
+from fedshelf.cli.display import echo, print_json
 from fedshelf.core.errors import DataError
 from fedshelf.core.text import from_filesystem
 from fedshelf.reporting.formatting import percent
@@ -59,13 +58,13 @@ def _show(photo: Path, guesses: "Sequence[Guess]", *, as_json: bool) -> None:
     """Print the products in `photo`, most likely first, as a table or one line of JSON."""
     if as_json:
         predictions = [{"class": guess.label, "probability": guess.probability} for guess in guesses]
-        typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "predictions": predictions}))
+        print_json({"photo": from_filesystem(str(photo)), "predictions": predictions})
         return
     echo(str(photo), *(f"{percent(guess.probability):>9}  {guess.label}" for guess in guesses))
 
 
 def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "error": str(error)}))
+        print_json({"photo": from_filesystem(str(photo)), "error": str(error)})
     else:
         print_line(make_console(stderr=True), f"{photo}: {error}", label="error: ", label_style="bold red")

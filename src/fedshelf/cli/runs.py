@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedshelf.cli.commands import Commands
-from fedshelf.cli.display import echo
+from fedshelf.cli.display import echo, print_json
 from fedshelf.core.errors import UsageError
 from fedshelf.core.text import did_you_mean
 from fedshelf.tracking.terminal import make_console
@@ -40,17 +40,15 @@ def list_runs(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     Example: fedshelf runs list --root runs
     """
     from fedshelf.cli.run_tables import list_table
-    from fedshelf.tracking.queries import run_summary
-    from fedshelf.tracking.runs import find_runs
+    from fedshelf.tracking.runs import find_runs, summaries_of
 
-    runs = list(reversed(find_runs(root)))
-    summaries = [run_summary(run.path) for run in runs]
+    runs = summaries_of(reversed(find_runs(root)))
     if as_json:
-        _print_json([_overview(summary, run.path) for summary, run in zip(summaries, runs, strict=True)])
+        print_json([_overview(summary, run.path) for run, summary in runs], indent=1)
     elif not runs:
-        typer.echo(f"There are no runs in '{root}' yet: 'fedshelf simulate' and 'fedshelf server' start one.")
+        echo(f"There are no runs in '{root}' yet: 'fedshelf simulate' and 'fedshelf server' start one.")
     else:
-        echo(list_table(summaries))
+        echo(list_table([summary for _, summary in runs]))
 
 
 @app.command()
@@ -68,7 +66,7 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     directory = resolve_run(run, root)
     summary = run_summary(directory.path)
     if as_json:
-        _print_json(summary.to_record())
+        print_json(summary.to_record(), indent=1)
         return
     remarks = [*remarks_on(summary), *own_batches(summary, directory.config_toml)]
     width = make_console().width
@@ -97,7 +95,7 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
             {**_overview(summary, directory.path), "metric": metric, "values": series_of(summary, metric)}
             for summary, directory in zip(summaries, directories, strict=True)
         ]
-        _print_json({"runs": figures, "settings": settings})
+        print_json({"runs": figures, "settings": settings}, indent=1)
     else:
         echo(*compare_tables(summaries, metric, settings, width=make_console().width))
 
@@ -124,7 +122,7 @@ def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
     summary = run_summary(directory.path)
     said = f"run {summary.run_id} {'is not running: it ' * (process is None)}{summary.status.value}"
     because = f" ({summary.reason})" if summary.reason else ""
-    typer.echo(f"{said}{because}, rounds done: {len(summary.rounds)} of {summary.num_rounds or '?'}")
+    echo(f"{said}{because}, rounds done: {len(summary.rounds)} of {summary.num_rounds or '?'}")
     if process is not None and (summary.status is RunStatus.FAILED or summary.reason == UNEXPLAINED):
         raise typer.Exit(1)
 
@@ -175,9 +173,3 @@ def _differing_settings(configs: list[str]) -> "dict[str, list[object]]":
     against_nothing = [{d.key: d.new for d in differences("", config)} for config in configs]
     keys = sorted({d.key for config in configs[1:] for d in differences(configs[0], config)})
     return {key: [settings.get(key) for settings in against_nothing] for key in keys}
-
-
-def _print_json(value: object) -> None:
-    from fedshelf.serialization.records import dump
-
-    typer.echo(dump(value, indent=1, ascii=True))

@@ -79,7 +79,9 @@ class Table:
         """Print the table at the console's width."""
         heading = self._layout(console.width) is not None
         for line in self.lines(console.width):
-            console.print(Text(line, style="bold" if heading else ""), crop=False, overflow="ignore", no_wrap=True)
+            console.print(
+                Text(printable(line), style="bold" if heading else ""), crop=False, overflow="ignore", no_wrap=True
+            )
             heading = False
 
     def lines(self, width: int) -> Iterator[str]:

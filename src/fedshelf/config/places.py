@@ -8,6 +8,7 @@ import platformdirs
 
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.system_errors import current_user, reason
+from fedshelf.storage.atomic_files import make_private_folder
 
 HOME_VARIABLE = "FEDSHELF_HOME"
 MAX_NAME_BYTES = 240
@@ -64,12 +65,11 @@ def use_home(folder: Path) -> None:
     os.environ[HOME_VARIABLE] = str(absolute(folder))
 
 
-def make_home_folder(path: Path, mode: int = 0o777) -> Path:
-    """Create a folder below the home directory, or check that it is writable.
+def make_home_folder(path: Path) -> Path:
+    """Create a folder below the home directory that only its owner can read, or check that it is writable.
 
     Args:
         path: the folder.
-        mode: its mode if it is created, subject to the umask.
 
     Returns:
         The folder.
@@ -79,7 +79,7 @@ def make_home_folder(path: Path, mode: int = 0o777) -> Path:
     """
     problem = ""
     try:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        make_private_folder(path)
     except OSError as error:
         problem = reason(error)
     if problem or not os.access(path, os.W_OK | os.X_OK):
@@ -106,7 +106,7 @@ def photo_cache() -> Path:
     Raises:
         RunError: see `make_home_folder`.
     """
-    return make_home_folder(home_directory() / "cache", mode=0o700)
+    return make_home_folder(home_directory() / "cache")
 
 
 def client_directory(name: str) -> Path:

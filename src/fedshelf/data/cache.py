@@ -30,12 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError
+from fedshelf.core.system_errors import reason
 from fedshelf.core.text import counted
 from fedshelf.data import cache_index, pack
 from fedshelf.data.cache_index import CacheIndex, Content
 from fedshelf.data.decode import DECODER_VERSION, MissingDecoderError, UnusablePhotoError, decode
 from fedshelf.data.filesystem import cause
 from fedshelf.data.photo_files import Photo
+from fedshelf.storage.atomic_files import make_private_folder
 
 MAX_FILE_BYTES = 256 << 20
 _THREADS = 4
@@ -127,8 +129,7 @@ class PhotoCache:
 
     def _open(self, photos: Sequence[Photo], image_size: int, progress: Progress) -> CachedPhotos:
         variant = f"v{DECODER_VERSION}-{image_size}px"
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.root / variant).mkdir(mode=0o700, exist_ok=True)
+        make_private_folder(self.root / variant)
         with CacheIndex(self._index_path) as index:
             digests, problems = _identify(photos, index)
             contents = index.contents(digests.values(), variant)
@@ -169,7 +170,7 @@ class PhotoCache:
         elsewhere = "put the cache elsewhere (FEDSHELF_HOME)"
         if full or "full" in str(error):
             return f"the photo cache '{self.root}' cannot grow, the disk is full: free space or {elsewhere}"
-        return f"the photo cache '{self.root}' cannot be used ({error}): check its rights or {elsewhere}"
+        return f"the photo cache '{self.root}' cannot be used ({reason(error)}): check its rights or {elsewhere}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

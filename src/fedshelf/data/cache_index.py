@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedshelf.storage.atomic_files import open_private
+
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE files (
@@ -163,6 +165,7 @@ def discard(path: Path) -> None:
 
 
 def _open(path: Path) -> sqlite3.Connection:
+    os.close(open_private(path, os.O_RDWR | os.O_CREAT))  # SQLite gives its journal the same mode
     database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
     try:
         database.execute("BEGIN IMMEDIATE")

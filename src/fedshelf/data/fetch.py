@@ -9,6 +9,7 @@ import errno
 import hashlib
 import http.client
 import json
+import os
 import stat
 import time
 import urllib.error
@@ -23,12 +24,15 @@ from urllib.parse import urlsplit
 from fedshelf.core.errors import DataError, TransportError, UsageError
 from fedshelf.core.system_errors import reason
 from fedshelf.data.filesystem import whole_folder
+from fedshelf.storage.atomic_files import open_private
 
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60
 _BLOCK = 1 << 18
 _MAX_TOTAL_BYTES = 8 << 30
-_DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EISDIR))
+_DISK_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ELOOP)
+)
 
 Progress = Callable[[int, int | None], None]
 
@@ -229,8 +233,10 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
         length = response.headers.get("Content-Length")
         done = start if goes_on else 0
         total = done + int(length) if length is not None else None
-        note.write_text(json.dumps({"etag": response.headers.get("ETag"), "total": total}))
-        with part.open("ab" if goes_on else "wb") as file:
+        create = os.O_WRONLY | os.O_CREAT
+        with os.fdopen(open_private(note, create | os.O_TRUNC), "w") as text:
+            json.dump({"etag": response.headers.get("ETag"), "total": total}, text)
+        with os.fdopen(open_private(part, create | (os.O_APPEND if goes_on else os.O_TRUNC)), "wb") as file:
             while block := response.read1(_BLOCK):
                 file.write(block)
                 done += len(block)

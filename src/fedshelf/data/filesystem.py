@@ -2,9 +2,9 @@
 
 import contextlib
 import errno
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,12 +65,12 @@ def whole_folder(out: Path) -> Iterator[Path]:
         if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
             raise DataError(f"'{out}' exists already and is not an empty folder: name another one or remove it first")
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        work = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+        work.mkdir()
     except OSError as error:
         raise DataError(f"'{out}' cannot be made ({error.strerror or error}): name another place") from error
     try:
         yield work
-        work.chmod(0o755)
         work.replace(out)
     except OSError as error:
         raise DataError(f"'{out}' could not be written ({error}): nothing of it is kept") from error

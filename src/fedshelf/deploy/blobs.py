@@ -23,7 +23,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast
 from fedshelf.core.ports import Received
 from fedshelf.serialization.blob import Blob, Buffer, Hasher
-from fedshelf.storage.atomic_files import make_folder, saying_what_to_do
+from fedshelf.storage.atomic_files import make_own_folder, open_private, refuse_link, saying_what_to_do
 from fedshelf.storage.spool import file_name
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class UploadFile:
                 raise RefusedUploadError(400, "there is more than was announced")
             path = self._path()
             with saying_what_to_do("write", path):
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                descriptor = open_private(path, os.O_WRONLY | os.O_CREAT)
                 try:
                     for chunk in chunks:
                         _write_all(descriptor, chunk, self._arrived)
@@ -156,7 +156,8 @@ class UploadFile:
     def _select(self, digest: str, size: int) -> None:
         """Switch to this blob: reload what an earlier process left of it and drop any other."""
         if digest != self._digest:
-            make_folder(self._folder)
+            make_own_folder(self._folder.parent)
+            make_own_folder(self._folder)
             for path in self._folder.iterdir():
                 if path.name != digest:
                     with saying_what_to_do("delete", path):
@@ -331,9 +332,10 @@ class Incoming:
         if now - self._swept < SWEEP_SECONDS:
             return
         self._swept = now
-        for path in self._directory.glob("*/*"):
+        refuse_link(self._directory)
+        for path in (p for folder in self._directory.glob("*") if not folder.is_symlink() for p in folder.glob("*")):
             try:
-                if now - path.stat().st_mtime > STALE_SECONDS:
+                if now - path.lstat().st_mtime > STALE_SECONDS:
                     path.unlink()
                     logger.info("deleted an upload that nobody has gone on with: %s", path.name)
             except OSError:  # already deleted by another process

@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 
 from fedshelf.core.process_exit import ended_by
 from fedshelf.core.system_errors import reason
+from fedshelf.core.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ def stand_by(pipe: Iterable[bytes]) -> None:
 
 def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
     by = signal_in(crash)
-    os.write(2, crash + f"{name}: {ended_by(f'the process of {name}', by)}\n".encode(errors="backslashreplace"))
+    ended = printable(f"{name}: {ended_by(f'the process of {name}', by)}")
+    os.write(2, crash + f"{ended}\n".encode(errors="backslashreplace"))
     os.close(2)  # readers of the client's log do not wait for the network
     if target is None:
         return

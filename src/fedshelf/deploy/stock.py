@@ -26,6 +26,7 @@ from fedshelf.deploy.client_part import ClientPart, Handler, failure_text
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import WireMessage, to_parcel
 from fedshelf.storage.spool import FileSpool
+from fedshelf.tracking.terminal import log_to_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 def _serve(transport: Transport, values: Mapping[str, Any]) -> None:
     """Run to the end; a restart with the same configuration resumes."""
+    log_to_stderr(logging.WARNING)
     config = run_config(values)
     with open_run(config, watchers=()) as run:
         make_server(
@@ -112,6 +114,7 @@ def _serve(transport: Transport, values: Mapping[str, Any]) -> None:
 
 
 def _client(node_config: Mapping[str, Any]) -> tuple[Join, Handler]:
+    log_to_stderr(logging.WARNING)
     join, store = from_node_config(node_config)
     return join, store.handle
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedshelf.core.events import Event
+from fedshelf.core.text import printable
 
 
 def kind(event: Event) -> str:
@@ -26,14 +27,24 @@ def dump(value: Any, *, indent: int | None = None, ascii: bool = False) -> str:
     Args:
         value: the value.
         indent: indentation; None writes one line.
-        ascii: escape all other characters, for terminals that lack them or interpret some as control characters.
+        ascii: escape all other characters, for terminals that lack them.
+
+    Returns:
+        The text. Characters that control a terminal or reorder text are escaped in any case.
     """
-    return json.dumps(_strict(value), ensure_ascii=ascii, allow_nan=False, indent=indent)
+    text = json.dumps(_strict(value), ensure_ascii=ascii, allow_nan=False, indent=indent)
+    return "".join(map(_escaped, text)) if not text.isascii() or "\x7f" in text else text
 
 
 def finite(value: float | None) -> float | None:
     """`value`, or None if it is NaN or infinite."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _escaped(character: str) -> str:
+    if character == "\n" or printable(character) == character:  # a line break in JSON is its layout
+        return character
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
 
 
 def _strict(value: Any) -> Any:

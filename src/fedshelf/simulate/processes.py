@@ -10,6 +10,7 @@ and the parent would treat a worker that ends first as failed.
 
 import contextlib
 import gc
+import logging
 import multiprocessing
 import sys
 import time
@@ -25,6 +26,7 @@ import torch
 
 from fedshelf.core import child_process
 from fedshelf.core.choices import DeviceName
+from fedshelf.tracking.terminal import log_to_stderr
 
 PATIENCE = 2.0  # seconds for workers to exit by themselves
 LARGEST_OOM_SCORE = 1000  # man 5 proc: such a process is killed first
@@ -116,6 +118,7 @@ def _live(target: Target, connection: Connection, number: int, others: Sequence[
     if parent is not None:
         child_process.end_with(parent.sentinel)  # also during a task
     _die_first()
+    log_to_stderr(logging.WARNING)
     for other in others:
         other.close()
     torch.set_num_threads(1)  # until a setup sets it: the parent's threads do not exist here

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedshelf.storage.atomic_files import temporary_folder
+from fedshelf.storage.atomic_files import open_private, temporary_folder
 
 MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is created by tempfile
 PREFIX, LOCK = "fedshelf-shared-", "lock"
@@ -179,7 +179,9 @@ def _lock(folder: Path) -> int:
 def _remove_abandoned(parent: Path) -> None:
     """Remove the folders of killed processes; otherwise their memory stays allocated until the machine restarts."""
     for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
-        with contextlib.suppress(OSError), lock.open("rb") as file:  # in use by others, or just being removed
+        with (  # OSError: in use by others, just being removed, or not made by FedShelf
+            contextlib.suppress(OSError), os.fdopen(open_private(lock, os.O_RDONLY | os.O_NONBLOCK), "rb") as file,
+        ):  # fmt: skip
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
 

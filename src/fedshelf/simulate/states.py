@@ -16,7 +16,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import ClientState
 from fedshelf.core.system_errors import reason
-from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
+from fedshelf.storage.atomic_files import make_own_folder, remove_leftovers, saying_what_to_do
 from fedshelf.storage.client_states import state_of, state_tensors
 from fedshelf.storage.spool import file_name
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
@@ -79,7 +79,7 @@ class SimulatedStates:
         """
         if state.is_empty and not self._folder.is_dir():
             return
-        path = make_folder(self._folder) / f"{key.round:06d}-{key.attempt:03d}.safetensors"
+        path = make_own_folder(self._folder) / f"{key.round:06d}-{key.attempt:03d}.safetensors"
         write_tensors(path, state_tensors(state), {}, durable=False)
 
     def _files(self) -> dict[tuple[int, int], Path]:

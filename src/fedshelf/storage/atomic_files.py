@@ -1,4 +1,8 @@
-"""Atomic file writes: after a crash or power cut, a file has its old or its new content, never a mix."""
+"""Files and folders that only their owner can read, whatever the umask, and that are never reached through a link.
+
+Writes are atomic: after a crash or power cut, a file has its old or its new content, never a mix. Every file that
+FedShelf writes in a run, a state directory, a cache or its home is made here, with mode 0600, in folders of mode 0700.
+"""
 
 import contextlib
 import errno
@@ -7,7 +11,6 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,10 +32,11 @@ _ADVICE = {
     errno.EPERM: "Give yourself the right to write there, or choose another folder.",
     errno.ENOTDIR: "A file stands where a folder is needed: move it away, or choose another folder.",
     errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another folder.",
+    errno.ELOOP: "FedShelf does not write through symbolic links: remove it, and start again.",
 }
 
 
-def write_atomically(path: Path, data: Data, *, durable: bool = True, mode: int = 0o666) -> None:
+def write_atomically(path: Path, data: Data, *, durable: bool = True, mode: int = 0o600) -> None:
     """Create or replace the file at `path`.
 
     The data is written to a temporary file in the same folder, fsynced and renamed; then the folder is fsynced.
@@ -50,7 +54,7 @@ def write_atomically(path: Path, data: Data, *, durable: bool = True, mode: int 
     write_together({path: data}, durable=durable, mode=mode)
 
 
-def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: int = 0o666) -> None:
+def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: int = 0o600) -> None:
     """Replace several files, in order, with nothing but renames between the first and the last.
 
     A crash between the renames can leave new files next to old ones: let the last file identify the content of the
@@ -83,7 +87,7 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: in
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its missing parents.
+    """Create a folder and its missing parents, each with mode 0700. An existing folder keeps its mode.
 
     Returns:
         The folder.
@@ -92,8 +96,53 @@ def make_folder(path: Path) -> Path:
         RunError: it cannot be created.
     """
     with saying_what_to_do("make folder", path):
-        path.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path)
     return path
+
+
+def make_own_folder(path: Path) -> Path:
+    """Like `make_folder`, for a folder that FedShelf names itself: it must not be a symbolic link.
+
+    Raises:
+        RunError: it cannot be created, or is a link.
+    """
+    refuse_link(path)
+    return make_folder(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise an error if `path` is a symbolic link: what is written or deleted there may be someone else's.
+
+    Raises:
+        RunError: it is a link, or cannot be inspected.
+    """
+    with saying_what_to_do("use", path):
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link")
+
+
+def make_private_folder(path: Path) -> None:
+    """Like `make_folder`, but raise the system's error."""
+    for folder in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(exist_ok=True)  # an error if it is a file
+
+
+def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file that is not a symbolic link.
+
+    Args:
+        path: the file.
+        flags: those of `os.open`.
+        mode: its permissions if it is created.
+
+    Returns:
+        The file descriptor.
+
+    Raises:
+        OSError: the file cannot be opened, or is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 def temporary_folder(prefix: str, parent: Path | None = None) -> "tempfile.TemporaryDirectory[str]":
@@ -152,11 +201,14 @@ def _stage(path: Path, data: Data, *, durable: bool, mode: int) -> Path:
     chunks: Iterable[bytes | memoryview]
     chunks = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
     try:
-        with open(temporary, "xb", buffering=0, opener=partial(os.open, mode=mode)) as file:
+        descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
             for chunk in chunks:
-                _write_all(file.fileno(), chunk)
+                _write_all(descriptor, chunk)
             if durable:
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

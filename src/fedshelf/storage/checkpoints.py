@@ -13,7 +13,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, ModelState, OpenRound, ServerState
 from fedshelf.storage.atomic_files import (
-    make_folder,
+    make_own_folder,
     remove_leftovers,
     saying_what_to_do,
     write_atomically,
@@ -41,7 +41,7 @@ class FileCheckpoints:
     def __init__(self, directory: Path, *, keep: int = 3) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least one checkpoint must be kept")
-        self._directory = make_folder(directory)
+        self._directory = make_own_folder(directory)
         self._keep = keep
         remove_leftovers(directory)
 

@@ -23,7 +23,7 @@ from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, ClientState
 from fedshelf.serialization import messages as payload
-from fedshelf.storage.atomic_files import make_folder, remove_leftovers, saying_what_to_do
+from fedshelf.storage.atomic_files import make_own_folder, remove_leftovers, saying_what_to_do
 from fedshelf.storage.checkpoints import check_schema
 from fedshelf.storage.spool import file_name
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
@@ -57,7 +57,7 @@ class FileClientStates:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = make_folder(directory)
+        self._directory = make_own_folder(directory)
         for folder in self._runs():
             remove_leftovers(folder)
 
@@ -115,7 +115,7 @@ class FileClientStates:
         for other in self._runs():
             if other != folder:
                 _drop_upload(other)
-        make_folder(folder)
+        make_own_folder(folder)
         _write(_pending_path(folder), _Kept(key=key, state=state, upload=upload))
 
     def _pending(self, folder: Path) -> _Kept | None:

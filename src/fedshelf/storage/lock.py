@@ -16,7 +16,7 @@ from types import TracebackType
 import psutil
 
 from fedshelf.core.errors import RunError
-from fedshelf.storage.atomic_files import saying_what_to_do
+from fedshelf.storage.atomic_files import open_private, saying_what_to_do
 
 PATIENCE = 0.5
 """Seconds to retry: a process that only checks whether the run is alive holds the lock for a moment."""
@@ -42,7 +42,7 @@ class RunLock:
         self._what = what or f"the run in '{path.parent}'"
         self._instead = instead
         with saying_what_to_do("write", path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             self._acquire()
             with saying_what_to_do("write", path):
@@ -109,7 +109,7 @@ def file_lock(path: Path) -> Iterator[None]:
 def owner(path: Path) -> int | None:
     """The id of the process that holds the lock at `path` (0 if not written yet), or None if it is free."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block
     except OSError:
         return None
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedshelf.core.errors import ModelError
 from fedshelf.serialization import records
 from fedshelf.serialization.tensor_file import tensor_chunks
-from fedshelf.storage.atomic_files import make_folder, write_together
+from fedshelf.storage.atomic_files import make_own_folder, write_together
 
 WEIGHTS = "model.safetensors"
 LABELS = "labels.json"
@@ -38,7 +38,7 @@ def save_model(
     Raises:
         RunError: the disk is full, ...; the previous model is unaffected.
     """
-    make_folder(directory)
+    make_own_folder(directory)
     weights = b"".join(tensor_chunks(state_dict, {}))
     names = records.dump(list(labels), indent=1).encode() + b"\n"
     digests = {WEIGHTS: hashlib.sha256(weights).hexdigest(), LABELS: hashlib.sha256(names).hexdigest()}

@@ -4,6 +4,7 @@ import datetime
 import json
 import secrets
 import shutil
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,13 +15,15 @@ from typing import Any
 import psutil
 
 from fedshelf.core.errors import RunError
+from fedshelf.core.system_errors import reason
 from fedshelf.storage import lock as locks
-from fedshelf.storage.atomic_files import make_folder, saying_what_to_do, write_atomically
+from fedshelf.storage.atomic_files import make_folder, refuse_link, saying_what_to_do, write_atomically
 
 SCHEMA_VERSION = 1
 _IDENTITY = "run.json"
 _CONFIG = "config.toml"
 _LOCK = "lock"
+_MAX_IDENTITY_BYTES = 1 << 16
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:
@@ -106,7 +109,7 @@ class RunDirectory:
             RunError: the file cannot be read.
         """
         with saying_what_to_do("read", self.config):
-            return self.config.read_text(encoding="utf-8")
+            return self.config.read_text(encoding="utf-8", errors="replace")
 
     @classmethod
     def create(cls, path: Path, *, run_id: str, config_toml: str, config_digest: str) -> "RunDirectory":
@@ -150,20 +153,18 @@ class RunDirectory:
             raise RunError(
                 f"'{path}' holds no run: there is no {_IDENTITY} in it. 'fedshelf runs list' shows the runs."
             )
-        with saying_what_to_do("read", identity):
-            text = identity.read_text(encoding="utf-8")
+        with saying_what_to_do("read", identity), identity.open("rb") as file:
+            content = file.read(_MAX_IDENTITY_BYTES)
         try:
-            fields = json.loads(text)
+            fields = json.loads(content)
             schema = fields["schema"]
             if schema > SCHEMA_VERSION:
                 raise RunError(f"'{path}' was made by a newer FedShelf (schema {schema}). Use that version, or newer.")
-            return cls(
-                path=path,
-                run_id=fields["run_id"],
-                config_digest=fields["config_digest"],
-                created=fields["created"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            given = {name: fields[name] for name in ("run_id", "config_digest", "created")}
+            if not all(isinstance(value, str) for value in given.values()):
+                raise TypeError("not text")
+            return cls(path=path, **given)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"'{identity}' is damaged ({error!r}): restore it, or start a new run.") from error
 
     def replace_config(self, config_toml: str, config_digest: str) -> "RunDirectory":
@@ -190,15 +191,21 @@ class RunDirectory:
         with suppress(OSError):
             for path in self.path.iterdir():
                 if not path.name.startswith("."):  # hidden files belong to the user, as in `create`
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             self.path.rmdir()
 
     def lock(self) -> locks.RunLock:
         """Acquire the exclusive right to write to this folder.
 
         Raises:
-            RunError: another process holds it; the message has its id.
+            RunError: another process holds it (the message has its id), or one of the run's files or folders is a
+                symbolic link.
         """
+        for path in (
+            self.config, self.database, self.checkpoints, self.spool, self.client_states, self.engine, self.incoming,
+            self.model, self.best_model, self.stores, self.catalogue, self.path / _LOCK, self.path / _IDENTITY,
+        ):  # fmt: skip
+            refuse_link(path)
         return locks.RunLock(self.path / _LOCK)
 
     def owner(self) -> int | None:
@@ -218,10 +225,14 @@ def is_run(path: Path) -> bool:
     """Whether `path` is a run's folder. A new run's identity is written last.
 
     Raises:
-        RunError: the folder cannot be read.
+        RunError: `path` cannot be read, or is a link that leads back to itself.
     """
-    with saying_what_to_do("read", path):
-        return (path / _IDENTITY).is_file()
+    try:
+        return stat.S_ISREG((path / _IDENTITY).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read: {reason(error)}.") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,13 @@ from fedshelf.core.messages import ClientMessage, TaskKey
 from fedshelf.core.ports import Received
 from fedshelf.serialization import blob as blobs
 from fedshelf.serialization import messages as payload
-from fedshelf.storage.atomic_files import make_folder, map_file, remove_leftovers, saying_what_to_do, write_atomically
+from fedshelf.storage.atomic_files import (
+    make_own_folder,
+    map_file,
+    remove_leftovers,
+    saying_what_to_do,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +63,8 @@ class FileSpool:
             RunError: the disk is full, ...
         """
         found = self._files(key)
-        path = make_folder(self._folder(key)) / file_name(client)
+        make_own_folder(self._directory)
+        path = make_own_folder(self._folder(key)) / file_name(client)
         if source is None:
             blob = payload.blob_of(message)
             write_atomically(path, blob.pieces, durable=False)

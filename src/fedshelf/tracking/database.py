@@ -8,6 +8,7 @@ replaces the first record; in the opposite order, it would be missing.
 """
 
 import dataclasses
+import os
 import sqlite3
 import threading
 import time
@@ -28,7 +29,7 @@ from fedshelf.core.events import (
     StoresCompared,
 )
 from fedshelf.serialization import records
-from fedshelf.storage.atomic_files import make_folder
+from fedshelf.storage.atomic_files import make_folder, open_private, saying_what_to_do
 
 SCHEMA_VERSION = 2
 
@@ -80,6 +81,8 @@ class RunDatabase:
         self._path = path
         self._now = now
         self._lock = threading.Lock()
+        with saying_what_to_do("write", path):
+            os.close(open_private(path, os.O_RDWR | os.O_CREAT))  # SQLite gives its other files the same mode
         with self._explained():
             # Transactions are started explicitly; a lock serializes threads.
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RoundVoid, RunStatus, StoreComparison
+from fedshelf.storage.atomic_files import saying_what_to_do
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
 
@@ -92,7 +93,9 @@ def run_summary(path: Path) -> RunSummary:
     """
     directory = RunDirectory.open(path)
     alive = directory.owner() is not None
-    if not directory.database.exists():
+    with saying_what_to_do("read", directory.database):
+        is_there = directory.database.is_file()
+    if not is_there:
         return _summary(directory, alive=alive)
     with _reading(directory.database) as connection:
         if not _has_table(connection, "run"):
@@ -228,5 +231,5 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
                 )
             connection.execute("BEGIN")
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError, LookupError, TypeError) as error:  # a file of another program, or damaged
         raise RunError(f"cannot read the run database '{path}': {error}. Restore it from a copy.") from error

@@ -1,6 +1,8 @@
 """Finds runs: by name, or the one to resume."""
 
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedshelf.core.errors import RunError, UsageError
@@ -8,7 +10,7 @@ from fedshelf.core.events import RunStatus
 from fedshelf.core.text import counted, did_you_mean, some
 from fedshelf.storage.atomic_files import saying_what_to_do
 from fedshelf.storage.run_directory import RunDirectory, is_run
-from fedshelf.tracking.queries import run_summary
+from fedshelf.tracking.queries import RunSummary, run_summary
 
 logger = logging.getLogger(__name__)
 
@@ -16,39 +18,54 @@ logger = logging.getLogger(__name__)
 def find_runs(root: Path) -> tuple[RunDirectory, ...]:
     """Return all runs directly below `root`, oldest first; empty if there is no such folder.
 
-    A run whose identity cannot be read is skipped with a warning.
+    A folder that cannot be read, or whose identity cannot, is skipped with a warning.
 
     Raises:
         RunError: `root` cannot be read.
     """
     with saying_what_to_do("read", root):
-        paths = list(root.iterdir()) if root.is_dir() else []
+        paths = sorted(root.iterdir()) if root.is_dir() else []
     found = []
     for path in paths:
-        try:
-            found += [RunDirectory.open(path)] * is_run(path)
-        except RunError as error:
-            logger.warning("skipping a run: %s", error)
+        with _skipping(path):
+            if is_run(path):
+                found.append(RunDirectory.open(path))
     return tuple(sorted(found, key=lambda run: (run.created, run.run_id)))
+
+
+def summaries_of(runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, RunSummary]]:
+    """Return the runs whose database can be read, with their summaries; each other one is skipped with a warning."""
+    found = []
+    for run in runs:
+        with _skipping(run.path):
+            found.append((run, run_summary(run.path)))
+    return found
+
+
+@contextmanager
+def _skipping(path: Path) -> Iterator[None]:
+    """Turn an error into a warning: one damaged folder must not hide the other runs."""
+    try:
+        yield
+    except RunError as error:
+        logger.warning("skipping '%s': %s", path, error)
 
 
 def find_resumable(root: Path, config_digest: str) -> RunDirectory | None:
     """Return the newest unfinished run with this configuration, or None.
 
     The run may be active; taking its lock then fails with an explanation. Skipping it would start a second run, which
-    the next restart would resume instead of the first.
+    the next restart would resume instead of the first. A run whose database cannot be read is skipped with a warning.
 
     Args:
         root: the folder of all runs.
         config_digest: the configuration's digest.
 
     Raises:
-        RunError: a run's database cannot be read.
+        RunError: `root` cannot be read.
     """
-    for run in reversed(find_runs(root)):
-        if run.config_digest == config_digest and run_summary(run.path).status is not RunStatus.FINISHED:
-            return run
-    return None
+    alike = summaries_of(run for run in reversed(find_runs(root)) if run.config_digest == config_digest)
+    return next((run for run, summary in alike if summary.status is not RunStatus.FINISHED), None)
 
 
 def resolve_run(name: str, root: Path) -> RunDirectory:
@@ -70,7 +87,7 @@ def resolve_run(name: str, root: Path) -> RunDirectory:
         if name in (run.run_id, run.path.name):
             return run
     path = Path(name)
-    if path.is_dir():
+    if path.is_dir() or is_run(path):  # is_run explains a folder that cannot be read
         return RunDirectory.open(path)
     matching = [run for run in runs if run.run_id.startswith(name)]
     if len(matching) == 1:

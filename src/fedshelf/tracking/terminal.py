@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -87,15 +89,43 @@ def continued(command: str, width: int, indent: str = "") -> Iterator[str]:
 
 
 class LogHandler(logging.Handler):
-    """Writes log records to standard error, without a time stamp: a service's journal adds one."""
+    """Writes log records to standard error, without a time stamp: a service's journal adds one.
+
+    A message is one line, whatever is in it. Its traceback follows, indented: no text in a record can look like another
+    record.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record and its traceback, if any, line by line."""
         label, style = _LEVELS.get(min(record.levelno, logging.ERROR), ("", ""))
         try:
             console = make_console(stderr=True)
-            for line in self.format(record).splitlines():
-                print_line(console, line, label=label, label_style=style)
-                label = ""
+            print_line(console, record.getMessage().rstrip("\r\n"), label=label, label_style=style)
+            trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+            for line in "\n".join((trace, record.stack_info or "")).splitlines():
+                if line:
+                    print_line(console, f"  {line}")
         except Exception:  # noqa: BLE001  as in logging's own handlers: a failing log message must not stop the program
             self.handleError(record)
+
+
+def log_to_stderr(level: int) -> None:
+    """Send log records to standard error by `LogHandler`, unless the root logger has a handler.
+
+    Args:
+        level: the lowest level to show.
+    """
+    logging.basicConfig(level=level, handlers=[LogHandler()])
+
+
+def show_uncaught_exceptions() -> None:
+    """Print exceptions that no code of this process catches, in any thread, by `LogHandler` instead of as they are."""
+    sys.excepthook = lambda kind, error, trace: _show("unexpected error", (kind, error, trace))
+    threading.excepthook = lambda args: _show(
+        f"unexpected error in thread {args.thread and args.thread.name}",
+        (args.exc_type, args.exc_value, args.exc_traceback),
+    )
+
+
+def _show(what: str, info: tuple[Any, Any, Any]) -> None:
+    LogHandler().emit(logging.makeLogRecord({"msg": what, "levelno": logging.ERROR, "exc_info": info}))

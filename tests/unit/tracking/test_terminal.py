@@ -87,8 +87,8 @@ def test_log_records_are_lines_with_their_level(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "waiting for 2 clients"
     assert lines[1] == r"warning: skipping 'a\x1b[2Jb' [bold]" + "word " * 60
-    assert lines[2:4] == ["error: cannot answer", "Traceback (most recent call last):"]
-    assert lines[-2:] == [f"ValueError: {'x ' * 100}", "error: the end"]
+    assert lines[2:4] == ["error: cannot answer", "  Traceback (most recent call last):"]
+    assert lines[-2:] == [f"  ValueError: {'x ' * 100}", "error: the end"]
 
 
 @pytest.mark.parametrize(
