@@ -8,6 +8,7 @@ Shapes: S shared values, b values of a block.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from fedshelf.algorithms.base import Aggregate, Reducer
 from fedshelf.algorithms.reduce import Aggregator, Parts, Screen, Verdict
+from fedshelf.algorithms.robust import TIMES_MEDIAN, norm
 from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, Upload
 
+TIMES_COUNT = 10  # the largest number of photos that a client can claim, as a multiple of the cohort's median
 BLOCK = 1 << 18  # values: large enough for two threads, small enough for the third-level cache
 SCALED = 1 << 24  # values of scaled blocks (copies) in memory at once, for any number of uploads
 
@@ -71,6 +74,38 @@ def combine(
         mean_weight=sum(weights[i] for i in kept) / len(kept),
     )  # fmt: skip
     return Combination(aggregate, verdicts)
+
+
+def capped(counts: Sequence[int]) -> list[int]:
+    """Bound claimed numbers of photos to `TIMES_COUNT` times their median, so that no claim decides a model alone.
+
+    Fewer than three have no meaningful median, and are unchanged.
+    """
+    if len(counts) < 3:
+        return list(counts)
+    most = max(1, int(TIMES_COUNT * median(counts)))
+    return [min(count, most) for count in counts]
+
+
+def outliers(uploads: Sequence[Upload], num_trainable: int) -> dict[int, str]:
+    """The uploads of which a part is far larger than that of the others, which may have destroyed a model.
+
+    Args:
+        uploads: validated uploads.
+        num_trainable: T of the layout.
+
+    Returns:
+        By index in `uploads`, why it stands out.
+    """
+    found = {}
+    for part, rows in _parts(uploads, num_trainable).items():
+        norms = [norm(row) for row in rows]
+        for i, own in enumerate(norms):
+            others = norms[:i] + norms[i + 1 :]
+            usual = median(others) if others else 0.0
+            if own > TIMES_MEDIAN * usual:
+                found[i] = f"its {part} values have the norm {own:.3g}, the median of the others is {usual:.3g}"
+    return found
 
 
 def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
