@@ -76,35 +76,41 @@ def combine(
     return Combination(aggregate, verdicts)
 
 
-def capped(counts: Sequence[int]) -> list[int]:
+def capped(counts: Sequence[int], others: Sequence[int] = ()) -> list[int]:
     """Bound claimed numbers of photos to `TIMES_COUNT` times their median, so that no claim decides a model alone.
 
     Fewer than three have no meaningful median, and are unchanged.
+
+    Args:
+        counts: claims.
+        others: claims of further clients, for the median.
     """
-    if len(counts) < 3:
-        return list(counts)
-    most = max(1, int(TIMES_COUNT * median(counts)))
+    known = (*counts, *others)
+    most = max(1, int(TIMES_COUNT * median(known))) if len(known) >= 3 else max(known, default=0)
     return [min(count, most) for count in counts]
 
 
-def outliers(uploads: Sequence[Upload], num_trainable: int) -> dict[int, str]:
-    """The uploads of which a part is far larger than that of the others, which may have destroyed a model.
+def outliers(uploads: Sequence[Upload], clients: Sequence[str], num_trainable: int) -> dict[str, str]:
+    """The clients whose uploads are in some part far larger than those of the others, and may have destroyed a model.
 
     Args:
         uploads: validated uploads.
+        clients: the client of each.
         num_trainable: T of the layout.
 
     Returns:
-        By index in `uploads`, why it stands out.
+        By client, why it stands out.
     """
     found = {}
     for part, rows in _parts(uploads, num_trainable).items():
-        norms = [norm(row) for row in rows]
-        for i, own in enumerate(norms):
-            others = norms[:i] + norms[i + 1 :]
+        norms: dict[str, float] = {}
+        for client, row in zip(clients, rows, strict=True):
+            norms[client] = max(norms.get(client, 0.0), norm(row))
+        for client, own in norms.items():
+            others = [other for name, other in norms.items() if name != client]
             usual = median(others) if others else 0.0
             if own > TIMES_MEDIAN * usual:
-                found[i] = f"its {part} values have the norm {own:.3g}, the median of the others is {usual:.3g}"
+                found[client] = f"its {part} values have the norm {own:.3g}, the median of the others is {usual:.3g}"
     return found
 
 

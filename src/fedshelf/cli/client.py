@@ -24,7 +24,7 @@ def client(*, config: ClientConfig) -> None:
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
     from fedshelf.cli.display import stop_on_signals
-    from fedshelf.core.errors import TransportError, UsageError
+    from fedshelf.core.errors import RunError, TransportError, UsageError
     from fedshelf.core.messages import RUN_FINISHED
     from fedshelf.deploy.active_hours import Availability
     from fedshelf.deploy.client_loop import run_client
@@ -66,6 +66,8 @@ def client(*, config: ClientConfig) -> None:
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
+    if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
+        raise RunError(f"the server has ended the run: {ended.reason}")
     say(ended.reason)
     if folder is not None:
         say(f"its model is in {folder}; to name the product on a photo:")

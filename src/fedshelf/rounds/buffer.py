@@ -9,6 +9,7 @@ Shapes: S shared values, T shared trainable values.
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -129,12 +130,15 @@ class UploadBuffer:
     def drop_outliers(self) -> dict[str, str]:
         """Drop the clients whose uploads stand out, or all if none does; return the reason by client."""
         entries = self._ordered()
-        found = outliers([self._upload(entry) for entry in entries], self._layout.num_trainable)
-        reasons = {entries[i].client: reason for i, reason in found.items()}
-        self._drop(reasons or {entry.client for entry in entries})
-        return reasons
+        clients = [entry.client for entry in entries]
+        found = outliers([self._upload(entry) for entry in entries], clients, self._layout.num_trainable)
+        self._drop(found or clients)
+        return found
 
-    def combine(self, algorithm: Algorithm, aggregator: Aggregator, present: Tensor, *, relative: bool) -> Aggregate:
+    def combine(
+        self, algorithm: Algorithm, aggregator: Aggregator, present: Tensor, *, relative: bool,
+        num_train: Mapping[str, int] = MappingProxyType({}),
+    ) -> Aggregate:  # fmt: skip
         """Aggregate the uploads.
 
         Args:
@@ -143,13 +147,17 @@ class UploadBuffer:
             present: the model [S] that the next version is based on.
             relative: use each client's difference to `present` instead of to its own base. Batch-norm statistics always
                 use it: they track the photos, and a sum of stale differences would oscillate around the true value.
+            num_train: by live client, its training photos, against which claims of weight are capped.
 
         Returns:
             The aggregate of all uploads, with capped weights.
         """
         entries = self._ordered()
         uploads = [self._upload(entry) for entry in entries]
-        claims = capped([upload.num_examples for upload in uploads])
+        most = {entry.client: upload.num_examples for entry, upload in zip(entries, uploads, strict=True)}
+        others = [count for name, count in num_train.items() if name not in most]
+        most = dict(zip(most, capped(list(most.values()), others), strict=True))
+        claims = [min(u.num_examples, most[entry.client]) for u, entry in zip(uploads, entries, strict=True)]
         uploads = [replace(upload, num_examples=most) for upload, most in zip(uploads, claims, strict=True)]
         if relative:
             uploads = [

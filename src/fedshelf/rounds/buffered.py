@@ -253,18 +253,19 @@ class BufferedRounds:
             self._declare_void(books, problem)
 
     def _next_model(self, state: ServerState) -> ModelState:
-        """The model that the buffer makes of the current one."""
-        context = self._context
+        """The model that the buffer makes of the current one, whose variances may be below zero."""
+        context, live = self._context, self._membership.live()
         aggregate = self._buffer.combine(
-            context.algorithm, self._plan.aggregator, state.model.params, relative=self._relative
+            context.algorithm, self._plan.aggregator, state.model.params, relative=self._relative,
+            num_train={name: self._membership.num_train(name) for name in live},
         )  # fmt: skip
-        model = context.algorithm.server_update(state.model, aggregate, population=len(self._membership.live()))
-        return replace(model, params=context.model.layout.clamp(model.params))
+        return context.algorithm.server_update(state.model, aggregate, population=len(live))
 
     def _make_version(
         self, state: ServerState, model: ModelState, books: _RoundRecord
     ) -> tuple[ServerState, RoundFinished]:  # fmt: skip
         context, live = self._context, self._membership.live()
+        model = replace(model, params=context.model.layout.clamp(model.params))
         updated = replace(
             state,
             round=books.number,

@@ -190,7 +190,7 @@ class RoundSteps:
             population: number of live clients.
 
         Returns:
-            The model after the round, and the verdict on each upload.
+            The model after the round, whose variances may be below zero, and the verdict on each upload.
         """
         names, alike = sorted(uploads), self._plan.rounds.equal_weights
         weights = {n: 1.0 if alike else self._algorithm.weight(uploads[n], staleness=0) for n in names}
@@ -201,8 +201,7 @@ class RoundSteps:
         verdicts = dict(zip(names, found, strict=True))
         kept = [name for name in names if not verdicts[name].left_out]
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
-        updated = self._algorithm.server_update(model, stretched(aggregate, length), population)
-        return replace(updated, params=self._layout.clamp(updated.params)), verdicts
+        return self._algorithm.server_update(model, stretched(aggregate, length), population), verdicts
 
     def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str) -> bool:
         """Refuse the uploads that have destroyed the model, and exclude their clients for some rounds.
@@ -216,12 +215,12 @@ class RoundSteps:
             Whether any upload stands out.
         """
         names = sorted(uploads)
-        found = outliers([uploads[name] for name in names], self._layout.num_trainable)
-        for i, why in found.items():
+        found = outliers([uploads[name] for name in names], names, self._layout.num_trainable)
+        for name, why in found.items():
             reason = f"the model is destroyed ({problem}), and {why}"
-            del uploads[names[i]]
-            progress.refuse(names[i], reason)
-            self._membership.suspend(names[i], reason)
+            del uploads[name]
+            progress.refuse(name, reason)
+            self._membership.suspend(name, reason)
         return bool(found)
 
     def advance(
@@ -247,6 +246,7 @@ class RoundSteps:
         for name, verdict in verdicts.items():
             progress.members[name] = _judged(progress.members[name], verdict)
             self._membership.on_succeeded(name)
+        model = replace(model, params=self._layout.clamp(model.params))
         return replace(
             state,
             round=key.round,

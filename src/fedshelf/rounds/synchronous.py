@@ -80,7 +80,7 @@ class SynchronousRounds:
                 break
         if problem or len(uploads) < needed:
             reason = f"counted {len(uploads)} of {assignment.wanted}, the quorum is {needed}"
-            return state, _void(progress, key, f"the model is destroyed: {problem}" if problem else reason)
+            return state, _void(progress, key, f"{DESTROYED}: {problem}" if problem else reason)
 
         next_state = steps.advance(progress, state, model, verdicts, key)
         steps.evaluate(progress, next_state, key)
@@ -88,7 +88,7 @@ class SynchronousRounds:
         if problem := problem_with_loss(progress.losses.values(), score.loss if score else None):
             context.downloads.restart()
             steps.quarantine(progress, uploads, problem)
-            return state, _void(progress, key, f"the model is destroyed: {problem}")
+            return state, _void(progress, key, f"{DESTROYED}: {problem}")
 
         counted, evaluated = [progress.members[n] for n in progress.counted()], sorted(progress.evaluated.items())
         return next_state, RoundFinished(
@@ -117,9 +117,12 @@ def _summary(void: RoundVoid) -> str:
     more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     statuses = {member.status for member in others}
     advice = [text for status, text in ADVICE.items() if status in statuses]
-    return f"In the last attempt {void.reason}; {'; '.join(named[:MOST_NAMED])}{more}. {' '.join(advice)}"
+    if void.reason.startswith(DESTROYED):
+        advice.append("Lower the learning rates (--client-lr, --server-lr) if training diverges without an attack.")
+    return f"In the last attempt {'; '.join([void.reason, *named[:MOST_NAMED]])}{more}. {' '.join(advice)}"
 
 
+DESTROYED = "the model is destroyed"
 MOST_NAMED = 8  # clients in one message
 ADVICE = {
     ClientStatus.LATE: "Give late clients more time (--round-timeout) or less work (--local-work dynamic), or ask for "
