@@ -99,8 +99,6 @@ class Catalogue:
         Args:
             joins: by client, the classes that it holds.
         """
-        if len(self) > MAX_PRODUCTS:
-            return f"it has {len(self):,} products, more than {MAX_PRODUCTS:,}"
         held = {
             name: {self._by_path[folder.path] for folder in folders if folder.path in self._by_path}
             for name, folders in joins.items()
@@ -115,7 +113,7 @@ class Catalogue:
                     f"'{name}' alone brings {alone:,} of its {len(self):,} products, more than {MANY_TIMES} times the "
                     f"{usual:,g} of the median other store"
                 )
-        return ""
+        return f"it has {len(self):,} products, more than {MAX_PRODUCTS:,}" if len(self) > MAX_PRODUCTS else ""
 
     def index_of(self, folder: ClassFolder) -> int | None:
         """The class of photos in `folder`; None if it is not in the catalogue.

@@ -163,7 +163,8 @@ def test_the_effective_configuration_reads_back_as_itself(tmp_path: Path) -> Non
 def test_local_values_decide_nothing_and_all_others_do() -> None:
     base = files.effective(RunConfig())
     local = {"device": "cpu", "round_timeout": 3.0, "run_dir": Path("x"), "extend": 2, "workers": 3, "insecure": True,
-             "address": "h:1", "heartbeat_timeout": 60.0, "compare": True, "advertise": ["h"]}  # fmt: skip
+             "address": "h:1", "heartbeat_timeout": 60.0, "compare": True, "advertise": ["h"],
+             "confirm_catalogue": True}  # fmt: skip
     assert {name for name, flag in RunConfig.flags().items() if flag.scope is Scope.LOCAL} == set(local)
     assert files.effective(files.load(RunConfig, None, local)) == base
     for name, value in {"rounds": 31, "seed": 1, "client_lr": 0.06, "quorum": 2, "threads": 2, "mu": 0.2}.items():
