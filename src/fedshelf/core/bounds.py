@@ -46,7 +46,7 @@ Duration: TypeAlias = Annotated[float, Bounds(ge=0, le=MAX_FIGURE)]
 Flag: TypeAlias = Annotated[bool, Bounds()]
 Name: TypeAlias = Annotated[str, Bounds(max_length=1000)]
 """A name, an identifier or a digest."""
-PathText: TypeAlias = Annotated[str, Bounds(max_length=32 * 256)]
+PathText: TypeAlias = Annotated[str, Bounds(max_length=32 * 1024)]
 """A path of folders, separated by '/'."""
 Text: TypeAlias = Annotated[str, Bounds()]
 """A text that the header's size alone bounds."""

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedshelf.core.bounds import Name, PathText
+from fedshelf.core.text import counted
 
 MAX_CLASSES = 20_000  # class folders of one store: more products than a hypermarket sells
 MAX_DEPTH = 32  # folders in a path
-MAX_NAME_BYTES = 255  # of a folder, as file systems have it
+MAX_NAME_BYTES = 4 * 255  # of a folder: file systems have 255, and an invalid byte is written as \xNN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -28,16 +29,17 @@ def problem_with(classes: Sequence[ClassFolder]) -> str:
     if not classes:
         return "it holds no class folder"
     if len(classes) > MAX_CLASSES:
-        return f"it holds {len(classes):,} class folders, {MAX_CLASSES:,} is the most"
+        return f"it holds {counted(len(classes), 'class folder')}, {MAX_CLASSES:,} is the most"
     for folder in classes:
         parts = folder.path.split("/")
         if len(parts) > MAX_DEPTH:
-            return f"a class folder lies {len(parts):,} folders deep, {MAX_DEPTH} is the most: '{folder.path[:100]}…'"
+            depth = counted(len(parts), "folder")
+            return f"a class folder lies {depth} deep, {MAX_DEPTH} is the most: '{folder.path[:100]}…'"
         if "" in parts:
             return "the path of a class folder has an empty part"
         if folder.leaf != parts[-1]:
             return f"a class folder is called '{folder.leaf[:100]}', and its path ends in '{parts[-1][:100]}'"
         longest = max(len(part.encode()) for part in parts)
         if longest > MAX_NAME_BYTES:
-            return f"the name of a class folder has {longest:,} bytes, {MAX_NAME_BYTES} is the most"
+            return f"the name of a class folder has {counted(longest, 'byte')}, {MAX_NAME_BYTES:,} is the most"
     return ""

@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError
+from fedshelf.core.text import counted
 from fedshelf.data.filesystem import reading
 from fedshelf.storage.atomic_files import write_atomically
 
@@ -99,6 +100,7 @@ class Catalogue:
         Args:
             joins: by client, the classes that it holds.
         """
+        size = counted(len(self), "product")
         held = {
             name: {self._by_path[folder.path] for folder in folders if folder.path in self._by_path}
             for name, folders in joins.items()
@@ -110,10 +112,10 @@ class Catalogue:
             alone = sum(holders[index] == 1 for index in indices)
             if alone > max(FEW_PRODUCTS, MANY_TIMES * usual):
                 return (
-                    f"'{name}' alone brings {alone:,} of its {len(self):,} products, more than {MANY_TIMES} times the "
+                    f"'{name}' alone brings {alone:,} of its {size}, more than {MANY_TIMES} times the "
                     f"{usual:,g} of the median other store"
                 )
-        return f"it has {len(self):,} products, more than {MAX_PRODUCTS:,}" if len(self) > MAX_PRODUCTS else ""
+        return f"it has {size}, more than {MAX_PRODUCTS:,}" if len(self) > MAX_PRODUCTS else ""
 
     def index_of(self, folder: ClassFolder) -> int | None:
         """The class of photos in `folder`; None if it is not in the catalogue.

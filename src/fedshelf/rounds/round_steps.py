@@ -172,9 +172,8 @@ class RoundSteps:
         for (name, upload), most in zip(tuple(uploads.items()), claims, strict=True):
             if most < upload.num_examples:
                 uploads[name] = replace(upload, num_examples=most)
-                reason = (
-                    f"it claims {upload.num_examples:,} photos and weighs as {most:,}, {TIMES_COUNT} times the median"
-                )
+                claim = text.counted(upload.num_examples, "photo")
+                reason = f"it claims {claim} and weighs as {most:,}, {TIMES_COUNT} times the median"
                 progress.members[name] = replace(progress.members[name], num_examples=most, reason=reason)
         return uploads
 

@@ -29,6 +29,7 @@ from fedshelf.core.messages import (
     Upload,
     Vector,
 )  # fmt: skip
+from fedshelf.core.text import counted
 from fedshelf.serialization import blob as blobs
 from fedshelf.serialization.blob import Blob, Buffer
 
@@ -120,7 +121,7 @@ class Header:
         except ValidationError as error:
             problems = error.errors(include_url=False, include_context=False, include_input=False)
             told = [f"{_short('.'.join(map(str, problem['loc'])))}: {problem['msg']}" for problem in problems]
-            more = f"; and {len(told) - _MOST_PROBLEMS:,} more problems" if len(told) > _MOST_PROBLEMS else ""
+            more = f"; and {counted(len(told) - _MOST_PROBLEMS, 'more problem')}" if len(told) > _MOST_PROBLEMS else ""
             raise RefusedError(f"the {name} is malformed: {'; '.join(told[:_MOST_PROBLEMS])}{more}") from None
         return message
 

@@ -119,9 +119,9 @@ def test_a_store_that_alone_brings_far_more_than_the_others_makes_a_catalogue_un
         (["a"] * 20_001, "20,001 class folders, 20,000 is the most"),
         (["/".join("a" * 33)], "33 folders deep, 32 is the most"),
         (["Fruit//Apple"], "an empty part"),
-        (["x" * 256], "256 bytes, 255 is the most"),
-        (["ä" * 128], "256 bytes, 255 is the most"),
-        (["x" * 255, "/".join("a" * 32), "ä" * 127], ""),
+        (["x" * 1021], "1,021 bytes, 1,020 is the most"),
+        (["ä" * 511], "1,022 bytes, 1,020 is the most"),
+        (["x" * 1020, "/".join("a" * 32), "ä" * 510], ""),
     ],
 )
 def test_class_folders_beyond_the_limits_are_refused_with_limit_and_value(paths: list[str], why: str) -> None:

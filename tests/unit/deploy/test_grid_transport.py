@@ -146,12 +146,12 @@ def test_a_node_whose_introduction_cannot_be_read_is_told_why_and_heard_no_more(
     grid: ScriptedGrid, transport: GridTransport
 ) -> None:
     assert transport.receive(0) is None
-    grid.answer(replace(join("lyon"), classes=(ClassFolder(leaf="x", path="x" * 10_000),)))
+    grid.answer(replace(join("lyon"), classes=(ClassFolder(leaf="x", path="x" * 40_000),)))
     assert transport.receive(0) is None
     told = open_records(grid.sent[-1].content)
     assert isinstance(told, Control)
     assert told.kind is ControlKind.REFUSED
-    assert "path: String should have at most 8192 characters" in told.reason
+    assert "path: String should have at most 32768 characters" in told.reason
     grid.answer(join("lyon"))
     assert transport.receive(0) is None
 
