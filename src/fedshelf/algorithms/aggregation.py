@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fedshelf.algorithms.base import Aggregate, Reducer
-from fedshelf.algorithms.reduce import Aggregator, Parts, Screen, Verdict
-from fedshelf.algorithms.robust import TIMES_MEDIAN, norm
+from fedshelf.algorithms.reduce import TIMES_MEDIAN, Aggregator, Parts, Screen, Verdict, norm
 from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, Upload
 
 TIMES_COUNT = 10  # the largest number of photos that a client can claim, as a multiple of the cohort's median

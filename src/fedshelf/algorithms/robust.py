@@ -43,7 +43,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.algorithms.reduce import Aggregator, Parts, Screen, Verdict, plain_mean
+from fedshelf.algorithms.reduce import AT_ONCE, TIMES_MEDIAN, Aggregator, Parts, Screen, Verdict, norm, plain_mean
 from fedshelf.core.settings import Scope, Setting
 from fedshelf.core.text import counted
 
@@ -56,9 +56,7 @@ TRIM = Setting(
     help="Assumed share of hostile uploads in a round, which are cut at each end or left out.", ge=0, lt=0.5,
     scope=Scope.SERVER,
 )  # fmt: skip
-TIMES_MEDIAN = 5.0  # the norm of an upload that stands out, as a multiple of the cohort's median
 MIN_UPLOADS = 4
-AT_ONCE = 1 << 20  # values of all uploads together that are processed at once
 
 
 def num_assumed(num_uploads: int, trim: float) -> int:
@@ -185,12 +183,6 @@ def krum_scores(distances: Tensor, num_hostile: int) -> list[float]:
     others = distances.clone().fill_diagonal_(math.inf).sort(dim=1).values
     scores: list[float] = others[:, : len(distances) - num_hostile - 2].sum(dim=1).tolist()
     return scores
-
-
-def norm(row: Tensor) -> float:
-    """The Euclidean norm, accumulated in float64 block by block."""
-    blocks = (row[start : start + AT_ONCE].double() for start in range(0, len(row), AT_ONCE))
-    return math.sqrt(math.fsum(float(block @ block) for block in blocks))
 
 
 def _norms(parts: Parts) -> dict[str, list[float]]:

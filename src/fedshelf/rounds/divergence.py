@@ -19,7 +19,7 @@ from statistics import median_low
 
 from torch import Tensor
 
-from fedshelf.algorithms.robust import norm
+from fedshelf.algorithms.reduce import norm
 from fedshelf.core.messages import STATISTICS, TRAINABLE
 from fedshelf.core.state import ModelState
 from fedshelf.rounds.validation import first_not_finite
