@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedshelf.algorithms import robust
-from fedshelf.algorithms.reduce import Verdict, plain_mean
+from fedshelf.algorithms import reduce, robust
+from fedshelf.algorithms.reduce import Verdict, norm, plain_mean
 from fedshelf.algorithms.robust import (
     MultiKrum,
     NormBound,
@@ -192,11 +192,12 @@ def test_identical_uploads_are_returned_as_they_are(reducer: TrimmedMean, seed: 
 @given(seed=SEEDS, count=st.integers(1, 9), at_once=st.integers(1, 60))
 def test_the_size_of_blocks_does_not_matter(reducer: TrimmedMean, seed: int, count: int, at_once: int) -> None:
     uploads = drawn(seed, count, 37)
-    whole, distances, norms = reducer(uploads, equal(count)), squared_distances(uploads), [*map(robust.norm, uploads)]
+    whole, distances, norms = reducer(uploads, equal(count)), squared_distances(uploads), [*map(norm, uploads)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(robust, "AT_ONCE", at_once)
+        for module in (robust, reduce):
+            patch.setattr(module, "AT_ONCE", at_once)
         assert torch.equal(reducer(uploads, equal(count)), whole)
-        assert [*map(robust.norm, uploads)] == pytest.approx(norms, rel=1e-12)
+        assert [*map(norm, uploads)] == pytest.approx(norms, rel=1e-12)
     torch.testing.assert_close(squared_distances(uploads, at_once=at_once), distances, rtol=1e-12, atol=1e-12)
 
 
