@@ -53,6 +53,21 @@ def test_failures_that_may_pass_exclude_for_ten_rounds_after_three_in_a_row() ->
     assert "line-to-c" not in world.transport.refused, "it stays connected, and need not be started again"
 
 
+def test_a_client_that_is_started_again_and_again_only_to_fail_is_left_alone_for_ten_rounds() -> None:
+    """Each failure will repeat, it says: its exclusion until a restart would otherwise cost the others each round."""
+    world = World(names=FIVE, num_rounds=12, rounds={"quorum": None}, tampers={"c": failing(will_repeat=True)})
+    emit, lines = world.sink.emit, iter(range(100))
+
+    def restart(event: Any) -> None:
+        emit(event)
+        if isinstance(event, ClientExcluded):
+            world.transport.connect(world.peer("c", address=f"line-{next(lines)}-to-c"))
+
+    world.sink.emit = restart  # type: ignore[method-assign]
+    assert world.run() is RunStatus.FINISHED
+    assert statuses(world, "c") == [ClientStatus.FAILED] * 3
+
+
 def test_a_client_that_has_recovered_takes_part_again() -> None:
     fail = failing(will_repeat=False)
 
