@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedshelf.algorithms import reduce, robust
-from fedshelf.algorithms.reduce import Verdict, norm, plain_mean
+from fedshelf.algorithms.reduce import Verdict, distance, norm, plain_mean
 from fedshelf.algorithms.robust import (
+    AutoNormBound,
     MultiKrum,
     NormBound,
     TrimmedMean,
@@ -272,3 +273,23 @@ def test_too_few_for_multi_krum_are_reduced_by_their_median_and_that_is_said(
     found = rule.suited_to(count)
     assert found == (rule if krum else aggregator("median", trim=trim, norm_bound=2.0))
     assert ("the coordinate median is taken for this round" in caplog.text) is not krum
+
+
+@given(seed=SEEDS, count=st.integers(4, 9), factor=st.floats(5.1, 1e6))
+def test_the_automatic_bound_scales_what_stands_out_to_five_times_the_median_and_nothing_else(
+    seed: int, count: int, factor: float
+) -> None:
+    rows = [row / norm(row) for row in drawn(seed, count, 37)]
+    parts = {TRAINABLE: [*rows[:-1], rows[-1] * factor], STATISTICS: [torch.zeros(3)] * (count - 1) + [torch.ones(3)]}
+    *others, last = AutoNormBound()(parts)
+    assert others == [Verdict()] * (count - 1)
+    assert last.factors == {TRAINABLE: pytest.approx(5 / factor, rel=1e-4)}, "a part that most leave alone has no bound"
+    assert AutoNormBound()({TRAINABLE: parts[TRAINABLE][-3:]}) == [Verdict()] * 3, "three have no meaningful median"
+
+
+@given(seed=SEEDS, at_once=st.integers(1, 60))
+def test_a_distance_is_the_norm_of_the_difference_in_any_blocks(seed: int, at_once: int) -> None:
+    one, other = drawn(seed, 2, 37)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduce, "AT_ONCE", at_once)
+        assert distance(one, other) == pytest.approx(float((one.double() - other.double()).norm()), rel=1e-12)

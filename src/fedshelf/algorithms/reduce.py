@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -29,8 +29,17 @@ Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
 
 def norm(row: Tensor) -> float:
     """The Euclidean norm, accumulated in float64 block by block."""
-    blocks = (row[start : start + AT_ONCE].double() for start in range(0, len(row), AT_ONCE))
-    return math.sqrt(math.fsum(float(block @ block) for block in blocks))
+    return math.sqrt(math.fsum(float(block @ block) for block in _blocks(row)))
+
+
+def distance(row: Tensor, other: Tensor) -> float:
+    """The Euclidean norm of the difference, accumulated in float64 block by block."""
+    differences = (block - of_other for block, of_other in zip(_blocks(row), _blocks(other), strict=True))
+    return math.sqrt(math.fsum(float(block @ block) for block in differences))
+
+
+def _blocks(row: Tensor) -> Iterator[Tensor]:
+    return (row[start : start + AT_ONCE].double() for start in range(0, len(row), AT_ONCE))
 
 
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

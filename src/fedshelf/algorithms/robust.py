@@ -130,7 +130,8 @@ class NormBound:
 class AutoNormBound:
     """A screen that scales each part down to `TIMES_MEDIAN` times its median norm.
 
-    It leaves honest uploads as they are, unlike `NormBound`. Fewer than `MIN_UPLOADS` have no meaningful median.
+    It leaves honest uploads as they are, unlike `NormBound`. Fewer than `MIN_UPLOADS` have no meaningful median, and
+    neither has a part that most uploads leave at zero.
     """
 
     def __call__(self, parts: Parts) -> list[Verdict]:
@@ -138,7 +139,8 @@ class AutoNormBound:
         num_uploads = len(next(iter(norms.values())))
         if num_uploads < MIN_UPLOADS:
             return [Verdict()] * num_uploads
-        return _bound_verdicts(norms, {part: TIMES_MEDIAN * statistics.median(found) for part, found in norms.items()})
+        limits = {part: TIMES_MEDIAN * statistics.median(found) or math.inf for part, found in norms.items()}
+        return _bound_verdicts(norms, limits)
 
 
 MEDIAN = Aggregator(reducer=coordinate_median)

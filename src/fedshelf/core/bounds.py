@@ -35,16 +35,16 @@ class Bounds:
         return schema
 
 
-MAX_COUNT = 10**12  # photos, steps: a thousand times what the largest chain has
+MAX_COUNT = 10**12  # photos or steps: far more than any store has
 MAX_ROUND = 2**31 - 1
-MAX_FIGURE = 1e12
+MAX_FLOAT = 1e12
 
 Count: TypeAlias = Annotated[int, Bounds(ge=0, le=MAX_COUNT)]
 RoundNumber: TypeAlias = Annotated[int, Bounds(ge=0, le=MAX_ROUND)]
-Figure: TypeAlias = Annotated[float, Bounds(ge=-MAX_FIGURE, le=MAX_FIGURE)]
-Duration: TypeAlias = Annotated[float, Bounds(ge=0, le=MAX_FIGURE)]
-Flag: TypeAlias = Annotated[bool, Bounds()]
-Name: TypeAlias = Annotated[str, Bounds(max_length=1000)]
+FiniteFloat: TypeAlias = Annotated[float, Bounds(ge=-MAX_FLOAT, le=MAX_FLOAT)]
+NonNegativeFloat: TypeAlias = Annotated[float, Bounds(ge=0, le=MAX_FLOAT)]
+StrictBool: TypeAlias = Annotated[bool, Bounds()]
+Identifier: TypeAlias = Annotated[str, Bounds(max_length=1000)]
 """A name, an identifier or a digest."""
 PathText: TypeAlias = Annotated[str, Bounds(max_length=32 * 1024)]
 """A path of folders, separated by '/'."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedshelf.core.bounds import Name, PathText
+from fedshelf.core.bounds import Identifier, PathText
 from fedshelf.core.text import counted
 
 MAX_CLASSES = 20_000  # class folders of one store: more products than a hypermarket sells
@@ -20,7 +20,7 @@ class ClassFolder:
         path: the folder's path below the data folder, separated by '/'.
     """
 
-    leaf: Name
+    leaf: Identifier
     path: PathText
 
 

@@ -23,7 +23,7 @@ from typing import Annotated, TypeAlias
 
 from torch import Tensor
 
-from fedshelf.core.bounds import Bounds, Count, Duration, Figure, Flag, Name, RoundNumber, Text
+from fedshelf.core.bounds import Bounds, Count, FiniteFloat, Identifier, NonNegativeFloat, RoundNumber, StrictBool, Text
 from fedshelf.core.choices import Candidate
 from fedshelf.core.class_folder import MAX_CLASSES
 from fedshelf.core.class_folder import ClassFolder as ClassFolder
@@ -64,7 +64,7 @@ def _plain(vectors: Mapping[str, Vector], name: str) -> Tensor:
 class TaskKey:
     """Identifies a task uniquely. A repeated request with the same key gets the same bytes in reply."""
 
-    run_id: Name
+    run_id: Identifier
     round: RoundNumber
     attempt: RoundNumber
 
@@ -88,9 +88,9 @@ class Join:
     """
 
     protocol: RoundNumber
-    version: Name
-    client: Name
-    identity: Name
+    version: Identifier
+    client: Identifier
+    identity: Identifier
     classes: Annotated[tuple[ClassFolder, ...], Bounds(max_length=MAX_CLASSES)]
 
 
@@ -105,10 +105,10 @@ class Setup:
         layout_digest: digest of the model's layout.
     """
 
-    run_id: Name
+    run_id: Identifier
     config: Text
     catalogue: Text
-    layout_digest: Name
+    layout_digest: Identifier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,14 +126,14 @@ class Ready:
         holds: the newest model (see `Broadcast.model`) that the client still holds; "" for none.
     """
 
-    run_id: Name
-    layout_digest: Name
-    catalogue_digest: Name
-    config_digest: Name
+    run_id: Identifier
+    layout_digest: Identifier
+    catalogue_digest: Identifier
+    config_digest: Identifier
     num_train: Count
     num_validation: Count
     num_left_out: Count
-    holds: Name = ""
+    holds: Identifier = ""
 
 
 class Purpose(StrEnum):
@@ -153,8 +153,8 @@ class ModelDelta:
         model: the resulting model.
     """
 
-    base: Name
-    model: Name
+    base: Identifier
+    model: Identifier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -179,9 +179,9 @@ class Broadcast:
 
     key: TaskKey
     purpose: Purpose
-    client_lr: Duration
+    client_lr: NonNegativeFloat
     vectors: Mapping[str, Vector] = field(default_factory=dict)
-    model: Name = ""
+    model: Identifier = ""
     deltas: tuple[ModelDelta, ...] = ()
     counted: TaskKey | None = None
     num_steps: Count | None = None
@@ -224,10 +224,10 @@ class Upload:
     vectors: Mapping[str, Vector]
     num_examples: Count
     num_steps: Count
-    train_loss: Figure
-    seconds: Duration
+    train_loss: FiniteFloat
+    seconds: NonNegativeFloat
     batch_size: Count | None = None
-    client_lr: Duration | None = None
+    client_lr: NonNegativeFloat | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -272,7 +272,7 @@ class Evaluation:
     key: TaskKey
     num_examples: Count
     num_correct: Count
-    loss_sum: Figure
+    loss_sum: FiniteFloat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -289,8 +289,8 @@ class Comparison:
 
     key: TaskKey
     best: Candidate
-    accuracies: Mapping[Candidate, Figure]
-    on_test: Flag
+    accuracies: Mapping[Candidate, FiniteFloat]
+    on_test: StrictBool
     num_validation: Count
 
 
@@ -306,7 +306,7 @@ class Failure:
 
     reason: Text
     key: TaskKey | None = None
-    will_repeat: Flag = False
+    will_repeat: StrictBool = False
 
 
 ServerMessage: TypeAlias = Setup | Broadcast

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedshelf.core.bounds import MAX_COUNT, MAX_FIGURE, MAX_ROUND
+from fedshelf.core.bounds import MAX_COUNT, MAX_FLOAT, MAX_ROUND
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import (
@@ -38,7 +38,7 @@ from fedshelf.serialization.blob import DTYPES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 COUNT, ROUND = st.integers(0, MAX_COUNT), st.integers(0, MAX_ROUND)
-FIGURE, DURATION = st.floats(-MAX_FIGURE, MAX_FIGURE), st.floats(0, MAX_FIGURE)
+FIGURE, DURATION = st.floats(-MAX_FLOAT, MAX_FLOAT), st.floats(0, MAX_FLOAT)
 KEYS = st.builds(TaskKey, run_id=TEXT, round=ROUND, attempt=ROUND)
 BITS = st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20)
 VECTORS = BITS.map(
@@ -228,7 +228,7 @@ def test_a_missing_field_is_refused_by_name(field: str) -> None:
 
 
 NOT_COUNTS = ("9" * 400, "7", True, False, 7.0, -1, MAX_COUNT + 1, [7], None)
-NOT_FIGURES = ("0.5", True, math.nan, math.inf, -math.inf, MAX_FIGURE * 1.001, [0.5], None)
+NOT_FIGURES = ("0.5", True, math.nan, math.inf, -math.inf, MAX_FLOAT * 1.001, [0.5], None)
 
 
 @pytest.mark.parametrize(
