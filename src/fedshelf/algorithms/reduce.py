@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 TIMES_MEDIAN = 5.0  # the norm of an upload that stands out, as a multiple of the cohort's median
 AT_ONCE = 1 << 20  # values of all uploads together that are processed at once
+IN_CACHE = 1 << 16  # values of a block that stays in the second-level cache
 
 Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
 """The vectors of all uploads by part, one row per upload: "trainable" [T], "statistics" [S - T] if there are any, and
@@ -29,17 +30,21 @@ Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
 
 def norm(row: Tensor) -> float:
     """The Euclidean norm, accumulated in float64 block by block."""
-    return math.sqrt(math.fsum(float(block @ block) for block in _blocks(row)))
+    blocks = (row[start : start + AT_ONCE].double() for start in range(0, len(row), AT_ONCE))
+    return math.sqrt(math.fsum(float(block @ block) for block in blocks))
 
 
-def distance(row: Tensor, other: Tensor) -> float:
-    """The Euclidean norm of the difference, accumulated in float64 block by block."""
-    differences = (block - of_other for block, of_other in zip(_blocks(row), _blocks(other), strict=True))
-    return math.sqrt(math.fsum(float(block @ block) for block in differences))
+def quick_norm(row: Tensor, other: Tensor | None = None) -> float:
+    """The norm of `row`, or of its difference to `other`, to about six digits in a fifth of the time.
 
-
-def _blocks(row: Tensor) -> Iterator[Tensor]:
-    return (row[start : start + AT_ONCE].double() for start in range(0, len(row), AT_ONCE))
+    Infinite for a norm above 1e19, and zero for one below 1e-22.
+    """
+    total = 0.0
+    for start in range(0, len(row), IN_CACHE):
+        block = row[start : start + IN_CACHE]
+        block = block if other is None else block - other[start : start + IN_CACHE]
+        total += float(block @ block)
+    return math.sqrt(total)
 
 
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

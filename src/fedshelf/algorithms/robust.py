@@ -43,7 +43,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.algorithms.reduce import AT_ONCE, TIMES_MEDIAN, Aggregator, Parts, Screen, Verdict, norm, plain_mean
+from fedshelf.algorithms.reduce import (
+    AT_ONCE,
+    TIMES_MEDIAN,
+    Aggregator,
+    Parts,
+    Screen,
+    Verdict,
+    norm,
+    plain_mean,
+    quick_norm,
+)
 from fedshelf.core.settings import Scope, Setting
 from fedshelf.core.text import counted
 
@@ -135,10 +145,10 @@ class AutoNormBound:
     """
 
     def __call__(self, parts: Parts) -> list[Verdict]:
-        norms = _norms(parts)
-        num_uploads = len(next(iter(norms.values())))
-        if num_uploads < MIN_UPLOADS:
+        num_uploads = len(next(iter(parts.values())))
+        if num_uploads < MIN_UPLOADS or all(_are_alike([*map(quick_norm, rows)]) for rows in parts.values()):
             return [Verdict()] * num_uploads
+        norms = _norms(parts)
         limits = {part: TIMES_MEDIAN * statistics.median(found) or math.inf for part, found in norms.items()}
         return _bound_verdicts(norms, limits)
 
@@ -189,6 +199,11 @@ def krum_scores(distances: Tensor, num_hostile: int) -> list[float]:
 
 def _norms(parts: Parts) -> dict[str, list[float]]:
     return {part: [norm(row) for row in rows] for part, rows in parts.items()}
+
+
+def _are_alike(norms: Sequence[float]) -> bool:
+    """Whether none of the approximate norms is near `TIMES_MEDIAN` times their median."""
+    return max(norms) == 0 or max(norms) < 0.99 * TIMES_MEDIAN * statistics.median(norms) < math.inf
 
 
 def _ratios(scores: Sequence[float], num_selected: int) -> list[float]:

@@ -19,7 +19,7 @@ from statistics import median_low
 
 from torch import Tensor
 
-from fedshelf.algorithms.reduce import distance, norm
+from fedshelf.algorithms.reduce import quick_norm
 from fedshelf.core.messages import STATISTICS, TRAINABLE
 from fedshelf.core.state import ModelState
 from fedshelf.rounds.validation import first_not_finite
@@ -35,7 +35,7 @@ def problem_with_step(before: Tensor, model: ModelState, *, num_trainable: int) 
         if bad is not None:
             return f"the new {name} holds {vector[bad].item()}"
     for part, values in ((TRAINABLE, slice(num_trainable)), (STATISTICS, slice(num_trainable, None))):
-        step, size = distance(model.params[values], before[values]), norm(before[values])
+        step, size = quick_norm(model.params[values], before[values]), quick_norm(before[values])
         if step > MAX_STEP[part] * max(size, 1.0):
             return f"the {part} values would move by {step:.3g}, and their norm is {size:.3g}"
     return ""
