@@ -91,7 +91,7 @@ def _classes(*paths: str) -> tuple[ClassFolder, ...]:
 JOINS: Mapping[str, Callable[[], tuple[ClassFolder, ...]]] = {
     "no-classes": tuple,
     "deep": lambda: _classes("/".join("a" * 1500)),
-    "many": lambda: _classes(*(f"product-{number}" for number in range(200_000))),
+    "many": lambda: _classes(*(f"product-{number}" for number in range(100_000))),
     "long-names": lambda: _classes("x" * 1_900_000),
     "most-that-are-allowed": lambda: _classes(*(f"product-{number}" for number in range(MAX_CLASSES))),
 }

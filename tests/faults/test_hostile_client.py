@@ -92,7 +92,7 @@ def test_introductions_beyond_all_measure_are_refused_with_the_limit_and_cost_th
     reasons = {
         "no-classes": "it holds no class folder",
         "deep": "a class folder lies 1,500 folders deep, 32 is the most",
-        "many": "characters long; 4,194,304 is the most",
+        "many": "bytes long; 4,194,304 is the most",
         "long-names": "path: String should have at most 32768 characters",
     }
     odd = pair.odd_client("store-1", *(part for kind in reasons for part in ("--join", kind)))

@@ -237,8 +237,9 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _load(header: str, most: int) -> dict[str, Any]:
-    if len(header) > most:
-        raise RefusedError(f"the message's header is {len(header):,} characters long; {most:,} is the most")
+    size = len(header.encode(errors="replace"))
+    if size > most:
+        raise RefusedError(f"the message's header is {counted(size, 'byte')} long; {most:,} is the most")
     try:
         fields = json.loads(header, parse_int=_int64)
         if "\\u" in header:  # JSON can escape half a surrogate pair, which can be neither sent nor stored

@@ -272,7 +272,7 @@ def test_the_reason_for_a_malformed_message_stays_short() -> None:
 
 
 def test_a_header_above_a_clients_limit_is_refused_before_it_is_parsed() -> None:
-    with pytest.raises(RefusedError, match="4,194,305 characters long; 4,194,304 is the most"):
+    with pytest.raises(RefusedError, match="4,194,305 bytes long; 4,194,304 is the most"):
         payload.Header.parse("[" * (payload.MAX_CLIENT_HEADER_BYTES + 1), most=payload.MAX_CLIENT_HEADER_BYTES)
 
 
