@@ -45,7 +45,7 @@ file or the journal of a service gets one line per event without colors or curso
 | exit code | meaning |
 |---|---|
 | 0 | finished, or stopped on request |
-| 1 | failed; the reason is on the standard error stream |
+| 1 | failed (for a client, also the run); the reason is on the standard error stream |
 | 2 | wrong usage: nothing was started |
 | 130 | stopped at once by a second Ctrl-C |
 
@@ -163,8 +163,10 @@ def _values(field: FieldInfo, flag: Setting) -> str:
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))
     bounds = [f"{BOUNDS[key]} {_number(bound)}" for key, bound in flag.bounds.items()]
+    choices = [f"`{choice}`" for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     words = {"int": "whole number", "float": "number", "str": "text", "bool": "`true`, `false`", "Path": "path"}
-    return " ".join([words[kinds[0].__name__ if isinstance(kinds[0], type) else "str"], ", ".join(bounds)]).strip()
+    word = " ".join([words[kinds[0].__name__ if isinstance(kinds[0], type) else "str"], ", ".join(bounds)]).strip()
+    return ", ".join([word, *choices])
 
 
 def _number(bound: float) -> str:

@@ -2,9 +2,11 @@
 
 ``python -m tests.odd_client --data-dir D --server-address A --do WHAT@ROUND [--do …] [--record FILE]``
 
-WHAT is one of `ODDITIES` (what the trained upload becomes), or `hold`, `hold-evaluation`, `hold-comparison`: print an
-event and wait until the folder given with ``--until`` holds a file named ROUND. Without ROUND, it is done in every
-round.
+WHAT is one of `ODDITIES` (what the trained upload becomes), `fail-evaluation`, or `hold`, `hold-evaluation`,
+`hold-comparison`: print an event and wait until the folder given with ``--until`` holds a file named ROUND. Without
+ROUND, it is done in every round.
+
+``--join KIND`` (repeatable; see `JOINS`) introduces itself in such ways first, until the server refuses each.
 """
 
 import argparse
@@ -21,10 +23,13 @@ from flwr.app import ConfigRecord
 
 from fedshelf.app.client import ClientPlace, StoreClient, join_of
 from fedshelf.cli.display import stop_on_signals
+from fedshelf.core.class_folder import MAX_CLASSES
 from fedshelf.core.messages import (
     Broadcast,
+    ClassFolder,
     ClientMessage,
     Failure,
+    Join,
     Purpose,
     Ready,
     ServerMessage,
@@ -32,7 +37,7 @@ from fedshelf.core.messages import (
     auxiliary_vectors,
 )
 from fedshelf.deploy.client_loop import run_client
-from fedshelf.deploy.client_part import EndKind
+from fedshelf.deploy.client_part import Ended, EndKind
 from fedshelf.deploy.records import Parcel
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.serialization.blob import Blob
@@ -48,12 +53,18 @@ def _fail(upload: Upload) -> ClientMessage:
     raise OSError(28, "No space left on device", "/srv/photos/secret.jpg")
 
 
+def _destroy(upload: Upload) -> Upload:
+    return replace(upload, vectors={**upload.vectors, "delta": torch.full_like(upload.delta, 1e30)})
+
+
 ODDITIES: Mapping[str, Callable[[Upload], ClientMessage]] = {
     "nan": _nan,
     "wrong-shape": lambda upload: replace(upload, vectors={**upload.vectors, "delta": upload.delta[:-1].clone()}),
     "stale": lambda upload: replace(upload, key=replace(upload.key, round=upload.key.round - 1)),
     "other-run": lambda upload: replace(upload, key=replace(upload.key, run_id="another")),
     "greedy": lambda upload: replace(upload, num_examples=10**12),
+    "digits-as-text": lambda upload: replace(upload, num_steps="9" * 400),  # type: ignore[arg-type]
+    "destroy": _destroy,
     "no-examples": lambda upload: replace(upload, num_examples=0),
     "infinite-loss": lambda upload: replace(upload, train_loss=float("inf")),
     "huge-auxiliary": lambda upload: replace(
@@ -71,6 +82,19 @@ ODDITIES: Mapping[str, Callable[[Upload], ClientMessage]] = {
     "fail": _fail,
     "long-reason": lambda upload: Failure(key=upload.key, reason="blah " * 1_000_000),
     "truncated": lambda upload: upload,  # see `_truncate`
+}
+
+
+def _classes(*paths: str) -> tuple[ClassFolder, ...]:
+    return tuple(ClassFolder(leaf=path.rpartition("/")[2], path=path) for path in paths)
+
+
+JOINS: Mapping[str, Callable[[], tuple[ClassFolder, ...]]] = {
+    "no-classes": tuple,
+    "deep": lambda: _classes("/".join("a" * 1500)),
+    "many": lambda: _classes(*(f"product-{number}" for number in range(100_000))),
+    "long-names": lambda: _classes("x" * 1_900_000),
+    "most-that-are-allowed": lambda: _classes(*(f"product-{number}" for number in range(MAX_CLASSES))),
 }
 
 
@@ -100,6 +124,8 @@ class OddClient:
             while not (self._until / str(message.key.round)).exists():
                 time.sleep(0.02)
         answer = self._client.handle(message)
+        if message.purpose is Purpose.EVALUATE and order == "fail-evaluation":
+            return Failure(key=message.key, reason="no memory for that")
         if message.purpose is not Purpose.TRAIN or order not in ODDITIES or not isinstance(answer, Upload):
             return answer
         self.cuts_off = order == "truncated"
@@ -130,6 +156,7 @@ def main() -> int:
     parser.add_argument("--do", action="append", default=[])
     parser.add_argument("--until", type=Path)
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--join", action="append", default=[], choices=JOINS)
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--test-dir", type=Path)
     given = parser.parse_args()
@@ -144,11 +171,17 @@ def main() -> int:
                 with given.record.open("a") as file:
                     file.write(json.dumps(plain(parcel)) + "\n")
 
-        ended = run_client(
-            given.server_address, odd.handle, join_of(place), insecure=given.insecure,
-            keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop,
-            on_status=lambda text: print(text, file=sys.stderr),
-        )  # fmt: skip
+        def run(join: Join) -> Ended:
+            return run_client(
+                given.server_address, odd.handle, join, insecure=given.insecure,
+                keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop,
+                on_status=lambda text: print(text, file=sys.stderr),
+            )  # fmt: skip
+
+        for kind in given.join:
+            ended = run(replace(join_of(place), classes=JOINS[kind]()))
+            print(json.dumps({"event": "ended", "join": kind, "kind": ended.kind, "reason": ended.reason}), flush=True)
+        ended = run(join_of(place))
     return int(ended.kind is not EndKind.CLOSED)
 
 

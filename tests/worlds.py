@@ -110,7 +110,7 @@ def personalization(name: str) -> Personalization:
 
 def aggregator(name: str, *, trim: float = 0.25, norm_bound: float | None = None) -> Aggregator:
     """The rule of that name."""
-    settings: dict[str, Any] = {"trim": trim, "norm_bound": norm_bound}
+    settings: dict[str, Any] = {"trim": trim, "norm_bound": norm_bound or "off"}
     return aggregator_of(RunConfig(aggregator=name, **settings))
 
 

@@ -25,10 +25,17 @@ ATTACKS = {
     "signs flipped": (*ATTACKERS, "sign-flip"),
     "labels flipped": (*ATTACKERS, "label-flip"),
 }
+
+
+def _unbounded(flags: Sequence[str], attack: str) -> Sequence[str]:
+    """The flags of a rule without a bound: off instead of automatic, which changes nothing without an attack."""
+    return flags if attack == "no attack" or "--norm-bound" in flags else (*flags, "--norm-bound", "off")
+
+
 EXPERIMENTS = (
     Experiment(name=HONEST, flags=("--min-clients", "6"), stores=study.HONEST),
     *(
-        Experiment(name=f"{rule}, {attack}", flags=(*flags, *attack_flags) or study.EQUALLY_FAST)
+        Experiment(name=f"{rule}, {attack}", flags=(*_unbounded(flags, attack), *attack_flags) or study.EQUALLY_FAST)
         for attack, attack_flags in ATTACKS.items()
         for rule, flags in RULES.items()
     ),

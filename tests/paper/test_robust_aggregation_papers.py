@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedshelf.algorithms import robust
-from fedshelf.algorithms.reduce import Verdict, plain_mean
+from fedshelf.algorithms import reduce, robust
+from fedshelf.algorithms.reduce import Verdict, norm, plain_mean, quick_norm
 from fedshelf.algorithms.robust import (
+    AutoNormBound,
     MultiKrum,
     NormBound,
     TrimmedMean,
@@ -192,11 +193,12 @@ def test_identical_uploads_are_returned_as_they_are(reducer: TrimmedMean, seed: 
 @given(seed=SEEDS, count=st.integers(1, 9), at_once=st.integers(1, 60))
 def test_the_size_of_blocks_does_not_matter(reducer: TrimmedMean, seed: int, count: int, at_once: int) -> None:
     uploads = drawn(seed, count, 37)
-    whole, distances, norms = reducer(uploads, equal(count)), squared_distances(uploads), [*map(robust.norm, uploads)]
+    whole, distances, norms = reducer(uploads, equal(count)), squared_distances(uploads), [*map(norm, uploads)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(robust, "AT_ONCE", at_once)
+        for module in (robust, reduce):
+            patch.setattr(module, "AT_ONCE", at_once)
         assert torch.equal(reducer(uploads, equal(count)), whole)
-        assert [*map(robust.norm, uploads)] == pytest.approx(norms, rel=1e-12)
+        assert [*map(norm, uploads)] == pytest.approx(norms, rel=1e-12)
     torch.testing.assert_close(squared_distances(uploads, at_once=at_once), distances, rtol=1e-12, atol=1e-12)
 
 
@@ -271,3 +273,25 @@ def test_too_few_for_multi_krum_are_reduced_by_their_median_and_that_is_said(
     found = rule.suited_to(count)
     assert found == (rule if krum else aggregator("median", trim=trim, norm_bound=2.0))
     assert ("the coordinate median is taken for this round" in caplog.text) is not krum
+
+
+@given(seed=SEEDS, count=st.integers(4, 9), factor=st.floats(5.1, 1e6))
+def test_the_automatic_bound_scales_what_stands_out_to_five_times_the_median_and_nothing_else(
+    seed: int, count: int, factor: float
+) -> None:
+    rows = [row / norm(row) for row in drawn(seed, count, 37)]
+    parts = {TRAINABLE: [*rows[:-1], rows[-1] * factor], STATISTICS: [torch.zeros(3)] * (count - 1) + [torch.ones(3)]}
+    *others, last = AutoNormBound()(parts)
+    assert others == [Verdict()] * (count - 1)
+    assert last.factors == {TRAINABLE: pytest.approx(5 / factor, rel=1e-4)}, "a part that most leave alone has no bound"
+    assert AutoNormBound()({TRAINABLE: parts[TRAINABLE][-3:]}) == [Verdict()] * 3, "three have no meaningful median"
+
+
+@given(seed=SEEDS, in_cache=st.integers(1, 60))
+def test_a_quick_norm_is_the_norm_in_any_blocks(seed: int, in_cache: int) -> None:
+    one, other = drawn(seed, 2, 37)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduce, "IN_CACHE", in_cache)
+        assert quick_norm(one) == pytest.approx(norm(one), rel=1e-5)
+        assert quick_norm(one, other) == pytest.approx(norm(one.double() - other.double()), rel=1e-4)
+    assert quick_norm(torch.full((3,), 1e30)) == math.inf

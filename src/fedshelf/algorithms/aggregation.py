@@ -8,15 +8,17 @@ Shapes: S shared values, b values of a block.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedshelf.algorithms.base import Aggregate, Reducer
-from fedshelf.algorithms.reduce import Aggregator, Parts, Screen, Verdict
+from fedshelf.algorithms.reduce import TIMES_MEDIAN, Aggregator, Parts, Screen, Verdict, norm
 from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, Upload
 
+TIMES_COUNT = 10  # the largest number of photos that a client can claim, as a multiple of the cohort's median
 BLOCK = 1 << 18  # values: large enough for two threads, small enough for the third-level cache
 SCALED = 1 << 24  # values of scaled blocks (copies) in memory at once, for any number of uploads
 
@@ -71,6 +73,44 @@ def combine(
         mean_weight=sum(weights[i] for i in kept) / len(kept),
     )  # fmt: skip
     return Combination(aggregate, verdicts)
+
+
+def capped(counts: Sequence[int], others: Sequence[int] = ()) -> list[int]:
+    """Bound claimed numbers of photos to `TIMES_COUNT` times their median, so that no claim decides a model alone.
+
+    Fewer than three have no meaningful median, and are unchanged.
+
+    Args:
+        counts: claims.
+        others: claims of further clients, for the median.
+    """
+    known = (*counts, *others)
+    most = max(1, int(TIMES_COUNT * median(known))) if len(known) >= 3 else max(known, default=0)
+    return [min(count, most) for count in counts]
+
+
+def outliers(uploads: Sequence[Upload], clients: Sequence[str], num_trainable: int) -> dict[str, str]:
+    """The clients whose uploads are in some part far larger than those of the others, and may have destroyed a model.
+
+    Args:
+        uploads: validated uploads.
+        clients: the client of each.
+        num_trainable: T of the layout.
+
+    Returns:
+        By client, why it stands out.
+    """
+    found = {}
+    for part, rows in _parts(uploads, num_trainable).items():
+        norms: dict[str, float] = {}
+        for client, row in zip(clients, rows, strict=True):
+            norms[client] = max(norms.get(client, 0.0), norm(row))
+        for client, own in norms.items():
+            others = [other for name, other in norms.items() if name != client]
+            usual = median(others) if others else 0.0
+            if own > TIMES_MEDIAN * usual:
+                found[client] = f"its {part} values have the norm {own:.3g}, the median of the others is {usual:.3g}"
+    return found
 
 
 def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:

@@ -6,6 +6,7 @@ Shapes: b values of a block, T shared trainable values, S shared values, n uploa
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,10 +18,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TIMES_MEDIAN = 5.0  # the norm of an upload that stands out, as a multiple of the cohort's median
+AT_ONCE = 1 << 20  # values of all uploads together that are processed at once
+IN_CACHE = 1 << 16  # values of a block that stays in the second-level cache
+
 Parts: TypeAlias = "Mapping[str, Sequence[Tensor]]"
 """The vectors of all uploads by part, one row per upload: "trainable" [T], "statistics" [S - T] if there are any, and
 "auxiliary." + name [T]. Rows may be views of files: read them in blocks, and do not write to them.
 """
+
+
+def norm(row: Tensor) -> float:
+    """The Euclidean norm, accumulated in float64 block by block."""
+    blocks = (row[start : start + AT_ONCE].double() for start in range(0, len(row), AT_ONCE))
+    return math.sqrt(math.fsum(float(block @ block) for block in blocks))
+
+
+def quick_norm(row: Tensor, other: Tensor | None = None) -> float:
+    """The norm of `row`, or of its difference to `other`, to about six digits in a fifth of the time.
+
+    Infinite for a norm above 1e19, and zero for one below 1e-22.
+    """
+    total = 0.0
+    for start in range(0, len(row), IN_CACHE):
+        block = row[start : start + IN_CACHE]
+        block = block if other is None else block - other[start : start + IN_CACHE]
+        total += float(block @ block)
+    return math.sqrt(total)
 
 
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

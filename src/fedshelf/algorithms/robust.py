@@ -29,7 +29,8 @@ undetected; s cannot be driven up by f clients, because n - f honest scores exis
 coordinate median and reports that. m is a free choice in the paper; n - f is that of its experiments. Line 5 bounds the
 trainable part (no noise is added). Other parts have no configured bound: each is bounded by the median of its norms in
 the cohort. Changes of batch-norm statistics have the scale of activations rather than weights: under a common bound
-they would dominate the norm in one model and never reach it in another.
+they would dominate the norm in one model and never reach it in another. `AutoNormBound` sets B for each part to a
+multiple of its median norm in the cohort.
 
 Shapes: b values of a block, n uploads, [T] etc. of a part's row.
 """
@@ -42,7 +43,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.algorithms.reduce import Aggregator, Parts, Verdict, plain_mean
+from fedshelf.algorithms.reduce import (
+    AT_ONCE,
+    TIMES_MEDIAN,
+    Aggregator,
+    Parts,
+    Screen,
+    Verdict,
+    norm,
+    plain_mean,
+    quick_norm,
+)
 from fedshelf.core.settings import Scope, Setting
 from fedshelf.core.text import counted
 
@@ -55,7 +66,7 @@ TRIM = Setting(
     help="Assumed share of hostile uploads in a round, which are cut at each end or left out.", ge=0, lt=0.5,
     scope=Scope.SERVER,
 )  # fmt: skip
-AT_ONCE = 1 << 20  # values of all uploads together that are processed at once
+MIN_UPLOADS = 4
 
 
 def num_assumed(num_uploads: int, trim: float) -> int:
@@ -120,12 +131,26 @@ class NormBound:
     def __call__(self, parts: Parts) -> list[Verdict]:
         from fedshelf.core.messages import TRAINABLE
 
-        norms = {part: [norm(row) for row in rows] for part, rows in parts.items()}
+        norms = _norms(parts)
         limits = {part: self.bound if part == TRAINABLE else statistics.median(norms[part]) for part in parts}
-        return [
-            _bound_verdict(dict(zip(norms, of_one, strict=True)), limits)
-            for of_one in zip(*norms.values(), strict=True)
-        ]
+        return _bound_verdicts(norms, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class AutoNormBound:
+    """A screen that scales each part down to `TIMES_MEDIAN` times its median norm.
+
+    It leaves honest uploads as they are, unlike `NormBound`. Fewer than `MIN_UPLOADS` have no meaningful median, and
+    neither has a part that most uploads leave at zero.
+    """
+
+    def __call__(self, parts: Parts) -> list[Verdict]:
+        num_uploads = len(next(iter(parts.values())))
+        if num_uploads < MIN_UPLOADS or all(_are_alike([*map(quick_norm, rows)]) for rows in parts.values()):
+            return [Verdict()] * num_uploads
+        norms = _norms(parts)
+        limits = {part: TIMES_MEDIAN * statistics.median(found) or math.inf for part, found in norms.items()}
+        return _bound_verdicts(norms, limits)
 
 
 MEDIAN = Aggregator(reducer=coordinate_median)
@@ -142,10 +167,10 @@ def multi_krum(*, trim: Annotated[float, TRIM] = 0.25) -> Aggregator:
     return Aggregator(reducer=plain_mean, screens=(krum,), problem=krum.problem, otherwise=MEDIAN, leaves_out=True)
 
 
-def bounded(aggregator: Aggregator, bound: float) -> Aggregator:
-    """Bound uploads to norm `bound` for `aggregator` and its replacements (multi-Krum selects before that)."""
+def bounded(aggregator: Aggregator, bound: Screen) -> Aggregator:
+    """Apply `bound` to uploads for `aggregator` and its replacements (multi-Krum selects before that)."""
     otherwise = aggregator.otherwise and bounded(aggregator.otherwise, bound)
-    return replace(aggregator, screens=(*aggregator.screens, NormBound(bound)), otherwise=otherwise)
+    return replace(aggregator, screens=(*aggregator.screens, bound), otherwise=otherwise)
 
 
 def squared_distances(rows: Sequence[Tensor], *, at_once: int = AT_ONCE) -> Tensor:
@@ -172,10 +197,13 @@ def krum_scores(distances: Tensor, num_hostile: int) -> list[float]:
     return scores
 
 
-def norm(row: Tensor) -> float:
-    """The Euclidean norm, accumulated in float64 block by block."""
-    blocks = (row[start : start + AT_ONCE].double() for start in range(0, len(row), AT_ONCE))
-    return math.sqrt(math.fsum(float(block @ block) for block in blocks))
+def _norms(parts: Parts) -> dict[str, list[float]]:
+    return {part: [norm(row) for row in rows] for part, rows in parts.items()}
+
+
+def _are_alike(norms: Sequence[float]) -> bool:
+    """Whether none of the approximate norms is near `TIMES_MEDIAN` times their median."""
+    return max(norms) == 0 or max(norms) < 0.99 * TIMES_MEDIAN * statistics.median(norms) < math.inf
 
 
 def _ratios(scores: Sequence[float], num_selected: int) -> list[float]:
@@ -215,6 +243,12 @@ def _sorted_columns(rows: Sequence[Tensor]) -> Iterator[tuple[int, NDArray[np.fl
 def _krum_verdict(ratio: float, part: str) -> Verdict:
     reason = f"left out by multi-krum: its {part} values score {ratio:.3g} times the limit"
     return Verdict(left_out=True, reason=reason)
+
+
+def _bound_verdicts(norms: Mapping[str, Sequence[float]], limits: Mapping[str, float]) -> list[Verdict]:
+    """Line 5 for each upload, by the norms of its parts."""
+    uploads = [dict(zip(norms, of_one, strict=True)) for of_one in zip(*norms.values(), strict=True)]
+    return [_bound_verdict(upload, limits) for upload in uploads]
 
 
 def _bound_verdict(norms: Mapping[str, float], limits: Mapping[str, float]) -> Verdict:

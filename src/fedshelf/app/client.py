@@ -17,7 +17,8 @@ from fedshelf.app.components import OpenedSetup, StorePhotos, open_setup, store_
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.config import files, places
 from fedshelf.core.choices import DeviceName
-from fedshelf.core.errors import UsageError
+from fedshelf.core.class_folder import problem_with
+from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.messages import (
     PROTOCOL_VERSION,
     Broadcast,
@@ -201,6 +202,8 @@ def join_of(place: ClientPlace) -> Join:
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
     for finding in found.findings:
         logger.warning(finding)
+    if problem := problem_with(found.classes):
+        raise DataError(f"--data-dir {place.data_dir} cannot be a store's folder: {problem}")
     return Join(
         protocol=PROTOCOL_VERSION, version=__version__, client=place.name,
         classes=found.classes,

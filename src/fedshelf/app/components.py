@@ -14,7 +14,7 @@ from torch import nn
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
-from fedshelf.algorithms.robust import bounded
+from fedshelf.algorithms.robust import AutoNormBound, NormBound, bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.codec_stage import Encode
@@ -119,9 +119,14 @@ def algorithm_of(config: RunConfig) -> Algorithm:
 
 
 def aggregator_of(config: RunConfig) -> Aggregator:
-    """Create the configured aggregator."""
+    """Create the configured aggregator, with its norm bound."""
     aggregator = cast(Aggregator, component_of(config, "aggregator"))
-    return aggregator if config.norm_bound is None else bounded(aggregator, config.norm_bound)
+    masked = [stage.declares.setting for stage in uploads_of(config).stages if stage.declares.masks]
+    if config.norm_bound == "off" or masked:
+        if config.norm_bound == "auto":
+            logger.info("--norm-bound auto is off: with %s the server sees no single upload", masked[0])
+        return aggregator
+    return bounded(aggregator, AutoNormBound() if config.norm_bound == "auto" else NormBound(float(config.norm_bound)))
 
 
 def personalization_of(config: RunConfig) -> Personalization:
@@ -428,5 +433,6 @@ def plan_of(
         max_staleness=algorithm.max_staleness if isinstance(algorithm, Asynchronous) else None,
         test_every=config.test_every,
         pacing=pacing_of(config),
+        confirmed=config.confirm_catalogue,
         compares=config.personalize != "none" if config.compare is None else config.compare,
     )  # fmt: skip

@@ -280,7 +280,14 @@ def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDi
             "batch size. Use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
     if not any(problems):
-        problems += pipeline.problems(uploads_of(config).stages)
+        stages = uploads_of(config).stages
+        problems += pipeline.problems(stages)
+        problems += [
+            f"--norm-bound {config.norm_bound} with {stage.declares.setting}: the server sees no single upload that it "
+            "could bound. Use auto or off"
+            for stage in stages
+            if stage.declares.masks and config.norm_bound not in ("auto", "off")
+        ]
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError(*found)

@@ -11,7 +11,7 @@ import typer
 from fedshelf.cli.display import stop_on_signals
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
-from fedshelf.core.errors import TransportError, UsageError
+from fedshelf.core.errors import RunError, TransportError, UsageError
 from fedshelf.core.text import counted, printable
 from fedshelf.reporting.formatting import duration, number, size
 from fedshelf.reporting.gain_report import figures
@@ -79,6 +79,8 @@ def client(*, config: ClientConfig) -> None:
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
+    if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
+        raise RunError(f"the server has ended the run: {ended.reason}")
     say(ended.reason)
     if folder is not None:
         say(f"its model is in {folder}; to name the product on a photo:")

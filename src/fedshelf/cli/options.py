@@ -73,7 +73,8 @@ def _parameter(settings: type[Settings], name: str, *, former: str = "") -> insp
     field, flag, called = settings.model_fields[name], settings.flags()[name], former or name
     dashed, text = f"--{called.replace('_', '-')}", flag.help
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
-    choices = list(get_args(field.annotation)) if get_origin(field.annotation) is Literal else []
+    literals = [kind for kind in (field.annotation, *kinds) if get_origin(kind) is Literal]
+    choices = [choice for literal in literals for choice in get_args(literal)]
     if bool in kinds:
         text += " [default: on]" * (field.default is True)
         option = typer.Option(
@@ -81,7 +82,7 @@ def _parameter(settings: type[Settings], name: str, *, former: str = "") -> insp
             hidden=bool(former),
         )  # fmt: skip
         return _keyword(called, Annotated[bool | None, option])  # both forms override a file
-    metavar = "|".join(choices) or _METAVARS.get(kinds[0], "TEXT")
+    metavar = "|".join([*choices, *(_METAVARS[kind] for kind in kinds if kind in _METAVARS)]) or "TEXT"
     if len(metavar) > MAX_CHOICES:
         metavar, text = "NAME", f"{text} One of: {', '.join(choices)}."
     if field.default not in (None, ()):

@@ -96,6 +96,10 @@ class Downloads:
         self._model, self._name, self._whole = after, difference.model, None
         return replace(model, sent=after)
 
+    def restart(self) -> None:
+        """Forget all differences: the newest model was rolled back, so they no longer lead to the current one."""
+        self._recent.clear()
+
     def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast:
         """Encode a broadcast of the current model for one client.
 

@@ -131,6 +131,8 @@ def effective(config: RunConfig) -> str:
     values = select(config, Scope.RUN, Scope.SERVER)
     if config.slowdowns is not None:  # in virtual time, deadlines are reproducible and affect the result
         values["round-timeout"] = config.round_timeout
+    if values["norm-bound"] == "auto":  # runs that began without this key have the same text, and can be resumed
+        del values["norm-bound"]
     return to_toml(values)
 
 

@@ -106,6 +106,9 @@ class RunConfig(Settings):
         "JSON (default: the clients' folder names).", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
     aliases: Annotated[Path | None, Setting(help="CSV file with the columns alias,class: other names that stores use "
         "for a class.", panel=DATA, scope=Scope.SERVER)] = None  # fmt: skip
+    confirm_catalogue: Annotated[bool, Setting(help="Accept an unusual catalogue of the clients' folder names, such as "
+        "one to which a single store adds far more products than the others have.", panel=DATA, scope=Scope.LOCAL,
+        commands=SERVER)] = False  # fmt: skip
     image_size: Annotated[int, Setting(help="Side of the training photos in pixels.", ge=8, le=2048, panel=DATA)] = 48
     val_fraction: Annotated[float, Setting(help="Share of a store's photos held out for validation.", ge=0, lt=1,
         panel=DATA)] = 0.1  # fmt: skip
@@ -147,8 +150,9 @@ class RunConfig(Settings):
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip
-    norm_bound: Annotated[float | None, Setting(help="Maximum norm of an upload; larger ones are scaled down (default: "
-        "no limit).", gt=0, panel=ALGORITHM, scope=Scope.SERVER)] = None  # fmt: skip
+    norm_bound: Annotated[float | Literal["auto", "off"], Setting(help="Maximum norm of an upload; larger ones are "
+        "scaled down: a number, auto (5 times the median of the round's uploads, where there are 4 or more), or off.",
+        panel=ALGORITHM, scope=Scope.SERVER)] = "auto"  # fmt: skip
     attack: Annotated[AttackName, Setting(help="What simulated attackers do: train on wrong labels, or multiply their "
         "uploads.", panel=ALGORITHM, scope=Scope.SERVER, commands=SIMULATE)] = "none"  # fmt: skip
     attackers: Annotated[int, Setting(help="Number of attacking stores, the first by name.", ge=0, panel=ALGORITHM,
@@ -247,6 +251,18 @@ class RunConfig(Settings):
     def _in_one_way(cls, value: str | None) -> str | None:
         """Normalize the slowdowns, so that equal values give the same run."""
         return None if value is None else ",".join(f"{number:.12g}" for number in parse_slowdowns(value))
+
+    @field_validator("norm_bound", mode="before")
+    @classmethod
+    def _automatic_or_positive(cls, value: Any) -> Any:
+        """Accept a number above 0, also as a flag's text, and the two words."""
+        try:
+            number = value if value in ("auto", "off") or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number in ("auto", "off") or (isinstance(number, float) and 0 < number < math.inf):
+            return number
+        raise ValueError("must be auto, off, or a number above 0")
 
     def settings_of(self, component: Callable[..., C]) -> C:
         """Create `component` with this run's settings, or its own default where the run has none."""

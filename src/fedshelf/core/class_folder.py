@@ -1,6 +1,14 @@
 """How stores name their products. A separate module, because code that reads photos must not import torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from fedshelf.core.bounds import Identifier, PathText
+from fedshelf.core.text import counted
+
+MAX_CLASSES = 20_000  # class folders of one store: more products than a hypermarket sells
+MAX_DEPTH = 32  # folders in a path
+MAX_NAME_BYTES = 4 * 255  # of a folder: file systems have 255, and an invalid byte is written as \xNN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -12,5 +20,26 @@ class ClassFolder:
         path: the folder's path below the data folder, separated by '/'.
     """
 
-    leaf: str
-    path: str
+    leaf: Identifier
+    path: PathText
+
+
+def problem_with(classes: Sequence[ClassFolder]) -> str:
+    """Why a store's class folders cannot be used; empty if they can. Names the limit, and the value beyond it."""
+    if not classes:
+        return "it holds no class folder"
+    if len(classes) > MAX_CLASSES:
+        return f"it holds {counted(len(classes), 'class folder')}, {MAX_CLASSES:,} is the most"
+    for folder in classes:
+        parts = folder.path.split("/")
+        if len(parts) > MAX_DEPTH:
+            depth = counted(len(parts), "folder")
+            return f"a class folder lies {depth} deep, {MAX_DEPTH} is the most: '{folder.path[:100]}…'"
+        if "" in parts:
+            return "the path of a class folder has an empty part"
+        if folder.leaf != parts[-1]:
+            return f"a class folder is called '{folder.leaf[:100]}', and its path ends in '{parts[-1][:100]}'"
+        longest = max(len(part.encode()) for part in parts)
+        if longest > MAX_NAME_BYTES:
+            return f"the name of a class folder has {counted(longest, 'byte')}, {MAX_NAME_BYTES:,} is the most"
+    return ""

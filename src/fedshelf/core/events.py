@@ -161,10 +161,17 @@ class Waiting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientExcluded:
-    """A client is excluded from the run until it is restarted, because its task would fail again."""
+    """A client is excluded from the run, because it failed again and again, or would.
+
+    Attributes:
+        client: the client's name.
+        reason: why.
+        last_round: the last round without it; None: until it is started again.
+    """
 
     client: str
     reason: str
+    last_round: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

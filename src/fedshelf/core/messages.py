@@ -19,11 +19,13 @@ values of the model (see `params`).
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 from torch import Tensor
 
+from fedshelf.core.bounds import Bounds, Count, FiniteFloat, Identifier, NonNegativeFloat, RoundNumber, StrictBool, Text
 from fedshelf.core.choices import Candidate
+from fedshelf.core.class_folder import MAX_CLASSES
 from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 
@@ -62,9 +64,9 @@ def _plain(vectors: Mapping[str, Vector], name: str) -> Tensor:
 class TaskKey:
     """Identifies a task uniquely. A repeated request with the same key gets the same bytes in reply."""
 
-    run_id: str
-    round: int
-    attempt: int
+    run_id: Identifier
+    round: RoundNumber
+    attempt: RoundNumber
 
 
 def keyed(purpose: str, key: TaskKey) -> str:
@@ -83,10 +85,10 @@ class Join:
         classes: the class folders that the client holds.
     """
 
-    protocol: int
-    version: str
-    client: str
-    classes: tuple[ClassFolder, ...]
+    protocol: RoundNumber
+    version: Identifier
+    client: Identifier
+    classes: Annotated[tuple[ClassFolder, ...], Bounds(max_length=MAX_CLASSES)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +102,10 @@ class Setup:
         layout_digest: digest of the model's layout.
     """
 
-    run_id: str
-    config: str
-    catalogue: str
-    layout_digest: str
+    run_id: Identifier
+    config: Text
+    catalogue: Text
+    layout_digest: Identifier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,14 +123,14 @@ class Ready:
         holds: the newest model (see `Broadcast.model`) that the client still holds; "" for none.
     """
 
-    run_id: str
-    layout_digest: str
-    catalogue_digest: str
-    config_digest: str
-    num_train: int
-    num_validation: int
-    num_left_out: int
-    holds: str = ""
+    run_id: Identifier
+    layout_digest: Identifier
+    catalogue_digest: Identifier
+    config_digest: Identifier
+    num_train: Count
+    num_validation: Count
+    num_left_out: Count
+    holds: Identifier = ""
 
 
 class Purpose(StrEnum):
@@ -148,8 +150,8 @@ class ModelDelta:
         model: the resulting model.
     """
 
-    base: str
-    model: str
+    base: Identifier
+    model: Identifier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -174,13 +176,13 @@ class Broadcast:
 
     key: TaskKey
     purpose: Purpose
-    client_lr: float
+    client_lr: NonNegativeFloat
     vectors: Mapping[str, Vector] = field(default_factory=dict)
-    model: str = ""
+    model: Identifier = ""
     deltas: tuple[ModelDelta, ...] = ()
     counted: TaskKey | None = None
-    num_steps: int | None = None
-    num_rounds: int | None = None
+    num_steps: Count | None = None
+    num_rounds: RoundNumber | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -217,12 +219,12 @@ class Upload:
 
     key: TaskKey
     vectors: Mapping[str, Vector]
-    num_examples: int
-    num_steps: int
-    train_loss: float
-    seconds: float
-    batch_size: int | None = None
-    client_lr: float | None = None
+    num_examples: Count
+    num_steps: Count
+    train_loss: FiniteFloat
+    seconds: NonNegativeFloat
+    batch_size: Count | None = None
+    client_lr: NonNegativeFloat | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -265,9 +267,9 @@ class Evaluation:
     """
 
     key: TaskKey
-    num_examples: int
-    num_correct: int
-    loss_sum: float
+    num_examples: Count
+    num_correct: Count
+    loss_sum: FiniteFloat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -284,9 +286,9 @@ class Comparison:
 
     key: TaskKey
     best: Candidate
-    accuracies: Mapping[Candidate, float]
-    on_test: bool
-    num_validation: int
+    accuracies: Mapping[Candidate, FiniteFloat]
+    on_test: StrictBool
+    num_validation: Count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,9 +301,9 @@ class Failure:
         will_repeat: whether a retry would fail, too.
     """
 
-    reason: str
+    reason: Text
     key: TaskKey | None = None
-    will_repeat: bool = False
+    will_repeat: StrictBool = False
 
 
 ServerMessage: TypeAlias = Setup | Broadcast

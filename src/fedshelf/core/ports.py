@@ -161,7 +161,11 @@ class Spool(Protocol):
         """Names of the clients with an upload for `key`, sorted."""
 
     def get(self, key: TaskKey, client: str) -> ClientMessage:
-        """The upload; its vectors may be views of a file and must not be written to."""
+        """The upload; its vectors may be views of a file and must not be written to.
+
+        Raises:
+            RefusedError: it can no longer be read.
+        """
 
     def clear(self) -> None:
         """Delete all uploads: the round has been aggregated and checkpointed, or is void."""

@@ -8,8 +8,9 @@ import csv
 import hashlib
 import io
 import json
+import statistics
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +19,12 @@ from types import MappingProxyType
 
 from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError
+from fedshelf.core.text import counted
 from fedshelf.data.filesystem import reading
 from fedshelf.storage.atomic_files import write_atomically
 
+MAX_PRODUCTS = 20_000  # in a catalogue that nobody has confirmed
+FEW_PRODUCTS, MANY_TIMES = 100, 10  # what one store may bring alone; see `Catalogue.unusual`
 _FORMAT = 1
 _HEADER_WORDS = frozenset({"class", "classes", "class name", "class name (str)", "name", "label", "product"})
 
@@ -83,9 +87,35 @@ class Catalogue:
             else:
                 classes[united] = classes.get(united, frozenset()) | {path, *(a for a in aliases if meant[a] == united)}
         for paths in by_leaf.values():
-            classes |= _tell_apart(frozenset(paths), stores, depth=1)
+            classes |= _tell_apart(frozenset(paths), stores)
         names = tuple(sorted(classes))
         return cls(names, tuple(tuple(sorted(classes[name])) for name in names))
+
+    def unusual(self, joins: Mapping[str, Sequence[ClassFolder]]) -> str:
+        """Why a person should look at this catalogue before a model of its size is built; empty if it is as expected.
+
+        It is unusual if it is very large, or if one store alone brings more products than `FEW_PRODUCTS` and
+        `MANY_TIMES` the products of its median peer: a broken or hostile store, or a wrong folder.
+
+        Args:
+            joins: by client, the classes that it holds.
+        """
+        size = counted(len(self), "product")
+        held = {
+            name: {self._by_path[folder.path] for folder in folders if folder.path in self._by_path}
+            for name, folders in joins.items()
+        }
+        holders = Counter(index for indices in held.values() for index in indices)
+        for name, indices in sorted(held.items()):
+            others = [len(other) for peer, other in held.items() if peer != name]
+            usual = statistics.median(others) if others else len(indices)
+            alone = sum(holders[index] == 1 for index in indices)
+            if alone > max(FEW_PRODUCTS, MANY_TIMES * usual):
+                return (
+                    f"'{name}' alone brings {alone:,} of its {size}, more than {MANY_TIMES} times the "
+                    f"{usual:,g} of the median other store"
+                )
+        return f"it has {size}, more than {MAX_PRODUCTS:,}" if len(self) > MAX_PRODUCTS else ""
 
     def index_of(self, folder: ClassFolder) -> int | None:
         """The class of photos in `folder`; None if it is not in the catalogue.
@@ -245,16 +275,19 @@ def _clean(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
-def _tell_apart(paths: frozenset[str], stores: Sequence[frozenset[str]], *, depth: int) -> dict[str, frozenset[str]]:
-    """Split `paths`, which share their last `depth` parts, until no store has two in one group."""
-    if all(len(paths & store) <= 1 for store in stores):
-        return {_suffix(next(iter(paths)), depth): paths}
-    groups: dict[str, set[str]] = defaultdict(set)
-    for path in paths:
-        groups[_suffix(path, depth + 1)].add(path)
+def _tell_apart(paths: frozenset[str], stores: Sequence[frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Split `paths`, which share their last part, by longer and longer suffixes until no store has two in one group."""
     result: dict[str, frozenset[str]] = {}
-    for group in groups.values():
-        result |= _tell_apart(frozenset(group), stores, depth=depth + 1)
+    pending = [(1, paths)]
+    while pending:
+        depth, group = pending.pop()
+        if len(group) == 1 or all(len(group & store) <= 1 for store in stores):
+            result[_suffix(next(iter(group)), depth)] = group
+            continue
+        longer: dict[str, set[str]] = defaultdict(set)
+        for path in group:
+            longer[_suffix(path, depth + 1)].add(path)
+        pending += [(depth + 1, frozenset(parts)) for parts in longer.values()]
     return result
 
 

@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from fedshelf.core.class_folder import ClassFolder
-from fedshelf.core.text import some
+from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 
+MOST = 20  # groups of similar names, and names of one group, in a message
 ALIKE = "equal but for case, blanks, accents or plural, and taken as different products"
 _STORE_NAME = re.compile(
     r"(store|shop|branch|site|client|filiale|markt|magasin|tienda|negozio|门店|商店)[ _-]*\d+", re.IGNORECASE
@@ -33,12 +34,11 @@ def federation_doubts(joins: Mapping[str, Sequence[ClassFolder]], catalogue: Cat
         stores, _ = nested_stores(sorted({folder.path for folder in folders}))
         if stores:
             found.append(f"store '{client}' looks like a folder of stores: {stores}")
-    alike = [
-        " and ".join(f"'{name}' (in {some(holders[name])})" for name in group)
-        for group in similar_names(catalogue.names)
-    ]
+    groups = similar_names(catalogue.names)
+    alike = [" and ".join(f"'{name}' (in {some(holders[name])})" for name in group[:MOST]) for group in groups[:MOST]]
     if alike:
-        found.append(f"class names {ALIKE}: {'; '.join(alike)}. To unite them, list them in a file for --aliases")
+        more = f"; and {counted(len(groups) - MOST, 'more group')}" if len(groups) > MOST else ""
+        found.append(f"class names {ALIKE}: {'; '.join(alike)}{more}. To unite them, list them in a file for --aliases")
     if len(joins) > 1 and all(len(clients) < 2 for clients in holders.values()):
         found.append(
             f"no two stores have a product in common ({some(sorted(joins))}): do these folders hold stores, "

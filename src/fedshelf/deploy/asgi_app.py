@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "/v1/fleet/"
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
-MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers only, but a join's header lists every class folder
+MAX_BODY_BYTES = 8 << 20  # of a fleet request: a header of at most 4 MiB (MAX_CLIENT_HEADER_BYTES), in base64
 MAX_REPORT_BYTES = 1 << 10  # of a crash report
 MAX_DIGITS = 15  # of a body's size
 BODY_SECONDS = 30.0  # for a small request's body

@@ -33,6 +33,7 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply
 from fedshelf.deploy.blobs import Blobs, model_bytes, most_of_upload
 from fedshelf.deploy.records import (
+    MAX_REASON_CHARACTERS,
     Control,
     ControlKind,
     Encoder,
@@ -44,6 +45,7 @@ from fedshelf.deploy.records import (
     to_parcel,
 )
 from fedshelf.serialization.blob import Blob
+from fedshelf.serialization.messages import MAX_CLIENT_HEADER_BYTES
 from fedshelf.storage.atomic_files import map_file
 
 logger = logging.getLogger(__name__)
@@ -277,7 +279,7 @@ class GridTransport:
             return
         size, source = num_bytes(message.content), None
         try:
-            content: WireMessage | Envelope = open_records(message.content)
+            content: WireMessage | Envelope = open_records(message.content, most=MAX_CLIENT_HEADER_BYTES)
             if isinstance(content, Envelope):
                 if content.external_blob and self._blobs is not None:
                     source = self._blobs.incoming.claim(connection.node_id, content.external_blob)
@@ -315,7 +317,7 @@ class GridTransport:
         connection, reason = pending.connection, error.reason or f"error {error.code}"
         if error.code == NODE_UNAVAILABLE:
             self._leave(connection)  # if it is back already, it is introduced again
-        elif error.code in MESSAGE_LOST:
+        elif error.code in MESSAGE_LOST and connection.joined:
             self._unreadable(pending, reason, 0)
         elif connection.joined:
             failure = Failure(reason=f"the client's app failed: {reason}", key=pending.key)
@@ -329,5 +331,8 @@ class GridTransport:
             self._arrivals.append(
                 Reply(address=connection.address, message=None, reason=reason, num_bytes=size, task=pending.key)
             )
-        else:
-            logger.warning("connection %s sent what cannot be read: %s", connection.address, reason)
+        elif not connection.refused:  # an introduction, perhaps of too many classes: its user is told
+            logger.warning(
+                "connection %s sent what cannot be read: %s", connection.address, reason[:MAX_REASON_CHARACTERS]
+            )
+            self.refuse(connection.address, f"its introduction cannot be used: {reason}")

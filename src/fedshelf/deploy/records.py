@@ -166,11 +166,12 @@ class Envelope:
         return self.header.message(blobs.read(fetched))
 
 
-def open_records(records: RecordDict) -> Control | Envelope:
+def open_records(records: RecordDict, *, most: int = payload.MAX_HEADER_BYTES) -> Control | Envelope:
     """Parse records.
 
     Args:
         records: the received records.
+        most: maximum size of the header in bytes.
 
     Returns:
         The control message, or the message with its header parsed.
@@ -187,7 +188,7 @@ def open_records(records: RecordDict) -> Control | Envelope:
     if not isinstance(header, ConfigRecord) or set(header) != {"json"} or not isinstance(header["json"], str):
         raise RefusedError("the message's header is not one text named 'json'")
     inline = _inline(records["blob"]) if "blob" in names else None
-    return Envelope(header=Header.parse(header["json"]), inline=inline)
+    return Envelope(header=Header.parse(header["json"], most=most), inline=inline)
 
 
 def num_bytes(records: RecordDict) -> int:

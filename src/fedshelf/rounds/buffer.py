@@ -7,15 +7,16 @@ uploads as the attempt, so that a restarted server finds them all.
 Shapes: S shared values, T shared trainable values.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from torch import Tensor
 
-from fedshelf.algorithms.aggregation import combine
+from fedshelf.algorithms.aggregation import capped, combine, outliers
 from fedshelf.algorithms.base import Aggregate, Algorithm
 from fedshelf.algorithms.reduce import Aggregator, Verdict
-from fedshelf.core.errors import RunError
+from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import TaskKey, Upload
 from fedshelf.core.params import Layout
@@ -74,7 +75,10 @@ class UploadBuffer:
         number = 0
         while names := self._spool.names(self._key(number)):
             for name in names:
-                upload = self._spool.get(self._key(number), name)
+                try:
+                    upload = self._spool.get(self._key(number), name)
+                except RefusedError:  # the spool has said why
+                    continue
                 base = model_at(upload.key.round - 1) if isinstance(upload, Upload) else None
                 if isinstance(upload, Upload) and base is not None:
                     self._enter(name, number, upload, base)
@@ -112,7 +116,29 @@ class UploadBuffer:
         """The records of the uploads, ordered by name and number."""
         return [entry.record for entry in self._ordered()]
 
-    def combine(self, algorithm: Algorithm, aggregator: Aggregator, present: Tensor, *, relative: bool) -> Aggregate:
+    def drop_unreadable(self) -> dict[str, str]:
+        """Drop the clients of which an upload can no longer be read; return the reason by client."""
+        found = {}
+        for entry in self._entries:
+            try:
+                self._upload(entry)
+            except RefusedError as error:
+                found[entry.client] = str(error)
+        self._drop(found)
+        return found
+
+    def drop_outliers(self) -> dict[str, str]:
+        """Drop the clients whose uploads stand out, or all if none does; return the reason by client."""
+        entries = self._ordered()
+        clients = [entry.client for entry in entries]
+        found = outliers([self._upload(entry) for entry in entries], clients, self._layout.num_trainable)
+        self._drop(found or clients)
+        return found
+
+    def combine(
+        self, algorithm: Algorithm, aggregator: Aggregator, present: Tensor, *, relative: bool,
+        num_train: Mapping[str, int] = MappingProxyType({}),
+    ) -> Aggregate:  # fmt: skip
         """Aggregate the uploads.
 
         Args:
@@ -121,12 +147,18 @@ class UploadBuffer:
             present: the model [S] that the next version is based on.
             relative: use each client's difference to `present` instead of to its own base. Batch-norm statistics always
                 use it: they track the photos, and a sum of stale differences would oscillate around the true value.
+            num_train: by live client, its training photos, against which claims of weight are capped.
 
         Returns:
-            The aggregate of all uploads.
+            The aggregate of all uploads, with capped weights.
         """
         entries = self._ordered()
         uploads = [self._upload(entry) for entry in entries]
+        most = {entry.client: upload.num_examples for entry, upload in zip(entries, uploads, strict=True)}
+        others = [count for name, count in num_train.items() if name not in most]
+        most = dict(zip(most, capped(list(most.values()), others), strict=True))
+        claims = [min(u.num_examples, most[entry.client]) for u, entry in zip(uploads, entries, strict=True)]
+        uploads = [replace(upload, num_examples=most) for upload, most in zip(uploads, claims, strict=True)]
         if relative:
             uploads = [
                 upload.with_vectors(delta=upload.delta + (entry.base - present))
@@ -141,7 +173,7 @@ class UploadBuffer:
             ]
         weights = [algorithm.weight(u, staleness=entry.staleness) for u, entry in zip(uploads, entries, strict=True)]
         aggregate, verdicts = combine(uploads, weights, aggregator, num_trainable=count, statistics=statistics)
-        self._entries = [_judged(entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)]
+        self._entries = [_judged(*judged) for judged in zip(entries, claims, verdicts, strict=True)]
         return aggregate
 
     def _enter(self, client: str, number: int, upload: Upload, base: Tensor) -> Entry:
@@ -156,16 +188,19 @@ class UploadBuffer:
     def _ordered(self) -> list[Entry]:
         return sorted(self._entries, key=lambda entry: (entry.client, entry.number))
 
+    def _drop(self, clients: Container[str]) -> None:
+        self._entries = [entry for entry in self._entries if entry.client not in clients]
+
     def _upload(self, entry: Entry) -> Upload:
         upload = self._spool.get(self._key(entry.number), entry.client)
         if not isinstance(upload, Upload):
-            raise RunError(f"what client {entry.client!r} sent for version {self._version} is no longer an upload")
+            raise RefusedError("what was received of it is no upload any more")
         return upload
 
     def _key(self, number: int) -> TaskKey:
         return TaskKey(run_id=self._run_id, round=self._version, attempt=number)
 
 
-def _judged(entry: Entry, verdict: Verdict) -> Entry:
+def _judged(entry: Entry, num_examples: int, verdict: Verdict) -> Entry:
     status = ClientStatus.REFUSED if verdict.left_out else entry.record.status
-    return replace(entry, record=replace(entry.record, status=status, reason=verdict.reason))
+    return replace(entry, record=replace(entry.record, status=status, num_examples=num_examples, reason=verdict.reason))

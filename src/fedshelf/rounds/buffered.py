@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fedshelf.algorithms.aggregation import weighted
+from fedshelf.algorithms.aggregation import capped, weighted
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
@@ -24,11 +24,12 @@ from fedshelf.core.events import (
     RoundVoid,
     UploadReceived,
 )
-from fedshelf.core.messages import Evaluation, Failure, TaskKey
+from fedshelf.core.messages import Evaluation, Failure, Purpose, TaskKey
 from fedshelf.core.ports import Reply
-from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.rounds.buffer import UploadBuffer
 from fedshelf.rounds.dispatch import POLL_SECONDS, ClientReady
+from fedshelf.rounds.divergence import problem_with_step
 from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.validation import problem_with_evaluation, source_of
@@ -91,6 +92,7 @@ class BufferedRounds:
         live = self._membership.live
         books = _RoundRecord(number=state.round + 1, started=self._ports.clock.now())
         self._tasks.bytes_down = 0
+        self._membership.begin_round(books.number)
         self._buffer.open(books.number, lambda version: self._model_at(version, state))
         self._tasks.forget_lost(self._buffer.newest())
         if len(self._buffer) >= self._size:
@@ -104,12 +106,20 @@ class BufferedRounds:
         key = TaskKey(run_id=self._plan.run_id, round=books.number, attempt=0)
         self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live()))
         self._ports.sink.emit(RoundStarted(round=books.number, attempt=0, cohort=self._tasks.names()))
-        while len(self._buffer) < self._size:
-            state = self._receive(state, books)
-            self._keep_busy(state, books)
-            if self._have_all_failed(books):
+        while True:
+            while len(self._buffer) < self._size or self._drop_unreadable(books):
+                state = self._receive(state, books)
                 self._keep_busy(state, books)
-        return *self._make_version(state, books), self._membership.live()
+                if self._have_all_failed(books):
+                    self._keep_busy(state, books)
+            model = self._next_model(state)
+            problem = problem_with_step(
+                state.model.params, model, num_trainable=self._context.model.layout.num_trainable
+            )  # fmt: skip
+            if not problem:
+                return *self._make_version(state, model, books), self._membership.live()
+            self._roll_back(books, f"the model is destroyed: {problem}")
+            self._keep_busy(state, books)
 
     def _catch_up(self, state: ServerState, books: _RoundRecord) -> ServerState:
         """Recover a round whose uploads a previous server process had all received.
@@ -129,9 +139,12 @@ class BufferedRounds:
 
     def _keep_busy(self, state: ServerState, books: _RoundRecord) -> None:
         """Drop clients that are gone or overdue, and dispatch work up to the intended number of clients."""
+        evaluating = self._tasks.evaluating()
         for name, gone in self._tasks.drop_overdue().items():
             status = ClientStatus.OFFLINE if gone else ClientStatus.LATE
             self._leave_out(books, name, status, self._gone_or_late(name, gone))
+            if name in evaluating and not gone:
+                self._membership.on_failed(name, self._gone_or_late(name, gone), doing=Purpose.EVALUATE)
         plan, live = self._plan, self._membership.live()
         needed = plan.start_clients if state.round == 0 else 1
         if len(self._buffer) >= self._size or len(live) < needed:
@@ -152,9 +165,10 @@ class BufferedRounds:
         if count <= 0:
             return ()
         most = self._plan.rounds.max_examples
+        claims = capped([min(self._membership.num_train(name), most) for name in idle])
         weights = cohorts.sampling_weights(
             self._plan.sampling, idle, times_live=state.times_live, round=books.number,
-            num_train={name: min(self._membership.num_train(name), most) for name in idle},
+            num_train=dict(zip(idle, claims, strict=True)),
         )  # fmt: skip
         books.num_drawn += 1
         return cohorts.draw(
@@ -188,9 +202,8 @@ class BufferedRounds:
                     self._accept_upload(reply, dispatched, books)
                 else:
                     state = self._accept_evaluation(reply, dispatched, state)
-                    if (
-                        len(self._buffer) < self._size
-                    ):  # otherwise it would train on a model that is about to be replaced
+                    # With a full buffer, it would train on a model that is about to be replaced.
+                    if len(self._buffer) < self._size and name in self._membership.live():
                         self._send_training(name, state)
         return state
 
@@ -208,23 +221,50 @@ class BufferedRounds:
             self._leave_out(books, name, ClientStatus.LATE, reason, staleness=staleness)
         else:
             self._buffer.add(name, found, dispatched.broadcast.params, source_of(reply, found))
-            self._membership.on_counted(name)
+            self._membership.on_succeeded(name)
             self._tell(books, name, ClientStatus.COUNTED, "")
 
     def _accept_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
         name, message = reply.client, reply.message
         problem = problem_with_evaluation(reply, dispatched.broadcast.key, self._membership.num_validation(name))
         if problem or not isinstance(message, Evaluation) or not message.num_examples:
-            self._ports.sink.emit(ClientRefused(client=name, reason=f"its evaluation is not used: {problem}"))
+            reason = f"its evaluation is not used: {problem}"
+            self._ports.sink.emit(ClientRefused(client=name, reason=reason))
+            will_repeat = isinstance(message, Failure) and message.will_repeat
+            self._membership.on_failed(name, reason, doing=Purpose.EVALUATE, will_repeat=will_repeat)
             return state
+        self._membership.on_succeeded(name, doing=Purpose.EVALUATE)
         return replace(state, evaluated={**state.evaluated, name: (message.num_correct, message.num_examples)})
 
-    def _make_version(self, state: ServerState, books: _RoundRecord) -> tuple[ServerState, RoundFinished]:
+    def _drop_unreadable(self, books: _RoundRecord) -> bool:
+        """Whether uploads could no longer be read: they are left out, and the buffer is not full any more."""
+        found = self._buffer.drop_unreadable()
+        for name, reason in found.items():
+            self._leave_out(books, name, ClientStatus.REFUSED, reason)
+        return bool(found)
+
+    def _roll_back(self, books: _RoundRecord, problem: str) -> None:
+        """Empty the buffer of the uploads that have destroyed the model, and exclude their clients for some rounds."""
+        culprits = self._buffer.drop_outliers()
+        for name, reason in culprits.items():
+            self._membership.suspend(name, f"{problem}, and {reason}")
+            self._leave_out(books, name, ClientStatus.REFUSED, f"{problem}, and {reason}")
+        if not culprits:
+            self._declare_void(books, problem)
+
+    def _next_model(self, state: ServerState) -> ModelState:
+        """The model that the buffer makes of the current one, whose variances may be below zero."""
         context, live = self._context, self._membership.live()
         aggregate = self._buffer.combine(
-            context.algorithm, self._plan.aggregator, state.model.params, relative=self._relative
+            context.algorithm, self._plan.aggregator, state.model.params, relative=self._relative,
+            num_train={name: self._membership.num_train(name) for name in live},
         )  # fmt: skip
-        model = context.algorithm.server_update(state.model, aggregate, population=len(live))
+        return context.algorithm.server_update(state.model, aggregate, population=len(live))
+
+    def _make_version(
+        self, state: ServerState, model: ModelState, books: _RoundRecord
+    ) -> tuple[ServerState, RoundFinished]:  # fmt: skip
+        context, live = self._context, self._membership.live()
         model = replace(model, params=context.model.layout.clamp(model.params))
         updated = replace(
             state,
@@ -236,13 +276,14 @@ class BufferedRounds:
         )
         central, records = context.evaluate(updated), self._buffer.records()
         scores = [state.evaluated[name] for name in live if name in state.evaluated]
-        most = self._plan.rounds.max_examples
+        claims = capped([min(count, self._plan.rounds.max_examples) for _, count in scores])
+        accuracies = [correct / count for correct, count in scores]
         return updated, RoundFinished(
             round=books.number,
             attempt=books.num_void,
             clients=(*records, *books.in_order()),
             train_loss=weighted((record.train_loss, float(record.num_examples or 0)) for record in records),
-            accuracy=weighted((correct / count, float(min(count, most))) for correct, count in scores),
+            accuracy=weighted(zip(accuracies, map(float, claims), strict=True)),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
             seconds=self._ports.clock.now() - books.started,
@@ -265,7 +306,12 @@ class BufferedRounds:
         live = self._membership.live()
         if self._tasks or not live or not books.resting.issuperset(live):
             return False
-        reason = f"every live client has failed; uploads received: {len(self._buffer)} of {self._size}"
+        self._declare_void(
+            books, f"every live client has failed; uploads received: {len(self._buffer)} of {self._size}"
+        )  # fmt: skip
+        return True
+
+    def _declare_void(self, books: _RoundRecord, reason: str) -> None:
         void = RoundVoid(round=books.number, attempt=books.num_void, reason=reason, clients=books.in_order())
         self._ports.sink.emit(void)
         books.num_void += 1
@@ -274,7 +320,6 @@ class BufferedRounds:
                 f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason})"
             )
         books.resting.clear()
-        return True
 
     def _gone_or_late(self, name: str, gone: bool) -> str:
         return self._membership.absence(name) if gone else f"no answer within {self._plan.rounds.timeout:g} s"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.compression.download import HeldModel, MemoryHeldModel, open_broadcast
+from fedshelf.core.bounds import MAX_FLOAT
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import (
     Broadcast,
@@ -103,7 +104,7 @@ class Client:
             score = work.trainer.evaluate()
             return Evaluation(
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
-                loss_sum=score.loss_sum,
+                loss_sum=score.loss_sum if score.loss_sum <= MAX_FLOAT else MAX_FLOAT,  # also of NaN
             )  # fmt: skip
         # The server commits changes only with a counted round; roll back all others.
         state = self._states.commit_or_rollback(broadcast)

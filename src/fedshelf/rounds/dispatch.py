@@ -15,8 +15,8 @@ from fedshelf.core.events import ClientRefused, Waiting
 from fedshelf.core.messages import Broadcast, Failure, Join, Ready, TaskKey
 from fedshelf.core.ports import Clock, Joined, Left, MetricSink, Reply, Transport
 from fedshelf.rounds.membership import Membership
+from fedshelf.rounds.validation import MAX_REASON_CHARACTERS
 
-MAX_REASON_CHARACTERS = 2000  # of text sent by a client, which is recorded and displayed
 FIRST_NOTICE_SECONDS, LAST_NOTICE_SECONDS = 10.0, 600.0  # between notices that the server waits
 POLL_SECONDS = 1.0  # how long to wait for an arrival before checking the clock and stop requests
 
@@ -130,7 +130,7 @@ class Inbox:
         match reply.message:
             case None if reply.task is None and self._membership.name(reply.address):
                 # Besides tasks, a joined client only answers the setup. Without this it would wait forever.
-                reason = f"its answer to the setup cannot be read: {reply.reason}"
+                reason = f"its answer to the setup cannot be read: {reply.reason[:MAX_REASON_CHARACTERS]}"
                 self._membership.on_setup_failed(reply.address, reason)
                 return None
             case Join() as join:
@@ -145,6 +145,7 @@ class Inbox:
             case Failure() as failure:
                 failure = replace(failure, reason=failure.reason[:MAX_REASON_CHARACTERS])
                 reply = replace(reply, message=failure)
+        reply = replace(reply, reason=reply.reason[:MAX_REASON_CHARACTERS])
         name = self._membership.name(reply.address)
         if name is None:
             self._sink.emit(
@@ -152,6 +153,36 @@ class Inbox:
             )
             return None
         return replace(reply, client=name)
+
+
+class Patience:
+    """Bounds a phase by the time that half of its clients take: a silent one does not cost the whole time limit.
+
+    Args:
+        num_asked: number of clients asked.
+        factor: multiple of the time in which half of them replied that the others have.
+        at_least: seconds that they have in addition.
+        timer: clock for deadlines.
+    """
+
+    def __init__(self, num_asked: int, *, factor: float, at_least: float, timer: Clock) -> None:
+        self._num_half = (num_asked + 1) // 2
+        self._factor = factor
+        self._at_least = at_least
+        self._timer = timer
+        self._began = timer.now()
+        self._num_replies = 0
+        self._ends = math.inf
+
+    def on_reply(self) -> None:
+        """Record a reply."""
+        self._num_replies += 1
+        if self._num_replies == self._num_half:
+            self._ends = self._began + self._factor * (self._timer.now() - self._began) + self._at_least
+
+    def is_over(self, now: float) -> bool:
+        """Whether the remaining clients have had time enough."""
+        return now >= self._ends
 
 
 class Traffic(Protocol):

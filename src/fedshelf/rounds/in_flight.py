@@ -60,7 +60,11 @@ class TasksInFlight:
 
     def any_evaluates(self) -> bool:
         """Whether any client is evaluating the model."""
-        return any(not dispatched.trains for dispatched in self._out.values())
+        return bool(self.evaluating())
+
+    def evaluating(self) -> frozenset[str]:
+        """Names of the clients that are evaluating the model."""
+        return frozenset(name for name, dispatched in self._out.items() if not dispatched.trains)
 
     def resume(self, state: ServerState) -> None:
         """Load the tasks that were in flight when `state` was saved; `resend_lost` sends them again."""

@@ -1,19 +1,21 @@
 """Membership of clients: joining, the handshake, and leaving. Names belong to clients, addresses to connections."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedshelf.core import process_exit
+from fedshelf.core.class_folder import problem_with
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientExcluded, ClientJoined, ClientLeft, ClientRefused
-from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Ready, Setup
+from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Purpose, Ready, Setup
 from fedshelf.core.ports import Clock, Left, MetricSink, Transport
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # in a row, of a client whose failure may be transient
-MAX_PHOTOS = 10**12  # more than any store has; unbounded numbers would break sums and databases
+MAX_FAILURES = 3  # in a row and of one kind, of a client whose failure may be transient
+SUSPENDED_ROUNDS = 10  # without a client that failed so often
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,9 @@ class Membership:
         transport: sends the setup and refusals.
         sink: receives events.
         clock: measures how long to wait for returning clients.
+
+    Attributes:
+        num_faults: failures and exclusions so far, which are finitely many in a round.
     """
 
     def __init__(self, *, transport: Transport, sink: MetricSink, clock: Clock) -> None:
@@ -54,8 +59,11 @@ class Membership:
         self._known: set[str] = set()  # all clients that were ever live
         self._names: dict[str, str] = {}  # address -> name
         self._absences: dict[str, str] = {}  # by name: why a disconnected client left, if known
-        self._failures: dict[str, int] = {}  # by name: failures in a row
-        self._excluded: dict[str, str] = {}  # by name: the reason
+        self._failures: Counter[tuple[str, Purpose]] = Counter()  # in a row, by name and kind of task
+        self._excluded: dict[str, str] = {}  # by name: the reason; until it is started again
+        self._suspended: dict[str, tuple[int, str]] = {}  # by name: the last round without it, and the reason
+        self._round = 0
+        self.num_faults = 0
         self._setup: Setup | None = None
         self._expected: Ready | None = None
 
@@ -86,35 +94,65 @@ class Membership:
 
     def missing(self) -> frozenset[str]:
         """Clients that were live before, and are now neither live nor excluded."""
-        return frozenset(self._known - self._live - self._excluded.keys()) | self.returning()
+        return frozenset(self._known - self._live - self.excluded().keys()) | self.returning()
 
     def classes(self) -> Mapping[str, tuple[ClassFolder, ...]]:
         """The class folders of all joined clients, by name."""
         return {name: member.join.classes for name, member in self._members.items()}
 
-    def on_failed(self, name: str, reason: str, *, will_repeat: bool = False) -> None:
-        """Record that a live client failed at its task.
+    def excluded(self) -> Mapping[str, str]:
+        """Excluded clients, for some rounds or until they are started again, with the reason."""
+        return {**{name: reason for name, (_, reason) in self._suspended.items()}, **self._excluded}
 
-        A client that would fail again is excluded at once, others after several failures in a row: further retries
-        would only end the run for all clients.
+    def num_eligible(self, num_expected: int) -> int:
+        """Number of clients that can be waited for: those known, or expected in the first place, but not excluded."""
+        return max(1, max(len(self._known), num_expected) - len(self._known & self.excluded().keys()))
+
+    def begin_round(self, number: int) -> None:
+        """Record that round `number` begins. Clients whose time of exclusion is over may take part in it."""
+        self._round = number
+        for name in [name for name, (last, _) in self._suspended.items() if last < number]:
+            del self._suspended[name]
+            if self.address(name) is not None:
+                self._live.add(name)
+
+    def on_failed(
+        self, name: str, reason: str, *, doing: Purpose = Purpose.TRAIN, will_repeat: bool = False
+    ) -> None:  # fmt: skip
+        """Record that a client failed at its task.
+
+        After several failures in a row of one kind it is excluded for some rounds: further retries would only cost the
+        other clients time. One failure more is enough after its return. A client that would fail again is excluded at
+        once, until it is started again.
 
         Args:
             name: the client.
             reason: why it failed.
+            doing: the kind of task.
             will_repeat: whether the client reports that it would fail again.
         """
-        self._failures[name] = self._failures.get(name, 0) + 1
-        if not will_repeat and self._failures[name] < MAX_FAILURES:
-            return
-        times = "" if will_repeat else f" ({self._failures[name]} times in a row)"
-        self._excluded[name] = f"{reason}{times}"
-        self._sink.emit(ClientExcluded(client=name, reason=self._excluded[name]))
-        if name in self._members:
-            self._disconnect(name, f"excluded from the run: {self._excluded[name]}. Fix that, and start it again")
+        self.num_faults += 1
+        self._failures[name, doing] += 1
+        times = self._failures[name, doing]
+        if times >= MAX_FAILURES:
+            self.suspend(name, f"{reason} ({times} times in a row)")
+        elif will_repeat:
+            self._excluded[name] = reason
+            self._sink.emit(ClientExcluded(client=name, reason=reason))
+        if will_repeat and name in self._members:
+            self._disconnect(name, f"excluded from the run: {reason}. Fix that, and start it again")
 
-    def on_counted(self, name: str) -> None:
-        """Record that an upload of the client was counted."""
-        self._failures.pop(name, None)
+    def on_succeeded(self, name: str, *, doing: Purpose = Purpose.TRAIN) -> None:
+        """Record that the client's answer to a task of this kind was used."""
+        self._failures.pop((name, doing), None)
+
+    def suspend(self, name: str, reason: str) -> None:
+        """Exclude a client for some rounds. It stays connected, and is not asked."""
+        self.num_faults += 1
+        last = self._round + SUSPENDED_ROUNDS
+        self._suspended[name] = last, reason
+        self._live.discard(name)
+        self._sink.emit(ClientExcluded(client=name, reason=reason, last_round=last))
 
     def live(self) -> tuple[str, ...]:
         """Names of the clients that are ready for work, sorted."""
@@ -134,8 +172,9 @@ class Membership:
         Raises:
             RunError: all have; the message has each reason.
         """
-        if self._excluded and not self._members:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self._excluded.items()))
+        excluded = self.excluded()
+        if excluded and not (self._members.keys() - excluded.keys()) and not self.missing():
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(excluded.items()))
             raise RunError(f"no client is left, all were excluded. {reasons}")
 
     def num_joined(self) -> int:
@@ -204,18 +243,17 @@ class Membership:
                     "install the server's version and start 'fedshelf client' again",
                 )
                 return None
-        if not all(0 <= count <= MAX_PHOTOS for count in (ready.num_train, ready.num_validation, ready.num_left_out)):
-            self._drop(name, f"it claims to hold numbers of photos outside of 0 to {MAX_PHOTOS:,}")
-            return None
         if ready.num_train < 1:
             self._drop(name, "it holds no training photo of a class in the run's catalogue")
             return None
         self._members[name].ready = ready
-        self._live.add(name)
         self._known.add(name)
         self._returning.discard(name)
         self._absences.pop(name, None)
         self._excluded.pop(name, None)
+        if name in self._suspended:
+            return None
+        self._live.add(name)
         self._sink.emit(
             ClientJoined(
                 client=name, num_train=ready.num_train, num_validation=ready.num_validation,
@@ -232,6 +270,8 @@ class Membership:
 
     def absence(self, name: str) -> str:
         """Why a client is not live, as far as known."""
+        if name in self._suspended:
+            return f"excluded: {self._suspended[name][1]}"
         return self._absences.get(name, "not connected")
 
     def on_left(self, left: Left) -> None:
@@ -272,6 +312,6 @@ class Membership:
             )
         if not join.client.strip():
             return "its name is empty; start it with --name NAME"
-        if any("" in folder.path.split("/") for folder in join.classes):
-            return "the path of a class folder has an empty part"
+        if problem := problem_with(join.classes):
+            return problem
         return None

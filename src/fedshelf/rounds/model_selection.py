@@ -16,9 +16,11 @@ from fedshelf.core.messages import AUXILIARY, PARAMS, Broadcast, Comparison, Fai
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ServerState
 from fedshelf.personalization.model_selection import FIRST_MODEL
-from fedshelf.rounds.dispatch import POLL_SECONDS, TrafficCounter
+from fedshelf.rounds.dispatch import POLL_SECONDS, Patience, TrafficCounter
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.validation import check_comparison
+
+COMPARISON_FACTOR = 5.0  # see `Patience`
 
 
 @dataclass(eq=False)
@@ -59,14 +61,21 @@ class ModelComparison:
             )  # fmt: skip
 
         def on_reply(reply: Reply) -> None:
+            patience.on_reply()
             self._note(self._validated(reply, key), key, len(stores))
 
-        timeout = plan.rounds.timeout * state.round
-        self.context.dispatcher.dispatch(stores, key, broadcast, on_reply, seconds=timeout, traffic=TrafficCounter())
+        timer, excluded = self.context.timer, membership.excluded()
+        asked = [name for name in stores if name not in excluded]
+        began = timer.now()
+        patience = Patience(len(asked), factor=COMPARISON_FACTOR, at_least=plan.rounds.timeout, timer=timer)
+        self.context.dispatcher.dispatch(
+            asked, key, broadcast, on_reply, seconds=plan.rounds.timeout * state.round, traffic=TrafficCounter(),
+            enough=patience.is_over,
+        )  # fmt: skip
         for name in stores:
             if name not in self._found:
-                there = membership.address(name) is not None
-                reason = f"no answer within {timeout:g} s" if there else membership.absence(name)
+                there = membership.address(name) is not None and name not in excluded
+                reason = f"no answer within {timer.now() - began:.4g} s" if there else membership.absence(name)
                 self._note(_without(name, reason), key, len(stores))
         return StoresCompared(round=state.round, stores=tuple(self._found[name] for name in stores))
 

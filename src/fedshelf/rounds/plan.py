@@ -97,6 +97,7 @@ class Plan:
         pacing: how work is adapted to the clients' speed.
         aliases: product names that mean the same product.
         compares: whether stores compare models after the last round.
+        confirmed: whether an unusual catalogue of the clients' classes is accepted.
     """
 
     run_id: str
@@ -119,6 +120,7 @@ class Plan:
     pacing: Pacing = UNPACED
     aliases: Mapping[str, str] = field(default_factory=dict)
     compares: bool = False
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """The progress of a round: how the members of a cohort have replied so far."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.scheduling.pace import per_step
@@ -19,6 +19,7 @@ class RoundProgress:
         patient_until: when the quorum becomes sufficient, in seconds of the round's timer.
         members: members that have ended the round.
         evaluated: by client, validation photos evaluated.
+        losses: by client, its mean loss on them.
         sent: by client, when its task was last sent, in seconds of the round's timer.
         pace: by client, seconds per local step, once its upload has arrived.
         bytes_up: payload received.
@@ -31,6 +32,7 @@ class RoundProgress:
     patient_until: float = math.inf
     members: dict[str, Participation] = field(default_factory=dict)
     evaluated: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
     sent: dict[str, float] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
@@ -43,6 +45,10 @@ class RoundProgress:
     def counted(self) -> list[str]:
         """Names of the members whose upload counts, sorted."""
         return sorted(n for n, member in self.members.items() if member.status is ClientStatus.COUNTED)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Record that the upload of `name`, counted so far, is not used."""
+        self.members[name] = replace(self.members[name], status=ClientStatus.REFUSED, reason=reason)
 
     def enough(self, now: float) -> bool:
         """Whether there are enough uploads to stop waiting."""

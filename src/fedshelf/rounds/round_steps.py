@@ -1,10 +1,13 @@
 """The steps of a synchronous round on the server: draw a cohort, collect uploads, aggregate, evaluate."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
-from fedshelf.algorithms.aggregation import combine, normalized, stretched, weighted
+from fedshelf.algorithms.aggregation import TIMES_COUNT, capped, combine, normalized, outliers, stretched, weighted
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core import text
+from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
 from fedshelf.core.messages import (
     PARAMS,
@@ -17,12 +20,15 @@ from fedshelf.core.messages import (
     auxiliary_vectors,
 )  # fmt: skip
 from fedshelf.core.ports import Reply
-from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.core.state import ModelState, OpenRound, ServerState
+from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.validation import counted, problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted
+
+EVALUATION_FACTOR, MIN_EVALUATION_SECONDS = 10.0, 60.0  # see `Patience`: machines differ by less
 
 
 class RoundSteps:
@@ -47,13 +53,14 @@ class RoundSteps:
             RunError: all clients have been excluded.
         """
         plan, number = self._plan, state.round + 1
-        starts = number == 1 and attempt == 0
-        self._wait_for_clients(number, plan.start_clients if starts else plan.rounds.quorum or 1)
+        self._membership.begin_round(number)
+        self._wait_for_clients(number, starts=number == 1 and attempt == 0)
         live = self._membership.live()
         count = cohorts.size(len(live), fraction=plan.fraction)
         rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")
         key = TaskKey(run_id=plan.run_id, round=number, attempt=attempt)
-        num_train = {name: min(self._membership.num_train(name), plan.rounds.max_examples) for name in live}
+        claims = capped([min(self._membership.num_train(name), plan.rounds.max_examples) for name in live])
+        num_train = dict(zip(live, claims, strict=True))
         weights = cohorts.sampling_weights(
             plan.sampling, live, num_train=num_train, times_live=state.times_live, round=number
         )
@@ -67,14 +74,19 @@ class RoundSteps:
         self._ports.checkpoints.save_open_round(opened)
         return opened
 
-    def _wait_for_clients(self, number: int, needed: int) -> None:
-        members = self._membership
+    def _wait_for_clients(self, number: int, *, starts: bool) -> None:
+        members, plan = self._membership, self._plan
+
+        def needed() -> int:
+            return (
+                plan.start_clients if starts else min(plan.rounds.quorum or 1, members.num_eligible(plan.start_clients))
+            )
 
         def is_over() -> bool:
             members.check_any_left()
-            return members.num_live() >= needed and not members.returning() and self._context.is_settled
+            return members.num_live() >= needed() and not members.returning() and self._context.is_settled
 
-        what = f"{text.counted(needed, 'client')} for round {number}"
+        what = f"{text.counted(needed(), 'client')} for round {number}"
         self._context.inbox.wait(is_over, what, members.missing)
 
     def collect(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
@@ -87,9 +99,10 @@ class RoundSteps:
         """
         client_lr = self._plan.client_lr(key.round)
         for name in self._ports.spool.names(key):  # uploads received before a server crash
-            upload = self._ports.spool.get(key, name)
-            if name in progress.cohort and isinstance(upload, Upload):
-                self._note(progress, key, counted(name, upload))
+            with suppress(RefusedError):  # its client is asked again
+                upload = self._ports.spool.get(key, name)
+                if name in progress.cohort and isinstance(upload, Upload):
+                    self._note(progress, key, counted(name, upload))
 
         added = auxiliary_vectors(self._algorithm.broadcast(state.model, self._layout.num_trainable))
 
@@ -103,7 +116,6 @@ class RoundSteps:
             member = self._receive(reply, key, progress.assignment.share(reply.client))
             if member.status is ClientStatus.COUNTED:
                 progress.record_pace(reply.client, self._timer.now())
-                self._membership.on_counted(reply.client)
             self._note(progress, key, member)
             if member.status is not ClientStatus.COUNTED:
                 will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
@@ -137,8 +149,88 @@ class RoundSteps:
         self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
         return counted(reply.client, upload)
 
-    def fold(self, progress: RoundProgress, state: ServerState, key: TaskKey, population: int) -> ServerState:
+    def load(self, progress: RoundProgress, key: TaskKey) -> dict[str, Upload]:
+        """Load the counted uploads from the spool, and bound the weights that they claim.
+
+        Args:
+            progress: the replies; updated with capped claims, and with uploads that can no longer be read.
+            key: the round and attempt.
+
+        Returns:
+            By client, its upload.
+        """
+        uploads: dict[str, Upload] = {}
+        for name in progress.counted():
+            try:
+                upload = self._ports.spool.get(key, name)
+            except RefusedError as error:
+                progress.refuse(name, str(error))
+            else:
+                if isinstance(upload, Upload):
+                    uploads[name] = upload
+        claims = capped([upload.num_examples for upload in uploads.values()])
+        for (name, upload), most in zip(tuple(uploads.items()), claims, strict=True):
+            if most < upload.num_examples:
+                uploads[name] = replace(upload, num_examples=most)
+                claim = text.counted(upload.num_examples, "photo")
+                reason = f"it claims {claim} and weighs as {most:,}, {TIMES_COUNT} times the median"
+                progress.members[name] = replace(progress.members[name], num_examples=most, reason=reason)
+        return uploads
+
+    def fold(
+        self, progress: RoundProgress, uploads: Mapping[str, Upload], model: ModelState, population: int
+    ) -> tuple[ModelState, Mapping[str, Verdict]]:
         """Aggregate the uploads into a new model.
+
+        Args:
+            progress: the replies.
+            uploads: by client.
+            model: the model before the round.
+            population: number of live clients.
+
+        Returns:
+            The model after the round, whose variances may be below zero, and the verdict on each upload.
+        """
+        names, alike = sorted(uploads), self._plan.rounds.equal_weights
+        weights = {n: 1.0 if alike else self._algorithm.weight(uploads[n], staleness=0) for n in names}
+        aggregate, found = combine(
+            [uploads[name] for name in names], [weights[name] for name in names], self._plan.aggregator,
+            num_trainable=self._layout.num_trainable,
+        )  # fmt: skip
+        verdicts = dict(zip(names, found, strict=True))
+        kept = [name for name in names if not verdicts[name].left_out]
+        length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
+        return self._algorithm.server_update(model, stretched(aggregate, length), population), verdicts
+
+    def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str) -> bool:
+        """Refuse the uploads that have destroyed the model, and exclude their clients for some rounds.
+
+        Args:
+            progress: the replies; updated with the refused clients.
+            uploads: by client; those refused are removed.
+            problem: what is wrong with the model.
+
+        Returns:
+            Whether any upload stands out.
+        """
+        names = sorted(uploads)
+        found = outliers([uploads[name] for name in names], names, self._layout.num_trainable)
+        for name, why in found.items():
+            reason = f"the model is destroyed ({problem}), and {why}"
+            del uploads[name]
+            progress.refuse(name, reason)
+            self._membership.suspend(name, reason)
+        return bool(found)
+
+    def advance(
+        self,
+        progress: RoundProgress,
+        state: ServerState,
+        model: ModelState,
+        verdicts: Mapping[str, Verdict],
+        key: TaskKey,
+    ) -> ServerState:
+        """The state after the round.
 
         Clients that the aggregator leaves out are refused, so that they roll back their state: their update is not
         in the model.
@@ -146,28 +238,19 @@ class RoundSteps:
         Args:
             progress: the replies; updated with refused clients.
             state: the state before the round.
+            model: the model after the round.
+            verdicts: the verdict on each upload.
             key: the round and attempt.
-            population: number of live clients.
-
-        Returns:
-            The state after the round.
         """
-        names = progress.counted()
-        uploads = [upload for name in names if isinstance(upload := self._ports.spool.get(key, name), Upload)]
-        alike = self._plan.rounds.equal_weights
-        weights = [1.0 if alike else self._algorithm.weight(upload, staleness=0) for upload in uploads]
-        aggregate, verdicts = combine(uploads, weights, self._plan.aggregator, num_trainable=self._layout.num_trainable)
-        for name, verdict in zip(names, verdicts, strict=True):
+        for name, verdict in verdicts.items():
             progress.members[name] = _judged(progress.members[name], verdict)
-        by_name, names = dict(zip(names, weights, strict=True)), progress.counted()
-        length = weighted((progress.assignment.share(name), by_name[name]) for name in names) or 1.0
-        model = self._algorithm.server_update(state.model, stretched(aggregate, length), population)
+            self._membership.on_succeeded(name)
         model = replace(model, params=self._layout.clamp(model.params))
         return replace(
             state,
             round=key.round,
             model=self._downloads.advance(model, key.round),
-            counted={**state.counted, **dict.fromkeys(names, key)},
+            counted={**state.counted, **dict.fromkeys(progress.counted(), key)},
         )
 
     def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
@@ -185,18 +268,40 @@ class RoundSteps:
         def broadcast(name: str) -> Broadcast:
             return Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published})
 
+        seconds = self._plan.rounds.timeout
+        at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
+        patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
+        silent = set(asked)
+
         def on_reply(reply: Reply) -> None:
+            patience.on_reply()
+            silent.discard(reply.client)
             problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client))
             if problem:
-                self._ports.sink.emit(
-                    ClientRefused(client=reply.client, reason=f"its evaluation is not used: {problem}")
-                )
-            elif isinstance(reply.message, Evaluation) and reply.message.num_examples:
-                accuracy = reply.message.num_correct / reply.message.num_examples
+                self._without_evaluation(reply.client, f"its evaluation is not used: {problem}", reply)
+                return
+            self._membership.on_succeeded(reply.client, doing=Purpose.EVALUATE)
+            if isinstance(reply.message, Evaluation) and reply.message.num_examples:
+                count = reply.message.num_examples
+                accuracy = reply.message.num_correct / count
                 progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
-                progress.evaluated[reply.client] = min(reply.message.num_examples, self._plan.rounds.max_examples)
+                progress.evaluated[reply.client] = min(count, self._plan.rounds.max_examples)
+                progress.losses[reply.client] = reply.message.loss_sum / count
 
-        self._dispatcher.dispatch(asked, key, broadcast, on_reply, seconds=self._plan.rounds.timeout, traffic=progress)
+        began = self._timer.now()
+        self._dispatcher.dispatch(
+            asked, key, broadcast, on_reply, seconds=seconds, traffic=progress, enough=patience.is_over
+        )  # fmt: skip
+        for name in sorted(silent):
+            if self._membership.address(name) is not None:
+                self._without_evaluation(name, f"no evaluation within {self._timer.now() - began:.4g} s")
+        for name, most in zip(progress.evaluated, capped(list(progress.evaluated.values())), strict=True):
+            progress.evaluated[name] = most
+
+    def _without_evaluation(self, name: str, reason: str, reply: Reply | None = None) -> None:
+        self._ports.sink.emit(ClientRefused(client=name, reason=reason))
+        will_repeat = reply is not None and isinstance(reply.message, Failure) and reply.message.will_repeat
+        self._membership.on_failed(name, reason, doing=Purpose.EVALUATE, will_repeat=will_repeat)
 
     def _note(self, progress: RoundProgress, key: TaskKey, member: Participation) -> None:
         progress.members[member.client] = member
@@ -210,4 +315,4 @@ class RoundSteps:
 
 def _judged(member: Participation, verdict: Verdict) -> Participation:
     status = ClientStatus.REFUSED if verdict.left_out else member.status
-    return replace(member, status=status, reason=verdict.reason)
+    return replace(member, status=status, reason="; ".join(filter(None, (member.reason, verdict.reason))))

@@ -1,17 +1,18 @@
 """A run from its first client to its last round. Depends on ports only."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
-from fedshelf.core.messages import RUN_FINISHED
+from fedshelf.core.messages import RUN_FINISHED, ClassFolder
 from fedshelf.core.state import ModelState, OpenRound, ServerState
-from fedshelf.core.text import counted
+from fedshelf.core.text import counted, printable
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.class_names import federation_doubts
 from fedshelf.rounds.buffered import BufferedRounds
@@ -139,14 +140,31 @@ class Server:
         return ended
 
     def _gather_catalogue(self) -> Catalogue:
-        """Wait for enough clients to join, and resolve the products."""
+        """Wait for enough clients to join, and resolve the products.
+
+        An unusual catalogue waits for its confirmation, for another start of the server or for other clients: a wrong
+        or hostile client can hold the run up here, but not shape or end it.
+        """
         needed, members = self._plan.start_clients, self._membership
-        self._inbox.wait(lambda: members.num_joined() >= needed, f"{counted(needed, 'client')} to start")
-        joins = members.classes()
-        catalogue = Catalogue.resolve(joins, self._plan.aliases)
+        while True:
+            self._inbox.wait(lambda: members.num_joined() >= needed, f"{counted(needed, 'client')} to start")
+            joins = members.classes()
+            catalogue = Catalogue.resolve(joins, self._plan.aliases)
+            unusual = "" if self._plan.confirmed or self._ports.virtual else catalogue.unusual(joins)
+            if not unusual:
+                break
+            logger.warning(
+                "the catalogue is not frozen, because %s. If that is right, start the server again with "
+                "--confirm-catalogue; otherwise stop that store, or give the products with --catalogue FILE",
+                printable(unusual),
+            )
+            self._inbox.wait(partial(self._have_classes_changed, joins), "--confirm-catalogue, or other clients")
         for doubt in federation_doubts(joins, catalogue):
             logger.warning(doubt)
         return catalogue
+
+    def _have_classes_changed(self, since: Mapping[str, Sequence[ClassFolder]]) -> bool:
+        return self._membership.classes() != since
 
     def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
         """Run all rounds; return the last state and why the run ended."""

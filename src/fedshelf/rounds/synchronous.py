@@ -1,4 +1,4 @@
-"""Synchronous rounds: draw, broadcast, collect, aggregate, evaluate, record."""
+"""Synchronous rounds: draw, broadcast, collect, aggregate, check, evaluate, record."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,9 @@ from dataclasses import replace
 from fedshelf.algorithms.aggregation import weighted
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RoundVoid
+from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import OpenRound, ServerState
+from fedshelf.rounds.divergence import problem_with_loss, problem_with_step
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.round_steps import RoundSteps
@@ -38,15 +40,18 @@ class SynchronousRounds:
             RunError: all attempts at the round were void, or no client is left.
         """
         opened, attempt, summary = self._opened, 0, ""
-        for _ in range(MAX_VOID_IN_A_ROW):
+        num_void = 0  # without attempts in which a client failed: failures exclude clients, so there are only so many
+        while num_void < MAX_VOID_IN_A_ROW:
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
                 opened = self._steps.draw(state, attempt)
+            num_faults = self._context.membership.num_faults
             state, outcome = self._attempt(state, opened)
             if isinstance(outcome, RoundFinished):
                 return state, outcome, opened.live
             self._context.ports.sink.emit(outcome)
             state, attempt = replace(state, void_rounds=state.void_rounds + 1), outcome.attempt + 1
             summary = _summary(outcome)
+            num_void += self._context.membership.num_faults == num_faults
         raise RunError(f"round {state.round + 1} was void {MAX_VOID_IN_A_ROW} times in a row. {summary}")
 
     def _attempt(self, state: ServerState, opened: OpenRound) -> tuple[ServerState, RoundFinished | RoundVoid]:
@@ -65,15 +70,25 @@ class SynchronousRounds:
         steps.collect(progress, state, key)
         pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(context.timer.now()))
         state = replace(state, pace=pace)
-        num_counted = len(progress.counted())
-        if num_counted < needed:
-            reason = f"counted {num_counted} of {assignment.wanted}, the quorum is {needed}"
-            members = progress.participations()
-            return state, RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=members)
+        uploads, problem = steps.load(progress, key), ""
+        while len(uploads) >= needed:
+            model, verdicts = steps.fold(progress, uploads, state.model, population=len(opened.live))
+            problem = problem_with_step(
+                state.model.params, model, num_trainable=context.model.layout.num_trainable
+            )  # fmt: skip
+            if not problem or not steps.quarantine(progress, uploads, problem):
+                break
+        if problem or len(uploads) < needed:
+            reason = f"counted {len(uploads)} of {assignment.wanted}, the quorum is {needed}"
+            return state, _void(progress, key, f"{DESTROYED}: {problem}" if problem else reason)
 
-        next_state = steps.fold(progress, state, key, population=len(opened.live))
+        next_state = steps.advance(progress, state, model, verdicts, key)
         steps.evaluate(progress, next_state, key)
         score = context.evaluate(next_state)
+        if problem := problem_with_loss(progress.losses.values(), score.loss if score else None):
+            context.downloads.restart()
+            steps.quarantine(progress, uploads, problem)
+            return state, _void(progress, key, f"{DESTROYED}: {problem}")
 
         counted, evaluated = [progress.members[n] for n in progress.counted()], sorted(progress.evaluated.items())
         return next_state, RoundFinished(
@@ -91,6 +106,10 @@ class SynchronousRounds:
         )
 
 
+def _void(progress: RoundProgress, key: TaskKey, reason: str) -> RoundVoid:
+    return RoundVoid(round=key.round, attempt=key.attempt, reason=reason, clients=progress.participations())
+
+
 def _summary(void: RoundVoid) -> str:
     """Summarize the last attempt client by client, with advice."""
     others = [member for member in void.clients if member.status is not ClientStatus.COUNTED]
@@ -98,9 +117,12 @@ def _summary(void: RoundVoid) -> str:
     more = f"; and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     statuses = {member.status for member in others}
     advice = [text for status, text in ADVICE.items() if status in statuses]
-    return f"In the last attempt {void.reason}; {'; '.join(named[:MOST_NAMED])}{more}. {' '.join(advice)}"
+    if void.reason.startswith(DESTROYED):
+        advice.append("Lower the learning rates (--client-lr, --server-lr) if training diverges without an attack.")
+    return f"In the last attempt {'; '.join([void.reason, *named[:MOST_NAMED]])}{more}. {' '.join(advice)}"
 
 
+DESTROYED = "the model is destroyed"
 MOST_NAMED = 8  # clients in one message
 ADVICE = {
     ClientStatus.LATE: "Give late clients more time (--round-timeout) or less work (--local-work dynamic), or ask for "

@@ -17,6 +17,7 @@ from fedshelf.core.params import Layout
 from fedshelf.core.ports import Received, Reply
 from fedshelf.rounds.pipeline import UploadPipeline
 
+MAX_REASON_CHARACTERS = 2000  # of text sent by a client, which is recorded and displayed
 BLOCK = 1 << 20  # values checked at once
 
 
@@ -49,7 +50,7 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
     if wrong:
         raise RefusedError(f"its vectors {wrong} do not have the {layout.num_trainable} trainable values of the layout")
     for name, vector in {"delta": upload.delta, **upload.auxiliary}.items():
-        bad = _first_not_finite(vector)
+        bad = first_not_finite(vector)
         if bad is not None:
             where = f" in tensor {layout.at(bad).name!r}" if name == "delta" else ""
             raise RefusedError(
@@ -97,7 +98,8 @@ def cap_examples(upload: Upload, most: int) -> Upload:
     return replace(upload, num_examples=most) if upload.num_examples > most else upload
 
 
-def _first_not_finite(vector: Tensor) -> int | None:
+def first_not_finite(vector: Tensor) -> int | None:
+    """The index of the first value that is NaN or infinite; None if there is none."""
     for start in range(0, vector.numel(), BLOCK):
         block = vector[start : start + BLOCK]
         # If any value is not finite (NaN included), the extremes are not, and they cost a tenth of `isfinite`.
@@ -142,7 +144,8 @@ class UploadValidator:
             upload = self.uploads.open(message, self.layout)
             check_upload(upload, key=key, layout=self.layout, auxiliary=self.auxiliary)
         except RefusedError as error:
-            return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=str(error))
+            reason = str(error)[:MAX_REASON_CHARACTERS]
+            return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
         return cap_examples(upload, self.max_examples)
 
 

@@ -7,7 +7,7 @@ sent: unknown kinds, fields and tensors are refused on both sides, and pickle is
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ from fedshelf.core.messages import (
     Upload,
     Vector,
 )  # fmt: skip
+from fedshelf.core.text import counted
 from fedshelf.serialization import blob as blobs
 from fedshelf.serialization.blob import Blob, Buffer
 
@@ -47,7 +48,11 @@ for _checked in (*KINDS.values(), TaskKey, messages.ClassFolder, messages.ModelD
     # Pydantic reads a dataclass's rules from the class. They are set here because core does not depend on pydantic.
     setattr(_checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
 _ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}
-MAX_HEADER_BYTES = 64 << 20  # a join lists every class folder; honest ones are much smaller
+MAX_HEADER_BYTES = 64 << 20  # of a server's message: a setup holds the catalogue of all stores
+MAX_CLIENT_HEADER_BYTES = 4 << 20  # of a client's message: a join lists its class folders
+MAX_ENCODED = 1 << 40  # values of an encoded vector
+_MOST_PROBLEMS, _MOST_CHARACTERS = 5, 100  # of a malformed message, told in one reason
+_KEY: TypeAdapter[TaskKey] = TypeAdapter(TaskKey)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +70,17 @@ class Header:
     blob: str
 
     @classmethod
-    def parse(cls, text: str) -> "Header":
+    def parse(cls, text: str, *, most: int = MAX_HEADER_BYTES) -> "Header":
         """Parse the output of `encode_header`.
+
+        Args:
+            text: the header.
+            most: maximum size in bytes; a larger one is refused before it is parsed.
 
         Raises:
             RefusedError: it is not one of our headers.
         """
-        fields = _load(text)
+        fields = _load(text, most)
         kind, digest = KINDS.get(str(fields.pop("kind", ""))), fields.pop("blob", None)
         if kind is None:
             raise RefusedError("the message's kind is unknown: the other side runs another version")
@@ -82,10 +91,10 @@ class Header:
     @property
     def task(self) -> TaskKey | None:
         """The task that the message names; None if it names none."""
-        match self.fields.get("key"):
-            case {"run_id": str(run_id), "round": int(round), "attempt": int(attempt)}:
-                return TaskKey(run_id=run_id, round=round, attempt=attempt)
-        return None
+        try:
+            return _KEY.validate_python(self.fields.get("key"))
+        except ValidationError:
+            return None
 
     def message(self, vectors: Mapping[str, Tensor]) -> Message:
         """The complete message, validated as far as possible without the model.
@@ -106,12 +115,14 @@ class Header:
                     f"the {name} holds {'both' if encoded else 'neither'} a vector {main!r} or encoded ones"
                 )
         if rest:
-            raise RefusedError(f"a {name} may not carry {', '.join(sorted(rest))}")
+            raise RefusedError(f"a {name} may not carry {_listed(rest)}")
         try:
             message: Message = _ADAPTERS[self.kind].validate_python(fields)
         except ValidationError as error:
-            details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise RefusedError(f"the {name} is malformed: {details}") from None
+            problems = error.errors(include_url=False, include_context=False, include_input=False)
+            told = [f"{_short('.'.join(map(str, problem['loc'])))}: {problem['msg']}" for problem in problems]
+            more = f"; and {counted(len(told) - _MOST_PROBLEMS, 'more problem')}" if len(told) > _MOST_PROBLEMS else ""
+            raise RefusedError(f"the {name} is malformed: {'; '.join(told[:_MOST_PROBLEMS])}{more}") from None
         return message
 
 
@@ -197,9 +208,9 @@ def _join_vectors(outlines: Any, vectors: dict[str, Tensor], main: str) -> dict[
     for name in [name for name in vectors if name == main or name.startswith(AUXILIARY)]:
         vector = vectors.pop(name)
         if name in joined:
-            raise RefusedError(f"vector {name!r} is there twice, plain and encoded")
+            raise RefusedError(f"vector {_short(name)!r} is there twice, plain and encoded")
         if vector.dtype != torch.float32:
-            raise RefusedError(f"vector {name!r} is {vector.dtype}, not a float32 vector")
+            raise RefusedError(f"vector {_short(name)!r} is {vector.dtype}, not a float32 vector")
         joined[name] = vector
     return joined
 
@@ -207,18 +218,28 @@ def _join_vectors(outlines: Any, vectors: dict[str, Tensor], main: str) -> dict[
 def _encoded(name: str, outline: Any, vectors: dict[str, Tensor]) -> Encoded:
     match outline:
         case {"codec": str(codec), "size": int(size), "parts": list(parts), **rest} if not rest:
-            if type(size) is bool or size < 0 or not all(isinstance(part, str) for part in parts):
-                raise RefusedError(f"vector {name!r} is not outlined as an encoded one")
+            if type(size) is bool or not 0 <= size <= MAX_ENCODED or not all(isinstance(part, str) for part in parts):
+                raise RefusedError(f"vector {_short(name)!r} is not outlined as an encoded one")
             missing = [part for part in parts if f"{name}/{part}" not in vectors]
             if missing or len(set(parts)) != len(parts):
-                raise RefusedError(f"vector {name!r} comes without its parts {', '.join(missing) or parts}")
+                raise RefusedError(f"vector {_short(name)!r} comes without its parts {_listed(missing or parts)}")
             return Encoded(codec=codec, size=size, parts={part: vectors.pop(f"{name}/{part}") for part in parts})
-    raise RefusedError(f"the header does not say which codec, size and parts vector {name!r} has")
+    raise RefusedError(f"the header does not say which codec, size and parts vector {_short(name)!r} has")
 
 
-def _load(header: str) -> dict[str, Any]:
-    if len(header) > MAX_HEADER_BYTES:
-        raise RefusedError(f"the message's header is {len(header):,} characters long; {MAX_HEADER_BYTES:,} is the most")
+def _short(text: str) -> str:
+    """A peer's text, short enough for a reason."""
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return _short(", ".join(sorted(names)))
+
+
+def _load(header: str, most: int) -> dict[str, Any]:
+    size = len(header.encode(errors="replace"))
+    if size > most:
+        raise RefusedError(f"the message's header is {counted(size, 'byte')} long; {most:,} is the most")
     try:
         fields = json.loads(header, parse_int=_int64)
         if "\\u" in header:  # JSON can escape half a surrogate pair, which can be neither sent nor stored

@@ -86,7 +86,7 @@ class FileSpool:
 
         Raises:
             KeyError: there is no upload.
-            RunError: the file was changed.
+            RefusedError: it can no longer be read; the round does without it.
         """
         path = self._files(key)[client]
         try:
@@ -94,10 +94,8 @@ class FileSpool:
                 "ClientMessage", payload.Header.parse(_told(path)["message"]).message(blobs.read(map_file(path)))
             )
         except (RunError, DamagedUploadError, RefusedError) as error:
-            raise RunError(
-                f"the upload of client '{client}' for round {key.round} can no longer be read from '{path}': {error}. "
-                f"Keep other programs out of that folder, and start the server again: it goes on with this round."
-            ) from error
+            logger.warning("the upload of client '%s' can no longer be read from '%s': %s", client, path, error)
+            raise RefusedError(f"its upload can no longer be read from the server's disk: {error}") from error
 
     def clear(self) -> None:
         """Delete all uploads: the round has been aggregated and checkpointed, or is void."""
@@ -174,5 +172,5 @@ def _told(blob: Path) -> dict[str, str]:
     try:
         told = json.loads(_header_path(blob).read_text(encoding="utf-8"))
         return {name: str(told[name]) for name in ("run_id", "client", "message")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedUploadError(f"its header cannot be read: {error!r}") from error

@@ -79,7 +79,8 @@ class ConsoleSink:
                 self._warn(f"lost {event.client}: {event.reason}")
             case ClientExcluded():
                 self._joined.discard(event.client)
-                self._warn(f"excluded {event.client} from the run: {event.reason}")
+                until = "from the run" if event.last_round is None else f"until after round {event.last_round}"
+                self._warn(f"excluded {event.client} {until}: {event.reason}")
             case Waiting():
                 self._waiting(event)
             case ClientRefused():

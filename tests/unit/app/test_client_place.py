@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from fedshelf.app.client import ClientPlace
-from fedshelf.core.errors import RunError
+from fedshelf.app.client import ClientPlace, join_of
+from fedshelf.core import class_folder
+from fedshelf.core.errors import DataError, RunError
 from tests.unit.data.samples import write_pack
 
 HOST = socket.gethostname().partition(".")[0]
@@ -83,3 +84,15 @@ def test_a_home_that_cannot_be_written_is_refused_before_the_client_joins(
     for values in ({}, {"state_dir": Path("state")}):
         with pytest.raises(RunError, match=r"cannot write to '/proc/fedshelf/cache' .*set FEDSHELF_HOME"):
             place(Path("lyon"), **values)
+
+
+def test_a_folder_of_more_products_than_a_store_can_have_is_refused_before_it_connects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_folder, "MAX_DEPTH", 1)
+    data = write_pack(tmp_path / "lyon", {"fruit/apple": 2})
+    made = ClientPlace.of(data, name="lyon", state_dir=tmp_path / "state", device="cpu")
+    with pytest.raises(
+        DataError, match="cannot be a store's folder: a class folder lies 2 folders deep, 1 is the most"
+    ):
+        join_of(made)

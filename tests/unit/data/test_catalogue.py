@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from fedshelf.core.class_folder import problem_with
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import ClassFolder
 from fedshelf.data.catalogue import Catalogue, load_aliases
@@ -78,6 +79,58 @@ def test_json_round_trip_keeps_the_digest_and_a_change_changes_it() -> None:
 def test_a_text_that_is_no_catalogue_is_refused_with_the_reason(text: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         Catalogue.from_json(text)
+
+
+def test_paths_of_any_depth_are_told_apart_without_recursion() -> None:
+    deep = "/".join("a" * 3000)
+    catalogue = Catalogue.resolve({"a": classes(f"x/{deep}", f"y/{deep}"), "b": classes(f"x/{deep}")})
+    assert catalogue.names == (f"x/{deep}", f"y/{deep}")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shared", "who"),
+    [
+        ((12, 20_000), 12, "'store-1' alone brings 19,988"),
+        ((12, 14, 9, 1_500), 9, "'store-3' alone brings 1,491"),
+        ((12, 14, 9, 150), 9, "'store-3' alone brings 141"),
+        ((12, 14, 9, 100), 9, ""),  # few
+        ((300, 200, 2_000), 100, ""),  # a hypermarket among supermarkets
+        ((2_000, 2_000, 20_000), 2_000, ""),
+        ((20_000,), 0, ""),  # a single store is what it is
+        ((15_000, 15_000), 0, "30,000 products, more than 20,000"),
+    ],
+)
+def test_a_store_that_alone_brings_far_more_than_the_others_makes_a_catalogue_unusual(
+    sizes: tuple[int, ...], shared: int, who: str
+) -> None:
+    """The stores have their first `shared` products in common."""
+    joins = {
+        f"store-{n}": classes(*(f"{'' if i < shared else n} product {i}" for i in range(size)))
+        for n, size in enumerate(sizes)
+    }
+    found = Catalogue.resolve(joins).unusual(joins)
+    assert (who in found) if who else found == ""
+
+
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        ([], "it holds no class folder"),
+        (["a"] * 20_001, "20,001 class folders, 20,000 is the most"),
+        (["/".join("a" * 33)], "33 folders deep, 32 is the most"),
+        (["Fruit//Apple"], "an empty part"),
+        (["x" * 1021], "1,021 bytes, 1,020 is the most"),
+        (["ä" * 511], "1,022 bytes, 1,020 is the most"),
+        (["x" * 1020, "/".join("a" * 32), "ä" * 510], ""),
+    ],
+)
+def test_class_folders_beyond_the_limits_are_refused_with_limit_and_value(paths: list[str], why: str) -> None:
+    found = problem_with(classes(*paths))
+    assert (why in found) if why else found == ""
+
+
+def test_a_leaf_that_is_not_the_end_of_its_path_is_refused() -> None:
+    assert "its path ends in 'Apple'" in problem_with([ClassFolder(leaf="Pear", path="Fruit/Apple")])
 
 
 def test_clients_without_classes_give_no_catalogue() -> None:

@@ -1,6 +1,7 @@
 """The transport over a grid that behaves as a stock SuperLink may: errors instead of answers, nodes that blink."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from flwr.app.metadata import Metadata
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedshelf.core.messages import Failure, Setup
+from fedshelf.core.messages import ClassFolder, Failure, Setup
 from fedshelf.core.ports import Joined, Left, Reply
 from fedshelf.deploy.grid_transport import Engine, GridTransport
 from fedshelf.deploy.records import Control, ControlKind, WireMessage, open_records, to_parcel
+from fedshelf.serialization.messages import MAX_CLIENT_HEADER_BYTES
 from tests.unit.deploy.echo import join, task
 
 CLIENT_APP_RAISED_EXCEPTION, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE = 2, 3, 5
@@ -139,6 +141,32 @@ def test_a_node_that_never_introduced_itself_is_nobodys_business(grid: ScriptedG
     assert transport.receive(0) is None
     grid.nodes = []
     assert transport.receive(0) is None
+
+
+def test_a_node_whose_introduction_cannot_be_read_is_told_why_and_heard_no_more(
+    grid: ScriptedGrid, transport: GridTransport
+) -> None:
+    assert transport.receive(0) is None
+    grid.answer(replace(join("lyon"), classes=(ClassFolder(leaf="x", path="x" * 40_000),)))
+    assert transport.receive(0) is None
+    told = open_records(grid.sent[-1].content)
+    assert isinstance(told, Control)
+    assert told.kind is ControlKind.REFUSED
+    assert "path: String should have at most 32768 characters" in told.reason
+    grid.answer(join("lyon"))
+    assert transport.receive(0) is None
+
+
+def test_a_header_that_is_too_large_for_a_client_is_not_parsed(
+    grid: ScriptedGrid, transport: GridTransport, address: str
+) -> None:
+    asked = task(torch.ones(3))
+    transport.send(address, asked)
+    grid.answer(Failure(key=asked.key, reason="x" * MAX_CLIENT_HEADER_BYTES))
+    arrival = transport.receive(0)
+    assert isinstance(arrival, Reply)
+    assert arrival.message is None
+    assert "4,194,304 is the most" in arrival.reason
 
 
 def test_a_model_that_stock_clients_do_not_keep_counts_each_time(

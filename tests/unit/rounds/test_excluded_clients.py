@@ -1,15 +1,17 @@
 """A client that fails again and again is excluded with its reason, and the others carry on; waiting says what for."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.core.errors import RunError
-from fedshelf.core.events import ClientExcluded, ClientStatus, RoundVoid, RunStatus, Waiting
-from fedshelf.core.messages import Broadcast, Failure, Purpose, ServerMessage
+from fedshelf.core.events import ClientExcluded, ClientStatus, RoundFinished, RoundVoid, RunStatus, Waiting
+from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, ServerMessage
 from fedshelf.core.ports import Left
 from tests.fakes import Answer
-from tests.worlds import World
+from tests.worlds import Tamper, World
 
 FIVE = ("a", "b", "c", "d", "e")
 
@@ -27,6 +29,10 @@ def statuses(world: World, name: str) -> list[ClientStatus]:
     return [member.status for record in world.finished for member in record.clients if member.client == name]
 
 
+def names_of(record: RoundFinished) -> list[str]:
+    return [member.client for member in record.clients]
+
+
 def test_a_failure_that_will_repeat_excludes_its_client_at_once_and_the_run_goes_on() -> None:
     world = World(names=FIVE, num_rounds=3, rounds={"quorum": None}, tampers={"c": failing(will_repeat=True)})
     assert world.run() is RunStatus.FINISHED
@@ -37,11 +43,138 @@ def test_a_failure_that_will_repeat_excludes_its_client_at_once_and_the_run_goes
     assert [len(record.clients) for record in world.finished] == [5, 4, 4]
 
 
-def test_failures_that_may_pass_exclude_after_three_in_a_row() -> None:
-    world = World(names=FIVE, num_rounds=5, rounds={"quorum": None}, tampers={"c": failing(will_repeat=False)})
+def test_failures_that_may_pass_exclude_for_ten_rounds_after_three_in_a_row() -> None:
+    world = World(names=FIVE, num_rounds=15, rounds={"quorum": None}, tampers={"c": failing(will_repeat=False)})
+    assert world.run() is RunStatus.FINISHED
+    assert [record.round for record in world.finished if "c" in names_of(record)] == [1, 2, 3, 14]
+    assert [(event.reason, event.last_round) for event in world.sink.of(ClientExcluded)] == [
+        ("no disk (3 times in a row)", 13), ("no disk (4 times in a row)", 24),
+    ]  # fmt: skip
+    assert "line-to-c" not in world.transport.refused, "it stays connected, and need not be started again"
+
+
+def test_a_client_that_is_started_again_and_again_only_to_fail_is_left_alone_for_ten_rounds() -> None:
+    """Each failure will repeat, it says: its exclusion until a restart would otherwise cost the others each round."""
+    world = World(names=FIVE, num_rounds=12, rounds={"quorum": None}, tampers={"c": failing(will_repeat=True)})
+    emit, lines = world.sink.emit, iter(range(100))
+
+    def restart(event: Any) -> None:
+        emit(event)
+        if isinstance(event, ClientExcluded):
+            world.transport.connect(world.peer("c", address=f"line-{next(lines)}-to-c"))
+
+    world.sink.emit = restart  # type: ignore[method-assign]
     assert world.run() is RunStatus.FINISHED
     assert statuses(world, "c") == [ClientStatus.FAILED] * 3
-    assert [event.reason for event in world.sink.of(ClientExcluded)] == ["no disk (3 times in a row)"]
+
+
+def test_a_client_that_has_recovered_takes_part_again() -> None:
+    fail = failing(will_repeat=False)
+
+    def at_first(message: ServerMessage, honest: Answer) -> Answer:
+        return fail(message, honest) if isinstance(message, Broadcast) and message.key.round <= 3 else honest
+
+    world = World(names=FIVE, num_rounds=16, rounds={"quorum": None}, tampers={"c": at_first})
+    assert world.run() is RunStatus.FINISHED
+    assert statuses(world, "c") == [ClientStatus.FAILED] * 3 + [ClientStatus.COUNTED] * 3
+    assert len(world.sink.of(ClientExcluded)) == 1
+
+
+def test_a_new_connection_does_not_end_an_exclusion() -> None:
+    world = World(names=FIVE, num_rounds=8, rounds={"quorum": None}, tampers={"c": failing(will_repeat=False)})
+    emit = world.sink.emit
+
+    def reconnect(event: Any) -> None:
+        emit(event)
+        if isinstance(event, ClientExcluded):
+            world.transport.arrive(Left(address="line-to-c"))
+            world.transport.connect(world.peer("c", address="another-line-to-c"), delay=0.1)
+
+    world.sink.emit = reconnect  # type: ignore[method-assign]
+    assert world.run() is RunStatus.FINISHED
+    assert statuses(world, "c") == [ClientStatus.FAILED] * 3
+
+
+@pytest.mark.parametrize("how", ["fails", "is silent", "answers nonsense"])
+def test_a_client_that_trains_but_evaluates_nothing_is_excluded_after_three_rounds(how: str) -> None:
+    def tamper(message: ServerMessage, honest: Answer) -> Answer:
+        if not isinstance(honest, Evaluation):
+            return honest
+        failure = Failure(key=honest.key, reason="no memory")
+        return {"fails": failure, "is silent": None, "answers nonsense": replace(honest, num_correct=99)}[how]
+
+    world = World(names=FIVE, num_rounds=6, rounds={"quorum": None, "timeout": 1000.0}, tampers={"c": tamper})
+    assert world.run() is RunStatus.FINISHED
+    assert statuses(world, "c") == [ClientStatus.COUNTED] * 3
+    (excluded,) = world.sink.of(ClientExcluded)
+    assert "3 times in a row" in excluded.reason
+    assert excluded.last_round == 13
+    assert world.clock.now() < 250, "a silent one costs a minute a round, not the time limit"
+
+
+def test_a_configured_quorum_does_not_wait_for_who_is_excluded() -> None:
+    world = World(names=("a", "b", "c", "d"), num_rounds=5, rounds={"quorum": 4})
+    world.tampers = {"c": failing(will_repeat=False)}
+    assert world.run() is RunStatus.FINISHED
+    assert len(world.sink.of(RoundVoid)) == 3
+    assert [len(record.clients) for record in world.finished] == [3] * 5
+
+
+def test_clients_that_fail_in_turns_are_excluded_and_do_not_use_up_the_attempts_of_a_round() -> None:
+    """Of twelve, ten fail: far more attempts at the first round are void than a run may have in a row otherwise."""
+    names = tuple("abcdefghijkl")
+    world = World(
+        names=names, num_rounds=2, rounds={"quorum": None}, plan={"fraction": 0.25},
+        tampers=dict.fromkeys("abcdefghij", failing(will_repeat=False)),
+    )  # fmt: skip
+    assert world.run() is RunStatus.FINISHED
+    assert len(world.sink.of(RoundVoid)) > 10
+
+
+def test_the_failure_of_one_does_not_end_the_run_of_those_who_are_away_for_a_moment() -> None:
+    world = World(names=("a", "b"), num_rounds=2, rounds={"quorum": 1, "timeout": 50.0})
+    fail: Tamper = failing(will_repeat=True)
+
+    def leave_and_fail(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.key.round == 2:
+            world.transport.arrive(Left(address="line-to-b"))
+            world.transport.connect(world.peer("b", address="another-line-to-b"), delay=30.0)
+            return fail(message, honest)
+        return honest
+
+    world.tampers = {"a": leave_and_fail, "b": lambda m, honest: None if first_line(m) else honest}
+    lines: list[int] = []
+
+    def first_line(message: ServerMessage) -> bool:
+        """Whether b is asked to train in round 2 on the line that it loses."""
+        asked = isinstance(message, Broadcast) and message.key.round == 2 and message.purpose is Purpose.TRAIN
+        lines.extend([1] * asked)
+        return asked and len(lines) == 1
+
+    assert world.run() is RunStatus.FINISHED
+    assert statuses(world, "b")[-1] is ClientStatus.COUNTED
+
+
+@pytest.mark.parametrize(
+    ("purpose", "silent"), [(Purpose.TRAIN, False), (Purpose.EVALUATE, False), (Purpose.EVALUATE, True)]
+)
+def test_in_asynchronous_rounds_failures_exclude_alike(purpose: Purpose, silent: bool) -> None:
+    def tamper(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.purpose is purpose:
+            return None if silent else Failure(key=message.key, reason="no disk")
+        return honest
+
+    world = World(
+        names=("a", "b", "c"), num_rounds=30, algorithm=FedBuff(server_lr=1.0, buffer_size=2), rounds={"timeout": 3.0},
+        delays={"a": 1.0, "b": 1.3, "c": 0.4}, tampers={"c": tamper},
+    )  # fmt: skip
+    assert world.run() is RunStatus.FINISHED
+    excluded = world.sink.of(ClientExcluded)
+    assert "3 times in a row" in excluded[0].reason
+    first = excluded[0].last_round or 0
+    asked = {m.key.round for m in world.transport.broadcasts("line-to-c")}
+    assert not asked & set(range(first - 8, first)), "it is left alone, give or take the version then being made"
+    assert max(asked) > first, "and asked again"
 
 
 def test_a_counted_upload_forgives_what_was_before() -> None:

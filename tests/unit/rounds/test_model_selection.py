@@ -168,13 +168,39 @@ def test_a_comparison_is_used_to_the_very_bounds_of_what_can_be(accuracies: dict
     assert (found.reason, found.accuracies, found.best) == ("", accuracies, federation.kept["b"][0].best)
 
 
-def test_who_says_nothing_is_waited_for_as_long_as_all_rounds_may_take() -> None:
-    federation = world(num_rounds=3, rounds={"timeout": 50.0})
+def test_one_silent_store_costs_the_time_limit_of_one_round_once_half_of_the_stores_have_answered() -> None:
+    federation = world(num_rounds=30, rounds={"timeout": 50.0})
     federation.tampers["b"] = on_comparison(lambda comparison: None)
     federation.run()
-    assert store(federation, "b").reason == "no answer within 150 s"
-    assert federation.clock.now() == pytest.approx(150, abs=5)
+    assert store(federation, "b").reason == "no answer within 50 s"
+    assert federation.clock.now() == pytest.approx(50, abs=5)
     assert store(federation, "a").best is not None
+
+
+def test_a_slower_store_has_five_times_as_long_and_a_round_as_half_of_the_stores_took() -> None:
+    honest = world(num_rounds=30, rounds={"timeout": 50.0})
+
+    def compares_after(name: str, seconds: float) -> Callable[[ServerMessage, Answer], Answer]:
+        def tamper(message: ServerMessage, answer: Answer) -> Answer:
+            if not isinstance(answer, Comparison):
+                return answer
+            late = Reply(address=f"line-to-{name}", message=answer, num_bytes=1, task=answer.key)
+            honest.transport.arrive(late, delay=seconds)
+            return None
+
+        return tamper
+
+    for name, seconds in {"a": 10.0, "b": 20.0, "c": 149.0}.items():
+        honest.tampers[name] = compares_after(name, seconds)
+    honest.run()
+    assert all(store(honest, name).best is not None for name in "abc"), "5 · 20 + 50 s is what half of them allow"
+
+
+def test_if_all_are_silent_the_limit_is_that_of_all_rounds() -> None:
+    federation = world(num_rounds=3, rounds={"timeout": 50.0})
+    federation.tampers |= dict.fromkeys("abc", on_comparison(lambda comparison: None))
+    federation.run()
+    assert store(federation, "b").reason == "no answer within 150 s"
 
 
 def test_who_leaves_is_named_and_nobody_waits_for_it() -> None:

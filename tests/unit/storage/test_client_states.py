@@ -29,7 +29,7 @@ def upload(of: TaskKey) -> Upload:
         vectors={"delta": torch.rand(100)},
         num_examples=1,
         num_steps=2,
-        train_loss=float("nan"),
+        train_loss=0.25,
         seconds=0.1 + 0.2,
     )
 

@@ -2,12 +2,14 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Evaluation, TaskKey, Upload, auxiliary_vectors
 from fedshelf.core.ports import Received, Spool
 from fedshelf.serialization import messages as payload
@@ -106,6 +108,32 @@ def test_what_a_crash_left_unfinished_or_damaged_is_not_found(tmp_path: Path, ca
         assert list(FileSpool(tmp_path).names(KEY)) == ["whole"]
     assert "asked again" in caplog.text
     assert {path.stem for path in folder.iterdir()} == {Path(file_name("whole")).stem}
+
+
+@pytest.mark.parametrize("damage", ["digits as text", "no JSON", "nested too deep", "no header", "no vectors"])
+def test_what_can_no_longer_be_read_is_refused_and_the_others_are_there(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of an earlier process: the digest of its vectors is right, and its header is read only now."""
+    FileSpool(tmp_path).put(KEY, "a", upload())
+    FileSpool(tmp_path).put(KEY, "b", upload())
+    spool = FileSpool(tmp_path)
+    assert list(spool.names(KEY)) == ["a", "b"]
+    vectors = tmp_path / "000003-001" / file_name("a")
+    header = vectors.with_suffix(".json")
+    text = header.read_text()
+    damages: dict[str, Callable[[], object]] = {
+        "digits as text": lambda: header.write_text(text.replace('\\"num_steps\\":3', '\\"num_steps\\":\\"999\\"')),
+        "no JSON": lambda: header.write_text(text[:-30]),
+        "nested too deep": lambda: header.write_text("[" * 100_000),
+        "no header": header.unlink,
+        "no vectors": lambda: vectors.write_bytes(b""),
+    }
+    damages[damage]()
+    with caplog.at_level(logging.WARNING), pytest.raises(RefusedError, match="can no longer be read"):
+        spool.get(KEY, "a")
+    assert "the upload of client 'a' can no longer be read" in caplog.text
+    assert same_bytes(spool.get(KEY, "b"), upload())
 
 
 def test_a_body_that_came_as_a_file_is_moved_and_not_copied(tmp_path: Path) -> None:
