@@ -328,8 +328,12 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     log = pair.fedshelf("audit-log")
     assert log.end() == 0
     found = [event["event"] for event in log.events]
-    for event in ("token made", "enrolled", "enrollment refused", "revoked"):
+    for event in ("token made", "enrolled", "enrollment refused", "revoked", "run started", "joined", "upload",
+                  "round finished", "run ended"):  # fmt: skip
         assert event in found
+    upload = next(event for event in log.events if event["event"] == "upload" and event["verdict"] == "counted")
+    assert upload["bytes"] > 1000
+    assert len(upload["digest"]) == 64
     assert Token.parse(token).secret not in json.dumps(log.events)
     path = next((pair.root / "home" / "identity").glob("audit-*.jsonl"))
     path.write_text(path.read_text().replace("lyon-03", "nice-03"))

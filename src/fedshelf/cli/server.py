@@ -35,6 +35,7 @@ def server(
     from fedshelf.deploy.flower_server import EmbeddedServer
     from fedshelf.identity.chain import Chain
     from fedshelf.storage.spool import FileSpool
+    from fedshelf.tracking.audit import AuditSink
 
     listen = parse_address(config.address)
     advertised = [parse_advertised(text, listen) for text in config.advertise]
@@ -45,7 +46,11 @@ def server(
     tls = _tls(config, hosts)
     chain = Chain(places.identity_directory(), is_open=config.admission == "open")
     chain.local_token()  # before anybody can connect
-    with watching(as_json=as_json) as watcher, stop_on_signals() as stop, open_run(config, watchers=(watcher,)) as run:
+    with (
+        watching(as_json=as_json) as watcher,
+        stop_on_signals() as stop,
+        open_run(config, watchers=(watcher, AuditSink(chain.audit))) as run,
+    ):
         incoming = run.directory.incoming
         with EmbeddedServer(
             host=listen.host,

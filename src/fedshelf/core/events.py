@@ -76,6 +76,8 @@ class RunStarted:
         min_clients: clients needed to start.
         num_test: test photos at the server; None if it has none.
         num_test_left_out: further test photos, of products that no client holds.
+        catalogue_digest: digest of the products.
+        config_digest: digest of the run's configuration.
     """
 
     run_id: str
@@ -86,6 +88,8 @@ class RunStarted:
     min_clients: int
     num_test: int | None = None
     num_test_left_out: int = 0
+    catalogue_digest: str = ""
+    config_digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +204,8 @@ class UploadReceived:
         reason: why the upload is not counted.
         num_done: members that have replied so far.
         num_cohort: size of the cohort.
+        num_bytes: size of the reply on the wire; 0 if there is none.
+        digest: digest of the reply's vectors as they were received; "" if there are none.
     """
 
     round: int
@@ -208,6 +214,8 @@ class UploadReceived:
     reason: str
     num_done: int
     num_cohort: int
+    num_bytes: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,6 +245,7 @@ class RoundFinished:
         bytes_down: payload sent to all clients.
         best_round: the best round so far.
         virtual_seconds: duration in a simulation's virtual time, including void attempts.
+        model_digest: digest of the new model.
     """
 
     round: int
@@ -251,6 +260,7 @@ class RoundFinished:
     bytes_down: int
     best_round: int | None
     virtual_seconds: float | None = None
+    model_digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,10 +27,10 @@ from cryptography import x509
 from fedshelf.core.errors import IdentityError
 from fedshelf.identity import certificates
 from fedshelf.identity.audit_log import AuditLog
-from fedshelf.identity.keys import PRIVATE, KeyPair, PublicKey, passphrase
+from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
 from fedshelf.identity.roster import Entry, Roster, StoreState
 from fedshelf.identity.tokens import Token, new_secret
-from fedshelf.storage.atomic_files import saying_what_to_do, write_atomically
+from fedshelf.storage.atomic_files import make_own_folder, saying_what_to_do, write_atomically
 from fedshelf.storage.lock import file_lock
 
 AUTHORITY_LIFETIME = datetime.timedelta(days=3 * 365)
@@ -79,9 +79,7 @@ class Chain:
     def __init__(self, folder: Path, *, is_open: bool = False, now: datetime.datetime | None = None) -> None:
         self._folder = folder
         self._is_open = is_open
-        with saying_what_to_do("make folder", folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        make_own_folder(folder)
         self.audit = AuditLog(folder)
         self._lock = threading.Lock()
         self._roster, self._seen = Roster(), (0, 0, 0)
@@ -126,7 +124,7 @@ class Chain:
             authority: see `Token.authority`.
         """
         text = json.dumps({"addresses": list(addresses), "authority": authority})
-        write_atomically(self._folder / "server.json", text, mode=PRIVATE)
+        write_atomically(self._folder / "server.json", text)
 
     def server(self) -> tuple[tuple[str, ...], str] | None:
         """What `note_server` kept; None if no server has been started."""
@@ -261,7 +259,7 @@ class Chain:
                 return path.read_text(encoding="ascii")
             secret = new_secret()
             self._write_tokens([*self._tokens(), OpenToken(secret=_digest(secret), uses=UNLIMITED)])
-            write_atomically(path, secret, mode=PRIVATE)
+            write_atomically(path, secret)
             return secret
 
     def _open_token(
@@ -327,10 +325,10 @@ class Chain:
 
     def _write_tokens(self, tokens: Sequence[OpenToken]) -> None:
         fields = [{name: getattr(token, name) for name in OpenToken.__slots__} for token in tokens]
-        write_atomically(self._folder / "tokens.json", json.dumps(fields, indent=1) + "\n", mode=PRIVATE)
+        write_atomically(self._folder / "tokens.json", json.dumps(fields, indent=1) + "\n")
 
     def _write(self, roster: Roster) -> None:
-        write_atomically(self._folder / "roster.json", roster.signed(self._keys), mode=PRIVATE)
+        write_atomically(self._folder / "roster.json", roster.signed(self._keys))
 
 
 def _match(tokens: Sequence[OpenToken], secret: str) -> OpenToken | None:

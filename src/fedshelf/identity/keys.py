@@ -17,7 +17,6 @@ from fedshelf.core.errors import IdentityError
 from fedshelf.storage.atomic_files import saying_what_to_do, write_atomically
 
 PASSPHRASE_VARIABLE = "FEDSHELF_PASSPHRASE"  # noqa: S105 the name of a variable
-PRIVATE = 0o600
 _CURVE, _HASH = ec.SECP256R1(), ec.ECDSA(hashes.SHA256())
 _PUBLIC_CHARACTERS = 44  # of a compressed point of 33 bytes
 
@@ -105,7 +104,7 @@ class KeyPair:
         Raises:
             RunError: the file cannot be written.
         """
-        write_atomically(path, self.pem(passphrase), mode=PRIVATE)
+        write_atomically(path, self.pem(passphrase))
 
     def pem(self, passphrase: bytes | None = None) -> bytes:
         """The private key (PEM), encrypted if there is a passphrase."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fedshelf.core.errors import IdentityError
-from fedshelf.identity.keys import PRIVATE, KeyPair, PublicKey
+from fedshelf.identity.keys import KeyPair, PublicKey
 from fedshelf.storage.atomic_files import make_folder, saying_what_to_do, write_together
 
 RENEW_BEFORE = datetime.timedelta(days=30)
@@ -126,7 +126,7 @@ class StoreKeys:
         files: dict[Path, bytes | str] = {self.key_file: keys.pem(), self.certificate_file: enrollment.certificate}
         if enrollment.authority:
             files[self._folder / "authority.pem"] = enrollment.authority
-        write_together({**files, self._folder / "enrollment.json": text}, mode=PRIVATE)
+        write_together({**files, self._folder / "enrollment.json": text})
         (self._folder / "next.key").unlink(missing_ok=True)
         self._keys = keys
 

@@ -116,7 +116,7 @@ class RoundSteps:
             member = self._receive(reply, key, progress.assignment.share(reply.client))
             if member.status is ClientStatus.COUNTED:
                 progress.record_pace(reply.client, self._timer.now())
-            self._note(progress, key, member)
+            self._note(progress, key, member, reply)
             if member.status is not ClientStatus.COUNTED:
                 will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
                 self._membership.on_failed(reply.client, member.reason, will_repeat=will_repeat)
@@ -303,12 +303,14 @@ class RoundSteps:
         will_repeat = reply is not None and isinstance(reply.message, Failure) and reply.message.will_repeat
         self._membership.on_failed(name, reason, doing=Purpose.EVALUATE, will_repeat=will_repeat)
 
-    def _note(self, progress: RoundProgress, key: TaskKey, member: Participation) -> None:
+    def _note(self, progress: RoundProgress, key: TaskKey, member: Participation, reply: Reply | None = None) -> None:
         progress.members[member.client] = member
+        source = reply.source if reply else None
         self._ports.sink.emit(
             UploadReceived(
                 round=key.round, client=member.client, status=member.status, reason=member.reason,
                 num_done=len(progress.members), num_cohort=len(progress.cohort),
+                num_bytes=reply.num_bytes if reply else 0, digest=source.digest if source else "",
             )
         )  # fmt: skip
 

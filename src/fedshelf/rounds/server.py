@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
-from fedshelf.compression.download import Downloads
+from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.messages import RUN_FINISHED, ClassFolder
@@ -125,6 +125,7 @@ class Server:
                 run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
                 num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.start_clients,
                 num_test=model.num_test, num_test_left_out=model.num_test_left_out,
+                catalogue_digest=catalogue.digest, config_digest=plan.config_digest,
             )
         )  # fmt: skip
         setup = setup_of(plan, catalogue, model.layout)
@@ -190,7 +191,8 @@ class Server:
         best = self._plan.early_stopping.better(record, state.best)
         is_best = best is not None and best.round == record.round
         state = replace(state, best=best)
-        record = replace(record, best_round=best.round if best else None)
+        digest = name_of(state.model.published)
+        record = replace(record, best_round=best.round if best else None, model_digest=digest)
         if self._ports.virtual is not None:  # includes the time of void attempts
             record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
             state = self._ports.virtual.snapshot(state)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshelf.core.errors import RunError
-from fedshelf.storage.atomic_files import saying_what_to_do
+from fedshelf.storage.atomic_files import open_private, saying_what_to_do
 
 START = "0" * 64
 """What the first line has as the hash of the line before."""
@@ -62,9 +62,8 @@ class HashChain:
         Raises:
             RunError: the file cannot be written, or its last line is not whole.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         with saying_what_to_do("write", self._path):
-            descriptor = os.open(self._path, flags, 0o600)
+            descriptor = open_private(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 before = self._head(_tail(descriptor))
@@ -87,7 +86,7 @@ class HashChain:
         """
         with saying_what_to_do("read", self._path):
             try:
-                descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = open_private(self._path, os.O_RDONLY)
             except FileNotFoundError:
                 return Head(number=0, hash=START)
             try:

@@ -94,7 +94,7 @@ def file_lock(path: Path) -> Iterator[None]:
         RunError: the file cannot be written.
     """
     with saying_what_to_do("lock", path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except BaseException:

@@ -68,7 +68,7 @@ def test_who_introduces_itself_without_usable_classes_does_not_count_for_the_sta
     classes: tuple[ClassFolder, ...],
 ) -> None:
     world = World(names=("a", "b"), num_rounds=1)
-    peer = world.peer("a", identity="odd", address="odd-line")
+    peer = world.peer("a", address="odd-line")
     peer.join = replace(peer.join, client="odd", classes=classes)
     world.transport.connect(peer)
     world.transport.connect(world.peer("a"))
