@@ -33,8 +33,9 @@ UPLOAD_MODELS = 4
 UPLOAD_SLACK = 64 << 20
 UPLOAD_UNKNOWN = 1 << 30  # if no model has been sent yet: clients of a resumed run may already have it
 
-STALE_SECONDS = 24 * 3600.0  # an upload not resumed for this long is deleted
-SWEEP_SECONDS = 3600.0
+STALE_SECONDS = 3600.0  # an upload not resumed for this long is deleted
+SWEEP_SECONDS = 600.0
+RESERVED_BYTES = 256 << 20  # of disk space, for the run itself: uploads do not use it
 _BLOCK = 1 << 20
 
 
@@ -102,6 +103,8 @@ class UploadFile:
         """See `Incoming.open`."""
         with self._lock:
             self._select(digest, size)
+            if shutil.disk_usage(self._folder).free < size - start + RESERVED_BYTES:
+                raise RefusedUploadError(507, "the server has no room for it at the moment")
             if start != self._arrived:
                 raise RefusedUploadError(409, f"{self._arrived} bytes are here", arrived=self._arrived)
             self._turn += 1

@@ -176,11 +176,11 @@ class Credentials:
             headers = {**signer.headers("POST", "/fedshelf/renew", body), "content-type": "application/json"}
             answer = connection.request("POST", "/fedshelf/renew", headers, body)
         if answer.status == 200:
-            self._save(answer, enrollment.authority if enrollment else "", self.keys.pair())
+            self._save(answer, enrollment.authority if enrollment else "", self.keys.pair(), enrollment)
         else:
             logger.warning("the certificate was not renewed: the server answers %d", answer.status)
 
-    def _save(self, answer: Answer, pinned: str, keys: KeyPair) -> None:
+    def _save(self, answer: Answer, pinned: str, keys: KeyPair, renews: Enrollment | None = None) -> None:
         if answer.status in PASSING_STATUSES or answer.status == 401:  # FedShelf never answers 401 here: a proxy did
             raise ServerUnavailableError(f"{self.address} answers {answer.status} to the request to enroll")
         try:
@@ -197,6 +197,11 @@ class Credentials:
                 f"{self.address} answers {answer.status} to the request to enroll, and not as a FedShelf server does: "
                 "check --server-address"
             ) from error
+        if renews and renews.chain != enrollment.chain:
+            raise IdentityError(
+                f"{self.address} shows another chain's key than when this store was enrolled: ask headquarters whether "
+                "the server was set up anew; if so, get a new token"
+            )
         self.keys.save(enrollment, keys)
 
     def _context(self) -> ssl.SSLContext | None:

@@ -48,7 +48,7 @@ def test_the_start_waits_until_the_store_is_gone(caplog: pytest.LogCaptureFixtur
 def test_more_stores_of_its_kind_make_it_usual() -> None:
     world = flooded()
     for name in "de":
-        peer = world.peer("a", identity=name, address=f"line-to-{name}")
+        peer = world.peer("a", address=f"line-to-{name}")
         peer.join = replace(peer.join, client=name, classes=(*FLOOD, *peer.join.classes))
         world.transport.connect(peer, delay=30.0)
     assert world.server().run() is RunStatus.FINISHED

@@ -221,6 +221,8 @@ def test_every_event_is_kept_in_order_from_any_thread(run: RunDirectory) -> None
         "reason": "NaN",
         "num_done": 1,
         "num_cohort": 1,
+        "num_bytes": 0,
+        "digest": "",
     }
 
 
