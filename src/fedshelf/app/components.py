@@ -1,7 +1,6 @@
 """Builds all objects except transports from the configuration."""
 
 import logging
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +21,7 @@ from fedshelf.config import files
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
-from fedshelf.core.errors import DataError, RefusedError
+from fedshelf.core.errors import DataError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
 from fedshelf.core.settings import load
@@ -244,25 +243,26 @@ def pacing_of(config: RunConfig) -> Pacing:
     )  # fmt: skip
 
 
-def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None) -> OpenedSetup:
+def open_setup(
+    setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None,
+    accept: Callable[[RunConfig], None] = lambda config: None,
+) -> OpenedSetup:  # fmt: skip
     """Build the objects that a setup describes.
 
     Args:
         setup: the setup.
         device: the device to compute on.
         make_module: creates the caller's own model, if there is one.
+        accept: called with the configuration before anything is built; may refuse it.
 
     Returns:
         The objects.
 
     Raises:
-        RefusedError: the server's configuration cannot be read.
+        RefusedError: the server's configuration cannot be read, or is refused.
     """
-    try:
-        values = tomllib.loads(setup.config)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
-    config = files.parse(RunConfig, values, where="the server's configuration")
+    config = files.from_a_server(setup.config)
+    accept(config)
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
     chosen = choose_forward(bound_model, config.image_size, config.compile)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedshelf.core.choices import NormName
-from fedshelf.core.errors import ModelError
+from fedshelf.core.errors import ModelError, PolicyError
 from fedshelf.models.resnet import GROUPS
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
             pretrained and num_classes == timms.pretrained_cfg["num_classes"]
         ):  # the same number of classes, but other ones
             timms.reset_classifier(num_classes)
+    except PolicyError:
+        raise
     except Exception as error:
         if pretrained:
             raise ModelError(
