@@ -168,7 +168,8 @@ class BlobClient:
             try:
                 held.expect(response.length or 0)
             except RefusedError:
-                self._connection.close()  # its body is not read
+                response.close()  # its body is not read
+                self._connection.close()
                 raise
             return response
         self._connection.close()

@@ -201,7 +201,8 @@ def _answer(response: http.client.HTTPResponse) -> Answer:
     Raises:
         HTTPException: it is longer than `MAX_ANSWER_BYTES`, or ends early.
     """
-    content = response.read(MAX_ANSWER_BYTES + 1)
+    with response:  # one that ends with its connection holds that open, even once `_Connection` is closed
+        content = response.read(MAX_ANSWER_BYTES + 1)
     if len(content) > MAX_ANSWER_BYTES:
         raise http.client.HTTPException(f"the answer is longer than {MAX_ANSWER_BYTES:,} bytes")
     if response.length:
