@@ -3,11 +3,9 @@
 ``python -m tests.hostile_server ADDRESS MESSAGE…``
 
 It takes one client at a time and sends it the next MESSAGE each time that it has an answer to the one before, also
-over the client's restarts, and prints each answer as an event. A message is a name of `SETUPS`, or a task:
-
-    train:ROUND:ATTEMPT:MODEL[:STEPS]    evaluate:ROUND:ATTEMPT:MODEL    compare:ROUND:ATTEMPT:MODEL    a name of `TASKS`
-
-where MODEL is a number that all of the model's values are shifted by.
+over the client's restarts, and prints each answer as an event. A message is a name of `SETUPS`, `TASKS` or `BROKEN`, or
+a task PURPOSE:ROUND:ATTEMPT:MODEL[:STEPS], where MODEL is a number that all of the model's values are shifted by. After
+`restart`, the next message waits for another process of the client.
 """
 
 import json
@@ -16,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from flwr.app import Error, Message, RecordDict
 
 from fedshelf.app.components import bound_model_of
 from fedshelf.config import files
@@ -104,6 +103,19 @@ TASKS: Mapping[str, Callable[[int], Broadcast]] = {
 }
 
 
+def _broken(message: Message, **fields: object) -> Message:
+    message.__dict__.update(fields)
+    return message
+
+
+BROKEN: Mapping[str, Callable[[int], Message]] = {
+    "no-content": lambda node: _broken(
+        Message(RecordDict(), node, "query"), _content=None, _error=Error(code=1, reason="x")
+    ),
+}
+"""Flower messages for a node that are none of ours, and get no answer: the next waits until the client joins again."""
+
+
 class HostileServer:
     """Makes the messages for one client."""
 
@@ -148,7 +160,10 @@ def main(address: str, orders: Sequence[str]) -> None:
                 case Joined(join=join, address=client):
                     print(json.dumps({"event": "joined", "client": join.client}), flush=True)
                     server = HostileServer(join)
-                    if left:
+                    if left and left[0] in BROKEN:
+                        (connection,) = transport._connections.values()
+                        transport._push(connection, BROKEN[left.pop(0)](connection.node_id))
+                    elif left:
                         transport.send(client, server.message(left[0]))
                 case Reply(address=client, message=answer, reason=reason) if left and server:
                     current = left.pop(0)

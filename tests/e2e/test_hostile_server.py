@@ -138,6 +138,15 @@ def test_a_catalogue_that_leaves_one_photo_is_refused(pair: Site) -> None:
     assert "leave 1 of 31 photos to train on" in reason(server, "one-class-of-one-photo")
 
 
+def test_a_message_that_flower_never_sends_costs_the_session_and_not_the_client(pair: Site) -> None:
+    server, client_of = start(pair, "no-content", "honest", "train:1:0:0")
+    client = client_of()
+    assert [kind for _, kind in answers(server)] == ["Ready", "Upload"]
+    assert "what the server sent cannot be used: ValueError" in client.text()
+    assert "joining again" in client.text()
+    assert "Traceback" not in client.text()
+
+
 def test_an_open_policy_lets_a_trial_do_anything_and_says_so(pair: Site) -> None:
     server, client_of = start(pair, "one-photo-a-step", "train:1:0:0", "train:1:1:1", policy="open")
     client = client_of()
@@ -165,7 +174,7 @@ class RawServer:
 
     def __init__(self, path: str, start: bytes, more: bytes) -> None:
         self._listener = listener()
-        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._path, self._start, self._more = path, start, more
         self.num_attacks = 0
         self.attacked = threading.Condition()
@@ -232,8 +241,9 @@ def raw() -> Iterator[Callable[..., RawServer]]:
         server.close()
 
 
-@pytest.mark.parametrize("path", ["/fedshelf/health", "/fedshelf/pull"])
-@pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.parametrize(
+    ("what", "path"), [*((what, "/fedshelf/pull") for what in ENDLESS), ("body", "/fedshelf/health")]
+)
 def test_an_endless_answer_costs_the_session_and_not_the_client(
     pair: Site, raw: Callable[..., RawServer], what: str, path: str
 ) -> None:
