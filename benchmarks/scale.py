@@ -29,6 +29,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError
 from fedshelf.core.events import Event, RoundFinished, RoundStarted
 from fedshelf.core.messages import ClassFolder
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.engine import simulate_stores
 
@@ -75,7 +76,7 @@ class DrawnStores:
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
         return CLASSES
 
-    def num_photos(self, name: str) -> int:
+    def num_photos(self, name: str, catalogue: Catalogue) -> int:
         return PHOTOS_PER_STORE
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:

@@ -67,7 +67,7 @@ def run(workload: Workload, folder: Path, run_dir: Path) -> dict[str, list[float
         config_of(workload, run_dir), stores=stores, test=test, class_names=names, model=MakeModule(workload)
     )  # fmt: skip
     rounds = run_summary(run_dir).rounds
-    figures = {
+    figures: dict[str, list[float | None]] = {
         "train_loss": [each.train_loss for each in rounds],
         "round_seconds": [each.seconds for each in rounds[1:]],
         "test_accuracy": [each.central_accuracy for each in rounds if workload.num_test],

@@ -42,8 +42,8 @@ file or the journal of a service gets one line per event without colors or curso
 
 | exit code | meaning |
 |---|---|
-| 0 | fine; a client also when it was asked to stop |
-| 1 | failed, or a run that was stopped before its last round; the reason is on the standard error stream |
+| 0 | finished, or stopped on request |
+| 1 | failed; the reason is on the standard error stream |
 | 2 | wrong usage: nothing was started |
 | 130 | stopped at once by a second Ctrl-C |
 

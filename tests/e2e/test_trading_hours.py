@@ -11,10 +11,9 @@ import torch
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Upload
 from fedshelf.core.ports import Left, Reply
-from fedshelf.deploy import active_hours as opening
-from fedshelf.deploy import client_loop
-from fedshelf.deploy.active_hours import Availability
+from fedshelf.deploy import client_loop, waiting
 from fedshelf.deploy.flower_server import EmbeddedServer
+from fedshelf.deploy.waiting import Availability
 from fedshelf.scheduling.active_hours import DAY, active_hours
 from tests.ports import free_port
 from tests.processes import Site, statuses
@@ -38,7 +37,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def quick_naps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that a test sets is looked at often."""
-    monkeypatch.setattr(opening, "NAP_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "NAP_SECONDS", 0.05)
 
 
 def says(client: ThreadClient, text: str) -> None:

@@ -27,8 +27,8 @@ import torch
 
 from fedshelf.core.messages import PROTOCOL_VERSION, Broadcast, Join, Purpose, TaskKey, Upload
 from fedshelf.core.ports import Joined, Reply
-from fedshelf.deploy.flower_apps import make_client_app
-from fedshelf.deploy.flower_apps import make_server_app
+from fedshelf.deploy.stock import make_client_app
+from fedshelf.deploy.stock import make_server_app
 
 
 def make_handler(config):

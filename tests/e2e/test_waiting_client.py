@@ -21,7 +21,7 @@ from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_engine import FlowerEngine
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ensure_server_tls, issue, read_certificate, read_key
-from fedshelf.deploy.wait_reporter import WaitReporter
+from fedshelf.deploy.waiting import WaitReporter
 from tests.connect_proxy import connect_proxy
 from tests.ports import free_port, listener
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, joined

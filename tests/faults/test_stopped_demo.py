@@ -25,7 +25,7 @@ def test_a_demo_whose_terminal_is_closed_ends_its_processes_and_the_next_one_wor
     processes = psutil.Process(demo.pid).children(recursive=True)
     assert len(processes) >= 2
     psutil.Process(demo.pid).send_signal(signal.SIGHUP)
-    assert demo.end() == 1
+    assert demo.end() == 0
     assert "Traceback" not in demo.text()
     assert [process for process in processes if process.is_running() and process.status() != "zombie"] == []
 

@@ -24,7 +24,7 @@ from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
-from fedshelf.core.settings import load
+from fedshelf.core.settings import load, settings_of
 from fedshelf.core.stages import Stage
 from fedshelf.core.text import some
 from fedshelf.data.augmentation import Augmentation
@@ -35,18 +35,18 @@ from fedshelf.data.folder import PhotoFolder, has_split, scan
 from fedshelf.models.build import ModelSettings, build
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
-from fedshelf.privacy.clipping import Clip
+from fedshelf.privacy.registry import STAGES
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
 from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.scheduling.work_assignment import Pacing
 from fedshelf.scheduling.workload import Workload
-from fedshelf.training import schedule
 from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
-from fedshelf.training.compiled import choose_forward
+from fedshelf.training.compiled import compile_forward
 from fedshelf.training.device import choose
+from fedshelf.training.optimizer import client_lr
 from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,12 @@ def component_of(config: RunConfig, family: str) -> Any:
     return config.settings_of(load(FAMILIES[family][getattr(config, family)]))
 
 
+def optional_components(config: RunConfig, registry: Mapping[str, str]) -> list[Any]:
+    """Create the components of `registry` whose first setting the run has set, with their settings."""
+    switches = {component: next(iter(settings_of(component).values())) for component in map(load, registry.values())}
+    return [config.settings_of(component) for component, switch in switches.items() if getattr(config, switch.key)]
+
+
 def algorithm_of(config: RunConfig) -> Algorithm:
     """Create the configured algorithm (client and server half)."""
     return cast(Algorithm, component_of(config, "algorithm"))
@@ -124,14 +130,10 @@ def personalization_of(config: RunConfig) -> Personalization:
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
     """Return the learning rate of local training as a function of the round."""
-
-    def learning_rate(round: int) -> float:
-        return schedule.client_lr(
-            config.client_lr, schedule=config.lr_schedule, warmup_rounds=config.warmup_rounds, round=round,
-            num_rounds=config.rounds,
-        )  # fmt: skip
-
-    return learning_rate
+    return partial(
+        client_lr, base=config.client_lr, schedule=config.lr_schedule, warmup_rounds=config.warmup_rounds,
+        num_rounds=config.rounds,
+    )  # fmt: skip
 
 
 def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
@@ -152,13 +154,11 @@ def codec_policy_of(config: RunConfig, codec: str) -> CodecPolicy:
 
 
 def uploads_of(config: RunConfig) -> UploadPipeline:
-    """Create the stages that an upload passes through, on both sides."""
+    """Create the stages that an upload passes through, on both sides, in the order of their positions."""
     policy = codec_policy_of(config, config.codec_up)
-    stages: list[Stage] = [
-        *([] if config.clip_norm is None else [Clip(max_norm=config.clip_norm)]),
-        *([] if policy.is_plain else [Encode(policy=policy)]),
-    ]
-    return UploadPipeline(stages=tuple(stages))
+    stages: list[Stage] = optional_components(config, STAGES)
+    stages += [] if policy.is_plain else [Encode(policy=policy)]
+    return UploadPipeline(stages=tuple(sorted(stages, key=lambda stage: stage.declares.position)))
 
 
 def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
@@ -265,12 +265,12 @@ def open_setup(
     accept(config)
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
-    chosen = choose_forward(bound_model, config.image_size, config.compile)
-    logger.debug("compiled: %s (%s)", chosen.compiled, chosen.reason)
+    if config.compile == "on":
+        bound_model = compile_forward(bound_model, config.image_size)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=chosen.bound,
+        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=bound_model,
         uploads=uploads_of(config), personalization=personalization_of(config),
-        batch_sizes=BatchSizes(chosen.bound) if config.dynamic_batch else None,
+        batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
 
 

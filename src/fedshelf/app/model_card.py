@@ -58,6 +58,21 @@ def save_global(
     save_model(folder, _tensors(bound), catalogue.names, card)
 
 
+def save_initial(folder: Path, bound: BoundModel, catalogue: Catalogue, loaded: WeightsLoaded | None) -> None:
+    """Save the model before the first round.
+
+    Args:
+        folder: created if it does not exist.
+        bound: contains the model.
+        catalogue: names the model's outputs.
+        loaded: which of a file's weights are used, if any.
+
+    Raises:
+        RunError: see `save_global`.
+    """
+    save_model(folder, _tensors(bound), catalogue.names, {"initial_weights": asdict(loaded) if loaded else None})
+
+
 def save_chosen(
     folder: Path, bound: BoundModel, config: RunConfig, catalogue: Catalogue, *, client: str, comparison: Comparison
 ) -> None:  # fmt: skip

@@ -1,5 +1,6 @@
 """Uses a trained model: loads it, predicts the products in photos, and evaluates it on folders of photos."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import is_run
 from fedshelf.tracking.runs import resolve_run
 from fedshelf.training.trainer import EVALUATION_BATCH
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +204,8 @@ class Predictor:
             DataError: there are no photos of products that the model knows.
         """
         found, cache = scan(photos, val_fraction=0.0, seed=0), PhotoCache(root=places.photo_cache())
+        for finding in found.findings:
+            logger.warning(finding)
         catalogue = _catalogue(self.folder, self.labels)
         loaded = load_photos(found.train, catalogue, cache, self.image_size, allow_empty=True)
         photo_set, size = loaded.photo_set, len(self.labels)

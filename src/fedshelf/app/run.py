@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import (
@@ -18,34 +19,38 @@ from fedshelf.app.components import (
     bound_model_of,
     component_of,
     module_of,
+    optional_components,
     personalization_of,
     plan_of,
     scan_test_photos,
     test_photos,
     uploads_of,
 )
-from fedshelf.app.model_card import save_global
+from fedshelf.app.model_card import save_global, save_initial
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import least_budget
 from fedshelf.config import files, places
-from fedshelf.config.families import FAMILIES
+from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import ModelError, RunError, UsageError
+from fedshelf.core.errors import DataError, ModelError, RunError, UsageError
 from fedshelf.core.events import Event, RoundFinished, RunStarted, WeightsLoaded
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
+from fedshelf.core.text import some
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
-from fedshelf.models.initial_weights import check_fit, load_initial_weights, read_initial_weights
+from fedshelf.models.initial_weights import check_fit, extra_tensors, load_initial_weights, read_initial_weights
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
 from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import RunDirectory, differences, is_run, new_run_id
 from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.registry import SINKS
 from fedshelf.tracking.runs import find_resumable
 from fedshelf.tracking.sinks import Sinks
 from fedshelf.training.bound_model import BoundModel
@@ -105,7 +110,7 @@ def open_run(
 
     Args:
         config: the run's configuration.
-        watchers: sinks in addition to the run's database.
+        watchers: sinks in addition to the run's database and those of `SINKS` that it has set.
         in_background: write files in a separate thread; not for a server whose clients outlive it.
         make_module: creates the caller's own model, if there is one.
 
@@ -116,21 +121,22 @@ def open_run(
         RunError: the directory has different settings (listed), another process runs it, or it cannot be written to.
         UsageError: there is no run to extend, or settings are invalid (all are listed).
     """
-    _check(config, make_module)
-    directory, is_new = _directory(config)
-    began = _HasBegun()
+    existing = _existing_run(config)
+    _check(config, make_module, existing)
+    directory = existing or _new_run(config)
+    began, optional = _HasBegun(), (*watchers, *optional_components(config, SINKS))
     with directory.lock():
         try:
             with closing(RunDatabase(directory.database)) as database:
                 if not in_background:
-                    sink = Sinks(required=(database, began), optional=watchers)
+                    sink = Sinks(required=(database, began), optional=optional)
                     yield OpenedRun(config=config, directory=directory, sink=sink)
                     return
                 with BackgroundWriter(database.emit_all) as writer:
-                    sink = Sinks(required=(writer, began), optional=watchers)
+                    sink = Sinks(required=(writer, began), optional=optional)
                     yield OpenedRun(config=config, directory=directory, sink=sink, writer=writer)
         except BaseException:
-            if is_new and not began.has_begun:
+            if existing is None and not began.has_begun:
                 directory.remove()
             raise
 
@@ -157,13 +163,15 @@ def make_server(
     """
     config, directory = run.config, run.directory
     kept = Catalogue.load(directory.catalogue) if directory.catalogue.exists() else None
-    aliases, given = _given_names(config)
-    if kept and given and kept.names != given.names:
-        logger.warning(
-            "--catalogue %s has changed since the run began and is not used: the run keeps its products. A new run "
-            "with --init takes over the rows of those that it has, too",
-            config.catalogue,
-        )
+    aliases, given = ({}, None) if kept else _given_names(config)
+    if kept and config.catalogue:
+        with suppress(DataError):  # the file may be gone
+            if Catalogue.load(config.catalogue).names != kept.names:
+                logger.warning(
+                    "--catalogue %s has changed since the run began and is not used: the run keeps its products. A new "
+                    "run with --init takes over the rows of those that it has, too",
+                    config.catalogue,
+                )
     plan = plan_of(
         config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
     )  # fmt: skip
@@ -190,16 +198,22 @@ def _global_model(
     Raises:
         UsageError: --byte-budget is too small for it.
     """
-    bound = bound_model_of(run.config, catalogue, device=run.config.device, make_module=make_module)
-    _check_budget(run.config, bound)
+    config, kept = run.config, _has_initial_model(run.directory)
+    named = config.model_copy(update={"pretrained": config.pretrained and not kept})
+    bound = bound_model_of(named, catalogue, device=config.device, make_module=make_module)
+    _check_budget(config, bound)
     loaded = None
-    if run.config.init is not None:
-        weights = read_initial_weights(run.config.init)
-        loaded = load_initial_weights(bound.module, weights, catalogue.names, _given_names(run.config)[0])
+    if kept:
+        loaded = _load_kept(bound, run.directory)
+    elif config.init is not None or config.pretrained:
+        if config.init is not None:
+            weights = read_initial_weights(config.init)
+            loaded = load_initial_weights(bound.module, weights, catalogue.names, _given_names(config)[0])
+        save_initial(run.directory.initial_model, bound, catalogue, loaded)
     evaluate_on_server = evaluator(catalogue, bound)
     known: list[bool] = []
-    if evaluate_on_server and run.config.test_dir:
-        classes = [class_folder(photo.class_path) for photo in scan_test_photos(run.config.test_dir).train]
+    if evaluate_on_server and config.test_dir:
+        classes = [class_folder(photo.class_path) for photo in scan_test_photos(config.test_dir).train]
         known = [catalogue.index_of(folder) is not None for folder in classes]
 
     def publish(params: Tensor, record: RoundFinished, best: bool) -> None:
@@ -228,23 +242,33 @@ def _given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:
     return aliases, catalogue.with_aliases(aliases) if catalogue and aliases else catalogue
 
 
-def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
+def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDirectory | None) -> None:
     """Detect later failures before the run is created and clients wait for it.
+
+    Args:
+        config: the run's configuration.
+        make_module: creates the caller's own model, if there is one.
+        existing: the run to resume, if any. It keeps its catalogue and the weights that it started from: the files may
+            be gone.
 
     Raises:
         UsageError: settings are invalid (all are listed).
         DataError: a configured file cannot be used.
     """
     components = [component_of(config, family) for family in FAMILIES]
+    components += [component for registry in OPTIONAL.values() for component in optional_components(config, registry)]
+    has_weights = existing is not None and _has_initial_model(existing)
+    has_catalogue = existing is not None and existing.catalogue.exists()
     problems = [
-        find_problem(config.model) or _problem_with_init(config, make_module), *_problems_with_codecs(config),
-        *_problems_with_asynchrony(config),
+        find_problem(config.model, pretrained=config.pretrained)
+        or (None if has_weights else _problem_with_weights(config, make_module)),
+        *_problems_with_codecs(config), *_problems_with_asynchrony(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
     for key, path, find in (
-        ("catalogue", config.catalogue, file_problem),
-        ("aliases", config.aliases, file_problem), ("data-dir", config.data_dir, folder_problem),
-        ("test-dir", config.test_dir, folder_problem),
+        ("catalogue", None if has_catalogue else config.catalogue, file_problem),
+        ("aliases", None if has_catalogue else config.aliases, file_problem),
+        ("data-dir", config.data_dir, folder_problem), ("test-dir", config.test_dir, folder_problem),
     ):  # fmt: skip
         if path is not None and (problem := find(path)):
             problems.append(f"--{key} {path}: {problem}")
@@ -260,27 +284,37 @@ def _check(config: RunConfig, make_module: ModuleFactory | None) -> None:
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError(*found)
-    _given_names(config)
+    if not has_catalogue:
+        _given_names(config)
     for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
         logger.warning("--test-dir: %s", finding)
 
 
-def _problem_with_init(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
-    """Explain why no run can start from the file, whatever its catalogue; logs a head that will start from scratch."""
-    if config.init is None:
+def _problem_with_weights(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
+    """Explain why no run can start from --init or --pretrained, whatever its catalogue; logs what will start fresh."""
+    if config.init is None and not config.pretrained:
         return None
     try:
-        weights = read_initial_weights(config.init)
-        module = module_of(config, len(weights.labels or ()) or 2, make_module)
-        reason = check_fit(module, weights)
-        personal = personalization_of(config).personal_names(module) & weights.tensors.keys()
+        weights = read_initial_weights(config.init) if config.init else None
+        labels = weights.labels if weights else None
+        module = module_of(config, len(labels or ()) or 2, make_module)
+        given = weights.tensors if weights else module.state_dict()
+        reason = check_fit(module, weights) if weights else ""
+        extra = extra_tensors(module, weights) if weights else []
+        personal = personalization_of(config).personal_names(module) & given.keys()
     except ModelError as error:
         return str(error)
+    source = f"--init {config.init}" if config.init else "--pretrained"
     if reason:
-        logger.warning("--init %s: the head will start fresh: %s", config.init, reason)
+        logger.warning("%s: the head will start fresh: %s", source, reason)
+    if extra:
+        logger.warning("%s: the model lacks the parts of %d of its tensors, which are left out: %s",
+            source, len(extra), some(extra))  # fmt: skip
     if personal:
-        logger.warning("--init %s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
-            config.init, len(personal), config.personalize)  # fmt: skip
+        logger.warning("%s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
+            source, len(personal), config.personalize)  # fmt: skip
+    if config.pretrained and any(isinstance(layer, nn.GroupNorm) for layer in module.modules()):
+        logger.warning("--pretrained: with --norm group, the normalization layers start fresh")
     return None
 
 
@@ -333,21 +367,33 @@ def _check_budget(config: RunConfig, bound: BoundModel) -> None:
         )
 
 
-def _directory(config: RunConfig) -> tuple[RunDirectory, bool]:
-    """Return the run's directory, and whether it has just been created."""
+def _has_initial_model(directory: RunDirectory) -> bool:
+    return (directory.initial_model / CARD).is_file()
+
+
+def _load_kept(bound: BoundModel, directory: RunDirectory) -> WeightsLoaded | None:
+    """Load the weights that the run started from: the given file may be gone, and must not be another one."""
+    tensors, _, card = load_model_files(directory.initial_model)
+    bound.module.load_state_dict(tensors)
+    loaded: dict[str, Any] | None = card["initial_weights"]
+    if loaded is None:
+        return None
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()}
+    return WeightsLoaded(**fields)
+
+
+def _existing_run(config: RunConfig) -> RunDirectory | None:
+    """Return the directory of the run to resume, or None if there is none."""
     toml = files.effective(config)
-    digest = files.digest(toml)
     if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
         raise UsageError("--extend adds rounds to a run: name that run with --run-dir DIR")
     if config.run_dir is None:
-        resumable = find_resumable(places.RUNS, digest)
+        resumable = find_resumable(places.RUNS, files.digest(toml))
         if resumable is not None:
             logger.info("resuming run %s", resumable.run_id)
-            return resumable, False
-    if config.run_dir is None or not is_run(config.run_dir):
-        run_id = new_run_id()
-        path = config.run_dir or places.RUNS / run_id
-        return RunDirectory.create(path, run_id=run_id, config_toml=toml, config_digest=digest), True
+        return resumable
+    if not is_run(config.run_dir):
+        return None
     directory = RunDirectory.open(config.run_dir)
     changed = differences(files.with_new_names(directory.config_toml), toml)
     if changed:
@@ -357,7 +403,13 @@ def _directory(config: RunConfig) -> tuple[RunDirectory, bool]:
             f"run {directory.run_id} in {config.run_dir} was started with other settings ({settings}). "
             f"Start it with the old ones{more}, or choose another --run-dir"
         )
-    return directory, False
+    return directory
+
+
+def _new_run(config: RunConfig) -> RunDirectory:
+    run_id, toml = new_run_id(), files.effective(config)
+    path = config.run_dir or places.RUNS / run_id
+    return RunDirectory.create(path, run_id=run_id, config_toml=toml, config_digest=files.digest(toml))
 
 
 def _evaluate_here(config: RunConfig) -> EvaluatorFactory:

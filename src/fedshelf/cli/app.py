@@ -9,10 +9,13 @@ import click
 import typer.main
 
 from fedshelf import __version__
-from fedshelf.cli import client, data, demo, evaluate, predict, runs, server, simulate
 from fedshelf.cli.commands import Commands, complaint
 from fedshelf.core.child_process import follow_parent
 from fedshelf.core.errors import FedShelfError
+from fedshelf.core.settings import load
+from fedshelf.core.system_errors import current_user, reason
+from fedshelf.core.text import from_filesystem
+from fedshelf.tracking.terminal import LogHandler, make_console, print_line
 
 HELP = "Train one product-recognition model over the stores of a retail chain. Photos never leave a store."
 EPILOG = """Run 'fedshelf COMMAND --help' for the flags of a command.
@@ -24,13 +27,22 @@ Documentation: docs/index.md in the source folder; 'make docs' makes a web site 
 
 Example: fedshelf demo"""
 
+COMMANDS: dict[str, str] = {
+    "demo": "fedshelf.cli.demo:demo",
+    "server": "fedshelf.cli.server:server",
+    "client": "fedshelf.cli.client:client",
+    "simulate": "fedshelf.cli.simulate:simulate",
+    "predict": "fedshelf.cli.predict:predict",
+    "evaluate": "fedshelf.cli.evaluate:evaluate",
+    "runs": "fedshelf.cli.runs:app",
+    "data": "fedshelf.cli.data:app",
+}
+"""Functions, and groups of commands, by name; in the order of the help."""
+
 app = Commands(help=HELP, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-for _command in (
-    demo.demo, server.server, client.client, simulate.simulate, predict.predict, evaluate.evaluate,
-):  # fmt: skip
-    app.command()(_command)
-app.add_typer(runs.app, name="runs")
-app.add_typer(data.app, name="data")
+for _name, _line in COMMANDS.items():
+    _found = load(_line)
+    app.add_typer(_found, name=_name) if isinstance(_found, Commands) else app.command(_name)(_found)
 
 
 def _show_version(asked: bool) -> None:
@@ -46,7 +58,6 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    from fedshelf.tracking.terminal import LogHandler
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
@@ -76,6 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
     except FedShelfError as error:
         code = _fail(error.args, error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        path = from_filesystem(str(error.filename))
+        code = _fail((f"'{path}' cannot be used by {current_user()}: {reason(error)}",), FedShelfError.exit_code)
     except KeyboardInterrupt:
         code = 130
     if isinstance(code, int) and code:
@@ -84,7 +100,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(problems: tuple[object, ...], exit_code: int) -> int:
     """Print the problems to standard error and return the exit code."""
-    from fedshelf.tracking.terminal import make_console, print_line
 
     console = make_console(stderr=True)
     for problem in problems:

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedshelf.cli.display import stop_on_signals
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
+from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.core.text import counted, printable
+from fedshelf.reporting.formatting import duration, number, size
+from fedshelf.reporting.gain_report import figures
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.core.messages import Comparison
@@ -23,13 +27,11 @@ def client(*, config: ClientConfig) -> None:
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem --name lyon
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
-    from fedshelf.cli.display import stop_on_signals
-    from fedshelf.core.errors import TransportError, UsageError
     from fedshelf.core.messages import RUN_FINISHED
-    from fedshelf.deploy.active_hours import Availability
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
+    from fedshelf.deploy.waiting import Availability
     from fedshelf.privacy import policy as policies
     from fedshelf.scheduling.active_hours import active_hours
 
@@ -80,7 +82,6 @@ def client(*, config: ClientConfig) -> None:
 def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
     """Describe this client's part in a round; empty if there is nothing to report."""
     from fedshelf.core.messages import Failure, Upload
-    from fedshelf.reporting.formatting import duration, number, size
 
     match answer:
         case Upload():
@@ -96,7 +97,6 @@ def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
 
 def _kept(comparison: "Comparison") -> str:
     """Describe which model the store keeps and why."""
-    from fedshelf.reporting.gain_report import figures
 
     photos = "test photos" if comparison.on_test else "validation photos"
     return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos}"

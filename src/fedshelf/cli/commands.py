@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fedshelf.cli.options import BASIC
-from fedshelf.core.suggestions import did_you_mean
+from fedshelf.core.text import did_you_mean
 from fedshelf.tracking.terminal import GLUE, continued, wrapped
 
 MAX_WIDTH = 100

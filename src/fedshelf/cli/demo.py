@@ -12,7 +12,10 @@ from typing import Annotated
 
 import typer
 
-from fedshelf.cli.display import echo, progress_bar
+from fedshelf.cli.display import echo, progress_bar, stop_on_signals
+from fedshelf.core.child_process import end_all, start
+from fedshelf.core.errors import RunError
+from fedshelf.core.process_exit import describe_exit, signal_of
 
 ROUNDS, LOCAL_EPOCHS = 15, 4  # reaches well over 80 % in a few minutes on two cores
 FAREWELL_SECONDS, STOP_SECONDS = 5.0, 15.0
@@ -29,9 +32,7 @@ def demo(
 
     Example: fedshelf demo --dir /tmp/demo
     """
-    from fedshelf.cli.display import stop_on_signals
     from fedshelf.cli.run_summary import describe_demo
-    from fedshelf.core.child_process import end_all
 
     stores = _photos(folder, seed)
     run_dir = folder / "runs" / f"rounds-{rounds}-seed-{seed}"
@@ -56,7 +57,7 @@ def demo(
         finally:
             end_all([server, *clients.values()], patience=STOP_SECONDS)
     if stop.is_set():
-        raise typer.Exit(1)
+        return
     describe_demo(folder, run_dir)
 
 
@@ -68,8 +69,6 @@ def _see_through(
     Raises:
         RunError: a process has failed.
     """
-    from fedshelf.core.errors import RunError
-    from fedshelf.core.process_exit import describe_exit, signal_of
 
     while server.poll() is None and not stop.is_set():
         for log, client in clients.items():
@@ -100,7 +99,6 @@ def _photos(folder: Path, seed: int) -> list[Path]:
 
 def _start(arguments: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[bytes]":
     """Start `fedshelf ARGUMENTS` as a child that ends at the latest with this process."""
-    from fedshelf.core.child_process import start
 
     command = [sys.executable, "-m", "fedshelf", *arguments]
     if log is None:

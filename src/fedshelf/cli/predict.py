@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedshelf.cli.display import echo
+from fedshelf.core.errors import DataError
 from fedshelf.core.text import from_filesystem
 from fedshelf.reporting.formatting import percent
 from fedshelf.tracking.terminal import make_console, print_line
@@ -39,7 +40,6 @@ def predict(
     Example: fedshelf predict shelf.jpg --run runs/20261121-083512-a1b2
     """
     from fedshelf.app.predictor import Predictor, model_folder
-    from fedshelf.core.errors import DataError
 
     predictor = Predictor.load(model_folder(run, best=best))
     unusable = 0

@@ -1,7 +1,6 @@
 """The summary that a command prints when a run has ended."""
 
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +8,12 @@ import typer
 
 from fedshelf.cli.display import echo, echo_command
 from fedshelf.core.events import RunStatus
+from fedshelf.reporting.formatting import caveats, percent
 from fedshelf.storage.run_directory import RunDirectory
 
 
 def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> None:
-    """Print a run's result and the next command. A stopped run exits with code 1.
+    """Print a run's result and the next command.
 
     Args:
         status: the run's status.
@@ -26,16 +26,14 @@ def conclude(status: RunStatus, directory: RunDirectory, *, as_json: bool) -> No
             _name_models(directory)
         else:
             echo("Start the same command again to resume the run.")
-    if status is not RunStatus.FINISHED:
-        sys.exit(1)
 
 
 def _accuracies(run_dir: Path) -> Iterator[str]:
-    """Yield the last and the best accuracy for each kind of photos."""
-    from fedshelf.reporting.formatting import percent
+    """Yield the last and the best accuracy for each kind of photos, and what they do not say."""
     from fedshelf.tracking.queries import run_summary
 
-    rounds = run_summary(run_dir).rounds
+    summary = run_summary(run_dir)
+    rounds = summary.rounds
     for photos, key in (("the stores' validation photos", "accuracy"), ("the test photos", "central_accuracy")):
         values = {round_.round: value for round_ in rounds if (value := getattr(round_, key)) is not None}
         if values:
@@ -44,6 +42,7 @@ def _accuracies(run_dir: Path) -> Iterator[str]:
                 f"accuracy on {photos}: {percent(values[last])} after round {last}, "
                 f"best {percent(values[best])} after round {best}"
             )
+    yield from caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
 
 
 def _name_models(directory: RunDirectory) -> None:
@@ -60,7 +59,11 @@ def describe_demo(folder: Path, run_dir: Path) -> None:
     """Print the result of the demo's run and what to try next."""
     from fedshelf.tracking.queries import run_summary
 
-    rounds = run_summary(run_dir).rounds
+    summary = run_summary(run_dir)
+    if summary.status is not RunStatus.FINISHED:
+        typer.echo(f"The run was stopped ({summary.reason}). Start the same command again to resume it.")
+        return
+    rounds = summary.rounds
     accuracy = rounds[-1].central_accuracy if rounds else None
     photo = next((folder / "photos" / "test").glob("*/*.jpg"), None)
     if accuracy is not None:

@@ -4,11 +4,12 @@ import datetime
 
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.choices import Candidate
+from fedshelf.core.events import Participation, RoundVoid
 from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
 from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent, size, sparkline
 from fedshelf.storage.run_directory import differences
-from fedshelf.tracking.queries import ClientSummary, RunSummary, VoidAttempt
+from fedshelf.tracking.queries import RunSummary
 
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 
@@ -83,13 +84,13 @@ def remarks_on(summary: RunSummary) -> list[str]:
     return ["* best round"] * (summary.best_round is not None) + remarks
 
 
-def _void(void: VoidAttempt) -> str:
+def _void(void: RoundVoid) -> str:
     missing = "; ".join(_missing(client) for client in void.clients if client.status != "counted")
     said = f"round {void.round}, attempt {void.attempt + 1} was void: {void.reason}"
     return f"{said} ({missing})" if missing else said
 
 
-def _missing(client: ClientSummary) -> str:
+def _missing(client: Participation) -> str:
     return f"{client.client} {client.status.value}{': ' * bool(client.reason)}{client.reason}"
 
 

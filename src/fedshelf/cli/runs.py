@@ -8,6 +8,9 @@ import typer
 
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo
+from fedshelf.core.errors import UsageError
+from fedshelf.core.text import did_you_mean
+from fedshelf.tracking.terminal import make_console
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     import psutil
@@ -61,7 +64,6 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     from fedshelf.cli.run_tables import gain_table, heading, own_batches, remarks_on, rounds_table
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
-    from fedshelf.tracking.terminal import make_console
 
     directory = resolve_run(run, root)
     summary = run_summary(directory.path)
@@ -80,11 +82,8 @@ def compare(runs: Runs, root: Root = DEFAULT_ROOT, metric: Metric = "accuracy", 
     Example: fedshelf runs compare 20261121-0835 20261121-0912 --metric central_accuracy
     """
     from fedshelf.cli.run_tables import METRICS, compare_tables, series_of
-    from fedshelf.core.errors import UsageError
-    from fedshelf.core.suggestions import did_you_mean
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
-    from fedshelf.tracking.terminal import make_console
 
     if metric not in METRICS:
         raise UsageError(f"--metric {metric}: must be one of {', '.join(METRICS)}{did_you_mean(metric, METRICS)}")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshelf.cli.display import stop_on_signals, watching
 from fedshelf.cli.options import with_options
 from fedshelf.config.files import of_a_server
 from fedshelf.config.schema import RunConfig
@@ -26,7 +27,6 @@ def server(
     Example: fedshelf server --rounds 10 --min-clients 5
     """
     from fedshelf.app.run import make_server, open_run
-    from fedshelf.cli.display import stop_on_signals, watching
     from fedshelf.cli.run_summary import conclude
     from fedshelf.deploy.address import parse_address, parse_advertised, reachable_address
     from fedshelf.deploy.flower_server import EmbeddedServer

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from fedshelf.cli.display import stop_on_signals, watching
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import RunConfig
 
@@ -20,7 +21,6 @@ def simulate(
 
     Example: fedshelf simulate --data-dir stores --test-dir photos/test --rounds 10 --workers 2
     """
-    from fedshelf.cli.display import stop_on_signals, watching
     from fedshelf.cli.run_summary import conclude
     from fedshelf.simulate.engine import simulate as run
 

@@ -14,8 +14,6 @@ from fedshelf.compression.stage import Floats
 
 _STEP = np.float32(2.0**-16)
 _HALF = np.float32(2.0**-17)
-LARGEST = 1 - 2.0**-17
-"""The largest u. A value this far below the next integer is never rounded above it."""
 
 
 class Dither:

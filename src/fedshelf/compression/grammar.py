@@ -14,7 +14,7 @@ from fedshelf.compression.registry import KINDS
 from fedshelf.compression.stage import Codec, Lossless, Quantizer, Sparsifier
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import Setting, load, settings_of
-from fedshelf.core.suggestions import nearest
+from fedshelf.core.text import nearest
 
 MAX_LENGTH = 200
 _BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {

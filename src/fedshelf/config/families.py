@@ -1,16 +1,20 @@
-"""The families of components that a run chooses from, and their settings as fields of its configuration.
+"""The components that a run chooses from, and their settings as fields of its configuration.
 
-A run names one component of each family, for example `--algorithm fedprox`. The settings of all components are keys of
-every run; those of components that are not chosen are ignored.
+A run names one component of each family, for example `--algorithm fedprox`. Optional components, such as the stages of
+the upload pipeline, are used if their first setting is set: `--clip-norm 1`. The settings of all components are keys of
+every run; those of components that are not used are ignored.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import Parameter
 from typing import Any
 
 from fedshelf.algorithms.registry import AGGREGATORS, ALGORITHMS
 from fedshelf.core.settings import Setting, load, settings_of
 from fedshelf.personalization.registry import PERSONALIZATIONS
+from fedshelf.privacy.registry import STAGES
+from fedshelf.tracking.registry import SINKS
 from fedshelf.training.losses import LOSSES
 
 FAMILIES: Mapping[str, Mapping[str, str]] = {
@@ -18,25 +22,31 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 """By the key that chooses the component: the registry to choose from."""
 
+OPTIONAL: Mapping[str, Mapping[str, str]] = {"codec_down": STAGES, "run_dir": SINKS}
+"""By the key that their settings follow: registries of optional components."""
+
 
 def component_settings() -> dict[str, dict[str, Setting]]:
-    """Return the settings that components declare, by family and key."""
+    """Return the settings that components declare, by the run's key that they follow and by their own."""
     users: dict[str, dict[str, dict[str, Setting]]] = {}
-    for family, registry in FAMILIES.items():
+    for before, registry in {**FAMILIES, **OPTIONAL}.items():
         for name, line in registry.items():
             for setting in settings_of(load(line)).values():
-                users.setdefault(family, {}).setdefault(setting.key, {})[name] = setting
-    return {family: {key: _shared(found) for key, found in keys.items()} for family, keys in users.items()}
+                users.setdefault(before, {}).setdefault(setting.key, {})[name] = setting
+    return {before: {key: _shared(found) for key, found in keys.items()} for before, keys in users.items()}
 
 
 def _shared(users: Mapping[str, Setting]) -> Setting:
     """Merge components' settings of the same key; the help names the components.
 
-    If their defaults differ, the merged one has none, and each component uses its own.
+    If their defaults differ, the merged one has none, and each component uses its own. A setting that an optional
+    component requires is None until the run sets it.
     """
     names: dict[Any, list[str]] = {}
     for name, setting in users.items():
         names.setdefault(setting.default, []).append(name)
+    if Parameter.empty in names:
+        return replace(setting, type=setting.type | None, default=None)
     text = setting.help.rstrip(".")
     if len(names) == 1:
         return replace(setting, help=f"{text} ({', '.join(users)}).")

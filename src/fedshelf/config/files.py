@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from fedshelf.config.schema import RENAMED, RunConfig, Settings, select
 from fedshelf.core.errors import RefusedError, UsageError
 from fedshelf.core.settings import Scope
-from fedshelf.core.suggestions import did_you_mean
+from fedshelf.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

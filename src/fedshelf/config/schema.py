@@ -39,6 +39,7 @@ from fedshelf.core.settings import (
     settings_of,
 )
 from fedshelf.core.text import from_filesystem
+from fedshelf.models.registry import MODELS
 
 C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
@@ -77,7 +78,7 @@ class Settings(BaseModel):
 
 
 def with_components(own: "type[RunConfig]") -> "type[RunConfig]":
-    """Add the settings that components declare, after the key that chooses the component."""
+    """Add the settings that components declare, after the key that `component_settings` gives for them."""
     flags, components = own.flags(), component_settings()
     fields: dict[str, Any] = {
         family: (Annotated[Literal[tuple(registry)], flags[family]], own.model_fields[family].default)
@@ -110,7 +111,8 @@ class RunConfig(Settings):
     augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate and relight training photos.",
         panel=DATA)] = True  # fmt: skip
 
-    model: Annotated[str, Setting(help="resnet10, or the name of a timm model.", panel=MODEL)] = "resnet10"
+    model: Annotated[str, Setting(help=f"{', '.join(MODELS)}, or the name of a timm model.",
+        panel=MODEL)] = "resnet10"  # fmt: skip
     width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL)] = 16
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
@@ -134,8 +136,7 @@ class RunConfig(Settings):
         panel=TRAINING)] = 5.0  # fmt: skip
     threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
         ge=0, panel=TRAINING)] = 1  # fmt: skip
-    compile: Annotated[CompileChoice, Setting(help="Compile the training step; auto does so on a GPU where a trial "
-        "shows that it is faster.", panel=TRAINING)] = "auto"  # fmt: skip
+    compile: Annotated[CompileChoice, Setting(help="Compile the training step.", panel=TRAINING)] = "off"
     device: Annotated[DeviceName, Setting(help="Device that this process computes on.", panel=TRAINING,
         scope=Scope.LOCAL)] = "auto"  # fmt: skip
 
@@ -165,8 +166,6 @@ class RunConfig(Settings):
         "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
     codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
         "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
-    clip_norm: Annotated[float | None, Setting(help="Each client scales its upload down to this L2 norm before "
-        "anything else happens to it (default: not at all).", gt=0, panel=WIRE)] = None  # fmt: skip
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 

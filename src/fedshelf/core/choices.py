@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Literal
 
 AttackName = Literal["none", "label-flip", "sign-flip", "scale"]
-CompileChoice = Literal["auto", "on", "off"]
+CompileChoice = Literal["on", "off"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["local", "vmap", "ray", "auto"]
 LocalWork = Literal["fixed", "cut", "dynamic"]

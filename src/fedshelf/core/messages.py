@@ -246,6 +246,11 @@ class Upload:
         return _plain(self.vectors, DELTA)
 
     @property
+    def plain_vectors(self) -> Mapping[str, Tensor]:
+        """All vectors of a plain upload by name."""
+        return {name: _plain(self.vectors, name) for name in self.vectors}
+
+    @property
     def auxiliary(self) -> Mapping[str, Tensor]:
         """The algorithm's vectors by name, each [T]."""
         return _auxiliary(self.vectors)

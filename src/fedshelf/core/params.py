@@ -10,7 +10,8 @@ Shapes: T shared trainable values, S shared values (trainable and statistics), P
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -53,7 +54,7 @@ class TensorSpec:
     @property
     def size(self) -> int:
         """Number of values."""
-        return _product(self.shape)
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -192,18 +193,6 @@ def bind_gradients(module: nn.Module, params: Params) -> Tensor:
     return gradients.vector
 
 
-def copy_into(params: Params, tensors: Mapping[str, Tensor]) -> None:
-    """Copy named tensors into the vector.
-
-    Args:
-        params: the destination.
-        tensors: every floating-point tensor of the layout, with equal shapes.
-    """
-    with torch.no_grad():
-        for name, view in params.views().items():
-            view.copy_(tensors[name])
-
-
 def _floating_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     for name, buffer in module.named_buffers():
@@ -223,11 +212,4 @@ def _channels_last_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) == 4:
         _, channels, height, width = shape
         return (channels * height * width, 1, width * channels, channels)
-    return tuple(_product(shape[i + 1 :]) for i in range(len(shape)))
-
-
-def _product(values: Iterable[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -7,6 +7,9 @@ settings are the parameters annotated with a `Setting`:
     class FedProx:
         mu: Annotated[float, Setting(help="Strength of the proximal term.", ge=0)] = 0.01
 
+Every setting has a default, except for the required ones of a codec, and the first one of an optional component (a
+stage or a sink), which is used only if a run sets it.
+
 A component whose values may contradict each other has a method `problems() -> list[str]` that returns each problem with
 its remedy.
 

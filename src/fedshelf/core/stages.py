@@ -2,17 +2,20 @@
 
     delta → clip → noise → encode → mask or encrypt → wire
 
-Everything that leaves a client passes all stages in order (`rounds.pipeline`). Whether a combination of stages is safe
-follows from their declarations alone, before a run starts.
+Everything that leaves a client passes all stages in order (`rounds.pipeline`). Their order, and whether a combination
+of stages is safe, follow from their declarations alone, before a run starts.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # stages are components (`core.settings`), which the command line imports
+    from torch import Tensor
 
-from fedshelf.core.messages import Upload
-from fedshelf.core.params import Layout
+    from fedshelf.core.messages import Upload
+    from fedshelf.core.params import Layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,11 @@ class Declaration:
     chooses_values: bool = False
     carries_over: bool = False
     compresses: bool = False
+
+    @property
+    def position(self) -> int:
+        """The stage's place: clipping, noise, other stages on plain vectors, encoding, masks."""
+        return 4 if self.masks else 3 if self.encodes else 1 if self.adds_noise else 0 if self.clips else 2
 
 
 class Stage(Protocol):

@@ -4,12 +4,14 @@ File names are bytes. `from_filesystem` converts them to text that JSON, TOML an
 and `to_filesystem` converts back. `printable` makes text of any origin safe to display.
 """
 
+import difflib
 import os
 import re
 import unicodedata
 from collections.abc import Iterable
 
 _NAMED = 5
+_NEAR = 0.6  # least similarity of a name to suggest
 _JOINERS = "\u200c\u200d"  # invisible, but Persian, Indic scripts and emoji need them
 _CONTROL_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _BYTE = re.compile("[\udc80-\udcff]")  # how Python holds a byte of a name that is not UTF-8
@@ -64,6 +66,19 @@ def some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:_NAMED]) + more
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `word`, ignoring case; None if none is close."""
+    by_folded = {name.casefold(): name for name in known}
+    found = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=_NEAR)
+    return by_folded[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suffix for an error message, `: did you mean 'rounds'?`; empty if no known name is close to `word`."""
+    near = nearest(word, known)
+    return f": did you mean {near!r}?" if near else ""
 
 
 def _shown(character: str) -> str:

@@ -15,7 +15,7 @@ import simplejpeg
 from fedshelf.core.errors import UsageError
 from fedshelf.data.demo_products import PRODUCTS, Product
 from fedshelf.data.demo_scene import LOOKS, Look, draw_photo
-from fedshelf.data.output import whole_folder
+from fedshelf.data.filesystem import whole_folder
 
 _JPEG_QUALITY = 88
 _COLORS_PER_STORE = 3

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 128, 192
-_EDGE = 6
 
 Color = tuple[int, int, int]
 Points = list[tuple[float, float]]

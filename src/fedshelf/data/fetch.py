@@ -1,8 +1,8 @@
 """`fedshelf data fetch`: download a public photo set.
 
 The archive is the repository's zip of one fixed commit. The host repacks such archives from time to time, so their
-checksum is not fixed, but the commit id is. Unless the caller gives a checksum, the files are therefore verified
-against that id (see `git_tree`). Unverified files never get their final name.
+checksum is not fixed, but the files are. Unless the caller gives a checksum of the archive, the files are therefore
+verified. Unverified files never get their final name.
 """
 
 import errno
@@ -22,8 +22,7 @@ from urllib.parse import urlsplit
 
 from fedshelf.core.errors import DataError, TransportError, UsageError
 from fedshelf.core.system_errors import reason
-from fedshelf.data import git_tree
-from fedshelf.data.output import whole_folder
+from fedshelf.data.filesystem import whole_folder
 
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60
@@ -41,12 +40,14 @@ class PublicSet:
     Attributes:
         repository: OWNER/REPO.
         commit: the commit id.
+        files_sha256: checksum of all files of the commit: SHA-256 over lines `SHA256  PATH`, sorted by path.
         photos: the folder that holds the photos.
         citation: how to cite the set.
     """
 
     repository: str
     commit: str
+    files_sha256: str
     photos: str
     citation: str
 
@@ -54,6 +55,7 @@ class PublicSet:
 GROCERIES = PublicSet(
     repository="marcusklasson/GroceryStoreDataset",
     commit="fc80ba90f803d79d0383df52c5a4ac5de99ff6fc",
+    files_sha256="c285543bc0e04fec57168cfa4d745fe644e4a8db78a8bb32c338274d2c59fc47",
     photos="dataset",
     citation="Klasson, Zhang, Kjellström, 'A Hierarchical Grocery Store Image Dataset with Visual and Semantic "
     "Labels', WACV 2019, arXiv:1901.00711; MIT license",
@@ -91,8 +93,8 @@ def fetch(
     Args:
         source: the set to download.
         out: created; must be missing or empty.
-        sha256: expected checksum of the archive (hex); if given, no git server is asked.
-        base_url: a mirror that serves `/OWNER/REPO/zip/COMMIT` and `/OWNER/REPO.git` instead of GitHub.
+        sha256: expected checksum of the archive (hex); if given, it is verified instead of the files.
+        base_url: a mirror that serves `/OWNER/REPO/zip/COMMIT` instead of GitHub.
         retry_seconds: delay before the second attempt, doubled before each later one.
         progress: called with the bytes done and the total (None if the server does not report it).
 
@@ -110,20 +112,13 @@ def fetch(
         try:
             if sha256 is not None and actual != sha256.lower():
                 raise DataError(f"the archive from '{url}' has SHA-256 {actual}, not {sha256}: nothing of it is kept")
-            tree = unpack(part, work)
+            if unpack(part, work) != source.files_sha256 and sha256 is None:
+                raise DataError(f"the files from '{url}' are not those of commit {source.commit}: refused")
         except DataError:
             _discard(part)
             raise
-        proof = f"SHA-256 {actual}"
-        if sha256 is None:
-            expected = _expected_tree(source, base_url, actual)
-            if tree != expected:
-                _discard(part)
-                raise DataError(
-                    f"the files from '{url}' have tree {tree}, commit {source.commit} has {expected}: refused"
-                )
-            proof = f"git commit {source.commit}"
     _discard(part)
+    proof = f"git commit {source.commit}" if sha256 is None else f"SHA-256 {actual}"
     return Fetched(photos=out / source.photos, sha256=actual, proof=proof)
 
 
@@ -179,7 +174,7 @@ def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) 
 
 
 def unpack(archive: Path, into: Path) -> str:
-    """Unpack a zip of a git commit without its top folder, and return the git tree id of its content.
+    """Unpack a zip of a git commit without its top folder, and return the checksum of its files (see `PublicSet`).
 
     Raises:
         DataError: not a zip file, damaged, or with an unsafe entry (a link, a path outside of the folder, more than
@@ -198,15 +193,12 @@ def unpack(archive: Path, into: Path) -> str:
                 with content.open(entry) as packed, target.open("xb") as file:
                     while block := packed.read(_BLOCK):
                         file.write(block)
-                with target.open("rb") as file:
-                    blob = git_tree.blob_id(file, entry.file_size)
-                executable = entry.external_attr >> 16 & 0o111
-                files[path.as_posix()] = (git_tree.MODE_EXECUTABLE if executable else git_tree.MODE_FILE, blob)
+                files[path.as_posix()] = _sha256(target)
     except (
         zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError, ValueError
     ) as error:  # fmt: skip
         raise DataError(f"the archive is damaged ({error}): nothing of it is kept; run the command again") from error
-    return git_tree.tree_id(files)
+    return hashlib.sha256("".join(f"{files[path]}  {path}\n" for path in sorted(files)).encode()).hexdigest()
 
 
 def _download_once(url: str, part: Path, progress: Progress) -> bool:
@@ -244,17 +236,6 @@ def _download_once(url: str, part: Path, progress: Progress) -> bool:
                 done += len(block)
                 progress(done, total)
     return total is None or done == total
-
-
-def _expected_tree(source: PublicSet, base_url: str | None, actual_sha256: str) -> str:
-    repository_url = f"{base_url or 'https://github.com'}/{source.repository}.git"
-    try:
-        return git_tree.fetch_tree_id(repository_url, source.commit)
-    except TransportError as error:
-        raise TransportError(
-            f"the archive is here, but cannot be proven: {error}. If you trust it, give --sha256 {actual_sha256}; "
-            "it is not downloaded again"
-        ) from error
 
 
 def _safe_path(entry: zipfile.ZipInfo) -> PurePosixPath:

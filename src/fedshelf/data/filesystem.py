@@ -1,14 +1,15 @@
-"""File-system errors, converted to a `DataError` that says what to do."""
+"""The file system: errors converted to a `DataError` that says what to do, and folders written as a whole."""
 
 import contextlib
 import errno
-import os
-import pwd
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedshelf.core.errors import DataError
+from fedshelf.core.system_errors import current_user
 
 _NO_ANSWER = "its disk or network drive does not answer: check that it is mounted"
 _REMEDIES = {
@@ -25,13 +26,13 @@ _REMEDIES = {
 
 
 def cause(error: OSError | ValueError) -> str:
-    """Why something cannot be read, and what helps: `Permission denied; allow user 'www' (uid 33) to read it`."""
+    """Why something cannot be read, and what helps: `Permission denied; allow user 'www' to read it`."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text; save it as UTF-8"
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     remedy = _REMEDIES.get(error.errno or 0)
-    return f"{error.strerror}; {remedy.format(user=_user())}" if remedy else error.strerror
+    return f"{error.strerror}; {remedy.format(user=current_user())}" if remedy else error.strerror
 
 
 @contextlib.contextmanager
@@ -53,6 +54,30 @@ def file_problem(path: Path) -> str:
     return _problem(path, stat.S_ISREG, "file")
 
 
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `out` if the block succeeds, and removed otherwise.
+
+    Raises:
+        DataError: `out` exists and is not an empty folder, or cannot be written.
+    """
+    try:
+        if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+            raise DataError(f"'{out}' exists already and is not an empty folder: name another one or remove it first")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise DataError(f"'{out}' cannot be made ({error.strerror or error}): name another place") from error
+    try:
+        yield work
+        work.chmod(0o755)
+        work.replace(out)
+    except OSError as error:
+        raise DataError(f"'{out}' could not be written ({error}): nothing of it is kept") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def _problem(path: Path, is_kind: Callable[[int], bool], kind: str) -> str:
     try:
         return "" if is_kind(path.stat().st_mode) else f"it is not a {kind}"
@@ -60,11 +85,3 @@ def _problem(path: Path, is_kind: Callable[[int], bool], kind: str) -> str:
         return f"no such {kind}"
     except (OSError, ValueError) as error:
         return cause(error)
-
-
-def _user() -> str:
-    uid = os.geteuid()
-    try:
-        return f"user '{pwd.getpwuid(uid).pw_name}' (uid {uid})"
-    except KeyError:
-        return f"the user with uid {uid}"

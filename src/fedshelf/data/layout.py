@@ -6,7 +6,7 @@ training.
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.text import from_filesystem, some
@@ -46,6 +46,11 @@ def doubts(listing: Listing) -> list[str]:
         if certain:
             raise DataError(sentence)
         found.append(sentence)
+    known = set(paths)
+    if inside := [path for path in paths if known & {str(above) for above in PurePosixPath(path).parents}]:
+        found.append(
+            f"folders inside a product's folder, taken as products of their own ({len(inside)}): {some(inside)}"
+        )
     alike = "; ".join(some(group) for group in similar_names(paths))
     return [*found, f"class names {ALIKE}: {alike}"] if alike else found
 

@@ -29,9 +29,8 @@ from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.text import counted, to_filesystem
 from fedshelf.data.camera import Camera
 from fedshelf.data.decode import UnusablePhotoError
-from fedshelf.data.filesystem import cause, folder_problem, reading
+from fedshelf.data.filesystem import cause, folder_problem, reading, whole_folder
 from fedshelf.data.folder import has_split
-from fedshelf.data.output import whole_folder
 from fedshelf.data.photo_files import Photo, is_photo_name, list_photos
 
 _FEWEST_PHOTOS = 5

@@ -16,49 +16,26 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from fedshelf.deploy.blob_routes import PATH as BLOB_PATH
-from fedshelf.deploy.blob_routes import BlobRoutes
+from fedshelf.deploy.blob_routes import BlobRoutes, Receive, Scope, Send, answer
 from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
 
+if TYPE_CHECKING:
+    from fedshelf.deploy.flower_engine import FlowerEngine
+
 logger = logging.getLogger(__name__)
 
-Scope: TypeAlias = Any  # the ASGI specification's types are mappings and callables without a fixed shape
-Receive: TypeAlias = Any
-Send: TypeAlias = Any
-
 PREFIX = "/v1/fleet/"
-PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
+PROTOBUF, JSON = "application/x-protobuf", "application/json"
 MAX_BODY_BYTES = 16 << 20  # of a fleet request: headers only, but a join's header lists every class folder
 MAX_REPORT_BYTES = 1 << 10  # of a crash report
 MAX_TOKEN_CHARACTERS = 64
 PULL_SECONDS = 1.0  # maximum time a pull stays open; also bounds how long a client takes to stop
 WORKERS = 8
 WRITERS = 4
-
-
-class FleetEngine(Protocol):
-    """What the app needs from the engine. All methods but the first three return quickly."""
-
-    def serve(self, route: str, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
-        """Handle a fleet request; return the HTTP status and body."""
-
-    def pull(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
-        """Return the HTTP status and a whole message for the requesting node, or an empty body if there is none."""
-
-    def push(self, headers: Mapping[bytes, bytes], body: bytes) -> tuple[int, bytes]:
-        """Accept a whole reply; return the HTTP status and body."""
-
-    def identify(self, headers: Mapping[bytes, bytes]) -> int | None:
-        """Return the node that signed these headers, or None if it is not registered."""
-
-    def seen(self, node_id: int) -> None:
-        """Record a sign of life from the node."""
-
-    def lost(self, node_id: int, ended_by: str | None = None) -> None:
-        """Record that the node's connection is lost or its process ended (see `core.ports.Left.ended_by`)."""
 
 
 class FleetApp:
@@ -74,7 +51,7 @@ class FleetApp:
     """
 
     def __init__(
-        self, engine: FleetEngine, routes: Collection[str], blobs: Blobs, *, health: Mapping[str, Any], hold: float,
+        self, engine: "FlowerEngine", routes: Collection[str], blobs: Blobs, *, health: Mapping[str, Any], hold: float,
         grace: float,
     ) -> None:  # fmt: skip
         self._engine = engine
@@ -128,7 +105,7 @@ class FleetApp:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if (method, path) == ("GET", "/fedshelf/health"):
-            await _answer(send, 200, _json(self._health))
+            await answer(send, 200, _json(self._health))
         elif (method, path) == ("POST", "/fedshelf/wait"):
             await self._wait(scope, receive, send)
         elif method == "POST" and path.startswith(PREFIX) and path.removeprefix(PREFIX) in self._routes:
@@ -143,10 +120,10 @@ class FleetApp:
         elif named := BLOB_PATH.fullmatch(path):
             await self._body(named[1], scope, receive, send)
         else:
-            await _answer(send, 404, _json({"detail": "not found"}))
+            await answer(send, 404, reason="not found")
 
     async def _small(
-        self, serve: Callable[[Mapping[bytes, bytes], bytes], tuple[int, bytes]], content_type: bytes, scope: Scope,
+        self, serve: Callable[[Mapping[bytes, bytes], bytes], tuple[int, bytes]], content_type: str, scope: Scope,
         receive: Receive, send: Send,
     ) -> None:  # fmt: skip
         """Read a small request whole and answer it from a worker thread."""
@@ -154,7 +131,7 @@ class FleetApp:
         body = await _read(headers, scope, receive, send)
         if body is not None:
             status, content = await self._in_thread(lambda: serve(headers, body))
-            await _answer(send, status, content, content_type if status == 200 else JSON)
+            await answer(send, status, content, {"content-type": content_type if status == 200 else JSON})
 
     async def _pull(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -170,7 +147,7 @@ class FleetApp:
                 async with asyncio.timeout(PULL_SECONDS):
                     await bell.wait()
                 status, content = await self._in_thread(lambda: self._engine.pull(headers, body))
-        await _answer(send, status, content)
+        await answer(send, status, content)
 
     def _in_thread(self, work: Callable[[], tuple[int, bytes]]) -> "asyncio.Future[tuple[int, bytes]]":
         return asyncio.get_running_loop().run_in_executor(self._workers, work)
@@ -178,7 +155,7 @@ class FleetApp:
     async def _body(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
         node_id = self._engine.identify(dict(scope["headers"]))
         if node_id is None:
-            await _answer(send, 401, _json({"detail": "unknown node"}), close=True)
+            await answer(send, 401, reason="unknown node")
         else:
             await self._blobs.serve(node_id, digest, scope, receive, send)
 
@@ -186,7 +163,7 @@ class FleetApp:
         headers = dict(scope["headers"])
         node_id = self._engine.identify(headers)
         if node_id is None:
-            await _answer(send, 401, _json({"detail": "unknown node"}))
+            await answer(send, 401, reason="unknown node")
             return
         self._seen(node_id)
         self._crash_tokens[node_id] = headers.get(TOKEN_HEADER.encode(), b"")[:MAX_TOKEN_CHARACTERS]
@@ -199,7 +176,7 @@ class FleetApp:
         if hung_up:
             asyncio.get_running_loop().call_later(self._grace, self._check, node_id, time.monotonic())
             return
-        await _answer(send, 200, _json({"end": self._end}))
+        await answer(send, 200, _json({"end": self._end}))
 
     async def _died(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(dict(scope["headers"]), scope, receive, send, limit=MAX_REPORT_BYTES)
@@ -214,7 +191,7 @@ class FleetApp:
         for node_id in nodes:
             self._forget(node_id)
             self._engine.lost(node_id, by if by in SIGNALS.values() else "")
-        await _answer(send, 200 if nodes else 404, _json({}))
+        await answer(send, 200 if nodes else 404, _json({}))
 
     def call_soon(self, action: Callable[[], None]) -> None:
         """Run `action` in the event loop if the app is still serving. Thread-safe."""
@@ -255,7 +232,7 @@ async def _read(
     body = None if too_large else await _read_all(receive, limit)
     if body is None:
         logger.warning("%s: a request to %s was cut off, or larger than %d bytes", _peer(scope), scope["path"], limit)
-        await _answer(send, 413, _json({"detail": f"the request is larger than {limit} bytes"}))
+        await answer(send, 413, reason=f"the request is larger than {limit} bytes")
     return body
 
 
@@ -276,15 +253,6 @@ async def _read_all(receive: Receive, limit: int) -> bytes | None:
 async def _until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _answer(
-    send: Send, status: int, body: bytes, content_type: bytes = b"application/json", *, close: bool = False
-) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close")] if close else []
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

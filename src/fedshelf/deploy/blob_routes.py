@@ -71,31 +71,31 @@ class BlobRoutes:
                 case "HEAD":
                     size = _number(headers.get(b"upload-length", b""))
                     arrived = await self._in_thread(lambda: self._incoming.num_arrived(node_id, digest, size))
-                    await _answer(send, 204, {"upload-offset": arrived})
+                    await answer(send, 204, headers={"upload-offset": arrived})
                 case "PUT":
                     await self._put(node_id, digest, headers, receive)
-                    await _answer(send, 201)
+                    await answer(send, 201)
                 case _:
-                    await _answer(send, 405)
+                    await answer(send, 405)
         except RefusedUploadError as refusal:
             told = {} if refusal.arrived is None else {"upload-offset": refusal.arrived}
-            await _answer(send, refusal.status, told, str(refusal))
+            await answer(send, refusal.status, headers=told, reason=str(refusal))
         except RunError as error:
             logger.error("an upload cannot be kept: %s", error)
             self._incoming.problem = error
-            await _answer(send, 507, reason="the server cannot keep it")
+            await answer(send, 507, reason="the server cannot keep it")
 
     async def _get(self, node_id: int, digest: str, headers: Headers, send: Send) -> None:
         body = self._outgoing.find(node_id, digest)
         if body is None:
-            await _answer(send, 404, reason="there is no such body for this node")
+            await answer(send, 404, reason="there is no such body for this node")
             return
         start, stop = 0, body.size
         asked = RANGE.fullmatch(headers.get(b"range", b""))
         if asked:
             start, stop = int(asked[1]), min(stop, int(asked[2]) + 1 if asked[2] else stop)
             if start >= stop:
-                await _answer(send, 416, {"content-range": f"bytes */{body.size}"})
+                await answer(send, 416, headers={"content-range": f"bytes */{body.size}"})
                 return
         told: dict[str, object] = {"content-type": "application/octet-stream", "content-length": stop - start}
         told |= {"content-range": f"bytes {start}-{stop - 1}/{body.size}"} if asked else {}
@@ -172,10 +172,20 @@ def _start(status: int, headers: Mapping[str, object]) -> dict[str, Any]:
     return {"type": "http.response.start", "status": status, "headers": encoded}
 
 
-async def _answer(send: Send, status: int, headers: Mapping[str, object] | None = None, reason: str = "") -> None:
-    """Send a short response. After a refusal the connection closes and the rest of the request is not read."""
-    content = json.dumps({"detail": reason}).encode() if reason else b""
-    told: dict[str, object] = dict(headers or {})
+async def answer(
+    send: Send, status: int, body: bytes = b"", headers: Mapping[str, object] | None = None, *, reason: str = ""
+) -> None:
+    """Send a short response. After a refusal the connection closes and the rest of the request is not read.
+
+    Args:
+        send: the ASGI channel.
+        status: the HTTP status.
+        body: the content; JSON unless `headers` say otherwise.
+        headers: further headers.
+        reason: why the request is refused, instead of `body`.
+    """
+    content = json.dumps({"detail": reason}).encode() if reason else body
+    told: dict[str, object] = {"content-type": "application/json", **(headers or {})}
     if status != 204:
         told["content-length"] = len(content)
     if status >= 400:

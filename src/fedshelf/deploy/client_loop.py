@@ -15,18 +15,16 @@ from flwr.app import Message
 
 from fedshelf.core.errors import FedShelfError, TransportError
 from fedshelf.core.messages import Failure, Join
-from fedshelf.deploy.active_hours import Availability
+from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import parse_server_address
 from fedshelf.deploy.blob_client import ReceivedBlob
-from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler
+from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler, failure_text
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
-from fedshelf.deploy.engine import quiet_engine_log
-from fedshelf.deploy.failure_text import failure_text
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
 from fedshelf.deploy.tls import client_context, local_authority
-from fedshelf.deploy.wait_reporter import Repetitions, WaitReporter
+from fedshelf.deploy.waiting import Availability, Repetitions, WaitReporter
 
 logger = logging.getLogger(__name__)
 

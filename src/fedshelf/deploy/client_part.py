@@ -1,6 +1,7 @@
-"""A client's behavior, independent of the connection: how it joins and answers."""
+"""A client's behavior, independent of the connection: how it joins and answers, and what it says of a failure."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -11,11 +12,17 @@ from flwr.app import Message
 from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import ClientMessage, Failure, Join, ServerMessage, TaskKey
 from fedshelf.core.text import printable
-from fedshelf.deploy.failure_text import failure_text, without_places
+from fedshelf.data.photo_files import ALL_EXTENSIONS
 from fedshelf.deploy.records import Control, ControlKind, Envelope, WireMessage, open_records
 from fedshelf.serialization.blob import Buffer
 
 logger = logging.getLogger(__name__)
+
+MAX_CHARACTERS = 500
+_QUOTED = re.compile(r"""(['"])(?:(?!\1).)*(?:[/\\]|\.[A-Za-z]\w{1,11}\b)(?:(?!\1).)*\1""")
+_ENDINGS = "|".join(ending.removeprefix(".") for ending in sorted(ALL_EXTENSIONS))
+_BARE = re.compile(rf"(?:[A-Za-z]:|\.{{1,2}}|~)?[^\s'\"(),;:=]*[/\\][^\s'\"(),;]*|\S+\.(?:{_ENDINGS})\b", re.IGNORECASE)
+_USER = re.compile(r"\b(user (?:id )?)(?:'[^']*'|[0-9]+)")
 
 Handler: TypeAlias = Callable[[ServerMessage], ClientMessage]
 
@@ -102,3 +109,26 @@ class ClientPart:
             return self.join, None
         kind = {ControlKind.CLOSED: EndKind.CLOSED, ControlKind.REFUSED: EndKind.REFUSED}.get(control.kind)
         return Control(kind=ControlKind.NOTED), Ended(kind=kind, reason=control.reason) if kind else None
+
+
+def failure_text(error: BaseException) -> str:
+    """Describe an error for the server.
+
+    Anything that looks like a path, a photo's file name or a user name becomes "…", because a store has not agreed to
+    share them. The client's own log has the full error.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        The exception's class and message.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else without_places(str(error))
+    if isinstance(error, FedShelfError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def without_places(text: str) -> str:
+    """Return `text` on one line of bounded length, without paths, file names and user names."""
+    return " ".join(_BARE.sub("…", _QUOTED.sub("…", _USER.sub(r"\1…", text))).split())[:MAX_CHARACTERS]

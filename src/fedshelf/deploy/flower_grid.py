@@ -22,9 +22,10 @@ from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.run import Run
 
 from fedshelf.deploy.flower_engine import FlowerEngine
+from fedshelf.deploy.grid_transport import Engine
 
 
-class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports into Flower
+class EmbeddedGrid(Grid, Engine):  # type: ignore[misc]  # mypy does not follow imports into Flower
     """Flower's `Grid` on the engine's state, without a socket in between.
 
     Args:
@@ -38,8 +39,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         self._state = engine.state
         self._run = engine.run
         self._ring = ring
-        self.announce_end = announce_end
-        self.ended_by, self.signed_off = engine.ended_by, engine.signed_off
+        self._announce_end = announce_end
 
     @property
     def run(self) -> Run:
@@ -79,8 +79,8 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
         raise NotImplementedError("push and pull instead: waiting for all replies cannot have a quorum")
 
     def wait(self, timeout: float) -> None:
-        # A node that goes silent causes no event, so check at least every second.
         """See `Engine`."""
+        # A node that goes silent causes no event, so check at least every second.
         self._engine.arrived.wait(min(timeout, 1.0))
         self._engine.arrived.clear()
 
@@ -93,6 +93,18 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # mypy does not follow imports 
                 for object_id in (message_id, reply_id):
                     if object_id is not None:
                         self._state.object_store.delete(object_id)
+
+    def announce_end(self, reason: str) -> None:
+        """See `Engine`."""
+        self._announce_end(reason)
+
+    def ended_by(self, node_id: int) -> str | None:
+        """See `Engine`."""
+        return self._engine.ended_by(node_id)
+
+    def signed_off(self, node_id: int) -> bool:
+        """See `Engine`."""
+        return self._engine.signed_off(node_id)
 
     def _push(self, message: Message) -> str:
         # Flower reads the run's id from a process-wide global; here each engine has its own.

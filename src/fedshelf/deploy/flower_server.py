@@ -16,10 +16,10 @@ import fedshelf
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.core.system_errors import reason
+from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.asgi_app import FleetApp
 from fedshelf.deploy.blobs import Blobs
-from fedshelf.deploy.engine import quiet_engine_log
 from fedshelf.deploy.flower_engine import ROUTES, FlowerEngine
 from fedshelf.deploy.flower_grid import EmbeddedGrid
 from fedshelf.deploy.grid_transport import GridTransport

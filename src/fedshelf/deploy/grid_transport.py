@@ -12,6 +12,7 @@ Not thread-safe.
 import collections
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -31,7 +32,6 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply
 from fedshelf.deploy.blobs import Blobs, model_bytes, most_of_upload
-from fedshelf.deploy.engine import Engine, Polling
 from fedshelf.deploy.records import (
     Control,
     ControlKind,
@@ -73,12 +73,40 @@ class _Pending:
     key: TaskKey | None = None
 
 
+class Engine:
+    """What a transport needs around Flower's grid, beyond the documented API; here for a stock SuperLink.
+
+    That has no notifications, frees messages on its own schedule, cannot reach busy clients, and does not tell why a
+    node has left.
+    """
+
+    poll_seconds = 0.3
+
+    def wait(self, timeout: float) -> None:
+        """Return when something may have arrived, or after `timeout` seconds."""
+        time.sleep(min(timeout, self.poll_seconds))
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Free messages that will never be answered."""
+
+    def announce_end(self, reason: str) -> None:
+        """Tell all clients, including busy ones, that the run has ended."""
+
+    def ended_by(self, node_id: int) -> str | None:
+        """Return the signal that ended the process of a node that has left (see `core.ports.Left`)."""
+        return None
+
+    def signed_off(self, node_id: int) -> bool:
+        """Whether a node that has left signed off."""
+        return False
+
+
 class GridTransport:
     """The transport (see the module's docstring).
 
     Args:
         grid: the connected grid.
-        engine: notifications and cleanup; the default `Polling` works with any grid.
+        engine: notifications and cleanup; the default works with any grid.
         blobs: transfers blobs outside the messages, to clients that keep the newest one.
         close_timeout: seconds that `close` waits for clients to acknowledge.
     """
@@ -92,7 +120,7 @@ class GridTransport:
         close_timeout: float = 5.0,
     ) -> None:
         self._grid = grid
-        self._engine: Engine = engine or Polling()
+        self._engine = engine or Engine()
         self._blobs = blobs
         self._model_bytes = 0  # of the largest model sent
         self._received: Received | None = None  # the blob of the last arrival returned

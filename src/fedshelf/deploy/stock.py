@@ -1,22 +1,88 @@
-"""FedShelf's server and client as the two apps that stock Flower runs (docs/how-to/stock-flower.md).
+"""FedShelf's server and client as two apps for stock Flower (docs/how-to/stock-flower.md). Documented API only.
 
 `flower/pyproject.toml` refers to them. The run's configuration has the keys of a FedShelf TOML file. Flower has no null
 value, so an empty string stands for it.
+
+A stock SuperNode runs each message in a new process, so the client is rebuilt for each message from the node's
+configuration (``flower-supernode --node-config 'data-dir="…" name="…" state-dir="…"'``).
 """
 
+import logging
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
 
 from fedshelf.app.client import from_node_config
 from fedshelf.app.run import make_server, open_run
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.messages import Join
+from fedshelf.core.messages import Failure, Join
 from fedshelf.core.ports import Transport
-from fedshelf.deploy.client_part import Handler
-from fedshelf.deploy.flower_apps import make_client_app, make_server_app
+from fedshelf.deploy.client_part import ClientPart, Handler, failure_text
+from fedshelf.deploy.grid_transport import GridTransport
+from fedshelf.deploy.records import WireMessage, to_parcel
 from fedshelf.storage.spool import FileSpool
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 20.0  # a stock SuperNode polls every 3 s and starts a process per message
+
+MakeHandler: TypeAlias = Callable[[Mapping[str, Any]], tuple[Join, Handler]]
+
+
+def make_client_app(make_handler: MakeHandler) -> ClientApp:
+    """Create the client app.
+
+    Args:
+        make_handler: builds a client from the node's configuration; called for each message.
+
+    Returns:
+        The app.
+    """
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        reply: WireMessage
+        try:
+            join, handle = make_handler(context.node_config)
+        except Exception as error:
+            logger.exception("the client could not be built from its node configuration")
+            reply = Failure(reason=failure_text(error))
+        else:
+            reply, _ = ClientPart(join=join, handle=handle).answer(message)
+        return Message(to_parcel(reply).inline(), reply_to=message)
+
+    for entry in (app.train(), app.evaluate(), app.query()):
+        entry(answer)
+    return app
+
+
+def make_server_app(run: Callable[[Transport, Mapping[str, Any]], None]) -> ServerApp:
+    """Create the server app.
+
+    Args:
+        run: receives the transport and the run's configuration (``flwr run --run-config``).
+
+    Returns:
+        The app.
+    """
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]  # mypy does not follow imports into Flower
+    def main(grid: Grid, context: Context) -> None:
+        transport = GridTransport(grid, close_timeout=CLOSE_SECONDS)
+        reason = "the run failed; the server's log says why"
+        try:
+            run(transport, context.run_config)
+            reason = "run finished"
+        finally:
+            transport.close(reason)
+
+    return app
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:

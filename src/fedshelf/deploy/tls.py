@@ -8,11 +8,9 @@ every store. Both are valid from a fixed date in the past, so that a fast server
 import contextlib
 import datetime
 import logging
-import os
 import shlex
 import socket
 import ssl
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from fedshelf.core.errors import TransportError
 from fedshelf.core.system_errors import current_user, reason, user_name
 from fedshelf.deploy.address import Address, host_problem, own_addresses, parse_ip
 from fedshelf.deploy.connection_errors import validity
+from fedshelf.storage.atomic_files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +175,7 @@ def make_authority(path: Path, key_path: Path, *, start: datetime.datetime, end:
         .sign(key, hashes.SHA256())
     )
     _write_key(key_path, key)
-    _write_atomic(path, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+    write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def issue(
@@ -213,7 +212,7 @@ def issue(
         .sign(ca_key, hashes.SHA256())
     )  # fmt: skip
     _write_key(tls.key, key)
-    _write_atomic(tls.certificate, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+    write_atomically(tls.certificate, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _authority(
@@ -355,18 +354,4 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    _write_atomic(path, key.private_bytes(encoding, form, serialization.NoEncryption()), mode=0o600)
-
-
-def _write_atomic(path: Path, content: bytes, *, mode: int) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, key.private_bytes(encoding, form, serialization.NoEncryption()), mode=0o600)

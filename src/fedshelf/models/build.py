@@ -10,8 +10,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError, PolicyError
-from fedshelf.core.suggestions import did_you_mean
-from fedshelf.models.resnet import resnet10
+from fedshelf.core.settings import load
+from fedshelf.core.text import did_you_mean
+from fedshelf.models.registry import MODELS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,19 +57,18 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
         seed: seed of the weights.
 
     Raises:
-        ModelError: see `build_timm`; or pretrained weights are requested for `resnet10`.
+        ModelError: see `find_problem` and `build_timm`.
     """
+    problem = find_problem(settings.name, pretrained=settings.pretrained)
+    if problem is not None:
+        raise ModelError(problem)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if settings.name == "resnet10":
-            if settings.pretrained:
-                raise ModelError("resnet10 is our own and has no pretrained weights; choose a timm model for that")
-            return resnet10(settings.num_classes, width=settings.width, norm=settings.norm)
+        if settings.name in MODELS:
+            module: nn.Module = load(MODELS[settings.name])(settings)
+            return module
         from fedshelf.models.timm_models import build_timm
 
-        problem = find_problem(settings.name)
-        if problem is not None:
-            raise ModelError(problem)
         return build_timm(
             settings.name, num_classes=settings.num_classes, image_size=settings.image_size, norm=settings.norm,
             pretrained=settings.pretrained,
@@ -100,15 +100,29 @@ def at_most(num_parameters: int) -> Iterator[None]:
         hook.remove()
 
 
-def find_problem(name: str) -> str | None:
-    """The error for an unknown model name, with the nearest known one; None if the model exists."""
-    if name == "resnet10":
-        return None
+def find_problem(name: str, *, pretrained: bool = False) -> str | None:
+    """The error for an unknown model name, with the nearest known one, or for a model without pretrained weights.
+
+    Args:
+        name: name of the model.
+        pretrained: whether pretrained weights are requested.
+
+    Returns:
+        The error; None if there is such a model.
+    """
+    if name in MODELS:
+        return f"--pretrained: {name} has no pretrained weights. Choose a timm model" if pretrained else None
     from fedshelf.models.timm_models import model_names
 
     known = model_names()
-    hint = did_you_mean(name, known) or ": use resnet10, or a model of timm such as resnet18 or mobilenetv3_small_100"
-    return None if name in known else f"unknown model {name!r}{hint}"
+    hint = did_you_mean(name, [*MODELS, *known]) or (
+        f": use {', '.join(MODELS)}, or a model of timm such as resnet18 or mobilenetv3_small_100"
+    )
+    if name not in known:
+        return f"unknown model {name!r}{hint}"
+    if pretrained and name not in model_names(pretrained=True):
+        return f"--pretrained: timm has no weights of {name}. Choose another model, or give weights with --init FILE"
+    return None
 
 
 def normalization_of(module: nn.Module) -> Normalization:

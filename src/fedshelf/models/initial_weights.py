@@ -87,18 +87,20 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
         Why no row of the file's head can be reused; empty if rows can be matched by name.
 
     Raises:
-        ModelError: tensors are missing, superfluous or of other shapes, or the number of labels does not match.
+        ModelError: tensors are missing, of other shapes or of another architecture, or the number of labels does not
+            match.
     """
     own, given, head = module.state_dict(), weights.tensors, head_names(module)
     needed = {name for name, tensor in own.items() if tensor.is_floating_point()}
+    unknown = {name for name, tensor in given.items() if name not in own and tensor.is_floating_point()}
     shapes = {name: (tuple(given[name].shape), tuple(own[name].shape)) for name in sorted(own.keys() & given.keys())}
     fitting = {name for name, (of, to) in shapes.items() if of == to or (name in head and of[1:] == to[1:])}
     problems = {
         "tensors that differ": [f"{name} {of} for {to}" for name, (of, to) in shapes.items() if name not in fitting],
         "missing": sorted(needed - given.keys() - head),
-        "unknown to the model": sorted(n for n, t in given.items() if n not in own and t.is_floating_point()),
+        "unknown to the model": sorted(unknown),
     }
-    if any(problems.values()):
+    if problems["tensors that differ"] or problems["missing"] or unknown - set(extra_tensors(module, weights)):
         found = "; ".join(f"{what} ({len(names)}): {_some(names)}" for what, names in problems.items() if names)
         raise ModelError(
             f"--init {weights.path} does not fit the model: {found}. Give the --model, --norm and --width that it was "
@@ -116,6 +118,15 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
             "a fresh head"
         )
     return ""
+
+
+def extra_tensors(module: nn.Module, weights: InitialWeights) -> list[str]:
+    """Names of the file's tensors in parts that the model lacks, such as an auxiliary head. They are left out.
+
+    Tensors that the model lacks in a part that it has, such as another layer, are of another architecture.
+    """
+    parts = {name.partition(".")[0] for name in module.state_dict()}
+    return sorted(n for n, t in weights.tensors.items() if n.partition(".")[0] not in parts and t.is_floating_point())
 
 
 def load_initial_weights(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedshelf.core.choices import NormName
+from fedshelf.models.build import ModelSettings
 
 GROUPS = 8
 
@@ -19,7 +20,12 @@ def make_norm(name: NormName) -> Callable[[int], nn.Module]:
     """Batch normalization, or group normalization (Wu & He 2018) in at most 8 groups."""
     if name == "batch":
         return nn.BatchNorm2d
-    return lambda channels: nn.GroupNorm(min(GROUPS, channels), channels)
+    return lambda channels: nn.GroupNorm(num_groups(channels), channels)
+
+
+def num_groups(channels: int) -> int:
+    """The largest number of groups, at most `GROUPS`, that divides `channels`."""
+    return next(groups for groups in range(min(GROUPS, channels), 0, -1) if channels % groups == 0)
 
 
 class BasicBlock(nn.Module):
@@ -81,3 +87,8 @@ def resnet10(num_classes: int, *, width: int = 16, norm: NormName = "batch") -> 
     """Four blocks of `width`·(1, 2, 4, 8) channels: 318 k parameters at width 16 and 81 classes."""
     blocks = [(width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)]
     return SmallResNet(num_classes, stem=width, blocks=blocks, norm=norm)
+
+
+def make_resnet10(settings: ModelSettings) -> SmallResNet:
+    """`resnet10` as a run configures it."""
+    return resnet10(settings.num_classes, width=settings.width, norm=settings.norm)

@@ -1,5 +1,6 @@
 """timm, imported so that it also works with a CPU build of torch without torchvision's compiled operators."""
 
+import errno
 import importlib
 import logging
 from types import ModuleType
@@ -10,9 +11,11 @@ from torch import nn
 
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError, PolicyError
-from fedshelf.models.resnet import GROUPS
+from fedshelf.core.system_errors import reason
+from fedshelf.models.resnet import num_groups
 
 logger = logging.getLogger(__name__)
+_DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _TORCHVISION_OPS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -70,19 +73,30 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
     except PolicyError:
         raise
     except Exception as error:
-        if pretrained:
+        causes = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)  # type: ignore[arg-type]
+        of_system = [cause for cause in causes if isinstance(cause, OSError)]
+        if not of_system:  # timm explains the error, such as a missing package
+            raise ModelError(f"model {name!r} at {image_size} px could not be built: {error}") from error
+        local = next((cause for cause in of_system if cause.filename or cause.errno in _DISK_FULL), None)
+        if local is not None:
             raise ModelError(
-                f"pretrained weights of {name!r} could not be fetched ({type(error).__name__}). Without internet, "
-                "download the weights elsewhere and give the file with --init FILE"
+                f"pretrained weights of {name!r} could not be saved: {reason(local)}. Free some space on that disk, or "
+                "set the environment variable HF_HOME to a folder that can be written to"
             ) from error
-        raise ModelError(f"model {name!r} at {image_size} px could not be built: {error}") from error
+        raise ModelError(
+            f"pretrained weights of {name!r} could not be fetched: {reason(of_system[-1])}. Without internet, "
+            "download the weights elsewhere and give the file with --init FILE"
+        ) from error
     return to_group_norm(module) if norm == "group" else module
 
 
-def model_names() -> list[str]:
-    """Names of all timm models."""
-    names: list[str] = import_timm().list_models()
-    return names
+def model_names(*, pretrained: bool = False) -> list[str]:
+    """Names of all timm models, or of those with pretrained weights."""
+    timm = import_timm()
+    names: list[str] = timm.list_models()
+    return list(filter(timm.is_model_pretrained, names)) if pretrained else names
 
 
 def to_group_norm(module: nn.Module) -> nn.Module:
@@ -92,16 +106,12 @@ def to_group_norm(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         replacement: nn.Module | None = None
         if isinstance(child, BatchNormAct2d):
-            replacement = GroupNormAct(child.num_features, num_groups=_groups(child.num_features))
+            replacement = GroupNormAct(child.num_features, num_groups=num_groups(child.num_features))
             replacement.drop, replacement.act = child.drop, child.act
         elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-            replacement = nn.GroupNorm(_groups(child.num_features), child.num_features)
+            replacement = nn.GroupNorm(num_groups(child.num_features), child.num_features)
         if replacement is None:
             to_group_norm(child)
         else:
             setattr(module, name, replacement)
     return module
-
-
-def _groups(channels: int) -> int:
-    return next(groups for groups in range(min(GROUPS, channels), 0, -1) if channels % groups == 0)

@@ -9,14 +9,25 @@ statistics, and the algorithm's vectors.
 Differs from the paper: no noise is added; clipping alone gives no differential privacy.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor
-
-from fedshelf.core.messages import Upload
-from fedshelf.core.params import Layout
+from fedshelf.core.settings import WIRE, Setting
 from fedshelf.core.stages import Declaration
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedshelf.core.messages import Upload
+    from fedshelf.core.params import Layout
+
+CLIP_NORM = Setting(
+    key="clip_norm", gt=0, panel=WIRE,
+    help="Each client scales its upload down to this L2 norm before anything else happens to it (default: not at all).",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +38,7 @@ class Clip:
         max_norm: the maximum norm (C).
     """
 
-    max_norm: float
+    max_norm: Annotated[float, CLIP_NORM]
 
     @property
     def declares(self) -> Declaration:
@@ -36,7 +47,7 @@ class Clip:
     def seal(
         self, upload: Upload, memory: Tensor | None, *, client: str, layout: Layout
     ) -> tuple[Upload, Tensor | None]:
-        vectors = {name: vector for name, vector in upload.vectors.items() if isinstance(vector, Tensor)}
+        vectors = upload.plain_vectors
         norm = math.hypot(*(float(vector.double().norm()) for vector in vectors.values()))
         if not norm > self.max_norm:  # non-finite values are left for the server to refuse by name
             return upload, None

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from fedshelf.core.errors import PolicyError, UsageError
 from fedshelf.core.settings import Setting, settings_of
-from fedshelf.core.suggestions import did_you_mean
 from fedshelf.core.system_errors import reason
-from fedshelf.core.text import counted
+from fedshelf.core.text import counted, did_you_mean
+from fedshelf.models.registry import MODELS
 
 UNLIMITED = 2**62
 
@@ -33,12 +33,12 @@ class Limits:
         min_photos_per_step: minimum batch size. A store with fewer photos trains on all of them at once. At least so
             many of its photos, or half of them, take part in training.
         min_epochs_per_task: minimum share of an epoch in a training task.
-        max_local_epochs: maximum number of epochs in a training task.
         models_per_round: different models, control variates or learning rates to train with under one round number.
         evaluations_per_round: evaluations under one round number.
         comparisons_per_run: model comparisons in a run.
         max_comparison_rounds: rounds that a comparison trains the store's own model for.
         rounds_per_day: training tasks in 24 hours, over all runs and servers.
+        max_local_epochs: maximum number of epochs in a training task.
         max_parameters: values of the model.
         max_memory_mb: megabytes that training needs, as measured on two photos.
         max_image_size: side of the training photos in pixels.
@@ -48,12 +48,12 @@ class Limits:
 
     min_photos_per_step: Annotated[int, Setting(help="minimum batch size", ge=1)] = 8
     min_epochs_per_task: Annotated[float, Setting(help="minimum share of an epoch in a task", ge=0)] = 0.25
-    max_local_epochs: Annotated[int, Setting(help="maximum epochs in a task", ge=1)] = 100
     models_per_round: Annotated[int, Setting(help="models to train under one round number", ge=1)] = 1
     evaluations_per_round: Annotated[int, Setting(help="evaluations under one round number", ge=0)] = 2
     comparisons_per_run: Annotated[int, Setting(help="model comparisons in a run", ge=0)] = 1
     max_comparison_rounds: Annotated[int, Setting(help="rounds of training in a comparison", ge=1)] = 1000
     rounds_per_day: Annotated[int, Setting(help="training tasks in 24 hours", ge=1)] = 1000
+    max_local_epochs: Annotated[int, Setting(help="maximum epochs in a task", ge=1)] = 100
     max_parameters: Annotated[int, Setting(help="values of the model", ge=1)] = 50_000_000
     max_memory_mb: Annotated[int, Setting(help="megabytes that training needs", ge=1)] = 8_000
     max_image_size: Annotated[int, Setting(help="side of the photos in pixels", ge=8)] = 512
@@ -70,7 +70,7 @@ class Models:
     """
 
     allow: Annotated[tuple[str, ...], Setting(help="names, where * stands for any characters")] = (
-        "resnet*", "mobilenet*", "tf_mobilenet*", "efficientnet*", "tf_efficientnet*", "convnext*", "regnet*",
+        *MODELS, "resnet*", "mobilenet*", "tf_mobilenet*", "efficientnet*", "tf_efficientnet*", "convnext*", "regnet*",
         "densenet*",
     )  # fmt: skip
 

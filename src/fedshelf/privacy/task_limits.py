@@ -67,7 +67,7 @@ class TaskLimits:
                     raise PolicyError(f"this run compared models {counted(most, 'time')}: comparisons-per-run")
                 if rounds > self._limits.max_comparison_rounds:
                     raise PolicyError(
-                        f"a comparison of {rounds:,} rounds is longer than max-comparison-rounds = "
+                        f"a comparison of {counted(rounds, 'round')} is longer than max-comparison-rounds = "
                         f"{self._limits.max_comparison_rounds:,}"
                     )
         self._log.add(task, self._now())

@@ -2,38 +2,19 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 from fedshelf.core.choices import Candidate
+from fedshelf.core.events import StoreComparison
 from fedshelf.core.text import counted
 from fedshelf.reporting.formatting import percent
 
 
-class Outcome(Protocol):
-    """A store's comparison; see `core.events.StoreComparison`."""
-
-    @property
-    def best(self) -> Candidate | None:
-        """The model that the store keeps."""
-        ...
-
-    @property
-    def accuracies(self) -> Mapping[Candidate, float | None]:
-        """Accuracy by model, a fraction."""
-        ...
-
-    @property
-    def on_test(self) -> bool:
-        """Whether the models were compared on test photos."""
-        ...
-
-
-def kept(store: Outcome) -> float | None:
+def kept(store: StoreComparison) -> float | None:
     """Return the accuracy of the model that the store keeps, as a fraction on its own mix of products."""
     return store.accuracies.get(store.best) if store.best is not None else None
 
 
-def gain(store: Outcome) -> float | None:
+def gain(store: StoreComparison) -> float | None:
     """Return the improvement over the store's own model, as a fraction."""
     accuracy, alone = kept(store), store.accuracies.get(Candidate.LOCAL)
     return None if accuracy is None or alone is None else accuracy - alone
@@ -56,7 +37,7 @@ def figures(accuracies: Mapping[Candidate, float | None]) -> str:
     return f" ({', '.join(found)})" if found else ""
 
 
-def verdict(stores: Sequence[Outcome]) -> str:
+def verdict(stores: Sequence[StoreComparison]) -> str:
     """Summarize the gains in one sentence; empty if no store has a comparison."""
     judged = [(store, difference) for store in stores if (difference := gain(store)) is not None]
     if not judged:

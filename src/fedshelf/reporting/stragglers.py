@@ -5,28 +5,13 @@ lines alone do not make this obvious.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
-from fedshelf.core.events import ClientStatus
+from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.text import printable
 
 HABIT = 5
 """Consecutive late rounds that are not chance: with over-selection, similar stores are soon late three times."""
 MOST_NAMES = 8  # maximum number of names in a sentence
-
-
-class Member(Protocol):
-    """A client's part in a round."""
-
-    @property
-    def client(self) -> str:
-        """The client's name."""
-        ...
-
-    @property
-    def status(self) -> ClientStatus:
-        """How the round ended for the client."""
-        ...
 
 
 class StragglerTracker:
@@ -38,7 +23,7 @@ class StragglerTracker:
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
 
-    def add(self, members: Iterable[Member]) -> Mapping[str, int]:
+    def add(self, members: Iterable[Participation]) -> Mapping[str, int]:
         """Add a finished round.
 
         Args:

@@ -92,10 +92,6 @@ class Membership:
         """The class folders of all joined clients, by name."""
         return {name: member.join.classes for name, member in self._members.items()}
 
-    def excluded(self) -> Mapping[str, str]:
-        """Excluded clients, with the reason."""
-        return dict(self._excluded)
-
     def on_failed(self, name: str, reason: str, *, will_repeat: bool = False) -> None:
         """Record that a live client failed at its task.
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from fedshelf.core.errors import UsageError
 
 DAY = 86_400
+CLOCK_CHANGES = 900  # seconds: in every time zone, clocks change at a quarter of an hour
 HORIZON = 8 * DAY  # a window in skipped time, or on a skipped day, recurs by then
 EXAMPLE = "write START-END by the clock, such as 22:00-06:00, several joined by commas: 12:00-13:30,22:00-06:00"
 
@@ -95,18 +96,10 @@ class ActiveHours:
         return f"{self.text}, {self.zone}"
 
     def _next_event(self, moment: int) -> int:
-        """The next time at which a window starts or ends, or the clock changes."""
-        offset = self.offset(moment)
-        second = (moment + offset) % DAY
+        """The next time at which a window starts or ends, or the clock may change."""
+        second = (moment + self.offset(moment)) % DAY
         edges = {edge for window in self.windows for edge in (window.start, window.end)}
-        edge_at = moment + min((edge - second) % DAY or DAY for edge in edges)
-        if self.offset(edge_at) == offset:
-            return edge_at  # clocks change at most once a day
-        low, high = moment, edge_at  # the clock changes after `low`, and at or before `high`
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.offset(middle) == offset else (low, middle)
-        return high
+        return moment + min(CLOCK_CHANGES - moment % CLOCK_CHANGES, *((edge - second) % DAY or DAY for edge in edges))
 
 
 def active_hours(text: str | None, time_zone: str | None) -> ActiveHours | None:

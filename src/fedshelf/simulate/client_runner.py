@@ -1,9 +1,11 @@
 """Runs any client in one process, with one module and one bound model for all of them."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import BatchScore, evaluate_batches, num_batches
+from fedshelf.training.trainer import Score, evaluate_batches, num_batches
 
 Adapt = Callable[[Work], Work]
 
@@ -45,7 +47,7 @@ class ClientRunner:
     states: Path | None = None
     models: Path | None = None
     _setup: Setup | None = None
-    _ready: Ready | None = None
+    _expected: tuple[Catalogue, Ready] | None = None
     _opened: OpenedSetup | None = None
     _test: PhotoSet | None = None
 
@@ -73,21 +75,22 @@ class ClientRunner:
     def ready(self, name: str, setup: Setup) -> Ready | None:
         """Answer `setup` without opening the store's photos; return None if that is impossible."""
         self.prepare(setup)
-        count = self.stores.num_photos(name)
-        if count is None:
-            return None
-        if self._ready is None:
-            self._ready = Ready(
+        if self._expected is None:
+            catalogue = Catalogue.from_json(setup.catalogue)
+            ready = Ready(
                 run_id=setup.run_id, layout_digest=setup.layout_digest,  # `open` checks the model built here
-                catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest=files.digest(setup.config),
+                catalogue_digest=catalogue.digest, config_digest=files.digest(setup.config),
                 num_train=0, num_validation=0, num_left_out=0,
             )  # fmt: skip
-        return replace(self._ready, num_train=count)
+            self._expected = catalogue, ready
+        catalogue, ready = self._expected
+        count = self.stores.num_photos(name, catalogue)
+        return None if count is None else replace(ready, num_train=count)
 
     def prepare(self, setup: Setup) -> None:
         """Set the current setup; its objects are built when needed."""
         if setup != self._setup:
-            self._setup, self._ready, self._opened, self._test = setup, None, None, None
+            self._setup, self._expected, self._opened, self._test = setup, None, None, None
 
     def open(self, setup: Setup) -> OpenedSetup:
         """Build the objects of a setup, once for all clients.
@@ -106,7 +109,7 @@ class ClientRunner:
             self._opened = opened
         return self._opened
 
-    def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[BatchScore]:
+    def evaluate(self, setup: Setup, params: Tensor, *, share: int = 0, shares: int = 1) -> Sequence[Score]:
         """Evaluate a model on one contiguous share of the test batches.
 
         Args:
@@ -150,3 +153,36 @@ class ClientRunner:
         if self.models is not None:
             folder = self.models / places.folder_name(name)
             save_chosen(folder, bound, opened.config, opened.catalogue, client=name, comparison=comparison)
+
+
+class Backend(Protocol):
+    """Runs clients, in this process or in others."""
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        """Accept a message for client `name`; may start computing."""
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        """Return the next client and its answer, or None if there is no work."""
+
+
+class InProcess:
+    """A backend that computes each answer when it is requested.
+
+    Args:
+        run: handles a message as the named client; a failure of the client is an answer, too.
+    """
+
+    def __init__(self, run: Callable[[str, ServerMessage], ClientMessage]) -> None:
+        self._run = run
+        self._queue: deque[tuple[str, ServerMessage]] = deque()
+
+    def submit(self, name: str, message: ServerMessage) -> None:
+        """See `Backend`."""
+        self._queue.append((name, message))
+
+    def next(self) -> tuple[str, ClientMessage] | None:
+        """See `Backend`."""
+        if not self._queue:
+            return None
+        name, message = self._queue.popleft()
+        return name, self._run(name, message)

@@ -2,12 +2,10 @@
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fedshelf.app.components import ModuleFactory
 from fedshelf.app.run import Evaluate, make_server, open_run
@@ -16,15 +14,13 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.messages import Setup
 from fedshelf.core.ports import MetricSink
 from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
-from fedshelf.simulate.backend import Backend, InProcess
-from fedshelf.simulate.client_runner import ClientRunner
+from fedshelf.simulate.client_runner import Backend, ClientRunner, InProcess
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.virtual import dropout_of, durations_of
 from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
@@ -35,8 +31,8 @@ from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
-from fedshelf.training.threads import default_threads
-from fedshelf.training.trainer import BatchScore, total
+from fedshelf.training.resources import default_threads
+from fedshelf.training.trainer import total
 
 if TYPE_CHECKING:
     from fedshelf.simulate.ray_pool import RayPool  # Ray is an optional dependency
@@ -111,11 +107,12 @@ def simulate_stores(
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
     names = stores.names()
-    if len(names) < config.min_clients:
-        raise UsageError(
-            f"--min-clients {config.min_clients}: there {'is' if len(names) == 1 else 'are'} only "
-            f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
-        )
+    for flag, needed in (("--min-clients", config.min_clients), ("--quorum", config.quorum or 0)):
+        if len(names) < needed:
+            raise UsageError(
+                f"{flag} {needed}: there {'is' if len(names) == 1 else 'are'} only "
+                f"{counted(len(names), 'store')} ({some(names)}). Choose a smaller number, or add stores"
+            )
     joins = [join_of(stores, name) for name in names]  # an unusable folder fails here, before the run is created
     durations = durations_of(config, names)
     config = config.model_copy(
@@ -173,10 +170,8 @@ def _backend(pool: "WorkerPool | RayPool | None", runner: ClientRunner, engine: 
     return VmapBackend(runner) if engine == "vmap" else InProcess(runner.run)
 
 
-class _Scorer(Protocol):
-    def evaluate(self, setup: Setup, params: Tensor) -> Sequence[BatchScore]: ...
-
-
-def _evaluator(scorer: _Scorer, plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate:
+def _evaluator(
+    scorer: "ClientRunner | WorkerPool | RayPool", plan: Plan, catalogue: Catalogue, bound: BoundModel
+) -> Evaluate:
     setup = setup_of(plan, catalogue, bound.params.layout)
     return lambda params: total(scorer.evaluate(setup, params))

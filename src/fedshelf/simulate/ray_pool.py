@@ -27,7 +27,7 @@ from fedshelf.core.errors import FedShelfError, UsageError, WorkerLostError
 from fedshelf.core.messages import PARAMS, Broadcast, ClientMessage, ServerMessage, Setup
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.training.malloc import keep_freed_memory
-from fedshelf.training.trainer import BatchScore
+from fedshelf.training.trainer import Score
 
 AHEAD = 2  # tasks per actor while there are plenty: one running, one waiting
 
@@ -96,7 +96,7 @@ class RayPool:
         self._hand_out()
         return name, answer
 
-    def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
+    def evaluate(self, setup: Setup, params: Tensor) -> list[Score]:
         """Evaluate `params` [S] on all test batches in contiguous shares; return one score per batch."""
         self._open(setup)
         count = len(self._actors)
@@ -178,7 +178,7 @@ class _Actor:
             message = replace(message, vectors={**message.vectors, PARAMS: model})
         return self._runner.run(name, message)
 
-    def evaluate(self, setup: Setup, params: Tensor, share: int, shares: int) -> Sequence[BatchScore]:
+    def evaluate(self, setup: Setup, params: Tensor, share: int, shares: int) -> Sequence[Score]:
         return self._runner.evaluate(setup, params, share=share, shares=shares)
 
 

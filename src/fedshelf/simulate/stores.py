@@ -42,7 +42,7 @@ class Stores(Protocol):
         """Return the class folders of store `name`."""
         ...
 
-    def num_photos(self, name: str) -> int | None:
+    def num_photos(self, name: str, catalogue: Catalogue) -> int | None:
         """Return the number of training photos of `name`, or None if its photos must be opened to know."""
         ...
 
@@ -89,7 +89,7 @@ class FolderStores:
             self._classes[name] = found.classes
         return self._classes[name]
 
-    def num_photos(self, name: str) -> int | None:
+    def num_photos(self, name: str, catalogue: Catalogue) -> int | None:
         """Return None: which photos are usable is known only once they are decoded."""
         return None
 
@@ -142,14 +142,19 @@ class MemoryStores:
         """See `Stores`."""
         return self._classes
 
-    def num_photos(self, name: str) -> int | None:
+    def num_photos(self, name: str, catalogue: Catalogue) -> int | None:
         """See `Stores`."""
-        return len(self._stores[name])
+        is_complete = self._class_names == catalogue.names or None not in map(catalogue.index_of, self._classes)
+        return len(self._stores[name]) if is_complete else None
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
         """See `Stores`."""
-        train = self._relabelled(self._stores[name], opened.catalogue)
-        return StorePhotos(train=train, validation=PhotoSet(train.images[:0], train.labels[:0]))
+        photos = self._stores[name]
+        train = self._relabelled(photos, opened.catalogue)
+        if len(photos) and not len(train):
+            raise DataError("it holds no photo of a class in the run's catalogue")
+        none = PhotoSet(train.images[:0], train.labels[:0])
+        return StorePhotos(train=train, validation=none, num_left_out=len(photos) - len(train))
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
         """See `Stores`."""
@@ -158,11 +163,14 @@ class MemoryStores:
         return self._relabelled(self._test, opened.catalogue)
 
     def _relabelled(self, photos: PhotoSet, catalogue: Catalogue) -> PhotoSet:
-        """Map the caller's labels to the catalogue's, which sorts the class names."""
+        """Map the caller's labels to the catalogue's, without photos of classes that it lacks."""
         if self._class_names == catalogue.names:
             return photos
-        index = {name: i for i, name in enumerate(catalogue.names)}
-        return PhotoSet(photos.images, np.array([index[name] for name in self._class_names])[photos.labels])
+        indices = [catalogue.index_of(folder) for folder in self._classes]
+        labels = np.array([-1 if index is None else index for index in indices])[photos.labels]
+        if (labels >= 0).all():  # the images need no copy
+            return PhotoSet(photos.images, labels)
+        return PhotoSet(photos.images[labels >= 0], labels[labels >= 0])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return one copy for all processes. It is kept here, because they find it by its tensors' file descriptors."""

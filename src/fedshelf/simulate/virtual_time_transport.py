@@ -13,14 +13,14 @@ from fedshelf.core.errors import FedShelfError, RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, Join, Purpose, Ready, ServerMessage, TaskKey
 from fedshelf.core.ports import Arrival, Joined, Left, Reply
 from fedshelf.core.state import ServerState
-from fedshelf.simulate.backend import Backend
+from fedshelf.simulate.client_runner import Backend
 from fedshelf.simulate.event_queue import EventKind, EventQueue, SimulatedTask
 from fedshelf.simulate.simulated_wire import Wire
 from fedshelf.simulate.virtual import Dropout, Durations
 
 NOTHING_CAN_ARRIVE = (
-    "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused are "
-    "named above; else there are fewer stores than --min-clients"
+    "the run waits for more clients than can take part: all simulated ones have answered. Those that were refused or "
+    "excluded are named above; else there are fewer stores than --min-clients or --quorum"
 )
 
 

@@ -33,7 +33,7 @@ from fedshelf.simulate.processes import Processes, start_method
 from fedshelf.simulate.shared import Mappings, Reference, SharedFiles, SharedFolders
 from fedshelf.simulate.vmap import VmapBackend, is_training
 from fedshelf.training.malloc import keep_freed_memory
-from fedshelf.training.trainer import BatchScore
+from fedshelf.training.trainer import Score
 
 MOST_AHEAD = 8  # tasks queued at a worker besides the current one; their small parts fit into a pipe
 
@@ -115,7 +115,7 @@ class WorkerPool:
         self._queue: list[tuple[int, int, _RunOne]] = []
         self._count = 0
         self._answers: deque[tuple[str, ClientMessage]] = deque()
-        self._scores: dict[int, list[BatchScore]] = {}  # of central evaluation, by share
+        self._scores: dict[int, list[Score]] = {}  # of central evaluation, by share
         method = start_method(runner.device, threads=threads)
         self._processes = Processes(partial(_work, runner, self._folders.paths), num_workers, method)
         self._workers = [
@@ -161,7 +161,7 @@ class WorkerPool:
             self._collect()
         return self._answers.popleft()
 
-    def evaluate(self, setup: Setup, params: Tensor) -> list[BatchScore]:
+    def evaluate(self, setup: Setup, params: Tensor) -> list[Score]:
         """Evaluate `params` [S] on all test batches in contiguous shares.
 
         A worker's share is its next task; running clients continue (in rounds that do not wait for all of them).

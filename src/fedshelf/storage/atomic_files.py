@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,7 +32,7 @@ _ADVICE = {
 }
 
 
-def write_atomically(path: Path, data: Data, *, durable: bool = True) -> None:
+def write_atomically(path: Path, data: Data, *, durable: bool = True, mode: int = 0o666) -> None:
     """Create or replace the file at `path`.
 
     The data is written to a temporary file in the same folder, fsynced and renamed; then the folder is fsynced.
@@ -41,14 +42,15 @@ def write_atomically(path: Path, data: Data, *, durable: bool = True) -> None:
         data: its new content.
         durable: False skips both fsyncs. The file still survives the death of the process, but a power cut may damage
             it, so its reader must be able to detect that.
+        mode: the file's permissions, less those that the process's umask denies.
 
     Raises:
         RunError: the disk is full, the folder read-only, ...; the old file is unchanged.
     """
-    write_together({path: data}, durable=durable)
+    write_together({path: data}, durable=durable, mode=mode)
 
 
-def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
+def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: int = 0o666) -> None:
     """Replace several files, in order, with nothing but renames between the first and the last.
 
     A crash between the renames can leave new files next to old ones: let the last file identify the content of the
@@ -57,6 +59,7 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
     Args:
         files: new content by path.
         durable: see `write_atomically`.
+        mode: see `write_atomically`.
 
     Raises:
         RunError: see `write_atomically`; if one of the files cannot be written, none is replaced.
@@ -65,7 +68,7 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True) -> None:
     try:
         for path, data in files.items():
             with saying_what_to_do("write", path):
-                staged[path] = _stage(path, data, durable=durable)
+                staged[path] = _stage(path, data, durable=durable, mode=mode)
         for path in list(staged):
             with saying_what_to_do("write", path):
                 staged[path].replace(path)
@@ -143,13 +146,13 @@ def saying_what_to_do(action: str, path: Path) -> Iterator[None]:
         raise RunError(f"cannot {action} '{path}': {error.strerror or error}. {advice}") from error
 
 
-def _stage(path: Path, data: Data, *, durable: bool) -> Path:
+def _stage(path: Path, data: Data, *, durable: bool, mode: int) -> Path:
     """Write `data` to a temporary file next to `path`."""
     temporary = path.with_name(f".{path.name[:150]}.{secrets.token_hex(4)}{LEFTOVER}")
     chunks: Iterable[bytes | memoryview]
     chunks = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
     try:
-        with temporary.open("xb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0, opener=partial(os.open, mode=mode)) as file:
             for chunk in chunks:
                 _write_all(file.fileno(), chunk)
             if durable:

@@ -51,8 +51,19 @@ class FileCheckpoints:
         Raises:
             RunError: no checkpoint is readable, or they were written by a newer FedShelf.
         """
-        newest = self._newest()
-        return None if newest is None else newest[0]
+        problems = []
+        for path in reversed(self._files().values()):
+            try:
+                return _read(path)
+            except DamagedFileError as error:
+                logger.warning("checkpoint skipped, the run resumes from the one before: %s", error)
+                problems.append(str(error))
+        if problems:
+            raise RunError(
+                f"no checkpoint in '{self._directory}' can be read: {'; '.join(problems)}. "
+                f"Restore the folder from a copy, or start a new run with another --run-dir."
+            )
+        return None
 
     def load_round(self, round: int) -> ServerState | None:
         """The state after `round`; None if it is no longer kept or not readable (with a warning)."""
@@ -60,20 +71,10 @@ class FileCheckpoints:
         if path is None:
             return None
         try:
-            return _read(path)[0]
+            return _read(path)
         except DamagedFileError as error:
             logger.warning("the state after round %d is lost: %s", round, error)
             return None
-
-    def load_best(self) -> ServerState | None:
-        """The best round's state; None if there is none yet or it is not readable (with a warning).
-
-        Raises:
-            RunError: see `load`.
-        """
-        newest = self._newest()
-        best_round = None if newest is None else newest[1]["best_round"]
-        return None if best_round is None else self.load_round(best_round)
 
     def save(self, state: ServerState, *, is_best: bool) -> None:
         """Write the state and delete old ones.
@@ -137,22 +138,6 @@ class FileCheckpoints:
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 
-    def _newest(self) -> tuple[ServerState, dict[str, Any]] | None:
-        """The state and the JSON part of the newest readable file."""
-        problems = []
-        for path in reversed(self._files().values()):
-            try:
-                return _read(path)
-            except DamagedFileError as error:
-                logger.warning("checkpoint skipped, the run goes on from the one before: %s", error)
-                problems.append(str(error))
-        if problems:
-            raise RunError(
-                f"no checkpoint in '{self._directory}' can be read: {'; '.join(problems)}. "
-                f"Restore the folder from a copy, or start a new run with another --run-dir."
-            )
-        return None
-
     def _path(self, round: int) -> Path:
         return self._directory / f"round-{round:06d}.safetensors"
 
@@ -183,12 +168,12 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
+def _read(path: Path) -> ServerState:
     try:
         tensors, info = read_tensors(path)
         check_schema(info["schema"], path)
         # Copy: the file may be deleted, and a reader may write to the tensors.
-        return _state({name: tensor.clone() for name, tensor in tensors.items()}, info), info
+        return _state({name: tensor.clone() for name, tensor in tensors.items()}, info)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path.name} cannot be read: {error!r}") from error
 

@@ -90,6 +90,11 @@ class RunDirectory:
         return self.path / "stores"
 
     @property
+    def initial_model(self) -> Path:
+        """The model before the first round, of a run that starts from given weights."""
+        return self.path / "initial"
+
+    @property
     def catalogue(self) -> Path:
         return self.path / "catalogue.json"
 
@@ -210,8 +215,13 @@ class RunDirectory:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run's folder. A new run's identity is written last."""
-    return (path / _IDENTITY).is_file()
+    """Whether `path` is a run's folder. A new run's identity is written last.
+
+    Raises:
+        RunError: the folder cannot be read.
+    """
+    with saying_what_to_do("read", path):
+        return (path / _IDENTITY).is_file()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

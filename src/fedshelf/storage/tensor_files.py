@@ -35,14 +35,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     write_atomically(path, tensor_chunks(tensors, info), durable=durable)
 
 
-def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a tensor file. The tensors are views of the mapped file, read on first use.
 
     Writes to the tensors stay private to this process.
 
     Args:
         path: the file.
-        verify: read the whole file and compare its checksum.
 
     Returns:
         The tensors and the JSON object.
@@ -51,8 +50,7 @@ def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor],
         DamagedFileError: the file is not what was written.
         FileNotFoundError: there is no file.
     """
-    if verify:
-        _verify(path)
+    _verify(path)
     try:
         with safe_open(path, framework="pt") as file:
             info = json.loads((file.metadata() or {})["fedshelf"])

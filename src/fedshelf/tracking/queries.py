@@ -3,109 +3,22 @@
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import RunError
-from fedshelf.core.events import ClientStatus, RunStatus
+from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RoundVoid, RunStatus, StoreComparison
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
 
 UNEXPLAINED = "its process ended without saying why: it was killed, ran out of memory, or lost power"
+_CLIENT_KEYS = ("client", "status", "reason", "num_examples", "accuracy", "staleness", "batch_size", "client_lr")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClientSummary:
-    """One client's part in a round; see `core.events.Participation`.
-
-    Attributes:
-        client: the client's name.
-        status: how the round ended for it.
-        reason: why it was not counted, or how its upload was modified; empty if neither.
-        num_examples: number of its training photos.
-        accuracy: validation accuracy, a fraction.
-        staleness: number of model versions its upload was behind (asynchronous rounds).
-        batch_size: its batch size.
-        client_lr: its learning rate.
-    """
-
-    client: str
-    status: ClientStatus
-    reason: str
-    num_examples: int | None
-    accuracy: float | None
-    staleness: int | None
-    batch_size: int | None
-    client_lr: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundSummary:
-    """One finished round; see `core.events.RoundFinished`.
-
-    Attributes:
-        round: the round.
-        train_loss: mean training loss.
-        accuracy: validation accuracy over the stores, a fraction.
-        central_accuracy: accuracy on the server's test photos, a fraction.
-        seconds: duration.
-        bytes_up: bytes received from clients.
-        bytes_down: bytes sent to clients.
-        best_so_far: the best round when this one ended.
-        virtual_seconds: virtual time of a simulation.
-        clients: the cohort.
-    """
-
-    round: int
-    train_loss: float | None
-    accuracy: float | None
-    central_accuracy: float | None
-    seconds: float | None
-    bytes_up: int
-    bytes_down: int
-    best_so_far: int | None
-    virtual_seconds: float | None
-    clients: tuple[ClientSummary, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoreSummary:
-    """One store's comparison; see `core.events.StoreComparison`.
-
-    Attributes:
-        client: the store's name.
-        best: the model that it keeps.
-        accuracies: accuracy by model, a fraction.
-        on_test: whether the models were compared on test photos instead of validation photos.
-        reason: why there is no comparison.
-    """
-
-    client: str
-    best: Candidate | None
-    accuracies: Mapping[Candidate, float | None]
-    on_test: bool
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VoidAttempt:
-    """An attempt without a quorum.
-
-    Attributes:
-        round: the round.
-        attempt: the attempt.
-        reason: why it is void.
-        clients: how it ended for each client of the cohort.
-    """
-
-    round: int
-    attempt: int
-    reason: str
-    clients: tuple[ClientSummary, ...]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,13 +44,13 @@ class RunSummary:
     run_id: str
     status: RunStatus
     reason: str
-    rounds: tuple[RoundSummary, ...]
+    rounds: tuple[RoundFinished, ...]
     best_round: int | None
     num_parameters: int | None
     num_rounds: int | None
     started: float | None
-    voids: tuple[VoidAttempt, ...]
-    stores: tuple[StoreSummary, ...]
+    voids: tuple[RoundVoid, ...]
+    stores: tuple[StoreComparison, ...]
     num_classes: int | None = None
     num_test: int | None = None
     num_test_left_out: int = 0
@@ -201,9 +114,9 @@ def _summary(
     *,
     alive: bool,
     run: sqlite3.Row | None = None,
-    rounds: tuple[RoundSummary, ...] = (),
-    voids: tuple[VoidAttempt, ...] = (),
-    stores: tuple[StoreSummary, ...] = (),
+    rounds: tuple[RoundFinished, ...] = (),
+    voids: tuple[RoundVoid, ...] = (),
+    stores: tuple[StoreComparison, ...] = (),
 ) -> RunSummary:
     status, reason = (RunStatus.RUNNING, "") if run is None else (RunStatus(run["status"]), run["reason"])
     if status is RunStatus.RUNNING and not alive:
@@ -213,7 +126,7 @@ def _summary(
         status=status,
         reason=reason,
         rounds=rounds,
-        best_round=rounds[-1].best_so_far if rounds else None,
+        best_round=rounds[-1].best_round if rounds else None,
         num_parameters=None if run is None else run["num_parameters"],
         num_rounds=None if run is None else run["num_rounds"],
         started=None if run is None else run["started"],
@@ -222,65 +135,39 @@ def _summary(
     )
 
 
-_Clients = dict[tuple[int, int], list[ClientSummary]]  # by round and attempt
+_Clients = dict[tuple[int, int], list[Participation]]  # by round and attempt
 
 
 def _clients(connection: sqlite3.Connection) -> _Clients:
     clients: _Clients = {}
     for row in connection.execute("SELECT * FROM participation ORDER BY client, rowid"):
-        clients.setdefault((row["round"], row["attempt"]), []).append(
-            ClientSummary(
-                client=row["client"],
-                status=ClientStatus(row["status"]),
-                reason=row["reason"],
-                num_examples=row["num_examples"],
-                accuracy=row["accuracy"],
-                staleness=_since_schema_2(row, "staleness"),
-                batch_size=_since_schema_2(row, "batch_size"),
-                client_lr=_since_schema_2(row, "client_lr"),
-            )
-        )
+        client = _from_row(Participation, row, status=ClientStatus(row["status"]))
+        clients.setdefault((row["round"], row["attempt"]), []).append(client)
     return clients
 
 
-def _voids(connection: sqlite3.Connection, clients: _Clients) -> tuple[VoidAttempt, ...]:
+def _voids(connection: sqlite3.Connection, clients: _Clients) -> tuple[RoundVoid, ...]:
     return tuple(
-        VoidAttempt(
-            round=row["round"],
-            attempt=row["attempt"],
-            reason=row["reason"],
-            clients=tuple(clients.get((row["round"], row["attempt"]), ())),
-        )
+        _from_row(RoundVoid, row, clients=tuple(clients.get((row["round"], row["attempt"]), ())))
         for row in connection.execute("SELECT * FROM void_attempts ORDER BY round, attempt")
     )
 
 
-def _rounds(connection: sqlite3.Connection, clients: _Clients) -> tuple[RoundSummary, ...]:
+def _rounds(connection: sqlite3.Connection, clients: _Clients) -> tuple[RoundFinished, ...]:
     return tuple(
-        RoundSummary(
-            round=row["round"],
-            train_loss=row["train_loss"],
-            accuracy=row["accuracy"],
-            central_accuracy=row["central_accuracy"],
-            seconds=row["seconds"],
-            bytes_up=row["bytes_up"],
-            bytes_down=row["bytes_down"],
-            best_so_far=row["best_round"],
-            virtual_seconds=_since_schema_2(row, "virtual_seconds"),
-            clients=tuple(clients.get((row["round"], row["attempt"]), ())),
-        )
+        _from_row(RoundFinished, row, clients=tuple(clients.get((row["round"], row["attempt"]), ())))
         for row in connection.execute("SELECT * FROM rounds ORDER BY round")
     )
 
 
-def _stores(connection: sqlite3.Connection) -> tuple[StoreSummary, ...]:
+def _stores(connection: sqlite3.Connection) -> tuple[StoreComparison, ...]:
     if not _has_table(connection, "stores"):  # created by an older FedShelf
         return ()
     return tuple(
-        StoreSummary(
+        StoreComparison(
             client=row["client"],
             best=Candidate(row["best"]) if row["best"] else None,
-            accuracies={candidate: row[candidate.value] for candidate in Candidate},
+            accuracies={c: row[c.value] for c in Candidate if row[c.value] is not None},
             on_test=bool(row["on_test"]),
             reason=row["reason"],
         )
@@ -288,20 +175,28 @@ def _stores(connection: sqlite3.Connection) -> tuple[StoreSummary, ...]:
     )
 
 
-def _since_schema_2(row: sqlite3.Row, column: str) -> Any:
-    return row[column] if column in row.keys() else None  # noqa: SIM118  iterating a row gives values
+def _from_row(kind: type[_T], row: sqlite3.Row, **converted: Any) -> _T:
+    """Create an event from the columns of its fields; a column that an older FedShelf did not have keeps its default.
+
+    Args:
+        kind: the event's class.
+        row: the row.
+        converted: fields that are no column, or not one of the same type.
+    """
+    names = {field.name for field in dataclasses.fields(kind)} & set(row.keys())  # type: ignore[arg-type]
+    return kind(**{**{name: row[name] for name in names}, **converted})
 
 
 def _has_table(connection: sqlite3.Connection, name: str) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (name,)).fetchone() is not None
 
 
-def _store_record(store: StoreSummary) -> dict[str, Any]:
-    accuracies = {candidate.value: accuracy for candidate, accuracy in store.accuracies.items()}
+def _store_record(store: StoreComparison) -> dict[str, Any]:
+    accuracies = {candidate.value: store.accuracies.get(candidate) for candidate in Candidate}
     return {"client": store.client, **accuracies, "best": store.best}
 
 
-def _round_record(round_: RoundSummary) -> dict[str, Any]:
+def _round_record(round_: RoundFinished) -> dict[str, Any]:
     return {
         "round": round_.round,
         "train_loss": round_.train_loss,
@@ -315,8 +210,8 @@ def _round_record(round_: RoundSummary) -> dict[str, Any]:
     }
 
 
-def _client_record(client: ClientSummary) -> dict[str, Any]:
-    return {**dataclasses.asdict(client), "status": client.status.value}
+def _client_record(client: Participation) -> dict[str, Any]:
+    return {name: getattr(client, name) for name in _CLIENT_KEYS}
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus
-from fedshelf.core.suggestions import did_you_mean
-from fedshelf.core.text import counted, some
+from fedshelf.core.text import counted, did_you_mean, some
+from fedshelf.storage.atomic_files import saying_what_to_do
 from fedshelf.storage.run_directory import RunDirectory, is_run
 from fedshelf.tracking.queries import run_summary
 
@@ -17,16 +17,18 @@ def find_runs(root: Path) -> tuple[RunDirectory, ...]:
     """Return all runs directly below `root`, oldest first; empty if there is no such folder.
 
     A run whose identity cannot be read is skipped with a warning.
+
+    Raises:
+        RunError: `root` cannot be read.
     """
-    if not root.is_dir():
-        return ()
+    with saying_what_to_do("read", root):
+        paths = list(root.iterdir()) if root.is_dir() else []
     found = []
-    for path in root.iterdir():
-        if is_run(path):
-            try:
-                found.append(RunDirectory.open(path))
-            except RunError as error:
-                logger.warning("skipping a run: %s", error)
+    for path in paths:
+        try:
+            found += [RunDirectory.open(path)] * is_run(path)
+        except RunError as error:
+            logger.warning("skipping a run: %s", error)
     return tuple(sorted(found, key=lambda run: (run.created, run.run_id)))
 
 

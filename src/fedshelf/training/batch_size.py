@@ -38,7 +38,7 @@ from fedshelf.core.text import counted
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training.batches import batches
 from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.free_memory import free_memory, lacks_memory
+from fedshelf.training.resources import free_memory, lacks_memory
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.timing import once
 from fedshelf.training.trainer import Trainer

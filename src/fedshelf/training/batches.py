@@ -1,11 +1,12 @@
-"""A client's photos as batches: their order and augmentation in a round.
+"""A client's photos as batches: their order and augmentation in a round, and prefetching.
 
 Shapes: B batch, H height, W width, C channels.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import augment, normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training.bound_model import BoundModel
+
+_T = TypeVar("_T")
+_END = object()
 
 
 class Batch(NamedTuple):
@@ -82,6 +86,19 @@ def _shuffles(count: int, generator: torch.Generator, epochs: int | None) -> Ite
 def gather(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Copy the `chosen` photos [B, H, W, C] and labels [B]."""
     return torch.from_numpy(photos.images[chosen]), torch.from_numpy(photos.labels[chosen])
+
+
+def prefetch(items: Iterator[_T]) -> Iterator[_T]:
+    """Yield the same items in the same order, each produced in a background thread while the previous one is used.
+
+    This pays off if producing and using an item need different processors: the CPU prepares a batch while a GPU trains
+    on the previous one. Exceptions from `items` are raised here.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as maker:
+        coming = maker.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = maker.submit(next, items, _END)
+            yield item  # type: ignore[misc]
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -78,7 +78,8 @@ class BoundModel:
             images_BCHW: normalized photos.
             forward: the pass to use instead of the module.
         """
-        compute = forward or (self.forward if self.module.training else None) or self.module
+        passes = (forward, self.forward if self.module.training else None, self.module)
+        compute = next(each for each in passes if each is not None)  # the truth of a compiled module is not defined
         if not self.compute.autocast:
             output: Tensor = compute(images_BCHW)
             return output

@@ -6,7 +6,7 @@ import torch
 
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import UsageError
-from fedshelf.training.threads import default_threads
+from fedshelf.training.resources import default_threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,10 @@
-"""Local optimizers on flat vectors. One call updates one client, or many that train side by side.
+"""Local optimizers on flat vectors, and the learning rate over rounds.
 
-They call torch's kernels directly: for a small model, the optimizer classes cost more than the kernels.
+One call updates one client, or many that train side by side. The optimizers call torch's kernels directly: for a small
+model, the optimizer classes cost more than the kernels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from fedshelf.core.choices import Schedule
 from fedshelf.core.params import Params
 from fedshelf.training.phases import Moves
 from fedshelf.training.settings import TrainingSettings
@@ -95,6 +98,28 @@ def step(states: Sequence[OptimizerState], settings: TrainingSettings, client_lr
     made = iter(moments)  # created in this list by the first step
     for state in states:
         state.moments = [next(made) for _ in state.values]
+
+
+def client_lr(round: int, *, base: float, schedule: Schedule, warmup_rounds: int, num_rounds: int) -> float:
+    """The learning rate of a round: linear warm-up, then constant or a half cosine.
+
+    The cosine starts at round 1 and would reach zero one round after the last. Rounds beyond `num_rounds` (of an
+    extended run) keep the last round's rate.
+
+    Args:
+        round: the round, from 1.
+        base: the peak rate.
+        schedule: constant or cosine.
+        warmup_rounds: rounds of linear warm-up.
+        num_rounds: rounds of the run.
+
+    Source: Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts; per round, since that is the server's clock.
+    """
+    step = min(round, num_rounds)
+    warmup = min(1.0, step / warmup_rounds) if warmup_rounds else 1.0
+    if schedule == "constant":
+        return base * warmup
+    return base * warmup * 0.5 * (1 + math.cos(math.pi * (step - 1) / num_rounds))
 
 
 def _step_counter(value: Tensor) -> Tensor:

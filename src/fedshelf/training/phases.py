@@ -1,4 +1,4 @@
-"""Phases of local training: which values each moves, and for how long."""
+"""Phases of local training: which values each moves, and for how long. Free of torch, for the command line."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -19,14 +19,13 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.training import loop
-from fedshelf.training.batches import Batch, batches, gather
+from fedshelf.training.batches import Batch, batches, gather, prefetch
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
-from fedshelf.training.free_memory import lacks_memory
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration
 from fedshelf.training.phases import Moves, Phase
-from fedshelf.training.prefetch import prefetch
+from fedshelf.training.resources import lacks_memory
 from fedshelf.training.settings import TrainingSettings
 
 EVALUATION_BATCH = 250
@@ -214,21 +213,6 @@ class Trainer:
         return prefetch(made) if self.bound_model.compute.device.type == "cuda" else made
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchScore:
-    """The score on one evaluation batch.
-
-    Attributes:
-        num_examples: photos evaluated.
-        num_correct: photos classified correctly.
-        loss_sum: sum of the losses (nats).
-    """
-
-    num_examples: int
-    num_correct: int
-    loss_sum: float
-
-
 def evaluate(bound: BoundModel, photos: PhotoSet) -> Score:
     """Score the bound model on photos."""
     return total(evaluate_batches(bound, photos, range(num_batches(photos))))
@@ -239,10 +223,10 @@ def num_batches(photos: PhotoSet) -> int:
     return math.ceil(len(photos) / EVALUATION_BATCH)
 
 
-def evaluate_batches(bound: BoundModel, photos: PhotoSet, batches: Iterable[int]) -> list[BatchScore]:
+def evaluate_batches(bound: BoundModel, photos: PhotoSet, batches: Iterable[int]) -> list[Score]:
     """Score the given batches; their boundaries are fixed, so that processes can share them."""
     return [
-        BatchScore(
+        Score(
             num_examples=len(labels_B),
             num_correct=int((logits_BK.argmax(1) == labels_B).sum()),
             loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
@@ -271,7 +255,7 @@ def logits(
         yield logits_BK, labels_B.to(bound.compute.device)
 
 
-def total(batches: Iterable[BatchScore]) -> Score:
+def total(batches: Iterable[Score]) -> Score:
     """Sum the scores of batches, exactly and independent of their order."""
     scores = list(batches)
     return Score(

@@ -2,18 +2,23 @@
 
 import json
 import logging
+import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from torch import nn
 
 from fedshelf.app.run import open_run
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus, WeightsLoaded
+from fedshelf.models.timm_models import import_timm
 from fedshelf.simulate.engine import simulate
 from fedshelf.storage.model_files import load_model_files
 from fedshelf.storage.run_directory import RunDirectory
@@ -49,6 +54,15 @@ def stores(home: Path) -> Path:
     for name in ("lyon", "oslo"):
         write_pack(Path("stores") / name, {"apple": 3, "milk": 3, "tea": 3})
     return Path("stores")
+
+
+def test_pretrained_weights_that_do_not_exist_are_refused_before_there_is_a_run(stores: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="--pretrained: resnet10 has no pretrained weights"),
+        open_run(config("new", pretrained=True), watchers=()),
+    ):
+        pass
+    assert not Path("new").exists()
 
 
 @pytest.fixture
@@ -128,6 +142,71 @@ def test_a_head_that_will_start_fresh_is_said_at_the_start(old: RunDirectory, ca
 def test_tensors_that_stay_at_the_stores_are_said_to_start_fresh_there(caplog: pytest.LogCaptureFixture) -> None:
     with open_run(config("new", init=MODEL, personalize="fedper"), watchers=()):
         assert "2 of its tensors stay at the stores with --personalize fedper, and start fresh there" in caplog.text
+
+
+@pytest.mark.usefixtures("old")
+def test_tensors_that_the_model_has_no_part_for_are_named_at_the_start(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    tensors = {**load_model_files(MODEL.parent)[0], "auxiliary.weight": torch.zeros(3)}
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors")
+    with open_run(config("new", init=tmp_path / "w.safetensors"), watchers=()):
+        assert "lacks the parts of 1 of its tensors, which are left out: 'auxiliary.weight'" in caplog.text
+
+
+@pytest.mark.usefixtures("stores")
+def test_pretrained_batch_norm_that_stays_at_the_stores_is_said_to_start_fresh_there(
+    caplog: pytest.LogCaptureFixture, pretrained: list[str]
+) -> None:
+    given: dict[str, Any] = {"model": "mobilenetv3_small_050", "pretrained": True, "image_size": 32}
+    with open_run(config("new", personalize="fedbn", **given), watchers=()):
+        assert re.search(r"--pretrained: \d+ of its tensors stay at the stores with --personalize fedbn", caplog.text)
+    assert pretrained == ["mobilenetv3_small_050"], "fetched at the start, before clients wait for it"
+    with open_run(config("group", norm="group", **given), watchers=()):
+        assert "with --norm group, the normalization layers start fresh" in caplog.text
+
+
+@pytest.fixture
+def pretrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Weights as if from the internet; the names of the models that they are fetched for."""
+    fetched: list[str] = []
+
+    def load(module: nn.Module, pretrained_cfg: Any, **settings: Any) -> None:
+        fetched.append(pretrained_cfg["architecture"])
+        for parameter in module.parameters():
+            nn.init.constant_(parameter, 0.25)
+
+    import_timm()
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load)
+    return fetched
+
+
+@pytest.mark.parametrize("source", ["init", "pretrained"])
+def test_a_run_resumes_without_the_weights_and_the_catalogue_that_it_was_given(
+    stores: Path, pretrained: list[str], source: str, tmp_path: Path
+) -> None:
+    names, aliases, weights = (tmp_path / name for name in ("names.txt", "aliases.csv", "w.safetensors"))
+    names.write_text("tea\napple\n")
+    aliases.write_text("alias,class\nmilk,tea\n")
+    given: dict[str, Any] = {"catalogue": names, "aliases": aliases, "compare": True, "rounds": 3}
+    if source == "init":
+        shutil.copy(run(config("old", rounds=1))[0].model / "model.safetensors", weights)
+        given["init"] = weights
+    else:
+        given |= {"model": "mobilenetv3_small_050", "pretrained": True, "image_size": 32}
+    whole, _ = run(config("whole", **given))
+    run(config("new", **given), stop_at=2)
+    for path in (names, aliases, weights):
+        path.unlink(missing_ok=True)
+    pretrained.clear()
+    resumed, _ = run(config("new", **given))
+    assert pretrained == []
+    (expected, labels, _), (found, again, _) = load_model_files(whole.model), load_model_files(resumed.model)
+    assert labels == again == ["tea", "apple"]
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert card(resumed)["training"] == card(whole)["training"]
+    with pytest.raises(UsageError, match=r"no such file|cannot be read|No such file"):
+        run(config("another", **{**given, "pretrained": False, "model": "resnet10"}))
 
 
 @pytest.mark.usefixtures("stores")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.storage.run_directory import RunDirectory
 from tests.unit.cli.screen import run, run_on_terminal, too_wide, write_file
 from tests.unit.data.samples import write_pack
@@ -55,8 +56,7 @@ USAGE = {
     "wrong type": (
         "simulate --rounds many --client-lr 0 --augment --algorithm fedavgg",
         "error: --client-lr 0: must be more than 0\n"
-        "error: --algorithm fedavgg: must be one of fedavg, fedprox, fedavgm, fedadagrad, fedadam, fedyogi, scaffold, "
-        "fedbuff, fedasync: did you mean 'fedavg'?\n"
+        f"error: --algorithm fedavgg: must be one of {', '.join(ALGORITHMS)}: did you mean 'fedavg'?\n"
         "error: --rounds many: not a whole number",
     ),
     "missing folder": ("simulate --data-dir store", "error: --data-dir {cwd}/store: no such folder"),

@@ -3,6 +3,7 @@
 import logging
 import tomllib
 from collections.abc import Iterator
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ from typer.testing import CliRunner
 from fedshelf.algorithms.fedasync import FedAsync
 from fedshelf.algorithms.fedavgm import FedAvgM
 from fedshelf.algorithms.registry import ALGORITHMS
-from fedshelf.app.components import algorithm_of, component_of
+from fedshelf.app.components import algorithm_of, component_of, uploads_of
 from fedshelf.cli.app import app
+from fedshelf.compression.codec_stage import Encode
 from fedshelf.config import files, schema
-from fedshelf.config.families import FAMILIES, component_settings
+from fedshelf.config.families import FAMILIES, OPTIONAL, component_settings
 from fedshelf.config.schema import RunConfig, Settings
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import load, settings_of
+from fedshelf.privacy.clipping import Clip
 from fedshelf.storage.run_directory import differences
 
 TEXTS = Path(__file__).parent / "texts"
 """What version 0.1 wrote: the defaults, and values that differ from them for every key."""
 EVERY_COMPONENT = [(family, name) for family, registry in FAMILIES.items() for name in registry]
+EVERY_LINE = [(key, line) for key, lines in {**FAMILIES, **OPTIONAL}.items() for line in lines.values()]
 
 
 def text(name: str) -> str:
@@ -57,8 +61,8 @@ def test_components_that_share_a_key_declare_it_alike_and_none_takes_a_key_of_th
     """Two families, or a component and the run, with one key would be two settings of one name."""
     own = set(RunConfig.order) - {key for keys in component_settings().values() for key in keys}
     shared: dict[str, set[Any]] = {}
-    for family, name in EVERY_COMPONENT:
-        for setting in settings_of(load(FAMILIES[family][name])).values():
+    for family, line in EVERY_LINE:
+        for setting in settings_of(load(line)).values():
             told = (family, setting.help, setting.type, setting.scope, setting.panel, *setting.bounds.items())
             shared.setdefault(setting.key, set()).add(told)
     assert {key: told for key, told in shared.items() if len(told) > 1} == {}
@@ -79,6 +83,22 @@ def test_a_key_whose_components_have_different_defaults_has_none_and_its_help_te
 def test_a_component_of_a_run_can_be_made_with_the_runs_settings_though_another_is_chosen() -> None:
     config = RunConfig.model_validate({"algorithm": "fedavg", "server-lr": 0.3, "mu": 0.7})
     assert config.settings_of(FedAsync) == FedAsync(alpha=0.3, rho=0.7)
+
+
+@pytest.mark.parametrize("line", [line for registry in OPTIONAL.values() for line in registry.values()])
+def test_only_the_setting_that_switches_an_optional_component_on_has_no_default(line: str) -> None:
+    switch, *others = settings_of(load(line)).values()
+    assert switch.default is Parameter.empty
+    assert all(setting.default is not Parameter.empty for setting in others)
+    assert RunConfig.model_fields[switch.key].default is None
+
+
+def test_the_clip_is_a_stage_if_its_norm_is_set_and_comes_before_the_codec() -> None:
+    values = {"clip-norm": 2.5, "codec-up": "int8"}
+    clip, codec = uploads_of(RunConfig.model_validate(values)).stages
+    assert clip == Clip(max_norm=2.5)
+    assert isinstance(codec, Encode)
+    assert uploads_of(RunConfig()).stages == ()
 
 
 @pytest.fixture

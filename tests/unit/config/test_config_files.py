@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -164,7 +164,8 @@ def test_local_values_decide_nothing_and_all_others_do() -> None:
     base = files.effective(RunConfig())
     local = {"device": "cpu", "round_timeout": 3.0, "run_dir": Path("x"), "extend": 2, "workers": 3, "insecure": True,
              "address": "h:1", "heartbeat_timeout": 60.0, "compare": True, "advertise": ["h"]}  # fmt: skip
-    assert {name for name, flag in RunConfig.flags().items() if flag.scope is Scope.LOCAL} == set(local)
+    own = RunConfig.__base__.model_fields  # type: ignore[union-attr]
+    assert {name for name in own if RunConfig.flags()[name].scope is Scope.LOCAL} == set(local)
     assert files.effective(files.load(RunConfig, None, local)) == base
     for name, value in {"rounds": 31, "seed": 1, "client_lr": 0.06, "quorum": 2, "threads": 2, "mu": 0.2}.items():
         assert files.effective(files.load(RunConfig, None, {name: value})) != base, name
@@ -178,6 +179,8 @@ def test_clients_are_sent_no_paths_and_no_addresses() -> None:
     keys = set(tomllib.loads(text))
     assert keys == set(select(RunConfig(), Scope.RUN))
     assert {"client-lr", "mu", "seed", "threads", "augment", "val-fraction"} <= keys
+    sent = (RunConfig.model_fields[name] for name, flag in RunConfig.flags().items() if flag.scope is Scope.RUN)
+    assert not [field for field in sent if Path in (field.annotation, *get_args(field.annotation))]
 
 
 @pytest.mark.parametrize("attack", ["label-flip", "sign-flip", "scale"])

@@ -208,6 +208,27 @@ def test_a_configuration_that_is_no_toml_is_a_failure_and_no_crash(home: Path) -
         assert "the server's configuration is not TOML" in answer.reason
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("pretrained = false", "sets pretrained, which a server may not set"),
+        ('init = "/etc/passwd"\nmin_clients = 1', "sets init, min-clients, which"),
+        ('data-dir = "/"', "sets data-dir, which"),
+        ('speeds = "1,5"', "sets slowdowns, which"),
+        ("client-lrr = 1", "unknown key 'client-lrr' in the server's configuration: did you mean 'client-lr'?"),
+        ("x = " + "1" * (1 << 16), "65,536 is the most"),
+    ],
+)
+def test_a_server_sets_what_all_clients_share_and_nothing_else(home: Path, line: str, problem: str) -> None:
+    write_pack(Path("photos"), {"apple": 1})
+    setup = setup_for("apple")
+    client = StoreClient(place(Path("photos")))
+    answer = client.handle(replace(setup, config=f"{line}\n{setup.config}"))
+    assert isinstance(answer, Failure)
+    assert problem in answer.reason
+    assert isinstance(client.handle(setup), Ready)
+
+
 def test_a_folder_that_is_missing_or_empty_is_one_clear_error(home: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         place(Path("absent"))

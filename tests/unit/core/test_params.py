@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedshelf.core.params import Segment, bind, bind_gradients, copy_into
+from fedshelf.core.params import Segment, bind, bind_gradients
 from fedshelf.models.build import ModelSettings, build
 
 MODELS = [
@@ -144,18 +144,6 @@ def test_a_value_is_found_in_its_tensor() -> None:
     for outside in (-1, layout.size):
         with pytest.raises(IndexError, match="outside"):
             layout.at(outside)
-
-
-def test_named_tensors_are_copied_in_whatever_their_strides() -> None:
-    source, target = tiny(), tiny()
-    params = bind(target)
-    with torch.no_grad():
-        for tensor in source.parameters():
-            tensor.normal_()
-    copy_into(params, source.state_dict())
-    assert torch.equal(target.state_dict()["0.weight"], source.state_dict()["0.weight"])
-    with pytest.raises(KeyError):
-        copy_into(params, {})
 
 
 def test_gradients_accumulate_in_the_flat_vector_and_statistics_have_none() -> None:

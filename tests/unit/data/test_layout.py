@@ -145,6 +145,13 @@ def test_products_equal_but_for_case_blanks_or_plural_are_named(tmp_path: Path) 
     assert "Kiwi" not in finding
 
 
+def test_folders_inside_a_products_folder_are_named(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"Banana": 1, "Banana/thumbs/small": 1, "Fruit/Kiwi": 1, "Fruit/Kiwi-Gold": 1})
+    assert scan_all(tmp_path).findings == (
+        "folders inside a product's folder, taken as products of their own (1): 'Banana/thumbs/small'",
+    )
+
+
 def test_stores_to_simulate_are_the_folders_of_a_folder(tmp_path: Path) -> None:
     write_pack(tmp_path, {"oslo/A": 1, "lyon/A": 1, "@eaDir/A": 1, ".git/A": 1})
     assert store_folders(tmp_path) == {"lyon": tmp_path / "lyon", "oslo": tmp_path / "oslo"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedshelf.core.errors import DataError
+from fedshelf.core.system_errors import user_name
 from fedshelf.data.folder import scan
 from fedshelf.data.photo_files import Listing, list_photos, subfolders
 from tests.unit.data.samples import write_pack, write_photo
@@ -130,7 +131,7 @@ def test_a_folder_that_may_not_be_read_is_named_with_the_user(tmp_path: Path, mo
     assert classes(listing) == ["A"]
     (finding,) = listing.findings()
     assert finding.startswith("left out: folders that cannot be read (1): 'B (Permission denied; allow ")
-    assert f"uid {uid}" in finding
+    assert f"allow {user_name(uid)} to read it" in finding
 
 
 @pytest.mark.parametrize("closed", ["store", "store/train", "store/val"])
@@ -142,7 +143,10 @@ def test_a_part_of_the_data_folder_that_may_not_be_read_is_an_error_that_names_i
     monkeypatch.chdir(tmp_path)
     Path(closed).chmod(0)
     try:
-        with ordinary_user() as uid, pytest.raises(DataError, match=rf"'{closed}.*Permission denied; allow.*uid {uid}"):
+        with (
+            ordinary_user() as uid,
+            pytest.raises(DataError, match=rf"'{closed}.*Permission denied; allow {user_name(uid)}"),
+        ):
             scan(Path("store"), val_fraction=0, seed=0)
     finally:
         Path(closed).chmod(0o700)

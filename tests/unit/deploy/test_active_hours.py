@@ -3,7 +3,7 @@
 import threading
 import time
 
-from fedshelf.deploy.active_hours import NAP_SECONDS, Availability
+from fedshelf.deploy.waiting import NAP_SECONDS, Availability
 from fedshelf.scheduling.active_hours import DAY, active_hours
 
 NOON = 20_000 * DAY + 12 * 3600

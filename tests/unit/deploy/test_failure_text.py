@@ -3,7 +3,7 @@
 import pytest
 
 from fedshelf.core.errors import DataError
-from fedshelf.deploy.failure_text import MAX_CHARACTERS, failure_text
+from fedshelf.deploy.client_part import MAX_CHARACTERS, failure_text
 
 
 def test_class_and_message_are_told() -> None:

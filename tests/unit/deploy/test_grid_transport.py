@@ -12,8 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedshelf.core.messages import Failure, Setup
 from fedshelf.core.ports import Joined, Left, Reply
-from fedshelf.deploy.engine import Polling
-from fedshelf.deploy.grid_transport import GridTransport
+from fedshelf.deploy.grid_transport import Engine, GridTransport
 from fedshelf.deploy.records import Control, ControlKind, WireMessage, open_records, to_parcel
 from tests.unit.deploy.echo import join, task
 
@@ -76,7 +75,9 @@ def grid() -> ScriptedGrid:
 
 @pytest.fixture
 def transport(grid: ScriptedGrid) -> GridTransport:
-    return GridTransport(grid, engine=Polling(interval=0.01), close_timeout=0.05)
+    engine = Engine()
+    engine.poll_seconds = 0.01
+    return GridTransport(grid, engine=engine, close_timeout=0.05)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 
-from fedshelf.deploy.wait_reporter import WaitReporter
+from fedshelf.deploy.waiting import WaitReporter
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedshelf.core.errors import ModelError
 from fedshelf.core.events import WeightsLoaded
 from fedshelf.models.build import ModelSettings, build
-from fedshelf.models.initial_weights import check_fit, load_initial_weights, read_initial_weights
+from fedshelf.models.initial_weights import check_fit, extra_tensors, load_initial_weights, read_initial_weights
 from fedshelf.storage.model_files import save_model
 
 OLD = ("apple", "milk", "tea")
@@ -206,6 +206,15 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> N
     ):
         assert part in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_tensors_of_a_part_that_the_model_lacks_are_left_out(tmp_path: Path) -> None:
+    source, target = make(seed=1).state_dict(), make(seed=2)
+    extra = {"auxiliary_head.weight": torch.zeros(9, 9), "projector.0.weight": torch.zeros(1)}
+    weights = read_initial_weights(saved(tmp_path / "w.safetensors", {**source, **extra}, labels=OLD))
+    assert extra_tensors(target, weights) == sorted(extra)
+    assert load_initial_weights(target, weights, OLD).kept == OLD
+    assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.items())
 
 
 @pytest.mark.parametrize(

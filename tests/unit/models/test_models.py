@@ -1,5 +1,7 @@
 """Models by name."""
 
+import errno
+import socket
 from typing import Any
 
 import pytest
@@ -86,20 +88,42 @@ def test_an_image_size_the_model_cannot_take_is_an_error_that_says_so() -> None:
         make("vit_tiny_patch16_224", image_size=8)
 
 
-def test_pretrained_weights_without_internet_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: Any, **kwargs: Any) -> None:
-        raise OSError("network is unreachable")
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "?"), r"'resnet18' could not be fetched: name not known\..*--init FILE"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "could not be fetched: connection refused"),
+        (PermissionError(errno.EPERM, "Operation not permitted"), "could not be fetched: operation not permitted"),
+        (OSError(errno.ENOSPC, "No space left on device"), "could not be saved: no space left.*Free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "could not be saved: permission denied.*HF_HOME"),
+        (ImportError("No module named 'huggingface_hub'"), "could not be built: No module named 'huggingface_hub'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_why_pretrained_weights_cannot_be_had_is_said_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception, why: str
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        try:
+            raise trouble
+        except OSError as error:  # as huggingface_hub wraps what it meets
+            raise FileNotFoundError("the file is neither on the Hub nor in the cache") from error
 
     from fedshelf.models.timm_models import import_timm
 
     import_timm()
     import timm.models._builder as builder
 
-    monkeypatch.setattr(builder, "load_pretrained", offline)
-    with pytest.raises(ModelError, match=r"'resnet18' could not be fetched.*--init FILE"):
+    monkeypatch.setattr(builder, "load_pretrained", fail)
+    with pytest.raises(ModelError, match=why):
         make("resnet18", pretrained=True)
+
+
+def test_a_model_without_pretrained_weights_is_refused_before_anything_is_fetched() -> None:
     with pytest.raises(ModelError, match="no pretrained weights"):
         make(pretrained=True)
+    with pytest.raises(ModelError, match=r"timm has no weights of beit3.*--init FILE"):
+        make("beit3_giant_patch14_224", pretrained=True)
 
 
 def test_a_pretrained_head_of_as_many_classes_starts_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +140,11 @@ def test_a_pretrained_head_of_as_many_classes_starts_fresh(monkeypatch: pytest.M
     module = make("resnet18", classes=1000, pretrained=True).state_dict()
     assert torch.all(module["layer1.0.conv1.weight"] == 7.0)
     assert not torch.any(module["fc.weight"] == 7.0), "the 1,000 classes of ImageNet are not 1,000 products"
+
+
+@pytest.mark.parametrize("width", [6, 7, 12])
+def test_group_normalization_takes_any_width(width: int) -> None:
+    module = make(width=width, norm="group")
+    assert module(torch.zeros(2, 3, 32, 32)).isfinite().all()
+    for layer in (layer for layer in module.modules() if isinstance(layer, nn.GroupNorm)):
+        assert layer.num_groups == max(n for n in range(1, 9) if layer.num_channels % n == 0)

@@ -77,6 +77,14 @@ def test_plain_stages_come_before_the_codec_and_no_stage_comes_twice() -> None:
     assert "two stages" in twice
 
 
+def test_stages_are_in_a_safe_order_by_what_they_declare() -> None:
+    plain = Declared(declares=Declaration(name="plain", setting="--plain 1"))
+    ordered: list[Stage] = [CLIP, NOISE, plain, *codec("modular:16:1"), MASKS]
+    positions = [stage.declares.position for stage in ordered]
+    assert positions == sorted(set(positions))
+    assert problems(ordered) == []
+
+
 def test_all_that_is_wrong_is_told_at_once() -> None:
     found = problems([CLIP, NOISE, *codec("topk:0.1+int8+zstd"), MASKS])
     assert len(found) == 4

@@ -15,8 +15,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, Ready, Setup, TaskKey, Upload
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
-from fedshelf.simulate.backend import Backend
-from fedshelf.simulate.client_runner import ClientRunner
+from fedshelf.simulate.client_runner import Backend, ClientRunner
 from fedshelf.simulate.stores import MemoryStores
 
 CLASSES = ("apple", "milk", "tea")

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.events import RunStatus
+from fedshelf.core.events import RoundFinished, RunStatus
 from fedshelf.core.state import ServerState
 from fedshelf.simulate.engine import simulate_in_memory
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.run_directory import RunDirectory
-from fedshelf.tracking.queries import RoundSummary, run_summary
+from fedshelf.tracking.queries import run_summary
 from tests.unit.simulate.federations import CLASSES, photos
 
 SIZE = 8
@@ -56,7 +56,7 @@ def state_of(directory: RunDirectory) -> ServerState:
     return state
 
 
-def rounds_of(directory: RunDirectory) -> tuple[RoundSummary, ...]:
+def rounds_of(directory: RunDirectory) -> tuple[RoundFinished, ...]:
     return run_summary(directory.path).rounds
 
 

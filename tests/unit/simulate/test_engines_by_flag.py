@@ -11,7 +11,7 @@ import torch
 from fedshelf.core.events import RunStatus
 from fedshelf.simulate.engine import simulate
 from fedshelf.tracking.queries import run_summary
-from fedshelf.training.threads import default_threads
+from fedshelf.training.resources import default_threads
 from tests.unit.simulate.test_simulation import config, final, stores
 
 __all__ = ["stores"]  # a fixture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedshelf.core.errors import FedShelfError, UsageError
 from fedshelf.core.messages import Failure, Upload
-from fedshelf.simulate.backend import InProcess
+from fedshelf.simulate.client_runner import InProcess
 from fedshelf.simulate.ray_pool import RayPool
 from fedshelf.training.trainer import total
 from tests.unit.simulate.federations import Federation

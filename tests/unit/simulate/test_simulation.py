@@ -14,7 +14,7 @@ from torch import nn
 from fedshelf.app.predictor import Predictor
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError, FedShelfError, RunError, UsageError
-from fedshelf.core.events import ClientJoined, RoundFinished, RoundStarted, RoundVoid, RunStatus
+from fedshelf.core.events import ClientJoined, ClientRefused, RoundFinished, RoundStarted, RoundVoid, RunStatus
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.decode import decode
@@ -268,3 +268,25 @@ def test_a_catalogue_that_changed_since_does_not_change_the_run(stores: Path) ->
     status, directory = simulate(config(catalogue=catalogue, run_dir=Path("r"), extend=1))
     assert status is RunStatus.FINISHED
     assert json.loads((directory.model / "labels.json").read_text()) == list(CLASSES)
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_photos_in_memory_of_products_that_the_catalogue_lacks_are_left_out(workers: int) -> None:
+    Path("names.txt").write_text("tea\napple\nsoap\n")
+    only_milk = PhotoSet(MEMORY["a"].images, np.ones(6, dtype=np.int64))
+    sink = RecordingSink()
+    given = config(data_dir=None, test_dir=None, rounds=1, catalogue=Path("names.txt"), workers=workers)
+    status, _ = simulate_in_memory(
+        given, stores=MEMORY, test=MEMORY["b"], class_names=CLASSES, watchers=(sink,)
+    )  # fmt: skip
+    assert status is RunStatus.FINISHED
+    assert [(e.client, e.num_train, e.num_left_out) for e in sink.of(ClientJoined)] == [("a", 4, 2), ("b", 4, 2)]
+    assert [member.num_examples for member in sink.of(RoundFinished)[0].clients] == [4, 4]
+    with pytest.raises(FedShelfError, match="waits for more clients"):
+        simulate_in_memory(
+            given.model_copy(update={"run_dir": Path("milk")}), stores={**MEMORY, "c": only_milk}, test=None,
+            class_names=CLASSES, watchers=(sink,),
+        )  # fmt: skip
+    (refused,) = sink.of(ClientRefused)
+    assert (refused.client, refused.reason) == ("c", "it holds no photo of a class in the run's catalogue")

@@ -26,8 +26,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.state import ClientState, ModelState
 from fedshelf.models.resnet import SmallResNet
-from fedshelf.simulate.backend import InProcess
-from fedshelf.simulate.client_runner import ClientRunner
+from fedshelf.simulate.client_runner import ClientRunner, InProcess
 from fedshelf.simulate.vmap import VmapBackend
 from fedshelf.simulate.vmap_choice import choose_engine
 from fedshelf.simulate.workers import WorkerPool

@@ -65,7 +65,6 @@ def names(folder: Path) -> list[str]:
 def test_a_fresh_run_has_nothing_to_load(tmp_path: Path) -> None:
     checkpoints = FileCheckpoints(tmp_path)
     assert checkpoints.load() is None
-    assert checkpoints.load_best() is None
     assert checkpoints.load_open_round() is None
 
 
@@ -74,7 +73,7 @@ def test_the_newest_state_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     for round_ in (8, 9, 10):
         checkpoints.save(state(round_, best=8), is_best=round_ == 8)
     assert_equal(FileCheckpoints(tmp_path).load(), state(10, best=8))
-    assert_equal(FileCheckpoints(tmp_path).load_best(), state(8, best=8))
+    assert_equal(FileCheckpoints(tmp_path).load_round(8), state(8, best=8))
 
 
 def test_a_checkpoint_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_a_lost_best_round_is_not_replaced_by_another(tmp_path: Path, caplog: py
     checkpoints.save(state(1, best=1), is_best=True)
     checkpoints.save(state(2, best=1), is_best=False)
     damage(tmp_path / "round-000001.safetensors")
-    assert checkpoints.load_best() is None
+    assert checkpoints.load_round(1) is None
     assert "the state after round 1 is lost" in caplog.text
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fedshelf.core.errors import UsageError
-from fedshelf.training.compiled import choose_forward
-from fedshelf.training.prefetch import prefetch
+from fedshelf.training.batches import prefetch
+from fedshelf.training.compiled import compile_forward
 from fedshelf.training.trainer import evaluate
 from tests.worlds import PLAIN, bound_model, photos, trainer, with_batch_norm
 
@@ -72,26 +72,30 @@ def test_batches_made_ahead_are_those_that_are_made_in_time() -> None:
         assert torch.equal(found.labels, expected.labels)
 
 
-def test_a_compiled_pass_takes_the_same_steps_and_trying_it_changes_nothing() -> None:
+class Wrapped(nn.Module):
+    """Unlike `nn.Sequential`, without a length, which torch's compiled modules are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = with_batch_norm()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(images)
+        return logits
+
+
+def test_a_compiled_pass_takes_the_same_steps_and_compiling_changes_nothing() -> None:
     """By torch.compile's tracing alone, without its code generation, which takes minutes."""
     settings = replace(PLAIN, momentum=0.9, local_epochs=2)
-    plain, bench = (bound_model(with_batch_norm(), settings) for _ in range(2))
-    chosen = choose_forward(bench, 4, "on", backend="eager")
-    assert chosen.compiled
-    assert "ms a step" in chosen.reason
+    plain, bench = (bound_model(Wrapped(), settings) for _ in range(2))
+    compiled = compile_forward(bench, 4, backend="eager")
+    assert compiled.forward is not None
     assert torch.equal(bench.params.vector, plain.params.vector)
-    for each in (plain, chosen.bound):
+    for each in (plain, compiled):
         trainer(bench=each).fit(round=1, client_lr=0.1)
-    torch.testing.assert_close(chosen.bound.params.vector, plain.params.vector, rtol=0, atol=1e-6)
-    assert not torch.equal(plain.params.vector, bound_model(with_batch_norm()).params.vector)
-    assert evaluate(chosen.bound, photos(5, 9)).num_correct == evaluate(plain, photos(5, 9)).num_correct
-
-
-def test_compiling_is_not_tried_on_a_cpu_unless_asked_for() -> None:
-    bench = bound_model()
-    for choice in ("auto", "off"):
-        chosen = choose_forward(bench, 4, choice)
-        assert (chosen.compiled, chosen.bound) == (False, bench)
+    torch.testing.assert_close(compiled.params.vector, plain.params.vector, rtol=0, atol=1e-6)
+    assert not torch.equal(plain.params.vector, bound_model(Wrapped()).params.vector)
+    assert evaluate(compiled, photos(5, 9)).num_correct == evaluate(plain, photos(5, 9)).num_correct
 
 
 class Broken(nn.Module):
@@ -105,7 +109,7 @@ class Broken(nn.Module):
 
 def test_a_model_that_cannot_be_compiled_is_a_wrong_flag_where_it_was_asked_for() -> None:
     with pytest.raises(UsageError, match=r"--compile on: .*the model is broken"):
-        choose_forward(bound_model(Broken()), 4, "on", backend="eager")
+        compile_forward(bound_model(Broken()), 4, backend="eager")
 
 
 KEPT = """

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedshelf.training.free_memory import free_memory
+from fedshelf.training.resources import free_memory
 
 MIB = 1 << 20
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedshelf.training.device import choose
-from fedshelf.training.threads import default_threads
+from fedshelf.training.resources import default_threads
 
 
 @pytest.fixture

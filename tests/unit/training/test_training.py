@@ -19,7 +19,7 @@ from fedshelf.models.resnet import resnet10
 from fedshelf.training import trainer as training
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.device import choose
-from fedshelf.training.schedule import client_lr
+from fedshelf.training.optimizer import client_lr
 from fedshelf.training.trainer import Trainer, evaluate, evaluate_batches, num_batches, total
 from tests.paper.reference_fedavg import normalized
 from tests.worlds import PLAIN, bound_model, linear, photos, trainer, with_batch_norm
@@ -29,7 +29,7 @@ WHOLE = replace(PLAIN, batch_size=1000)
 
 def lrs(**settings: Any) -> list[float]:
     defaults: dict[str, Any] = {"schedule": "constant", "warmup_rounds": 0, "num_rounds": 4}
-    return [client_lr(1.0, round=r, **{**defaults, **settings}) for r in range(1, 7)]
+    return [client_lr(r, base=1.0, **{**defaults, **settings}) for r in range(1, 7)]
 
 
 def test_a_constant_rate_is_constant() -> None:
@@ -50,7 +50,7 @@ def test_the_cosine_starts_full_is_half_in_the_middle_and_stays_after_the_last_r
 def test_warm_up_and_cosine_multiply_and_scale_the_base() -> None:
     both, cosine = lrs(schedule="cosine", warmup_rounds=2), lrs(schedule="cosine")
     assert both == pytest.approx([cosine[0] / 2, *cosine[1:]])
-    assert client_lr(0.05, schedule="cosine", warmup_rounds=2, round=1, num_rounds=30) == pytest.approx(0.025)
+    assert client_lr(1, base=0.05, schedule="cosine", warmup_rounds=2, num_rounds=30) == pytest.approx(0.025)
 
 
 def step_by_hand(settings: TrainingSettings, steps: int = 1, lr: float = 0.1) -> Tensor:

@@ -1,14 +1,11 @@
 """The codec of the how-to page, added as the page says."""
 
-import sys
 from itertools import pairwise
-from types import ModuleType
 
 import pytest
 import torch
 
 from fedshelf.app.components import uploads_of
-from fedshelf.compression import registry
 from fedshelf.compression.chain import parse
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import FedShelfError, UsageError
@@ -18,14 +15,7 @@ from tests.worlds import World
 
 @pytest.fixture(autouse=True)
 def _added(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Addition.of("add-a-codec.md")
-    name, component = page.entry
-    module = ModuleType(component.partition(":")[0])
-    assert page.path == f"src/{module.__name__.replace('.', '/')}.py"
-    assert page.registry == f"src/{registry.__name__.replace('.', '/')}.py"
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(page.source, page.path, "exec"), module.__dict__)
-    monkeypatch.setitem(getattr(registry, page.table), name, component)
+    Addition.of("add-a-codec.md").install(monkeypatch)
 
 
 @pytest.mark.parametrize("text", ["uniform:0.01", "uniform:0.01+zstd", "topk:1.0+uniform:0.01"])
