@@ -63,6 +63,7 @@ SETUPS: Mapping[str, Callable[[Setup], Setup]] = {
     "paths": lambda setup: replace(setup, config=setup.config + 'data-dir = "/"\nrun-dir = "/tmp"\n'),
     "nested": lambda setup: replace(setup, config="a = " + "[" * 60_000),
     "long": lambda setup: replace(setup, config="#" * 10_000_000),
+    "long-id": lambda setup: replace(setup, run_id="r" * 1_000_000),
     "bad-catalogue": lambda setup: replace(setup, catalogue="[" * 100_000),
 }
 

@@ -14,7 +14,8 @@ from flwr.proto import fleet_pb2
 
 from fedshelf.core.messages import PROTOCOL_VERSION
 from tests.ports import listener
-from tests.processes import PATIENCE, Process, Site, draw_photos
+from tests.processes import PATIENCE, Process, Site, draw_photos, statuses
+from tests.processes import reason as why
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -34,6 +35,7 @@ REFUSALS = {
     "paths": "sets data-dir, run-dir, which a server may not set",
     "nested": "is not TOML",
     "long": "65,536 is the most",
+    "long-id": "the run's id has 1,000,000 characters",
     "bad-catalogue": "not a catalogue's JSON text",
     "sparse-bomb": "an encoded model has 2,147,483,647 values",
     "zstd-bomb": "an encoded model has 800,000,000 values",
@@ -126,6 +128,21 @@ def test_evaluations_comparisons_and_rounds_are_counted(pair: Site, tmp_path: Pa
         "train:1:0:0:1": "min-epochs-per-task = 0.5", "train:3:0:0": "rounds-per-day",
     }  # fmt: skip
     assert all(limit in reason(server, order) for order, limit in limits.items())
+
+
+def test_an_honest_server_records_what_a_store_refuses_and_goes_on(pair: Site, tmp_path: Path) -> None:
+    policy, run = tmp_path / "policy.toml", pair.root / "run"
+    policy.write_text("[limits]\nrounds-per-day = 1\n")
+    server = pair.server("--rounds", "3", "--quorum", "1", "--run-dir", str(run))
+    first, second = pair.names
+    strict = pair.client(first, "--policy", str(policy))
+    lenient = pair.client(second)
+    assert (server.end(), lenient.end()) == (0, 0), server.text()
+    summary = pair.show(run)
+    assert [statuses(summary, number)[first] for number in (1, 2, 3)] == ["counted", "refused", "refused"]
+    assert [statuses(summary, number)[second] for number in (1, 2, 3)] == ["counted"] * 3
+    assert "rounds-per-day" in why(summary, 2, first)
+    assert strict.end() == 0, "it took part to the end"
 
 
 def test_a_catalogue_that_leaves_one_photo_is_refused(pair: Site) -> None:

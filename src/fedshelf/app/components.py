@@ -21,7 +21,7 @@ from fedshelf.config import files
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
-from fedshelf.core.errors import DataError
+from fedshelf.core.errors import DataError, RefusedError
 from fedshelf.core.messages import Comparison, Ready, Setup
 from fedshelf.core.rng import Rng
 from fedshelf.core.settings import load, settings_of
@@ -51,6 +51,7 @@ from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+MAX_RUN_ID_CHARACTERS = 200
 REJOIN_GRACE_SECONDS = 120.0  # a store's computer may take this long to start Python and reconnect
 
 ModuleFactory = Callable[[int], nn.Module]
@@ -261,6 +262,8 @@ def open_setup(
     Raises:
         RefusedError: the server's configuration cannot be read, or is refused.
     """
+    if len(setup.run_id) > MAX_RUN_ID_CHARACTERS:
+        raise RefusedError(f"the run's id has {len(setup.run_id):,} characters; {MAX_RUN_ID_CHARACTERS} is the most")
     config = files.from_a_server(setup.config)
     accept(config)
     catalogue = Catalogue.from_json(setup.catalogue)

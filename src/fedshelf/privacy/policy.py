@@ -37,7 +37,8 @@ class Limits:
         evaluations_per_round: evaluations under one round number.
         comparisons_per_run: model comparisons in a run.
         max_comparison_rounds: rounds that a comparison trains the store's own model for.
-        rounds_per_day: training tasks in 24 hours, over all runs and servers.
+        rounds_per_day: training tasks and comparisons in 24 hours, over all runs and servers; of evaluations,
+            `evaluations_per_round` times as many.
         max_local_epochs: maximum number of epochs in a training task.
         max_parameters: values of the model.
         max_memory_mb: megabytes that training needs, as measured on two photos.

@@ -54,22 +54,32 @@ class TaskLimits:
             return
         alike = [known for known in self._log.accepted if (known.run_id, known.purpose) == (key.run_id, purpose.value)]
         in_round = [known for known in alike if known.round == key.round]
+        limits = self._limits
         match purpose:
             case Purpose.TRAIN:
-                self._check_training(task, in_round)
+                if len({known.digest for known in in_round} | {task.digest}) > limits.models_per_round:
+                    raise PolicyError(
+                        f"round {key.round} was trained from another model, control variate or learning rate before: "
+                        f"models-per-round = {limits.models_per_round}"
+                    )
             case Purpose.EVALUATE:
-                most = self._limits.evaluations_per_round
-                if len(in_round) >= most:
-                    raise PolicyError(f"round {key.round} was evaluated {counted(most, 'time')}: evaluations-per-round")
+                if len(in_round) >= limits.evaluations_per_round:
+                    raise PolicyError(
+                        f"round {key.round} was evaluated before: evaluations-per-round = "
+                        f"{limits.evaluations_per_round}"
+                    )
             case Purpose.COMPARE:
-                most, rounds = self._limits.comparisons_per_run, broadcast.num_rounds or key.round
-                if len(alike) >= most:
-                    raise PolicyError(f"this run compared models {counted(most, 'time')}: comparisons-per-run")
-                if rounds > self._limits.max_comparison_rounds:
+                rounds = broadcast.num_rounds or key.round
+                if len(alike) >= limits.comparisons_per_run:
+                    raise PolicyError(
+                        f"this run compared models before: comparisons-per-run = {limits.comparisons_per_run}"
+                    )
+                if rounds > limits.max_comparison_rounds:
                     raise PolicyError(
                         f"a comparison of {counted(rounds, 'round')} is longer than max-comparison-rounds = "
-                        f"{self._limits.max_comparison_rounds:,}"
+                        f"{limits.max_comparison_rounds:,}"
                     )
+        self._check_day(purpose)
         self._log.add(task, self._now())
 
     def _check_steps(self, num_steps: int | None, *, steps_per_epoch: int) -> None:
@@ -87,17 +97,16 @@ class TaskLimits:
                 f"{limits.max_local_epochs * steps_per_epoch:,}"
             )
 
-    def _check_training(self, task: AcceptedTask, in_round: list[AcceptedTask]) -> None:
-        models = {known.digest for known in in_round} | {task.digest}
-        if len(models) > self._limits.models_per_round:
+    def _check_day(self, purpose: Purpose) -> None:
+        """Run ids and round numbers are the server's to choose, so that a day is what bounds them all."""
+        evaluates, since = purpose is Purpose.EVALUATE, self._now() - DAY
+        alike = (at for task, at in self._log.accepted.items() if (task.purpose == Purpose.EVALUATE) == evaluates)
+        most = self._limits.rounds_per_day * (self._limits.evaluations_per_round if evaluates else 1)
+        if sum(at > since for at in alike) >= most:
+            what = "evaluation" if evaluates else "training task"
             raise PolicyError(
-                f"round {task.round} was trained from another model, control variate or learning rate before: "
-                f"models-per-round = {self._limits.models_per_round}"
+                f"{counted(most, what)} were done in 24 hours: rounds-per-day = {self._limits.rounds_per_day:,}"
             )
-        since = self._now() - DAY
-        today = sum(at > since for known, at in self._log.accepted.items() if known.purpose == Purpose.TRAIN)
-        if today >= self._limits.rounds_per_day:
-            raise PolicyError(f"{counted(today, 'training task')} in 24 hours are rounds-per-day")
 
 
 def _digest(broadcast: Broadcast) -> str:

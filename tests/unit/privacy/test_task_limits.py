@@ -78,7 +78,11 @@ def test_training_tasks_are_counted_by_the_day_over_all_runs(tmp_path: Path) -> 
     store.restart()
     assert "rounds-per-day" in store.accepts(task(round=3))
     assert store.accepts(task(round=2)) == "", "a restarted server asks again"
-    assert store.accepts(task(round=2, purpose=Purpose.EVALUATE)) == "", "only training counts"
+    compare = task(round=9, purpose=Purpose.COMPARE)
+    assert "rounds-per-day" in store.accepts(compare), "a comparison trains, too"
+    evaluations = [task(round=number, purpose=Purpose.EVALUATE) for number in range(7)]
+    assert [store.accepts(evaluation) for evaluation in evaluations[:6]] == [""] * 6
+    assert "6 evaluations were done in 24 hours" in store.accepts(evaluations[6])
     store.now += DAY + 1
     assert store.accepts(task(round=3)) == ""
 
