@@ -111,7 +111,7 @@ def test_one_round_is_trained_from_one_model_whatever_the_attempt_or_the_process
 
 def test_evaluations_comparisons_and_rounds_are_counted(pair: Site, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
-    policy.write_text("[limits]\nrounds-per-day = 2\nmin-epochs-per-task = 0.5\n")
+    policy.write_text("[limits]\nrounds-per-day = 3\nmin-epochs-per-task = 0.5\n")
     server, client_of = start(
         pair, "honest", "evaluate:1:0:0", "evaluate:1:0:0", "evaluate:1:0:1", "evaluate:1:1:2", "compare:1:1:0",
         "compare:1:2:0", "train:1:0:0:1", "train:1:0:0:2", "train:2:0:0", "train:2:0:0", "train:3:0:0",
