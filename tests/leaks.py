@@ -163,6 +163,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "blob": lambda value, store: value == "",
         "key": lambda value, store: value is None or _key(value, store),
         "reason": _reason, "will_repeat": lambda value, store: type(value) is bool,
+        "refused": lambda value, store: type(value) is bool,
     },
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from fedshelf import __version__
 from fedshelf.app.components import OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.config import files, places
+from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.class_folder import problem_with
 from fedshelf.core.errors import DataError, UsageError
@@ -27,6 +28,7 @@ from fedshelf.core.messages import (
     Evaluation,
     Join,
     Purpose,
+    Ready,
     ServerMessage,
     Setup,
     TaskKey,
@@ -35,19 +37,27 @@ from fedshelf.core.text import from_filesystem
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
+from fedshelf.models.build import at_most
+from fedshelf.privacy import policy as policies
+from fedshelf.privacy.policy import STANDARD, Policy
+from fedshelf.privacy.task_limits import TaskLimits
 from fedshelf.rounds.client import Client, Work
 from fedshelf.serialization import messages as payload
+from fedshelf.serialization.blob import MAX_HEADER_BYTES
 from fedshelf.storage.atomic_files import make_folder, write_atomically
 from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.lock import RunLock
 from fedshelf.storage.model_files import CARD
-from fedshelf.training.batch_size import candidates
+from fedshelf.storage.task_log import TaskLog
+from fedshelf.training.batch_size import bytes_needed, candidates
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.malloc import keep_freed_memory
+from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 RECORD = "client.json"  # in a state directory: the client it belongs to
+MODELS_PER_DOWNLOAD = 6  # a comparison has two; a client that missed rounds gets differences of up to four
 COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
 
 
@@ -217,13 +227,17 @@ class StoreClient:
 
     Args:
         place: the client's settings.
+        policy: what this store does for a server.
         on_choice: called at the end with the comparison and the folder of the store's chosen model.
     """
 
     def __init__(
-        self, place: ClientPlace, *, on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None
+        self, place: ClientPlace, *, policy: Policy = STANDARD,
+        on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None,
     ) -> None:  # fmt: skip
         self._place = place
+        self._policy = policy
+        self._task_limits = TaskLimits(policy, TaskLog(place.state_dir / "accepted-tasks.jsonl"))
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
         self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, number of rounds trained, and the model [S]
@@ -232,18 +246,18 @@ class StoreClient:
         self._setup_file = place.state_dir / "setup.json"
         self._client = Client(
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
-            held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note,
+            held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
         )  # fmt: skip
 
     def handle(self, message: ServerMessage) -> ClientMessage:
         """See `rounds.client.Client.handle`."""
-        if isinstance(message, Setup):
-            write_atomically(self._setup_file, payload.encode_header(message, ""))
-        elif self._opened is None and self._setup_file.exists():
+        if not isinstance(message, Setup) and self._opened is None and self._setup_file.exists():
             known = payload.decode(self._setup_file.read_text(encoding="utf-8"), b"")
             if isinstance(known, Setup):
                 self._client.handle(known)
         answer = self._client.handle(message)
+        if isinstance(message, Setup) and isinstance(answer, Ready):
+            write_atomically(self._setup_file, payload.encode_header(message, ""))
         self._evaluation = answer if isinstance(answer, Evaluation) else self._evaluation
         return answer
 
@@ -270,6 +284,23 @@ class StoreClient:
         )  # fmt: skip
         return folder
 
+    @property
+    def max_download(self) -> int:
+        """Maximum bytes of a model that a server may send: with what algorithms add to it, and encoded or not."""
+        layout = None if self._opened is None else self._opened.bound_model.params.layout
+        num_values = self._policy.limits.max_parameters if layout is None else layout.num_shared
+        return 4 * num_values * MODELS_PER_DOWNLOAD + MAX_HEADER_BYTES
+
+    def _accept(self, broadcast: Broadcast, trainer: Trainer) -> None:
+        configured = trainer.bound_model.settings.batch_size // trainer.growth
+        self._task_limits.accept(broadcast, num_photos=len(trainer.train), batch_size=configured)
+
+    def _check(self, config: RunConfig) -> None:
+        epochs = max(value for name, value in config if name.endswith("epochs") and isinstance(value, int))
+        self._policy.check_setup(
+            model=config.model, image_size=config.image_size, threads=config.threads, epochs=epochs
+        )  # fmt: skip
+
     def _note(self, broadcast: Broadcast) -> None:
         num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
         # A copy, because the next model is received into the same memory.
@@ -277,16 +308,24 @@ class StoreClient:
 
     def _prepare(self, setup: Setup) -> Work:
         keep_freed_memory()
-        self._newest, self._has_chosen = None, False
-        self._opened = open_setup(setup, device=self._place.device)
-        cache = PhotoCache(root=places.photo_cache())
+        limits = self._policy.limits
+        self._newest, self._has_chosen, self._opened = None, False, None
+        with at_most(limits.max_parameters):
+            self._opened = open_setup(setup, device=self._place.device, accept=self._check)
+        cache = PhotoCache(root=places.photo_cache(), max_bytes=limits.max_cache_mb * 1_000_000)
         photos = store_photos(self._place.data_dir, self._opened, cache)
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)
+        self._policy.check_memory(bytes_needed(self._opened.bound_model, photos.train))
+        batch_size = self._batch_size(setup, self._opened, photos)
+        self._policy.check_photos(
+            num_train=len(photos.train),
+            num_photos=len(photos.train) + len(photos.validation) + photos.num_left_out,
+            batch_size=batch_size or self._opened.config.batch_size,
+        )
         return work_for(
-            self._place.name, self._opened, photos, batch_size=self._batch_size(setup, self._opened, photos),
-            test=lambda: test, save=self._save,
+            self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save
         )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
@@ -319,7 +358,7 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
     """Create the client described by a stock SuperNode's `--node-config`.
 
     Args:
-        node_config: `data-dir` and, optionally, `name`, `state-dir`, `test-dir` and `device`.
+        node_config: `data-dir` and, optionally, `name`, `state-dir`, `test-dir`, `device` and `policy`.
 
     Returns:
         The client's `Join` and the client.
@@ -337,4 +376,4 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
         test_dir=Path(str(test_dir)) if test_dir else None,
     )  # fmt: skip
     place.make_state_dir()
-    return join_of(place), StoreClient(place)
+    return join_of(place), StoreClient(place, policy=policies.load(str(node_config.get("policy", "standard"))))

@@ -1,7 +1,6 @@
 """Builds all objects except transports from the configuration."""
 
 import logging
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +51,7 @@ from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+MAX_RUN_ID_CHARACTERS = 200
 REJOIN_GRACE_SECONDS = 120.0  # a store's computer may take this long to start Python and reconnect
 
 ModuleFactory = Callable[[int], nn.Module]
@@ -249,25 +249,28 @@ def pacing_of(config: RunConfig) -> Pacing:
     )  # fmt: skip
 
 
-def open_setup(setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None) -> OpenedSetup:
+def open_setup(
+    setup: Setup, *, device: DeviceName, make_module: ModuleFactory | None = None,
+    accept: Callable[[RunConfig], None] = lambda config: None,
+) -> OpenedSetup:  # fmt: skip
     """Build the objects that a setup describes.
 
     Args:
         setup: the setup.
         device: the device to compute on.
         make_module: creates the caller's own model, if there is one.
+        accept: called with the configuration before anything is built; may refuse it.
 
     Returns:
         The objects.
 
     Raises:
-        RefusedError: the server's configuration cannot be read.
+        RefusedError: the server's configuration cannot be read, or is refused.
     """
-    try:
-        values = tomllib.loads(setup.config)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
-    config = files.parse(RunConfig, values, where="the server's configuration")
+    if len(setup.run_id) > MAX_RUN_ID_CHARACTERS:
+        raise RefusedError(f"the run's id has {len(setup.run_id):,} characters; {MAX_RUN_ID_CHARACTERS} is the most")
+    config = files.from_a_server(setup.config)
+    accept(config)
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
     if config.compile == "on":

@@ -37,6 +37,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.deploy.crash_reporter import CrashReporter
     from fedshelf.deploy.waiting import Availability
     from fedshelf.identity.store_keys import StoreKeys
+    from fedshelf.privacy import policy as policies
     from fedshelf.scheduling.active_hours import active_hours
 
     if config.data_dir is None:
@@ -57,7 +58,10 @@ def client(*, config: ClientConfig) -> None:
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
-    store = StoreClient(place, on_choice=lambda found, folder: say(_kept(found)))
+    policy = policies.load(config.policy)
+    store = StoreClient(place, policy=policy, on_choice=lambda found, folder: say(_kept(found)))
+    if policy == policies.OPEN:
+        typer.echo("WARNING: --policy open: the server may ask for anything, a single photo's gradient too.", err=True)
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
     with stop_on_signals() as stop, place.lock(), CrashReporter(place.name) as reporter:
@@ -75,6 +79,7 @@ def client(*, config: ClientConfig) -> None:
             max_wait=config.max_wait,
             availability=Availability(hours),
             reporter=reporter,
+            max_download=lambda: store.max_download,
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
@@ -128,7 +133,8 @@ def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
                 f"sent {size(num_bytes)}, {duration(answer.seconds)}"
             )
         case Failure():
-            return f"{f'round {answer.key.round} failed' if answer.key else 'cannot take part'}: {answer.reason}"
+            what = "refused" if answer.refused else "failed"
+            return f"{f'round {answer.key.round} {what}' if answer.key else 'cannot take part'}: {answer.reason}"
     return ""
 
 

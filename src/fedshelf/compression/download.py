@@ -144,7 +144,7 @@ class Downloads:
         trainable = target[:count] - before[:count]
         vectors = {STATISTICS: WHOLE.encode(target[count:], seed=0)}
         vectors[TRAINABLE] = self._coding.encode(trainable, list(vectors.values()), purpose="codec-down", round=round)
-        after = _apply(before, vectors)
+        after = _apply(before, vectors, self._layout)
         return _Difference(base=self._name, model=name_of(after), vectors=vectors), after
 
 
@@ -170,7 +170,7 @@ class MemoryHeldModel:
         self._held = (name, model)
 
 
-def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
+def open_broadcast(message: Broadcast, held: HeldModel, layout: Layout | None = None) -> Broadcast:
     """Decode the model of a broadcast, and hold it as the base of the next difference.
 
     A plain broadcast is returned unchanged.
@@ -178,6 +178,8 @@ def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
     Args:
         message: the broadcast as received.
         held: stores the decoded model.
+        layout: the model's layout; vectors of other sizes are refused before anything is decoded. None trusts the
+            sender, as in a simulation.
 
     Raises:
         RefusedError: the differences do not start at the held model, are malformed, or do not give the named model; the
@@ -197,7 +199,7 @@ def open_broadcast(message: Broadcast, held: HeldModel) -> Broadcast:
     else:
         raise RefusedError("this client does not hold the model that the server's difference begins at")
     for number in range(first, len(bases)):
-        model = _apply(model, _segments(message, number))
+        model = _apply(model, _segments(message, number), layout)
     if model is None or (first < len(bases) and name_of(model) != message.model):
         raise RefusedError("the decoded model is not the one that the server means: another version of FedShelf?")
     if first < len(bases):
@@ -220,13 +222,15 @@ def _without_params(message: Broadcast) -> dict[str, Vector]:
     return {name: vector for name, vector in message.vectors.items() if name.startswith(AUXILIARY)}
 
 
-def _apply(before: Tensor | None, vectors: Mapping[str, Encoded]) -> Tensor:
+def _apply(before: Tensor | None, vectors: Mapping[str, Encoded], layout: Layout | None) -> Tensor:
     """Apply a difference to `before` [S], or decode a complete model if `before` is None."""
     if set(vectors) != {TRAINABLE, STATISTICS}:
         raise RefusedError(
             f"a difference has the vectors {', '.join(sorted(vectors))}, not {TRAINABLE} and {STATISTICS}"
         )
     count, size = vectors[TRAINABLE].size, vectors[TRAINABLE].size + vectors[STATISTICS].size
+    if layout is not None and (count, size) != (layout.num_trainable, layout.num_shared):
+        raise RefusedError(f"an encoded model has {size:,} values, not the {layout.num_shared:,} of this one")
     if before is not None and len(before) != size:
         raise RefusedError(f"a difference has {size:,} values, the model that it begins at {len(before):,}")
     changed = decode(vectors[TRAINABLE])

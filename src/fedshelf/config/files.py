@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedshelf.config.schema import RENAMED, RunConfig, Settings, select
-from fedshelf.core.errors import UsageError
+from fedshelf.core.errors import RefusedError, UsageError
 from fedshelf.core.settings import Scope
 from fedshelf.core.text import did_you_mean
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
+MAX_CHARACTERS = 1 << 16
+"""Maximum length of a configuration from a server; real ones have about 2,000."""
 _NEW_KEYS = {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED.items()}
 
 
@@ -139,6 +141,31 @@ def effective(config: RunConfig) -> str:
 def for_clients(config: RunConfig) -> str:
     """Return the part of the configuration that is sent to clients as TOML: no paths, no addresses."""
     return to_toml(select(config, Scope.RUN))
+
+
+def from_a_server(text: str) -> RunConfig:
+    """Parse the output of `for_clients` as a client receives it.
+
+    Args:
+        text: from any source, untrusted.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        RefusedError: it is too long, not TOML, or sets a key that is not the clients' business (such as a path).
+        UsageError: lists unknown keys and invalid values.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise RefusedError(f"the server's configuration has {len(text):,} characters; {MAX_CHARACTERS:,} is the most")
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"the server's configuration is not TOML: {error}") from None
+    others = {name.replace("_", "-") for name, flag in RunConfig.flags().items() if flag.scope is not Scope.RUN}
+    if sent := sorted(others.intersection(name.replace("_", "-") for name in _renamed(values))):
+        raise RefusedError(f"the server's configuration sets {', '.join(sent)}, which a server may not set for clients")
+    return parse(RunConfig, values, where="the server's configuration")
 
 
 def of_a_server(config: RunConfig) -> RunConfig:

@@ -293,6 +293,9 @@ class ClientConfig(Settings):
         "named, or that of a server on this machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, commands=CLIENT)] = False  # fmt: skip
+    policy: Annotated[str, Setting(help="What this store does for a server: standard, open (no limits, for trials), "
+        "or a TOML file (see docs/how-to/limit-what-a-server-may-do.md).", panel=RUN,
+        commands=CLIENT)] = "standard"  # fmt: skip
     device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
         commands=CLIENT)] = "auto"  # fmt: skip
     max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "

@@ -6,6 +6,7 @@ FedShelfError                 the message is for a person: what, where, why, wha
 ├── ModelError                an unknown model, or a checkpoint that does not fit
 ├── TrainingError             local training failed on this store's photos
 ├── RefusedError              a message failed validation and is discarded
+│   └── PolicyError           the store's policy does not allow what the server asks for
 ├── RunError                  a run directory that cannot be used or resumed
 ├── TransportError            the other side cannot be reached or does not speak our protocol
 └── WorkerLostError           a worker process ended before its work was done
@@ -67,6 +68,17 @@ class TrainingError(FedShelfError):
 
 class RefusedError(FedShelfError):
     """A message failed validation. The sender is told the reason, and the receiver discards the message."""
+
+
+class PolicyError(RefusedError):
+    """The store's policy does not allow what the server asks for. Nothing is computed or sent.
+
+    The problems name the policy's limits.
+    """
+
+    def __str__(self) -> str:
+        """All problems, after who refuses."""
+        return f"this store's policy does not allow it: {super().__str__()}"
 
 
 class RunError(FedShelfError):

@@ -8,7 +8,7 @@
       Upload      ──────────▶            the difference that training made
       Evaluation  ──────────▶            the model's score on the validation photos
       Comparison  ──────────▶            the model that serves the store best, after the last round
-      Failure     ──────────▶            why there is no result
+      Failure     ──────────▶            why there is no result, or why the store's policy refuses the task
 
 A `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or `Encoded` by the run's codec.
 
@@ -28,6 +28,7 @@ from fedshelf.core.choices import Candidate
 from fedshelf.core.class_folder import MAX_CLASSES
 from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
+from fedshelf.core.errors import RefusedError
 
 PROTOCOL_VERSION = 5
 RUN_FINISHED = "the run is finished"
@@ -45,12 +46,19 @@ def auxiliary_vectors(vectors: Mapping[str, Tensor]) -> dict[str, Vector]:
     return {AUXILIARY + name: vector for name, vector in vectors.items()}
 
 
+class _Auxiliary(dict[str, Tensor]):
+    def __missing__(self, name: str) -> Tensor:
+        raise RefusedError(f"the message comes without the vector {name!r}")
+
+
 def _auxiliary(vectors: Mapping[str, Vector]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(AUXILIARY): vector
-        for name, vector in vectors.items()
-        if name.startswith(AUXILIARY) and isinstance(vector, Tensor)
-    }
+    return _Auxiliary(
+        {
+            name.removeprefix(AUXILIARY): vector
+            for name, vector in vectors.items()
+            if name.startswith(AUXILIARY) and isinstance(vector, Tensor)
+        }
+    )
 
 
 def _plain(vectors: Mapping[str, Vector], name: str) -> Tensor:
@@ -299,11 +307,13 @@ class Failure:
         reason: for a person.
         key: the task; None if the message named none.
         will_repeat: whether a retry would fail, too.
+        refused: whether the store's policy does not allow the task.
     """
 
     reason: Text
     key: TaskKey | None = None
     will_repeat: StrictBool = False
+    refused: StrictBool = False
 
 
 ServerMessage: TypeAlias = Setup | Broadcast

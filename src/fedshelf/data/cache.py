@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedshelf.core.errors import DataError
+from fedshelf.core.errors import DataError, PolicyError
 from fedshelf.core.system_errors import reason
 from fedshelf.core.text import counted
 from fedshelf.data import cache_index, pack
@@ -86,9 +86,11 @@ class PhotoCache:
 
     Attributes:
         root: the folder.
+        max_bytes: the maximum size of all packs. For a new one, those that were not used for longest are deleted.
     """
 
     root: Path
+    max_bytes: int | None = None
 
     def open(
         self,
@@ -191,7 +193,7 @@ class _Builder:
         Returns:
             The pack (None if no photo could be decoded), and by position the reasons of photos that could not.
         """
-        self._sweep()
+        self._sweep(len(wanted) * self.image_size**2 * 3)
         sources = {key: self.cache._open_pack(self.index, key, self.image_size) for key in _packs_of(contents)}
         positions = list(wanted)
         written: list[bytes] = []
@@ -232,12 +234,31 @@ class _Builder:
             raise OSError(errno.EIO, "a file just written does not read back", str(self.cache.root / key))
         return images
 
-    def _sweep(self) -> None:
-        """Remove leftovers of crashes and superseded packs. Processes that have such a file mapped keep it."""
+    def _sweep(self, num_bytes: int) -> None:
+        """Remove leftovers of crashes, superseded packs, and those for which a pack of `num_bytes` leaves no space.
+
+        Processes that have such a file mapped keep it.
+        """
         pack.remove_leftovers(self.cache.root / self.variant)
         for key in self.index.superseded_packs(unused_since=time.time() - _KEEP_SUPERSEDED_SECONDS):
-            (self.cache.root / key).unlink(missing_ok=True)
-            self.index.forget_pack(key)
+            self._remove(key)
+        if self.cache.max_bytes is None:
+            return
+        if num_bytes > self.cache.max_bytes:
+            raise PolicyError(
+                f"decoded photos of {num_bytes / 1e6:,.0f} MB are more than max-cache-mb = "
+                f"{self.cache.max_bytes / 1e6:,.0f}"
+            )
+        sizes = {path: path.stat().st_size for path in self.cache.root.glob(f"*/*{pack.SUFFIX}")}
+        for key in self.index.packs_by_use():
+            if sum(sizes.values()) + num_bytes <= self.cache.max_bytes:
+                break
+            self._remove(key)
+            sizes.pop(self.cache.root / key, None)
+
+    def _remove(self, key: str) -> None:
+        (self.cache.root / key).unlink(missing_ok=True)
+        self.index.forget_pack(key)
 
 
 class UnreadableFileError(Exception):

@@ -141,6 +141,10 @@ class CacheIndex:
         )
         return [row[0] for row in rows]
 
+    def packs_by_use(self) -> list[str]:
+        """All packs, the one that was not used for longest first."""
+        return [row[0] for row in self._database.execute("SELECT pack FROM packs ORDER BY used")]
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._database.execute("BEGIN IMMEDIATE")

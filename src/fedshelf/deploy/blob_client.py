@@ -5,6 +5,7 @@ tensors' memory; each is hashed once.
 """
 
 import mmap
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPResponse
 
@@ -18,9 +19,14 @@ ATTEMPTS = 3  # when a blob arrives damaged
 
 
 class ReceivedBlob:
-    """The newest blob sent to a client, complete or partial. It outlives a registration."""
+    """The newest blob sent to a client, complete or partial. It outlives a registration.
 
-    def __init__(self) -> None:
+    Args:
+        max_size: returns the maximum size in bytes.
+    """
+
+    def __init__(self, max_size: Callable[[], int] = lambda: sys.maxsize) -> None:
+        self._max_size = max_size
         self._pages: mmap.mmap | None = None
         self.drop()
 
@@ -41,7 +47,12 @@ class ReceivedBlob:
 
         The previous blob's memory is reused if nothing refers to it, because faulting in fresh pages takes longer than
         the transfer.
+
+        Raises:
+            RefusedError: the blob is larger than this client accepts.
         """
+        if size > self._max_size():
+            raise RefusedError(f"a model of {size:,} bytes is larger than the {self._max_size():,} that may come here")
         if self._pages is None or len(self._pages) != size or not _is_free(self._pages):
             self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else None
         self.memory = memoryview(self._pages or b"")
@@ -87,7 +98,7 @@ class BlobClient:
             The blob, or None if the server has withdrawn it. Do not modify it: the same memory is returned again.
 
         Raises:
-            RefusedError: the blob arrived damaged repeatedly.
+            RefusedError: the blob arrived damaged repeatedly, or is too large.
             ServerUnavailableError: the connection broke; call again to resume.
         """
         held = self._held
@@ -154,7 +165,12 @@ class BlobClient:
                 return response
         elif response.status == 200:
             held.drop(held.digest)
-            held.expect(response.length or 0)
+            try:
+                held.expect(response.length or 0)
+            except RefusedError:
+                response.close()  # its body is not read
+                self._connection.close()
+                raise
             return response
         self._connection.close()
         if response.status == 404:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def run_client(
     max_wait: float | None = None,
     availability: Availability | None = None,
     reporter: CrashReporter | None = None,
+    max_download: Callable[[], int] = lambda: sys.maxsize,
 ) -> Ended:
     """Take part in a run until the server closes it, refuses this client, or `stop` is set.
 
@@ -81,6 +83,7 @@ def run_client(
         availability: when this client may work; None means always. When that time ends, the client finishes and
             delivers the current task, then leaves until the next active period.
         reporter: reports to the server if this process crashes.
+        max_download: returns the maximum bytes of a model that the server may send.
 
     Returns:
         Why the client stopped.
@@ -94,7 +97,7 @@ def run_client(
     quiet_engine_log()
     address = parse_server_address(server_address)
     stop, availability = stop or threading.Event(), availability or Availability()
-    part, held = ClientPart(join=join, handle=handle), ReceivedBlob()
+    part, held = ClientPart(join=join, handle=handle), ReceivedBlob(max_download)
     retries, away_since = _Retries(on_status, stop, max_wait), time.monotonic()
     on_status(f"connecting to {address}")
     with WaitReporter(on_status) as waiting, contextlib.ExitStack() as temporary:
@@ -223,6 +226,13 @@ class _Visit:
             return Ended(kind=EndKind.CLOSED, reason=self._end) if self._end else None
         except (SessionLostError, ServerUnavailableError) as error:
             self.lost = str(error)
+            return None
+        except FedShelfError:
+            raise
+        except Exception as error:
+            # What the server sent is not as our servers send it: this registration ends, not the process.
+            logger.debug("the session failed", exc_info=True)
+            self.lost = f"what the server sent cannot be used: {failure_text(error)}"
             return None
         finally:
             self._over.set()

@@ -10,7 +10,8 @@ from typing import TypeAlias, get_args
 from flwr.app import Message
 
 from fedshelf.core.errors import FedShelfError, RefusedError
-from fedshelf.core.messages import ClientMessage, Failure, Join, ServerMessage
+from fedshelf.core.messages import ClientMessage, Failure, Join, ServerMessage, TaskKey
+from fedshelf.core.text import printable
 from fedshelf.data.photo_files import ALL_EXTENSIONS
 from fedshelf.deploy.records import Control, ControlKind, Envelope, WireMessage, open_records
 from fedshelf.serialization.blob import Buffer
@@ -70,9 +71,8 @@ class ClientPart:
         """
         try:
             return self.answer_to(open_records(message.content))
-        except Exception as error:
-            logger.exception("the server's request could not be answered")
-            return Failure(reason=failure_text(error)), None
+        except Exception as error:  # noqa: BLE001 whatever the server sent, the client lives
+            return self._failure(error), None
 
     def answer_to(self, asked: Control | Envelope, blob: Buffer | None = None) -> tuple[WireMessage, Ended | None]:
         """Answer a parsed message. Never raises.
@@ -94,9 +94,15 @@ class ClientPart:
             if isinstance(reply, Failure):  # an expected failure's message is for this machine's user, too
                 reply = replace(reply, reason=without_places(reply.reason))
             return reply, None
-        except Exception as error:
-            logger.exception("the server's request could not be answered")
-            return Failure(reason=failure_text(error), key=asked.header.task), None
+        except Exception as error:  # noqa: BLE001 whatever the server sent, the client lives
+            return self._failure(error, asked.header.task), None
+
+    def _failure(self, error: Exception, task: TaskKey | None = None) -> Failure:
+        """Log an error, with a traceback only where somebody debugs, and describe it for the server."""
+        text = str(error) if isinstance(error, FedShelfError) else f"{type(error).__name__}: {printable(str(error))}"
+        logger.error("the server's request could not be answered: %s", text)
+        logger.debug("the error", exc_info=error)
+        return Failure(reason=failure_text(error), key=task)
 
     def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:
         if control.kind is ControlKind.INTRODUCE:

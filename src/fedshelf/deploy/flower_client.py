@@ -35,6 +35,7 @@ from fedshelf.deploy.crash_reporter import TOKEN_HEADER
 from fedshelf.deploy.credentials import Credentials, Signer
 from fedshelf.deploy.greeting import greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
+from fedshelf.deploy.records import MAX_REASON_CHARACTERS
 from fedshelf.serialization.blob import Blob
 
 REQUEST_SECONDS = 30.0
@@ -167,7 +168,7 @@ class FleetSession:
         response = self._end_connection.request("POST", "/fedshelf/wait", headers)
         content = _checked(response)
         with _reading():
-            return str(json.loads(content)["end"])
+            return str(json.loads(content)["end"])[:MAX_REASON_CHARACTERS]
 
     def leave(self) -> None:
         """Sign off, so that the server notices at once."""

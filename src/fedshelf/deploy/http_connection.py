@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # this module loads torch, which a crash reporter does not ne
     from fedshelf.serialization.blob import Buffer
 
 HEADER_NAMES = ("upload-offset", "content-range", "content-length", "date")
+MAX_ANSWER_BYTES = 16 << 20  # of a response other than a model: the same as a server accepts
+MAX_INTERIM_RESPONSES = 16
 PROBE_SECONDS = 5.0  # maximum wait for a server's certificate when diagnosing a failure
 
 
@@ -61,10 +63,10 @@ class HttpConnection:
         self._connection = _Connection(address, context, proxy, timeout)
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
-        """Send a request and read the whole response."""
+        """Send a request and read the whole response, of at most `MAX_ANSWER_BYTES`."""
         response = self.open(method, path, headers, body)
         with self._translating():
-            return _answer(response, response.read())
+            return _answer(response)
 
     def open(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
@@ -90,8 +92,7 @@ class HttpConnection:
             self._connection.endheaders()
             for piece in pieces:
                 self._connection.send(piece)
-            response = self._connection.getresponse()
-            return _answer(response, response.read())
+            return _answer(self._connection.getresponse())
 
     def close(self) -> None:
         """Close the connection; wakes another thread that waits on it."""
@@ -128,8 +129,23 @@ class HttpConnection:
             raise connection_errors.broken(error, self._address) from error
 
 
+class _Response(http.client.HTTPResponse):
+    """A response that begins after a limited number of interim ones (100 Continue)."""
+
+    num_begun = 0
+
+    def _read_status(self) -> tuple[str, int, str]:
+        self.num_begun += 1
+        if self.num_begun > MAX_INTERIM_RESPONSES:
+            raise http.client.HTTPException("it sends interim responses without end")
+        status: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+        return status
+
+
 class _Connection(http.client.HTTPConnection):
     """Connects directly or through a proxy's tunnel, then starts TLS unless `context` is None."""
+
+    response_class = _Response
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, proxy: Proxy | None, timeout: float) -> None:
         super().__init__(address.host, address.port, timeout=timeout)
@@ -169,7 +185,7 @@ class _Connection(http.client.HTTPConnection):
         headers = "".join(f"{name}: {value}\r\n" for name, value in {"Host": target, **proxy.headers}.items())
         try:
             sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{headers}\r\n".encode("ascii"))
-            response = http.client.HTTPResponse(sock, method="CONNECT")
+            response = _Response(sock, method="CONNECT")
             response.begin()
         except (OSError, http.client.HTTPException) as error:
             raise connection_errors.no_tunnel(error, self._address, proxy) from error
@@ -186,7 +202,18 @@ class _Connection(http.client.HTTPConnection):
             ) from error
 
 
-def _answer(response: http.client.HTTPResponse, content: bytes) -> Answer:
+def _answer(response: http.client.HTTPResponse) -> Answer:
+    """Read the response.
+
+    Raises:
+        HTTPException: it is longer than `MAX_ANSWER_BYTES`, or ends early.
+    """
+    with response:  # one that ends with its connection holds that open, even once `_Connection` is closed
+        content = response.read(MAX_ANSWER_BYTES + 1)
+    if len(content) > MAX_ANSWER_BYTES:
+        raise http.client.HTTPException(f"the answer is longer than {MAX_ANSWER_BYTES:,} bytes")
+    if response.length:
+        raise http.client.IncompleteRead(content, response.length)
     headers = {name: value for name in HEADER_NAMES if (value := response.getheader(name)) is not None}
     return Answer(status=response.status, headers=headers, content=content)
 

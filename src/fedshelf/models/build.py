@@ -1,12 +1,15 @@
 """Building modules by name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fedshelf.core.choices import NormName
-from fedshelf.core.errors import ModelError
+from fedshelf.core.errors import ModelError, PolicyError
 from fedshelf.core.settings import load
 from fedshelf.core.text import did_you_mean
 from fedshelf.models.registry import MODELS
@@ -70,6 +73,31 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
             settings.name, num_classes=settings.num_classes, image_size=settings.image_size, norm=settings.norm,
             pretrained=settings.pretrained,
         )  # fmt: skip
+
+
+@contextmanager
+def at_most(num_parameters: int) -> Iterator[None]:
+    """Within this context, building a module of more parameters fails before their memory is used.
+
+    Args:
+        num_parameters: the maximum.
+
+    Raises:
+        PolicyError: the module has more.
+    """
+    count = 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 0 if parameter is None else parameter.numel()
+        if count > num_parameters:
+            raise PolicyError(f"the model has more than max-parameters = {num_parameters:,}")
+
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def find_problem(name: str, *, pretrained: bool = False) -> str | None:

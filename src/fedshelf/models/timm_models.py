@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedshelf.core.choices import NormName
-from fedshelf.core.errors import ModelError
+from fedshelf.core.errors import ModelError, PolicyError
 from fedshelf.core.system_errors import reason
 from fedshelf.models.resnet import num_groups
 
@@ -70,6 +70,8 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
             pretrained and num_classes == timms.pretrained_cfg["num_classes"]
         ):  # the same number of classes, but other ones
             timms.reset_classifier(num_classes)
+    except PolicyError:
+        raise
     except Exception as error:
         causes = [error]
         while cause := causes[-1].__cause__ or causes[-1].__context__:

@@ -8,7 +8,7 @@ from torch import Tensor
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.compression.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.core.bounds import MAX_FLOAT
-from fedshelf.core.errors import FedShelfError
+from fedshelf.core.errors import FedShelfError, PolicyError
 from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
@@ -26,6 +26,7 @@ from fedshelf.core.ports import ClientStates
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.rounds.pipeline import UploadPipeline
+from fedshelf.rounds.validation import check_broadcast
 from fedshelf.training.trainer import Trainer
 
 
@@ -58,14 +59,18 @@ class Client:
         states: the client's state between rounds.
         held: stores the last decoded model, as the base of the next difference.
         on_model: called with each model to train or evaluate.
+        accept: called with each task, its model decoded, before anything is computed; refuses what the store does not
+            allow by a `PolicyError`.
     """
 
     def __init__(
         self, *, prepare: Callable[[Setup], Work], states: ClientStates, held: HeldModel | None = None,
         on_model: Callable[[Broadcast], None] = lambda broadcast: None,
+        accept: Callable[[Broadcast, Trainer], None] = lambda broadcast, trainer: None,
     ) -> None:  # fmt: skip
         self._prepare = prepare
         self._on_model = on_model
+        self._accept = accept
         self._states = states
         self._held: HeldModel = MemoryHeldModel() if held is None else held
         self._setup: Setup | None = None
@@ -77,10 +82,14 @@ class Client:
         try:
             return self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
         except FedShelfError as error:
-            return Failure(key=task_key(message), reason=str(error), will_repeat=error.will_repeat)
+            return Failure(
+                key=task_key(message), reason=str(error), will_repeat=error.will_repeat,
+                refused=isinstance(error, PolicyError),
+            )  # fmt: skip
 
     def _set_up(self, setup: Setup) -> Ready:
         if self._work is None or setup != self._setup:
+            self._work = None  # if this setup fails, no task of an earlier one is done with half of its objects
             self._work, self._setup = self._prepare(setup), setup
         known = self._held.load()
         return replace(self._work.ready, holds=known[0] if known else "")
@@ -90,11 +99,9 @@ class Client:
             return Failure(key=task.key, reason=f"run {task.key.run_id} was never set up at this client")
         work = self._work
         layout = work.trainer.bound_model.params.layout
-        broadcast = open_broadcast(task, self._held)
-        if len(broadcast.params) != layout.num_shared:
-            return Failure(
-                key=task.key, reason=f"the model has {len(broadcast.params)} values, not {layout.num_shared}"
-            )
+        broadcast = open_broadcast(task, self._held, layout)
+        check_broadcast(broadcast, layout)
+        self._accept(broadcast, work.trainer)
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
         self._on_model(broadcast)

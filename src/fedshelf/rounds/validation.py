@@ -1,4 +1,4 @@
-"""Validation of uploads, evaluations and comparisons before any part of them is used.
+"""Validation of messages before any part of them is used: a server's broadcasts, a client's replies.
 
 Shapes: S shared values.
 """
@@ -12,13 +12,40 @@ from torch import Tensor
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientStatus, Participation
-from fedshelf.core.messages import Comparison, Evaluation, Failure, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, Comparison, Evaluation, Failure, Purpose, TaskKey, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Received, Reply
 from fedshelf.rounds.pipeline import UploadPipeline
 
 MAX_REASON_CHARACTERS = 2000  # of text sent by a client, which is recorded and displayed
 BLOCK = 1 << 20  # values checked at once
+MAX_NUMBER = 10**9  # of rounds, attempts and steps; far more than any run has
+
+
+def check_broadcast(broadcast: Broadcast, layout: Layout) -> None:
+    """Refuse a task that does not fit the model, or whose numbers make no sense.
+
+    Args:
+        broadcast: the task, with a plain model.
+        layout: the client's layout.
+
+    Raises:
+        RefusedError: names the first problem.
+    """
+    if len(broadcast.params) != layout.num_shared:
+        raise RefusedError(f"the model has {len(broadcast.params):,} values, not {layout.num_shared:,}")
+    if broadcast.purpose is Purpose.TRAIN:
+        wrong = [name for name, vector in broadcast.auxiliary.items() if len(vector) != layout.num_trainable]
+        if wrong:
+            raise RefusedError(f"its vectors {wrong} do not have the {layout.num_trainable:,} trainable values")
+    for name, number, least in (
+        ("round", broadcast.key.round, int(broadcast.purpose is Purpose.TRAIN)), ("attempt", broadcast.key.attempt, 0),
+        ("number of steps", broadcast.num_steps, 1), ("number of rounds", broadcast.num_rounds, 1),
+    ):  # fmt: skip
+        if number is not None and not least <= number <= MAX_NUMBER:
+            raise RefusedError(f"its {name} is {number:,}, not in {least} to {MAX_NUMBER:,}")
+    if not 0 <= broadcast.client_lr < math.inf:  # also refuses NaN
+        raise RefusedError(f"its learning rate is {broadcast.client_lr}")
 
 
 def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tuple[str, ...]) -> None:
@@ -136,7 +163,8 @@ class UploadValidator:
         """
         message = reply.message
         if isinstance(message, Failure):
-            return Participation(client=reply.client, status=ClientStatus.FAILED, reason=message.reason)
+            status = ClientStatus.REFUSED if message.refused else ClientStatus.FAILED
+            return Participation(client=reply.client, status=status, reason=message.reason)
         if not isinstance(message, Upload):
             reason = reply.reason or "it answered a training task with something else than an upload"
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)

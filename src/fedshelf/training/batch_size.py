@@ -49,6 +49,7 @@ MOST_GROWTH = 4
 LEAST_STEPS = 8
 TOLERANCE = 0.1
 MEMORY_SHARE = 0.25  # of what is free: the backward pass needs as much again, and half is left to others
+MODEL_COPIES = 8  # received, trained, gradients, two moments of the optimizer, the difference, codec and buffers
 MOST_TURNS = 5
 BUDGET_SECONDS = 1.0  # slower passes are not repeated
 
@@ -168,6 +169,19 @@ def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iter
         if size == sizes[0] and bound.compute.device.type != "cuda":
             bytes_per_photo = _kept_bytes(bound, sample, size) / size
         yield size
+
+
+def bytes_needed(bound: BoundModel, photos: PhotoSet) -> float:
+    """Memory of a training step, estimated from a pass on two photos.
+
+    Args:
+        bound: left unchanged, bit for bit.
+        photos: at least one.
+    """
+    model = 4 * len(bound.params.vector) * MODEL_COPIES
+    with _left_as_it_was(bound):
+        step = _kept_bytes(bound, _sample(photos, 2), 2) / 2 * min(bound.settings.batch_size, len(photos))
+    return model + 2 * step  # the backward pass needs as much again
 
 
 def _kept_bytes(bound: BoundModel, sample: PhotoSet, size: int) -> int:

@@ -199,10 +199,31 @@ def test_a_client_without_a_photo_to_train_on_says_why(home: Path) -> None:
 
 def test_a_configuration_that_is_no_toml_is_a_failure_and_no_crash(home: Path) -> None:
     write_pack(Path("photos"), {"apple": 1})
-    for text in ("rounds = ", "a = " + "[" * 100_000):
+    for text in ("rounds = ", "a = " + "[" * 60_000):
         answer = StoreClient(place(Path("photos"))).handle(replace(setup_for("apple"), config=text))
         assert isinstance(answer, Failure)
         assert "the server's configuration is not TOML" in answer.reason
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("pretrained = false", "sets pretrained, which a server may not set"),
+        ('init = "/etc/passwd"\nmin_clients = 1', "sets init, min-clients, which"),
+        ('data-dir = "/"', "sets data-dir, which"),
+        ('speeds = "1,5"', "sets slowdowns, which"),
+        ("client-lrr = 1", "unknown key 'client-lrr' in the server's configuration: did you mean 'client-lr'?"),
+        ("x = " + "1" * (1 << 16), "65,536 is the most"),
+    ],
+)
+def test_a_server_sets_what_all_clients_share_and_nothing_else(home: Path, line: str, problem: str) -> None:
+    write_pack(Path("photos"), {"apple": 1})
+    setup = setup_for("apple")
+    client = StoreClient(place(Path("photos")))
+    answer = client.handle(replace(setup, config=f"{line}\n{setup.config}"))
+    assert isinstance(answer, Failure)
+    assert problem in answer.reason
+    assert isinstance(client.handle(setup), Ready)
 
 
 def test_a_folder_that_is_missing_or_empty_is_one_clear_error(home: Path) -> None:

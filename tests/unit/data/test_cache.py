@@ -15,7 +15,7 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from fedshelf.core.errors import DataError
+from fedshelf.core.errors import DataError, PolicyError
 from fedshelf.data import cache as cache_module
 from fedshelf.data.cache import CachedPhotos, PhotoCache
 from fedshelf.data.decode import _register_heic, decode
@@ -160,6 +160,21 @@ def test_another_image_size_is_another_pack(store: Path, cache: PhotoCache) -> N
     assert cache.open(photos, 16).images.shape[1:] == (16, 16, 3)
     check(cache.open(photos, SIZE), photos)
     assert cache.open(photos, 16).images.shape[1:] == (16, 16, 3)
+
+
+def test_a_cache_stays_below_its_ceiling_and_forgets_what_was_not_used_for_longest(
+    store: Path, cache: PhotoCache
+) -> None:
+    photos = photos_of(store)
+    bytes_of = {size: len(photos) * size**2 * 3 for size in (8, 16, 24)}
+    bounded = PhotoCache(root=cache.root, max_bytes=bytes_of[8] + bytes_of[24])
+    for size in (16, 8, 24):
+        assert bounded.open(photos, size).images.shape == (len(photos), size, size, 3)
+    assert sorted(path.stat().st_size for path in packs(cache)) == [bytes_of[8], bytes_of[24]]
+    with pytest.raises(PolicyError, match="max-cache-mb"):
+        bounded.open(photos, 64)
+    assert len(packs(cache)) == 2
+    assert bounded.open(photos, 16).images.shape == (len(photos), 16, 16, 3)
 
 
 def test_the_order_of_the_photos_is_the_order_of_the_rows(store: Path, cache: PhotoCache) -> None:
@@ -336,7 +351,7 @@ def test_processes_that_build_at_the_same_time_all_get_their_photos(tmp_path: Pa
 _UNDER_A_FILE_SIZE_LIMIT = """
 import resource, sys
 from pathlib import Path
-from fedshelf.core.errors import DataError
+from fedshelf.core.errors import DataError, PolicyError
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.folder import scan
 photos = scan(Path(sys.argv[1]), val_fraction=0, seed=0).train

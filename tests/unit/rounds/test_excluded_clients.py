@@ -177,6 +177,18 @@ def test_in_asynchronous_rounds_failures_exclude_alike(purpose: Purpose, silent:
     assert max(asked) > first, "and asked again"
 
 
+def test_what_a_stores_policy_refuses_is_recorded_so_and_excludes_after_three_in_a_row() -> None:
+    def refuse(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN:
+            return Failure(key=message.key, reason="rounds-per-day", refused=True)
+        return honest
+
+    world = World(names=FIVE, num_rounds=5, rounds={"quorum": None}, tampers={"c": refuse})
+    assert world.run() is RunStatus.FINISHED
+    assert statuses(world, "c") == [ClientStatus.REFUSED] * 3
+    assert [event.reason for event in world.sink.of(ClientExcluded)] == ["rounds-per-day (3 times in a row)"]
+
+
 def test_a_counted_upload_forgives_what_was_before() -> None:
     fail, calls = failing(will_repeat=False), []
 
