@@ -39,7 +39,6 @@ from fedshelf.deploy.records import MAX_REASON_CHARACTERS
 from fedshelf.serialization.blob import Blob
 
 REQUEST_SECONDS = 30.0
-MAX_REASON_CHARACTERS = 300  # of the server
 WAIT_SECONDS = 60.0  # the server holds a wait for at most 8 s
 _T = TypeVar("_T")
 
