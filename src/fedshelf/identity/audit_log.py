@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 16 << 20
 MAX_CHARACTERS = 500  # of one field
 SUMMARY_SECONDS = 60.0
+MAX_COUNTED = 1000  # kinds and addresses told apart in that time
 
 
 class AuditLog:
@@ -54,6 +55,8 @@ class AuditLog:
     def count(self, event: str, address: str) -> None:
         """Count an event that a stranger can cause at will, such as a failed handshake; see `flush`."""
         with self._lock:
+            if len(self._counts) >= MAX_COUNTED and (event, address) not in self._counts:
+                address = "other addresses"
             self._counts[event, address] += 1
             due = time.monotonic() - self._counted_at > SUMMARY_SECONDS
         if due:

@@ -113,3 +113,13 @@ def test_what_strangers_can_cause_is_summed_up(tmp_path: Path) -> None:
     log.flush()
     (event,) = log.events()
     assert (event["address"], event["count"]) == ("198.51.100.7", 1000)
+
+
+def test_many_addresses_do_not_fill_the_log(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path)
+    for number in range(3 * audit_log.MAX_COUNTED):
+        log.count("handshake failed", f"2001:db8::{number:x}")
+    log.flush()
+    found = list(log.events())
+    assert len(found) == audit_log.MAX_COUNTED + 1
+    assert sum(event["count"] for event in found) == 3 * audit_log.MAX_COUNTED
