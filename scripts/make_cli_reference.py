@@ -49,8 +49,8 @@ file or the journal of a service gets one line per event without colors or curso
 | 2 | wrong usage: nothing was started |
 | 130 | stopped at once by a second Ctrl-C |
 
-`$FEDSHELF_HOME` moves everything that FedShelf keeps for a user (certificates, client states, decoded photos);
-without it, that is where the system keeps application data, on Linux `~/.local/share/fedshelf`.
+`$FEDSHELF_HOME` moves everything that FedShelf keeps for a user (certificates, identities, client states, decoded
+photos); without it, that is where the system keeps application data, on Linux `~/.local/share/fedshelf`.
 """
 
 CONFIGURATION_INTRODUCTION = """# Configuration

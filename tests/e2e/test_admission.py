@@ -220,7 +220,8 @@ def test_enrolling_is_limited_in_size_and_number(
         request = {"token": "guessed", "name": "\x1b[31m", "request": "x"}
         found = {stranger.post(url, json=request).status_code for _ in range(130)}
     assert found == {403, 429}
-    assert {"enrollment refused", "enrolling too often"} <= set(events(chain))
+    assert "enrolling too often" in events(chain)
+    assert any(event.startswith("enrollment refused: ") for event in events(chain))
 
 
 def test_slow_and_greedy_strangers_are_cut_off(
@@ -334,7 +335,8 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     log = pair.fedshelf("audit-log")
     assert log.end() == 0
     found = [event["event"] for event in log.events]
-    for event in ("token made", "enrolled", "enrollment refused", "revoked", "run started", "joined", "upload",
+    assert any(event.startswith("enrollment refused: ") for event in found)
+    for event in ("token made", "enrolled", "revoked", "run started", "joined", "upload",
                   "round finished", "run ended"):  # fmt: skip
         assert event in found
     upload = next(event for event in log.events if event["event"] == "upload" and event["verdict"] == "counted")

@@ -28,7 +28,7 @@ def client(*, config: ClientConfig) -> None:
 
     The client trains whenever the server asks, and reconnects by itself. Photos never leave the store.
 
-    Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem --name lyon
+    Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --token fedshelf1.eyJh…
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
     from fedshelf.core.messages import RUN_FINISHED

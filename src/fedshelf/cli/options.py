@@ -13,14 +13,14 @@ from fedshelf.config.schema import RENAMED, Settings
 
 BASIC: dict[str, tuple[str, ...]] = {
     "server": (
-        "rounds", "min_clients", "address", "test_dir", "run_dir", "model", "image_size", "local_epochs", "client_lr",
+        "rounds", "min_clients", "address", "advertise", "test_dir", "run_dir", "model", "image_size", "local_epochs", "client_lr",
         "algorithm", "personalize", "seed",
     ),
     "simulate": (
         "data_dir", "test_dir", "rounds", "run_dir", "workers", "model", "image_size", "local_epochs", "client_lr",
         "algorithm", "personalize", "seed",
     ),
-    "client": ("data_dir", "server_address", "ca", "name", "test_dir", "active_hours", "device"),
+    "client": ("data_dir", "server_address", "token", "name", "test_dir", "active_hours", "device"),
 }  # fmt: skip
 """By command: the flags that `--help` shows, in this order; `--help-all` shows all."""
 

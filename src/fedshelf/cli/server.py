@@ -46,6 +46,8 @@ def server(
     tls = _tls(config, hosts)
     chain = Chain(places.identity_directory(), is_open=config.admission == "open")
     chain.local_token()  # before anybody can connect
+    if chain.is_open:
+        typer.echo("WARNING: --admission open: anybody who reaches this server can take part in the run.", err=True)
     with (
         watching(as_json=as_json) as watcher,
         stop_on_signals() as stop,
@@ -105,7 +107,10 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
         lines.append(f"In each of up to {counted(count, 'new store')}, until {token.expires:%Y-%m-%d %H:%M} UTC:")
         lines.append(f"  fedshelf client {flags} --token {token}")
         lines.append("  (enrolled stores, and clients on this machine, need no --token)")
-    else:
-        lines.append("In each store:" if not addresses[0].is_loopback else "In each store, on this machine:")
+    elif addresses[0].is_loopback:
+        lines.append("In each store, on this machine:")
+        lines.append(f"  fedshelf client {flags}")
+    elif chain.is_open:
+        lines.append(f"In each store{f', with a copy of {tls.ca}' if tls and authority else ''}:")
         lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if authority else ''}")
     typer.echo("\n".join(lines), err=True)

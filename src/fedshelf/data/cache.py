@@ -170,7 +170,7 @@ class PhotoCache:
     def _trouble(self, error: OSError | sqlite3.Error) -> str:
         full = isinstance(error, OSError) and error.errno in _NO_SPACE
         elsewhere = "put the cache elsewhere (FEDSHELF_HOME)"
-        if full or "full" in str(error):
+        if full or (isinstance(error, sqlite3.Error) and "full" in str(error)):
             return f"the photo cache '{self.root}' cannot grow, the disk is full: free space or {elsewhere}"
         return f"the photo cache '{self.root}' cannot be used ({reason(error)}): check its rights or {elsewhere}"
 

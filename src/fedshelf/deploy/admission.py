@@ -167,7 +167,7 @@ class Admission:
         try:
             entry, certificate = self.chain.enroll(secret, name, request)
         except IdentityError as error:
-            self.chain.audit.write("enrollment refused", address=address, store=name, reason=str(error))
+            self.chain.audit.count(f"enrollment refused: {error}", address)
             return _refused(403, str(error))
         except FedShelfError:
             return _refused(503, "the server cannot enroll anybody at the moment: its log says why")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from fedshelf.core.errors import FedShelfError
 from fedshelf.core.text import printable
 from fedshelf.deploy.admission import MAX_ENROLLMENT_BYTES, Admission, Caller, UnauthenticatedError, clock
 from fedshelf.deploy.blob_routes import PATH as BLOB_PATH
@@ -139,6 +140,10 @@ class FleetApp:
         except UnauthenticatedError as refusal:
             self._admission.refused(_peer(scope), str(refusal))
             await answer(send, 403 if refusal.is_final else 401, reason=printable(str(refusal)))
+            return
+        except FedShelfError as error:
+            logger.error("requests cannot be authenticated: %s", error)
+            await answer(send, 503, reason="the server cannot authenticate anybody at the moment")
             return
         if not state.get("admit", lambda name: True)(caller.name):
             await answer(send, 429, reason=f"'{printable(caller.name)}' has too many connections")

@@ -165,8 +165,8 @@ def _not_verified(
     inspected = f" (or {proxy} opens the encryption: have it pass {server} unopened)" if proxy else ""
     return TransportError(
         f"the certificate of {server} is not to be trusted ({error.verify_message}): it comes from another authority "
-        f"than this client's{inspected}. Fetch the file ca.pem that this server names when it starts, compare its "
-        "fingerprint with the one printed there, and give it with --ca FILE"
+        f"than this client's{inspected}. Ask headquarters; if the server was set up anew, start this client with a new "
+        "token (--token), or with a copy of the server's ca.pem (--ca)"
     )
 
 
@@ -186,6 +186,6 @@ def _out_of_time(
             if authority.subject == certificate.issuer and (problem := validity(authority, now)):
                 return (
                     f"the certificate authority of {server} {problem}. Set this machine's clock if it is wrong; else "
-                    "the server needs a new authority, and this client its ca.pem: ask the server's operator"
+                    "the server needs a new authority, and this client a new token: ask headquarters"
                 )
     return f"the certificate of {server}: {error.verify_message}; check this machine's clock and the server's"

@@ -17,7 +17,7 @@ from fedshelf.config import places
 from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
 from fedshelf.core.text import printable
 from fedshelf.deploy.address import Address
-from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError
+from fedshelf.deploy.connection_errors import PASSING_STATUSES, CertificateRejectedError, ServerUnavailableError
 from fedshelf.deploy.greeting import greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.tls import client_context
@@ -107,12 +107,15 @@ class Credentials:
             IdentityError: the server does not admit this store.
         """
         enrollment = self.keys.enrollment()
-        if enrollment is None or self._rejection is not None:
+        has_new_token = self._token is not None and not (enrollment and enrollment.token == self._token.digest)
+        if enrollment is None or self._rejection is not None or has_new_token:
             try:
                 self.enroll()
             except IdentityError as error:
-                self._may_start_over = False
-                raise self._rejection or error from error
+                self._may_start_over, self._token = False, None
+                if enrollment is None or self._rejection is not None:
+                    raise self._rejection or error from error
+                logger.warning("%s; this store uses the key that it has", error)
         elif enrollment.name != self._name:
             raise IdentityError(
                 f"this client is enrolled as '{enrollment.name}', not as '{self._name}': leave --name out, or give "
@@ -130,16 +133,16 @@ class Credentials:
             TransportError: the server cannot be trusted.
             IdentityError: the server does not admit this store.
         """
-        token, secret = self._token, self._token.secret if self._token else _local_secret()
-        authority = ""
+        token, authority = self._token, ""
         if token is not None and token.authority and not self._insecure:
             authority = self._fetch_authority(token)
         context = None if self._insecure else _pinned(authority) if authority else client_context(self.trusted)
         keys = self.keys.next_pair()
         request = certificates.signing_request(keys)
-        body = json.dumps({"token": secret, "name": self._name, "request": request}).encode()
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
             greet(connection, self.address, encrypted=context is not None)
+            secret = token.secret if token else _local_secret()  # a server writes it before it listens
+            body = json.dumps({"token": secret, "name": self._name, "request": request}).encode()
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
         self._save(answer, authority, keys)
         self._token = self._rejection = None
@@ -147,6 +150,19 @@ class Credentials:
     def accepted(self) -> None:
         """Note that the server has accepted this store."""
         self._may_start_over = True
+
+    def rejects_certificate(self) -> bool:
+        """Whether the server answers without this store's certificate, though it does not with it."""
+        if self._insecure:
+            return False
+        try:
+            with contextlib.closing(
+                HttpConnection(self.address, client_context(self.trusted), timeout=REQUEST_SECONDS)
+            ) as connection:
+                greet(connection, self.address, encrypted=True)
+        except TransportError:
+            return False
+        return True
 
     def start_over(self, rejection: FedShelfError) -> bool:
         """Have `prepare` enroll with a new key, or renew the certificate if it has expired.
@@ -158,7 +174,8 @@ class Credentials:
             False if that was tried already.
         """
         may, self._may_start_over = self._may_start_over, False
-        self._rejection = rejection if may and not self.keys.must_renew(_now()) else None
+        expired = isinstance(rejection, CertificateRejectedError) and self.keys.must_renew(_now())
+        self._rejection = rejection if may and not expired else None
         return may
 
     @property
@@ -190,6 +207,7 @@ class Credentials:
             enrollment = Enrollment(
                 name=str(fields["name"]), chain=PublicKey(str(fields["chain"])),
                 certificate=str(fields["certificate"]), authority=str(fields["authority"]) if pinned else "",
+                token=renews.token if renews else self._token.digest if self._token else "",
             )  # fmt: skip
             x509.load_pem_x509_certificate(enrollment.certificate.encode("ascii"))
         except (ValueError, KeyError, TypeError, RecursionError) as error:

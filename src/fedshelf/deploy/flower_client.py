@@ -30,7 +30,12 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from fedshelf.core.errors import IdentityError, TransportError
 from fedshelf.core.text import printable
 from fedshelf.deploy.blob_client import BlobClient, ReceivedBlob
-from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError, SessionLostError
+from fedshelf.deploy.connection_errors import (
+    PASSING_STATUSES,
+    CertificateRejectedError,
+    ServerUnavailableError,
+    SessionLostError,
+)
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
 from fedshelf.deploy.credentials import Credentials, Signer
 from fedshelf.deploy.greeting import greet
@@ -69,7 +74,12 @@ class FleetSession:
             address, context, timeout=WAIT_SECONDS
         )  # a separate connection: a wait must not queue behind an upload
         try:
-            server_time = greet(self._end_connection, address, encrypted=context is not None)
+            try:
+                server_time = greet(self._end_connection, address, encrypted=context is not None)
+            except ServerUnavailableError as error:  # TLS 1.3 may just end the connection
+                if context is not None and credentials.rejects_certificate():
+                    raise CertificateRejectedError(f"{address} does not accept this client's certificate") from error
+                raise
             server = self._end_connection.server_fingerprint()
             self._signer = Signer(credentials.keys, server=server, server_time=server_time)
             self._blobs = BlobClient(

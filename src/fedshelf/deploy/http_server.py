@@ -232,6 +232,8 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
             self._cut_off("too many headers")
+        elif len(self.url) + sum(len(part) for header in self.headers for part in header) > MAX_HEAD_BYTES:
+            self._cut_off("head too large")
 
     def on_headers_complete(self) -> None:
         """Answer the request, whose body may follow."""

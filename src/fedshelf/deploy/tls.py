@@ -277,7 +277,7 @@ def _start_anew(directory: Path) -> str:
     folder = shlex.quote(str(directory))
     return (
         f"start anew: stop the server, move the folder away (mv {folder} {shlex.quote(f'{directory}.old')}), start the "
-        "server, and give every store a copy of the new ca.pem"
+        "server, and give every store a new token (fedshelf enroll rotate NAME)"
     )
 
 

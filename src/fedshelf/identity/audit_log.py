@@ -15,7 +15,7 @@ from typing import Any
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.text import printable
-from fedshelf.storage.hash_chain import START, HashChain
+from fedshelf.storage.hash_chain import START, DamagedLogError, HashChain
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,13 @@ class AuditLog:
         if newest.exists() and newest.stat().st_size > MAX_BYTES:
             before, newest = HashChain(newest).head(), self._folder / _name(len(files) + 1)
             HashChain(newest).append({"event": "continued", "continues": before.hash})
-        HashChain(newest).append(fields)
+        try:
+            HashChain(newest).append(fields)
+        except DamagedLogError as error:  # what happens from now on is recorded all the same
+            logger.error("%s", error)
+            newest = self._folder / _name(len(files) + 1)
+            HashChain(newest).append({"event": "the log before this file is damaged", "continues": ""})
+            HashChain(newest).append(fields)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("audit-*.jsonl"))

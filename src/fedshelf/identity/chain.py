@@ -70,6 +70,7 @@ class Chain:
 
     Attributes:
         audit: the audit log.
+        is_open: whether any key is enrolled on its first use.
 
     Raises:
         RunError: the folder cannot be used.
@@ -78,7 +79,7 @@ class Chain:
 
     def __init__(self, folder: Path, *, is_open: bool = False, now: datetime.datetime | None = None) -> None:
         self._folder = folder
-        self._is_open = is_open
+        self.is_open = is_open
         make_own_folder(folder)
         self.audit = AuditLog(folder)
         self._lock = threading.Lock()
@@ -206,7 +207,7 @@ class Chain:
             if known is not None and known.state is StoreState.ACTIVE:  # the answer to its first request was lost
                 return known, self._issue(public, known.name)
             token = _match(tokens, secret) if secret else OpenToken(secret="", uses=UNLIMITED)
-            if token is None or (not secret and not self._is_open):
+            if token is None or (not secret and not self.is_open):
                 raise IdentityError(
                     "the token is unknown, used, or expired: ask headquarters for a new one ('fedshelf enroll add')"
                     if secret
@@ -255,11 +256,11 @@ class Chain:
         """The secret that admits clients of this user on this machine, written to `local.token`."""
         path = self._folder / "local.token"
         with file_lock(self._folder / "lock"), saying_what_to_do("read", path):
-            if path.exists():
-                return path.read_text(encoding="ascii")
-            secret = new_secret()
-            self._write_tokens([*self._tokens(), OpenToken(secret=_digest(secret), uses=UNLIMITED)])
-            write_atomically(path, secret)
+            secret = path.read_text(encoding="ascii") if path.exists() else new_secret()
+            tokens = self._tokens()
+            if _match(tokens, secret) is None:
+                self._write_tokens([*tokens, OpenToken(secret=_digest(secret), uses=UNLIMITED)])
+                write_atomically(path, secret)
             return secret
 
     def _open_token(

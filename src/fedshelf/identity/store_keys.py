@@ -29,12 +29,14 @@ class Enrollment:
         chain: the chain's key.
         certificate: the store's certificate (PEM).
         authority: the certificate of the server's authority (PEM); "" if there is none to pin.
+        token: digest of the token that it enrolled with; "" for none.
     """
 
     name: str
     chain: PublicKey
     certificate: str
     authority: str
+    token: str = ""
 
 
 class StoreKeys:
@@ -108,6 +110,7 @@ class StoreKeys:
                     name=str(fields["name"]), chain=PublicKey(str(fields["chain"])),
                     certificate=self.certificate_file.read_text(encoding="ascii"),
                     authority=authority.read_text(encoding="ascii") if authority else "",
+                    token=str(fields.get("token", "")),
                 )  # fmt: skip
             except (ValueError, KeyError, TypeError) as error:
                 raise IdentityError(f"'{path}' is damaged: get a new token, and give it with --token") from error
@@ -122,7 +125,7 @@ class StoreKeys:
         Raises:
             RunError: a file cannot be written.
         """
-        text = json.dumps({"name": enrollment.name, "chain": enrollment.chain.text}) + "\n"
+        text = json.dumps({"name": enrollment.name, "chain": enrollment.chain.text, "token": enrollment.token}) + "\n"
         files: dict[Path, bytes | str] = {self.key_file: keys.pem(), self.certificate_file: enrollment.certificate}
         if enrollment.authority:
             files[self._folder / "authority.pem"] = enrollment.authority

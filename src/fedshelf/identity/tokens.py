@@ -5,6 +5,7 @@ expires. It is worthless once it has been used or has expired, so it may pass th
 """
 
 import datetime
+import hashlib
 import json
 import secrets
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Token:
     secret: str
     expires: datetime.datetime
     name: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the secret (hex)."""
+        return hashlib.sha256(self.secret.encode()).hexdigest()
 
     def __str__(self) -> str:
         """The token's text."""

@@ -27,6 +27,10 @@ _TAIL = 1 << 16  # bytes that hold the last line: longer ones are not written
 _MOST_CHARACTERS = 1 << 14
 
 
+class DamagedLogError(RunError):
+    """A line of a log is not the successor of the one before."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
     """The end of a chain.
@@ -132,11 +136,11 @@ class HashChain:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise self._broken(None) from None
 
-    def _broken(self, number: int | None) -> RunError:
+    def _broken(self, number: int | None) -> DamagedLogError:
         where = "its last line" if number is None else f"line {number}"
-        return RunError(
-            f"'{self._path}': {where} does not continue the log: it was altered, or cut off. Keep the file as evidence "
-            "(move it away), find out who could write to it, and start again: a new log begins"
+        return DamagedLogError(
+            f"'{self._path}': {where} does not continue the log: it was altered, or cut off. Keep the file as evidence, "
+            "and find out who could write to it"
         )
 
 
