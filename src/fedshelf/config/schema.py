@@ -60,8 +60,9 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", "-")
-    )
+        extra="forbid", frozen=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", "-"),
+        allow_inf_nan=False,
+    )  # fmt: skip
     order: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -135,7 +136,7 @@ class RunConfig(Settings):
     gradient_clip: Annotated[float, Setting(help="Maximum norm of each step's gradient; 0 for no limit.", ge=0,
         panel=TRAINING)] = 5.0  # fmt: skip
     threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
-        ge=0, panel=TRAINING)] = 1  # fmt: skip
+        ge=0, le=1024, panel=TRAINING)] = 1  # fmt: skip
     compile: Annotated[CompileChoice, Setting(help="Compile the training step.", panel=TRAINING)] = "off"
     device: Annotated[DeviceName, Setting(help="Device that this process computes on.", panel=TRAINING,
         scope=Scope.LOCAL)] = "auto"  # fmt: skip
@@ -196,14 +197,14 @@ class RunConfig(Settings):
     work_norm: Annotated[WorkNorm, Setting(help="Norm by which uploads of unequal work are normalized (l1 is FedNova).",
         panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
     max_examples: Annotated[int, Setting(help="Maximum number of photos that a client can claim as its weight.", ge=1,
-        panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
+        le=10**12, panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     test_every: Annotated[int, Setting(help="Evaluate on --test-dir every so many rounds, and after the last.", ge=1,
         panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
     best_metric: Annotated[Metric, Setting(help="Metric that selects the best round (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Setting(help="Stop after this many rounds without improvement; 0 for never.", ge=0,
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
-    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, lt=2**63, panel=ROUNDS)] = 0
+    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, le=2**63 - 1, panel=ROUNDS)] = 0
 
     run_dir: Annotated[Path | None, Setting(help="Folder of the run (default: resume the newest unfinished run with "
         "the same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
@@ -213,7 +214,7 @@ class RunConfig(Settings):
         "(vmap), the faster of the two by trial (auto), or on a Ray cluster (ray).", panel=RUN, scope=Scope.SERVER,
         commands=SIMULATE)] = "local"  # fmt: skip
     workers: Annotated[int, Setting(help="Worker processes; 0 trains in this process (with --engine ray: actors).",
-        ge=0, panel=RUN, scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
+        ge=0, le=1024, panel=RUN, scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     slowdowns: Annotated[str | None, Setting(help="How slow stores are in virtual time, in the order of names: with "
         "1,1,5 the third takes five times as long. A shorter list is repeated (see "
         "docs/how-to/simulate-slow-stores.md).", panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
