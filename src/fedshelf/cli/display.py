@@ -14,7 +14,7 @@ from fedshelf.core.child_process import STOP_SIGNALS
 from fedshelf.core.text import printable
 from fedshelf.tracking.terminal import continued, make_console, print_line
 
-STOPPING = "stopping after the current step; press Ctrl-C again to exit at once"
+STOPPING, AGAIN = "stopping after the current step", "; press Ctrl-C again to exit at once"
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
@@ -83,7 +83,7 @@ def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
     """Yield an event that is set by Ctrl-C, SIGTERM or a closing terminal; a second Ctrl-C exits at once.
 
     Args:
-        said: the message to print when the event is set.
+        said: the message to print when the event is set; after Ctrl-C, with how to exit at once.
     """
     stop = threading.Event()
 
@@ -91,7 +91,8 @@ def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
         if not stop.is_set():
             stop.set()
             with contextlib.suppress(OSError):  # the terminal may be closed
-                os.write(2, f"{said}\n".encode())  # not print(): the signal may have interrupted one
+                text = said + AGAIN * (number == signal.SIGINT)
+                os.write(2, f"{text}\n".encode())  # not print(): the signal may have interrupted one
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 

@@ -9,6 +9,7 @@ import typer
 
 from fedshelf.cli.display import echo
 from fedshelf.core.errors import DataError
+from fedshelf.core.settings import MAX_INTEGER
 from fedshelf.core.text import from_filesystem
 from fedshelf.reporting.formatting import percent
 from fedshelf.tracking.terminal import make_console, print_line
@@ -27,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to
 def predict(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos to name.")],
     run: Run = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many products to name per photo.")] = 5,
+    top: Annotated[int, typer.Option("--top", min=1, max=MAX_INTEGER, help="How many products to name per photo.")] = 5,
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:

@@ -90,7 +90,7 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
     said = {key: usable.pop(key) for key in list(usable) if key in flags}
     read: list[S] = []
     for validate in (
-        lambda: kind.model_validate_json(json.dumps(usable, default=str), strict=True),
+        lambda: kind.model_validate_json(json.dumps(usable, default=lambda date: []), strict=True),
         lambda: kind.model_validate(said),
     ):
         try:
@@ -112,7 +112,7 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
 _WRONG: dict[str, str] = {
     "int_parsing": "not a whole number", "int_type": "not a whole number", "int_from_float": "not a whole number",
     "float_parsing": "not a number", "float_type": "not a number", "bool_parsing": "not true or false",
-    "bool_type": "not true or false", "string_type": "not a text in quotes", "path_type": "not a path in quotes",
+    "bool_type": "not true or false", "string_type": "not a text in quotes",
     "greater_than": "must be more than {gt}", "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}", "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number", "int_parsing_size": "is too large",

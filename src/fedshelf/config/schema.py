@@ -29,6 +29,7 @@ from fedshelf.core.choices import (
 from fedshelf.core.settings import (
     ALGORITHM,
     DATA,
+    MAX_SEED,
     MODEL,
     ROUNDS,
     RUN,
@@ -204,7 +205,7 @@ class RunConfig(Settings):
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Setting(help="Stop after this many rounds without improvement; 0 for never.", ge=0,
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
-    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, le=2**63 - 1, panel=ROUNDS)] = 0
+    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, le=MAX_SEED, panel=ROUNDS)] = 0
 
     run_dir: Annotated[Path | None, Setting(help="Folder of the run (default: resume the newest unfinished run with "
         "the same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip

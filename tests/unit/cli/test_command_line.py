@@ -274,7 +274,7 @@ def test_a_simulation_with_workers_stops_cleanly_however_it_is_asked_to(
                 os.killpg(process.pid, signal.SIGTERM)
             rest, error = process.communicate(timeout=60)
         assert process.returncode == 0, error
-        assert error == "stopping after the current step; press Ctrl-C again to exit at once\n"
+        assert error == "stopping after the current step\n"  # Ctrl-C is mentioned only to those who pressed it
         assert json.loads(rest.splitlines()[-1]) == {
             "event": "run_ended", "status": "stopped", "reason": "stopped on request",
         }  # fmt: skip
@@ -285,6 +285,33 @@ def test_a_simulation_with_workers_stops_cleanly_however_it_is_asked_to(
     code, out, _ = fedshelf(capsys, "runs", "stop", "r")
     assert code == 0
     assert "is not running: it stopped (stopped on request)" in out
+
+
+@pytest.mark.parametrize("program", [["-m", "fedshelf", "predict", "x.jpg"], ["server.py"], ["client.py"]], ids=str)
+def test_ctrl_c_during_the_imports_is_quiet(program: list[str], tmp_path: Path) -> None:
+    """The interrupt is raised by the import of click, so that it comes at the same place on any machine."""
+    root = Path(__file__).parents[3]
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, *program], capture_output=True, text=True, check=False, cwd=root,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("arguments", ["runs list", "runs list --json", "--help", "server --help-all"])
+def test_output_that_cannot_be_written_is_one_sentence(home: Path, arguments: str) -> None:
+    for redirection, said in (
+        (">/dev/full", "cannot be written: no space left on device"),
+        (">&-", "is closed: redirect it to /dev/null, for example, to discard it"),
+    ):
+        ended = subprocess.run(
+            f"'{sys.executable}' -m fedshelf {arguments} {redirection}", shell=True, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (1, f"error: the standard output of this command {said}\n")
 
 
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
