@@ -147,7 +147,7 @@ def complaint(error: click.UsageError) -> str:
     return error.message[:1].lower() + error.message[1:].rstrip(".")
 
 
-def _wrong_number(kind: click.ParamType, value: str, problem: str) -> str:
+def _wrong_number(kind: "click.ParamType[Any]", value: str, problem: str) -> str:
     """Describe what is wrong with a number; empty if click's message is about something else."""
     if isinstance(kind, click.IntRange) and problem.startswith("in the range"):
         is_less = kind.min is not None and int(value) < kind.min

@@ -276,6 +276,8 @@ def _reading() -> Iterator[None]:
 def _checked(answer: Answer) -> bytes:
     if answer.status in PASSING_STATUSES:
         raise ServerUnavailableError(f"the server answers {answer.status}")
+    if answer.status == http.HTTPStatus.UNAUTHORIZED:
+        raise SessionLostError("the server was restarted and no longer knows this session")
     if answer.status != 200:
         raise SessionLostError(f"the server answers {answer.status}")
     return answer.content

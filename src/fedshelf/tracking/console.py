@@ -152,7 +152,7 @@ class ConsoleSink:
     def _waiting(self, event: Waiting) -> None:
         live = f"live: {_some(event.live, most=MOST_NAMED)}" if event.live else "no client is live"
         missing = f"; missing: {_some(event.missing, most=MOST_NAMED)}" if event.missing else ""
-        self._warn(f"waiting for {event.what} for {duration(event.seconds)}; {live}{missing}")
+        self._warn(f"waiting for {event.what} ({duration(event.seconds, digits=0)} so far); {live}{missing}")
 
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()
