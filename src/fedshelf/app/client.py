@@ -35,6 +35,7 @@ from fedshelf.core.text import from_filesystem
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
+from fedshelf.data.health import usable_classes
 from fedshelf.rounds.client import Client, Work
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.atomic_files import make_folder, write_atomically
@@ -197,14 +198,14 @@ def join_of(place: ClientPlace) -> Join:
         The message that introduces the client.
 
     Raises:
-        DataError: the folder contains no photos, or is not the folder of one store.
+        DataError: the folder contains no usable photos, or is not the folder of one store.
     """
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
     for finding in found.findings:
         logger.warning(finding)
     return Join(
         protocol=PROTOCOL_VERSION, version=__version__, client=place.name, identity=_identity(place.state_dir),
-        classes=found.classes,
+        classes=usable_classes(found),
     )  # fmt: skip
 
 

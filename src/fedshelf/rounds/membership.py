@@ -272,6 +272,8 @@ class Membership:
             )
         if not join.client.strip():
             return "its name is empty; start it with --name NAME"
+        if not join.classes:
+            return "it has no product with a usable photo; 'fedshelf data check' says why"
         if any("" in folder.path.split("/") for folder in join.classes):
             return "the path of a class folder has an empty part"
         holder = self._members.get(join.client)
