@@ -58,6 +58,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to resume from."""
+        return any(self.checkpoints.glob("round-*.safetensors"))
+
+    @property
     def spool(self) -> Path:
         return self.path / "spool"
 

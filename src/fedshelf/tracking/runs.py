@@ -1,6 +1,7 @@
 """Finds runs: by name, or the one to resume."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from fedshelf.core.errors import RunError, UsageError
@@ -32,21 +33,21 @@ def find_runs(root: Path) -> tuple[RunDirectory, ...]:
     return tuple(sorted(found, key=lambda run: (run.created, run.run_id)))
 
 
-def find_resumable(root: Path, config_digest: str) -> RunDirectory | None:
-    """Return the newest unfinished run with this configuration, or None.
+def find_resumable(root: Path, is_same: Callable[[RunDirectory], bool]) -> RunDirectory | None:
+    """Return the newest unfinished run with the same configuration, or None.
 
     The run may be active; taking its lock then fails with an explanation. Skipping it would start a second run, which
     the next restart would resume instead of the first.
 
     Args:
         root: the folder of all runs.
-        config_digest: the configuration's digest.
+        is_same: whether a run has that configuration.
 
     Raises:
         RunError: a run's database cannot be read.
     """
     for run in reversed(find_runs(root)):
-        if run.config_digest == config_digest and run_summary(run.path).status is not RunStatus.FINISHED:
+        if is_same(run) and run_summary(run.path).status is not RunStatus.FINISHED:
             return run
     return None
 
@@ -62,9 +63,11 @@ def resolve_run(name: str, root: Path) -> RunDirectory:
         The run's directory.
 
     Raises:
-        UsageError: there is no such run, or several match.
+        UsageError: `name` is empty, there is no such run, or several match.
         RunError: `name` is a folder without a run.
     """
+    if not name:
+        raise UsageError("RUN is empty: give a run's folder, its id, or the beginning of its id")
     runs = find_runs(root)
     for run in runs:
         if name in (run.run_id, run.path.name):
