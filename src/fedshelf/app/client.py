@@ -279,7 +279,7 @@ class StoreClient:
         self._newest, self._has_chosen = None, False
         self._opened = open_setup(setup, device=self._place.device)
         cache = PhotoCache(root=places.photo_cache())
-        photos = store_photos(self._place.data_dir, self._opened, cache)
+        photos = store_photos(self._place.data_dir, self._opened, cache, store=self._place.name)
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)

@@ -27,7 +27,7 @@ def client(*, config: ClientConfig) -> None:
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --ca ca.pem --name lyon
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
-    from fedshelf.core.messages import RUN_FINISHED
+    from fedshelf.core.messages import RUN_FINISHED, Failure
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
@@ -44,7 +44,10 @@ def client(*, config: ClientConfig) -> None:
     def say(text: str) -> None:
         typer.echo(printable(f"{place.name}: {text}"), err=True)
 
+    answers: list[WireMessage] = []  # the last one
+
     def tell(answer: "WireMessage", num_bytes: int) -> None:
+        answers[:] = [answer]
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
@@ -67,6 +70,8 @@ def client(*, config: ClientConfig) -> None:
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
+        if answers and isinstance(answers[0], Failure):
+            raise TransportError("the server does not want this client, for the reason above")
         raise TransportError(f"the server does not want this client: {ended.reason}")
     say(ended.reason)
     if folder is not None:

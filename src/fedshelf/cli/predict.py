@@ -69,4 +69,4 @@ def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"photo": from_filesystem(str(photo)), "error": str(error)}))
     else:
-        print_line(make_console(stderr=True), f"{photo}: {error}", label="error: ", label_style="bold red")
+        print_line(make_console(stderr=True), str(error), label="error: ", label_style="bold red")

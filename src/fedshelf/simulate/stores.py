@@ -98,7 +98,7 @@ class FolderStores:
         """Return the store's photos, opened once per setup: a cache lookup takes as long as training on a few."""
         known = self._open.pop(name, None)
         if known is None or known[0] is not opened:
-            known = opened, store_photos(self._folder(name), opened, PhotoCache(root=self.cache))
+            known = opened, store_photos(self._folder(name), opened, PhotoCache(root=self.cache), store=name)
         self._open[name] = known
         if len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)

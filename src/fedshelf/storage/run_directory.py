@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from fedshelf.core.errors import RunError
+from fedshelf.core.system_errors import content_problem
 from fedshelf.storage import lock as locks
 from fedshelf.storage.atomic_files import make_folder, saying_what_to_do, write_atomically
 
@@ -169,7 +170,9 @@ class RunDirectory:
                 created=fields["created"],
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"'{identity}' is damaged ({error!r}): restore it, or start a new run.") from error
+            raise RunError(
+                f"'{identity}' is damaged: {content_problem(error)}. Restore it, or start a new run."
+            ) from error
 
     def replace_config(self, config_toml: str, config_digest: str) -> "RunDirectory":
         """Save a changed configuration, for example of an extended run; the digest is written last.

@@ -94,8 +94,9 @@ class LogHandler(logging.Handler):
         """Print the record and its traceback, if any, line by line."""
         label, style = _LEVELS.get(min(record.levelno, logging.ERROR), ("", ""))
         try:
-            console = make_console(stderr=True)
-            for line in self.format(record).splitlines():
+            console, message = make_console(stderr=True), record.getMessage()
+            trace = self.format(record).removeprefix(message)
+            for line in (message, *trace.splitlines()[1:]):
                 print_line(console, line, label=label, label_style=style)
                 label = ""
         except Exception:  # noqa: BLE001  as in logging's own handlers: a failing log message must not stop the program

@@ -180,8 +180,6 @@ def test_a_damaged_configuration_is_one_short_sentence(content: str, caplog: pyt
     first.config.write_text(content)
     said = r"config\.toml' is not the configuration that .* was started with: it is damaged"
     with pytest.raises(RunError, match=said):
-        RunError, match=r"config\.toml' is not the configuration that .* was started with: it is damaged"
-    ):
         run(config(run_dir=first.path))
     _, other = run(config())
     assert other.run_id != first.run_id

@@ -182,7 +182,9 @@ def test_a_start_that_is_refused_leaves_no_run_behind(stores: Path, capsys: pyte
     assert not any(Path("runs").iterdir())
 
 
-def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_from_start_to_prediction(
+    stores: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     Path("run.toml").write_text('data-dir = "stores"\nrounds = 9\nval-fraction = 0.3\n')
     code, out, _ = fedshelf(
         capsys, "simulate", "--config", "run.toml", "--test-dir", "test", "--run-dir", "r", "--json", *TINY
@@ -224,15 +226,17 @@ def test_a_run_from_start_to_prediction(stores: Path, capsys: pytest.CaptureFixt
     Path("more/apple/broken.jpg").write_bytes(b"\xff\xd8\xff nonsense")
     found = json.loads(fedshelf(capsys, "evaluate", "more", "--run", "r", "--json")[1])
     assert (found["num_photos"], found["left_out"], found["num_unusable"]) == (2, {"durian": 3}, 1)
+    caplog.clear()
     out = fedshelf(capsys, "evaluate", "more", "--run", "r")[1]
+    assert "more: left out: 3 photos of classes that are not in the catalogue: durian (3)" in caplog.messages
+    assert "more/apple/broken.jpg" in caplog.text
     assert [line.split()[0] for line in out.splitlines() if line] == ["product", "apple", "accuracy"]
     assert fedshelf(capsys, "evaluate", "more/durian", "--run", "r")[0] == 1
 
     Path("corrupt.jpg").write_bytes(b"\xff\xd8\xff nonsense")
     code, out, error = fedshelf(capsys, "predict", "corrupt.jpg", "absent.jpg", str(good), "--run", "r", "--best")
     assert code == 1, "some photos could not be used"
-    assert "corrupt.jpg" in error
-    assert "absent.jpg" in error
+    assert [line.count("corrupt.jpg") + line.count("absent.jpg") for line in error.splitlines()] == [1, 1]
     assert " %  Milk [organic]\n" in out, "the others are named all the same, and nothing in a name is markup"
     code, out, _ = fedshelf(capsys, "predict", "corrupt.jpg", "--run", "r/model", "--json")
     assert code == 1

@@ -90,6 +90,15 @@ def test_a_store_whose_photos_are_all_damaged_is_refused_for_that_reason() -> No
     assert not Path("runs").exists()
 
 
+def test_what_a_store_leaves_out_is_said_once_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    for store in ("a", "b"):
+        write_pack(Path("stores") / store, {"apple": 10, "kiwi": 10})
+    Path("catalogue.txt").write_text("apple\n")
+    run(catalogue=Path("catalogue.txt"), val_fraction=0.5)
+    said = [line for line in caplog.messages if "left out" in line]
+    assert said == [f"{s}: left out: 10 photos of classes that are not in the catalogue: kiwi (10)" for s in "ab"]
+
+
 def test_a_product_whose_photos_are_all_damaged_is_not_in_the_catalogue() -> None:
     for store in ("a", "b"):
         write_pack(Path("stores") / store, {"apple": 3, "milk": 3, "tea": 2})

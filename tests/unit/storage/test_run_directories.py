@@ -100,7 +100,7 @@ def test_a_folder_without_a_run_and_a_damaged_or_newer_identity_are_named(tmp_pa
         RunDirectory.open(tmp_path)
     create(tmp_path)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match=r"is damaged: it is not JSON \(line 1, column 2\)\. Restore it"):
         RunDirectory.open(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(RunError, match="newer FedShelf"):
