@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError
+from fedshelf.core.system_errors import reason
 from fedshelf.core.text import counted
 from fedshelf.data import cache_index, pack
 from fedshelf.data.cache_index import CacheIndex, Content
@@ -169,7 +170,7 @@ class PhotoCache:
         elsewhere = "put the cache elsewhere (FEDSHELF_HOME)"
         if full or "full" in str(error):
             return f"the photo cache '{self.root}' cannot grow, the disk is full: free space or {elsewhere}"
-        return f"the photo cache '{self.root}' cannot be used ({error}): check its rights or {elsewhere}"
+        return f"the photo cache '{self.root}' cannot be used ({reason(error)}): check its rights or {elsewhere}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,7 @@ from fedshelf.core.errors import TransportError
 from fedshelf.core.system_errors import current_user, reason, user_name
 from fedshelf.deploy.address import Address, host_problem, own_addresses, parse_ip
 from fedshelf.deploy.connection_errors import validity
-from fedshelf.storage.atomic_files import write_atomically
+from fedshelf.storage.atomic_files import disk_advice, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -259,6 +259,8 @@ def _saying_what_to_do(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if advice := disk_advice(error):
+            raise TransportError(f"cannot write to '{directory}': {reason(error)}. {advice}") from error
         owner = ""
         with contextlib.suppress(OSError):
             owner = f" (the folder belongs to {user_name(directory.stat().st_uid)})"
