@@ -136,15 +136,14 @@ class ClientPlace:
             places.make_home_folder(self.state_dir)
         make_folder(self.state_dir)
         record = {"name": self.name, "data_dir": str(self.data_dir.resolve())}
-        if _record(self.state_dir) != record:
-            write_atomically(self.state_dir / RECORD, json.dumps(record))
+        write_atomically(self.state_dir / RECORD, json.dumps(record))  # at each start: the newest is the last name
 
 
 def default_name(folder: Path) -> str:
     """Choose a client's name.
 
-    It is the name that this folder's client had before. Otherwise it is the folder's name, combined with the machine's
-    name if the folder has a common name, and with a number if another folder on this machine uses the name.
+    It is the name that this folder's client had at its last start. Otherwise it is the folder's name, combined with the
+    machine's name if the folder has a common name, and with a number if another folder on this machine uses the name.
 
     Args:
         folder: the photo folder, resolved.
@@ -153,7 +152,8 @@ def default_name(folder: Path) -> str:
         The name.
     """
     states = places.client_directory("x").parent
-    records = [record for path in sorted(states.glob(f"*/{RECORD}")) if (record := _record(path.parent))]
+    newest_first = sorted(states.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    records = [record for path in newest_first if (record := _record(path.parent))]
     own = [record["name"] for record in records if record["data_dir"] == str(folder)]
     if own:
         return own[0]
@@ -217,11 +217,15 @@ class StoreClient:
     Args:
         place: the client's settings.
         on_choice: called at the end with the comparison and the folder of the store's chosen model.
+
+    Attributes:
+        took_part: whether this process has received a model to train or evaluate.
     """
 
     def __init__(
         self, place: ClientPlace, *, on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None
     ) -> None:  # fmt: skip
+        self.took_part = False
         self._place = place
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
@@ -270,6 +274,7 @@ class StoreClient:
         return folder
 
     def _note(self, broadcast: Broadcast) -> None:
+        self.took_part = True
         num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
         # A copy, because the next model is received into the same memory.
         self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None

@@ -74,6 +74,11 @@ def client(*, config: ClientConfig) -> None:
             raise TransportError("the server does not want this client, for the reason above")
         raise TransportError(f"the server does not want this client: {ended.reason}")
     say(ended.reason)
+    if ended.reason == RUN_FINISHED and not store.took_part:
+        say(
+            "it took part in no round since it was started: none began after it had joined, or it was not drawn"
+            + ("; there is no model here, the run's folder on the server has one" if folder is None else "")
+        )
     if folder is not None:
         say(f"its model is in {folder}; to name the product on a photo:")
         typer.echo(f"  fedshelf predict PHOTO --run {shlex.quote(str(folder))}", err=True)

@@ -253,7 +253,7 @@ class ClientConfig(Settings):
         "(default: its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Setting(help="HOST:PORT of the server.", panel=RUN,
         commands=CLIENT)] = "127.0.0.1:8080"  # fmt: skip
-    name: Annotated[str | None, Setting(help="The client's name (default: the one it had before, else the data "
+    name: Annotated[str | None, Setting(help="The client's name (default: that of its last start, else the data "
         "folder's; FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
     state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "

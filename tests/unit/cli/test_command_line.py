@@ -318,6 +318,27 @@ def test_output_that_cannot_be_written_is_one_sentence(home: Path, arguments: st
         assert (ended.returncode, ended.stderr) == (1, f"error: the standard output of this command {said}\n")
 
 
+STOPPABLE = """
+import signal, sys
+from fedshelf.cli.display import stop_on_signals
+with stop_on_signals() as stop:
+    signal.raise_signal(signal.Signals[sys.argv[1]])
+    assert stop.is_set()
+"""
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "said"),
+    [
+        ("SIGINT", "stopping after the current step; press Ctrl-C again to exit at once\n"),
+        ("SIGTERM", "stopping after the current step\n"),
+    ],
+)
+def test_only_who_pressed_ctrl_c_is_told_to_press_it_again(signal_name: str, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", STOPPABLE, signal_name], capture_output=True, text=True, check=True)
+    assert done.stderr == said
+
+
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from fedshelf import __version__
 
