@@ -11,8 +11,9 @@ INTERRUPTED = 128 + signal.SIGINT
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; see `fedshelf.cli.app.main`.
 
-    Ctrl-C ends the process quietly while the command line is imported, when there is nothing to clean up yet. This
-    module therefore imports nothing heavy.
+    Ctrl-C ends the process quietly and at once, until a command has something to clean up and installs its own handler
+    (`cli.display`): an exception in the middle of an import is printed, or swallowed, by what is imported. This module
+    therefore imports nothing heavy.
 
     Args:
         arguments: the arguments; None uses the process's.
@@ -20,12 +21,10 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         SystemExit: with the exit code, if it is not 0.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # not in the background, where a shell ignores it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background, where a shell ignores it
         signal.signal(signal.SIGINT, _exit)
     from fedshelf.cli import main as run
 
-    signal.signal(signal.SIGINT, before)
     run(arguments)
 
 

@@ -43,6 +43,8 @@ def echo_command(*commands: str) -> None:
 def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar on standard error, if that is a terminal. A context manager.
 
+    Ctrl-C raises KeyboardInterrupt within it, so that the work can be cleaned up.
+
     Args:
         what: the label, such as `Checking photos`.
         is_bytes: format the counts as bytes.
@@ -57,9 +59,15 @@ def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int
         TextColumn(what), BarColumn(bar_width=24), DownloadColumn() if is_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

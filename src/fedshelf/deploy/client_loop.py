@@ -34,6 +34,7 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a regi
 GLITCH_SECONDS = 20.0  # a shorter interruption does not end a registration
 PAUSE_SECONDS = 1.0  # between attempts to wait on an unreachable server
 LAST_ATTEMPT_SECONDS = 1.0  # for an attempt that begins when the maximum wait is almost over
+HELD_SECONDS = 5.0  # for a request that a server may hold for a second
 
 IDLE_ADVICE = (
     "this store is connected and has nothing to do; the server's output, and 'fedshelf runs show' there, tell which "
@@ -205,7 +206,7 @@ class _Patience:
 
     def bound(
         self, request: Callable[[], _T], *, afterwards: Callable[["futures.Future[_T]"], object],
-        num_moved: Callable[[], int] = lambda: 0,
+        least: float = LAST_ATTEMPT_SECONDS, num_moved: Callable[[], int] = lambda: 0,
     ) -> _T:  # fmt: skip
         """Return the result of `request`, and stop waiting for it when the wait is over.
 
@@ -214,6 +215,7 @@ class _Patience:
         Args:
             request: a request to the server.
             afterwards: called with an answer that nobody waited for, in another thread.
+            least: seconds that the request has in any case.
             num_moved: bytes transferred so far; progress starts the wait anew.
 
         Raises:
@@ -231,7 +233,7 @@ class _Patience:
 
         threading.Thread(target=work, name="fedshelf-request", daemon=True).start()
         moved = num_moved()
-        while not futures.wait([answer], max(self.left(), LAST_ATTEMPT_SECONDS)).done:
+        while not futures.wait([answer], max(self.left(), least)).done:
             if num_moved() == moved:
                 answer.add_done_callback(afterwards)
                 raise _SilentError(SILENCE_ADVICE)
@@ -363,13 +365,15 @@ class _Visit:
             try:
                 result = self._patience.bound(
                     request, afterwards=lambda answer: self._session.leave(),
-                    num_moved=lambda: self._session.num_moved,
+                    least=HELD_SECONDS, num_moved=lambda: self._session.num_moved,
                 )  # fmt: skip
             except _SilentError:
                 self._is_stuck = True
                 raise
             except ServerUnavailableError as error:
                 self._waiting.begin("the server to come back", str(error))
+                if backoff == FIRST_BACKOFF and not isinstance(error.__cause__, TimeoutError):
+                    self._patience.since = time.monotonic()  # the server was there until now
                 if self._session.num_moved > moved:  # there was contact in the meantime
                     deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
                     moved, self._patience.since = self._session.num_moved, time.monotonic()
