@@ -151,3 +151,25 @@ def test_the_two_scripts_of_the_repository_do_what_the_commands_do(pair: Site) -
     assert [client.end() for client in clients] == [0, 0]
     assert (run / "model" / "model.safetensors").is_file()
     assert pair.show(run)["status"] == "finished"
+
+
+def test_a_store_that_comes_too_late_or_with_other_products_is_told_so_once(pair: Site) -> None:
+    stores = draw_stores(pair.root / "late", num_stores=1)
+    draw_photos(pair.root / "other" / "elderberry", 3, count=5, seed=77)
+    run = pair.root / "run"
+    server = pair.server("--rounds", "1", "--val-fraction", "0", "--run-dir", str(run))
+    held = pair.held_client("store-1", "hold@1")
+    second = pair.client("store-2")
+    held.wait_for("held", round=1)
+    join = ("--server-address", pair.address, "--name")
+    late = pair.fedshelf("client", "--data-dir", str(stores / "store-1"), *join, "late")
+    other = pair.fedshelf("client", "--data-dir", str(pair.root / "other"), *join, "other")
+    assert_fails(other, "its products are called 'elderberry'", "does not want this client, for the reason above")
+    assert other.text().count("its products are called") == 1
+    server.wait_for("client_joined", client="late")
+    pair.release(1)
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (held, second, late)] == [0, 0, 0]
+    assert "late: it took part in no round since it was started" in late.text()
+    assert "there is no model here, the run's folder on the server has one" in late.text()
+    assert "took part in no round" not in second.text()

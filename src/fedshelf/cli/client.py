@@ -44,10 +44,11 @@ def client(*, config: ClientConfig) -> None:
     def say(text: str) -> None:
         typer.echo(printable(f"{place.name}: {text}"), err=True)
 
-    answers: list[WireMessage] = []  # the last one
+    failures: list[str] = []  # reasons that have been shown
 
     def tell(answer: "WireMessage", num_bytes: int) -> None:
-        answers[:] = [answer]
+        if isinstance(answer, Failure):
+            failures.append(answer.reason)
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
@@ -70,7 +71,7 @@ def client(*, config: ClientConfig) -> None:
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
-        if answers and isinstance(answers[0], Failure):
+        if ended.reason in failures:
             raise TransportError("the server does not want this client, for the reason above")
         raise TransportError(f"the server does not want this client: {ended.reason}")
     say(ended.reason)

@@ -127,7 +127,7 @@ def _what_is_wrong(detail: "ErrorDetails") -> str:
         choices = re.findall("'([^']*)'", context["expected"])
         return f"must be one of {', '.join(choices)}{did_you_mean(str(detail['input']), choices)}"
     if detail["type"] in _WRONG:
-        bounds = {name: f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for name, bound in context.items()}
+        bounds = {name: f"{bound:,}" if isinstance(bound, int) else f"{bound:,.10g}" for name, bound in context.items()}
         return _WRONG[detail["type"]].format(**bounds)
     return detail["msg"].removeprefix("Value error, ")
 

@@ -29,6 +29,7 @@ from fedshelf.core.choices import (
 from fedshelf.core.settings import (
     ALGORITHM,
     DATA,
+    MAX_SECONDS,
     MAX_SEED,
     MODEL,
     ROUNDS,
@@ -182,7 +183,7 @@ class RunConfig(Settings):
     quorum: Annotated[int | None, Setting(help="Uploads that a round needs by its deadline (default: more than two "
         "thirds of 4 or more drawn, 2 of 3, else all).", ge=1, panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Setting(help="Deadline of a round's training, and again of its evaluation, in "
-        "seconds.", gt=0, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+        "seconds.", gt=0, le=MAX_SECONDS, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
     straggler_factor: Annotated[float | None, Setting(help="Wait for all clients no longer than this many times what "
         "half of them are predicted to need, then for --quorum.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = None  # fmt: skip
@@ -230,7 +231,7 @@ class RunConfig(Settings):
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = False  # fmt: skip
     heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
-        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+        le=MAX_SECONDS, panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
     @field_validator("slowdowns")
     @classmethod
@@ -265,8 +266,8 @@ class ClientConfig(Settings):
     device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
         commands=CLIENT)] = "auto"  # fmt: skip
     max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "
-        "not counting time outside --active-hours (default: never).", gt=0, panel=RUN,
-        commands=CLIENT)] = None  # fmt: skip
+        "not counting time outside --active-hours (default: never).", gt=0,
+        le=MAX_SECONDS, panel=RUN, commands=CLIENT)] = None  # fmt: skip
     active_hours: Annotated[str | None, Setting(help="Take part only at these times of day, such as 22:00-06:00 or "
         "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     time_zone: Annotated[str | None, Setting(help="Time zone of --active-hours, such as Europe/Berlin (default: this "

@@ -29,7 +29,7 @@ from typing import Any, get_args, get_type_hints
 MAX_INTEGER = 1_000_000
 """Upper bound of a whole number that declares none."""
 
-MAX_SEED = 2**63 - 1
+MAX_SEED, MAX_SECONDS = 2**63 - 1, 1_000_000_000
 
 DATA, MODEL, TRAINING, ALGORITHM, WIRE, ROUNDS, RUN = (
     "Data", "Model", "Local training", "Algorithm", "Wire", "Rounds", "Run",

@@ -1,5 +1,6 @@
 """The configuration: one schema for flags and files, strict keys, and everything wrong said at once."""
 
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +10,7 @@ import pytest
 from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.app.components import algorithm_of
 from fedshelf.config import files
-from fedshelf.config.schema import ClientConfig, RunConfig, select
+from fedshelf.config.schema import ClientConfig, RunConfig, Settings, select
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import Scope
 
@@ -147,6 +148,15 @@ def test_a_value_of_another_type_is_an_error(line: str, said: str, tmp_path: Pat
     with pytest.raises(UsageError) as caught:
         load(tmp_path, line)
     assert str(caught.value).startswith(said.format(tmp_path / "run.toml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(ClientConfig, "max_wait"), (RunConfig, "round_timeout"), (RunConfig, "heartbeat_timeout")]
+)
+def test_no_time_is_longer_than_the_system_can_wait(kind: type[Settings], name: str) -> None:
+    with pytest.raises(UsageError, match=r"must be at most 1,000,000,000"):
+        files.load(kind, None, {name: "1e300"})
+    assert getattr(files.load(kind, None, {name: "1e9"}), name) < threading.TIMEOUT_MAX
 
 
 def test_a_whole_number_is_a_number_and_a_flag_is_a_text(tmp_path: Path) -> None:
