@@ -2,7 +2,7 @@
 
 import sys
 
-from fedshelf.cli import main
+from fedshelf.__main__ import main
 
 if __name__ == "__main__":
     main(["client", *sys.argv[1:]])

@@ -74,7 +74,7 @@ def _walks(run_dir: Path) -> tuple[float, dict[float, list[Walk]]]:
     opened = open_setup(setup, device="cpu")
     cache, walks = PhotoCache(root=photo_cache()), dict[float, list[Walk]]()
     for store in sorted(config.data_dir.iterdir()):
-        photos = store_photos(store, opened, cache)
+        photos = store_photos(store, opened, cache, store=store.name)
         trainer = Trainer(
             bound_model=opened.bound_model, client=store.name, rng=Rng(config.seed), train=photos.train,
             validation=photos.validation, num_classes=len(opened.catalogue),

@@ -19,7 +19,7 @@ from fedshelf.cli.app import app
 from fedshelf.cli.commands import describe
 from fedshelf.config.files import to_toml
 from fedshelf.config.schema import ClientConfig, RunConfig, Settings
-from fedshelf.core.settings import Scope, Setting
+from fedshelf.core.settings import MAX_INTEGER, MAX_SEED, Scope, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -162,7 +162,8 @@ def _values(field: FieldInfo, flag: Setting) -> str:
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))
-    bounds = [f"{BOUNDS[key]} {_number(bound)}" for key, bound in flag.bounds.items()]
+    limits = flag.bounds | ({"le": MAX_INTEGER} if int in kinds and "le" not in flag.bounds else {})
+    bounds = [f"{BOUNDS[key]} {_number(bound)}" for key, bound in limits.items()]
     choices = [f"`{choice}`" for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     words = {"int": "whole number", "float": "number", "str": "text", "bool": "`true`, `false`", "Path": "path"}
     word = " ".join([words[kinds[0].__name__ if isinstance(kinds[0], type) else "str"], ", ".join(bounds)]).strip()
@@ -170,7 +171,7 @@ def _values(field: FieldInfo, flag: Setting) -> str:
 
 
 def _number(bound: float) -> str:
-    return "2⁶³" if bound == 2**63 else f"{bound:g}"
+    return "2⁶³ − 1" if bound == MAX_SEED else f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """A client whose server is not there, not right, or not ready: it says so, does not fill a log with it, and joins when
 it can."""
 
+import contextlib
 import datetime
 import functools
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -159,9 +161,50 @@ def test_a_server_that_says_nothing_is_told_while_it_is_waited_for(monkeypatch: 
     with listener() as silent:
         address = "{}:{}".format(*silent.getsockname())
         with ThreadClient(address, "lyon") as client:
-            says(client, f"waiting for the server at {address} for ")
+            line = says(client, f"waiting for the server at {address} (")
+            assert "it has not answered so far; check that a FedShelf server listens there" in line
             client.stop.set()
             silent.accept()[0].close()
+
+
+@pytest.mark.parametrize("drips", [False, True], ids=["silent", "a byte at a time"])
+@pytest.mark.parametrize("insecure", [True, False], ids=["plain", "TLS"])
+def test_the_maximum_wait_is_kept_when_a_peer_accepts_and_does_not_answer(drips: bool, insecure: bool) -> None:
+    """Not by the connection's timeout, which is about one packet."""
+
+    def drip(peer: socket.socket, over: threading.Event) -> None:
+        with peer, contextlib.suppress(OSError):
+            peer.sendall(b"HTTP/1.1 200 OK\r\nX-Long: " if insecure else b"\x16\x03\x03\x3f\xff")
+            while not over.wait(0.05):
+                peer.sendall(b"x")
+
+    over = threading.Event()
+    with listener() as peer:
+        address = "{}:{}".format(*peer.getsockname())
+        with ThreadClient(address, "lyon", max_wait=0.5, insecure=insecure) as client:
+            if drips:
+                threading.Thread(target=drip, args=(peer.accept()[0], over), daemon=True).start()
+            with pytest.raises(TransportError, match=f"{address} did not answer for 0.5 s .it has not answered so far"):
+                client.result.result(PATIENCE)
+        over.set()
+
+
+def test_the_maximum_wait_is_kept_when_a_server_freezes_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    thawed = threading.Event()
+    real = FlowerEngine.pull
+
+    def pull(engine: FlowerEngine, *request: Any) -> tuple[int, bytes]:
+        thawed.wait(PATIENCE)
+        return real(engine, *request)
+
+    monkeypatch.setattr(FlowerEngine, "pull", pull)
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
+        transport = server.transport()
+        with ThreadClient(server.address, "lyon", max_wait=1.0) as client:
+            with pytest.raises(TransportError, match="did not answer for 1 s"):
+                client.result.result(PATIENCE)
+            thawed.set()
+        transport.close("done")
 
 
 def test_a_client_that_has_nothing_to_do_says_so() -> None:
@@ -169,7 +212,7 @@ def test_a_client_that_has_nothing_to_do_says_so() -> None:
         transport = server.transport()
         with ThreadClient(server.address, "lyon") as client:
             joined(transport)
-            line = says(client, "waiting for work from the server for ")
+            line = says(client, "waiting for work from the server (")
             assert "has nothing to do; the server's output, and 'fedshelf runs show' there" in line
             transport.close("done")
             assert client.result.result(PATIENCE).kind is EndKind.CLOSED

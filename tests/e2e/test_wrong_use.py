@@ -101,10 +101,11 @@ def test_a_later_joiner_with_foreign_classes_and_broken_photos_takes_part_with_t
     assert statuses(summary, 2) == {"store-1": "counted", "store-2": "counted", "store-3": "counted"}
 
 
-def test_damaged_photos_are_the_reason_at_both_ends_and_a_name_of_any_bytes_takes_part(pair: Site) -> None:
+def test_a_store_of_damaged_photos_does_not_join_and_a_name_of_any_bytes_takes_part(pair: Site) -> None:
     stores = draw_stores(pair.root / "odd", num_stores=2)
     latin = (stores / "store-1").rename(stores / os.fsdecode(b"magasin-caf\xe9"))
     damaged = stores / "store-2"
+    draw_photos(damaged / "only-here", 3, count=1, seed=77)
     for photo in damaged.rglob("*.png"):
         photo.write_bytes(photo.read_bytes()[:40])
     server = pair.server("--rounds", "1", "--run-dir", str(pair.root / "run"))
@@ -112,15 +113,14 @@ def test_damaged_photos_are_the_reason_at_both_ends_and_a_name_of_any_bytes_take
         pair.fedshelf("client", "--data-dir", str(folder), "--server-address", pair.address)
         for folder in (damaged, latin)
     ]
-    refused = server.wait_for("client_refused", client="store-2")["reason"]
     assert clients[0].end() == 1
-    for text in (refused, clients[0].text()):
-        assert "none of its photos can be used" in text
-        assert "(24 photos)" in text
+    assert "there is no photo to train on: a client with this folder cannot take part" in clients[0].text()
+    assert "connecting" not in clients[0].text()
     whole = pair.client("store-2")
     assert server.end() == 0, server.text()
     assert [clients[1].end(), whole.end()] == [0, 0]
     assert statuses(pair.show(pair.root / "run"), 1) == {r"magasin-caf\xe9": "counted", "store-2-2": "counted"}
+    assert "only-here" not in (pair.root / "run" / "catalogue.json").read_text()
 
 
 def test_numbers_without_bound_do_not_end_the_server(pair: Site) -> None:
@@ -151,3 +151,25 @@ def test_the_two_scripts_of_the_repository_do_what_the_commands_do(pair: Site) -
     assert [client.end() for client in clients] == [0, 0]
     assert (run / "model" / "model.safetensors").is_file()
     assert pair.show(run)["status"] == "finished"
+
+
+def test_a_store_that_comes_too_late_or_with_other_products_is_told_so_once(pair: Site) -> None:
+    stores = draw_stores(pair.root / "late", num_stores=1)
+    draw_photos(pair.root / "other" / "elderberry", 3, count=5, seed=77)
+    run = pair.root / "run"
+    server = pair.server("--rounds", "1", "--val-fraction", "0", "--run-dir", str(run))
+    held = pair.held_client("store-1", "hold@1")
+    second = pair.client("store-2")
+    held.wait_for("held", round=1)
+    join = ("--server-address", pair.address, "--name")
+    late = pair.fedshelf("client", "--data-dir", str(stores / "store-1"), *join, "late")
+    other = pair.fedshelf("client", "--data-dir", str(pair.root / "other"), *join, "other")
+    assert_fails(other, "its products are called 'elderberry'", "does not want this client, for the reason above")
+    assert other.text().count("its products are called") == 1
+    server.wait_for("client_joined", client="late")
+    pair.release(1)
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in (held, second, late)] == [0, 0, 0]
+    assert "late: it took part in no round since it was started" in late.text()
+    assert "there is no model here, the run's folder on the server has one" in late.text()
+    assert "took part in no round" not in second.text()

@@ -37,6 +37,7 @@ from fedshelf.core.text import from_filesystem
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
+from fedshelf.data.health import usable_classes
 from fedshelf.models.build import at_most
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.policy import STANDARD, Policy
@@ -145,15 +146,14 @@ class ClientPlace:
             places.make_home_folder(self.state_dir)
         make_folder(self.state_dir)
         record = {"name": self.name, "data_dir": str(self.data_dir.resolve())}
-        if _record(self.state_dir) != record:
-            write_atomically(self.state_dir / RECORD, json.dumps(record))
+        write_atomically(self.state_dir / RECORD, json.dumps(record))  # at each start: the newest is the last name
 
 
 def default_name(folder: Path) -> str:
     """Choose a client's name.
 
-    It is the name that this folder's client had before. Otherwise it is the folder's name, combined with the machine's
-    name if the folder has a common name, and with a number if another folder on this machine uses the name.
+    It is the name that this folder's client had at its last start. Otherwise it is the folder's name, combined with the
+    machine's name if the folder has a common name, and with a number if another folder on this machine uses the name.
 
     Args:
         folder: the photo folder, resolved.
@@ -162,7 +162,8 @@ def default_name(folder: Path) -> str:
         The name.
     """
     states = places.client_directory("x").parent
-    records = [record for path in sorted(states.glob(f"*/{RECORD}")) if (record := _record(path.parent))]
+    newest_first = sorted(states.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    records = [record for path in newest_first if (record := _record(path.parent))]
     own = [record["name"] for record in records if record["data_dir"] == str(folder)]
     if own:
         return own[0]
@@ -207,7 +208,7 @@ def join_of(place: ClientPlace) -> Join:
         The message that introduces the client.
 
     Raises:
-        DataError: the folder contains no photos, or is not the folder of one store.
+        DataError: the folder contains no usable photos, or is not the folder of one store.
     """
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
     for finding in found.findings:
@@ -215,8 +216,7 @@ def join_of(place: ClientPlace) -> Join:
     if problem := problem_with(found.classes):
         raise DataError(f"--data-dir {place.data_dir} cannot be a store's folder: {problem}")
     return Join(
-        protocol=PROTOCOL_VERSION, version=__version__, client=place.name,
-        classes=found.classes,
+        protocol=PROTOCOL_VERSION, version=__version__, client=place.name, classes=usable_classes(found)
     )  # fmt: skip
 
 
@@ -229,12 +229,16 @@ class StoreClient:
         place: the client's settings.
         policy: what this store does for a server.
         on_choice: called at the end with the comparison and the folder of the store's chosen model.
+
+    Attributes:
+        took_part: whether this process has received a model to train or evaluate.
     """
 
     def __init__(
         self, place: ClientPlace, *, policy: Policy = STANDARD,
         on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None,
     ) -> None:  # fmt: skip
+        self.took_part = False
         self._place = place
         self._policy = policy
         self._task_limits = TaskLimits(policy, TaskLog(place.state_dir / "accepted-tasks.jsonl"))
@@ -302,6 +306,7 @@ class StoreClient:
         )  # fmt: skip
 
     def _note(self, broadcast: Broadcast) -> None:
+        self.took_part = True
         num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
         # A copy, because the next model is received into the same memory.
         self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None
@@ -313,7 +318,7 @@ class StoreClient:
         with at_most(limits.max_parameters):
             self._opened = open_setup(setup, device=self._place.device, accept=self._check)
         cache = PhotoCache(root=places.photo_cache(), max_bytes=limits.max_cache_mb * 1_000_000)
-        photos = store_photos(self._place.data_dir, self._opened, cache)
+        photos = store_photos(self._place.data_dir, self._opened, cache, store=self._place.name)
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
             test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)

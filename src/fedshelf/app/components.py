@@ -1,6 +1,7 @@
 """Builds all objects except transports from the configuration."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from fedshelf.core.text import some
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet, load_photos
+from fedshelf.data.dataset import PhotoSet, load_photos, warn_of_left_out
 from fedshelf.data.folder import PhotoFolder, has_split, scan
 from fedshelf.models.build import ModelSettings, build
 from fedshelf.personalization.base import Personalization
@@ -328,13 +329,14 @@ def work_for(
     )
 
 
-def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StorePhotos:
+def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache, *, store: str) -> StorePhotos:
     """Load a store's photos through the cache and split them as configured.
 
     Args:
         folder: the store's folder.
         opened: the setup's objects.
         cache: the cache of decoded photos.
+        store: the store's name, for warnings.
 
     Returns:
         The photos.
@@ -348,6 +350,8 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StoreP
         load_photos(photos, opened.catalogue, cache, config.image_size, allow_empty=True)
         for photos in (found.train, found.validation)
     )
+    left_out = Counter(train.left_out) + Counter(validation.left_out)
+    warn_of_left_out(left_out, opened.catalogue, whose=store)
     problems = (*train.problems, *validation.problems)
     if not len(train.photo_set):
         raise DataError(
@@ -356,8 +360,9 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache) -> StoreP
             else "it holds no training photo of a class in the run's catalogue: its products are called "
             f"{some(train.left_out)}; give its folders the names that the other stores use"
         )
-    num_left_out = sum((*train.left_out.values(), *validation.left_out.values()))
-    return StorePhotos(train=train.photo_set, validation=validation.photo_set, num_left_out=num_left_out)
+    return StorePhotos(
+        train=train.photo_set, validation=validation.photo_set, num_left_out=left_out.total()
+    )  # fmt: skip
 
 
 def scan_test_photos(folder: Path) -> PhotoFolder:
@@ -388,12 +393,11 @@ def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: Ph
     Raises:
         DataError: no photo belongs to a class in the catalogue.
     """
-    photos = load_photos(
-        scan_test_photos(folder).train, catalogue, cache, config.image_size, allow_empty=True
-    ).photo_set
-    if not len(photos):
+    loaded = load_photos(scan_test_photos(folder).train, catalogue, cache, config.image_size, allow_empty=True)
+    warn_of_left_out(Counter(loaded.left_out), catalogue, whose="--test-dir")
+    if not len(loaded.photo_set):
         raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
-    return photos
+    return loaded.photo_set
 
 
 def plan_of(

@@ -1,6 +1,7 @@
 """Uses a trained model: loads it, predicts the products in photos, and evaluates it on folders of photos."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from fedshelf.app.client import default_name
 from fedshelf.config import places
 from fedshelf.core.errors import DataError, ModelError, UsageError
+from fedshelf.core.system_errors import content_problem
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import load_photo, load_photos
+from fedshelf.data.dataset import load_photo, load_photos, warn_of_left_out
 from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, Normalization, build
 from fedshelf.storage.model_files import CARD, load_model_files
@@ -167,7 +169,7 @@ class Predictor:
             )  # fmt: skip
             normalization = Normalization(mean=tuple(given["mean"]), std=tuple(given["std"]))
         except (KeyError, TypeError) as error:
-            raise ModelError(f"{folder}: the model card does not describe a model ({error!r})") from None
+            raise ModelError(f"{folder}: the model card does not describe a model: {content_problem(error)}") from None
         module = build(settings, seed=0)
         try:
             module.load_state_dict(tensors)
@@ -208,6 +210,7 @@ class Predictor:
             logger.warning(finding)
         catalogue = _catalogue(self.folder, self.labels)
         loaded = load_photos(found.train, catalogue, cache, self.image_size, allow_empty=True)
+        warn_of_left_out(Counter(loaded.left_out), catalogue, whose=str(photos))
         photo_set, size = loaded.photo_set, len(self.labels)
         if not len(photo_set):
             raise DataError(

@@ -33,9 +33,9 @@ from fedshelf.config import files, places
 from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError, ModelError, RunError, UsageError
-from fedshelf.core.events import Event, RoundFinished, RunStarted, WeightsLoaded
+from fedshelf.core.events import Event, RoundFinished, RunStarted, RunStatus, WeightsLoaded
 from fedshelf.core.ports import Checkpoints, MetricSink, Spool, Transport, VirtualClock
-from fedshelf.core.text import some
+from fedshelf.core.text import counted, some
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.data.filesystem import file_problem, folder_problem
@@ -48,8 +48,9 @@ from fedshelf.rounds.server import Server
 from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.model_files import CARD, load_model_files
-from fedshelf.storage.run_directory import RunDirectory, differences, is_run, new_run_id
+from fedshelf.storage.run_directory import Difference, RunDirectory, differences, is_run, new_run_id
 from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.queries import LOST, run_summary
 from fedshelf.tracking.registry import SINKS
 from fedshelf.tracking.runs import find_resumable
 from fedshelf.tracking.sinks import Sinks
@@ -57,6 +58,8 @@ from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.trainer import Score, evaluate
 
 logger = logging.getLogger(__name__)
+
+MOST_CHANGES = 8  # differences from a run's settings that are named
 
 Evaluate = Callable[[Tensor], Score]
 EvaluatorFactory = Callable[[Plan, Catalogue, BoundModel], Evaluate | None]
@@ -123,6 +126,8 @@ def open_run(
     """
     existing = _existing_run(config)
     _check(config, make_module, existing)
+    if existing is not None:
+        _check_whole(existing)
     directory = existing or _new_run(config)
     began, optional = _HasBegun(), (*watchers, *optional_components(config, SINKS))
     with directory.lock():
@@ -395,22 +400,64 @@ def _existing_run(config: RunConfig) -> RunDirectory | None:
     if config.extend and (config.run_dir is None or not is_run(config.run_dir)):
         raise UsageError("--extend adds rounds to a run: name that run with --run-dir DIR")
     if config.run_dir is None:
-        resumable = find_resumable(places.RUNS, files.digest(toml))
+        resumable = find_resumable(places.RUNS, partial(_is_same, toml=toml))
         if resumable is not None:
             logger.info("resuming run %s", resumable.run_id)
         return resumable
     if not is_run(config.run_dir):
         return None
     directory = RunDirectory.open(config.run_dir)
-    changed = differences(files.with_new_names(directory.config_toml), toml)
-    if changed:
+    if changed := _changed(directory, toml):
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
-        settings = ", ".join(map(str, changed))
+        hidden = f" and {len(changed) - MOST_CHANGES} more" if len(changed) > MOST_CHANGES else ""
+        settings = ", ".join(map(str, changed[:MOST_CHANGES])) + hidden
         raise RunError(
             f"run {directory.run_id} in {config.run_dir} was started with other settings ({settings}). "
             f"Start it with the old ones{more}, or choose another --run-dir"
         )
     return directory
+
+
+def _changed(directory: RunDirectory, toml: str) -> list[Difference]:
+    """Return the settings that differ from the run's. One that an older FedShelf did not have had its default.
+
+    Raises:
+        RunError: the run's configuration is not the one that it was created with.
+    """
+    recorded = directory.config_toml
+    if files.digest(recorded) != directory.config_digest:
+        raise RunError(
+            f"'{directory.config}' is not the configuration that run {directory.run_id} was started with: it is "
+            "damaged, or was edited. Restore it from a copy, or start a new run with another --run-dir"
+        )
+    defaults = {default.key: repr(default.new) for default in differences("", files.effective(RunConfig()))}
+    found = differences(files.with_new_names(recorded), toml)
+    return [change for change in found if change.old is not None or repr(change.new) != defaults.get(change.key)]
+
+
+def _is_same(directory: RunDirectory, *, toml: str) -> bool:
+    try:
+        return not _changed(directory, toml)
+    except RunError as error:
+        logger.warning("this run is not resumed: %s", error)
+        return False
+
+
+def _check_whole(directory: RunDirectory) -> None:
+    """Check that a run to resume has lost neither its database nor its checkpoints, which confirm each other.
+
+    Raises:
+        RunError: its checkpoints are missing. (After a crash, the first one may be.)
+    """
+    summary = run_summary(directory.path)
+    if summary.reason == LOST:
+        logger.warning("run %s: %s. A new one begins with the next round", directory.run_id, LOST)
+    elif not directory.has_checkpoint and (len(summary.rounds) > 1 or summary.status is RunStatus.FINISHED):
+        raise RunError(
+            f"run {directory.run_id} in {directory.path} has finished {counted(len(summary.rounds), 'round')}, but "
+            f"'{directory.checkpoints}' has no checkpoint to resume from. Restore that folder from a copy, or start a "
+            "new run with another --run-dir"
+        )
 
 
 def _new_run(config: RunConfig) -> RunDirectory:

@@ -1,7 +1,9 @@
 """The `fedshelf` command: registers all subcommands and handles errors."""
 
+import errno
 import io
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -26,6 +28,9 @@ directory.
 Documentation: docs/index.md in the source folder; 'make docs' makes a web site of it.
 
 Example: fedshelf demo"""
+
+_OUTPUT = "the standard output of this command"
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE})
 
 COMMANDS: dict[str, str] = {
     "demo": "fedshelf.cli.demo:demo",
@@ -78,8 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         show_uncaught_exceptions()
     try:
+        if sys.stdout is None:
+            raise FedShelfError(f"{_OUTPUT} is closed: redirect it to /dev/null, for example, to discard it")
         follow_parent()
         code = typer.main.get_command(app).main(args=arguments, prog_name="fedshelf", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.message, err=True)
         code = error.exit_code
@@ -90,10 +98,15 @@ def main(arguments: list[str] | None = None) -> None:
     except FedShelfError as error:
         code = _fail(error.args, error.exit_code)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            path = from_filesystem(str(error.filename))
+            problem = f"'{path}' cannot be used by {current_user()}: {reason(error)}"
+        elif error.errno in _UNWRITABLE and sys.stdout is not None:  # files are written by `storage.atomic_files`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
+            problem = f"{_OUTPUT} cannot be written: {reason(error)}"
+        else:
             raise
-        path = from_filesystem(str(error.filename))
-        code = _fail((f"'{path}' cannot be used by {current_user()}: {reason(error)}",), FedShelfError.exit_code)
+        code = _fail((problem,), FedShelfError.exit_code)
     except KeyboardInterrupt:
         code = 130
     if isinstance(code, int) and code:

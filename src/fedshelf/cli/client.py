@@ -31,7 +31,7 @@ def client(*, config: ClientConfig) -> None:
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --token fedshelf1.eyJh…
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
-    from fedshelf.core.messages import RUN_FINISHED
+    from fedshelf.core.messages import RUN_FINISHED, Failure
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
@@ -54,7 +54,11 @@ def client(*, config: ClientConfig) -> None:
     def say(text: str) -> None:
         typer.echo(printable(f"{place.name}: {text}"), err=True)
 
+    failures: list[str] = []  # reasons that have been shown
+
     def tell(answer: "WireMessage", num_bytes: int) -> None:
+        if isinstance(answer, Failure):
+            failures.append(answer.reason)
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
@@ -83,10 +87,17 @@ def client(*, config: ClientConfig) -> None:
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
+        if ended.reason in failures:
+            raise TransportError("the server does not want this client, for the reason above")
         raise TransportError(f"the server does not want this client: {ended.reason}")
     if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
         raise RunError(f"the server has ended the run: {ended.reason}")
     say(ended.reason)
+    if ended.reason == RUN_FINISHED and not store.took_part:
+        say(
+            "it took part in no round since it was started: none began after it had joined, or it was not drawn"
+            + ("; there is no model here, the run's folder on the server has one" if folder is None else "")
+        )
     if folder is not None:
         say(f"its model is in {folder}; to name the product on a photo:")
         typer.echo(f"  fedshelf predict PHOTO --run {shlex.quote(str(folder))}", err=True)

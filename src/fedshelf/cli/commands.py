@@ -18,7 +18,7 @@ from fedshelf.tracking.terminal import GLUE, continued, wrapped
 
 MAX_WIDTH = 100
 INDENT, MAX_TERM = "  ", 26  # a longer flag is on a line of its own
-EXAMPLE = "Example: "
+EXAMPLE, QUOTE = "Example: ", "'"
 _TYPES = {"integer": "N", "integer range": "N", "float": "NUMBER", "float range": "NUMBER"}
 
 
@@ -140,8 +140,20 @@ def complaint(error: click.UsageError) -> str:
         return f"{name} is missing: {text.removesuffix(' [required]').rstrip('.')}"
     if isinstance(error, click.BadParameter) and error.param is not None:
         name = max(error.param.opts, key=len) if isinstance(error.param, click.Option) else describe(error.param)[0]
+        value, _, problem = error.message.rpartition(" is not ")
+        if wrong := _wrong_number(error.param.type, value, problem):
+            return f"{name} {value.strip(QUOTE)}: {wrong}"
         return f"{name}: {error.message.rstrip('.')}"
     return error.message[:1].lower() + error.message[1:].rstrip(".")
+
+
+def _wrong_number(kind: "click.ParamType[Any]", value: str, problem: str) -> str:
+    """Describe what is wrong with a number; empty if click's message is about something else."""
+    if isinstance(kind, click.IntRange) and problem.startswith("in the range"):
+        is_less = kind.min is not None and int(value) < kind.min
+        return f"must be at least {kind.min:,}" if is_less else f"must be at most {kind.max:,}"
+    whole = "whole " * isinstance(kind, click.IntRange)
+    return f"not a {whole}number" if problem.startswith(("a valid integer", "a valid float")) else ""
 
 
 def _elsewhere(name: str, ctx: click.Context) -> str:

@@ -10,6 +10,7 @@ from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, echo_command, print_json, progress_bar
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import UsageError
+from fedshelf.core.settings import MAX_INTEGER, MAX_SEED
 from fedshelf.core.text import counted, from_filesystem
 
 if TYPE_CHECKING:  # imported inside the commands, because these packages need seconds to import
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # imported inside the commands, because these packages need s
 app = Commands(help="Partition photos over stores, check them, download or draw some.")
 
 _PhotosArgument = Annotated[Path, typer.Argument(help="Folder with one folder of photos per class.")]
-_Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+_Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -33,7 +34,7 @@ def partition(
             "(assortment), or same mix but different cameras (feature)."
         ),
     ] = "dirichlet",
-    stores: Annotated[int, typer.Option(min=1, help="Number of stores.")] = 8,
+    stores: Annotated[int, typer.Option(min=1, max=MAX_INTEGER, help="Number of stores.")] = 8,
     alpha: Annotated[
         float, typer.Option(help="Evenness of --mode dirichlet: 0.1 is very uneven, 100 nearly even.")
     ] = 0.3,
@@ -70,8 +71,10 @@ def partition(
 def make_demo(
     out: Annotated[Path, typer.Argument(help="Folder to create, with stores/ and test/ in it.")],
     seed: _Seed = 0,
-    photos_per_class: Annotated[int, typer.Option(min=5, help="Photos of each product over all stores.")] = 90,
-    image_size: Annotated[int, typer.Option(min=32, help="Side of the photos in pixels.")] = 96,
+    photos_per_class: Annotated[
+        int, typer.Option(min=5, max=MAX_INTEGER, help="Photos of each product over all stores.")
+    ] = 90,
+    image_size: Annotated[int, typer.Option(min=32, max=2048, help="Side of the photos in pixels.")] = 96,
     as_json: _Json = False,
 ) -> None:
     """Draw a small synthetic photo set.
@@ -140,7 +143,9 @@ def check(
         float, typer.Option(help="Share held out for validation where there is no val/ folder.")
     ] = 0.1,
     seed: _Seed = 0,
-    fewest: Annotated[int, typer.Option(min=1, help="Warn of classes with fewer training photos.")] = 10,
+    fewest: Annotated[
+        int, typer.Option(min=1, max=MAX_INTEGER, help="Warn of classes with fewer training photos.")
+    ] = 10,
     as_json: _Json = False,
 ) -> None:
     """Check a photo folder, class by class.

@@ -16,6 +16,7 @@ from fedshelf.cli.display import echo, progress_bar, stop_on_signals
 from fedshelf.core.child_process import end_all, start
 from fedshelf.core.errors import RunError
 from fedshelf.core.process_exit import describe_exit, signal_of
+from fedshelf.core.settings import MAX_INTEGER, MAX_SEED
 from fedshelf.storage.atomic_files import make_folder, open_private
 
 ROUNDS, LOCAL_EPOCHS = 15, 4  # reaches well over 80 % in a few minutes on two cores
@@ -24,8 +25,8 @@ FAREWELL_SECONDS, STOP_SECONDS = 5.0, 15.0
 
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Folder for photos, run and logs.")] = Path("demo"),
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds to train.")] = ROUNDS,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_INTEGER, help="Rounds to train.")] = ROUNDS,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random.")] = 0,
 ) -> None:
     """Train one model over five stores on this machine.
 
@@ -58,6 +59,7 @@ def demo(
         finally:
             end_all([server, *clients.values()], patience=STOP_SECONDS)
     if stop.is_set():
+        typer.echo("Stopped. Start the same command again to resume the run.")
         return
     describe_demo(folder, run_dir)
 

@@ -14,7 +14,7 @@ from fedshelf.core.child_process import STOP_SIGNALS
 from fedshelf.core.text import printable
 from fedshelf.tracking.terminal import continued, make_console, print_line
 
-STOPPING = "stopping after the current step; press Ctrl-C again to exit at once"
+STOPPING, AGAIN = "stopping after the current step", "; press Ctrl-C again to exit at once"
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
@@ -55,6 +55,8 @@ def echo_command(*commands: str) -> None:
 def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar on standard error, if that is a terminal. A context manager.
 
+    Ctrl-C raises KeyboardInterrupt within it, so that the work can be cleaned up.
+
     Args:
         what: the label, such as `Checking photos`.
         is_bytes: format the counts as bytes.
@@ -69,9 +71,15 @@ def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int
         TextColumn(what), BarColumn(bar_width=24), DownloadColumn() if is_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
     """Yield an event that is set by Ctrl-C, SIGTERM or a closing terminal; a second Ctrl-C exits at once.
 
     Args:
-        said: the message to print when the event is set.
+        said: the message to print when the event is set; after Ctrl-C, with how to exit at once.
     """
     stop = threading.Event()
 
@@ -103,7 +111,8 @@ def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
         if not stop.is_set():
             stop.set()
             with contextlib.suppress(OSError):  # the terminal may be closed
-                os.write(2, f"{said}\n".encode())  # not print(): the signal may have interrupted one
+                text = said + AGAIN * (number == signal.SIGINT)
+                os.write(2, f"{text}\n".encode())  # not print(): the signal may have interrupted one
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 

@@ -13,8 +13,8 @@ from fedshelf.config.schema import RENAMED, Settings
 
 BASIC: dict[str, tuple[str, ...]] = {
     "server": (
-        "rounds", "min_clients", "address", "advertise", "test_dir", "run_dir", "model", "image_size", "local_epochs", "client_lr",
-        "algorithm", "personalize", "seed",
+        "rounds", "min_clients", "address", "advertise", "test_dir", "run_dir", "model", "image_size", "local_epochs",
+        "client_lr", "algorithm", "personalize", "seed",
     ),
     "simulate": (
         "data_dir", "test_dir", "rounds", "run_dir", "workers", "model", "image_size", "local_epochs", "client_lr",

@@ -8,6 +8,7 @@ import typer
 
 from fedshelf.cli.display import echo, print_json
 from fedshelf.core.errors import DataError
+from fedshelf.core.settings import MAX_INTEGER
 from fedshelf.core.text import from_filesystem
 from fedshelf.reporting.formatting import percent
 from fedshelf.tracking.terminal import make_console, print_line
@@ -26,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to
 def predict(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Photos to name.")],
     run: Run = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many products to name per photo.")] = 5,
+    top: Annotated[int, typer.Option("--top", min=1, max=MAX_INTEGER, help="How many products to name per photo.")] = 5,
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,4 +68,4 @@ def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:
     if as_json:
         print_json({"photo": from_filesystem(str(photo)), "error": str(error)})
     else:
-        print_line(make_console(stderr=True), f"{photo}: {error}", label="error: ", label_style="bold red")
+        print_line(make_console(stderr=True), str(error), label="error: ", label_style="bold red")

@@ -9,7 +9,7 @@ from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
 from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent, size, sparkline
 from fedshelf.storage.run_directory import differences
-from fedshelf.tracking.queries import RunSummary
+from fedshelf.tracking.queries import LOST, RunSummary
 
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 
@@ -30,6 +30,7 @@ def list_table(summaries: list[RunSummary]) -> Table:
             _or_dash(summary.best_round),
             _or_dash(summary.num_parameters),
             sparkline(accuracies),
+            notes=[summary.reason] * (summary.reason == LOST),
         )
     return table
 

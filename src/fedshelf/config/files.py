@@ -1,6 +1,7 @@
 """The configuration as TOML: strict reading, writing, and its digest."""
 
 import hashlib
+import json
 import logging
 import re
 import tomllib
@@ -54,7 +55,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read --config {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read --config {path}: it is not UTF-8 text. Save it as UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or an integer of thousands of digits
         raise UsageError(
             f"cannot read --config {path}: it is not valid TOML: {error}. Keys look like client-lr = 0.05, text needs "
             'quotes: model = "resnet18"'
@@ -63,6 +64,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Container[str] = ()) -> S:
     """Validate values.
+
+    Values of TOML have types, which must be right (a whole number is also a number). Those of flags are texts.
 
     Args:
         kind: the settings class.
@@ -79,18 +82,29 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
     values = _renamed(values)
     known = [field.alias or name for name, field in kind.model_fields.items()]
     problems = [
-        f"unknown key {key!r} in {where}{did_you_mean(_NEW_KEYS.get(key, key).replace('_', '-'), known)}"
-        for key in values
-        if key not in known
+        f"[{key}] in {where}: sections are not used. Write its keys above any section, or without one"
+        if isinstance(value, dict)
+        else f"unknown key {key!r} in {where}{did_you_mean(_NEW_KEYS.get(key, key).replace('_', '-'), known)}"
+        for key, value in values.items()
+        if key not in known or isinstance(value, dict)
     ]
-    try:
-        config = kind.model_validate({key: value for key, value in values.items() if key in known})
-    except ValidationError as error:
-        for detail in error.errors():
-            key = str(detail["loc"][0])
-            written = f"--{key} {values[key]}" if key in flags else f"{_as_toml(key, values[key])} in {where}"
-            problems.append(f"{written}: {_what_is_wrong(detail)}")
-    else:
+    usable = {key: value for key, value in values.items() if key in known and not isinstance(value, dict)}
+    said = {key: usable.pop(key) for key in list(usable) if key in flags}
+    read: list[S] = []
+    for validate in (
+        lambda: kind.model_validate_json(json.dumps(usable, default=lambda date: []), strict=True),
+        lambda: kind.model_validate(said),
+    ):
+        try:
+            read.append(validate())
+        except ValidationError as error:
+            for detail in error.errors():
+                key = str(detail["loc"][0])
+                written = f"--{key} {values[key]}" if key in said else f"{_as_toml(key, values[key])} in {where}"
+                problems.append(f"{written}: {_what_is_wrong(detail)}")
+    if not problems:
+        config, flagged = read
+        config = config.model_copy(update={name: getattr(flagged, name) for name in flagged.model_fields_set})
         problems += _contradictions(config) if isinstance(config, RunConfig) else []
         if not problems:
             return config
@@ -100,10 +114,11 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
 _WRONG: dict[str, str] = {
     "int_parsing": "not a whole number", "int_type": "not a whole number", "int_from_float": "not a whole number",
     "float_parsing": "not a number", "float_type": "not a number", "bool_parsing": "not true or false",
-    "bool_type": "not true or false", "string_type": "not a text in quotes", "path_type": "not a path in quotes",
-    "greater_than": "must be more than {gt:g}", "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}", "less_than_equal": "must be at most {le:g}",
-    "finite_number": "must be a finite number",
+    "bool_type": "not true or false", "string_type": "not a text in quotes",
+    "greater_than": "must be more than {gt}", "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}", "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number", "int_parsing_size": "is too large",
+    "tuple_type": "not a list of texts in quotes, such as [\"a\", \"b\"]",
 }  # fmt: skip
 """Messages by pydantic's error type."""
 
@@ -114,7 +129,8 @@ def _what_is_wrong(detail: "ErrorDetails") -> str:
         choices = re.findall("'([^']*)'", context["expected"])
         return f"must be one of {', '.join(choices)}{did_you_mean(str(detail['input']), choices)}"
     if detail["type"] in _WRONG:
-        return _WRONG[detail["type"]].format(**context)
+        bounds = {name: f"{bound:,}" if isinstance(bound, int) else f"{bound:,.10g}" for name, bound in context.items()}
+        return _WRONG[detail["type"]].format(**bounds)
     return detail["msg"].removeprefix("Value error, ")
 
 

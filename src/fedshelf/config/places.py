@@ -1,5 +1,6 @@
 """Default locations of user-specific data, as opposed to a run's data."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import platformdirs
 
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.system_errors import current_user, reason
-from fedshelf.storage.atomic_files import make_private_folder
+from fedshelf.storage.atomic_files import disk_advice, make_private_folder
 
 HOME_VARIABLE = "FEDSHELF_HOME"
 MAX_NAME_BYTES = 240
@@ -77,16 +78,14 @@ def make_home_folder(path: Path) -> Path:
     Raises:
         RunError: this user cannot create it or write to it.
     """
-    problem = ""
     try:
         make_private_folder(path)
+        if not os.access(path, os.W_OK | os.X_OK):
+            number = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number))
     except OSError as error:
-        problem = reason(error)
-    if problem or not os.access(path, os.W_OK | os.X_OK):
-        raise RunError(
-            f"{current_user()} cannot write to '{path}' ({problem or 'not writable'}): set {HOME_VARIABLE} to a "
-            "folder that this user can write to"
-        )
+        advice = disk_advice(error) or f"set {HOME_VARIABLE} to a folder that this user can write to"
+        raise RunError(f"{current_user()} cannot write to '{path}' ({reason(error)}): {advice}") from error
     return path
 
 

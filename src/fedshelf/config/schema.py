@@ -30,6 +30,8 @@ from fedshelf.core.choices import (
 from fedshelf.core.settings import (
     ALGORITHM,
     DATA,
+    MAX_SECONDS,
+    MAX_SEED,
     MODEL,
     ROUNDS,
     RUN,
@@ -61,8 +63,9 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", "-")
-    )
+        extra="forbid", frozen=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", "-"),
+        allow_inf_nan=False,
+    )  # fmt: skip
     order: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -139,7 +142,7 @@ class RunConfig(Settings):
     gradient_clip: Annotated[float, Setting(help="Maximum norm of each step's gradient; 0 for no limit.", ge=0,
         panel=TRAINING)] = 5.0  # fmt: skip
     threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
-        ge=0, panel=TRAINING)] = 1  # fmt: skip
+        ge=0, le=1024, panel=TRAINING)] = 1  # fmt: skip
     compile: Annotated[CompileChoice, Setting(help="Compile the training step.", panel=TRAINING)] = "off"
     device: Annotated[DeviceName, Setting(help="Device that this process computes on.", panel=TRAINING,
         scope=Scope.LOCAL)] = "auto"  # fmt: skip
@@ -185,7 +188,7 @@ class RunConfig(Settings):
     quorum: Annotated[int | None, Setting(help="Uploads that a round needs by its deadline (default: more than two "
         "thirds of 4 or more drawn, 2 of 3, else all).", ge=1, panel=ROUNDS, scope=Scope.SERVER)] = None  # fmt: skip
     round_timeout: Annotated[float, Setting(help="Deadline of a round's training, and again of its evaluation, in "
-        "seconds.", gt=0, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
+        "seconds.", gt=0, le=MAX_SECONDS, panel=ROUNDS, scope=Scope.LOCAL)] = 1800.0  # fmt: skip
     straggler_factor: Annotated[float | None, Setting(help="Wait for all clients no longer than this many times what "
         "half of them are predicted to need, then for --quorum.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = None  # fmt: skip
@@ -201,14 +204,14 @@ class RunConfig(Settings):
     work_norm: Annotated[WorkNorm, Setting(help="Norm by which uploads of unequal work are normalized (l1 is FedNova).",
         panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
     max_examples: Annotated[int, Setting(help="Maximum number of photos that a client can claim as its weight.", ge=1,
-        panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
+        le=10**12, panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     test_every: Annotated[int, Setting(help="Evaluate on --test-dir every so many rounds, and after the last.", ge=1,
         panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
     best_metric: Annotated[Metric, Setting(help="Metric that selects the best round (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Setting(help="Stop after this many rounds without improvement; 0 for never.", ge=0,
         panel=ROUNDS, scope=Scope.SERVER)] = 0  # fmt: skip
-    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, lt=2**63, panel=ROUNDS)] = 0
+    seed: Annotated[int, Setting(help="Seed of everything random.", ge=0, le=MAX_SEED, panel=ROUNDS)] = 0
 
     run_dir: Annotated[Path | None, Setting(help="Folder of the run (default: resume the newest unfinished run with "
         "the same settings in ./runs, else create one).", panel=RUN, scope=Scope.LOCAL)] = None  # fmt: skip
@@ -218,7 +221,7 @@ class RunConfig(Settings):
         "(vmap), the faster of the two by trial (auto), or on a Ray cluster (ray).", panel=RUN, scope=Scope.SERVER,
         commands=SIMULATE)] = "local"  # fmt: skip
     workers: Annotated[int, Setting(help="Worker processes; 0 trains in this process (with --engine ray: actors).",
-        ge=0, panel=RUN, scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
+        ge=0, le=1024, panel=RUN, scope=Scope.LOCAL, commands=SIMULATE)] = 0  # fmt: skip
     slowdowns: Annotated[str | None, Setting(help="How slow stores are in virtual time, in the order of names: with "
         "1,1,5 the third takes five times as long. A shorter list is repeated (see "
         "docs/how-to/simulate-slow-stores.md).", panel=RUN, scope=Scope.SERVER, commands=SIMULATE)] = None  # fmt: skip
@@ -244,7 +247,7 @@ class RunConfig(Settings):
     home: Annotated[Path | None, Setting(help="Folder of the chain's identity and certificates (default: "
         "$FEDSHELF_HOME).", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = None  # fmt: skip
     heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
-        panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+        le=MAX_SECONDS, panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
     @field_validator("slowdowns")
     @classmethod
@@ -279,7 +282,7 @@ class ClientConfig(Settings):
         "(default: its validation photos).", panel=DATA, commands=CLIENT)] = None  # fmt: skip
     server_address: Annotated[str, Setting(help="HOST:PORT of the server.", panel=RUN,
         commands=CLIENT)] = "127.0.0.1:8080"  # fmt: skip
-    name: Annotated[str | None, Setting(help="The client's name (default: the one it had before, else the data "
+    name: Annotated[str | None, Setting(help="The client's name (default: that of its last start, else the data "
         "folder's; FOLDER-HOST where that is local_data, data, photos or train).", panel=RUN,
         commands=CLIENT)] = None  # fmt: skip
     state_dir: Annotated[Path | None, Setting(help="Folder for state between rounds (default: below $FEDSHELF_HOME, by "
@@ -299,8 +302,8 @@ class ClientConfig(Settings):
     device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
         commands=CLIENT)] = "auto"  # fmt: skip
     max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "
-        "not counting time outside --active-hours (default: never).", gt=0, panel=RUN,
-        commands=CLIENT)] = None  # fmt: skip
+        "not counting time outside --active-hours (default: never).", gt=0,
+        le=MAX_SECONDS, panel=RUN, commands=CLIENT)] = None  # fmt: skip
     active_hours: Annotated[str | None, Setting(help="Take part only at these times of day, such as 22:00-06:00 or "
         "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     time_zone: Annotated[str | None, Setting(help="Time zone of --active-hours, such as Europe/Berlin (default: this "

@@ -73,7 +73,7 @@ class RunStarted:
         first_round: the next round; above 1 if the run was resumed.
         num_parameters: trainable values of the model.
         num_classes: classes in the catalogue.
-        min_clients: clients needed to start.
+        min_clients: clients needed to start; 0 if the run resumes, which needs no more than its quorum.
         num_test: test photos at the server; None if it has none.
         num_test_left_out: further test photos, of products that no client holds.
         catalogue_digest: digest of the products.

@@ -26,6 +26,11 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, get_args, get_type_hints
 
+MAX_INTEGER = 1_000_000
+"""Upper bound of a whole number that declares none."""
+
+MAX_SEED, MAX_SECONDS = 2**63 - 1, 1_000_000_000
+
 DATA, MODEL, TRAINING, ALGORITHM, WIRE, ROUNDS, RUN = (
     "Data", "Model", "Local training", "Algorithm", "Wire", "Rounds", "Run",
 )  # fmt: skip
@@ -82,9 +87,10 @@ class Setting:
         return {name: bound for name in ("ge", "gt", "le", "lt") if (bound := getattr(self, name)) is not None}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Let pydantic enforce the bounds of the annotation."""
+        """Let pydantic enforce the bounds of the annotation, and `MAX_INTEGER`."""
         schema = handler(source)
-        schema.get("schema", schema).update(self.bounds)  # the inner schema of `float | None`
+        inner = schema.get("schema", schema)  # of `float | None`
+        inner.update(({"le": MAX_INTEGER} if inner["type"] == "int" else {}) | self.bounds)
         return schema
 
 

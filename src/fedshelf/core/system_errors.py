@@ -1,6 +1,7 @@
-"""Plain descriptions of errors from the operating system and the network, without numbers and class names."""
+"""Plain descriptions of errors from the system, the network and parsers, without numbers and class names."""
 
 import http.client
+import json
 import os
 import pwd
 import socket
@@ -37,6 +38,29 @@ def reason(error: BaseException) -> str:
         return "the connection ended in the middle of an answer"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def content_problem(error: BaseException) -> str:
+    """Describe why the content of a file cannot be used, as a clause.
+
+    Args:
+        error: what its parser raised.
+
+    Returns:
+        For example `it is not JSON (line 1, column 1)` or `it lacks 'sha256'`.
+    """
+    match error:
+        case KeyError():
+            return f"it lacks {error}"
+        case json.JSONDecodeError():
+            return f"it is not JSON (line {error.lineno}, column {error.colno})"
+        case UnicodeDecodeError():
+            return "it is not UTF-8 text"
+        case TypeError() | AttributeError():
+            return "a value in it has the wrong type"
+        case OSError():
+            return reason(error)
+    return str(error)
 
 
 def current_user() -> str:

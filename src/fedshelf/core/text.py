@@ -63,9 +63,14 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 def some(names: Iterable[str]) -> str:
     """The first few names in quotation marks, and the number of the remaining ones."""
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:_NAMED]) + more
+    return first_few(f"'{name}'" for name in names)
+
+
+def first_few(items: Iterable[str]) -> str:
+    """The first few items, escaped for display, and the number of the remaining ones."""
+    items = list(items)
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(map(printable, items[:_NAMED])) + more
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

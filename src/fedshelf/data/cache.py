@@ -330,9 +330,7 @@ def none_usable(problems: Sequence[Problem]) -> str:
     """The error message if all photos have problems."""
     reasons = Counter(problem.reason for problem in problems)
     listed = "; ".join(f"{reason} ({counted(count, 'photo')})" for reason, count in reasons.most_common(3))
-    return (
-        f"none of its photos can be used: {listed}. The first is '{problems[0].path}'; 'fedshelf data check' names them"
-    )
+    return f"none of its photos can be used: {listed}. 'fedshelf data check' names them"
 
 
 def _report(problems: Sequence[Problem], num_photos: int) -> None:

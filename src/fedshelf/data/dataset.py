@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError
-from fedshelf.core.text import counted, some
+from fedshelf.core.text import counted, first_few, some
 from fedshelf.data.cache import PhotoCache, Problem, Progress, UnreadableFileError, read_photo
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.class_names import similar_names
@@ -70,7 +70,7 @@ def load_photos(
 ) -> LoadedPhotos:
     """Decode the photos of classes in the catalogue, or find them in the cache, in the order of `photos`.
 
-    Photos of other classes and unusable ones are logged and left out.
+    Photos of other classes (see `warn_of_left_out`) and unusable ones, which are logged, are left out.
 
     Args:
         photos: the photos to load. If all are of classes missing from the catalogue, the set is empty.
@@ -84,16 +84,26 @@ def load_photos(
         DataError: no photo is usable, or the cache cannot be written.
     """
     known, left_out = _looked_up(photos, catalogue)
-    if left_out:
-        logger.warning(
-            "left out: %s of classes that are not in the catalogue: %s", counted(left_out.total(), "photo"),
-            ", ".join(f"{path} ({count}{_meant(path, catalogue)})" for path, count in sorted(left_out.items())),
-        )  # fmt: skip
     cached = cache.open([photo for photo, _ in known], image_size, allow_empty=allow_empty, progress=progress)
     labels = np.array([known[i][1] for i in cached.kept], dtype=np.int64)
     return LoadedPhotos(
         photo_set=PhotoSet(cached.images, labels), left_out=dict(sorted(left_out.items())), problems=cached.problems
     )
+
+
+def warn_of_left_out(left_out: Counter[str], catalogue: Catalogue, *, whose: str) -> None:
+    """Log which photos are left out because their classes are not in the catalogue.
+
+    Args:
+        left_out: number of photos by class path.
+        catalogue: the classes.
+        whose: the store that holds them, or a folder.
+    """
+    if left_out:
+        listed = (f"{path} ({count}{_meant(path, catalogue)})" for path, count in sorted(left_out.items()))
+        number = counted(left_out.total(), "photo")
+        logger.warning("%s: left out: %s of classes that are not in the catalogue: %s", whose, number,
+            first_few(listed))  # fmt: skip
 
 
 def _looked_up(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tuple[Photo, int]], Counter[str]]:

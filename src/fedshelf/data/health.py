@@ -2,12 +2,14 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedshelf.core.class_folder import ClassFolder
+from fedshelf.core.errors import DataError
 from fedshelf.core.text import counted, from_filesystem, some
 from fedshelf.data.cache import Progress, UnreadableFileError, read_photo
 from fedshelf.data.decode import UnusablePhotoError, decode, photo_size
@@ -18,6 +20,7 @@ TINY_PIXELS = 32  # of the shorter side: below the smallest image size that trai
 IMBALANCE = 10.0
 _PROBE_SIZE = 32
 _THREADS = 4
+_NO_PHOTO = "there is no photo to train on: a client with this folder cannot take part"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +148,37 @@ def check(
     )
 
 
+def usable_classes(folder: PhotoFolder) -> tuple[ClassFolder, ...]:
+    """Return the classes that have a usable photo, in the order of `folder.classes`.
+
+    Photos are decoded until one is usable: in most folders, one for each class.
+
+    Args:
+        folder: a store's photos.
+
+    Raises:
+        DataError: there is no usable training photo.
+    """
+
+    def with_usable(photos: Iterable[Photo]) -> set[str]:
+        by_class: dict[str, list[Photo]] = defaultdict(list)
+        for photo in photos:
+            by_class[photo.class_path].append(photo)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = pool.map(lambda photos: any(not _inspect(photo).reason for photo in photos), by_class.values())
+            return {path for path, is_usable in zip(by_class, found, strict=True) if is_usable}
+
+    usable = with_usable(folder.train)
+    if not usable:
+        number = counted(len(folder.train), "training photo")
+        raise DataError(
+            f"photo folder '{folder.root}': {_NO_PHOTO}. None of its {number} can be decoded; 'fedshelf data check' "
+            "says why"
+        )
+    usable |= with_usable(photo for photo in folder.validation if photo.class_path not in usable)
+    return tuple(entry for entry in folder.classes if entry.path in usable)
+
+
 def _inspect(photo: Photo) -> _Inspected:
     try:
         data = read_photo(photo.path)
@@ -199,7 +233,7 @@ def _findings(classes: tuple[ClassHealth, ...], duplicates: tuple[Duplicate, ...
     if unusable := sum(entry.unusable for entry in classes):
         findings.append(f"{counted(unusable, 'photo')} cannot be used and will be left out of training")
     if not any(entry.train for entry in classes):
-        findings.append("there is no photo to train on: a client with this folder cannot take part")
+        findings.append(_NO_PHOTO)
     elif empty := [entry.path for entry in classes if entry.train == 0]:
         findings.append(f"no usable training photo in {counted(len(empty), 'class', 'classes')}: {some(empty)}")
     if few := [entry.path for entry in classes if 0 < entry.train < fewest]:

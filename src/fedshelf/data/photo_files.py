@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedshelf.core.text import from_filesystem, some
+from fedshelf.core.text import first_few, from_filesystem, some
 from fedshelf.data.filesystem import cause, reading
 
 _EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -35,6 +35,7 @@ DEAD_LINKS = "links that lead nowhere, or back to themselves"
 UNREADABLE = "folders that cannot be read"
 HIDDEN_PHOTOS = "hidden photos"
 STRAY = "photos outside of any product's folder"
+EMPTY = "folders without a photo"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -77,7 +78,7 @@ class Listing:
         ]
         if self.other_files:
             counts = [f"{count} {ending or 'without an ending'}" for ending, count in sorted(self.other_files.items())]
-            found.append(f"left out: files that are not read as photos: {', '.join(counts)}{self._heic()}")
+            found.append(f"left out: files that are not read as photos: {first_few(counts)}{self._heic()}")
         raw = [path for path, names in self.folders.items() if any(_is_raw(name) for name in names)]
         if raw:
             found.append(
@@ -136,6 +137,8 @@ def list_photos(root: Path) -> Listing:
         if here in above:
             found.left_out[LINKS_UP].append("/".join(parts))
             continue
+        if parts and not any(_is_folder(entry) or is_photo_name(entry.name) for entry in entries):
+            found.left_out[EMPTY].append("/".join(parts))
         class_path, on_disk = unicodedata.normalize("NFC", "/".join(parts)), str(folder.relative_to(root))
         for entry in entries:
             name = from_filesystem(entry.name)

@@ -60,7 +60,11 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
         raise UsageError(f"address {text!r} is a URL: {EXAMPLE}")
     if default_port is not None and (":" not in text or parse_ip(text) or text.endswith("]")):
         text = str(Address(host=text.strip().removeprefix("[").removesuffix("]"), port=default_port))
+    if text.count("[") != text.count("]"):
+        raise UsageError(f"address {text!r} has only one of the two brackets of an IPv6 host: {EXAMPLE}")
     host, colon, port = text.strip().rpartition(":")
+    if port.endswith("]"):
+        host = ""
     if not colon or not host:
         raise UsageError(f"address {text!r} lacks a host or a port: {EXAMPLE}")
     if host.startswith("[") and host.endswith("]"):

@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import math
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -16,7 +18,7 @@ from flwr.app import Message
 from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy import quiet_engine_log
-from fedshelf.deploy.address import parse_server_address
+from fedshelf.deploy.address import Address, parse_server_address
 from fedshelf.deploy.blob_client import ReceivedBlob
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, Handler, failure_text
 from fedshelf.deploy.connection_errors import CertificateRejectedError, ServerUnavailableError, SessionLostError
@@ -36,11 +38,17 @@ PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to j
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
 GLITCH_SECONDS = 20.0  # a shorter interruption does not end a registration
 PAUSE_SECONDS = 1.0  # between attempts to wait on an unreachable server
+LAST_ATTEMPT_SECONDS = 1.0  # for an attempt that begins when the maximum wait is almost over
+HELD_SECONDS = 5.0  # for a request that a server may hold for a second
 
 IDLE_ADVICE = (
     "this store is connected and has nothing to do; the server's output, and 'fedshelf runs show' there, tell which "
     "stores it waits for"
 )
+SILENCE_ADVICE = (
+    "it has not answered so far; check that a FedShelf server listens there, and the network and firewalls in between"
+)
+TRANSFER_ADVICE = "the network is slow or interrupted, or the server is busy"
 
 AnswerHook: TypeAlias = Callable[[WireMessage, int], None]
 
@@ -98,7 +106,7 @@ def run_client(
     address = parse_server_address(server_address)
     stop, availability = stop or threading.Event(), availability or Availability()
     part, held = ClientPart(join=join, handle=handle), ReceivedBlob(max_download)
-    retries, away_since = _Retries(on_status, stop, max_wait), time.monotonic()
+    retries, patience = _Retries(on_status, stop), _Patience(address, max_wait)
     on_status(f"connecting to {address}")
     with WaitReporter(on_status) as waiting, contextlib.ExitStack() as temporary:
         if keys is None:
@@ -107,33 +115,30 @@ def run_client(
         while not stop.is_set():
             if not availability.is_open():
                 waiting.end()
-            away_since += availability.wait(stop, on_status)
+            patience.since += availability.wait(stop, on_status)
             if stop.is_set():
                 break
-            waiting.begin(f"the server at {address}")
+            waiting.begin(f"the server at {address}", otherwise=SILENCE_ADVICE)
             authority = local_authority() if ca is None and not insecure else ""
             try:
                 # Created for each attempt: a server on this machine may just have created its certificate authority.
-                session = FleetSession(credentials, held)
+                session = patience.bound(partial(FleetSession, credentials, held), afterwards=_leave)
                 credentials.accepted()
                 retries.say(f"connected to {address}")
                 target = ReportTarget(
                     address=str(address), ca=None if credentials.trusted is None else str(credentials.trusted),
                     insecure=insecure, token=session.crash_token,
                 )  # fmt: skip
-                visit = _Visit(session, part, stop, availability, on_send, on_answer, waiting)
+                visit = _Visit(session, part, stop, availability, on_send, on_answer, waiting, patience)
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
                     ended = visit.run()
                 if ended is not None:
                     return ended
             except (ServerUnavailableError, SessionLostError) as error:
-                if max_wait is not None and time.monotonic() - away_since > max_wait:
-                    raise TransportError(
-                        f"the server on {address} did not answer for {max_wait:g} s ({error})"
-                    ) from error
+                patience.check(error)
                 retries.say(f"{error}; trying again")
                 waiting.begin(f"the server at {address}", str(error))
-                retries.pause()
+                retries.pause(patience.left())
             except (IdentityError, CertificateRejectedError) as error:
                 if not credentials.start_over(error):
                     raise
@@ -143,22 +148,28 @@ def run_client(
                     raise
                 on_status("a server on this machine has just made its certificate authority; trying again")
             else:
-                away_since = time.monotonic()
+                if visit.lost:
+                    patience.check(visit.lost)
                 if visit.num_answered:
                     retries.start_over()
                 if availability.is_open() and not stop.is_set():
                     retries.say(f"the connection to {address} was lost ({visit.lost}); joining again")
-                    retries.pause()
+                    retries.pause(patience.left())
     return Ended(kind=EndKind.STOPPED, reason="stopped")
+
+
+def _leave(late: "futures.Future[FleetSession]") -> None:
+    """Leave a session that nobody waited for."""
+    if late.exception() is None:
+        late.result().leave()
 
 
 class _Retries:
     """Pauses of increasing length between attempts, with fewer and fewer repeated status lines."""
 
-    def __init__(self, on_status: Callable[[str], None], stop: threading.Event, max_wait: float | None) -> None:
+    def __init__(self, on_status: Callable[[str], None], stop: threading.Event) -> None:
         self._on_status = on_status
         self._stop = stop
-        self._longest = PAUSES[-1] if max_wait is None else max_wait
         self._repetitions = Repetitions()
         self._last = ""
         self._count = 0
@@ -170,14 +181,80 @@ class _Retries:
             self._on_status(text)
         self._last = key
 
-    def pause(self) -> None:
-        """Wait before the next attempt."""
-        self._stop.wait(min(self._longest, PAUSES[min(self._count, len(PAUSES) - 1)]))
+    def pause(self, longest: float) -> None:
+        """Wait before the next attempt, at most `longest` seconds."""
+        self._stop.wait(max(0.0, min(longest, PAUSES[min(self._count, len(PAUSES) - 1)])))
         self._count += 1
 
     def start_over(self) -> None:
         """Reset the pause after contact with the server."""
         self._count = 0
+
+
+class _SilentError(ServerUnavailableError):
+    """A request was given up because the maximum wait is over. Its connection is still in use."""
+
+
+class _Patience:
+    """The maximum wait for an answer from the server.
+
+    Attributes:
+        since: when the wait for an answer began (`time.monotonic`).
+    """
+
+    def __init__(self, address: Address, max_wait: float | None) -> None:
+        self.since = time.monotonic()
+        self._address = address
+        self._max_wait = max_wait
+
+    def left(self) -> float:
+        """Seconds until the wait is over; infinity without a maximum."""
+        return math.inf if self._max_wait is None else self.since + self._max_wait - time.monotonic()
+
+    def check(self, reason: object) -> None:
+        """Check that the wait is not over.
+
+        Raises:
+            TransportError: it is; the message includes the `reason`.
+        """
+        if self.left() <= 0:
+            raise TransportError(f"the server on {self._address} did not answer for {self._max_wait:g} s ({reason})")
+
+    def bound(
+        self, request: Callable[[], _T], *, afterwards: Callable[["futures.Future[_T]"], object],
+        least: float = LAST_ATTEMPT_SECONDS, num_moved: Callable[[], int] = lambda: 0,
+    ) -> _T:  # fmt: skip
+        """Return the result of `request`, and stop waiting for it when the wait is over.
+
+        A timeout of the connection does not suffice: it is about one packet, not about the whole answer.
+
+        Args:
+            request: a request to the server.
+            afterwards: called with an answer that nobody waited for, in another thread.
+            least: seconds that the request has in any case.
+            num_moved: bytes transferred so far; progress starts the wait anew.
+
+        Raises:
+            ServerUnavailableError: the wait is over.
+        """
+        if self._max_wait is None:
+            return request()
+        answer: futures.Future[_T] = futures.Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(request())
+            except BaseException as error:  # noqa: BLE001  raised below
+                answer.set_exception(error)
+
+        threading.Thread(target=work, name="fedshelf-request", daemon=True).start()
+        moved = num_moved()
+        while not futures.wait([answer], max(self.left(), least)).done:
+            if num_moved() == moved:
+                answer.add_done_callback(afterwards)
+                raise _SilentError(SILENCE_ADVICE)
+            moved, self.since = num_moved(), time.monotonic()
+        return answer.result()
 
 
 class _Visit:
@@ -197,6 +274,7 @@ class _Visit:
         on_send: SendHook | None,
         on_answer: AnswerHook,
         waiting: WaitReporter,
+        patience: _Patience,
     ) -> None:
         self.num_answered = 0
         self.lost = ""
@@ -207,8 +285,10 @@ class _Visit:
         self._on_send = on_send
         self._on_answer = on_answer
         self._waiting = waiting
+        self._patience = patience
         self._over = threading.Event()
         self._end = ""
+        self._is_stuck = False
 
     def run(self) -> Ended | None:
         """Answer messages; return None when the registration is lost or the active hours end."""
@@ -236,7 +316,9 @@ class _Visit:
             return None
         finally:
             self._over.set()
-            self._session.leave()
+            if not self._is_stuck:
+                with contextlib.suppress(_SilentError):
+                    self._patience.bound(self._session.leave, afterwards=lambda answer: None)
 
     def _answer(self, message: Message) -> Ended | None:
         """Fetch the message's blob, handle the message, and send the answer, blob first."""
@@ -245,7 +327,9 @@ class _Visit:
         try:
             asked = open_records(message.content)
             if isinstance(asked, Envelope) and asked.external_blob:
-                blob = self._patiently("the model to arrive", partial(self._session.fetch, asked.external_blob))
+                blob = self._patiently(
+                    "the model to arrive", partial(self._session.fetch, asked.external_blob), TRANSFER_ADVICE
+                )
                 if blob is None:
                     return None  # withdrawn, or this visit has ended
             answer, ended = self._part.answer_to(asked, blob)
@@ -267,7 +351,9 @@ class _Visit:
         reply = Message(parcel.records, reply_to=message)
         if parcel.blob.pieces:
             try:
-                wanted = self._patiently("the answer to arrive", lambda: self._session.upload(parcel.blob))
+                wanted = self._patiently(
+                    "the answer to arrive", lambda: self._session.upload(parcel.blob), TRANSFER_ADVICE
+                )
             except ServerUnavailableError:
                 raise
             except FedShelfError as error:
@@ -276,7 +362,7 @@ class _Visit:
                 return self._deliver(message, failure)
             if not wanted:
                 return False
-        self._patiently("the answer to arrive", lambda: self._session.send(reply))
+        self._patiently("the answer to arrive", lambda: self._session.send(reply), TRANSFER_ADVICE)
         self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True
 
@@ -297,15 +383,24 @@ class _Visit:
         """
         deadline, backoff, moved = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF, self._session.num_moved
         self._waiting.begin(what, advice)
+        self._patience.since = time.monotonic()
         while True:
             try:
-                result = request()
+                result = self._patience.bound(
+                    request, afterwards=lambda answer: self._session.leave(),
+                    least=HELD_SECONDS, num_moved=lambda: self._session.num_moved,
+                )  # fmt: skip
+            except _SilentError:
+                self._is_stuck = True
+                raise
             except ServerUnavailableError as error:
                 self._waiting.begin("the server to come back", str(error))
+                if backoff == FIRST_BACKOFF and not isinstance(error.__cause__, TimeoutError):
+                    self._patience.since = time.monotonic()  # the server was there until now
                 if self._session.num_moved > moved:  # there was contact in the meantime
                     deadline, backoff = time.monotonic() + GLITCH_SECONDS, FIRST_BACKOFF
-                    moved = self._session.num_moved
-                if time.monotonic() > deadline:
+                    moved, self._patience.since = self._session.num_moved, time.monotonic()
+                if time.monotonic() > deadline or self._patience.left() <= 0:
                     raise
                 if self._end or self._stop.wait(backoff):
                     return None

@@ -223,6 +223,8 @@ def _checked(answer: Answer) -> bytes:
         raise ServerUnavailableError(f"the server answers {answer.status}")
     if answer.status == 403:
         raise IdentityError(f"the server refuses this client: {_detail(answer)}")
+    if answer.status == 401 and "session" in _detail(answer):
+        raise SessionLostError("the server was restarted and no longer knows this session")
     if answer.status != 200:
         raise SessionLostError(f"the server answers {answer.status}: {_detail(answer)}")
     return answer.content

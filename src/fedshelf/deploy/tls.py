@@ -28,7 +28,7 @@ from fedshelf.deploy.address import Address, host_problem, own_addresses, parse_
 from fedshelf.deploy.connection_errors import validity
 from fedshelf.identity import certificates
 from fedshelf.identity.keys import KeyPair, passphrase, passphrase_problem, private_key
-from fedshelf.storage.atomic_files import write_atomically
+from fedshelf.storage.atomic_files import disk_advice, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -286,6 +286,8 @@ def _saying_what_to_do(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if advice := disk_advice(error):
+            raise TransportError(f"cannot write to '{directory}': {reason(error)}. {advice}") from error
         owner = ""
         with contextlib.suppress(OSError):
             owner = f" (the folder belongs to {user_name(directory.stat().st_uid)})"

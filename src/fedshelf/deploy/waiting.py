@@ -63,18 +63,19 @@ class WaitReporter:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fedshelf-waiting", daemon=True)
 
-    def begin(self, what: str, advice: str = "") -> None:
+    def begin(self, what: str, advice: str = "", *, otherwise: str = "") -> None:
         """Start waiting for `what`, or continue that wait.
 
         Args:
             what: for example `the server at 10.0.0.1:8080`.
             advice: the known cause and what to do; if empty, the previous advice is kept.
+            otherwise: advice if there is no other.
         """
         with self._lock:
             if what != self._what:
                 self._what, self._advice, self._since = what, "", self._clock()
                 self._began = time.strftime("%Y-%m-%d %H:%M:%S")
-            self._advice = advice or self._advice
+            self._advice = advice or self._advice or otherwise
 
     def end(self) -> None:
         """End the wait."""
@@ -87,7 +88,7 @@ class WaitReporter:
             waited = self._clock() - self._since
             if not self._what or waited < self._first or not self._repetitions.allow(self._what):
                 return
-            text = f"waiting for {self._what} for {duration(waited)}, since {self._began}"
+            text = f"waiting for {self._what} ({duration(waited, digits=0)} so far, since {self._began})"
             text += f": {self._advice}" if self._advice else ""
         self._say(text)
 

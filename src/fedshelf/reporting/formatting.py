@@ -29,12 +29,12 @@ def size(num_bytes: float | None) -> str:
     return f"{num_bytes:.1f} TB"
 
 
-def duration(seconds: float | None) -> str:
-    """Format a duration as `4.2 s`, `12 min 5 s` or `3 h 20 min`."""
+def duration(seconds: float | None, digits: int = 1) -> str:
+    """Format a duration as `4.2 s`, `12 min 5 s` or `3 h 20 min`; `digits` is the number of decimals of the first."""
     if seconds is None:
         return ABSENT
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"

@@ -1,5 +1,6 @@
 """The steps of a synchronous round on the server: draw a cohort, collect uploads, aggregate, evaluate."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +30,7 @@ from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted
 
 EVALUATION_FACTOR, MIN_EVALUATION_SECONDS = 10.0, 60.0  # see `Patience`: machines differ by less
+logger = logging.getLogger(__name__)
 
 
 class RoundSteps:
@@ -45,6 +47,8 @@ class RoundSteps:
         self._dispatcher = context.dispatcher
         self._validator = context.validator
         self._timer = context.timer
+        self._most_live = context.plan.start_clients
+        self._was_alone = False
 
     def draw(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
@@ -56,6 +60,7 @@ class RoundSteps:
         self._membership.begin_round(number)
         self._wait_for_clients(number, starts=number == 1 and attempt == 0)
         live = self._membership.live()
+        self._warn_if_alone(number, live)
         count = cohorts.size(len(live), fraction=plan.fraction)
         rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")
         key = TaskKey(run_id=plan.run_id, round=number, attempt=attempt)
@@ -73,6 +78,17 @@ class RoundSteps:
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened
+
+    def _warn_if_alone(self, number: int, live: tuple[str, ...]) -> None:
+        """Warn once if the default quorum lets a run continue with the last live client."""
+        is_alone = len(live) == 1 < self._most_live and self._plan.rounds.quorum is None
+        if is_alone and not self._was_alone:
+            logger.warning(
+                "round %d: rounds now count one store only, '%s', which alone is live: the model follows its photos. "
+                "Start the others again; a run with --quorum 2 or more waits for them",
+                number, live[0],
+            )  # fmt: skip
+        self._was_alone, self._most_live = is_alone, max(self._most_live, len(live))
 
     def _wait_for_clients(self, number: int, *, starts: bool) -> None:
         members, plan = self._membership, self._plan

@@ -98,6 +98,9 @@ class Server:
     def _run(self) -> str:
         plan, ports = self._plan, self._ports
         state = ports.checkpoints.load()
+        # A simulated round restarts from its beginning, and ends the same at the same virtual time.
+        opened = ports.checkpoints.load_open_round() if ports.virtual is None else None
+        is_new = state is None and opened is None
         if state is not None and state.round >= plan.num_rounds and not self._is_to_compare(state):
             return f"{counted(state.round, 'round')} already done"
         if state is not None and ports.virtual is not None:
@@ -123,7 +126,8 @@ class Server:
         ports.sink.emit(
             RunStarted(
                 run_id=plan.run_id, num_rounds=plan.num_rounds, first_round=state.round + 1,
-                num_parameters=model.layout.num_parameters, num_classes=len(catalogue), min_clients=plan.start_clients,
+                num_parameters=model.layout.num_parameters, num_classes=len(catalogue),
+                min_clients=plan.start_clients if is_new else 0,
                 num_test=model.num_test, num_test_left_out=model.num_test_left_out,
                 catalogue_digest=catalogue.digest, config_digest=plan.config_digest,
             )
@@ -134,7 +138,7 @@ class Server:
             plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
             inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
-        state, ended = self._run_rounds(replace(state, model=context.downloads.start(state.model)), context)
+        state, ended = self._run_rounds(replace(state, model=context.downloads.start(state.model)), opened, context)
         if self._is_to_compare(state):
             ports.sink.emit(ModelComparison(context).run(state))
             ports.checkpoints.save(replace(state, compared=state.round), is_best=False)
@@ -167,14 +171,14 @@ class Server:
     def _have_classes_changed(self, since: Mapping[str, Sequence[ClassFolder]]) -> bool:
         return self._membership.classes() != since
 
-    def _run_rounds(self, state: ServerState, context: Context) -> tuple[ServerState, str]:
-        """Run all rounds; return the last state and why the run ended."""
+    def _run_rounds(
+        self, state: ServerState, opened: OpenRound | None, context: Context
+    ) -> tuple[ServerState, str]:  # fmt: skip
+        """Run all rounds after `state`, first the one that is `opened`; return the last state and why the run ended."""
         plan, algorithm = self._plan, self._algorithm
         rounds: Rounds = (
             BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
         )
-        # A simulated round restarts from its beginning, and ends the same at the same virtual time.
-        opened = self._ports.checkpoints.load_open_round() if self._ports.virtual is None else None
         rounds.resume(state, opened)
         while state.round < plan.num_rounds:
             if plan.early_stopping.exhausted(state.round, state.best):

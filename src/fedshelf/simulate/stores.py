@@ -19,6 +19,7 @@ from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.folder import scan
+from fedshelf.data.health import usable_classes
 from fedshelf.data.layout import store_folders
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class FolderStores:
             found = scan(self._folder(name), val_fraction=0.0, seed=0)
             for finding in found.findings:
                 logger.warning("%s: %s", name, finding)
-            self._classes[name] = found.classes
+            self._classes[name] = usable_classes(found)
         return self._classes[name]
 
     def num_photos(self, name: str, catalogue: Catalogue) -> int | None:
@@ -97,7 +98,7 @@ class FolderStores:
         """Return the store's photos, opened once per setup: a cache lookup takes as long as training on a few."""
         known = self._open.pop(name, None)
         if known is None or known[0] is not opened:
-            known = opened, store_photos(self._folder(name), opened, PhotoCache(root=self.cache))
+            known = opened, store_photos(self._folder(name), opened, PhotoCache(root=self.cache), store=name)
         self._open[name] = known
         if len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)

@@ -34,6 +34,12 @@ _ADVICE = {
     errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another folder.",
     errno.ELOOP: "FedShelf does not write through symbolic links: remove it, and start again.",
 }
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+def disk_advice(error: OSError) -> str:
+    """Say what to do if a disk is full or read-only, for whatever user and purpose; empty for other errors."""
+    return _ADVICE[error.errno] if error.errno in _DISK else ""
 
 
 def write_atomically(path: Path, data: Data, *, durable: bool = True, mode: int = 0o600) -> None:

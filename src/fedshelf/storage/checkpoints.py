@@ -12,6 +12,7 @@ from torch import Tensor
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, ModelState, OpenRound, ServerState
+from fedshelf.core.system_errors import content_problem
 from fedshelf.storage.atomic_files import (
     make_own_folder,
     remove_leftovers,
@@ -118,7 +119,7 @@ class FileCheckpoints:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             # Harmless: the round restarts, and clients that have replied send the same bytes again.
-            logger.warning("'%s' cannot be read, the round starts over: %r", path, error)
+            logger.warning("'%s' cannot be read, the round starts over: %s", path, content_problem(error))
             return None
 
     def save_open_round(self, open_round: OpenRound) -> None:
@@ -175,7 +176,7 @@ def _read(path: Path) -> ServerState:
         # Copy: the file may be deleted, and a reader may write to the tensors.
         return _state({name: tensor.clone() for name, tensor in tensors.items()}, info)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path.name} cannot be read: {error!r}") from error
+        raise DamagedFileError(f"{path.name} cannot be read: {content_problem(error)}") from error
 
 
 def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerState:

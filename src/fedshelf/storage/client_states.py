@@ -22,6 +22,7 @@ from torch import Tensor
 from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, ClientState
+from fedshelf.core.system_errors import content_problem
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.atomic_files import make_own_folder, remove_leftovers, saying_what_to_do
 from fedshelf.storage.checkpoints import check_schema
@@ -195,7 +196,7 @@ def _read(path: Path) -> _Kept | None:
     except FileNotFoundError:
         return None
     except (OSError, DamagedFileError, RefusedError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"'{path}' cannot be read: {error!r}") from error
+        raise DamagedFileError(f"'{path}' cannot be read: {content_problem(error)}") from error
 
 
 def state_tensors(state: ClientState) -> dict[str, Tensor]:

@@ -139,8 +139,8 @@ class HashChain:
     def _broken(self, number: int | None) -> DamagedLogError:
         where = "its last line" if number is None else f"line {number}"
         return DamagedLogError(
-            f"'{self._path}': {where} does not continue the log: it was altered, or cut off. Keep the file as evidence, "
-            "and find out who could write to it"
+            f"'{self._path}': {where} does not continue the log: it was altered, or cut off. Keep the file as "
+            "evidence, and find out who could write to it"
         )
 
 

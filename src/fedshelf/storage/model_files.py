@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedshelf.core.errors import ModelError
+from fedshelf.core.system_errors import content_problem
 from fedshelf.serialization import records
 from fedshelf.serialization.tensor_file import tensor_chunks
 from fedshelf.storage.atomic_files import make_own_folder, write_together
@@ -63,7 +64,7 @@ def load_model_files(directory: Path) -> tuple[dict[str, Tensor], list[str], dic
         return safetensors.torch.load(weights), list(labels), card
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"the model in '{directory}' cannot be read: {error!r}. Copy its files from the run again."
+            f"the model in '{directory}' cannot be read: {content_problem(error)}. Copy its files from the run again."
         ) from error
 
 
@@ -87,7 +88,9 @@ def labels_beside(weights: Path) -> tuple[str, ...] | None:
         try:
             _check_digests(json.loads(_read(folder / CARD))[_DIGESTS], weights, _read(weights), names)
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"'{folder / CARD}' is not a model card of FedShelf: {error!r}. Remove it.") from error
+            raise ModelError(
+                f"'{folder / CARD}' is not a model card of FedShelf: {content_problem(error)}. Remove it."
+            ) from error
     return parse_labels(names, where=f"'{folder / LABELS}'")
 
 

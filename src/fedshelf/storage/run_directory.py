@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from fedshelf.core.errors import RunError
-from fedshelf.core.system_errors import reason
+from fedshelf.core.system_errors import content_problem, reason
 from fedshelf.storage import lock as locks
 from fedshelf.storage.atomic_files import make_folder, refuse_link, saying_what_to_do, write_atomically
 
@@ -59,6 +59,11 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to resume from."""
+        return any(self.checkpoints.glob("round-*.safetensors"))
 
     @property
     def spool(self) -> Path:
@@ -165,7 +170,9 @@ class RunDirectory:
                 raise TypeError("not text")
             return cls(path=path, **given)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunError(f"'{identity}' is damaged ({error!r}): restore it, or start a new run.") from error
+            raise RunError(
+                f"'{identity}' is damaged: {content_problem(error)}. Restore it, or start a new run."
+            ) from error
 
     def replace_config(self, config_toml: str, config_digest: str) -> "RunDirectory":
         """Save a changed configuration, for example of an extended run; the digest is written last.

@@ -18,6 +18,7 @@ from typing import cast
 from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.messages import ClientMessage, TaskKey
 from fedshelf.core.ports import Received
+from fedshelf.core.system_errors import content_problem
 from fedshelf.serialization import blob as blobs
 from fedshelf.serialization import messages as payload
 from fedshelf.storage.atomic_files import (
@@ -173,4 +174,4 @@ def _told(blob: Path) -> dict[str, str]:
         told = json.loads(_header_path(blob).read_text(encoding="utf-8"))
         return {name: str(told[name]) for name in ("run_id", "client", "message")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedUploadError(f"its header cannot be read: {error!r}") from error
+        raise DamagedUploadError(f"its header cannot be read: {content_problem(error)}") from error

@@ -127,7 +127,8 @@ class ConsoleSink:
             self._caveats["central"] = f" of {event.num_test} of {total}"
         if self._bar is not None:
             self._bar.begin(total=event.num_rounds, done=event.first_round - 1)
-            self._show(f"waiting for {counted(event.min_clients, 'store')} to join")
+            stores = counted(event.min_clients, "store") if event.min_clients else "stores"
+            self._show(f"waiting for {stores} to join")
 
     def _weights_loaded(self, event: WeightsLoaded) -> None:
         said = f"the head starts fresh: {event.reason}"
@@ -140,6 +141,8 @@ class ConsoleSink:
 
     def _client_joined(self, event: ClientJoined) -> None:
         so_far = f"{len(self._joined)} of {counted(self._min_clients, 'store')} needed to start"
+        if not self._min_clients:
+            so_far = f"{counted(len(self._joined), 'store')} joined"
         if len(self._joined) > MOST_NAMED and not self._seconds:
             self._show(so_far)
             return  # thousands of simulated stores are shown as a count
@@ -147,13 +150,13 @@ class ConsoleSink:
         self._say(
             f"{event.client} joined: {counted(event.num_train, 'training photo')}, "
             f"{counted(event.num_validation, 'validation photo')}{left_out}"
-            + (f" ({so_far})" if not self._seconds else "")
+            + (f" ({so_far})" if self._min_clients and not self._seconds else "")
         )
 
     def _waiting(self, event: Waiting) -> None:
         live = f"live: {_some(event.live, most=MOST_NAMED)}" if event.live else "no client is live"
         missing = f"; missing: {_some(event.missing, most=MOST_NAMED)}" if event.missing else ""
-        self._warn(f"waiting for {event.what} for {duration(event.seconds)}; {live}{missing}")
+        self._warn(f"waiting for {event.what} ({duration(event.seconds, digits=0)} so far); {live}{missing}")
 
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()

@@ -16,6 +16,7 @@ from fedshelf.storage.atomic_files import saying_what_to_do
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
 
+LOST = "its database run.db is missing, though it has checkpoints: restore run.db from a copy to see its rounds"
 UNEXPLAINED = "its process ended without saying why: it was killed, ran out of memory, or lost power"
 _CLIENT_KEYS = ("client", "status", "reason", "num_examples", "accuracy", "staleness", "batch_size", "client_lr")
 
@@ -124,6 +125,8 @@ def _summary(
     status, reason = (RunStatus.RUNNING, "") if run is None else (RunStatus(run["status"]), run["reason"])
     if status is RunStatus.RUNNING and not alive:
         status, reason = RunStatus.STOPPED, "before its first round" if run is None else UNEXPLAINED
+    if run is None and directory.has_checkpoint:
+        reason = LOST
     return RunSummary(
         run_id=directory.run_id,
         status=status,

@@ -1,7 +1,7 @@
 """Finds runs: by name, or the one to resume."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,20 +51,20 @@ def _skipping(path: Path) -> Iterator[None]:
         logger.warning("skipping '%s': %s", path, error)
 
 
-def find_resumable(root: Path, config_digest: str) -> RunDirectory | None:
-    """Return the newest unfinished run with this configuration, or None.
+def find_resumable(root: Path, is_same: Callable[[RunDirectory], bool]) -> RunDirectory | None:
+    """Return the newest unfinished run with the same configuration, or None.
 
     The run may be active; taking its lock then fails with an explanation. Skipping it would start a second run, which
     the next restart would resume instead of the first. A run whose database cannot be read is skipped with a warning.
 
     Args:
         root: the folder of all runs.
-        config_digest: the configuration's digest.
+        is_same: whether a run has that configuration.
 
     Raises:
         RunError: `root` cannot be read.
     """
-    alike = summaries_of(run for run in reversed(find_runs(root)) if run.config_digest == config_digest)
+    alike = summaries_of(run for run in reversed(find_runs(root)) if is_same(run))
     return next((run for run, summary in alike if summary.status is not RunStatus.FINISHED), None)
 
 
@@ -79,9 +79,11 @@ def resolve_run(name: str, root: Path) -> RunDirectory:
         The run's directory.
 
     Raises:
-        UsageError: there is no such run, or several match.
+        UsageError: `name` is empty, there is no such run, or several match.
         RunError: `name` is a folder without a run.
     """
+    if not name:
+        raise UsageError("RUN is empty: give a run's folder, its id, or the beginning of its id")
     runs = find_runs(root)
     for run in runs:
         if name in (run.run_id, run.path.name):

@@ -6,6 +6,7 @@ from typing import TextIO
 
 from fedshelf.core.events import Event
 from fedshelf.core.ports import MetricSink
+from fedshelf.core.system_errors import reason
 from fedshelf.serialization import records
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,12 @@ class Sinks:
         for sink in list(self._optional):
             try:
                 sink.emit(event)
-            except Exception:
-                logger.warning("%s fails and is left out; the run goes on", type(sink).__name__, exc_info=True)
+            except Exception as error:
+                is_expected = isinstance(error, OSError)  # such as a full disk
+                why = f": {reason(error)}" if is_expected else ""
+                logger.warning(
+                    "%s fails and is left out; the run continues%s", type(sink).__name__, why, exc_info=not is_expected
+                )
                 self._optional.remove(sink)
 
 

@@ -67,12 +67,13 @@ def print_line(console: Console, line: str, *, label: str = "", style: str = "",
 
 
 def wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
-    """Wrap `text` at spaces into lines of at most `width` cells; a longer word is on its own line."""
+    """Wrap `text` at spaces into lines of at most `width` cells; a longer word is on its own line, with less indent."""
     line = ""
     for word in re.findall(" *[^ ]+", text):  # with its leading spaces
         if line and cell_len(line + word) > width:
             yield line.replace(GLUE, " ")
-            line = indent + word.lstrip(" ")
+            line = word.lstrip(" ")
+            line = indent[: max(0, width - cell_len(line))] + line
         else:
             line += word if line else indent + word
     yield line.replace(GLUE, " ")

@@ -1,5 +1,6 @@
 """What a client is called, and where it keeps its state."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,11 @@ def test_the_name_is_kept_when_the_machine_is_called_otherwise(home: Path, monke
 def test_a_name_that_was_given_once_is_kept(home: Path) -> None:
     given = place(folder("photos"), name="lyon")
     assert place(Path("photos")) == given
-    assert place(Path("photos"), name="nice").name == "nice"
+    for name in ("nice", "amiens", "nice", "lyon"):
+        assert place(Path("photos"), name=name).name == name
+        for record in home.glob("clients/*/client.json"):  # time passes, on a coarse clock too
+            os.utime(record, ns=(0, record.stat().st_mtime_ns - 10**9))
+        assert place(Path("photos")).name == name, "the last one"
 
 
 def test_a_state_directory_knows_whose_it_is(home: Path) -> None:

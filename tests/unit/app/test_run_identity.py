@@ -1,5 +1,6 @@
 """A run directory belongs to one configuration; runs are gone on with, extended, and not mixed up."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from fedshelf.app.run import open_run
-from fedshelf.config import places
+from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import ClientStatus, RoundStarted, RunStarted, RunStatus
@@ -131,6 +132,69 @@ def test_an_extension_adds_rounds_with_all_clients() -> None:
 def test_an_extension_needs_a_run_to_extend(run_dir: Path | None) -> None:
     with pytest.raises(UsageError, match="--extend adds rounds to a run"):
         run(config(extend=1, run_dir=run_dir))
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_that_lost_its_checkpoints_does_not_start_over_in_silence(rounds: int) -> None:
+    _, directory = run(config(run_dir=Path("r"), rounds=rounds))
+    shutil.rmtree(directory.checkpoints)
+    with pytest.raises(RunError, match=rf"finished {rounds} rounds?, but '.*checkpoints' has no checkpoint"):
+        run(config(run_dir=Path("r"), rounds=rounds))
+    assert run_summary(directory.path).status is RunStatus.FINISHED
+
+
+@pytest.mark.usefixtures("home")
+def test_a_run_that_crashed_before_its_first_checkpoint_resumes() -> None:
+    _, directory = run(config(run_dir=Path("r")), stop_at=2)  # round 1 is recorded before its checkpoint
+    shutil.rmtree(directory.checkpoints)
+    assert run(config(run_dir=Path("r")))[0] is RunStatus.FINISHED
+
+
+@pytest.mark.usefixtures("home")
+def test_a_run_that_lost_its_database_resumes_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    _, directory = run(config(run_dir=Path("r"), rounds=3), stop_at=3)
+    directory.database.unlink()
+    assert run(config(run_dir=Path("r"), rounds=3))[0] is RunStatus.FINISHED
+    assert "its database run.db is missing" in caplog.text
+    assert [record.round for record in run_summary(directory.path).rounds] == [3]
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("run_dir", [None, Path("r")])
+def test_a_setting_that_an_older_version_did_not_have_is_no_difference_at_its_default(run_dir: Path | None) -> None:
+    _, first = run(config(run_dir=run_dir), stop_at=2)
+    older = "".join(line for line in first.config_toml.splitlines(keepends=True) if not line.startswith("test-every"))
+    first.replace_config(older, files.digest(older))
+    if run_dir is not None:
+        with pytest.raises(RunError, match=r"other settings \(test-every: not set → 2\)"):
+            run(config(run_dir=run_dir, test_every=2))
+    status, again = run(config(run_dir=run_dir))
+    assert (status, again.run_id) == (RunStatus.FINISHED, first.run_id)
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("content", ["", "rounds = 3\n", "rounds = "])
+def test_a_damaged_configuration_is_one_short_sentence(content: str, caplog: pytest.LogCaptureFixture) -> None:
+    _, first = run(config(run_dir=places.RUNS / "r"), stop_at=2)
+    first.config.write_text(content)
+    said = r"config\.toml' is not the configuration that .* was started with: it is damaged"
+    with pytest.raises(RunError, match=said):
+        run(config(run_dir=first.path))
+    _, other = run(config())
+    assert other.run_id != first.run_id
+    assert "this run is not resumed" in caplog.text
+
+
+@pytest.mark.usefixtures("home")
+def test_of_many_differences_the_first_few_are_listed() -> None:
+    run(config(run_dir=Path("r")))
+    others = {
+        "seed": 1, "image_size": 16, "width": 8, "client_lr": 0.5, "local_epochs": 1, "momentum": 0.5, "rounds": 3,
+        "weight_decay": 0.0, "label_smoothing": 0.0, "gradient_clip": 0.0,
+    }  # fmt: skip
+    with pytest.raises(RunError, match=r"\(client-lr: 0\.05 → 0\.5, .* and 2 more\)\. .* \(more rounds: --extend N\)"):
+        run(config(run_dir=Path("r"), **others))
 
 
 @pytest.mark.usefixtures("home")

@@ -59,6 +59,23 @@ USAGE = {
         f"error: --algorithm fedavgg: must be one of {', '.join(ALGORITHMS)}: did you mean 'fedavg'?\n"
         "error: --rounds many: not a whole number",
     ),
+    "number too large": (
+        "simulate --rounds 9223372036854775808 --seed 9223372036854775808",
+        "error: --rounds 9223372036854775808: must be at most 1,000,000\n"
+        "error: --seed 9223372036854775808: must be at most 9,223,372,036,854,775,807",
+    ),
+    "number out of range": (
+        "predict x.jpg --top 0",
+        "error: --top 0: must be at least 1\nTry 'fedshelf predict --help'.",
+    ),
+    "large number": (
+        "data partition photos --out stores --stores 9999999999999999999999",
+        "error: --stores 9999999999999999999999: must be at most 1,000,000\nTry 'fedshelf data partition --help'.",
+    ),
+    "not a number": (
+        "data partition photos --out stores --alpha even",
+        "error: --alpha even: not a number\nTry 'fedshelf data partition --help'.",
+    ),
     "missing folder": ("simulate --data-dir store", "error: --data-dir {cwd}/store: no such folder"),
     "unknown run": (
         "runs show 20261121-0836",

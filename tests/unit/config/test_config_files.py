@@ -1,5 +1,6 @@
 """The configuration: one schema for flags and files, strict keys, and everything wrong said at once."""
 
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +10,7 @@ import pytest
 from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.app.components import algorithm_of
 from fedshelf.config import files
-from fedshelf.config.schema import ClientConfig, RunConfig, select
+from fedshelf.config.schema import ClientConfig, RunConfig, Settings, select
 from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import Scope
 
@@ -103,6 +104,65 @@ BAD: dict[str, Any] = {
 def test_a_value_out_of_range_is_named(name: str) -> None:
     with pytest.raises(UsageError, match=name.replace("_", "-")):
         files.load(RunConfig, None, {name: BAD[name]})
+
+
+NUMBERS = {
+    name: int in kinds
+    for kind in (RunConfig, ClientConfig)
+    for name, field in kind.model_fields.items()
+    if {int, float} & (kinds := {field.annotation, *get_args(field.annotation)})
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_is_without_end(name: str, tmp_path: Path) -> None:
+    kind = RunConfig if name in RunConfig.model_fields else ClientConfig
+    for value in ("9" * 30,) if NUMBERS[name] else ("inf", "nan"):
+        said = "must be at most" if NUMBERS[name] else "must be a finite number"
+        with pytest.raises(UsageError, match=said):
+            files.load(kind, None, {name: value})
+        (tmp_path / "run.toml").write_text(f"{name.replace('_', '-')} = {value}")
+        with pytest.raises(UsageError, match=said):
+            files.load(kind, tmp_path / "run.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rounds = true", "rounds = true in {}: not a whole number"),
+        ('rounds = "3"', 'rounds = "3" in {}: not a whole number'),
+        ("rounds = 3.0", "rounds = 3.0 in {}: not a whole number"),
+        ('client-lr = "0.1"', 'client-lr = "0.1" in {}: not a number'),
+        ("client-lr = false", "client-lr = false in {}: not a number"),
+        ("augment = 1", "augment = 1 in {}: not true or false"),
+        ('augment = "yes"', 'augment = "yes" in {}: not true or false'),
+        ("model = 18", "model = 18 in {}: not a text in quotes"),
+        ("run-dir = 2026-11-30", "run-dir = 2026-11-30 in {}: not a text in quotes"),
+        ('advertise = "x"', 'advertise = "x" in {}: not a list of texts in quotes, such as ["a", "b"]'),
+        ("rounds = " + "9" * 5000, "cannot read --config {}: it is not valid TOML"),
+        ("[server]\nrounds = 3", "[server] in {}: sections are not used. Write its keys above any section, or without"),
+        ("[rounds]\nrounds = 3", "[rounds] in {}: sections are not used. Write its keys above any section, or without"),
+    ],
+)
+def test_a_value_of_another_type_is_an_error(line: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, line)
+    assert str(caught.value).startswith(said.format(tmp_path / "run.toml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(ClientConfig, "max_wait"), (RunConfig, "round_timeout"), (RunConfig, "heartbeat_timeout")]
+)
+def test_no_time_is_longer_than_the_system_can_wait(kind: type[Settings], name: str) -> None:
+    with pytest.raises(UsageError, match=r"must be at most 1,000,000,000"):
+        files.load(kind, None, {name: "1e300"})
+    assert getattr(files.load(kind, None, {name: "1e9"}), name) < threading.TIMEOUT_MAX
+
+
+def test_a_whole_number_is_a_number_and_a_flag_is_a_text(tmp_path: Path) -> None:
+    assert load(tmp_path, "client-lr = 1\n", rounds="3").model_dump(include={"client_lr", "rounds"}) == {
+        "client_lr": 1.0, "rounds": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Where FedShelf keeps what is its user's, and what it says where there is no such place."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from fedshelf.config.schema import ClientConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.system_errors import current_user
 from tests.other_user import UID, error_as_other_user
+from tests.unit.data.samples import write_pack
 
 
 @pytest.fixture
@@ -71,3 +74,30 @@ def test_a_working_folder_that_is_gone_is_one_clear_error(tmp_path: Path, monkey
         files.load(ClientConfig, None, {"data_dir": Path("photos")})
     assert files.load(ClientConfig, None, {"data_dir": Path("/photos")}).data_dir == Path("/photos")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("nr_inodes=1", ("no space left on device", "Free some space on that disk and start again")),
+        ("ro", ("read-only file system", "That disk is mounted read-only: choose a folder that can be written to")),
+    ],
+)
+@pytest.mark.parametrize("command", ["server", "client --data-dir photos"])
+def test_a_home_on_a_disk_that_is_full_or_read_only_is_not_a_matter_of_users(
+    home: Path, command: str, options: str, said: tuple[str, str]
+) -> None:
+    home.mkdir()
+    write_pack(Path("photos"), {"apple": 1})
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o {options} none '{home}' || exit 77; "
+    done = subprocess.run(
+        [*namespace, f"{mount} '{sys.executable}' -m fedshelf {command}"], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("this system lets nobody mount a disk")
+    for words in (f"cannot write to '{home}/", *said):
+        assert words in done.stderr
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "--insecure" not in done.stderr

@@ -2,6 +2,7 @@
 
 import errno
 import http.client
+import json
 import os
 import socket
 import ssl
@@ -9,7 +10,7 @@ import urllib.error
 
 import pytest
 
-from fedshelf.core.system_errors import current_user, reason, user_name
+from fedshelf.core.system_errors import content_problem, current_user, reason, user_name
 from tests.other_user import UID
 
 
@@ -51,3 +52,20 @@ def test_a_user_is_told_by_name_where_there_is_one() -> None:
     assert user_name(0) == "user 'root'"
     assert user_name(UID) == f"user id {UID}"
     assert current_user() == user_name(os.geteuid())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is not JSON (line 1, column 1)"),
+        (b"{\n", "it is not JSON (line 2, column 1)"),
+        (b"\xff", "it is not UTF-8 text"),
+        (b"{}", "it lacks 'rounds'"),
+        (b"[]", "a value in it has the wrong type"),
+        (b'{"rounds": "x"}', "invalid literal for int() with base 10: 'x'"),
+    ],
+)
+def test_a_problem_with_content_names_no_class(content: bytes, words: str) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)) as caught:
+        int(json.loads(content.decode("utf-8"))["rounds"])
+    assert content_problem(caught.value) == words

@@ -1,4 +1,4 @@
-import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from fedshelf.core.errors import DataError
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet, load_photos
+from fedshelf.data.dataset import PhotoSet, load_photos, warn_of_left_out
 from fedshelf.data.decode import decode
 from fedshelf.data.folder import scan
 from tests.unit.data.samples import write_pack
@@ -23,14 +23,26 @@ def test_each_photo_has_the_index_of_its_class_and_other_classes_are_left_out_an
 ) -> None:
     photos = scan(write_pack(tmp_path / "s", {"Milk": 2, "X/Bread": 3, "Fish": 2}), val_fraction=0, seed=0).train
     catalogue = Catalogue(("Bread", "Cheese", "Milk"), (("Bread",), ("Cheese",), ("Milk",)))
-    with caplog.at_level(logging.WARNING):
-        loaded = load_photos(photos, catalogue, cache, 16)
+    loaded = load_photos(photos, catalogue, cache, 16)
     assert loaded.left_out == {"Fish": 2}
-    assert "Fish (2)" in caplog.text
+    assert not caplog.text
     assert loaded.photo_set.labels.tolist() == [2, 2, 0, 0, 0]
     assert loaded.photo_set.labels.dtype == np.int64
     for image, photo in zip(loaded.photo_set.images, [p for p in photos if p.class_path != "Fish"], strict=True):
         np.testing.assert_array_equal(image, decode(photo.path.read_bytes(), 16))
+
+
+def test_the_first_few_classes_that_are_left_out_are_named_with_their_store_and_cannot_break_the_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left_out = Counter({"fish": 2, "new\nline": 1} | {f"x{number}": 1 for number in range(100)})
+    warn_of_left_out(left_out, Catalogue(("Fish",), (("Fish",),)), whose="lyon")
+    (line,) = caplog.messages
+    assert line.startswith(
+        "lyon: left out: 103 photos of classes that are not in the catalogue: fish (2; the catalogue"
+    )
+    assert r", new\x0aline (1), " in line
+    assert line.endswith(" and 97 more")
 
 
 def test_labels_stay_with_their_photos_when_one_is_unusable(tmp_path: Path, cache: PhotoCache) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fedshelf.core.errors import DataError
 from fedshelf.core.system_errors import user_name
 from fedshelf.data.folder import scan
+from fedshelf.data.health import check
 from fedshelf.data.photo_files import Listing, list_photos, subfolders
 from tests.unit.data.samples import write_pack, write_photo
 from tests.users import ordinary_user
@@ -62,6 +63,15 @@ def test_files_that_are_no_photos_are_counted_by_their_endings(tmp_path: Path) -
         (tmp_path / "Banana" / name).touch()
     (finding,) = list_photos(tmp_path).findings()
     assert finding == "left out: files that are not read as photos: 1 without an ending, 1 .db, 1 .dng, 2 .txt"
+
+
+def test_folders_without_a_photo_are_named(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"Fruit/Banana": 1})
+    for folder in ("Fruit/Kiwi", "Milk", "@eaDir", "Fruit/.hidden"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "Milk" / "price.txt").touch()
+    assert "left out: folders without a photo (2): 'Fruit/Kiwi', 'Milk'" in list_photos(tmp_path).findings()
+    assert "left out: folders without a photo (2)" in " ".join(check(tmp_path).findings)
 
 
 def test_links_in_a_circle_and_links_that_lead_nowhere_are_named_and_passed_over(tmp_path: Path) -> None:

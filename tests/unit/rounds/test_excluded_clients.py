@@ -43,6 +43,23 @@ def test_a_failure_that_will_repeat_excludes_its_client_at_once_and_the_run_goes
     assert [len(record.clients) for record in world.finished] == [5, 4, 4]
 
 
+@pytest.mark.parametrize(("quorum", "times"), [(None, 1), (1, 0)])
+def test_a_run_that_the_default_quorum_lets_shrink_to_one_store_says_so_once(
+    quorum: int | None, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails = failing(will_repeat=True)
+    world = World(names=("a", "b"), num_rounds=4, rounds={"quorum": quorum}, tampers={"b": fails})
+    assert world.run() is RunStatus.FINISHED
+    said = [line for line in caplog.messages if "rounds now count one store only, 'a', which alone is live" in line]
+    assert len(said) == times
+
+
+def test_a_run_that_was_meant_for_one_store_says_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(names=("a",), num_rounds=2, rounds={"quorum": None}, plan={"start_clients": 1})
+    assert world.run() is RunStatus.FINISHED
+    assert not caplog.messages
+
+
 def test_failures_that_may_pass_exclude_for_ten_rounds_after_three_in_a_row() -> None:
     world = World(names=FIVE, num_rounds=15, rounds={"quorum": None}, tampers={"c": failing(will_repeat=False)})
     assert world.run() is RunStatus.FINISHED

@@ -3,7 +3,7 @@
 import pytest
 
 from fedshelf.core.errors import WorkerLostError
-from fedshelf.core.events import ClientLeft, RunEnded, RunStatus
+from fedshelf.core.events import ClientLeft, RunEnded, RunStarted, RunStatus
 from fedshelf.core.messages import Broadcast, ServerMessage
 from fedshelf.core.ports import Left
 from tests.fakes import Answer
@@ -80,3 +80,11 @@ def test_a_client_that_signs_off_is_told_from_one_that_falls_silent(left: Left, 
     world.run()
     assert [(event.client, event.reason) for event in world.sink.of(ClientLeft)] == [("c", said)]
     assert [m.reason for m in world.finished[0].clients if m.client == "c"] == [absent]
+
+
+def test_only_a_new_run_needs_the_clients_of_its_start() -> None:
+    world = World(names=("a", "b"), num_rounds=1, plan={"start_clients": 2})
+    world.run()
+    world.restart()
+    world.run_connected(num_rounds=2)
+    assert [(event.first_round, event.min_clients) for event in world.sink.of(RunStarted)] == [(1, 2), (2, 0)]

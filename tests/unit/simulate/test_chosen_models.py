@@ -71,7 +71,7 @@ def test_every_store_has_a_whole_model_whose_accuracy_is_the_one_reported(stores
     assert sorted(found) == sorted(NAMES)
     for name, store in found.items():
         opened.bound_model.module.load_state_dict(weights(directory.stores / name))
-        photos = store_photos(stores / name, opened, cache)
+        photos = store_photos(stores / name, opened, cache, store=name)
         own = torch.cat([torch.from_numpy(part.labels) for part in (photos.train, photos.validation)]).numpy()
         sold = of_classes(test, own)
         right = score_photos(opened.bound_model, sold).right

@@ -9,8 +9,8 @@ import pytest
 
 from fedshelf.app.predictor import Predictor
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import DataError, RunError, UsageError
-from fedshelf.core.events import ClientJoined, ClientRefused, RoundFinished, RunStarted
+from fedshelf.core.errors import DataError, UsageError
+from fedshelf.core.events import ClientJoined, RoundFinished, RunStarted
 from fedshelf.simulate.engine import simulate
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary
@@ -85,13 +85,27 @@ def test_a_store_whose_photos_are_all_damaged_is_refused_for_that_reason() -> No
         write_pack(Path("stores") / store, {"apple": 3, "milk": 3})
     for photo in Path("stores/broken").rglob("*.png"):
         photo.write_bytes(b"\x89PNG\r\n\x1a\n no photo")
-    sink = RecordingSink()
-    with pytest.raises(RunError, match="waits for more clients"):
-        run(sink)
-    (refused,) = sink.of(ClientRefused)
-    assert refused.client == "broken"
-    assert "none of its photos can be used: the file is not a JPEG" in refused.reason
-    assert "(6 photos)" in refused.reason
+    with pytest.raises(DataError, match=r"stores/broken': there is no photo to train on: .*None of its 6 training"):
+        run()
+    assert not Path("runs").exists()
+
+
+def test_what_a_store_leaves_out_is_said_once_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    for store in ("a", "b"):
+        write_pack(Path("stores") / store, {"apple": 10, "kiwi": 10})
+    Path("catalogue.txt").write_text("apple\n")
+    run(catalogue=Path("catalogue.txt"), val_fraction=0.5)
+    said = [line for line in caplog.messages if "left out" in line]
+    assert said == [f"{s}: left out: 10 photos of classes that are not in the catalogue: kiwi (10)" for s in "ab"]
+
+
+def test_a_product_whose_photos_are_all_damaged_is_not_in_the_catalogue() -> None:
+    for store in ("a", "b"):
+        write_pack(Path("stores") / store, {"apple": 3, "milk": 3, "tea": 2})
+        for photo in Path("stores", store, "tea").iterdir():
+            photo.write_bytes(photo.read_bytes()[:40])
+    run()
+    assert labels() == ["apple", "milk"]
 
 
 def test_accuracies_that_tell_little_are_known_to_those_who_show_them() -> None:

@@ -194,6 +194,9 @@ def test_photos_of_no_class_in_the_catalogue_are_left_out_and_counted(stores: Pa
 def test_fewer_stores_than_clients_asked_for_is_a_usage_error_and_not_an_endless_wait(stores: Path) -> None:
     with pytest.raises(UsageError, match=r"--min-clients 4: there are only 3 stores \('lyon', 'oslo', 'rome'\)"):
         simulate(config(min_clients=4))
+    with pytest.raises(UsageError, match=r"--quorum 4: there are only 3 stores .*Choose a smaller number, or add"):
+        simulate(config(quorum=4))
+    assert not Path("runs").exists()
 
 
 def test_a_store_alone_can_be_simulated(home: Path) -> None:

@@ -64,9 +64,17 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         load_model_files(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sha256": 3}'])
-def test_a_damaged_card_is_a_clear_error(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", r"it is not JSON \(line 1, column 2\)"),
+        ("{}", "it lacks 'sha256'"),
+        ("[]", "a value in it has the wrong type"),
+        ('{"sha256": 3}', "a value in it has the wrong type"),
+    ],
+)
+def test_a_damaged_card_is_a_clear_error(tmp_path: Path, text: str, why: str) -> None:
     save_model(tmp_path, tensors(), ["a"], {})
     (tmp_path / "model_card.json").write_text(text)
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=rf"cannot be read: {why}\. Copy"):
         load_model_files(tmp_path)

@@ -32,6 +32,10 @@ def create(path: Path, run_id: str = "20261121-083512-a1b2", digest: str = "d1")
     return RunDirectory.create(path, run_id=run_id, config_toml="rounds = 3\n", config_digest=digest)
 
 
+def is_d1(run: RunDirectory) -> bool:
+    return run.config_digest == "d1"
+
+
 def end(run: RunDirectory, status: RunStatus) -> None:
     database = RunDatabase(run.database)
     database.emit(
@@ -96,7 +100,7 @@ def test_a_folder_without_a_run_and_a_damaged_or_newer_identity_are_named(tmp_pa
         RunDirectory.open(tmp_path)
     create(tmp_path)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match=r"is damaged: it is not JSON \(line 1, column 2\)\. Restore it"):
         RunDirectory.open(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(RunError, match="newer FedShelf"):
@@ -170,24 +174,24 @@ def test_differences_name_every_key_that_differs_and_no_other() -> None:
 
 
 def test_the_newest_unfinished_run_of_the_same_configuration_goes_on(tmp_path: Path) -> None:
-    assert find_resumable(tmp_path / "missing", "d1") is None
+    assert find_resumable(tmp_path / "missing", is_d1) is None
     finished, stopped, newest, other = (create(tmp_path / name, name) for name in ("a", "b", "c", "d"))
     end(finished, RunStatus.FINISHED)
     end(stopped, RunStatus.STOPPED)
     end(newest, RunStatus.FAILED)
     other.replace_config("rounds = 9\n", "d2")
-    assert find_resumable(tmp_path, "d1") == newest
+    assert find_resumable(tmp_path, is_d1) == newest
     end(newest, RunStatus.FINISHED)
-    assert find_resumable(tmp_path, "d1") == stopped
+    assert find_resumable(tmp_path, is_d1) == stopped
     end(stopped, RunStatus.FINISHED)
-    assert find_resumable(tmp_path, "d1") is None
-    assert find_resumable(tmp_path, "d2") == RunDirectory.open(other.path)
+    assert find_resumable(tmp_path, is_d1) is None
+    assert find_resumable(tmp_path, lambda run: run.config_digest == "d2") == RunDirectory.open(other.path)
 
 
 def test_a_run_that_never_started_a_round_goes_on_too(tmp_path: Path) -> None:
-    assert find_resumable(tmp_path, "d1") is None
+    assert find_resumable(tmp_path, is_d1) is None
     run = create(tmp_path / "a")
-    assert find_resumable(tmp_path, "d1") == run
+    assert find_resumable(tmp_path, is_d1) == run
 
 
 def test_runs_are_found_by_folder_id_and_beginning_of_the_id(tmp_path: Path) -> None:
@@ -206,6 +210,8 @@ def test_runs_are_found_by_folder_id_and_beginning_of_the_id(tmp_path: Path) -> 
         resolve_run("20261121-0836", tmp_path)
     with pytest.raises(UsageError, match="unknown run 'x': there are no runs in"):
         resolve_run("x", tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="RUN is empty: give a run's folder, its id"):
+        resolve_run("", tmp_path)
     with pytest.raises(RunError, match="holds no run"):
         resolve_run(str(tmp_path / "unrelated"), tmp_path)
 
@@ -220,7 +226,7 @@ def test_the_run_to_go_on_with_may_be_running_already_and_then_says_so(tmp_path:
     create(tmp_path / "a", "a")
     newest = create(tmp_path / "b", "b")
     with newest.lock():
-        found = find_resumable(tmp_path, "d1")
+        found = find_resumable(tmp_path, is_d1)
         assert found == newest
         with pytest.raises(RunError, match="is in use by process"):
             found.lock()

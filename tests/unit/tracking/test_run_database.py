@@ -28,7 +28,7 @@ from fedshelf.core.events import (
 from fedshelf.serialization import records
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
-from fedshelf.tracking.queries import UNEXPLAINED, run_summary
+from fedshelf.tracking.queries import LOST, UNEXPLAINED, run_summary
 
 STARTED = RunStarted(run_id="r1", num_rounds=3, first_round=1, num_parameters=318, num_classes=81, min_clients=2)
 LYON = Participation(
@@ -120,6 +120,17 @@ def test_a_run_without_a_database_or_a_round_reads_as_empty(run: RunDirectory) -
     assert run_summary(run.path).to_record() == nothing
     with run.lock():
         assert run_summary(run.path).status is RunStatus.RUNNING
+
+
+def test_a_run_that_lost_its_database_says_so(run: RunDirectory) -> None:
+    run.checkpoints.mkdir()
+    (run.checkpoints / "round-000002.safetensors").touch()
+    summary = run_summary(run.path)
+    assert (summary.status, summary.reason) == (RunStatus.STOPPED, LOST)
+    write(run)  # a new one, before anything is in it
+    assert run_summary(run.path).reason == LOST
+    write(run, STARTED, finished(3))
+    assert run_summary(run.path).reason == UNEXPLAINED
 
 
 def test_a_run_whose_process_died_reads_as_stopped(run: RunDirectory) -> None:

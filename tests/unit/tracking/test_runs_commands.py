@@ -84,6 +84,16 @@ def test_list_names_the_newest_first(root: Path) -> None:
     assert listed[1]["started"] == "2026-11-21T08:35:12Z"
 
 
+def test_a_run_whose_database_is_missing_says_so_in_list_and_show(root: Path) -> None:
+    run = RunDirectory.open(root / "20261121-083512-a1b2")
+    run.checkpoints.mkdir()
+    (run.checkpoints / "round-000003.safetensors").touch()
+    run.database.unlink()
+    said = "its database run.db is missing, though it has checkpoints: restore run.db from a copy"
+    for command in (["list"], ["show", run.run_id]):
+        assert said in " ".join(output(*command, "--root", str(root)).split())
+
+
 def test_list_of_no_runs_says_how_to_start_one(tmp_path: Path) -> None:
     assert "fedshelf simulate" in output("list", "--root", str(tmp_path))
     assert json.loads(output("list", "--root", str(tmp_path), "--json")) == []

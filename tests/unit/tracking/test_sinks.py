@@ -1,8 +1,10 @@
 """Several sinks, the lines that programs read, and those that people read."""
 
+import errno
 import io
 import json
 import logging
+import os
 
 import pytest
 from rich.console import Console
@@ -22,6 +24,7 @@ from fedshelf.core.events import (
     RunStarted,
     RunStatus,
     UploadReceived,
+    Waiting,
     WeightsLoaded,
 )
 from fedshelf.tracking.console import ConsoleSink
@@ -110,6 +113,14 @@ def test_a_console_that_fails_is_named_once_and_the_run_goes_on(caplog: pytest.L
     assert caplog.text.count("Failing fails") == 1
 
 
+def test_a_console_on_a_full_disk_is_named_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    sinks = Sinks(optional=[Failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))])
+    sinks.emit(EVENTS[0])
+    (record,) = caplog.records
+    assert record.getMessage() == "Failing fails and is left out; the run continues: no space left on device"
+    assert not record.exc_info
+
+
 def test_a_database_that_fails_stops_the_run() -> None:
     console = Recorder()
     sinks = Sinks(required=[Failing(RunError("the disk is full"))], optional=[console])
@@ -187,6 +198,21 @@ def test_accuracies_that_tell_little_are_shown_with_what_they_tell() -> None:
     assert "warning: there is one product in all stores" in text
     assert "warning: the central accuracy is of 3 of 9 test photos" in text
     assert "accuracy 100.0 % (one product)  central 100.0 % of 3 of 9 photos" in text
+
+
+def test_a_resumed_run_does_not_claim_to_need_what_only_its_start_needs() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=200))
+    sink.emit(RunStarted(run_id="r", num_rounds=9, first_round=3, num_parameters=1, num_classes=2, min_clients=0))
+    sink.emit(ClientJoined(client="lyon", num_train=1, num_validation=1, num_left_out=0))
+    assert stream.getvalue().splitlines()[1] == "lyon joined: 1 training photo, 1 validation photo"
+
+
+def test_a_wait_tells_how_long_it_has_been() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=200))
+    sink.emit(Waiting(what="2 clients to start", live=("lyon",), missing=("oslo",), seconds=10.04))
+    assert stream.getvalue() == "warning: waiting for 2 clients to start (10 s so far); live: lyon; missing: oslo\n"
 
 
 def test_time_left_is_the_median_round_times_the_rounds_to_come() -> None:

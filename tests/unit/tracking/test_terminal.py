@@ -83,12 +83,12 @@ def test_log_records_are_lines_with_their_level(capsys: pytest.CaptureFixture[st
         raise ValueError("x " * 100)
     except ValueError:
         log.exception("cannot answer")
-    log.critical("the end")
+    log.critical("the end\nof a product's name")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "waiting for 2 clients"
     assert lines[1] == r"warning: skipping 'a\x1b[2Jb' [bold]" + "word " * 60
     assert lines[2:4] == ["error: cannot answer", "  Traceback (most recent call last):"]
-    assert lines[-2:] == [f"  ValueError: {'x ' * 100}", "error: the end"]
+    assert lines[-2:] == [f"  ValueError: {'x ' * 100}", r"error: the end\x0aof a product's name"]
 
 
 @pytest.mark.parametrize(

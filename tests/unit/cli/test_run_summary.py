@@ -1,0 +1,65 @@
+"""What a command prints when its run has ended."""
+
+from pathlib import Path
+
+import pytest
+
+from fedshelf.cli.run_summary import conclude, describe_demo
+from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.storage.run_directory import RunDirectory
+from fedshelf.tracking.database import RunDatabase
+
+
+def a_run(path: Path, status: RunStatus, *, reason: str = "", num_classes: int = 2, left_out: int = 0) -> RunDirectory:
+    """A run of one round."""
+    run = RunDirectory.create(path, run_id="r", config_toml="", config_digest="")
+    database = RunDatabase(run.database)
+    lyon = Participation(client="lyon", status=ClientStatus.COUNTED)
+    for event in (
+        RunStarted(
+            run_id="r", num_rounds=1, first_round=1, num_parameters=1, num_classes=num_classes, min_clients=1,
+            num_test=3, num_test_left_out=left_out,
+        ),
+        RoundFinished(
+            round=1, attempt=0, clients=(lyon,), train_loss=1.0, accuracy=0.5, central_accuracy=1.0, central_loss=0.5,
+            seconds=1.0, bytes_up=1, bytes_down=1, best_round=1,
+        ),
+        RunEnded(status=status, reason=reason),
+    ):  # fmt: skip
+        database.emit(event)
+    database.close()
+    return run
+
+
+def test_the_last_word_on_accuracies_says_what_they_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = a_run(tmp_path / "r", RunStatus.FINISHED, num_classes=1, left_out=6)
+    conclude(RunStatus.FINISHED, run, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "accuracy on the stores' validation photos: 50.0 % after round 1, best 50.0 % after round 1",
+        "accuracy on the test photos: 100.0 % after round 1, best 100.0 % after round 1",
+        "there is one product in all stores: any model names each photo right, and no accuracy says anything",
+        "the central accuracy is of 3 of 9 test photos: no store has the products of the others",
+    ]
+    assert f"  fedshelf runs show {run.path}" in lines
+
+
+def test_a_run_that_was_stopped_is_resumed_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "r", RunStatus.STOPPED, reason="stopped on request")
+    conclude(RunStatus.STOPPED, run, as_json=False)
+    assert capsys.readouterr().out.endswith("\nStart the same command again to resume the run.\n")
+    describe_demo(tmp_path, run.path)
+    said = "The run was stopped (stopped on request). Start the same command again to resume it.\n"
+    assert capsys.readouterr().out == said
+
+
+def test_a_demo_of_one_accuracy_names_it_and_what_comes_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "r", RunStatus.FINISHED)
+    describe_demo(tmp_path, run.path)
+    text = capsys.readouterr().out
+    assert "One model for five stores names 100.0% of photos that no store has seen." in text
+    assert f"  fedshelf runs show {run.path}" in text
