@@ -15,12 +15,13 @@ import pytest
 from fedshelf.core.errors import IdentityError, TransportError
 from fedshelf.core.ports import Left
 from fedshelf.deploy import http_server
-from fedshelf.deploy.connection_errors import SessionLostError
+from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.credentials import Credentials, Signer
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ServerTls, certificate_fingerprint, client_context, ensure_server_tls
 from fedshelf.identity.chain import Chain
+from fedshelf.identity.roster import StoreState
 from fedshelf.identity.signatures import SIGNATURE
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
@@ -152,6 +153,69 @@ def test_the_servers_certificate_is_renewed_while_it_runs(
     assert len(set(server._fingerprints)) == 2
 
 
+def test_a_token_of_rotate_gives_a_store_a_new_key_and_is_used_once(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    """The same command line may be started again and again, as a service does."""
+    FleetSession(credentials(server, tls, chain, tmp_path)).leave()
+    keys = StoreKeys(tmp_path / "lyon")
+    old = keys.pair().public
+    token = chain.add("lyon", authority=certificate_fingerprint(tls.ca), addresses=("x:1",), replaces=True)
+    for _ in range(2):
+        FleetSession(Credentials(server.address, keys, name="lyon", token=token)).leave()
+        assert keys.pair().public != old
+    entry = chain.find(old)
+    assert entry is not None
+    assert entry.state is StoreState.REVOKED
+    assert events(chain).count("enrolled") == 2
+
+
+def test_a_token_that_is_no_longer_valid_does_not_lock_out_a_store_that_is_enrolled(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    FleetSession(credentials(server, tls, chain, tmp_path)).leave()
+    used = chain.add("paris", authority=certificate_fingerprint(tls.ca), addresses=("x:1",))
+    chain.revoke("paris")
+    access = Credentials(server.address, StoreKeys(tmp_path / "lyon"), name="lyon", token=used)
+    FleetSession(access).leave()
+    assert "the token is unknown, used, or expired" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["tls", "identity"])
+def test_a_store_gets_into_a_server_that_was_set_up_anew_with_a_token(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path, lost: str
+) -> None:
+    """With another authority, or another chain's key, which with TLS 1.3 only shows as a connection that ends."""
+    access = credentials(server, tls, chain, tmp_path)
+    FleetSession(access).leave()
+    server.close()
+    (tmp_path / lost).rename(tmp_path / f"{lost}.old")
+    again, anew = Chain(tmp_path / "identity"), ensure_server_tls(tmp_path / "tls")
+    with EmbeddedServer(host="127.0.0.1", port=server.address.port, tls=anew, chain=again) as second:
+        keys = StoreKeys(tmp_path / "lyon")
+        with pytest.raises(TransportError) as caught:
+            FleetSession(Credentials(second.address, keys, name="lyon"))
+        assert not isinstance(caught.value, ServerUnavailableError), "waiting does not help"
+        token = again.add(
+            "lyon", authority=certificate_fingerprint(anew.ca), addresses=("x:1",), replaces=lost == "tls"
+        )
+        FleetSession(Credentials(second.address, keys, name="lyon", token=token)).leave()
+
+
+def test_a_damaged_roster_admits_nobody_until_it_is_mended(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    access = credentials(server, tls, chain, tmp_path)
+    FleetSession(access).leave()
+    roster = tmp_path / "identity" / "roster.json"
+    whole = roster.read_text()
+    roster.write_text("x")
+    with pytest.raises(ServerUnavailableError):
+        FleetSession(access)
+    roster.write_text(whole)
+    FleetSession(access).leave()
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -246,6 +310,7 @@ def test_slow_and_greedy_strangers_are_cut_off(
     assert ended(b"GET /healthz HTTP/1.1\r\nhost: x\r\n")
     assert ended(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")  # and then nothing
     assert ended(b"GET /" + b"a" * 100_000)
+    assert ended(b"GET /healthz HTTP/1.1\r\nx: " + b"a" * 20_000 + b"\r\n\r\n")
     assert ended(b"GET / HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % number for number in range(1000)))
     with socket.create_connection(("127.0.0.1", server.address.port), timeout=PATIENCE) as raw:
         assert raw.recv(1) == b""  # no handshake

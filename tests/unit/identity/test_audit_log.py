@@ -65,6 +65,22 @@ def test_a_half_written_line_stops_the_log_and_is_named(tmp_path: Path) -> None:
         chain.append({"event": "b"})
 
 
+def test_a_damaged_log_is_named_and_the_next_events_are_written_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = AuditLog(tmp_path)
+    log.write("a")
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-5])
+    log.write("b")
+    log.write("c")
+    assert "does not continue the log" in caplog.text
+    written = (tmp_path / "audit-0002.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in written] == ["the log before this file is damaged", "b", "c"]
+    with pytest.raises(RunError, match="does not continue"):
+        events(tmp_path)
+
+
 def test_two_writers_make_one_chain(tmp_path: Path) -> None:
     def write(name: str) -> None:
         log = AuditLog(tmp_path)

@@ -153,6 +153,15 @@ def test_no_secret_is_kept_or_logged(tmp_path: Path) -> None:
     assert {event["event"] for event in chain.audit.events()} == {"token made"}
 
 
+def test_the_local_token_holds_also_after_the_open_tokens_were_deleted(tmp_path: Path) -> None:
+    secret = Chain(tmp_path).local_token()
+    (tmp_path / "tokens.json").unlink()
+    chain = Chain(tmp_path)
+    assert chain.local_token() == secret
+    for name in ("lyon", "paris"):
+        chain.enroll(secret, name, certificates.signing_request(KeyPair.generate()))
+
+
 def test_a_roster_that_was_altered_is_not_used(tmp_path: Path) -> None:
     chain = Chain(tmp_path)
     enroll(chain, token_for(chain, "lyon"))
