@@ -55,7 +55,7 @@ SETUPS: Mapping[str, Callable[[Setup], Setup]] = {
     "convnext-xxlarge": lambda setup: _with(setup, model="convnext_xxlarge", image_size=32),
     "wide": lambda setup: _with(setup, width=1024),
     "large-photos": lambda setup: _with(setup, image_size=2048),
-    "many-threads": lambda setup: _with(setup, threads=20_000),
+    "many-threads": lambda setup: _with(setup, threads=200),
     "many-epochs": lambda setup: _with(setup, local_epochs=1_000_000),
     "much-memory": lambda setup: _with(setup, image_size=192, width=16, batch_size=64),
     "pretrained": lambda setup: replace(setup, config=setup.config + "pretrained = true\n"),
@@ -63,7 +63,7 @@ SETUPS: Mapping[str, Callable[[Setup], Setup]] = {
     "paths": lambda setup: replace(setup, config=setup.config + 'data-dir = "/"\nrun-dir = "/tmp"\n'),
     "nested": lambda setup: replace(setup, config="a = " + "[" * 60_000),
     "long": lambda setup: replace(setup, config="#" * 10_000_000),
-    "long-id": lambda setup: replace(setup, run_id="r" * 1_000_000),
+    "long-id": lambda setup: replace(setup, run_id="r" * 300),
     "bad-catalogue": lambda setup: replace(setup, catalogue="[" * 100_000),
 }
 

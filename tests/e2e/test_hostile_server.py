@@ -1,5 +1,7 @@
 """A server that attacks the stores: what it asks for is refused, by name of the limit, and the client lives on."""
 
+import datetime
+import json
 import os
 import socket
 import sys
@@ -13,6 +15,8 @@ import pytest
 from flwr.proto import fleet_pb2
 
 from fedshelf.core.messages import PROTOCOL_VERSION
+from fedshelf.identity import certificates
+from fedshelf.identity.keys import KeyPair
 from tests.ports import listener
 from tests.processes import PATIENCE, Process, Site, draw_photos, statuses
 from tests.processes import reason as why
@@ -27,7 +31,7 @@ REFUSALS = {
     "convnext-xxlarge": "max-parameters = 2,000,000",
     "wide": "max-parameters = 2,000,000",
     "large-photos": "image-size 2,048 is more than max-image-size = 512",
-    "many-threads": "threads 20,000 is more than max-threads = 64",
+    "many-threads": "threads 200 is more than max-threads = 64",
     "many-epochs": "max-local-epochs = 100",
     "much-memory": "more than max-memory-mb = 100",
     "pretrained": "sets pretrained, which a server may not set",
@@ -35,15 +39,15 @@ REFUSALS = {
     "paths": "sets data-dir, run-dir, which a server may not set",
     "nested": "is not TOML",
     "long": "65,536 is the most",
-    "long-id": "the run's id has 1,000,000 characters",
+    "long-id": "the run's id has 300 characters",
     "bad-catalogue": "not a catalogue's JSON text",
     "sparse-bomb": "an encoded model has 2,147,483,647 values",
     "zstd-bomb": "an encoded model has 800,000,000 values",
     "huge-model": "is larger than the",
     "short-model": "the model has",
-    "nan-rate": "its learning rate is nan",
-    "negative-round": "its round is -1",
-    "endless-steps": "its number of steps is",
+    "nan-rate": "client_lr: Input should be a finite number",
+    "negative-round": "round: Input should be greater than or equal to 0",
+    "endless-steps": "num_steps: Input should be less than or equal to",
     "other-run": "was never set up at this client",
     "no-first-model": "the run's first model did not come",
     "odd-vector": "its vectors ['x'] do not have",
@@ -192,6 +196,16 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
 """What an attacker answers: a beginning, and what follows it without end."""
 
 
+def granted(request: bytes) -> bytes:
+    """What an honest server answers to a store that enrolls."""
+    keys, now = KeyPair.generate(), datetime.datetime.now(datetime.UTC)
+    year = datetime.timedelta(days=365)
+    certificate = certificates.authority(keys, certificates.subject("x"), start=now - year, end=now + year)
+    fields = {"name": json.loads(request)["name"], "chain": keys.public.text, "authority": "",
+              "certificate": certificates.pem(certificate).decode()}  # fmt: skip
+    return json.dumps(fields).encode()
+
+
 class RawServer:
     """Answers a client's requests by hand; from the one to `path` on, with something endless."""
 
@@ -229,13 +243,13 @@ class RawServer:
                     while (header := requests.readline()) not in (b"\r\n", b""):
                         name, _, value = header.partition(b":")
                         length = int(value) if name.lower() == b"content-length" else length
-                    requests.read(length)
+                    content = requests.read(length)
                     self.greeted.set()
                     self.may_attack.wait(PATIENCE)
                     if path == self._path:
                         self._attack(connection)
                         return
-                    body = answers.get(path, b"")
+                    body = granted(content) if path == "/fedshelf/enroll" else answers.get(path, b"")
                     if path == "/fedshelf/wait":
                         threading.Event().wait(0.5)
                     connection.sendall(OK + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))

@@ -35,6 +35,7 @@ from fedshelf.deploy.tls import ServerTls, ensure_server_tls
 from tests.ports import free_port
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (
+    FAIL,
     PATIENCE,
     SETUP,
     ThreadClient,
@@ -123,7 +124,7 @@ def num_fetches(proxy: RecordingProxy) -> int:
 def test_what_a_handler_raises_is_told_and_the_client_goes_on(server: EmbeddedServer, transport: GridTransport) -> None:
     with ThreadClient(server.address, "lyon"):
         address = joined(transport)["lyon"]
-        broken = task(torch.ones(3), lr=-1.0)
+        broken = task(torch.ones(3), lr=FAIL)
         transport.send(address, broken)
         assert expect(transport, Reply).message == Failure(reason="ValueError: cannot read …", key=broken.key)
         transport.send(address, task(torch.ones(3)))
@@ -143,7 +144,7 @@ def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer,
         expect(transport, Reply)
         transport.send(address, task(torch.ones(3)))
         expect(transport, Reply)
-        transport.send(address, task(torch.ones(3), lr=-1.0))
+        transport.send(address, task(torch.ones(3), lr=FAIL))
         expect(transport, Reply)
         sent = [type(read_records(parcel.inline())) for parcel in seen]
         assert sent == [Join, Ready, Upload, Failure]
@@ -306,7 +307,7 @@ def test_a_server_of_another_authority_is_not_trusted(tls: ServerTls, tmp_path: 
     with (
         EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls) as server,
         ThreadClient(server.address, "lyon", insecure=False, ca=other.ca) as client,
-        pytest.raises(TransportError, match="--ca FILE"),
+        pytest.raises(TransportError, match=r"\(--ca\)"),
     ):
         client.result.result(PATIENCE)
 

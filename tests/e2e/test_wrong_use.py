@@ -47,7 +47,7 @@ def test_a_client_started_wrongly_is_told_why_and_the_server_stays(pair: Site) -
         "no folder": pair.client("store-9"),
         "same state": pair.client("store-1"),
     }
-    assert_fails(wrong["wrong authority"], "is not to be trusted", "--ca FILE")
+    assert_fails(wrong["wrong authority"], "is not to be trusted", "(--ca)")
     assert_fails(wrong["plain"], "encrypts: run this client without --insecure")
     assert_fails(wrong["no photos"], str(pair.root / "empty"), "photo")
     assert_fails(wrong["no folder"], "store-9", code=2)

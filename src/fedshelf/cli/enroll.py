@@ -40,7 +40,9 @@ def add(name: Name, home: Home = None, server_address: Address = None) -> None:
 
 @app.command()
 def rotate(name: Name, home: Home = None, server_address: Address = None) -> None:
-    """Print a token that gives an enrolled store a new key; the old one ends when the token is used.
+    """Print a token that gives an enrolled store a new key.
+
+    The old key ends when the token is used.
 
     Example: fedshelf enroll rotate lyon-03
     """
@@ -51,7 +53,9 @@ def rotate(name: Name, home: Home = None, server_address: Address = None) -> Non
 
 @app.command()
 def revoke(name: Name, home: Home = None) -> None:
-    """End a store's key at once, also for a server that is running, and its unused token.
+    """End a store's key and its unused token at once.
+
+    A server that is running refuses the store from its next request on.
 
     Example: fedshelf enroll revoke lyon-03
     """
@@ -88,7 +92,7 @@ def import_stores(
     home: Home = None,
     server_address: Address = None,
 ) -> None:
-    """Make tokens for many stores, and print a table of names and tokens (CSV).
+    """Make tokens for many stores, and print them as CSV.
 
     Stores that are enrolled already are left as they are.
 

@@ -132,6 +132,7 @@ class EmbeddedServer:
             thread.join(10)
         self._socket.close()
         self._engine.finish()
+        self._chain.audit.flush()
         self._temporary.close()
 
     def _cut_off(self) -> None:

@@ -85,7 +85,7 @@ def test_a_long_example_can_be_copied() -> None:
     text = run("client", "--help")[1]
     example = text.partition("Example: ")[2].replace("\\\n", " ").split()
     assert example[:2] == ["fedshelf", "client"]
-    assert flags_in(" ".join(example)) == {"--data-dir", "--server-address", "--ca", "--name"}
+    assert flags_in(" ".join(example)) == {"--data-dir", "--server-address", "--token"}
 
 
 def test_no_command_at_all_shows_the_help() -> None:

@@ -42,6 +42,7 @@ from tests.fork_server import environment_of_a_process
 from tests.processes import ROOT, Process
 
 PATIENCE = 60.0  # seconds that a test waits for what must come, on a busy machine
+FAIL = 1e-9
 SETUP = Setup(run_id="r", config="", catalogue="", layout_digest="")
 _T = TypeVar("_T")
 _processes: list[Process] = []  # of clients
@@ -53,7 +54,7 @@ def join(name: str) -> Join:
 
 
 def echo(message: ServerMessage) -> ClientMessage:
-    """Answer at once; a negative learning rate is an order to fail, one above 1 to work that many seconds."""
+    """Answer at once; the learning rate `FAIL` is an order to fail, one above 1 to work that many seconds."""
     if isinstance(message, Setup):
         return Ready(
             run_id=message.run_id, layout_digest="", catalogue_digest="", config_digest="", num_train=1,
@@ -61,7 +62,7 @@ def echo(message: ServerMessage) -> ClientMessage:
         )  # fmt: skip
     if not isinstance(message, Broadcast):
         raise TypeError("only plain broadcasts are answered here")
-    if message.client_lr < 0:
+    if message.client_lr == FAIL:
         raise ValueError("cannot read /srv/photos/secret.jpg")
     if message.client_lr > 1:
         time.sleep(message.client_lr)
