@@ -74,12 +74,7 @@ class FleetSession:
             address, context, timeout=WAIT_SECONDS
         )  # a separate connection: a wait must not queue behind an upload
         try:
-            try:
-                server_time = greet(self._end_connection, address, encrypted=context is not None)
-            except ServerUnavailableError as error:  # TLS 1.3 may just end the connection
-                if context is not None and credentials.rejects_certificate():
-                    raise CertificateRejectedError(f"{address} does not accept this client's certificate") from error
-                raise
+            server_time = self._greet(credentials, encrypted=context is not None)
             server = self._end_connection.server_fingerprint()
             self._signer = Signer(credentials.keys, server=server, server_time=server_time)
             self._blobs = BlobClient(
@@ -92,6 +87,20 @@ class FleetSession:
         except BaseException:
             self._disconnect()
             raise
+
+    def _greet(self, credentials: Credentials, *, encrypted: bool) -> float | None:
+        """Greet the server; find out whether it is the certificate that it does not accept."""
+        try:
+            return greet(self._end_connection, credentials.address, encrypted=encrypted)
+        except ServerUnavailableError:
+            if not (encrypted and credentials.rejects_certificate()):
+                raise
+        try:
+            return greet(self._end_connection, credentials.address, encrypted=encrypted)  # it may just have started
+        except ServerUnavailableError as error:  # TLS 1.3 does not say why it ends the connection
+            raise CertificateRejectedError(
+                f"{credentials.address} does not accept this client's certificate"
+            ) from error
 
     def pull(self) -> Message | None:
         """Fetch the next message, without its blob. The previous message counts as done, whether answered or not.

@@ -85,7 +85,7 @@ class StoreKeys:
             IdentityError: the key is damaged.
         """
         path = self._folder / "next.key"
-        if path.exists():
+        if path.exists() and not (self.key_file.exists() and path.read_bytes() == self.key_file.read_bytes()):
             return KeyPair.load(path)
         make_folder(self._folder)
         keys = KeyPair.generate()

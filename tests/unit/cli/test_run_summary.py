@@ -34,14 +34,15 @@ def a_run(path: Path, status: RunStatus, *, reason: str = "", num_classes: int =
 def test_the_last_word_on_accuracies_says_what_they_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path / "r", RunStatus.FINISHED, num_classes=1, left_out=6)
     conclude(RunStatus.FINISHED, run, as_json=False)
-    lines = capsys.readouterr().out.splitlines()
+    text = capsys.readouterr().out
+    lines = text.splitlines()
     assert lines[:4] == [
         "accuracy on the stores' validation photos: 50.0 % after round 1, best 50.0 % after round 1",
         "accuracy on the test photos: 100.0 % after round 1, best 100.0 % after round 1",
         "there is one product in all stores: any model names each photo right, and no accuracy says anything",
         "the central accuracy is of 3 of 9 test photos: no store has the products of the others",
     ]
-    assert f"  fedshelf runs show {run.path}" in lines
+    assert f"fedshelf runs show {run.path}" in " ".join(text.replace("\\\n", " ").split())
 
 
 def test_a_run_that_was_stopped_is_resumed_by_the_same_command(

@@ -156,13 +156,13 @@ def test_a_connection_that_is_closed_without_an_answer_is_broken() -> None:
     assert str(found).startswith(f"the connection to {address} broke: ")
 
 
-def test_a_server_of_another_authority_is_not_trusted_and_the_file_to_fetch_is_named(
+def test_a_server_of_another_authority_is_not_trusted_and_what_to_ask_for_is_named(
     tls: ServerTls, tmp_path: Path
 ) -> None:
     with serving(tls) as server:
         found = failure(Address(host="localhost", port=server.server_port), ensure_server_tls(tmp_path / "other").ca)
     assert not isinstance(found, ServerUnavailableError)
-    for part in ("another authority", "Fetch the file ca.pem that this server names", "fingerprint", "--ca FILE"):
+    for part in ("another authority", "Ask headquarters", "a new token (--token)", "the server's ca.pem (--ca)"):
         assert part in str(found)
 
 
