@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import secrets
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from cryptography import x509
 from fedshelf.config import places
 from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
 from fedshelf.core.text import printable
-from fedshelf.deploy.address import Address
+from fedshelf.deploy.address import Address, own_addresses
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, CertificateRejectedError, ServerUnavailableError
 from fedshelf.deploy.greeting import greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
@@ -141,7 +142,7 @@ class Credentials:
         request = certificates.signing_request(keys)
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
             greet(connection, self.address, encrypted=context is not None)
-            secret = token.secret if token else _local_secret()  # a server writes it before it listens
+            secret = token.secret if token else local_secret(self.address)  # a server writes it before it listens
             body = json.dumps({"token": secret, "name": self._name, "request": request}).encode()
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
         self._save(answer, authority, keys)
@@ -261,8 +262,17 @@ def _pinned(authority: str) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=authority)
 
 
-def _local_secret() -> str:
-    """The secret that a server of this user on this machine has left for its clients; "" if there is none."""
+def local_secret(address: Address) -> str:
+    """The secret that a server of this user on this machine has left for its clients.
+
+    Args:
+        address: the server to send it to; another machine's gets nothing.
+
+    Returns:
+        The secret; "" if there is none for that server.
+    """
+    if not (address.is_loopback or address.host in (socket.gethostname(), *own_addresses())):
+        return ""
     try:
         return (places.identity_directory() / "local.token").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
