@@ -413,6 +413,16 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     checked = pair.fedshelf("audit-log", "--verify")
     assert checked.end() == 1
     assert "does not continue the log" in checked.text()
+    path.unlink()
+    gone = pair.fedshelf("audit-log", "--verify")
+    assert gone.end() == 1
+    assert "no audit log" in gone.text()
+    nowhere = pair.fedshelf("enroll", "list", "--home", str(pair.root / "nowhere"))
+    assert nowhere.end() == 2
+    assert not (pair.root / "nowhere").exists()
+    again = pair.fedshelf("enroll", "revoke", "lyon-03")
+    assert again.end() == 1
+    assert "was revoked on" in again.text()
 
 
 def printed(process: Process) -> str:

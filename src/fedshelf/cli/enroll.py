@@ -46,7 +46,7 @@ def rotate(name: Name, home: Home = None, server_address: Address = None) -> Non
 
     Example: fedshelf enroll rotate lyon-03
     """
-    chain = _chain(home)
+    chain = _chain(home, must_exist=True)
     addresses, authority = _server(chain, server_address)
     typer.echo(chain.add(name, authority=authority, addresses=addresses, replaces=True))
 
@@ -59,7 +59,7 @@ def revoke(name: Name, home: Home = None) -> None:
 
     Example: fedshelf enroll revoke lyon-03
     """
-    _chain(home).revoke(name)
+    _chain(home, must_exist=True).revoke(name)
     typer.echo(f"'{name}' may no longer take part.", err=True)
 
 
@@ -73,7 +73,7 @@ def list_stores(
     """
     from fedshelf.cli.tables import Column, Table
 
-    entries = _chain(home).roster().entries
+    entries = _chain(home, must_exist=True).roster().entries
     if as_json:
         fields = [{"name": e.name, "state": e.state.value, "since": e.since, "key": e.key.text} for e in entries]
         typer.echo(json.dumps(fields))
@@ -115,13 +115,18 @@ def import_stores(
             table.writerow((name, str(chain.add(name, authority=authority, addresses=addresses))))
 
 
-def _chain(home: Path | None) -> "Chain":
+def _chain(home: Path | None, *, must_exist: bool = False) -> "Chain":
+    """The chain's identity, created if it need not exist."""
     from fedshelf.config import places
+    from fedshelf.core.errors import UsageError
     from fedshelf.identity.chain import Chain
 
     if home is not None:
         places.use_home(home)
-    return Chain(places.identity_directory())
+    folder = places.identity_directory()
+    if must_exist and not (folder / "chain.key").exists():
+        raise UsageError(f"no server has been started from this home ('{folder}' has no key)")
+    return Chain(folder)
 
 
 def _server(chain: "Chain", given: list[str] | None) -> tuple[tuple[str, ...], str]:

@@ -66,9 +66,8 @@ def server(
             typer.echo(f"Run {run.directory.run_id} in {run.directory.path}, listening on {engine.address}", err=True)
             addresses = advertised or [reachable_address(engine.address)]
             invited = config.min_clients if config.invite is None else config.invite
-            if config.admission == "open" or (engine.address.is_loopback and not advertised):
-                invited = 0
-            _invite(chain, addresses, tls, invited)
+            is_local = engine.address.is_loopback and not advertised
+            _invite(chain, addresses, tls, 0 if is_local or chain.is_open else invited, is_local=is_local)
             served = make_server(
                 run, transport=engine.transport(), spool=FileSpool(run.directory.spool), stop=stop,
                 start_clients=config.min_clients,
@@ -93,7 +92,7 @@ def _tls(config: RunConfig, hosts: "list[str]") -> "ServerTls | None":
     return ensure_server_tls(places.tls_directory(), hosts, say=lambda text: typer.echo(f"WARNING: {text}", err=True))
 
 
-def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None", count: int) -> None:
+def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None", count: int, *, is_local: bool) -> None:
     """Print the command to run in each store, and let clients of this user on this machine in."""
     from fedshelf.deploy.tls import certificate_fingerprint
 
@@ -107,10 +106,12 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
         lines.append(f"In each of up to {counted(count, 'new store')}, until {token.expires:%Y-%m-%d %H:%M} UTC:")
         lines.append(f"  fedshelf client {flags} --token {token}")
         lines.append("  (enrolled stores, and clients on this machine, need no --token)")
-    elif addresses[0].is_loopback:
+    elif is_local:
         lines.append("In each store, on this machine:")
         lines.append(f"  fedshelf client {flags}")
     elif chain.is_open:
         lines.append(f"In each store{f', with a copy of {tls.ca}' if tls and authority else ''}:")
         lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if authority else ''}")
+    else:
+        lines.append("Enrolled stores can join. For a new one, make a token: fedshelf enroll add NAME")
     typer.echo("\n".join(lines), err=True)

@@ -141,7 +141,12 @@ class Credentials:
         keys = self.keys.next_pair()
         request = certificates.signing_request(keys)
         with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
-            greet(connection, self.address, encrypted=context is not None)
+            try:
+                greet(connection, self.address, encrypted=context is not None)
+            except TransportError as error:
+                if token is None and isinstance(error.__cause__, ssl.SSLCertVerificationError) and not self._ca:
+                    raise type(error)(f"{error}. A store that is not enrolled yet needs a token (--token)") from error
+                raise
             secret = token.secret if token else local_secret(self.address)  # a server writes it before it listens
             body = json.dumps({"token": secret, "name": self._name, "request": request}).encode()
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)

@@ -179,7 +179,9 @@ class Chain:
             roster, tokens = self.roster(), self._tokens()
             kept = [token for token in tokens if token.name != name]
             if roster.active(name) is None and len(kept) == len(tokens):
-                raise IdentityError(f"'{name}' is not enrolled: 'fedshelf enroll list' shows all stores")
+                past = [entry.since for entry in roster.entries if entry.name == name]
+                problem = f"was revoked on {past[-1]} already" if past else "is not enrolled"
+                raise IdentityError(f"'{name}' {problem}: 'fedshelf enroll list' shows all stores")
             self._write_tokens(kept)
             if roster.active(name) is not None:
                 self._write(roster.without(name, _now_text()))
