@@ -138,7 +138,7 @@ class _Acceptor:
         self._listener = listener
         self._server = server
         self._connections = connections
-        self._starting: set[asyncio.Task[None]] = set()
+        self._starting: dict[asyncio.Task[None], socket.socket] = {}
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run())
 
@@ -151,8 +151,10 @@ class _Acceptor:
 
     async def _run(self) -> None:
         while True:
+            accepting = asyncio.ensure_future(self._loop.sock_accept(self._listener))
+            accepting.add_done_callback(self._close_if_closing)
             try:
-                sock, peer = await self._loop.sock_accept(self._listener)
+                sock, peer = await accepting
             except OSError as error:
                 if error.errno not in PASSING:
                     raise
@@ -163,8 +165,18 @@ class _Acceptor:
                 sock.close()
                 continue
             task = self._loop.create_task(self._start(sock, slot))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            self._starting[task] = sock
+            task.add_done_callback(self._started)
+
+    def _started(self, task: "asyncio.Task[None]") -> None:
+        sock = self._starting.pop(task)
+        if task.cancelled():  # before it began
+            sock.close()
+
+    def _close_if_closing(self, accepting: "asyncio.Future[tuple[socket.socket, Any]]") -> None:
+        """Close what was accepted while the server was being closed."""
+        if self._task.cancelling() and not accepting.cancelled() and accepting.exception() is None:
+            accepting.result()[0].close()
 
     async def _start(self, sock: socket.socket, slot: Slot) -> None:
         config = self._server.config
