@@ -13,7 +13,6 @@ notices a changed roster with the next request.
 
 import contextlib
 import datetime
-import hashlib
 import hmac
 import json
 import threading
@@ -29,7 +28,7 @@ from fedshelf.identity import certificates
 from fedshelf.identity.audit_log import AuditLog
 from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
 from fedshelf.identity.roster import Entry, Roster, StoreState
-from fedshelf.identity.tokens import Token, new_secret
+from fedshelf.identity.tokens import Token, digest_of, new_secret
 from fedshelf.storage.atomic_files import make_own_folder, saying_what_to_do, write_atomically
 from fedshelf.storage.lock import file_lock
 
@@ -261,7 +260,7 @@ class Chain:
             secret = path.read_text(encoding="ascii") if path.exists() else new_secret()
             tokens = self._tokens()
             if _match(tokens, secret) is None:
-                self._write_tokens([*tokens, OpenToken(secret=_digest(secret), uses=UNLIMITED)])
+                self._write_tokens([*tokens, OpenToken(secret=digest_of(secret), uses=UNLIMITED)])
                 write_atomically(path, secret)
             return secret
 
@@ -270,7 +269,7 @@ class Chain:
     ) -> Token:  # fmt: skip
         secret, expires = new_secret(), datetime.datetime.now(datetime.UTC) + TOKEN_LIFETIME
         token = OpenToken(
-            secret=_digest(secret), name=name, uses=uses, expires=expires.timestamp(), replaces=replaces
+            secret=digest_of(secret), name=name, uses=uses, expires=expires.timestamp(), replaces=replaces
         )  # fmt: skip
         with file_lock(self._folder / "lock"):
             kept = [
@@ -335,17 +334,13 @@ class Chain:
 
 
 def _match(tokens: Sequence[OpenToken], secret: str) -> OpenToken | None:
-    digest = _digest(secret)
+    digest = digest_of(secret)
     matches = [token for token in tokens if hmac.compare_digest(token.secret, digest)]
     return matches[0] if matches else None
 
 
 def _used(token: OpenToken) -> OpenToken:
     return replace(token, uses=token.uses - 1)
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _check_name(name: str) -> None:

@@ -40,7 +40,7 @@ class Token:
     @property
     def digest(self) -> str:
         """SHA-256 of the secret (hex)."""
-        return hashlib.sha256(self.secret.encode()).hexdigest()
+        return digest_of(self.secret)
 
     def __str__(self) -> str:
         """The token's text."""
@@ -72,6 +72,11 @@ class Token:
                 "this is not a whole token: copy all of the line that 'fedshelf enroll add' or the server's start "
                 f"printed; it starts with {PREFIX}"
             ) from None
+
+
+def digest_of(secret: str) -> str:
+    """SHA-256 of a token's secret (hex), by which it is recognized."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def new_secret() -> str:
