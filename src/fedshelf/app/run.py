@@ -228,6 +228,7 @@ def _global_model(
     return GlobalModel(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
+        frozen=bound.frozen_values(),
         evaluate_on_server=evaluate_on_server,
         publish=publish,
         loaded=loaded,
@@ -470,7 +471,7 @@ def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
     def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
         if config.test_dir is None:
             return None
-        photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()))
+        photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()), bound)
 
         def evaluate_on_server(params: Tensor) -> Score:
             bound.load(params)

@@ -25,6 +25,7 @@ from fedshelf.core.choices import (
     OptimizerName,
     SamplingName,
     Schedule,
+    TrainName,
     WorkNorm,
 )
 from fedshelf.core.settings import (
@@ -126,6 +127,14 @@ class RunConfig(Settings):
         "tensors).", panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
     pretrained: Annotated[bool, Setting(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
+
+    train: Annotated[TrainName, Setting(help="What is trained: all, the output layer (head; photos are then computed "
+        "up to it once), or that and the normalization layers (norm). The rest is sent to each store once.",
+        panel=MODEL)] = "all"  # fmt: skip
+    freeze_norm: Annotated[bool, Setting(help="Leave the statistics of batch normalization as they are, and normalize "
+        "with them in training, too.", panel=MODEL)] = False  # fmt: skip
+    feature_views: Annotated[int, Setting(help="With --train head: views of each photo that are computed once, the "
+        "photo itself and random ones.", ge=1, le=64, panel=MODEL)] = 1  # fmt: skip
 
     optimizer: Annotated[OptimizerName, Setting(help="Local optimizer.", panel=TRAINING)] = "sgd"
     client_lr: Annotated[float, Setting(help="Learning rate of local training.", gt=0, panel=TRAINING)] = 0.05

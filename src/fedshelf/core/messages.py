@@ -10,10 +10,11 @@
       Comparison  ──────────▶            the model that serves the store best, after the last round
       Failure     ──────────▶            why there is no result, or why the store's policy refuses the task
 
-A `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or `Encoded` by the run's codec.
+A `Setup`, a `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or, but for a setup's,
+`Encoded` by the run's codec.
 
 Everything that leaves a client is one of these objects (docs/explanation/what-leaves-a-store.md). Shapes: S shared
-values of the model (see `params`).
+and F frozen values of the model (see `params`).
 """
 
 from collections.abc import Mapping
@@ -30,13 +31,13 @@ from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 RUN_FINISHED = "the run is finished"
 """The reason that a server gives its clients at the end of a successful run."""
 
 Vector: TypeAlias = Tensor | Encoded
-PARAMS, DELTA = "params", "delta"
-"""Names of the main vector [S] in a plain broadcast and in a plain upload."""
+PARAMS, DELTA, FROZEN = "params", "delta", "frozen"
+"""Names of the main vector: [S] in a plain broadcast and in a plain upload, [F] in a setup."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
 """Names of the two segments of an encoded main vector, and the prefix of vectors that an algorithm adds."""
 
@@ -104,6 +105,8 @@ class Setup:
     """Everything a client needs before its first round.
 
     Attributes:
+        frozen: digest of the values that never change; "" if all do.
+        vectors: these values, `frozen` [F]; empty if all change.
         run_id: the run.
         config: the client's part of the run's configuration (TOML text).
         catalogue: maps class index to name and member paths (JSON text).
@@ -114,6 +117,13 @@ class Setup:
     config: Text
     catalogue: Text
     layout_digest: Identifier
+    frozen: Identifier = ""
+    vectors: Mapping[str, Vector] = field(default_factory=dict, compare=False)
+
+    @property
+    def frozen_values(self) -> Tensor | None:
+        """[F]: the values that never change; None if all do."""
+        return _plain(self.vectors, FROZEN) if FROZEN in self.vectors else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -132,7 +132,7 @@ class Server:
                 catalogue_digest=catalogue.digest, config_digest=plan.config_digest,
             )
         )  # fmt: skip
-        setup = setup_of(plan, catalogue, model.layout)
+        setup = setup_of(plan, catalogue, model.layout, model.frozen)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
             plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,

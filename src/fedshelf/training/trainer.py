@@ -177,9 +177,9 @@ class Trainer:
             bound=self.bound_model, batches=self._batches(round, epochs=1), round=round, client_lr=0.0,
             num_examples=len(self.train), gradient_hook=add, calibration=self.calibration,
         )  # fmt: skip
-        before = self.bound_model.params.vector.clone()
+        before = self.bound_model.params.changing.clone()
         self._train(local_run)
-        self.bound_model.params.vector.copy_(before)  # restore batch-norm statistics
+        self.bound_model.params.changing.copy_(before)  # restore batch-norm statistics
         return sums
 
     def evaluate(self) -> Score:
@@ -248,10 +248,16 @@ def logits(
     mean, std = bound.normalization.mean, bound.normalization.std
     for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
         chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
-        images_BHWC, labels_B = gather(photos, chosen)
+        images, labels_B = gather(photos, chosen)
         bound.module.eval()
         with torch.inference_mode():
-            logits_BK = bound.logits(normalize(images_BHWC, device=bound.compute.device, mean=mean, std=std))
+            is_features = images.dim() == 3
+            inputs = (
+                images[:, 0].to(bound.compute.device)
+                if is_features
+                else normalize(images, device=bound.compute.device, mean=mean, std=std)
+            )
+            logits_BK = bound.logits(inputs)
         yield logits_BK, labels_B.to(bound.compute.device)
 
 
