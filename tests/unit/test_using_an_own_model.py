@@ -39,7 +39,16 @@ def config(run_dir: str, **values: Any) -> RunConfig:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("flags", [{}, {"engine": "vmap"}, {"personalize": "fedper", "codec_up": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"engine": "vmap"},
+        {"personalize": "fedper", "codec_up": "int8"},
+        pytest.param({"engine": "ray", "workers": 1}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 def test_resnet10_as_an_own_model_trains_to_the_same_bits_as_the_built_in_one(flags: dict[str, Any]) -> None:
     simulate(config("own", **flags))
     simulate(config("built-in", model="resnet10", width=8, **flags))

@@ -155,7 +155,7 @@ def build_own(name: str, *, digest: str | None, num_classes: int, image_size: in
         path for path, file in source.files.items() if _imported.setdefault(file, digests[path]) != digests[path]
     ]:
         raise ModelError(f"--model {name}: {first_few(stale)} changed after this process had read it. Start it again")
-    with _explained(name, source.files, "importing it"):
+    with _explained(name, source.files, "importing it"), torch.random.fork_rng(devices=[]):  # only the first time
         imported = importlib.import_module(source.module)
     function = getattr(imported, name.partition(":")[2], None)
     if not callable(function):

@@ -109,6 +109,13 @@ def test_weights_are_those_of_the_seed_and_the_trial_pass_leaves_no_trace(folder
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in grouped.modules())
 
 
+def test_random_numbers_drawn_at_the_import_do_not_change_the_weights(folder: Path) -> None:
+    digest = module_of(folder, f"{HEAD}CONSTANT = torch.randn(3)\ndef make(k):\n    return {LINEAR.format('k')}\n")
+    settings = ModelSettings(name="own:make", num_classes=4, image_size=8, digest=digest)
+    first, second = (build(settings, seed=1).state_dict() for _ in range(2))
+    assert torch.equal(first["1.weight"], second["1.weight"])
+
+
 def test_lazy_modules_get_their_shapes_in_the_trial_pass(folder: Path) -> None:
     digest = module_of(folder, f"{HEAD}def make(k):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(k))\n")
     with at_most(1000):
