@@ -124,13 +124,15 @@ def find_problem(name: str, *, pretrained: bool = False) -> str | None:
     Returns:
         The error; None if there is such a model.
     """
-    if name in MODELS:
-        return f"--pretrained: {name} has no pretrained weights. Choose a timm model" if pretrained else None
+    if is_own(name) and not pretrained:
+        return problem_with_own(name)
     if is_own(name):
+        return f"--pretrained: {name} is a function of your own. Give weights with --init FILE"
+    if name in MODELS:
         return (
-            f"--pretrained: {name} is a function of your own. Give weights with --init FILE"
+            f"--pretrained: {name} has no pretrained weights. Choose a timm model, such as tf_efficientnet_lite0"
             if pretrained
-            else (problem_with_own(name))
+            else None
         )
     from fedshelf.models.timm_models import model_names
 
