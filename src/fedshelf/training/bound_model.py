@@ -69,6 +69,7 @@ class BoundModel:
         """
         normalization = normalization_of(module)
         avoid_convolution_fault(module)
+        module.eval()  # until `train`, which knows what is frozen
         params = bind(
             module.to(compute.device), is_personal=lambda name: name in personal_names,
             is_frozen=lambda name: name in frozen_names,
@@ -139,7 +140,7 @@ class BoundModel:
             output = compute(inputs)
         return output.float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Compute what enters the output layer [B, D], in float32, from normalized photos.
 
