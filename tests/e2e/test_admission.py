@@ -120,6 +120,7 @@ def test_a_revoked_store_that_says_nothing_is_out_at_once(tls: ServerTls, chain:
         Chain(tmp_path / "identity").revoke("lyon")  # as `fedshelf enroll revoke` does, in another process
         expect(transport, Left)
         assert set(transport.revoked()) == {"lyon"}
+        session.leave()
         assert list(server._engine.state.get_nodes(server._engine.run.run_id)) == []
         again = credentials(server, tls, chain, tmp_path / "new")
         FleetSession(again).leave()
