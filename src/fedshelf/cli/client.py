@@ -37,6 +37,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.deploy.crash_reporter import CrashReporter
     from fedshelf.deploy.waiting import Availability
     from fedshelf.identity.store_keys import StoreKeys
+    from fedshelf.models.own_model import use_model_path
     from fedshelf.privacy import policy as policies
     from fedshelf.scheduling.active_hours import active_hours
 
@@ -58,9 +59,10 @@ def client(*, config: ClientConfig) -> None:
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
-    policy = policies.load(config.policy)
+    policy = policies.load(config.policy).allowing(config.allow_model)
+    use_model_path(config.model_path)
     store = StoreClient(place, policy=policy, on_choice=lambda found, folder: say(_kept(found)))
-    if policy == policies.OPEN:
+    if policy.limits == policies.OPEN.limits:
         typer.echo("WARNING: --policy open: the server may ask for anything, a single photo's gradient too.", err=True)
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
