@@ -177,7 +177,9 @@ def test_a_revoked_client_is_said_to_be_and_counts_for_no_quorum() -> None:
     assert world.clock.now() < 10, "it is not waited for"
     world.restart()
     world.transport.revoke("c")
-    assert world.run_connected(num_rounds=5) is RunStatus.FINISHED, "also when it was no longer there before the restart"
+    assert world.run_connected(num_rounds=5) is RunStatus.FINISHED, (
+        "also when it was no longer there before the restart"
+    )
 
 
 @pytest.mark.parametrize("quorum", [None, 3])
