@@ -126,6 +126,8 @@ def algorithm_of(config: RunConfig) -> Algorithm:
 def aggregator_of(config: RunConfig) -> Aggregator:
     """Create the configured aggregator, with its norm bound."""
     aggregator = cast(Aggregator, component_of(config, "aggregator"))
+    if algorithm_of(config).sums:
+        return aggregator
     masked = [stage.declares.setting for stage in uploads_of(config).stages if stage.declares.masks]
     if config.norm_bound == "off" or masked:
         if config.norm_bound == "auto":
@@ -285,7 +287,8 @@ def open_setup(
     if config.compile == "on":
         bound_model = compile_forward(bound_model, config.image_size)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=bound_model,
+        setup=setup, config=config, catalogue=catalogue, bound_model=bound_model,
+        algorithm=algorithm_of(config).for_model(bound_model.params.layout, bound_model.output_layer),
         uploads=uploads_of(config), personalization=personalization_of(config),
         batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
@@ -384,11 +387,10 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache, *, store:
             else "it holds no training photo of a class in the run's catalogue: its products are called "
             f"{some(train.left_out)}; give its folders the names that the other stores use"
         )
-    made = (
-        featurized(opened.bound_model, found.photo_set, cache=cache.root / FEATURES, views=config.feature_views)
-        for found in (train, validation)
-    )
-    return StorePhotos(train=next(made), validation=next(made), num_left_out=left_out.total())
+    bound, sets = opened.bound_model, [train.photo_set, validation.photo_set]
+    if bound.head is not None:
+        sets = [featurized(bound, s, cache=cache.root / FEATURES, views=config.feature_views) for s in sets]
+    return StorePhotos(train=sets[0], validation=sets[1], num_left_out=left_out.total())
 
 
 def scan_test_photos(folder: Path) -> PhotoFolder:
@@ -426,7 +428,8 @@ def test_photos(
     warn_of_left_out(Counter(loaded.left_out), catalogue, whose="--test-dir")
     if not len(loaded.photo_set):
         raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
-    return featurized(bound, loaded.photo_set, cache=cache.root / FEATURES)
+    photos = loaded.photo_set
+    return photos if bound.head is None else featurized(bound, photos, cache=cache.root / FEATURES)
 
 
 def plan_of(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, create_model, field_validator, model_validator
 
 from fedshelf.config.families import FAMILIES, component_settings
 from fedshelf.config.places import absolute
@@ -263,6 +263,14 @@ class RunConfig(Settings):
         "$FEDSHELF_HOME).", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = None  # fmt: skip
     heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
         le=MAX_SECONDS, panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, values: Any) -> Any:
+        """Fill in what other settings imply, unless it is set."""
+        if isinstance(values, dict) and values.get("algorithm") == "ridge":
+            return {"train": "head", **values}
+        return values
 
     @field_validator("slowdowns")
     @classmethod

@@ -32,12 +32,16 @@ from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
 PROTOCOL_VERSION = 6
+MAX_CANDIDATES = 64
+"""Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
 """The reason that a server gives its clients at the end of a successful run."""
 
 Vector: TypeAlias = Tensor | Encoded
 PARAMS, DELTA, FROZEN = "params", "delta", "frozen"
 """Names of the main vector: [S] in a plain broadcast and in a plain upload, [F] in a setup."""
+CANDIDATES = "candidates"
+"""Name of the auxiliary vector of an evaluation's broadcast that holds models to choose among."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
 """Names of the two segments of an encoded main vector, and the prefix of vectors that an algorithm adds."""
 
@@ -274,6 +278,19 @@ class Upload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateScore:
+    """The score of one of several models to choose among, on the client's own validation photos.
+
+    Attributes:
+        num_correct: photos classified correctly.
+        losses: sum of the losses in nats, at each of the algorithm's temperatures.
+    """
+
+    num_correct: Count
+    losses: Annotated[tuple[FiniteFloat, ...], Bounds(max_length=MAX_CANDIDATES)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """The broadcast model's score on the client's own validation photos.
 
@@ -282,12 +299,14 @@ class Evaluation:
         num_examples: photos evaluated.
         num_correct: photos classified correctly.
         loss_sum: sum of the losses in nats.
+        candidates: scores of the models to choose among, if the broadcast holds some.
     """
 
     key: TaskKey
     num_examples: Count
     num_correct: Count
     loss_sum: FiniteFloat
+    candidates: Annotated[tuple[CandidateScore, ...], Bounds(max_length=MAX_CANDIDATES)] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

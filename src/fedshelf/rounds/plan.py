@@ -62,6 +62,7 @@ class GlobalModel:
         num_test_left_out: test photos of other products.
         loaded: which of a file's weights are used in the initial values.
         frozen: [F]: the values that never change; None if all do.
+        head: name of the output layer; "" if it is not a single linear one.
     """
 
     layout: Layout
@@ -72,6 +73,7 @@ class GlobalModel:
     num_test_left_out: int = 0
     loaded: WeightsLoaded | None = None
     frozen: Tensor | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -210,7 +212,8 @@ class Context:
     def validator(self) -> UploadValidator:
         """Validates uploads."""
         return UploadValidator(
-            uploads=self.plan.uploads, layout=self.model.layout, auxiliary=self.algorithm.auxiliary,
+            uploads=self.plan.uploads, layout=self.model.layout,
+            vectors=self.algorithm.vectors(self.model.layout),
             max_examples=self.plan.rounds.max_examples,
         )  # fmt: skip
 

@@ -159,7 +159,7 @@ class MemoryStores:
         if len(photos) and not len(train):
             raise DataError("it holds no photo of a class in the run's catalogue")
         num_left_out = len(photos) - len(train)
-        if opened.bound_model.num_features is not None:
+        if opened.bound_model.head is not None:
             train = self._featurized(name, train, opened)
         return StorePhotos(train=train, validation=_none_of(train), num_left_out=num_left_out)
 
@@ -167,7 +167,8 @@ class MemoryStores:
         """See `Stores`."""
         if self._test is None:
             raise DataError("there are no test photos to evaluate on")
-        return featurized(opened.bound_model, self._relabelled(self._test, opened.catalogue), cache=None)
+        photos = self._relabelled(self._test, opened.catalogue)
+        return photos if opened.bound_model.head is None else featurized(opened.bound_model, photos, cache=None)
 
     def _featurized(self, name: str, photos: PhotoSet, opened: OpenedSetup) -> PhotoSet:
         """The features of a store's photos, computed once per setup and process."""

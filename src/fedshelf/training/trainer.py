@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshelf.core.errors import TrainingError
@@ -22,6 +24,7 @@ from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, gather, prefetch
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
+from fedshelf.training.features import featurized
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration
 from fedshelf.training.phases import Moves, Phase
@@ -74,6 +77,7 @@ class Trainer:
         growth: this client's batch size divided by the configured one; one of its steps counts as this many
             (training/batch_size.py).
         lr_scale: factor on its learning rate.
+        features_folder: folder in which features of photos are kept; None keeps none.
     """
 
     bound_model: BoundModel
@@ -87,6 +91,16 @@ class Trainer:
     renews: bool = False
     growth: int = 1
     lr_scale: float = 1.0
+    features_folder: Path | None = None
+
+    def features(self, photos: PhotoSet) -> NDArray[np.float32]:
+        """[N, D]: what enters the model's output layer for photos as they are evaluated, at its current values.
+
+        Raises:
+            ModelError: the model's last step is not a single linear output layer.
+        """
+        found = featurized(self.bound_model, photos, cache=self.features_folder)
+        return np.ascontiguousarray(found.images[:, 0], dtype=np.float32)
 
     @cached_property
     def calibration(self) -> Calibration | None:

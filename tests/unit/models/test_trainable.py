@@ -113,7 +113,8 @@ class Scaled(nn.Module):
         self.head = nn.Linear(12, 5)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return 2 * self.head(images.mean((2, 3)).repeat(1, 4)) + 1
+        logits: torch.Tensor = 2 * self.head(images.mean((2, 3)).repeat(1, 4)) + 1
+        return logits
 
 
 def test_a_step_after_the_output_layer_is_refused() -> None:

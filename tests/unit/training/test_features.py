@@ -64,9 +64,14 @@ def test_features_of_a_photo_do_not_depend_on_the_others(tmp_path: Path) -> None
 def test_a_photo_more_is_all_that_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bound, given = bound_model(), photos()
     featurized(bound, PhotoSet(given.images[:20], given.labels[:20]), cache=tmp_path)
-    passes = []
+    passes: list[torch.Tensor] = []
     compute = BoundModel.features
-    monkeypatch.setattr(BoundModel, "features", lambda self, batch: passes.append(batch) or compute(self, batch))
+
+    def noted(bound: BoundModel, batch: torch.Tensor) -> torch.Tensor:
+        passes.append(batch)
+        return compute(bound, batch)
+
+    monkeypatch.setattr(BoundModel, "features", noted)
     featurized(bound, given, cache=tmp_path)
     assert len(passes) == 1
     assert not passes[0][1:].any(), "one photo, and nothing to fill the batch with"
