@@ -319,7 +319,7 @@ class StoreClient:
 
     def _note(self, broadcast: Broadcast) -> None:
         self.took_part = True
-        num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
+        num_rounds = max(0, broadcast.key.round - (broadcast.purpose is Purpose.TRAIN))
         # A copy, because the next model is received into the same memory.
         self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None
 

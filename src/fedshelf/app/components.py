@@ -14,6 +14,7 @@ from torch import nn
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
+from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.algorithms.robust import AutoNormBound, NormBound, bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
@@ -90,6 +91,7 @@ class OpenedSetup:
         bound_model: the model.
         uploads: the stages that an upload passes through.
         personalization: what stays at the stores.
+        warm_start: the algorithm of round 0, if there is one.
         batch_sizes: measures the fastest batch size if each client has its own, else None.
     """
 
@@ -100,6 +102,7 @@ class OpenedSetup:
     bound_model: BoundModel
     uploads: UploadPipeline
     personalization: Personalization
+    warm_start: Algorithm | None = None
     batch_sizes: BatchSizes | None = None
 
 
@@ -121,6 +124,11 @@ def optional_components(config: RunConfig, registry: Mapping[str, str]) -> list[
 def algorithm_of(config: RunConfig) -> Algorithm:
     """Create the configured algorithm (client and server half)."""
     return cast(Algorithm, component_of(config, "algorithm"))
+
+
+def warm_start_of(config: RunConfig) -> Algorithm | None:
+    """Create the algorithm of round 0, if there is one."""
+    return None if config.warm_start == "none" else cast(Algorithm, load(ALGORITHMS[config.warm_start])())
 
 
 def aggregator_of(config: RunConfig) -> Aggregator:
@@ -286,9 +294,11 @@ def open_setup(
     _load_frozen(bound_model, setup)
     if config.compile == "on":
         bound_model = compile_forward(bound_model, config.image_size)
+    layout, warm_start = bound_model.params.layout, warm_start_of(config)
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, bound_model=bound_model,
-        algorithm=algorithm_of(config).for_model(bound_model.params.layout, bound_model.output_layer),
+        algorithm=algorithm_of(config).for_model(layout, bound_model.output_layer),
+        warm_start=None if warm_start is None else warm_start.for_model(layout, bound_model.output_layer),
         uploads=uploads_of(config), personalization=personalization_of(config),
         batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
@@ -348,6 +358,7 @@ def work_for(
     )
     return Work(
         algorithm=opened.algorithm,
+        warm_start=opened.warm_start,
         trainer=trainer,
         ready=ready,
         uploads=opened.uploads,
@@ -473,5 +484,6 @@ def plan_of(
         test_every=config.test_every,
         pacing=pacing_of(config),
         confirmed=config.confirm_catalogue,
+        warm_start=warm_start_of(config),
         compares=config.personalize != "none" if config.compare is None else config.compare,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from fedshelf.core.choices import (
     SamplingName,
     Schedule,
     TrainName,
+    WarmStart,
     WorkNorm,
 )
 from fedshelf.core.settings import (
@@ -49,7 +50,7 @@ C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
 RENAMED: Mapping[str, str] = {"speeds": "slowdowns"}
 """Former names of fields. They still work as keys and flags, and log the current name once."""
-NEWER = ("norm_bound", "train", "freeze_norm", "feature_views")
+NEWER = ("norm_bound", "warm_start", "train", "freeze_norm", "feature_views")
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _FIRST = (
     "mu", "loss", "fedrs_alpha", "fedlc_tau", "server_lr", "server_momentum", "server_beta2", "server_tau",
@@ -167,6 +168,8 @@ class RunConfig(Settings):
     algorithm: Annotated[str, Setting(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
     loss: Annotated[str, Setting(help="Loss of local training; fedrs and fedlc protect the products that a store "
         "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
+    warm_start: Annotated[WarmStart, Setting(help="Before round 1, compute the output layer in closed form (ridge).",
+        panel=ALGORITHM)] = "none"  # fmt: skip
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip

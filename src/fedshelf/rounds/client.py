@@ -39,6 +39,7 @@ class Work:
         trainer: trains the bound model on the client's photos.
         ready: the reply to the setup.
         model_selection: chooses the store's model after the last round.
+        warm_start: the algorithm of round 0, if there is one.
         uploads: the stages that uploads pass.
         personalization: the part of the model that stays at the client.
     """
@@ -47,6 +48,7 @@ class Work:
     trainer: Trainer
     ready: Ready
     model_selection: ModelSelection
+    warm_start: Algorithm | None = None
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
     personalization: Personalization = NONE
 
@@ -104,6 +106,8 @@ class Client:
         self._accept(broadcast, work.trainer)
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
+        if broadcast.key.round == 0 and work.warm_start is not None:
+            work = replace(work, algorithm=work.warm_start, uploads=UploadPipeline())
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
             work.trainer.bound_model.load(broadcast.params)
@@ -122,6 +126,8 @@ class Client:
             return cached_reply  # a restarted server asks again, and gets the same bytes
         work.personalization.apply(work.trainer.bound_model, state)
         upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
+        if work.algorithm is work.warm_start:
+            after = replace(after, algorithm={})  # the next algorithm begins without a state
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout

@@ -102,6 +102,7 @@ class Plan:
         aliases: product names that mean the same product.
         compares: whether stores compare models after the last round.
         confirmed: whether an unusual catalogue of the clients' classes is accepted.
+        warm_start: the algorithm of a round 0; None: the run begins with round 1.
     """
 
     run_id: str
@@ -125,6 +126,12 @@ class Plan:
     aliases: Mapping[str, str] = field(default_factory=dict)
     compares: bool = False
     confirmed: bool = False
+    warm_start: Algorithm | None = None
+
+    @property
+    def first_round(self) -> int:
+        """The number of the run's first round."""
+        return 1 if self.warm_start is None else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -200,6 +207,11 @@ class Context:
         """
         return self.ports.virtual is None or self.ports.virtual.is_settled()
 
+    @property
+    def aggregator(self) -> Aggregator:
+        """How uploads are aggregated: exact sums always by adding them."""
+        return MEAN if self.algorithm.sums else self.plan.aggregator
+
     @cached_property
     def dispatcher(self) -> Dispatcher:
         """Dispatches tasks and waits for replies."""
@@ -212,7 +224,7 @@ class Context:
     def validator(self) -> UploadValidator:
         """Validates uploads."""
         return UploadValidator(
-            uploads=self.plan.uploads, layout=self.model.layout,
+            uploads=UploadPipeline() if self.algorithm.sums else self.plan.uploads, layout=self.model.layout,
             vectors=self.algorithm.vectors(self.model.layout),
             max_examples=self.plan.rounds.max_examples,
         )  # fmt: skip

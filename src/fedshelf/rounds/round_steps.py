@@ -60,7 +60,7 @@ class RoundSteps:
         """
         plan, number = self._plan, state.round + 1
         self._membership.begin_round(number)
-        self._wait_for_clients(number, starts=number == 1 and attempt == 0)
+        self._wait_for_clients(number, starts=number == self._plan.first_round and attempt == 0)
         live = self._membership.live()
         self._warn_if_alone(number, live)
         count = cohorts.size(len(live), fraction=plan.fraction)
@@ -213,7 +213,7 @@ class RoundSteps:
         names, alike = sorted(uploads), self._plan.rounds.equal_weights
         weights = {n: 1.0 if alike else self._algorithm.weight(uploads[n], staleness=0) for n in names}
         aggregate, found = combine(
-            [uploads[name] for name in names], [weights[name] for name in names], self._plan.aggregator,
+            [uploads[name] for name in names], [weights[name] for name in names], self._context.aggregator,
             num_trainable=self._layout.num_trainable,
         )  # fmt: skip
         verdicts = dict(zip(names, found, strict=True))

@@ -111,7 +111,9 @@ class Server:
         if state is None:
             if model.loaded is not None:
                 ports.sink.emit(model.loaded)
-            state = ServerState(round=0, model=ModelState(params=model.initial), classes=catalogue.names_digest)
+            state = ServerState(
+                round=plan.first_round - 1, model=ModelState(params=model.initial), classes=catalogue.names_digest
+            )
         elif state.classes not in ("", catalogue.names_digest):
             raise RunError(
                 f"the catalogue of run {plan.run_id} has changed since round {state.round}: its model would take one "
@@ -178,6 +180,8 @@ class Server:
     ) -> tuple[ServerState, str]:  # fmt: skip
         """Run all rounds after `state`, first the one that is `opened`; return the last state and why the run ended."""
         plan, algorithm = self._plan, self._algorithm
+        if state.round < 0 and plan.warm_start is not None:
+            state, opened = self._warm_start(state, opened, plan.warm_start, context), None
         rounds: Rounds = (
             BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
         )
@@ -188,6 +192,18 @@ class Server:
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, context.model)
         return state, f"{counted(plan.num_rounds, 'round')} done"
+
+    def _warm_start(
+        self, state: ServerState, opened: OpenRound | None, algorithm: Algorithm, context: Context
+    ) -> ServerState:  # fmt: skip
+        """Run round 0 with an algorithm of its own, and return the state that the run's algorithm begins with."""
+        rounds = SynchronousRounds(
+            replace(context, algorithm=algorithm.for_model(context.model.layout, context.model.head))
+        )
+        rounds.resume(state, opened)
+        state, record, live = rounds.next(state)
+        state = _seen(replace(state, model=replace(state.model, optimizer={})), live)
+        return self._finish_round(state, record, context.model)
 
     def _is_to_compare(self, state: ServerState) -> bool:
         """Whether stores have yet to compare models after the current round."""

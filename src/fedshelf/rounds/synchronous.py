@@ -68,8 +68,9 @@ class SynchronousRounds:
         progress = RoundProgress(cohort=opened.cohort, assignment=assignment, needed=needed)
 
         steps.collect(progress, state, key)
-        pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(context.timer.now()))
-        state = replace(state, pace=pace)
+        if not context.algorithm.sums:  # which takes no steps of training
+            pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(context.timer.now()))
+            state = replace(state, pace=pace)
         uploads, problem = steps.load(progress, key), ""
         while len(uploads) >= needed:
             try:

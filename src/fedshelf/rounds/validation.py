@@ -54,7 +54,7 @@ def check_broadcast(broadcast: Broadcast, layout: Layout) -> None:
         if wrong:
             raise RefusedError(f"its vectors {wrong} do not have the {layout.num_trainable:,} trainable values")
     for name, number, least in (
-        ("round", broadcast.key.round, int(broadcast.purpose is Purpose.TRAIN)), ("attempt", broadcast.key.attempt, 0),
+        ("round", broadcast.key.round, 0), ("attempt", broadcast.key.attempt, 0),
         ("number of steps", broadcast.num_steps, 1), ("number of rounds", broadcast.num_rounds, 1),
     ):  # fmt: skip
         if number is not None and not least <= number <= MAX_NUMBER:
