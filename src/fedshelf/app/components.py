@@ -286,6 +286,7 @@ def open_setup(
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
     test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
+    per_product: bool = True,
 ) -> Work:  # fmt: skip
     """Create the work of one client.
 
@@ -296,6 +297,7 @@ def work_for(
         batch_size: batch size, if clients have their own; None measures the fastest.
         test: returns the test photos on which models are compared at the end.
         save: saves the model that the client chooses then.
+        per_product: whether the client counts by product, if it is asked to.
 
     Returns:
         The work.
@@ -325,6 +327,7 @@ def work_for(
         ready=ready,
         uploads=opened.uploads,
         personalization=opened.personalization,
+        catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened)),
     )
 

@@ -100,6 +100,12 @@ class ServerState:
     compared: int = 0
     classes: str = ""
 
+    @property
+    def unused_attempt(self) -> int:
+        """An attempt that no training task used, so that a late reply to one does not match."""
+        keys = (*self.counted.values(), *(flight.key for flight in self.in_flight))
+        return 1 + max((key.attempt for key in keys), default=0)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenRound:
