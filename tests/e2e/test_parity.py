@@ -24,7 +24,10 @@ def three_ways(site: Site, *flags: str, client_flags: Sequence[str] = ()) -> tup
     assert same_model(alone, workers)
     assert same_model(alone, deployed)
     assert bytes_without_times(server) == bytes_without_times(simulated)
-    assert site.show(alone)["stores"] == site.show(workers)["stores"] == site.show(deployed)["stores"]
+    in_the_end = ("stores", "products", "levels", "confusion")
+    shown = [{key: site.show(run)[key] for key in in_the_end} for run in (alone, workers, deployed)]
+    assert shown[0] == shown[1] == shown[2]
+    assert sum(found["total"] for found in shown[0]["products"])
     return deployed, alone, workers
 
 

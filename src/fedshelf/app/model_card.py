@@ -156,7 +156,7 @@ def _card(config: RunConfig, bound: BoundModel, catalogue: Catalogue, *, run_id:
             "mean": list(bound.normalization.mean),
             "std": list(bound.normalization.std),
         },
-        "paths": list(catalogue.tree.paths),
+        "paths": list(catalogue.tree.paths) if catalogue.tree.depth > 1 else [],
         "personal": [spec.name for spec in bound.params.layout.tensors if spec.segment is Segment.PERSONAL],
     }
 

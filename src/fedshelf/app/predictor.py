@@ -171,7 +171,7 @@ class Predictor:
                 norm=architecture["norm"], width=architecture["width"],
             )  # fmt: skip
             normalization = Normalization(mean=tuple(given["mean"]), std=tuple(given["std"]))
-            paths = tuple(map(str, card.get("paths", labels)))  # older cards have none
+            paths = tuple(map(str, card.get("paths") or labels))  # older cards have none
             if len(paths) != len(labels):
                 raise TypeError(f"{len(paths):,} paths for {len(labels):,} products")
         except (KeyError, TypeError) as error:

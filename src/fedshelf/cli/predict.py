@@ -51,21 +51,28 @@ def predict(
             unusable += 1
             _show_unusable(photo, error, as_json=as_json)
         else:
-            _show(photo, found, as_json=as_json)
+            _show(photo, found, products=predictor.tree.paths, as_json=as_json)
     if unusable:
         raise typer.Exit(1)
 
 
-def _show(photo: Path, levels: "Sequence[Sequence[Guess]]", *, as_json: bool) -> None:
-    """Print the products in `photo`, most likely first, and the folders above them, as a table or one line of JSON."""
-    *folders, products = levels
+def _show(photo: Path, levels: "Sequence[Sequence[Guess]]", *, products: Sequence[str], as_json: bool) -> None:
+    """Print the products in `photo`, most likely first, and the folders above them, as a table or one line of JSON.
+
+    Args:
+        photo: the photo.
+        levels: the guesses at each level of the product tree.
+        products: the products' paths.
+        as_json: print JSON.
+    """
+    *folders, leaves = levels
     if as_json:
-        record = {"photo": from_filesystem(str(photo)), "predictions": _record(products)}
+        record = {"photo": from_filesystem(str(photo)), "predictions": _record(leaves)}
         above = [{"depth": depth, "predictions": _record(found)} for depth, found in enumerate(folders, start=1)]
         print_json({**record, "levels": above} if above else record)
         return
-    likely = [(guess.label, guess.probability) for guess in products]
-    likely += [(f"{found[0].label}/", found[0].probability) for found in folders]
+    likely = [(guess.label, guess.probability) for guess in leaves]
+    likely += [(f"{best.label}{'/' * (best.label not in products)}", best.probability) for best, *_ in folders]
     echo(str(photo), *(f"{percent(probability):>9}  {name}" for name, probability in likely))
 
 

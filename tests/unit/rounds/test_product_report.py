@@ -158,7 +158,7 @@ HOSTILE: dict[str, tuple[Callable[[Evaluation], Evaluation], str]] = {
     "a product twice": (lambda e: replace(e, products=(e.products[0], *e.products)), "products twice"),
     "in another order": (lambda e: replace(e, products=e.products[::-1]), "another order"),
     "more right than photos": (changed(lambda p: replace(p, correct=p.total + 1)), "right answers of"),
-    "no photos": (lambda e: replace(e, products=tuple(replace(p, total=0, correct=0) for p in e.products)), "right answers of 0"),
+    "no photos": (changed(lambda p: replace(p, correct=0, total=0)), "right answers of 0"),
     "another sum of photos": (changed(lambda p: replace(p, total=p.total + 1)), "add up to"),
     "another sum of right answers": (
         lambda e: replace(e, num_correct=e.num_correct - 1 if e.num_correct else 1), "add up to",
