@@ -58,7 +58,10 @@ CODECS = ("--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
             ("--personalize", "ditto", "--loss", "fedlc", "--aggregator", "median", "--norm-bound", "1"),
             id="models of their own, another loss, a robust rule",
         ),
-        pytest.param(("--personalize", "fedrep", "--sampling", "size"), id="training in phases, another draw"),
+        pytest.param(
+            ("--personalize", "fedrep", "--sampling", "size", "--fraction", "0.5"),
+            id="training in phases, another draw of half the stores",
+        ),
     ],
 )
 def test_whatever_is_remembered_simulation_equals_deployment(pair: Site, flags: tuple[str, ...]) -> None:
