@@ -51,7 +51,7 @@ def says(client: ThreadClient, text: str) -> str:
 class Answering(http.server.ThreadingHTTPServer):
     """Answers all requests alike, and counts them."""
 
-    def __init__(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+    def __init__(self, status: int, content: bytes, headers: Mapping[str, str], port: int = 0) -> None:
         outer = self
         self.paths: list[str] = []
 
@@ -72,7 +72,7 @@ class Answering(http.server.ThreadingHTTPServer):
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", port), Handler)
 
 
 @pytest.fixture
@@ -154,6 +154,23 @@ def test_another_program_is_one_clear_error(
         pytest.raises(TransportError, match="answers, but is not a FedShelf server"),
     ):
         client.result.result(PATIENCE)
+
+
+def test_what_ends_a_client_at_its_start_is_waited_out_once_it_was_connected() -> None:
+    """Somebody else took the server's port for a while."""
+    server = EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None)
+    with server, ThreadClient(server.address, "lyon") as client:
+        joined(server.transport())
+        server.close()
+        with Answering(200, b"{}", {}, server.address.port) as other:
+            threading.Thread(target=other.serve_forever, daemon=True).start()
+            says(client, "is not a FedShelf server: check --server-address; trying again")
+            other.shutdown()
+        with EmbeddedServer(host="127.0.0.1", port=server.address.port, tls=None) as back:
+            transport = back.transport()
+            joined(transport)
+            transport.close("run finished")
+            assert client.result.result(PATIENCE).kind is EndKind.CLOSED
 
 
 def test_a_server_that_says_nothing_is_told_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

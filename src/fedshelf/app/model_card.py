@@ -146,7 +146,12 @@ def _card(config: RunConfig, bound: BoundModel, catalogue: Catalogue, *, run_id:
         "fedshelf": __version__,
         "run_id": run_id,
         "round": round,
-        "architecture": {"name": config.model, "norm": config.norm, "width": config.width},
+        "architecture": {
+            "name": config.model,
+            "norm": config.norm,
+            "width": config.width,
+            **({"source_digest": config.model_digest} if config.model_digest else {}),
+        },
         "num_parameters": bound.params.layout.num_parameters,
         "input": {
             "image_size": config.image_size,

@@ -60,6 +60,11 @@ class Roster:
         found = (entry for entry in self.entries if entry.name == name and entry.state is StoreState.ACTIVE)
         return next(found, None)
 
+    def revoked_names(self) -> frozenset[str]:
+        """Names of the stores that have been revoked, and have no other key."""
+        active = {entry.name for entry in self.entries if entry.state is StoreState.ACTIVE}
+        return frozenset(entry.name for entry in self.entries) - active
+
     def with_key(self, name: str, key: PublicKey, since: str) -> "Roster":
         """Make `key` the only active key of `name`."""
         kept = self.without(name, since).entries
