@@ -320,8 +320,9 @@ class StoreClient:
     def _note(self, broadcast: Broadcast) -> None:
         self.took_part = True
         num_rounds = max(0, broadcast.key.round - (broadcast.purpose is Purpose.TRAIN))
+        key = broadcast.counted or broadcast.key if broadcast.purpose is Purpose.EVALUATE else broadcast.key
         # A copy, because the next model is received into the same memory.
-        self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None
+        self._newest, self._evaluation = (key, num_rounds, broadcast.params.clone()), None
 
     def _prepare(self, setup: Setup) -> Work:
         keep_freed_memory()
@@ -343,7 +344,8 @@ class StoreClient:
             batch_size=batch_size or self._opened.config.batch_size,
         )
         return work_for(
-            self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save
+            self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
+            per_product=self._policy.metrics.per_product,
         )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:

@@ -322,7 +322,9 @@ def _load_frozen(bound: BoundModel, setup: Setup) -> None:
 
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
+    features_folder: Path | None = None,
     test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
+    per_product: bool = True,
 ) -> Work:  # fmt: skip
     """Create the work of one client.
 
@@ -331,8 +333,10 @@ def work_for(
         opened: the setup's objects.
         photos: the client's photos.
         batch_size: batch size, if clients have their own; None measures the fastest.
+        features_folder: folder in which features of photos are kept; None keeps none.
         test: returns the test photos on which models are compared at the end.
         save: saves the model that the client chooses then.
+        per_product: whether the client counts by product, if it is asked to.
 
     Returns:
         The work.
@@ -346,6 +350,7 @@ def work_for(
         bound_model=bound, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
         renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
+        features_folder=features_folder,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,
@@ -363,6 +368,7 @@ def work_for(
         ready=ready,
         uploads=opened.uploads,
         personalization=opened.personalization,
+        catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened)),
     )
 

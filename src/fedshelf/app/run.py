@@ -1,5 +1,7 @@
 """Opens a run on disk, new or resumed, and assembles its server."""
 
+import csv
+import io
 import logging
 import threading
 import time
@@ -47,11 +49,13 @@ from fedshelf.models.registry import is_own
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
+from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import Difference, RunDirectory, differences, is_run, new_run_id
 from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.product_results import confusion_table
 from fedshelf.tracking.queries import LOST, run_summary
 from fedshelf.tracking.registry import SINKS
 from fedshelf.tracking.runs import find_resumable
@@ -556,7 +560,11 @@ def _publish(
     run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool,
     loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
-    """Save the model after a round to `model/` or `model/best/`."""
+    """Save the model after a round to `model/` or `model/best/`, and the last round's confusion matrix."""
     bound.load(params)
     folder = run.directory.best_model if best else run.directory.model
+    if record.report is not None and record.report.confusion:
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(confusion_table(record.report, catalogue))
+        write_atomically(run.directory.confusion, table.getvalue())
     save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record, loaded=loaded)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from fedshelf.core.choices import Candidate
+from fedshelf.core.class_folder import ProductCount
 
 
 class ClientStatus(StrEnum):
@@ -233,6 +234,28 @@ class RoundVoid:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProductReport:
+    """How the last round's model does on each product. Products are indices in the catalogue.
+
+    Attributes:
+        products: on the stores' validation photos, of each product that has any.
+        levels: validation photos whose prediction lies in the correct folder, by level of the product tree, coarsest
+            first.
+        num_photos: validation photos counted. A store counts for at most as many as in `RoundFinished.accuracy`.
+        num_stores: stores that reported.
+        num_withheld: stores whose policy withholds these counts.
+        confusion: test photos of each product and prediction, as (product, prediction, photos).
+    """
+
+    products: tuple[ProductCount, ...] = ()
+    levels: tuple[int, ...] = ()
+    num_photos: int = 0
+    num_stores: int = 0
+    num_withheld: int = 0
+    confusion: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoundFinished:
     """A new version of the model is complete.
 
@@ -250,6 +273,7 @@ class RoundFinished:
         best_round: the best round so far.
         virtual_seconds: duration in a simulation's virtual time, including void attempts.
         model_digest: digest of the new model.
+        report: how it does on each product; only of the last round.
     """
 
     round: int
@@ -265,6 +289,7 @@ class RoundFinished:
     best_round: int | None
     virtual_seconds: float | None = None
     model_digest: str = ""
+    report: ProductReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

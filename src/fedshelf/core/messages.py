@@ -26,8 +26,9 @@ from torch import Tensor
 
 from fedshelf.core.bounds import Bounds, Count, FiniteFloat, Identifier, NonNegativeFloat, RoundNumber, StrictBool, Text
 from fedshelf.core.choices import Candidate
-from fedshelf.core.class_folder import MAX_CLASSES
+from fedshelf.core.class_folder import MAX_CLASSES, MAX_DEPTH
 from fedshelf.core.class_folder import ClassFolder as ClassFolder
+from fedshelf.core.class_folder import ProductCount as ProductCount
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
@@ -194,6 +195,7 @@ class Broadcast:
             pending state is rolled back.
         num_steps: local steps to take; None: as many as the configured epochs have.
         num_rounds: to compare, the rounds of a model trained locally; None: `key.round`.
+        per_product: to evaluate, whether to count by product, too.
     """
 
     key: TaskKey
@@ -205,6 +207,7 @@ class Broadcast:
     counted: TaskKey | None = None
     num_steps: Count | None = None
     num_rounds: RoundNumber | None = None
+    per_product: StrictBool = False
 
     @property
     def is_plain(self) -> bool:
@@ -300,6 +303,10 @@ class Evaluation:
         num_correct: photos classified correctly.
         loss_sum: sum of the losses in nats.
         candidates: scores of the models to choose among, if the broadcast holds some.
+        products: the same counts for each product that has photos, by index; empty if they were not asked for, or the
+            store withholds them.
+        levels: photos whose prediction lies in the correct folder, by level of the product tree, coarsest first; empty
+            like `products`.
     """
 
     key: TaskKey
@@ -307,6 +314,8 @@ class Evaluation:
     num_correct: Count
     loss_sum: FiniteFloat
     candidates: Annotated[tuple[CandidateScore, ...], Bounds(max_length=MAX_CANDIDATES)] = ()
+    products: Annotated[tuple[ProductCount, ...], Bounds(max_length=MAX_CLASSES)] = ()
+    levels: Annotated[tuple[Count, ...], Bounds(max_length=MAX_DEPTH)] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

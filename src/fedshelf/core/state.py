@@ -115,6 +115,12 @@ class ServerState:
     classes: str = ""
     suspended: Mapping[str, Suspension] = field(default_factory=dict)
 
+    @property
+    def unused_attempt(self) -> int:
+        """An attempt that no training task used, so that a late reply to one does not match."""
+        keys = (*self.counted.values(), *(flight.key for flight in self.in_flight))
+        return 1 + max((key.attempt for key in keys), default=0)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenRound:

@@ -84,7 +84,18 @@ class Models:
         return [problem for name in self.allow if is_own(name) and (problem := problem_with_own(name))]
 
 
-TABLES = MappingProxyType({"limits": Limits, "models": Models})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """What this store reports besides what training needs.
+
+    Attributes:
+        per_product: after the last round, how many validation photos of each product are classified correctly.
+    """
+
+    per_product: Annotated[bool, Setting(help="correct validation photos of each product")] = True
+
+
+TABLES = MappingProxyType({"limits": Limits, "models": Models, "metrics": Metrics})
 """The tables of a policy file by name."""
 
 
@@ -95,10 +106,12 @@ class Policy:
     Attributes:
         limits: limits on tasks and resources.
         models: the models that may be trained.
+        metrics: what is reported.
     """
 
     limits: Limits = field(default_factory=Limits)
     models: Models = field(default_factory=Models)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def allowing(self, names: Sequence[str]) -> "Policy":
         """This policy, with further models.
@@ -267,6 +280,8 @@ def _table(name: str, given: dict[str, Any], where: str, problems: list[str]) ->
 
 
 def _problem_with(value: Any, setting: Setting) -> str:
+    if setting.type is bool:
+        return "" if isinstance(value, bool) else "neither true nor false"
     if setting.type in (int, float):
         if type(value) not in {int, setting.type}:
             return "not a whole number" if setting.type is int else "not a number"

@@ -7,7 +7,7 @@ A client first evaluates the model that it is about to train. A round's accuracy
 of all live clients: measured without waiting, and one task older than the round's own model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -79,6 +79,10 @@ class BufferedRounds:
         """Resume after a restart: tasks in flight are sent again as clients return."""
         self._membership.expect(opened.live if opened else (), self._plan.rounds.rejoin_grace)
         self._tasks.resume(state)
+
+    def evaluations(self) -> Mapping[str, Evaluation | None]:
+        """See `Rounds`. Clients have only evaluated earlier versions."""
+        return {}
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Fill the buffer and make the next version.

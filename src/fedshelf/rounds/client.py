@@ -23,9 +23,11 @@ from fedshelf.core.messages import (
     task_key,
 )
 from fedshelf.core.ports import ClientStates
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.rounds.pipeline import UploadPipeline
+from fedshelf.rounds.product_report import counts_of
 from fedshelf.rounds.validation import check_broadcast
 from fedshelf.training.trainer import Trainer
 
@@ -42,6 +44,7 @@ class Work:
         warm_start: the algorithm of round 0, if there is one.
         uploads: the stages that uploads pass.
         personalization: the part of the model that stays at the client.
+        catalogue: the classes; None: the client does not count by product.
     """
 
     algorithm: Algorithm
@@ -51,6 +54,7 @@ class Work:
     warm_start: Algorithm | None = None
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
     personalization: Personalization = NONE
+    catalogue: Catalogue | None = None
 
 
 class Client:
@@ -111,13 +115,15 @@ class Client:
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
             work.trainer.bound_model.load(broadcast.params)
-            work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.key))
+            work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
             score = work.trainer.evaluate()
             scores = work.algorithm.score_candidates(broadcast, work.trainer) if broadcast.auxiliary else ()
+            wanted = work.catalogue if broadcast.per_product else None
+            products, levels = counts_of(score.confusion, wanted.tree) if wanted else ((), ())
             return Evaluation(
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
                 loss_sum=score.loss_sum if score.loss_sum <= MAX_FLOAT else MAX_FLOAT,  # also of NaN
-                candidates=scores,
+                candidates=scores, products=products, levels=levels,
             )  # fmt: skip
         # The server commits changes only with a counted round; roll back all others.
         state = self._states.commit_or_rollback(broadcast)

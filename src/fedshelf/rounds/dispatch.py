@@ -244,7 +244,7 @@ class Dispatcher:
     def dispatch(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
         on_reply: Callable[[Reply], None], *, seconds: float, traffic: Traffic,
-        enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf,
+        enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf, expects_others: bool = False,
     ) -> None:  # fmt: skip
         """Send each client its broadcast and wait for the replies.
 
@@ -260,6 +260,7 @@ class Dispatcher:
             traffic: updated with what is sent and received.
             enough: whether there are enough replies at a given time.
             wake: when to check `enough` again even without arrivals.
+            expects_others: whether answers to other work are expected, and dropped without a report.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -287,7 +288,9 @@ class Dispatcher:
                         send(name)  # it was away or has restarted: its previous task is lost
                 case Reply(client=name, task=task) as reply:
                     if name not in pending or task not in (key, None):
-                        self.sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
+                        if not expects_others:
+                            refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
+                            self.sink.emit(refused)
                     else:
                         self._note_download(reply)
                         traffic.bytes_up += reply.num_bytes

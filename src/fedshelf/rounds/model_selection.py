@@ -48,7 +48,7 @@ class ModelComparison:
         """
         plan, membership, sink = self.context.plan, self.context.membership, self.context.ports.sink
         self._gather(state)
-        key = TaskKey(run_id=plan.run_id, round=state.round, attempt=_unused_attempt(state))
+        key = TaskKey(run_id=plan.run_id, round=state.round, attempt=state.unused_attempt)
         stores = tuple(sorted({*membership.live(), *state.counted}))
         sink.emit(ComparisonStarted(round=state.round, stores=stores))
 
@@ -122,9 +122,3 @@ class ModelComparison:
 
 def _without(client: str, reason: str) -> StoreComparison:
     return StoreComparison(client=client, best=None, accuracies={}, on_test=False, reason=reason)
-
-
-def _unused_attempt(state: ServerState) -> int:
-    """An attempt that no training task used, so that a late reply to one does not match."""
-    keys = (*state.counted.values(), *(flight.key for flight in state.in_flight))
-    return 1 + max((key.attempt for key in keys), default=0)

@@ -17,7 +17,7 @@ from fedshelf.core.messages import FROZEN, Setup
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.core.rng import Rng
-from fedshelf.core.state import ServerState
+from fedshelf.core.state import Best, ModelState, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.dispatch import Dispatcher, Inbox
 from fedshelf.rounds.membership import Membership
@@ -133,6 +133,10 @@ class Plan:
         """The number of the run's first round."""
         return 1 if self.warm_start is None else 0
 
+    def is_last(self, round: int, best: Best | None) -> bool:
+        """Whether the run ends with `round`, if `best` is the best round then."""
+        return round >= self.num_rounds or self.early_stopping.exhausted(round, best)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Ports:
@@ -181,6 +185,7 @@ class Context:
         ports: the outside world.
         algorithm: the federated algorithm.
         model: the global model.
+        catalogue: the classes.
         membership: the clients.
         inbox: receives messages.
         downloads: encodes the model for each client.
@@ -190,9 +195,11 @@ class Context:
     ports: Ports
     algorithm: Algorithm
     model: GlobalModel
+    catalogue: Catalogue
     membership: Membership
     inbox: Inbox
     downloads: Downloads
+    _tested: list[tuple[ModelState, Score]] = field(default_factory=list, init=False)  # the newest
 
     @property
     def timer(self) -> Clock:
@@ -229,7 +236,11 @@ class Context:
             max_examples=self.plan.rounds.max_examples,
         )  # fmt: skip
 
-    def evaluate(self, state: ServerState) -> Score | None:
+    def evaluate(self, state: ServerState, *, is_last: bool = False) -> Score | None:
         """Score the model of `state` on the server's test photos; None if it is not tested in this round."""
-        due = state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
-        return self.model.evaluate_on_server(state.model.published) if due and self.model.evaluate_on_server else None
+        due = is_last or state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
+        if not due or self.model.evaluate_on_server is None:
+            return None
+        if not self._tested or self._tested[0][0] is not state.model:
+            self._tested[:] = [(state.model, self.model.evaluate_on_server(state.model.published))]
+        return self._tested[0][1]

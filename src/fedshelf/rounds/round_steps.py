@@ -230,9 +230,11 @@ class RoundSteps:
             key: the round and attempt.
         """
         candidates = self._algorithm.candidates(model)
-        asked = [name for name in progress.counted() if self._membership.num_validation(name)]
         if candidates is None:
             return model
+        # After a restart in this phase, all uploads are there but no client is connected yet.
+        returning = self._membership.returning()
+        asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
         vectors = {PARAMS: model.params, **auxiliary_vectors({CANDIDATES: candidates})}
         found: dict[str, tuple[CandidateScore, ...]] = {}
 
@@ -246,7 +248,8 @@ class RoundSteps:
             else:
                 found[reply.client] = message.candidates
 
-        patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=MIN_EVALUATION_SECONDS, timer=self._timer)
+        at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
+        patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
 
         def noted(reply: Reply) -> None:
             patience.on_reply()
@@ -316,6 +319,8 @@ class RoundSteps:
     def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
         """Let the counted clients evaluate the new model on their own validation photos.
 
+        If the round may be the last, they count by product, too.
+
         Args:
             progress: updated with the evaluations.
             state: the state after the round.
@@ -326,8 +331,12 @@ class RoundSteps:
         asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
 
         def broadcast(name: str) -> Broadcast:
-            return Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published})
+            return Broadcast(
+                key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published},
+                per_product=tree is not None,
+            )  # fmt: skip
 
+        tree = self._context.catalogue.tree if self._plan.is_last(key.round, state.best) else None
         seconds = self._plan.rounds.timeout
         at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
         patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
@@ -336,7 +345,7 @@ class RoundSteps:
         def on_reply(reply: Reply) -> None:
             patience.on_reply()
             silent.discard(reply.client)
-            problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client))
+            problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client), tree)
             if problem:
                 self._without_evaluation(reply.client, f"its evaluation is not used: {problem}", reply)
                 return
@@ -347,6 +356,7 @@ class RoundSteps:
                 progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
                 progress.evaluated[reply.client] = min(count, self._plan.rounds.max_examples)
                 progress.losses[reply.client] = reply.message.loss_sum / count
+                progress.evaluations[reply.client] = reply.message
 
         began = self._timer.now()
         self._dispatcher.dispatch(

@@ -28,6 +28,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Received, Reply
+from fedshelf.data.product_tree import ProductTree
 from fedshelf.rounds.pipeline import UploadPipeline
 
 MAX_REASON_CHARACTERS = 2000  # of text sent by a client, which is recorded and displayed
@@ -241,13 +242,16 @@ def source_of(reply: Reply, upload: Upload) -> Received | None:
     return reply.source if isinstance(message, Upload) and message.vectors is upload.vectors else None
 
 
-def problem_with_evaluation(reply: Reply, key: TaskKey, num_validation: int) -> str:
+def problem_with_evaluation(
+    reply: Reply, key: TaskKey, num_validation: int, tree: ProductTree | None = None
+) -> str:  # fmt: skip
     """Validate the reply to an evaluation.
 
     Args:
         reply: the client's reply.
         key: the open task.
         num_validation: the validation photos that the client joined with.
+        tree: the product tree, if the client was asked to count by product.
 
     Returns:
         Why the reply is not used; empty if it is.
@@ -263,4 +267,28 @@ def problem_with_evaluation(reply: Reply, key: TaskKey, num_validation: int) -> 
         return f"it claims {message.num_correct} right answers of {message.num_examples}"
     if message.num_examples != num_validation:
         return f"its number of photos is {message.num_examples}, not {num_validation} as when the client joined"
+    return _problem_with_counts(message, tree)
+
+
+def _problem_with_counts(evaluation: Evaluation, tree: ProductTree | None) -> str:
+    products, levels = evaluation.products, evaluation.levels
+    if not products and not levels:  # not asked for, or withheld
+        return ""
+    if tree is None:
+        return "it counts by product, and was not asked to"
+    indices = [product.index for product in products]
+    if indices != sorted(set(indices)) or (indices and indices[-1] >= len(tree.paths)):
+        return f"it counts products twice, in another order, or beyond the {text.counted(len(tree.paths), 'product')}"
+    wrong = next((product for product in products if not product.correct <= product.total or not product.total), None)
+    if wrong:
+        return f"it claims {wrong.correct} right answers of {wrong.total} for product {wrong.index}"
+    sums = (sum(product.correct for product in products), sum(product.total for product in products))
+    if sums != (evaluation.num_correct, evaluation.num_examples):
+        return (
+            f"its products add up to {sums[0]} right answers of {sums[1]}, not {evaluation.num_correct} of "
+            f"{evaluation.num_examples}"
+        )
+    bounds = (evaluation.num_examples, *levels, evaluation.num_correct)
+    if len(levels) != tree.depth or levels[-1] != evaluation.num_correct or list(bounds) != sorted(bounds)[::-1]:
+        return f"its counts by level are {list(levels)}, for {text.counted(tree.depth, 'level')}"
     return ""

@@ -46,7 +46,8 @@ KINDS: Mapping[str, type[Any]] = {
 }  # fmt: skip
 MAIN_VECTORS: Mapping[type[Any], str] = {Setup: FROZEN, Broadcast: PARAMS, Upload: DELTA}
 """The messages that carry vectors, and the name of their main vector if it is plain."""
-for _checked in (*KINDS.values(), TaskKey, messages.ClassFolder, messages.ModelDelta, messages.CandidateScore, Encoded):
+_PARTS = (TaskKey, messages.ClassFolder, messages.ModelDelta, messages.ProductCount, messages.CandidateScore, Encoded)
+for _checked in (*KINDS.values(), *_PARTS):
     # Pydantic reads a dataclass's rules from the class. They are set here because core does not depend on pydantic.
     setattr(_checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
 _ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}

@@ -126,7 +126,7 @@ class ConsoleSink:
             total = counted((event.num_test or 0) + event.num_test_left_out, "photo")
             self._caveats["central"] = f" of {event.num_test} of {total}"
         if self._bar is not None:
-            self._bar.begin(total=event.num_rounds, done=event.first_round - 1)
+            self._bar.begin(total=event.num_rounds, done=max(0, event.first_round - 1))
             stores = counted(event.min_clients, "store") if event.min_clients else "stores"
             self._show(f"waiting for {stores} to join")
 

@@ -4,8 +4,9 @@ Shapes: B batch, K classes, S shared values.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,11 +43,13 @@ class Score:
         num_examples: photos evaluated.
         num_correct: photos classified correctly.
         loss_sum: sum of plain cross-entropy over all classes (nats).
+        confusion: photos by class and predicted class.
     """
 
     num_examples: int
     num_correct: int
     loss_sum: float
+    confusion: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -239,14 +242,18 @@ def num_batches(photos: PhotoSet) -> int:
 
 def evaluate_batches(bound: BoundModel, photos: PhotoSet, batches: Iterable[int]) -> list[Score]:
     """Score the given batches; their boundaries are fixed, so that processes can share them."""
-    return [
-        Score(
-            num_examples=len(labels_B),
-            num_correct=int((logits_BK.argmax(1) == labels_B).sum()),
-            loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
-        )
-        for logits_BK, labels_B in logits(bound, photos, batches)
-    ]
+    return [_score(logits_BK, labels_B) for logits_BK, labels_B in logits(bound, photos, batches)]
+
+
+def _score(logits_BK: Tensor, labels_B: Tensor) -> Score:
+    labels, predictions = torch.stack((labels_B, logits_BK.argmax(1))).tolist()
+    confusion = Counter(zip(labels, predictions, strict=True))
+    return Score(
+        num_examples=len(labels),
+        num_correct=sum(count for (label, prediction), count in confusion.items() if label == prediction),
+        loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
+        confusion=confusion,
+    )
 
 
 def logits(
@@ -278,8 +285,12 @@ def logits(
 def total(batches: Iterable[Score]) -> Score:
     """Sum the scores of batches, exactly and independent of their order."""
     scores = list(batches)
+    confusion: Counter[tuple[int, int]] = Counter()
+    for score in scores:
+        confusion.update(score.confusion)
     return Score(
         num_examples=sum(score.num_examples for score in scores),
         num_correct=sum(score.num_correct for score in scores),
         loss_sum=math.fsum(score.loss_sum for score in scores),
+        confusion=confusion,
     )
