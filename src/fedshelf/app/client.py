@@ -13,7 +13,7 @@ from typing import cast, get_args
 from torch import Tensor
 
 from fedshelf import __version__
-from fedshelf.app.components import OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
+from fedshelf.app.components import FEATURES, OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
@@ -345,7 +345,7 @@ class StoreClient:
         )
         return work_for(
             self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
-            per_product=self._policy.metrics.per_product,
+            per_product=self._policy.metrics.per_product, features_folder=cache.root / FEATURES,
         )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:

@@ -145,7 +145,7 @@ class ClientRunner:
             photos = self.attack.photos(name, self.stores.photos(name, opened), len(opened.catalogue))
             work = work_for(
                 name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
-                save=partial(self._save, name),
+                save=partial(self._save, name), features_folder=self.stores.features_folder,
             )  # fmt: skip
             return adapt(self.attack.work(name, work))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedshelf import __version__
-from fedshelf.app.components import OpenedSetup, StorePhotos, store_photos, test_photos
+from fedshelf.app.components import FEATURES, OpenedSetup, StorePhotos, store_photos, test_photos
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
 from fedshelf.core.text import to_filesystem
@@ -34,6 +34,11 @@ class Stores(Protocol):
     @property
     def has_test(self) -> bool:
         """Whether there are photos for central evaluation."""
+        ...
+
+    @property
+    def features_folder(self) -> Path | None:
+        """The folder in which features of photos are kept; None if they are not."""
         ...
 
     def names(self) -> tuple[str, ...]:
@@ -77,6 +82,11 @@ class FolderStores:
     def has_test(self) -> bool:
         """See `Stores`."""
         return self.test_dir is not None
+
+    @property
+    def features_folder(self) -> Path:
+        """See `Stores`."""
+        return self.cache / FEATURES
 
     def names(self) -> tuple[str, ...]:
         """See `Stores`."""
@@ -138,6 +148,11 @@ class MemoryStores:
     def has_test(self) -> bool:
         """See `Stores`."""
         return self._test is not None
+
+    @property
+    def features_folder(self) -> None:
+        """See `Stores`."""
+        return None
 
     def names(self) -> tuple[str, ...]:
         """See `Stores`."""
