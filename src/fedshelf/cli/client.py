@@ -36,6 +36,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
     from fedshelf.deploy.waiting import Availability
+    from fedshelf.identity.keys import PublicKey
     from fedshelf.identity.store_keys import StoreKeys
     from fedshelf.privacy import policy as policies
     from fedshelf.scheduling.active_hours import active_hours
@@ -63,6 +64,7 @@ def client(*, config: ClientConfig) -> None:
             say(sentence)
 
     policy = policies.load(config.policy)
+    pin = policy.server.roster_key
     store = StoreClient(place, policy=policy, on_choice=lambda found, folder: say(_kept(found)))
     if policy == policies.OPEN:
         typer.echo("WARNING: --policy open: the server may ask for anything, a single photo's gradient too.", err=True)
@@ -73,7 +75,7 @@ def client(*, config: ClientConfig) -> None:
             config.server_address,
             store.handle,
             join_of(place),
-            keys=StoreKeys(place.state_dir / "keys"),
+            keys=StoreKeys(place.state_dir / "keys", pin=PublicKey(pin) if pin else None),
             token=token,
             ca=config.ca,
             insecure=config.insecure,

@@ -70,7 +70,7 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
         return
     remarks = [*remarks_on(summary), *own_batches(summary, directory.config_toml)]
     width = make_console().width
-    echo(*heading(summary, width=width), rounds_table(summary), *remarks, *gain_table(summary))
+    echo(*heading(summary, directory.config_toml, width=width), rounds_table(summary), *remarks, *gain_table(summary))
 
 
 @app.command()

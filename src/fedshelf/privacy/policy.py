@@ -76,7 +76,25 @@ class Models:
     )  # fmt: skip
 
 
-TABLES = MappingProxyType({"limits": Limits, "models": Models})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """The server that this store works for.
+
+    Attributes:
+        roster_key: the chain's public key, which signs the roster; "" for the one that enrolling gives.
+    """
+
+    roster_key: Annotated[str, Setting(help="the chain's public key, from 'fedshelf enroll key'")] = ""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
+        from fedshelf.identity.keys import PublicKey  # loads cryptography, which a simulation does not need
+
+        is_key = not self.roster_key or PublicKey(self.roster_key).is_valid
+        return [] if is_key else ["roster-key is not a key as 'fedshelf enroll key' prints it, of 44 characters"]
+
+
+TABLES = MappingProxyType({"limits": Limits, "models": Models, "server": Server})
 """The tables of a policy file by name."""
 
 
@@ -87,10 +105,12 @@ class Policy:
     Attributes:
         limits: limits on tasks and resources.
         models: the models that may be trained.
+        server: the server to work for.
     """
 
     limits: Limits = field(default_factory=Limits)
     models: Models = field(default_factory=Models)
+    server: Server = field(default_factory=Server)
 
     def check_setup(self, *, model: str, image_size: int, threads: int, epochs: int) -> None:
         """Check a run's configuration before anything is built.
@@ -235,7 +255,11 @@ def _table(name: str, given: dict[str, Any], where: str, problems: list[str]) ->
             problems.append(f"{key} in [{name}] of {where}: {problem}")
         else:
             values[key.replace("-", "_")] = tuple(value) if isinstance(value, list) else value
-    return None if problems else TABLES[name](**values)
+    if problems:
+        return None
+    table = TABLES[name](**values)
+    problems += [f"[{name}] of {where}: {problem}" for problem in getattr(table, "problems", list)()]
+    return table
 
 
 def _problem_with(value: Any, setting: Setting) -> str:
@@ -243,5 +267,7 @@ def _problem_with(value: Any, setting: Setting) -> str:
         if type(value) not in {int, setting.type}:
             return "not a whole number" if setting.type is int else "not a number"
         return "" if value >= (setting.ge or 0) else f"must be at least {setting.ge:g}"
+    if setting.type is str:
+        return "" if isinstance(value, str) else "not a text in quotes"
     is_list = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
     return "" if is_list else 'not a list of texts, such as ["resnet*"]'
