@@ -106,7 +106,7 @@ def test_a_forged_an_old_and_a_foreign_roster_end_the_client(
         (without, "does not have this store's key as that of 'lyon'"),
         ("[" * 100_000, "not signed by this chain's key"),
     ):
-        chain.show = lambda shown=shown: shown  # type: ignore[misc]
+        chain.show = lambda shown=shown: shown
         assert expected in problem(client(pair, server, token))
         assert keys.roster() == kept
     chain.show = None

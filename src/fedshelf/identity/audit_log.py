@@ -73,15 +73,22 @@ class AuditLog:
         """
         with self._lock:
             if len(self._counts) >= MAX_COUNTED and (event, address, store) not in self._counts:
-                address = "other addresses"
+                address, store = "other addresses", ""
+                event = event if len(self._counts) < 2 * MAX_COUNTED else "other events"  # they may contain names
             self._counts[event, address, store] += 1
             due = time.monotonic() - self._counted_at > SUMMARY_SECONDS
         if due:
             self.flush()
 
-    def flush(self) -> None:
-        """Write one line for each kind, address and store counted since the last time."""
+    def flush(self, *, if_due: bool = False) -> None:
+        """Write one line for each kind, address and store counted since the last time.
+
+        Args:
+            if_due: only if that was `SUMMARY_SECONDS` ago.
+        """
         with self._lock:
+            if if_due and time.monotonic() - self._counted_at < SUMMARY_SECONDS:
+                return
             counts, self._counts, self._counted_at = self._counts, Counter(), time.monotonic()
         for (event, address, store), count in sorted(counts.items()):
             self.write(event, address=address, store=store or None, count=count)

@@ -204,3 +204,16 @@ def test_many_addresses_do_not_fill_the_log(tmp_path: Path) -> None:
     found = list(log.events())
     assert len(found) == audit_log.MAX_COUNTED + 1
     assert sum(event["count"] for event in found) == 3 * audit_log.MAX_COUNTED
+
+
+def test_many_reasons_do_not_fill_the_log_either(tmp_path: Path) -> None:
+    """A reason may contain a name that the peer has chosen."""
+    log = AuditLog(tmp_path)
+    for number in range(5 * audit_log.MAX_COUNTED):
+        log.count(f"enrollment refused: '{number}' is taken", "198.51.100.7")
+    log.flush(if_due=True)
+    assert events(tmp_path) == []
+    log.flush()
+    found = list(log.events())
+    assert len(found) == 2 * audit_log.MAX_COUNTED + 1
+    assert sum(event["count"] for event in found) == 5 * audit_log.MAX_COUNTED
