@@ -16,9 +16,12 @@ torch.set_num_threads(1)
 settings.register_profile("fedshelf", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("fedshelf"), max_examples=10 * USUAL)
 
-# Jobs that a shell runs in the background ignore Ctrl-C, and so would the processes that tests start and interrupt.
+# Jobs that a shell runs in the background ignore Ctrl-C, and those of nohup the end of their terminal. So would the
+# processes that tests start and end by these signals.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

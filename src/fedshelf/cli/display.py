@@ -75,7 +75,10 @@ def progress_bar(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+        if not console.is_interactive:  # some versions of Rich write an empty line even for a disabled bar
+            yield lambda done, total: None
+            return
+        with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     finally:

@@ -124,7 +124,8 @@ class RunConfig(Settings):
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
         "tensors).", panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
-    pretrained: Annotated[bool, Setting(help="Start from timm's pretrained weights (needs internet).", panel=MODEL,
+    pretrained: Annotated[bool, Setting(help="Start from pretrained weights: those of an installed package "
+        "(fedshelf[weights]: tf_efficientnet_lite0), otherwise timm's (needs internet).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
 
     optimizer: Annotated[OptimizerName, Setting(help="Local optimizer.", panel=TRAINING)] = "sgd"

@@ -111,7 +111,11 @@ def find_problem(name: str, *, pretrained: bool = False) -> str | None:
         The error; None if there is such a model.
     """
     if name in MODELS:
-        return f"--pretrained: {name} has no pretrained weights. Choose a timm model" if pretrained else None
+        return (
+            f"--pretrained: {name} has no pretrained weights. Choose a timm model, such as tf_efficientnet_lite0"
+            if pretrained
+            else None
+        )
     from fedshelf.models.timm_models import model_names
 
     known = model_names()

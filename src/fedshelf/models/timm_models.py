@@ -13,6 +13,7 @@ from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError, PolicyError
 from fedshelf.core.system_errors import reason
 from fedshelf.models.resnet import num_groups
+from fedshelf.models.weights_packages import find_weights, how_to_get, load_weights, use_published_normalization
 
 logger = logging.getLogger(__name__)
 _DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -49,19 +50,23 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
         num_classes: number of outputs.
         image_size: side of the photos in pixels.
         norm: kind of normalization layers.
-        pretrained: whether to load pretrained weights.
+        pretrained: whether to load pretrained weights: those of an installed package, otherwise of timm's hub.
 
     Raises:
-        ModelError: the model does not support the image size, or pretrained weights cannot be downloaded.
+        ModelError: the model does not support the image size, or pretrained weights cannot be had.
     """
     timm = import_timm()
+    installed = find_weights(name) if pretrained else None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its many retries
-    arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
+    arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained and installed is None}
     try:
         try:
             module: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
         except TypeError:  # convolutional models take any size and lack this argument
             module = timm.create_model(name, **arguments)
+        use_published_normalization(module, name)
+        if installed is not None:
+            load_weights(module, name, installed)
         with torch.inference_mode():  # some models only fail here on an unsupported size
             module.eval()(torch.zeros(1, 3, image_size, image_size))
         module.train()
@@ -70,7 +75,7 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
             pretrained and num_classes == timms.pretrained_cfg["num_classes"]
         ):  # the same number of classes, but other ones
             timms.reset_classifier(num_classes)
-    except PolicyError:
+    except (ModelError, PolicyError):
         raise
     except Exception as error:
         causes = [error]
@@ -86,8 +91,8 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
                 "set the environment variable HF_HOME to a folder that can be written to"
             ) from error
         raise ModelError(
-            f"pretrained weights of {name!r} could not be fetched: {reason(of_system[-1])}. Without internet, "
-            "download the weights elsewhere and give the file with --init FILE"
+            f"pretrained weights of {name!r} could not be fetched: {reason(of_system[-1]).rstrip('.')}. "
+            f"{how_to_get(name)}"
         ) from error
     return to_group_norm(module) if norm == "group" else module
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus, WeightsLoaded
 from fedshelf.models.timm_models import import_timm
+from fedshelf.models.weights_packages import PACKAGES, find_weights
 from fedshelf.simulate.engine import simulate
 from fedshelf.storage.model_files import load_model_files
 from fedshelf.storage.run_directory import RunDirectory
@@ -207,6 +209,23 @@ def test_a_run_resumes_without_the_weights_and_the_catalogue_that_it_was_given(
     assert card(resumed)["training"] == card(whole)["training"]
     with pytest.raises(UsageError, match=r"no such file|cannot be read|No such file"):
         run(config("another", **{**given, "pretrained": False, "model": "resnet10"}))
+
+
+@pytest.mark.usefixtures("stores")
+def test_only_the_start_of_a_run_needs_the_package_with_the_weights(
+    pretrained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tf_efficientnet_lite0"
+    path = find_weights(name)
+    assert path is not None
+    expected = torch.load(path, weights_only=True)["_conv_head.weight"]
+    given = config("new", model=name, pretrained=True, image_size=32)
+    directory, _ = run(given, stop_at=1)
+    assert torch.equal(load_model_files(directory.initial_model)[0]["conv_head.weight"], expected)
+    monkeypatch.setitem(PACKAGES, name, replace(PACKAGES[name], distribution="fedshelf-weights-not-installed"))
+    directory, _ = run(given)
+    assert pretrained == [], "neither clients nor a resumed run look for the weights"
+    assert load_model_files(directory.model)[0]["conv_head.weight"].shape == expected.shape
 
 
 @pytest.mark.usefixtures("stores")
