@@ -152,6 +152,7 @@ def _keys(settings: type[Settings], *, with_scope: bool) -> Iterator[str]:
 def _key(field: FieldInfo, name: str, flag: Setting, *, with_scope: bool) -> tuple[str, ...]:
     default = "–" if field.default in (None, ()) else f"`{str(field.default).lower()}`"
     only = f" Only `{flag.commands[0]}`." if with_scope and len(flag.commands) == 1 else ""
+    only += "" if flag.commands else " Only in a file."
     scope = (DECIDES[flag.scope],) if with_scope else ()
     return f"`{name.replace('_', '-')}`", _values(field, flag), default, *scope, flag.help + only
 

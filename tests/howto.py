@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from fedshelf.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "how-to"
@@ -137,3 +140,13 @@ def run_with(page: str, program: str, folder: Path) -> Ended:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     return Ended(result=json.loads(ended.stdout.splitlines()[-1]), stderr=ended.stderr)
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a page's command in this process; it must succeed."""
+    code: object = 0
+    try:
+        main(list(command))
+    except SystemExit as ended:
+        code = ended.code
+    assert not code

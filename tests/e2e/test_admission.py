@@ -112,6 +112,24 @@ def test_a_revoked_store_is_out_in_mid_session_and_says_why(
             client.result.result(PATIENCE)
 
 
+def test_a_revoked_store_that_says_nothing_is_out_at_once(tls: ServerTls, chain: Chain, tmp_path: Path) -> None:
+    """A stolen machine that was unplugged, or that waits: no request of it tells the server."""
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls, chain=chain, silence=10 * PATIENCE) as server:
+        transport = server.transport()
+        session = FleetSession(credentials(server, tls, chain, tmp_path))
+        assert transport.receive(0) is None
+        reply(session, pulled(session), join("lyon"))
+        joined(transport)
+        Chain(tmp_path / "identity").revoke("lyon")  # as `fedshelf enroll revoke` does, in another process
+        expect(transport, Left)
+        assert set(transport.revoked()) == {"lyon"}
+        session.leave()
+        assert list(server._engine.state.get_nodes(server._engine.run.run_id)) == []
+        again = credentials(server, tls, chain, tmp_path / "new")
+        FleetSession(again).leave()
+        assert not transport.revoked(), "it is back, with another key"
+
+
 def test_a_certificate_that_ends_soon_is_renewed_when_the_store_connects(
     server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +409,7 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     assert pair.fedshelf("enroll", "revoke", "lyon-03").end() == 0
     assert lyon.end() == 1
     assert "was revoked" in lyon.text()
+    assert server.wait_for("client_left", client="lyon-03")["reason"] == "store lyon-03 was revoked"
     listed = pair.fedshelf("enroll", "list", "--json")
     assert listed.end() == 0
     states = {entry["name"]: entry["state"] for entry in json.loads(printed(listed))}
@@ -454,6 +473,32 @@ def text_of(pair: Site, *command: str) -> list[Event]:
     process = pair.fedshelf(*command)
     assert process.end() == 0, process.text()
     return process.events
+
+
+@pytest.mark.slow
+def test_a_server_that_is_started_again_does_not_wait_for_a_store_that_was_revoked(pair: Site) -> None:
+    run = pair.root / "run"
+
+    def server() -> Process:
+        return pair.server("--rounds", "100000", "--run-dir", str(run))
+
+    first = server()
+    lyon, other = pair.held_client("store-1", "hold@2"), pair.client("store-2")
+    lyon.wait_for("held", round=2)
+    first.kill()
+    lyon.pause()
+    assert pair.fedshelf("enroll", "revoke", "store-1").end() == 0
+    again = server()
+    again.wait_for("round_finished", round=3)
+    assert not [event for event in again.events if event["event"] == "waiting" and event["returning"]]
+    (void,) = pair.show(run)["void_attempts"]
+    found = {client["client"]: (client["status"], client["reason"]) for client in void["clients"]}
+    assert found["store-1"] == ("offline", "store store-1 was revoked")
+    assert statuses(pair.show(run), 2) == {"store-2": "counted"}
+    again.interrupt()
+    again.end()
+    other.interrupt()
+    other.end()
 
 
 def printed(process: Process) -> str:

@@ -150,6 +150,34 @@ def test_an_honest_server_records_what_a_store_refuses_and_goes_on(pair: Site, t
     assert strict.end() == 0, "it took part to the end"
 
 
+def test_a_store_whose_policy_refuses_a_run_waits_for_one_that_it_allows(pair: Site, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[limits]\nmax-image-size = 16\n")
+
+    def server(name: str, *arguments: str) -> Process:
+        return pair.server("--run-dir", str(pair.root / name), *arguments, min_clients=1)
+
+    first = server("large", "--rounds", "100000", "--image-size", "24")
+    clients = [pair.client(pair.names[1])]
+    first.wait_for("round_finished", round=1)
+    clients.append(pair.client(pair.names[0], "--policy", str(policy)))
+    limit = "image-size 24 is more than max-image-size = 16"
+    assert limit in first.wait_for("client_refused", client=pair.names[0])["reason"]
+    clients[1].wait_for_text("joining again in 5 s (attempt 1 since")
+    assert sum(event["event"] == "client_refused" for event in first.events) == 1
+    first.interrupt()
+    assert first.end() == 0
+    second = server("small", "--rounds", "100000")
+    second.wait_for("client_joined", client=pair.names[0])
+    assert clients[1].running()
+    assert f"the server does not let this store take part: this store's policy does not allow it: {limit}" in (
+        clients[1].text()
+    )
+    for process in (second, *clients):
+        process.interrupt()
+        assert process.end() == 0
+
+
 def test_a_catalogue_that_leaves_one_photo_is_refused(pair: Site) -> None:
     pair.stores = pair.root / "stores"
     draw_photos(pair.stores / "lyon" / "rare", 0, count=1, seed=1)

@@ -27,6 +27,7 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.core.ports import Joined, Left, Reply
+from fedshelf.deploy import client_loop
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
@@ -158,12 +159,28 @@ def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer,
 def test_a_refused_client_learns_why_and_the_others_stay(server: EmbeddedServer, transport: GridTransport) -> None:
     with ThreadClient(server.address, "lyon") as client, ThreadClient(server.address, "nice"):
         addresses = joined(transport, 2)
-        transport.refuse(addresses["lyon"], "the name 'lyon' is taken")
+        transport.refuse(addresses["lyon"], "the name 'lyon' is taken", is_final=True)
         ended = client.result.result(PATIENCE)
         assert (ended.kind, ended.reason) == (EndKind.REFUSED, "the name 'lyon' is taken")
         assert transport.send(addresses["lyon"], SETUP) == 0
         transport.send(addresses["nice"], SETUP)
         assert expect(transport, Reply).address == addresses["nice"]  # and no `Left` of the refused one
+
+
+def test_a_client_that_is_refused_for_now_says_why_at_growing_intervals_and_joins_again(
+    server: EmbeddedServer, transport: GridTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_loop, "REFUSED_PAUSES", (0.05,))
+    with ThreadClient(server.address, "lyon") as client:
+        for _ in range(5):
+            transport.refuse(joined(transport)["lyon"], "its policy allows no such model")
+        transport.send(joined(transport)["lyon"], SETUP)
+        expect(transport, Reply)
+        transport.close("run finished")
+        assert client.result.result(PATIENCE).kind is EndKind.CLOSED
+        told = [line for line in client.statuses if "does not let this store take part" in line]
+        assert len(told) < 5
+        assert "its policy allows no such model; joining again in 0.05 s (attempt 1 since 20" in told[0]
 
 
 def test_all_clients_learn_that_the_run_has_finished_busy_ones_too(

@@ -39,6 +39,7 @@ from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
 from fedshelf.data.health import usable_classes
 from fedshelf.models.build import at_most
+from fedshelf.models.own_model import use_model_path
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.policy import STANDARD, Policy
 from fedshelf.privacy.task_limits import TaskLimits
@@ -363,7 +364,7 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
     """Create the client described by a stock SuperNode's `--node-config`.
 
     Args:
-        node_config: `data-dir` and, optionally, `name`, `state-dir`, `test-dir`, `device` and `policy`.
+        node_config: `data-dir` and, optionally, `name`, `state-dir`, `test-dir`, `device`, `policy` and `model-path`.
 
     Returns:
         The client's `Join` and the client.
@@ -381,4 +382,6 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
         test_dir=Path(str(test_dir)) if test_dir else None,
     )  # fmt: skip
     place.make_state_dir()
+    if "model-path" in node_config:
+        use_model_path(places.absolute(Path(str(node_config["model-path"]))))
     return join_of(place), StoreClient(place, policy=policies.load(str(node_config.get("policy", "standard"))))

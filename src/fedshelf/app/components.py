@@ -176,7 +176,7 @@ def model_settings(config: RunConfig, num_classes: int) -> ModelSettings:
     """
     return ModelSettings(
         name=config.model, num_classes=num_classes, image_size=config.image_size, norm=config.norm,
-        width=config.width, pretrained=config.pretrained,
+        width=config.width, pretrained=config.pretrained, digest=config.model_digest,
     )  # fmt: skip
 
 

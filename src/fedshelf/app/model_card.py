@@ -143,7 +143,12 @@ def _card(config: RunConfig, bound: BoundModel, *, run_id: str, round: int) -> d
         "fedshelf": __version__,
         "run_id": run_id,
         "round": round,
-        "architecture": {"name": config.model, "norm": config.norm, "width": config.width},
+        "architecture": {
+            "name": config.model,
+            "norm": config.norm,
+            "width": config.width,
+            **({"source_digest": config.model_digest} if config.model_digest else {}),
+        },
         "num_parameters": bound.params.layout.num_parameters,
         "input": {
             "image_size": config.image_size,

@@ -22,6 +22,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import load_photo, load_photos, warn_of_left_out
 from fedshelf.data.folder import scan
 from fedshelf.models.build import ModelSettings, Normalization, build
+from fedshelf.models.own_model import use_model_path
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import is_run
 from fedshelf.tracking.runs import resolve_run
@@ -148,24 +149,27 @@ class Predictor:
     normalization: Normalization
 
     @classmethod
-    def load(cls, folder: Path) -> "Predictor":
+    def load(cls, folder: Path, *, model_path: Path | None = None) -> "Predictor":
         """Load a model.
 
         Args:
             folder: the model's folder.
+            model_path: folder of the module of a model of the user's own.
 
         Returns:
             The model.
 
         Raises:
             ModelError: a file is missing or damaged, or the model cannot be built here.
+            UsageError: `model_path` is not a folder.
         """
+        use_model_path(places.absolute(model_path) if model_path else None)
         tensors, labels, card = load_model_files(folder)
         try:
             architecture, given = card["architecture"], card["input"]
             settings = ModelSettings(
                 name=architecture["name"], num_classes=len(labels), image_size=given["image_size"],
-                norm=architecture["norm"], width=architecture["width"],
+                norm=architecture["norm"], width=architecture["width"], digest=architecture.get("source_digest"),
             )  # fmt: skip
             normalization = Normalization(mean=tuple(given["mean"]), std=tuple(given["std"]))
         except (KeyError, TypeError) as error:

@@ -42,6 +42,8 @@ from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.data.folder import class_folder
 from fedshelf.models.build import find_problem
 from fedshelf.models.initial_weights import check_fit, extra_tensors, load_initial_weights, read_initial_weights
+from fedshelf.models.own_model import find_source, use_model_path
+from fedshelf.models.registry import is_own
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
@@ -101,6 +103,23 @@ class _HasBegun:
         self.has_begun = self.has_begun or isinstance(event, RunStarted)
 
 
+def with_own_model(config: RunConfig) -> RunConfig:
+    """Return `config` with the digest of a model's own source, after making `--model-path` known to this process.
+
+    Raises:
+        ModelError: the source cannot be found.
+        UsageError: there is no such folder, or `config` asks for another digest.
+    """
+    use_model_path(config.model_path)
+    digest = find_source(config.model).digest if is_own(config.model) else None
+    if config.model_digest not in (None, digest):
+        raise UsageError(
+            f"model-digest = {config.model_digest!r}: that of --model {config.model} is {digest!r}. Use the source "
+            "with the former, or remove the key"
+        )
+    return config.model_copy(update={"model_digest": digest})
+
+
 @contextmanager
 def open_run(
     config: RunConfig, *, watchers: tuple[MetricSink, ...], in_background: bool = False,
@@ -124,6 +143,7 @@ def open_run(
         RunError: the directory has different settings (listed), another process runs it, or it cannot be written to.
         UsageError: there is no run to extend, or settings are invalid (all are listed).
     """
+    config = with_own_model(config)
     existing = _existing_run(config)
     _check(config, make_module, existing)
     if existing is not None:
@@ -266,6 +286,7 @@ def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDi
     has_catalogue = existing is not None and existing.catalogue.exists()
     problems = [
         find_problem(config.model, pretrained=config.pretrained)
+        or (None if make_module else _problem_with_own_model(config))
         or (None if has_weights else _problem_with_weights(config, make_module)),
         *_problems_with_codecs(config), *_problems_with_asynchrony(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
@@ -300,6 +321,15 @@ def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDi
         _given_names(config)
     for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
         logger.warning("--test-dir: %s", finding)
+
+
+def _problem_with_own_model(config: RunConfig) -> str | None:
+    try:
+        if is_own(config.model):
+            module_of(config, 2)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _problem_with_weights(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
@@ -409,6 +439,8 @@ def _existing_run(config: RunConfig) -> RunDirectory | None:
     directory = RunDirectory.open(config.run_dir)
     if changed := _changed(directory, toml):
         more = " (more rounds: --extend N)" if any(difference.key == "rounds" for difference in changed) else ""
+        if any(difference.key == "model-digest" for difference in changed):
+            more += " (the source of --model has changed: restore it)"
         hidden = f" and {len(changed) - MOST_CHANGES} more" if len(changed) > MOST_CHANGES else ""
         settings = ", ".join(map(str, changed[:MOST_CHANGES])) + hidden
         raise RunError(

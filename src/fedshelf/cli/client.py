@@ -31,13 +31,14 @@ def client(*, config: ClientConfig) -> None:
     Example: fedshelf client --data-dir ./local_data --server-address 192.168.1.100:8080 --token fedshelf1.eyJh…
     """
     from fedshelf.app.client import ClientPlace, StoreClient, join_of
-    from fedshelf.core.messages import RUN_FINISHED, Failure
+    from fedshelf.core.messages import RUN_FINISHED
     from fedshelf.deploy.client_loop import run_client
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
     from fedshelf.deploy.waiting import Availability
     from fedshelf.identity.keys import PublicKey
     from fedshelf.identity.store_keys import StoreKeys
+    from fedshelf.models.own_model import use_model_path
     from fedshelf.privacy import policy as policies
     from fedshelf.scheduling.active_hours import active_hours
 
@@ -55,18 +56,15 @@ def client(*, config: ClientConfig) -> None:
     def say(text: str) -> None:
         typer.echo(printable(f"{place.name}: {text}"), err=True)
 
-    failures: list[str] = []  # reasons that have been shown
-
     def tell(answer: "WireMessage", num_bytes: int) -> None:
-        if isinstance(answer, Failure):
-            failures.append(answer.reason)
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
-    policy = policies.load(config.policy)
+    policy = policies.load(config.policy).allowing(config.allow_model)
     pin = policy.server.roster_key
+    use_model_path(config.model_path)
     store = StoreClient(place, policy=policy, on_choice=lambda found, folder: say(_kept(found)))
-    if policy == policies.OPEN:
+    if policy.limits == policies.OPEN.limits:
         typer.echo("WARNING: --policy open: the server may ask for anything, a single photo's gradient too.", err=True)
     if config.insecure:
         typer.echo("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.", err=True)
@@ -89,8 +87,6 @@ def client(*, config: ClientConfig) -> None:
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
-        if ended.reason in failures:
-            raise TransportError("the server does not want this client, for the reason above")
         raise TransportError(f"the server does not want this client: {ended.reason}")
     if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
         raise RunError(f"the server has ended the run: {ended.reason}")
@@ -145,9 +141,8 @@ def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
                 f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, loss {number(answer.train_loss)}, "
                 f"sent {size(num_bytes)}, {duration(answer.seconds)}"
             )
-        case Failure():
-            what = "refused" if answer.refused else "failed"
-            return f"{f'round {answer.key.round} {what}' if answer.key else 'cannot take part'}: {answer.reason}"
+        case Failure(key=key) if key is not None:  # the server refuses a client that fails to set up, and it says so
+            return f"round {key.round} {'refused' if answer.refused else 'failed'}: {answer.reason}"
     return ""
 
 

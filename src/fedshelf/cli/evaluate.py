@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedshelf.cli.display import echo, print_json
-from fedshelf.cli.predict import AsJson, Best, Run
+from fedshelf.cli.predict import AsJson, Best, ModelPath, Run
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.text import counted, from_filesystem
 from fedshelf.reporting.formatting import number, percent
@@ -20,6 +20,7 @@ def evaluate(
     photos: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with one folder of photos per product.")],
     run: Run = None,
     best: Best = False,
+    model_path: ModelPath = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled photos.
@@ -33,7 +34,7 @@ def evaluate(
     from fedshelf.app.predictor import Predictor, model_folder
 
     folder = model_folder(run, best=best)
-    found = Predictor.load(folder).evaluate(photos)
+    found = Predictor.load(folder, model_path=model_path).evaluate(photos)
     if as_json:
         summary = {
             "model": from_filesystem(str(folder)),

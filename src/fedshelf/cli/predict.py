@@ -21,6 +21,10 @@ Run = Annotated[
     typer.Option("--run", metavar="RUN", help="A run (folder, id), or a folder with a client's state or a model."),
 ]
 Best = Annotated[bool, typer.Option("--best", help="The best round's model instead of the last's.")]
+ModelPath = Annotated[
+    Path | None,
+    typer.Option("--model-path", metavar="DIR", help="Folder of the module of a model of your own (MODULE:FUNCTION)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs to read.")]
 
 
@@ -29,6 +33,7 @@ def predict(
     run: Run = None,
     top: Annotated[int, typer.Option("--top", min=1, max=MAX_INTEGER, help="How many products to name per photo.")] = 5,
     best: Best = False,
+    model_path: ModelPath = None,
     as_json: AsJson = False,
 ) -> None:
     """Name the products in photos.
@@ -41,7 +46,7 @@ def predict(
     """
     from fedshelf.app.predictor import Predictor, model_folder
 
-    predictor = Predictor.load(model_folder(run, best=best))
+    predictor = Predictor.load(model_folder(run, best=best), model_path=model_path)
     unusable = 0
     for photo in photos:
         try:

@@ -1,6 +1,8 @@
 """The `fedshelf server` command."""
 
 import hashlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -119,6 +121,7 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
     from fedshelf.deploy.tls import certificate_fingerprint
 
     authority = certificate_fingerprint(tls.ca) if tls and not tls.is_own else ""
+    command = "python client.py" if Path(sys.argv[0]).name == "server.py" else "fedshelf client"
     texts = [str(address) for address in addresses]
     chain.note_server(texts, authority)
     flags = f"--data-dir ./local_data --server-address {texts[0]}{'' if tls else ' --insecure'}"
@@ -126,14 +129,14 @@ def _invite(chain: "Chain", addresses: "list[Address]", tls: "ServerTls | None",
     if count:
         token = chain.invite(count, authority=authority, addresses=texts)
         lines.append(f"In each of up to {counted(count, 'new store')}, until {token.expires:%Y-%m-%d %H:%M} UTC:")
-        lines.append(f"  fedshelf client {flags} --token {token}")
+        lines.append(f"  {command} {flags} --token {token}")
         lines.append("  (enrolled stores, and clients on this machine, need no --token)")
     elif is_local:
         lines.append("In each store, on this machine:")
-        lines.append(f"  fedshelf client {flags}")
+        lines.append(f"  {command} {flags}")
     elif chain.is_open:
         lines.append(f"In each store{f', with a copy of {tls.ca}' if tls and authority else ''}:")
-        lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if authority else ''}")
+        lines.append(f"  {command} {flags}{' --ca ca.pem' if authority else ''}")
     else:
         lines.append("Enrolled stores can join. For a new one, make a token: fedshelf enroll add NAME")
     typer.echo("\n".join(lines), err=True)

@@ -196,7 +196,7 @@ def of_a_server(config: RunConfig) -> RunConfig:
             "attack, attackers and attack-factor from the file, or use it with 'fedshelf simulate'"
         )
     fields = RunConfig.model_fields
-    simulated = [name for name, flag in RunConfig.flags().items() if "server" not in flag.commands]
+    simulated = [name for name, flag in RunConfig.flags().items() if flag.commands == ("simulate",)]
     return config.model_copy(update={name: fields[name].default for name in simulated})
 
 

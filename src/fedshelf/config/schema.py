@@ -118,8 +118,13 @@ class RunConfig(Settings):
     augment: Annotated[bool, Setting(help="Randomly crop, flip, rotate and relight training photos.",
         panel=DATA)] = True  # fmt: skip
 
-    model: Annotated[str, Setting(help=f"{', '.join(MODELS)}, or the name of a timm model.",
+    model: Annotated[str, Setting(help=f"{', '.join(MODELS)}, the name of a timm model, or MODULE:FUNCTION, "
+        "a function of yours that takes the number of classes (see docs/how-to/use-your-own-model.md).",
         panel=MODEL)] = "resnet10"  # fmt: skip
+    model_digest: Annotated[str | None, Setting(help="Digest that the source of --model MODULE:FUNCTION must have "
+        "(default: what it has when the run is created).", panel=MODEL, commands=())] = None  # fmt: skip
+    model_path: Annotated[Path | None, Setting(help="Folder of the module of --model MODULE:FUNCTION, unless Python "
+        "finds it.", panel=MODEL, scope=Scope.LOCAL)] = None  # fmt: skip
     width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL)] = 16
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
@@ -300,6 +305,10 @@ class ClientConfig(Settings):
     policy: Annotated[str, Setting(help="What this store does for a server: standard, open (no limits, for trials), "
         "or a TOML file (see docs/how-to/limit-what-a-server-may-do.md).", panel=RUN,
         commands=CLIENT)] = "standard"  # fmt: skip
+    allow_model: Annotated[tuple[str, ...], Setting(help="Name of a model that this store trains besides those of its "
+        "policy, such as mymodels.small:make_model. Can be repeated.", panel=RUN, commands=CLIENT)] = ()  # fmt: skip
+    model_path: Annotated[Path | None, Setting(help="Folder of the modules of allowed models, unless Python finds "
+        "them.", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
         commands=CLIENT)] = "auto"  # fmt: skip
     max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "

@@ -155,12 +155,16 @@ class Waiting:
         live: connected clients.
         missing: clients awaited by name; empty if any client will do.
         seconds: time waited so far.
+        returning: clients that took part before the server's restart and have not returned yet.
+        seconds_to_return: time that those still have; then the run continues without them.
     """
 
     what: str
     live: tuple[str, ...]
     missing: tuple[str, ...]
     seconds: float
+    returning: tuple[str, ...] = ()
+    seconds_to_return: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +174,7 @@ class ClientExcluded:
     Attributes:
         client: the client's name.
         reason: why.
-        last_round: the last round without it; None: until it is started again.
+        last_round: the last round without it; None: until it joins again.
     """
 
     client: str

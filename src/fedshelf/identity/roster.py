@@ -72,6 +72,11 @@ class Roster:
         """The active keys by store."""
         return {entry.name: entry.key for entry in self.entries if entry.state is StoreState.ACTIVE}
 
+    def revoked_names(self) -> frozenset[str]:
+        """Names of the stores that have been revoked, and have no other key."""
+        active = {entry.name for entry in self.entries if entry.state is StoreState.ACTIVE}
+        return frozenset(entry.name for entry in self.entries) - active
+
     def with_key(self, name: str, key: PublicKey, since: str) -> "Roster":
         """Make `key` the only active key of `name`."""
         kept = self.without(name, since).entries

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError, PolicyError
 from fedshelf.core.settings import load
 from fedshelf.core.text import did_you_mean
-from fedshelf.models.registry import MODELS
+from fedshelf.models.registry import MODELS, is_own, problem_with_own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,7 @@ class ModelSettings:
         norm: kind of normalization layers.
         width: width of `resnet10`; ignored by other models.
         pretrained: whether to load pretrained weights.
+        digest: digest of the source of a user's own model.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelSettings:
     norm: NormName = "batch"
     width: int = 16
     pretrained: bool = False
+    digest: str | None = None
 
 
 def build(settings: ModelSettings, *, seed: int) -> nn.Module:
@@ -57,7 +60,7 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
         seed: seed of the weights.
 
     Raises:
-        ModelError: see `find_problem` and `build_timm`.
+        ModelError: see `find_problem`, `build_timm` and `build_own`.
     """
     problem = find_problem(settings.name, pretrained=settings.pretrained)
     if problem is not None:
@@ -67,6 +70,17 @@ def build(settings: ModelSettings, *, seed: int) -> nn.Module:
         if settings.name in MODELS:
             module: nn.Module = load(MODELS[settings.name])(settings)
             return module
+        if is_own(settings.name):
+            from fedshelf.models.own_model import build_own
+
+            module = build_own(
+                settings.name, digest=settings.digest, num_classes=settings.num_classes, image_size=settings.image_size
+            )
+            if settings.norm == "batch":
+                return module
+            from fedshelf.models.timm_models import to_group_norm
+
+            return to_group_norm(module)
         from fedshelf.models.timm_models import build_timm
 
         return build_timm(
@@ -89,7 +103,7 @@ def at_most(num_parameters: int) -> Iterator[None]:
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
-        count += 0 if parameter is None else parameter.numel()
+        count += 0 if parameter is None or is_lazy(parameter) else parameter.numel()
         if count > num_parameters:
             raise PolicyError(f"the model has more than max-parameters = {num_parameters:,}")
 
@@ -110,6 +124,10 @@ def find_problem(name: str, *, pretrained: bool = False) -> str | None:
     Returns:
         The error; None if there is such a model.
     """
+    if is_own(name) and not pretrained:
+        return problem_with_own(name)
+    if is_own(name):
+        return f"--pretrained: {name} is a function of your own. Give weights with --init FILE"
     if name in MODELS:
         return (
             f"--pretrained: {name} has no pretrained weights. Choose a timm model, such as tf_efficientnet_lite0"
@@ -120,7 +138,7 @@ def find_problem(name: str, *, pretrained: bool = False) -> str | None:
 
     known = model_names()
     hint = did_you_mean(name, [*MODELS, *known]) or (
-        f": use {', '.join(MODELS)}, or a model of timm such as resnet18 or mobilenetv3_small_100"
+        f": use {', '.join(MODELS)}, a model of timm such as resnet18 or mobilenetv3_small_100, or MODULE:FUNCTION"
     )
     if name not in known:
         return f"unknown model {name!r}{hint}"

@@ -106,6 +106,7 @@ def model_names(*, pretrained: bool = False) -> list[str]:
 
 def to_group_norm(module: nn.Module) -> nn.Module:
     """Replace every batch normalization by group normalization of the same width, keeping its activation."""
+    import_timm()
     from timm.layers import BatchNormAct2d, GroupNormAct
 
     for name, child in module.named_children():

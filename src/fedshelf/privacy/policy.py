@@ -9,8 +9,8 @@ the rest shows in the difference. Only secure aggregation, or clipping with nois
 """
 
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from fedshelf.core.errors import PolicyError, UsageError
 from fedshelf.core.settings import Setting, settings_of
 from fedshelf.core.system_errors import reason
 from fedshelf.core.text import counted, did_you_mean
-from fedshelf.models.registry import MODELS
+from fedshelf.models.registry import MODELS, is_own, problem_with_own
 
 UNLIMITED = 2**62
 
@@ -67,13 +67,21 @@ class Models:
     """The models that this store trains.
 
     Attributes:
-        allow: names; `*` stands for any characters.
+        allow: names; `*` stands for any characters, but not in the name of a user's own code, `MODULE:FUNCTION`.
     """
 
     allow: Annotated[tuple[str, ...], Setting(help="names, where * stands for any characters")] = (
         *MODELS, "resnet*", "mobilenet*", "tf_mobilenet*", "efficientnet*", "tf_efficientnet*", "convnext*", "regnet*",
         "densenet*",
     )  # fmt: skip
+
+    def allows(self, name: str) -> bool:
+        """Whether this store trains a model of that name."""
+        return name in self.allow or (not is_own(name) and any(fnmatchcase(name, pattern) for pattern in self.allow))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the names of users' own code, of which none may be a pattern."""
+        return [problem for name in self.allow if is_own(name) and (problem := problem_with_own(name))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +120,20 @@ class Policy:
     models: Models = field(default_factory=Models)
     server: Server = field(default_factory=Server)
 
+    def allowing(self, names: Sequence[str]) -> "Policy":
+        """This policy, with further models.
+
+        Args:
+            names: as in the table `models`.
+
+        Raises:
+            UsageError: a name is invalid.
+        """
+        models = Models(allow=(*self.models.allow, *names))
+        if problems := models.problems():
+            raise UsageError(*(f"--allow-model: {problem}" for problem in problems))
+        return replace(self, models=models)
+
     def check_setup(self, *, model: str, image_size: int, threads: int, epochs: int) -> None:
         """Check a run's configuration before anything is built.
 
@@ -134,8 +156,10 @@ class Policy:
             )
             if given > most
         ]
-        if not any(fnmatchcase(model, pattern) for pattern in self.models.allow):
-            problems.insert(0, f"model {model[:100]!r} is none of those allowed ({', '.join(self.models.allow)})")
+        if not self.models.allows(model):
+            remedy = f". To run this code, start the client with --allow-model {model[:100]}" if is_own(model) else ""
+            allowed = ", ".join(self.models.allow)
+            problems.insert(0, f"model {model[:100]!r} is none of those allowed ({allowed}){remedy}")
         if problems:
             raise PolicyError(*problems)
 
@@ -257,9 +281,9 @@ def _table(name: str, given: dict[str, Any], where: str, problems: list[str]) ->
             values[key.replace("-", "_")] = tuple(value) if isinstance(value, list) else value
     if problems:
         return None
-    table = TABLES[name](**values)
-    problems += [f"[{name}] of {where}: {problem}" for problem in getattr(table, "problems", list)()]
-    return table
+    made = TABLES[name](**values)
+    problems += [f"{problem}, in [{name}] of {where}" for problem in getattr(made, "problems", list)()]
+    return made
 
 
 def _problem_with(value: Any, setting: Setting) -> str:

@@ -127,7 +127,9 @@ class BufferedRounds:
         No client may be connected, and their evaluations may be lost: wait for the clients that were live, and ask
         those without an evaluation.
         """
-        while self._membership.returning():
+        notice, returning = self._context.inbox.notice(), self._membership.returning
+        while returning():
+            notice.check("stores to return", live=self._membership.live(), missing=returning())
             state = self._receive(state, books)
         for name in self._membership.live():
             if name not in state.evaluated and self._membership.num_validation(name):

@@ -37,11 +37,13 @@ class WaitNotice:
 
     Args:
         sink: receives the events.
+        membership: tracks the clients.
         clock: a real-time clock; None disables notices (a simulation computes while it waits).
     """
 
-    def __init__(self, sink: MetricSink, clock: Clock | None) -> None:
+    def __init__(self, sink: MetricSink, membership: Membership, clock: Clock | None) -> None:
         self._sink = sink
+        self._membership = membership
         self._clock = clock
         self._started = clock.now() if clock else 0.0
         self._interval = FIRST_NOTICE_SECONDS
@@ -59,7 +61,13 @@ class WaitNotice:
         if self._clock is None or now < self._due:
             return
         seconds = now - self._started
-        self._sink.emit(Waiting(what=what, live=tuple(live), missing=tuple(sorted(missing)), seconds=seconds))
+        returning = tuple(sorted(self._membership.returning()))
+        self._sink.emit(
+            Waiting(
+                what=what, live=tuple(live), missing=tuple(sorted(missing)), seconds=seconds, returning=returning,
+                seconds_to_return=self._membership.seconds_to_return() if returning else 0.0,
+            )
+        )  # fmt: skip
         self._interval = min(2 * self._interval, LAST_NOTICE_SECONDS)
         self._due = now + self._interval
 
@@ -101,9 +109,14 @@ class Inbox:
             self.poll(POLL_SECONDS)
             notice.check(what, live=self._membership.names(), missing=missing())
 
+    def wait_for_returning(self) -> None:
+        """After a server restart, wait for the clients that took part before, or until their time is over."""
+        returning = self._membership.returning
+        self.wait(lambda: not returning(), "stores to return", returning)
+
     def notice(self) -> WaitNotice:
         """A notice for a wait that starts now."""
-        return WaitNotice(self._sink, self._clock)
+        return WaitNotice(self._sink, self._membership, self._clock)
 
     def poll(self, timeout: float) -> Reply | ClientReady | None:
         """Handle the next arrival within `timeout` seconds.

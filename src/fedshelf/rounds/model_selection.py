@@ -91,8 +91,9 @@ class ModelComparison:
         membership = self.context.membership
         if self.context.ports.virtual is None and not membership.live() and not membership.returning():
             membership.expect(state.counted, self.context.plan.rounds.rejoin_grace)
+        self.context.inbox.wait_for_returning()
         # In a simulation, all clients that were live return at once; the others would still be away.
-        while membership.returning() or not self.context.is_settled:
+        while not self.context.is_settled:
             self.context.inbox.poll(POLL_SECONDS)
 
     def _validated(self, reply: Reply, key: TaskKey) -> StoreComparison:

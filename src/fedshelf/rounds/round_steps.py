@@ -100,8 +100,9 @@ class RoundSteps:
 
         def is_over() -> bool:
             members.check_any_left()
-            return members.num_live() >= needed() and not members.returning() and self._context.is_settled
+            return members.num_live() >= needed() and self._context.is_settled
 
+        self._context.inbox.wait_for_returning()
         what = f"{text.counted(needed(), 'client')} for round {number}"
         self._context.inbox.wait(is_over, what, members.missing)
 

@@ -132,6 +132,7 @@ class Server:
                 catalogue_digest=catalogue.digest, config_digest=plan.config_digest,
             )
         )  # fmt: skip
+        self._membership.resume(state)
         setup = setup_of(plan, catalogue, model.layout)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
@@ -194,7 +195,7 @@ class Server:
     def _finish_round(self, state: ServerState, record: RoundFinished, model: GlobalModel) -> ServerState:
         best = self._plan.early_stopping.better(record, state.best)
         is_best = best is not None and best.round == record.round
-        state = replace(state, best=best)
+        state = replace(state, best=best, suspended=self._membership.suspended())
         digest = name_of(state.model.published)
         record = replace(record, best_round=best.round if best else None, model_digest=digest)
         if self._ports.virtual is not None:  # includes the time of void attempts

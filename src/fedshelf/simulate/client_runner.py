@@ -35,6 +35,7 @@ class ClientRunner:
         stores: the clients' photos.
         device: the device to compute on.
         make_module: creates the caller's own model, if there is one.
+        model_path: folder of modules of users' own models, for processes that are not forked.
         attack: the simulated attack.
         states: folder of the clients' states; required before the first round.
         models: folder for the models that stores keep at the end; None saves none.
@@ -43,6 +44,7 @@ class ClientRunner:
     stores: Stores
     device: DeviceName
     make_module: ModuleFactory | None = None
+    model_path: Path | None = None
     attack: Attack = NO_ATTACK
     states: Path | None = None
     models: Path | None = None

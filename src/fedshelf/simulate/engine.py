@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedshelf.app.components import ModuleFactory
-from fedshelf.app.run import Evaluate, make_server, open_run
+from fedshelf.app.run import Evaluate, make_server, open_run, with_own_model
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
@@ -106,6 +106,7 @@ def simulate_stores(
     Raises:
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
+    config = with_own_model(config)  # before workers are forked
     names = stores.names()
     for flag, needed in (("--min-clients", config.min_clients), ("--quorum", config.quorum or 0)):
         if len(names) < needed:
@@ -122,7 +123,10 @@ def simulate_stores(
             "threads": config.threads or default_threads(max(1, config.workers)),
         }
     )
-    runner = ClientRunner(stores=stores, device=config.device, make_module=model, attack=attack_of(config, names))
+    runner = ClientRunner(
+        stores=stores, device=config.device, make_module=model, model_path=config.model_path,
+        attack=attack_of(config, names),
+    )  # fmt: skip
     # Workers are forked before the run starts its threads.
     opening = open_run(config, watchers=watchers, in_background=True, make_module=model)
     with _pool(config, runner) as pool, opening as run:

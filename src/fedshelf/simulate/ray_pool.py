@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fedshelf.core.errors import FedShelfError, UsageError, WorkerLostError
 from fedshelf.core.messages import PARAMS, Broadcast, ClientMessage, ServerMessage, Setup
+from fedshelf.models.own_model import use_model_path
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import Score
@@ -58,7 +59,8 @@ class RayPool:
         try:
             _pass_tensors_as_bytes(self._ray)
             fresh = ClientRunner(
-                stores=runner.stores, device=runner.device, make_module=runner.make_module, attack=runner.attack
+                stores=runner.stores, device=runner.device, make_module=runner.make_module,
+                model_path=runner.model_path, attack=runner.attack,
             )  # fmt: skip
             given = self._ray.put(fresh)
             kind = self._ray.remote(num_cpus=threads, num_gpus=1 if runner.device == "cuda" else 0)(_Actor)
@@ -166,6 +168,7 @@ class _Actor:
     def __init__(self, runner: ClientRunner) -> None:
         keep_freed_memory()
         _pass_tensors_as_bytes(_import_ray())
+        use_model_path(runner.model_path)
         self._runner = runner
 
     def open(self, setup: Setup, states: Path | None, models: Path | None) -> None:

@@ -156,7 +156,15 @@ class ConsoleSink:
     def _waiting(self, event: Waiting) -> None:
         live = f"live: {_some(event.live, most=MOST_NAMED)}" if event.live else "no client is live"
         missing = f"; missing: {_some(event.missing, most=MOST_NAMED)}" if event.missing else ""
-        self._warn(f"waiting for {event.what} ({duration(event.seconds, digits=0)} so far); {live}{missing}")
+        returning = ""
+        if event.returning:
+            left = duration(max(0.0, event.seconds_to_return), digits=0)
+            returning = (
+                f"; {_some(event.returning, most=MOST_NAMED)} took part before the server's restart, and "
+                f"{'has' if len(event.returning) == 1 else 'have'} {left} to return: then the run continues without "
+                f"{'it' if len(event.returning) == 1 else 'them'}"
+            )
+        self._warn(f"waiting for {event.what} ({duration(event.seconds, digits=0)} so far); {live}{missing}{returning}")
 
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()

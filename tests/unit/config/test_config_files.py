@@ -225,7 +225,7 @@ def test_local_values_decide_nothing_and_all_others_do() -> None:
     local = {"device": "cpu", "round_timeout": 3.0, "run_dir": Path("x"), "extend": 2, "workers": 3, "insecure": True,
              "address": "h:1", "heartbeat_timeout": 60.0, "compare": True, "advertise": ["h"],
              "confirm_catalogue": True, "admission": "open", "invite": 3, "home": Path("h"),
-             "tls_cert": Path("c"), "tls_key": Path("k")}  # fmt: skip
+             "tls_cert": Path("c"), "tls_key": Path("k"), "model_path": Path("m")}  # fmt: skip
     own = RunConfig.__base__.model_fields  # type: ignore[union-attr]
     assert {name for name in own if RunConfig.flags()[name].scope is Scope.LOCAL} == set(local)
     assert files.effective(files.load(RunConfig, None, local)) == base

@@ -42,6 +42,7 @@ def test_the_page_shows_every_key_of_the_standard_policy() -> None:
         ("[limits]\nmin-epochs-per-task = nan", ["must be at least 0"]),
         ("[models]\nallow = 'resnet10'", ["not a list of texts"]),
         ("[models]\nallow = []", ["not a list of texts"]),
+        ("[models]\nallow = ['nets:*', '../x:y']", ["'nets:*' is not MODULE:FUNCTION", "'../x:y' is not "]),
         ("[limits", ["p.toml is not valid TOML"]),
         ("a = " + "[" * 50_000, ["p.toml is not valid TOML"]),
     ],
@@ -86,3 +87,25 @@ def test_a_step_takes_eight_photos_or_all_that_there_are(
     else:
         with pytest.raises(PolicyError, match="min-photos-per-step = 8"):
             STANDARD.check_photos(num_train=num_train, num_photos=num_photos, batch_size=batch_size)
+
+
+def check(policy: Policy, model: str) -> None:
+    policy.check_setup(model=model, image_size=32, threads=1, epochs=1)
+
+
+@pytest.mark.parametrize("policy", [STANDARD, OPEN, Policy(models=Models(allow=("*", "nets*", "nets.small?make")))])
+def test_code_of_a_user_s_own_is_allowed_by_its_whole_name_only(policy: Policy) -> None:
+    with pytest.raises(PolicyError, match=r"--allow-model nets\.small:make"):
+        check(policy, "nets.small:make")
+    allowing = policy.allowing(["nets.small:make", "vit_tiny*"])
+    check(allowing, "nets.small:make")
+    check(allowing, "vit_tiny_patch16_224")
+    for other in ("nets.small:make2", "nets.smallX:make", "os:abort", "nets.small:mak?"):
+        with pytest.raises(PolicyError):
+            check(allowing, other)
+
+
+@pytest.mark.parametrize("name", ["nets:*", "/nets:make", "nets:make()"])
+def test_a_pattern_or_a_path_cannot_be_allowed_as_code(name: str) -> None:
+    with pytest.raises(UsageError, match=r"--allow-model: '.*' is not MODULE:FUNCTION"):
+        STANDARD.allowing([name])
