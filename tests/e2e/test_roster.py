@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fedshelf.core.errors import RosterError
 from fedshelf.core.ports import Joined
 from fedshelf.deploy.credentials import Credentials
 from fedshelf.deploy.flower_client import FleetSession
@@ -19,7 +20,7 @@ from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
 from tests.ports import free_port
 from tests.processes import Process, Site
-from tests.unit.deploy.echo import expect
+from tests.unit.deploy.echo import PATIENCE, ThreadClient, expect
 
 pytestmark = pytest.mark.e2e
 
@@ -145,6 +146,22 @@ def test_a_server_cannot_change_the_chains_key_by_rejecting_a_store(
         token = token_of(second, tls, anew)  # headquarters vouches for the new key
         FleetSession(Credentials(second.address, keys, name="lyon", token=token)).leave()
     assert keys.roster() == anew.roster()
+
+
+def test_a_roster_that_is_not_accepted_ends_also_a_client_that_was_connected(
+    server: EmbeddedServer, tls: ServerTls, chain: HostileChain, tmp_path: Path
+) -> None:
+    """Unlike other errors of a server that has changed, which are waited out."""
+    keys, token = StoreKeys(tmp_path / "lyon"), token_of(server, tls, chain)
+    with ThreadClient(server.address, "lyon", insecure=False, keys=keys, token=token) as running:
+        expect(server.transport(), Joined)
+        server.close()
+        chain.show = lambda: chain.roster().signed(KeyPair.generate())
+        with (
+            EmbeddedServer(host="127.0.0.1", port=server.address.port, tls=tls, chain=chain),
+            pytest.raises(RosterError, match="not signed by this chain's key"),
+        ):
+            running.result.result(PATIENCE)
 
 
 def test_only_an_admitted_store_gets_the_roster(server: EmbeddedServer, tls: ServerTls, chain: HostileChain) -> None:

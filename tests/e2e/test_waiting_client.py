@@ -160,9 +160,10 @@ def test_another_program_is_one_clear_error(
         client.result.result(PATIENCE)
 
 
-def test_what_ends_a_client_at_its_start_is_waited_out_once_it_was_connected() -> None:
+def test_what_ends_a_client_at_its_start_is_waited_out_once_it_was_connected(tmp_path: Path) -> None:
     """Somebody else took the server's port for a while."""
-    server = EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None)
+    chain = Chain(tmp_path, is_open=True)
+    server = EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, chain=chain)
     with server, ThreadClient(server.address, "lyon") as client:
         joined(server.transport())
         server.close()
@@ -170,7 +171,7 @@ def test_what_ends_a_client_at_its_start_is_waited_out_once_it_was_connected() -
             threading.Thread(target=other.serve_forever, daemon=True).start()
             says(client, "is not a FedShelf server: check --server-address; trying again")
             other.shutdown()
-        with EmbeddedServer(host="127.0.0.1", port=server.address.port, tls=None) as back:
+        with EmbeddedServer(host="127.0.0.1", port=server.address.port, tls=None, chain=chain) as back:
             transport = back.transport()
             joined(transport)
             transport.close("run finished")

@@ -15,7 +15,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fedshelf.config import places
-from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
+from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, TransportError
 from fedshelf.core.text import printable
 from fedshelf.deploy.address import Address, own_addresses
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, CertificateRejectedError, ServerUnavailableError
@@ -236,7 +236,7 @@ class Credentials:
             ) from error
         known = renews or (None if is_trusted else self.keys.enrollment())
         if known is not None and known.chain != enrollment.chain:
-            raise TransportError(
+            raise RosterError(
                 f"{self.address} shows another chain's key than when this store was enrolled: ask headquarters whether "
                 "the server was set up anew; if so, get a new token"
             )

@@ -62,7 +62,8 @@ class FleetSession:
         ServerUnavailableError: the server does not answer for now.
         IdentityError: the server does not know this client's key, or has revoked it.
         TransportError: the address answers with the wrong program, protocol or certificate, or with TLS where none is
-            expected; or it shows a roster that this store does not accept.
+            expected.
+        RosterError: it shows a roster that this store does not accept.
     """
 
     def __init__(self, credentials: Credentials, held: ReceivedBlob | None = None) -> None:

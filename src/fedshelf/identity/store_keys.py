@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fedshelf.core.errors import IdentityError, TransportError
+from fedshelf.core.errors import IdentityError, RosterError
 from fedshelf.core.text import printable
 from fedshelf.identity.keys import KeyPair, PublicKey
 from fedshelf.identity.roster import Roster
@@ -124,10 +124,10 @@ class StoreKeys:
         """Check the chain's key that a server shows against the one that the policy names.
 
         Raises:
-            TransportError: it is another one.
+            RosterError: it is another one.
         """
         if self._pin is not None and chain != self._pin:
-            raise TransportError(
+            raise RosterError(
                 f"the chain's key at this server is {printable(chain.text)[:44]}, and this store's policy accepts "
                 f"{self._pin.text} only (roster-key): check --server-address, and ask headquarters whether its key has "
                 "changed"
@@ -162,7 +162,7 @@ class StoreKeys:
             The roster.
 
         Raises:
-            TransportError: it is not signed by the chain's key, older than the one before, or does not have this store.
+            RosterError: it is not signed by the chain's key, older than the one before, or does not have this store.
             RunError: the file cannot be read or written.
             IdentityError: this store is not enrolled, or a file of it is damaged.
         """
@@ -173,18 +173,18 @@ class StoreKeys:
         try:
             shown = Roster.verified(text, enrollment.chain)
         except IdentityError as error:
-            raise TransportError(
+            raise RosterError(
                 "the server shows a roster that is not signed by this chain's key: somebody else may be answering, or "
                 "its home was altered; ask headquarters"
             ) from error
         if last is not None and (shown.number < last.number or (shown.number == last.number and shown != last)):
             what = "an older roster than" if shown.number < last.number else "two rosters with the number of"
-            raise TransportError(
+            raise RosterError(
                 f"the server shows {what} number {last.number}, which this store has seen: ask headquarters whether "
                 "the server was restored from a backup ('fedshelf enroll renumber')"
             )
         if shown.keys().get(enrollment.name) != self.pair().public:
-            raise TransportError(
+            raise RosterError(
                 f"the server's roster does not have this store's key as that of '{printable(enrollment.name)}': other "
                 "stores would not trust it; ask headquarters for a new token ('fedshelf enroll rotate')"
             )
@@ -200,7 +200,7 @@ class StoreKeys:
             keys: the keys that it is for.
 
         Raises:
-            TransportError: the chain's key is not the one that the policy names.
+            RosterError: the chain's key is not the one that the policy names.
             RunError: a file cannot be written.
         """
         self.check_chain(enrollment.chain)

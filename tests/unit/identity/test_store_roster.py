@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedshelf.core.errors import IdentityError, TransportError
+from fedshelf.core.errors import IdentityError, RosterError
 from fedshelf.identity import certificates, roster
 from fedshelf.identity.chain import Chain
 from fedshelf.identity.keys import KeyPair, PublicKey, text_of
@@ -47,7 +47,7 @@ def test_the_roster_gives_the_active_keys_by_name_and_is_kept_privately(chain: C
 def test_a_roster_that_another_key_has_signed_is_refused(chain: Chain, tmp_path: Path) -> None:
     store = enrolled(chain, tmp_path / "lyon")
     forged = chain.roster().signed(KeyPair.generate())
-    with pytest.raises(TransportError, match="not signed by this chain's key"):
+    with pytest.raises(RosterError, match="not signed by this chain's key"):
         store.accept(forged)
     assert store.roster() is None
 
@@ -57,7 +57,7 @@ def test_an_old_roster_is_refused_and_the_newest_is_kept(chain: Chain, tmp_path:
     old = chain.signed_roster()
     enrolled(chain, tmp_path / "nice", "nice")
     newest = store.accept(chain.signed_roster())
-    with pytest.raises(TransportError, match="an older roster than number"):
+    with pytest.raises(RosterError, match="an older roster than number"):
         store.accept(old)
     assert StoreKeys(tmp_path / "lyon").roster() == newest
 
@@ -67,17 +67,17 @@ def test_two_rosters_of_one_number_are_refused(chain: Chain, tmp_path: Path) -> 
     store = enrolled(chain, tmp_path / "lyon")
     shown = store.accept(chain.signed_roster())
     other = Roster(number=shown.number, entries=shown.with_key("sybil", KeyPair.generate().public, "now").entries)
-    with pytest.raises(TransportError, match="two rosters with the number"):
+    with pytest.raises(RosterError, match="two rosters with the number"):
         store.accept(other.signed(chain._keys))
 
 
 def test_a_roster_without_this_stores_key_is_refused(chain: Chain, tmp_path: Path) -> None:
     store = enrolled(chain, tmp_path / "lyon")
     enrolled(chain, tmp_path / "new", replaces=True)  # the name has another key
-    with pytest.raises(TransportError, match="does not have this store's key as that of 'lyon'"):
+    with pytest.raises(RosterError, match="does not have this store's key as that of 'lyon'"):
         store.accept(chain.signed_roster())
     chain.revoke("lyon")
-    with pytest.raises(TransportError, match="does not have this store's key"):
+    with pytest.raises(RosterError, match="does not have this store's key"):
         store.accept(chain.signed_roster())
 
 
@@ -89,7 +89,7 @@ def test_a_restored_backup_is_accepted_once_its_roster_has_a_new_number(chain: C
     store.accept(chain.signed_roster())
     (tmp_path / "identity" / "roster.json").write_text(backup)
     chain = Chain(tmp_path / "identity")
-    with pytest.raises(TransportError, match="fedshelf enroll renumber"):
+    with pytest.raises(RosterError, match="fedshelf enroll renumber"):
         store.accept(chain.signed_roster())
     while chain.roster().number <= (store.roster() or Roster()).number:  # more than one a second only in tests
         chain.renumber()
@@ -117,11 +117,11 @@ def test_with_a_new_chain_the_roster_begins_anew(chain: Chain, tmp_path: Path) -
 
 def test_a_pinned_key_is_checked_when_a_store_is_enrolled_and_with_each_roster(chain: Chain, tmp_path: Path) -> None:
     pin = KeyPair.generate().public
-    with pytest.raises(TransportError, match=r"policy accepts .* only"):
+    with pytest.raises(RosterError, match=r"policy accepts .* only"):
         enrolled(chain, tmp_path / "lyon", pin=pin)
     assert StoreKeys(tmp_path / "lyon").enrollment() is None
     enrolled(chain, tmp_path / "nice", "nice", pin=chain.key).accept(chain.signed_roster())
-    with pytest.raises(TransportError, match="roster-key"):
+    with pytest.raises(RosterError, match="roster-key"):
         StoreKeys(tmp_path / "nice", pin=pin).accept(chain.signed_roster())
 
 
@@ -158,14 +158,14 @@ def test_what_the_chains_key_has_signed_is_checked_all_the_same(
     del fields["signature"]
     change(fields)
     signature = text_of(chain._keys.sign(roster._content(fields)))
-    with pytest.raises(TransportError):
+    with pytest.raises(RosterError):
         store.accept(json.dumps({**fields, "signature": signature}))
 
 
 @pytest.mark.parametrize("text", ["", "null", "[" * 100_000, '{"number": ' + "9" * 5000 + "}", " " * (5 << 20)])
 def test_text_that_is_no_roster_is_refused(chain: Chain, tmp_path: Path, text: str) -> None:
     store = enrolled(chain, tmp_path / "lyon")
-    with pytest.raises(TransportError, match="not signed by this chain's key"):
+    with pytest.raises(RosterError, match="not signed by this chain's key"):
         store.accept(text)
 
 
