@@ -115,7 +115,7 @@ def aggregator(name: str, *, trim: float = 0.25, norm_bound: float | None = None
 
 
 @dataclass(frozen=True)
-class Remembering:
+class Remembering(Algorithm):
     """An algorithm whose clients remember: each counted round adds to what the next one uploads."""
 
     auxiliary: tuple[str, ...] = ()

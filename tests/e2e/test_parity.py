@@ -56,6 +56,9 @@ CODECS = ("--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
             id="models of their own, another loss, a robust rule",
         ),
         pytest.param(("--personalize", "fedrep", "--sampling", "size"), id="training in phases, another draw"),
+        pytest.param(("--train", "head", "--feature-views", "2"), id="features of a frozen backbone"),
+        pytest.param(("--algorithm", "ridge"), id="an exact head, from sums"),
+        pytest.param(("--train", "norm", "--freeze-norm", *CODECS), id="a frozen part, compressed"),
     ],
 )
 def test_whatever_is_remembered_simulation_equals_deployment(pair: Site, flags: tuple[str, ...]) -> None:

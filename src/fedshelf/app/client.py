@@ -47,6 +47,7 @@ from fedshelf.rounds.client import Client, Work
 from fedshelf.serialization import messages as payload
 from fedshelf.serialization.blob import MAX_HEADER_BYTES
 from fedshelf.storage.atomic_files import make_folder, write_atomically
+from fedshelf.storage.blob_cache import BlobCache
 from fedshelf.storage.client_states import FileClientStates
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.lock import RunLock
@@ -249,6 +250,7 @@ class StoreClient:
         self._evaluation: Evaluation | None = None  # of that model
         self._has_chosen = False
         self._setup_file = place.state_dir / "setup.json"
+        self._blobs = BlobCache(places.photo_cache() / "models")
         self._client = Client(
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
@@ -257,14 +259,22 @@ class StoreClient:
     def handle(self, message: ServerMessage) -> ClientMessage:
         """See `rounds.client.Client.handle`."""
         if not isinstance(message, Setup) and self._opened is None and self._setup_file.exists():
-            known = payload.decode(self._setup_file.read_text(encoding="utf-8"), b"")
+            text = self._setup_file.read_text(encoding="utf-8")
+            known = payload.decode(text, self.find_blob(payload.Header.parse(text).blob) or b"")
             if isinstance(known, Setup):
                 self._client.handle(known)
         answer = self._client.handle(message)
         if isinstance(message, Setup) and isinstance(answer, Ready):
-            write_atomically(self._setup_file, payload.encode_header(message, ""))
+            blob = payload.blob_of(message)
+            if blob.pieces:
+                self._blobs.save(blob)
+            write_atomically(self._setup_file, payload.encode_header(message, blob.digest if blob.pieces else ""))
         self._evaluation = answer if isinstance(answer, Evaluation) else self._evaluation
         return answer
+
+    def find_blob(self, digest: str) -> memoryview | None:
+        """The blob of a setup, if this machine has received it before."""
+        return self._blobs.find(digest) if digest else None
 
     def keep_model(self) -> Path | None:
         """Save this store's model at the end of a run.
@@ -293,12 +303,13 @@ class StoreClient:
     def max_download(self) -> int:
         """Maximum bytes of a model that a server may send: with what algorithms add to it, and encoded or not."""
         layout = None if self._opened is None else self._opened.bound_model.params.layout
-        num_values = self._policy.limits.max_parameters if layout is None else layout.num_shared
+        num_values = self._policy.limits.max_parameters if layout is None else layout.size
         return 4 * num_values * MODELS_PER_DOWNLOAD + MAX_HEADER_BYTES
 
     def _accept(self, broadcast: Broadcast, trainer: Trainer) -> None:
         configured = trainer.bound_model.settings.batch_size // trainer.growth
-        self._task_limits.accept(broadcast, num_photos=len(trainer.train), batch_size=configured)
+        frozen = self._opened.setup.frozen if self._opened else ""
+        self._task_limits.accept(broadcast, num_photos=len(trainer.train), batch_size=configured, frozen=frozen)
 
     def _check(self, config: RunConfig) -> None:
         epochs = max(value for name, value in config if name.endswith("epochs") and isinstance(value, int))
@@ -322,7 +333,8 @@ class StoreClient:
         photos = store_photos(self._place.data_dir, self._opened, cache, store=self._place.name)
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
-            test = test_photos(self._place.test_dir, self._opened.config, self._opened.catalogue, cache)
+            opened = self._opened
+            test = test_photos(self._place.test_dir, opened.config, opened.catalogue, cache, opened.bound_model)
         self._policy.check_memory(bytes_needed(self._opened.bound_model, photos.train))
         batch_size = self._batch_size(setup, self._opened, photos)
         self._policy.check_photos(

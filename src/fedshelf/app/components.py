@@ -18,6 +18,7 @@ from fedshelf.algorithms.robust import AutoNormBound, NormBound, bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.codec_stage import Encode
+from fedshelf.compression.download import name_of
 from fedshelf.config import files
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
@@ -34,6 +35,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet, load_photos, warn_of_left_out
 from fedshelf.data.folder import PhotoFolder, has_split, scan
 from fedshelf.models.build import ModelSettings, build
+from fedshelf.models.trainable import frozen_names
 from fedshelf.personalization.base import Personalization
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.privacy.registry import STAGES
@@ -47,12 +49,14 @@ from fedshelf.training.batch_size import BatchSizes, lr_scale
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.compiled import compile_forward
 from fedshelf.training.device import choose
+from fedshelf.training.features import featurized
 from fedshelf.training.optimizer import client_lr
 from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 MAX_RUN_ID_CHARACTERS = 200
+FEATURES = "features"  # folder of the photo cache
 REJOIN_GRACE_SECONDS = 120.0  # a store's computer may take this long to start Python and reconnect
 
 ModuleFactory = Callable[[int], nn.Module]
@@ -122,6 +126,8 @@ def algorithm_of(config: RunConfig) -> Algorithm:
 def aggregator_of(config: RunConfig) -> Aggregator:
     """Create the configured aggregator, with its norm bound."""
     aggregator = cast(Aggregator, component_of(config, "aggregator"))
+    if algorithm_of(config).sums:
+        return aggregator
     masked = [stage.declares.setting for stage in uploads_of(config).stages if stage.declares.masks]
     if config.norm_bound == "off" or masked:
         if config.norm_bound == "auto":
@@ -221,11 +227,14 @@ def bound_model_of(
     """
     compute = choose(device, threads=config.threads)
     module = module_of(config, len(catalogue), make_module)
+    frozen = frozen_names(module, config.train, freeze_norm=config.freeze_norm)
     return BoundModel.of(
         module,
         compute=compute,
         settings=training_of(config),
         personal_names=personalization_of(config).personal_names(module),
+        frozen_names=frozen,
+        on_features=config.train == "head",
     )
 
 
@@ -274,13 +283,31 @@ def open_setup(
     accept(config)
     catalogue = Catalogue.from_json(setup.catalogue)
     bound_model = bound_model_of(config, catalogue, device=device, make_module=make_module)
+    _load_frozen(bound_model, setup)
     if config.compile == "on":
         bound_model = compile_forward(bound_model, config.image_size)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=bound_model,
+        setup=setup, config=config, catalogue=catalogue, bound_model=bound_model,
+        algorithm=algorithm_of(config).for_model(bound_model.params.layout, bound_model.output_layer),
         uploads=uploads_of(config), personalization=personalization_of(config),
         batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
+
+
+def _load_frozen(bound: BoundModel, setup: Setup) -> None:
+    """Load the values that never change.
+
+    Raises:
+        RefusedError: they are not those that the setup names, or do not fit the model.
+    """
+    given, wanted = setup.frozen_values, len(bound.params.frozen)
+    if given is None:
+        if wanted:
+            raise RefusedError(f"the setup comes without the {wanted:,} frozen values of this model")
+        return
+    if len(given) != wanted or name_of(given) != setup.frozen:
+        raise RefusedError(f"the setup's {len(given):,} frozen values are not the {wanted:,} that it names")
+    bound.params.frozen.copy_(given)
 
 
 def work_for(
@@ -360,9 +387,10 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache, *, store:
             else "it holds no training photo of a class in the run's catalogue: its products are called "
             f"{some(train.left_out)}; give its folders the names that the other stores use"
         )
-    return StorePhotos(
-        train=train.photo_set, validation=validation.photo_set, num_left_out=left_out.total()
-    )  # fmt: skip
+    bound, sets = opened.bound_model, [train.photo_set, validation.photo_set]
+    if bound.head is not None:
+        sets = [featurized(bound, s, cache=cache.root / FEATURES, views=config.feature_views) for s in sets]
+    return StorePhotos(train=sets[0], validation=sets[1], num_left_out=left_out.total())
 
 
 def scan_test_photos(folder: Path) -> PhotoFolder:
@@ -378,14 +406,17 @@ def scan_test_photos(folder: Path) -> PhotoFolder:
     return scan(folder, val_fraction=0.0, seed=0)
 
 
-def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache) -> PhotoSet:
-    """Load the server's test photos, without those whose class no client has.
+def test_photos(
+    folder: Path, config: RunConfig, catalogue: Catalogue, cache: PhotoCache, bound: BoundModel
+) -> PhotoSet:  # fmt: skip
+    """Load the server's test photos, without those whose class no client has; as features if the model takes these.
 
     Args:
         folder: the test folder.
         config: the run's configuration.
         catalogue: the classes.
         cache: the cache of decoded photos.
+        bound: the model, with its frozen values loaded.
 
     Returns:
         The photos.
@@ -397,7 +428,8 @@ def test_photos(folder: Path, config: RunConfig, catalogue: Catalogue, cache: Ph
     warn_of_left_out(Counter(loaded.left_out), catalogue, whose="--test-dir")
     if not len(loaded.photo_set):
         raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
-    return loaded.photo_set
+    photos = loaded.photo_set
+    return photos if bound.head is None else featurized(bound, photos, cache=cache.root / FEATURES)
 
 
 def plan_of(

@@ -248,6 +248,8 @@ def _global_model(
     return GlobalModel(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
+        frozen=bound.frozen_values(),
+        head=bound.output_layer,
         evaluate_on_server=evaluate_on_server,
         publish=publish,
         loaded=loaded,
@@ -288,7 +290,7 @@ def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDi
         find_problem(config.model, pretrained=config.pretrained)
         or (None if make_module else _problem_with_own_model(config))
         or (None if has_weights else _problem_with_weights(config, make_module)),
-        *_problems_with_codecs(config), *_problems_with_asynchrony(config),
+        *_problems_with_codecs(config), *_problems_with_asynchrony(config), *_problems_with_sums(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
     for key, path, find in (
@@ -400,6 +402,28 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
     return found
 
 
+def _problems_with_sums(config: RunConfig) -> list[str]:
+    """What an algorithm of exact sums cannot be combined with."""
+    if not algorithm_of(config).sums:
+        return []
+    wrong = {
+        f"--train {config.train}": config.train != "head",
+        f"--aggregator {config.aggregator}": config.aggregator != "mean",
+        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off"),
+        f"--personalize {config.personalize}": config.personalize not in ("none", "finetune"),
+        f"--codec-up {config.codec_up}": config.codec_up != "none",
+        "--byte-budget": config.byte_budget is not None,
+        f"--local-work {config.local_work}": config.local_work != "fixed",
+        "--attack": config.attack in ("sign-flip", "scale"),
+        **{stage.declares.setting: True for stage in uploads_of(config).stages},
+    }
+    return [
+        f"{flag} with --algorithm {config.algorithm}: stores send exact sums over their photos' features. Leave it out"
+        for flag, is_set in wrong.items()
+        if is_set
+    ]
+
+
 def _check_budget(config: RunConfig, bound: BoundModel) -> None:
     least = 2 * least_budget(bound.params.layout) / 1e6
     if config.byte_budget is not None and config.byte_budget < least:
@@ -502,7 +526,7 @@ def _evaluate_here(config: RunConfig) -> EvaluatorFactory:
     def make(plan: Plan, catalogue: Catalogue, bound: BoundModel) -> Evaluate | None:
         if config.test_dir is None:
             return None
-        photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()))
+        photos = test_photos(config.test_dir, config, catalogue, PhotoCache(root=places.photo_cache()), bound)
 
         def evaluate_on_server(params: Tensor) -> Score:
             bound.load(params)

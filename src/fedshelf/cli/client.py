@@ -84,6 +84,7 @@ def client(*, config: ClientConfig) -> None:
             availability=Availability(hours),
             reporter=reporter,
             max_download=lambda: store.max_download,
+            find_blob=store.find_blob,
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:

@@ -10,10 +10,11 @@
       Comparison  ──────────▶            the model that serves the store best, after the last round
       Failure     ──────────▶            why there is no result, or why the store's policy refuses the task
 
-A `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or `Encoded` by the run's codec.
+A `Setup`, a `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or, but for a setup's,
+`Encoded` by the run's codec.
 
 Everything that leaves a client is one of these objects (docs/explanation/what-leaves-a-store.md). Shapes: S shared
-values of the model (see `params`).
+and F frozen values of the model (see `params`).
 """
 
 from collections.abc import Mapping
@@ -30,13 +31,17 @@ from fedshelf.core.class_folder import ClassFolder as ClassFolder
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
+MAX_CANDIDATES = 64
+"""Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
 """The reason that a server gives its clients at the end of a successful run."""
 
 Vector: TypeAlias = Tensor | Encoded
-PARAMS, DELTA = "params", "delta"
-"""Names of the main vector [S] in a plain broadcast and in a plain upload."""
+PARAMS, DELTA, FROZEN = "params", "delta", "frozen"
+"""Names of the main vector: [S] in a plain broadcast and in a plain upload, [F] in a setup."""
+CANDIDATES = "candidates"
+"""Name of the auxiliary vector of an evaluation's broadcast that holds models to choose among."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
 """Names of the two segments of an encoded main vector, and the prefix of vectors that an algorithm adds."""
 
@@ -104,6 +109,8 @@ class Setup:
     """Everything a client needs before its first round.
 
     Attributes:
+        frozen: digest of the values that never change; "" if all do.
+        vectors: these values, `frozen` [F]; empty if all change.
         run_id: the run.
         config: the client's part of the run's configuration (TOML text).
         catalogue: maps class index to name and member paths (JSON text).
@@ -114,6 +121,13 @@ class Setup:
     config: Text
     catalogue: Text
     layout_digest: Identifier
+    frozen: Identifier = ""
+    vectors: Mapping[str, Vector] = field(default_factory=dict, compare=False)
+
+    @property
+    def frozen_values(self) -> Tensor | None:
+        """[F]: the values that never change; None if all do."""
+        return _plain(self.vectors, FROZEN) if FROZEN in self.vectors else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,6 +278,19 @@ class Upload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateScore:
+    """The score of one of several models to choose among, on the client's own validation photos.
+
+    Attributes:
+        num_correct: photos classified correctly.
+        losses: sum of the losses in nats, at each of the algorithm's temperatures.
+    """
+
+    num_correct: Count
+    losses: Annotated[tuple[FiniteFloat, ...], Bounds(max_length=MAX_CANDIDATES)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """The broadcast model's score on the client's own validation photos.
 
@@ -272,12 +299,14 @@ class Evaluation:
         num_examples: photos evaluated.
         num_correct: photos classified correctly.
         loss_sum: sum of the losses in nats.
+        candidates: scores of the models to choose among, if the broadcast holds some.
     """
 
     key: TaskKey
     num_examples: Count
     num_correct: Count
     loss_sum: FiniteFloat
+    candidates: Annotated[tuple[CandidateScore, ...], Bounds(max_length=MAX_CANDIDATES)] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

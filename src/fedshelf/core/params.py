@@ -3,10 +3,12 @@
 `Params` owns one contiguous float32 vector and binds the module's tensors to it as views. An upload is then a slice,
 and averaging, clipping, noise and quantization are single passes at memory bandwidth.
 
-The vector is ordered ``[shared trainable | shared statistics | personal]``; inside the personal segment the trainable
-tensors come first. Integer buffers (``num_batches_tracked``) are left out: they are never averaged or sent.
+The vector is ordered ``[shared trainable | shared statistics | personal | frozen]``; inside the personal segment the
+trainable tensors come first. Frozen values never change: they are sent once per run, by digest. Integer buffers
+(``num_batches_tracked``) are left out: they are never averaged or sent.
 
-Shapes: T shared trainable values, S shared values (trainable and statistics), P all values.
+Shapes: T shared trainable values, S shared values (trainable and statistics), M values that change (shared and
+personal), F frozen values, P = M + F all values.
 """
 
 import hashlib
@@ -27,6 +29,7 @@ class Segment(StrEnum):
     TRAINABLE = "trainable"
     STATISTICS = "statistics"
     PERSONAL = "personal"
+    FROZEN = "frozen"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +74,12 @@ class Layout:
     @cached_property
     def num_shared(self) -> int:
         """S: number of values that are sent."""
-        return sum(t.size for t in self.tensors if t.segment is not Segment.PERSONAL)
+        return sum(t.size for t in self.tensors if t.segment in (Segment.TRAINABLE, Segment.STATISTICS))
+
+    @cached_property
+    def num_changing(self) -> int:
+        """M: number of values that training may change."""
+        return sum(t.size for t in self.tensors if t.segment is not Segment.FROZEN)
 
     @cached_property
     def size(self) -> int:
@@ -90,9 +98,13 @@ class Layout:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the shared tensors. Two sides with the same digest agree on the meaning of every value."""
-        shared = [t for t in self.tensors if t.segment is not Segment.PERSONAL]
-        text = "\n".join(f"{t.name} {t.shape} {t.stride} {t.offset} {t.segment}" for t in shared)
+        """SHA-256 of the shared and frozen tensors. Two sides with the same digest agree on every value's meaning."""
+        sent = [t for t in self.tensors if t.segment is not Segment.PERSONAL]
+        first_frozen = self.num_changing  # frozen values are sent by themselves, whatever is personal
+        text = "\n".join(
+            f"{t.name} {t.shape} {t.stride} {t.offset - first_frozen * (t.segment is Segment.FROZEN)} {t.segment}"
+            for t in sent
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def at(self, index: int) -> TensorSpec:
@@ -133,16 +145,30 @@ class Params:
 
     @property
     def personal(self) -> Tensor:
-        """[P - S]: the part that never leaves the client."""
-        return self.vector[self.layout.num_shared :]
+        """[M - S]: the part that never leaves the client."""
+        return self.vector[self.layout.num_shared : self.layout.num_changing]
 
-    def views(self) -> dict[str, Tensor]:
-        """The named tensors, without copying."""
+    @property
+    def changing(self) -> Tensor:
+        """[M]: the part that training may change."""
+        return self.vector[: self.layout.num_changing]
+
+    @property
+    def frozen(self) -> Tensor:
+        """[F]: the part that never changes."""
+        return self.vector[self.layout.num_changing :]
+
+    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
+        """The named tensors, without copying; those that change only, unless `frozen`."""
         start = self.vector.storage_offset()  # not zero where the vector is a row of a matrix
-        return {t.name: torch.as_strided(self.vector, t.shape, t.stride, start + t.offset) for t in self.layout.tensors}
+        wanted = (t for t in self.layout.tensors if frozen or t.segment is not Segment.FROZEN)
+        return {t.name: torch.as_strided(self.vector, t.shape, t.stride, start + t.offset) for t in wanted}
 
 
-def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name: False) -> Params:
+def bind(
+    module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name: False,
+    is_frozen: Callable[[str], bool] = lambda name: False,
+) -> Params:  # fmt: skip
     """Move the floating-point tensors of `module` into one vector; from then on they are views of it.
 
     Convolution weights are laid out channels_last (the fast order on CPUs and tensor cores). Call this once the module
@@ -151,22 +177,24 @@ def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name:
     Args:
         module: its parameters and floating-point buffers are rebound in place.
         is_personal: whether the tensor of a given name stays at the client.
+        is_frozen: whether the tensor of a given name never changes; takes precedence.
 
     Returns:
         The vector [P] with its layout; gradients are not bound (see `bind_gradients`).
     """
     tensors = dict(_floating_tensors(module))
-    trainable = {name for name, _ in module.named_parameters()}
+    trainable = {name for name, _ in module.named_parameters() if not is_frozen(name)}
     nonnegative = _variance_names(module)
 
     def order(name: str) -> tuple[int, bool]:
-        return (2 if is_personal(name) else 0 if name in trainable else 1), name not in trainable
+        segment = 3 if is_frozen(name) else 2 if is_personal(name) else 0 if name in trainable else 1
+        return segment, name not in trainable
 
     specs: list[TensorSpec] = []
     offset = 0
     for name in sorted(tensors, key=order):  # a stable sort keeps the module's order inside a segment
         shape = tuple(tensors[name].shape)
-        segment = (Segment.TRAINABLE, Segment.STATISTICS, Segment.PERSONAL)[order(name)[0]]
+        segment = tuple(Segment)[order(name)[0]]
         specs.append(
             TensorSpec(
                 name=name, shape=shape, stride=_channels_last_stride(shape), offset=offset, segment=segment,
@@ -185,12 +213,18 @@ def bind(module: nn.Module, *, is_personal: Callable[[str], bool] = lambda name:
 
 
 def bind_gradients(module: nn.Module, params: Params) -> Tensor:
-    """Bind the gradients of all trainable tensors to one zeroed vector [P], and return that vector."""
-    gradients = Params(torch.zeros_like(params.vector), params.layout)
-    views = gradients.views()
+    """Bind the gradients of all tensors that change to one zeroed vector [M], and return that vector.
+
+    Frozen parameters get none, so that the backward pass stops where nothing before needs a gradient.
+    """
+    gradients = torch.zeros_like(params.changing)
+    views = Params(gradients, params.layout).views(frozen=False)
     for name, parameter in module.named_parameters():
-        parameter.grad = views[name]
-    return gradients.vector
+        if name in views:
+            parameter.grad = views[name]
+        else:
+            parameter.requires_grad_(False)
+    return gradients
 
 
 def _floating_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

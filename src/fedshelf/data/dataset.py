@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,12 @@ class PhotoSet:
     """Photos and their classes.
 
     Attributes:
-        images: uint8 [N, S, S, 3], RGB; read-only (index it with a list, which copies, to make a batch).
+        images: uint8 [N, S, S, 3], RGB; read-only (index it with a list, which copies, to make a batch). Or, instead of
+            the photos, features of V views of each: float32 [N, V, D] (`training.features`).
         labels: int64 [N], indices into the catalogue.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from fedshelf.deploy.tls import local_authority
 from fedshelf.deploy.waiting import Availability, Repetitions, WaitReporter
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
+from fedshelf.serialization.blob import Buffer
 from fedshelf.storage.atomic_files import temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def run_client(
     availability: Availability | None = None,
     reporter: CrashReporter | None = None,
     max_download: Callable[[], int] = lambda: sys.maxsize,
+    find_blob: Callable[[str], Buffer | None] = lambda digest: None,
 ) -> Ended:
     """Take part in a run until the server closes it, refuses this client for good, or `stop` is set.
 
@@ -96,6 +98,7 @@ def run_client(
             delivers the current task, then leaves until the next active period.
         reporter: reports to the server if this process crashes.
         max_download: returns the maximum bytes of a model that the server may send.
+        find_blob: finds a blob that this machine has received before, by digest.
 
     Returns:
         Why the client stopped.
@@ -110,7 +113,7 @@ def run_client(
     quiet_engine_log()
     address = parse_server_address(server_address)
     stop, availability = stop or threading.Event(), availability or Availability()
-    part, held = ClientPart(join=join, handle=handle), ReceivedBlob(max_download)
+    part, held = ClientPart(join=join, handle=handle, find_blob=find_blob), ReceivedBlob(max_download)
     retries, patience = _Retries(on_status, stop), _Patience(address, max_wait)
     on_status(f"connecting to {address}")
     with WaitReporter(on_status) as waiting, contextlib.ExitStack() as temporary:
@@ -360,7 +363,7 @@ class _Visit:
         try:
             asked = open_records(message.content)
             if isinstance(asked, Envelope) and asked.external_blob:
-                blob = self._patiently(
+                blob = self._part.find_blob(asked.external_blob) or self._patiently(
                     "the model to arrive", partial(self._session.fetch, asked.external_blob), TRANSFER_ADVICE
                 )
                 if blob is None:

@@ -56,10 +56,12 @@ class ClientPart:
     Attributes:
         join: introduces the client.
         handle: answers the server's messages.
+        find_blob: finds a blob that this machine has received before, by digest.
     """
 
     join: Join
     handle: Handler
+    find_blob: Callable[[str], Buffer | None] = lambda digest: None
 
     def answer(self, message: Message) -> tuple[WireMessage, Ended | None]:
         """Answer a Flower message whose blob is inline. Never raises.

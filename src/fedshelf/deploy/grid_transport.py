@@ -154,6 +154,8 @@ class GridTransport:
             key = message.key
             if self._blobs is not None:
                 self._allow_blobs(self._blobs, connection, message, parcel.blob)
+        elif self._blobs is not None and parcel.blob.pieces:
+            self._blobs.outgoing.publish(connection.node_id, parcel.blob)
         records = parcel.records if self._blobs is not None else parcel.inline()
         if not self._push(connection, Message(records, connection.node_id, message_type(message)), key):
             return 0

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from fedshelf.core.errors import ModelError
+
 
 def head_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """The output layers: what timm's models call their classifier, otherwise the last linear layer.
@@ -23,6 +25,20 @@ def head_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
         return {name: layer for name, layer in layers.items() if layer in parts}
     last = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)][-1:]
     return {name: layers[name] for name in last}
+
+
+def linear_head(module: nn.Module) -> tuple[str, nn.Linear]:
+    """The single linear output layer, and its name.
+
+    Raises:
+        ModelError: the model has none, several, or one of another type.
+    """
+    layers = head_layers(module)
+    name, layer = next(iter(layers.items()), ("", None))
+    if len(layers) != 1 or not isinstance(layer, nn.Linear):
+        found = ", ".join(f"{name} ({type(child).__name__})" for name, child in layers.items()) or "none"
+        raise ModelError(f"a head on frozen features needs a model with one linear output layer; this one has {found}")
+    return name, layer
 
 
 def head_names(module: nn.Module) -> frozenset[str]:

@@ -65,12 +65,13 @@ class FineTuning(Personalization):
             augmentation=_mirrored(bound.settings.augmentation),
         )
         epoch = replace(trainer.having(settings), phases=(Phase(epochs=1),))
-        mean = bound.params.vector.new_zeros(len(bound.params.vector))
+        values = bound.params.changing
+        mean = values.new_zeros(len(values))
         for number in range(self.epochs):
             epoch.fit(round=broadcast.key.round, client_lr=self.client_lr, part=f"-finetune-{number}")  # line 7
-            mean += bound.params.vector / self.epochs
+            mean += values / self.epochs
         if self.epochs:
-            bound.params.vector.copy_(mean)  # line 9
+            values.copy_(mean)  # line 9
 
 
 def _mirrored(views: Augmentation | None) -> Augmentation | None:

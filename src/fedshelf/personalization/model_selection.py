@@ -112,7 +112,7 @@ def compare(
         ):  # without them, the held-out scores stand: the model has now been trained on those photos
             tried[best] = _try(trainer, judges, own.labels)
     else:
-        trainer.bound_model.params.vector.copy_(tried[best].values)
+        trainer.bound_model.params.changing.copy_(tried[best].values)
     comparison = Comparison(
         key=broadcast.key,
         best=best,
@@ -229,7 +229,7 @@ def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64])
     accuracy = validation.accuracy
     if test is not None:
         accuracy = reweighted_accuracy(score_photos(bound, test).right, test.labels, own_labels)
-    return _Tried(values=bound.params.vector.clone(), validation=validation, accuracy=accuracy)
+    return _Tried(values=bound.params.changing.clone(), validation=validation, accuracy=accuracy)
 
 
 def _joined(one: PhotoSet, other: PhotoSet) -> PhotoSet:

@@ -32,13 +32,14 @@ class TaskLimits:
         self._log = log
         self._now = now
 
-    def accept(self, broadcast: Broadcast, *, num_photos: int, batch_size: int) -> None:
+    def accept(self, broadcast: Broadcast, *, num_photos: int, batch_size: int, frozen: str = "") -> None:
         """Record a task before it is done. A task that is sent again is accepted again.
 
         Args:
             broadcast: the task, with a plain model.
             num_photos: the store's training photos.
             batch_size: photos per step in which `broadcast.num_steps` counts.
+            frozen: digest of the model's frozen values.
 
         Raises:
             PolicyError: the policy does not allow the task; the message names the limit.
@@ -46,7 +47,8 @@ class TaskLimits:
         """
         key, purpose = broadcast.key, broadcast.purpose
         task = AcceptedTask(
-            run_id=key.run_id, purpose=purpose.value, round=key.round, attempt=key.attempt, digest=_digest(broadcast)
+            run_id=key.run_id, purpose=purpose.value, round=key.round, attempt=key.attempt,
+            digest=_digest(broadcast) + (f"-{frozen}" if frozen else ""),
         )  # fmt: skip
         if purpose is Purpose.TRAIN:
             self._check_steps(broadcast.num_steps, steps_per_epoch=math.ceil(num_photos / batch_size))

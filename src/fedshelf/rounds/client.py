@@ -109,9 +109,11 @@ class Client:
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.key))
             score = work.trainer.evaluate()
+            scores = work.algorithm.score_candidates(broadcast, work.trainer) if broadcast.auxiliary else ()
             return Evaluation(
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
                 loss_sum=score.loss_sum if score.loss_sum <= MAX_FLOAT else MAX_FLOAT,  # also of NaN
+                candidates=scores,
             )  # fmt: skip
         # The server commits changes only with a counted round; roll back all others.
         state = self._states.commit_or_rollback(broadcast)

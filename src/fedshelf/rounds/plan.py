@@ -10,10 +10,10 @@ from torch import Tensor
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.reduce import MEAN, Aggregator
 from fedshelf.compression.codec_policy import CodecPolicy
-from fedshelf.compression.download import Downloads
+from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.choices import SamplingName
 from fedshelf.core.events import RoundFinished, WeightsLoaded
-from fedshelf.core.messages import Setup
+from fedshelf.core.messages import FROZEN, Setup
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.core.rng import Rng
@@ -61,6 +61,8 @@ class GlobalModel:
         num_test: test photos of products in the catalogue.
         num_test_left_out: test photos of other products.
         loaded: which of a file's weights are used in the initial values.
+        frozen: [F]: the values that never change; None if all do.
+        head: name of the output layer; "" if it is not a single linear one.
     """
 
     layout: Layout
@@ -70,6 +72,8 @@ class GlobalModel:
     num_test: int | None = None
     num_test_left_out: int = 0
     loaded: WeightsLoaded | None = None
+    frozen: Tensor | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -146,9 +150,19 @@ class Ports:
     virtual: VirtualClock | None = None
 
 
-def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout) -> Setup:
-    """The setup that clients receive before their first round."""
-    return Setup(run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=layout.digest)
+def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout, frozen: Tensor | None) -> Setup:
+    """The setup that clients receive before their first round.
+
+    Args:
+        plan: the configuration.
+        catalogue: the classes.
+        layout: the model's layout.
+        frozen: [F]: the values that never change; None if all do.
+    """
+    return Setup(
+        run_id=plan.run_id, config=plan.config, catalogue=catalogue.to_json(), layout_digest=layout.digest,
+        frozen="" if frozen is None else name_of(frozen), vectors={} if frozen is None else {FROZEN: frozen},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,7 +212,8 @@ class Context:
     def validator(self) -> UploadValidator:
         """Validates uploads."""
         return UploadValidator(
-            uploads=self.plan.uploads, layout=self.model.layout, auxiliary=self.algorithm.auxiliary,
+            uploads=self.plan.uploads, layout=self.model.layout,
+            vectors=self.algorithm.vectors(self.model.layout),
             max_examples=self.plan.rounds.max_examples,
         )  # fmt: skip
 

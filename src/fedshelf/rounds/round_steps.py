@@ -11,8 +11,10 @@ from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
 from fedshelf.core.messages import (
+    CANDIDATES,
     PARAMS,
     Broadcast,
+    CandidateScore,
     Evaluation,
     Failure,
     Purpose,
@@ -25,7 +27,7 @@ from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
-from fedshelf.rounds.validation import counted, problem_with_evaluation, source_of
+from fedshelf.rounds.validation import counted, problem_with_evaluation, problem_with_scores, source_of, summed_scores
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted
 
@@ -222,6 +224,47 @@ class RoundSteps:
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
         return self._algorithm.server_update(model, stretched(aggregate, length), population), verdicts
 
+    def choose(self, progress: RoundProgress, model: ModelState, key: TaskKey) -> ModelState:
+        """Let the counted clients score the algorithm's candidates, if it has some, and return the state with the best.
+
+        Args:
+            progress: updated with the scores of the best one.
+            model: the state after `fold`.
+            key: the round and attempt.
+        """
+        candidates = self._algorithm.candidates(model)
+        asked = [name for name in progress.counted() if self._membership.num_validation(name)]
+        if candidates is None:
+            return model
+        vectors = {PARAMS: model.params, **auxiliary_vectors({CANDIDATES: candidates})}
+        found: dict[str, tuple[CandidateScore, ...]] = {}
+
+        def on_reply(reply: Reply) -> None:
+            message, num_validation = reply.message, self._membership.num_validation(reply.client)
+            problem = problem_with_evaluation(reply, key, num_validation)
+            if isinstance(message, Evaluation) and not problem:
+                problem = problem_with_scores(message, expected=found)
+            if problem or not isinstance(message, Evaluation):
+                self._without_evaluation(reply.client, f"its scores of the candidates are not used: {problem}", reply)
+            else:
+                found[reply.client] = message.candidates
+
+        patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=MIN_EVALUATION_SECONDS, timer=self._timer)
+
+        def noted(reply: Reply) -> None:
+            patience.on_reply()
+            on_reply(reply)
+
+        self._dispatcher.dispatch(
+            asked, key, lambda name: Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors=vectors),
+            noted, seconds=self._plan.rounds.timeout, traffic=progress, enough=patience.is_over,
+        )  # fmt: skip
+        if not found:
+            return model
+        model, best = self._algorithm.choose(model, summed_scores(found[name] for name in sorted(found)))
+        progress.held_out = {name: scores[best].num_correct for name, scores in found.items()}
+        return model
+
     def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str) -> bool:
         """Refuse the uploads that have destroyed the model, and exclude their clients for some rounds.
 
@@ -303,7 +346,7 @@ class RoundSteps:
             self._membership.on_succeeded(reply.client, doing=Purpose.EVALUATE)
             if isinstance(reply.message, Evaluation) and reply.message.num_examples:
                 count = reply.message.num_examples
-                accuracy = reply.message.num_correct / count
+                accuracy = progress.held_out.get(reply.client, reply.message.num_correct) / count
                 progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
                 progress.evaluated[reply.client] = min(count, self._plan.rounds.max_examples)
                 progress.losses[reply.client] = reply.message.loss_sum / count

@@ -133,10 +133,11 @@ class Server:
             )
         )  # fmt: skip
         self._membership.resume(state)
-        setup = setup_of(plan, catalogue, model.layout)
+        setup = setup_of(plan, catalogue, model.layout, model.frozen)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
-            plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
+            plan=plan, ports=ports, algorithm=self._algorithm.for_model(model.layout, model.head), model=model,
+            membership=self._membership,
             inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
         state, ended = self._run_rounds(replace(state, model=context.downloads.start(state.model)), opened, context)

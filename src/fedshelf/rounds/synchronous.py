@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedshelf.algorithms.aggregation import weighted
-from fedshelf.core.errors import RunError
+from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RoundVoid
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.state import OpenRound, ServerState
@@ -72,16 +72,21 @@ class SynchronousRounds:
         state = replace(state, pace=pace)
         uploads, problem = steps.load(progress, key), ""
         while len(uploads) >= needed:
-            model, verdicts = steps.fold(progress, uploads, state.model, population=len(opened.live))
-            problem = problem_with_step(
-                state.model.params, model, num_trainable=context.model.layout.num_trainable
-            )  # fmt: skip
+            try:
+                model, verdicts = steps.fold(progress, uploads, state.model, population=len(opened.live))
+            except RefusedError as error:
+                problem = str(error)
+            else:
+                problem = problem_with_step(
+                    state.model.params, model, num_trainable=context.model.layout.num_trainable
+                )  # fmt: skip
             if not problem or not steps.quarantine(progress, uploads, problem):
                 break
         if problem or len(uploads) < needed:
             reason = f"counted {len(uploads)} of {assignment.wanted}, the quorum is {needed}"
             return state, _void(progress, key, f"{DESTROYED}: {problem}" if problem else reason)
 
+        model = steps.choose(progress, model, key)
         next_state = steps.advance(progress, state, model, verdicts, key)
         steps.evaluate(progress, next_state, key)
         score = context.evaluate(next_state)

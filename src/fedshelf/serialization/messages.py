@@ -21,10 +21,12 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import (
     AUXILIARY,
     DELTA,
+    FROZEN,
     PARAMS,
     Broadcast,
     ClientMessage,
     ServerMessage,
+    Setup,
     TaskKey,
     Upload,
     Vector,
@@ -38,13 +40,13 @@ Message: TypeAlias = ServerMessage | ClientMessage
 KINDS: Mapping[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (
-        messages.Join, messages.Setup, messages.Ready, Broadcast, Upload, messages.Evaluation, messages.Comparison,
+        messages.Join, Setup, messages.Ready, Broadcast, Upload, messages.Evaluation, messages.Comparison,
         messages.Failure,
     )
 }  # fmt: skip
-MAIN_VECTORS: Mapping[type[Any], str] = {Broadcast: PARAMS, Upload: DELTA}
+MAIN_VECTORS: Mapping[type[Any], str] = {Setup: FROZEN, Broadcast: PARAMS, Upload: DELTA}
 """The messages that carry vectors, and the name of their main vector if it is plain."""
-for _checked in (*KINDS.values(), TaskKey, messages.ClassFolder, messages.ModelDelta, Encoded):
+for _checked in (*KINDS.values(), TaskKey, messages.ClassFolder, messages.ModelDelta, messages.CandidateScore, Encoded):
     # Pydantic reads a dataclass's rules from the class. They are set here because core does not depend on pydantic.
     setattr(_checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
 _ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}
@@ -110,7 +112,10 @@ class Header:
             main = MAIN_VECTORS[self.kind]
             fields["vectors"] = joined = _join_vectors(fields.get("vectors"), rest, main)
             encoded = any(isinstance(vector, Encoded) for vector in joined.values())
-            if (main in joined) == (encoded or bool(fields.get("model"))):
+            if self.kind is Setup:
+                if encoded or set(joined) != ({main} if fields.get("frozen") else set()):
+                    raise RefusedError(f"the setup does not hold the vector {main!r} alone that it names")
+            elif (main in joined) == (encoded or bool(fields.get("model"))):
                 raise RefusedError(
                     f"the {name} holds {'both' if encoded else 'neither'} a vector {main!r} or encoded ones"
                 )
@@ -163,7 +168,7 @@ def decode(header: str, blob: Buffer) -> Message:
 
 def vectors_of(message: Message) -> dict[str, Tensor]:
     """The message's vectors by their names in its blob; an encoded one has `NAME/PART` for each part."""
-    if not isinstance(message, Broadcast | Upload):
+    if not isinstance(message, Setup | Broadcast | Upload):
         return {}
     found: dict[str, Tensor] = {}
     for name, vector in sorted(message.vectors.items(), key=lambda item: (item[0].startswith(AUXILIARY), item[0])):
@@ -177,7 +182,7 @@ def vectors_of(message: Message) -> dict[str, Tensor]:
 def _plain_fields(message: Message) -> dict[str, Any]:
     """The message's fields without its vectors; for an encoded one, its codec, size and names of parts."""
     fields = {field.name: _plain(getattr(message, field.name)) for field in dataclasses.fields(message)}
-    if isinstance(message, Broadcast | Upload):
+    if isinstance(message, Setup | Broadcast | Upload):
         fields["vectors"] = {
             name: {"codec": vector.codec, "size": vector.size, "parts": sorted(vector.parts)}
             for name, vector in sorted(message.vectors.items())
@@ -209,7 +214,7 @@ def _join_vectors(outlines: Any, vectors: dict[str, Tensor], main: str) -> dict[
         vector = vectors.pop(name)
         if name in joined:
             raise RefusedError(f"vector {_short(name)!r} is there twice, plain and encoded")
-        if vector.dtype != torch.float32:
+        if vector.dtype != torch.float32 and not (vector.dtype == torch.float64 and name.startswith(AUXILIARY)):
             raise RefusedError(f"vector {_short(name)!r} is {vector.dtype}, not a float32 vector")
         joined[name] = vector
     return joined

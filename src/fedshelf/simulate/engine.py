@@ -177,5 +177,5 @@ def _backend(pool: "WorkerPool | RayPool | None", runner: ClientRunner, engine: 
 def _evaluator(
     scorer: "ClientRunner | WorkerPool | RayPool", plan: Plan, catalogue: Catalogue, bound: BoundModel
 ) -> Evaluate:
-    setup = setup_of(plan, catalogue, bound.params.layout)
+    setup = setup_of(plan, catalogue, bound.params.layout, bound.frozen_values())
     return lambda params: total(scorer.evaluate(setup, params))

@@ -21,6 +21,7 @@ from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.folder import scan
 from fedshelf.data.health import usable_classes
 from fedshelf.data.layout import store_folders
+from fedshelf.training.features import featurized
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ class FolderStores:
         """See `Stores`."""
         if self.test_dir is None:
             raise DataError("there is no --test-dir to evaluate on")
-        return test_photos(self.test_dir, opened.config, opened.catalogue, PhotoCache(root=self.cache))
+        cache = PhotoCache(root=self.cache)
+        return test_photos(self.test_dir, opened.config, opened.catalogue, cache, opened.bound_model)
 
     def _folder(self, name: str) -> Path:
         return self.root / to_filesystem(name)
@@ -129,6 +131,8 @@ class MemoryStores:
         self._stores = {name: stores[name] for name in sorted(stores)}
         self._test = test
         self._shared: dict[str, Any] | None = None
+        self._features_of: OpenedSetup | None = None
+        self._features: dict[str, PhotoSet] = {}
 
     @property
     def has_test(self) -> bool:
@@ -154,14 +158,26 @@ class MemoryStores:
         train = self._relabelled(photos, opened.catalogue)
         if len(photos) and not len(train):
             raise DataError("it holds no photo of a class in the run's catalogue")
-        none = PhotoSet(train.images[:0], train.labels[:0])
-        return StorePhotos(train=train, validation=none, num_left_out=len(photos) - len(train))
+        num_left_out = len(photos) - len(train)
+        if opened.bound_model.head is not None:
+            train = self._featurized(name, train, opened)
+        return StorePhotos(train=train, validation=_none_of(train), num_left_out=num_left_out)
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
         """See `Stores`."""
         if self._test is None:
             raise DataError("there are no test photos to evaluate on")
-        return self._relabelled(self._test, opened.catalogue)
+        photos = self._relabelled(self._test, opened.catalogue)
+        return photos if opened.bound_model.head is None else featurized(opened.bound_model, photos, cache=None)
+
+    def _featurized(self, name: str, photos: PhotoSet, opened: OpenedSetup) -> PhotoSet:
+        """The features of a store's photos, computed once per setup and process."""
+        if self._features_of is not opened:
+            self._features_of, self._features = opened, {}
+        if name not in self._features:
+            views = opened.config.feature_views
+            self._features[name] = featurized(opened.bound_model, photos, cache=None, views=views)
+        return self._features[name]
 
     def _relabelled(self, photos: PhotoSet, catalogue: Catalogue) -> PhotoSet:
         """Map the caller's labels to the catalogue's, without photos of classes that it lacks."""
@@ -192,6 +208,10 @@ class MemoryStores:
         parts = [PhotoSet(images[start:end], labels[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
         test = parts.pop() if len(parts) > len(state["names"]) else None
         self.__init__(dict(zip(state["names"], parts, strict=True)), test, state["class_names"])  # type: ignore[misc]
+
+
+def _none_of(photos: PhotoSet) -> PhotoSet:
+    return PhotoSet(photos.images[:0], photos.labels[:0])
 
 
 def join_of(stores: Stores, name: str) -> Join:

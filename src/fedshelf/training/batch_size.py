@@ -90,17 +90,17 @@ class BatchSizes:
     """
 
     def __init__(self, bound: BoundModel) -> None:
-        self._bench = bound
+        self._bound = bound
         self._seconds: Mapping[int, float] | None = None
 
     def best_for(self, photos: PhotoSet) -> int:
         """The batch size for a client with these training photos."""
-        configured = self._bench.settings.batch_size
+        configured = self._bound.settings.batch_size
         allowed = candidates(configured, len(photos))
         if len(allowed) == 1:
             return configured
         if self._seconds is None:
-            self._seconds = measure(self._bench, photos, candidates(configured, MOST_GROWTH * configured * LEAST_STEPS))
+            self._seconds = measure(self._bound, photos, candidates(configured, MOST_GROWTH * configured * LEAST_STEPS))
             told = (f"{1000 * seconds:.2f} ms in batches of {size}" for size, seconds in self._seconds.items())
             logger.info("a photo takes %s", ", ".join(told))
         found = {size: seconds for size, seconds in self._seconds.items() if size in allowed}
@@ -178,7 +178,7 @@ def bytes_needed(bound: BoundModel, photos: PhotoSet) -> float:
         bound: left unchanged, bit for bit.
         photos: at least one.
     """
-    model = 4 * len(bound.params.vector) * MODEL_COPIES
+    model = 4 * len(bound.params.changing) * MODEL_COPIES + 4 * len(bound.params.frozen)
     with _left_as_it_was(bound):
         step = _kept_bytes(bound, _sample(photos, 2), 2) / 2 * min(bound.settings.batch_size, len(photos))
     return model + 2 * step  # the backward pass needs as much again
@@ -195,9 +195,9 @@ def _kept_bytes(bound: BoundModel, sample: PhotoSet, size: int) -> int:
 
     sized = replace(bound, settings=replace(bound.settings, batch_size=size))
     batch = next(batches(sized, sample, Rng(0), round=0, client="", num_steps=1))
-    bound.module.train()
+    bound.train()
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        logits_BK = bound.logits(batch.images, forward=bound.module)
+        logits_BK = bound.logits(batch.images, forward=bound.trained)
     kept.pop(bound.params.vector.untyped_storage().data_ptr(), None)
     total = sum(kept.values())
     del logits_BK  # its graph holds the saved tensors until here, so that no two share an address
@@ -221,7 +221,7 @@ def _survives(step: Callable[[], object], device: torch.device) -> bool:
 @contextmanager
 def _left_as_it_was(bound: BoundModel) -> Iterator[None]:
     """Restore batch-norm statistics, counters and torch's generator (dropout) after the steps."""
-    kept = [bound.params.vector, bound.gradients]
+    kept = [bound.params.changing, bound.gradients]
     kept += [buffer for buffer in bound.module.buffers() if not buffer.is_floating_point()]
     before, training = [tensor.clone() for tensor in kept], bound.module.training
     try:
@@ -230,4 +230,4 @@ def _left_as_it_was(bound: BoundModel) -> Iterator[None]:
     finally:
         for tensor, value in zip(kept, before, strict=True):
             tensor.copy_(value)
-        bound.module.train(training)
+        bound.train() if training else bound.module.eval()

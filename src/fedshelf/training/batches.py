@@ -1,6 +1,6 @@
 """A client's photos as batches: their order and augmentation in a round, and prefetching.
 
-Shapes: B batch, H height, W width, C channels.
+Shapes: B batch, H height, W width, C channels, V views, D features.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     """A batch on the training device.
 
     Attributes:
-        images: photos [B, 3, H, W], normalized, channels_last.
+        images: photos [B, 3, H, W], normalized, channels_last; or features [B, D].
         labels: labels [B].
     """
 
@@ -84,7 +84,7 @@ def _shuffles(count: int, generator: torch.Generator, epochs: int | None) -> Ite
 
 
 def gather(photos: PhotoSet, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Copy the `chosen` photos [B, H, W, C] and labels [B]."""
+    """Copy the `chosen` photos [B, H, W, C] (or features [B, V, D]) and labels [B]."""
     return torch.from_numpy(photos.images[chosen]), torch.from_numpy(photos.labels[chosen])
 
 
@@ -108,8 +108,19 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _prepare(bound: BoundModel, images_BHWC: Tensor, generator: torch.Generator | None) -> Tensor:
     mean, std, device = bound.normalization.mean, bound.normalization.std, bound.compute.device
+    if images_BHWC.dim() == 3:
+        return _one_view(images_BHWC, generator)
     if bound.settings.augmentation is None or generator is None:
         return normalize(images_BHWC, device=device, mean=mean, std=std)
     return augment(
         images_BHWC, settings=bound.settings.augmentation, generator=generator, device=device, mean=mean, std=std
     )  # fmt: skip
+
+
+def _one_view(features_BVD: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The features [B, D] of one view of each photo: a random one, or the first without augmentation."""
+    count, views, _ = features_BVD.shape
+    if generator is None or views == 1:
+        return features_BVD[:, 0].contiguous()
+    chosen = torch.randint(views, (count,), generator=generator).to(features_BVD.device)
+    return features_BVD[torch.arange(count, device=features_BVD.device), chosen]

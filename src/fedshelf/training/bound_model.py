@@ -1,4 +1,7 @@
-"""A module bound to one flat vector. A process trains all of its clients on it."""
+"""A module bound to one flat vector. A process trains all of its clients on it.
+
+Shapes: B batch, H height, W width, D features, K classes, S shared values, M values that change, P all values.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -8,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedshelf.core.params import Params, bind, bind_gradients
+from fedshelf.core.errors import ModelError
+from fedshelf.core.params import Params, Segment, bind, bind_gradients
 from fedshelf.models.build import Normalization, normalization_of
 from fedshelf.models.convolution_fault import avoid_convolution_fault
+from fedshelf.models.head import linear_head
 from fedshelf.training.device import Compute
 from fedshelf.training.settings import TrainingSettings
 
@@ -24,12 +29,13 @@ class BoundModel:
     Attributes:
         module: the module.
         params: its tensors [P].
-        gradients: its gradients [P].
+        gradients: the gradients [M] of the tensors that change.
         compute: the device and precision.
         normalization: normalization of photos.
         settings: settings of local training.
-        initial_personal: initial values [P - S] of the personal tensors, at every client.
+        initial_personal: initial values [M - S] of the personal tensors, at every client.
         forward: another form of the training pass, such as a compiled one; None: the module itself.
+        head: name of the output layer, if all other layers are frozen: photos then enter as their features.
     """
 
     module: nn.Module
@@ -40,11 +46,13 @@ class BoundModel:
     settings: TrainingSettings
     initial_personal: Tensor
     forward: Callable[[Tensor], Tensor] | None = None
+    head: str | None = None
 
     @classmethod
     def of(
         cls, module: nn.Module, *, compute: Compute, settings: TrainingSettings,
-        personal_names: Collection[str] = frozenset(),
+        personal_names: Collection[str] = frozenset(), frozen_names: Collection[str] = frozenset(),
+        on_features: bool = False,
     ) -> "BoundModel":  # fmt: skip
         """Bind a module, in place: it is moved to the device and its tensors are rebound.
 
@@ -53,39 +61,114 @@ class BoundModel:
             compute: the device and precision.
             settings: settings of local training.
             personal_names: tensors that stay at the client.
+            frozen_names: tensors that never change.
+            on_features: whether only the output layer is trained, on features of the photos.
+
+        Raises:
+            ModelError: `on_features`, and the model has no single linear output layer.
         """
         normalization = normalization_of(module)
         avoid_convolution_fault(module)
-        params = bind(module.to(compute.device), is_personal=lambda name: name in personal_names)
+        module.eval()  # until `train`, which knows what is frozen
+        params = bind(
+            module.to(compute.device), is_personal=lambda name: name in personal_names,
+            is_frozen=lambda name: name in frozen_names,
+        )  # fmt: skip
         return cls(
             module=module, params=params, gradients=bind_gradients(module, params), compute=compute,
             normalization=normalization, settings=settings, initial_personal=params.personal.clone(),
+            head=linear_head(module)[0] if on_features else None,
         )  # fmt: skip
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the module that training passes through: the output layer, if photos enter as features."""
+        return self.module if self.head is None else self.module.get_submodule(self.head)
+
+    def frozen_values(self) -> Tensor | None:
+        """A copy of the frozen values [F] on the CPU; None if there are none."""
+        frozen = self.params.frozen
+        return frozen.detach().cpu().clone() if len(frozen) else None
+
+    @cached_property
+    def output_layer(self) -> str:
+        """Name of the output layer; "" if it is not a single linear one."""
+        try:
+            return linear_head(self.module)[0]
+        except ModelError:
+            return ""
+
+    @property
+    def num_features(self) -> int | None:
+        """D, if photos enter as features; None if they enter as they are."""
+        return self.trained.in_features if isinstance(self.trained, nn.Linear) and self.head is not None else None
 
     @cached_property
     def has_batch_norm(self) -> bool:
         """Whether the module cannot train on a batch of one photo."""
-        return any(isinstance(child, _BatchNorm) for child in self.module.modules())
+        frozen = {part for child in self._frozen_modules for part in child.modules()}
+        return any(isinstance(child, _BatchNorm) and child not in frozen for child in self.trained.modules())
+
+    @cached_property
+    def _frozen_modules(self) -> tuple[nn.Module, ...]:
+        """The modules that compute in training as in evaluation: they have buffers or parameters, all frozen."""
+        tensors = {spec.name: spec.segment is not Segment.FROZEN for spec in self.params.layout.tensors}
+        found = []
+        for name, child in self.module.named_modules():
+            own = [*child.named_buffers(recurse=False)] or [*child.named_parameters()]
+            changes = [tensors[full] for key, _ in own if (full := f"{name}.{key}" if name else key) in tensors]
+            if changes and not any(changes):
+                found.append(child)
+        return tuple(found)
+
+    def train(self) -> None:
+        """Put the module in training mode, and its frozen parts in evaluation mode."""
+        self.module.train()
+        for child in self._frozen_modules:
+            child.eval()
 
     def load(self, shared: Tensor) -> None:
         """Copy `shared` [S] into the module's shared tensors."""
         self.params.shared.copy_(shared)
 
-    def logits(self, images_BCHW: Tensor, *, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def logits(self, inputs: Tensor, *, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Compute logits [B, K] in float32; the pass runs in bfloat16 where that is faster.
 
         Args:
-            images_BCHW: normalized photos.
+            inputs: normalized photos [B, 3, H, W], or their features [B, D] if the model has a `head`.
             forward: the pass to use instead of the module.
         """
-        passes = (forward, self.forward if self.module.training else None, self.module)
+        module = self.module if inputs.dim() == 4 else self.trained
+        passes = (forward, self.forward if self.module.training else None, module)
         compute = next(each for each in passes if each is not None)  # the truth of a compiled module is not defined
         if not self.compute.autocast:
-            output: Tensor = compute(images_BCHW)
+            output: Tensor = compute(inputs)
             return output
         with torch.autocast(self.compute.device.type, dtype=torch.bfloat16):
-            output = compute(images_BCHW)
+            output = compute(inputs)
         return output.float()
+
+    @torch.no_grad()
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Compute what enters the output layer [B, D], in float32, from normalized photos.
+
+        Raises:
+            ModelError: the model has no single linear output layer, or it is not the last step, so that features do not
+                determine the logits.
+        """
+        seen: list[Tensor] = []
+        _, head = linear_head(self.module)
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.module.eval()
+            logits_BK = self.logits(images_BCHW, forward=self.module)
+        finally:
+            hook.remove()
+        if len(seen) != 1 or seen[0].dim() != 2 or not torch.allclose(head(seen[0]), logits_BK, atol=1e-3):
+            raise ModelError(
+                "a head on frozen features needs a model whose last step is its output layer, on one vector per photo"
+            )
+        return seen[0].float()
 
 
 GradientHook = Callable[[Tensor, Tensor], None]

@@ -28,13 +28,13 @@ def compile_forward(bound: BoundModel, image_size: int, *, backend: str = "induc
     Raises:
         UsageError: the model cannot be compiled here.
     """
-    before = bound.params.vector.clone()
-    compiled = replace(bound, forward=torch.compile(bound.module, backend=backend))
+    before = bound.params.changing.clone()
+    compiled = replace(bound, forward=torch.compile(bound.trained, backend=backend))
     try:
         differentiate_one(noise_runs([compiled], image_size=image_size, batch_size=bound.settings.batch_size))
     except Exception as error:  # noqa: BLE001  the compiler's own failures, and those of the model's code in it
         reason = f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
         raise UsageError(f"--compile on: the model cannot be compiled here: {reason}") from None
     finally:
-        bound.params.vector.copy_(before)  # the step changed the statistics
+        bound.params.changing.copy_(before)  # the step changed the statistics
     return compiled

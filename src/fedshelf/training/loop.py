@@ -141,7 +141,7 @@ def differentiate_one(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
     for local_run in local_runs:
         bound = local_run.bound
         if not bound.module.training:
-            bound.module.train()
+            bound.train()
         bound.gradients.zero_()
         if local_run.batch is not None:
             logits_BK = bound.logits(local_run.batch.images)

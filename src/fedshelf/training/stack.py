@@ -3,8 +3,10 @@
 `torch.func.vmap` maps the model's forward pass over all rows, so that many small kernels become one larger one.
 Everything around the pass is the regular training loop.
 
-Shapes: C clients of the stack, G clients of a group (batches of equal size in a step), P values of a model, B batch, H
-height, W width.
+Frozen tensors are shared by all clients.
+
+Shapes: C clients of the stack, G clients of a group (batches of equal size in a step), M values of a model that change,
+B batch, H height, W width.
 """
 
 import copy
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fedshelf.core.params import Params
+from fedshelf.core.params import Params, Segment
 from fedshelf.training import loop
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.cross_entropy import cross_entropy, stacked
@@ -37,7 +39,7 @@ def default_count(bound: BoundModel) -> int:
         room = (
             torch.cuda.get_device_properties(bound.compute.device).total_memory // 8
         )  # free memory may differ between calls
-    return max(1, min(MOST_ROWS, room // (2 * 4 * bound.params.layout.size)))
+    return max(1, min(MOST_ROWS, room // (2 * 4 * max(1, bound.params.layout.num_changing))))
 
 
 class Stack:
@@ -52,13 +54,14 @@ class Stack:
     """
 
     def __init__(self, bound: BoundModel, count: int) -> None:
-        self._bench = bound
-        pitch = -(-bound.params.layout.size // ALIGNMENT) * ALIGNMENT
-        self._values_CP, self._gradients_CP = torch.zeros(2, count, pitch, device=bound.compute.device).unbind()
-        self.bound_models = tuple(self._seat(row) for row in range(count))
-        self._rows = {id(seat): row for row, seat in enumerate(self.bound_models)}
-        self._specs = bound.params.layout.tensors
-        self._counters = {n: b for n, b in bound.module.named_buffers() if not b.is_floating_point()}
+        self._bound = bound
+        pitch = -(-bound.params.layout.num_changing // ALIGNMENT) * ALIGNMENT
+        self._values_CM, self._gradients_CM = torch.zeros(2, count, pitch, device=bound.compute.device).unbind()
+        self.bound_models = tuple(self._row_model(row) for row in range(count))
+        self._rows = {id(model): row for row, model in enumerate(self.bound_models)}
+        self._specs = tuple(t for t in bound.params.layout.tensors if t.segment is not Segment.FROZEN)
+        self._prefix = "" if bound.head is None else f"{bound.head}."
+        self._counters = {n: b for n, b in bound.trained.named_buffers() if not b.is_floating_point()}
         self._frozen = {name for name, p in bound.module.named_parameters() if not p.requires_grad}
 
     def train(self, local_runs: Sequence[LocalRun]) -> float:
@@ -74,46 +77,47 @@ class Stack:
             return loop.differentiate_one(local_runs)
         rows = [self._rows[id(local_run.bound)] for local_run in local_runs]
         batches = [local_run.batch for local_run in local_runs if local_run.batch is not None]
-        images_GBHWC = torch.stack([batch.images.permute(0, 2, 3, 1) for batch in batches])
+        inputs = [batch.images for batch in batches]
+        is_photos = inputs[0].dim() == 4  # stacked in memory as channels_last
+        stacked_inputs = torch.stack([one.permute(0, 2, 3, 1) for one in inputs] if is_photos else inputs)
         labels_GB = torch.stack([batch.labels for batch in batches])
         calibration_G = stacked([local_run.calibration for local_run in local_runs])
-        with self._picked(rows) as (values_GP, gradients_GP), warnings.catch_warnings():
+        with self._picked(rows) as (values_GM, gradients_GM), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-            images_GBCHW = images_GBHWC.permute(0, 1, 4, 2, 3)
-            losses_G = self._pass(values_GP, gradients_GP, images_GBCHW, labels_GB, calibration_G)
+            inputs_G = stacked_inputs.permute(0, 1, 4, 2, 3) if is_photos else stacked_inputs
+            losses_G = self._pass(values_GM, gradients_GM, inputs_G, labels_GB, calibration_G)
         return losses_G.unbind()
 
     def _pass(
-        self, values_GP: Tensor, gradients_GP: Tensor, images_GBCHW: Tensor, labels_GB: Tensor,
+        self, values_GM: Tensor, gradients_GM: Tensor, inputs_G: Tensor, labels_GB: Tensor,
         calibration_G: Calibration | None,
     ) -> Tensor:  # fmt: skip
         """Fill the gradients, update the statistics, and return the mean losses [G]."""
-        values, gradients = self._views(values_GP), self._views(gradients_GP)
+        values, gradients = self._views(values_GM), self._views(gradients_GM)
         trained = {spec.name: values[spec.name] for spec in self._specs if spec.trainable}
         # vmap updates statistics in place only where they are contiguous.
         moving = {spec.name: values[spec.name].contiguous() for spec in self._specs if not spec.trainable}
-        module = self._bench.module
-        if not module.training:
-            module.train()
+        if not self._bound.module.training:
+            self._bound.train()
 
         def loss(
-            trained: Mapping[str, Tensor], moving: Mapping[str, Tensor], images_BCHW: Tensor, labels_B: Tensor,
+            trained: Mapping[str, Tensor], moving: Mapping[str, Tensor], inputs: Tensor, labels_B: Tensor,
             calibration: Calibration | None,
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
             counters = {
                 name: buffer.clone() for name, buffer in self._counters.items()
             }  # updated in place, and dropped
-            tensors = {**trained, **moving, **counters}
-            logits_BK = self._bench.logits(
-                images_BCHW, forward=lambda images: functional_call(module, tensors, (images,))
+            named = {name.removeprefix(self._prefix): tensor for name, tensor in {**trained, **moving}.items()}
+            logits_BK = self._bound.logits(
+                inputs, forward=lambda given: functional_call(self._bound.trained, {**named, **counters}, (given,))
             )
-            smoothing = self._bench.settings.label_smoothing
+            smoothing = self._bound.settings.label_smoothing
             mean = cross_entropy(logits_BK, labels_B, calibration, label_smoothing=smoothing)
             return mean, mean.detach()
 
         losses_G: Tensor
         together = vmap(grad(loss, has_aux=True), in_dims=(0, 0, 0, 0, None if calibration_G is None else 0))
-        found, losses_G = together(trained, moving, images_GBCHW, labels_GB, calibration_G)
+        found, losses_G = together(trained, moving, inputs_G, labels_GB, calibration_G)
         with torch.no_grad():
             for name, gradient in found.items():
                 gradients[name].copy_(gradient) if name not in self._frozen else gradients[name].zero_()
@@ -121,11 +125,11 @@ class Stack:
                 values[name].copy_(moved)
         return losses_G
 
-    def _views(self, matrix_GP: Tensor) -> dict[str, Tensor]:
+    def _views(self, matrix_GM: Tensor) -> dict[str, Tensor]:
         """The named tensors of all rows, each [G, *shape]."""
-        count, pitch, start = len(matrix_GP), matrix_GP.stride(0), matrix_GP.storage_offset()
+        count, pitch, start = len(matrix_GM), matrix_GM.stride(0), matrix_GM.storage_offset()
         return {
-            spec.name: torch.as_strided(matrix_GP, (count, *spec.shape), (pitch, *spec.stride), start + spec.offset)
+            spec.name: torch.as_strided(matrix_GM, (count, *spec.shape), (pitch, *spec.stride), start + spec.offset)
             for spec in self._specs
         }
 
@@ -137,27 +141,31 @@ class Stack:
         """
         first, count = rows[0], len(rows)
         if list(rows) == list(range(first, first + count)):
-            yield self._values_CP[first : first + count], self._gradients_CP[first : first + count]
+            yield self._values_CM[first : first + count], self._gradients_CM[first : first + count]
             return
-        index = torch.tensor(rows, device=self._values_CP.device)
-        values_GP, gradients_GP = self._values_CP[index], self._gradients_CP[index]
-        yield values_GP, gradients_GP
-        self._values_CP[index], self._gradients_CP[index] = values_GP, gradients_GP
+        index = torch.tensor(rows, device=self._values_CM.device)
+        values_GM, gradients_GM = self._values_CM[index], self._gradients_CM[index]
+        yield values_GM, gradients_GM
+        self._values_CM[index], self._gradients_CM[index] = values_GM, gradients_GM
 
-    def _seat(self, row: int) -> BoundModel:
-        """A bound model on one row, with its own module."""
-        layout = self._bench.params.layout
-        params = Params(self._values_CP[row, : layout.size], layout)
-        gradients = Params(self._gradients_CP[row, : layout.size], layout)
-        params.vector.copy_(self._bench.params.vector)
-        module = copy.deepcopy(self._bench.module)
-        _bind(module, params.views(), gradients.views())
-        return replace(self._bench, module=module, params=params, gradients=gradients.vector, forward=None)
+    def _row_model(self, row: int) -> BoundModel:
+        """A bound model on one row, with its own module; frozen tensors are those of the given one."""
+        given, layout = self._bound, self._bound.params.layout
+        params = Params(self._values_CM[row, : layout.num_changing], layout)
+        gradients = Params(self._gradients_CM[row, : layout.num_changing], layout)
+        params.vector.copy_(given.params.changing)
+        values = params.views(frozen=False)
+        tensors = {**dict(given.module.named_parameters()), **dict(given.module.named_buffers())}
+        shared = {spec.name: tensors[spec.name] for spec in layout.tensors if spec.segment is Segment.FROZEN}
+        module = copy.deepcopy(given.module, {id(tensor): tensor for tensor in shared.values()})
+        _bind(module, values, gradients.views(frozen=False))
+        return replace(given, module=module, params=params, gradients=gradients.vector, forward=None)
 
 
 def _bind(module: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
     for name, parameter in module.named_parameters():
-        parameter.data, parameter.grad = values[name], gradients[name]
+        if name in values:
+            parameter.data, parameter.grad = values[name], gradients[name]
     for name, buffer in module.named_buffers():
         if name in values:
             buffer.data = values[name]

@@ -47,18 +47,18 @@ def find_problem(bound: BoundModel, image_size: int) -> str | None:
     local_runs = noise_runs(stack.bound_models, image_size=image_size, batch_size=4)
     try:
         loop.differentiate_one(local_runs)
-        expected = [(bound.gradients.clone(), bound.params.vector.clone()) for bound in stack.bound_models]
-        for seat in stack.bound_models:
-            seat.params.vector.copy_(bound.params.vector)
+        expected = [(row.gradients.clone(), row.params.changing.clone()) for row in stack.bound_models]
+        for row in stack.bound_models:
+            row.params.changing.copy_(bound.params.changing)
         stack.differentiate(local_runs)
     except Exception as error:  # noqa: BLE001  whatever a model's own code raises under vmap
         return f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
     tolerance = COARSE_TOLERANCE if bound.compute.autocast else TOLERANCE
-    for seat, (gradients, values) in zip(stack.bound_models, expected, strict=True):
-        moved = values - bound.params.vector  # by the pass: only statistics
+    for row, (gradients, values) in zip(stack.bound_models, expected, strict=True):
+        moved = values - bound.params.changing  # by the pass: only statistics
         for name, wrong, right in (
-            ("gradients", seat.gradients - gradients, gradients),
-            ("statistics", seat.params.vector - values, moved),
+            ("gradients", row.gradients - gradients, gradients),
+            ("statistics", row.params.changing - values, moved),
         ):
             off = wrong.norm() / right.norm().clamp(min=1e-12)
             if not off < tolerance:

@@ -17,20 +17,21 @@ REPEATS = 2
 
 
 def noise_runs(bound_models: Sequence[BoundModel], *, image_size: int, batch_size: int) -> list[LocalRun]:
-    """Local runs that are ready for a step on a batch of noise [B, 3, H, W].
+    """Local runs that are ready for a step on a batch of noise [B, 3, H, W], or [B, D] for a head on D features.
 
     Args:
-        benches: the bound models, one per run.
+        bound_models: one per run.
         image_size: H and W.
         batch_size: B.
     """
     generator = torch.Generator().manual_seed(0)
     local_runs = []
     for bound in bound_models:
-        images_BHWC = torch.randn(batch_size, image_size, image_size, 3, generator=generator).to(bound.compute.device)
+        shape = (image_size, image_size, 3) if bound.num_features is None else (bound.num_features,)
+        inputs = torch.randn(batch_size, *shape, generator=generator).to(bound.compute.device)
         labels_B = torch.zeros(batch_size, dtype=torch.int64, device=bound.compute.device)
         local_run = LocalRun(bound=bound, batches=iter(()), round=0, client_lr=0.0, num_examples=batch_size)
-        local_run.batch = Batch(images_BHWC.permute(0, 3, 1, 2), labels_B)
+        local_run.batch = Batch(inputs.permute(0, 3, 1, 2) if inputs.dim() == 4 else inputs, labels_B)
         local_runs.append(local_run)
     return local_runs
 

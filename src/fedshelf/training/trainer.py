@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshelf.core.errors import TrainingError
@@ -22,6 +24,7 @@ from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, gather, prefetch
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
+from fedshelf.training.features import featurized
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration
 from fedshelf.training.phases import Moves, Phase
@@ -74,6 +77,7 @@ class Trainer:
         growth: this client's batch size divided by the configured one; one of its steps counts as this many
             (training/batch_size.py).
         lr_scale: factor on its learning rate.
+        features_folder: folder in which features of photos are kept; None keeps none.
     """
 
     bound_model: BoundModel
@@ -87,6 +91,16 @@ class Trainer:
     renews: bool = False
     growth: int = 1
     lr_scale: float = 1.0
+    features_folder: Path | None = None
+
+    def features(self, photos: PhotoSet) -> NDArray[np.float32]:
+        """[N, D]: what enters the model's output layer for photos as they are evaluated, at its current values.
+
+        Raises:
+            ModelError: the model's last step is not a single linear output layer.
+        """
+        found = featurized(self.bound_model, photos, cache=self.features_folder)
+        return np.ascontiguousarray(found.images[:, 0], dtype=np.float32)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -177,9 +191,9 @@ class Trainer:
             bound=self.bound_model, batches=self._batches(round, epochs=1), round=round, client_lr=0.0,
             num_examples=len(self.train), gradient_hook=add, calibration=self.calibration,
         )  # fmt: skip
-        before = self.bound_model.params.vector.clone()
+        before = self.bound_model.params.changing.clone()
         self._train(local_run)
-        self.bound_model.params.vector.copy_(before)  # restore batch-norm statistics
+        self.bound_model.params.changing.copy_(before)  # restore batch-norm statistics
         return sums
 
     def evaluate(self) -> Score:
@@ -248,10 +262,16 @@ def logits(
     mean, std = bound.normalization.mean, bound.normalization.std
     for start in (batch * EVALUATION_BATCH for batch in (range(num_batches(photos)) if batches is None else batches)):
         chosen = np.arange(start, min(start + EVALUATION_BATCH, len(photos)))
-        images_BHWC, labels_B = gather(photos, chosen)
+        images, labels_B = gather(photos, chosen)
         bound.module.eval()
         with torch.inference_mode():
-            logits_BK = bound.logits(normalize(images_BHWC, device=bound.compute.device, mean=mean, std=std))
+            is_features = images.dim() == 3
+            inputs = (
+                images[:, 0].to(bound.compute.device)
+                if is_features
+                else normalize(images, device=bound.compute.device, mean=mean, std=std)
+            )
+            logits_BK = bound.logits(inputs)
         yield logits_BK, labels_B.to(bound.compute.device)
 
 

@@ -66,7 +66,7 @@ def test_every_store_has_a_whole_model_whose_accuracy_is_the_one_reported(stores
         device="cpu",
     )  # fmt: skip
     cache = PhotoCache(root=places.photo_cache())
-    test = load_test_photos(Path("test"), given, catalogue, cache)
+    test = load_test_photos(Path("test"), given, catalogue, cache, opened.bound_model)
     found = {store.client: store for store in run_summary(directory.path).stores}
     assert sorted(found) == sorted(NAMES)
     for name, store in found.items():
