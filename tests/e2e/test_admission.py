@@ -1,7 +1,9 @@
 """Who may take part: real servers and clients, and strangers who try."""
 
 import contextlib
+import hashlib
 import json
+import re
 import socket
 import sys
 import time
@@ -21,12 +23,13 @@ from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ServerTls, certificate_fingerprint, client_context, ensure_server_tls
 from fedshelf.identity.chain import Chain
+from fedshelf.identity.keys import PublicKey
 from fedshelf.identity.roster import StoreState
 from fedshelf.identity.signatures import SIGNATURE
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
 from tests.ports import free_port
-from tests.processes import Process, Site, statuses
+from tests.processes import Event, Process, Site, statuses
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, expect, join, joined, pulled, reply
 
 pytestmark = pytest.mark.e2e
@@ -411,21 +414,42 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     assert listed.end() == 0
     states = {entry["name"]: entry["state"] for entry in json.loads(printed(listed))}
     assert states == {"lyon-03": "revoked", "store-2": "active"}
+    shown = pair.fedshelf("enroll", "tokens", "--json")
+    assert shown.end() == 0
+    (invitation,) = json.loads(printed(shown))
+    assert (invitation["name"], invitation["uses"]) == (None, 2)
+    assert pair.fedshelf("enroll", "cancel").end() == 2
+    assert pair.fedshelf("enroll", "cancel", invitation["id"]).end() == 0
+    key = pair.fedshelf("enroll", "key")
+    assert key.end() == 0
+    assert PublicKey(printed(key)).is_valid
     server.interrupt()
     server.end()
     local.interrupt()
     local.end()
+    assert "norm bound auto" in " ".join(event["text"] for event in text_of(pair, "runs", "show", str(run)))
+    verified = text_of(pair, "audit-log", "--verify")
+    newest = text_of(pair, "audit-log", "--prune-before", "2020-01-01")
+    assert newest[-1]["text"].strip() == "Deleted 0 files of the audit log."
+    assert re.fullmatch(r"Hash of the newest line: [0-9a-f]{64}", verified[-1]["text"].strip())
 
     log = pair.fedshelf("audit-log")
     assert log.end() == 0
     found = [event["event"] for event in log.events]
     assert any(event.startswith("enrollment refused: ") for event in found)
-    for event in ("token made", "enrolled", "revoked", "run started", "joined", "upload",
-                  "round finished", "run ended"):  # fmt: skip
+    for event in ("token made", "token ended", "enrolled", "revoked", "server started", "run started", "joined",
+                  "upload", "round finished", "run ended", "released"):  # fmt: skip
         assert event in found
+    started = next(event for event in log.events if event["event"] == "server started")
+    assert (started["norm_bound"], started["confirm_catalogue"]) == ("auto", False)
+    assert "user" in started["operator"]
+    weights = run / "model" / "best" / "model.safetensors"
+    released = next(event for event in log.events if event["event"] == "released")
+    assert released["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     upload = next(event for event in log.events if event["event"] == "upload" and event["verdict"] == "counted")
     assert upload["bytes"] > 1000
     assert len(upload["digest"]) == 64
+    assert 0 < upload["norm"] < 1000
     assert Token.parse(token).secret not in json.dumps(log.events)
     path = next((pair.root / "home" / "identity").glob("audit-*.jsonl"))
     path.write_text(path.read_text().replace("lyon-03", "nice-03"))
@@ -442,6 +466,13 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     again = pair.fedshelf("enroll", "revoke", "lyon-03")
     assert again.end() == 1
     assert "was revoked on" in again.text()
+
+
+def text_of(pair: Site, *command: str) -> list[Event]:
+    """What a command prints, line by line."""
+    process = pair.fedshelf(*command)
+    assert process.end() == 0, process.text()
+    return process.events
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from flwr.proto import fleet_pb2
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.identity import certificates
 from fedshelf.identity.keys import KeyPair
+from fedshelf.identity.roster import Roster
 from tests.ports import listener
 from tests.processes import PATIENCE, Process, Site, draw_photos, statuses
 from tests.processes import reason as why
@@ -224,14 +225,15 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
 """What an attacker answers: a beginning, and what follows it without end."""
 
 
-def granted(request: bytes) -> bytes:
-    """What an honest server answers to a store that enrolls."""
-    keys, now = KeyPair.generate(), datetime.datetime.now(datetime.UTC)
+def granted(request: bytes, keys: KeyPair) -> tuple[bytes, bytes]:
+    """What an honest server with the chain's `keys` answers to a store that enrolls, and its roster then."""
+    now, asked = datetime.datetime.now(datetime.UTC), json.loads(request)
     year = datetime.timedelta(days=365)
     certificate = certificates.authority(keys, certificates.subject("x"), start=now - year, end=now + year)
-    fields = {"name": json.loads(request)["name"], "chain": keys.public.text, "authority": "",
+    fields = {"name": asked["name"], "chain": keys.public.text, "authority": "",
               "certificate": certificates.pem(certificate).decode()}  # fmt: skip
-    return json.dumps(fields).encode()
+    _, key = certificates.requested_key(asked["request"])
+    return json.dumps(fields).encode(), Roster().with_key(asked["name"], key, "now").signed(keys).encode()
 
 
 class RawServer:
@@ -242,6 +244,7 @@ class RawServer:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._path, self._start, self._more = path, start, more
         self.num_attacks = 0
+        self._keys, self._roster = KeyPair.generate(), b""
         self.greeted, self.may_attack = threading.Event(), threading.Event()
         self.attacked = threading.Condition()
         threading.Thread(target=self._serve, daemon=True).start()
@@ -277,7 +280,10 @@ class RawServer:
                     if path == self._path:
                         self._attack(connection)
                         return
-                    body = granted(content) if path == "/fedshelf/enroll" else answers.get(path, b"")
+                    if path == "/fedshelf/enroll":
+                        body, self._roster = granted(content, self._keys)
+                    else:
+                        body = self._roster if path == "/fedshelf/roster" else answers.get(path, b"")
                     if path == "/fedshelf/wait":
                         threading.Event().wait(0.5)
                     connection.sendall(OK + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -310,7 +316,8 @@ def raw() -> Iterator[Callable[..., RawServer]]:
 
 
 @pytest.mark.parametrize(
-    ("what", "path"), [*((what, "/fedshelf/pull") for what in ENDLESS), ("body", "/fedshelf/health")]
+    ("what", "path"),
+    [*((what, "/fedshelf/pull") for what in ENDLESS), ("body", "/fedshelf/health"), ("body", "/fedshelf/roster")],
 )
 def test_an_endless_answer_costs_the_session_and_not_the_client(
     pair: Site, raw: Callable[..., RawServer], what: str, path: str

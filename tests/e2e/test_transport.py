@@ -33,6 +33,7 @@ from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import Parcel
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
+from fedshelf.identity.chain import Chain
 from tests.ports import free_port
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (
@@ -250,19 +251,20 @@ def test_a_client_busy_for_longer_than_the_silence_limit_is_not_gone() -> None:
             assert isinstance(expect(transport, Reply).message, Upload)
 
 
-def test_clients_join_a_restarted_server_by_themselves() -> None:
-    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as first:
+def test_clients_join_a_restarted_server_by_themselves(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, is_open=True)
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, chain=chain) as first:
         with_client = ThreadClient(first.address, "lyon")
         joined(first.transport())
         port = first.address.port
-    with with_client, EmbeddedServer(host="127.0.0.1", port=port, tls=None) as second:
+    with with_client, EmbeddedServer(host="127.0.0.1", port=port, tls=None, chain=chain) as second:
         transport = second.transport()
         transport.send(joined(transport)["lyon"], task(torch.ones(3)))
         assert isinstance(expect(transport, Reply).message, Upload)
 
 
-def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
-    started, go_on = threading.Event(), threading.Event()
+def test_an_answer_worked_out_while_the_server_restarted_does_no_harm(tmp_path: Path) -> None:
+    started, go_on, chain = threading.Event(), threading.Event(), Chain(tmp_path, is_open=True)
 
     def slow(message: ServerMessage) -> ClientMessage:
         if not started.is_set():
@@ -270,13 +272,13 @@ def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
             go_on.wait(PATIENCE)
         return echo(message)
 
-    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as first:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, chain=chain) as first:
         client = ThreadClient(first.address, "lyon", handle=slow)
         transport = first.transport()
         transport.send(joined(transport)["lyon"], task(torch.ones(3)))
         assert started.wait(PATIENCE)
         port = first.address.port
-    with client, EmbeddedServer(host="127.0.0.1", port=port, tls=None) as second:
+    with client, EmbeddedServer(host="127.0.0.1", port=port, tls=None, chain=chain) as second:
         go_on.set()
         transport = second.transport()
         transport.send(joined(transport)["lyon"], task(torch.zeros(3), round=2))

@@ -36,6 +36,7 @@ def client(*, config: ClientConfig) -> None:
     from fedshelf.deploy.client_part import EndKind
     from fedshelf.deploy.crash_reporter import CrashReporter
     from fedshelf.deploy.waiting import Availability
+    from fedshelf.identity.keys import PublicKey
     from fedshelf.identity.store_keys import StoreKeys
     from fedshelf.models.own_model import use_model_path
     from fedshelf.privacy import policy as policies
@@ -60,6 +61,7 @@ def client(*, config: ClientConfig) -> None:
             say(sentence)
 
     policy = policies.load(config.policy).allowing(config.allow_model)
+    pin = policy.server.roster_key
     use_model_path(config.model_path)
     store = StoreClient(place, policy=policy, on_choice=lambda found, folder: say(_kept(found)))
     if policy.limits == policies.OPEN.limits:
@@ -71,7 +73,7 @@ def client(*, config: ClientConfig) -> None:
             config.server_address,
             store.handle,
             join_of(place),
-            keys=StoreKeys(place.state_dir / "keys"),
+            keys=StoreKeys(place.state_dir / "keys", pin=PublicKey(pin) if pin else None),
             token=token,
             ca=config.ca,
             insecure=config.insecure,

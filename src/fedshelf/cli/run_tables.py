@@ -38,12 +38,14 @@ def list_table(summaries: list[RunSummary]) -> Table:
     return table
 
 
-def heading(summary: RunSummary, *, width: int) -> list[str]:
+def heading(summary: RunSummary, config_toml: str, *, width: int) -> list[str]:
     """Return the lines before a run's rounds; `width` limits the curve's length."""
+    bound = {d.key: d.new for d in differences("", config_toml)}.get("norm-bound", "auto")
     reason = f" ({summary.reason})" if summary.reason else ""
     facts = {
         "rounds": _progress(summary), "best round": _or_dash(summary.best_round),
-        "parameters": _or_dash(summary.num_parameters), "started": utc(summary.started) or ABSENT,
+        "parameters": _or_dash(summary.num_parameters), "norm bound": str(bound),
+        "started": utc(summary.started) or ABSENT,
     }  # fmt: skip
     lines = [
         f"run {summary.run_id}: {summary.status.value}{reason}",

@@ -74,7 +74,7 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     width = make_console().width
     personalize = {d.key: d.new for d in differences("", directory.config_toml)}.get("personalize")
     echo(
-        *heading(summary, width=width), rounds_table(summary), *remarks,
+        *heading(summary, directory.config_toml, width=width), rounds_table(summary), *remarks,
         *product_tables(summary, personalize=personalize), *gain_table(summary),
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The `fedshelf server` command."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # imported inside the commands, so that the command line star
     from fedshelf.deploy.address import Address
     from fedshelf.deploy.tls import ServerTls
     from fedshelf.identity.chain import Chain
+    from fedshelf.storage.run_directory import RunDirectory
 
 
 @with_options(RunConfig, "server")
@@ -74,8 +76,28 @@ def server(
                 run, transport=engine.transport(), spool=FileSpool(run.directory.spool), stop=stop,
                 start_clients=config.min_clients,
             )  # fmt: skip
-            status = served.run()
+            chain.audit.write_action(
+                "server started", run=run.directory.run_id, address=str(engine.address), admission=config.admission,
+                settings=run.directory.config_digest, norm_bound=str(config.norm_bound),
+                confirm_catalogue=config.confirm_catalogue, extend=config.extend,
+            )  # fmt: skip
+            try:
+                status = served.run()
+            finally:
+                _record_models(chain, run.directory)
     conclude(status, run.directory, as_json=as_json)
+
+
+def _record_models(chain: "Chain", directory: "RunDirectory") -> None:
+    """Record which models the run has published so far."""
+    from fedshelf.storage.atomic_files import saying_what_to_do
+    from fedshelf.storage.model_files import WEIGHTS
+
+    for weights in (directory.model / WEIGHTS, directory.best_model / WEIGHTS):
+        if weights.is_file():
+            with saying_what_to_do("read", weights), weights.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            chain.audit.write("released", run=directory.run_id, file=str(weights), sha256=digest)
 
 
 def _tls(config: RunConfig, hosts: "list[str]") -> "ServerTls | None":

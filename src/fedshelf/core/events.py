@@ -211,6 +211,7 @@ class UploadReceived:
         num_cohort: size of the cohort.
         num_bytes: size of the reply on the wire; 0 if there is none.
         digest: digest of the reply's vectors as they were received; "" if there are none.
+        norm: norm of the trainable part of a valid upload, before any bound; None if the server does not see it.
     """
 
     round: int
@@ -221,6 +222,7 @@ class UploadReceived:
     num_cohort: int
     num_bytes: int = 0
     digest: str = ""
+    norm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

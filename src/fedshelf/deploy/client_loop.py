@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
+from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import Address, parse_server_address
@@ -105,6 +105,7 @@ def run_client(
 
     Raises:
         IdentityError: the server does not admit this store.
+        RosterError: the server shows a roster, or a chain's key, that this store does not accept.
         TransportError: the first connection shows that the server cannot be verified or does not speak FedShelf's
             protocol; the server does not accept this client's certificate, or did not answer for `max_wait`.
         UsageError: `server_address` is not an address that a client can connect to.
@@ -152,6 +153,8 @@ def run_client(
                 if not credentials.start_over(error):
                     raise
                 on_status(f"{error}; enrolling again")
+            except RosterError:
+                raise
             except FedShelfError as error:
                 if not insecure and ca is None and local_authority() != authority:
                     on_status("a server on this machine has just made its certificate authority; trying again")

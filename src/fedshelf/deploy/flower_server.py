@@ -150,7 +150,7 @@ class EmbeddedServer:
         due = time.monotonic() + RENEW_SECONDS
         while not self._stop.wait(KEEP_ALIVE_SECONDS):
             self._engine.keep_alive()
-            self._chain.audit.flush()
+            self._chain.audit.flush(if_due=True)
             if time.monotonic() > due:
                 due = time.monotonic() + RENEW_SECONDS
                 self._renew_certificate()

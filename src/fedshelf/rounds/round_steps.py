@@ -121,7 +121,7 @@ class RoundSteps:
             with suppress(RefusedError):  # its client is asked again
                 upload = self._ports.spool.get(key, name)
                 if name in progress.cohort and isinstance(upload, Upload):
-                    self._note(progress, key, counted(name, upload))
+                    self._note(progress, key, counted(name, upload), norm=self._validator.norm(upload))
 
         added = auxiliary_vectors(self._algorithm.broadcast(state.model, self._layout.num_trainable))
 
@@ -132,10 +132,10 @@ class RoundSteps:
             )  # fmt: skip
 
         def on_reply(reply: Reply) -> None:
-            member = self._receive(reply, key, progress.assignment.share(reply.client))
+            member, norm = self._receive(reply, key, progress.assignment.share(reply.client))
             if member.status is ClientStatus.COUNTED:
                 progress.record_pace(reply.client, self._timer.now())
-            self._note(progress, key, member, reply)
+            self._note(progress, key, member, reply, norm)
             if member.status is not ClientStatus.COUNTED:
                 will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
                 self._membership.on_failed(reply.client, member.reason, will_repeat=will_repeat)
@@ -156,17 +156,20 @@ class RoundSteps:
                 reason = progress.late_reason(began, ended, self._plan.rounds.timeout)
                 self._note(progress, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
-    def _receive(self, reply: Reply, key: TaskKey, share: float) -> Participation:
+    def _receive(self, reply: Reply, key: TaskKey, share: float) -> tuple[Participation, float | None]:
         """Validate a reply to a training task, and spool a valid upload.
 
         An upload of which only `share` of the configured work was done is scaled to the full work.
+
+        Returns:
+            The client's part in the round, and the norm of a valid upload as it was sent.
         """
         found = self._validator.validate(reply, key)
         if isinstance(found, Participation):
-            return found
+            return found, None
         upload = normalized(found, share, num_trainable=self._layout.num_trainable)
         self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
-        return counted(reply.client, upload)
+        return counted(reply.client, upload), self._validator.norm(found)
 
     def load(self, progress: RoundProgress, key: TaskKey) -> dict[str, Upload]:
         """Load the counted uploads from the spool, and bound the weights that they claim.
@@ -373,14 +376,17 @@ class RoundSteps:
         will_repeat = reply is not None and isinstance(reply.message, Failure) and reply.message.will_repeat
         self._membership.on_failed(name, reason, doing=Purpose.EVALUATE, will_repeat=will_repeat)
 
-    def _note(self, progress: RoundProgress, key: TaskKey, member: Participation, reply: Reply | None = None) -> None:
+    def _note(
+        self, progress: RoundProgress, key: TaskKey, member: Participation, reply: Reply | None = None,
+        norm: float | None = None,
+    ) -> None:  # fmt: skip
         progress.members[member.client] = member
         source = reply.source if reply else None
         self._ports.sink.emit(
             UploadReceived(
                 round=key.round, client=member.client, status=member.status, reason=member.reason,
                 num_done=len(progress.members), num_cohort=len(progress.cohort),
-                num_bytes=reply.num_bytes if reply else 0, digest=source.digest if source else "",
+                num_bytes=reply.num_bytes if reply else 0, digest=source.digest if source else "", norm=norm,
             )
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedshelf.algorithms.base import VectorSpec
+from fedshelf.algorithms.reduce import norm, quick_norm
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientStatus, Participation
@@ -225,6 +226,14 @@ class UploadValidator:
             reason = str(error)[:MAX_REASON_CHARACTERS]
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
         return cap_examples(upload, self.max_examples)
+
+    def norm(self, upload: Upload) -> float | None:
+        """The norm of a valid upload's trainable part; None if masks hide it."""
+        if any(stage.declares.masks for stage in self.uploads.stages):
+            return None
+        row = upload.delta[: self.layout.num_trainable]
+        quick = quick_norm(row)
+        return quick if math.isfinite(quick) else norm(row)
 
 
 def counted(name: str, upload: Upload, *, staleness: int | None = None, number: int = 0) -> Participation:

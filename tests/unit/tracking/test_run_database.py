@@ -236,6 +236,7 @@ def test_every_event_is_kept_in_order_from_any_thread(run: RunDirectory) -> None
         "num_cohort": 1,
         "num_bytes": 0,
         "digest": "",
+        "norm": None,
     }
 
 
