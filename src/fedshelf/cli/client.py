@@ -119,12 +119,12 @@ def read_token(text: str | None, file: Path | None) -> "Token | None":
     """
     from fedshelf.core.errors import UsageError
     from fedshelf.identity.tokens import Token
-    from fedshelf.storage.atomic_files import saying_what_to_do
+    from fedshelf.storage.atomic_files import translating_os_errors
 
     if file is not None:
         if text is not None:
             raise UsageError("give --token or --token-file, not both")
-        with saying_what_to_do("read", file):
+        with translating_os_errors("read", file):
             text = file.read_text(encoding="utf-8", errors="replace")
     elif text == "-":
         text = sys.stdin.readline()

@@ -168,9 +168,9 @@ def import_stores(
     Example: fedshelf enroll import stores.csv > tokens.csv
     """
     from fedshelf.core.errors import DataError
-    from fedshelf.storage.atomic_files import saying_what_to_do
+    from fedshelf.storage.atomic_files import translating_os_errors
 
-    with saying_what_to_do("read", file):
+    with translating_os_errors("read", file):
         text = file.read_text(encoding="utf-8-sig", errors="backslashreplace")
     rows = list(csv.DictReader(text.splitlines()))
     if not rows or "name" not in rows[0]:

@@ -198,8 +198,8 @@ def compare_tables(
     differing = _table("setting", *(summary.run_id for summary in summaries))
     for key, of_runs in settings.items():
         differing.add(key, *(ABSENT if value is None else str(value) for value in of_runs))
-    beside = table.transposed()
-    return [beside if beside.fits(width) else table, differing]
+    transposed = table.transposed()
+    return [transposed if transposed.fits(width) else table, differing]
 
 
 def series_of(summary: RunSummary, metric: str) -> list[float | None]:

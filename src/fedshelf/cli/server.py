@@ -90,12 +90,12 @@ def server(
 
 def _record_models(chain: "Chain", directory: "RunDirectory") -> None:
     """Record which models the run has published so far."""
-    from fedshelf.storage.atomic_files import saying_what_to_do
+    from fedshelf.storage.atomic_files import translating_os_errors
     from fedshelf.storage.model_files import WEIGHTS
 
     for weights in (directory.model / WEIGHTS, directory.best_model / WEIGHTS):
         if weights.is_file():
-            with saying_what_to_do("read", weights), weights.open("rb") as file:
+            with translating_os_errors("read", weights), weights.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             chain.audit.write("released", run=directory.run_id, file=str(weights), sha256=digest)
 

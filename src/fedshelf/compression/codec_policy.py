@@ -35,20 +35,20 @@ class CodecPolicy:
         return self.byte_budget is None and str(self.codec) == "none"
 
     def encode(
-        self, vector: Tensor, beside: Iterable[Encoded], *, purpose: str, round: int, client: str = ""
+        self, vector: Tensor, others: Iterable[Encoded], *, purpose: str, round: int, client: str = ""
     ) -> Encoded:  # fmt: skip
         """Encode `vector` [T].
 
         Args:
             vector: the trainable segment.
-            beside: the other vectors of the message, which share its budget.
+            others: the other vectors of the message, which share its budget.
             purpose: keys the draws.
             round: keys the draws.
             client: keys the draws.
         """
         seed = self.rng.fork(round=round, client=client, purpose=purpose).seed
         if self.byte_budget is not None:
-            rest = self.byte_budget - HEADER_BYTES - sum(encoded.num_bytes for encoded in beside)
+            rest = self.byte_budget - HEADER_BYTES - sum(encoded.num_bytes for encoded in others)
             return budget.fit(vector, max_bytes=rest, seed=seed)
         common = self.rng.fork(round=round, purpose=purpose).seed
         return self.codec.encode(vector, seed=seed, support_seed=common)

@@ -100,20 +100,20 @@ class Downloads:
         """Forget all differences: the newest model was rolled back, so they no longer lead to the current one."""
         self._recent.clear()
 
-    def message(self, address: str, broadcast: Broadcast, *, came_with: str) -> Broadcast:
+    def message(self, address: str, broadcast: Broadcast, *, held_at_join: str) -> Broadcast:
         """Encode a broadcast of the current model for one client.
 
         Args:
             address: the client's connection.
             broadcast: the broadcast with the plain model.
-            came_with: the model that the client held when it joined.
+            held_at_join: the model that the client held when it joined.
         """
         if self._coding.is_plain:
             return broadcast
         if self._model is not broadcast.params:
             self._model, self._name, self._whole = broadcast.params, name_of(broadcast.params), None
         self._sent[address] = self._name
-        path = self._path_from(self._holds.get(address, came_with))
+        path = self._path_from(self._holds.get(address, held_at_join))
         vectors: dict[str, Vector] = {
             f"{number}/{segment}": encoded
             for number, difference in enumerate(path)

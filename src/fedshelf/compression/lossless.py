@@ -80,8 +80,8 @@ def _decompress(name: str, frame: Tensor, dtype: torch.dtype, length: int) -> Te
     expected = length * dtype.itemsize
     data = frame.numpy().data
     try:
-        told = zstandard.get_frame_parameters(data).content_size
-        if told != expected:
+        stated = zstandard.get_frame_parameters(data).content_size
+        if stated != expected:
             raise RefusedError(f"the encoded vector's part {name!r} has another length than its vector needs")
         raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=expected, allow_extra_data=False)
     except (zstandard.ZstdError, ValueError) as error:

@@ -173,7 +173,7 @@ def download(url: str, part: Path, *, retry_seconds: float, progress: Progress) 
     kept = part.stat().st_size if part.exists() else 0
     raise TransportError(
         f"'{url}' could not be downloaded in {_ATTEMPTS} attempts ({trouble}). Is there internet? "
-        f"{kept >> 20} MiB have arrived and are kept: the same command goes on from there"
+        f"{kept >> 20} MiB have arrived and are kept: the same command continues from there"
     )
 
 

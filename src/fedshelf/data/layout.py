@@ -73,7 +73,7 @@ def store_folders(root: Path) -> dict[str, Path]:
     held_out = [name for name in folders if _plain(name) in _SPLIT_NAMES]
     if held_out and len(folders) > 1:
         raise DataError(
-            f"--data-dir '{root}' holds {some(held_out)} beside other folders, and would train on it as on a store. "
+            f"--data-dir '{root}' holds {some(held_out)} next to other folders, and would train on it as on a store. "
             "Give a folder that holds stores alone; photos to test on go elsewhere, to --test-dir"
         )
     if not any(subfolders(path) for path in folders.values()):
@@ -99,7 +99,7 @@ def _held_out(root: Path, paths: Sequence[str]) -> list[str]:
         outside = {_leaf(path) for path in paths if not path.startswith(f"{top}/")}
         if shared := sorted(inside & outside):
             raise DataError(
-                f"'{root}' holds '{top}' beside other folders with the same products ({some(shared)}): it would be "
+                f"'{root}' holds '{top}' next to other folders with the same products ({some(shared)}): it would be "
                 f"trained on, as other products than those. Move it elsewhere, or put the photos to train on into "
                 f"'{root}/train' and those to validate on into '{root}/val'"
             )

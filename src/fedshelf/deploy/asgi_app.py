@@ -75,7 +75,7 @@ class FleetApp:
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="fedshelf-bodies")
         self._blobs = BlobRoutes(blobs, self._writers)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._bells: dict[int, asyncio.Event] = {}  # by node: set when a message may be available
+        self._message_events: dict[int, asyncio.Event] = {}  # by node: set when a message may be available
         self._ending = asyncio.Event()
         self._last_wait: dict[int, float] = {}
         self._crash_tokens: dict[int, bytes] = {}  # by node: authenticates its crash report
@@ -92,7 +92,7 @@ class FleetApp:
 
     def ring(self, node_id: int) -> None:
         """Notify a node that a message is available. Thread-safe."""
-        self.call_soon(lambda: self._bell(node_id).set())
+        self.call_soon(lambda: self._message_event(node_id).set())
 
     def announce_end(self, reason: str) -> None:
         """Notify all clients that the run has ended. Thread-safe."""
@@ -184,15 +184,15 @@ class FleetApp:
         if body is None:
             return
         node_id = self._engine.node_of(caller)
-        bell = asyncio.Event() if node_id is None else self._bell(node_id)
-        bell.clear()
+        message_event = asyncio.Event() if node_id is None else self._message_event(node_id)
+        message_event.clear()
         status, content = await self._in_thread(
             lambda: self._engine.pull(caller, body) if caller.sent(body) else ALTERED
         )
         if (status, content) == (200, b""):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PULL_SECONDS):
-                    await bell.wait()
+                    await message_event.wait()
                 status, content = await self._in_thread(lambda: self._engine.pull(caller, body))
         await answer(send, status, content)
 
@@ -230,8 +230,8 @@ class FleetApp:
         if body is None:
             return
         try:
-            told = json.loads(body)
-            token, by = str(told["token"]).encode(), str(told["signal"])
+            report = json.loads(body)
+            token, by = str(report["token"]).encode(), str(report["signal"])
         except (ValueError, TypeError, KeyError, RecursionError):
             token, by = b"", ""
         nodes = [node for node, known in self._crash_tokens.items() if token and hmac.compare_digest(known, token)]
@@ -249,11 +249,11 @@ class FleetApp:
 
     def _let_go(self) -> None:
         self._ending.set()
-        for bell in self._bells.values():
-            bell.set()
+        for message_event in self._message_events.values():
+            message_event.set()
 
-    def _bell(self, node_id: int) -> asyncio.Event:
-        return self._bells.setdefault(node_id, asyncio.Event())
+    def _message_event(self, node_id: int) -> asyncio.Event:
+        return self._message_events.setdefault(node_id, asyncio.Event())
 
     def _seen(self, node_id: int) -> None:
         self._last_wait[node_id] = time.monotonic()
@@ -265,7 +265,7 @@ class FleetApp:
             self._engine.lost(node_id)
 
     def _forget(self, node_id: int) -> None:
-        self._bells.pop(node_id, None)
+        self._message_events.pop(node_id, None)
         self._last_wait.pop(node_id, None)
         self._crash_tokens.pop(node_id, None)
 

@@ -65,7 +65,7 @@ class BlobRoutes:
     async def serve(
         self, node_id: int, digest: str, scope: Scope, receive: Receive, send: Send, over: Callable[[str], object]
     ) -> None:  # fmt: skip
-        """Handle a request of `node_id`; `over` is told of an upload that is larger than it may be."""
+        """Handle a request of `node_id`; `over` is fields of an upload that is larger than it may be."""
         headers: Headers = dict(scope["headers"])
         try:
             match scope["method"]:
@@ -83,8 +83,8 @@ class BlobRoutes:
         except RefusedUploadError as refusal:
             if refusal.status in TOO_LARGE:
                 over(str(refusal))
-            told = {} if refusal.arrived is None else {"upload-offset": refusal.arrived}
-            await answer(send, refusal.status, headers=told, reason=str(refusal))
+            fields = {} if refusal.arrived is None else {"upload-offset": refusal.arrived}
+            await answer(send, refusal.status, headers=fields, reason=str(refusal))
         except RunError as error:
             logger.error("an upload cannot be kept: %s", error)
             self._incoming.problem = error
@@ -102,9 +102,9 @@ class BlobRoutes:
             if start >= stop:
                 await answer(send, 416, headers={"content-range": f"bytes */{body.size}"})
                 return
-        told: dict[str, object] = {"content-type": "application/octet-stream", "content-length": stop - start}
-        told |= {"content-range": f"bytes {start}-{stop - 1}/{body.size}"} if asked else {}
-        await send(_start(206 if asked else 200, told))
+        fields: dict[str, object] = {"content-type": "application/octet-stream", "content-length": stop - start}
+        fields |= {"content-range": f"bytes {start}-{stop - 1}/{body.size}"} if asked else {}
+        await send(_start(206 if asked else 200, fields))
         try:
             async with asyncio.timeout(None) as patience:
                 for chunk in body.chunks(start, CHUNK, stop):
@@ -120,7 +120,7 @@ class BlobRoutes:
             raise RefusedUploadError(400, "Content-Range says which bytes these are: bytes FIRST-LAST/SIZE")
         start, last, size = map(int, span.groups())
         if last != size - 1 or _number(headers.get(b"content-length", b"")) != size - start:
-            raise RefusedUploadError(400, "an upload goes on to its end, and Content-Length says how far that is")
+            raise RefusedUploadError(400, "an upload extends to its end, which Content-Length must match")
         transfer = await self._in_thread(lambda: self._incoming.open(node_id, digest, start=start, size=size))
         writing: asyncio.Future[None] | None = None
         try:
@@ -190,10 +190,10 @@ async def answer(
         reason: why the request is refused, instead of `body`.
     """
     content = json.dumps({"detail": reason}).encode() if reason else body
-    told: dict[str, object] = {"content-type": "application/json", **(headers or {})}
+    fields: dict[str, object] = {"content-type": "application/json", **(headers or {})}
     if status != 204:
-        told["content-length"] = len(content)
+        fields["content-length"] = len(content)
     if status >= 400:
-        told["connection"] = "close"
-    await send(_start(status, told))
+        fields["connection"] = "close"
+    await send(_start(status, fields))
     await send({"type": "http.response.body", "body": content})

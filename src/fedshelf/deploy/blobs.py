@@ -23,7 +23,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast
 from fedshelf.core.ports import Received
 from fedshelf.serialization.blob import Blob, Buffer, Hasher
-from fedshelf.storage.atomic_files import make_own_folder, open_private, refuse_link, saying_what_to_do
+from fedshelf.storage.atomic_files import make_own_folder, open_private, refuse_link, translating_os_errors
 from fedshelf.storage.spool import file_name
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class UploadFile:
             if self._arrived + sum(map(len, chunks)) > self._size:
                 raise RefusedUploadError(400, "there is more than was announced")
             path = self._path()
-            with saying_what_to_do("write", path):
+            with translating_os_errors("write", path):
                 descriptor = open_private(path, os.O_WRONLY | os.O_CREAT)
                 try:
                     for chunk in chunks:
@@ -154,7 +154,7 @@ class UploadFile:
 
     def _check(self, turn: int) -> None:
         if turn != self._turn:
-            raise RefusedUploadError(409, "another connection goes on with this upload", arrived=self._arrived)
+            raise RefusedUploadError(409, "another connection continues this upload", arrived=self._arrived)
 
     def _select(self, digest: str, size: int) -> None:
         """Switch to this blob: reload what an earlier process left of it and drop any other."""
@@ -163,7 +163,7 @@ class UploadFile:
             make_own_folder(self._folder)
             for path in self._folder.iterdir():
                 if path.name != digest:
-                    with saying_what_to_do("delete", path):
+                    with translating_os_errors("delete", path):
                         path.unlink(missing_ok=True)
             self._turn += 1
             self._forget()
@@ -178,13 +178,13 @@ class UploadFile:
         path = self._path()
         if not path.is_file():
             return
-        with saying_what_to_do("read", path), path.open("rb", buffering=0) as file:
+        with translating_os_errors("read", path), path.open("rb", buffering=0) as file:
             while block := file.read(_BLOCK):
                 self._hasher.update(block)
                 self._arrived += len(block)
 
     def _start_over(self) -> None:
-        with saying_what_to_do("delete", self._path()):
+        with translating_os_errors("delete", self._path()):
             self._path().unlink(missing_ok=True)
         self._arrived, self._whole, self._hasher = 0, False, Hasher()
 
@@ -340,7 +340,7 @@ class Incoming:
             try:
                 if now - path.lstat().st_mtime > STALE_SECONDS:
                     path.unlink()
-                    logger.info("deleted an upload that nobody has gone on with: %s", path.name)
+                    logger.info("deleted an upload that was not resumed: %s", path.name)
             except OSError:  # already deleted by another process
                 continue
 

@@ -80,7 +80,7 @@ class CrashReporter:
             )
             return
         self._pipe = self._process.stdin
-        self._tell({"name": name})
+        self._send({"name": name})
         if self._pipe is not None:
             faulthandler.enable(self._pipe)
 
@@ -93,23 +93,23 @@ class CrashReporter:
         if self._process is None or self._pipe is None:
             return
         faulthandler.disable()
-        self._tell({"closed": True})
+        self._send({"closed": True})
         self._pipe.close()
         self._process.wait()
 
     @contextlib.contextmanager
     def reporting_to(self, target: ReportTarget) -> Iterator[None]:
         """Within this context, report a crash to `target`."""
-        self._tell({"target": asdict(target)})
+        self._send({"target": asdict(target)})
         try:
             yield
         finally:
-            self._tell({"target": None})
+            self._send({"target": None})
 
-    def _tell(self, news: dict[str, object]) -> None:
+    def _send(self, fields: dict[str, object]) -> None:
         if self._pipe is not None:
             with contextlib.suppress(BrokenPipeError):  # the reporter was killed; the client works without it
-                self._pipe.write(json.dumps(news).encode() + b"\n")
+                self._pipe.write(json.dumps(fields).encode() + b"\n")
 
 
 def stand_by(pipe: Iterable[bytes]) -> None:
@@ -119,16 +119,16 @@ def stand_by(pipe: Iterable[bytes]) -> None:
         pipe: lines from the client.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service managers send it to both processes; the client handles it
-    told: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     crash = []
     for line in pipe:
         if line.startswith(b"{"):
-            told |= json.loads(line)
+            state |= json.loads(line)
         else:
             crash.append(line)
-    if "closed" not in told:
-        target = told.get("target")
-        _report(told.get("name", "client"), b"".join(crash), None if target is None else ReportTarget(**target))
+    if "closed" not in state:
+        target = state.get("target")
+        _report(state.get("name", "client"), b"".join(crash), None if target is None else ReportTarget(**target))
 
 
 def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:

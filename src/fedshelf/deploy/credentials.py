@@ -269,7 +269,7 @@ class Credentials:
                 return content.decode("ascii")
         raise TransportError(
             f"{self.address} has another certificate authority than the token says: something stands between this "
-            "store and the server, or the token is of another server. Do not go on; ask headquarters for a new token"
+            "store and the server, or the token is of another server. Stop here, and ask headquarters for a new token"
         )
 
 

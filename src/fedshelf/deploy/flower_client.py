@@ -126,10 +126,10 @@ class FleetSession:
         if not content:
             return None
         with _reading():
-            told = json.loads(content)
-            response = fleet_pb2.PullMessagesResponse.FromString(b64decode(told["message"]))
+            document = json.loads(content)
+            response = fleet_pb2.PullMessagesResponse.FromString(b64decode(document["message"]))
             metadata = message_from_proto(response.messages_list[0]).metadata
-            contents = {name: b64decode(content) for name, content in told["objects"].items()}
+            contents = {name: b64decode(content) for name, content in document["objects"].items()}
             message = inflate_object_from_contents(metadata.message_id, contents)
         if not isinstance(message, Message):
             raise SessionLostError("the server sent an object that is not a message")
@@ -180,8 +180,8 @@ class FleetSession:
                 clientapp_runtime_list=[0.0],
             )
             objects = {name: _text(part.deflate()) for name, part in get_all_nested_objects(answer).items()}
-        told = {"reply": _text(request.SerializeToString()), "objects": objects}
-        _checked(self._request("/fedshelf/push", json.dumps(told).encode(), "application/json"))
+        document = {"reply": _text(request.SerializeToString()), "objects": objects}
+        _checked(self._request("/fedshelf/push", json.dumps(document).encode(), "application/json"))
         self._unanswered = None
 
     def wait_for_end(self) -> str:

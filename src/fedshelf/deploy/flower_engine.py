@@ -177,10 +177,10 @@ class FlowerEngine:
             if not (response.object_found and response.object_available):
                 return 200, b""  # withdrawn just now
             objects[part.object_id] = b64encode(response.object_content).decode()
-        told = json.dumps({"message": b64encode(content).decode(), "objects": objects}).encode()
-        self._taken[node.node_id] = told
+        document = json.dumps({"message": b64encode(content).decode(), "objects": objects}).encode()
+        self._taken[node.node_id] = document
         self._delivered[node.node_id] = pulled.messages_list[0].metadata.message_id
-        return 200, told
+        return 200, document
 
     def push(self, caller: Caller, blob: bytes) -> tuple[int, bytes]:
         """Accept a reply with all its objects, and confirm the message that it answers.
@@ -193,9 +193,9 @@ class FlowerEngine:
             HTTP status and body.
         """
         try:
-            told = json.loads(blob)
-            announced = fleet_pb2.PushMessagesRequest.FromString(b64decode(told["reply"], validate=True))
-            objects = {str(name): b64decode(content, validate=True) for name, content in told["objects"].items()}
+            document = json.loads(blob)
+            announced = fleet_pb2.PushMessagesRequest.FromString(b64decode(document["reply"], validate=True))
+            objects = {str(name): b64decode(content, validate=True) for name, content in document["objects"].items()}
         except Exception as error:  # noqa: BLE001 protobuf's own exception class differs between its back ends
             return _refusal(400, f"not a reply and its objects ({type(error).__name__})")
         status, content = self.serve("push-messages", caller, announced.SerializeToString())

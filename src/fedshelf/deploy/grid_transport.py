@@ -281,7 +281,7 @@ class GridTransport:
     def _receive(self, message: Message) -> None:
         pending = self._pending.pop(message.metadata.reply_to_message_id, None)
         if pending is None:
-            logger.warning("a reply to no message of ours was dropped")
+            logger.warning("a reply to a message that was never sent was dropped")
             return
         connection = pending.connection
         if message.has_error():

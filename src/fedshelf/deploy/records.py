@@ -184,7 +184,9 @@ def open_records(records: RecordDict, *, most: int = payload.MAX_HEADER_BYTES) -
     if names == {"control"}:
         return _control(records["control"])
     if "header" not in names or names - {"header", "blob"}:
-        raise RefusedError(f"the message holds the records {sorted(names)}, not a header and a blob: it is not ours")
+        raise RefusedError(
+            f"the message holds the records {sorted(names)}, not a header and a blob: FedShelf did not write it"
+        )
     header = records["header"]
     if not isinstance(header, ConfigRecord) or set(header) != {"json"} or not isinstance(header["json"], str):
         raise RefusedError("the message's header is not one text named 'json'")
@@ -217,7 +219,7 @@ def _inline(record: object) -> bytes:
     if array.stype != BLOB_TYPE or array.dtype != "uint8" or tuple(array.shape) != (len(array.data),):
         raise RefusedError(
             f"the message's blob of {len(array.data):,} bytes is announced as {array.stype} {array.dtype} of shape "
-            f"{tuple(array.shape)}: it is truncated, or not ours"
+            f"{tuple(array.shape)}: it is truncated, or FedShelf did not write it"
         )
     data: bytes = array.data
     return data

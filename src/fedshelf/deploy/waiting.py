@@ -135,15 +135,15 @@ class Availability:
         """
         if self._hours is None:
             return 0.0
-        started, told = time.monotonic(), False
+        started, announced = time.monotonic(), False
         while not stop.is_set():
             now = self._now()
             if self._hours.is_open(now):
                 break
             opens = self._hours.next_change(now)
-            if not told:
+            if not announced:
                 at, left = self._hours.clock(opens), duration(opens - now)
                 on_status(f"outside of its hours ({self._hours}): it joins at {at}, in {left}")
-                told = True
+                announced = True
             stop.wait(min(NAP_SECONDS, opens - now))
         return time.monotonic() - started

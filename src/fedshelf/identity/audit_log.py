@@ -19,7 +19,7 @@ from typing import Any
 from fedshelf.core.errors import RunError
 from fedshelf.core.system_errors import current_user
 from fedshelf.core.text import printable
-from fedshelf.storage.atomic_files import saying_what_to_do
+from fedshelf.storage.atomic_files import translating_os_errors
 from fedshelf.storage.hash_chain import START, DamagedLogError, HashChain, Head
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class AuditLog:
         if old:
             self.write_action(PRUNED, through=_number(old[-1]), head=HashChain(old[-1]).head().hash)
         for path in old:
-            with saying_what_to_do("delete", path):
+            with translating_os_errors("delete", path):
                 path.unlink()
         return len(old)
 

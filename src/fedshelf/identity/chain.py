@@ -29,7 +29,7 @@ from fedshelf.identity.audit_log import AuditLog
 from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
 from fedshelf.identity.roster import MAX_BYTES, Entry, Roster, StoreState
 from fedshelf.identity.tokens import Token, digest_of, new_secret
-from fedshelf.storage.atomic_files import make_own_folder, saying_what_to_do, write_atomically
+from fedshelf.storage.atomic_files import make_own_folder, translating_os_errors, write_atomically
 from fedshelf.storage.lock import file_lock
 
 AUTHORITY_LIFETIME = datetime.timedelta(days=3 * 365)
@@ -111,7 +111,7 @@ class Chain:
             IdentityError: it is damaged.
         """
         path = self._folder / "roster.json"
-        with self._lock, saying_what_to_do("read", path):
+        with self._lock, translating_os_errors("read", path):
             try:
                 found = path.stat()
             except FileNotFoundError:
@@ -311,7 +311,7 @@ class Chain:
     def local_token(self) -> str:
         """The secret that admits clients of this user on this machine, written to `local.token`."""
         path = self._folder / "local.token"
-        with file_lock(self._folder / "lock"), saying_what_to_do("read", path):
+        with file_lock(self._folder / "lock"), translating_os_errors("read", path):
             secret = path.read_text(encoding="ascii") if path.exists() else new_secret()
             tokens = self._tokens()
             if _match(tokens, secret) is None:
@@ -374,7 +374,7 @@ class Chain:
         """Open tokens that have not expired."""
         path, now = self._folder / "tokens.json", datetime.datetime.now(datetime.UTC).timestamp()
         try:
-            with saying_what_to_do("read", path):
+            with translating_os_errors("read", path):
                 text = path.read_text(encoding="utf-8") if path.exists() else "[]"
             tokens = [OpenToken(**fields) for fields in json.loads(text)]
         except (ValueError, TypeError, RecursionError) as error:

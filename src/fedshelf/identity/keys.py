@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedshelf.core.errors import IdentityError
-from fedshelf.storage.atomic_files import saying_what_to_do, write_atomically
+from fedshelf.storage.atomic_files import translating_os_errors, write_atomically
 
 PASSPHRASE_VARIABLE = "FEDSHELF_PASSPHRASE"  # noqa: S105 the name of a variable
 _CURVE, _HASH = ec.SECP256R1(), ec.ECDSA(hashes.SHA256())
@@ -86,7 +86,7 @@ class KeyPair:
             RunError: the file cannot be read.
             IdentityError: it does not hold such a key, or the passphrase is missing or wrong.
         """
-        with saying_what_to_do("read", path):
+        with translating_os_errors("read", path):
             pem = path.read_bytes()
         try:
             return cls(private_key(pem, passphrase))

@@ -18,7 +18,7 @@ from fedshelf.core.errors import IdentityError, RosterError
 from fedshelf.core.text import printable
 from fedshelf.identity.keys import KeyPair, PublicKey
 from fedshelf.identity.roster import Roster
-from fedshelf.storage.atomic_files import make_folder, saying_what_to_do, write_atomically, write_together
+from fedshelf.storage.atomic_files import make_folder, translating_os_errors, write_atomically, write_together
 
 RENEW_BEFORE = datetime.timedelta(days=30)
 
@@ -105,7 +105,7 @@ class StoreKeys:
             IdentityError: a file is damaged.
         """
         path = self._folder / "enrollment.json"
-        with saying_what_to_do("read", path):
+        with translating_os_errors("read", path):
             if not (path.exists() and self.key_file.exists() and self.certificate_file.exists()):
                 return None
             authority = self.authority_file
@@ -141,7 +141,7 @@ class StoreKeys:
             IdentityError: the file is damaged.
         """
         enrollment, path = self.enrollment(), self._folder / "roster.json"
-        with saying_what_to_do("read", path):
+        with translating_os_errors("read", path):
             if enrollment is None or not path.exists():
                 return None
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -206,7 +206,7 @@ class StoreKeys:
         self.check_chain(enrollment.chain)
         before = self.enrollment()
         if before is None or before.chain != enrollment.chain:
-            with saying_what_to_do("delete", self._folder):
+            with translating_os_errors("delete", self._folder):
                 (self._folder / "roster.json").unlink(missing_ok=True)
         text = json.dumps({"name": enrollment.name, "chain": enrollment.chain.text, "token": enrollment.token}) + "\n"
         files: dict[Path, bytes | str] = {self.key_file: keys.pem(), self.certificate_file: enrollment.certificate}

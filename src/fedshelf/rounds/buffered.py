@@ -47,7 +47,7 @@ class _RoundRecord:
         num_drawn: number of cohorts drawn.
         num_void: number of void attempts.
         others: clients that were not counted.
-        resting: clients that failed and wait for the next version.
+        waiting: clients that failed and wait for the next version.
     """
 
     number: int
@@ -56,7 +56,7 @@ class _RoundRecord:
     num_drawn: int = 0
     num_void: int = 0
     others: dict[str, Participation] = field(default_factory=dict)
-    resting: set[str] = field(default_factory=set)
+    waiting: set[str] = field(default_factory=set)
 
     def in_order(self) -> tuple[Participation, ...]:
         """The clients that were not counted, sorted by name."""
@@ -94,38 +94,38 @@ class BufferedRounds:
             RunError: all attempts at the version failed.
         """
         live = self._membership.live
-        books = _RoundRecord(number=state.round + 1, started=self._ports.clock.now())
+        record = _RoundRecord(number=state.round + 1, started=self._ports.clock.now())
         self._tasks.bytes_down = 0
-        self._membership.begin_round(books.number)
-        self._buffer.open(books.number, lambda version: self._model_at(version, state))
+        self._membership.begin_round(record.number)
+        self._buffer.open(record.number, lambda version: self._model_at(version, state))
         self._tasks.forget_lost(self._buffer.newest())
         if len(self._buffer) >= self._size:
-            state = self._catch_up(state, books)
-        self._keep_busy(state, books)
+            state = self._catch_up(state, record)
+        self._keep_busy(state, record)
         notice = self._context.inbox.notice()
         while not self._tasks and len(self._buffer) < self._size:  # until there are enough clients
-            notice.check(f"clients for round {books.number}", live=live(), missing=self._membership.missing())
-            state = self._receive(state, books)
-            self._keep_busy(state, books)
-        key = TaskKey(run_id=self._plan.run_id, round=books.number, attempt=0)
+            notice.check(f"clients for round {record.number}", live=live(), missing=self._membership.missing())
+            state = self._receive(state, record)
+            self._keep_busy(state, record)
+        key = TaskKey(run_id=self._plan.run_id, round=record.number, attempt=0)
         self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live()))
-        self._ports.sink.emit(RoundStarted(round=books.number, attempt=0, cohort=self._tasks.names()))
+        self._ports.sink.emit(RoundStarted(round=record.number, attempt=0, cohort=self._tasks.names()))
         while True:
-            while len(self._buffer) < self._size or self._drop_unreadable(books):
-                state = self._receive(state, books)
-                self._keep_busy(state, books)
-                if self._have_all_failed(books):
-                    self._keep_busy(state, books)
+            while len(self._buffer) < self._size or self._drop_unreadable(record):
+                state = self._receive(state, record)
+                self._keep_busy(state, record)
+                if self._have_all_failed(record):
+                    self._keep_busy(state, record)
             model = self._next_model(state)
             problem = problem_with_step(
                 state.model.params, model, num_trainable=self._context.model.layout.num_trainable
             )  # fmt: skip
             if not problem:
-                return *self._make_version(state, model, books), self._membership.live()
-            self._roll_back(books, f"the model is destroyed: {problem}")
-            self._keep_busy(state, books)
+                return *self._make_version(state, model, record), self._membership.live()
+            self._roll_back(record, f"the model is destroyed: {problem}")
+            self._keep_busy(state, record)
 
-    def _catch_up(self, state: ServerState, books: _RoundRecord) -> ServerState:
+    def _catch_up(self, state: ServerState, record: _RoundRecord) -> ServerState:
         """Recover a round whose uploads a previous server process had all received.
 
         No client may be connected, and their evaluations may be lost: wait for the clients that were live, and ask
@@ -134,21 +134,21 @@ class BufferedRounds:
         notice, returning = self._context.inbox.notice(), self._membership.returning
         while returning():
             notice.check("stores to return", live=self._membership.live(), missing=returning())
-            state = self._receive(state, books)
+            state = self._receive(state, record)
         for name in self._membership.live():
             if name not in state.evaluated and self._membership.num_validation(name):
                 self._tasks.send_evaluation(name, state)
         while self._tasks.any_evaluates():
-            state = self._receive(state, books)
-            self._keep_busy(state, books)
+            state = self._receive(state, record)
+            self._keep_busy(state, record)
         return state
 
-    def _keep_busy(self, state: ServerState, books: _RoundRecord) -> None:
+    def _keep_busy(self, state: ServerState, record: _RoundRecord) -> None:
         """Drop clients that are gone or overdue, and dispatch work up to the intended number of clients."""
         evaluating = self._tasks.evaluating()
         for name, gone in self._tasks.drop_overdue().items():
             status = ClientStatus.OFFLINE if gone else ClientStatus.LATE
-            self._leave_out(books, name, status, self._gone_or_late(name, gone))
+            self._leave_out(record, name, status, self._gone_or_late(name, gone))
             if name in evaluating and not gone:
                 self._membership.on_failed(name, self._gone_or_late(name, gone), doing=Purpose.EVALUATE)
         plan, live = self._plan, self._membership.live()
@@ -159,26 +159,26 @@ class BufferedRounds:
             self._tasks.resend_lost(name, state, self._counted(name, state))
         if self._membership.returning() or not self._context.is_settled:
             return  # otherwise a restarted server favors clients that reconnect quickly
-        idle = [name for name in live if name not in self._tasks and name not in books.resting]
+        idle = [name for name in live if name not in self._tasks and name not in record.waiting]
         wanted = cohorts.size(len(live), fraction=plan.fraction)
-        for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, books):
+        for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, record):
             if self._membership.num_validation(name):
                 self._tasks.send_evaluation(name, state)
             else:
                 self._send_training(name, state)
 
-    def _draw(self, idle: Sequence[str], count: int, state: ServerState, books: _RoundRecord) -> Iterable[str]:
+    def _draw(self, idle: Sequence[str], count: int, state: ServerState, record: _RoundRecord) -> Iterable[str]:
         if count <= 0:
             return ()
         most = self._plan.rounds.max_examples
         claims = capped([min(self._membership.num_train(name), most) for name in idle])
         weights = cohorts.sampling_weights(
-            self._plan.sampling, idle, times_live=state.times_live, round=books.number,
+            self._plan.sampling, idle, times_live=state.times_live, round=record.number,
             num_train=dict(zip(idle, claims, strict=True)),
         )  # fmt: skip
-        books.num_drawn += 1
+        record.num_drawn += 1
         return cohorts.draw(
-            idle, count, self._plan.rng.fork(round=books.number, purpose=f"cohort-{books.num_drawn}"), weights
+            idle, count, self._plan.rng.fork(round=record.number, purpose=f"cohort-{record.num_drawn}"), weights
         )
 
     def _send_training(self, name: str, state: ServerState) -> None:
@@ -191,7 +191,7 @@ class BufferedRounds:
         """The client's newest counted upload; an upload counts once it is in the buffer."""
         return self._buffer.newest().get(name, state.counted.get(name))
 
-    def _receive(self, state: ServerState, books: _RoundRecord) -> ServerState:
+    def _receive(self, state: ServerState, record: _RoundRecord) -> ServerState:
         """Handle the next arrival; return the state with any new evaluation."""
         self._membership.check_any_left()
         match self._context.inbox.poll(POLL_SECONDS):
@@ -203,9 +203,9 @@ class BufferedRounds:
                     refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
                     self._ports.sink.emit(refused)
                     return state
-                books.bytes_up += reply.num_bytes
+                record.bytes_up += reply.num_bytes
                 if dispatched.trains:
-                    self._accept_upload(reply, dispatched, books)
+                    self._accept_upload(reply, dispatched, record)
                 else:
                     state = self._accept_evaluation(reply, dispatched, state)
                     # With a full buffer, it would train on a model that is about to be replaced.
@@ -213,22 +213,22 @@ class BufferedRounds:
                         self._send_training(name, state)
         return state
 
-    def _accept_upload(self, reply: Reply, dispatched: DispatchedTask, books: _RoundRecord) -> None:
+    def _accept_upload(self, reply: Reply, dispatched: DispatchedTask, record: _RoundRecord) -> None:
         """Validate an upload, and add it to the buffer if it is valid and not too stale."""
         name, key, most = reply.client, dispatched.broadcast.key, self._plan.max_staleness
         found, staleness = self._context.validator.validate(reply, key), self._buffer.staleness(key)
         if isinstance(found, Participation):
-            books.resting.add(name)  # otherwise it would be asked again at once, and fail again
-            self._leave_out(books, name, found.status, found.reason, reply=reply)
+            record.waiting.add(name)  # otherwise it would be asked again at once, and fail again
+            self._leave_out(record, name, found.status, found.reason, reply=reply)
             will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
             self._membership.on_failed(name, found.reason, will_repeat=will_repeat)
         elif most is not None and staleness > most:
             reason = f"it began {staleness} versions ago, --max-staleness is {most}"
-            self._leave_out(books, name, ClientStatus.LATE, reason, staleness=staleness, reply=reply)
+            self._leave_out(record, name, ClientStatus.LATE, reason, staleness=staleness, reply=reply)
         else:
             self._buffer.add(name, found, dispatched.broadcast.params, source_of(reply, found))
             self._membership.on_succeeded(name)
-            self._tell(books, name, ClientStatus.COUNTED, "", reply, self._context.validator.norm(found))
+            self._emit_upload(record, name, ClientStatus.COUNTED, "", reply, self._context.validator.norm(found))
 
     def _accept_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
         name, message = reply.client, reply.message
@@ -242,21 +242,21 @@ class BufferedRounds:
         self._membership.on_succeeded(name, doing=Purpose.EVALUATE)
         return replace(state, evaluated={**state.evaluated, name: (message.num_correct, message.num_examples)})
 
-    def _drop_unreadable(self, books: _RoundRecord) -> bool:
+    def _drop_unreadable(self, record: _RoundRecord) -> bool:
         """Whether uploads could no longer be read: they are left out, and the buffer is not full any more."""
         found = self._buffer.drop_unreadable()
         for name, reason in found.items():
-            self._leave_out(books, name, ClientStatus.REFUSED, reason)
+            self._leave_out(record, name, ClientStatus.REFUSED, reason)
         return bool(found)
 
-    def _roll_back(self, books: _RoundRecord, problem: str) -> None:
+    def _roll_back(self, record: _RoundRecord, problem: str) -> None:
         """Empty the buffer of the uploads that have destroyed the model, and exclude their clients for some rounds."""
         culprits = self._buffer.drop_outliers()
         for name, reason in culprits.items():
             self._membership.suspend(name, f"{problem}, and {reason}")
-            self._leave_out(books, name, ClientStatus.REFUSED, f"{problem}, and {reason}")
+            self._leave_out(record, name, ClientStatus.REFUSED, f"{problem}, and {reason}")
         if not culprits:
-            self._declare_void(books, problem)
+            self._declare_void(record, problem)
 
     def _next_model(self, state: ServerState) -> ModelState:
         """The model that the buffer makes of the current one, whose variances may be below zero."""
@@ -268,32 +268,32 @@ class BufferedRounds:
         return context.algorithm.server_update(state.model, aggregate, population=len(live))
 
     def _make_version(
-        self, state: ServerState, model: ModelState, books: _RoundRecord
+        self, state: ServerState, model: ModelState, record: _RoundRecord
     ) -> tuple[ServerState, RoundFinished]:  # fmt: skip
         context, live = self._context, self._membership.live()
         model = replace(model, params=context.model.layout.clamp(model.params))
         updated = replace(
             state,
-            round=books.number,
-            model=context.downloads.advance(model, books.number),
+            round=record.number,
+            model=context.downloads.advance(model, record.number),
             counted={**state.counted, **self._buffer.newest()},
             in_flight=self._tasks.in_flight(),
-            void_rounds=state.void_rounds + books.num_void,
+            void_rounds=state.void_rounds + record.num_void,
         )
         central, records = context.evaluate(updated), self._buffer.records()
         scores = [state.evaluated[name] for name in live if name in state.evaluated]
         claims = capped([min(count, self._plan.rounds.max_examples) for _, count in scores])
         accuracies = [correct / count for correct, count in scores]
         return updated, RoundFinished(
-            round=books.number,
-            attempt=books.num_void,
-            clients=(*records, *books.in_order()),
-            train_loss=weighted((record.train_loss, float(record.num_examples or 0)) for record in records),
+            round=record.number,
+            attempt=record.num_void,
+            clients=(*records, *record.in_order()),
+            train_loss=weighted((member.train_loss, float(member.num_examples or 0)) for member in records),
             accuracy=weighted(zip(accuracies, map(float, claims), strict=True)),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,
-            seconds=self._ports.clock.now() - books.started,
-            bytes_up=books.bytes_up,
+            seconds=self._ports.clock.now() - record.started,
+            bytes_up=record.bytes_up,
             bytes_down=self._tasks.bytes_down,
             best_round=None,
         )
@@ -307,47 +307,47 @@ class BufferedRounds:
         kept = self._ports.checkpoints.load_round(version)
         return None if kept is None else kept.model.published
 
-    def _have_all_failed(self, books: _RoundRecord) -> bool:
+    def _have_all_failed(self, record: _RoundRecord) -> bool:
         """Declare the round void if all clients failed, and let them retry a limited number of times."""
         live = self._membership.live()
-        if self._tasks or not live or not books.resting.issuperset(live):
+        if self._tasks or not live or not record.waiting.issuperset(live):
             return False
         self._declare_void(
-            books, f"every live client has failed; uploads received: {len(self._buffer)} of {self._size}"
+            record, f"every live client has failed; uploads received: {len(self._buffer)} of {self._size}"
         )  # fmt: skip
         return True
 
-    def _declare_void(self, books: _RoundRecord, reason: str) -> None:
-        void = RoundVoid(round=books.number, attempt=books.num_void, reason=reason, clients=books.in_order())
+    def _declare_void(self, record: _RoundRecord, reason: str) -> None:
+        void = RoundVoid(round=record.number, attempt=record.num_void, reason=reason, clients=record.in_order())
         self._ports.sink.emit(void)
-        books.num_void += 1
-        if books.num_void >= MAX_VOID_IN_A_ROW:
+        record.num_void += 1
+        if record.num_void >= MAX_VOID_IN_A_ROW:
             raise RunError(
-                f"round {books.number} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason})"
+                f"round {record.number} was void {MAX_VOID_IN_A_ROW} times in a row (the last time: {reason})"
             )
-        books.resting.clear()
+        record.waiting.clear()
 
     def _gone_or_late(self, name: str, gone: bool) -> str:
         return self._membership.absence(name) if gone else f"no answer within {self._plan.rounds.timeout:g} s"
 
     def _leave_out(
-        self, books: _RoundRecord, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None,
+        self, record: _RoundRecord, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None,
         reply: Reply | None = None,
     ) -> None:  # fmt: skip
         """Record a client that was not counted. Only the last reason in a round is kept."""
-        books.others[name] = Participation(
+        record.others[name] = Participation(
             client=name, status=status, reason=reason, staleness=staleness, number=self._size
         )
-        self._tell(books, name, status, reason, reply)
+        self._emit_upload(record, name, status, reason, reply)
 
-    def _tell(
-        self, books: _RoundRecord, name: str, status: ClientStatus, reason: str, reply: Reply | None = None,
+    def _emit_upload(
+        self, record: _RoundRecord, name: str, status: ClientStatus, reason: str, reply: Reply | None = None,
         norm: float | None = None,
     ) -> None:  # fmt: skip
         source = reply.source if reply else None
         self._ports.sink.emit(
             UploadReceived(
-                round=books.number, client=name, status=status, reason=reason, num_done=len(self._buffer),
+                round=record.number, client=name, status=status, reason=reason, num_done=len(self._buffer),
                 num_cohort=self._size, num_bytes=reply.num_bytes if reply else 0,
                 digest=source.digest if source else "", norm=norm,
             )

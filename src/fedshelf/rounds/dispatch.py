@@ -272,7 +272,7 @@ class Dispatcher:
         def send(name: str) -> None:
             address = self.membership.address(name)
             if address is not None:
-                message = self.downloads.message(address, broadcast(name), came_with=self.membership.holds(name))
+                message = self.downloads.message(address, broadcast(name), held_at_join=self.membership.holds(name))
                 traffic.bytes_down += self.transport.send(address, message)
                 traffic.sent[name] = self.timer.now()
 

@@ -176,5 +176,5 @@ class TasksInFlight:
         self._out[name] = DispatchedTask(broadcast=broadcast, deadline=deadline)
         address = members.address(name)
         if address is not None:
-            message = context.downloads.message(address, broadcast, came_with=members.holds(name))
+            message = context.downloads.message(address, broadcast, held_at_join=members.holds(name))
             self.bytes_down += context.ports.transport.send(address, message)

@@ -105,12 +105,12 @@ def summed(
         max_examples: upper bound on the photos of one store.
     """
     evaluations = [evaluation for evaluation in evaluations if evaluation.num_examples]
-    told = [evaluation for evaluation in evaluations if evaluation.products]
+    reported = [evaluation for evaluation in evaluations if evaluation.products]
     correct: Counter[int] = Counter()
     total: Counter[int] = Counter()
     levels: Counter[int] = Counter()
-    weights = capped([min(evaluation.num_examples, max_examples) for evaluation in told])
-    for evaluation, most in zip(told, weights, strict=True):
+    weights = capped([min(evaluation.num_examples, max_examples) for evaluation in reported])
+    for evaluation, most in zip(reported, weights, strict=True):
         count = evaluation.num_examples
         for product in evaluation.products:
             correct[product.index] += product.correct * most // count
@@ -122,7 +122,7 @@ def summed(
         ),
         levels=tuple(levels[level] for level in sorted(levels)),
         num_photos=sum(weights),
-        num_stores=len(told),
-        num_withheld=len(evaluations) - len(told),
+        num_stores=len(reported),
+        num_withheld=len(evaluations) - len(reported),
         confusion=tuple((label, prediction, count) for (label, prediction), count in sorted(confusion.items())),
     )

@@ -168,7 +168,7 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
         known = sorted(zoneinfo.available_timezones(), key=lambda zone: (zone not in WELL_KNOWN, zone))
     if not known:
         raise UsageError(
-            f"--time-zone {name}: this system has no database of time zones; install the package 'tzdata' beside "
+            f"--time-zone {name}: this system has no database of time zones; install the package 'tzdata' next to "
             "FedShelf, or leave --time-zone out to go by this machine's own clock"
         )
     if _OFFSET.fullmatch(name.strip()):

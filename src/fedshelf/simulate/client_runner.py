@@ -138,7 +138,7 @@ class ClientRunner:
 
     def _client(self, name: str, adapt: Adapt) -> Client:
         if self.states is None:
-            raise ValueError("a player needs the folder of its clients' states")
+            raise ValueError("running clients needs the folder of their states")
 
         def prepare(setup: Setup) -> Work:
             opened = self.open(setup)

@@ -75,15 +75,15 @@ class Processes:
 
     def _start(self, target: Target, number: int, method: Method) -> None:
         context = multiprocessing.get_context(method)
-        ours, theirs = context.Pipe()
-        self.connections.append(ours)
+        parent_end, child_end = context.Pipe()
+        self.connections.append(parent_end)
         # A forked child inherits the ends created so far and must not keep the other workers' pipes open.
         others = tuple(self.connections) if method == "fork" else ()
-        process = context.Process(target=_live, args=(target, theirs, number, others), daemon=True)  # type: ignore[attr-defined]
+        process = context.Process(target=_live, args=(target, child_end, number, others), daemon=True)  # type: ignore[attr-defined]
         with warnings.catch_warnings():  # since Python 3.12: "this process is multi-threaded"; see above
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
-        theirs.close()
+        child_end.close()
         self._processes.append(process)
 
     def exit_code(self, number: int) -> int:

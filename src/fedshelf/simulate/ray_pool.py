@@ -154,7 +154,7 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             raise WorkerLostError(
                 f"a Ray worker or its machine died ({type(error).__name__}; out of memory?); start the same command "
-                "again to go on, with fewer --workers"
+                "again to continue, with fewer --workers"
             ) from None
 
     def _disconnect(self) -> None:

@@ -16,7 +16,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import ClientState
 from fedshelf.core.system_errors import reason
-from fedshelf.storage.atomic_files import make_own_folder, remove_leftovers, saying_what_to_do
+from fedshelf.storage.atomic_files import make_own_folder, remove_leftovers, translating_os_errors
 from fedshelf.storage.client_states import state_of, state_tensors
 from fedshelf.storage.spool import file_name
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
@@ -53,7 +53,7 @@ class SimulatedStates:
         kept = chain[max(0, len(old) - 2) :]
         for key, path in files.items():
             if key not in kept:
-                with saying_what_to_do("delete", path):
+                with translating_os_errors("delete", path):
                     path.unlink(missing_ok=True)
         return _read(files[now]) if now in files else ClientState()
 
@@ -83,7 +83,7 @@ class SimulatedStates:
         write_tensors(path, state_tensors(state), {}, durable=False)
 
     def _files(self) -> dict[tuple[int, int], Path]:
-        with saying_what_to_do("read", self._folder):
+        with translating_os_errors("read", self._folder):
             found = [(_FILE.fullmatch(path.name), path) for path in self._folder.iterdir()]
         return {(int(match[1]), int(match[2])): path for match, path in found if match}
 

@@ -258,7 +258,7 @@ class WorkerPool:
                 process = f"the process of {rounds[0].name}{others}"
         ending = process_exit.describe_exit(process, self._processes.exit_code(worker.number))
         return WorkerLostError(
-            f"{ending}; start the same command again to go on, with fewer --workers if memory is short"
+            f"{ending}; start the same command again to continue, with fewer --workers if memory is short"
         )
 
 

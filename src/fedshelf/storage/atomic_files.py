@@ -77,10 +77,10 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: in
     staged: dict[Path, Path] = {}
     try:
         for path, data in files.items():
-            with saying_what_to_do("write", path):
+            with translating_os_errors("write", path):
                 staged[path] = _stage(path, data, durable=durable, mode=mode)
         for path in list(staged):
-            with saying_what_to_do("write", path):
+            with translating_os_errors("write", path):
                 staged[path].replace(path)
             del staged[path]
     finally:
@@ -88,7 +88,7 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: in
             leftover.unlink(missing_ok=True)
     if durable:
         for folder in {path.parent for path in files}:
-            with saying_what_to_do("write", folder):
+            with translating_os_errors("write", folder):
                 _sync_folder(folder)
 
 
@@ -101,7 +101,7 @@ def make_folder(path: Path) -> Path:
     Raises:
         RunError: it cannot be created.
     """
-    with saying_what_to_do("make folder", path):
+    with translating_os_errors("make folder", path):
         make_private_folder(path)
     return path
 
@@ -122,7 +122,7 @@ def refuse_link(path: Path) -> None:
     Raises:
         RunError: it is a link, or cannot be inspected.
     """
-    with saying_what_to_do("use", path):
+    with translating_os_errors("use", path):
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a symbolic link")
 
@@ -178,7 +178,7 @@ def map_file(path: Path) -> memoryview:
     Raises:
         RunError: the file cannot be read.
     """
-    with saying_what_to_do("read", path), path.open("rb") as file:
+    with translating_os_errors("read", path), path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
@@ -192,7 +192,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def saying_what_to_do(action: str, path: Path) -> Iterator[None]:
+def translating_os_errors(action: str, path: Path) -> Iterator[None]:
     """Convert system errors to a `RunError` that says what failed, where, why, and what to do."""
     try:
         yield

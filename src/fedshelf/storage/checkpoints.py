@@ -16,7 +16,7 @@ from fedshelf.core.system_errors import content_problem
 from fedshelf.storage.atomic_files import (
     make_own_folder,
     remove_leftovers,
-    saying_what_to_do,
+    translating_os_errors,
     write_atomically,
 )
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
@@ -96,7 +96,7 @@ class FileCheckpoints:
         needed = {best_round, *(flight.key.round - 1 for flight in state.in_flight if flight.wanted)}
         for round_ in list(files)[: -self._keep]:
             if round_ not in needed:
-                with saying_what_to_do("delete", files[round_]):
+                with translating_os_errors("delete", files[round_]):
                     files[round_].unlink(missing_ok=True)
 
     def load_open_round(self) -> OpenRound | None:

@@ -24,7 +24,7 @@ from fedshelf.core.messages import Broadcast, ClientMessage, TaskKey
 from fedshelf.core.state import SCHEMA_VERSION, ClientState
 from fedshelf.core.system_errors import content_problem
 from fedshelf.serialization import messages as payload
-from fedshelf.storage.atomic_files import make_own_folder, remove_leftovers, saying_what_to_do
+from fedshelf.storage.atomic_files import make_own_folder, remove_leftovers, translating_os_errors
 from fedshelf.storage.checkpoints import check_schema
 from fedshelf.storage.spool import file_name
 from fedshelf.storage.tensor_files import DamagedFileError, read_tensors, write_tensors
@@ -136,7 +136,7 @@ class FileClientStates:
         except DamagedFileError as error:
             raise RunError(
                 f"the client's state is lost: {error}. Restore '{path}' from a copy, or delete it: the client then "
-                f"goes on like a new one."
+                f"continues as a new one."
             ) from error
 
     def _folder(self, key: TaskKey) -> Path:
@@ -214,5 +214,5 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _delete(path: Path) -> None:
-    with saying_what_to_do("delete", path):
+    with translating_os_errors("delete", path):
         path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshelf.core.errors import RunError
-from fedshelf.storage.atomic_files import open_private, saying_what_to_do
+from fedshelf.storage.atomic_files import open_private, translating_os_errors
 
 START = "0" * 64
 """What the first line has as the hash of the line before."""
@@ -66,7 +66,7 @@ class HashChain:
         Raises:
             RunError: the file cannot be written, or its last line is not whole.
         """
-        with saying_what_to_do("write", self._path):
+        with translating_os_errors("write", self._path):
             descriptor = open_private(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -88,7 +88,7 @@ class HashChain:
         Raises:
             RunError: the file cannot be read, or its last line is not whole.
         """
-        with saying_what_to_do("read", self._path):
+        with translating_os_errors("read", self._path):
             try:
                 descriptor = open_private(self._path, os.O_RDONLY)
             except FileNotFoundError:
@@ -106,7 +106,7 @@ class HashChain:
                 number of the line.
         """
         number, before = 0, START
-        with saying_what_to_do("read", self._path):
+        with translating_os_errors("read", self._path):
             try:
                 file = self._path.open("rb")
             except FileNotFoundError:

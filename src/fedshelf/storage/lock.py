@@ -16,7 +16,7 @@ from types import TracebackType
 import psutil
 
 from fedshelf.core.errors import RunError
-from fedshelf.storage.atomic_files import open_private, saying_what_to_do
+from fedshelf.storage.atomic_files import open_private, translating_os_errors
 
 PATIENCE = 0.5
 """Seconds to retry: a process that only checks whether the run is alive holds the lock for a moment."""
@@ -41,11 +41,11 @@ class RunLock:
         self._path = path
         self._what = what or f"the run in '{path.parent}'"
         self._instead = instead
-        with saying_what_to_do("write", path):
+        with translating_os_errors("write", path):
             self._descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             self._acquire()
-            with saying_what_to_do("write", path):
+            with translating_os_errors("write", path):
                 os.ftruncate(self._descriptor, 0)
                 os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
         except BaseException:
@@ -64,7 +64,7 @@ class RunLock:
             time.sleep(0.02)
 
     def _try(self) -> bool:
-        with saying_what_to_do("lock", self._path):
+        with translating_os_errors("lock", self._path):
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -93,7 +93,7 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises:
         RunError: the file cannot be written.
     """
-    with saying_what_to_do("lock", path):
+    with translating_os_errors("lock", path):
         descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

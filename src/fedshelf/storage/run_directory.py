@@ -17,7 +17,7 @@ import psutil
 from fedshelf.core.errors import RunError
 from fedshelf.core.system_errors import content_problem, reason
 from fedshelf.storage import lock as locks
-from fedshelf.storage.atomic_files import make_folder, refuse_link, saying_what_to_do, write_atomically
+from fedshelf.storage.atomic_files import make_folder, refuse_link, translating_os_errors, write_atomically
 
 SCHEMA_VERSION = 1
 _IDENTITY = "run.json"
@@ -118,7 +118,7 @@ class RunDirectory:
         Raises:
             RunError: the file cannot be read.
         """
-        with saying_what_to_do("read", self.config):
+        with translating_os_errors("read", self.config):
             return self.config.read_text(encoding="utf-8", errors="replace")
 
     @classmethod
@@ -137,7 +137,7 @@ class RunDirectory:
         make_folder(path)
         if is_run(path):
             raise RunError(f"'{path}' already holds run {cls.open(path).run_id}. Choose another --run-dir.")
-        with saying_what_to_do("read", path):
+        with translating_os_errors("read", path):
             unknown_files = sorted(
                 p.name for p in path.iterdir() if p.name not in (_CONFIG, _LOCK) and p.name[0] != "."
             )
@@ -163,7 +163,7 @@ class RunDirectory:
             raise RunError(
                 f"'{path}' holds no run: there is no {_IDENTITY} in it. 'fedshelf runs list' shows the runs."
             )
-        with saying_what_to_do("read", identity), identity.open("rb") as file:
+        with translating_os_errors("read", identity), identity.open("rb") as file:
             content = file.read(_MAX_IDENTITY_BYTES)
         try:
             fields = json.loads(content)

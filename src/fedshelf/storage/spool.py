@@ -25,7 +25,7 @@ from fedshelf.storage.atomic_files import (
     make_own_folder,
     map_file,
     remove_leftovers,
-    saying_what_to_do,
+    translating_os_errors,
     write_atomically,
 )
 
@@ -71,11 +71,11 @@ class FileSpool:
             write_atomically(path, blob.pieces, durable=False)
             digest = blob.digest if blob.pieces else ""
         else:
-            with saying_what_to_do("move", source.path):
+            with translating_os_errors("move", source.path):
                 source.path.replace(path)
             digest = source.digest
-        told = {"run_id": key.run_id, "client": client, "message": payload.encode_header(message, digest)}
-        write_atomically(_header_path(path), json.dumps(told), durable=False)
+        header = {"run_id": key.run_id, "client": client, "message": payload.encode_header(message, digest)}
+        write_atomically(_header_path(path), json.dumps(header), durable=False)
         found[client] = path
 
     def names(self, key: TaskKey) -> Sequence[str]:
@@ -92,7 +92,7 @@ class FileSpool:
         path = self._files(key)[client]
         try:
             return cast(
-                "ClientMessage", payload.Header.parse(_told(path)["message"]).message(blobs.read(map_file(path)))
+                "ClientMessage", payload.Header.parse(_read_header(path)["message"]).message(blobs.read(map_file(path)))
             )
         except (RunError, DamagedUploadError, RefusedError) as error:
             logger.warning("the upload of client '%s' can no longer be read from '%s': %s", client, path, error)
@@ -102,7 +102,7 @@ class FileSpool:
         """Delete all uploads: the round has been aggregated and checkpointed, or is void."""
         self._found.clear()
         if self._directory.exists():
-            with saying_what_to_do("empty", self._directory):
+            with translating_os_errors("empty", self._directory):
                 shutil.rmtree(self._directory)
 
     def _files(self, key: TaskKey) -> dict[str, Path]:
@@ -119,11 +119,11 @@ class FileSpool:
         found = {}
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             try:
-                told = _told(path)
-                if blobs.digest(map_file(path)) != payload.Header.parse(told["message"]).blob:
+                header = _read_header(path)
+                if blobs.digest(map_file(path)) != payload.Header.parse(header["message"]).blob:
                     raise DamagedUploadError("its digest differs")
-                if told["run_id"] == key.run_id:
-                    found[told["client"]] = path
+                if header["run_id"] == key.run_id:
+                    found[header["client"]] = path
             except (RunError, DamagedUploadError, RefusedError) as error:
                 logger.warning("round %d: a received upload is lost, its client is asked again: %s", key.round, error)
                 for part in (path, _header_path(path)):
@@ -168,10 +168,10 @@ def _header_path(blob: Path) -> Path:
     return blob.with_suffix(".json")
 
 
-def _told(blob: Path) -> dict[str, str]:
+def _read_header(blob: Path) -> dict[str, str]:
     """The content of the header file: run id, client name and message header."""
     try:
-        told = json.loads(_header_path(blob).read_text(encoding="utf-8"))
-        return {name: str(told[name]) for name in ("run_id", "client", "message")}
+        header = json.loads(_header_path(blob).read_text(encoding="utf-8"))
+        return {name: str(header[name]) for name in ("run_id", "client", "message")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedUploadError(f"its header cannot be read: {content_problem(error)}") from error

@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedshelf.storage.atomic_files import saying_what_to_do, write_atomically
+from fedshelf.storage.atomic_files import translating_os_errors, write_atomically
 
 MOST_KEPT = 20_000
 """Tasks that are remembered; when a client starts, older ones are dropped."""
@@ -51,12 +51,12 @@ class TaskLog:
         self.accepted: dict[AcceptedTask, float] = {}
         lines: list[bytes] = []
         if path.exists():
-            with saying_what_to_do("read", path):
+            with translating_os_errors("read", path):
                 lines = path.read_bytes().splitlines(keepends=True)
         for line in lines[-MOST_KEPT:]:
             try:
-                told = json.loads(line)
-                self.accepted[AcceptedTask(**told["task"])] = float(told["at"])
+                entry = json.loads(line)
+                self.accepted[AcceptedTask(**entry["task"])] = float(entry["at"])
             except (ValueError, TypeError, KeyError):
                 continue
         if len(lines) > MOST_KEPT or (lines and not lines[-1].endswith(b"\n")):
@@ -68,7 +68,7 @@ class TaskLog:
         Raises:
             RunError: the disk is full, ...
         """
-        with saying_what_to_do("write", self._path):
+        with translating_os_errors("write", self._path):
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_line(task, at))

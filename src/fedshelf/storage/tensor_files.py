@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             info = json.loads((file.metadata() or {})["fedshelf"])
             return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 -- no mapping
     except (SafetensorError, KeyError, ValueError) as error:
-        raise DamagedFileError(f"{path.name} is no file of ours: {error}") from error
+        raise DamagedFileError(f"{path.name} was not written by FedShelf: {error}") from error
 
 
 def _verify(path: Path) -> None:

@@ -29,7 +29,7 @@ from fedshelf.core.events import (
     StoresCompared,
 )
 from fedshelf.serialization import records
-from fedshelf.storage.atomic_files import make_folder, open_private, saying_what_to_do
+from fedshelf.storage.atomic_files import make_folder, open_private, translating_os_errors
 
 SCHEMA_VERSION = 2
 
@@ -81,7 +81,7 @@ class RunDatabase:
         self._path = path
         self._now = now
         self._lock = threading.Lock()
-        with saying_what_to_do("write", path):
+        with translating_os_errors("write", path):
             os.close(open_private(path, os.O_RDWR | os.O_CREAT))  # SQLite gives its other files the same mode
         with self._explained():
             # Transactions are started explicitly; a lock serializes threads.

@@ -22,7 +22,7 @@ from fedshelf.core.events import (
     StoreComparison,
 )
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.storage.atomic_files import saying_what_to_do
+from fedshelf.storage.atomic_files import translating_os_errors
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
 from fedshelf.tracking.product_results import NO_RESULTS, ProductResults, product_results
@@ -108,7 +108,7 @@ def run_summary(path: Path) -> RunSummary:
     """
     directory = RunDirectory.open(path)
     alive = directory.owner() is not None
-    with saying_what_to_do("read", directory.database):
+    with translating_os_errors("read", directory.database):
         is_there = directory.database.is_file()
     if not is_there:
         return _summary(directory, alive=alive)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.core.text import counted, did_you_mean, some
-from fedshelf.storage.atomic_files import saying_what_to_do
+from fedshelf.storage.atomic_files import translating_os_errors
 from fedshelf.storage.run_directory import RunDirectory, is_run
 from fedshelf.tracking.queries import RunSummary, run_summary
 
@@ -23,7 +23,7 @@ def find_runs(root: Path) -> tuple[RunDirectory, ...]:
     Raises:
         RunError: `root` cannot be read.
     """
-    with saying_what_to_do("read", root):
+    with translating_os_errors("read", root):
         paths = sorted(root.iterdir()) if root.is_dir() else []
     found = []
     for path in paths:

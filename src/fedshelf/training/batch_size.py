@@ -101,8 +101,8 @@ class BatchSizes:
             return configured
         if self._seconds is None:
             self._seconds = measure(self._bound, photos, candidates(configured, MOST_GROWTH * configured * LEAST_STEPS))
-            told = (f"{1000 * seconds:.2f} ms in batches of {size}" for size, seconds in self._seconds.items())
-            logger.info("a photo takes %s", ", ".join(told))
+            listed = (f"{1000 * seconds:.2f} ms in batches of {size}" for size, seconds in self._seconds.items())
+            logger.info("a photo takes %s", ", ".join(listed))
         found = {size: seconds for size, seconds in self._seconds.items() if size in allowed}
         return fastest(found) if found else configured
 

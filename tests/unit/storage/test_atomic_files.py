@@ -16,8 +16,8 @@ from fedshelf.storage.atomic_files import (
     Data,
     make_folder,
     remove_leftovers,
-    saying_what_to_do,
     temporary_folder,
+    translating_os_errors,
     write_atomically,
     write_together,
 )
@@ -85,7 +85,7 @@ def test_a_producer_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> Non
     [(errno.ENOSPC, "Free some space"), (errno.EROFS, "read-only"), (errno.EACCES, "the right to write")],
 )
 def test_errors_of_the_system_say_where_why_and_what_to_do(number: int, advice: str) -> None:
-    with pytest.raises(RunError, match=advice) as raised, saying_what_to_do("write", Path("/some/file")):
+    with pytest.raises(RunError, match=advice) as raised, translating_os_errors("write", Path("/some/file")):
         raise OSError(number, os.strerror(number))
     assert "cannot write '/some/file'" in str(raised.value)
     assert os.strerror(number) in str(raised.value)
