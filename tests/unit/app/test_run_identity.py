@@ -1,4 +1,4 @@
-"""A run directory belongs to one configuration; runs are gone on with, extended, and not mixed up."""
+"""A run directory belongs to one configuration; runs are resumed, extended, and not mixed up."""
 
 import shutil
 import threading
@@ -98,7 +98,7 @@ def test_without_a_directory_the_newest_unfinished_run_of_the_configuration_goes
     status, resumed = run(config())
     assert (status, resumed.run_id) == (RunStatus.FINISHED, stopped.run_id)
     _, fresh = run(config())
-    assert fresh.run_id != stopped.run_id, "a finished run is not gone on with"
+    assert fresh.run_id != stopped.run_id, "a finished run is not resumed"
     assert resumed.path.parent == places.RUNS
     assert torch.equal(final(fresh), final(resumed)), "the interruption shows nowhere"
 

@@ -67,7 +67,7 @@ def test_groups_of_products_are_not_taken_for_stores(tmp_path: Path, classes: tu
 @pytest.mark.parametrize("name", ["test", "central_test", "Val", "validation", "hold-out", "Test Set"])
 def test_photos_to_test_on_beside_products_are_not_trained_on(tmp_path: Path, name: str) -> None:
     write_pack(tmp_path, {"Banana": 2, "Kiwi": 2, f"{name}/Banana": 1})
-    with pytest.raises(DataError, match=rf"holds '{name}' beside other folders with the same products \('Banana'\)"):
+    with pytest.raises(DataError, match=rf"holds '{name}' next to other folders with the same products \('Banana'\)"):
         scan_all(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_stores_to_simulate_are_the_folders_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["test", "central_test", "train", "Validation"])
 def test_photos_to_test_on_are_not_simulated_as_a_store(tmp_path: Path, name: str) -> None:
     write_pack(tmp_path, {"lyon/A": 1, f"{name}/A": 1})
-    with pytest.raises(DataError, match=rf"holds '{name}' beside other folders.*--test-dir"):
+    with pytest.raises(DataError, match=rf"holds '{name}' next to other folders.*--test-dir"):
         store_folders(tmp_path)
 
 

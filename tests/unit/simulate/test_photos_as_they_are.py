@@ -128,7 +128,7 @@ def test_accuracies_that_tell_little_are_known_to_those_who_show_them() -> None:
         ({"catalogue": Path("twice.txt")}, DataError, "'apple' is there twice"),
         ({"aliases": Path("twice.txt")}, DataError, "must be alias,class"),
         ({"data_dir": Path("stores/a")}, DataError, "is one store's folder"),
-        ({"data_dir": Path("pack")}, DataError, "holds 'test', 'train' beside other folders"),
+        ({"data_dir": Path("pack")}, DataError, "holds 'test', 'train' next to other folders"),
         ({"data_dir": Path("chain")}, DataError, "looks like a folder of stores"),
     ],
 )
