@@ -91,7 +91,7 @@ class OpenedSetup:
         bound_model: the model.
         uploads: the stages that an upload passes through.
         personalization: what stays at the stores.
-        warm_start: the algorithm of round 0, if there is one.
+        closed_form: computes the output layer in closed form, if the run does that before or after its rounds.
         batch_sizes: measures the fastest batch size if each client has its own, else None.
     """
 
@@ -102,7 +102,7 @@ class OpenedSetup:
     bound_model: BoundModel
     uploads: UploadPipeline
     personalization: Personalization
-    warm_start: Algorithm | None = None
+    closed_form: Algorithm | None = None
     batch_sizes: BatchSizes | None = None
 
 
@@ -126,9 +126,10 @@ def algorithm_of(config: RunConfig) -> Algorithm:
     return cast(Algorithm, component_of(config, "algorithm"))
 
 
-def warm_start_of(config: RunConfig) -> Algorithm | None:
-    """Create the algorithm of round 0, if there is one."""
-    return None if config.warm_start == "none" else cast(Algorithm, load(ALGORITHMS[config.warm_start])())
+def closed_form_of(config: RunConfig) -> Algorithm | None:
+    """Create what computes the output layer in closed form before or after the rounds, if the run does that."""
+    wanted = config.warm_start != "none" or config.refit_head
+    return cast(Algorithm, config.settings_of(load(ALGORITHMS["ridge"]))) if wanted else None
 
 
 def aggregator_of(config: RunConfig) -> Aggregator:
@@ -252,7 +253,8 @@ def training_of(config: RunConfig) -> TrainingSettings:
         optimizer=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing, gradient_clip=config.gradient_clip, batch_size=config.batch_size,
         local_epochs=config.local_epochs, augmentation=Augmentation() if config.augment else None,
-        loss=component_of(config, "loss"),
+        loss=component_of(config, "loss"), backbone_lr_factor=config.backbone_lr_factor,
+        unfreeze_after=config.unfreeze_after,
     )  # fmt: skip
 
 
@@ -294,11 +296,11 @@ def open_setup(
     _load_frozen(bound_model, setup)
     if config.compile == "on":
         bound_model = compile_forward(bound_model, config.image_size)
-    layout, warm_start = bound_model.params.layout, warm_start_of(config)
+    layout, closed_form = bound_model.params.layout, closed_form_of(config)
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, bound_model=bound_model,
         algorithm=algorithm_of(config).for_model(layout, bound_model.output_layer),
-        warm_start=None if warm_start is None else warm_start.for_model(layout, bound_model.output_layer),
+        closed_form=None if closed_form is None else closed_form.for_model(layout, bound_model.output_layer),
         uploads=uploads_of(config), personalization=personalization_of(config),
         batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
@@ -363,7 +365,7 @@ def work_for(
     )
     return Work(
         algorithm=opened.algorithm,
-        warm_start=opened.warm_start,
+        closed_form=opened.closed_form,
         trainer=trainer,
         ready=ready,
         uploads=opened.uploads,
@@ -490,6 +492,8 @@ def plan_of(
         test_every=config.test_every,
         pacing=pacing_of(config),
         confirmed=config.confirm_catalogue,
-        warm_start=warm_start_of(config),
+        closed_form=closed_form_of(config),
+        warm_start=config.warm_start != "none",
+        refit_head=config.refit_head,
         compares=config.personalize != "none" if config.compare is None else config.compare,
     )  # fmt: skip

@@ -387,6 +387,8 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
             f"--aggregator {config.aggregator} with --algorithm {config.algorithm}: a client that it leaves out may "
             "have begun its next task from a state that must be undone. Use median or trimmed-mean"
         )
+    if config.refit_head:
+        found.append(f"--refit-head with --algorithm {config.algorithm}: clients may still be at work. Leave it out")
     if config.quorum is not None:
         found.append(f"--quorum with --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
     if config.sampling == "size":

@@ -50,7 +50,16 @@ C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
 RENAMED: Mapping[str, str] = {"speeds": "slowdowns"}
 """Former names of fields. They still work as keys and flags, and log the current name once."""
-NEWER = ("norm_bound", "warm_start", "train", "freeze_norm", "feature_views")
+NEWER = (
+    "norm_bound",
+    "warm_start",
+    "refit_head",
+    "train",
+    "freeze_norm",
+    "feature_views",
+    "backbone_lr_factor",
+    "unfreeze_after",
+)
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _FIRST = (
     "mu", "loss", "fedrs_alpha", "fedlc_tau", "server_lr", "server_momentum", "server_beta2", "server_tau",
@@ -159,6 +168,10 @@ class RunConfig(Settings):
     label_smoothing: Annotated[float, Setting(help="Label smoothing.", ge=0, lt=1, panel=TRAINING)] = 0.1
     gradient_clip: Annotated[float, Setting(help="Maximum norm of each step's gradient; 0 for no limit.", ge=0,
         panel=TRAINING)] = 5.0  # fmt: skip
+    backbone_lr_factor: Annotated[float, Setting(help="Learning rate of all but the output layer, as a multiple of "
+        "--client-lr; gradients of the two are then clipped apart.", ge=0, panel=TRAINING)] = 1.0  # fmt: skip
+    unfreeze_after: Annotated[int, Setting(help="Rounds in which the output layer alone is trained, before the rest.",
+        ge=0, panel=TRAINING)] = 0  # fmt: skip
     threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
         ge=0, le=1024, panel=TRAINING)] = 1  # fmt: skip
     compile: Annotated[CompileChoice, Setting(help="Compile the training step.", panel=TRAINING)] = "off"
@@ -170,6 +183,8 @@ class RunConfig(Settings):
         "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
     warm_start: Annotated[WarmStart, Setting(help="Before round 1, compute the output layer in closed form (ridge).",
         panel=ALGORITHM)] = "none"  # fmt: skip
+    refit_head: Annotated[bool, Setting(help="After the last round, compute the output layer in closed form for what "
+        "the other layers have become.", panel=ALGORITHM)] = False  # fmt: skip
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip

@@ -205,6 +205,7 @@ class Broadcast:
     model: Identifier = ""
     deltas: tuple[ModelDelta, ...] = ()
     counted: TaskKey | None = None
+    closed_form: StrictBool = False
     num_steps: Count | None = None
     num_rounds: RoundNumber | None = None
     per_product: StrictBool = False

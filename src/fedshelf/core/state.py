@@ -97,6 +97,7 @@ class ServerState:
         virtual_seconds: time of a simulation's clock.
         in_flight: tasks in flight.
         compared: the round after which stores last compared models.
+        refitted: the last round, if it computed the output layer in closed form.
         classes: digest of the class names that the rows of the model's head stand for.
         suspended: by client, its exclusion for some rounds.
     """
@@ -112,6 +113,7 @@ class ServerState:
     virtual_seconds: float = 0.0
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0
+    refitted: int = 0
     classes: str = ""
     suspended: Mapping[str, Suspension] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.compression.download import HeldModel, MemoryHeldModel, open_broadcast
 from fedshelf.core.bounds import MAX_FLOAT
-from fedshelf.core.errors import FedShelfError, PolicyError
+from fedshelf.core.errors import FedShelfError, PolicyError, RefusedError
 from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
@@ -23,6 +23,7 @@ from fedshelf.core.messages import (
     task_key,
 )
 from fedshelf.core.ports import ClientStates
+from fedshelf.core.state import ClientState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
@@ -41,7 +42,7 @@ class Work:
         trainer: trains the bound model on the client's photos.
         ready: the reply to the setup.
         model_selection: chooses the store's model after the last round.
-        warm_start: the algorithm of round 0, if there is one.
+        closed_form: computes the output layer in closed form, if the run does that before or after its rounds.
         uploads: the stages that uploads pass.
         personalization: the part of the model that stays at the client.
         catalogue: the classes; None: the client does not count by product.
@@ -51,7 +52,7 @@ class Work:
     trainer: Trainer
     ready: Ready
     model_selection: ModelSelection
-    warm_start: Algorithm | None = None
+    closed_form: Algorithm | None = None
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
     personalization: Personalization = NONE
     catalogue: Catalogue | None = None
@@ -110,8 +111,10 @@ class Client:
         self._accept(broadcast, work.trainer)
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
-        if broadcast.key.round == 0 and work.warm_start is not None:
-            work = replace(work, algorithm=work.warm_start, uploads=UploadPipeline())
+        if broadcast.closed_form:
+            if work.closed_form is None:
+                raise RefusedError("this run has no closed form to compute: neither --warm-start nor --refit-head")
+            work = replace(work, algorithm=work.closed_form, uploads=UploadPipeline())
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
             work.trainer.bound_model.load(broadcast.params)
@@ -131,9 +134,11 @@ class Client:
         if cached_reply is not None:
             return cached_reply  # a restarted server asks again, and gets the same bytes
         work.personalization.apply(work.trainer.bound_model, state)
-        upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
-        if work.algorithm is work.warm_start:
-            after = replace(after, algorithm={})  # the next algorithm begins without a state
+        if broadcast.closed_form:  # the run's algorithm keeps its state
+            upload, _ = work.algorithm.client_round(replace(broadcast, counted=None), ClientState(), work.trainer)
+            after = state
+        else:
+            upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout

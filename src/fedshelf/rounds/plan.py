@@ -102,7 +102,9 @@ class Plan:
         aliases: product names that mean the same product.
         compares: whether stores compare models after the last round.
         confirmed: whether an unusual catalogue of the clients' classes is accepted.
-        warm_start: the algorithm of a round 0; None: the run begins with round 1.
+        closed_form: computes the output layer in closed form, before or after the rounds.
+        warm_start: whether that is done in a round 0.
+        refit_head: whether it is done after the last round.
     """
 
     run_id: str
@@ -126,12 +128,14 @@ class Plan:
     aliases: Mapping[str, str] = field(default_factory=dict)
     compares: bool = False
     confirmed: bool = False
-    warm_start: Algorithm | None = None
+    closed_form: Algorithm | None = None
+    warm_start: bool = False
+    refit_head: bool = False
 
     @property
     def first_round(self) -> int:
         """The number of the run's first round."""
-        return 1 if self.warm_start is None else 0
+        return 0 if self.warm_start else 1
 
     def is_last(self, round: int, best: Best | None) -> bool:
         """Whether the run ends with `round`, if `best` is the best round then."""
@@ -189,6 +193,8 @@ class Context:
         membership: the clients.
         inbox: receives messages.
         downloads: encodes the model for each client.
+        closed_form: whether clients are asked for `plan.closed_form`, which then is the `algorithm`.
+        closes: whether the run ends with the current round in any case.
     """
 
     plan: Plan
@@ -199,7 +205,13 @@ class Context:
     membership: Membership
     inbox: Inbox
     downloads: Downloads
+    closed_form: bool = False
+    closes: bool = False
     _tested: list[tuple[ModelState, Score]] = field(default_factory=list, init=False)  # the newest
+
+    def is_last(self, round: int, best: Best | None) -> bool:
+        """Whether the run ends with `round`, if `best` is the best round then."""
+        return self.closes or (not self.plan.refit_head and self.plan.is_last(round, best))
 
     @property
     def timer(self) -> Clock:

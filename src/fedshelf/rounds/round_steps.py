@@ -129,6 +129,7 @@ class RoundSteps:
             return Broadcast(
                 key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model.published, **added},
                 counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name),
+                closed_form=self._context.closed_form,
             )  # fmt: skip
 
         def on_reply(reply: Reply) -> None:
@@ -241,6 +242,12 @@ class RoundSteps:
         vectors = {PARAMS: model.params, **auxiliary_vectors({CANDIDATES: candidates})}
         found: dict[str, tuple[CandidateScore, ...]] = {}
 
+        def broadcast(name: str) -> Broadcast:
+            return Broadcast(
+                key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors=vectors,
+                closed_form=self._context.closed_form,
+            )  # fmt: skip
+
         def on_reply(reply: Reply) -> None:
             message, num_validation = reply.message, self._membership.num_validation(reply.client)
             problem = problem_with_evaluation(reply, key, num_validation)
@@ -259,8 +266,7 @@ class RoundSteps:
             on_reply(reply)
 
         self._dispatcher.dispatch(
-            asked, key, lambda name: Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors=vectors),
-            noted, seconds=self._plan.rounds.timeout, traffic=progress, enough=patience.is_over,
+            asked, key, broadcast, noted, seconds=self._plan.rounds.timeout, traffic=progress, enough=patience.is_over
         )  # fmt: skip
         if not found:
             return model
@@ -339,7 +345,7 @@ class RoundSteps:
                 per_product=tree is not None,
             )  # fmt: skip
 
-        tree = self._context.catalogue.tree if self._plan.is_last(key.round, state.best) else None
+        tree = self._context.catalogue.tree if self._context.is_last(key.round, state.best) else None
         seconds = self._plan.rounds.timeout
         at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
         patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)

@@ -105,7 +105,7 @@ class Server:
         # A simulated round restarts from its beginning, and ends the same at the same virtual time.
         opened = ports.checkpoints.load_open_round() if ports.virtual is None else None
         is_new = state is None and opened is None
-        if state is not None and state.round >= plan.num_rounds and not self._is_to_compare(state):
+        if state is not None and state.round >= plan.num_rounds and not self._is_to_close(state):
             return f"{counted(state.round, 'round')} already done"
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
@@ -183,30 +183,47 @@ class Server:
         self, state: ServerState, opened: OpenRound | None, context: Context
     ) -> tuple[ServerState, str]:  # fmt: skip
         """Run all rounds after `state`, first the one that is `opened`; return the last state and why the run ended."""
+        if state.round < 0:
+            state, opened = self._closed_form_round(state, opened, context), None
+        state, ended = self._training_rounds(state, opened, context)
+        if self._plan.refit_head and state.refitted != state.round:
+            state = self._closed_form_round(state, opened, replace(context, closes=True))
+            ended += ", and the output layer computed anew"
+        return state, ended
+
+    def _training_rounds(
+        self, state: ServerState, opened: OpenRound | None, context: Context
+    ) -> tuple[ServerState, str]:  # fmt: skip
+        """Run the rounds of the run's algorithm."""
         plan, algorithm = self._plan, self._algorithm
-        if state.round < 0 and plan.warm_start is not None:
-            state, opened = self._warm_start(state, opened, plan.warm_start, context), None
         rounds: Rounds = (
             BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
         )
         rounds.resume(state, opened)
         while state.round < plan.num_rounds:
-            if plan.early_stopping.exhausted(state.round, state.best):
+            if plan.early_stopping.exhausted(state.round, state.best) or 0 < state.refitted == state.round:
                 return state, plan.early_stopping.why_stopped(state.best)
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, rounds, context)
         return state, f"{counted(plan.num_rounds, 'round')} done"
 
-    def _warm_start(
-        self, state: ServerState, opened: OpenRound | None, algorithm: Algorithm, context: Context
-    ) -> ServerState:  # fmt: skip
-        """Run round 0 with an algorithm of its own, and return the state that the run's algorithm begins with."""
-        context = replace(context, algorithm=algorithm.for_model(context.model.layout, context.model.head))
+    def _closed_form_round(self, state: ServerState, opened: OpenRound | None, context: Context) -> ServerState:
+        """Run a round that computes the output layer in closed form; the run's algorithm keeps its own state."""
+        if self._plan.closed_form is None:
+            raise ValueError("a round in closed form needs an algorithm")
+        algorithm = self._plan.closed_form.for_model(context.model.layout, context.model.head)
+        context, optimizer = replace(context, algorithm=algorithm, closed_form=True), state.model.optimizer
         rounds = SynchronousRounds(context)
-        rounds.resume(state, opened)
-        state, record, live = rounds.next(state)
-        state = _seen(replace(state, model=replace(state.model, optimizer={})), live)
+        rounds.resume(state, opened if opened and opened.key.round == state.round + 1 else None)
+        state, record, live = rounds.next(replace(state, model=replace(state.model, optimizer={})))
+        state = _seen(replace(state, model=replace(state.model, optimizer=optimizer)), live)
+        if context.closes:
+            state = replace(state, refitted=state.round)
         return self._finish_round(state, record, rounds, context)
+
+    def _is_to_close(self, state: ServerState) -> bool:
+        """Whether something remains to be done after the last round."""
+        return self._is_to_compare(state) or (self._plan.refit_head and state.refitted != state.round)
 
     def _is_to_compare(self, state: ServerState) -> bool:
         """Whether stores have yet to compare models after the current round."""
@@ -224,7 +241,7 @@ class Server:
         if self._ports.virtual is not None:  # includes the time of void attempts
             record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
             state = self._ports.virtual.snapshot(state)
-        last = self._plan.is_last(record.round, best)
+        last = context.is_last(record.round, best)
         if last:
             record = replace(record, report=product_report(context, state, rounds.evaluations()))
         if is_best:

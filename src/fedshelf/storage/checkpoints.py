@@ -165,6 +165,7 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
             for flight in state.in_flight
         ],
         "compared": state.compared,
+        "refitted": state.refitted,
         "classes": state.classes,
         "suspended": {client: [found.last_round, found.reason] for client, found in state.suspended.items()},
     }
@@ -201,6 +202,7 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
             for client, key, due, leaves, wanted in info.get("in_flight", ())
         ),
         compared=info.get("compared", 0),
+        refitted=info.get("refitted", 0),
         classes=info.get("classes", ""),
         suspended={
             client: Suspension(last_round=last_round, reason=reason)

@@ -66,7 +66,9 @@ class LocalRun:
     _sizes: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = optimizer.start(self.bound.params, self.bound.gradients, self.bound.settings, self.moves)
+        bound = self.bound
+        head = bound.head_range if self.moves is Moves.HEAD or bound.settings.backbone_lr_factor != 1 else None
+        self.optimizer = optimizer.start(bound.params, bound.gradients, bound.settings, self.moves, head)
 
     @property
     def size(self) -> int:
@@ -121,7 +123,7 @@ def train(local_runs: Sequence[LocalRun], differentiate: Differentiate) -> None:
             for local_run, loss in zip(group, losses, strict=True):
                 local_run.note(loss, local_run.size)
             if settings.gradient_clip:
-                _clip([local_run.bound.gradients for local_run in group], settings.gradient_clip)
+                _clip([part for local_run in group for part in _clipped(local_run)], settings.gradient_clip)
             for local_run in group:
                 _adjust(local_run)
             optimizer.step([local_run.optimizer for local_run in group], settings, group[0].client_lr)
@@ -159,8 +161,14 @@ def _adjust(local_run: LocalRun) -> None:
         local_run.gradient_hook(local_run.bound.gradients[: params.layout.num_trainable], params.trainable)
 
 
+def _clipped(local_run: LocalRun) -> list[Tensor]:
+    """The gradients whose norms are bounded: of groups with a learning rate of their own, else of all together [M]."""
+    apart = len(set(local_run.optimizer.factors)) > 1
+    return local_run.optimizer.gradients if apart else [local_run.bound.gradients]
+
+
 def _clip(gradients: Sequence[Tensor], bound: float) -> None:
-    """Clip the norm of each vector [P]. Statistics have no gradient, so their values are zero."""
+    """Clip the norm of each vector. Statistics have no gradient, so their values are zero."""
     for gradient in gradients:
         gradient.mul_((bound / (gradient.norm() + 1e-6)).clamp(max=1.0))
 

@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from fedshelf.core.choices import Schedule
+from fedshelf.core.errors import ModelError
 from fedshelf.core.params import Params
 from fedshelf.training.phases import Moves
 from fedshelf.training.settings import TrainingSettings
@@ -30,6 +31,7 @@ class OptimizerState:
 
     Attributes:
         values: the values to update.
+        factors: their learning rates, as multiples of the round's.
         gradients: their gradients.
         moments: SGD's momentum (None before the first step) or AdamW's first moment.
         squares: AdamW's second moment.
@@ -37,6 +39,7 @@ class OptimizerState:
     """
 
     values: list[Tensor]
+    factors: list[float]
     gradients: list[Tensor]
     moments: list[Tensor | None]
     squares: list[Tensor]
@@ -44,7 +47,7 @@ class OptimizerState:
 
 
 def start(
-    params: Params, gradients: Tensor, settings: TrainingSettings, moves: Moves = Moves.ALL
+    params: Params, gradients: Tensor, settings: TrainingSettings, moves: Moves = Moves.ALL, head: slice | None = None
 ) -> OptimizerState:  # fmt: skip
     """Create a fresh optimizer.
 
@@ -53,16 +56,32 @@ def start(
         gradients: gradients [P], read at each step.
         settings: settings of local training.
         moves: the values to update.
+        head: where the output layer lies; required if it has a learning rate of its own, or is moved alone.
+
+    Raises:
+        ModelError: the output layer is not known.
     """
     layout = params.layout
-    regions = [slice(0, layout.num_trainable)] if moves is not Moves.PERSONAL else []
-    if layout.num_personal_trainable and moves is not Moves.SHARED:
-        regions.append(slice(layout.num_shared, layout.num_shared + layout.num_personal_trainable))
-    values = [params.vector[region] for region in regions]
+    regions = {"all": slice(0, layout.num_trainable)} if moves is not Moves.PERSONAL else {}
+    if regions and (moves is Moves.HEAD or settings.backbone_lr_factor != 1):
+        if head is None:
+            raise ModelError(
+                "the output layer cannot be trained apart: it is not a single linear one that stores share"
+            )
+        regions = {"before": slice(0, head.start), "head": head, "after": slice(head.stop, layout.num_trainable)}
+        regions = {
+            name: region
+            for name, region in regions.items()
+            if region.stop > region.start and (name == "head" or moves is not Moves.HEAD)
+        }
+    if layout.num_personal_trainable and moves in (Moves.ALL, Moves.PERSONAL):
+        regions["personal"] = slice(layout.num_shared, layout.num_shared + layout.num_personal_trainable)
+    values = [params.vector[region] for region in regions.values()]
     remembers = settings.optimizer == "adamw"
     return OptimizerState(
         values=values,
-        gradients=[gradients[region] for region in regions],
+        factors=[settings.backbone_lr_factor if name in ("before", "after") else 1.0 for name in regions],
+        gradients=[gradients[region] for region in regions.values()],
         moments=[torch.zeros_like(value) if remembers else None for value in values],
         squares=[torch.zeros_like(value) for value in values] if remembers else [],
         steps=[_step_counter(value) for value in values] if remembers else [],
@@ -78,6 +97,12 @@ def step(states: Sequence[OptimizerState], settings: TrainingSettings, client_lr
         settings: settings of local training.
         client_lr: learning rate.
     """
+    factors = {factor for state in states for factor in state.factors}
+    if len(factors) > 1:
+        for factor in sorted(factors):
+            _step_part(states, settings, client_lr, factor)
+        return
+    client_lr *= next(iter(factors))
     values = [value for state in states for value in state.values]
     gradients = [gradient for state in states for gradient in state.gradients]
     moments = [moment for state in states for moment in state.moments]
@@ -98,6 +123,28 @@ def step(states: Sequence[OptimizerState], settings: TrainingSettings, client_lr
     made = iter(moments)  # created in this list by the first step
     for state in states:
         state.moments = [next(made) for _ in state.values]
+
+
+def _step_part(
+    states: Sequence[OptimizerState], settings: TrainingSettings, client_lr: float, factor: float
+) -> None:  # fmt: skip
+    """Step the values of one learning rate."""
+    parts, places = [], []
+    for state in states:
+        chosen = [i for i, own in enumerate(state.factors) if own == factor]
+        parts.append(
+            OptimizerState(
+                values=[state.values[i] for i in chosen], factors=[factor] * len(chosen),
+                gradients=[state.gradients[i] for i in chosen], moments=[state.moments[i] for i in chosen],
+                squares=[state.squares[i] for i in chosen] if state.squares else [],
+                steps=[state.steps[i] for i in chosen] if state.steps else [],
+            )
+        )  # fmt: skip
+        places.append(chosen)
+    step(parts, settings, client_lr)
+    for state, part, chosen in zip(states, parts, places, strict=True):
+        for i, moment in zip(chosen, part.moments, strict=True):
+            state.moments[i] = moment  # SGD's first step creates them
 
 
 def client_lr(round: int, *, base: float, schedule: Schedule, warmup_rounds: int, num_rounds: int) -> float:

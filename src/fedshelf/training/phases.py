@@ -10,6 +10,7 @@ class Moves(StrEnum):
     ALL = "all"
     SHARED = "shared"
     PERSONAL = "personal"
+    HEAD = "head"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

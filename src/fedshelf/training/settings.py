@@ -17,7 +17,10 @@ class TrainingSettings:
         weight_decay: weight decay.
         label_smoothing: label smoothing.
         loss: a calibrated loss; None: plain cross-entropy.
-        gradient_clip: bound on the norm of each step's loss gradient; 0: unbounded.
+        gradient_clip: bound on the norm of each step's loss gradient, for the output layer and the rest apart if their
+            learning rates differ; 0: unbounded.
+        backbone_lr_factor: learning rate of all but the output layer, as a multiple of the round's.
+        unfreeze_after: rounds in which the output layer alone is trained.
         batch_size: photos in a batch.
         local_epochs: epochs per round.
         augmentation: random views of photos; None: photos as they are.
@@ -29,6 +32,8 @@ class TrainingSettings:
     label_smoothing: float = 0.1
     loss: Loss | None = None
     gradient_clip: float = 5.0
+    backbone_lr_factor: float = 1.0
+    unfreeze_after: int = 0
     batch_size: int = 16
     local_epochs: int = 2
     augmentation: Augmentation | None = Augmentation()  # noqa: RUF009  frozen

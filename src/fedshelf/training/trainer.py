@@ -173,11 +173,16 @@ class Trainer:
             local_run = LocalRun(
                 bound=self.bound_model, batches=made, round=round, num_examples=len(self.train),
                 client_lr=self.lr_scale * client_lr, gradient_hook=gradient_hook, calibration=self.calibration,
-                moves=phase.moves,
+                moves=self._moves(phase, round),
             )  # fmt: skip
             fits.append(self._train(local_run))
             taken += fits[-1].num_steps if phase.moves is not Moves.PERSONAL else 0
         return replace(fits[-1], num_steps=taken, seconds=sum(fit.seconds for fit in fits))
+
+    def _moves(self, phase: Phase, round: int) -> Moves:
+        """What a phase moves in a round: first the output layer alone, if so configured."""
+        is_first = round <= self.bound_model.settings.unfreeze_after
+        return Moves.HEAD if is_first and phase.moves is not Moves.PERSONAL else phase.moves
 
     def gradient(self, *, round: int) -> Tensor:
         """[T]: the gradient of the mean loss over all training photos, at the bound model's current values.
