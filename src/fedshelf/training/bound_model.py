@@ -102,9 +102,9 @@ class BoundModel:
     def head_range(self) -> slice | None:
         """Where the output layer lies in the shared trainable values; None if it does not, or not in one piece."""
         specs = [t for t in self.params.layout.tensors if t.name.startswith(f"{self.output_layer}.")]
-        start, stop = (min(t.offset for t in specs), sum(t.size for t in specs)) if specs else (0, 0)
-        is_whole = all(t.segment is Segment.TRAINABLE and start <= t.offset < start + stop for t in specs)
-        return slice(start, start + stop) if self.output_layer and specs and is_whole else None
+        start, size = min((t.offset for t in specs), default=0), sum(t.size for t in specs)
+        is_whole = all(t.segment is Segment.TRAINABLE and start <= t.offset < start + size for t in specs)
+        return slice(start, start + size) if self.output_layer and specs and is_whole else None
 
     @property
     def num_features(self) -> int | None:

@@ -65,9 +65,7 @@ def start(
     regions = {"all": slice(0, layout.num_trainable)} if moves is not Moves.PERSONAL else {}
     if regions and (moves is Moves.HEAD or settings.backbone_lr_factor != 1):
         if head is None:
-            raise ModelError(
-                "the output layer cannot be trained apart: it is not a single linear one that stores share"
-            )
+            raise ModelError("the output layer cannot be trained apart: stores do not share a single linear one")
         regions = {"before": slice(0, head.start), "head": head, "after": slice(head.stop, layout.num_trainable)}
         regions = {
             name: region

@@ -1,4 +1,4 @@
-"""Learning rates by depth: the output layer and the rest apart, against torch's own optimizers with parameter groups."""
+"""Learning rates by depth: the output layer and the rest apart."""
 
 from collections.abc import Iterator
 
@@ -42,27 +42,38 @@ def run(given: TrainingSettings, moves: Moves = Moves.ALL) -> BoundModel:
     return bound
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_each_group_has_its_rate_as_with_parameter_groups_of_torch(optimizer: str) -> None:
-    given = settings(optimizer=optimizer, backbone_lr_factor=FACTOR)
+def test_each_group_has_its_rate_as_with_parameter_groups_of_torch() -> None:
+    given = settings(backbone_lr_factor=FACTOR)
     expected = module()
     expected.train()
     groups = [
         {"params": [p for n, p in expected.named_parameters() if not n.startswith("head.")], "lr": LR * FACTOR},
         {"params": list(expected.get_submodule("head").parameters()), "lr": LR},
     ]
-    by_torch: torch.optim.Optimizer
-    if optimizer == "sgd":
-        by_torch = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=given.weight_decay)
-    else:
-        by_torch = torch.optim.AdamW(groups, weight_decay=given.weight_decay)
+    by_torch = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=given.weight_decay)
     for batch in noise():
         by_torch.zero_grad()
-        functional.cross_entropy(expected(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(expected(batch.images), batch.labels).backward()
         by_torch.step()
     bound = run(given)
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(bound.params.views()[name], parameter.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_of_each_group_is_that_of_a_model_with_one_rate(optimizer: str) -> None:
+    def stepped(lr: float, factor: float) -> BoundModel:
+        given = settings(optimizer=optimizer, backbone_lr_factor=factor)
+        bound = BoundModel.of(module(), compute=choose("cpu", threads=1), settings=given)
+        one = LocalRun(bound=bound, batches=iter([next(noise())]), round=1, client_lr=lr, num_examples=6)
+        alone(one)
+        return bound
+
+    both, fast, slow = stepped(LR, FACTOR), stepped(LR, 1.0), stepped(LR * FACTOR, 1.0)
+    head = both.head_range
+    assert head is not None
+    assert torch.equal(both.params.vector[head], fast.params.vector[head])
+    assert torch.equal(both.params.vector[: head.start], slow.params.vector[: head.start])
 
 
 def test_the_output_layer_alone_moves_at_first() -> None:
