@@ -39,8 +39,8 @@ TAIL_BYTES = 8  # a safetensors file begins with its header's length
 ROUTES = frozenset(
     [f"POST /v1/fleet/{name}" for name in (
         "register-node", "activate-node", "deactivate-node", "unregister-node", "confirm-message-received",
-    )] + ["GET /fedshelf/health", "GET /fedshelf/authority", "POST /fedshelf/enroll", "POST /fedshelf/renew",
-       "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push", "POST /fedshelf/died"]
+    )] + ["GET /fedshelf/health", "GET /fedshelf/authority", "GET /fedshelf/roster", "POST /fedshelf/enroll",
+       "POST /fedshelf/renew", "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push", "POST /fedshelf/died"]
 )  # fmt: skip
 BLOB_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/blobs/[0-9a-f]{64}")
 TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -110,6 +110,17 @@ def _products(value: Any, store: Store) -> bool:
     )
 
 
+def _candidates(value: Any, store: Store) -> bool:
+    """A count and sums of losses for each output layer to choose among, or nothing."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and set(entry) == {"num_correct", "losses"}
+        and _count(entry["num_correct"], store)
+        and all(_number(loss, store) for loss in entry["losses"])
+        for entry in value
+    )
+
+
 def _levels(value: Any, store: Store) -> bool:
     """A count for each level of the folders above the products, or nothing."""
     depth = max(path.count("/") + 1 for path in store.classes)
@@ -168,7 +179,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     },
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
-        "loss_sum": _number, "products": _products, "levels": _levels,
+        "loss_sum": _number, "products": _products, "levels": _levels, "candidates": _candidates,
     },
     "comparison": {
         "blob": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,

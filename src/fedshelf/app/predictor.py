@@ -16,6 +16,7 @@ from fedshelf.app.client import default_name
 from fedshelf.config import places
 from fedshelf.core.errors import DataError, ModelError, UsageError
 from fedshelf.core.system_errors import content_problem
+from fedshelf.core.text import counted
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
@@ -177,7 +178,7 @@ class Predictor:
             normalization = Normalization(mean=tuple(given["mean"]), std=tuple(given["std"]))
             paths = tuple(map(str, card.get("paths") or labels))  # older cards have none
             if len(paths) != len(labels):
-                raise TypeError(f"{len(paths):,} paths for {len(labels):,} products")
+                raise TypeError(f"{counted(len(paths), 'path')} for {counted(len(labels), 'product')}")
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder}: the model card does not describe a model: {content_problem(error)}") from None
         module = build(settings, seed=0)

@@ -21,6 +21,7 @@ from tests.users import ordinary_user
 
 COMMANDS = [
     "demo", "server", "client", "enroll add", "enroll rotate", "enroll revoke", "enroll list", "enroll import",
+    "enroll key", "enroll tokens", "enroll cancel", "enroll renumber",
     "audit-log", "simulate", "predict", "evaluate", "runs list", "runs show", "runs compare",
     "runs stop", "data partition", "data make-demo", "data fetch", "data check",
 ]  # fmt: skip
