@@ -189,6 +189,11 @@ def main() -> int:
                     print(json.dumps({"event": "refused", "join": kind, "reason": text}), flush=True)
                     refused.set()
 
+            def follow(refused: threading.Event = refused) -> None:
+                stop.wait()
+                refused.set()
+
+            threading.Thread(target=follow, daemon=True).start()
             run(replace(join_of(place), classes=JOINS[kind]()), refused, leave)
         ended = run(join_of(place), stop, tell)
     return int(ended.kind is not EndKind.CLOSED)
