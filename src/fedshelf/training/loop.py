@@ -120,10 +120,9 @@ def train(local_runs: Sequence[LocalRun], differentiate: Differentiate) -> None:
             losses = differentiate(group)
             for local_run, loss in zip(group, losses, strict=True):
                 local_run.note(loss, local_run.size)
-            if settings.gradient_clip:
-                _clip([local_run.bound.gradients for local_run in group], settings.gradient_clip)
+            clip_gradients(group)
             for local_run in group:
-                _adjust(local_run)
+                hook_gradients(local_run)
             optimizer.step([local_run.optimizer for local_run in group], settings, group[0].client_lr)
         active = [local_run for local_run in active if local_run.draw()]
 
@@ -153,15 +152,17 @@ def differentiate_one(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
     return losses
 
 
-def _adjust(local_run: LocalRun) -> None:
+def hook_gradients(local_run: LocalRun) -> None:
+    """Call the gradient hook of a step that moves shared values."""
     if local_run.gradient_hook is not None and local_run.moves is not Moves.PERSONAL:
         params = local_run.bound.params
         local_run.gradient_hook(local_run.bound.gradients[: params.layout.num_trainable], params.trainable)
 
 
-def _clip(gradients: Sequence[Tensor], bound: float) -> None:
-    """Clip the norm of each vector [P]. Statistics have no gradient, so their values are zero."""
-    for gradient in gradients:
+def clip_gradients(local_runs: Sequence[LocalRun]) -> None:
+    """Clip the norm of each gradient [M], if configured. Statistics have no gradient, so their values are zero."""
+    bound = local_runs[0].bound.settings.gradient_clip
+    for gradient in (local_run.bound.gradients for local_run in local_runs if bound):
         gradient.mul_((bound / (gradient.norm() + 1e-6)).clamp(max=1.0))
 
 

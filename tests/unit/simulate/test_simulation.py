@@ -276,7 +276,6 @@ def test_stores_in_memory_hold_out_photos_as_val_fraction_says(home: Path) -> No
     assert [copied.num_photos(name, catalogue) for name in "ab"] == joined[0]
 
 
-
 def test_a_catalogue_that_changed_since_does_not_change_the_run(stores: Path) -> None:
     catalogue = Path("catalogue.txt")
     catalogue.write_text("apple\nmilk\ntea\n")
@@ -293,7 +292,7 @@ def test_photos_in_memory_of_products_that_the_catalogue_lacks_are_left_out(work
     Path("names.txt").write_text("tea\napple\nsoap\n")
     only_milk = PhotoSet(MEMORY["a"].images, np.ones(6, dtype=np.int64))
     sink = RecordingSink()
-    given = config(data_dir=None, test_dir=None, rounds=1, catalogue=Path("names.txt"), workers=workers)
+    given = config(data_dir=None, test_dir=None, rounds=1, catalogue=Path("names.txt"), workers=workers, val_fraction=0)
     status, _ = simulate_in_memory(
         given, stores=MEMORY, test=MEMORY["b"], class_names=CLASSES, watchers=(sink,)
     )  # fmt: skip
@@ -306,4 +305,4 @@ def test_photos_in_memory_of_products_that_the_catalogue_lacks_are_left_out(work
             class_names=CLASSES, watchers=(sink,),
         )  # fmt: skip
     (refused,) = sink.of(ClientRefused)
-    assert (refused.client, refused.reason) == ("c", "it holds no photo of a class in the run's catalogue")
+    assert (refused.client, refused.reason) == ("c", "it holds no training photo of a class in the run's catalogue")
