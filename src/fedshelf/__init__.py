@@ -29,13 +29,15 @@ _MODULES = {
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
-    if name == "algorithms":
-        return import_module("fedshelf.algorithms")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'fedshelf' has no attribute {name!r}")
-    return getattr(import_module(f"fedshelf.{_MODULES[name]}"), name)
+if not TYPE_CHECKING:  # type checkers know the names, and report others
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used."""
+        if name == "algorithms":
+            return import_module("fedshelf.algorithms")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'fedshelf' has no attribute {name!r}")
+        return getattr(import_module(f"fedshelf.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -60,8 +60,8 @@ class Federation:
         config, _ = self._config(None)
         if local_training is not None and config.engine in ("vmap", "auto"):
             raise UsageError(
-                f"engine={config.engine!r} with local_training: such a function trains one client at a time. Leave engine "
-                "out"
+                f"engine={config.engine!r} with local_training: such a function trains one client at a time. Leave "
+                "engine out"
             )
 
     def run(self, rounds: int | None = None, *, progress: bool = True) -> Result:
@@ -82,7 +82,7 @@ class Federation:
         """
         temporary = None
         if self._settings.get("run_dir") is None:
-            temporary = Path(tempfile.mkdtemp(prefix="fedshelf-"))
+            temporary = Path(tempfile.mkdtemp(prefix="fedshelf-run-"))
         try:
             config, make_module = self._config(rounds)
             if temporary is not None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import polars
 
 
+_NOT_IN_ROWS = frozenset({"clients", "model_digest"})
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoreResult:
     """One store's part in a run.
@@ -166,7 +169,7 @@ class Result:
                 for store in self.stores.values()
             ]
         return [
-            {**{k: v for k, v in asdict(round_).items() if k != "clients"}, "num_counted": _num_counted(round_)}
+            {k: v for k, v in asdict(round_).items() if k not in _NOT_IN_ROWS} | {"num_counted": _num_counted(round_)}
             for round_ in self.history
         ]
 

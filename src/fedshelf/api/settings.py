@@ -44,21 +44,22 @@ def config_of(
     if isinstance(algorithm, str):
         values["algorithm"] = algorithm
     elif algorithm is not None:
-        own = settings_of_algorithm(algorithm, all_values=file is not None)
-        if twice := sorted(own.keys() & values.keys() | ({"algorithm"} & values.keys())):
-            raise UsageError(
-                f"{some(twice)}: give it to {type(algorithm).__name__}, or as a keyword argument, not both"
-            )
-        values |= own
+        own, defaults = settings_of_algorithm(algorithm)
+        if twice := sorted((own.keys() | defaults.keys()) & values.keys()):
+            raise UsageError(f"{some(twice)}: give it to {type(algorithm).__name__}, not as a keyword argument, too")
+        values |= own if file is None else defaults | own
     return files.load(kind, None if file is None else Path(file), values)
 
 
-def settings_of_algorithm(algorithm: Algorithm, *, all_values: bool) -> dict[str, Any]:
+def settings_of_algorithm(algorithm: Algorithm) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings that make an algorithm.
 
     Args:
         algorithm: an instance of a registered component.
-        all_values: also return values that are the algorithm's defaults.
+
+    Returns:
+        Its name and the settings that differ from its defaults; and those that do not, which a run records only if they
+        are set.
 
     Raises:
         UsageError: no registered algorithm makes such an instance.
@@ -71,8 +72,9 @@ def settings_of_algorithm(algorithm: Algorithm, *, all_values: bool) -> dict[str
         settings = settings_of(component)
         own = {parameter: getattr(algorithm, parameter) for parameter in settings}
         if component(**own) == algorithm:
-            changed = {p: v for p, v in own.items() if v is not None and (all_values or v != settings[p].default)}
-            return {"algorithm": name, **{settings[parameter].key: value for parameter, value in changed.items()}}
+            changed = {settings[p].key: v for p, v in own.items() if v != settings[p].default}
+            defaults = {settings[p].key: v for p, v in own.items() if v == settings[p].default}
+            return {"algorithm": name, **changed}, {key: v for key, v in defaults.items() if v is not None}
     raise UsageError(
         f"algorithm {algorithm!r} is not a registered one: clients could not build it from a run's "
         "settings. Use a class of fedshelf.algorithms, or register yours (docs/how-to/add-an-algorithm.md)"

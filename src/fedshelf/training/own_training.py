@@ -115,7 +115,7 @@ class OwnTraining:
         finally:
             bind_own_gradients(local_run)
         self._check(local_run, hooks, loss, frozen)
-        mean_loss = torch.as_tensor(float(loss))
+        mean_loss = torch.tensor(float(loss.detach() if isinstance(loss, Tensor) else loss))
         for size in sizes:
             local_run.note(mean_loss, size)
         return perf_counter() - started
