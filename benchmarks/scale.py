@@ -69,6 +69,7 @@ class DrawnStores:
 
     count: int
     has_test: bool = False
+    features_folder: Path | None = None
 
     def names(self) -> tuple[str, ...]:
         return tuple(f"store-{i:05d}" for i in range(self.count))

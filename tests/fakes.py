@@ -172,6 +172,8 @@ class FakeTransport:
         self._count = 0
         self.sent: list[tuple[str, ServerMessage]] = []
         self.refused: dict[str, str] = {}
+        self.final_refusals: set[str] = set()
+        self._revoked: set[str] = set()
         self.closed: str | None = None
 
     def connect(self, peer: FakePeer, *, delay: float = 0.0) -> None:
@@ -203,9 +205,19 @@ class FakeTransport:
         self._clock.advance(max(0.0, due.at - self._clock.now()))
         return due.arrival
 
-    def refuse(self, address: str, reason: str) -> None:
+    def refuse(self, address: str, reason: str, *, is_final: bool = False) -> None:
         self.refused[address] = reason
+        self.final_refusals |= {address} if is_final else set()
         self._peers.pop(address, None)
+
+    def revoke(self, name: str) -> None:
+        """Revoke the client `name`, whose connection ends."""
+        self._revoked.add(name)
+        if self._peers.pop(f"line-to-{name}", None):
+            self.arrive(Left(address=f"line-to-{name}"))
+
+    def revoked(self) -> frozenset[str]:
+        return frozenset(self._revoked)
 
     def close(self, reason: str) -> None:
         self.closed = reason

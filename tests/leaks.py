@@ -101,6 +101,21 @@ def _classes(value: Any, store: Store) -> bool:
     )
 
 
+def _products(value: Any, store: Store) -> bool:
+    """Two counts for each of the store's products, or nothing."""
+    return (
+        isinstance(value, list)
+        and len(value) <= len(store.classes)
+        and all(not _unlisted(entry, {"index": _count, "correct": _count, "total": _count}, store) for entry in value)
+    )
+
+
+def _levels(value: Any, store: Store) -> bool:
+    """A count for each level of the folders above the products, or nothing."""
+    depth = max(path.count("/") + 1 for path in store.classes)
+    return isinstance(value, list) and len(value) <= depth and all(_count(entry, store) for entry in value)
+
+
 def _encoded_vectors(value: Any, store: Store) -> bool:
     """Both segments of the model and nothing else, which together stand for as many values as the model has; none of a
     plain upload."""
@@ -153,7 +168,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     },
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
-        "loss_sum": _number,
+        "loss_sum": _number, "products": _products, "levels": _levels,
     },
     "comparison": {
         "blob": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,

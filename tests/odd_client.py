@@ -13,6 +13,7 @@ import argparse
 import base64
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -171,17 +172,25 @@ def main() -> int:
                 with given.record.open("a") as file:
                     file.write(json.dumps(plain(parcel)) + "\n")
 
-        def run(join: Join) -> Ended:
+        def run(join: Join, stop: threading.Event, on_status: Callable[[str], None]) -> Ended:
             return run_client(
                 given.server_address, odd.handle, join, insecure=given.insecure,
-                keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop,
-                on_status=lambda text: print(text, file=sys.stderr),
+                keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop, on_status=on_status,
             )  # fmt: skip
 
+        def tell(text: str) -> None:
+            print(text, file=sys.stderr)
+
         for kind in given.join:
-            ended = run(replace(join_of(place), classes=JOINS[kind]()))
-            print(json.dumps({"event": "ended", "join": kind, "kind": ended.kind, "reason": ended.reason}), flush=True)
-        ended = run(join_of(place))
+            refused = threading.Event()
+
+            def leave(text: str, kind: str = kind, refused: threading.Event = refused) -> None:
+                if "does not let this store take part" in text:
+                    print(json.dumps({"event": "refused", "join": kind, "reason": text}), flush=True)
+                    refused.set()
+
+            run(replace(join_of(place), classes=JOINS[kind]()), refused, leave)
+        ended = run(join_of(place), stop, tell)
     return int(ended.kind is not EndKind.CLOSED)
 
 

@@ -115,7 +115,7 @@ def aggregator(name: str, *, trim: float = 0.25, norm_bound: float | None = None
 
 
 @dataclass(frozen=True)
-class Remembering:
+class Remembering(Algorithm):
     """An algorithm whose clients remember: each counted round adds to what the next one uploads."""
 
     auxiliary: tuple[str, ...] = ()
@@ -149,6 +149,7 @@ class World:
         paces: by client, seconds more for each step of a training; may change while a run goes on.
         order: draws the order of simultaneous arrivals.
         test_photos: what clients compare models on in the end; None: on their validation photos.
+        withholding: clients that do not count by product.
         kept: by client, what it chose in the end, and the values [P] of that model.
     """
 
@@ -166,6 +167,7 @@ class World:
     order: random.Random | None = None
     photo_size: int = SIZE
     test_photos: PhotoSet | None = None
+    withholding: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -202,6 +204,7 @@ class World:
             return Work(
                 algorithm=self.algorithm, trainer=at_work, ready=ready,
                 uploads=self.plan.get("uploads", UploadPipeline()), personalization=self.personalization,
+                catalogue=Catalogue.from_json(setup.catalogue) if name not in self.withholding else None,
                 model_selection=ModelSelection(client_lr=self.client_lr, test=lambda: self.test_photos, save=keep),
             )  # fmt: skip
 

@@ -1,7 +1,9 @@
 """Who may take part: real servers and clients, and strangers who try."""
 
 import contextlib
+import hashlib
 import json
+import re
 import socket
 import sys
 import time
@@ -21,12 +23,13 @@ from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ServerTls, certificate_fingerprint, client_context, ensure_server_tls
 from fedshelf.identity.chain import Chain
+from fedshelf.identity.keys import PublicKey
 from fedshelf.identity.roster import StoreState
 from fedshelf.identity.signatures import SIGNATURE
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
 from tests.ports import free_port
-from tests.processes import Process, Site, statuses
+from tests.processes import Event, Process, Site, statuses
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, expect, join, joined, pulled, reply
 
 pytestmark = pytest.mark.e2e
@@ -107,6 +110,24 @@ def test_a_revoked_store_is_out_in_mid_session_and_says_why(
         chain.revoke("lyon")
         with pytest.raises(IdentityError, match="was revoked"):
             client.result.result(PATIENCE)
+
+
+def test_a_revoked_store_that_says_nothing_is_out_at_once(tls: ServerTls, chain: Chain, tmp_path: Path) -> None:
+    """A stolen machine that was unplugged, or that waits: no request of it tells the server."""
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=tls, chain=chain, silence=10 * PATIENCE) as server:
+        transport = server.transport()
+        session = FleetSession(credentials(server, tls, chain, tmp_path))
+        assert transport.receive(0) is None
+        reply(session, pulled(session), join("lyon"))
+        joined(transport)
+        Chain(tmp_path / "identity").revoke("lyon")  # as `fedshelf enroll revoke` does, in another process
+        expect(transport, Left)
+        assert set(transport.revoked()) == {"lyon"}
+        session.leave()
+        assert list(server._engine.state.get_nodes(server._engine.run.run_id)) == []
+        again = credentials(server, tls, chain, tmp_path / "new")
+        FleetSession(again).leave()
+        assert not transport.revoked(), "it is back, with another key"
 
 
 def test_a_certificate_that_ends_soon_is_renewed_when_the_store_connects(
@@ -388,25 +409,47 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     assert pair.fedshelf("enroll", "revoke", "lyon-03").end() == 0
     assert lyon.end() == 1
     assert "was revoked" in lyon.text()
+    assert server.wait_for("client_left", client="lyon-03")["reason"] == "store lyon-03 was revoked"
     listed = pair.fedshelf("enroll", "list", "--json")
     assert listed.end() == 0
     states = {entry["name"]: entry["state"] for entry in json.loads(printed(listed))}
     assert states == {"lyon-03": "revoked", "store-2": "active"}
+    shown = pair.fedshelf("enroll", "tokens", "--json")
+    assert shown.end() == 0
+    (invitation,) = json.loads(printed(shown))
+    assert (invitation["name"], invitation["uses"]) == (None, 2)
+    assert pair.fedshelf("enroll", "cancel").end() == 2
+    assert pair.fedshelf("enroll", "cancel", invitation["id"]).end() == 0
+    key = pair.fedshelf("enroll", "key")
+    assert key.end() == 0
+    assert PublicKey(printed(key)).is_valid
     server.interrupt()
     server.end()
     local.interrupt()
     local.end()
+    assert "norm bound auto" in " ".join(event["text"] for event in text_of(pair, "runs", "show", str(run)))
+    verified = text_of(pair, "audit-log", "--verify")
+    newest = text_of(pair, "audit-log", "--prune-before", "2020-01-01")
+    assert newest[-1]["text"].strip() == "Deleted 0 files of the audit log."
+    assert re.fullmatch(r"Hash of the newest line: [0-9a-f]{64}", verified[-1]["text"].strip())
 
     log = pair.fedshelf("audit-log")
     assert log.end() == 0
     found = [event["event"] for event in log.events]
     assert any(event.startswith("enrollment refused: ") for event in found)
-    for event in ("token made", "enrolled", "revoked", "run started", "joined", "upload",
-                  "round finished", "run ended"):  # fmt: skip
+    for event in ("token made", "token ended", "enrolled", "revoked", "server started", "run started", "joined",
+                  "upload", "round finished", "run ended", "released"):  # fmt: skip
         assert event in found
+    started = next(event for event in log.events if event["event"] == "server started")
+    assert (started["norm_bound"], started["confirm_catalogue"]) == ("auto", False)
+    assert "user" in started["operator"]
+    weights = run / "model" / "best" / "model.safetensors"
+    released = next(event for event in log.events if event["event"] == "released")
+    assert released["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     upload = next(event for event in log.events if event["event"] == "upload" and event["verdict"] == "counted")
     assert upload["bytes"] > 1000
     assert len(upload["digest"]) == 64
+    assert 0 < upload["norm"] < 1000
     assert Token.parse(token).secret not in json.dumps(log.events)
     path = next((pair.root / "home" / "identity").glob("audit-*.jsonl"))
     path.write_text(path.read_text().replace("lyon-03", "nice-03"))
@@ -423,6 +466,39 @@ def test_from_enroll_add_to_a_store_in_the_run_it_takes_two_commands(pair: Site)
     again = pair.fedshelf("enroll", "revoke", "lyon-03")
     assert again.end() == 1
     assert "was revoked on" in again.text()
+
+
+def text_of(pair: Site, *command: str) -> list[Event]:
+    """What a command prints, line by line."""
+    process = pair.fedshelf(*command)
+    assert process.end() == 0, process.text()
+    return process.events
+
+
+@pytest.mark.slow
+def test_a_server_that_is_started_again_does_not_wait_for_a_store_that_was_revoked(pair: Site) -> None:
+    run = pair.root / "run"
+
+    def server() -> Process:
+        return pair.server("--rounds", "100000", "--run-dir", str(run))
+
+    first = server()
+    lyon, other = pair.held_client("store-1", "hold@2"), pair.client("store-2")
+    lyon.wait_for("held", round=2)
+    first.kill()
+    lyon.pause()
+    assert pair.fedshelf("enroll", "revoke", "store-1").end() == 0
+    again = server()
+    again.wait_for("round_finished", round=3)
+    assert not [event for event in again.events if event["event"] == "waiting" and event["returning"]]
+    (void,) = pair.show(run)["void_attempts"]
+    found = {client["client"]: (client["status"], client["reason"]) for client in void["clients"]}
+    assert found["store-1"] == ("offline", "store store-1 was revoked")
+    assert statuses(pair.show(run), 2) == {"store-2": "counted"}
+    again.interrupt()
+    again.end()
+    other.interrupt()
+    other.end()
 
 
 def printed(process: Process) -> str:

@@ -17,6 +17,7 @@ from flwr.proto import fleet_pb2
 from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.identity import certificates
 from fedshelf.identity.keys import KeyPair
+from fedshelf.identity.roster import Roster
 from tests.ports import listener
 from tests.processes import PATIENCE, Process, Site, draw_photos, statuses
 from tests.processes import reason as why
@@ -149,6 +150,34 @@ def test_an_honest_server_records_what_a_store_refuses_and_goes_on(pair: Site, t
     assert strict.end() == 0, "it took part to the end"
 
 
+def test_a_store_whose_policy_refuses_a_run_waits_for_one_that_it_allows(pair: Site, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[limits]\nmax-image-size = 16\n")
+
+    def server(name: str, *arguments: str) -> Process:
+        return pair.server("--run-dir", str(pair.root / name), *arguments, min_clients=1)
+
+    first = server("large", "--rounds", "100000", "--image-size", "24")
+    clients = [pair.client(pair.names[1])]
+    first.wait_for("round_finished", round=1)
+    clients.append(pair.client(pair.names[0], "--policy", str(policy)))
+    limit = "image-size 24 is more than max-image-size = 16"
+    assert limit in first.wait_for("client_refused", client=pair.names[0])["reason"]
+    clients[1].wait_for_text("joining again in 5 s (attempt 1 since")
+    assert sum(event["event"] == "client_refused" for event in first.events) == 1
+    first.interrupt()
+    assert first.end() == 0
+    second = server("small", "--rounds", "100000")
+    second.wait_for("client_joined", client=pair.names[0])
+    assert clients[1].running()
+    assert f"the server does not let this store take part: this store's policy does not allow it: {limit}" in (
+        clients[1].text()
+    )
+    for process in (second, *clients):
+        process.interrupt()
+        assert process.end() == 0
+
+
 def test_a_catalogue_that_leaves_one_photo_is_refused(pair: Site) -> None:
     pair.stores = pair.root / "stores"
     draw_photos(pair.stores / "lyon" / "rare", 0, count=1, seed=1)
@@ -196,14 +225,15 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
 """What an attacker answers: a beginning, and what follows it without end."""
 
 
-def granted(request: bytes) -> bytes:
-    """What an honest server answers to a store that enrolls."""
-    keys, now = KeyPair.generate(), datetime.datetime.now(datetime.UTC)
+def granted(request: bytes, keys: KeyPair) -> tuple[bytes, bytes]:
+    """What an honest server with the chain's `keys` answers to a store that enrolls, and its roster then."""
+    now, asked = datetime.datetime.now(datetime.UTC), json.loads(request)
     year = datetime.timedelta(days=365)
     certificate = certificates.authority(keys, certificates.subject("x"), start=now - year, end=now + year)
-    fields = {"name": json.loads(request)["name"], "chain": keys.public.text, "authority": "",
+    fields = {"name": asked["name"], "chain": keys.public.text, "authority": "",
               "certificate": certificates.pem(certificate).decode()}  # fmt: skip
-    return json.dumps(fields).encode()
+    _, key = certificates.requested_key(asked["request"])
+    return json.dumps(fields).encode(), Roster().with_key(asked["name"], key, "now").signed(keys).encode()
 
 
 class RawServer:
@@ -214,6 +244,7 @@ class RawServer:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._path, self._start, self._more = path, start, more
         self.num_attacks = 0
+        self._keys, self._roster = KeyPair.generate(), b""
         self.greeted, self.may_attack = threading.Event(), threading.Event()
         self.attacked = threading.Condition()
         threading.Thread(target=self._serve, daemon=True).start()
@@ -249,7 +280,10 @@ class RawServer:
                     if path == self._path:
                         self._attack(connection)
                         return
-                    body = granted(content) if path == "/fedshelf/enroll" else answers.get(path, b"")
+                    if path == "/fedshelf/enroll":
+                        body, self._roster = granted(content, self._keys)
+                    else:
+                        body = self._roster if path == "/fedshelf/roster" else answers.get(path, b"")
                     if path == "/fedshelf/wait":
                         threading.Event().wait(0.5)
                     connection.sendall(OK + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -282,7 +316,8 @@ def raw() -> Iterator[Callable[..., RawServer]]:
 
 
 @pytest.mark.parametrize(
-    ("what", "path"), [*((what, "/fedshelf/pull") for what in ENDLESS), ("body", "/fedshelf/health")]
+    ("what", "path"),
+    [*((what, "/fedshelf/pull") for what in ENDLESS), ("body", "/fedshelf/health"), ("body", "/fedshelf/roster")],
 )
 def test_an_endless_answer_costs_the_session_and_not_the_client(
     pair: Site, raw: Callable[..., RawServer], what: str, path: str

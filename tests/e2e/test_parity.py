@@ -24,7 +24,10 @@ def three_ways(site: Site, *flags: str, client_flags: Sequence[str] = ()) -> tup
     assert same_model(alone, workers)
     assert same_model(alone, deployed)
     assert bytes_without_times(server) == bytes_without_times(simulated)
-    assert site.show(alone)["stores"] == site.show(workers)["stores"] == site.show(deployed)["stores"]
+    in_the_end = ("stores", "products", "levels", "confusion")
+    shown = [{key: site.show(run)[key] for key in in_the_end} for run in (alone, workers, deployed)]
+    assert shown[0] == shown[1] == shown[2]
+    assert sum(found["total"] for found in shown[0]["products"])
     return deployed, alone, workers
 
 
@@ -55,7 +58,13 @@ CODECS = ("--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
             ("--personalize", "ditto", "--loss", "fedlc", "--aggregator", "median", "--norm-bound", "1"),
             id="models of their own, another loss, a robust rule",
         ),
-        pytest.param(("--personalize", "fedrep", "--sampling", "size"), id="training in phases, another draw"),
+        pytest.param(
+            ("--personalize", "fedrep", "--sampling", "size", "--fraction", "0.5"),
+            id="training in phases, another draw of half the stores",
+        ),
+        pytest.param(("--train", "head", "--feature-views", "2"), id="features of a frozen backbone"),
+        pytest.param(("--algorithm", "ridge"), id="an exact head, from sums"),
+        pytest.param(("--train", "norm", "--freeze-norm", *CODECS), id="a frozen part, compressed"),
     ],
 )
 def test_whatever_is_remembered_simulation_equals_deployment(pair: Site, flags: tuple[str, ...]) -> None:

@@ -27,11 +27,13 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.core.ports import Joined, Left, Reply
+from fedshelf.deploy import client_loop
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import Parcel
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
+from fedshelf.identity.chain import Chain
 from tests.ports import free_port
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (
@@ -157,12 +159,28 @@ def test_everything_that_leaves_a_client_passes_the_hook(server: EmbeddedServer,
 def test_a_refused_client_learns_why_and_the_others_stay(server: EmbeddedServer, transport: GridTransport) -> None:
     with ThreadClient(server.address, "lyon") as client, ThreadClient(server.address, "nice"):
         addresses = joined(transport, 2)
-        transport.refuse(addresses["lyon"], "the name 'lyon' is taken")
+        transport.refuse(addresses["lyon"], "the name 'lyon' is taken", is_final=True)
         ended = client.result.result(PATIENCE)
         assert (ended.kind, ended.reason) == (EndKind.REFUSED, "the name 'lyon' is taken")
         assert transport.send(addresses["lyon"], SETUP) == 0
         transport.send(addresses["nice"], SETUP)
         assert expect(transport, Reply).address == addresses["nice"]  # and no `Left` of the refused one
+
+
+def test_a_client_that_is_refused_for_now_says_why_at_growing_intervals_and_joins_again(
+    server: EmbeddedServer, transport: GridTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_loop, "REFUSED_PAUSES", (0.05,))
+    with ThreadClient(server.address, "lyon") as client:
+        for _ in range(5):
+            transport.refuse(joined(transport)["lyon"], "its policy allows no such model")
+        transport.send(joined(transport)["lyon"], SETUP)
+        expect(transport, Reply)
+        transport.close("run finished")
+        assert client.result.result(PATIENCE).kind is EndKind.CLOSED
+        told = [line for line in client.statuses if "does not let this store take part" in line]
+        assert len(told) < 5
+        assert "its policy allows no such model; joining again in 0.05 s (attempt 1 since 20" in told[0]
 
 
 def test_all_clients_learn_that_the_run_has_finished_busy_ones_too(
@@ -233,19 +251,20 @@ def test_a_client_busy_for_longer_than_the_silence_limit_is_not_gone() -> None:
             assert isinstance(expect(transport, Reply).message, Upload)
 
 
-def test_clients_join_a_restarted_server_by_themselves() -> None:
-    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as first:
+def test_clients_join_a_restarted_server_by_themselves(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, is_open=True)
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, chain=chain) as first:
         with_client = ThreadClient(first.address, "lyon")
         joined(first.transport())
         port = first.address.port
-    with with_client, EmbeddedServer(host="127.0.0.1", port=port, tls=None) as second:
+    with with_client, EmbeddedServer(host="127.0.0.1", port=port, tls=None, chain=chain) as second:
         transport = second.transport()
         transport.send(joined(transport)["lyon"], task(torch.ones(3)))
         assert isinstance(expect(transport, Reply).message, Upload)
 
 
-def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
-    started, go_on = threading.Event(), threading.Event()
+def test_an_answer_worked_out_while_the_server_restarted_does_no_harm(tmp_path: Path) -> None:
+    started, go_on, chain = threading.Event(), threading.Event(), Chain(tmp_path, is_open=True)
 
     def slow(message: ServerMessage) -> ClientMessage:
         if not started.is_set():
@@ -253,13 +272,13 @@ def test_an_answer_worked_out_while_the_server_restarted_does_no_harm() -> None:
             go_on.wait(PATIENCE)
         return echo(message)
 
-    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as first:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, chain=chain) as first:
         client = ThreadClient(first.address, "lyon", handle=slow)
         transport = first.transport()
         transport.send(joined(transport)["lyon"], task(torch.ones(3)))
         assert started.wait(PATIENCE)
         port = first.address.port
-    with client, EmbeddedServer(host="127.0.0.1", port=port, tls=None) as second:
+    with client, EmbeddedServer(host="127.0.0.1", port=port, tls=None, chain=chain) as second:
         go_on.set()
         transport = second.transport()
         transport.send(joined(transport)["lyon"], task(torch.zeros(3), round=2))

@@ -24,6 +24,7 @@ from fedshelf.deploy.flower_engine import FlowerEngine
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ensure_server_tls, issue, read_certificate, read_key
 from fedshelf.deploy.waiting import WaitReporter
+from fedshelf.identity.chain import Chain
 from tests.connect_proxy import connect_proxy
 from tests.ports import free_port, listener
 from tests.unit.deploy.echo import PATIENCE, ThreadClient, joined
@@ -51,7 +52,7 @@ def says(client: ThreadClient, text: str) -> str:
 class Answering(http.server.ThreadingHTTPServer):
     """Answers all requests alike, and counts them."""
 
-    def __init__(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+    def __init__(self, status: int, content: bytes, headers: Mapping[str, str], port: int = 0) -> None:
         outer = self
         self.paths: list[str] = []
 
@@ -72,7 +73,7 @@ class Answering(http.server.ThreadingHTTPServer):
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", port), Handler)
 
 
 @pytest.fixture
@@ -118,12 +119,15 @@ def test_a_server_that_loses_every_registration_does_not_fill_the_log(answering:
     assert len(client.statuses) < 12, client.statuses
 
 
-def test_a_server_that_is_started_again_and_again_is_told_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_started_again_and_again_is_told_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(client_loop, "GLITCH_SECONDS", 0.0)
+    chain = Chain(tmp_path, is_open=True)
     port, joins = free_port(), 0
     with ThreadClient(f"127.0.0.1:{port}", "lyon") as client:
         for _ in range(6):
-            with EmbeddedServer(host="127.0.0.1", port=port, tls=None) as server:
+            with EmbeddedServer(host="127.0.0.1", port=port, tls=None, chain=chain) as server:
                 joins += len(joined(server.transport()))
     assert joins == 6
     for text in ("connected to", "was lost", "cannot connect"):
@@ -154,6 +158,24 @@ def test_another_program_is_one_clear_error(
         pytest.raises(TransportError, match="answers, but is not a FedShelf server"),
     ):
         client.result.result(PATIENCE)
+
+
+def test_what_ends_a_client_at_its_start_is_waited_out_once_it_was_connected(tmp_path: Path) -> None:
+    """Somebody else took the server's port for a while."""
+    chain = Chain(tmp_path, is_open=True)
+    server = EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None, chain=chain)
+    with server, ThreadClient(server.address, "lyon") as client:
+        joined(server.transport())
+        server.close()
+        with Answering(200, b"{}", {}, server.address.port) as other:
+            threading.Thread(target=other.serve_forever, daemon=True).start()
+            says(client, "is not a FedShelf server: check --server-address; trying again")
+            other.shutdown()
+        with EmbeddedServer(host="127.0.0.1", port=server.address.port, tls=None, chain=chain) as back:
+            transport = back.transport()
+            joined(transport)
+            transport.close("run finished")
+            assert client.result.result(PATIENCE).kind is EndKind.CLOSED
 
 
 def test_a_server_that_says_nothing_is_told_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

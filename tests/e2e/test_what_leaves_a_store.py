@@ -20,6 +20,7 @@ from fedshelf.core.messages import (
     Evaluation,
     Failure,
     Join,
+    ProductCount,
     TaskKey,
     Upload,
     auxiliary_vectors,
@@ -122,7 +123,9 @@ def test_of_the_models_that_a_store_compares_nothing_leaves_but_accuracies_and_a
     )
     server = pair.server(*recipe, "--insecure")
     with recording_proxy(pair.address) as proxy:
-        other = pair.client("store-2", "--insecure")
+        policy = pair.root / "policy.toml"
+        policy.write_text("[metrics]\nper-product = false\n")
+        other = pair.client("store-2", "--insecure", "--policy", str(policy))
         direct, pair.address = pair.address, proxy.address
         watched = pair.odd_client("store-1", "--insecure", "--record", str(log), "--test-dir", str(drawn_test_photos))
         pair.address = direct
@@ -132,8 +135,14 @@ def test_of_the_models_that_a_store_compares_nothing_leaves_but_accuracies_and_a
     kinds = [json.loads(m["header"]["json"])["kind"] for m in messages if "header" in m]
     assert kinds == ["join", "ready", "upload", "evaluation", "comparison"]
     assert [leaks(message, store) for message in messages] == [[]] * len(messages)
-    shown = {found["client"]: found for found in pair.show(pair.root / "run")["stores"]}
+    run = pair.show(pair.root / "run")
+    shown = {found["client"]: found for found in run["stores"]}
     assert None not in shown["store-1"].values()
+    evaluation = next(
+        json.loads(m["header"]["json"]) for m in messages if '"evaluation"' in m.get("header", {})["json"]
+    )
+    assert sum(found["total"] for found in run["products"]) == evaluation["num_examples"], "store-2 withholds its own"
+    assert {found["product"] for found in run["products"]} == {"bread", "cocoa", "dates"}
     everything = b"\0".join(bytes(stream) for stream in proxy.streams)
     photos = sorted((*(pair.stores / "store-1").rglob("*.png"), *drawn_test_photos.rglob("*.png")))
     assert bytes_of_photos(everything, photo_windows(photos, 16)) == 0
@@ -173,7 +182,10 @@ UPLOAD = Upload(
     batch_size=16,
     client_lr=0.05,
 )
-EVALUATION = Evaluation(key=KEY, num_examples=4, num_correct=2, loss_sum=3.5)
+EVALUATION = Evaluation(
+    key=KEY, num_examples=4, num_correct=2, loss_sum=3.5, levels=(2,),
+    products=(ProductCount(index=0, correct=0, total=1), ProductCount(index=3, correct=2, total=3)),
+)  # fmt: skip
 COMPARISON = Comparison(
     key=KEY, best=Candidate.LOCAL, accuracies={Candidate.LOCAL: 0.5, Candidate.GLOBAL: 0.25}, on_test=True,
     num_validation=4,
@@ -254,6 +266,16 @@ PLANTED: dict[str, Callable[[Path], Records]] = {
     "a photo in a number": lambda photo: in_header(
         EVALUATION, num_correct=int.from_bytes(photo.read_bytes()[:99], "big")
     ),
+    "a photo in the number of a product": lambda photo: in_header(
+        EVALUATION, products=[{"index": int.from_bytes(photo.read_bytes()[:99], "big"), "correct": 0, "total": 4}]
+    ),
+    "a photo in a count of a product": lambda photo: in_header(
+        EVALUATION, products=[{"index": 0, "correct": 0, "total": 4, "photo": text(photo)}]
+    ),
+    "a photo in counts of many products": lambda photo: in_header(
+        EVALUATION, products=[{"index": byte, "correct": 0, "total": 1} for byte in photo.read_bytes()]
+    ),
+    "a photo in the levels": lambda photo: in_header(EVALUATION, levels=list(photo.read_bytes())),
     "a photo in an accuracy": lambda photo: in_header(COMPARISON, accuracies={"local": text(photo)}),
     "a photo in the name of a model": lambda photo: in_header(COMPARISON, accuracies={text(photo): 0.5}),
     "a photo in the choice": lambda photo: in_header(COMPARISON, best=text(photo)),

@@ -97,7 +97,7 @@ def test_introductions_beyond_all_measure_are_refused_with_the_limit_and_cost_th
     }
     odd = pair.odd_client("store-1", *(part for kind in reasons for part in ("--join", kind)))
     for kind, why in reasons.items():
-        assert why in odd.wait_for("ended", join=kind, kind="refused")["reason"]
+        assert why in odd.wait_for("refused", join=kind)["reason"]
     assert rss(server.pid, "VmHWM") - before < 100 << 20
     honest = pair.client("store-2")
     assert server.end() == 0, server.text()

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LEAVES = DOCS / "explanation" / "what-leaves-a-store.md"
 MESSAGES = (*get_args(messages.ClientMessage), *get_args(messages.ServerMessage))
-PARTS = (messages.TaskKey, messages.ClassFolder, messages.ModelDelta, Encoded)
+PARTS = (
+    messages.TaskKey, messages.ClassFolder, messages.CandidateScore, messages.ProductCount, messages.ModelDelta,
+    Encoded,
+)  # fmt: skip
 
 
 def section(page: Path, title: str) -> str:

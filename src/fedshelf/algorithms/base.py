@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self, TypeAlias
 
+from fedshelf.core.errors import RefusedError
 from fedshelf.core.settings import Scope, Setting
 
 if TYPE_CHECKING:  # re-exported for type checkers
     from torch import Tensor as Tensor
 
     from fedshelf.core.messages import Broadcast as Broadcast
+    from fedshelf.core.messages import CandidateScore as CandidateScore
     from fedshelf.core.messages import Upload as Upload
+    from fedshelf.core.params import Layout as Layout
     from fedshelf.core.state import ClientState as ClientState
     from fedshelf.core.state import ModelState as ModelState
     from fedshelf.training.trainer import Trainer as Trainer
@@ -71,16 +74,43 @@ def polynomial(staleness: int, exponent: float) -> float:
     return float((1 + staleness) ** -exponent)
 
 
+@dataclass(frozen=True, slots=True)
+class VectorSpec:
+    """The size and type of a vector in an upload.
+
+    Attributes:
+        size: number of values.
+        dtype: their type.
+    """
+
+    size: int
+    dtype: Literal["float32", "float64"] = "float32"
+
+
 class Algorithm(Protocol):
     """An algorithm's client half and server half. How uploads are aggregated is separate (`Aggregator`).
 
     The defaults are those of averaging: plain local training, weighted by photos.
     """
 
+    sums: ClassVar[bool] = False
+    """Whether uploads are exact sums over photos: they are added up as they are, with no bound and no codec."""
+
+    def for_model(self, layout: Layout, head: str) -> Self:
+        """The algorithm for a model of this layout, whose output layer is `head` ("" if it has none)."""
+        return self
+
     @property
     def auxiliary(self) -> tuple[str, ...]:
         """Names of the auxiliary vectors [T] that an upload carries; any other is refused."""
         return ()
+
+    def vectors(self, layout: Layout) -> Mapping[str, VectorSpec]:
+        """The vectors of an upload by name: the difference of the model, and auxiliary ones."""
+        from fedshelf.core.messages import AUXILIARY, DELTA
+
+        auxiliary = {AUXILIARY + name: VectorSpec(layout.num_trainable) for name in self.auxiliary}
+        return {DELTA: VectorSpec(layout.num_shared), **auxiliary}
 
     def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         """The vectors [T] that are sent with the model to clients that train."""
@@ -97,6 +127,18 @@ class Algorithm(Protocol):
     def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         """The state with the new model (pure); `population` is the number of clients that the cohort was drawn from."""
         ...
+
+    def candidates(self, state: ModelState) -> Tensor | None:
+        """After `server_update`, models for the stores to choose among, in one vector; None if there is no choice."""
+        return None
+
+    def score_candidates(self, broadcast: Broadcast, trainer: Trainer) -> tuple[CandidateScore, ...]:
+        """Score the candidates of `broadcast` on the client's validation photos."""
+        raise RefusedError("this algorithm has no candidates to choose among")
+
+    def choose(self, state: ModelState, scores: Sequence[CandidateScore]) -> tuple[ModelState, int]:
+        """The state with the model that the scores, summed over clients, are best for, and the candidate's index."""
+        raise ValueError("this algorithm has no candidates to choose among")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

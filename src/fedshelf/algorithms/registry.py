@@ -10,6 +10,7 @@ ALGORITHMS: dict[str, str] = {
     "scaffold": "fedshelf.algorithms.scaffold:Scaffold",
     "fedbuff": "fedshelf.algorithms.fedbuff:FedBuff",
     "fedasync": "fedshelf.algorithms.fedasync:FedAsync",
+    "ridge": "fedshelf.algorithms.ridge:Ridge",
 }
 """Components (`core.settings`) that make an `Algorithm`."""
 

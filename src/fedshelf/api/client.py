@@ -21,6 +21,7 @@ from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.crash_reporter import CrashReporter
 from fedshelf.deploy.records import WireMessage
 from fedshelf.deploy.waiting import Availability
+from fedshelf.identity.keys import PublicKey
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
 from fedshelf.models.own_model import use_model_path
@@ -97,15 +98,12 @@ def run_store(
         if not is_quiet:
             show(printable(f"{place.name}: {text}"))
 
-    failures: list[str] = []  # reasons that have been shown
-
     def tell(answer: WireMessage, num_bytes: int) -> None:
-        if isinstance(answer, Failure):
-            failures.append(answer.reason)
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
     policy = policies.load(config.policy).allowing(config.allow_model)
+    pin = policy.server.roster_key
     use_model_path(config.model_path)
     store = StoreClient(place, policy=policy, training=training, on_choice=lambda found, folder: say(_kept(found)))
     if policy.limits == policies.OPEN.limits:
@@ -117,7 +115,7 @@ def run_store(
             config.server_address,
             store.handle,
             join_of(place),
-            keys=StoreKeys(place.state_dir / "keys"),
+            keys=StoreKeys(place.state_dir / "keys", pin=PublicKey(pin) if pin else None),
             token=token,
             ca=config.ca,
             insecure=config.insecure,
@@ -132,8 +130,6 @@ def run_store(
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED else None
     if ended.kind is EndKind.REFUSED:
-        if ended.reason in failures:
-            raise TransportError("the server does not want this client, for the reason above")
         raise TransportError(f"the server does not want this client: {ended.reason}")
     if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
         raise RunError(f"the server has ended the run: {ended.reason}")
@@ -182,9 +178,8 @@ def _describe_answer(answer: WireMessage, num_bytes: int) -> str:
                 f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, loss {number(answer.train_loss)}, "
                 f"sent {size(num_bytes)}, {duration(answer.seconds)}"
             )
-        case Failure():
-            what = "refused" if answer.refused else "failed"
-            return f"{f'round {answer.key.round} {what}' if answer.key else 'cannot take part'}: {answer.reason}"
+        case Failure(key=key) if key is not None:  # the server refuses a client that fails to set up, and it says so
+            return f"round {key.round} {'refused' if answer.refused else 'failed'}: {answer.reason}"
     return ""
 
 

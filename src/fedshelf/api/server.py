@@ -1,5 +1,6 @@
 """Running a server from Python: `fedshelf server`, as a function."""
 
+import hashlib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,8 @@ from fedshelf.deploy.address import Address, parse_address, parse_advertised, re
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ServerTls, certificate_fingerprint, ensure_server_tls, own_server_tls
 from fedshelf.identity.chain import Chain
+from fedshelf.storage.atomic_files import saying_what_to_do
+from fedshelf.storage.model_files import WEIGHTS
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.storage.spool import FileSpool
 from fedshelf.tracking.audit import AuditSink
@@ -103,8 +106,25 @@ def run_server(
                 run, transport=engine.transport(), spool=FileSpool(run.directory.spool), stop=stop,
                 start_clients=config.min_clients,
             )  # fmt: skip
-            status = served.run()
+            chain.audit.write_action(
+                "server started", run=run.directory.run_id, address=str(engine.address), admission=config.admission,
+                settings=run.directory.config_digest, norm_bound=str(config.norm_bound),
+                confirm_catalogue=config.confirm_catalogue, extend=config.extend,
+            )  # fmt: skip
+            try:
+                status = served.run()
+            finally:
+                _record_models(chain, run.directory)
     return status, run.directory
+
+
+def _record_models(chain: Chain, directory: RunDirectory) -> None:
+    """Record which models the run has published so far."""
+    for weights in (directory.model / WEIGHTS, directory.best_model / WEIGHTS):
+        if weights.is_file():
+            with saying_what_to_do("read", weights), weights.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            chain.audit.write("released", run=directory.run_id, file=str(weights), sha256=digest)
 
 
 def _tls(config: RunConfig, hosts: list[str], say: Say) -> ServerTls | None:
@@ -124,6 +144,7 @@ def _invite(
 ) -> None:
     """Print the command to run in each store, and let clients of this user on this machine in."""
     authority = certificate_fingerprint(tls.ca) if tls and not tls.is_own else ""
+    command = "python client.py" if Path(sys.argv[0]).name == "server.py" else "fedshelf client"
     texts = [str(address) for address in addresses]
     chain.note_server(texts, authority)
     flags = f"--data-dir ./local_data --server-address {texts[0]}{'' if tls else ' --insecure'}"
@@ -131,14 +152,14 @@ def _invite(
     if count:
         token = chain.invite(count, authority=authority, addresses=texts)
         lines.append(f"In each of up to {counted(count, 'new store')}, until {token.expires:%Y-%m-%d %H:%M} UTC:")
-        lines.append(f"  fedshelf client {flags} --token {token}")
+        lines.append(f"  {command} {flags} --token {token}")
         lines.append("  (enrolled stores, and clients on this machine, need no --token)")
     elif is_local:
         lines.append("In each store, on this machine:")
-        lines.append(f"  fedshelf client {flags}")
+        lines.append(f"  {command} {flags}")
     elif chain.is_open:
         lines.append(f"In each store{f', with a copy of {tls.ca}' if tls and authority else ''}:")
-        lines.append(f"  fedshelf client {flags}{' --ca ca.pem' if authority else ''}")
+        lines.append(f"  {command} {flags}{' --ca ca.pem' if authority else ''}")
     else:
         lines.append("Enrolled stores can join. For a new one, make a token: fedshelf enroll add NAME")
     say("\n".join(lines))

@@ -37,6 +37,11 @@ class MixedStores:
         """See `Stores`."""
         return self.test_source.has_test
 
+    @property
+    def features_folder(self) -> None:
+        """See `Stores`. Nothing of a Dataset is kept on disk."""
+        return None
+
     def names(self) -> tuple[str, ...]:
         """See `Stores`."""
         return tuple(sorted(self.sources))

@@ -13,7 +13,7 @@ from typing import cast, get_args
 from torch import Tensor
 
 from fedshelf import __version__
-from fedshelf.app.components import OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
+from fedshelf.app.components import FEATURES, OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
@@ -322,9 +322,10 @@ class StoreClient:
 
     def _note(self, broadcast: Broadcast) -> None:
         self.took_part = True
-        num_rounds = broadcast.key.round - (broadcast.purpose is Purpose.TRAIN)
+        num_rounds = max(0, broadcast.key.round - (broadcast.purpose is Purpose.TRAIN))
+        key = broadcast.counted or broadcast.key if broadcast.purpose is Purpose.EVALUATE else broadcast.key
         # A copy, because the next model is received into the same memory.
-        self._newest, self._evaluation = (broadcast.key, num_rounds, broadcast.params.clone()), None
+        self._newest, self._evaluation = (key, num_rounds, broadcast.params.clone()), None
 
     def _prepare(self, setup: Setup) -> Work:
         keep_freed_memory()
@@ -348,6 +349,7 @@ class StoreClient:
         return work_for(
             self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
             training=self._training,
+            per_product=self._policy.metrics.per_product, features_folder=cache.root / FEATURES,
         )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
+from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.algorithms.robust import AutoNormBound, NormBound, bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
@@ -91,6 +92,7 @@ class OpenedSetup:
         bound_model: the model.
         uploads: the stages that an upload passes through.
         personalization: what stays at the stores.
+        warm_start: the algorithm of round 0, if there is one.
         batch_sizes: measures the fastest batch size if each client has its own, else None.
     """
 
@@ -101,6 +103,7 @@ class OpenedSetup:
     bound_model: BoundModel
     uploads: UploadPipeline
     personalization: Personalization
+    warm_start: Algorithm | None = None
     batch_sizes: BatchSizes | None = None
 
 
@@ -124,9 +127,16 @@ def algorithm_of(config: RunConfig) -> Algorithm:
     return cast(Algorithm, component_of(config, "algorithm"))
 
 
+def warm_start_of(config: RunConfig) -> Algorithm | None:
+    """Create the algorithm of round 0, if there is one."""
+    return None if config.warm_start == "none" else cast(Algorithm, load(ALGORITHMS[config.warm_start])())
+
+
 def aggregator_of(config: RunConfig) -> Aggregator:
     """Create the configured aggregator, with its norm bound."""
     aggregator = cast(Aggregator, component_of(config, "aggregator"))
+    if algorithm_of(config).sums:
+        return aggregator
     masked = [stage.declares.setting for stage in uploads_of(config).stages if stage.declares.masks]
     if config.norm_bound == "off" or masked:
         if config.norm_bound == "auto":
@@ -285,8 +295,11 @@ def open_setup(
     _load_frozen(bound_model, setup)
     if config.compile == "on":
         bound_model = compile_forward(bound_model, config.image_size)
+    layout, warm_start = bound_model.params.layout, warm_start_of(config)
     return OpenedSetup(
-        setup=setup, config=config, catalogue=catalogue, algorithm=algorithm_of(config), bound_model=bound_model,
+        setup=setup, config=config, catalogue=catalogue, bound_model=bound_model,
+        algorithm=algorithm_of(config).for_model(layout, bound_model.output_layer),
+        warm_start=None if warm_start is None else warm_start.for_model(layout, bound_model.output_layer),
         uploads=uploads_of(config), personalization=personalization_of(config),
         batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
@@ -310,7 +323,9 @@ def _load_frozen(bound: BoundModel, setup: Setup) -> None:
 
 def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None, training: Run = alone,
+    features_folder: Path | None = None,
     test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
+    per_product: bool = True,
 ) -> Work:  # fmt: skip
     """Create the work of one client.
 
@@ -320,8 +335,10 @@ def work_for(
         photos: the client's photos.
         batch_size: batch size, if clients have their own; None measures the fastest.
         training: trains the model.
+        features_folder: folder in which features of photos are kept; None keeps none.
         test: returns the test photos on which models are compared at the end.
         save: saves the model that the client chooses then.
+        per_product: whether the client counts by product, if it is asked to.
 
     Returns:
         The work.
@@ -334,7 +351,9 @@ def work_for(
     trainer = Trainer(
         bound_model=bound, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
-        renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale, run=training,
+        renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
+        run=training,
+        features_folder=features_folder,
     )  # fmt: skip
     ready = Ready(
         run_id=opened.setup.run_id,
@@ -347,10 +366,12 @@ def work_for(
     )
     return Work(
         algorithm=opened.algorithm,
+        warm_start=opened.warm_start,
         trainer=trainer,
         ready=ready,
         uploads=opened.uploads,
         personalization=opened.personalization,
+        catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened)),
     )
 
@@ -386,11 +407,10 @@ def store_photos(folder: Path, opened: OpenedSetup, cache: PhotoCache, *, store:
             else "it holds no training photo of a class in the run's catalogue: its products are called "
             f"{some(train.left_out)}; give its folders the names that the other stores use"
         )
-    made = (
-        featurized(opened.bound_model, found.photo_set, cache=cache.root / FEATURES, views=config.feature_views)
-        for found in (train, validation)
-    )
-    return StorePhotos(train=next(made), validation=next(made), num_left_out=left_out.total())
+    bound, sets = opened.bound_model, [train.photo_set, validation.photo_set]
+    if bound.head is not None:
+        sets = [featurized(bound, s, cache=cache.root / FEATURES, views=config.feature_views) for s in sets]
+    return StorePhotos(train=sets[0], validation=sets[1], num_left_out=left_out.total())
 
 
 def scan_test_photos(folder: Path) -> PhotoFolder:
@@ -428,7 +448,8 @@ def test_photos(
     warn_of_left_out(Counter(loaded.left_out), catalogue, whose="--test-dir")
     if not len(loaded.photo_set):
         raise DataError(f"--test-dir {folder}: none of its photos is of a class that the clients hold")
-    return featurized(bound, loaded.photo_set, cache=cache.root / FEATURES)
+    photos = loaded.photo_set
+    return photos if bound.head is None else featurized(bound, photos, cache=cache.root / FEATURES)
 
 
 def plan_of(
@@ -472,5 +493,6 @@ def plan_of(
         test_every=config.test_every,
         pacing=pacing_of(config),
         confirmed=config.confirm_catalogue,
+        warm_start=warm_start_of(config),
         compares=config.personalize != "none" if config.compare is None else config.compare,
     )  # fmt: skip

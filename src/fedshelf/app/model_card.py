@@ -15,8 +15,10 @@ from fedshelf.core.messages import Comparison, Evaluation
 from fedshelf.core.params import Segment
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.storage.model_files import save_model
+from fedshelf.tracking.product_results import ProductResults, product_results
 from fedshelf.training.bound_model import BoundModel
 
+MOST_MIXED_UP = 20  # pairs of products in a card
 _LIMITS = (
     "Tells apart the products in labels.json and no others: a photo of anything else is given the nearest of them. "
     "Accuracy is that of the photos named above; other cameras and shelves may differ."
@@ -42,7 +44,7 @@ def save_global(
         RunError: a file cannot be written, for example on a full disk; the previous model stays intact.
     """
     card = {
-        **_card(config, bound, run_id=run_id, round=record.round),
+        **_card(config, bound, catalogue, run_id=run_id, round=record.round),
         "training": {
             **_training(config, record.round),
             "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
@@ -52,6 +54,7 @@ def save_global(
             "accuracy": record.accuracy,
             "central_accuracy": record.central_accuracy,
             "train_loss": record.train_loss,
+            **_by_product(product_results(record.report, catalogue)),
         },
         "limits": f"{_LIMITS} Tensors named under personal are at their first values here: each store has its own.",
     }
@@ -91,7 +94,7 @@ def save_chosen(
     """
     key = comparison.key
     card = {
-        **_card(config, bound, run_id=key.run_id, round=key.round),
+        **_card(config, bound, catalogue, run_id=key.run_id, round=key.round),
         "store": client,
         "candidate": comparison.best.value,
         "training": {**_training(config, key.round), "personalize": config.personalize},
@@ -125,7 +128,7 @@ def save_received(
         RunError: see `save_global`.
     """
     card = {
-        **_card(config, bound, run_id=run_id, round=num_rounds),
+        **_card(config, bound, catalogue, run_id=run_id, round=num_rounds),
         "store": client,
         "training": {**_training(config, num_rounds), "personalize": config.personalize},
         "metrics": {
@@ -137,7 +140,7 @@ def save_received(
     save_model(folder, _tensors(bound), catalogue.names, card)
 
 
-def _card(config: RunConfig, bound: BoundModel, *, run_id: str, round: int) -> dict[str, Any]:
+def _card(config: RunConfig, bound: BoundModel, catalogue: Catalogue, *, run_id: str, round: int) -> dict[str, Any]:
     """Return the content common to all cards."""
     return {
         "fedshelf": __version__,
@@ -158,8 +161,16 @@ def _card(config: RunConfig, bound: BoundModel, *, run_id: str, round: int) -> d
             "mean": list(bound.normalization.mean),
             "std": list(bound.normalization.std),
         },
+        "paths": list(catalogue.tree.paths) if catalogue.tree.depth > 1 else [],
         "personal": [spec.name for spec in bound.params.layout.tensors if spec.segment is Segment.PERSONAL],
     }
+
+
+def _by_product(results: ProductResults) -> dict[str, Any]:
+    """Return the results by product and level, and the products most often mixed up; nothing before the last round."""
+    record = results.to_record()
+    mixed_up = record.pop("confusion")[:MOST_MIXED_UP]
+    return {**record, "mixed_up": mixed_up} if results.products else {}
 
 
 def _training(config: RunConfig, rounds: int) -> dict[str, Any]:

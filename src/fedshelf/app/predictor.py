@@ -21,6 +21,7 @@ from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import load_photo, load_photos, warn_of_left_out
 from fedshelf.data.folder import scan
+from fedshelf.data.product_tree import ProductTree
 from fedshelf.models.build import ModelSettings, Normalization, build
 from fedshelf.models.own_model import use_model_path
 from fedshelf.storage.model_files import CARD, load_model_files
@@ -33,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guess:
-    """A predicted product.
+    """A predicted product, or folder of products.
 
     Attributes:
-        label: the product.
+        label: the product, or the folder's path.
         probability: the model's probability for it.
     """
 
@@ -140,6 +141,7 @@ class Predictor:
         labels: class names by output.
         image_size: side of the input images in pixels.
         normalization: normalization of the input images.
+        tree: the folders above the classes.
     """
 
     folder: Path
@@ -147,6 +149,7 @@ class Predictor:
     labels: tuple[str, ...]
     image_size: int
     normalization: Normalization
+    tree: ProductTree
 
     @classmethod
     def load(cls, folder: Path, *, model_path: Path | None = None) -> "Predictor":
@@ -172,6 +175,9 @@ class Predictor:
                 norm=architecture["norm"], width=architecture["width"], digest=architecture.get("source_digest"),
             )  # fmt: skip
             normalization = Normalization(mean=tuple(given["mean"]), std=tuple(given["std"]))
+            paths = tuple(map(str, card.get("paths") or labels))  # older cards have none
+            if len(paths) != len(labels):
+                raise TypeError(f"{len(paths):,} paths for {len(labels):,} products")
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder}: the model card does not describe a model: {content_problem(error)}") from None
         module = build(settings, seed=0)
@@ -182,7 +188,7 @@ class Predictor:
         module.eval()
         return cls(
             folder=folder, module=module, labels=tuple(labels), image_size=settings.image_size,
-            normalization=normalization,
+            normalization=normalization, tree=ProductTree(paths),
         )  # fmt: skip
 
     def predict(self, photo: Path, *, top: int) -> list[Guess]:
@@ -191,11 +197,25 @@ class Predictor:
         Raises:
             DataError: the file cannot be read as a photo.
         """
+        return self.predict_levels(photo, top=top)[-1]
+
+    def predict_levels(self, photo: Path, *, top: int) -> list[list[Guess]]:
+        """Predict a photo's product, and the folders that it lies in.
+
+        Args:
+            photo: the photo.
+            top: number of guesses at each level.
+
+        Returns:
+            The most likely folders at each level of the product tree, coarsest first, and last the most likely
+            products. A folder has the sum of the probabilities of all products below it.
+
+        Raises:
+            DataError: the file cannot be read as a photo.
+        """
         probabilities_K = self._logits(load_photo(photo, self.image_size)[None]).softmax(1)[0]
-        values, indices = probabilities_K.topk(min(top, len(self.labels)))
-        return [
-            Guess(label=self.labels[int(i)], probability=float(v)) for v, i in zip(values, indices, strict=True)
-        ]  # fmt: skip
+        folders = [self.tree.nodes(level) for level in range(1, self.tree.depth)]
+        return [_most_likely(names, probabilities_K, top) for names in (*folders, self.labels)]
 
     def evaluate(self, photos: Path) -> EvaluationReport:
         """Evaluate the model on labeled photos.
@@ -247,6 +267,15 @@ class Predictor:
         with torch.inference_mode():
             logits_BK: Tensor = self.module(images_BCHW)
         return logits_BK
+
+
+def _most_likely(names_K: tuple[str, ...], probabilities_K: Tensor, top: int) -> list[Guess]:
+    """Sum the probabilities of the classes that have one name, and return the most likely names."""
+    index = {name: position for position, name in enumerate(dict.fromkeys(names_K))}
+    sums = torch.zeros(len(index)).index_add_(0, torch.tensor([index[name] for name in names_K]), probabilities_K)
+    values, indices = sums.topk(min(top, len(index)))
+    found = list(index)
+    return [Guess(label=found[int(i)], probability=float(v)) for v, i in zip(values, indices, strict=True)]
 
 
 def _catalogue(folder: Path, labels: tuple[str, ...]) -> Catalogue:

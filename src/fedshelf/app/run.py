@@ -1,5 +1,7 @@
 """Opens a run on disk, new or resumed, and assembles its server."""
 
+import csv
+import io
 import logging
 import threading
 import time
@@ -47,11 +49,13 @@ from fedshelf.models.registry import is_own
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
+from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.background import BackgroundCheckpoints, BackgroundWriter
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import Difference, RunDirectory, differences, is_run, new_run_id
 from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.product_results import confusion_table
 from fedshelf.tracking.queries import LOST, run_summary
 from fedshelf.tracking.registry import SINKS
 from fedshelf.tracking.runs import find_resumable
@@ -256,6 +260,7 @@ def _global_model(
         layout=bound.params.layout,
         initial=bound.params.shared.detach().cpu().clone(),
         frozen=bound.frozen_values(),
+        head=bound.output_layer,
         evaluate_on_server=evaluate_on_server,
         publish=publish,
         loaded=loaded,
@@ -296,7 +301,7 @@ def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDi
         find_problem(config.model, pretrained=config.pretrained)
         or (None if make_module else _problem_with_own_model(config))
         or (None if has_weights else _problem_with_weights(config, make_module)),
-        *_problems_with_codecs(config), *_problems_with_asynchrony(config),
+        *_problems_with_codecs(config), *_problems_with_asynchrony(config), *_problems_with_sums(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
     for key, path, find in (
@@ -406,6 +411,28 @@ def _problems_with_asynchrony(config: RunConfig) -> list[str]:
         if is_set
     ]
     return found
+
+
+def _problems_with_sums(config: RunConfig) -> list[str]:
+    """What an algorithm of exact sums cannot be combined with."""
+    if not algorithm_of(config).sums:
+        return []
+    wrong = {
+        f"--train {config.train}": config.train != "head",
+        f"--aggregator {config.aggregator}": config.aggregator != "mean",
+        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off"),
+        f"--personalize {config.personalize}": config.personalize not in ("none", "finetune"),
+        f"--codec-up {config.codec_up}": config.codec_up != "none",
+        "--byte-budget": config.byte_budget is not None,
+        f"--local-work {config.local_work}": config.local_work != "fixed",
+        "--attack": config.attack in ("sign-flip", "scale"),
+        **{stage.declares.setting: True for stage in uploads_of(config).stages},
+    }
+    return [
+        f"{flag} with --algorithm {config.algorithm}: stores send exact sums over their photos' features. Leave it out"
+        for flag, is_set in wrong.items()
+        if is_set
+    ]
 
 
 def _check_budget(config: RunConfig, bound: BoundModel) -> None:
@@ -540,7 +567,11 @@ def _publish(
     run: OpenedRun, bound: BoundModel, catalogue: Catalogue, params: Tensor, record: RoundFinished, best: bool,
     loaded: WeightsLoaded | None,
 ) -> None:  # fmt: skip
-    """Save the model after a round to `model/` or `model/best/`."""
+    """Save the model after a round to `model/` or `model/best/`, and the last round's confusion matrix."""
     bound.load(params)
     folder = run.directory.best_model if best else run.directory.model
+    if record.report is not None and record.report.confusion:
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(confusion_table(record.report, catalogue))
+        write_atomically(run.directory.confusion, table.getvalue())
     save_global(folder, bound, run.config, catalogue, run_id=run.directory.run_id, record=record, loaded=loaded)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # imported inside the commands, so that the command line star
 
 app = Commands(help="Enroll stores, and revoke them.")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 Home = Annotated[
     Path | None, typer.Option("--home", metavar="DIR", help="The server's home (default: $FEDSHELF_HOME).")
 ]
@@ -64,16 +66,16 @@ def revoke(name: Name, home: Home = None) -> None:
 
 
 @app.command("list")
-def list_stores(
-    home: Home = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def list_stores(home: Home = None, as_json: AsJson = False) -> None:
     """List all stores and their keys.
 
     Example: fedshelf enroll list
     """
     from fedshelf.cli.tables import Column, Table
+    from fedshelf.core.text import counted
 
-    entries = _chain(home, must_exist=True).roster().entries
+    chain = _chain(home, must_exist=True)
+    entries, tokens = chain.roster().entries, chain.open_tokens()
     if as_json:
         fields = [{"name": e.name, "state": e.state.value, "since": e.since, "key": e.key.text} for e in entries]
         typer.echo(json.dumps(fields))
@@ -84,6 +86,73 @@ def list_stores(
         for entry in sorted(entries, key=lambda e: (e.name, e.since)):
             table.add(entry.name, entry.state.value, entry.since, entry.key.text[:12])
         echo(table)
+    if tokens and not as_json:
+        typer.echo(f"{counted(len(tokens), 'open token')}: see 'fedshelf enroll tokens'.")
+
+
+@app.command()
+def tokens(home: Home = None, as_json: AsJson = False) -> None:
+    """List open tokens and invitations.
+
+    Example: fedshelf enroll tokens
+    """
+    from fedshelf.cli.run_tables import utc
+    from fedshelf.cli.tables import Column, Table
+
+    found = _chain(home, must_exist=True).open_tokens()
+    if as_json:
+        fields = [{"id": t.id, "name": t.name or None, "uses": t.uses, "expires": utc(t.expires)} for t in found]
+        typer.echo(json.dumps(fields))
+    elif not found:
+        typer.echo("There are no open tokens.")
+    else:
+        table = Table(columns=[Column(name=name) for name in ("id", "for", "stores", "expires (UTC)")])
+        for token in found:
+            table.add(token.id, token.name or "any store", str(token.uses), utc(token.expires) or "")
+        echo(table)
+
+
+@app.command()
+def cancel(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="As 'enroll tokens' shows them.")] = None,
+    home: Home = None,
+    every: Annotated[bool, typer.Option("--all", help="End all of them.")] = False,
+) -> None:
+    """End open tokens and invitations at once.
+
+    Stores that are enrolled are not affected.
+
+    Example: fedshelf enroll cancel --all
+    """
+    from fedshelf.core.errors import UsageError
+    from fedshelf.core.text import counted
+
+    if bool(ids) == every:
+        raise UsageError("give the ids of the tokens to end, which 'fedshelf enroll tokens' shows, or --all")
+    ended = _chain(home, must_exist=True).cancel(None if every else ids)
+    typer.echo(f"Ended {counted(len(ended), 'token')}.", err=True)
+
+
+@app.command()
+def key(home: Home = None) -> None:
+    """Print the chain's public key, which a store can pin in its policy.
+
+    Example: fedshelf enroll key
+    """
+    typer.echo(_chain(home, must_exist=True).key.text)
+
+
+@app.command()
+def renumber(home: Home = None) -> None:
+    """Sign the roster again, after a backup was restored.
+
+    Stores refuse a roster that is older than the one they have seen, until this was done.
+
+    Example: fedshelf enroll renumber
+    """
+    chain = _chain(home, must_exist=True)
+    chain.renumber()
+    typer.echo(f"The roster has the number {chain.roster().number} now.", err=True)
 
 
 @app.command("import")

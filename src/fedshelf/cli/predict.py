@@ -38,7 +38,8 @@ def predict(
 ) -> None:
     """Name the products in photos.
 
-    Prints the most likely products of each photo with their probabilities.
+    Prints the most likely products of each photo with their probabilities. If products lie in folders, such as
+    Fruit/Apple, it also prints the most likely folder of each level, with the sum of the probabilities below it.
 
     Without --run it is the model that a client on this machine keeps.
 
@@ -50,23 +51,38 @@ def predict(
     unusable = 0
     for photo in photos:
         try:
-            found = predictor.predict(photo, top=top)
+            found = predictor.predict_levels(photo, top=top)
         except DataError as error:
             unusable += 1
             _show_unusable(photo, error, as_json=as_json)
         else:
-            _show(photo, found, as_json=as_json)
+            _show(photo, found, products=predictor.tree.paths, as_json=as_json)
     if unusable:
         raise typer.Exit(1)
 
 
-def _show(photo: Path, guesses: "Sequence[Guess]", *, as_json: bool) -> None:
-    """Print the products in `photo`, most likely first, as a table or one line of JSON."""
+def _show(photo: Path, levels: "Sequence[Sequence[Guess]]", *, products: Sequence[str], as_json: bool) -> None:
+    """Print the products in `photo`, most likely first, and the folders above them, as a table or one line of JSON.
+
+    Args:
+        photo: the photo.
+        levels: the guesses at each level of the product tree.
+        products: the products' paths.
+        as_json: print JSON.
+    """
+    *folders, leaves = levels
     if as_json:
-        predictions = [{"class": guess.label, "probability": guess.probability} for guess in guesses]
-        print_json({"photo": from_filesystem(str(photo)), "predictions": predictions})
+        record = {"photo": from_filesystem(str(photo)), "predictions": _record(leaves)}
+        above = [{"depth": depth, "predictions": _record(found)} for depth, found in enumerate(folders, start=1)]
+        print_json({**record, "levels": above} if above else record)
         return
-    echo(str(photo), *(f"{percent(guess.probability):>9}  {guess.label}" for guess in guesses))
+    likely = [(guess.label, guess.probability) for guess in leaves]
+    likely += [(f"{best.label}{'/' * (best.label not in products)}", best.probability) for best, *_ in folders]
+    echo(str(photo), *(f"{percent(probability):>9}  {name}" for name, probability in likely))
+
+
+def _record(guesses: "Sequence[Guess]") -> list[dict[str, object]]:
+    return [{"class": guess.label, "probability": guess.probability} for guess in guesses]
 
 
 def _show_unusable(photo: Path, error: Exception, *, as_json: bool) -> None:

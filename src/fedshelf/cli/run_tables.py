@@ -9,8 +9,11 @@ from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
 from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent, size, sparkline
 from fedshelf.storage.run_directory import differences
+from fedshelf.tracking.product_results import TEST, VALIDATION
 from fedshelf.tracking.queries import LOST, RunSummary
 
+MOST_PRODUCTS = 5  # in a table of products
+WITHOUT_GLOBAL_MODEL = ("fedbn", "fedper", "fedrep", "ditto")  # stores evaluate a model with their own tensors
 METRICS = {"accuracy": max, "central_accuracy": max, "train_loss": min}
 
 
@@ -35,12 +38,14 @@ def list_table(summaries: list[RunSummary]) -> Table:
     return table
 
 
-def heading(summary: RunSummary, *, width: int) -> list[str]:
+def heading(summary: RunSummary, config_toml: str, *, width: int) -> list[str]:
     """Return the lines before a run's rounds; `width` limits the curve's length."""
+    bound = {d.key: d.new for d in differences("", config_toml)}.get("norm-bound", "auto")
     reason = f" ({summary.reason})" if summary.reason else ""
     facts = {
         "rounds": _progress(summary), "best round": _or_dash(summary.best_round),
-        "parameters": _or_dash(summary.num_parameters), "started": utc(summary.started) or ABSENT,
+        "parameters": _or_dash(summary.num_parameters), "norm bound": str(bound),
+        "started": utc(summary.started) or ABSENT,
     }  # fmt: skip
     lines = [
         f"run {summary.run_id}: {summary.status.value}{reason}",
@@ -110,6 +115,35 @@ def gain_table(summary: RunSummary) -> list[Table | str]:
     table.add(f"mean of {counted(len(summary.stores), 'store')}", *map(percent, means), difference, "")
     sentence = gain_report.verdict(summary.stores)
     return [table, *([sentence] if sentence else [])]
+
+
+def product_tables(summary: RunSummary, *, personalize: object) -> list[Table | str]:
+    """Return accuracy by level of the product tree, the weakest products, and those most often mixed up.
+
+    Args:
+        summary: the run.
+        personalize: the run's way of personalization.
+    """
+    results, lines = summary.results, list[Table | str]()
+    on = {TEST: TEST, VALIDATION: f"the {VALIDATION} of {counted(results.num_stores, 'store')}"}
+    if personalize in WITHOUT_GLOBAL_MODEL:
+        on[VALIDATION] += ", each with its own model"
+    if len(results.levels) > 1:
+        levels = ", ".join(f"{level.depth}: {percent(level.accuracy)}" for level in results.levels)
+        lines.append(f"accuracy by level of folders, on {on[results.levels_on]}: {levels}")
+    if results.products:
+        table = _table("product", "photos>", "right>", "accuracy>")
+        for found in sorted(results.products, key=lambda p: (p.correct / p.total, -p.total, p.product))[:MOST_PRODUCTS]:
+            table.add(found.product, f"{found.total:,}", f"{found.correct:,}", percent(found.correct / found.total))
+        lines += [f"weakest of {counted(len(results.products), 'product')}, on {on[results.products_on]}:", table]
+    if results.confusion:
+        table = _table("product", "taken for", "photos>")
+        for wrong in results.confusion[:MOST_PRODUCTS]:
+            table.add(wrong.product, wrong.taken_for, f"{wrong.photos:,}")
+        lines += [f"most often mixed up, on {TEST}:", table]
+    if results.num_withheld:
+        lines.append(f"{counted(results.num_withheld, 'store')} withheld the results by product (--policy)")
+    return lines
 
 
 def own_batches(summary: RunSummary, config_toml: str) -> list[str]:

@@ -55,11 +55,13 @@ def list_runs(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
 def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Show one run round by round.
 
-    For each round: the figures, how many stores took part, and who did not and why.
+    For each round: the figures, how many stores took part, and who did not and why. After the last round: accuracy by
+    product and by level of folders, and the products most often mixed up.
 
     Example: fedshelf runs show 20261121-0835
     """
-    from fedshelf.cli.run_tables import gain_table, heading, own_batches, remarks_on, rounds_table
+    from fedshelf.cli.run_tables import gain_table, heading, own_batches, product_tables, remarks_on, rounds_table
+    from fedshelf.storage.run_directory import differences
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
 
@@ -70,7 +72,11 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
         return
     remarks = [*remarks_on(summary), *own_batches(summary, directory.config_toml)]
     width = make_console().width
-    echo(*heading(summary, width=width), rounds_table(summary), *remarks, *gain_table(summary))
+    personalize = {d.key: d.new for d in differences("", directory.config_toml)}.get("personalize")
+    echo(
+        *heading(summary, directory.config_toml, width=width), rounds_table(summary), *remarks,
+        *product_tables(summary, personalize=personalize), *gain_table(summary),
+    )  # fmt: skip
 
 
 @app.command()

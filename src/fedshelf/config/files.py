@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from fedshelf.config.schema import RENAMED, RunConfig, Settings, select
+from fedshelf.config.schema import NEWER, RENAMED, RunConfig, Settings, implied, select
 from fedshelf.core.errors import RefusedError, UsageError
 from fedshelf.core.settings import Scope
 from fedshelf.core.text import did_you_mean
@@ -104,11 +104,20 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
                 problems.append(f"{written}: {_what_is_wrong(detail)}")
     if not problems:
         config, flagged = read
-        config = config.model_copy(update={name: getattr(flagged, name) for name in flagged.model_fields_set})
+        config = _merged(config, flagged)
         problems += _contradictions(config) if isinstance(config, RunConfig) else []
         if not problems:
             return config
     raise UsageError(*problems)
+
+
+def _merged(config: S, flagged: S) -> S:
+    """The settings of a file with those of flags, and what they imply together."""
+    given = {name: getattr(source, name) for source in (config, flagged) for name in source.model_fields_set}
+    if not isinstance(config, RunConfig):
+        return config.model_copy(update=given)
+    kept = {name: RunConfig.model_fields[name].default for name in NEWER if name not in given}
+    return config.model_copy(update={**kept, **given, **implied(given)})
 
 
 _WRONG: dict[str, str] = {
@@ -149,14 +158,18 @@ def effective(config: RunConfig) -> str:
     values = select(config, Scope.RUN, Scope.SERVER)
     if config.slowdowns is not None:  # in virtual time, deadlines are reproducible and affect the result
         values["round-timeout"] = config.round_timeout
-    if values["norm-bound"] == "auto":  # runs that began without this key have the same text, and can be resumed
-        del values["norm-bound"]
-    return to_toml(values)
+    return to_toml(_without_new(values))
 
 
 def for_clients(config: RunConfig) -> str:
     """Return the part of the configuration that is sent to clients as TOML: no paths, no addresses."""
-    return to_toml(select(config, Scope.RUN))
+    return to_toml(_without_new(select(config, Scope.RUN)))
+
+
+def _without_new(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out newer keys at their defaults: runs that began before these keys have the same text, and resume."""
+    fields = {name.replace("_", "-"): RunConfig.model_fields[name] for name in NEWER}
+    return {key: value for key, value in values.items() if key not in fields or value != fields[key].default}
 
 
 def from_a_server(text: str) -> RunConfig:

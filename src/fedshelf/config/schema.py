@@ -7,9 +7,9 @@ are the recipe of the reference benchmark (benchmarks/RESULTS.md).
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, create_model, field_validator, model_validator
 
 from fedshelf.config.families import FAMILIES, component_settings
 from fedshelf.config.places import absolute
@@ -26,6 +26,7 @@ from fedshelf.core.choices import (
     SamplingName,
     Schedule,
     TrainName,
+    WarmStart,
     WorkNorm,
 )
 from fedshelf.core.settings import (
@@ -49,6 +50,8 @@ C = TypeVar("C")
 SIMULATE, SERVER, CLIENT = ("simulate",), ("server",), ("client",)
 RENAMED: Mapping[str, str] = {"speeds": "slowdowns"}
 """Former names of fields. They still work as keys and flags, and log the current name once."""
+NEWER = ("norm_bound", "warm_start", "train", "freeze_norm", "feature_views")
+"""Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _FIRST = (
     "mu", "loss", "fedrs_alpha", "fedlc_tau", "server_lr", "server_momentum", "server_beta2", "server_tau",
     "buffer_size", "staleness_exponent", "max_staleness", "scaffold_option",
@@ -165,6 +168,8 @@ class RunConfig(Settings):
     algorithm: Annotated[str, Setting(help="Federated algorithm.", panel=ALGORITHM)] = "fedavg"
     loss: Annotated[str, Setting(help="Loss of local training; fedrs and fedlc protect the products that a store "
         "does not sell.", panel=ALGORITHM)] = "cross-entropy"  # fmt: skip
+    warm_start: Annotated[WarmStart, Setting(help="Before round 1, compute the output layer in closed form (ridge).",
+        panel=ALGORITHM)] = "none"  # fmt: skip
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip
@@ -264,6 +269,12 @@ class RunConfig(Settings):
     heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
         le=MAX_SECONDS, panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = 30.0  # fmt: skip
 
+    @model_validator(mode="after")
+    def _implied(self) -> Self:
+        """Fill in what the given settings imply for others."""
+        self.__dict__.update(implied({name: getattr(self, name) for name in self.model_fields_set}))
+        return self
+
     @field_validator("slowdowns")
     @classmethod
     def _in_one_way(cls, value: str | None) -> str | None:
@@ -327,6 +338,14 @@ class ClientConfig(Settings):
         "12:00-13:30,22:00-06:00 (default: always).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     time_zone: Annotated[str | None, Setting(help="Time zone of --active-hours, such as Europe/Berlin (default: this "
         "machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+
+
+def implied(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings that are `given` imply for others, by field; empty for those that are given themselves."""
+    found: dict[str, Any] = {}
+    if given.get("algorithm") == "ridge":
+        found["train"] = "head"
+    return {name: value for name, value in found.items() if name not in given}
 
 
 def parse_slowdowns(text: str) -> tuple[float, ...]:

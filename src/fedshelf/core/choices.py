@@ -15,6 +15,7 @@ OptimizerName = Literal["sgd", "adamw"]
 SamplingName = Literal["uniform", "size", "availability"]
 Schedule = Literal["constant", "cosine"]
 TrainName = Literal["all", "head", "norm"]
+WarmStart = Literal["none", "ridge"]
 WorkNorm = Literal["none", "l2", "l1"]
 
 

@@ -1,9 +1,9 @@
-"""How stores name their products. A separate module, because code that reads photos must not import torch."""
+"""How stores name and count their products. A separate module, because code that reads photos must not import torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedshelf.core.bounds import Identifier, PathText
+from fedshelf.core.bounds import Count, Identifier, PathText
 from fedshelf.core.text import counted
 
 MAX_CLASSES = 20_000  # class folders of one store: more products than a hypermarket sells
@@ -22,6 +22,21 @@ class ClassFolder:
 
     leaf: Identifier
     path: PathText
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductCount:
+    """A model's score on the photos of one product.
+
+    Attributes:
+        index: the product's index in the catalogue.
+        correct: photos classified correctly.
+        total: photos.
+    """
+
+    index: Count
+    correct: Count
+    total: Count
 
 
 def problem_with(classes: Sequence[ClassFolder]) -> str:

@@ -89,6 +89,10 @@ class TransportError(FedShelfError):
     """The other side cannot be reached, is not who it should be, or does not speak our protocol."""
 
 
+class RosterError(TransportError):
+    """The server shows a roster, or a chain's key, that this store does not accept. Trying again would not be safe."""
+
+
 class IdentityError(FedShelfError):
     """A key, certificate, token or roster is missing, damaged, expired, used or revoked."""
 

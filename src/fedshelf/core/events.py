@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from fedshelf.core.choices import Candidate
+from fedshelf.core.class_folder import ProductCount
 
 
 class ClientStatus(StrEnum):
@@ -155,12 +156,16 @@ class Waiting:
         live: connected clients.
         missing: clients awaited by name; empty if any client will do.
         seconds: time waited so far.
+        returning: clients that took part before the server's restart and have not returned yet.
+        seconds_to_return: time that those still have; then the run continues without them.
     """
 
     what: str
     live: tuple[str, ...]
     missing: tuple[str, ...]
     seconds: float
+    returning: tuple[str, ...] = ()
+    seconds_to_return: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +175,7 @@ class ClientExcluded:
     Attributes:
         client: the client's name.
         reason: why.
-        last_round: the last round without it; None: until it is started again.
+        last_round: the last round without it; None: until it joins again.
     """
 
     client: str
@@ -206,6 +211,7 @@ class UploadReceived:
         num_cohort: size of the cohort.
         num_bytes: size of the reply on the wire; 0 if there is none.
         digest: digest of the reply's vectors as they were received; "" if there are none.
+        norm: norm of the trainable part of a valid upload, before any bound; None if the server does not see it.
     """
 
     round: int
@@ -216,6 +222,7 @@ class UploadReceived:
     num_cohort: int
     num_bytes: int = 0
     digest: str = ""
+    norm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,6 +233,28 @@ class RoundVoid:
     attempt: int
     reason: str
     clients: tuple[Participation, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductReport:
+    """How the last round's model does on each product. Products are indices in the catalogue.
+
+    Attributes:
+        products: on the stores' validation photos, of each product that has any.
+        levels: validation photos whose prediction lies in the correct folder, by level of the product tree, coarsest
+            first.
+        num_photos: validation photos counted. A store counts for at most as many as in `RoundFinished.accuracy`.
+        num_stores: stores that reported.
+        num_withheld: stores whose policy withholds these counts.
+        confusion: test photos of each product and prediction, as (product, prediction, photos).
+    """
+
+    products: tuple[ProductCount, ...] = ()
+    levels: tuple[int, ...] = ()
+    num_photos: int = 0
+    num_stores: int = 0
+    num_withheld: int = 0
+    confusion: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,6 +275,7 @@ class RoundFinished:
         best_round: the best round so far.
         virtual_seconds: duration in a simulation's virtual time, including void attempts.
         model_digest: digest of the new model.
+        report: how it does on each product; only of the last round.
     """
 
     round: int
@@ -261,6 +291,7 @@ class RoundFinished:
     best_round: int | None
     virtual_seconds: float | None = None
     model_digest: str = ""
+    report: ProductReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

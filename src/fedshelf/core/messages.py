@@ -26,18 +26,23 @@ from torch import Tensor
 
 from fedshelf.core.bounds import Bounds, Count, FiniteFloat, Identifier, NonNegativeFloat, RoundNumber, StrictBool, Text
 from fedshelf.core.choices import Candidate
-from fedshelf.core.class_folder import MAX_CLASSES
+from fedshelf.core.class_folder import MAX_CLASSES, MAX_DEPTH
 from fedshelf.core.class_folder import ClassFolder as ClassFolder
+from fedshelf.core.class_folder import ProductCount as ProductCount
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
 PROTOCOL_VERSION = 6
+MAX_CANDIDATES = 64
+"""Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
 """The reason that a server gives its clients at the end of a successful run."""
 
 Vector: TypeAlias = Tensor | Encoded
 PARAMS, DELTA, FROZEN = "params", "delta", "frozen"
 """Names of the main vector: [S] in a plain broadcast and in a plain upload, [F] in a setup."""
+CANDIDATES = "candidates"
+"""Name of the auxiliary vector of an evaluation's broadcast that holds models to choose among."""
 TRAINABLE, STATISTICS, AUXILIARY = "trainable", "statistics", "auxiliary."
 """Names of the two segments of an encoded main vector, and the prefix of vectors that an algorithm adds."""
 
@@ -190,6 +195,7 @@ class Broadcast:
             pending state is rolled back.
         num_steps: local steps to take; None: as many as the configured epochs have.
         num_rounds: to compare, the rounds of a model trained locally; None: `key.round`.
+        per_product: to evaluate, whether to count by product, too.
     """
 
     key: TaskKey
@@ -201,6 +207,7 @@ class Broadcast:
     counted: TaskKey | None = None
     num_steps: Count | None = None
     num_rounds: RoundNumber | None = None
+    per_product: StrictBool = False
 
     @property
     def is_plain(self) -> bool:
@@ -274,6 +281,19 @@ class Upload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateScore:
+    """The score of one of several models to choose among, on the client's own validation photos.
+
+    Attributes:
+        num_correct: photos classified correctly.
+        losses: sum of the losses in nats, at each of the algorithm's temperatures.
+    """
+
+    num_correct: Count
+    losses: Annotated[tuple[FiniteFloat, ...], Bounds(max_length=MAX_CANDIDATES)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """The broadcast model's score on the client's own validation photos.
 
@@ -282,12 +302,20 @@ class Evaluation:
         num_examples: photos evaluated.
         num_correct: photos classified correctly.
         loss_sum: sum of the losses in nats.
+        candidates: scores of the models to choose among, if the broadcast holds some.
+        products: the same counts for each product that has photos, by index; empty if they were not asked for, or the
+            store withholds them.
+        levels: photos whose prediction lies in the correct folder, by level of the product tree, coarsest first; empty
+            like `products`.
     """
 
     key: TaskKey
     num_examples: Count
     num_correct: Count
     loss_sum: FiniteFloat
+    candidates: Annotated[tuple[CandidateScore, ...], Bounds(max_length=MAX_CANDIDATES)] = ()
+    products: Annotated[tuple[ProductCount, ...], Bounds(max_length=MAX_CLASSES)] = ()
+    levels: Annotated[tuple[Count, ...], Bounds(max_length=MAX_DEPTH)] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -3,7 +3,7 @@
 Each has a real adapter (deploy, simulate, tracking) and an in-memory fake in `tests/fakes.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -99,8 +99,17 @@ class Transport(Protocol):
     def receive(self, timeout: float) -> Arrival | None:
         """The next arrival, or None if there is none within `timeout` seconds."""
 
-    def refuse(self, address: str, reason: str) -> None:
-        """Tell a connection why it is refused, and forget it."""
+    def refuse(self, address: str, reason: str, *, is_final: bool = False) -> None:
+        """Tell a connection why it is refused, and forget it.
+
+        Args:
+            address: the connection.
+            reason: for the client's user.
+            is_final: whether the client is to end; otherwise it tries again later.
+        """
+
+    def revoked(self) -> Collection[str]:
+        """Names of the clients that may no longer take part. Their connections have ended or are about to."""
 
     def close(self, reason: str) -> None:
         """Tell every client that the run has ended, and why."""

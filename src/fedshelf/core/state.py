@@ -30,6 +30,19 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Suspension:
+    """The exclusion of a client for some rounds.
+
+    Attributes:
+        last_round: the last round without it.
+        reason: why it is excluded.
+    """
+
+    last_round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
     """A task that was in flight when the state was saved, in asynchronous rounds and in simulations.
 
@@ -85,6 +98,7 @@ class ServerState:
         in_flight: tasks in flight.
         compared: the round after which stores last compared models.
         classes: digest of the class names that the rows of the model's head stand for.
+        suspended: by client, its exclusion for some rounds.
     """
 
     round: int
@@ -99,6 +113,13 @@ class ServerState:
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0
     classes: str = ""
+    suspended: Mapping[str, Suspension] = field(default_factory=dict)
+
+    @property
+    def unused_attempt(self) -> int:
+        """An attempt that no training task used, so that a late reply to one does not match."""
+        keys = (*self.counted.values(), *(flight.key for flight in self.in_flight))
+        return 1 + max((key.attempt for key in keys), default=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError
 from fedshelf.core.text import counted
 from fedshelf.data.filesystem import reading
+from fedshelf.data.product_tree import ProductTree
 from fedshelf.storage.atomic_files import write_atomically
 
 MAX_PRODUCTS = 20_000  # in a catalogue that nobody has confirmed
@@ -205,6 +206,11 @@ class Catalogue:
             RunError: the file cannot be written.
         """
         write_atomically(path, self.to_json())
+
+    @cached_property
+    def tree(self) -> ProductTree:
+        """The folders above the classes."""
+        return ProductTree.of(self.names, self.members)
 
     @cached_property
     def _by_name(self) -> dict[str, int]:

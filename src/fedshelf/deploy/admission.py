@@ -7,8 +7,8 @@ Without a signature by an enrolled key, a peer reaches nothing but these routes,
     POST /fedshelf/enroll             a token and a signing request, for a certificate
     POST /fedshelf/renew              a signed request of an enrolled key, for its next certificate
 
-Everything else needs a signature (`identity.signatures`) and, with TLS, a client certificate for the same key. The
-signature is checked before the body is read.
+Everything else, such as `GET /fedshelf/roster`, needs a signature (`identity.signatures`) and, with TLS, a client
+certificate for the same key. The signature is checked before the body is read.
 """
 
 import hashlib
@@ -183,6 +183,17 @@ class Admission:
         except (ValueError, KeyError, TypeError, RecursionError, IdentityError):
             return _refused(400, "not a request for a certificate of the key that signed it")
 
+    def roster(self) -> tuple[int, bytes]:
+        """Answer an authenticated request for the signed roster.
+
+        Returns:
+            HTTP status and JSON.
+        """
+        try:
+            return 200, self.chain.signed_roster().encode()
+        except FedShelfError:
+            return _refused(503, "the server cannot read its roster at the moment: its log says why")
+
     def authority(self) -> bytes:
         """The server's authority (PEM); empty if there is none to pin."""
         return b"" if self._authority is None else self._authority.read_bytes()
@@ -190,6 +201,10 @@ class Admission:
     def refused(self, address: str, reason: str) -> None:
         """Count a request that was not authenticated."""
         self.chain.audit.count(f"unauthenticated: {reason}", address)
+
+    def limited(self, address: str, caller: Caller, what: str) -> None:
+        """Count a request of a store that is over a limit."""
+        self.chain.audit.count(f"over its limit: {what}", address, caller.name)
 
     def _granted(self, name: str, certificate: x509.Certificate) -> bytes:
         fields = {

@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedshelf.core.errors import FedShelfError
@@ -146,7 +147,10 @@ class FleetApp:
             await answer(send, 503, reason="the server cannot authenticate anybody at the moment")
             return
         if not state.get("admit", lambda name: True)(caller.name):
+            self._admission.limited(_peer(scope), caller, "too many connections")
             await answer(send, 429, reason=f"'{printable(caller.name)}' has too many connections")
+        elif (method, path) == ("GET", "/fedshelf/roster"):
+            await answer(send, *await self._in_thread(self._admission.roster))
         elif method == "POST" and renews:
             await self._small(self._admission.renew, JSON, caller, scope, receive, send, limit=MAX_ENROLLMENT_BYTES)
         elif (method, path) == ("POST", "/fedshelf/wait"):
@@ -200,7 +204,8 @@ class FleetApp:
         if node_id is None:
             await answer(send, 401, reason="unknown session")
         else:
-            await self._blobs.serve(node_id, digest, scope, receive, send)
+            over = partial(self._admission.limited, _peer(scope), caller)
+            await self._blobs.serve(node_id, digest, scope, receive, send, over)
 
     async def _wait(self, caller: Caller, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         node_id = self._engine.node_of(caller)

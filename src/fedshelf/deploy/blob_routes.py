@@ -44,6 +44,7 @@ RANGE = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})?")
 CONTENT_RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 CHUNK = 1 << 18  # bytes sent at once
 BATCH = 1 << 19  # bytes written at once
+TOO_LARGE = frozenset({413, 507})  # statuses of uploads that are over a limit
 SILENCE_SECONDS = 30.0  # maximum wait for a chunk; the client can resume later
 BATCH_SECONDS = 120.0  # maximum wait for a batch
 
@@ -61,8 +62,10 @@ class BlobRoutes:
         self._incoming = blobs.incoming
         self._workers = workers
 
-    async def serve(self, node_id: int, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request of `node_id`."""
+    async def serve(
+        self, node_id: int, digest: str, scope: Scope, receive: Receive, send: Send, over: Callable[[str], object]
+    ) -> None:  # fmt: skip
+        """Handle a request of `node_id`; `over` is told of an upload that is larger than it may be."""
         headers: Headers = dict(scope["headers"])
         try:
             match scope["method"]:
@@ -78,6 +81,8 @@ class BlobRoutes:
                 case _:
                     await answer(send, 405)
         except RefusedUploadError as refusal:
+            if refusal.status in TOO_LARGE:
+                over(str(refusal))
             told = {} if refusal.arrived is None else {"upload-offset": refusal.arrived}
             await answer(send, refusal.status, headers=told, reason=str(refusal))
         except RunError as error:

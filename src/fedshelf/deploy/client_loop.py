@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
+from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, TransportError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import Address, parse_server_address
@@ -36,6 +36,7 @@ from fedshelf.storage.atomic_files import temporary_folder
 logger = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # seconds between attempts to join a server
+REFUSED_PAUSES = (5.0, 30.0, 60.0, 300.0)  # seconds until a refused client joins again; each time it sets up anew
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 5.0  # seconds between attempts within a registration
 GLITCH_SECONDS = 20.0  # a shorter interruption does not end a registration
 PAUSE_SECONDS = 1.0  # between attempts to wait on an unreachable server
@@ -75,7 +76,10 @@ def run_client(
     max_download: Callable[[], int] = lambda: sys.maxsize,
     find_blob: Callable[[str], Buffer | None] = lambda digest: None,
 ) -> Ended:
-    """Take part in a run until the server closes it, refuses this client, or `stop` is set.
+    """Take part in a run until the server closes it, refuses this client for good, or `stop` is set.
+
+    Everything that may pass is retried: an unreachable server, a refusal that another run may not repeat, and, once
+    this client has been connected, also an error that would end it at the start.
 
     Args:
         server_address: HOST:PORT.
@@ -101,8 +105,9 @@ def run_client(
 
     Raises:
         IdentityError: the server does not admit this store.
-        TransportError: the server cannot be verified, does not speak FedShelf's protocol, or did not answer for
-            `max_wait`.
+        RosterError: the server shows a roster, or a chain's key, that this store does not accept.
+        TransportError: the first connection shows that the server cannot be verified or does not speak FedShelf's
+            protocol; the server does not accept this client's certificate, or did not answer for `max_wait`.
         UsageError: `server_address` is not an address that a client can connect to.
     """
     quiet_engine_log()
@@ -115,6 +120,7 @@ def run_client(
         if keys is None:
             keys = StoreKeys(Path(temporary.enter_context(temporary_folder("fedshelf-"))))
         credentials = Credentials(address, keys, name=join.client, token=token, ca=ca, insecure=insecure)
+        was_connected = False
         while not stop.is_set():
             if not availability.is_open():
                 waiting.end()
@@ -127,6 +133,7 @@ def run_client(
                 # Created for each attempt: a server on this machine may just have created its certificate authority.
                 session = patience.bound(partial(FleetSession, credentials, held), afterwards=_leave)
                 credentials.accepted()
+                was_connected = True
                 retries.say(f"connected to {address}")
                 target = ReportTarget(
                     address=str(address), ca=None if credentials.trusted is None else str(credentials.trusted),
@@ -135,7 +142,7 @@ def run_client(
                 visit = _Visit(session, part, stop, availability, on_send, on_answer, waiting, patience)
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
                     ended = visit.run()
-                if ended is not None:
+                if ended is not None and ended.kind is not EndKind.REFUSED_FOR_NOW:
                     return ended
             except (ServerUnavailableError, SessionLostError) as error:
                 patience.check(error)
@@ -146,11 +153,24 @@ def run_client(
                 if not credentials.start_over(error):
                     raise
                 on_status(f"{error}; enrolling again")
-            except TransportError:
-                if insecure or ca is not None or local_authority() == authority:
+            except RosterError:
+                raise
+            except FedShelfError as error:
+                if not insecure and ca is None and local_authority() != authority:
+                    on_status("a server on this machine has just made its certificate authority; trying again")
+                elif not was_connected:
                     raise
-                on_status("a server on this machine has just made its certificate authority; trying again")
+                else:  # the server, the network or this machine has changed, and may change again
+                    patience.check(error)
+                    retries.say(f"{error}; trying again")
+                    waiting.begin(f"the server at {address}", str(error))
+                    retries.pause(patience.left())
             else:
+                if ended is not None:
+                    waiting.end()
+                    retries.refused(ended.reason)
+                    patience.since = time.monotonic()
+                    continue
                 if visit.lost:
                     patience.check(visit.lost)
                 if visit.num_answered:
@@ -176,6 +196,7 @@ class _Retries:
         self._repetitions = Repetitions()
         self._last = ""
         self._count = 0
+        self._refusals, self._refused_since = 0, ""
 
     def say(self, text: str) -> None:
         """Report `text` unless it repeats the last line except for its numbers, or was reported recently."""
@@ -189,9 +210,21 @@ class _Retries:
         self._stop.wait(max(0.0, min(longest, PAUSES[min(self._count, len(PAUSES) - 1)])))
         self._count += 1
 
+    def refused(self, reason: str) -> None:
+        """Report that the server refuses this client for now, and wait before the next attempt."""
+        pause = REFUSED_PAUSES[min(self._refusals, len(REFUSED_PAUSES) - 1)]
+        self._refusals += 1
+        self._refused_since = self._refused_since or time.strftime("%Y-%m-%d %H:%M:%S")
+        self.say(
+            f"the server does not let this store take part: {reason}; joining again in {pause:g} s "
+            f"(attempt {self._refusals} since {self._refused_since})"
+        )
+        self._stop.wait(pause)
+
     def start_over(self) -> None:
-        """Reset the pause after contact with the server."""
-        self._count = 0
+        """Reset the pauses after contact with the server."""
+        self._count = self._refusals = 0
+        self._refused_since = ""
 
 
 class _SilentError(ServerUnavailableError):

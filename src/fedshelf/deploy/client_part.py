@@ -32,6 +32,7 @@ class EndKind(StrEnum):
 
     CLOSED = "closed"
     REFUSED = "refused"
+    REFUSED_FOR_NOW = "refused-for-now"
     STOPPED = "stopped"
 
 
@@ -109,8 +110,10 @@ class ClientPart:
     def _control(self, control: Control) -> tuple[WireMessage, Ended | None]:
         if control.kind is ControlKind.INTRODUCE:
             return self.join, None
-        kind = {ControlKind.CLOSED: EndKind.CLOSED, ControlKind.REFUSED: EndKind.REFUSED}.get(control.kind)
-        return Control(kind=ControlKind.NOTED), Ended(kind=kind, reason=control.reason) if kind else None
+        noted = Control(kind=ControlKind.NOTED)
+        if control.kind is ControlKind.NOTED:
+            return noted, None
+        return noted, Ended(kind=EndKind(control.kind.value), reason=control.reason)
 
 
 def failure_text(error: BaseException) -> str:

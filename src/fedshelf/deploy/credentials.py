@@ -15,7 +15,7 @@ from pathlib import Path
 from cryptography import x509
 
 from fedshelf.config import places
-from fedshelf.core.errors import FedShelfError, IdentityError, TransportError
+from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, TransportError
 from fedshelf.core.text import printable
 from fedshelf.deploy.address import Address, own_addresses
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, CertificateRejectedError, ServerUnavailableError
@@ -134,7 +134,7 @@ class Credentials:
             TransportError: the server cannot be trusted.
             IdentityError: the server does not admit this store.
         """
-        token, authority = self._token, ""
+        token, authority, enrollment = self._token, "", self.keys.enrollment()
         if token is not None and token.authority and not self._insecure:
             authority = self._fetch_authority(token)
         context = None if self._insecure else _pinned(authority) if authority else client_context(self.trusted)
@@ -150,7 +150,9 @@ class Credentials:
             secret = token.secret if token else local_secret(self.address)  # a server writes it before it listens
             body = json.dumps({"token": secret, "name": self._name, "request": request}).encode()
             answer = connection.request("POST", "/fedshelf/enroll", {"content-type": "application/json"}, body)
-        self._save(answer, authority, keys)
+        # Used again, a token vouches for nothing: the server that rejects this store may be another one by now.
+        is_new = token is not None and (enrollment is None or enrollment.token != token.digest)
+        self._save(answer, authority, keys, is_trusted=is_new or (token is None and bool(secret)))
         self._token = self._rejection = None
 
     def accepted(self) -> None:
@@ -203,7 +205,18 @@ class Credentials:
         else:
             logger.warning("the certificate was not renewed: the server answers %d", answer.status)
 
-    def _save(self, answer: Answer, pinned: str, keys: KeyPair, renews: Enrollment | None = None) -> None:
+    def _save(
+        self, answer: Answer, pinned: str, keys: KeyPair, renews: Enrollment | None = None, *, is_trusted: bool = False
+    ) -> None:  # fmt: skip
+        """Save the server's answer to a request for a certificate.
+
+        Args:
+            answer: the answer.
+            pinned: the authority that was checked; "" for none.
+            keys: the keys to certify.
+            renews: what the store was enrolled with, if it only renews its certificate.
+            is_trusted: whether the chain's key may be another one than before.
+        """
         if answer.status in PASSING_STATUSES or answer.status == 401:  # FedShelf never answers 401 here: a proxy did
             raise ServerUnavailableError(f"{self.address} answers {answer.status} to the request to enroll")
         try:
@@ -221,8 +234,9 @@ class Credentials:
                 f"{self.address} answers {answer.status} to the request to enroll, and not as a FedShelf server does: "
                 "check --server-address"
             ) from error
-        if renews and renews.chain != enrollment.chain:
-            raise IdentityError(
+        known = renews or (None if is_trusted else self.keys.enrollment())
+        if known is not None and known.chain != enrollment.chain:
+            raise RosterError(
                 f"{self.address} shows another chain's key than when this store was enrolled: ask headquarters whether "
                 "the server was set up anew; if so, get a new token"
             )

@@ -63,6 +63,7 @@ class FleetSession:
         IdentityError: the server does not know this client's key, or has revoked it.
         TransportError: the address answers with the wrong program, protocol or certificate, or with TLS where none is
             expected.
+        RosterError: it shows a roster that this store does not accept.
     """
 
     def __init__(self, credentials: Credentials, held: ReceivedBlob | None = None) -> None:
@@ -80,6 +81,7 @@ class FleetSession:
             self._blobs = BlobClient(
                 self._connection, lambda method, path: self._signer.headers(method, path, None), held or ReceivedBlob()
             )
+            credentials.keys.accept(self._roster())
             session = self._signer.session
             self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=session))
             activate = fleet_pb2.ActivateNodeRequest(public_key=session, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -101,6 +103,12 @@ class FleetSession:
             raise CertificateRejectedError(
                 f"{credentials.address} does not accept this client's certificate"
             ) from error
+
+    def _roster(self) -> str:
+        """Fetch the signed roster."""
+        path = "/fedshelf/roster"
+        answer = self._connection.request("GET", path, self._signer.headers("GET", path))
+        return _checked(answer).decode(errors="replace")
 
     def pull(self) -> Message | None:
         """Fetch the next message, without its blob. The previous message counts as done, whether answered or not.

@@ -16,7 +16,7 @@ import json
 import logging
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flwr.common.constant import (
@@ -42,8 +42,10 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.fleet import fleet_handlers
 
 import fedshelf
-from fedshelf.core.errors import TransportError
+from fedshelf.core.errors import FedShelfError, TransportError
 from fedshelf.deploy.admission import Caller
+from fedshelf.identity.keys import PublicKey
+from fedshelf.identity.roster import Roster, StoreState
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +86,10 @@ class FlowerEngine:
 
     Args:
         silence: seconds without a sign of life after which a node counts as offline.
+        roster: returns the current roster, the same object as long as it does not change.
     """
 
-    def __init__(self, *, silence: float) -> None:
+    def __init__(self, *, silence: float, roster: Callable[[], Roster] = Roster) -> None:
         self.state: Any = InMemoryLinkState(NoOpFederationManager(simulation=False), InMemoryObjectStore())
         self.run = _start_run(self.state)
         self.arrived = threading.Event()
@@ -95,6 +98,8 @@ class FlowerEngine:
         self._taken: dict[int, bytes] = {}  # by node: delivered but not confirmed
         self._ended_by: dict[int, str] = {}  # by node: the signal that ended its process
         self._signed_off: set[int] = set()
+        self._roster, self._known_roster = roster, Roster()
+        self._revoked: Collection[str] = frozenset()  # names in the known roster
         self._sessions: dict[str, bytes] = {}  # by key: its newest session
         self._names: dict[int, str] = {}  # by node: the store's name in the roster
         self._delivered: dict[int, str] = {}  # by node: the newest message that it fetched
@@ -223,6 +228,22 @@ class FlowerEngine:
     def name(self, node_id: int) -> str | None:
         """The store's name in the roster."""
         return self._names.get(node_id)
+
+    def revoked(self) -> Collection[str]:
+        """End the nodes of keys that were revoked since the last call; return the names of all revoked stores."""
+        try:
+            roster = self._roster()
+        except FedShelfError:  # damaged or not readable: reported with the next request
+            return self._revoked
+        if roster is not self._known_roster:
+            self._known_roster, self._revoked = roster, roster.revoked_names()
+            found = [roster.find(PublicKey(key)) for key in list(self._sessions)]
+            for entry in [entry for entry in found if entry is not None and entry.state is StoreState.REVOKED]:
+                # Without its session, a request in progress does not bring the node back.
+                node_id = self.state.get_node_id_by_public_key(self._sessions.pop(entry.key.text))
+                if node_id is not None:
+                    self.lost(node_id)
+        return self._revoked
 
     def seen(self, node_id: int) -> None:
         """Record a sign of life."""

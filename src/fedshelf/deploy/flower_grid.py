@@ -4,7 +4,7 @@ Only this module and `flower_engine` depend on Flower's server internals. `tests
 lists them, to detect changes in an upgrade.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
@@ -58,6 +58,7 @@ class EmbeddedGrid(Grid, Engine):  # type: ignore[misc]  # mypy does not follow 
 
     def get_node_ids(self) -> Iterable[int]:
         """See `Grid`."""
+        self._engine.revoked()
         return list(self._state.get_nodes(self._run.run_id))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -109,6 +110,10 @@ class EmbeddedGrid(Grid, Engine):  # type: ignore[misc]  # mypy does not follow 
     def name(self, node_id: int) -> str | None:
         """See `Engine`."""
         return self._engine.name(node_id)
+
+    def revoked(self) -> Collection[str]:
+        """See `Engine`."""
+        return self._engine.revoked()
 
     def _push(self, message: Message) -> str:
         # Flower reads the run's id from a process-wide global; here each engine has its own.

@@ -68,7 +68,6 @@ class EmbeddedServer:
         quiet_engine_log()
         self._socket = _listen(host, port)
         self.address = Address(host=host, port=self._socket.getsockname()[1])
-        self._engine = FlowerEngine(silence=silence)
         self._temporary = contextlib.ExitStack()
         if incoming is None:
             incoming = Path(self._temporary.enter_context(temporary_folder("fedshelf-")))
@@ -76,6 +75,7 @@ class EmbeddedServer:
         if chain is None:
             chain = Chain(Path(self._temporary.enter_context(temporary_folder("fedshelf-"))), is_open=True)
         self._chain, self._tls, self._renew = chain, tls, renew
+        self._engine = FlowerEngine(silence=silence, roster=chain.roster)
         self._fingerprints: collections.deque[str] = collections.deque(
             maxlen=2
         )  # of the server's certificate, and of the one before
@@ -150,7 +150,7 @@ class EmbeddedServer:
         due = time.monotonic() + RENEW_SECONDS
         while not self._stop.wait(KEEP_ALIVE_SECONDS):
             self._engine.keep_alive()
-            self._chain.audit.flush()
+            self._chain.audit.flush(if_due=True)
             if time.monotonic() > due:
                 due = time.monotonic() + RENEW_SECONDS
                 self._renew_certificate()

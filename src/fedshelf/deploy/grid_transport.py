@@ -12,7 +12,7 @@ Not thread-safe.
 import collections
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -106,6 +106,10 @@ class Engine:
         """Return the name of a node's client as its key proves it; None to believe what the client says."""
         return None
 
+    def revoked(self) -> Collection[str]:
+        """Names of the clients that may no longer take part."""
+        return ()
+
 
 class GridTransport:
     """The transport (see the module's docstring).
@@ -182,14 +186,18 @@ class GridTransport:
                 return None
             self._engine.wait(remaining)
 
-    def refuse(self, address: str, reason: str) -> None:
+    def refuse(self, address: str, reason: str, *, is_final: bool = False) -> None:
         """See `Transport`."""
         connection = self._find(address)
         if connection is None:
             return
         self._drop_pending(connection)
         connection.refused = True
-        self._push_control(connection, ControlKind.REFUSED, reason)
+        self._push_control(connection, ControlKind.REFUSED if is_final else ControlKind.REFUSED_FOR_NOW, reason)
+
+    def revoked(self) -> Collection[str]:
+        """See `Transport`."""
+        return self._engine.revoked()
 
     def close(self, reason: str) -> None:
         """See `Transport`."""

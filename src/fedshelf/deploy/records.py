@@ -28,10 +28,11 @@ MAX_REASON_CHARACTERS = 2000
 
 
 class ControlKind(StrEnum):
-    """Kinds of transport messages; `NOTED` is the client's reply to `REFUSED` and `CLOSED`."""
+    """Kinds of transport messages; `NOTED` is the client's reply to all but `INTRODUCE`."""
 
     INTRODUCE = "introduce"
     REFUSED = "refused"
+    REFUSED_FOR_NOW = "refused-for-now"
     CLOSED = "closed"
     NOTED = "noted"
 

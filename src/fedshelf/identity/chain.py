@@ -16,7 +16,7 @@ import datetime
 import hmac
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fedshelf.core.errors import IdentityError
 from fedshelf.identity import certificates
 from fedshelf.identity.audit_log import AuditLog
 from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
-from fedshelf.identity.roster import Entry, Roster, StoreState
+from fedshelf.identity.roster import MAX_BYTES, Entry, Roster, StoreState
 from fedshelf.identity.tokens import Token, digest_of, new_secret
 from fedshelf.storage.atomic_files import make_own_folder, saying_what_to_do, write_atomically
 from fedshelf.storage.lock import file_lock
@@ -38,6 +38,7 @@ CERTIFICATE_LIFETIME = datetime.timedelta(days=90)
 TOKEN_LIFETIME = datetime.timedelta(hours=24)
 MAX_NAME_CHARACTERS = 200
 UNLIMITED = -1
+_ID_DIGITS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,11 @@ class OpenToken:
     uses: int = 1
     expires: float = 0.0
     replaces: bool = False
+
+    @property
+    def id(self) -> str:
+        """Names the token, and tells nothing about its secret."""
+        return self.secret[:_ID_DIGITS]
 
 
 class Chain:
@@ -82,7 +88,7 @@ class Chain:
         make_own_folder(folder)
         self.audit = AuditLog(folder)
         self._lock = threading.Lock()
-        self._roster, self._seen = Roster(), (0, 0, 0)
+        self._roster, self._text, self._seen = Roster(), "", (0, 0, 0)
         with file_lock(folder / "lock"):
             self._keys = self._load_keys()
             self._authority = self._load_authority(now or datetime.datetime.now(datetime.UTC))
@@ -112,9 +118,25 @@ class Chain:
                 return Roster()
             seen = (found.st_mtime_ns, found.st_ino, found.st_size)
             if seen != self._seen:
-                self._roster = Roster.verified(path.read_text(encoding="utf-8"), self.key)
-                self._seen = seen
+                text = path.read_text(encoding="utf-8")
+                self._roster, self._text, self._seen = Roster.verified(text, self.key), text, seen
             return self._roster
+
+    def signed_roster(self) -> str:
+        """The text of the current roster, for stores.
+
+        Raises:
+            RunError: the file cannot be read.
+            IdentityError: it is damaged.
+        """
+        self.roster()
+        return self._text
+
+    def renumber(self) -> None:
+        """Sign the roster again with the next number, after it was restored from a backup."""
+        with file_lock(self._folder / "lock"):
+            self._write(self.roster().renumbered())
+        self.audit.write_action("roster signed again", number=self.roster().number)
 
     def note_server(self, addresses: Sequence[str], authority: str) -> None:
         """Keep what tokens say about the server, for `fedshelf enroll`.
@@ -184,7 +206,38 @@ class Chain:
             self._write_tokens(kept)
             if roster.active(name) is not None:
                 self._write(roster.without(name, _now_text()))
-        self.audit.write("revoked", store=name)
+        self.audit.write_action("revoked", store=name)
+
+    def open_tokens(self) -> list[OpenToken]:
+        """The tokens that stores may still use, without the one for clients on this machine.
+
+        Raises:
+            IdentityError: their file is damaged.
+        """
+        return [token for token in self._tokens() if token.uses != UNLIMITED]
+
+    def cancel(self, ids: Collection[str] | None) -> list[OpenToken]:
+        """End open tokens.
+
+        Args:
+            ids: see `OpenToken.id`; None for all.
+
+        Returns:
+            The tokens that were ended.
+
+        Raises:
+            IdentityError: an id is not that of an open token; then none was ended.
+        """
+        with file_lock(self._folder / "lock"):
+            found = [token for token in self.open_tokens() if ids is None or token.id in ids]
+            if unknown := set(ids or ()) - {token.id for token in found}:
+                raise IdentityError(
+                    f"no open token has the id {', '.join(sorted(unknown))}: 'fedshelf enroll tokens' lists all"
+                )
+            self._write_tokens([token for token in self._tokens() if token not in found])
+        for token in found:
+            self.audit.write_action("token ended", id=token.id, store=token.name or None)
+        return found
 
     def enroll(self, secret: str, name: str, request: str) -> tuple[Entry, x509.Certificate]:
         """Admit a store that holds a token.
@@ -230,6 +283,8 @@ class Chain:
                     "lost its key, use a token of 'fedshelf enroll rotate'"
                 )
             roster = roster.with_key(name, key, _now_text())
+            if len(roster.signed(self._keys)) > MAX_BYTES // 2:
+                raise IdentityError(f"the roster has {len(roster.entries):,} entries and is full")
             self._write(roster)
             if token.uses != UNLIMITED:
                 self._write_tokens([t for t in (_used(t) if t == token else t for t in tokens) if t.uses])
@@ -276,7 +331,8 @@ class Chain:
                 t for t in self._tokens() if not name or t.name != name
             ]  # a new token replaces the store's last one
             self._write_tokens([*kept, token])
-        self.audit.write("token made", store=name or None, uses=uses)
+        rotates = True if replaces else None
+        self.audit.write_action("token made", store=name or None, uses=uses, id=token.id, replaces_key=rotates)
         return Token(addresses=tuple(addresses), authority=authority, secret=secret, expires=expires, name=name)
 
     def _issue(self, public: Any, name: str) -> x509.Certificate:

@@ -37,7 +37,7 @@ def linear_head(module: nn.Module) -> tuple[str, nn.Linear]:
     name, layer = next(iter(layers.items()), ("", None))
     if len(layers) != 1 or not isinstance(layer, nn.Linear):
         found = ", ".join(f"{name} ({type(child).__name__})" for name, child in layers.items()) or "none"
-        raise ModelError(f"--train head needs a model with one linear output layer; this one has {found}")
+        raise ModelError(f"a head on frozen features needs a model with one linear output layer; this one has {found}")
     return name, layer
 
 

@@ -84,7 +84,36 @@ class Models:
         return [problem for name in self.allow if is_own(name) and (problem := problem_with_own(name))]
 
 
-TABLES = MappingProxyType({"limits": Limits, "models": Models})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """What this store reports besides what training needs.
+
+    Attributes:
+        per_product: after the last round, how many validation photos of each product are classified correctly.
+    """
+
+    per_product: Annotated[bool, Setting(help="correct validation photos of each product")] = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """The server that this store works for.
+
+    Attributes:
+        roster_key: the chain's public key, which signs the roster; "" for the one that enrolling gives.
+    """
+
+    roster_key: Annotated[str, Setting(help="the chain's public key, from 'fedshelf enroll key'")] = ""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
+        from fedshelf.identity.keys import PublicKey  # loads cryptography, which a simulation does not need
+
+        is_key = not self.roster_key or PublicKey(self.roster_key).is_valid
+        return [] if is_key else ["roster-key is not a key as 'fedshelf enroll key' prints it, of 44 characters"]
+
+
+TABLES = MappingProxyType({"limits": Limits, "models": Models, "metrics": Metrics, "server": Server})
 """The tables of a policy file by name."""
 
 
@@ -95,10 +124,14 @@ class Policy:
     Attributes:
         limits: limits on tasks and resources.
         models: the models that may be trained.
+        metrics: what is reported.
+        server: the server to work for.
     """
 
     limits: Limits = field(default_factory=Limits)
     models: Models = field(default_factory=Models)
+    metrics: Metrics = field(default_factory=Metrics)
+    server: Server = field(default_factory=Server)
 
     def allowing(self, names: Sequence[str]) -> "Policy":
         """This policy, with further models.
@@ -267,9 +300,13 @@ def _table(name: str, given: dict[str, Any], where: str, problems: list[str]) ->
 
 
 def _problem_with(value: Any, setting: Setting) -> str:
+    if setting.type is bool:
+        return "" if isinstance(value, bool) else "neither true nor false"
     if setting.type in (int, float):
         if type(value) not in {int, setting.type}:
             return "not a whole number" if setting.type is int else "not a number"
         return "" if value >= (setting.ge or 0) else f"must be at least {setting.ge:g}"
+    if setting.type is str:
+        return "" if isinstance(value, str) else "not a text in quotes"
     is_list = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
     return "" if is_list else 'not a list of texts, such as ["resnet*"]'

@@ -7,7 +7,7 @@ A client first evaluates the model that it is about to train. A round's accuracy
 of all live clients: measured without waiting, and one task older than the round's own model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -80,6 +80,10 @@ class BufferedRounds:
         self._membership.expect(opened.live if opened else (), self._plan.rounds.rejoin_grace)
         self._tasks.resume(state)
 
+    def evaluations(self) -> Mapping[str, Evaluation | None]:
+        """See `Rounds`. Clients have only evaluated earlier versions."""
+        return {}
+
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Fill the buffer and make the next version.
 
@@ -127,7 +131,9 @@ class BufferedRounds:
         No client may be connected, and their evaluations may be lost: wait for the clients that were live, and ask
         those without an evaluation.
         """
-        while self._membership.returning():
+        notice, returning = self._context.inbox.notice(), self._membership.returning
+        while returning():
+            notice.check("stores to return", live=self._membership.live(), missing=returning())
             state = self._receive(state, books)
         for name in self._membership.live():
             if name not in state.evaluated and self._membership.num_validation(name):
@@ -213,16 +219,16 @@ class BufferedRounds:
         found, staleness = self._context.validator.validate(reply, key), self._buffer.staleness(key)
         if isinstance(found, Participation):
             books.resting.add(name)  # otherwise it would be asked again at once, and fail again
-            self._leave_out(books, name, found.status, found.reason)
+            self._leave_out(books, name, found.status, found.reason, reply=reply)
             will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
             self._membership.on_failed(name, found.reason, will_repeat=will_repeat)
         elif most is not None and staleness > most:
             reason = f"it began {staleness} versions ago, --max-staleness is {most}"
-            self._leave_out(books, name, ClientStatus.LATE, reason, staleness=staleness)
+            self._leave_out(books, name, ClientStatus.LATE, reason, staleness=staleness, reply=reply)
         else:
             self._buffer.add(name, found, dispatched.broadcast.params, source_of(reply, found))
             self._membership.on_succeeded(name)
-            self._tell(books, name, ClientStatus.COUNTED, "")
+            self._tell(books, name, ClientStatus.COUNTED, "", reply, self._context.validator.norm(found))
 
     def _accept_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
         name, message = reply.client, reply.message
@@ -325,18 +331,24 @@ class BufferedRounds:
         return self._membership.absence(name) if gone else f"no answer within {self._plan.rounds.timeout:g} s"
 
     def _leave_out(
-        self, books: _RoundRecord, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None
-    ) -> None:
+        self, books: _RoundRecord, name: str, status: ClientStatus, reason: str, *, staleness: int | None = None,
+        reply: Reply | None = None,
+    ) -> None:  # fmt: skip
         """Record a client that was not counted. Only the last reason in a round is kept."""
         books.others[name] = Participation(
             client=name, status=status, reason=reason, staleness=staleness, number=self._size
         )
-        self._tell(books, name, status, reason)
+        self._tell(books, name, status, reason, reply)
 
-    def _tell(self, books: _RoundRecord, name: str, status: ClientStatus, reason: str) -> None:
+    def _tell(
+        self, books: _RoundRecord, name: str, status: ClientStatus, reason: str, reply: Reply | None = None,
+        norm: float | None = None,
+    ) -> None:  # fmt: skip
+        source = reply.source if reply else None
         self._ports.sink.emit(
             UploadReceived(
                 round=books.number, client=name, status=status, reason=reason, num_done=len(self._buffer),
-                num_cohort=self._size,
+                num_cohort=self._size, num_bytes=reply.num_bytes if reply else 0,
+                digest=source.digest if source else "", norm=norm,
             )
         )  # fmt: skip

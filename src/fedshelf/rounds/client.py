@@ -23,9 +23,11 @@ from fedshelf.core.messages import (
     task_key,
 )
 from fedshelf.core.ports import ClientStates
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.rounds.pipeline import UploadPipeline
+from fedshelf.rounds.product_report import counts_of
 from fedshelf.rounds.validation import check_broadcast
 from fedshelf.training.trainer import Trainer
 
@@ -39,16 +41,20 @@ class Work:
         trainer: trains the bound model on the client's photos.
         ready: the reply to the setup.
         model_selection: chooses the store's model after the last round.
+        warm_start: the algorithm of round 0, if there is one.
         uploads: the stages that uploads pass.
         personalization: the part of the model that stays at the client.
+        catalogue: the classes; None: the client does not count by product.
     """
 
     algorithm: Algorithm
     trainer: Trainer
     ready: Ready
     model_selection: ModelSelection
+    warm_start: Algorithm | None = None
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
     personalization: Personalization = NONE
+    catalogue: Catalogue | None = None
 
 
 class Client:
@@ -104,14 +110,20 @@ class Client:
         self._accept(broadcast, work.trainer)
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
+        if broadcast.key.round == 0 and work.warm_start is not None:
+            work = replace(work, algorithm=work.warm_start, uploads=UploadPipeline())
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
             work.trainer.bound_model.load(broadcast.params)
-            work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.key))
+            work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
             score = work.trainer.evaluate()
+            scores = work.algorithm.score_candidates(broadcast, work.trainer) if broadcast.auxiliary else ()
+            wanted = work.catalogue if broadcast.per_product else None
+            products, levels = counts_of(score.confusion, wanted.tree) if wanted else ((), ())
             return Evaluation(
                 key=broadcast.key, num_examples=score.num_examples, num_correct=score.num_correct,
                 loss_sum=score.loss_sum if score.loss_sum <= MAX_FLOAT else MAX_FLOAT,  # also of NaN
+                candidates=scores, products=products, levels=levels,
             )  # fmt: skip
         # The server commits changes only with a counted round; roll back all others.
         state = self._states.commit_or_rollback(broadcast)
@@ -120,6 +132,8 @@ class Client:
             return cached_reply  # a restarted server asks again, and gets the same bytes
         work.personalization.apply(work.trainer.bound_model, state)
         upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
+        if work.algorithm is work.warm_start:
+            after = replace(after, algorithm={})  # the next algorithm begins without a state
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout

@@ -37,11 +37,13 @@ class WaitNotice:
 
     Args:
         sink: receives the events.
+        membership: tracks the clients.
         clock: a real-time clock; None disables notices (a simulation computes while it waits).
     """
 
-    def __init__(self, sink: MetricSink, clock: Clock | None) -> None:
+    def __init__(self, sink: MetricSink, membership: Membership, clock: Clock | None) -> None:
         self._sink = sink
+        self._membership = membership
         self._clock = clock
         self._started = clock.now() if clock else 0.0
         self._interval = FIRST_NOTICE_SECONDS
@@ -59,7 +61,13 @@ class WaitNotice:
         if self._clock is None or now < self._due:
             return
         seconds = now - self._started
-        self._sink.emit(Waiting(what=what, live=tuple(live), missing=tuple(sorted(missing)), seconds=seconds))
+        returning = tuple(sorted(self._membership.returning()))
+        self._sink.emit(
+            Waiting(
+                what=what, live=tuple(live), missing=tuple(sorted(missing)), seconds=seconds, returning=returning,
+                seconds_to_return=self._membership.seconds_to_return() if returning else 0.0,
+            )
+        )  # fmt: skip
         self._interval = min(2 * self._interval, LAST_NOTICE_SECONDS)
         self._due = now + self._interval
 
@@ -101,9 +109,14 @@ class Inbox:
             self.poll(POLL_SECONDS)
             notice.check(what, live=self._membership.names(), missing=missing())
 
+    def wait_for_returning(self) -> None:
+        """After a server restart, wait for the clients that took part before, or until their time is over."""
+        returning = self._membership.returning
+        self.wait(lambda: not returning(), "stores to return", returning)
+
     def notice(self) -> WaitNotice:
         """A notice for a wait that starts now."""
-        return WaitNotice(self._sink, self._clock)
+        return WaitNotice(self._sink, self._membership, self._clock)
 
     def poll(self, timeout: float) -> Reply | ClientReady | None:
         """Handle the next arrival within `timeout` seconds.
@@ -231,7 +244,7 @@ class Dispatcher:
     def dispatch(
         self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
         on_reply: Callable[[Reply], None], *, seconds: float, traffic: Traffic,
-        enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf,
+        enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf, expects_others: bool = False,
     ) -> None:  # fmt: skip
         """Send each client its broadcast and wait for the replies.
 
@@ -247,6 +260,7 @@ class Dispatcher:
             traffic: updated with what is sent and received.
             enough: whether there are enough replies at a given time.
             wake: when to check `enough` again even without arrivals.
+            expects_others: whether answers to other work are expected, and dropped without a report.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -274,7 +288,9 @@ class Dispatcher:
                         send(name)  # it was away or has restarted: its previous task is lost
                 case Reply(client=name, task=task) as reply:
                     if name not in pending or task not in (key, None):
-                        self.sink.emit(ClientRefused(client=name, reason="an answer to work that is closed: not used"))
+                        if not expects_others:
+                            refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
+                            self.sink.emit(refused)
                     else:
                         self._note_download(reply)
                         traffic.bytes_up += reply.num_bytes

@@ -11,6 +11,7 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientExcluded, ClientJoined, ClientLeft, ClientRefused
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Purpose, Ready, Setup
 from fedshelf.core.ports import Clock, Left, MetricSink, Transport
+from fedshelf.core.state import ServerState, Suspension
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,9 @@ class Membership:
         self._names: dict[str, str] = {}  # address -> name
         self._absences: dict[str, str] = {}  # by name: why a disconnected client left, if known
         self._failures: Counter[tuple[str, Purpose]] = Counter()  # in a row, by name and kind of task
-        self._excluded: dict[str, str] = {}  # by name: the reason; until it is started again
-        self._suspended: dict[str, tuple[int, str]] = {}  # by name: the last round without it, and the reason
+        self._refusals: dict[str, str] = {}  # by name: the last reason, until it is accepted
+        self._excluded: dict[str, str] = {}  # by name: the reason; until it joins again
+        self._suspended: dict[str, Suspension] = {}  # by name
         self._round = 0
         self.num_faults = 0
         self._setup: Setup | None = None
@@ -83,35 +85,53 @@ class Membership:
         for member in self._members.values():
             self._transport.send(member.address, setup)
 
+    def resume(self, state: ServerState) -> None:
+        """After a server restart, remember the run's clients, and which of them are excluded."""
+        self._known |= state.times_live.keys()
+        self._suspended = dict(state.suspended)
+        for name, suspension in self._suspended.items():
+            self._tell_suspended(name, suspension)
+
     def expect(self, names: Iterable[str], seconds: float) -> None:
         """After a server restart, give clients that were live before `seconds` to return."""
         self._returning = set(names)
+        self._known |= self._returning
         self._patience_ends = self._clock.now() + seconds
 
     def returning(self) -> frozenset[str]:
         """Expected clients that have not returned yet; empty once the time is over."""
-        return frozenset(self._returning if self._clock.now() < self._patience_ends else ())
+        if not self._returning or self.seconds_to_return() <= 0:
+            return frozenset()
+        return frozenset(self._returning.difference(self._transport.revoked()))
+
+    def seconds_to_return(self) -> float:
+        """Seconds that expected clients still have to return."""
+        return self._patience_ends - self._clock.now()
 
     def missing(self) -> frozenset[str]:
-        """Clients that were live before, and are now neither live nor excluded."""
-        return frozenset(self._known - self._live - self.excluded().keys()) | self.returning()
+        """Clients that were live before, and are now neither live nor excluded nor revoked."""
+        return frozenset(self._known - self._live).difference(self._out()) | self.returning()
 
     def classes(self) -> Mapping[str, tuple[ClassFolder, ...]]:
         """The class folders of all joined clients, by name."""
         return {name: member.join.classes for name, member in self._members.items()}
 
     def excluded(self) -> Mapping[str, str]:
-        """Excluded clients, for some rounds or until they are started again, with the reason."""
-        return {**{name: reason for name, (_, reason) in self._suspended.items()}, **self._excluded}
+        """Excluded clients, for some rounds or until they join again, with the reason."""
+        return {**{name: suspension.reason for name, suspension in self._suspended.items()}, **self._excluded}
+
+    def suspended(self) -> Mapping[str, Suspension]:
+        """Clients that are excluded for some rounds."""
+        return dict(self._suspended)
 
     def num_eligible(self, num_expected: int) -> int:
-        """Number of clients that can be waited for: those known, or expected in the first place, but not excluded."""
-        return max(1, max(len(self._known), num_expected) - len(self._known & self.excluded().keys()))
+        """Number of clients that can be waited for: those known or expected at first, less the excluded and revoked."""
+        return max(1, max(len(self._known), num_expected) - len(self._known & self._out()))
 
     def begin_round(self, number: int) -> None:
         """Record that round `number` begins. Clients whose time of exclusion is over may take part in it."""
         self._round = number
-        for name in [name for name, (last, _) in self._suspended.items() if last < number]:
+        for name in [name for name, suspension in self._suspended.items() if suspension.last_round < number]:
             del self._suspended[name]
             if self.address(name) is not None:
                 self._live.add(name)
@@ -123,7 +143,7 @@ class Membership:
 
         After several failures in a row of one kind it is excluded for some rounds: further retries would only cost the
         other clients time. One failure more is enough after its return. A client that would fail again is excluded at
-        once, until it is started again.
+        once, until it joins again.
 
         Args:
             name: the client.
@@ -140,7 +160,7 @@ class Membership:
             self._excluded[name] = reason
             self._sink.emit(ClientExcluded(client=name, reason=reason))
         if will_repeat and name in self._members:
-            self._disconnect(name, f"excluded from the run: {reason}. Fix that, and start it again")
+            self._disconnect(name, f"excluded from the run: {reason}")
 
     def on_succeeded(self, name: str, *, doing: Purpose = Purpose.TRAIN) -> None:
         """Record that the client's answer to a task of this kind was used."""
@@ -149,10 +169,9 @@ class Membership:
     def suspend(self, name: str, reason: str) -> None:
         """Exclude a client for some rounds. It stays connected, and is not asked."""
         self.num_faults += 1
-        last = self._round + SUSPENDED_ROUNDS
-        self._suspended[name] = last, reason
+        self._suspended[name] = Suspension(last_round=self._round + SUSPENDED_ROUNDS, reason=reason)
         self._live.discard(name)
-        self._sink.emit(ClientExcluded(client=name, reason=reason, last_round=last))
+        self._tell_suspended(name, self._suspended[name])
 
     def live(self) -> tuple[str, ...]:
         """Names of the clients that are ready for work, sorted."""
@@ -209,8 +228,9 @@ class Membership:
         """Accept or refuse a client that has introduced itself."""
         problem = self._problem_with(join)
         if problem:
-            self._transport.refuse(address, problem)
-            self._sink.emit(ClientRefused(client=join.client, reason=problem))
+            is_final = join.protocol != PROTOCOL_VERSION  # another protocol takes another program
+            self._transport.refuse(address, problem, is_final=is_final)
+            self._tell_refused(join.client, problem)
             return
         held = self._names.get(address)
         if (
@@ -241,6 +261,7 @@ class Membership:
                     name,
                     f"its {what.replace('_', ' ')} differs from the server's: its FedShelf is of another version; "
                     "install the server's version and start 'fedshelf client' again",
+                    is_final=True,
                 )
                 return None
         if ready.num_train < 1:
@@ -251,6 +272,7 @@ class Membership:
         self._returning.discard(name)
         self._absences.pop(name, None)
         self._excluded.pop(name, None)
+        self._refusals.pop(name, None)
         if name in self._suspended:
             return None
         self._live.add(name)
@@ -263,15 +285,17 @@ class Membership:
         return name
 
     def on_setup_failed(self, address: str, reason: str) -> None:
-        """Drop a client that cannot take part in this run."""
+        """Drop a client that cannot take part in this run. It tries again: the next run may be another."""
         name = self._names.get(address)
         if name is not None:
             self._drop(name, reason)
 
     def absence(self, name: str) -> str:
         """Why a client is not live, as far as known."""
+        if name in self._transport.revoked():
+            return _revoked(name)
         if name in self._suspended:
-            return f"excluded: {self._suspended[name][1]}"
+            return f"excluded: {self._suspended[name].reason}"
         return self._absences.get(name, "not connected")
 
     def on_left(self, left: Left) -> None:
@@ -279,7 +303,9 @@ class Membership:
         name, reason = self._names.get(left.address), "no sign of life"
         if name is None:
             return
-        if left.ended_by is not None:
+        if name in self._transport.revoked():
+            reason = _revoked(name)
+        elif left.ended_by is not None:
             reason = self._absences[name] = process_exit.ended_by(f"the process of {name}", left.ended_by)
         elif left.signed_off:
             reason = self._absences[name] = "signed off"
@@ -287,22 +313,35 @@ class Membership:
         if left.ended_by in process_exit.CRASHES:
             self.on_failed(name, reason)
 
+    def _out(self) -> set[str]:
+        return {*self.excluded(), *self._transport.revoked()}
+
     def _forget(self, address: str, reason: str) -> None:
         name = self._names.pop(address)
         del self._members[name]
         self._live.discard(name)
         self._sink.emit(ClientLeft(client=name, reason=reason))
 
-    def _drop(self, name: str, reason: str) -> None:
-        self._disconnect(name, reason)
-        self._sink.emit(ClientRefused(client=name, reason=reason))
+    def _tell_suspended(self, name: str, suspension: Suspension) -> None:
+        self._sink.emit(ClientExcluded(client=name, reason=suspension.reason, last_round=suspension.last_round))
 
-    def _disconnect(self, name: str, reason: str) -> None:
+    def _tell_refused(self, name: str, reason: str) -> None:
+        """Report a refusal once, however often the client tries again."""
+        if self._refusals.get(name) != reason:
+            self._refusals[name] = reason
+            self._sink.emit(ClientRefused(client=name, reason=reason))
+
+    def _drop(self, name: str, reason: str, *, is_final: bool = False) -> None:
+        self._disconnect(name, reason, is_final=is_final)
+        self._absences[name] = f"refused: {reason}"
+        self._tell_refused(name, reason)
+
+    def _disconnect(self, name: str, reason: str, *, is_final: bool = False) -> None:
         member = self._members.pop(name)
         self._live.discard(name)
         self._names.pop(member.address, None)
         self._returning.discard(name)
-        self._transport.refuse(member.address, reason)
+        self._transport.refuse(member.address, reason, is_final=is_final)
 
     def _problem_with(self, join: Join) -> str | None:
         if join.protocol != PROTOCOL_VERSION:
@@ -315,3 +354,7 @@ class Membership:
         if problem := problem_with(join.classes):
             return problem
         return None
+
+
+def _revoked(name: str) -> str:
+    return f"store {name} was revoked"

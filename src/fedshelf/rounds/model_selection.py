@@ -48,7 +48,7 @@ class ModelComparison:
         """
         plan, membership, sink = self.context.plan, self.context.membership, self.context.ports.sink
         self._gather(state)
-        key = TaskKey(run_id=plan.run_id, round=state.round, attempt=_unused_attempt(state))
+        key = TaskKey(run_id=plan.run_id, round=state.round, attempt=state.unused_attempt)
         stores = tuple(sorted({*membership.live(), *state.counted}))
         sink.emit(ComparisonStarted(round=state.round, stores=stores))
 
@@ -91,8 +91,9 @@ class ModelComparison:
         membership = self.context.membership
         if self.context.ports.virtual is None and not membership.live() and not membership.returning():
             membership.expect(state.counted, self.context.plan.rounds.rejoin_grace)
+        self.context.inbox.wait_for_returning()
         # In a simulation, all clients that were live return at once; the others would still be away.
-        while membership.returning() or not self.context.is_settled:
+        while not self.context.is_settled:
             self.context.inbox.poll(POLL_SECONDS)
 
     def _validated(self, reply: Reply, key: TaskKey) -> StoreComparison:
@@ -121,9 +122,3 @@ class ModelComparison:
 
 def _without(client: str, reason: str) -> StoreComparison:
     return StoreComparison(client=client, best=None, accuracies={}, on_test=False, reason=reason)
-
-
-def _unused_attempt(state: ServerState) -> int:
-    """An attempt that no training task used, so that a late reply to one does not match."""
-    keys = (*state.counted.values(), *(flight.key for flight in state.in_flight))
-    return 1 + max((key.attempt for key in keys), default=0)

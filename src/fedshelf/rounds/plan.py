@@ -17,7 +17,7 @@ from fedshelf.core.messages import FROZEN, Setup
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.core.rng import Rng
-from fedshelf.core.state import ServerState
+from fedshelf.core.state import Best, ModelState, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.rounds.dispatch import Dispatcher, Inbox
 from fedshelf.rounds.membership import Membership
@@ -62,6 +62,7 @@ class GlobalModel:
         num_test_left_out: test photos of other products.
         loaded: which of a file's weights are used in the initial values.
         frozen: [F]: the values that never change; None if all do.
+        head: name of the output layer; "" if it is not a single linear one.
     """
 
     layout: Layout
@@ -72,6 +73,7 @@ class GlobalModel:
     num_test_left_out: int = 0
     loaded: WeightsLoaded | None = None
     frozen: Tensor | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,6 +102,7 @@ class Plan:
         aliases: product names that mean the same product.
         compares: whether stores compare models after the last round.
         confirmed: whether an unusual catalogue of the clients' classes is accepted.
+        warm_start: the algorithm of a round 0; None: the run begins with round 1.
     """
 
     run_id: str
@@ -123,6 +126,16 @@ class Plan:
     aliases: Mapping[str, str] = field(default_factory=dict)
     compares: bool = False
     confirmed: bool = False
+    warm_start: Algorithm | None = None
+
+    @property
+    def first_round(self) -> int:
+        """The number of the run's first round."""
+        return 1 if self.warm_start is None else 0
+
+    def is_last(self, round: int, best: Best | None) -> bool:
+        """Whether the run ends with `round`, if `best` is the best round then."""
+        return round >= self.num_rounds or self.early_stopping.exhausted(round, best)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -172,6 +185,7 @@ class Context:
         ports: the outside world.
         algorithm: the federated algorithm.
         model: the global model.
+        catalogue: the classes.
         membership: the clients.
         inbox: receives messages.
         downloads: encodes the model for each client.
@@ -181,9 +195,11 @@ class Context:
     ports: Ports
     algorithm: Algorithm
     model: GlobalModel
+    catalogue: Catalogue
     membership: Membership
     inbox: Inbox
     downloads: Downloads
+    _tested: list[tuple[ModelState, Score]] = field(default_factory=list, init=False)  # the newest
 
     @property
     def timer(self) -> Clock:
@@ -198,6 +214,11 @@ class Context:
         """
         return self.ports.virtual is None or self.ports.virtual.is_settled()
 
+    @property
+    def aggregator(self) -> Aggregator:
+        """How uploads are aggregated: exact sums always by adding them."""
+        return MEAN if self.algorithm.sums else self.plan.aggregator
+
     @cached_property
     def dispatcher(self) -> Dispatcher:
         """Dispatches tasks and waits for replies."""
@@ -210,11 +231,16 @@ class Context:
     def validator(self) -> UploadValidator:
         """Validates uploads."""
         return UploadValidator(
-            uploads=self.plan.uploads, layout=self.model.layout, auxiliary=self.algorithm.auxiliary,
+            uploads=UploadPipeline() if self.algorithm.sums else self.plan.uploads, layout=self.model.layout,
+            vectors=self.algorithm.vectors(self.model.layout),
             max_examples=self.plan.rounds.max_examples,
         )  # fmt: skip
 
-    def evaluate(self, state: ServerState) -> Score | None:
+    def evaluate(self, state: ServerState, *, is_last: bool = False) -> Score | None:
         """Score the model of `state` on the server's test photos; None if it is not tested in this round."""
-        due = state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
-        return self.model.evaluate_on_server(state.model.published) if due and self.model.evaluate_on_server else None
+        due = is_last or state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
+        if not due or self.model.evaluate_on_server is None:
+            return None
+        if not self._tested or self._tested[0][0] is not state.model:
+            self._tested[:] = [(state.model, self.model.evaluate_on_server(state.model.published))]
+        return self._tested[0][1]

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from fedshelf.core.events import ClientStatus, Participation
+from fedshelf.core.messages import Evaluation
 from fedshelf.scheduling.pace import per_step
 from fedshelf.scheduling.work_assignment import WorkAssignment
 
@@ -20,6 +21,8 @@ class RoundProgress:
         members: members that have ended the round.
         evaluated: by client, validation photos evaluated.
         losses: by client, its mean loss on them.
+        held_out: by client, the correct photos among those that the new model was chosen on, before they joined it.
+        evaluations: by client, its evaluation.
         sent: by client, when its task was last sent, in seconds of the round's timer.
         pace: by client, seconds per local step, once its upload has arrived.
         bytes_up: payload received.
@@ -33,6 +36,8 @@ class RoundProgress:
     members: dict[str, Participation] = field(default_factory=dict)
     evaluated: dict[str, int] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
     sent: dict[str, float] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0

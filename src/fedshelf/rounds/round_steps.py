@@ -11,8 +11,10 @@ from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
 from fedshelf.core.messages import (
+    CANDIDATES,
     PARAMS,
     Broadcast,
+    CandidateScore,
     Evaluation,
     Failure,
     Purpose,
@@ -25,7 +27,7 @@ from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
-from fedshelf.rounds.validation import counted, problem_with_evaluation, source_of
+from fedshelf.rounds.validation import counted, problem_with_evaluation, problem_with_scores, source_of, summed_scores
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted
 
@@ -58,7 +60,7 @@ class RoundSteps:
         """
         plan, number = self._plan, state.round + 1
         self._membership.begin_round(number)
-        self._wait_for_clients(number, starts=number == 1 and attempt == 0)
+        self._wait_for_clients(number, starts=number == self._plan.first_round and attempt == 0)
         live = self._membership.live()
         self._warn_if_alone(number, live)
         count = cohorts.size(len(live), fraction=plan.fraction)
@@ -100,8 +102,9 @@ class RoundSteps:
 
         def is_over() -> bool:
             members.check_any_left()
-            return members.num_live() >= needed() and not members.returning() and self._context.is_settled
+            return members.num_live() >= needed() and self._context.is_settled
 
+        self._context.inbox.wait_for_returning()
         what = f"{text.counted(needed(), 'client')} for round {number}"
         self._context.inbox.wait(is_over, what, members.missing)
 
@@ -118,7 +121,7 @@ class RoundSteps:
             with suppress(RefusedError):  # its client is asked again
                 upload = self._ports.spool.get(key, name)
                 if name in progress.cohort and isinstance(upload, Upload):
-                    self._note(progress, key, counted(name, upload))
+                    self._note(progress, key, counted(name, upload), norm=self._validator.norm(upload))
 
         added = auxiliary_vectors(self._algorithm.broadcast(state.model, self._layout.num_trainable))
 
@@ -129,10 +132,10 @@ class RoundSteps:
             )  # fmt: skip
 
         def on_reply(reply: Reply) -> None:
-            member = self._receive(reply, key, progress.assignment.share(reply.client))
+            member, norm = self._receive(reply, key, progress.assignment.share(reply.client))
             if member.status is ClientStatus.COUNTED:
                 progress.record_pace(reply.client, self._timer.now())
-            self._note(progress, key, member, reply)
+            self._note(progress, key, member, reply, norm)
             if member.status is not ClientStatus.COUNTED:
                 will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
                 self._membership.on_failed(reply.client, member.reason, will_repeat=will_repeat)
@@ -153,17 +156,20 @@ class RoundSteps:
                 reason = progress.late_reason(began, ended, self._plan.rounds.timeout)
                 self._note(progress, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
-    def _receive(self, reply: Reply, key: TaskKey, share: float) -> Participation:
+    def _receive(self, reply: Reply, key: TaskKey, share: float) -> tuple[Participation, float | None]:
         """Validate a reply to a training task, and spool a valid upload.
 
         An upload of which only `share` of the configured work was done is scaled to the full work.
+
+        Returns:
+            The client's part in the round, and the norm of a valid upload as it was sent.
         """
         found = self._validator.validate(reply, key)
         if isinstance(found, Participation):
-            return found
+            return found, None
         upload = normalized(found, share, num_trainable=self._layout.num_trainable)
         self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
-        return counted(reply.client, upload)
+        return counted(reply.client, upload), self._validator.norm(found)
 
     def load(self, progress: RoundProgress, key: TaskKey) -> dict[str, Upload]:
         """Load the counted uploads from the spool, and bound the weights that they claim.
@@ -210,13 +216,57 @@ class RoundSteps:
         names, alike = sorted(uploads), self._plan.rounds.equal_weights
         weights = {n: 1.0 if alike else self._algorithm.weight(uploads[n], staleness=0) for n in names}
         aggregate, found = combine(
-            [uploads[name] for name in names], [weights[name] for name in names], self._plan.aggregator,
+            [uploads[name] for name in names], [weights[name] for name in names], self._context.aggregator,
             num_trainable=self._layout.num_trainable,
         )  # fmt: skip
         verdicts = dict(zip(names, found, strict=True))
         kept = [name for name in names if not verdicts[name].left_out]
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
         return self._algorithm.server_update(model, stretched(aggregate, length), population), verdicts
+
+    def choose(self, progress: RoundProgress, model: ModelState, key: TaskKey) -> ModelState:
+        """Let the counted clients score the algorithm's candidates, if it has some, and return the state with the best.
+
+        Args:
+            progress: updated with the scores of the best one.
+            model: the state after `fold`.
+            key: the round and attempt.
+        """
+        candidates = self._algorithm.candidates(model)
+        if candidates is None:
+            return model
+        # After a restart in this phase, all uploads are there but no client is connected yet.
+        returning = self._membership.returning()
+        asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
+        vectors = {PARAMS: model.params, **auxiliary_vectors({CANDIDATES: candidates})}
+        found: dict[str, tuple[CandidateScore, ...]] = {}
+
+        def on_reply(reply: Reply) -> None:
+            message, num_validation = reply.message, self._membership.num_validation(reply.client)
+            problem = problem_with_evaluation(reply, key, num_validation)
+            if isinstance(message, Evaluation) and not problem:
+                problem = problem_with_scores(message, expected=found)
+            if problem or not isinstance(message, Evaluation):
+                self._without_evaluation(reply.client, f"its scores of the candidates are not used: {problem}", reply)
+            else:
+                found[reply.client] = message.candidates
+
+        at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
+        patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
+
+        def noted(reply: Reply) -> None:
+            patience.on_reply()
+            on_reply(reply)
+
+        self._dispatcher.dispatch(
+            asked, key, lambda name: Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors=vectors),
+            noted, seconds=self._plan.rounds.timeout, traffic=progress, enough=patience.is_over,
+        )  # fmt: skip
+        if not found:
+            return model
+        model, best = self._algorithm.choose(model, summed_scores(found[name] for name in sorted(found)))
+        progress.held_out = {name: scores[best].num_correct for name, scores in found.items()}
+        return model
 
     def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str) -> bool:
         """Refuse the uploads that have destroyed the model, and exclude their clients for some rounds.
@@ -272,6 +322,8 @@ class RoundSteps:
     def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
         """Let the counted clients evaluate the new model on their own validation photos.
 
+        If the round may be the last, they count by product, too.
+
         Args:
             progress: updated with the evaluations.
             state: the state after the round.
@@ -282,8 +334,12 @@ class RoundSteps:
         asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
 
         def broadcast(name: str) -> Broadcast:
-            return Broadcast(key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published})
+            return Broadcast(
+                key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published},
+                per_product=tree is not None,
+            )  # fmt: skip
 
+        tree = self._context.catalogue.tree if self._plan.is_last(key.round, state.best) else None
         seconds = self._plan.rounds.timeout
         at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
         patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
@@ -292,17 +348,18 @@ class RoundSteps:
         def on_reply(reply: Reply) -> None:
             patience.on_reply()
             silent.discard(reply.client)
-            problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client))
+            problem = problem_with_evaluation(reply, key, self._membership.num_validation(reply.client), tree)
             if problem:
                 self._without_evaluation(reply.client, f"its evaluation is not used: {problem}", reply)
                 return
             self._membership.on_succeeded(reply.client, doing=Purpose.EVALUATE)
             if isinstance(reply.message, Evaluation) and reply.message.num_examples:
                 count = reply.message.num_examples
-                accuracy = reply.message.num_correct / count
+                accuracy = progress.held_out.get(reply.client, reply.message.num_correct) / count
                 progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
                 progress.evaluated[reply.client] = min(count, self._plan.rounds.max_examples)
                 progress.losses[reply.client] = reply.message.loss_sum / count
+                progress.evaluations[reply.client] = reply.message
 
         began = self._timer.now()
         self._dispatcher.dispatch(
@@ -319,14 +376,17 @@ class RoundSteps:
         will_repeat = reply is not None and isinstance(reply.message, Failure) and reply.message.will_repeat
         self._membership.on_failed(name, reason, doing=Purpose.EVALUATE, will_repeat=will_repeat)
 
-    def _note(self, progress: RoundProgress, key: TaskKey, member: Participation, reply: Reply | None = None) -> None:
+    def _note(
+        self, progress: RoundProgress, key: TaskKey, member: Participation, reply: Reply | None = None,
+        norm: float | None = None,
+    ) -> None:  # fmt: skip
         progress.members[member.client] = member
         source = reply.source if reply else None
         self._ports.sink.emit(
             UploadReceived(
                 round=key.round, client=member.client, status=member.status, reason=member.reason,
                 num_done=len(progress.members), num_cohort=len(progress.cohort),
-                num_bytes=reply.num_bytes if reply else 0, digest=source.digest if source else "",
+                num_bytes=reply.num_bytes if reply else 0, digest=source.digest if source else "", norm=norm,
             )
         )  # fmt: skip
 

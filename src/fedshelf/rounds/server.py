@@ -10,7 +10,7 @@ from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
 from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
-from fedshelf.core.messages import RUN_FINISHED, ClassFolder
+from fedshelf.core.messages import RUN_FINISHED, ClassFolder, Evaluation
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.core.text import counted, printable
 from fedshelf.data.catalogue import Catalogue
@@ -20,6 +20,7 @@ from fedshelf.rounds.dispatch import Inbox, StopRequested
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
+from fedshelf.rounds.product_report import product_report
 from fedshelf.rounds.synchronous import SynchronousRounds
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ class Rounds(Protocol):
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Make the next version; return its state, its record, and the live clients."""
+
+    def evaluations(self) -> Mapping[str, Evaluation | None]:
+        """By client, its evaluation of the newest version; None for one that is not to be asked for it."""
 
 
 class Server:
@@ -111,7 +115,9 @@ class Server:
         if state is None:
             if model.loaded is not None:
                 ports.sink.emit(model.loaded)
-            state = ServerState(round=0, model=ModelState(params=model.initial), classes=catalogue.names_digest)
+            state = ServerState(
+                round=plan.first_round - 1, model=ModelState(params=model.initial), classes=catalogue.names_digest
+            )
         elif state.classes not in ("", catalogue.names_digest):
             raise RunError(
                 f"the catalogue of run {plan.run_id} has changed since round {state.round}: its model would take one "
@@ -132,11 +138,13 @@ class Server:
                 catalogue_digest=catalogue.digest, config_digest=plan.config_digest,
             )
         )  # fmt: skip
+        self._membership.resume(state)
         setup = setup_of(plan, catalogue, model.layout, model.frozen)
         self._membership.open(setup, catalogue_digest=catalogue.digest, config_digest=plan.config_digest)
         context = Context(
-            plan=plan, ports=ports, algorithm=self._algorithm, model=model, membership=self._membership,
-            inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
+            plan=plan, ports=ports, algorithm=self._algorithm.for_model(model.layout, model.head), model=model,
+            catalogue=catalogue,
+            membership=self._membership, inbox=self._inbox, downloads=Downloads(plan.downloads, model.layout),
         )  # fmt: skip
         state, ended = self._run_rounds(replace(state, model=context.downloads.start(state.model)), opened, context)
         if self._is_to_compare(state):
@@ -176,6 +184,8 @@ class Server:
     ) -> tuple[ServerState, str]:  # fmt: skip
         """Run all rounds after `state`, first the one that is `opened`; return the last state and why the run ended."""
         plan, algorithm = self._plan, self._algorithm
+        if state.round < 0 and plan.warm_start is not None:
+            state, opened = self._warm_start(state, opened, plan.warm_start, context), None
         rounds: Rounds = (
             BufferedRounds(context, algorithm) if isinstance(algorithm, Asynchronous) else SynchronousRounds(context)
         )
@@ -184,25 +194,41 @@ class Server:
             if plan.early_stopping.exhausted(state.round, state.best):
                 return state, plan.early_stopping.why_stopped(state.best)
             state, record, live = rounds.next(state)
-            state = self._finish_round(_seen(state, live), record, context.model)
+            state = self._finish_round(_seen(state, live), record, rounds, context)
         return state, f"{counted(plan.num_rounds, 'round')} done"
+
+    def _warm_start(
+        self, state: ServerState, opened: OpenRound | None, algorithm: Algorithm, context: Context
+    ) -> ServerState:  # fmt: skip
+        """Run round 0 with an algorithm of its own, and return the state that the run's algorithm begins with."""
+        context = replace(context, algorithm=algorithm.for_model(context.model.layout, context.model.head))
+        rounds = SynchronousRounds(context)
+        rounds.resume(state, opened)
+        state, record, live = rounds.next(state)
+        state = _seen(replace(state, model=replace(state.model, optimizer={})), live)
+        return self._finish_round(state, record, rounds, context)
 
     def _is_to_compare(self, state: ServerState) -> bool:
         """Whether stores have yet to compare models after the current round."""
         return self._plan.compares and state.compared != state.round
 
-    def _finish_round(self, state: ServerState, record: RoundFinished, model: GlobalModel) -> ServerState:
+    def _finish_round(
+        self, state: ServerState, record: RoundFinished, rounds: Rounds, context: Context
+    ) -> ServerState:  # fmt: skip
+        model = context.model
         best = self._plan.early_stopping.better(record, state.best)
         is_best = best is not None and best.round == record.round
-        state = replace(state, best=best)
+        state = replace(state, best=best, suspended=self._membership.suspended())
         digest = name_of(state.model.published)
         record = replace(record, best_round=best.round if best else None, model_digest=digest)
         if self._ports.virtual is not None:  # includes the time of void attempts
             record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
             state = self._ports.virtual.snapshot(state)
+        last = self._plan.is_last(record.round, best)
+        if last:
+            record = replace(record, report=product_report(context, state, rounds.evaluations()))
         if is_best:
             model.publish(state.model.published, record, True)
-        last = record.round == self._plan.num_rounds or self._plan.early_stopping.exhausted(record.round, best)
         if last:
             model.publish(state.model.published, record, False)
         # Write the record before the checkpoint: a crash in between repeats the round and replaces the record. The

@@ -1,12 +1,12 @@
 """Synchronous rounds: draw, broadcast, collect, aggregate, check, evaluate, record."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedshelf.algorithms.aggregation import weighted
-from fedshelf.core.errors import RunError
+from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RoundVoid
-from fedshelf.core.messages import TaskKey
+from fedshelf.core.messages import Evaluation, TaskKey
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.divergence import problem_with_loss, problem_with_step
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
@@ -23,12 +23,17 @@ class SynchronousRounds:
         self._context = context
         self._steps = RoundSteps(context)
         self._opened: OpenRound | None = None
+        self._evaluations: Mapping[str, Evaluation | None] = {}
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume the round that a previous server process had opened."""
         self._opened = opened
         members, grace = self._context.membership, self._context.plan.rounds.rejoin_grace
         members.expect(opened.live if opened else (), grace)
+
+    def evaluations(self) -> Mapping[str, Evaluation | None]:
+        """See `Rounds`. A member of the cohort that was not counted is not asked again."""
+        return self._evaluations
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Run a round.
@@ -68,22 +73,29 @@ class SynchronousRounds:
         progress = RoundProgress(cohort=opened.cohort, assignment=assignment, needed=needed)
 
         steps.collect(progress, state, key)
-        pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(context.timer.now()))
-        state = replace(state, pace=pace)
+        if not context.algorithm.sums:  # which takes no steps of training
+            pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(context.timer.now()))
+            state = replace(state, pace=pace)
         uploads, problem = steps.load(progress, key), ""
         while len(uploads) >= needed:
-            model, verdicts = steps.fold(progress, uploads, state.model, population=len(opened.live))
-            problem = problem_with_step(
-                state.model.params, model, num_trainable=context.model.layout.num_trainable
-            )  # fmt: skip
+            try:
+                model, verdicts = steps.fold(progress, uploads, state.model, population=len(opened.live))
+            except RefusedError as error:
+                problem = str(error)
+            else:
+                problem = problem_with_step(
+                    state.model.params, model, num_trainable=context.model.layout.num_trainable
+                )  # fmt: skip
             if not problem or not steps.quarantine(progress, uploads, problem):
                 break
         if problem or len(uploads) < needed:
             reason = f"counted {len(uploads)} of {assignment.wanted}, the quorum is {needed}"
             return state, _void(progress, key, f"{DESTROYED}: {problem}" if problem else reason)
 
+        model = steps.choose(progress, model, key)
         next_state = steps.advance(progress, state, model, verdicts, key)
         steps.evaluate(progress, next_state, key)
+        self._evaluations = {**dict.fromkeys(opened.cohort), **progress.evaluations}
         score = context.evaluate(next_state)
         if problem := problem_with_loss(progress.losses.values(), score.loss if score else None):
             context.downloads.restart()

@@ -4,17 +4,32 @@ Shapes: S shared values.
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fedshelf.algorithms.base import VectorSpec
+from fedshelf.algorithms.reduce import norm, quick_norm
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientStatus, Participation
-from fedshelf.core.messages import Broadcast, Comparison, Evaluation, Failure, Purpose, TaskKey, Upload
+from fedshelf.core.messages import (
+    AUXILIARY,
+    DELTA,
+    Broadcast,
+    CandidateScore,
+    Comparison,
+    Evaluation,
+    Failure,
+    Purpose,
+    TaskKey,
+    Upload,
+)
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Received, Reply
+from fedshelf.data.product_tree import ProductTree
 from fedshelf.rounds.pipeline import UploadPipeline
 
 MAX_REASON_CHARACTERS = 2000  # of text sent by a client, which is recorded and displayed
@@ -34,12 +49,14 @@ def check_broadcast(broadcast: Broadcast, layout: Layout) -> None:
     """
     if len(broadcast.params) != layout.num_shared:
         raise RefusedError(f"the model has {len(broadcast.params):,} values, not {layout.num_shared:,}")
+    if doubles := [name for name, vector in broadcast.auxiliary.items() if vector.dtype != torch.float32]:
+        raise RefusedError(f"its vectors {doubles} are not float32")
     if broadcast.purpose is Purpose.TRAIN:
         wrong = [name for name, vector in broadcast.auxiliary.items() if len(vector) != layout.num_trainable]
         if wrong:
             raise RefusedError(f"its vectors {wrong} do not have the {layout.num_trainable:,} trainable values")
     for name, number, least in (
-        ("round", broadcast.key.round, int(broadcast.purpose is Purpose.TRAIN)), ("attempt", broadcast.key.attempt, 0),
+        ("round", broadcast.key.round, 0), ("attempt", broadcast.key.attempt, 0),
         ("number of steps", broadcast.num_steps, 1), ("number of rounds", broadcast.num_rounds, 1),
     ):  # fmt: skip
         if number is not None and not least <= number <= MAX_NUMBER:
@@ -48,14 +65,14 @@ def check_broadcast(broadcast: Broadcast, layout: Layout) -> None:
         raise RefusedError(f"its learning rate is {broadcast.client_lr}")
 
 
-def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tuple[str, ...]) -> None:
+def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, vectors: Mapping[str, VectorSpec]) -> None:
     """Refuse an upload that answers another task, has another shape, is not finite, or makes impossible claims.
 
     Args:
         upload: the upload, decoded.
         key: the open task.
         layout: the server's layout.
-        auxiliary: names of the vectors that the algorithm declares.
+        vectors: the vectors that the algorithm declares.
 
     Raises:
         RefusedError: names the first problem and the tensor that it is in, if any.
@@ -64,18 +81,23 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, auxiliary: tup
         raise RefusedError(
             f"it is for {_describe(upload.key)}, and the open one is {_describe(key)}: stale or of another run"
         )
-    if upload.delta.numel() != layout.num_shared:
+    if upload.delta.numel() != vectors[DELTA].size:
         raise RefusedError(
-            f"its delta has shape ({upload.delta.numel()},), the server's layout ({layout.num_shared},): the client's "
-            "model or catalogue is another; start 'fedshelf client' again"
+            f"its delta has shape ({upload.delta.numel()},), the server's layout ({vectors[DELTA].size},): the "
+            "client's model or catalogue is another; start 'fedshelf client' again"
         )
+    auxiliary = {name.removeprefix(AUXILIARY): spec for name, spec in vectors.items() if name.startswith(AUXILIARY)}
     if set(upload.auxiliary) != set(auxiliary):
         raise RefusedError(
             f"it carries the vectors {sorted(upload.auxiliary)}, the algorithm declares {sorted(auxiliary)}"
         )
-    wrong = [name for name, vector in upload.auxiliary.items() if vector.numel() != layout.num_trainable]
+    wrong = [
+        f"{name} ({vector.numel():,} {vector.dtype} values, not {auxiliary[name].size:,} of {auxiliary[name].dtype})"
+        for name, vector in upload.auxiliary.items()
+        if (vector.numel(), str(vector.dtype)) != (auxiliary[name].size, f"torch.{auxiliary[name].dtype}")
+    ]
     if wrong:
-        raise RefusedError(f"its vectors {wrong} do not have the {layout.num_trainable} trainable values of the layout")
+        raise RefusedError(f"its vectors do not have the size that the algorithm declares: {', '.join(wrong)}")
     for name, vector in {"delta": upload.delta, **upload.auxiliary}.items():
         bad = first_not_finite(vector)
         if bad is not None:
@@ -120,6 +142,35 @@ def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: in
         raise RefusedError(f"it keeps the {comparison.best.value} model, and says nothing of how that does")
 
 
+def problem_with_scores(evaluation: Evaluation, *, expected: Mapping[str, Sequence[CandidateScore]]) -> str:
+    """Why the scores of candidates are not used; empty if they are.
+
+    Args:
+        evaluation: the client's reply.
+        expected: the scores of other clients, which have as many.
+    """
+    scores = evaluation.candidates
+    shapes = {tuple(len(score.losses) for score in one) for one in expected.values()} or {
+        tuple(len(score.losses) for score in scores)
+    }
+    if not scores or tuple(len(score.losses) for score in scores) not in shapes:
+        return f"it has {text.counted(len(scores), 'score')}, unlike the others"
+    if any(score.num_correct > evaluation.num_examples for score in scores):
+        return "it claims more right answers than photos"
+    return ""
+
+
+def summed_scores(scores: Iterable[Sequence[CandidateScore]]) -> tuple[CandidateScore, ...]:
+    """The scores of candidates over all clients."""
+    return tuple(
+        CandidateScore(
+            num_correct=sum(score.num_correct for score in of_one),
+            losses=tuple(math.fsum(losses) for losses in zip(*(score.losses for score in of_one), strict=True)),
+        )
+        for of_one in zip(*scores, strict=True)
+    )
+
+
 def cap_examples(upload: Upload, most: int) -> Upload:
     """Bound the weight that an upload claims to `most`: a hostile client may claim any number of photos."""
     return replace(upload, num_examples=most) if upload.num_examples > most else upload
@@ -146,13 +197,13 @@ class UploadValidator:
     Attributes:
         uploads: stages that uploads have passed.
         layout: the model's layout.
-        auxiliary: names of the vectors that the algorithm declares.
+        vectors: the vectors that the algorithm declares.
         max_examples: upper bound on the weight that one client may claim.
     """
 
     uploads: UploadPipeline
     layout: Layout
-    auxiliary: tuple[str, ...]
+    vectors: Mapping[str, VectorSpec]
     max_examples: int
 
     def validate(self, reply: Reply, key: TaskKey) -> Upload | Participation:
@@ -170,11 +221,19 @@ class UploadValidator:
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
         try:
             upload = self.uploads.open(message, self.layout)
-            check_upload(upload, key=key, layout=self.layout, auxiliary=self.auxiliary)
+            check_upload(upload, key=key, layout=self.layout, vectors=self.vectors)
         except RefusedError as error:
             reason = str(error)[:MAX_REASON_CHARACTERS]
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
         return cap_examples(upload, self.max_examples)
+
+    def norm(self, upload: Upload) -> float | None:
+        """The norm of a valid upload's trainable part; None if masks hide it."""
+        if any(stage.declares.masks for stage in self.uploads.stages):
+            return None
+        row = upload.delta[: self.layout.num_trainable]
+        quick = quick_norm(row)
+        return quick if math.isfinite(quick) else norm(row)
 
 
 def counted(name: str, upload: Upload, *, staleness: int | None = None, number: int = 0) -> Participation:
@@ -192,13 +251,16 @@ def source_of(reply: Reply, upload: Upload) -> Received | None:
     return reply.source if isinstance(message, Upload) and message.vectors is upload.vectors else None
 
 
-def problem_with_evaluation(reply: Reply, key: TaskKey, num_validation: int) -> str:
+def problem_with_evaluation(
+    reply: Reply, key: TaskKey, num_validation: int, tree: ProductTree | None = None
+) -> str:  # fmt: skip
     """Validate the reply to an evaluation.
 
     Args:
         reply: the client's reply.
         key: the open task.
         num_validation: the validation photos that the client joined with.
+        tree: the product tree, if the client was asked to count by product.
 
     Returns:
         Why the reply is not used; empty if it is.
@@ -214,4 +276,28 @@ def problem_with_evaluation(reply: Reply, key: TaskKey, num_validation: int) -> 
         return f"it claims {message.num_correct} right answers of {message.num_examples}"
     if message.num_examples != num_validation:
         return f"its number of photos is {message.num_examples}, not {num_validation} as when the client joined"
+    return _problem_with_counts(message, tree)
+
+
+def _problem_with_counts(evaluation: Evaluation, tree: ProductTree | None) -> str:
+    products, levels = evaluation.products, evaluation.levels
+    if not products and not levels:  # not asked for, or withheld
+        return ""
+    if tree is None:
+        return "it counts by product, and was not asked to"
+    indices = [product.index for product in products]
+    if indices != sorted(set(indices)) or (indices and indices[-1] >= len(tree.paths)):
+        return f"it counts products twice, in another order, or beyond the {text.counted(len(tree.paths), 'product')}"
+    wrong = next((product for product in products if not product.correct <= product.total or not product.total), None)
+    if wrong:
+        return f"it claims {wrong.correct} right answers of {wrong.total} for product {wrong.index}"
+    sums = (sum(product.correct for product in products), sum(product.total for product in products))
+    if sums != (evaluation.num_correct, evaluation.num_examples):
+        return (
+            f"its products add up to {sums[0]} right answers of {sums[1]}, not {evaluation.num_correct} of "
+            f"{evaluation.num_examples}"
+        )
+    bounds = (evaluation.num_examples, *levels, evaluation.num_correct)
+    if len(levels) != tree.depth or levels[-1] != evaluation.num_correct or list(bounds) != sorted(bounds)[::-1]:
+        return f"its counts by level are {list(levels)}, for {text.counted(tree.depth, 'level')}"
     return ""

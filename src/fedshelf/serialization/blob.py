@@ -19,6 +19,7 @@ from fedshelf.core.errors import RefusedError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,

@@ -46,7 +46,8 @@ KINDS: Mapping[str, type[Any]] = {
 }  # fmt: skip
 MAIN_VECTORS: Mapping[type[Any], str] = {Setup: FROZEN, Broadcast: PARAMS, Upload: DELTA}
 """The messages that carry vectors, and the name of their main vector if it is plain."""
-for _checked in (*KINDS.values(), TaskKey, messages.ClassFolder, messages.ModelDelta, Encoded):
+_PARTS = (TaskKey, messages.ClassFolder, messages.ModelDelta, messages.ProductCount, messages.CandidateScore, Encoded)
+for _checked in (*KINDS.values(), *_PARTS):
     # Pydantic reads a dataclass's rules from the class. They are set here because core does not depend on pydantic.
     setattr(_checked, "__pydantic_config__", ConfigDict(extra="forbid", arbitrary_types_allowed=True))  # noqa: B010
 _ADAPTERS: Mapping[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS.values()}
@@ -214,7 +215,7 @@ def _join_vectors(outlines: Any, vectors: dict[str, Tensor], main: str) -> dict[
         vector = vectors.pop(name)
         if name in joined:
             raise RefusedError(f"vector {_short(name)!r} is there twice, plain and encoded")
-        if vector.dtype != torch.float32:
+        if vector.dtype != torch.float32 and not (vector.dtype == torch.float64 and name.startswith(AUXILIARY)):
             raise RefusedError(f"vector {_short(name)!r} is {vector.dtype}, not a float32 vector")
         joined[name] = vector
     return joined

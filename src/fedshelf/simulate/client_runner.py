@@ -149,6 +149,7 @@ class ClientRunner:
             work = work_for(
                 name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
                 save=partial(self._save, name), training=self.training,
+                features_folder=self.stores.features_folder,
             )  # fmt: skip
             return adapt(self.attack.work(name, work))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedshelf import __version__
-from fedshelf.app.components import OpenedSetup, StorePhotos, store_photos, test_photos
+from fedshelf.app.components import FEATURES, OpenedSetup, StorePhotos, store_photos, test_photos
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
 from fedshelf.data.cache import PhotoCache
@@ -32,6 +32,11 @@ class Stores(Protocol):
     @property
     def has_test(self) -> bool:
         """Whether there are photos for central evaluation."""
+        ...
+
+    @property
+    def features_folder(self) -> Path | None:
+        """The folder in which features of photos are kept; None if they are not."""
         ...
 
     def names(self) -> tuple[str, ...]:
@@ -75,6 +80,11 @@ class FolderStores:
     def has_test(self) -> bool:
         """See `Stores`."""
         return self.test_dir is not None
+
+    @property
+    def features_folder(self) -> Path:
+        """See `Stores`."""
+        return self.cache / FEATURES
 
     def names(self) -> tuple[str, ...]:
         """See `Stores`."""
@@ -142,6 +152,11 @@ class MemoryStores:
         """See `Stores`."""
         return self._test is not None
 
+    @property
+    def features_folder(self) -> None:
+        """See `Stores`."""
+        return None
+
     def names(self) -> tuple[str, ...]:
         """See `Stores`."""
         return tuple(self._train)
@@ -162,7 +177,7 @@ class MemoryStores:
         if len(given[0]) and not len(train):
             raise DataError("it holds no training photo of a class in the run's catalogue")
         num_left_out = sum(map(len, given)) - len(train) - len(validation)
-        if opened.bound_model.num_features is not None:
+        if opened.bound_model.head is not None:
             train = self._featurized((name, True), train, opened)
             validation = self._featurized((name, False), validation, opened)
         return StorePhotos(train=train, validation=validation, num_left_out=num_left_out)
@@ -178,7 +193,7 @@ class MemoryStores:
             warn_of_left_out(left_out, opened.catalogue, whose="the test photos")
         if not len(known):
             raise DataError("none of the test photos is of a class that the clients hold")
-        return featurized(opened.bound_model, known, cache=None)
+        return known if opened.bound_model.head is None else featurized(opened.bound_model, known, cache=None)
 
     def _split(self, photos: PhotoSet, val_fraction: float, seed: int) -> tuple[PhotoSet, PhotoSet]:
         classes = [self._class_names[label] for label in photos.labels]

@@ -6,7 +6,7 @@ next event.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from fedshelf.core.errors import FedShelfError, RunError
@@ -89,8 +89,12 @@ class VirtualTimeTransport:
                 self._compute()
         return None
 
-    def refuse(self, address: str, reason: str) -> None:
+    def refuse(self, address: str, reason: str, *, is_final: bool = False) -> None:
         """Do nothing: the round records the refusal, and a simulated client does not need it."""
+
+    def revoked(self) -> Collection[str]:
+        """See `Transport`."""
+        return ()
 
     def close(self, reason: str) -> None:
         """Do nothing: simulated clients end with the simulation."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, ModelState, OpenRound, ServerState
+from fedshelf.core.state import SCHEMA_VERSION, Best, InFlight, ModelState, OpenRound, ServerState, Suspension
 from fedshelf.core.system_errors import content_problem
 from fedshelf.storage.atomic_files import (
     make_own_folder,
@@ -166,6 +166,7 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
         ],
         "compared": state.compared,
         "classes": state.classes,
+        "suspended": {client: [found.last_round, found.reason] for client, found in state.suspended.items()},
     }
 
 
@@ -201,6 +202,10 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         ),
         compared=info.get("compared", 0),
         classes=info.get("classes", ""),
+        suspended={
+            client: Suspension(last_round=last_round, reason=reason)
+            for client, (last_round, reason) in info.get("suspended", {}).items()
+        },
     )
 
 

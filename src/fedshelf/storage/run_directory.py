@@ -107,6 +107,11 @@ class RunDirectory:
         return self.path / "catalogue.json"
 
     @property
+    def confusion(self) -> Path:
+        """The confusion matrix on the test photos, after the last round."""
+        return self.path / "confusion.csv"
+
+    @property
     def config_toml(self) -> str:
         """The effective configuration as text.
 
@@ -210,7 +215,8 @@ class RunDirectory:
         """
         for path in (
             self.config, self.database, self.checkpoints, self.spool, self.client_states, self.engine, self.incoming,
-            self.model, self.best_model, self.stores, self.catalogue, self.path / _LOCK, self.path / _IDENTITY,
+            self.model, self.best_model, self.stores, self.catalogue, self.confusion, self.path / _LOCK,
+            self.path / _IDENTITY,
         ):  # fmt: skip
             refuse_link(path)
         return locks.RunLock(self.path / _LOCK)

@@ -49,6 +49,7 @@ class AuditSink:
                 self._write(
                     "upload", round=event.round, store=event.client, verdict=event.status.value,
                     reason=event.reason or None, bytes=event.num_bytes, digest=event.digest or None,
+                    norm=None if event.norm is None else float(f"{event.norm:.6g}"),
                 )  # fmt: skip
             case RoundFinished():
                 statuses = Counter(member.status.value for member in event.clients)

@@ -126,7 +126,7 @@ class ConsoleSink:
             total = counted((event.num_test or 0) + event.num_test_left_out, "photo")
             self._caveats["central"] = f" of {event.num_test} of {total}"
         if self._bar is not None:
-            self._bar.begin(total=event.num_rounds, done=event.first_round - 1)
+            self._bar.begin(total=event.num_rounds, done=max(0, event.first_round - 1))
             stores = counted(event.min_clients, "store") if event.min_clients else "stores"
             self._show(f"waiting for {stores} to join")
 
@@ -156,7 +156,15 @@ class ConsoleSink:
     def _waiting(self, event: Waiting) -> None:
         live = f"live: {_some(event.live, most=MOST_NAMED)}" if event.live else "no client is live"
         missing = f"; missing: {_some(event.missing, most=MOST_NAMED)}" if event.missing else ""
-        self._warn(f"waiting for {event.what} ({duration(event.seconds, digits=0)} so far); {live}{missing}")
+        returning = ""
+        if event.returning:
+            left = duration(max(0.0, event.seconds_to_return), digits=0)
+            returning = (
+                f"; {_some(event.returning, most=MOST_NAMED)} took part before the server's restart, and "
+                f"{'has' if len(event.returning) == 1 else 'have'} {left} to return: then the run continues without "
+                f"{'it' if len(event.returning) == 1 else 'them'}"
+            )
+        self._warn(f"waiting for {event.what} ({duration(event.seconds, digits=0)} so far); {live}{missing}{returning}")
 
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()

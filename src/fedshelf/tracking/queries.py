@@ -10,11 +10,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedshelf.core.choices import Candidate
+from fedshelf.core.class_folder import ProductCount
 from fedshelf.core.errors import RunError
-from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RoundVoid, RunStatus, StoreComparison
+from fedshelf.core.events import (
+    ClientStatus,
+    Participation,
+    ProductReport,
+    RoundFinished,
+    RoundVoid,
+    RunStatus,
+    StoreComparison,
+)
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.storage.atomic_files import saying_what_to_do
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
+from fedshelf.tracking.product_results import NO_RESULTS, ProductResults, product_results
 
 LOST = "its database run.db is missing, though it has checkpoints: restore run.db from a copy to see its rounds"
 UNEXPLAINED = "its process ended without saying why: it was killed, ran out of memory, or lost power"
@@ -41,6 +52,7 @@ class RunSummary:
         num_classes: number of classes.
         num_test: number of test photos at the server.
         num_test_left_out: number of test photos of classes that no client has.
+        results: results by product, of a run that has reached its last round.
     """
 
     run_id: str
@@ -56,6 +68,7 @@ class RunSummary:
     num_classes: int | None = None
     num_test: int | None = None
     num_test_left_out: int = 0
+    results: ProductResults = NO_RESULTS
 
     def to_record(self) -> dict[str, Any]:
         """Return the output of `fedshelf runs show --json`. Scripts rely on these keys: do not remove any."""
@@ -77,6 +90,7 @@ class RunSummary:
                 for void in self.voids
             ],
             "stores": [_store_record(store) for store in self.stores],
+            **self.results.to_record(),
         }
 
 
@@ -110,6 +124,7 @@ def run_summary(path: Path) -> RunSummary:
             _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores),
             num_classes=record.get("num_classes"), num_test=record.get("num_test"),
             num_test_left_out=record.get("num_test_left_out", 0),
+            results=_results(connection, directory, rounds),
         )  # fmt: skip
 
 
@@ -179,6 +194,20 @@ def _stores(connection: sqlite3.Connection) -> tuple[StoreComparison, ...]:
         )
         for row in connection.execute("SELECT * FROM stores ORDER BY client")
     )
+
+
+def _results(
+    connection: sqlite3.Connection, directory: RunDirectory, rounds: tuple[RoundFinished, ...]
+) -> ProductResults:  # fmt: skip
+    """Read the product report of the newest finished round, if it was the last of the run."""
+    newest = "SELECT record FROM events WHERE kind = 'round_finished' ORDER BY id DESC LIMIT 1"
+    row = connection.execute(newest).fetchone()
+    record = json.loads(row["record"]) if row and rounds else {}
+    report = record.get("report")
+    if report is None or record["round"] != rounds[-1].round or not directory.catalogue.is_file():
+        return NO_RESULTS
+    products = tuple(ProductCount(**product) for product in report["products"])
+    return product_results(ProductReport(**{**report, "products": products}), Catalogue.load(directory.catalogue))
 
 
 def _from_row(kind: type[_T], row: sqlite3.Row, **converted: Any) -> _T:

@@ -230,4 +230,4 @@ def _left_as_it_was(bound: BoundModel) -> Iterator[None]:
     finally:
         for tensor, value in zip(kept, before, strict=True):
             tensor.copy_(value)
-        bound.module.train(training)
+        bound.train() if training else bound.module.eval()

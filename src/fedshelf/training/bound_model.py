@@ -69,6 +69,7 @@ class BoundModel:
         """
         normalization = normalization_of(module)
         avoid_convolution_fault(module)
+        module.eval()  # until `train`, which knows what is frozen
         params = bind(
             module.to(compute.device), is_personal=lambda name: name in personal_names,
             is_frozen=lambda name: name in frozen_names,
@@ -88,6 +89,14 @@ class BoundModel:
         """A copy of the frozen values [F] on the CPU; None if there are none."""
         frozen = self.params.frozen
         return frozen.detach().cpu().clone() if len(frozen) else None
+
+    @cached_property
+    def output_layer(self) -> str:
+        """Name of the output layer; "" if it is not a single linear one."""
+        try:
+            return linear_head(self.module)[0]
+        except ModelError:
+            return ""
 
     @property
     def num_features(self) -> int | None:
@@ -139,22 +148,26 @@ class BoundModel:
             output = compute(inputs)
         return output.float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Compute what enters the output layer [B, D], in float32, from normalized photos.
 
         Raises:
-            ModelError: the output layer is not the model's last step, so that features do not determine the logits.
+            ModelError: the model has no single linear output layer, or it is not the last step, so that features do not
+                determine the logits.
         """
         seen: list[Tensor] = []
-        hook = self.trained.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        _, head = linear_head(self.module)
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             self.module.eval()
             logits_BK = self.logits(images_BCHW, forward=self.module)
         finally:
             hook.remove()
-        if len(seen) != 1 or seen[0].dim() != 2 or not torch.allclose(self.logits(seen[0]), logits_BK, atol=1e-3):
-            raise ModelError("--train head needs a model whose last step is its output layer, on one vector per photo")
+        if len(seen) != 1 or seen[0].dim() != 2 or not torch.allclose(head(seen[0]), logits_BK, atol=1e-3):
+            raise ModelError(
+                "a head on frozen features needs a model whose last step is its output layer, on one vector per photo"
+            )
         return seen[0].float()
 
 

@@ -21,6 +21,7 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import augment, normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.feature_cache import FeatureCache
+from fedshelf.models.head import linear_head
 from fedshelf.serialization import blob
 from fedshelf.training.bound_model import BoundModel
 
@@ -42,12 +43,12 @@ def featurized(bound: BoundModel, photos: PhotoSet, *, cache: Path | None, views
         views: V.
 
     Returns:
-        float32 [N, V, D] and the labels; `photos` itself if the model takes photos as they are.
+        float32 [N, V, D] and the labels; `photos` itself if these are features already.
 
     Raises:
         ModelError: the model's last step is not its output layer.
     """
-    if bound.num_features is None or photos.images.ndim == 3:
+    if photos.images.ndim == 3:
         return photos
     kept = None if cache is None else FeatureCache(path=cache / f"{_backbone(bound, photos.images.shape[1])}.sqlite")
     wanted = list(itertools.product(range(len(photos)), range(views)))
@@ -63,10 +64,11 @@ def featurized(bound: BoundModel, photos: PhotoSet, *, cache: Path | None, views
         known |= computed
         if kept:
             kept.add(computed)
-    features = np.empty((len(keys), bound.num_features), np.float32)
+    num_features = linear_head(bound.module)[1].in_features
+    features = np.empty((len(keys), num_features), np.float32)
     for row, key in enumerate(keys):
         features[row] = known[key]
-    return PhotoSet(features.reshape(len(photos), views, bound.num_features), photos.labels)
+    return PhotoSet(features.reshape(len(photos), views, num_features), photos.labels)
 
 
 def _blocks(
@@ -104,9 +106,11 @@ def _view(bound: BoundModel, image_HWC: NDArray[np.uint8], view: int) -> torch.T
 
 def _backbone(bound: BoundModel, image_size: int) -> str:
     """A digest of all that features depend on besides the photo and the number of the view."""
-    layout = "\n".join(f"{t.name} {t.shape}" for t in bound.params.layout.tensors)
+    head = f"{bound.output_layer}."
+    tensors = {name: view for name, view in bound.params.views().items() if not name.startswith(head)}
+    layout = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items()))
     kind = f"{type(bound.module).__qualname__} {bound.compute.device.type} {bound.compute.autocast}"
-    values = blob.write({"frozen": bound.params.frozen}).digest
+    values = blob.write({name: tensors[name].reshape(-1) for name in sorted(tensors)}).digest
     text = (
         f"{FEATURES_VERSION} {image_size} {bound.normalization} {bound.settings.augmentation} {kind} {layout} {values}"
     )

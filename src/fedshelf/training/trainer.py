@@ -4,13 +4,16 @@ Shapes: B batch, K classes, S shared values.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshelf.core.errors import TrainingError
@@ -22,6 +25,7 @@ from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, gather, prefetch
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
+from fedshelf.training.features import featurized
 from fedshelf.training.loop import Fit, LocalRun, Run
 from fedshelf.training.losses import Calibration
 from fedshelf.training.phases import Moves, Phase
@@ -39,11 +43,13 @@ class Score:
         num_examples: photos evaluated.
         num_correct: photos classified correctly.
         loss_sum: sum of plain cross-entropy over all classes (nats).
+        confusion: photos by class and predicted class.
     """
 
     num_examples: int
     num_correct: int
     loss_sum: float
+    confusion: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -74,6 +80,7 @@ class Trainer:
         growth: this client's batch size divided by the configured one; one of its steps counts as this many
             (training/batch_size.py).
         lr_scale: factor on its learning rate.
+        features_folder: folder in which features of photos are kept; None keeps none.
     """
 
     bound_model: BoundModel
@@ -87,6 +94,16 @@ class Trainer:
     renews: bool = False
     growth: int = 1
     lr_scale: float = 1.0
+    features_folder: Path | None = None
+
+    def features(self, photos: PhotoSet) -> NDArray[np.float32]:
+        """[N, D]: what enters the model's output layer for photos as they are evaluated, at its current values.
+
+        Raises:
+            ModelError: the model's last step is not a single linear output layer.
+        """
+        found = featurized(self.bound_model, photos, cache=self.features_folder)
+        return np.ascontiguousarray(found.images[:, 0], dtype=np.float32)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -225,14 +242,18 @@ def num_batches(photos: PhotoSet) -> int:
 
 def evaluate_batches(bound: BoundModel, photos: PhotoSet, batches: Iterable[int]) -> list[Score]:
     """Score the given batches; their boundaries are fixed, so that processes can share them."""
-    return [
-        Score(
-            num_examples=len(labels_B),
-            num_correct=int((logits_BK.argmax(1) == labels_B).sum()),
-            loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
-        )
-        for logits_BK, labels_B in logits(bound, photos, batches)
-    ]
+    return [_score(logits_BK, labels_B) for logits_BK, labels_B in logits(bound, photos, batches)]
+
+
+def _score(logits_BK: Tensor, labels_B: Tensor) -> Score:
+    labels, predictions = torch.stack((labels_B, logits_BK.argmax(1))).tolist()
+    confusion = Counter(zip(labels, predictions, strict=True))
+    return Score(
+        num_examples=len(labels),
+        num_correct=sum(count for (label, prediction), count in confusion.items() if label == prediction),
+        loss_sum=F.cross_entropy(logits_BK, labels_B, reduction="sum").item(),
+        confusion=confusion,
+    )
 
 
 def logits(
@@ -264,8 +285,12 @@ def logits(
 def total(batches: Iterable[Score]) -> Score:
     """Sum the scores of batches, exactly and independent of their order."""
     scores = list(batches)
+    confusion: Counter[tuple[int, int]] = Counter()
+    for score in scores:
+        confusion.update(score.confusion)
     return Score(
         num_examples=sum(score.num_examples for score in scores),
         num_correct=sum(score.num_correct for score in scores),
         loss_sum=math.fsum(score.loss_sum for score in scores),
+        confusion=confusion,
     )

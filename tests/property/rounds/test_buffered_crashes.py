@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedshelf.algorithms.base import Aggregate, Asynchronous
+from fedshelf.algorithms.base import Aggregate, Algorithm, Asynchronous
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RunEnded, RunStatus
 from fedshelf.core.messages import Broadcast, TaskKey, Upload
@@ -37,7 +37,7 @@ DELAYS = {"a": 1.0, "b": 2.3, "c": 7.1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Telling(Asynchronous):
+class Telling(Algorithm, Asynchronous):
     """FedBuff whose uploads tell whose they are, which task they answer, and how many before it the client knows to be
     counted. `folded` says of each version what it was made of, when it was made last."""
 

@@ -61,6 +61,10 @@ MESSAGES = st.one_of(
     ),
     st.builds(Setup, run_id=TEXT, config=TEXT, catalogue=TEXT, layout_digest=TEXT),
     st.builds(
+        Setup, run_id=TEXT, config=TEXT, catalogue=TEXT, layout_digest=TEXT, frozen=TEXT.filter(bool),
+        vectors=st.builds(lambda frozen: {"frozen": frozen}, VECTORS),
+    ),
+    st.builds(
         Ready, run_id=TEXT, layout_digest=TEXT, catalogue_digest=TEXT, config_digest=TEXT, num_train=COUNT,
         num_validation=COUNT, num_left_out=COUNT, holds=TEXT,
     ),

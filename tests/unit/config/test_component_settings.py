@@ -34,7 +34,7 @@ def text(name: str) -> str:
     return (TEXTS / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "ridge"])  # which implies --train head
 def test_a_runs_text_and_digest_are_those_of_version_0_1(algorithm: str) -> None:
     config = RunConfig(algorithm=algorithm)
     for written, name in ((files.effective(config), "effective"), (files.for_clients(config), "clients")):

@@ -188,5 +188,5 @@ def reply(session: FleetSession, message: Message, answer: WireMessage) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    own = StoreKeys(Path(os.environ["FEDSHELF_ECHO_KEYS"]) / sys.argv[2])
+    own = StoreKeys(Path(os.environ["FEDSHELF_ECHO_KEYS"], *sys.argv[1:3]))
     run_client(sys.argv[1], echo, join(sys.argv[2]), keys=own, insecure=True, max_wait=PATIENCE)

@@ -151,7 +151,7 @@ def test_a_node_whose_introduction_cannot_be_read_is_told_why_and_heard_no_more(
     assert transport.receive(0) is None
     told = open_records(grid.sent[-1].content)
     assert isinstance(told, Control)
-    assert told.kind is ControlKind.REFUSED
+    assert told.kind is ControlKind.REFUSED_FOR_NOW
     assert "path: String should have at most 32768 characters" in told.reason
     grid.answer(join("lyon"))
     assert transport.receive(0) is None
@@ -184,11 +184,16 @@ def test_messages_go_to_the_entry_points_of_a_flower_app(
     assert [message.metadata.message_type for message in grid.sent] == ["query", "train", "query"]
 
 
-def test_an_answer_after_a_refusal_is_dropped(grid: ScriptedGrid, transport: GridTransport, address: str) -> None:
+@pytest.mark.parametrize(
+    ("is_final", "kind"), [(True, ControlKind.REFUSED), (False, ControlKind.REFUSED_FOR_NOW)], ids=str
+)
+def test_an_answer_after_a_refusal_is_dropped(
+    grid: ScriptedGrid, transport: GridTransport, address: str, is_final: bool, kind: ControlKind
+) -> None:
     transport.send(address, task(torch.ones(3)))
     grid.answer(Failure(reason="late"))
-    transport.refuse(address, "the name is taken")
-    assert open_records(grid.sent[-1].content) == Control(kind=ControlKind.REFUSED, reason="the name is taken")
+    transport.refuse(address, "the name is taken", is_final=is_final)
+    assert open_records(grid.sent[-1].content) == Control(kind=kind, reason="the name is taken")
     assert transport.receive(0) is None
 
 

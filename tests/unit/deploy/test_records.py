@@ -6,6 +6,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedshelf.compression.download import name_of
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import (
     Broadcast,
@@ -79,6 +80,33 @@ def test_vectors_survive_the_wire_bit_for_bit(beside: bool) -> None:
     assert received.delta.numpy().tobytes() == sent.delta.numpy().tobytes()
     assert torch.equal(received.auxiliary["control"], sent.auxiliary["control"])
     assert (received.key, received.num_examples, received.train_loss) == (KEY, 7, 0.5)
+
+
+def test_the_frozen_part_of_a_model_comes_with_the_setup() -> None:
+    frozen = torch.randn(1000)
+    setup = Setup(
+        run_id="r", config="", catalogue="", layout_digest="", frozen=name_of(frozen), vectors={"frozen": frozen}
+    )  # fmt: skip
+    parcel = to_parcel(setup)
+    received = read_records(parcel.records, parcel.blob.join())
+    assert received == setup
+    assert isinstance(received, Setup)
+    assert received.frozen_values is not None
+    assert torch.equal(received.frozen_values, frozen)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "vectors"),
+    [
+        ("", {"frozen": torch.zeros(3)}), ("digest", {}), ("digest", {"params": torch.zeros(3)}),
+        ("digest", {"frozen": torch.zeros(3), "auxiliary.more": torch.zeros(3)}),
+    ],
+)  # fmt: skip
+def test_a_setup_with_other_vectors_than_it_names_is_refused(frozen: str, vectors: dict[str, torch.Tensor]) -> None:
+    setup = Setup(run_id="r", config="", catalogue="", layout_digest="", frozen=frozen, vectors=vectors)
+    parcel = to_parcel(setup)
+    with pytest.raises(RefusedError, match=r"setup (does not hold|may not carry)"):
+        read_records(parcel.records, parcel.blob.join())
 
 
 def test_one_model_is_encoded_once_for_all_clients() -> None:

@@ -1,5 +1,6 @@
 """The audit log: what was written cannot be changed unnoticed."""
 
+import datetime
 import json
 import threading
 from pathlib import Path
@@ -112,6 +113,70 @@ def test_a_full_file_is_continued_in_the_next(tmp_path: Path, monkeypatch: pytes
         events(tmp_path)
 
 
+def test_old_files_can_be_deleted_and_the_rest_is_still_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "MAX_BYTES", 500)
+    log = AuditLog(tmp_path)
+    for number in range(10):
+        log.write("event", count=number)
+    tomorrow = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=1)
+    files = sorted(tmp_path.iterdir())
+    assert log.prune(tomorrow - datetime.timedelta(days=2)) == 0
+    assert log.prune(tomorrow) == len(files) - 1
+    assert files[-1] in tmp_path.iterdir()
+    log.write("after")
+    found = list(AuditLog(tmp_path).events())
+    assert [event["event"] for event in found if event["event"] not in ("event", "continued")] == [
+        "log files deleted", "after",
+    ]  # fmt: skip
+    assert "operator" in next(event for event in found if event["event"] == "log files deleted")
+    for number in range(10):  # again, over the line that names what was deleted first
+        log.write("event", count=number)
+    assert log.prune(tomorrow) > 0
+    assert "log files deleted" in events(tmp_path)
+
+
+def test_files_that_were_deleted_otherwise_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "MAX_BYTES", 500)
+    for number in range(20):
+        AuditLog(tmp_path).write("event", count=number)
+    first, *_ = sorted(tmp_path.iterdir())
+    first.unlink()
+    with pytest.raises(RunError, match=r"audit-0001.jsonl' is missing"):
+        events(tmp_path)
+    with pytest.raises(RunError, match="is missing"):
+        AuditLog(tmp_path).prune(datetime.date.max)
+    AuditLog(tmp_path).write(audit_log.PRUNED, through=1, head="0" * 64)
+    with pytest.raises(RunError, match="is missing"):
+        events(tmp_path)
+
+
+def test_a_deletion_that_was_interrupted_leaves_a_log_that_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "MAX_BYTES", 500)
+    for number in range(20):
+        AuditLog(tmp_path).write("event", count=number)
+    kept = {path: path.read_bytes() for path in sorted(tmp_path.iterdir())[1:-1]}
+    AuditLog(tmp_path).prune(datetime.date.max)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert "log files deleted" in events(tmp_path)
+
+
+def test_the_head_is_the_newest_line_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "MAX_BYTES", 500)
+    log = AuditLog(tmp_path)
+    assert log.head() == Head(number=0, hash=START)
+    for number in range(10):
+        log.write("event", count=number)
+    head = log.head()
+    log.write("next")
+    *_, before, newest = log.events()
+    assert head.hash in (newest["before"], before.get("continues"))
+
+
 def test_text_from_peers_is_printable_and_short(tmp_path: Path) -> None:
     AuditLog(tmp_path).write("refused", reason="\x1b[31mred\n{}\u202e" + "x" * 10_000)
     (path,) = tmp_path.iterdir()
@@ -139,3 +204,16 @@ def test_many_addresses_do_not_fill_the_log(tmp_path: Path) -> None:
     found = list(log.events())
     assert len(found) == audit_log.MAX_COUNTED + 1
     assert sum(event["count"] for event in found) == 3 * audit_log.MAX_COUNTED
+
+
+def test_many_reasons_do_not_fill_the_log_either(tmp_path: Path) -> None:
+    """A reason may contain a name that the peer has chosen."""
+    log = AuditLog(tmp_path)
+    for number in range(5 * audit_log.MAX_COUNTED):
+        log.count(f"enrollment refused: '{number}' is taken", "198.51.100.7")
+    log.flush(if_due=True)
+    assert events(tmp_path) == []
+    log.flush()
+    found = list(log.events())
+    assert len(found) == 2 * audit_log.MAX_COUNTED + 1
+    assert sum(event["count"] for event in found) == 5 * audit_log.MAX_COUNTED

@@ -112,6 +112,28 @@ def test_revoking_withdraws_a_token_that_was_not_used_yet(chain: Chain) -> None:
         chain.revoke("lyon")
 
 
+def test_open_tokens_are_listed_without_their_secrets_and_ended(chain: Chain) -> None:
+    chain.local_token()
+    invitation = chain.invite(5, authority="", addresses=("hq:8080",))
+    single = token_for(chain, "lyon")
+    enroll(chain, invitation, "paris")
+    first, second = chain.open_tokens()
+    assert [(first.name, first.uses), (second.name, second.uses)] == [("", 4), ("lyon", 1)]
+    with pytest.raises(IdentityError, match="no open token has the id beef"):
+        chain.cancel([first.id, "beef"])
+    assert chain.cancel([first.id]) == [first]
+    with pytest.raises(IdentityError, match="unknown, used, or expired"):
+        enroll(chain, invitation, "nice")
+    assert chain.cancel(None) == [second]
+    with pytest.raises(IdentityError, match="unknown, used, or expired"):
+        enroll(chain, single)
+    assert chain.open_tokens() == []
+    chain.enroll(chain.local_token(), "local", certificates.signing_request(KeyPair.generate()))
+    ended = [event for event in chain.audit.events() if event["event"] == "token ended"]
+    assert [(event["id"], event.get("store")) for event in ended] == [(first.id, None), (second.id, "lyon")]
+    assert all(event["operator"].startswith("user ") for event in ended)
+
+
 def test_rotating_replaces_the_key_and_adding_does_not(chain: Chain) -> None:
     old = enroll(chain, token_for(chain, "lyon"))
     with pytest.raises(IdentityError, match="enrolled already"):

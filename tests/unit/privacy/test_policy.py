@@ -8,7 +8,7 @@ import pytest
 
 from fedshelf.core.errors import PolicyError, UsageError
 from fedshelf.privacy import policy as policies
-from fedshelf.privacy.policy import OPEN, STANDARD, Limits, Models, Policy, load, parse
+from fedshelf.privacy.policy import OPEN, STANDARD, Limits, Metrics, Models, Policy, load, parse
 
 PAGE = Path("docs/how-to/limit-what-a-server-may-do.md")
 
@@ -17,10 +17,14 @@ def test_the_built_in_policies_are_loaded_by_name(tmp_path: Path) -> None:
     assert (load("standard"), load("open")) == (STANDARD, OPEN)
     assert parse("", where="x") == STANDARD, "a key that is left out has the standard's value"
     file = tmp_path / "policy.toml"
-    file.write_text('[limits]\nrounds-per-day = 50\nmin-epochs-per-task = 1\n[models]\nallow = ["resnet10"]\n')
-    assert load(str(file)) == Policy(
-        limits=Limits(rounds_per_day=50, min_epochs_per_task=1), models=Models(allow=("resnet10",))
+    file.write_text(
+        '[limits]\nrounds-per-day = 50\nmin-epochs-per-task = 1\n[models]\nallow = ["resnet10"]\n'
+        "[metrics]\nper-product = false\n"
     )
+    assert load(str(file)) == Policy(
+        limits=Limits(rounds_per_day=50, min_epochs_per_task=1), models=Models(allow=("resnet10",)),
+        metrics=Metrics(per_product=False),
+    )  # fmt: skip
 
 
 def test_the_page_shows_every_key_of_the_standard_policy() -> None:
@@ -41,6 +45,7 @@ def test_the_page_shows_every_key_of_the_standard_policy() -> None:
          ["max-threads in [limits] of p.toml: must be at least 1", "not a whole number", "not a number"]),
         ("[limits]\nmin-epochs-per-task = nan", ["must be at least 0"]),
         ("[models]\nallow = 'resnet10'", ["not a list of texts"]),
+        ("[metrics]\nper-product = 0", ["per-product in [metrics] of p.toml: neither true nor false"]),
         ("[models]\nallow = []", ["not a list of texts"]),
         ("[models]\nallow = ['nets:*', '../x:y']", ["'nets:*' is not MODULE:FUNCTION", "'../x:y' is not "]),
         ("[limits", ["p.toml is not valid TOML"]),

@@ -343,7 +343,7 @@ def test_only_so_many_are_at_work_as_a_cohort_has() -> None:
     def watches(name: str) -> Any:
         def tamper(message: ServerMessage, honest: Answer) -> Answer:
             nonlocal most
-            if isinstance(message, Broadcast):
+            if isinstance(message, Broadcast) and not message.per_product:  # after the last round, all evaluate
                 at_work.add(name)
                 most = max(most, len(at_work))
             return honest

@@ -5,12 +5,22 @@ from typing import Any
 
 import pytest
 
+from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.fedbuff import FedBuff
 from fedshelf.core.errors import RunError
-from fedshelf.core.events import ClientExcluded, ClientStatus, RoundFinished, RoundVoid, RunStatus, Waiting
-from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, ServerMessage
+from fedshelf.core.events import (
+    ClientExcluded,
+    ClientLeft,
+    ClientRefused,
+    ClientStatus,
+    RoundFinished,
+    RoundVoid,
+    RunStatus,
+    Waiting,
+)
+from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, Ready, ServerMessage, Setup
 from fedshelf.core.ports import Left
-from tests.fakes import Answer
+from tests.fakes import Answer, FakeTransport
 from tests.worlds import Tamper, World
 
 FIVE = ("a", "b", "c", "d", "e")
@@ -127,6 +137,102 @@ def test_a_client_that_trains_but_evaluates_nothing_is_excluded_after_three_roun
     assert "3 times in a row" in excluded.reason
     assert excluded.last_round == 13
     assert world.clock.now() < 250, "a silent one costs a minute a round, not the time limit"
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedBuff(server_lr=1.0, buffer_size=2)])
+def test_an_exclusion_outlives_the_server(algorithm: Any) -> None:
+    world = World(
+        names=FIVE, num_rounds=6, algorithm=algorithm, rounds={"quorum": None},
+        tampers={"c": failing(will_repeat=False)},
+    )  # fmt: skip
+    assert world.run() is RunStatus.FINISHED
+    (excluded,) = world.sink.of(ClientExcluded)
+    last = excluded.last_round or 0
+    world.restart()
+    assert world.run_connected(num_rounds=last + 2) is RunStatus.FINISHED
+    told = world.sink.of(ClientExcluded)[1]
+    assert (told.reason, told.last_round) == (excluded.reason, last), "whoever starts the server again is told"
+    asked = {m.key.round for m in world.transport.broadcasts("line-to-c")}
+    assert not asked & set(range(7, last)), "it is left alone, give or take the version then being made"
+    assert max(asked) > last, "and asked again"
+
+
+def test_a_revoked_client_is_said_to_be_and_counts_for_no_quorum() -> None:
+    world = World(names=("a", "b", "c"), num_rounds=4, rounds={"quorum": 3})
+
+    def revoke(message: ServerMessage, honest: Answer) -> Answer:
+        if not (isinstance(message, Broadcast) and message.key.round == 2):
+            return honest
+        world.transport.revoke("c")
+        return None
+
+    world.tampers = {"c": revoke}
+    assert world.run() is RunStatus.FINISHED
+    assert [(event.client, event.reason) for event in world.sink.of(ClientLeft)] == [("c", "store c was revoked")]
+    (void,) = world.sink.of(RoundVoid)
+    assert [(m.status, m.reason) for m in void.clients if m.client == "c"] == [
+        (ClientStatus.OFFLINE, "store c was revoked")
+    ]
+    assert [names_of(record) for record in world.finished] == [["a", "b", "c"], *[["a", "b"]] * 3]
+    assert world.clock.now() < 10, "it is not waited for"
+    world.restart()
+    world.transport.revoke("c")
+    assert world.run_connected(num_rounds=5) is RunStatus.FINISHED, (
+        "also when it was no longer there before the restart"
+    )
+
+
+@pytest.mark.parametrize("quorum", [None, 3])
+@pytest.mark.parametrize("is_in_a_round", [True, False])
+def test_a_restarted_server_does_not_wait_for_a_client_that_was_revoked(
+    quorum: int | None, is_in_a_round: bool
+) -> None:
+    world = World(names=("a", "b", "c"), num_rounds=2 if is_in_a_round else 1, rounds={"quorum": quorum})
+
+    def stop(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.key.round == 2:
+            world.stop.set()
+        return honest
+
+    world.tampers = {"c": stop}
+    assert world.run() is (RunStatus.STOPPED if is_in_a_round else RunStatus.FINISHED)
+    world.stop.clear()
+    world.restart()
+    world.transport.revoke("c")
+    began = world.clock.now()
+    assert world.run_connected(num_rounds=3) is RunStatus.FINISHED
+    assert names_of(world.finished[-1]) == ["a", "b"]
+    assert world.clock.now() - began < 10, "it would have 20 s to return"
+
+
+def refusing(message: ServerMessage, honest: Answer) -> Answer:
+    """The answer of a store that takes part in no such run."""
+    return Failure(key=None, reason="its policy allows no such model") if isinstance(message, Setup) else honest
+
+
+def test_a_client_that_cannot_set_up_tries_again_and_its_reason_is_recorded_once() -> None:
+    world = World(names=("a", "b", "c"), num_rounds=3, rounds={"quorum": None}, delays=dict.fromkeys("ab", 5.0))
+    world.plan, world.tampers = {"start_clients": 2}, {"c": refusing}
+    for seconds in (1.0, 2.0):
+        world.transport.connect(world.peer("c", address=f"another-line-{seconds}"), delay=seconds)
+    assert world.run() is RunStatus.FINISHED
+    assert [(event.client, event.reason) for event in world.sink.of(ClientRefused) if event.client == "c"] == [
+        ("c", "its policy allows no such model")
+    ]
+    assert len(world.transport.refused) == 3
+    assert not world.transport.final_refusals
+
+
+def test_a_client_of_another_version_is_refused_for_good() -> None:
+    def differ(message: ServerMessage, honest: Answer) -> Answer:
+        return replace(honest, layout_digest="another") if isinstance(honest, Ready) else honest
+
+    world = World(names=("a", "b"), num_rounds=1, rounds={"quorum": None}, plan={"start_clients": 1})
+    world.tampers = {"b": differ}
+    other = world.peer("a", address="another-line")
+    world.transport.connect(replace(other, join=replace(other.join, client="c", protocol=99)))
+    assert world.run() is RunStatus.FINISHED
+    assert world.transport.final_refusals == {"line-to-b", "another-line"}
 
 
 def test_a_configured_quorum_does_not_wait_for_who_is_excluded() -> None:
@@ -262,3 +368,26 @@ def test_a_wait_for_answers_names_the_clients_that_owe_them() -> None:
     notices = [event for event in world.sink.of(Waiting) if event.what.startswith("answers")]
     assert notices
     assert all(event.missing == ("c",) for event in notices)
+
+
+@pytest.mark.parametrize("is_in_a_round", [True, False])
+def test_a_restarted_server_says_for_whom_it_waits_and_how_long(is_in_a_round: bool) -> None:
+    world = World(names=("a", "b", "c"), num_rounds=2 if is_in_a_round else 1, rounds={"rejoin_grace": 60.0})
+    world.rounds = {**world.rounds, "quorum": None}
+
+    def stop(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.key.round == 2:
+            world.stop.set()
+        return honest
+
+    world.tampers = {"c": stop}
+    world.run()
+    world.stop.clear()
+    world.transport = FakeTransport(world.clock)
+    world.transport.connect(world.peer("a"))
+    assert world.run_connected(num_rounds=2) is RunStatus.FINISHED
+    notices = world.sink.of(Waiting)
+    assert {notice.what for notice in notices} == {"answers to round 2" if is_in_a_round else "stores to return"}
+    told = [(round(notice.seconds), notice.returning, round(notice.seconds_to_return)) for notice in notices]
+    assert told == [(10, ("b", "c"), 50), (30, ("b", "c"), 30)]
+    assert names_of(world.finished[-1])[0] == "a"

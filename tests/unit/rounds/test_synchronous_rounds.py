@@ -31,6 +31,7 @@ from fedshelf.core.messages import (
     ClassFolder,
     Evaluation,
     Failure,
+    ProductCount,
     Purpose,
     Ready,
     ServerMessage,
@@ -369,12 +370,23 @@ def test_a_claim_of_a_trillion_validation_photos_does_not_decide_the_accuracy() 
     def boast(message: ServerMessage, honest: Answer) -> Answer:
         if isinstance(honest, Ready):
             return replace(honest, num_validation=10**12)
-        return replace(honest, num_correct=0, num_examples=10**12) if isinstance(honest, Evaluation) else honest
+        products = (ProductCount(index=0, correct=0, total=10**12),)
+        figures: dict[str, Any] = {"num_correct": 0, "num_examples": 10**12, "products": products, "levels": (0,)}
+        return replace(honest, **figures) if isinstance(honest, Evaluation) else honest
 
-    world.tampers["a"] = boast
-    world.tampers["b"] = lambda m, h: replace(h, num_correct=h.num_examples) if isinstance(h, Evaluation) else h
+    def honest_and_right(message: ServerMessage, honest: Answer) -> Answer:
+        if not isinstance(honest, Evaluation):
+            return honest
+        right = tuple(replace(product, correct=product.total) for product in honest.products)
+        return replace(honest, num_correct=honest.num_examples, products=right, levels=(honest.num_examples,))
+
+    world.tampers = {"a": boast, "b": honest_and_right}
     world.run()
     assert world.finished[0].accuracy == pytest.approx(0.5)
+    report = world.finished[0].report
+    assert report is not None
+    assert (report.levels, report.num_photos) == ((4,), 8)
+    assert sum(product.total for product in report.products) == 8
 
 
 def test_accuracy_is_weighted_by_validation_photos_and_loss_by_training_photos() -> None:
@@ -389,7 +401,10 @@ def test_accuracy_is_weighted_by_validation_photos_and_loss_by_training_photos()
                 case Upload():
                     return replace(honest, train_loss=loss[name], num_examples=examples[name])
                 case Evaluation():
-                    return replace(honest, num_correct=correct[name], num_examples=validation[name])
+                    return Evaluation(
+                        key=honest.key, num_correct=correct[name], num_examples=validation[name],
+                        loss_sum=honest.loss_sum,
+                    )  # fmt: skip
             return honest
 
         world.tampers[name] = fixed

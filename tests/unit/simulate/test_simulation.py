@@ -1,5 +1,6 @@
 """A whole federation in one process and in workers: the same bits, whatever plays the clients."""
 
+import csv
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from fedshelf.simulate.engine import simulate, simulate_in_memory
 from fedshelf.simulate.stores import MemoryStores
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.run_directory import RunDirectory
+from fedshelf.tracking.queries import run_summary
 from tests.fakes import RecordingSink
 from tests.unit.data.samples import write_pack, write_photo
 
@@ -184,6 +186,35 @@ def test_the_published_model_names_products_in_photos(stores: Path) -> None:
         assert [g.probability for g in guesses] == sorted((g.probability for g in guesses), reverse=True)
     right = sum(guesses[0].label == photo.parent.name for photo, guesses in tested)
     assert right / len(tested) == last.central_accuracy
+
+
+def test_a_run_over_nested_folders_has_results_by_product_and_level(home: Path) -> None:
+    products = ("Fruit/Apple/Gala", "Fruit/Apple/Pink", "Fruit/Kiwi", "Dairy/Milk")
+    for number, name in enumerate(("lyon", "oslo")):
+        write_pack(Path("stores") / name, {path: 8 + number + i for i, path in enumerate(products)})
+    write_pack(Path("test"), dict.fromkeys(products, 3))
+    sink = RecordingSink()
+    _, directory = simulate(config(val_fraction=0.25), watchers=(sink,))
+    shown = json.loads(json.dumps(run_summary(directory.path).to_record()))
+    last = shown["rounds"][-1]
+    correct, total = (sum(found[key] for found in shown["products"]) for key in ("correct", "total"))
+    assert total == sum(event.num_validation for event in sink.of(ClientJoined))
+    assert correct / total == last["accuracy"]
+    accuracies = [level["accuracy"] for level in shown["levels"]]
+    assert len(accuracies) == 3
+    assert accuracies[-1] == last["central_accuracy"]
+    assert accuracies == sorted(accuracies, reverse=True)
+    rows = list(csv.DictReader((directory.path / "confusion.csv").read_text().splitlines()))
+    assert sum(int(row["photos"]) for row in rows) == 12
+    assert sum(int(row["photos"]) for row in rows if row["product"] == row["predicted"]) == 12 * accuracies[-1]
+    metrics = json.loads((directory.model / "model_card.json").read_text())["metrics"]
+    assert [metrics[key] for key in ("products", "levels")] == [shown[key] for key in ("products", "levels")]
+    assert metrics["mixed_up"] == shown["confusion"]
+    fruit, apple, guesses = Predictor.load(directory.model).predict_levels(next(Path("test").rglob("*.png")), top=9)
+    found = {guess.label: guess.probability for guess in (*fruit, *apple, *guesses)}
+    assert found["Fruit/Apple"] == pytest.approx(found["Gala"] + found["Pink"])
+    assert found["Fruit"] == pytest.approx(1 - found["Milk"])
+    assert len(found) == 2 + 3 + 4
 
 
 def test_photos_of_no_class_in_the_catalogue_are_left_out_and_counted(stores: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import (
@@ -120,7 +121,7 @@ def test_fedprox_pulls_every_client_to_the_global_model(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class TwoPhases:
+class TwoPhases(Algorithm):
     """An algorithm that trains twice, remembers, and sends a vector beside the delta."""
 
     auxiliary: tuple[str, ...] = ("memory",)

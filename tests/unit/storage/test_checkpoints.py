@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import TaskKey
-from fedshelf.core.state import Best, InFlight, ModelState, OpenRound, ServerState
+from fedshelf.core.state import Best, InFlight, ModelState, OpenRound, ServerState, Suspension
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.tensor_files import write_tensors
 
@@ -30,6 +30,7 @@ def state(round: int, *, best: int | None = None) -> ServerState:
         void_rounds=round + 1,
         pace={"Zürich [1]": 0.25 * round},
         classes="digest",
+        suspended={"Zürich [1]": Suspension(last_round=round + 10, reason="no disk (3 times in a row)")},
     )
 
 
@@ -42,7 +43,7 @@ def assert_equal(loaded: ServerState | None, expected: ServerState) -> None:
     assert all(
         torch.equal(loaded.model.optimizer[name], expected.model.optimizer[name]) for name in expected.model.optimizer
     )
-    assert (loaded.pace, loaded.classes) == (expected.pace, expected.classes)
+    assert (loaded.pace, loaded.classes, loaded.suspended) == (expected.pace, expected.classes, expected.suspended)
     assert (loaded.round, loaded.counted, loaded.times_live, loaded.best, loaded.void_rounds) == (
         expected.round,
         expected.counted,

@@ -28,6 +28,7 @@ from fedshelf.core.events import (
 from fedshelf.serialization import records
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
+from fedshelf.tracking.product_results import NO_RESULTS
 from fedshelf.tracking.queries import LOST, UNEXPLAINED, run_summary
 
 STARTED = RunStarted(run_id="r1", num_rounds=3, first_round=1, num_parameters=318, num_classes=81, min_clients=2)
@@ -105,13 +106,14 @@ def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
         "void_rounds": 1,
         "void_attempts": [{"round": 2, "attempt": 1, "reason": "1 of 2 answered", "clients": [oslo]}],
         "stores": [],
+        **NO_RESULTS.to_record(),
     }
 
 
 def test_a_run_without_a_database_or_a_round_reads_as_empty(run: RunDirectory) -> None:
     nothing: dict[str, Any] = {
         "run_id": "r1", "status": "stopped", "reason": "before its first round", "rounds": [], "best_round": None,
-        "num_parameters": None, "void_rounds": 0, "void_attempts": [], "stores": [],
+        "num_parameters": None, "void_rounds": 0, "void_attempts": [], "stores": [], **NO_RESULTS.to_record(),
     }  # fmt: skip
     assert run_summary(run.path).to_record() == nothing
     run.database.touch()  # as a process killed in its first moment leaves it
@@ -234,6 +236,7 @@ def test_every_event_is_kept_in_order_from_any_thread(run: RunDirectory) -> None
         "num_cohort": 1,
         "num_bytes": 0,
         "digest": "",
+        "norm": None,
     }
 
 

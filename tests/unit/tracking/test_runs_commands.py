@@ -1,24 +1,30 @@
 """`fedshelf runs` as a person and a script see it."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from fedshelf.cli.runs import app
+from fedshelf.core.class_folder import ProductCount
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import (
     ClientStatus,
     Participation,
+    ProductReport,
     RoundFinished,
     RoundVoid,
     RunEnded,
     RunStarted,
     RunStatus,
 )
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
 
@@ -112,7 +118,7 @@ def test_show_prints_the_contract_for_scripts(root: Path) -> None:
     record = json.loads(output("show", str(root / "20261121-083512-a1b2"), "--json"))
     assert list(record) == [
         "run_id", "status", "reason", "rounds", "best_round", "num_parameters", "void_rounds", "void_attempts",
-        "stores",
+        "stores", "products", "products_on", "levels", "levels_on", "confusion",
     ]  # fmt: skip
     assert list(record["void_attempts"][0]) == ["round", "attempt", "reason", "clients"]
     assert list(record["void_attempts"][0]["clients"][0]) == list(record["rounds"][0]["clients"][0])
@@ -191,3 +197,86 @@ def test_looking_at_runs_does_not_load_torch(root: Path) -> None:
         "app(['list', '--root', sys.argv[1]], standalone_mode=False); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True, stdout=subprocess.DEVNULL)
+
+
+CATALOGUE = Catalogue(
+    ("Gala", "Kiwi", "Milk", "Pink"), (("Fruit/Apple/Gala",), ("Fruit/Kiwi",), ("Dairy/Milk",), ("Fruit/Apple/Pink",))
+)
+REPORT = ProductReport(
+    products=(ProductCount(index=0, correct=3, total=4), ProductCount(index=2, correct=0, total=6)), levels=(5, 4, 3),
+    num_photos=10, num_stores=2, num_withheld=1, confusion=((0, 0, 3), (0, 3, 5), (2, 2, 1), (3, 1, 1)),
+)  # fmt: skip
+
+
+def with_report(root: Path, *reports: ProductReport | None, config: str = "", catalogue: Catalogue = CATALOGUE) -> Path:
+    """A run whose rounds have these reports."""
+    run = RunDirectory.create(root / "run", run_id="run", config_toml=config, config_digest="")
+    catalogue.save(run.catalogue)
+    with closing(RunDatabase(run.database)) as database:
+        for number, report in enumerate(reports, start=1):
+            database.emit(
+                RoundFinished(
+                    round=number, attempt=0, clients=(), train_loss=None, accuracy=0.3, central_accuracy=None,
+                    central_loss=None, seconds=2.0, bytes_up=1, bytes_down=1, best_round=1, report=report,
+                )
+            )  # fmt: skip
+    return run.path
+
+
+def test_show_names_the_weakest_products_and_those_most_often_mixed_up(tmp_path: Path) -> None:
+    run = with_report(tmp_path, None, REPORT)
+    record = json.loads(output("show", str(run), "--json"))
+    assert record["products"] == [
+        {"product": "Gala", "correct": 3, "total": 4}, {"product": "Milk", "correct": 0, "total": 6},
+    ]  # fmt: skip
+    assert record["levels"] == [
+        {"depth": 1, "accuracy": 1.0},
+        {"depth": 2, "accuracy": 0.9},
+        {"depth": 3, "accuracy": 0.4},
+    ]
+    assert (record["products_on"], record["levels_on"]) == ("validation photos", "test photos")
+    assert record["confusion"] == [
+        {"product": "Gala", "taken_for": "Pink", "photos": 5}, {"product": "Pink", "taken_for": "Kiwi", "photos": 1},
+    ]  # fmt: skip
+    text = output("show", str(run))
+    assert "accuracy by level of folders, on test photos: 1: 100.0 %, 2: 90.0 %, 3: 40.0 %" in text
+    assert "weakest of 2 products, on the validation photos of 2 stores:" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert rows.index(["Milk", "6", "0", "0.0", "%"]) < rows.index(["Gala", "4", "3", "75.0", "%"])
+    assert ["Gala", "Pink", "5"] in rows
+    assert "1 store withheld" in text
+
+
+def test_without_test_photos_levels_are_of_the_stores_and_without_stores_products_are_of_the_test(
+    tmp_path: Path,
+) -> None:
+    untested = json.loads(output("show", str(with_report(tmp_path / "1", replace(REPORT, confusion=()))), "--json"))
+    assert [level["accuracy"] for level in untested["levels"]] == [0.5, 0.4, 0.3]
+    assert (untested["levels_on"], untested["confusion"]) == ("validation photos", [])
+    unreported = ProductReport(confusion=REPORT.confusion)
+    tested = json.loads(output("show", str(with_report(tmp_path / "2", unreported)), "--json"))
+    assert tested["products_on"] == "test photos"
+    assert [(p["product"], p["correct"], p["total"]) for p in tested["products"]] == [
+        ("Gala", 3, 8), ("Milk", 1, 1), ("Pink", 0, 1),
+    ]  # fmt: skip
+
+
+def test_of_flat_folders_show_prints_no_levels(tmp_path: Path) -> None:
+    flat = Catalogue(CATALOGUE.names, tuple((name,) for name in CATALOGUE.names))
+    run = with_report(tmp_path, REPORT, catalogue=flat)
+    assert "level" not in output("show", str(run))
+    assert json.loads(output("show", str(run), "--json"))["levels"] == [{"depth": 1, "accuracy": 0.4}]
+
+
+def test_with_personal_tensors_show_says_whose_model_the_results_are_of(tmp_path: Path) -> None:
+    run = with_report(tmp_path, REPORT, config='personalize = "fedper"\n')
+    assert "on the validation photos of 2 stores, each with its own model:" in output("show", str(run))
+
+
+def test_results_by_product_are_of_the_last_round_only_and_a_run_of_an_older_version_has_none(tmp_path: Path) -> None:
+    extended = json.loads(output("show", str(with_report(tmp_path / "1", REPORT, None)), "--json"))
+    assert (extended["products"], extended["levels"]) == ([], [])
+    old = with_report(tmp_path / "2", None)
+    with closing(sqlite3.connect(old / "run.db")) as connection, connection:
+        connection.execute("UPDATE events SET record = json_remove(record, '$.report')")
+    assert json.loads(output("show", str(old), "--json"))["products"] == []

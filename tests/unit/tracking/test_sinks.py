@@ -215,6 +215,24 @@ def test_a_wait_tells_how_long_it_has_been() -> None:
     assert stream.getvalue() == "warning: waiting for 2 clients to start (10 s so far); live: lyon; missing: oslo\n"
 
 
+def test_a_wait_after_a_restart_tells_for_whom_how_long_and_what_then() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=400))
+    for names in (("lyon",), ("lyon", "oslo")):
+        sink.emit(
+            Waiting(
+                what="stores to return", live=("nice",), missing=names, seconds=10.0, returning=names,
+                seconds_to_return=110.0,
+            )
+        )  # fmt: skip
+    start = "warning: waiting for stores to return (10 s so far); live: nice; missing: "
+    then = "1 min 50 s to return: then the run continues without"
+    assert stream.getvalue().splitlines() == [
+        f"{start}lyon; lyon took part before the server's restart, and has {then} it",
+        f"{start}lyon, oslo; lyon, oslo took part before the server's restart, and have {then} them",
+    ]
+
+
 def test_time_left_is_the_median_round_times_the_rounds_to_come() -> None:
     stream = io.StringIO()
     sink = ConsoleSink(Console(file=stream, width=200))

@@ -115,7 +115,7 @@ def test_absent_classes_are_pushed_down_by_cross_entropy_less_by_fedrs_and_not_a
     assert calibrated[[0, 2]].min() > 0
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "ridge"])  # which has no loss
 def test_every_algorithm_trains_with_the_loss(name: str) -> None:
     algorithm = algorithm_of(RunConfig(algorithm=name))
     work = client(FedLC(), [0, 2, 2, 0, 0])
