@@ -6,13 +6,14 @@ It prints the result as an event, or the error that was raised.
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fedshelf
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "model": "resnet10", "width": 8, "image_size": 16, "local_epochs": 1, "batch_size": 8, "client_lr": 0.05,
     "warmup_rounds": 0, "seed": 7, "threads": 1, "val_fraction": 0.1,
 }  # fmt: skip
@@ -35,6 +36,7 @@ def own_training(
 
 def main() -> None:
     name, values, *own = sys.argv[1:]
+    found: dict[str, Any]
     given = {**json.loads(values), **({"local_training": own_training} if own else {})}
     try:
         if name == "serve":

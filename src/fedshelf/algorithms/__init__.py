@@ -11,8 +11,9 @@ from fedshelf.algorithms.fedopt import fedadagrad as FedAdagrad
 from fedshelf.algorithms.fedopt import fedadam as FedAdam
 from fedshelf.algorithms.fedopt import fedyogi as FedYogi
 from fedshelf.algorithms.fedprox import FedProx
+from fedshelf.algorithms.ridge import Ridge
 from fedshelf.algorithms.scaffold import Scaffold
 
 __all__ = [
-    "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM", "FedBuff", "FedProx", "FedYogi", "Scaffold",
+    "FedAdagrad", "FedAdam", "FedAsync", "FedAvg", "FedAvgM", "FedBuff", "FedProx", "FedYogi", "Ridge", "Scaffold",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from fedshelf.api.progress import shown_progress
 from fedshelf.api.result import Result
 from fedshelf.api.settings import config_of
 from fedshelf.api.stores import PathOrDataset, StoresArgument, by_name, open_stores
+from fedshelf.app.components import algorithm_of
 from fedshelf.app.run import with_own_model
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
@@ -58,6 +59,11 @@ class Federation:
         self._training = alone if local_training is None else OwnTraining(local_training)
         self._settings = settings
         config, _ = self._config(None)
+        if local_training is not None and algorithm_of(config).sums:
+            raise UsageError(
+                f"algorithm={config.algorithm!r} with local_training: stores send sums instead of training. Leave "
+                "local_training out"
+            )
         if local_training is not None and config.engine in ("vmap", "auto"):
             raise UsageError(
                 f"engine={config.engine!r} with local_training: such a function trains one client at a time. Leave "

@@ -22,12 +22,14 @@ from fedshelf.models.build import normalization_of
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import RunDirectory
+from fedshelf.tracking.product_results import ProductResults
 from fedshelf.tracking.queries import RunSummary, run_summary
 
 if TYPE_CHECKING:
     import polars
 
 
+Table = Literal["history", "stores", "products"]
 _NOT_IN_ROWS = frozenset({"clients", "model_digest"})
 
 
@@ -64,6 +66,7 @@ class Result:
         model: the model after the last finished round, on the CPU, in evaluation mode; None without any.
         classes: class names by output of the model.
         stores: the stores' results by name.
+        products: results by product, of a run that has reached its last round.
         image_size: side of the model's photos in pixels.
         run_dir: the run's folder. A temporary one is deleted with this object.
     """
@@ -75,6 +78,7 @@ class Result:
     model: nn.Module | None
     classes: tuple[str, ...]
     stores: Mapping[str, StoreResult]
+    products: ProductResults
     image_size: int
     run_dir: Path
     _config: RunConfig
@@ -104,6 +108,7 @@ class Result:
             model=_newest_model(directory, summary, catalogue, config, make_module) if catalogue else None,
             classes=catalogue.names if catalogue else (),
             stores=_stores(summary),
+            products=summary.results,
             image_size=config.image_size,
             run_dir=directory.path,
             _config=config,
@@ -157,12 +162,14 @@ class Result:
         pixels_BHWC = torch.from_numpy(to_pixels(photo, self.image_size)[None].copy())
         return normalize(pixels_BHWC, device=torch.device("cpu"), mean=values.mean, std=values.std)[0]
 
-    def rows(self, what: Literal["history", "stores"] = "history") -> list[dict[str, Any]]:
-        """Return plain dictionaries with one row per round or per store, for any data frame library.
+    def rows(self, what: Table = "history") -> list[dict[str, Any]]:
+        """Return plain dictionaries with one row per round, store or product, for any data frame library.
 
         Args:
             what: which table.
         """
+        if what == "products":
+            return [asdict(product) for product in self.products.products]
         if what == "stores":
             return [
                 {**{k: v for k, v in asdict(store).items() if k != "accuracies"}, **store.accuracies}
@@ -173,7 +180,7 @@ class Result:
             for round_ in self.history
         ]
 
-    def to_frame(self, what: Literal["history", "stores"] = "history") -> "polars.DataFrame":
+    def to_frame(self, what: Table = "history") -> "polars.DataFrame":
         """Return `rows` as a Polars data frame. Its method `to_pandas` makes one of pandas.
 
         Args:

@@ -69,6 +69,8 @@ def test_datasets_of_the_same_photos_give_the_same_bits_as_folders(convert: Any)
     in_memory = train(given, test=Photos(Path("test"), convert), val_fraction=0)
     assert same_weights(folders.model, in_memory.model)
     assert [r.central_accuracy for r in folders.history] == [r.central_accuracy for r in in_memory.history]
+    assert in_memory.products == folders.products
+    assert in_memory.products.products_on == "test photos"
     mixed = train({"lyon": "stores/lyon", "oslo": given["oslo"]}, val_fraction=0)
     assert same_weights(folders.model, mixed.model)
     listed = train([Path("stores/lyon"), "stores/oslo"], test=Photos(Path("test")), val_fraction=0)
@@ -122,6 +124,7 @@ def wrong_shape(num_classes: int) -> nn.Module:
         ({"algorithm": algorithms.FedProx(), "mu": 1}, "'mu': give it to FedProx, not as a keyword argument, too"),
         ({"algorithm": object()}, "is not a registered one"),
         ({"model": 3}, "model is a int: give a name"),
+        ({"algorithm": "ridge", "train": "head", "local_training": print}, "stores send sums instead of training"),
         ({"engine": "vmap", "local_training": print}, "such a function trains one client at a time"),
     ],
 )  # fmt: skip
@@ -185,6 +188,9 @@ def test_rows_are_plain_and_transform_prepares_a_photo_for_the_model() -> None:
     result = train()
     assert json.loads(json.dumps(result.rows()))[1]["num_counted"] == 2
     assert [row["name"] for row in result.rows("stores")] == ["lyon", "oslo"]
+    counts = {row["product"]: row["total"] for row in result.rows("products")}
+    assert counts.keys() <= set(result.classes)
+    assert sum(counts.values()) == 2, "the validation photos of two stores"
     assert repr(result).startswith("Result(finished, rounds=2, stores=2, accuracy=")
     assert result.model is not None
     photos = Photos(Path("test"))

@@ -63,5 +63,5 @@ def test_the_reference_has_the_arguments_of_each_function(name: str) -> None:
 
 
 def test_the_reference_has_all_algorithms_and_hooks() -> None:
-    assert set(re.findall(r"`(Fed\w+|Scaffold)`", section("Algorithms"))) == set(fedshelf.algorithms.__all__)
+    assert set(re.findall(r"`([FRS]\w+)`", section("Algorithms"))) == set(fedshelf.algorithms.__all__)
     assert public(fedshelf.Hooks) | {"num_examples", "round"} == {"before_step", "loss", "num_examples", "round"}

@@ -22,6 +22,7 @@ INSTANCES: list[tuple[Any, dict[str, Any]]] = [
     (algorithms.FedYogi(server_lr=0.2, beta2=0.9), {"algorithm": "fedyogi", "server_lr": 0.2, "server_beta2": 0.9}),
     (algorithms.FedAdagrad(), {"algorithm": "fedadagrad"}),
     (algorithms.Scaffold(), {"algorithm": "scaffold"}),
+    (algorithms.Ridge(), {"algorithm": "ridge"}),
     (algorithms.FedBuff(buffer_size=2, max_staleness=3),
      {"algorithm": "fedbuff", "buffer_size": 2, "max_staleness": 3}),
     (algorithms.FedAsync(alpha=0.3, rho=0.0), {"algorithm": "fedasync", "server_lr": 0.3, "mu": 0.0}),
