@@ -163,9 +163,10 @@ def test_a_client_that_cannot_set_up_names_no_place_on_its_disk(pair: Site) -> N
     reason = server.wait_for("client_refused", client="store-1")["reason"]
     assert "cache" in reason
     assert "home" not in reason
-    assert broken.end() == 1
+    broken.interrupt()  # it would come back later
+    broken.end()
     messages = recorded(log)
-    assert [json.loads(m["header"]["json"])["kind"] for m in messages if "header" in m] == ["join", "failure"]
+    assert [json.loads(m["header"]["json"])["kind"] for m in messages if "header" in m][:2] == ["join", "failure"]
     store = store_of(pair.stores / "store-1", 1)
     assert [leaks(message, store) for message in messages] == [[]] * len(messages)
 
