@@ -77,8 +77,8 @@ class DrawnStores:
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
         return CLASSES
 
-    def num_photos(self, name: str, catalogue: Catalogue) -> int:
-        return PHOTOS_PER_STORE
+    def num_photos(self, name: str, catalogue: Catalogue) -> tuple[int, int]:
+        return PHOTOS_PER_STORE, 0
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
         rng = np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))

@@ -142,6 +142,21 @@ def run_with(page: str, program: str, folder: Path) -> Ended:
     return Ended(result=json.loads(ended.stdout.splitlines()[-1]), stderr=ended.stderr)
 
 
+def run_python(page: str) -> dict[str, Any]:
+    """Run all of a page's Python, in one namespace, in this process and its working folder.
+
+    Returns:
+        The namespace.
+    """
+    text = (PAGES / page).read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for source in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(source, page, "exec"), namespace)
+    for source in re.findall(r"```py\n(.*?)```", text, re.DOTALL):  # of other machines or projects
+        compile(source, page, "exec")
+    return namespace
+
+
 def run(command: Sequence[str]) -> None:
     """Run a page's command in this process; it must succeed."""
     code: object = 0

@@ -40,7 +40,8 @@ ROUTES = frozenset(
     [f"POST /v1/fleet/{name}" for name in (
         "register-node", "activate-node", "deactivate-node", "unregister-node", "confirm-message-received",
     )] + ["GET /fedshelf/health", "GET /fedshelf/authority", "GET /fedshelf/roster", "POST /fedshelf/enroll",
-       "POST /fedshelf/renew", "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push", "POST /fedshelf/died"]
+       "POST /fedshelf/renew", "POST /fedshelf/wait", "POST /fedshelf/pull", "POST /fedshelf/push",
+       "POST /fedshelf/died"]
 )  # fmt: skip
 BLOB_ROUTE = re.compile(r"(GET|HEAD|PUT) /fedshelf/blobs/[0-9a-f]{64}")
 TOKEN = re.compile(r"[0-9a-f]{32}")

@@ -23,7 +23,6 @@ import torch
 from flwr.app import ConfigRecord
 
 from fedshelf.app.client import ClientPlace, StoreClient, join_of
-from fedshelf.cli.display import stop_on_signals
 from fedshelf.core.class_folder import MAX_CLASSES
 from fedshelf.core.messages import (
     Broadcast,
@@ -37,6 +36,7 @@ from fedshelf.core.messages import (
     Upload,
     auxiliary_vectors,
 )
+from fedshelf.core.stopping import stop_on_signals
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended, EndKind
 from fedshelf.deploy.records import Parcel

@@ -1,1 +1,1 @@
-"""The public Python API."""
+"""The public Python API, whose names are attributes of `fedshelf`."""

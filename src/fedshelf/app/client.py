@@ -55,6 +55,7 @@ from fedshelf.storage.model_files import CARD
 from fedshelf.storage.task_log import TaskLog
 from fedshelf.training.batch_size import bytes_needed, candidates
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.loop import Run, alone
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import Trainer
 
@@ -230,6 +231,7 @@ class StoreClient:
     Args:
         place: the client's settings.
         policy: what this store does for a server.
+        training: trains the model.
         on_choice: called at the end with the comparison and the folder of the store's chosen model.
 
     Attributes:
@@ -237,12 +239,13 @@ class StoreClient:
     """
 
     def __init__(
-        self, place: ClientPlace, *, policy: Policy = STANDARD,
+        self, place: ClientPlace, *, policy: Policy = STANDARD, training: Run = alone,
         on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None,
     ) -> None:  # fmt: skip
         self.took_part = False
         self._place = place
         self._policy = policy
+        self._training = training
         self._task_limits = TaskLimits(policy, TaskLog(place.state_dir / "accepted-tasks.jsonl"))
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
@@ -345,6 +348,7 @@ class StoreClient:
         )
         return work_for(
             self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
+            training=self._training,
             per_product=self._policy.metrics.per_product, features_folder=cache.root / FEATURES,
         )  # fmt: skip
 

@@ -51,6 +51,7 @@ from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.compiled import compile_forward
 from fedshelf.training.device import choose
 from fedshelf.training.features import featurized
+from fedshelf.training.loop import Run, alone
 from fedshelf.training.optimizer import client_lr
 from fedshelf.training.trainer import Trainer
 
@@ -323,7 +324,7 @@ def _load_frozen(bound: BoundModel, setup: Setup) -> None:
 
 
 def work_for(
-    client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None,
+    client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None, training: Run = alone,
     features_folder: Path | None = None,
     test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
     per_product: bool = True,
@@ -335,6 +336,7 @@ def work_for(
         opened: the setup's objects.
         photos: the client's photos.
         batch_size: batch size, if clients have their own; None measures the fastest.
+        training: trains the model.
         features_folder: folder in which features of photos are kept; None keeps none.
         test: returns the test photos on which models are compared at the end.
         save: saves the model that the client chooses then.
@@ -352,6 +354,7 @@ def work_for(
         bound_model=bound, client=client, rng=Rng(opened.config.seed), train=photos.train,
         validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
         renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
+        run=training,
         features_folder=features_folder,
     )  # fmt: skip
     ready = Ready(

@@ -107,15 +107,22 @@ class _HasBegun:
         self.has_begun = self.has_begun or isinstance(event, RunStarted)
 
 
-def with_own_model(config: RunConfig) -> RunConfig:
+def with_own_model(config: RunConfig, make_module: ModuleFactory | None = None) -> RunConfig:
     """Return `config` with the digest of a model's own source, after making `--model-path` known to this process.
+
+    Args:
+        config: the run's configuration.
+        make_module: creates the caller's own model, whose source is not recorded.
+
+    Returns:
+        The configuration.
 
     Raises:
         ModelError: the source cannot be found.
         UsageError: there is no such folder, or `config` asks for another digest.
     """
     use_model_path(config.model_path)
-    digest = find_source(config.model).digest if is_own(config.model) else None
+    digest = None if make_module or not is_own(config.model) else find_source(config.model).digest
     if config.model_digest not in (None, digest):
         raise UsageError(
             f"model-digest = {config.model_digest!r}: that of --model {config.model} is {digest!r}. Use the source "
@@ -147,7 +154,7 @@ def open_run(
         RunError: the directory has different settings (listed), another process runs it, or it cannot be written to.
         UsageError: there is no run to extend, or settings are invalid (all are listed).
     """
-    config = with_own_model(config)
+    config = with_own_model(config, make_module)
     existing = _existing_run(config)
     _check(config, make_module, existing)
     if existing is not None:

@@ -12,11 +12,12 @@ from typing import Annotated
 
 import typer
 
-from fedshelf.cli.display import echo, progress_bar, stop_on_signals
+from fedshelf.cli.display import echo, progress_bar
 from fedshelf.core.child_process import end_all, start
 from fedshelf.core.errors import RunError
 from fedshelf.core.process_exit import describe_exit, signal_of
 from fedshelf.core.settings import MAX_INTEGER, MAX_SEED
+from fedshelf.core.stopping import stop_on_signals
 from fedshelf.storage.atomic_files import make_folder, open_private
 
 ROUNDS, LOCAL_EPOCHS = 15, 4  # reaches well over 80 % in a few minutes on two cores

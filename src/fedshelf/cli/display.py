@@ -1,20 +1,14 @@
 """Progress output of long-running commands, and how they are stopped."""
 
-import contextlib
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedshelf.cli.tables import Table
-from fedshelf.core.child_process import STOP_SIGNALS
 from fedshelf.core.text import printable
 from fedshelf.tracking.terminal import continued, make_console, print_line
-
-STOPPING, AGAIN = "stopping after the current step", "; press Ctrl-C again to exit at once"
 
 if TYPE_CHECKING:
     from fedshelf.core.ports import MetricSink
@@ -99,30 +93,3 @@ def watching(*, as_json: bool) -> Iterator["MetricSink"]:
         yield console
     finally:
         console.close()
-
-
-@contextmanager
-def stop_on_signals(said: str = STOPPING) -> Iterator[threading.Event]:
-    """Yield an event that is set by Ctrl-C, SIGTERM or a closing terminal; a second Ctrl-C exits at once.
-
-    Args:
-        said: the message to print when the event is set; after Ctrl-C, with how to exit at once.
-    """
-    stop = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if not stop.is_set():
-            stop.set()
-            with contextlib.suppress(OSError):  # the terminal may be closed
-                text = said + AGAIN * (number == signal.SIGINT)
-                os.write(2, f"{text}\n".encode())  # not print(): the signal may have interrupted one
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-
-    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's SIGHUP
-    before = {number: signal.signal(number, ask) for number in handled}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from fedshelf.cli.display import stop_on_signals, watching
+from fedshelf.cli.display import watching
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.stopping import stop_on_signals
 
 
 @with_options(RunConfig, "simulate")

@@ -79,7 +79,20 @@ def decode(data: bytes, image_size: int) -> NDArray[np.uint8]:
         pixels, orientation = _decode_with_pillow(data)
     else:
         orientation = _jpeg_orientation(data)
-    return _turn_upright(_squash(pixels, image_size), orientation)
+    return _turn_upright(squash(pixels, image_size), orientation)
+
+
+def from_image(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """Convert an opened picture as `decode` does after decoding: rotated upright, resized to [S, S, 3].
+
+    Raises:
+        UnusablePhotoError: its data are damaged.
+    """
+    try:
+        pixels = _as_rgb(image)
+    except Exception as error:  # Pillow raises all kinds of exceptions on damaged data
+        raise UnusablePhotoError(f"the image data are damaged ({error})") from error
+    return _turn_upright(squash(pixels, image_size), _orientation(image))
 
 
 def decode_upright(data: bytes) -> NDArray[np.uint8]:
@@ -267,8 +280,12 @@ def _strip_as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def _squash(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize to [size, size, 3]: shrink by areas first, then enlarge sides that are still too short."""
+def squash(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize decoded pixels [H, W, 3] to [size, size, 3]: shrink by areas first, then enlarge sides that are too short.
+
+    Raises:
+        UnusablePhotoError: the picture is empty.
+    """
     height, width = pixels.shape[:2]
     try:
         if height > size or width > size:

@@ -124,11 +124,33 @@ def split(
     Returns:
         Training and validation photos, each in the order of `photos`.
     """
+    chosen = held_out(
+        [photo.class_path for photo in photos], [_split_key(photo, root) for photo in photos],
+        val_fraction=val_fraction, seed=seed,
+    )  # fmt: skip
+    return (
+        tuple(photo for index, photo in enumerate(photos) if index not in chosen),
+        tuple(photo for index, photo in enumerate(photos) if index in chosen),
+    )
+
+
+def held_out(classes_N: Sequence[str], keys_N: Sequence[str], *, val_fraction: float, seed: int) -> frozenset[int]:
+    """Choose the validation photos; see `split`.
+
+    Args:
+        classes_N: the class of each photo.
+        keys_N: what identifies each photo in its store.
+        val_fraction: share of each class to hold out.
+        seed: seed of the split.
+
+    Returns:
+        Their indices.
+    """
     if val_fraction == 0:
-        return tuple(photos), ()
-    classes: dict[str, list[Photo]] = defaultdict(list)
-    for photo in photos:
-        classes[photo.class_path].append(photo)
+        return frozenset()
+    classes: dict[str, list[int]] = defaultdict(list)
+    for index, path in enumerate(classes_N):
+        classes[path].append(index)
     quota = {
         path: min(math.floor(len(members) * val_fraction + _unit_hash(seed, path)), len(members) - 1)
         for path, members in classes.items()
@@ -137,11 +159,11 @@ def split(
         largest = max(classes, key=lambda path: (len(classes[path]), path), default=None)
         if largest is not None:
             quota[largest] = min(1, len(classes[largest]) - 1)
-    chosen: set[Photo] = set()
+    chosen: set[int] = set()
     for path, members in classes.items():
-        ranked = sorted(members, key=lambda photo: _unit_hash(seed, _split_key(photo, root)))
+        ranked = sorted(members, key=lambda index: _unit_hash(seed, keys_N[index]))
         chosen.update(ranked[: quota[path]])
-    return tuple(p for p in photos if p not in chosen), tuple(p for p in photos if p in chosen)
+    return frozenset(chosen)
 
 
 def _unit_hash(seed: int, text: str) -> float:

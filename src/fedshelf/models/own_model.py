@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -144,11 +144,16 @@ def build_own(name: str, *, digest: str | None, num_classes: int, image_size: in
     Raises:
         ModelError: the source differs, the code fails, or what it returns cannot be trained.
     """
+    if digest is None:
+        raise ModelError(
+            f"the model '{name}' was given to fedshelf.Federation as an object, so its source is not recorded. Load "
+            "the weights into a module of your own, or give the model's name to Federation: MODULE:FUNCTION"
+        )
     source = find_source(name)
     if source.digest != digest:
         raise ModelError(
             f"--model {name}: the source on this machine has the digest {source.digest[:16]}…, and "
-            f"{(digest or 'none')[:16]}… is asked for. Use the same version of {first_few(sorted(source.files))}"
+            f"{digest[:16]}… is asked for. Use the same version of {first_few(sorted(source.files))}"
         )
     digests = source.digests
     if stale := [
@@ -163,11 +168,32 @@ def build_own(name: str, *, digest: str | None, num_classes: int, image_size: in
         raise ModelError(
             f"--model {name}: the module '{source.module}' has no such function{near or '. Correct the name'}"
         )
-    with _explained(name, source.files, f"calling it with {num_classes}"):
+    return call(name, function, num_classes=num_classes, image_size=image_size, files=source.files)
+
+
+def call(
+    name: str, function: Callable[[int], object], *, num_classes: int, image_size: int, files: Mapping[str, Path],
+) -> nn.Module:  # fmt: skip
+    """Call a function that makes a model, and try the model.
+
+    Args:
+        name: the model's name.
+        function: the function.
+        num_classes: number of outputs, which the function is called with.
+        image_size: side of the photos in pixels, for a trial pass.
+        files: the source files by the paths to show in messages.
+
+    Returns:
+        The module, in training mode.
+
+    Raises:
+        ModelError: the code fails, or what it returns cannot be trained.
+    """
+    with _explained(name, files, f"calling it with {num_classes}"):
         module = function(num_classes)
     if not isinstance(module, nn.Module):
         raise ModelError(f"--model {name} returns {type(module).__name__}. It must return a torch.nn.Module")
-    with _explained(name, source.files, f"a trial pass on photos of {image_size} px"):
+    with _explained(name, files, f"a trial pass on photos of {image_size} px"):
         _try(name, module.float(), num_classes, image_size)
     return module.train()
 

@@ -22,6 +22,7 @@ from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
 from fedshelf.simulate.stores import Stores
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.loop import Run, alone
 from fedshelf.training.trainer import Score, evaluate_batches, num_batches
 
 Adapt = Callable[[Work], Work]
@@ -37,6 +38,7 @@ class ClientRunner:
         make_module: creates the caller's own model, if there is one.
         model_path: folder of modules of users' own models, for processes that are not forked.
         attack: the simulated attack.
+        training: trains a client's model.
         states: folder of the clients' states; required before the first round.
         models: folder for the models that stores keep at the end; None saves none.
     """
@@ -46,6 +48,7 @@ class ClientRunner:
     make_module: ModuleFactory | None = None
     model_path: Path | None = None
     attack: Attack = NO_ATTACK
+    training: Run = alone
     states: Path | None = None
     models: Path | None = None
     _setup: Setup | None = None
@@ -86,8 +89,8 @@ class ClientRunner:
             )  # fmt: skip
             self._expected = catalogue, ready
         catalogue, ready = self._expected
-        count = self.stores.num_photos(name, catalogue)
-        return None if count is None else replace(ready, num_train=count)
+        counts = self.stores.num_photos(name, catalogue)
+        return None if counts is None else replace(ready, num_train=counts[0], num_validation=counts[1])
 
     def prepare(self, setup: Setup) -> None:
         """Set the current setup; its objects are built when needed."""
@@ -145,7 +148,8 @@ class ClientRunner:
             photos = self.attack.photos(name, self.stores.photos(name, opened), len(opened.catalogue))
             work = work_for(
                 name, opened, photos, test=lambda: self._test_photos(opened) if self.stores.has_test else None,
-                save=partial(self._save, name), features_folder=self.stores.features_folder,
+                save=partial(self._save, name), training=self.training,
+                features_folder=self.stores.features_folder,
             )  # fmt: skip
             return adapt(self.attack.work(name, work))
 

@@ -18,6 +18,7 @@ from fedshelf.core.ports import MetricSink
 from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.layout import store_folders
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
 from fedshelf.simulate.client_runner import Backend, ClientRunner, InProcess
@@ -30,6 +31,7 @@ from fedshelf.simulate.workers import WorkerPool
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.loop import Run, alone
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.resources import default_threads
 from fedshelf.training.trainer import total
@@ -56,9 +58,8 @@ def simulate(
     """
     if config.data_dir is None:
         raise UsageError("--data-dir is missing: the folder of the stores, with one folder of photos per store")
-    if not config.data_dir.is_dir():
-        raise UsageError(f"--data-dir {config.data_dir}: no such folder")
-    stores = FolderStores(root=config.data_dir, cache=places.photo_cache(), test_dir=config.test_dir)
+    folders = store_folders(config.data_dir)
+    stores = FolderStores(folders=folders, cache=places.photo_cache(), test_dir=config.test_dir)
     return simulate_stores(config, stores, watchers=watchers, stop=stop)
 
 
@@ -70,7 +71,7 @@ def simulate_in_memory(
 
     Args:
         config: the run's configuration.
-        stores: training photos by store, with labels that index `class_names`.
+        stores: photos by store, with labels that index `class_names`.
         test: photos for central evaluation.
         class_names: class names by label.
         model: creates the caller's own model; picklable.
@@ -83,13 +84,13 @@ def simulate_in_memory(
     Raises:
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
-    source = MemoryStores(stores, test, class_names)
+    source = MemoryStores(stores, test, class_names, val_fraction=config.val_fraction, seed=config.seed)
     return simulate_stores(config, source, model=model, watchers=watchers, stop=stop)
 
 
 def simulate_stores(
     config: RunConfig, stores: Stores, *, model: ModuleFactory | None = None, watchers: tuple[MetricSink, ...] = (),
-    stop: threading.Event | None = None,
+    stop: threading.Event | None = None, training: Run = alone,
 ) -> tuple[RunStatus, RunDirectory]:  # fmt: skip
     """Simulate a run on any kind of stores.
 
@@ -99,6 +100,7 @@ def simulate_stores(
         model: creates the caller's own model; picklable.
         watchers: sinks in addition to the run's database.
         stop: set it to stop after the current step.
+        training: trains a client's model; picklable.
 
     Returns:
         The run's status and its directory.
@@ -106,7 +108,7 @@ def simulate_stores(
     Raises:
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
-    config = with_own_model(config)  # before workers are forked
+    config = with_own_model(config, model)  # before workers are forked
     names = stores.names()
     for flag, needed in (("--min-clients", config.min_clients), ("--quorum", config.quorum or 0)):
         if len(names) < needed:
@@ -125,7 +127,7 @@ def simulate_stores(
     )
     runner = ClientRunner(
         stores=stores, device=config.device, make_module=model, model_path=config.model_path,
-        attack=attack_of(config, names),
+        attack=attack_of(config, names), training=training,
     )  # fmt: skip
     # Workers are forked before the run starts its threads.
     opening = open_run(config, watchers=watchers, in_background=True, make_module=model)

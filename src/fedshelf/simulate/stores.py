@@ -1,7 +1,7 @@
 """Sources of the simulated clients' photos."""
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,11 @@ from fedshelf import __version__
 from fedshelf.app.components import FEATURES, OpenedSetup, StorePhotos, store_photos, test_photos
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
-from fedshelf.core.text import to_filesystem
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
-from fedshelf.data.folder import scan
+from fedshelf.data.dataset import PhotoSet, warn_of_left_out
+from fedshelf.data.folder import class_folder, held_out, scan
 from fedshelf.data.health import usable_classes
-from fedshelf.data.layout import store_folders
 from fedshelf.training.features import featurized
 
 logger = logging.getLogger(__name__)
@@ -49,8 +47,8 @@ class Stores(Protocol):
         """Return the class folders of store `name`."""
         ...
 
-    def num_photos(self, name: str, catalogue: Catalogue) -> int | None:
-        """Return the number of training photos of `name`, or None if its photos must be opened to know."""
+    def num_photos(self, name: str, catalogue: Catalogue) -> tuple[int, int] | None:
+        """Return the number of training and validation photos of `name`; None if they must be opened to know."""
         ...
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
@@ -64,15 +62,15 @@ class Stores(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderStores:
-    """One folder per store below `root`, decoded through the cache.
+    """One folder per store, decoded through the cache.
 
     Attributes:
-        root: the folder of all stores.
+        folders: the folder of each store.
         cache: the folder of decoded photos.
         test_dir: photos for central evaluation.
     """
 
-    root: Path
+    folders: Mapping[str, Path]
     cache: Path
     test_dir: Path | None
     _classes: dict[str, tuple[ClassFolder, ...]] = field(default_factory=dict, repr=False)
@@ -90,18 +88,18 @@ class FolderStores:
 
     def names(self) -> tuple[str, ...]:
         """See `Stores`."""
-        return tuple(sorted(store_folders(self.root)))
+        return tuple(sorted(self.folders))
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
         """See `Stores`."""
         if name not in self._classes:
-            found = scan(self._folder(name), val_fraction=0.0, seed=0)
+            found = scan(self.folders[name], val_fraction=0.0, seed=0)
             for finding in found.findings:
                 logger.warning("%s: %s", name, finding)
             self._classes[name] = usable_classes(found)
         return self._classes[name]
 
-    def num_photos(self, name: str, catalogue: Catalogue) -> int | None:
+    def num_photos(self, name: str, catalogue: Catalogue) -> tuple[int, int] | None:
         """Return None: which photos are usable is known only once they are decoded."""
         return None
 
@@ -109,7 +107,7 @@ class FolderStores:
         """Return the store's photos, opened once per setup: a cache lookup takes as long as training on a few."""
         known = self._open.pop(name, None)
         if known is None or known[0] is not opened:
-            known = opened, store_photos(self._folder(name), opened, PhotoCache(root=self.cache), store=name)
+            known = opened, store_photos(self.folders[name], opened, PhotoCache(root=self.cache), store=name)
         self._open[name] = known
         if len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
@@ -122,27 +120,32 @@ class FolderStores:
         cache = PhotoCache(root=self.cache)
         return test_photos(self.test_dir, opened.config, opened.catalogue, cache, opened.bound_model)
 
-    def _folder(self, name: str) -> Path:
-        return self.root / to_filesystem(name)
-
 
 class MemoryStores:
     """Photo sets in memory. Forked workers inherit them; other processes share one copy.
 
     Args:
-        stores: training photos by store, with labels that index `class_names`.
+        stores: photos by store, with labels that index `class_names`.
         test: photos for central evaluation.
-        class_names: class names by label.
+        class_names: class names by label; folder paths ('Fruit/Apple') work, too.
+        val_fraction: share of a store's photos held out for validation. Which ones depends on their positions.
+        seed: seed of that split.
     """
 
-    def __init__(self, stores: Mapping[str, PhotoSet], test: PhotoSet | None, class_names: Iterable[str]) -> None:
+    def __init__(
+        self, stores: Mapping[str, PhotoSet], test: PhotoSet | None, class_names: Iterable[str], *,
+        val_fraction: float = 0.0, seed: int = 0,
+    ) -> None:  # fmt: skip
         self._class_names = tuple(class_names)
-        self._classes = tuple(ClassFolder(leaf=name, path=name) for name in self._class_names)
-        self._stores = {name: stores[name] for name in sorted(stores)}
+        self._classes = tuple(map(class_folder, self._class_names))
+        self._train: dict[str, PhotoSet] = {}
+        self._validation: dict[str, PhotoSet] = {}
+        for name in sorted(stores):
+            self._train[name], self._validation[name] = self._split(stores[name], val_fraction, seed)
         self._test = test
         self._shared: dict[str, Any] | None = None
         self._features_of: OpenedSetup | None = None
-        self._features: dict[str, PhotoSet] = {}
+        self._features: dict[tuple[str, bool], PhotoSet] = {}
 
     @property
     def has_test(self) -> bool:
@@ -156,37 +159,54 @@ class MemoryStores:
 
     def names(self) -> tuple[str, ...]:
         """See `Stores`."""
-        return tuple(self._stores)
+        return tuple(self._train)
 
     def classes(self, name: str) -> tuple[ClassFolder, ...]:
         """See `Stores`."""
         return self._classes
 
-    def num_photos(self, name: str, catalogue: Catalogue) -> int | None:
+    def num_photos(self, name: str, catalogue: Catalogue) -> tuple[int, int] | None:
         """See `Stores`."""
         is_complete = self._class_names == catalogue.names or None not in map(catalogue.index_of, self._classes)
-        return len(self._stores[name]) if is_complete else None
+        return (len(self._train[name]), len(self._validation[name])) if is_complete else None
 
     def photos(self, name: str, opened: OpenedSetup) -> StorePhotos:
         """See `Stores`."""
-        photos = self._stores[name]
-        train = self._relabelled(photos, opened.catalogue)
-        if len(photos) and not len(train):
-            raise DataError("it holds no photo of a class in the run's catalogue")
-        num_left_out = len(photos) - len(train)
+        given = self._train[name], self._validation[name]
+        train, validation = (self._relabelled(photos, opened.catalogue) for photos in given)
+        if len(given[0]) and not len(train):
+            raise DataError("it holds no training photo of a class in the run's catalogue")
+        num_left_out = sum(map(len, given)) - len(train) - len(validation)
         if opened.bound_model.head is not None:
-            train = self._featurized(name, train, opened)
-        return StorePhotos(train=train, validation=_none_of(train), num_left_out=num_left_out)
+            train = self._featurized((name, True), train, opened)
+            validation = self._featurized((name, False), validation, opened)
+        return StorePhotos(train=train, validation=validation, num_left_out=num_left_out)
 
     def test(self, opened: OpenedSetup) -> PhotoSet:
         """See `Stores`."""
         if self._test is None:
             raise DataError("there are no test photos to evaluate on")
-        photos = self._relabelled(self._test, opened.catalogue)
-        return photos if opened.bound_model.head is None else featurized(opened.bound_model, photos, cache=None)
+        known = self._relabelled(self._test, opened.catalogue)
+        if len(known) < len(self._test):
+            unknown = [opened.catalogue.index_of(folder) is None for folder in self._classes]
+            left_out = Counter(self._class_names[label] for label in self._test.labels if unknown[label])
+            warn_of_left_out(left_out, opened.catalogue, whose="the test photos")
+        if not len(known):
+            raise DataError("none of the test photos is of a class that the clients hold")
+        return known if opened.bound_model.head is None else featurized(opened.bound_model, known, cache=None)
 
-    def _featurized(self, name: str, photos: PhotoSet, opened: OpenedSetup) -> PhotoSet:
-        """The features of a store's photos, computed once per setup and process."""
+    def _split(self, photos: PhotoSet, val_fraction: float, seed: int) -> tuple[PhotoSet, PhotoSet]:
+        classes = [self._class_names[label] for label in photos.labels]
+        keys = [f"{path}/{index}" for index, path in enumerate(classes)]
+        chosen = held_out(classes, keys, val_fraction=val_fraction, seed=seed)
+        if not chosen:
+            return photos, _none_of(photos)
+        is_held_out = np.isin(np.arange(len(photos)), list(chosen))
+        train, validation = (PhotoSet(photos.images[part], photos.labels[part]) for part in (~is_held_out, is_held_out))
+        return train, validation
+
+    def _featurized(self, name: tuple[str, bool], photos: PhotoSet, opened: OpenedSetup) -> PhotoSet:
+        """The features of a store's training or validation photos, computed once per setup and process."""
         if self._features_of is not opened:
             self._features_of, self._features = opened, {}
         if name not in self._features:
@@ -208,7 +228,7 @@ class MemoryStores:
         """Return one copy for all processes. It is kept here, because they find it by its tensors' file descriptors."""
         if self._shared is None:
             # One pair of tensors for all stores: each shared tensor takes a file descriptor in every process.
-            parts = [*self._stores.values(), *([self._test] if self._test is not None else [])]
+            parts = [*self._train.values(), *self._validation.values(), *([] if self._test is None else [self._test])]
             self._shared = {
                 "class_names": self._class_names,
                 "names": self.names(),
@@ -221,8 +241,11 @@ class MemoryStores:
     def __setstate__(self, state: dict[str, Any]) -> None:
         images, labels, ends = state["images"].numpy(), state["labels"].numpy(), state["ends"]
         parts = [PhotoSet(images[start:end], labels[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-        test = parts.pop() if len(parts) > len(state["names"]) else None
-        self.__init__(dict(zip(state["names"], parts, strict=True)), test, state["class_names"])  # type: ignore[misc]
+        count = len(state["names"])
+        test = parts[2 * count] if len(parts) > 2 * count else None
+        train, validation = (dict(zip(state["names"], some, strict=False)) for some in (parts, parts[count:]))
+        self.__init__(train, test, state["class_names"])  # type: ignore[misc]
+        self._validation = validation
 
 
 def _none_of(photos: PhotoSet) -> PhotoSet:

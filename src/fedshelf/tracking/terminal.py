@@ -39,6 +39,7 @@ def make_console(*, stderr: bool = False) -> Console:
     return Console(
         stderr=stderr,
         force_terminal=is_terminal,
+        force_jupyter=False,  # a notebook gets lines of text, as a pipe
         color_system="auto" if is_terminal and not os.environ.get("NO_COLOR") else None,
         width=width,
         height=width and 25,  # without a height, rich assumes 80 columns for a dumb terminal

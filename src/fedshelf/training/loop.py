@@ -122,10 +122,9 @@ def train(local_runs: Sequence[LocalRun], differentiate: Differentiate) -> None:
             losses = differentiate(group)
             for local_run, loss in zip(group, losses, strict=True):
                 local_run.note(loss, local_run.size)
-            if settings.gradient_clip:
-                _clip([part for local_run in group for part in _clipped(local_run)], settings.gradient_clip)
+            clip_gradients(group)
             for local_run in group:
-                _adjust(local_run)
+                hook_gradients(local_run)
             optimizer.step([local_run.optimizer for local_run in group], settings, group[0].client_lr)
         active = [local_run for local_run in active if local_run.draw()]
 
@@ -155,21 +154,26 @@ def differentiate_one(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
     return losses
 
 
-def _adjust(local_run: LocalRun) -> None:
+def hook_gradients(local_run: LocalRun) -> None:
+    """Call the gradient hook of a step that moves shared values."""
     if local_run.gradient_hook is not None and local_run.moves is not Moves.PERSONAL:
         params = local_run.bound.params
         local_run.gradient_hook(local_run.bound.gradients[: params.layout.num_trainable], params.trainable)
 
 
 def _clipped(local_run: LocalRun) -> list[Tensor]:
-    """The gradients whose norms are bounded: of groups with a learning rate of their own, else of all together [M]."""
+    """The gradients whose norms are bounded one by one."""
     apart = len(set(local_run.optimizer.factors)) > 1
     return local_run.optimizer.gradients if apart else [local_run.bound.gradients]
 
 
-def _clip(gradients: Sequence[Tensor], bound: float) -> None:
-    """Clip the norm of each vector. Statistics have no gradient, so their values are zero."""
-    for gradient in gradients:
+def clip_gradients(local_runs: Sequence[LocalRun]) -> None:
+    """Clip the norm of each gradient, if configured. Statistics have no gradient, so their values are zero.
+
+    Gradients of groups with a learning rate of their own are clipped apart, others together [M].
+    """
+    bound = local_runs[0].bound.settings.gradient_clip
+    for gradient in (gradient for local_run in local_runs if bound for gradient in _clipped(local_run)):
         gradient.mul_((bound / (gradient.norm() + 1e-6)).clamp(max=1.0))
 
 

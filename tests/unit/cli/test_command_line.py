@@ -322,7 +322,7 @@ def test_output_that_cannot_be_written_is_one_sentence(home: Path, arguments: st
 
 STOPPABLE = """
 import signal, sys
-from fedshelf.cli.display import stop_on_signals
+from fedshelf.core.stopping import stop_on_signals
 with stop_on_signals() as stop:
     signal.raise_signal(signal.Signals[sys.argv[1]])
     assert stop.is_set()

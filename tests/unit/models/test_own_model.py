@@ -81,7 +81,7 @@ def test_no_code_runs_before_its_digest_was_compared(folder: Path) -> None:
     digest = find_source("nets.small:make").digest
     with pytest.raises(ModelError, match=f"has the digest {digest[:16]}…, and 0{{16}}… is .* version of beside.py, "):
         make("0" * 64, name="nets.small:make")
-    with pytest.raises(ModelError, match="and none… is asked for"):
+    with pytest.raises(ModelError, match="its source is not recorded"):
         build(ModelSettings(name="nets.small:make", num_classes=4, image_size=8), seed=0)
     assert not Path("imported").exists()
     assert make(digest, name="nets.small:make")(torch.zeros(5, 3, 8, 8)).shape == (5, 4)

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import pickle
 import threading
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.decode import decode
 from fedshelf.simulate.engine import simulate, simulate_in_memory
+from fedshelf.simulate.stores import MemoryStores
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary
@@ -286,12 +289,22 @@ def test_a_model_that_a_client_holds_already_costs_no_bytes(stores: Path) -> Non
 
 
 @pytest.mark.usefixtures("home")
-def test_stores_in_memory_have_no_validation_photos() -> None:
-    sink = RecordingSink()
-    given = config(data_dir=None, test_dir=None, rounds=1)
-    simulate_in_memory(given, stores=MEMORY, test=None, class_names=CLASSES, watchers=(sink,))
-    assert [e.num_validation for e in sink.of(ClientJoined)] == [0, 0]
-    assert sink.of(RoundFinished)[0].accuracy is None
+def test_stores_in_memory_hold_out_photos_as_val_fraction_says(home: Path) -> None:
+    joined, digests = [], []
+    for workers in (0, 2):
+        sink = RecordingSink()
+        given = config(data_dir=None, test_dir=None, rounds=1, val_fraction=0.4, workers=workers)
+        simulate_in_memory(given, stores=MEMORY, test=None, class_names=CLASSES, watchers=(sink,))
+        joined.append([(event.num_train, event.num_validation) for event in sink.of(ClientJoined)])
+        (finished,) = sink.of(RoundFinished)
+        assert finished.accuracy is not None
+        digests.append(finished.model_digest)
+    assert joined[0] == joined[1]
+    assert all(train + validation == 6 and 1 <= validation <= 3 for train, validation in joined[0])
+    assert digests[0] == digests[1]
+    source = MemoryStores(MEMORY, None, CLASSES, val_fraction=0.4)
+    copied, catalogue = pickle.loads(ForkingPickler.dumps(source)), Catalogue(CLASSES, tuple((c,) for c in CLASSES))
+    assert [copied.num_photos(name, catalogue) for name in "ab"] == joined[0]
 
 
 def test_a_catalogue_that_changed_since_does_not_change_the_run(stores: Path) -> None:
@@ -310,7 +323,7 @@ def test_photos_in_memory_of_products_that_the_catalogue_lacks_are_left_out(work
     Path("names.txt").write_text("tea\napple\nsoap\n")
     only_milk = PhotoSet(MEMORY["a"].images, np.ones(6, dtype=np.int64))
     sink = RecordingSink()
-    given = config(data_dir=None, test_dir=None, rounds=1, catalogue=Path("names.txt"), workers=workers)
+    given = config(data_dir=None, test_dir=None, rounds=1, catalogue=Path("names.txt"), workers=workers, val_fraction=0)
     status, _ = simulate_in_memory(
         given, stores=MEMORY, test=MEMORY["b"], class_names=CLASSES, watchers=(sink,)
     )  # fmt: skip
@@ -323,4 +336,4 @@ def test_photos_in_memory_of_products_that_the_catalogue_lacks_are_left_out(work
             class_names=CLASSES, watchers=(sink,),
         )  # fmt: skip
     (refused,) = sink.of(ClientRefused)
-    assert (refused.client, refused.reason) == ("c", "it holds no photo of a class in the run's catalogue")
+    assert (refused.client, refused.reason) == ("c", "it holds no training photo of a class in the run's catalogue")

@@ -1,0 +1,189 @@
+"""Taking part as one store from Python: `fedshelf client`, as a function."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedshelf.api.settings import config_of
+from fedshelf.app.client import ClientPlace, StoreClient, join_of
+from fedshelf.config.schema import ClientConfig
+from fedshelf.core.errors import RunError, TransportError, UsageError
+from fedshelf.core.messages import RUN_FINISHED, Comparison, Failure, Upload
+from fedshelf.core.stopping import stop_on_signals
+from fedshelf.core.text import counted, printable
+from fedshelf.deploy.client_loop import run_client
+from fedshelf.deploy.client_part import EndKind
+from fedshelf.deploy.crash_reporter import CrashReporter
+from fedshelf.deploy.records import WireMessage
+from fedshelf.deploy.waiting import Availability
+from fedshelf.identity.keys import PublicKey
+from fedshelf.identity.store_keys import StoreKeys
+from fedshelf.identity.tokens import Token
+from fedshelf.models.own_model import use_model_path
+from fedshelf.privacy import policy as policies
+from fedshelf.reporting.formatting import duration, number, size
+from fedshelf.reporting.gain_report import figures
+from fedshelf.scheduling.active_hours import active_hours
+from fedshelf.storage.atomic_files import translating_os_errors
+from fedshelf.training.loop import Run, alone
+from fedshelf.training.own_training import LocalTraining, OwnTraining
+
+
+def join(
+    *, config: Path | str | None = None, local_training: LocalTraining | None = None, progress: bool = True,
+    **settings: Any,
+) -> Path | None:  # fmt: skip
+    """Take part as one store, as `fedshelf client` does; return when the run has ended.
+
+    Ctrl-C stops after the current step. The same call takes part again.
+
+    Args:
+        config: a TOML file with settings; keyword arguments win.
+        local_training: a function that trains the model for one round, instead of FedShelf's training loop (see
+            `Federation`). The server does not know of it.
+        progress: show this store's part in each round. Warnings are always shown.
+        **settings: any flag of `fedshelf client`, such as `data_dir` and `server_address`.
+
+    Returns:
+        The folder of the store's model; None if there is none.
+
+    Raises:
+        FedShelfError: a setting is invalid, the server refuses this store, or the run failed.
+    """
+    found = config_of(ClientConfig, "client", settings, file=config)
+    threads = torch.get_num_threads()
+    try:
+        return run_store(
+            found, show=partial(print, file=sys.stderr, flush=True), is_quiet=not progress,
+            training=alone if local_training is None else OwnTraining(local_training),
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_store(
+    config: ClientConfig, *, show: Callable[[str], None], training: Run = alone, is_quiet: bool = False
+) -> Path | None:  # fmt: skip
+    """Take part as one store until the run has ended or a signal stops this client.
+
+    Args:
+        config: the client's settings.
+        show: shows one line.
+        training: trains the model.
+        is_quiet: show only warnings.
+
+    Returns:
+        The folder of the store's model; None if there is none.
+
+    Raises:
+        FedShelfError: a setting is invalid, the server refuses this store, or the run failed.
+    """
+    if config.data_dir is None:
+        raise UsageError("--data-dir is missing: the folder of the store's photos, with one folder per product")
+    token = read_token(config.token, config.token_file)
+    name = config.name or (token.name if token else "") or None
+    if token and token.name and name != token.name:
+        raise UsageError(f"--name {name}: the token is for the store '{token.name}'; leave --name out")
+    hours = active_hours(config.active_hours, config.time_zone)
+    place = ClientPlace.of(
+        config.data_dir, name=name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+    )  # fmt: skip
+
+    def say(text: str) -> None:
+        if not is_quiet:
+            show(printable(f"{place.name}: {text}"))
+
+    def tell(answer: WireMessage, num_bytes: int) -> None:
+        if sentence := _describe_answer(answer, num_bytes):
+            say(sentence)
+
+    policy = policies.load(config.policy).allowing(config.allow_model)
+    pin = policy.server.roster_key
+    use_model_path(config.model_path)
+    store = StoreClient(place, policy=policy, training=training, on_choice=lambda found, folder: say(_kept(found)))
+    if policy.limits == policies.OPEN.limits:
+        show("WARNING: --policy open: the server may ask for anything, a single photo's gradient too.")
+    if config.insecure:
+        show("WARNING: --insecure: without TLS anyone on the line can read and change what is sent.")
+    with stop_on_signals() as stop, place.lock(), CrashReporter(place.name) as reporter:
+        ended = run_client(
+            config.server_address,
+            store.handle,
+            join_of(place),
+            keys=StoreKeys(place.state_dir / "keys", pin=PublicKey(pin) if pin else None),
+            token=token,
+            ca=config.ca,
+            insecure=config.insecure,
+            stop=stop,
+            on_status=say,
+            on_answer=tell,
+            max_wait=config.max_wait,
+            availability=Availability(hours),
+            reporter=reporter,
+            max_download=lambda: store.max_download,
+            find_blob=store.find_blob,
+        )
+        folder = store.keep_model() if ended.reason == RUN_FINISHED else None
+    if ended.kind is EndKind.REFUSED:
+        raise TransportError(f"the server does not want this client: {ended.reason}")
+    if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
+        raise RunError(f"the server has ended the run: {ended.reason}")
+    say(ended.reason)
+    if ended.reason == RUN_FINISHED and not store.took_part:
+        say(
+            "it took part in no round since it was started: none began after it had joined, or it was not drawn"
+            + ("; there is no model here, the run's folder on the server has one" if folder is None else "")
+        )
+    if folder is not None:
+        say(f"its model is in {folder}; to name the product on a photo:")
+    return folder
+
+
+def read_token(text: str | None, file: Path | None) -> Token | None:
+    """Read the token that admits this store.
+
+    Args:
+        text: the token; "-" reads it from standard input; None takes it from the environment.
+        file: a file that holds it.
+
+    Returns:
+        The token, or None if there is none.
+
+    Raises:
+        UsageError: both are given.
+        IdentityError: it is not a whole token.
+        RunError: the file cannot be read.
+    """
+    if file is not None:
+        if text is not None:
+            raise UsageError("give --token or --token-file, not both")
+        with translating_os_errors("read", file):
+            text = file.read_text(encoding="utf-8", errors="replace")
+    elif text == "-":
+        text = sys.stdin.readline()
+    found = text or os.environ.get("FEDSHELF_TOKEN")
+    return Token.parse(found) if found else None
+
+
+def _describe_answer(answer: WireMessage, num_bytes: int) -> str:
+    """Describe this client's part in a round; empty if there is nothing to report."""
+    match answer:
+        case Upload():
+            return (
+                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, loss {number(answer.train_loss)}, "
+                f"sent {size(num_bytes)}, {duration(answer.seconds)}"
+            )
+        case Failure(key=key) if key is not None:  # the server refuses a client that fails to set up, and it says so
+            return f"round {key.round} {'refused' if answer.refused else 'failed'}: {answer.reason}"
+    return ""
+
+
+def _kept(comparison: Comparison) -> str:
+    """Describe which model the store keeps and why."""
+    photos = "test photos" if comparison.on_test else "validation photos"
+    return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos}"
