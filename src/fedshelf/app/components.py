@@ -498,5 +498,6 @@ def plan_of(
         closed_form=closed_form_of(config),
         warm_start=config.warm_start != "none",
         refit_head=config.refit_head,
+        average_rounds=config.average_rounds,
         compares=config.personalize != "none" if config.compare is None else config.compare,
     )  # fmt: skip

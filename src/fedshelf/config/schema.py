@@ -59,6 +59,7 @@ NEWER = (
     "feature_views",
     "backbone_lr_factor",
     "unfreeze_after",
+    "average_rounds",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _FIRST = (
@@ -185,6 +186,8 @@ class RunConfig(Settings):
         panel=ALGORITHM)] = "none"  # fmt: skip
     refit_head: Annotated[bool, Setting(help="After the last round, compute the output layer in closed form for what "
         "the other layers have become.", panel=ALGORITHM)] = False  # fmt: skip
+    average_rounds: Annotated[int, Setting(help="Replace the last round's model by the mean of those of so many last "
+        "rounds.", ge=1, panel=ALGORITHM, scope=Scope.SERVER)] = 1  # fmt: skip
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip

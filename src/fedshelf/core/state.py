@@ -69,11 +69,13 @@ class ModelState:
         params: the global model [S].
         sent: the model that clients decode [S], if downloads are compressed with loss; None: clients hold `params`.
         optimizer: vectors of the server optimizer.
+        mean: the mean of the last models so far [S], if they are averaged.
     """
 
     params: Tensor
     sent: Tensor | None = None
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    mean: Tensor | None = None
 
     @property
     def published(self) -> Tensor:

@@ -27,6 +27,7 @@ from fedshelf.core.events import (
 from fedshelf.core.messages import Evaluation, Failure, Purpose, TaskKey
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
+from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.buffer import UploadBuffer
 from fedshelf.rounds.dispatch import POLL_SECONDS, ClientReady
 from fedshelf.rounds.divergence import problem_with_step
@@ -271,7 +272,9 @@ class BufferedRounds:
         self, state: ServerState, model: ModelState, record: _RoundRecord
     ) -> tuple[ServerState, RoundFinished]:  # fmt: skip
         context, live = self._context, self._membership.live()
+        plan = self._plan
         model = replace(model, params=context.model.layout.clamp(model.params))
+        model = with_mean(model, round=record.number, num_rounds=plan.num_rounds, last=plan.average_rounds)
         updated = replace(
             state,
             round=record.number,

@@ -105,6 +105,7 @@ class Plan:
         closed_form: computes the output layer in closed form, before or after the rounds.
         warm_start: whether that is done in a round 0.
         refit_head: whether it is done after the last round.
+        average_rounds: number of last rounds whose models are averaged; 1 for none.
     """
 
     run_id: str
@@ -131,6 +132,7 @@ class Plan:
     closed_form: Algorithm | None = None
     warm_start: bool = False
     refit_head: bool = False
+    average_rounds: int = 1
 
     @property
     def first_round(self) -> int:

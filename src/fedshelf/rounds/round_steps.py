@@ -24,6 +24,7 @@ from fedshelf.core.messages import (
 )  # fmt: skip
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
+from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
@@ -321,9 +322,16 @@ class RoundSteps:
         return replace(
             state,
             round=key.round,
-            model=self._downloads.advance(model, key.round),
+            model=self._downloads.advance(self._averaged(model, key.round), key.round),
             counted={**state.counted, **dict.fromkeys(progress.counted(), key)},
         )
+
+    def _averaged(self, model: ModelState, round: int) -> ModelState:
+        """Average the models of the last rounds, if so configured."""
+        if self._context.closed_form:
+            return model
+        plan = self._plan
+        return with_mean(model, round=round, num_rounds=plan.num_rounds, last=plan.average_rounds)
 
     def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
         """Let the counted clients evaluate the new model on their own validation photos.

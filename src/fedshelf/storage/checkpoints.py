@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _PARAMS = "params"
 _SENT = "sent"
+_MEAN = "mean"
 _OPTIMIZER = "optimizer."
 _FILE = re.compile(r"round-(\d+)\.safetensors")
 _KEY_FIELDS = ("run_id", "round", "attempt")
@@ -89,7 +90,8 @@ class FileCheckpoints:
         """
         best_round = state.round if is_best else state.best.round if state.best else None
         model = state.model
-        tensors = {_PARAMS: model.params} | ({} if model.sent is None else {_SENT: model.sent})
+        kept = {_PARAMS: model.params, _SENT: model.sent, _MEAN: model.mean}
+        tensors = {name: tensor for name, tensor in kept.items() if tensor is not None}
         tensors |= {_OPTIMIZER + name: v for name, v in model.optimizer.items()}
         write_tensors(self._path(state.round), tensors, _info(state, best_round))
         files = self._files()
@@ -188,6 +190,7 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         model=ModelState(
             params=tensors[_PARAMS],
             sent=tensors.get(_SENT),
+            mean=tensors.get(_MEAN),
             optimizer={n.removeprefix(_OPTIMIZER): v for n, v in tensors.items() if n.startswith(_OPTIMIZER)},
         ),
         counted={client: _task_key(key) for client, key in info["counted"].items()},

@@ -23,6 +23,7 @@ def state(round: int, *, best: int | None = None) -> ServerState:
             params=torch.full((1000,), float(round)),
             sent=torch.full((1000,), round + 0.5) if round % 2 else None,
             optimizer={"momentum": torch.arange(10.0) + round},
+            mean=torch.arange(3.0) + round,
         ),
         counted={"Zürich [1]": TaskKey(run_id="r", round=round, attempt=2)},
         times_live={"Zürich [1]": round},
@@ -39,6 +40,9 @@ def assert_equal(loaded: ServerState | None, expected: ServerState) -> None:
     assert torch.equal(loaded.model.params, expected.model.params)
     assert (loaded.model.sent is None) == (expected.model.sent is None)
     assert torch.equal(loaded.model.published, expected.model.published)
+    assert loaded.model.mean is not None
+    assert expected.model.mean is not None
+    assert torch.equal(loaded.model.mean, expected.model.mean)
     assert loaded.model.optimizer.keys() == expected.model.optimizer.keys()
     assert all(
         torch.equal(loaded.model.optimizer[name], expected.model.optimizer[name]) for name in expected.model.optimizer
