@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from fedshelf.reporting.gain_report import figures
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.core.messages import Comparison
+    from fedshelf.deploy.client_part import Ended
     from fedshelf.deploy.records import WireMessage
     from fedshelf.identity.tokens import Token
 
@@ -49,7 +51,8 @@ def client(*, config: ClientConfig) -> None:
         raise UsageError(f"--name {name}: the token is for the store '{token.name}'; leave --name out")
     hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(
-        config.data_dir, name=name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+        config.data_dir, name=name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir,
+        withdraw=config.withdraw,
     )  # fmt: skip
 
     def say(text: str) -> None:
@@ -84,7 +87,10 @@ def client(*, config: ClientConfig) -> None:
             max_download=lambda: store.max_download,
             find_blob=store.find_blob,
         )
-        folder = store.keep_model() if ended.reason == RUN_FINISHED else None
+        folder = store.keep_model() if ended.reason == RUN_FINISHED and not config.withdraw else None
+    if config.withdraw:
+        _withdrawn(ended, say)
+        return
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
     if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
@@ -98,6 +104,26 @@ def client(*, config: ClientConfig) -> None:
     if folder is not None:
         say(f"its model is in {folder}; to name the product on a photo:")
         typer.echo(f"  fedshelf predict PHOTO --run {shlex.quote(str(folder))}", err=True)
+
+
+def _withdrawn(ended: "Ended", say: Callable[[str], None]) -> None:
+    """Report how the client's withdrawal ended.
+
+    Raises:
+        TransportError: the server does not let it withdraw.
+        RunError: the server has not confirmed it.
+    """
+    from fedshelf.core.messages import WITHDRAWN
+    from fedshelf.deploy.client_part import EndKind
+
+    if ended.kind is not EndKind.REFUSED:
+        raise RunError(
+            f"{ended.reason}, and the server has not confirmed that this store is withdrawn: start its run again with "
+            "'fedshelf server --extend', and this command"
+        )
+    if not ended.reason.startswith(WITHDRAWN):
+        raise TransportError(f"the server does not let this store withdraw: {ended.reason}")
+    say(ended.reason)
 
 
 def read_token(text: str | None, file: Path | None) -> "Token | None":
@@ -136,9 +162,10 @@ def _describe_answer(answer: "WireMessage", num_bytes: int) -> str:
 
     match answer:
         case Upload():
+            loss = "" if answer.train_loss is None else f"loss {number(answer.train_loss)}, "
             return (
-                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, loss {number(answer.train_loss)}, "
-                f"sent {size(num_bytes)}, {duration(answer.seconds)}"
+                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, {loss}sent {size(num_bytes)}, "
+                f"{duration(answer.seconds)}"
             )
         case Failure(key=key) if key is not None:  # the server refuses a client that fails to set up, and it says so
             return f"round {key.round} {'refused' if answer.refused else 'failed'}: {answer.reason}"

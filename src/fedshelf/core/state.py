@@ -99,6 +99,7 @@ class ServerState:
         compared: the round after which stores last compared models.
         classes: digest of the class names that the rows of the model's head stand for.
         suspended: by client, its exclusion for some rounds.
+        photos: if uploads are sums over photos, by client, the photos that its counted uploads stand for.
     """
 
     round: int
@@ -114,6 +115,7 @@ class ServerState:
     compared: int = 0
     classes: str = ""
     suspended: Mapping[str, Suspension] = field(default_factory=dict)
+    photos: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -214,7 +214,7 @@ class Context:
         return UploadValidator(
             uploads=self.plan.uploads, layout=self.model.layout,
             vectors=self.algorithm.vectors(self.model.layout),
-            max_examples=self.plan.rounds.max_examples,
+            max_examples=self.plan.rounds.max_examples, sums=self.algorithm.sums,
         )  # fmt: skip
 
     def evaluate(self, state: ServerState) -> Score | None:
