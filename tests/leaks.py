@@ -135,6 +135,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "version": lambda value, store: re.fullmatch(r"\d+\.\d+\.\d+", str(value)) is not None,
         "client": lambda value, store: value == store.name,
         "classes": _classes,
+        "withdraws": lambda value, store: isinstance(value, bool),
     },
     "ready": {
         "blob": lambda value, store: value == "",

@@ -14,7 +14,8 @@ RIDGE = ("--algorithm", "ridge", "--ridge-lambda", "0.01", "--rounds", "1", "--v
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
+    found: dict[str, torch.Tensor] = load_file(run / "model" / "model.safetensors")
+    return found
 
 
 def test_a_store_that_withdraws_is_taken_out_of_the_model_and_told_so(site: Site) -> None:

@@ -170,8 +170,10 @@ class Algorithm(Protocol):
         """Score the candidates of `broadcast` on the client's validation photos."""
         raise RefusedError("this algorithm has no candidates to choose among")
 
-    def choose(self, state: ModelState, scores: Sequence[CandidateScore]) -> tuple[ModelState, int]:
-        """The state with the model that the scores, summed over clients, are best for, and the candidate's index."""
+    def choose(
+        self, state: ModelState, scores: Sequence[CandidateScore], num_photos: float
+    ) -> tuple[ModelState, int]:  # fmt: skip
+        """The state with the model that scores on so many photos, of all clients, favor; and the candidate's index."""
         raise ValueError("this algorithm has no candidates to choose among")
 
 

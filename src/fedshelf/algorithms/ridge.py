@@ -9,6 +9,9 @@
      6  count what each W gets right on its validation       7  choose lambda and a temperature by the counts
         photos, and its loss at each temperature             8  W <- (A + lambda · s · R)^-1 B from all photos
 
+Of the values of lambda, the largest is chosen whose count is at most one standard error below the best one: stores hold
+out photos that are much like those they train on, which favors too small values (Breiman et al. 1984, section 3.4.3).
+
 Y has a one in the column of each photo's class. s is the mean diagonal of A without the constant's entry; R is the
 identity without that entry, so that the intercept is not shrunk. Logits are W^T f divided by the temperature, which
 turns a regression into a classifier with probabilities.
@@ -28,6 +31,7 @@ bias [K].
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -226,12 +230,16 @@ class Ridge(Algorithm):
             scores.append(CandidateScore(num_correct=correct, losses=tuple(min(float(x), MAX_FLOAT) for x in losses)))
         return tuple(scores)
 
-    def choose(self, state: ModelState, scores: Sequence[CandidateScore]) -> tuple[ModelState, int]:
-        best = max(range(len(scores)), key=lambda i: (scores[i].num_correct, -min(scores[i].losses), -i))  # line 7
+    def choose(
+        self, state: ModelState, scores: Sequence[CandidateScore], num_photos: float
+    ) -> tuple[ModelState, int]:  # fmt: skip
+        most = max(score.num_correct for score in scores)
+        error = math.sqrt(max(0.0, most * (1 - most / max(num_photos, 1.0))))
+        best = max(i for i, score in enumerate(scores) if score.num_correct >= most - error)  # line 7
         losses = scores[best].losses
         temperature = TEMPERATURES[min(range(len(losses)), key=losses.__getitem__)]
         chosen = self._lambdas[best]
-        logger.info("ridge: lambda %g and temperature %.3g do best on validation photos", chosen, temperature)
+        logger.info("ridge: lambda %g and temperature %.3g are chosen on validation photos", chosen, temperature)
         values = state.optimizer[GRAM].new_tensor([chosen, temperature])
         return self._solved(replace(state, optimizer={**state.optimizer, CHOSEN: values})), best
 

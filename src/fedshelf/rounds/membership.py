@@ -166,7 +166,8 @@ class Membership:
             self._excluded[name] = reason
             self._sink.emit(ClientExcluded(client=name, reason=reason))
         if will_repeat and name in self._members:
-            self._disconnect(name, f"excluded from the run: {reason}")
+            is_final = self._members[name].join.withdraws
+            self._disconnect(name, f"excluded from the run: {reason}", is_final=is_final)
 
     def on_succeeded(self, name: str, *, doing: Purpose = Purpose.TRAIN) -> None:
         """Record that the client's answer to a task of this kind was used."""

@@ -271,7 +271,8 @@ class RoundSteps:
         counts = [self._membership.num_validation(name) for name in names]
         weights = [most / max(count, 1) for most, count in zip(capped(counts), counts, strict=True)]
         scores = summed_scores((found[name], weight) for name, weight in zip(names, weights, strict=True))
-        model, best = self._algorithm.choose(model, scores)
+        num_photos = sum(weight * count for weight, count in zip(weights, counts, strict=True))
+        model, best = self._algorithm.choose(model, scores, num_photos)
         progress.held_out = {name: scores[best].num_correct for name, scores in found.items()}
         return model
 

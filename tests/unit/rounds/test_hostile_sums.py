@@ -258,6 +258,17 @@ class TestLostState:
         assert [last[name].status for name in "acd"] == [ClientStatus.COUNTED] * 3
         assert difference(world.final.double().numpy(), before.double().numpy()) < 1e-6
 
+    def test_a_store_that_has_lost_its_state_cannot_withdraw_and_is_told_why(self) -> None:
+        world = rounds_of()
+        world.run()
+        world.states["b"] = MemoryClientStates()
+        world.data["b"] = (NOTHING, NOTHING)
+        world.withdrawing.add("b")
+        self.extended(world)
+        assert "Restore the older one" in world.transport.refused["line-to-b"]
+        assert world.transport.final_refusals == {"line-to-b"}
+        assert world.checkpoints.states[-1].photos["b"] > 0
+
     @pytest.mark.parametrize("kept", [0, 1])
     def test_a_server_restored_from_an_older_checkpoint_takes_no_difference_from_a_newer_one(self, kept: int) -> None:
         world = rounds_of()
