@@ -94,6 +94,14 @@ def _key(value: Any, store: Store) -> bool:
     )
 
 
+def _scores(value: Any, store: Store) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(score, dict) and set(score) == {"num_correct", "losses"} and _count(score["num_correct"], store)
+        and all(_number(loss, store) for loss in score["losses"])
+        for score in value
+    )  # fmt: skip
+
+
 def _classes(value: Any, store: Store) -> bool:
     return isinstance(value, list) and all(
         isinstance(folder, dict) and set(folder) == {"leaf", "path"} and set(folder.values()) <= store.classes
@@ -154,7 +162,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     },
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
-        "loss_sum": _number,
+        "loss_sum": _number, "candidates": _scores,
     },
     "comparison": {
         "blob": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,

@@ -164,8 +164,8 @@ class Ridge(Algorithm):
             change += _check_sums(gram, moments.view(self._head.num_rows, -1), is_difference=num_counted > 0)
         if abs(num_counted + change - num_photos) > SLACK * max(1, num_photos) or upload.num_examples != num_photos:
             raise RefusedError(
-                f"its sums are of {num_counted + change:,.10g} photos, it claims "
-                f"{counted(upload.num_examples, 'photo')}, and it joined with {num_photos:,}"
+                f"its sums count {num_counted + change:,.10g}, it claims {counted(upload.num_examples, 'photo')}, and "
+                f"joined with {num_photos:,}"
             )
         return upload
 

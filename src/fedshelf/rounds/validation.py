@@ -241,7 +241,8 @@ class UploadValidator:
             check_upload(upload, key=key, layout=self.layout, vectors=self.vectors, sums=self.sums)
             if self.sums and upload.num_examples > self.max_examples:
                 raise RefusedError(
-                    f"its sums are of {upload.num_examples:,} photos, more than --max-examples {self.max_examples:,}"
+                    f"its sums are of {text.counted(upload.num_examples, 'photo')}, more than --max-examples "
+                    f"{self.max_examples:,}"
                 )
             upload = checked(upload)
         except RefusedError as error:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedshelf.core.rng import Rng
+from fedshelf.core.text import counted
 from fedshelf.data.augmentation import augment, normalize
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.feature_cache import FeatureCache
@@ -57,7 +58,7 @@ def featurized(bound: BoundModel, photos: PhotoSet, *, cache: Path | None, views
     known = kept.find(keys) if kept else {}
     missing = {key: place for key, place in zip(keys, wanted, strict=True) if key not in known}
     if len(missing) >= LONG:
-        logger.info("computing the features of %d photos once", len(missing) // views)
+        logger.info("computing the features of %s once", counted(len(missing) // views, "photo"))
     for some in _blocks(list(missing.items())):
         made = _compute(bound, photos, [place for _, place in some])
         computed = {key: features for (key, _), features in zip(some, made, strict=True)}
