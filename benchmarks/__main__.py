@@ -16,13 +16,15 @@ from benchmarks import acceptance, demo, digests, drift, guard, photos, plots, r
 from benchmarks.processes import ending_all_children
 from benchmarks.results import Outcome
 from benchmarks.samples import SampleLog, code_digest
-from benchmarks.studies import algorithms, codecs, robustness, skew, tuning, unequal
+from benchmarks.studies import algorithms, codecs, pretrained, robustness, skew, tuning, unequal
 from benchmarks.studies.study import SEEDS, Study, results_of
 from benchmarks.wire_limit import NUM_CLIENTS
 from benchmarks.workloads import CHAIN, PILOT, Workload
 from fedshelf.core.errors import FedShelfError
 
-STUDIES = (algorithms.STUDY, tuning.STUDY, skew.STUDY, robustness.STUDY, unequal.STUDY, codecs.STUDY)
+STUDIES = (
+    algorithms.STUDY, pretrained.STUDY, tuning.STUDY, skew.STUDY, robustness.STUDY, unequal.STUDY, codecs.STUDY,
+)  # fmt: skip
 CACHE = Path(platformdirs.user_cache_dir("fedshelf", appauthor=False)) / "benchmarks"
 NOT_RECORDED = {"as_json", "write", "fresh", "recorded", "photos_folder", "work"}
 """Options that decide where a result goes, not what it is."""

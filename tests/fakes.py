@@ -60,8 +60,8 @@ class FakeCheckpoints:
     def load_round(self, round: int) -> ServerState | None:
         return next((_copy(state) for state in reversed(self.states) if state.round == round), None)
 
-    def save(self, state: ServerState, *, is_best: bool) -> None:
-        self.states.append(_copy(state))
+    def save(self, state: ServerState, *, is_best: bool, alone: bool = False) -> None:
+        self.states = [*([] if alone else self.states), _copy(state)]
         if is_best:
             self.best = _copy(state)
 

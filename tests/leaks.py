@@ -95,6 +95,14 @@ def _key(value: Any, store: Store) -> bool:
     )
 
 
+def _scores(value: Any, store: Store) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(score, dict) and set(score) == {"num_correct", "losses"} and _count(score["num_correct"], store)
+        and all(_number(loss, store) for loss in score["losses"])
+        for score in value
+    )  # fmt: skip
+
+
 def _classes(value: Any, store: Store) -> bool:
     return isinstance(value, list) and all(
         isinstance(folder, dict) and set(folder) == {"leaf", "path"} and set(folder.values()) <= store.classes
@@ -108,17 +116,6 @@ def _products(value: Any, store: Store) -> bool:
         isinstance(value, list)
         and len(value) <= len(store.classes)
         and all(not _unlisted(entry, {"index": _count, "correct": _count, "total": _count}, store) for entry in value)
-    )
-
-
-def _candidates(value: Any, store: Store) -> bool:
-    """A count and sums of losses for each output layer to choose among, or nothing."""
-    return isinstance(value, list) and all(
-        isinstance(entry, dict)
-        and set(entry) == {"num_correct", "losses"}
-        and _count(entry["num_correct"], store)
-        and all(_number(loss, store) for loss in entry["losses"])
-        for entry in value
     )
 
 
@@ -162,6 +159,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "version": lambda value, store: re.fullmatch(r"\d+\.\d+\.\d+", str(value)) is not None,
         "client": lambda value, store: value == store.name,
         "classes": _classes,
+        "withdraws": lambda value, store: isinstance(value, bool),
     },
     "ready": {
         "blob": lambda value, store: value == "",
@@ -180,7 +178,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     },
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
-        "loss_sum": _number, "products": _products, "levels": _levels, "candidates": _candidates,
+        "loss_sum": _number, "products": _products, "levels": _levels, "candidates": _scores,
     },
     "comparison": {
         "blob": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,

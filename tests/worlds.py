@@ -150,6 +150,8 @@ class World:
         order: draws the order of simultaneous arrivals.
         test_photos: what clients compare models on in the end; None: on their validation photos.
         withholding: clients that do not count by product.
+        data: by client, its training and validation photos, if not random ones.
+        withdrawing: clients that join to withdraw.
         kept: by client, what it chose in the end, and the values [P] of that model.
     """
 
@@ -168,6 +170,8 @@ class World:
     photo_size: int = SIZE
     test_photos: PhotoSet | None = None
     withholding: tuple[str, ...] = ()
+    data: dict[str, tuple[PhotoSet, PhotoSet]] = field(default_factory=dict)
+    withdrawing: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -202,8 +206,9 @@ class World:
                 num_train=len(at_work.train), num_validation=len(at_work.validation), num_left_out=0,
             )  # fmt: skip
             return Work(
-                algorithm=self.algorithm, trainer=at_work, ready=ready,
-                uploads=self.plan.get("uploads", UploadPipeline()), personalization=self.personalization,
+                algorithm=self.algorithm.for_model(bench.params.layout, bench.output_layer), trainer=at_work,
+                ready=ready, uploads=self.plan.get("uploads", UploadPipeline()),
+                personalization=self.personalization,
                 catalogue=Catalogue.from_json(setup.catalogue) if name not in self.withholding else None,
                 model_selection=ModelSelection(client_lr=self.client_lr, test=lambda: self.test_photos, save=keep),
             )  # fmt: skip
@@ -212,6 +217,9 @@ class World:
             trainer(name, bench=bench, size=self.photo_size), phases=self.personalization.phases,
             renews=isinstance(self.algorithm, Asynchronous),
         )  # fmt: skip
+        if name in self.data:
+            train, validation = self.data[name]
+            at_work = self._trainers[name] = replace(at_work, train=train, validation=validation)
         return Client(prepare=prepare, states=self.states[name], held=self.held[name])
 
     def trainer(self, name: str) -> Trainer:
@@ -236,8 +244,8 @@ class World:
             return tamper(message, honest) if tamper else honest
 
         return FakePeer(
-            join=join(name), answer=answer, delay=self.delays.get(name, 0.0), address=address,
-            work=lambda: self.paces.get(name, 0.0) * steps,
+            join=join(name, withdraws=name in self.withdrawing), answer=answer,
+            delay=self.delays.get(name, 0.0), address=address, work=lambda: self.paces.get(name, 0.0) * steps,
         )  # fmt: skip
 
     def connect_all(self) -> None:
@@ -264,7 +272,7 @@ class World:
         def build(catalogue: Catalogue) -> GlobalModel:
             return GlobalModel(
                 layout=bench.params.layout, initial=bench.params.shared.clone(), evaluate_on_server=None,
-                publish=publish,
+                publish=publish, head=bench.output_layer,
             )  # fmt: skip
 
         ports = Ports(
@@ -300,8 +308,8 @@ class World:
         return self.sink.of(RoundFinished)
 
 
-def join(name: str) -> Join:
+def join(name: str, *, withdraws: bool = False) -> Join:
+    classes = () if withdraws else tuple(ClassFolder(leaf=label, path=label) for label in CLASSES)
     return Join(
-        protocol=PROTOCOL_VERSION, version="0", client=name,
-        classes=tuple(ClassFolder(leaf=label, path=label) for label in CLASSES),
+        protocol=PROTOCOL_VERSION, version="0", client=name, classes=classes, withdraws=withdraws,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.settings import Scope, Setting
@@ -87,6 +87,20 @@ class VectorSpec:
     dtype: Literal["float32", "float64"] = "float32"
 
 
+class Candidates(NamedTuple):
+    """Models for the stores to choose among.
+
+    Attributes:
+        values: all of them, in one vector.
+        num_models: their number.
+        num_losses: losses that a store answers with for each.
+    """
+
+    values: Tensor
+    num_models: int
+    num_losses: int
+
+
 class Algorithm(Protocol):
     """An algorithm's client half and server half. How uploads are aggregated is separate (`Aggregator`).
 
@@ -94,7 +108,10 @@ class Algorithm(Protocol):
     """
 
     sums: ClassVar[bool] = False
-    """Whether uploads are exact sums over photos: they are added up as they are, with no bound and no codec."""
+    """Whether uploads are exact sums over photos, which are added up with no bound and no codec.
+
+    A store can send them negated, and is then taken out of the model exactly.
+    """
 
     def for_model(self, layout: Layout, head: str) -> Self:
         """The algorithm for a model of this layout, whose output layer is `head` ("" if it has none)."""
@@ -120,6 +137,23 @@ class Algorithm(Protocol):
         """Train at the client; return the upload, and the state to commit once it is counted."""
         return trainer.upload(broadcast), state
 
+    def checked(self, upload: Upload, *, num_photos: int, num_counted: int) -> Upload:
+        """A received upload, whose sizes are right and which is finite, if its values make sense.
+
+        Args:
+            upload: the upload.
+            num_photos: photos that its client joined with.
+            num_counted: photos that its client's counted uploads stand for.
+
+        Raises:
+            RefusedError: they do not; names the first problem.
+        """
+        return upload
+
+    def at_fault(self, state: ModelState, uploads: Mapping[str, Upload]) -> Mapping[str, str]:
+        """By client, why its upload makes the next model unusable. Without any, the largest uploads are suspected."""
+        return {}
+
     def weight(self, upload: Upload, staleness: int) -> float:
         """The upload's weight before normalization; `staleness`, in versions, is zero in synchronous rounds."""
         return float(upload.num_examples)
@@ -128,16 +162,18 @@ class Algorithm(Protocol):
         """The state with the new model (pure); `population` is the number of clients that the cohort was drawn from."""
         ...
 
-    def candidates(self, state: ModelState) -> Tensor | None:
-        """After `server_update`, models for the stores to choose among, in one vector; None if there is no choice."""
+    def candidates(self, state: ModelState) -> Candidates | None:
+        """After `server_update`, models for the stores to choose among; None if there is no choice."""
         return None
 
     def score_candidates(self, broadcast: Broadcast, trainer: Trainer) -> tuple[CandidateScore, ...]:
         """Score the candidates of `broadcast` on the client's validation photos."""
         raise RefusedError("this algorithm has no candidates to choose among")
 
-    def choose(self, state: ModelState, scores: Sequence[CandidateScore]) -> tuple[ModelState, int]:
-        """The state with the model that the scores, summed over clients, are best for, and the candidate's index."""
+    def choose(
+        self, state: ModelState, scores: Sequence[CandidateScore], num_photos: float
+    ) -> tuple[ModelState, int]:  # fmt: skip
+        """The state with the model that scores on so many photos, of all clients, favor; and the candidate's index."""
         raise ValueError("this algorithm has no candidates to choose among")
 
 

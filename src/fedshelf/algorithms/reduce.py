@@ -48,7 +48,7 @@ def quick_norm(row: Tensor, other: Tensor | None = None) -> float:
 
 
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted mean [b] of `rows` (each [b]), accumulated in float64.
+    """The weighted mean [b] of `rows` (each [b]), accumulated in float64 and rounded to their type.
 
     Multiplication and addition are rounded separately per value, so that neither the block size nor vector instructions
     change the result.
@@ -59,7 +59,7 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         product.copy_(row)
         product.mul_(weight)
         total.add_(product)
-    return total.float()
+    return total.to(rows[0].dtype)
 
 
 def plain_mean(rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

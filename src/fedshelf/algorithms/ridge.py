@@ -9,6 +9,9 @@
      6  count what each W gets right on its validation       7  choose lambda and a temperature by the counts
         photos, and its loss at each temperature             8  W <- (A + lambda · s · R)^-1 B from all photos
 
+Of the values of lambda, the largest is chosen whose count is at most one standard error below the best one: stores hold
+out photos that are much like those they train on, which favors too small values (Breiman et al. 1984, section 3.4.3).
+
 Y has a one in the column of each photo's class. s is the mean diagonal of A without the constant's entry; R is the
 identity without that entry, so that the intercept is not shrunk. Logits are W^T f divided by the temperature, which
 turns a regression into a classifier with probabilities.
@@ -19,7 +22,7 @@ having seen what was taken out.
 
 Differs from the paper: features are those of photos as they are evaluated, without random Fourier features; lambda is
 relative to s, and chosen by the stores' counts; there is a temperature; sums are float64. Without validation photos
-lambda is 0.01 and the temperature 1.
+lambda is 0.01 and the temperature 1. In a round in which no store has any, the last choice stays.
 
 Shapes: N photos, D features, E = D + 1, K classes, G values of lambda, H = K·E values of a head: its weight [K, D] and
 bias [K].
@@ -28,13 +31,16 @@ bias [K].
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from fedshelf.algorithms.base import Aggregate, Algorithm, VectorSpec
+from fedshelf.algorithms.base import Aggregate, Algorithm, Candidates, VectorSpec
 from fedshelf.core.bounds import MAX_FLOAT
 from fedshelf.core.errors import ModelError, RefusedError, TrainingError
+from fedshelf.core.settings import Scope, Setting
+from fedshelf.core.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +57,12 @@ DEFAULT_LAMBDA, DEFAULT_TEMPERATURE = 1e-2, 1.0
 GRAM, MOMENTS = "gram", "moments"
 HELD_OUT = "held_out."
 """Prefix of the sums over validation photos, which join the others for the final head."""
+CHOSEN = "chosen"
+"""Name of the server's vector [2] with lambda and the temperature."""
+TASK = "task"
+"""Name of the client's vector [2] with round and attempt of the task that its sums were sent for."""
+SLACK = 1e-6
+"""Relative error that rounding may make in what holds exactly for sums over photos."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +117,12 @@ class Ridge(Algorithm):
     """The output layer in closed form, from sums over the stores.
 
     Attributes:
+        ridge_lambda: lambda; None: the stores choose.
         head: the output layer; None until the model is known.
     """
 
+    ridge_lambda: Annotated[float | None, Setting(help="Regularization, as a multiple of the features' mean square sum "
+        "(default: chosen by the stores' validation photos).", gt=0, scope=Scope.SERVER)] = None  # fmt: skip
     head: Head | None = None
     sums: ClassVar[bool] = True
 
@@ -121,15 +136,11 @@ class Ridge(Algorithm):
         return {DELTA: VectorSpec(0), **sums}
 
     def client_round(self, broadcast: Broadcast, state: ClientState, trainer: Trainer) -> tuple[Upload, ClientState]:
-        from fedshelf.core.messages import DELTA, Upload, auxiliary_vectors
-        from fedshelf.training.trainer import evaluate
+        import torch
 
-        if broadcast.counted is not None and not state.algorithm:
-            raise TrainingError(  # its state is lost
-                "what this store has sent of its sums is in the model, and no longer known here: it cannot send a "
-                "difference. Restore its state directory from a copy",
-                will_repeat=True,
-            )
+        from fedshelf.core.messages import DELTA, Upload, auxiliary_vectors
+
+        _check_state(broadcast, state)
         started = time.perf_counter()
         trainer.bound_model.load(broadcast.params)
         own: dict[str, Tensor] = {}
@@ -137,30 +148,65 @@ class Ridge(Algorithm):
             found = _sums(trainer.features(photos), photos.labels, self._head)
             own |= {prefix + name: tensor for name, tensor in found.items()}
         change = {name: tensor - state.algorithm[name] if state.algorithm else tensor for name, tensor in own.items()}
-        score = evaluate(trainer.bound_model, trainer.train)
         upload = Upload(
             key=broadcast.key, vectors={DELTA: broadcast.params.new_zeros(0), **auxiliary_vectors(change)},
-            num_examples=len(trainer.train) + len(trainer.validation), num_steps=0, train_loss=score.loss or 0.0,
+            num_examples=len(trainer.train) + len(trainer.validation), num_steps=0, train_loss=None,
             seconds=time.perf_counter() - started,
         )  # fmt: skip
-        return upload, replace(state, algorithm=own)
+        task = torch.tensor([broadcast.key.round, broadcast.key.attempt], dtype=torch.float64)
+        return upload, replace(state, algorithm={**own, TASK: task})
+
+    def checked(self, upload: Upload, *, num_photos: int, num_counted: int) -> Upload:
+        """Refuse sums that are those of no photos, or of another number of photos."""
+        change = 0.0
+        for prefix in ("", HELD_OUT):
+            gram, moments = upload.auxiliary[prefix + GRAM], upload.auxiliary[prefix + MOMENTS]
+            change += _check_sums(gram, moments.view(self._head.num_rows, -1), is_difference=num_counted > 0)
+        if abs(num_counted + change - num_photos) > SLACK * max(1, num_photos) or upload.num_examples != num_photos:
+            raise RefusedError(
+                f"its sums count {num_counted + change:,.10g}, it claims {counted(upload.num_examples, 'photo')}, and "
+                f"joined with {num_photos:,}"
+            )
+        return upload
+
+    def weight(self, upload: Upload, staleness: int) -> float:
+        return 1.0  # sums of more photos are larger
 
     def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
-        total = {  # line 4; a plain mean times its number is a sum
-            name: state.optimizer.get(name, 0.0) + aggregate.num_clients * aggregate.auxiliary[name]
-            for name in _shapes(self._head)
-        }
-        return self._solved(replace(state, optimizer=total), DEFAULT_LAMBDA, DEFAULT_TEMPERATURE)
+        # Line 4; a plain mean times its number is a sum.
+        total = self._added(state, {name: aggregate.num_clients * sums for name, sums in aggregate.auxiliary.items()})
+        self._check_solvable(total)
+        chosen = total[GRAM].new_tensor([self.ridge_lambda or DEFAULT_LAMBDA, DEFAULT_TEMPERATURE])
+        state = replace(state, optimizer=total | {CHOSEN: state.optimizer.get(CHOSEN, chosen)})
+        return self._solved(state)
 
-    def candidates(self, state: ModelState) -> Tensor | None:
+    def at_fault(self, state: ModelState, uploads: Mapping[str, Upload]) -> Mapping[str, str]:
+        """The clients whose sums, alone or after those of the others, make the system unsolvable."""
+        found: dict[str, str] = {}
+
+        def is_usable(name: str, before: ModelState) -> ModelState | None:
+            total = self._added(before, uploads[name].auxiliary)
+            try:
+                self._check_solvable(total)
+            except RefusedError as error:
+                found[name] = str(error)
+                return None
+            return replace(before, optimizer=total)
+
+        alone = [name for name in sorted(uploads) if is_usable(name, state)]
+        for name in sorted(alone, key=lambda name: float(uploads[name].auxiliary[GRAM].norm())):
+            state = is_usable(name, state) or state
+        return found
+
+    def candidates(self, state: ModelState) -> Candidates | None:
         import torch
 
-        held_out = state.optimizer[HELD_OUT + MOMENTS]
-        if not held_out.any():
+        if not _num_photos(state.optimizer[HELD_OUT + GRAM]):
             return None  # no store has validation photos
         solve = _Solver(state.optimizer[GRAM], state.optimizer[MOMENTS], self._head)
-        heads = [solve(scale) for scale in LAMBDAS]  # line 5
-        return torch.cat([part for head in heads for part in (head[:-1].T.reshape(-1), head[-1])]).float()
+        heads = [solve(scale) for scale in self._lambdas]  # line 5
+        values = torch.cat([part for head in heads for part in (head[:-1].T.reshape(-1), head[-1])]).float()
+        return Candidates(values, len(heads), len(TEMPERATURES))
 
     def score_candidates(self, broadcast: Broadcast, trainer: Trainer) -> tuple[CandidateScore, ...]:
         import torch
@@ -184,18 +230,51 @@ class Ridge(Algorithm):
             scores.append(CandidateScore(num_correct=correct, losses=tuple(min(float(x), MAX_FLOAT) for x in losses)))
         return tuple(scores)
 
-    def choose(self, state: ModelState, scores: Sequence[CandidateScore]) -> tuple[ModelState, int]:
-        best = max(range(len(scores)), key=lambda i: (scores[i].num_correct, -min(scores[i].losses), -i))  # line 7
+    def choose(
+        self, state: ModelState, scores: Sequence[CandidateScore], num_photos: float
+    ) -> tuple[ModelState, int]:  # fmt: skip
+        most = max(score.num_correct for score in scores)
+        error = math.sqrt(max(0.0, most * (1 - most / max(num_photos, 1.0))))
+        best = max(i for i, score in enumerate(scores) if score.num_correct >= most - error)  # line 7
         losses = scores[best].losses
         temperature = TEMPERATURES[min(range(len(losses)), key=losses.__getitem__)]
-        logger.info("ridge: lambda %g and temperature %.3g do best on validation photos", LAMBDAS[best], temperature)
-        return self._solved(state, LAMBDAS[best], temperature), best
+        chosen = self._lambdas[best]
+        logger.info("ridge: lambda %g and temperature %.3g are chosen on validation photos", chosen, temperature)
+        values = state.optimizer[GRAM].new_tensor([chosen, temperature])
+        return self._solved(replace(state, optimizer={**state.optimizer, CHOSEN: values})), best
 
-    def _solved(self, state: ModelState, scale: float, temperature: float) -> ModelState:
-        """The state with the head of all photos (line 8)."""
+    def solution(self, state: ModelState) -> Tensor:
+        """W [E, K] of all photos (line 8), float64, divided by the temperature."""
         gram, moments = (state.optimizer[name] + state.optimizer[HELD_OUT + name] for name in (GRAM, MOMENTS))
-        solution = _Solver(gram, moments, self._head)(scale) / temperature
-        return replace(state, params=self._head.put(state.params, solution))
+        scale, temperature = state.optimizer[CHOSEN].tolist()
+        found: Tensor = _Solver(gram, moments, self._head)(scale) / temperature
+        return found
+
+    def _solved(self, state: ModelState) -> ModelState:
+        return replace(state, params=self._head.put(state.params, self.solution(state)))
+
+    def _added(self, state: ModelState, change: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums after a change; exactly zero where no photo is left."""
+        total = {name: state.optimizer.get(name, 0.0) + change[name] for name in _shapes(self._head)}
+        for prefix in ("", HELD_OUT):
+            if not _num_photos(total[prefix + GRAM]):
+                for name in (prefix + GRAM, prefix + MOMENTS):
+                    total[name] = total[name].new_zeros(len(total[name]))
+        return total
+
+    def _check_solvable(self, total: Mapping[str, Tensor]) -> None:
+        """Check that the head can be solved for at any lambda, from all photos and from training photos alone.
+
+        Raises:
+            RefusedError: the sums are not those of any photos.
+        """
+        for gram in (total[GRAM], total[GRAM] + total[HELD_OUT + GRAM]):
+            _Solver(gram, total[MOMENTS], self._head).factor(self._lambdas[0])
+
+    @property
+    def _lambdas(self) -> tuple[float, ...]:
+        """The values of lambda to choose among, ascending."""
+        return LAMBDAS if self.ridge_lambda is None else (self.ridge_lambda,)
 
     @property
     def _head(self) -> Head:
@@ -222,10 +301,21 @@ class _Solver:
         self._gram_EE[rows, columns] = gram
         self._gram_EE[columns, rows] = gram
         self._moments_EK = moments.view(size, head.num_classes)
-        self._scale = float(self._gram_EE.diagonal()[:-1].mean())
+        self._scale = float(self._gram_EE.diagonal()[:-1].mean()) or 1.0
 
     def __call__(self, scale: float) -> Tensor:
         """W [E, K], float64.
+
+        Raises:
+            RefusedError: the sums are not those of any photos.
+        """
+        import torch
+
+        solution: Tensor = torch.cholesky_solve(self._moments_EK, self.factor(scale))
+        return solution
+
+    def factor(self, scale: float) -> Tensor:
+        """The Cholesky factor of A + lambda · s · R [E, E].
 
         Raises:
             RefusedError: the sums are not those of any photos.
@@ -237,9 +327,69 @@ class _Solver:
         damped.diagonal()[-1:] += 1e-9 * max(float(damped[-1, -1]), 1.0)  # of the constant: keeps it solvable
         factor, problem = torch.linalg.cholesky_ex(damped)
         if problem:
-            raise RefusedError("the sums of the stores are not those of any photos: one of them has sent nonsense")
-        solution: Tensor = torch.cholesky_solve(self._moments_EK, factor)
-        return solution
+            raise RefusedError("the sums are not those of any photos: the output layer cannot be computed")
+        result: Tensor = factor
+        return result
+
+
+def _check_state(broadcast: Broadcast, state: ClientState) -> None:
+    """Check that the server's sums hold what this client takes its difference from.
+
+    Raises:
+        TrainingError: its own state is lost or older, or the server's is.
+    """
+    known = tuple(int(number) for number in state.algorithm[TASK]) if state.algorithm else None
+    at_server = None if broadcast.counted is None else (broadcast.counted.round, broadcast.counted.attempt)
+    if known == at_server:
+        return
+    here, there = (f"those of round {task[0]}" if task else "none" for task in (known, at_server))
+    raise TrainingError(
+        f"the sums of this store that are in the model ({there}) are not the last ones known here ({here}), so it "
+        "cannot send a difference. Restore the older one, the state directory here or the checkpoints at the server, "
+        "from a copy, or start a new run",
+        will_repeat=True,
+    )
+
+
+def _check_sums(gram: Tensor, moments_EK: Tensor, *, is_difference: bool) -> float:
+    """Check what holds for sums over any photos, of which each has one product.
+
+    Args:
+        gram: the upper triangle of A.
+        moments_EK: B.
+        is_difference: whether these are differences of such sums.
+
+    Returns:
+        Their number of photos, or its change.
+
+    Raises:
+        RefusedError: something does not hold.
+    """
+    import torch
+
+    size = len(moments_EK)
+    ends_E = torch.arange(size, 0, -1).cumsum(0)  # of the rows of the triangle
+    sums_E, counts_K = gram[ends_E - 1], moments_EK[-1]
+    largest = max(1.0, float(sums_E.abs().max()))
+    if not bool((moments_EK.sum(1) - sums_E).abs().max() <= SLACK * largest):
+        raise RefusedError("its sums per product do not add up to those of all photos")
+    if not is_difference:
+        squares_E = gram[ends_E - torch.arange(size, 0, -1)]
+        if float(squares_E.min()) < 0 or float(counts_K.min()) < 0:
+            raise RefusedError("it has sums of squares, or numbers of photos, below zero")
+        rows, columns = torch.triu_indices(size, size)
+        roots_E, slack = squares_E.sqrt(), 1 + SLACK
+        is_bound = (gram.abs() <= slack * roots_E[rows] * roots_E[columns]).all() and (
+            moments_EK.abs() <= slack * roots_E[:, None] * counts_K.sqrt()
+        ).all()
+        if not is_bound:
+            raise RefusedError("its sums of products are larger than its sums of squares allow (Cauchy-Schwarz)")
+    return float(sums_E[-1])
+
+
+def _num_photos(gram: Tensor) -> int:
+    """The number of photos that sums are of: the square sum of the constant."""
+    return round(float(gram[-1]))
 
 
 def _shapes(head: Head) -> dict[str, int]:

@@ -13,11 +13,11 @@ from fedshelf.api.settings import config_of
 from fedshelf.app.client import ClientPlace, StoreClient, join_of
 from fedshelf.config.schema import ClientConfig
 from fedshelf.core.errors import RunError, TransportError, UsageError
-from fedshelf.core.messages import RUN_FINISHED, Comparison, Failure, Upload
+from fedshelf.core.messages import RUN_FINISHED, WITHDRAWN, Comparison, Failure, Upload
 from fedshelf.core.stopping import stop_on_signals
 from fedshelf.core.text import counted, printable
 from fedshelf.deploy.client_loop import run_client
-from fedshelf.deploy.client_part import EndKind
+from fedshelf.deploy.client_part import Ended, EndKind
 from fedshelf.deploy.crash_reporter import CrashReporter
 from fedshelf.deploy.records import WireMessage
 from fedshelf.deploy.waiting import Availability
@@ -91,7 +91,8 @@ def run_store(
         raise UsageError(f"--name {name}: the token is for the store '{token.name}'; leave --name out")
     hours = active_hours(config.active_hours, config.time_zone)
     place = ClientPlace.of(
-        config.data_dir, name=name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir
+        config.data_dir, name=name, state_dir=config.state_dir, device=config.device, test_dir=config.test_dir,
+        withdraw=config.withdraw,
     )  # fmt: skip
 
     def say(text: str) -> None:
@@ -128,7 +129,10 @@ def run_store(
             max_download=lambda: store.max_download,
             find_blob=store.find_blob,
         )
-        folder = store.keep_model() if ended.reason == RUN_FINISHED else None
+        folder = store.keep_model() if ended.reason == RUN_FINISHED and not config.withdraw else None
+    if config.withdraw:
+        _report_withdrawal(ended, say)
+        return None
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
     if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
@@ -142,6 +146,23 @@ def run_store(
     if folder is not None:
         say(f"its model is in {folder}; to name the product on a photo:")
     return folder
+
+
+def _report_withdrawal(ended: Ended, say: Callable[[str], None]) -> None:
+    """Report how the client's withdrawal ended.
+
+    Raises:
+        TransportError: the server does not let it withdraw.
+        RunError: the server has not confirmed it.
+    """
+    if ended.kind is not EndKind.REFUSED:
+        raise RunError(
+            f"{ended.reason}, and the server has not confirmed that this store is withdrawn: start its run again with "
+            "'fedshelf server --extend', and this command"
+        )
+    if not ended.reason.startswith(WITHDRAWN):
+        raise TransportError(f"the server does not let this store withdraw: {ended.reason}")
+    say(ended.reason)
 
 
 def read_token(text: str | None, file: Path | None) -> Token | None:
@@ -174,9 +195,10 @@ def _describe_answer(answer: WireMessage, num_bytes: int) -> str:
     """Describe this client's part in a round; empty if there is nothing to report."""
     match answer:
         case Upload():
+            loss = "" if answer.train_loss is None else f"loss {number(answer.train_loss)}, "
             return (
-                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, loss {number(answer.train_loss)}, "
-                f"sent {size(num_bytes)}, {duration(answer.seconds)}"
+                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, {loss}sent {size(num_bytes)}, "
+                f"{duration(answer.seconds)}"
             )
         case Failure(key=key) if key is not None:  # the server refuses a client that fails to set up, and it says so
             return f"round {key.round} {'refused' if answer.refused else 'failed'}: {answer.reason}"

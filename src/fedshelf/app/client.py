@@ -13,7 +13,16 @@ from typing import cast, get_args
 from torch import Tensor
 
 from fedshelf import __version__
-from fedshelf.app.components import FEATURES, OpenedSetup, StorePhotos, open_setup, store_photos, test_photos, work_for
+from fedshelf.app.components import (
+    FEATURES,
+    NO_PHOTOS,
+    OpenedSetup,
+    StorePhotos,
+    open_setup,
+    store_photos,
+    test_photos,
+    work_for,
+)
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
@@ -62,6 +71,7 @@ from fedshelf.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 RECORD = "client.json"  # in a state directory: the client it belongs to
 MODELS_PER_DOWNLOAD = 6  # a comparison has two; a client that missed rounds gets differences of up to four
+MODELS_PER_CHOICE = 16  # with output layers to choose among, which may be most of a model
 COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
 
 
@@ -75,6 +85,7 @@ class ClientPlace:
         name: the client's name at the server and in other stores.
         device: the device to compute on.
         test_dir: folder of test photos, if there are any.
+        withdraw: whether the client takes part to have its photos taken out of the model.
     """
 
     data_dir: Path
@@ -82,10 +93,12 @@ class ClientPlace:
     name: str
     device: DeviceName
     test_dir: Path | None = None
+    withdraw: bool = False
 
     @classmethod
     def of(
-        cls, data_dir: Path, *, name: str | None, state_dir: Path | None, device: str, test_dir: Path | None = None
+        cls, data_dir: Path, *, name: str | None, state_dir: Path | None, device: str, test_dir: Path | None = None,
+        withdraw: bool = False,
     ) -> "ClientPlace":  # fmt: skip
         """Create an instance with defaults for what is not given.
 
@@ -98,6 +111,7 @@ class ClientPlace:
             state_dir: folder for the client's state.
             device: the device to compute on.
             test_dir: folder of test photos.
+            withdraw: whether to have its photos taken out of the model; they are not read.
 
         Returns:
             The settings.
@@ -124,7 +138,8 @@ class ClientPlace:
         if state.is_relative_to(folder.resolve()):
             raise UsageError(f"--state-dir {state} lies inside the photos of {folder}; choose another place")
         return cls(
-            data_dir=folder, state_dir=state, name=chosen, device=cast(DeviceName, device), test_dir=test
+            data_dir=folder, state_dir=state, name=chosen, device=cast(DeviceName, device), test_dir=test,
+            withdraw=withdraw,
         )  # fmt: skip
 
     def lock(self) -> RunLock:
@@ -213,6 +228,8 @@ def join_of(place: ClientPlace) -> Join:
     Raises:
         DataError: the folder contains no usable photos, or is not the folder of one store.
     """
+    if place.withdraw:
+        return Join(protocol=PROTOCOL_VERSION, version=__version__, client=place.name, classes=(), withdraws=True)
     found = scan(place.data_dir, val_fraction=0.0, seed=0)
     for finding in found.findings:
         logger.warning(finding)
@@ -307,7 +324,8 @@ class StoreClient:
         """Maximum bytes of a model that a server may send: with what algorithms add to it, and encoded or not."""
         layout = None if self._opened is None else self._opened.bound_model.params.layout
         num_values = self._policy.limits.max_parameters if layout is None else layout.size
-        return 4 * num_values * MODELS_PER_DOWNLOAD + MAX_HEADER_BYTES
+        models = MODELS_PER_CHOICE if self._opened and self._opened.algorithm.sums else MODELS_PER_DOWNLOAD
+        return 4 * num_values * models + MAX_HEADER_BYTES
 
     def _accept(self, broadcast: Broadcast, trainer: Trainer) -> None:
         configured = trainer.bound_model.settings.batch_size // trainer.growth
@@ -333,6 +351,8 @@ class StoreClient:
         self._newest, self._has_chosen, self._opened = None, False, None
         with at_most(limits.max_parameters):
             self._opened = open_setup(setup, device=self._place.device, accept=self._check)
+        if self._place.withdraw:
+            return work_for(self._place.name, self._opened, NO_PHOTOS, batch_size=self._opened.config.batch_size)
         cache = PhotoCache(root=places.photo_cache(), max_bytes=limits.max_cache_mb * 1_000_000)
         photos = store_photos(self._place.data_dir, self._opened, cache, store=self._place.name)
         test = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -78,6 +79,10 @@ class StorePhotos:
     train: PhotoSet
     validation: PhotoSet
     num_left_out: int = 0
+
+
+_NONE = PhotoSet(np.empty((0, 1, 1, 3), np.uint8), np.empty(0, np.int64))
+NO_PHOTOS = StorePhotos(train=_NONE, validation=_NONE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -482,7 +487,7 @@ def plan_of(
             timeout=config.round_timeout, quorum=config.quorum, max_examples=config.max_examples,
             rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size",
         ),
-        early_stopping=EarlyStopping(metric=config.best_metric, patience=config.patience),
+        early_stopping=EarlyStopping(metric=config.best_metric, patience=config.patience, newest=algorithm.sums),
         config=text,
         config_digest=files.digest(text),
         catalogue=catalogue,

@@ -347,6 +347,8 @@ class ClientConfig(Settings):
         "policy, such as mymodels.small:make_model. Can be repeated.", panel=RUN, commands=CLIENT)] = ()  # fmt: skip
     model_path: Annotated[Path | None, Setting(help="Folder of the modules of allowed models, unless Python finds "
         "them.", panel=RUN, commands=CLIENT)] = None  # fmt: skip
+    withdraw: Annotated[bool, Setting(help="Have what this store contributed taken out of the model, then end "
+        "(--algorithm ridge).", panel=RUN, commands=CLIENT)] = False  # fmt: skip
     device: Annotated[DeviceName, Setting(help="Device that this client computes on.", panel=TRAINING,
         commands=CLIENT)] = "auto"  # fmt: skip
     max_wait: Annotated[float | None, Setting(help="Give up after this many seconds without an answer from the server, "

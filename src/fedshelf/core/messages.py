@@ -37,6 +37,8 @@ MAX_CANDIDATES = 64
 """Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
 """The reason that a server gives its clients at the end of a successful run."""
+WITHDRAWN = "the photos of this store are no longer in the model"
+"""How the reason begins that a server gives a client which has withdrawn, once that is saved."""
 
 Vector: TypeAlias = Tensor | Encoded
 PARAMS, DELTA, FROZEN = "params", "delta", "frozen"
@@ -96,13 +98,15 @@ class Join:
         protocol: version of the protocol.
         version: version of FedShelf.
         client: the client's name.
-        classes: the class folders that the client holds.
+        classes: the class folders that the client holds; empty if it withdraws.
+        withdraws: whether the client asks for its photos to be taken out of the model.
     """
 
     protocol: RoundNumber
     version: Identifier
     client: Identifier
     classes: Annotated[tuple[ClassFolder, ...], Bounds(max_length=MAX_CLASSES)]
+    withdraws: StrictBool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,7 +241,7 @@ class Upload:
             payload, too.
         num_examples: photos trained on.
         num_steps: local steps taken.
-        train_loss: mean loss over local training, in nats.
+        train_loss: mean loss over local training, in nats; None if nothing was trained in steps.
         seconds: duration of training.
         batch_size: batch size of local training.
         client_lr: learning rate of local training.
@@ -247,7 +251,7 @@ class Upload:
     vectors: Mapping[str, Vector]
     num_examples: Count
     num_steps: Count
-    train_loss: FiniteFloat
+    train_loss: FiniteFloat | None
     seconds: NonNegativeFloat
     batch_size: Count | None = None
     client_lr: NonNegativeFloat | None = None

@@ -153,7 +153,8 @@ class Checkpoints(Protocol):
     def load_round(self, round: int) -> ServerState | None:
         """The state saved after `round`; None if it is no longer kept."""
 
-    def save(self, state: ServerState, *, is_best: bool) -> None: ...
+    def save(self, state: ServerState, *, is_best: bool, alone: bool = False) -> None:
+        """Save the state; if `alone`, delete all earlier ones."""
 
     def load_open_round(self) -> OpenRound | None: ...
 

@@ -102,6 +102,7 @@ class ServerState:
         refitted: the last round, if it computed the output layer in closed form.
         classes: digest of the class names that the rows of the model's head stand for.
         suspended: by client, its exclusion for some rounds.
+        photos: if uploads are sums over photos, by client, the photos that its counted uploads stand for.
     """
 
     round: int
@@ -118,6 +119,7 @@ class ServerState:
     refitted: int = 0
     classes: str = ""
     suspended: Mapping[str, Suspension] = field(default_factory=dict)
+    photos: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unused_attempt(self) -> int:

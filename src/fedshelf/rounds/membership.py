@@ -9,13 +9,17 @@ from fedshelf.core import process_exit
 from fedshelf.core.class_folder import problem_with
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientExcluded, ClientJoined, ClientLeft, ClientRefused
-from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join, Purpose, Ready, Setup
+from fedshelf.core.messages import PROTOCOL_VERSION, WITHDRAWN, ClassFolder, Join, Purpose, Ready, Setup
 from fedshelf.core.ports import Clock, Left, MetricSink, Transport
 from fedshelf.core.state import ServerState, Suspension
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a row and of one kind, of a client whose failure may be transient
+CANNOT_WITHDRAW = (
+    "it wants to withdraw, and the algorithm of this run cannot take a store's photos out of the model: only sums can "
+    "be taken out (--algorithm ridge). Train a new model without this store"
+)
 SUSPENDED_ROUNDS = 10  # without a client that failed so often
 
 
@@ -44,12 +48,14 @@ class Membership:
         transport: sends the setup and refusals.
         sink: receives events.
         clock: measures how long to wait for returning clients.
+        sums: whether uploads are sums, so that clients can withdraw.
 
     Attributes:
         num_faults: failures and exclusions so far, which are finitely many in a round.
     """
 
-    def __init__(self, *, transport: Transport, sink: MetricSink, clock: Clock) -> None:
+    def __init__(self, *, transport: Transport, sink: MetricSink, clock: Clock, sums: bool = False) -> None:
+        self._sums = sums
         self._transport = transport
         self._sink = sink
         self._clock = clock
@@ -113,8 +119,8 @@ class Membership:
         return frozenset(self._known - self._live).difference(self._out()) | self.returning()
 
     def classes(self) -> Mapping[str, tuple[ClassFolder, ...]]:
-        """The class folders of all joined clients, by name."""
-        return {name: member.join.classes for name, member in self._members.items()}
+        """The class folders of all joined clients that do not withdraw, by name."""
+        return {name: member.join.classes for name, member in self._members.items() if not member.join.withdraws}
 
     def excluded(self) -> Mapping[str, str]:
         """Excluded clients, for some rounds or until they join again, with the reason."""
@@ -160,7 +166,8 @@ class Membership:
             self._excluded[name] = reason
             self._sink.emit(ClientExcluded(client=name, reason=reason))
         if will_repeat and name in self._members:
-            self._disconnect(name, f"excluded from the run: {reason}")
+            is_final = self._members[name].join.withdraws
+            self._disconnect(name, f"excluded from the run: {reason}", is_final=is_final)
 
     def on_succeeded(self, name: str, *, doing: Purpose = Purpose.TRAIN) -> None:
         """Record that the client's answer to a task of this kind was used."""
@@ -198,7 +205,7 @@ class Membership:
 
     def num_joined(self) -> int:
         """Number of clients that have joined, set up or not."""
-        return len(self._members)
+        return len(self.classes())
 
     def address(self, name: str) -> str | None:
         """The address of `name`; None if it is not live."""
@@ -228,7 +235,8 @@ class Membership:
         """Accept or refuse a client that has introduced itself."""
         problem = self._problem_with(join)
         if problem:
-            is_final = join.protocol != PROTOCOL_VERSION  # another protocol takes another program
+            # Another protocol takes another program, and no later round lets the client withdraw.
+            is_final = join.protocol != PROTOCOL_VERSION or join.withdraws
             self._transport.refuse(address, problem, is_final=is_final)
             self._tell_refused(join.client, problem)
             return
@@ -264,7 +272,7 @@ class Membership:
                     is_final=True,
                 )
                 return None
-        if ready.num_train < 1:
+        if ready.num_train < 1 and not self._members[name].join.withdraws:
             self._drop(name, "it holds no training photo of a class in the run's catalogue")
             return None
         self._members[name].ready = ready
@@ -289,6 +297,14 @@ class Membership:
         name = self._names.get(address)
         if name is not None:
             self._drop(name, reason)
+
+    def release(self, name: str, number: int) -> None:
+        """Let a client go whose photos are not in the model since round `number`, which is saved."""
+        self._known.discard(name)
+        self._absences[name] = reason = "withdrawn: its photos are no longer in the model"
+        if name in self._members:
+            self._disconnect(name, f"{WITHDRAWN}, as of round {number}", is_final=True)
+            self._sink.emit(ClientLeft(client=name, reason=reason))
 
     def absence(self, name: str) -> str:
         """Why a client is not live, as far as known."""
@@ -351,6 +367,8 @@ class Membership:
             )
         if not join.client.strip():
             return "its name is empty; start it with --name NAME"
+        if join.withdraws:
+            return None if self._sums else CANNOT_WITHDRAW
         if problem := problem_with(join.classes):
             return problem
         return None

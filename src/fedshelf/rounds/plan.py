@@ -247,7 +247,7 @@ class Context:
         return UploadValidator(
             uploads=UploadPipeline() if self.algorithm.sums else self.plan.uploads, layout=self.model.layout,
             vectors=self.algorithm.vectors(self.model.layout),
-            max_examples=self.plan.rounds.max_examples,
+            max_examples=self.plan.rounds.max_examples, sums=self.algorithm.sums,
         )  # fmt: skip
 
     def evaluate(self, state: ServerState, *, is_last: bool = False) -> Score | None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from fedshelf.algorithms.aggregation import TIMES_COUNT, capped, combine, normalized, outliers, stretched, weighted
 from fedshelf.algorithms.reduce import Verdict
@@ -134,7 +135,7 @@ class RoundSteps:
             )  # fmt: skip
 
         def on_reply(reply: Reply) -> None:
-            member, norm = self._receive(reply, key, progress.assignment.share(reply.client))
+            member, norm = self._receive(reply, key, progress.assignment.share(reply.client), state)
             if member.status is ClientStatus.COUNTED:
                 progress.record_pace(reply.client, self._timer.now())
             self._note(progress, key, member, reply, norm)
@@ -158,7 +159,9 @@ class RoundSteps:
                 reason = progress.late_reason(began, ended, self._plan.rounds.timeout)
                 self._note(progress, key, Participation(client=name, status=ClientStatus.LATE, reason=reason))
 
-    def _receive(self, reply: Reply, key: TaskKey, share: float) -> tuple[Participation, float | None]:
+    def _receive(
+        self, reply: Reply, key: TaskKey, share: float, state: ServerState
+    ) -> tuple[Participation, float | None]:  # fmt: skip
         """Validate a reply to a training task, and spool a valid upload.
 
         An upload of which only `share` of the configured work was done is scaled to the full work.
@@ -166,7 +169,13 @@ class RoundSteps:
         Returns:
             The client's part in the round, and the norm of a valid upload as it was sent.
         """
-        found = self._validator.validate(reply, key)
+
+        name, members = reply.client, self._membership
+        checked = partial(
+            self._algorithm.checked, num_photos=members.num_train(name) + members.num_validation(name),
+            num_counted=0 if self._context.closed_form else state.photos.get(name, 0),
+        )  # fmt: skip
+        found = self._validator.validate(reply, key, checked)
         if isinstance(found, Participation):
             return found, None
         upload = normalized(found, share, num_trainable=self._layout.num_trainable)
@@ -192,6 +201,8 @@ class RoundSteps:
             else:
                 if isinstance(upload, Upload):
                     uploads[name] = upload
+        if self._algorithm.sums:
+            return uploads
         claims = capped([upload.num_examples for upload in uploads.values()])
         for (name, upload), most in zip(tuple(uploads.items()), claims, strict=True):
             if most < upload.num_examples:
@@ -240,7 +251,7 @@ class RoundSteps:
         # After a restart in this phase, all uploads are there but no client is connected yet.
         returning = self._membership.returning()
         asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
-        vectors = {PARAMS: model.params, **auxiliary_vectors({CANDIDATES: candidates})}
+        vectors = {PARAMS: model.params, **auxiliary_vectors({CANDIDATES: candidates.values})}
         found: dict[str, tuple[CandidateScore, ...]] = {}
 
         def broadcast(name: str) -> Broadcast:
@@ -253,7 +264,7 @@ class RoundSteps:
             message, num_validation = reply.message, self._membership.num_validation(reply.client)
             problem = problem_with_evaluation(reply, key, num_validation)
             if isinstance(message, Evaluation) and not problem:
-                problem = problem_with_scores(message, expected=found)
+                problem = problem_with_scores(message, candidates)
             if problem or not isinstance(message, Evaluation):
                 self._without_evaluation(reply.client, f"its scores of the candidates are not used: {problem}", reply)
             else:
@@ -271,23 +282,31 @@ class RoundSteps:
         )  # fmt: skip
         if not found:
             return model
-        model, best = self._algorithm.choose(model, summed_scores(found[name] for name in sorted(found)))
+        names = sorted(found)
+        counts = [self._membership.num_validation(name) for name in names]
+        weights = [most / max(count, 1) for most, count in zip(capped(counts), counts, strict=True)]
+        scores = summed_scores((found[name], weight) for name, weight in zip(names, weights, strict=True))
+        num_photos = sum(weight * count for weight, count in zip(weights, counts, strict=True))
+        model, best = self._algorithm.choose(model, scores, num_photos)
         progress.held_out = {name: scores[best].num_correct for name, scores in found.items()}
         return model
 
-    def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str) -> bool:
+    def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str, model: ModelState) -> bool:
         """Refuse the uploads that have destroyed the model, and exclude their clients for some rounds.
 
         Args:
             progress: the replies; updated with the refused clients.
             uploads: by client; those refused are removed.
             problem: what is wrong with the model.
+            model: the model before the round.
 
         Returns:
-            Whether any upload stands out.
+            Whether any upload is at fault, or stands out.
         """
         names = sorted(uploads)
-        found = outliers([uploads[name] for name in names], names, self._layout.num_trainable)
+        found = self._algorithm.at_fault(model, uploads) or outliers(
+            [uploads[name] for name in names], names, self._layout.num_trainable
+        )
         for name, why in found.items():
             reason = f"the model is destroyed ({problem}), and {why}"
             del uploads[name]
@@ -319,11 +338,15 @@ class RoundSteps:
             progress.members[name] = _judged(progress.members[name], verdict)
             self._membership.on_succeeded(name)
         model = replace(model, params=self._layout.clamp(model.params))
+        photos = {name: progress.members[name].num_examples or 0 for name in progress.counted()}
         return replace(
             state,
             round=key.round,
             model=self._downloads.advance(self._averaged(model, key.round), key.round),
             counted={**state.counted, **dict.fromkeys(progress.counted(), key)},
+            photos={**state.photos, **photos}
+            if self._algorithm.sums and not self._context.closed_form
+            else state.photos,
         )
 
     def _averaged(self, model: ModelState, round: int) -> ModelState:

@@ -9,7 +9,7 @@ from typing import Protocol
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
-from fedshelf.core.events import RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.core.events import ClientStatus, RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.messages import RUN_FINISHED, ClassFolder, Evaluation
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.core.text import counted, printable
@@ -59,7 +59,9 @@ class Server:
         self._algorithm = algorithm
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
-        self._membership = Membership(transport=ports.transport, sink=ports.sink, clock=ports.clock)
+        self._membership = Membership(
+            transport=ports.transport, sink=ports.sink, clock=ports.clock, sums=algorithm.sums
+        )  # fmt: skip
         self._inbox = Inbox(
             transport=ports.transport,
             membership=self._membership,
@@ -251,8 +253,12 @@ class Server:
         # Write the record before the checkpoint: a crash in between repeats the round and replaces the record. The
         # other order could leave a finished round without its record.
         self._ports.sink.emit(record)
-        self._ports.checkpoints.save(state, is_best=is_best)
+        names = (member.client for member in record.clients if member.status is ClientStatus.COUNTED)
+        withdrawn = [name for name in names if state.photos.get(name) == 0]
+        self._ports.checkpoints.save(state, is_best=is_best, alone=bool(withdrawn))
         self._ports.spool.clear()  # keep updates of single stores no longer than needed
+        for name in withdrawn:
+            self._membership.release(name, record.round)
         return state
 
 

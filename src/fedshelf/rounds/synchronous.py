@@ -86,7 +86,7 @@ class SynchronousRounds:
                 problem = problem_with_step(
                     state.model.params, model, num_trainable=context.model.layout.num_trainable
                 )  # fmt: skip
-            if not problem or not steps.quarantine(progress, uploads, problem):
+            if not problem or not steps.quarantine(progress, uploads, problem, state.model):
                 break
         if problem or len(uploads) < needed:
             reason = f"counted {len(uploads)} of {assignment.wanted}, the quorum is {needed}"
@@ -99,7 +99,7 @@ class SynchronousRounds:
         score = context.evaluate(next_state)
         if problem := problem_with_loss(progress.losses.values(), score.loss if score else None):
             context.downloads.restart()
-            steps.quarantine(progress, uploads, problem)
+            steps.quarantine(progress, uploads, problem, state.model)
             return state, _void(progress, key, f"{DESTROYED}: {problem}")
 
         counted, evaluated = [progress.members[n] for n in progress.counted()], sorted(progress.evaluated.items())

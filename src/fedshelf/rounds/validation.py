@@ -4,13 +4,13 @@ Shapes: S shared values.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fedshelf.algorithms.base import VectorSpec
+from fedshelf.algorithms.base import Candidates, VectorSpec
 from fedshelf.algorithms.reduce import norm, quick_norm
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
@@ -65,7 +65,9 @@ def check_broadcast(broadcast: Broadcast, layout: Layout) -> None:
         raise RefusedError(f"its learning rate is {broadcast.client_lr}")
 
 
-def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, vectors: Mapping[str, VectorSpec]) -> None:
+def check_upload(
+    upload: Upload, *, key: TaskKey, layout: Layout, vectors: Mapping[str, VectorSpec], sums: bool = False
+) -> None:  # fmt: skip
     """Refuse an upload that answers another task, has another shape, is not finite, or makes impossible claims.
 
     Args:
@@ -73,6 +75,7 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, vectors: Mappi
         key: the open task.
         layout: the server's layout.
         vectors: the vectors that the algorithm declares.
+        sums: whether they are sums over photos, which may be of no photo.
 
     Raises:
         RefusedError: names the first problem and the tensor that it is in, if any.
@@ -105,11 +108,11 @@ def check_upload(upload: Upload, *, key: TaskKey, layout: Layout, vectors: Mappi
             raise RefusedError(
                 f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged"
             )
-    if upload.num_examples < 1 or upload.num_steps < 0:
+    if upload.num_examples < (not sums) or upload.num_steps < 0:
         raise RefusedError(
             f"it claims {text.counted(upload.num_examples, 'example')} in {text.counted(upload.num_steps, 'step')}"
         )
-    metrics = (upload.train_loss, upload.seconds, upload.client_lr or 0.0)
+    metrics = (upload.train_loss or 0.0, upload.seconds, upload.client_lr or 0.0)
     if not all(math.isfinite(metric) for metric in metrics):
         raise RefusedError(
             f"its metrics are not finite (train_loss {upload.train_loss}, seconds {upload.seconds}, "
@@ -142,32 +145,39 @@ def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: in
         raise RefusedError(f"it keeps the {comparison.best.value} model, and says nothing of how that does")
 
 
-def problem_with_scores(evaluation: Evaluation, *, expected: Mapping[str, Sequence[CandidateScore]]) -> str:
+def problem_with_scores(evaluation: Evaluation, candidates: Candidates) -> str:
     """Why the scores of candidates are not used; empty if they are.
 
     Args:
         evaluation: the client's reply.
-        expected: the scores of other clients, which have as many.
+        candidates: the models that it was asked to score.
     """
     scores = evaluation.candidates
-    shapes = {tuple(len(score.losses) for score in one) for one in expected.values()} or {
-        tuple(len(score.losses) for score in scores)
-    }
-    if not scores or tuple(len(score.losses) for score in scores) not in shapes:
-        return f"it has {text.counted(len(scores), 'score')}, unlike the others"
+    if [len(score.losses) for score in scores] != [candidates.num_losses] * candidates.num_models:
+        return f"it has {text.counted(len(scores), 'score')} for {text.counted(candidates.num_models, 'model')}"
     if any(score.num_correct > evaluation.num_examples for score in scores):
         return "it claims more right answers than photos"
+    if any(loss < 0 for score in scores for loss in score.losses):
+        return "it claims a loss below zero"
     return ""
 
 
-def summed_scores(scores: Iterable[Sequence[CandidateScore]]) -> tuple[CandidateScore, ...]:
-    """The scores of candidates over all clients."""
+def summed_scores(scores: Iterable[tuple[Sequence[CandidateScore], float]]) -> tuple[CandidateScore, ...]:
+    """The scores of candidates over all clients.
+
+    Args:
+        scores: those of each client, and its weight: 1, or less if it claims too many photos.
+    """
+    rows, weights = zip(*scores, strict=True)
     return tuple(
         CandidateScore(
-            num_correct=sum(score.num_correct for score in of_one),
-            losses=tuple(math.fsum(losses) for losses in zip(*(score.losses for score in of_one), strict=True)),
+            num_correct=int(sum(weight * score.num_correct for weight, score in zip(weights, of_one, strict=True))),
+            losses=tuple(
+                math.fsum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+                for losses in zip(*(score.losses for score in of_one), strict=True)
+            ),
         )
-        for of_one in zip(*scores, strict=True)
+        for of_one in zip(*rows, strict=True)
     )
 
 
@@ -199,15 +209,24 @@ class UploadValidator:
         layout: the model's layout.
         vectors: the vectors that the algorithm declares.
         max_examples: upper bound on the weight that one client may claim.
+        sums: whether the vectors are sums over photos, which cannot be given less weight.
     """
 
     uploads: UploadPipeline
     layout: Layout
     vectors: Mapping[str, VectorSpec]
     max_examples: int
+    sums: bool = False
 
-    def validate(self, reply: Reply, key: TaskKey) -> Upload | Participation:
+    def validate(
+        self, reply: Reply, key: TaskKey, checked: Callable[[Upload], Upload] = lambda upload: upload
+    ) -> Upload | Participation:
         """Open and validate the upload in `reply`.
+
+        Args:
+            reply: the client's reply.
+            key: the open task.
+            checked: refuses an upload whose values make no sense to the algorithm.
 
         Returns:
             The upload that answers the task `key`, or a record of why it cannot be used.
@@ -221,7 +240,13 @@ class UploadValidator:
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
         try:
             upload = self.uploads.open(message, self.layout)
-            check_upload(upload, key=key, layout=self.layout, vectors=self.vectors)
+            check_upload(upload, key=key, layout=self.layout, vectors=self.vectors, sums=self.sums)
+            if self.sums and upload.num_examples > self.max_examples:
+                raise RefusedError(
+                    f"its sums are of {text.counted(upload.num_examples, 'photo')}, more than --max-examples "
+                    f"{self.max_examples:,}"
+                )
+            upload = checked(upload)
         except RefusedError as error:
             reason = str(error)[:MAX_REASON_CHARACTERS]
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)

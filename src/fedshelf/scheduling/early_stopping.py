@@ -16,10 +16,12 @@ class EarlyStopping:
         metric: the metric compared; `auto` is the first that the run has of accuracy on the clients' validation photos,
             accuracy on the server's test photos, and training loss.
         patience: rounds without improvement that end the run; 0: never.
+        newest: whether each round replaces the best one, because its model is the exact one for the photos of today.
     """
 
     metric: Metric = "auto"
     patience: int = 0
+    newest: bool = False
 
     def better(self, record: RoundFinished, best: Best | None) -> Best | None:
         """The new best if `record` is better than `best`, otherwise `best`; the earlier of equals stays.
@@ -29,6 +31,8 @@ class EarlyStopping:
         values = _values(record)
         chosen = best.metric if best else self.metric if self.metric != "auto" else next(iter(values), None)
         value = values.get(chosen) if chosen else None
+        if self.newest and chosen is not None:
+            return Best(round=record.round, value=value or 0.0, metric=chosen)
         if chosen is None or value is None or (best is not None and value <= best.value):
             return best
         return Best(round=record.round, value=value, metric=chosen)

@@ -160,10 +160,12 @@ class BackgroundCheckpoints:
         self._writer.wait()
         return self._checkpoints.load_round(round)
 
-    def save(self, state: ServerState, *, is_best: bool) -> None:
+    def save(self, state: ServerState, *, is_best: bool, alone: bool = False) -> None:
         if self._last is not None:
             self._writer.wait(self._last)
-        self._last = self._writer.do(lambda: self._checkpoints.save(state, is_best=is_best))
+        self._last = self._writer.do(lambda: self._checkpoints.save(state, is_best=is_best, alone=alone))
+        if alone:  # a store is about to be told that what it sent is gone
+            self._writer.wait(self._last)
 
     def load_open_round(self) -> OpenRound | None:
         self._writer.wait()

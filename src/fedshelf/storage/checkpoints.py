@@ -78,12 +78,13 @@ class FileCheckpoints:
             logger.warning("the state after round %d is lost: %s", round, error)
             return None
 
-    def save(self, state: ServerState, *, is_best: bool) -> None:
+    def save(self, state: ServerState, *, is_best: bool, alone: bool = False) -> None:
         """Write the state and delete old ones.
 
         Args:
             state: the state.
             is_best: whether this is the best round so far.
+            alone: whether to delete all earlier ones, which hold what is to be forgotten.
 
         Raises:
             RunError: the disk is full, ...; earlier checkpoints are unaffected.
@@ -96,7 +97,7 @@ class FileCheckpoints:
         write_tensors(self._path(state.round), tensors, _info(state, best_round))
         files = self._files()
         needed = {best_round, *(flight.key.round - 1 for flight in state.in_flight if flight.wanted)}
-        for round_ in list(files)[: -self._keep]:
+        for round_ in list(files)[: -1 if alone else -self._keep]:
             if round_ not in needed:
                 with translating_os_errors("delete", files[round_]):
                     files[round_].unlink(missing_ok=True)
@@ -169,6 +170,7 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
         "compared": state.compared,
         "refitted": state.refitted,
         "classes": state.classes,
+        "photos": dict(state.photos),
         "suspended": {client: [found.last_round, found.reason] for client, found in state.suspended.items()},
     }
 
@@ -207,6 +209,7 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         compared=info.get("compared", 0),
         refitted=info.get("refitted", 0),
         classes=info.get("classes", ""),
+        photos=dict(info.get("photos", {})),
         suspended={
             client: Suspension(last_round=last_round, reason=reason)
             for client, (last_round, reason) in info.get("suspended", {}).items()
