@@ -80,7 +80,8 @@ def world_of(dealt: dict[str, PhotoSet], *, held_out: int = 0, algorithm: Ridge 
     """A federation of these stores; the first `held_out` photos of each are for validation."""
     data = {name: (taken(own, range(held_out, len(own))), taken(own, range(held_out))) for name, own in dealt.items()}
     settings = {"num_rounds": 1, "plan": {"early_stopping": EarlyStopping(newest=True)}, **settings}
-    return World(names=tuple(dealt), module=module, algorithm=algorithm, data=data, **settings)
+    names = tuple(dealt)
+    return World(names=names, withholding=names, module=module, algorithm=algorithm, data=data, **settings)
 
 
 def head(world: World) -> Array:

@@ -120,7 +120,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(mirror: Mirror, tmp
 def test_the_next_call_goes_on_where_the_last_one_gave_up(mirror: Mirror, tmp_path: Path) -> None:
     mirror.archive = zip_of(FILES)
     mirror.break_off_after = [1_000] * 5
-    with pytest.raises(TransportError, match="goes on from there"):
+    with pytest.raises(TransportError, match="continues from there"):
         get(mirror, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     mirror.requests.clear()
