@@ -195,6 +195,7 @@ class World:
     def client(self, name: str) -> Client:
         """A client process of that name, on the state that it keeps."""
         bench = bound_model(self.module(), self.training, self.personalization)
+        closed_form: Algorithm | None = self.plan.get("closed_form")
 
         def keep(bench: BoundModel, comparison: Comparison) -> None:
             self.kept[name] = comparison, bench.params.vector.clone()
@@ -210,6 +211,7 @@ class World:
                 ready=ready, uploads=self.plan.get("uploads", UploadPipeline()),
                 personalization=self.personalization,
                 catalogue=Catalogue.from_json(setup.catalogue) if name not in self.withholding else None,
+                closed_form=closed_form.for_model(bench.params.layout, bench.output_layer) if closed_form else None,
                 model_selection=ModelSelection(client_lr=self.client_lr, test=lambda: self.test_photos, save=keep),
             )  # fmt: skip
 

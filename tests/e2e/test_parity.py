@@ -64,6 +64,10 @@ CODECS = ("--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
         ),
         pytest.param(("--train", "head", "--feature-views", "2"), id="features of a frozen backbone"),
         pytest.param(("--algorithm", "ridge"), id="an exact head, from sums"),
+        pytest.param(
+            ("--algorithm", "scaffold", "--warm-start", "ridge", "--refit-head", "--average-rounds", "2", *CODECS),
+            id="an exact head before and after the rounds of an algorithm with a memory",
+        ),
         pytest.param(("--train", "norm", "--freeze-norm", *CODECS), id="a frozen part, compressed"),
     ],
 )

@@ -187,8 +187,10 @@ class Server:
         """Run all rounds after `state`, first the one that is `opened`; return the last state and why the run ended."""
         if state.round < 0:
             state, opened = self._closed_form_round(state, opened, context), None
+        before = state.round
         state, ended = self._training_rounds(state, opened, context)
         if self._plan.refit_head and state.refitted != state.round:
+            opened = opened if state.round == before else None  # whose clients are still expected to return
             state = self._closed_form_round(state, opened, replace(context, closes=True))
             ended += ", and the output layer computed anew"
         return state, ended
@@ -216,7 +218,7 @@ class Server:
         algorithm = self._plan.closed_form.for_model(context.model.layout, context.model.head)
         context, optimizer = replace(context, algorithm=algorithm, closed_form=True), state.model.optimizer
         rounds = SynchronousRounds(context)
-        rounds.resume(state, opened if opened and opened.key.round == state.round + 1 else None)
+        rounds.resume(state, opened)
         state, record, live = rounds.next(replace(state, model=replace(state.model, optimizer={})))
         state = _seen(replace(state, model=replace(state.model, optimizer=optimizer)), live)
         if context.closes:
