@@ -7,7 +7,7 @@ mean of the stores' products B A is then the product with the mean of B, and ave
 
 Source: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1; Sun et al. 2024, "Improving
 LoRA in Privacy-preserving Federated Learning" (FFA-LoRA), section 4. A is drawn as in the authors' code of LoRA.
-Differs from the papers: all linear layers but the output layer are adapted, not the queries and values alone, and the
+Differs from the papers: all linear layers but the output layer are adapted, not those of attention alone, and the
 output layer is trained as a whole.
 """
 
