@@ -57,6 +57,8 @@ NEWER = (
     "train",
     "freeze_norm",
     "feature_views",
+    "adapter_rank",
+    "adapter_alpha",
     "backbone_lr_factor",
     "unfreeze_after",
 )

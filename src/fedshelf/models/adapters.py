@@ -56,7 +56,7 @@ class LoraLinear(nn.Linear):
         if not self.training:
             return F.linear(input, self.weight, self.bias)
         plain = F.linear(input, self._frozen_weight, self.bias)
-        return plain + self.scale * F.linear(F.linear(input, self.lora_a), self.lora_b)
+        return plain + F.linear(F.linear(input, self.lora_a), self.scale * self.lora_b)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -94,7 +94,9 @@ def test_only_adapters_and_the_output_layer_move() -> None:
     layers = {name for name, child in vit().named_modules() if isinstance(child, nn.Linear)} - {"head"}
     assert len(layers) == 2 * 4
     assert moved == {"head.weight", "head.bias", *(f"{layer}.lora_b" for layer in layers)}
-    assert bound.params.layout.num_shared == sum(before[name].numel() for name in moved)
+    size = sum(before[name].numel() for name in moved)
+    assert bound.params.layout.num_shared == size
+    assert bound.head_range == slice(size - 5 * 32 - 5, size), "it can have a rate of its own"
 
 
 def test_the_mean_of_uploads_is_the_mean_of_the_stores_weights() -> None:
