@@ -6,7 +6,7 @@ B starts at zero, so that an adapted model computes what it did before. A is ran
 mean of the stores' products B A is then the product with the mean of B, and averaging is exact.
 
 Source: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1; Sun et al. 2024, "Improving
-LoRA in Privacy-preserving Federated Learning" (FFA-LoRA), section 4. A is drawn as in the authors' code of LoRA.
+LoRA in Privacy-preserving Federated Learning" (FFA-LoRA). A is drawn as in the authors' code of LoRA.
 Differs from the papers: all linear layers but the output layer are adapted, not those of attention alone, and the
 output layer is trained as a whole.
 """
