@@ -7,6 +7,7 @@ from pathlib import Path
 
 RESNET10 = "ownnet.small:make"
 ARGUMENTS = ("--model", RESNET10, "--model-path")
+VIT = "ownvit:make"
 
 
 def write_resnet10(folder: Path, *, width: int = 8) -> Path:
@@ -18,6 +19,18 @@ def write_resnet10(folder: Path, *, width: int = 8) -> Path:
     (package / "small.py").write_text(
         "from fedshelf.models.resnet import resnet10\nfrom ownnet.widths import WIDTH\n\n\n"
         "def make(num_classes):\n    return resnet10(num_classes, width=WIDTH)\n"
+    )
+    return folder
+
+
+def write_vit(folder: Path) -> Path:
+    """Write a module that makes a vision transformer of one block, for photos of 16 pixels; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ownvit.py").write_text(
+        "from fedshelf.models.timm_models import import_timm\n\n\n"
+        "def make(num_classes):\n"
+        "    return import_timm().models.vision_transformer.VisionTransformer(\n"
+        "        img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=num_classes)\n"
     )
     return folder
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.own_models import VIT, write_vit
 from tests.processes import Site, bytes_without_times, figures, same_model, same_weights
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -74,6 +75,29 @@ CODECS = ("--codec-up", "topk:0.2+int8+zstd", "--codec-down", "int4+zstd")
 def test_whatever_is_remembered_simulation_equals_deployment(pair: Site, flags: tuple[str, ...]) -> None:
     pair.fresh = pair.fresh or flags == CODECS  # once with processes that share nothing, not even the seed of hashes
     three_ways(pair, "--rounds", "4", "--val-fraction", "0.1", *flags)
+
+
+def test_adapters_of_an_own_transformer_and_the_models_that_stores_keep(pair: Site) -> None:
+    path = str(write_vit(pair.root / "models"))
+    own = (
+        "--model",
+        VIT,
+        "--model-path",
+        path,
+        "--train",
+        "adapter",
+        "--adapter-rank",
+        "2",
+        "--personalize",
+        "finetune",
+    )
+    deployed, alone, _ = three_ways(
+        pair, *own, "--rounds", "3", "--val-fraction", "0.1", *CODECS,
+        client_flags=("--model-path", path, "--allow-model", VIT),
+    )  # fmt: skip
+    assert pair.show(deployed)["stores"]
+    for name in pair.names:
+        assert same_weights(pair.root / "home" / "clients" / name / "model", alone / "stores" / name)
 
 
 def test_stores_choose_and_keep_the_same_models_deployed_and_simulated(pair: Site, drawn_test_photos: Path) -> None:

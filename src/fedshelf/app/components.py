@@ -36,6 +36,7 @@ from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet, load_photos, warn_of_left_out
 from fedshelf.data.folder import PhotoFolder, has_split, scan
+from fedshelf.models.adapters import add_adapters
 from fedshelf.models.build import ModelSettings, build
 from fedshelf.models.trainable import frozen_names
 from fedshelf.personalization.base import Personalization
@@ -223,10 +224,33 @@ def module_of(config: RunConfig, num_classes: int, make_module: ModuleFactory | 
         return make_module(num_classes)
 
 
+def trainable_module_of(
+    config: RunConfig, num_classes: int, make_module: ModuleFactory | None = None
+) -> tuple[nn.Module, frozenset[str]]:  # fmt: skip
+    """Create the module of `module_of`, with adapters if these are trained.
+
+    Args:
+        config: names the model, and what is trained.
+        num_classes: number of outputs.
+        make_module: creates the caller's own model instead.
+
+    Returns:
+        The module, and the names of its tensors that never change.
+
+    Raises:
+        ModelError: see `models.build.build`; or the model lacks the layers that are to be trained.
+    """
+    module = module_of(config, num_classes, make_module)
+    if config.train == "adapter":
+        seed = Rng(config.seed).fork(purpose="adapter").seed
+        add_adapters(module, rank=config.adapter_rank, alpha=config.adapter_alpha, seed=seed)
+    return module, frozen_names(module, config.train, freeze_norm=config.freeze_norm)
+
+
 def bound_model_of(
     config: RunConfig, catalogue: Catalogue, *, device: DeviceName, make_module: ModuleFactory | None = None
 ) -> BoundModel:  # fmt: skip
-    """Create a bound model from `module_of`.
+    """Create a bound model from `trainable_module_of`.
 
     Args:
         config: the run's configuration.
@@ -238,11 +262,10 @@ def bound_model_of(
         The bound model.
 
     Raises:
-        ModelError: see `models.build.build`.
+        ModelError: see `trainable_module_of`.
     """
     compute = choose(device, threads=config.threads)
-    module = module_of(config, len(catalogue), make_module)
-    frozen = frozen_names(module, config.train, freeze_norm=config.freeze_norm)
+    module, frozen = trainable_module_of(config, len(catalogue), make_module)
     return BoundModel.of(
         module,
         compute=compute,

@@ -174,7 +174,11 @@ def _by_product(results: ProductResults) -> dict[str, Any]:
 
 
 def _training(config: RunConfig, rounds: int) -> dict[str, Any]:
-    return {"algorithm": config.algorithm, "rounds": rounds, "seed": config.seed}
+    adapter = {"adapter": {"rank": config.adapter_rank, "alpha": config.adapter_alpha, "merged": True}}
+    return {
+        "algorithm": config.algorithm, "rounds": rounds, "seed": config.seed, "train": config.train,
+        **(adapter if config.train == "adapter" else {}),
+    }  # fmt: skip
 
 
 def _tensors(bound: BoundModel) -> dict[str, Tensor]:

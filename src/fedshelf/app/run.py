@@ -26,6 +26,7 @@ from fedshelf.app.components import (
     plan_of,
     scan_test_photos,
     test_photos,
+    trainable_module_of,
     uploads_of,
 )
 from fedshelf.app.model_card import save_global, save_initial
@@ -319,6 +320,7 @@ def _check(config: RunConfig, make_module: ModuleFactory | None, existing: RunDi
             "batch size. Use --engine local (with --workers) or ray, or leave --dynamic-batch out"
         )
     if not any(problems):
+        problems.append(_problem_with_training(config, make_module))
         stages = uploads_of(config).stages
         problems += pipeline.problems(stages)
         problems += [
@@ -340,6 +342,15 @@ def _problem_with_own_model(config: RunConfig) -> str | None:
     try:
         if is_own(config.model):
             module_of(config, 2)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _problem_with_training(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
+    try:
+        if config.train != "all":
+            trainable_module_of(config.model_copy(update={"pretrained": False}), 2, make_module)
     except ModelError as error:
         return str(error)
     return None

@@ -57,6 +57,8 @@ NEWER = (
     "train",
     "freeze_norm",
     "feature_views",
+    "adapter_rank",
+    "adapter_alpha",
     "backbone_lr_factor",
     "unfreeze_after",
     "average_rounds",
@@ -148,12 +150,16 @@ class RunConfig(Settings):
         scope=Scope.SERVER)] = False  # fmt: skip
 
     train: Annotated[TrainName, Setting(help="What is trained: all, the output layer (head; photos are then computed "
-        "up to it once), or that and the normalization layers (norm). The rest is sent to each store once.",
-        panel=MODEL)] = "all"  # fmt: skip
+        "up to it once), or that and the normalization layers (norm) or low-rank adapters of the other linear layers "
+        "(adapter). The rest is sent to each store once.", panel=MODEL)] = "all"  # fmt: skip
     freeze_norm: Annotated[bool, Setting(help="Leave the statistics of batch normalization as they are, and normalize "
         "with them in training, too.", panel=MODEL)] = False  # fmt: skip
     feature_views: Annotated[int, Setting(help="With --train head: views of each photo that are computed once, the "
         "photo itself and random ones.", ge=1, le=64, panel=MODEL)] = 1  # fmt: skip
+    adapter_rank: Annotated[int, Setting(help="With --train adapter: rank of the adapters; bytes and capacity grow "
+        "with it.", ge=1, le=256, panel=MODEL)] = 4  # fmt: skip
+    adapter_alpha: Annotated[float, Setting(help="With --train adapter: the adapters' output is multiplied by this "
+        "number divided by their rank.", gt=0, panel=MODEL)] = 8.0  # fmt: skip
 
     optimizer: Annotated[OptimizerName, Setting(help="Local optimizer.", panel=TRAINING)] = "sgd"
     client_lr: Annotated[float, Setting(help="Learning rate of local training.", gt=0, panel=TRAINING)] = 0.05

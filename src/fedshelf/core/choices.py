@@ -14,7 +14,7 @@ NormName = Literal["batch", "group"]
 OptimizerName = Literal["sgd", "adamw"]
 SamplingName = Literal["uniform", "size", "availability"]
 Schedule = Literal["constant", "cosine"]
-TrainName = Literal["all", "head", "norm"]
+TrainName = Literal["all", "head", "norm", "adapter"]
 WarmStart = Literal["none", "ridge"]
 WorkNorm = Literal["none", "l2", "l1"]
 

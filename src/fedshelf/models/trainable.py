@@ -3,6 +3,7 @@
 all       everything
 head      the output layer alone
 norm      the output layer, and the scales and shifts of normalization layers
+adapter   the output layer, and the adapters of the other linear layers (`adapters`)
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedshelf.core.choices import TrainName
 from fedshelf.core.errors import ModelError
+from fedshelf.models.adapters import trained_names
 from fedshelf.models.head import head_names
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -21,7 +23,7 @@ def frozen_names(module: nn.Module, train: TrainName, *, freeze_norm: bool) -> f
     """Names of the floating-point tensors that training leaves as they are.
 
     Args:
-        module: the model.
+        module: the model, with its adapters if there are any.
         train: what is trained.
         freeze_norm: whether the statistics of batch normalization stay as they are, too; then the layers normalize with
             them in training, as in evaluation.
@@ -41,7 +43,7 @@ def frozen_names(module: nn.Module, train: TrainName, *, freeze_norm: bool) -> f
     head = head_names(module)
     if not head:
         raise ModelError(f"--train {train}: this model has no output layer that could be found. Use --train all")
-    trained = head | (_affine_names(module) if train == "norm" else frozenset())
+    trained = head | trained_names(module) | (_affine_names(module) if train == "norm" else frozenset())
     if train == "norm" and not freeze_norm:
         trained |= statistics
     return frozenset(_floating_names(module)) - trained

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedshelf.app.components import ModuleFactory, bound_model_of
+from fedshelf.compression.download import name_of
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.messages import Broadcast, ClientMessage, Purpose, Ready, Setup, TaskKey, Upload
+from fedshelf.core.messages import FROZEN, Broadcast, ClientMessage, Purpose, Ready, Setup, TaskKey, Upload
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.dataset import PhotoSet
 from fedshelf.simulate.client_runner import Backend, ClientRunner
@@ -50,9 +51,11 @@ class Federation:
         stores = {name: photos(seed, count, size) for seed, (name, count) in enumerate(counts.items())}
         catalogue = Catalogue.resolve({"all": MemoryStores(stores, None, CLASSES).classes("")})
         bench = bound_model_of(config, catalogue, device="cpu", make_module=model)
+        frozen = bench.frozen_values()
         setup = Setup(
             run_id="run", config=files.for_clients(config), catalogue=catalogue.to_json(),
-            layout_digest=bench.params.layout.digest,
+            layout_digest=bench.params.layout.digest, frozen="" if frozen is None else name_of(frozen),
+            vectors={} if frozen is None else {FROZEN: frozen},
         )  # fmt: skip
         test = photos(99, test_photos, size) if test_photos else None
         runner = ClientRunner(

@@ -51,6 +51,10 @@ def partly_frozen(num_classes: int) -> nn.Module:
     return module
 
 
+def two_layers(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+
 def group_norm_resnet(num_classes: int) -> nn.Module:
     return SmallResNet(num_classes, stem=8, blocks=[(8, 1), (16, 2)], norm="group")
 
@@ -94,6 +98,11 @@ def test_a_round_together_is_a_round_one_by_one(
 ) -> None:
     federation = Federation.of(tmp_path, SIZES, model=model, augment=augment, **settings)
     assert_equal_to_rounding(*both(federation, lr=1e-3))
+
+
+def test_adapters_are_trained_together_as_one_by_one(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"model": two_layers, "train": "adapter", "local_epochs": 2}
+    assert_equal_to_rounding(*both(Federation.of(tmp_path, SIZES, **values), lr=1e-2))
 
 
 @pytest.mark.parametrize("norm", [None, chain_cnn], ids=["batch norm", "chain"])
