@@ -14,9 +14,10 @@ from fedshelf.cli.demo import LOCAL_EPOCHS, ROUNDS
 from fedshelf.config.schema import RunConfig
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet, load_photos
+from fedshelf.data.dataset import load_photos
 from fedshelf.data.demo import make_demo
 from fedshelf.data.folder import scan
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.engine import simulate
 from fedshelf.tracking.queries import run_summary
 

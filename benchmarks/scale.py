@@ -30,7 +30,7 @@ from fedshelf.core.errors import DataError
 from fedshelf.core.events import Event, RoundFinished, RoundStarted
 from fedshelf.core.messages import ClassFolder
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.engine import simulate_stores
 
 IMAGE_SIZE, PHOTOS_PER_STORE, BATCH_SIZE = 32, 20, 10

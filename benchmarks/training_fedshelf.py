@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks import photos
 from benchmarks.workloads import NUM_CLASSES, WORKLOADS, Workload
 from fedshelf.config.schema import RunConfig
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.engine import simulate_in_memory
 from fedshelf.tracking.queries import run_summary
 

@@ -31,7 +31,7 @@ from fedshelf.core.messages import (
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState, ModelState
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.rounds.client import Client, Work

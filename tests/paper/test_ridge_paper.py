@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedshelf.algorithms.ridge import CHOSEN, LAMBDAS, TEMPERATURES, Ridge
 from fedshelf.core.events import RunStatus
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.scheduling.early_stopping import EarlyStopping
 from tests.property.rounds.test_crashes import fragile, run_with_kills
 from tests.worlds import World, bound_model, linear, photos, trainer

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from fedshelf.core.errors import DataError
 from fedshelf.core.text import some
-from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.decode import UnusablePhotoError, from_image, squash
+from fedshelf.data.photo_set import PhotoSet
 
 AnyDataset = Dataset[Any]
 _TOLERANCE = 1e-3  # of float photos beyond [0, 1], from interpolation

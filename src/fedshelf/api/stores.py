@@ -11,9 +11,9 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import ClassFolder
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.layout import store_folders
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores
 
 PathOrDataset = Path | str | AnyDataset

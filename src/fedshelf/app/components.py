@@ -34,8 +34,9 @@ from fedshelf.core.text import some
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.cache import PhotoCache, none_usable
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet, load_photos, warn_of_left_out
+from fedshelf.data.dataset import load_photos, warn_of_left_out
 from fedshelf.data.folder import PhotoFolder, has_split, scan
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.models.adapters import add_adapters
 from fedshelf.models.build import ModelSettings, build
 from fedshelf.models.trainable import frozen_names

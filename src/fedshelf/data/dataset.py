@@ -1,6 +1,6 @@
-"""Photos as arrays, ready for batching.
+"""Loading photos from files into arrays.
 
-Shapes: N photos, S the image size.
+Shapes: S the image size.
 """
 
 import logging
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,29 +20,9 @@ from fedshelf.data.class_names import similar_names
 from fedshelf.data.decode import UnusablePhotoError, decode
 from fedshelf.data.folder import class_folder
 from fedshelf.data.photo_files import Photo
+from fedshelf.data.photo_set import PhotoSet
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoSet:
-    """Photos and their classes.
-
-    Attributes:
-        images: uint8 [N, S, S, 3], RGB; read-only (index it with a list, which copies, to make a batch). Or, instead of
-            the photos, features of V views of each: float32 [N, V, D] (`training.features`).
-        labels: int64 [N], indices into the catalogue.
-    """
-
-    images: NDArray[Any]
-    labels: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if len(self.images) != len(self.labels):
-            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

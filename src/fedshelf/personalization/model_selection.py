@@ -31,7 +31,7 @@ from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import Broadcast, Comparison
 from fedshelf.core.state import ClientState
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.alone import train_alone
 from fedshelf.personalization.base import Personalization
 from fedshelf.training.bound_model import BoundModel

@@ -21,7 +21,7 @@ from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Upload
 from fedshelf.core.state import ClientState, ModelState
 from fedshelf.core.text import counted, some
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.rounds.client import Work
 from fedshelf.training.trainer import Trainer
 

@@ -16,7 +16,7 @@ from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import ClientMessage, Comparison, Failure, Ready, ServerMessage, Setup
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.rounds.client import Client, Work
 from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates

@@ -17,8 +17,8 @@ from fedshelf.core.events import RunStatus
 from fedshelf.core.ports import MetricSink
 from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.layout import store_folders
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
 from fedshelf.simulate.client_runner import Backend, ClientRunner, InProcess

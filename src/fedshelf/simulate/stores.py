@@ -16,9 +16,10 @@ from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet, warn_of_left_out
+from fedshelf.data.dataset import warn_of_left_out
 from fedshelf.data.folder import class_folder, held_out, scan
 from fedshelf.data.health import usable_classes
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training.features import featurized
 
 logger = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedshelf.core.errors import TrainingError
 from fedshelf.core.rng import Rng
 from fedshelf.core.text import counted
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training.batches import batches
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.resources import free_memory, lacks_memory

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import augment, normalize
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training.bound_model import BoundModel
 
 _T = TypeVar("_T")

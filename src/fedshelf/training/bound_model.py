@@ -160,6 +160,8 @@ class BoundModel:
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Compute what enters the output layer [B, D], in float32, from normalized photos.
 
+        The pass never runs in bfloat16: it is made once, and heads computed from features need their accuracy.
+
         Raises:
             ModelError: the model has no single linear output layer, or it is not the last step, so that features do not
                 determine the logits.
@@ -169,14 +171,14 @@ class BoundModel:
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             self.module.eval()
-            logits_BK = self.logits(images_BCHW, forward=self.module)
+            logits_BK = self.module(images_BCHW)
         finally:
             hook.remove()
         if len(seen) != 1 or seen[0].dim() != 2 or not torch.allclose(head(seen[0]), logits_BK, atol=1e-3):
             raise ModelError(
                 "a head on frozen features needs a model whose last step is its output layer, on one vector per photo"
             )
-        return seen[0].float()
+        return seen[0]
 
 
 GradientHook = Callable[[Tensor, Tensor], None]

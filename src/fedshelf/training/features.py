@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from fedshelf.core.rng import Rng
 from fedshelf.core.text import counted
 from fedshelf.data.augmentation import augment, normalize
-from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.feature_cache import FeatureCache
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.models.head import linear_head
-from fedshelf.serialization import blob
 from fedshelf.training.bound_model import BoundModel
 
 logger = logging.getLogger(__name__)
@@ -107,10 +106,12 @@ def _view(bound: BoundModel, image_HWC: NDArray[np.uint8], view: int) -> torch.T
 
 def _backbone(bound: BoundModel, image_size: int) -> str:
     """A digest of all that features depend on besides the photo and the number of the view."""
+    from fedshelf.serialization import blob
+
     head = f"{bound.output_layer}."
     tensors = {name: view for name, view in bound.params.views().items() if not name.startswith(head)}
     layout = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items()))
-    kind = f"{type(bound.module).__qualname__} {bound.compute.device.type} {bound.compute.autocast}"
+    kind = f"{type(bound.module).__qualname__} {bound.compute.device.type}"
     values = blob.write({name: tensors[name].reshape(-1) for name in sorted(tensors)}).digest
     text = (
         f"{FEATURES_VERSION} {image_size} {bound.normalization} {bound.settings.augmentation} {kind} {layout} {values}"

@@ -1,10 +1,11 @@
-"""What this process may use of the machine: cores and memory, within the limits of a container or scheduler."""
+"""What this process may use of the machine: cores and memory, within the limits of a container or scheduler.
+
+On Linux, only the memory of the machine is asked from psutil.
+"""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
@@ -42,6 +43,8 @@ def free_memory(*, groups: Path = GROUPS, own_group: Path = OWN_GROUP) -> int:
         groups: where the system describes control groups.
         own_group: the file that names this process's groups.
     """
+    import psutil
+
     left = [psutil.virtual_memory().available]
     for group in _control_groups("memory", groups=groups, own_group=own_group):
         left += _left(group)
@@ -78,12 +81,18 @@ def _control_groups(controller: str, *, groups: Path, own_group: Path) -> Iterat
 def _physical_cores(cpus: Path) -> int:
     """Distinct cores among the logical processors that this process may use."""
     if not hasattr(os, "sched_getaffinity"):  # macOS and Windows
-        return psutil.cpu_count(logical=False) or 1
+        return _reported_cores()
     allowed = os.sched_getaffinity(0)
     try:
         return len({_core(cpus / f"cpu{number}" / "topology") for number in allowed})
     except OSError:
-        return min(len(allowed), psutil.cpu_count(logical=False) or 1)
+        return min(len(allowed), _reported_cores())
+
+
+def _reported_cores() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or 1
 
 
 def _core(topology: Path) -> tuple[str, ...]:

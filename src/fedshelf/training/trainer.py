@@ -20,7 +20,7 @@ from fedshelf.core.errors import TrainingError
 from fedshelf.core.messages import DELTA, Broadcast, TaskKey, Upload, keyed
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import Batch, batches, gather, prefetch
 from fedshelf.training.bound_model import BoundModel, GradientHook

@@ -20,7 +20,7 @@ from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Broadcast, ClassFolder, Purpose, Setup, TaskKey, Upload
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.engine import simulate_in_memory
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary

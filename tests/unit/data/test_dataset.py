@@ -7,9 +7,10 @@ import pytest
 from fedshelf.core.errors import DataError
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet, load_photos, warn_of_left_out
+from fedshelf.data.dataset import load_photos, warn_of_left_out
 from fedshelf.data.decode import decode
 from fedshelf.data.folder import scan
+from fedshelf.data.photo_set import PhotoSet
 from tests.unit.data.samples import write_pack
 
 

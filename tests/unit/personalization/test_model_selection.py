@@ -12,7 +12,7 @@ from fedshelf.core.choices import Candidate
 from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import Broadcast, Comparison, Purpose, TaskKey, auxiliary_vectors
 from fedshelf.core.state import ClientState
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.base import PERSONAL, Personalization
 from fedshelf.personalization.model_selection import FIRST_MODEL, ModelSelection, choose, compare
 from fedshelf.training.bound_model import BoundModel

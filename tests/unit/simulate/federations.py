@@ -15,7 +15,7 @@ from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import FROZEN, Broadcast, ClientMessage, Purpose, Ready, Setup, TaskKey, Upload
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.client_runner import Backend, ClientRunner
 from fedshelf.simulate.stores import MemoryStores
 

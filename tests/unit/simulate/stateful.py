@@ -18,7 +18,7 @@ from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Broadcast, Upload
 from fedshelf.core.ports import MetricSink
 from fedshelf.core.state import ClientState
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.engine import simulate_in_memory
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.training.trainer import Trainer

@@ -15,7 +15,7 @@ from fedshelf.core.choices import AttackName, EngineName
 from fedshelf.core.errors import UsageError
 from fedshelf.core.events import RunStatus
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.attacks import NO_ATTACK, Attack, attack_of
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.engine import simulate_in_memory

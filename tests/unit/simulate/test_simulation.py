@@ -19,8 +19,8 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError, FedShelfError, RunError, UsageError
 from fedshelf.core.events import ClientJoined, ClientRefused, RoundFinished, RoundStarted, RoundVoid, RunStatus
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.data.dataset import PhotoSet
 from fedshelf.data.decode import decode
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.simulate.engine import simulate, simulate_in_memory
 from fedshelf.simulate.stores import MemoryStores
 from fedshelf.storage.checkpoints import FileCheckpoints

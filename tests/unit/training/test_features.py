@@ -2,6 +2,7 @@
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import Augmentation
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.models.resnet import resnet10
 from fedshelf.models.trainable import frozen_names
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
@@ -52,6 +53,14 @@ def test_cached_and_uncached_training_give_the_same_bits(tmp_path: Path, views: 
     assert np.array_equal(uncached.images, first.images)
     assert np.array_equal(uncached.images, again.images)
     assert torch.equal(trained(bound, uncached), trained(bound, again))
+
+
+def test_features_are_computed_in_float32_where_training_runs_in_bfloat16(tmp_path: Path) -> None:
+    bound, given = bound_model(), photos()
+    on_gpu = replace(bound, compute=replace(bound.compute, autocast=True))
+    expected = featurized(bound, given, cache=tmp_path, views=2).images
+    assert np.array_equal(featurized(on_gpu, given, cache=None, views=2).images, expected)
+    assert trained(on_gpu, featurized(on_gpu, given, cache=tmp_path, views=2)).isfinite().all()
 
 
 def test_features_of_a_photo_do_not_depend_on_the_others(tmp_path: Path) -> None:

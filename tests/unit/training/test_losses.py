@@ -15,7 +15,7 @@ from fedshelf.app.components import algorithm_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, auxiliary_vectors
 from fedshelf.core.state import ClientState, ModelState
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training import loop
 from fedshelf.training.batches import gather
 from fedshelf.training.bound_model import BoundModel, TrainingSettings

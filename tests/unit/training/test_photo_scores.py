@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training.photo_scores import of_classes, reweighted_accuracy, score_photos
 from fedshelf.training.trainer import EVALUATION_BATCH, evaluate, logits
 from tests.worlds import bound_model, linear, photos, with_batch_norm

@@ -14,7 +14,7 @@ from fedshelf.core.errors import FedShelfError, UsageError
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import Augmentation
-from fedshelf.data.dataset import PhotoSet
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.models.resnet import resnet10
 from fedshelf.training import trainer as training
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
