@@ -55,6 +55,9 @@ def _name_models(directory: RunDirectory) -> None:
     )
 
 
+PRETRAINED = "--model tf_efficientnet_lite0 --pretrained --algorithm ridge --rounds 1 --image-size 128"
+
+
 def describe_demo(folder: Path, run_dir: Path) -> None:
     """Print the result of the demo's run and what to try next."""
     from fedshelf.tracking.queries import run_summary
@@ -74,5 +77,6 @@ def describe_demo(folder: Path, run_dir: Path) -> None:
         typer.echo(f"  fedshelf predict {photo} --run {run_dir}")
     stores, test = folder / "photos" / "stores", folder / "photos" / "test"
     typer.echo(f"  fedshelf simulate --data-dir {stores} --test-dir {test} --rounds 15 --workers 2 --algorithm fedprox")
-    typer.echo("  fedshelf server --rounds 10 --min-clients 5        (then, in each store:)")
-    typer.echo("  fedshelf client --data-dir PHOTOS --server-address SERVER:8080 --ca ca.pem --name STORE")
+    typer.echo("  fedshelf server --rounds 10 --min-clients 5        (prints the command for each store)")
+    typer.echo("\nWith your own photos, one folder per store, and ImageNet weights:")
+    typer.echo(f"  fedshelf simulate --data-dir STORES {PRETRAINED}")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fedshelf.cli.run_summary import conclude, describe_demo
+from fedshelf.cli.app import main
+from fedshelf.cli.run_summary import PRETRAINED, conclude, describe_demo
 from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
@@ -56,6 +57,16 @@ def test_a_run_that_was_stopped_is_resumed_by_the_same_command(
     assert capsys.readouterr().out == said
 
 
+def test_the_road_from_pretrained_weights_that_the_demo_suggests_lacks_photos_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["simulate", "--data-dir", str(tmp_path / "stores"), *PRETRAINED.split()])
+    (problem,) = capsys.readouterr().err.splitlines()
+    assert "stores" in problem
+    assert "--data-dir" in problem
+
+
 def test_a_demo_of_one_accuracy_names_it_and_what_comes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,4 +74,5 @@ def test_a_demo_of_one_accuracy_names_it_and_what_comes_next(
     describe_demo(tmp_path, run.path)
     text = capsys.readouterr().out
     assert "One model for five stores names 100.0% of photos that no store has seen." in text
+    assert f"  fedshelf simulate --data-dir STORES {PRETRAINED}\n" in text
     assert f"  fedshelf runs show {run.path}" in text
