@@ -214,6 +214,25 @@ def test_a_client_that_stops_signs_off(server: EmbeddedServer, transport: GridTr
         assert stored(server) == 0
 
 
+def test_work_delivered_before_a_client_leaves_counts(server: EmbeddedServer, transport: GridTransport) -> None:
+    """The server looks at its mail only now and then: here, not before the client has gone."""
+    session = session_of(server, "lyon")
+    assert transport.receive(0) is None
+    reply(session, pulled(session), join("lyon"))
+    address = joined(transport)["lyon"]
+    transport.send(address, task(torch.zeros(1000)))
+    message = pulled(session)
+    asked = content(session, message)
+    assert isinstance(asked, Broadcast)
+    reply(session, message, echo(asked))
+    session.leave()
+    upload = expect(transport, Reply).message
+    assert isinstance(upload, Upload)
+    assert torch.equal(upload.delta, torch.ones(1000))
+    assert expect(transport, Left) == Left(address=address, signed_off=True)
+    assert stored(server) == 0
+
+
 @pytest.mark.slow
 def test_a_killed_client_is_noticed_and_its_work_forgotten(server: EmbeddedServer, transport: GridTransport) -> None:
     with process_client(server.address, "lyon") as process, process_client(server.address, "nice"):

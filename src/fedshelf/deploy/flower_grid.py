@@ -139,14 +139,13 @@ class EmbeddedGrid(Grid, Engine):  # type: ignore[misc]  # mypy does not follow 
         if contents is None:
             return None
         reply_id, objects = contents
-        replies = self._state.get_message_res({message_id}, self._run.run_id)
+        # Not `get_message_res`: that replaces the reply of a node that has left since by a notice.
+        reply = self._state.message_res_store.get(reply_id)
         self.forget([message_id])
-        if not replies:
+        if reply is None:  # expired just now
             return None
-        if replies[0].metadata.message_id != reply_id:
-            return replies[0]  # the engine's own notice: the node went offline, or the message expired
         # The announced metadata was verified; the copy inside the objects is the client's unverified claim.
-        metadata = replies[0].metadata
+        metadata = reply.metadata
         try:
             inflated: Any = inflate_object_from_contents(reply_id, objects)
             content, error = (None, inflated.error) if inflated.has_error() else (inflated.content, None)

@@ -255,7 +255,10 @@ class GridTransport:
         """Detect nodes that joined or left, and process arrivals."""
         online = set(self._grid.get_node_ids())
         for node_id in self._connections.keys() - online:
-            self._leave(self._connections[node_id])
+            connection = self._connections[node_id]
+            self._receive_last(connection)
+            if node_id in self._connections:
+                self._leave(connection)
         for node_id in sorted(online - self._connections.keys()):
             self._num_connections[node_id] += 1
             number = self._num_connections[node_id]
@@ -264,6 +267,15 @@ class GridTransport:
             self._push_control(connection, ControlKind.INTRODUCE)
         if self._pending:
             for message in self._grid.pull_messages(list(self._pending)):
+                self._receive(message)
+
+    def _receive_last(self, connection: _Connection) -> None:
+        """Process what a node sent before it left: what it has done counts."""
+        while ids := [message_id for message_id, p in self._pending.items() if p.connection is connection]:
+            replies = list(self._grid.pull_messages(ids))
+            if not replies:
+                break
+            for message in replies:
                 self._receive(message)
 
     def _leave(self, connection: _Connection) -> None:

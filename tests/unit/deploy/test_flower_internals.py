@@ -47,7 +47,6 @@ def test_an_imported_internal_is_still_there(module: str, name: str) -> None:
             "start_session": ["run_id"],
             "store_message_and_object_tree": ["message", "object_tree", "session_id"],
             "store_object": ["run_id", "session_id", "object_id", "object_content"],
-            "get_message_res": ["message_ids", "run_id"],
             "delete_messages": ["message_ins_ids"],
             "get_nodes": ["run_id"],
             "get_node_id_by_public_key": ["public_key"],
@@ -79,6 +78,7 @@ def test_the_state_still_remembers_which_reply_answers_which_message() -> None:
 
     engine = FlowerEngine(silence=30)
     assert engine.state.message_ins_id_to_message_res_id == {}
+    assert engine.state.message_res_store == {}
     assert engine.state._object_push_session_by_root == {}
     session = engine.state._object_push_sessions[engine.state.start_session(engine.run.run_id)]
     assert session.pending_object_ids == set()

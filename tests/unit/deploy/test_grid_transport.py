@@ -11,12 +11,12 @@ from flwr.app.metadata import Metadata
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedshelf.core.messages import ClassFolder, Failure, Setup
+from fedshelf.core.messages import ClassFolder, Failure, Setup, Upload
 from fedshelf.core.ports import Joined, Left, Reply
 from fedshelf.deploy.grid_transport import Engine, GridTransport
 from fedshelf.deploy.records import Control, ControlKind, WireMessage, open_records, to_parcel
 from fedshelf.serialization.messages import MAX_CLIENT_HEADER_BYTES
-from tests.unit.deploy.echo import join, task
+from tests.unit.deploy.echo import echo, join, task
 
 CLIENT_APP_RAISED_EXCEPTION, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE = 2, 3, 5
 
@@ -133,6 +133,19 @@ def test_a_node_that_vanishes_has_left_and_cannot_be_sent_to(
     grid.nodes = []
     assert transport.receive(0) == Left(address=address)
     assert transport.send(address, task(torch.ones(3))) == 0
+
+
+def test_what_a_node_answered_before_it_left_counts(
+    grid: ScriptedGrid, transport: GridTransport, address: str
+) -> None:
+    asked = task(torch.ones(3))
+    transport.send(address, asked)
+    grid.answer(echo(asked))
+    grid.nodes = []
+    reply = transport.receive(0)
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.message, Upload)
+    assert transport.receive(0) == Left(address=address)
 
 
 def test_a_node_that_never_introduced_itself_is_nobodys_business(grid: ScriptedGrid, transport: GridTransport) -> None:
