@@ -227,9 +227,10 @@ class BufferedRounds:
             reason = f"it began {staleness} versions ago, --max-staleness is {most}"
             self._leave_out(record, name, ClientStatus.LATE, reason, staleness=staleness, reply=reply)
         else:
-            self._buffer.add(name, found, dispatched.broadcast.params, source_of(reply, found))
+            upload = found.upload
+            self._buffer.add(name, upload, dispatched.broadcast.params, source_of(reply, upload))
             self._membership.on_succeeded(name)
-            self._emit_upload(record, name, ClientStatus.COUNTED, "", reply, self._context.validator.norm(found))
+            self._emit_upload(record, name, ClientStatus.COUNTED, "", reply, found.norm)
 
     def _accept_evaluation(self, reply: Reply, dispatched: DispatchedTask, state: ServerState) -> ServerState:
         name, message = reply.client, reply.message

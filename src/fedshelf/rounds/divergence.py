@@ -30,13 +30,17 @@ MAX_LOSS = 1000.0  # nats; guessing among a million products costs 14
 
 def problem_with_step(before: Tensor, model: ModelState, *, num_trainable: int) -> str:
     """Why the step from `before` [S] to `model` has destroyed the model; empty if it has not."""
-    for name, vector in {"model": model.params, **model.optimizer}.items():
+    parts = ((TRAINABLE, slice(num_trainable)), (STATISTICS, slice(num_trainable, None)))
+    steps = {part: quick_norm(model.params[values], before[values]) for part, values in parts}
+    # Of a finite step, each value is finite, which saves a pass over the model.
+    unknown = {} if all(map(math.isfinite, steps.values())) else {"model": model.params}
+    for name, vector in {**unknown, **model.optimizer}.items():
         bad = first_not_finite(vector)
         if bad is not None:
             return f"the new {name} holds {vector[bad].item()}"
-    for part, values in ((TRAINABLE, slice(num_trainable)), (STATISTICS, slice(num_trainable, None))):
-        step, size = quick_norm(model.params[values], before[values]), quick_norm(before[values])
-        if step > MAX_STEP[part] * max(size, 1.0):
+    for part, values in parts:
+        step, most = steps[part], MAX_STEP[part]
+        if step > most and step > most * (size := quick_norm(before[values])):
             return f"the {part} values would move by {step:.3g}, and their norm is {size:.3g}"
     return ""
 

@@ -178,9 +178,9 @@ class RoundSteps:
         found = self._validator.validate(reply, key, checked)
         if isinstance(found, Participation):
             return found, None
-        upload = normalized(found, share, num_trainable=self._layout.num_trainable)
+        upload = normalized(found.upload, share, num_trainable=self._layout.num_trainable)
         self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
-        return counted(reply.client, upload), self._validator.norm(found)
+        return counted(reply.client, upload), found.norm
 
     def load(self, progress: RoundProgress, key: TaskKey) -> dict[str, Upload]:
         """Load the counted uploads from the spool, and bound the weights that they claim.

@@ -6,6 +6,7 @@ Shapes: S shared values.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def check_broadcast(broadcast: Broadcast, layout: Layout) -> None:
 def check_upload(
     upload: Upload, *, key: TaskKey, layout: Layout, vectors: Mapping[str, VectorSpec], sums: bool = False
 ) -> None:  # fmt: skip
-    """Refuse an upload that answers another task, has another shape, is not finite, or makes impossible claims.
+    """Refuse an upload that answers another task, has another shape, or makes impossible claims.
 
     Args:
         upload: the upload, decoded.
@@ -78,7 +79,7 @@ def check_upload(
         sums: whether they are sums over photos, which may be of no photo.
 
     Raises:
-        RefusedError: names the first problem and the tensor that it is in, if any.
+        RefusedError: names the first problem.
     """
     if upload.key != key:
         raise RefusedError(
@@ -101,13 +102,6 @@ def check_upload(
     ]
     if wrong:
         raise RefusedError(f"its vectors do not have the size that the algorithm declares: {', '.join(wrong)}")
-    for name, vector in {"delta": upload.delta, **upload.auxiliary}.items():
-        bad = first_not_finite(vector)
-        if bad is not None:
-            where = f" in tensor {layout.at(bad).name!r}" if name == "delta" else ""
-            raise RefusedError(
-                f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged"
-            )
     if upload.num_examples < (not sums) or upload.num_steps < 0:
         raise RefusedError(
             f"it claims {text.counted(upload.num_examples, 'example')} in {text.counted(upload.num_steps, 'step')}"
@@ -118,6 +112,32 @@ def check_upload(
             f"its metrics are not finite (train_loss {upload.train_loss}, seconds {upload.seconds}, "
             f"client_lr {upload.client_lr})"
         )
+
+
+def norm_of_finite(upload: Upload, layout: Layout) -> float:
+    """The norm of an upload's trainable part.
+
+    Args:
+        upload: the upload, decoded, of valid sizes.
+        layout: the server's layout.
+
+    Raises:
+        RefusedError: a value of the upload is NaN or infinite; names the tensor that it is in.
+    """
+    trainable, statistics = upload.delta[: layout.num_trainable], upload.delta[layout.num_trainable :]
+    quick = quick_norm(trainable)
+    is_finite = math.isfinite(quick)  # then so is each value, which saves a second pass
+    for name, start, vector in (
+        *(() if is_finite else (("delta", 0, trainable),)), ("delta", layout.num_trainable, statistics),
+        *((name, 0, vector) for name, vector in upload.auxiliary.items()),
+    ):  # fmt: skip
+        bad = first_not_finite(vector)
+        if bad is not None:
+            where = f" in tensor {layout.at(start + bad).name!r}" if name == "delta" else ""
+            raise RefusedError(
+                f"its {name} holds {vector[bad].item()}{where}; training diverged, or the data is damaged"
+            )
+    return quick if is_finite else norm(trainable)
 
 
 def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: int) -> None:
@@ -200,6 +220,18 @@ def _describe(key: TaskKey) -> str:
     return f"round {key.round}, attempt {key.attempt + 1} of run {key.run_id}"
 
 
+class ValidUpload(NamedTuple):
+    """An upload that may be used.
+
+    Attributes:
+        upload: the upload.
+        norm: the norm of its trainable part; None if masks hide it.
+    """
+
+    upload: Upload
+    norm: float | None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class UploadValidator:
     """Validates uploads of this run.
@@ -220,7 +252,7 @@ class UploadValidator:
 
     def validate(
         self, reply: Reply, key: TaskKey, checked: Callable[[Upload], Upload] = lambda upload: upload
-    ) -> Upload | Participation:
+    ) -> ValidUpload | Participation:
         """Open and validate the upload in `reply`.
 
         Args:
@@ -241,6 +273,7 @@ class UploadValidator:
         try:
             upload = self.uploads.open(message, self.layout)
             check_upload(upload, key=key, layout=self.layout, vectors=self.vectors, sums=self.sums)
+            norm = self.norm(upload)
             if self.sums and upload.num_examples > self.max_examples:
                 raise RefusedError(
                     f"its sums are of {text.counted(upload.num_examples, 'photo')}, more than --max-examples "
@@ -250,15 +283,16 @@ class UploadValidator:
         except RefusedError as error:
             reason = str(error)[:MAX_REASON_CHARACTERS]
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
-        return cap_examples(upload, self.max_examples)
+        return ValidUpload(cap_examples(upload, self.max_examples), norm)
 
     def norm(self, upload: Upload) -> float | None:
-        """The norm of a valid upload's trainable part; None if masks hide it."""
-        if any(stage.declares.masks for stage in self.uploads.stages):
-            return None
-        row = upload.delta[: self.layout.num_trainable]
-        quick = quick_norm(row)
-        return quick if math.isfinite(quick) else norm(row)
+        """The norm of an upload's trainable part; None if masks hide it.
+
+        Raises:
+            RefusedError: a value of the upload is not finite.
+        """
+        found = norm_of_finite(upload, self.layout)
+        return None if any(stage.declares.masks for stage in self.uploads.stages) else found
 
 
 def counted(name: str, upload: Upload, *, staleness: int | None = None, number: int = 0) -> Participation:

@@ -135,9 +135,7 @@ def test_a_node_that_vanishes_has_left_and_cannot_be_sent_to(
     assert transport.send(address, task(torch.ones(3))) == 0
 
 
-def test_what_a_node_answered_before_it_left_counts(
-    grid: ScriptedGrid, transport: GridTransport, address: str
-) -> None:
+def test_what_a_node_answered_before_it_left_counts(grid: ScriptedGrid, transport: GridTransport, address: str) -> None:
     asked = task(torch.ones(3))
     transport.send(address, asked)
     grid.answer(echo(asked))
