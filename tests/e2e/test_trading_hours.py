@@ -40,14 +40,6 @@ def quick_naps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "NAP_SECONDS", 0.05)
 
 
-def says(client: ThreadClient, text: str) -> None:
-    """Return once the client has said `text`."""
-    deadline = time.monotonic() + PATIENCE
-    while not any(text in status for status in client.statuses):
-        assert time.monotonic() < deadline, client.statuses
-        time.sleep(0.02)
-
-
 def test_the_task_at_hand_is_delivered_late_and_the_client_comes_back_when_its_hours_do() -> None:
     clock, started, go_on = Clock(NIGHT), threading.Event(), threading.Event()
 
@@ -69,7 +61,7 @@ def test_the_task_at_hand_is_delivered_late_and_the_client_comes_back_when_its_h
             assert isinstance(reply, Upload)
             assert torch.equal(reply.delta, torch.ones(3))
             assert expect(transport, Left).address == address
-            says(client, "outside of its hours (22:00-06:00, UTC): it joins at 22:00, in 10 h 0 min")
+            client.says("outside of its hours (22:00-06:00, UTC): it joins at 22:00, in 10 h 0 min")
             assert transport.receive(0.5) is None, "it stays away"
             clock.now = NIGHT + DAY
             again = joined(transport)["lyon"]
@@ -98,7 +90,7 @@ def test_work_that_comes_after_closing_is_not_begun() -> None:
 
 def test_a_closed_client_hears_that_it_is_to_stop() -> None:
     with ThreadClient(f"127.0.0.1:{free_port()}", "lyon", availability=Clock(DAYTIME).availability()) as client:
-        says(client, "outside of its hours")
+        client.says("outside of its hours")
         client.stop.set()
         assert client.result.result(PATIENCE).reason == "stopped"
     assert not any("cannot connect" in status for status in client.statuses), "it does not even try"
@@ -107,10 +99,10 @@ def test_a_closed_client_hears_that_it_is_to_stop() -> None:
 def test_time_outside_of_the_hours_is_no_time_that_a_server_was_away() -> None:
     clock = Clock(DAYTIME)
     with ThreadClient(f"127.0.0.1:{free_port()}", "lyon", availability=clock.availability(), max_wait=1.0) as client:
-        says(client, "outside of its hours")
+        client.says("outside of its hours")
         time.sleep(1.5)  # longer than it would wait for a server
         clock.now = NIGHT
-        says(client, "cannot connect")
+        client.says("cannot connect")
         with pytest.raises(TransportError, match="did not answer for 1 s"):
             client.result.result(PATIENCE)
 
@@ -122,7 +114,7 @@ def test_time_at_a_server_is_no_time_that_it_was_away(monkeypatch: pytest.Monkey
         joined(server.transport())
         time.sleep(1.5)
     with client:
-        says(client, "cannot connect")
+        client.says("cannot connect")
         with pytest.raises(TransportError, match="did not answer for 1 s"):
             client.result.result(PATIENCE)
 

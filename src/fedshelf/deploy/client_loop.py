@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, TransportError
+from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, TransportError, UsageError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import Address, parse_server_address
@@ -78,8 +78,8 @@ def run_client(
 ) -> Ended:
     """Take part in a run until the server closes it, refuses this client for good, or `stop` is set.
 
-    Everything that may pass is retried: an unreachable server, a refusal that another run may not repeat, and, once
-    this client has been connected, also an error that would end it at the start.
+    Everything that may pass is retried: an unreachable server, another program or another certificate at its address,
+    and a refusal that another run may not repeat.
 
     Args:
         server_address: HOST:PORT.
@@ -106,9 +106,9 @@ def run_client(
     Raises:
         IdentityError: the server does not admit this store.
         RosterError: the server shows a roster, or a chain's key, that this store does not accept.
-        TransportError: the first connection shows that the server cannot be verified or does not speak FedShelf's
-            protocol; the server does not accept this client's certificate, or did not answer for `max_wait`.
-        UsageError: `server_address` is not an address that a client can connect to.
+        TransportError: the server does not accept this client's certificate, or did not answer for `max_wait`.
+        UsageError: `server_address` is not an address that a client can connect to; or TLS cannot be set up on this
+            machine, and never could be since this client began.
     """
     quiet_engine_log()
     address = parse_server_address(server_address)
@@ -158,7 +158,7 @@ def run_client(
             except FedShelfError as error:
                 if not insecure and ca is None and local_authority() != authority:
                     on_status("a server on this machine has just made its certificate authority; trying again")
-                elif not was_connected:
+                elif isinstance(error, UsageError) and not was_connected:
                     raise
                 else:  # the server, the network or this machine has changed, and may change again
                     patience.check(error)

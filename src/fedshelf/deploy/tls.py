@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from fedshelf.config.places import HOME_VARIABLE, tls_directory
-from fedshelf.core.errors import TransportError
+from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.core.system_errors import current_user, reason, user_name
 from fedshelf.deploy.address import Address, host_problem, own_addresses, parse_ip
 from fedshelf.deploy.connection_errors import validity
@@ -128,7 +128,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
         The TLS settings.
 
     Raises:
-        TransportError: the file cannot be read or does not contain a certificate.
+        UsageError: the file cannot be read or does not contain a certificate.
     """
     try:
         if ca is not None:
@@ -136,13 +136,13 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
         context = ssl.create_default_context()
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.filename:  # not about the authority: see SSLKEYLOGFILE
-            raise TransportError(f"TLS cannot be set up: '{error.filename}': {reason(error)}") from error
+            raise UsageError(f"TLS cannot be set up: '{error.filename}': {reason(error)}") from error
         why = (
             "it does not hold a certificate"
             if isinstance(error, ssl.SSLError)
             else f"{current_user()}: {reason(error)}"
         )
-        raise TransportError(
+        raise UsageError(
             f"--ca {ca}: {why}; give a copy of the ca.pem that 'fedshelf server' names when it starts"
         ) from error
     local = local_authority()
@@ -150,7 +150,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cadata=local)
         except (OSError, ValueError, TypeError) as error:
-            raise TransportError(
+            raise UsageError(
                 f"'{tls_directory() / 'ca.pem'}' does not hold a certificate: give the server's ca.pem with --ca FILE"
             ) from error
     return context
@@ -160,7 +160,7 @@ def local_authority() -> str:
     """Return the certificate (PEM) of this machine's own authority; empty if no server has created one.
 
     Raises:
-        TransportError: this user may not read it.
+        UsageError: this user may not read it.
     """
     path = tls_directory() / "ca.pem"
     try:
@@ -168,7 +168,7 @@ def local_authority() -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        raise TransportError(
+        raise UsageError(
             f"{current_user()} cannot read '{path}' ({reason(error)}), the authority of a server on this machine: give "
             f"a copy with --ca FILE, or set {HOME_VARIABLE} to a folder of this user's own"
         ) from error

@@ -114,6 +114,15 @@ class ThreadClient:
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
 
+    def says(self, text: str) -> str:
+        """The first status that holds `text`, once there is one."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if found := [status for status in self.statuses if text in status]:
+                return found[0]
+            time.sleep(0.02)
+        raise AssertionError(f"no {text!r} in {self.statuses}")
+
     def __enter__(self) -> "ThreadClient":
         return self
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedshelf.config.places import tls_directory
-from fedshelf.core.errors import IdentityError, TransportError
+from fedshelf.core.errors import IdentityError, TransportError, UsageError
 from fedshelf.deploy import tls
 from fedshelf.deploy.tls import (
     CERTIFICATE_LIFETIME,
@@ -326,14 +326,14 @@ def test_a_damaged_authority_of_this_machine_is_one_clear_error(
     monkeypatch.setenv("FEDSHELF_HOME", str(tmp_path))
     tls_directory().mkdir()
     (tls_directory() / "ca.pem").write_text(content, encoding="latin-1")
-    with pytest.raises(TransportError, match=r"ca\.pem' does not hold a certificate: .*--ca FILE"):
+    with pytest.raises(UsageError, match=r"ca\.pem' does not hold a certificate: .*--ca FILE"):
         client_context(None)
 
 
 def test_a_key_log_that_cannot_be_written_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSLKEYLOGFILE", "/proc/absent/keys")
     ca = ensure_server_tls(tmp_path).ca
-    with pytest.raises(TransportError, match="TLS cannot be set up: '/proc/absent/keys': no such file"):
+    with pytest.raises(UsageError, match="TLS cannot be set up: '/proc/absent/keys': no such file"):
         client_context(ca)
 
 
@@ -342,7 +342,7 @@ def test_a_bad_ca_file_is_one_clear_error(tmp_path: Path, content: str | None) -
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(TransportError, match=r"--ca .*ca\.pem"):
+    with pytest.raises(UsageError, match=r"--ca .*ca\.pem"):
         client_context(path)
 
 
