@@ -47,6 +47,7 @@ from fedshelf.models.build import find_problem
 from fedshelf.models.initial_weights import check_fit, extra_tensors, load_initial_weights, read_initial_weights
 from fedshelf.models.own_model import find_source, use_model_path
 from fedshelf.models.registry import is_own
+from fedshelf.models.weights_packages import pretrained_source
 from fedshelf.rounds import pipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
@@ -246,6 +247,10 @@ def _global_model(
         if config.init is not None:
             weights = read_initial_weights(config.init)
             loaded = load_initial_weights(bound.module, weights, catalogue.names, _given_names(config)[0])
+        else:
+            loaded = WeightsLoaded(
+                file=pretrained_source(config.model), added=catalogue.names, reason="it knows other classes"
+            )
         save_initial(run.directory.initial_model, bound, catalogue, loaded)
     evaluate_on_server = evaluator(catalogue, bound)
     known: list[bool] = []

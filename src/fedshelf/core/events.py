@@ -95,10 +95,10 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsLoaded:
-    """A new run starts from the weights in a file. Rows of its head are matched by class name.
+    """A new run starts from existing weights. Rows of a head are matched by class name.
 
     Attributes:
-        file: the file's name.
+        file: the name of their file, or where pretrained ones come from.
         kept: classes whose row keeps its position.
         moved: classes whose row has another position now.
         added: classes missing from the file; their rows are newly initialized.

@@ -88,6 +88,14 @@ def find_weights(model: str) -> Path | None:
         return None
 
 
+def pretrained_source(model: str) -> str:
+    """Where the pretrained weights of a timm model come from, for people."""
+    if find_weights(model) is None:
+        return f"timm ({model})"
+    found = distribution(PACKAGES[model].distribution)
+    return f"{found.name} {found.version} ({model})"
+
+
 def load_weights(module: nn.Module, model: str, path: Path) -> None:
     """Load the weights file of a package.
 

