@@ -237,6 +237,22 @@ def test_a_damaged_roster_admits_nobody_until_it_is_mended(
     FleetSession(access).leave()
 
 
+@pytest.mark.parametrize("name", ["roster.json", "tokens.json"])
+def test_a_damaged_file_of_the_server_is_not_blamed_on_the_store_that_enrolls(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    access = credentials(server, tls, chain, tmp_path)
+    path = tmp_path / "identity" / name
+    whole = path.read_text() if path.exists() else None
+    path.write_text("x")
+    with pytest.raises(ServerUnavailableError, match="answers 503 to the request to enroll"):
+        FleetSession(access)
+    assert "a store cannot enroll: " in caplog.text
+    assert "damaged" in caplog.text
+    path.write_text(whole) if whole else path.unlink()
+    FleetSession(access).leave()
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -99,5 +99,9 @@ class IdentityError(FedShelfError):
     will_repeat = True
 
 
+class IdentityFileError(IdentityError):
+    """A file of keys, tokens or stores on this machine is missing, damaged, encrypted or full. No peer can help it."""
+
+
 class WorkerLostError(FedShelfError):
     """A worker process ended before its work was done."""

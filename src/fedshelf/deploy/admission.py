@@ -13,6 +13,7 @@ certificate for the same key. The signature is checked before the body is read.
 
 import hashlib
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -21,13 +22,15 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fedshelf.core.errors import FedShelfError, IdentityError
+from fedshelf.core.errors import FedShelfError, IdentityError, IdentityFileError
 from fedshelf.core.text import printable
 from fedshelf.identity import certificates, signatures
 from fedshelf.identity.chain import Chain
 from fedshelf.identity.keys import PublicKey
 from fedshelf.identity.roster import StoreState
 from fedshelf.identity.signatures import Nonces, SignedRequest
+
+logger = logging.getLogger(__name__)
 
 MAX_ENROLLMENT_BYTES = 4 << 10
 ATTEMPTS_A_MINUTE = 120  # to enroll, from one address: a hundred stores may be behind one
@@ -165,10 +168,11 @@ class Admission:
             return _refused(400, "not a request to enroll")
         try:
             entry, certificate = self.chain.enroll(secret, name, request)
-        except IdentityError as error:
-            self.chain.audit.count(f"enrollment refused: {error}", address)
-            return _refused(403, str(error))
-        except FedShelfError:
+        except FedShelfError as error:
+            if isinstance(error, IdentityError) and not isinstance(error, IdentityFileError):
+                self.chain.audit.count(f"enrollment refused: {error}", address)
+                return _refused(403, str(error))
+            logger.error("a store cannot enroll: %s", error)
             return _refused(503, "the server cannot enroll anybody at the moment: its log says why")
         return 200, self._granted(entry.name, certificate)
 

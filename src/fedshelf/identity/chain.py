@@ -23,7 +23,7 @@ from typing import Any
 
 from cryptography import x509
 
-from fedshelf.core.errors import IdentityError
+from fedshelf.core.errors import IdentityError, IdentityFileError
 from fedshelf.identity import certificates
 from fedshelf.identity.audit_log import AuditLog
 from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
@@ -284,13 +284,13 @@ class Chain:
                 )
             roster = roster.with_key(name, key, _now_text())
             if len(roster.signed(self._keys)) > MAX_BYTES // 2:
-                raise IdentityError(f"the roster has {len(roster.entries):,} entries and is full")
+                raise IdentityFileError(f"the roster has {len(roster.entries):,} entries and is full")
             self._write(roster)
             if token.uses != UNLIMITED:
                 self._write_tokens([t for t in (_used(t) if t == token else t for t in tokens) if t.uses])
         entry = roster.find(key)
         if entry is None:
-            raise IdentityError("the roster was changed meanwhile: try again")
+            raise IdentityFileError("the roster was changed meanwhile: try again")
         certificate = self._issue(public, name)
         self.audit.write("enrolled", store=name, key=key.text, by="token" if secret else "open admission")
         return entry, certificate
@@ -347,7 +347,7 @@ class Chain:
         if path.exists():
             return KeyPair.load(path, passphrase=passphrase())
         if (self._folder / "roster.json").exists():
-            raise IdentityError(
+            raise IdentityFileError(
                 f"'{path}' is missing, but '{self._folder}' has enrolled stores: restore it from a backup. Without it, "
                 "move the folder away and enroll every store again"
             )
@@ -378,7 +378,7 @@ class Chain:
                 text = path.read_text(encoding="utf-8") if path.exists() else "[]"
             tokens = [OpenToken(**fields) for fields in json.loads(text)]
         except (ValueError, TypeError, RecursionError) as error:
-            raise IdentityError(f"'{path}' is damaged: delete it, and make new tokens") from error
+            raise IdentityFileError(f"'{path}' is damaged: delete it, and make new tokens") from error
         return [token for token in tokens if not token.expires or token.expires > now]
 
     def _write_tokens(self, tokens: Sequence[OpenToken]) -> None:

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedshelf.core.errors import IdentityError
+from fedshelf.core.errors import IdentityFileError
 from fedshelf.storage.atomic_files import translating_os_errors, write_atomically
 
 PASSPHRASE_VARIABLE = "FEDSHELF_PASSPHRASE"  # noqa: S105 the name of a variable
@@ -93,7 +93,7 @@ class KeyPair:
         except TypeError as error:
             raise passphrase_problem(path, passphrase) from error
         except ValueError as error:
-            raise IdentityError(
+            raise IdentityFileError(
                 f"'{path}' does not hold a key that can be read: restore it from a backup"
                 + (f", and check {PASSPHRASE_VARIABLE}" if passphrase else "")
             ) from error
@@ -135,10 +135,10 @@ def private_key(pem: bytes, passphrase: bytes | None = None) -> ec.EllipticCurve
     return key
 
 
-def passphrase_problem(path: Path, given: bytes | None) -> IdentityError:
+def passphrase_problem(path: Path, given: bytes | None) -> IdentityFileError:
     """The error for a key that is encrypted without a passphrase, or the reverse."""
     problem, advice = ("is encrypted", "set") if given is None else ("is not encrypted", "unset")
-    return IdentityError(f"'{path}' {problem}: {advice} {PASSPHRASE_VARIABLE}")
+    return IdentityFileError(f"'{path}' {problem}: {advice} {PASSPHRASE_VARIABLE}")
 
 
 def passphrase() -> bytes | None:

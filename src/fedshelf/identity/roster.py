@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from fedshelf.core.errors import IdentityError
+from fedshelf.core.errors import IdentityFileError
 from fedshelf.identity.keys import KeyPair, PublicKey, bytes_of, text_of
 
 MAX_BYTES = 4 << 20
@@ -122,7 +122,7 @@ class Roster:
                 return found
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
-        raise IdentityError("the roster is damaged, or not signed by this chain's key: restore it from a backup")
+        raise IdentityFileError("the roster is damaged, or not signed by this chain's key: restore it from a backup")
 
     def _is_consistent(self) -> bool:
         active = [entry for entry in self.entries if entry.state is StoreState.ACTIVE]
