@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks import acceptance, results
 from benchmarks.measure import MeasurementError
-from fedshelf.app.components import open_setup, store_photos
+from fedshelf.app.photos import store_photos
+from fedshelf.app.setup import open_setup
 from fedshelf.config import files
 from fedshelf.config.places import photo_cache
 from fedshelf.config.schema import RunConfig

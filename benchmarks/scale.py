@@ -24,7 +24,8 @@ from benchmarks import results
 from benchmarks.measure import Program, measure
 from benchmarks.networks import NUM_CLASSES, chain_network
 from benchmarks.records import RecordFile
-from fedshelf.app.components import OpenedSetup, StorePhotos
+from fedshelf.app.photos import StorePhotos
+from fedshelf.app.setup import OpenedSetup
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError
 from fedshelf.core.events import Event, RoundFinished, RoundStarted

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from flwr.app import Error, Message, RecordDict
 
-from fedshelf.app.components import bound_model_of
+from fedshelf.app.model import bound_model_of
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.encoded import Encoded

@@ -22,7 +22,8 @@ right = simulate("--run-dir", "run", "--grid", "0.01", "--clip-norm", "100")
 
 import tomllib
 from pathlib import Path
-from fedshelf.app.components import bound_model_of, uploads_of
+from fedshelf.app.components import uploads_of
+from fedshelf.app.model import bound_model_of
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.data.catalogue import Catalogue

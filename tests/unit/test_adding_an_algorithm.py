@@ -13,7 +13,7 @@ right = simulate(*run, "--longest-step", "0.001")
 
 import tomllib
 from pathlib import Path
-from fedshelf.app.components import bound_model_of
+from fedshelf.app.model import bound_model_of
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.data.catalogue import Catalogue

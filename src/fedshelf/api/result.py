@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedshelf.api.datasets import to_pixels
-from fedshelf.app.components import ModuleFactory, bound_model_of, module_of
+from fedshelf.app.model import ModuleFactory, bound_model_of, module_of
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError

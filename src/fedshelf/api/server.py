@@ -11,7 +11,8 @@ from fedshelf.algorithms.base import Algorithm
 from fedshelf.api.progress import shown_progress
 from fedshelf.api.result import Result
 from fedshelf.api.settings import config_of
-from fedshelf.app.run import make_server, open_run, with_own_model
+from fedshelf.app.run import open_run, with_own_model
+from fedshelf.app.server import make_server
 from fedshelf.config import places
 from fedshelf.config.files import of_a_server
 from fedshelf.config.schema import RunConfig

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedshelf.api.datasets import AnyDataset, indexed, is_dataset, read_datasets
-from fedshelf.app.components import OpenedSetup, StorePhotos
+from fedshelf.app.photos import StorePhotos
+from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError

@@ -13,17 +13,10 @@ from typing import cast, get_args
 from torch import Tensor
 
 from fedshelf import __version__
-from fedshelf.app.components import (
-    FEATURES,
-    NO_PHOTOS,
-    OpenedSetup,
-    StorePhotos,
-    open_setup,
-    store_photos,
-    test_photos,
-    work_for,
-)
 from fedshelf.app.model_card import save_chosen, save_received
+from fedshelf.app.photos import FEATURES, NO_PHOTOS, StorePhotos, store_photos, test_photos
+from fedshelf.app.setup import OpenedSetup, open_setup
+from fedshelf.app.work import work_for
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import DeviceName

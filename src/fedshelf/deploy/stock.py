@@ -17,7 +17,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedshelf.app.client import from_node_config
-from fedshelf.app.run import make_server, open_run
+from fedshelf.app.run import open_run
+from fedshelf.app.server import make_server
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.messages import Failure, Join

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedshelf.algorithms.base import Aggregate, Algorithm
-from fedshelf.app.components import StorePhotos
+from fedshelf.app.photos import StorePhotos
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.core.messages import Broadcast, Upload

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fedshelf.app.components import ModuleFactory, OpenedSetup, open_setup, work_for
+from fedshelf.app.model import ModuleFactory
 from fedshelf.app.model_card import save_chosen
+from fedshelf.app.setup import OpenedSetup, open_setup
+from fedshelf.app.work import work_for
 from fedshelf.config import files, places
 from fedshelf.core.choices import DeviceName
 from fedshelf.core.errors import FedShelfError

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedshelf.app.components import ModuleFactory
-from fedshelf.app.run import Evaluate, make_server, open_run, with_own_model
+from fedshelf.app.model import ModuleFactory
+from fedshelf.app.run import open_run, with_own_model
+from fedshelf.app.server import Evaluate, make_server
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from fedshelf import __version__
-from fedshelf.app.components import FEATURES, OpenedSetup, StorePhotos, store_photos, test_photos
+from fedshelf.app.photos import FEATURES, StorePhotos, store_photos, test_photos
+from fedshelf.app.setup import OpenedSetup
 from fedshelf.core.errors import DataError
 from fedshelf.core.messages import PROTOCOL_VERSION, ClassFolder, Join
 from fedshelf.data.cache import PhotoCache

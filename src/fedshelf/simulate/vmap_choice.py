@@ -5,7 +5,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fedshelf.app.components import ModuleFactory, bound_model_of
+from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
 from fedshelf.core.errors import RunError

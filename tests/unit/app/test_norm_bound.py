@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fedshelf.algorithms.robust import AutoNormBound, NormBound
-from fedshelf.app import components, run
+from fedshelf.app import components, run, run_validation
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
@@ -24,7 +24,7 @@ class Mask:
 def masked(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline: Any = UploadPipeline(stages=(Mask(),))  # type: ignore[arg-type]
     monkeypatch.setattr(components, "uploads_of", lambda config: pipeline)
-    monkeypatch.setattr(run, "uploads_of", lambda config: pipeline)
+    monkeypatch.setattr(run_validation, "uploads_of", lambda config: pipeline)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from fedshelf.app.client import ClientPlace, StoreClient
-from fedshelf.app.components import StorePhotos, bound_model_of, open_setup, work_for
+from fedshelf.app.model import bound_model_of
+from fedshelf.app.photos import StorePhotos
+from fedshelf.app.setup import open_setup
+from fedshelf.app.work import work_for
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName

@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedshelf.app.components import StorePhotos, bound_model_of, open_setup, training_of, work_for
+from fedshelf.app.components import training_of
+from fedshelf.app.model import bound_model_of
+from fedshelf.app.photos import StorePhotos
+from fedshelf.app.setup import open_setup
+from fedshelf.app.work import work_for
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig, select
 from fedshelf.core.errors import UsageError

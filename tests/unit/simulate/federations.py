@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedshelf.app.components import ModuleFactory, bound_model_of
+from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.compression.download import name_of
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedshelf.app.components import StorePhotos
+from fedshelf.app.photos import StorePhotos
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import AttackName, EngineName

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedshelf.app.components import open_setup, store_photos
-from fedshelf.app.components import test_photos as load_test_photos
+from fedshelf.app.photos import store_photos
+from fedshelf.app.photos import test_photos as load_test_photos
 from fedshelf.app.predictor import Predictor
+from fedshelf.app.setup import open_setup
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import Candidate, EngineName

@@ -1,0 +1,198 @@
+"""Finds what is wrong with a run's configuration before the run is created and clients wait for it."""
+
+import logging
+
+from torch import nn
+
+from fedshelf.algorithms.base import Asynchronous
+from fedshelf.app.components import (
+    aggregator_of,
+    algorithm_of,
+    component_of,
+    given_names,
+    optional_components,
+    personalization_of,
+    uploads_of,
+)
+from fedshelf.app.model import ModuleFactory, module_of, trainable_module_of
+from fedshelf.app.photos import scan_test_photos
+from fedshelf.compression.chain import parse
+from fedshelf.config.families import FAMILIES, OPTIONAL
+from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import ModelError, UsageError
+from fedshelf.core.text import some
+from fedshelf.data.filesystem import file_problem, folder_problem
+from fedshelf.models.build import find_problem
+from fedshelf.models.initial_weights import check_fit, extra_tensors, read_initial_weights
+from fedshelf.models.registry import is_own
+from fedshelf.rounds import pipeline
+from fedshelf.storage.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: RunDirectory | None) -> None:
+    """Detect later failures before the run is created and clients wait for it.
+
+    Args:
+        config: the run's configuration.
+        make_module: creates the caller's own model, if there is one.
+        existing: the run to resume, if any. It keeps its catalogue and the weights that it started from: the files may
+            be gone.
+
+    Raises:
+        UsageError: settings are invalid (all are listed).
+        DataError: a configured file cannot be used.
+    """
+    components = [component_of(config, family) for family in FAMILIES]
+    components += [component for registry in OPTIONAL.values() for component in optional_components(config, registry)]
+    has_weights = existing is not None and existing.has_initial_model
+    has_catalogue = existing is not None and existing.catalogue.exists()
+    problems = [
+        find_problem(config.model, pretrained=config.pretrained)
+        or (None if make_module else _problem_with_own_model(config))
+        or (None if has_weights else _problem_with_weights(config, make_module)),
+        *_problems_with_codecs(config), *_problems_with_asynchrony(config), *_problems_with_sums(config),
+        *(problem for component in components for problem in getattr(component, "problems", list)()),
+    ]  # fmt: skip
+    for key, path, find in (
+        ("catalogue", None if has_catalogue else config.catalogue, file_problem),
+        ("aliases", None if has_catalogue else config.aliases, file_problem),
+        ("data-dir", config.data_dir, folder_problem), ("test-dir", config.test_dir, folder_problem),
+    ):  # fmt: skip
+        if path is not None and (problem := find(path)):
+            problems.append(f"--{key} {path}: {problem}")
+    if config.data_dir is not None and config.test_dir is not None and config.test_dir.parent == config.data_dir:
+        problems.append(f"--test-dir {config.test_dir} lies in --data-dir, and would be trained on as a store")
+    if config.dynamic_batch and config.engine in ("vmap", "auto"):
+        problems.append(
+            f"--dynamic-batch with --engine {config.engine}: clients that are trained in one computation share one "
+            "batch size. Use --engine local (with --workers) or ray, or leave --dynamic-batch out"
+        )
+    if not any(problems):
+        problems.append(_problem_with_training(config, make_module))
+        stages = uploads_of(config).stages
+        problems += pipeline.problems(stages)
+        problems += [
+            f"--norm-bound {config.norm_bound} with {stage.declares.setting}: the server sees no single upload that it "
+            "could bound. Use auto or off"
+            for stage in stages
+            if stage.declares.masks and config.norm_bound not in ("auto", "off")
+        ]
+    found = [problem for problem in problems if problem]
+    if found:
+        raise UsageError(*found)
+    if not has_catalogue:
+        given_names(config)
+    for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
+        logger.warning("--test-dir: %s", finding)
+
+
+def _problem_with_own_model(config: RunConfig) -> str | None:
+    try:
+        if is_own(config.model):
+            module_of(config, 2)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _problem_with_training(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
+    try:
+        if config.train != "all":
+            trainable_module_of(config.model_copy(update={"pretrained": False}), 2, make_module)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _problem_with_weights(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
+    """Explain why no run can start from --init or --pretrained, whatever its catalogue; logs what will start fresh."""
+    if config.init is None and not config.pretrained:
+        return None
+    try:
+        weights = read_initial_weights(config.init) if config.init else None
+        labels = weights.labels if weights else None
+        module = module_of(config, len(labels or ()) or 2, make_module)
+        given = weights.tensors if weights else module.state_dict()
+        reason = check_fit(module, weights) if weights else ""
+        extra = extra_tensors(module, weights) if weights else []
+        personal = personalization_of(config).personal_names(module) & given.keys()
+    except ModelError as error:
+        return str(error)
+    source = f"--init {config.init}" if config.init else "--pretrained"
+    if reason:
+        logger.warning("%s: the head will start fresh: %s", source, reason)
+    if extra:
+        logger.warning("%s: the model lacks the parts of %d of its tensors, which are left out: %s",
+            source, len(extra), some(extra))  # fmt: skip
+    if personal:
+        logger.warning("%s: %d of its tensors stay at the stores with --personalize %s, and start fresh there",
+            source, len(personal), config.personalize)  # fmt: skip
+    if config.pretrained and any(isinstance(layer, nn.GroupNorm) for layer in module.modules()):
+        logger.warning("--pretrained: with --norm group, the normalization layers start fresh")
+    return None
+
+
+def _problems_with_codecs(config: RunConfig) -> list[str]:
+    found = []
+    for key, text in (("codec-up", config.codec_up), ("codec-down", config.codec_down)):
+        try:
+            parse(text)
+        except UsageError as error:
+            found += [f"--{key} {text}: {problem}" for problem in error.args]
+        if config.byte_budget is not None and text != "none":
+            found.append(f"--{key} with --byte-budget: a budget chooses the codecs by itself. Leave one of the two out")
+    return found
+
+
+def _problems_with_asynchrony(config: RunConfig) -> list[str]:
+    if not isinstance(algorithm_of(config), Asynchronous):
+        return []
+    found = []
+    if aggregator_of(config).leaves_out:
+        found.append(
+            f"--aggregator {config.aggregator} with --algorithm {config.algorithm}: a client that it leaves out may "
+            "have begun its next task from a state that must be undone. Use median or trimmed-mean"
+        )
+    if config.refit_head:
+        found.append(f"--refit-head with --algorithm {config.algorithm}: clients may still be at work. Leave it out")
+    if config.quorum is not None:
+        found.append(f"--quorum with --algorithm {config.algorithm}: a round ends when --buffer-size uploads are in")
+    if config.sampling == "size":
+        found.append(
+            f"--sampling size with --algorithm {config.algorithm}: all clients work all the time, and uploads count "
+            "alike. Use uniform or availability"
+        )
+    pacing = {
+        "straggler-factor": config.straggler_factor is not None, "over-selection": config.over_selection > 0,
+        "local-work": config.local_work != "fixed",
+    }  # fmt: skip
+    found += [
+        f"--{key} with --algorithm {config.algorithm}: asynchronous rounds do not wait for slow clients. Leave it out"
+        for key, is_set in pacing.items()
+        if is_set
+    ]
+    return found
+
+
+def _problems_with_sums(config: RunConfig) -> list[str]:
+    """What an algorithm of exact sums cannot be combined with."""
+    if not algorithm_of(config).sums:
+        return []
+    wrong = {
+        f"--train {config.train}": config.train != "head",
+        f"--aggregator {config.aggregator}": config.aggregator != "mean",
+        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off"),
+        f"--personalize {config.personalize}": config.personalize not in ("none", "finetune"),
+        f"--codec-up {config.codec_up}": config.codec_up != "none",
+        "--byte-budget": config.byte_budget is not None,
+        f"--local-work {config.local_work}": config.local_work != "fixed",
+        "--attack": config.attack in ("sign-flip", "scale"),
+        **{stage.declares.setting: True for stage in uploads_of(config).stages},
+    }
+    return [
+        f"{flag} with --algorithm {config.algorithm}: stores send exact sums over their photos' features. Leave it out"
+        for flag, is_set in wrong.items()
+        if is_set
+    ]

@@ -1,0 +1,79 @@
+"""Assembles the work of one client from a setup and its photos."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from fedshelf.algorithms.base import Asynchronous
+from fedshelf.app.components import client_lr_of
+from fedshelf.app.photos import StorePhotos
+from fedshelf.app.setup import OpenedSetup
+from fedshelf.config import files
+from fedshelf.core.messages import Comparison, Ready
+from fedshelf.core.rng import Rng
+from fedshelf.data.photo_set import PhotoSet
+from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.rounds.client import Work
+from fedshelf.training.batch_size import lr_scale
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.loop import Run, alone
+from fedshelf.training.trainer import Trainer
+
+SaveModel = Callable[[OpenedSetup, BoundModel, Comparison], None]
+"""Saves the model that a store has chosen, which is in the bound model."""
+
+
+def work_for(
+    client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None, training: Run = alone,
+    features_folder: Path | None = None,
+    test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
+    per_product: bool = True,
+) -> Work:  # fmt: skip
+    """Create the work of one client.
+
+    Args:
+        client: the client's name.
+        opened: the setup's objects.
+        photos: the client's photos.
+        batch_size: batch size, if clients have their own; None measures the fastest.
+        training: trains the model.
+        features_folder: folder in which features of photos are kept; None keeps none.
+        test: returns the test photos on which models are compared at the end.
+        save: saves the model that the client chooses then.
+        per_product: whether the client counts by product, if it is asked to.
+
+    Returns:
+        The work.
+    """
+    bound, growth, scale = opened.bound_model, 1, 1.0
+    if opened.batch_sizes is not None:
+        size = batch_size or opened.batch_sizes.best_for(photos.train)
+        growth, scale = size // bound.settings.batch_size, lr_scale(bound.settings, size)
+        bound = replace(bound, settings=replace(bound.settings, batch_size=size))
+    trainer = Trainer(
+        bound_model=bound, client=client, rng=Rng(opened.config.seed), train=photos.train,
+        validation=photos.validation, num_classes=len(opened.catalogue), phases=opened.personalization.phases,
+        renews=isinstance(opened.algorithm, Asynchronous), growth=growth, lr_scale=scale,
+        run=training,
+        features_folder=features_folder,
+    )  # fmt: skip
+    ready = Ready(
+        run_id=opened.setup.run_id,
+        layout_digest=opened.bound_model.params.layout.digest,
+        catalogue_digest=opened.catalogue.digest,
+        config_digest=files.digest(opened.setup.config),
+        num_train=len(photos.train),
+        num_validation=len(photos.validation),
+        num_left_out=photos.num_left_out,
+    )
+    return Work(
+        algorithm=opened.algorithm,
+        closed_form=opened.closed_form,
+        trainer=trainer,
+        ready=ready,
+        uploads=opened.uploads,
+        personalization=opened.personalization,
+        catalogue=opened.catalogue if per_product else None,
+        model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened)),
+    )
