@@ -116,7 +116,7 @@ def training_of(config: RunConfig) -> TrainingSettings:
         label_smoothing=config.label_smoothing, gradient_clip=config.gradient_clip, batch_size=config.batch_size,
         local_epochs=config.local_epochs, augmentation=Augmentation() if config.augment else None,
         loss=component_of(config, "loss"), backbone_lr_factor=config.backbone_lr_factor,
-        unfreeze_after=config.unfreeze_after,
+        head_lr_factor=config.head_lr_factor, unfreeze_after=config.unfreeze_after,
     )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ NEWER = (
     "adapter_rank",
     "adapter_alpha",
     "backbone_lr_factor",
+    "head_lr_factor",
     "unfreeze_after",
     "average_rounds",
 )
@@ -177,6 +178,8 @@ class RunConfig(Settings):
         panel=TRAINING)] = 5.0  # fmt: skip
     backbone_lr_factor: Annotated[float, Setting(help="Learning rate of all but the output layer, as a multiple of "
         "--client-lr; gradients of the two are then clipped apart.", ge=0, panel=TRAINING)] = 1.0  # fmt: skip
+    head_lr_factor: Annotated[float, Setting(help="Learning rate of the output layer, as a multiple of --client-lr; 0 "
+        "leaves it as it is.", ge=0, panel=TRAINING)] = 1.0  # fmt: skip
     unfreeze_after: Annotated[int, Setting(help="Rounds in which the output layer alone is trained, before the rest.",
         ge=0, panel=TRAINING)] = 0  # fmt: skip
     threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",

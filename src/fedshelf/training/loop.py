@@ -67,7 +67,7 @@ class LocalRun:
 
     def __post_init__(self) -> None:
         bound = self.bound
-        head = bound.head_range if self.moves is Moves.HEAD or bound.settings.backbone_lr_factor != 1 else None
+        head = bound.head_range if self.moves is Moves.HEAD or bound.settings.has_head_lr else None
         self.optimizer = optimizer.start(bound.params, bound.gradients, bound.settings, self.moves, head)
 
     @property

@@ -62,8 +62,9 @@ def start(
         ModelError: the output layer is not known.
     """
     layout = params.layout
+    factors = {"head": settings.head_lr_factor, "personal": 1.0}
     regions = {"all": slice(0, layout.num_trainable)} if moves is not Moves.PERSONAL else {}
-    if regions and (moves is Moves.HEAD or settings.backbone_lr_factor != 1):
+    if regions and (moves is Moves.HEAD or settings.has_head_lr):
         if head is None:
             raise ModelError("the output layer cannot be trained apart: stores do not share a single linear one")
         regions = {"before": slice(0, head.start), "head": head, "after": slice(head.stop, layout.num_trainable)}
@@ -78,7 +79,7 @@ def start(
     remembers = settings.optimizer == "adamw"
     return OptimizerState(
         values=values,
-        factors=[settings.backbone_lr_factor if name in ("before", "after") else 1.0 for name in regions],
+        factors=[factors.get(name, settings.backbone_lr_factor) for name in regions],
         gradients=[gradients[region] for region in regions.values()],
         moments=[torch.zeros_like(value) if remembers else None for value in values],
         squares=[torch.zeros_like(value) for value in values] if remembers else [],

@@ -20,6 +20,7 @@ class TrainingSettings:
         gradient_clip: bound on the norm of each step's loss gradient, for the output layer and the rest apart if their
             learning rates differ; 0: unbounded.
         backbone_lr_factor: learning rate of all but the output layer, as a multiple of the round's.
+        head_lr_factor: learning rate of the output layer, as a multiple of the round's.
         unfreeze_after: rounds in which the output layer alone is trained.
         batch_size: photos in a batch.
         local_epochs: epochs per round.
@@ -33,7 +34,13 @@ class TrainingSettings:
     loss: Loss | None = None
     gradient_clip: float = 5.0
     backbone_lr_factor: float = 1.0
+    head_lr_factor: float = 1.0
     unfreeze_after: int = 0
     batch_size: int = 16
     local_epochs: int = 2
     augmentation: Augmentation | None = Augmentation()  # noqa: RUF009  frozen
+
+    @property
+    def has_head_lr(self) -> bool:
+        """Whether the output layer and the rest have learning rates of their own."""
+        return self.backbone_lr_factor != self.head_lr_factor

@@ -42,13 +42,14 @@ def run(given: TrainingSettings, moves: Moves = Moves.ALL) -> BoundModel:
     return bound
 
 
-def test_each_group_has_its_rate_as_with_parameter_groups_of_torch() -> None:
-    given = settings(backbone_lr_factor=FACTOR)
+@pytest.mark.parametrize(("backbone", "head"), [(FACTOR, 1.0), (1.0, FACTOR), (FACTOR, 2 * FACTOR)])
+def test_each_group_has_its_rate_as_with_parameter_groups_of_torch(backbone: float, head: float) -> None:
+    given = settings(backbone_lr_factor=backbone, head_lr_factor=head)
     expected = module()
     expected.train()
     groups = [
-        {"params": [p for n, p in expected.named_parameters() if not n.startswith("head.")], "lr": LR * FACTOR},
-        {"params": list(expected.get_submodule("head").parameters()), "lr": LR},
+        {"params": [p for n, p in expected.named_parameters() if not n.startswith("head.")], "lr": LR * backbone},
+        {"params": list(expected.get_submodule("head").parameters()), "lr": LR * head},
     ]
     by_torch = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=given.weight_decay)
     for batch in noise():
@@ -74,6 +75,12 @@ def test_a_step_of_each_group_is_that_of_a_model_with_one_rate(optimizer: str) -
     assert head is not None
     assert torch.equal(both.params.vector[head], fast.params.vector[head])
     assert torch.equal(both.params.vector[: head.start], slow.params.vector[: head.start])
+
+
+def test_an_output_layer_of_rate_zero_stays_while_the_rest_moves() -> None:
+    before, bound = dict(module().named_parameters()), run(settings(head_lr_factor=0.0, momentum=0.9))
+    moved = {name for name, view in bound.params.views().items() if not torch.equal(view, before[name])}
+    assert moved == before.keys() - {"head.weight", "head.bias"}
 
 
 def test_the_output_layer_alone_moves_at_first() -> None:
