@@ -65,7 +65,8 @@ class RoundSteps:
         self._wait_for_clients(number, starts=number == self._plan.first_round and attempt == 0)
         live = self._membership.live()
         self._warn_if_alone(number, live)
-        count = cohorts.size(len(live), fraction=plan.fraction)
+        fraction = 1.0 if self._context.closed_form else plan.fraction  # the sums are those of all photos
+        count = cohorts.size(len(live), fraction=fraction)
         rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")
         key = TaskKey(run_id=plan.run_id, round=number, attempt=attempt)
         claims = capped([min(self._membership.num_train(name), plan.rounds.max_examples) for name in live])

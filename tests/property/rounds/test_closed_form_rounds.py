@@ -53,6 +53,12 @@ def test_after_the_last_round_the_head_is_that_of_what_the_model_has_become() ->
     assert refitted.published[-1][0] == 3
 
 
+def test_all_clients_send_their_sums_whatever_the_fraction_that_the_rounds_between_ask() -> None:
+    made = world(warm_start=True, refit_head=True, fraction=0.3)
+    made.run()
+    assert [len(record.clients) for record in made.finished] == [3, 1, 1, 3]
+
+
 def test_the_algorithm_keeps_its_own_memory_over_a_round_in_closed_form() -> None:
     plain, refitted = world(Scaffold()), world(Scaffold(), refit_head=True)
     plain.run()
