@@ -10,7 +10,7 @@ from fedshelf.app.components import optional_components
 from fedshelf.app.model import ModuleFactory
 from fedshelf.app.run_validation import check_run
 from fedshelf.config import files, places
-from fedshelf.config.schema import RunConfig
+from fedshelf.config.schema import RunConfig, recommended
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import Event, RunStarted, RunStatus
 from fedshelf.core.ports import MetricSink
@@ -109,6 +109,9 @@ def open_run(
     check_run(config, make_module, existing)
     if existing is not None:
         _check_whole(existing)
+    elif config.pretrained and (chosen := recommended(config.model_dump())):
+        flags = ", ".join(f"{name.replace('_', '-')} = {getattr(config, name)}" for name in chosen)
+        logger.info("--pretrained: settings for fine-tuning, where none were given: %s", flags)
     directory = existing or _new_run(config)
     began, optional = _HasBegun(), (*watchers, *optional_components(config, SINKS))
     with directory.lock():

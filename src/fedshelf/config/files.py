@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from fedshelf.config.schema import NEWER, RENAMED, RunConfig, Settings, implied, select
+from fedshelf.config.schema import NEWER, RENAMED, RunConfig, Settings, implied, recommended, select
 from fedshelf.core.errors import RefusedError, UsageError
 from fedshelf.core.settings import Scope
 from fedshelf.core.text import did_you_mean
@@ -116,7 +116,8 @@ def _merged(config: S, flagged: S) -> S:
     given = {name: getattr(source, name) for source in (config, flagged) for name in source.model_fields_set}
     if not isinstance(config, RunConfig):
         return config.model_copy(update=given)
-    kept = {name: RunConfig.model_fields[name].default for name in NEWER if name not in given}
+    unset = [name for name in (*NEWER, *recommended(config.__dict__)) if name not in given]  # not as the file implied
+    kept = {name: RunConfig.model_fields[name].default for name in unset}
     return config.model_copy(update={**kept, **given, **implied(given)})
 
 
@@ -167,9 +168,14 @@ def for_clients(config: RunConfig) -> str:
 
 
 def _without_new(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out newer keys at their defaults: runs that began before these keys have the same text, and resume."""
-    fields = {name.replace("_", "-"): RunConfig.model_fields[name] for name in NEWER}
-    return {key: value for key, value in values.items() if key not in fields or value != fields[key].default}
+    """Leave out newer keys at their defaults: runs that began before these keys have the same text, and resume.
+
+    Not those that the rest of the text implies another value for.
+    """
+    defaults = {name.replace("_", "-"): RunConfig.model_fields[name].default for name in NEWER}
+    others = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+    dependent = {name.replace("_", "-") for name in recommended({k.replace("-", "_"): v for k, v in others.items()})}
+    return {key: value for key, value in values.items() if key in others or key in dependent}
 
 
 def from_a_server(text: str) -> RunConfig:

@@ -5,7 +5,7 @@ are the recipe of the reference benchmark (benchmarks/RESULTS.md).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -147,7 +147,8 @@ class RunConfig(Settings):
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
         "tensors).", panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
     pretrained: Annotated[bool, Setting(help="Start from pretrained weights: those of an installed package "
-        "(fedshelf[weights]: tf_efficientnet_lite0), otherwise timm's (needs internet).", panel=MODEL,
+        "(fedshelf[weights]: tf_efficientnet_lite0), otherwise timm's (needs internet). Changes the defaults of some "
+        "other flags (see docs/how-to/start-from-pretrained-weights.md).", panel=MODEL,
         scope=Scope.SERVER)] = False  # fmt: skip
 
     train: Annotated[TrainName, Setting(help="What is trained: all, the output layer (head; photos are then computed "
@@ -369,12 +370,34 @@ class ClientConfig(Settings):
         "machine's).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
 
 
+_FITS_A_CLOSED_FORM: Mapping[str, Sequence[Any]] = {
+    "algorithm": ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "scaffold"),
+    "aggregator": ("mean",),
+    "personalize": ("none", "finetune"),
+    "clip_norm": (None,),
+    "attack": ("none",),
+}
+"""Values of settings that go with a head in closed form by default, the usual one first."""
+
+
 def implied(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings that are `given` imply for others, by field; empty for those that are given themselves."""
-    found: dict[str, Any] = {}
+    return {name: value for name, value in recommended(given).items() if name not in given}
+
+
+def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, by field, that suit the settings that are `given`, where they are not the usual defaults."""
     if given.get("algorithm") == "ridge":
-        found["train"] = "head"
-    return {name: value for name, value in found.items() if name not in given}
+        return {"train": "head"}
+    if not given.get("pretrained") or given.get("train", "all") != "all":
+        return {}
+    # Fine-tuning; measured in docs/how-to/start-from-pretrained-weights.md.
+    found: dict[str, Any] = {"freeze_norm": True, "client_lr": 0.01, "warmup_rounds": 0}
+    # A head in closed form is shared, made of exact sums that all live stores send at once, and kept as it is.
+    fits = all(given.get(name, values[0]) in values for name, values in _FITS_A_CLOSED_FORM.items())
+    if fits and given.get("warm_start", "ridge") == "ridge" and given.get("val_fraction", 0.1) > 0:
+        found |= {"warm_start": "ridge", "refit_head": True, "head_lr_factor": 0.0}
+    return found
 
 
 def parse_slowdowns(text: str) -> tuple[float, ...]:

@@ -8,7 +8,7 @@
 Line 4 is computed as the server adds an upload, so the result is bit for bit the model of a FedAvg run over this store
 only. It also uses the same random draws as the rounds, so that the candidates differ by federation and not by chance.
 The loss is plain cross-entropy: the losses against label skew help when stores are averaged, but ignore how frequent a
-product is.
+product is. The output layer has the round's learning rate: a rate of zero is for one that the stores made together.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def train_alone(
         FedShelfError: training diverged.
     """
     bound = trainer.bound_model
-    plain = trainer.having(replace(bound.settings, loss=None))
+    plain = trainer.having(replace(bound.settings, loss=None, head_lr_factor=1.0))
     whole = replace(plain, phases=(Phase(),))
     bound.params.personal.copy_(bound.initial_personal)
     shared = first

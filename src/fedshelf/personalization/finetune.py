@@ -20,9 +20,9 @@ Differs from the papers: lines 5, 8 and 9 are added; eta is the same at all stor
 not searched for; lines 1-3 are any algorithm's, not only FedAvg's; the optimizer starts fresh each epoch; batch-norm
 statistics change in line 7 and are also averaged in line 9. F_k is plain cross-entropy of unsmoothed labels for any
 loss of the rounds (smoothed labels expect each class everywhere, and some `training.losses` ignore class frequencies),
-with the same optimizer, but on photos that are at most mirrored: the model's last steps use the same views as inference
-(cropped photos show things larger: Touvron et al. 2019, "Fixing the train-test resolution discrepancy", also tune on
-test-like photos last).
+with the same optimizer, the same rate for the output layer as for the others, but on photos that are at most mirrored:
+the model's last steps use the same views as inference (cropped photos show things larger: Touvron et al. 2019, "Fixing
+the train-test resolution discrepancy", also tune on test-like photos last).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class FineTuning(Personalization):
             bound.settings,
             loss=None,
             label_smoothing=0.0,
+            head_lr_factor=1.0,
             augmentation=_mirrored(bound.settings.augmentation),
         )
         epoch = replace(trainer.having(settings), phases=(Phase(epochs=1),))
