@@ -11,7 +11,7 @@ import torch
 from fedshelf.core.errors import TransportError
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Upload
 from fedshelf.core.ports import Left, Reply
-from fedshelf.deploy import client_loop, waiting
+from fedshelf.deploy import registration, waiting
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.waiting import Availability
 from fedshelf.scheduling.active_hours import DAY, active_hours
@@ -108,7 +108,7 @@ def test_time_outside_of_the_hours_is_no_time_that_a_server_was_away() -> None:
 
 
 def test_time_at_a_server_is_no_time_that_it_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_loop, "GLITCH_SECONDS", 0.2)
+    monkeypatch.setattr(registration, "GLITCH_SECONDS", 0.2)
     with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         client = ThreadClient(server.address, "lyon", max_wait=1.0)
         joined(server.transport())

@@ -27,7 +27,7 @@ from fedshelf.core.messages import (
     Upload,
 )
 from fedshelf.core.ports import Joined, Left, Reply
-from fedshelf.deploy import client_loop
+from fedshelf.deploy import patience
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.grid_transport import GridTransport
@@ -170,7 +170,7 @@ def test_a_refused_client_learns_why_and_the_others_stay(server: EmbeddedServer,
 def test_a_client_that_is_refused_for_now_says_why_at_growing_intervals_and_joins_again(
     server: EmbeddedServer, transport: GridTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_loop, "REFUSED_PAUSES", (0.05,))
+    monkeypatch.setattr(patience, "REFUSED_PAUSES", (0.05,))
     with ThreadClient(server.address, "lyon") as client:
         for _ in range(5):
             transport.refuse(joined(transport)["lyon"], "its policy allows no such model")

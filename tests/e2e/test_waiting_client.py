@@ -18,7 +18,7 @@ from cryptography import x509
 
 from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION
-from fedshelf.deploy import client_loop, credentials, http_connection
+from fedshelf.deploy import client_loop, credentials, http_connection, patience, registration
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_engine import FlowerEngine
 from fedshelf.deploy.flower_server import EmbeddedServer
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses and waits are short, or a test would take minutes."""
-    monkeypatch.setattr(client_loop, "PAUSES", (0.02,))
+    monkeypatch.setattr(patience, "PAUSES", (0.02,))
     monkeypatch.setattr(client_loop, "WaitReporter", functools.partial(WaitReporter, first=0.2))
 
 
@@ -112,7 +112,7 @@ def test_a_server_that_loses_every_registration_does_not_fill_the_log(answering:
 def test_a_server_that_is_started_again_and_again_is_told_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(client_loop, "GLITCH_SECONDS", 0.0)
+    monkeypatch.setattr(registration, "GLITCH_SECONDS", 0.0)
     chain = Chain(tmp_path, is_open=True)
     port, joins = free_port(), 0
     with ThreadClient(f"127.0.0.1:{port}", "lyon") as client:
