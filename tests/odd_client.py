@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from flwr.app import ConfigRecord
 
-from fedshelf.app.client import ClientPlace, StoreClient, join_of
+from fedshelf.app.client import StoreClient
+from fedshelf.app.client_place import ClientPlace, join_of
 from fedshelf.core.class_folder import MAX_CLASSES
 from fedshelf.core.messages import (
     Broadcast,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fedshelf.api.settings import config_of
-from fedshelf.app.client import ClientPlace, StoreClient, join_of
+from fedshelf.app.client import StoreClient
+from fedshelf.app.client_place import ClientPlace, join_of
 from fedshelf.config.schema import ClientConfig
 from fedshelf.core.errors import RunError, TransportError, UsageError
 from fedshelf.core.messages import RUN_FINISHED, WITHDRAWN, Comparison, Failure, Upload

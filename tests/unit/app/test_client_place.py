@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedshelf.app.client import ClientPlace, join_of
+from fedshelf.app.client_place import ClientPlace, join_of
 from fedshelf.core import class_folder
 from fedshelf.core.errors import DataError, RunError
 from tests.unit.data.samples import write_pack

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshelf.app.client import ClientPlace
+from fedshelf.app.client_place import ClientPlace
 from fedshelf.app.predictor import model_folder
 from fedshelf.core.errors import UsageError
 

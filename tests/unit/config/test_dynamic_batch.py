@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedshelf.app.client import ClientPlace, StoreClient
+from fedshelf.app.client import StoreClient
+from fedshelf.app.client_place import ClientPlace
 from fedshelf.app.model import bound_model_of
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import open_setup

@@ -14,7 +14,8 @@ from fedshelf.algorithms.fedopt import FedOpt, adagrad, adam, yogi
 from fedshelf.algorithms.fedprox import FedProx
 from fedshelf.algorithms.registry import ALGORITHMS
 from fedshelf.algorithms.scaffold import Scaffold
-from fedshelf.app.client import ClientPlace, StoreClient, from_node_config, join_of
+from fedshelf.app.client import StoreClient, from_node_config
+from fedshelf.app.client_place import ClientPlace, join_of
 from fedshelf.app.components import algorithm_of, client_lr_of, personalization_of, plan_of
 from fedshelf.app.model import bound_model_of
 from fedshelf.config import files, places

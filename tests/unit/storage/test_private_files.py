@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedshelf.app.client import ClientPlace
+from fedshelf.app.client_place import ClientPlace
 from fedshelf.config import places
 from fedshelf.core.errors import DataError, FedShelfError, RunError
 from fedshelf.core.messages import TaskKey

@@ -1,0 +1,196 @@
+"""Where a client runs: its photos, its name, its state directory, and the limits that its store sets."""
+
+import itertools
+import json
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from fedshelf import __version__
+from fedshelf.config import places
+from fedshelf.core.choices import DeviceName
+from fedshelf.core.class_folder import problem_with
+from fedshelf.core.errors import DataError, UsageError
+from fedshelf.core.messages import (
+    PROTOCOL_VERSION,
+    Join,
+)
+from fedshelf.core.text import from_filesystem
+from fedshelf.data.filesystem import folder_problem
+from fedshelf.data.folder import scan
+from fedshelf.data.health import usable_classes
+from fedshelf.storage.atomic_files import make_folder, write_atomically
+from fedshelf.storage.lock import RunLock
+
+logger = logging.getLogger(__name__)
+
+RECORD = "client.json"  # in a state directory: the client it belongs to
+COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientPlace:
+    """A client's machine-specific settings.
+
+    Attributes:
+        data_dir: folder of the training photos.
+        state_dir: folder for data kept between rounds and runs, including the client's name.
+        name: the client's name at the server and in other stores.
+        device: the device to compute on.
+        test_dir: folder of test photos, if there are any.
+        withdraw: whether the client takes part to have its photos taken out of the model.
+    """
+
+    data_dir: Path
+    state_dir: Path
+    name: str
+    device: DeviceName
+    test_dir: Path | None = None
+    withdraw: bool = False
+
+    @classmethod
+    def of(
+        cls, data_dir: Path, *, name: str | None, state_dir: Path | None, device: str, test_dir: Path | None = None,
+        withdraw: bool = False,
+    ) -> "ClientPlace":  # fmt: skip
+        """Create an instance with defaults for what is not given.
+
+        The default state directory is in the user's home directory. The default name is the one in the state directory,
+        or else derived from the data folder (see `default_name`).
+
+        Args:
+            data_dir: folder of the training photos.
+            name: the client's name.
+            state_dir: folder for the client's state.
+            device: the device to compute on.
+            test_dir: folder of test photos.
+            withdraw: whether to have its photos taken out of the model; they are not read.
+
+        Returns:
+            The settings.
+
+        Raises:
+            UsageError: a value is invalid, the state directory is inside the photos, or there is no home
+                directory.
+            RunError: the home directory cannot be written to.
+        """
+        folder = _folder("--data-dir", data_dir)
+        test = _folder("--test-dir", test_dir) if test_dir else None
+        if test == folder:
+            raise UsageError(f"--test-dir {test_dir} is the --data-dir: give photos that are not trained on")
+        if device not in get_args(DeviceName):
+            raise UsageError(f"device {device!r}: choose among {', '.join(get_args(DeviceName))}")
+        places.photo_cache()  # the folder for decoded photos: an error here is better than during a run
+        given = places.absolute(state_dir) if state_dir else None
+        chosen = name or (_record(given).get("name") if given else None) or default_name(folder.resolve())
+        try:
+            chosen.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"--name {chosen} is not UTF-8 text: give another name") from None
+        state = Path(os.path.realpath(given or places.client_directory(chosen)))
+        if state.is_relative_to(folder.resolve()):
+            raise UsageError(f"--state-dir {state} lies inside the photos of {folder}; choose another place")
+        return cls(
+            data_dir=folder, state_dir=state, name=chosen, device=cast(DeviceName, device), test_dir=test,
+            withdraw=withdraw,
+        )  # fmt: skip
+
+    def lock(self) -> RunLock:
+        """Lock the state directory, so that only one process runs this client.
+
+        Raises:
+            RunError: another process has the lock (the message includes its id), or the directory cannot be written to.
+        """
+        self.make_state_dir()
+        return RunLock(
+            self.state_dir / "lock", what=f"the client '{self.name}' (its state is in '{self.state_dir}')",
+            instead="give this one another --name",
+        )  # fmt: skip
+
+    def make_state_dir(self) -> None:
+        """Create the state directory and record the client's name in it.
+
+        Raises:
+            RunError: it cannot be written to.
+        """
+        if self.state_dir.is_relative_to(places.home_directory().resolve()):
+            places.make_home_folder(self.state_dir)
+        make_folder(self.state_dir)
+        record = {"name": self.name, "data_dir": str(self.data_dir.resolve())}
+        write_atomically(self.state_dir / RECORD, json.dumps(record))  # at each start: the newest is the last name
+
+
+def default_name(folder: Path) -> str:
+    """Choose a client's name.
+
+    It is the name that this folder's client had at its last start. Otherwise it is the folder's name, combined with the
+    machine's name if the folder has a common name, and with a number if another folder on this machine uses the name.
+
+    Args:
+        folder: the photo folder, resolved.
+
+    Returns:
+        The name.
+    """
+    states = places.client_directory("x").parent
+    newest_first = sorted(states.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    records = [record for path in newest_first if (record := _record(path.parent))]
+    own = [record["name"] for record in records if record["data_dir"] == str(folder)]
+    if own:
+        return own[0]
+    host = socket.gethostname().partition(".")[0]
+    name = from_filesystem(folder.name)
+    base = f"{name}-{host}" if name.lower() in COMMON_FOLDERS else name or host
+    others = {record["name"] for record in records if _is_folder(Path(record["data_dir"]))}
+    numbered = (f"{base}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([base], numbered) if name not in others)
+
+
+def _record(state_dir: Path) -> dict[str, str]:
+    """Return the `name` and `data_dir` recorded in a state directory; empty if unknown."""
+    try:
+        record = json.loads((state_dir / RECORD).read_text(encoding="utf-8"))
+        return {"name": str(record["name"]), "data_dir": str(record["data_dir"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _folder(flag: str, path: Path) -> Path:
+    folder = places.absolute(path)
+    if problem := folder_problem(folder):
+        raise UsageError(f"{flag} {path}: {problem}")
+    return folder
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # no permission
+        return False
+
+
+def join_of(place: ClientPlace) -> Join:
+    """Create the client's `Join`.
+
+    Args:
+        place: the client's settings.
+
+    Returns:
+        The message that introduces the client.
+
+    Raises:
+        DataError: the folder contains no usable photos, or is not the folder of one store.
+    """
+    if place.withdraw:
+        return Join(protocol=PROTOCOL_VERSION, version=__version__, client=place.name, classes=(), withdraws=True)
+    found = scan(place.data_dir, val_fraction=0.0, seed=0)
+    for finding in found.findings:
+        logger.warning(finding)
+    if problem := problem_with(found.classes):
+        raise DataError(f"--data-dir {place.data_dir} cannot be a store's folder: {problem}")
+    return Join(
+        protocol=PROTOCOL_VERSION, version=__version__, client=place.name, classes=usable_classes(found)
+    )  # fmt: skip
