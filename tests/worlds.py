@@ -42,7 +42,7 @@ from fedshelf.scheduling.early_stopping import EarlyStopping
 from fedshelf.storage.spool import MemorySpool
 from fedshelf.training.bound_model import BoundModel, TrainingSettings
 from fedshelf.training.device import Compute
-from fedshelf.training.trainer import Trainer
+from fedshelf.training.trainer import Score, Trainer
 from tests.fakes import Answer, FakeCheckpoints, FakeClock, FakePeer, FakeTransport, MemoryClientStates, RecordingSink
 
 CLASSES = ("apple", "milk", "tea")
@@ -152,6 +152,7 @@ class World:
         withholding: clients that do not count by product.
         data: by client, its training and validation photos, if not random ones.
         withdrawing: clients that join to withdraw.
+        score: tests models on the server's photos, if it has some.
         kept: by client, what it chose in the end, and the values [P] of that model.
     """
 
@@ -172,6 +173,7 @@ class World:
     withholding: tuple[str, ...] = ()
     data: dict[str, tuple[PhotoSet, PhotoSet]] = field(default_factory=dict)
     withdrawing: set[str] = field(default_factory=set)
+    score: Callable[[Tensor], Score] | None = None
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -273,7 +275,7 @@ class World:
 
         def build(catalogue: Catalogue) -> GlobalModel:
             return GlobalModel(
-                layout=bench.params.layout, initial=bench.params.shared.clone(), evaluate_on_server=None,
+                layout=bench.params.layout, initial=bench.params.shared.clone(), evaluate_on_server=self.score,
                 publish=publish, head=bench.output_layer,
             )  # fmt: skip
 

@@ -26,6 +26,7 @@ from fedshelf.models.build import find_problem
 from fedshelf.models.initial_weights import check_fit, extra_tensors, read_initial_weights
 from fedshelf.models.registry import is_own
 from fedshelf.rounds import pipeline
+from fedshelf.storage.model_files import has_model
 from fedshelf.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
     """
     components = [component_of(config, family) for family in FAMILIES]
     components += [component for registry in OPTIONAL.values() for component in optional_components(config, registry)]
-    has_weights = existing is not None and existing.has_initial_model
+    has_weights = existing is not None and has_model(existing.initial_model)
     has_catalogue = existing is not None and existing.catalogue.exists()
     problems = [
         find_problem(config.model, pretrained=config.pretrained)

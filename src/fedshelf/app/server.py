@@ -33,7 +33,7 @@ from fedshelf.rounds.server import Server
 from fedshelf.storage.atomic_files import write_atomically
 from fedshelf.storage.background import BackgroundCheckpoints
 from fedshelf.storage.checkpoints import FileCheckpoints
-from fedshelf.storage.model_files import load_model_files
+from fedshelf.storage.model_files import has_model, load_model_files
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.product_results import confusion_table
 from fedshelf.training.bound_model import BoundModel
@@ -111,7 +111,7 @@ def _global_model(
     Raises:
         UsageError: --byte-budget is too small for it.
     """
-    config, kept = run.config, run.directory.has_initial_model
+    config, kept = run.config, has_model(run.directory.initial_model)
     named = config.model_copy(update={"pretrained": config.pretrained and not kept})
     bound = bound_model_of(named, catalogue, device=config.device, make_module=make_module)
     _check_budget(config, bound)

@@ -252,7 +252,7 @@ class Context:
 
     def evaluate(self, state: ServerState, *, is_last: bool = False) -> Score | None:
         """Score the model of `state` on the server's test photos; None if it is not tested in this round."""
-        due = is_last or state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
+        due = is_last or self.closes or state.round % self.plan.test_every == 0 or state.round == self.plan.num_rounds
         if not due or self.model.evaluate_on_server is None:
             return None
         if not self._tested or self._tested[0][0] is not state.model:

@@ -47,6 +47,11 @@ def save_model(
     write_together({directory / WEIGHTS: weights, directory / LABELS: names, directory / CARD: text})
 
 
+def has_model(directory: Path) -> bool:
+    """Whether a model was saved in `directory`."""
+    return (directory / CARD).is_file()
+
+
 def load_model_files(directory: Path) -> tuple[dict[str, Tensor], list[str], dict[str, Any]]:
     """Read what `save_model` wrote.
 

@@ -18,7 +18,6 @@ from fedshelf.core.errors import RunError
 from fedshelf.core.system_errors import content_problem, reason
 from fedshelf.storage import lock as locks
 from fedshelf.storage.atomic_files import make_folder, refuse_link, translating_os_errors, write_atomically
-from fedshelf.storage.model_files import CARD
 
 SCHEMA_VERSION = 1
 _IDENTITY = "run.json"
@@ -102,11 +101,6 @@ class RunDirectory:
     def initial_model(self) -> Path:
         """The model before the first round, of a run that starts from given weights."""
         return self.path / "initial"
-
-    @property
-    def has_initial_model(self) -> bool:
-        """Whether the run starts from given weights, and has them."""
-        return (self.initial_model / CARD).is_file()
 
     @property
     def catalogue(self) -> Path:

@@ -166,11 +166,15 @@ class ConsoleSink:
             )
         self._warn(f"waiting for {event.what} ({duration(event.seconds, digits=0)} so far); {live}{missing}{returning}")
 
+    def _name(self, round: int) -> str:
+        """A round of those that were asked for; or the one after them, in which the output layer is refitted."""
+        return f"round {round}/{self._num_rounds}" if round <= self._num_rounds else f"round {round} (refit)"
+
     def _round_started(self, event: RoundStarted) -> None:
         self._named.clear()
         self._awaited, self._num_counted = dict.fromkeys(event.cohort), 0
         attempt = f", attempt {event.attempt + 1}" if event.attempt else ""
-        self._show_round(f"round {event.round}/{self._num_rounds}{attempt}: ", is_complete=False)
+        self._show_round(f"{self._name(event.round)}{attempt}: ", is_complete=False)
 
     def _upload_received(self, event: UploadReceived) -> None:
         self._awaited.pop(event.client, None)
@@ -178,7 +182,7 @@ class ConsoleSink:
             self._num_counted += 1
         else:
             self._warn_of(event.round, event.client, event.status, event.reason)
-        so_far = f"round {event.round}/{self._num_rounds}: {self._num_counted} of {event.num_cohort} counted, "
+        so_far = f"{self._name(event.round)}: {self._num_counted} of {event.num_cohort} counted, "
         self._show_round(so_far, is_complete=event.num_done >= event.num_cohort)
 
     def _show_round(self, so_far: str, *, is_complete: bool) -> None:
@@ -203,7 +207,7 @@ class ConsoleSink:
             "central": percent(event.central_accuracy),
         }  # fmt: skip
         facts = [
-            f"round {event.round}/{self._num_rounds}",
+            self._name(event.round),
             f"{len(event.clients) - len(missing)} of {counted(len(event.clients), asked)}",
             *(f"{name} {figure}{self._caveats.get(name, '')}" for name, figure in measured.items() if figure != ABSENT),
             duration(event.seconds),

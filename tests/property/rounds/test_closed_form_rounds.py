@@ -9,6 +9,7 @@ from fedshelf.algorithms.base import Algorithm
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.ridge import Ridge
 from fedshelf.algorithms.scaffold import Scaffold
+from fedshelf.training.trainer import Score
 from tests.paper.test_ridge_paper import all_photos, module, split, taken
 from tests.property.rounds.test_crashes import fragile, run_with_kills
 from tests.worlds import World
@@ -57,6 +58,14 @@ def test_all_clients_send_their_sums_whatever_the_fraction_that_the_rounds_betwe
     made = world(warm_start=True, refit_head=True, fraction=0.3)
     made.run()
     assert [len(record.clients) for record in made.finished] == [3, 1, 1, 3]
+
+
+def test_the_refitted_model_is_tested_whatever_the_rounds_between_tests() -> None:
+    made = world(warm_start=True, refit_head=True, num_rounds=3, test_every=2)
+    made.score = lambda params: Score(num_examples=4, num_correct=int(params.isfinite().all()), loss_sum=1.0)
+    made.run()
+    tested = [record.round for record in made.finished if record.central_accuracy is not None]
+    assert tested == [0, 2, 3, 4]
 
 
 def test_the_algorithm_keeps_its_own_memory_over_a_round_in_closed_form() -> None:
