@@ -172,8 +172,12 @@ class Algorithm(Protocol):
 
     def choose(
         self, state: ModelState, scores: Sequence[CandidateScore], num_photos: float
-    ) -> tuple[ModelState, int]:  # fmt: skip
-        """The state with the model that scores on so many photos, of all clients, favor; and the candidate's index."""
+    ) -> tuple[ModelState, Tensor]:  # fmt: skip
+        """The state with the model that scores on so many photos, of all clients, favor.
+
+        Returns:
+            The state, and the values [S] of that model before the validation photos became a part of it.
+        """
         raise ValueError("this algorithm has no candidates to choose among")
 
 

@@ -232,7 +232,7 @@ class Ridge(Algorithm):
 
     def choose(
         self, state: ModelState, scores: Sequence[CandidateScore], num_photos: float
-    ) -> tuple[ModelState, int]:  # fmt: skip
+    ) -> tuple[ModelState, Tensor]:  # fmt: skip
         most = max(score.num_correct for score in scores)
         error = math.sqrt(max(0.0, most * (1 - most / max(num_photos, 1.0))))
         best = max(i for i, score in enumerate(scores) if score.num_correct >= most - error)  # line 7
@@ -241,7 +241,9 @@ class Ridge(Algorithm):
         chosen = self._lambdas[best]
         logger.info("ridge: lambda %g and temperature %.3g are chosen on validation photos", chosen, temperature)
         values = state.optimizer[GRAM].new_tensor([chosen, temperature])
-        return self._solved(replace(state, optimizer={**state.optimizer, CHOSEN: values})), best
+        held_out = _Solver(state.optimizer[GRAM], state.optimizer[MOMENTS], self._head)(chosen) / temperature
+        solved = self._solved(replace(state, optimizer={**state.optimizer, CHOSEN: values}))
+        return solved, self._head.put(state.params, held_out)
 
     def solution(self, state: ModelState) -> Tensor:
         """W [E, K] of all photos (line 8), float64, divided by the temperature."""

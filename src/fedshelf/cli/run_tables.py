@@ -217,7 +217,7 @@ def _best(values: list[float | None], metric: str) -> float | None:
 
 
 def _progress(summary: RunSummary) -> str:
-    return f"{len(summary.rounds)}/{_or_dash(summary.num_rounds)}"
+    return f"{summary.num_done}/{_or_dash(summary.num_rounds)}"
 
 
 def _or_dash(value: int | None) -> str:

@@ -128,7 +128,7 @@ def stop(run: Run, root: Root = DEFAULT_ROOT) -> None:
     summary = run_summary(directory.path)
     said = f"run {summary.run_id} {'is not running: it ' * (process is None)}{summary.status.value}"
     because = f" ({summary.reason})" if summary.reason else ""
-    echo(f"{said}{because}, rounds done: {len(summary.rounds)} of {summary.num_rounds or '?'}")
+    echo(f"{said}{because}, rounds done: {summary.num_done} of {summary.num_rounds or '?'}")
     if process is not None and (summary.status is RunStatus.FAILED or summary.reason == UNEXPLAINED):
         raise typer.Exit(1)
 
@@ -162,7 +162,7 @@ def _overview(summary: "RunSummary", path: Path) -> dict[str, object]:
         "path": str(path),
         "status": summary.status.value,
         "started": utc(summary.started),
-        "rounds": len(summary.rounds),
+        "rounds": summary.num_done,
         "num_rounds": summary.num_rounds,
         "best_round": summary.best_round,
         "accuracy": last_of(series_of(summary, "accuracy")),

@@ -99,7 +99,7 @@ class ServerState:
         virtual_seconds: time of a simulation's clock.
         in_flight: tasks in flight.
         compared: the round after which stores last compared models.
-        refitted: the last round, if it computed the output layer in closed form.
+        refits: the rounds after the last of a run, which computed the output layer anew.
         classes: digest of the class names that the rows of the model's head stand for.
         suspended: by client, its exclusion for some rounds.
         photos: if uploads are sums over photos, by client, the photos that its counted uploads stand for.
@@ -116,10 +116,15 @@ class ServerState:
     virtual_seconds: float = 0.0
     in_flight: tuple[InFlight, ...] = ()
     compared: int = 0
-    refitted: int = 0
+    refits: tuple[int, ...] = ()
     classes: str = ""
     suspended: Mapping[str, Suspension] = field(default_factory=dict)
     photos: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_refitted(self) -> bool:
+        """Whether the newest round computed the output layer anew."""
+        return self.round in self.refits
 
     @property
     def unused_attempt(self) -> int:

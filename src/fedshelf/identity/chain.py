@@ -136,7 +136,7 @@ class Chain:
         """Sign the roster again with the next number, after it was restored from a backup."""
         with file_lock(self._folder / "lock"):
             self._write(self.roster().renumbered())
-        self.audit.write_action("roster signed again", number=self.roster().number)
+        self.audit.write_action("roster signed again", roster=self.roster().number)
 
     def note_server(self, addresses: Sequence[str], authority: str) -> None:
         """Keep what tokens say about the server, for `fedshelf enroll`.

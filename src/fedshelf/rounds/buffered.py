@@ -85,6 +85,10 @@ class BufferedRounds:
         """See `Rounds`. Clients have only evaluated earlier versions."""
         return {}
 
+    def held_out(self) -> Tensor | None:
+        """See `Rounds`. No version has seen validation photos."""
+        return None
+
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Fill the buffer and make the next version.
 

@@ -28,8 +28,15 @@ MAX_STEP = {TRAINABLE: 100.0, STATISTICS: 1e6}  # statistics have the scale of a
 MAX_LOSS = 1000.0  # nats; guessing among a million products costs 14
 
 
-def problem_with_step(before: Tensor, model: ModelState, *, num_trainable: int) -> str:
-    """Why the step from `before` [S] to `model` has destroyed the model; empty if it has not."""
+def problem_with_step(before: Tensor, model: ModelState, *, num_trainable: int, is_solution: bool = False) -> str:
+    """Why the step from `before` [S] to `model` has destroyed the model; empty if it has not.
+
+    Args:
+        before: the model before the round.
+        model: the model after it.
+        num_trainable: T of the layout.
+        is_solution: whether the new model is computed anew, and may be far from the one before.
+    """
     parts = ((TRAINABLE, slice(num_trainable)), (STATISTICS, slice(num_trainable, None)))
     steps = {part: quick_norm(model.params[values], before[values]) for part, values in parts}
     # Of a finite step, each value is finite, which saves a pass over the model.
@@ -40,7 +47,7 @@ def problem_with_step(before: Tensor, model: ModelState, *, num_trainable: int) 
             return f"the new {name} holds {vector[bad].item()}"
     for part, values in parts:
         step, most = steps[part], MAX_STEP[part]
-        if step > most and step > most * (size := quick_norm(before[values])):
+        if not is_solution and step > most and step > most * (size := quick_norm(before[values])):
             return f"the {part} values would move by {step:.3g}, and their norm is {size:.3g}"
     return ""
 

@@ -1,8 +1,8 @@
 """The plan of a run, its model and ports, and the objects that its rounds share."""
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -133,6 +133,13 @@ class Plan:
     warm_start: bool = False
     refit_head: bool = False
     average_rounds: int = 1
+
+    def after(self, refits: Sequence[int]) -> "Plan":
+        """The plan of a run in which some rounds were not trained in, but computed the output layer anew."""
+        number, client_lr = len(refits), self.client_lr
+        return replace(
+            self, num_rounds=self.num_rounds + number, client_lr=lambda round_: client_lr(max(1, round_ - number))
+        )  # fmt: skip
 
     @property
     def first_round(self) -> int:

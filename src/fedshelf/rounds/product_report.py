@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
+from torch import Tensor
+
 from fedshelf.algorithms.aggregation import capped
 from fedshelf.core.events import ClientRefused, ProductReport
 from fedshelf.core.messages import PARAMS, Broadcast, Evaluation, ProductCount, Purpose, TaskKey
@@ -38,7 +40,7 @@ def counts_of(
 
 
 def product_report(
-    context: Context, state: ServerState, evaluations: Mapping[str, Evaluation | None]
+    context: Context, state: ServerState, evaluations: Mapping[str, Evaluation | None], held_out: Tensor | None = None
 ) -> ProductReport:  # fmt: skip
     """Report on the model of the last round.
 
@@ -49,18 +51,21 @@ def product_report(
         state: the state after the last round.
         evaluations: by store, its evaluation of the model; None for one that is not to be asked for it.
 
+        held_out: values [S] that the stores evaluated instead of the model, which has seen their validation photos.
+
     Raises:
         StopRequested: the server was asked to stop.
     """
     score = context.evaluate(state, is_last=True)
     known = [evaluation for evaluation in evaluations.values() if evaluation is not None]
-    asked = _ask(context, state, besides=evaluations)
+    values = state.model.published if held_out is None else held_out
+    asked = _ask(context, state, values, besides=evaluations)
     return summed(
         [*known, *asked.values()], score.confusion if score else {}, max_examples=context.plan.rounds.max_examples
     )  # fmt: skip
 
 
-def _ask(context: Context, state: ServerState, *, besides: Collection[str]) -> dict[str, Evaluation]:
+def _ask(context: Context, state: ServerState, values: Tensor, *, besides: Collection[str]) -> dict[str, Evaluation]:
     """Return the evaluations of all live stores besides those given, as far as they arrive in time."""
     plan, membership, found = context.plan, context.membership, dict[str, Evaluation]()
     names = [name for name in membership.live() if name not in besides and membership.num_validation(name)]
@@ -71,7 +76,7 @@ def _ask(context: Context, state: ServerState, *, besides: Collection[str]) -> d
 
     def broadcast(name: str) -> Broadcast:
         return Broadcast(
-            key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published},
+            key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: values},
             counted=state.counted.get(name), per_product=True,
         )  # fmt: skip
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import Evaluation
 from fedshelf.scheduling.pace import per_step
@@ -21,7 +23,7 @@ class RoundProgress:
         members: members that have ended the round.
         evaluated: by client, validation photos evaluated.
         losses: by client, its mean loss on them.
-        held_out: by client, the correct photos among those that the new model was chosen on, before they joined it.
+        held_out: values [S] of the new model before the validation photos became a part of it; None if they did not.
         evaluations: by client, its evaluation.
         sent: by client, when its task was last sent, in seconds of the round's timer.
         pace: by client, seconds per local step, once its upload has arrived.
@@ -36,7 +38,7 @@ class RoundProgress:
     members: dict[str, Participation] = field(default_factory=dict)
     evaluated: dict[str, int] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
-    held_out: dict[str, int] = field(default_factory=dict)
+    held_out: Tensor | None = None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     sent: dict[str, float] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)

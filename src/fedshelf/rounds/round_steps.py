@@ -242,7 +242,7 @@ class RoundSteps:
         """Let the counted clients score the algorithm's candidates, if it has some, and return the state with the best.
 
         Args:
-            progress: updated with the scores of the best one.
+            progress: updated with what the stores are to evaluate.
             model: the state after `fold`.
             key: the round and attempt.
         """
@@ -288,8 +288,7 @@ class RoundSteps:
         weights = [most / max(count, 1) for most, count in zip(capped(counts), counts, strict=True)]
         scores = summed_scores((found[name], weight) for name, weight in zip(names, weights, strict=True))
         num_photos = sum(weight * count for weight, count in zip(weights, counts, strict=True))
-        model, best = self._algorithm.choose(model, scores, num_photos)
-        progress.held_out = {name: scores[best].num_correct for name, scores in found.items()}
+        model, progress.held_out = self._algorithm.choose(model, scores, num_photos)
         return model
 
     def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str, model: ModelState) -> bool:
@@ -358,7 +357,7 @@ class RoundSteps:
         return with_mean(model, round=round, num_rounds=plan.num_rounds, last=plan.average_rounds)
 
     def evaluate(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
-        """Let the counted clients evaluate the new model on their own validation photos.
+        """Let the counted clients evaluate the new model on their own validation photos, which it has not seen.
 
         If the round may be the last, they count by product, too.
 
@@ -373,10 +372,11 @@ class RoundSteps:
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
-                key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: state.model.published},
+                key=key, purpose=Purpose.EVALUATE, client_lr=0.0, vectors={PARAMS: values},
                 per_product=tree is not None,
             )  # fmt: skip
 
+        values = state.model.published if progress.held_out is None else progress.held_out
         tree = self._context.catalogue.tree if self._context.is_last(key.round, state.best) else None
         seconds = self._plan.rounds.timeout
         at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
@@ -393,7 +393,7 @@ class RoundSteps:
             self._membership.on_succeeded(reply.client, doing=Purpose.EVALUATE)
             if isinstance(reply.message, Evaluation) and reply.message.num_examples:
                 count = reply.message.num_examples
-                accuracy = progress.held_out.get(reply.client, reply.message.num_correct) / count
+                accuracy = reply.message.num_correct / count
                 progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
                 progress.evaluated[reply.client] = min(count, self._plan.rounds.max_examples)
                 progress.losses[reply.client] = reply.message.loss_sum / count

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from torch import Tensor
+
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
@@ -37,6 +39,9 @@ class Rounds(Protocol):
 
     def evaluations(self) -> Mapping[str, Evaluation | None]:
         """By client, its evaluation of the newest version; None for one that is not to be asked for it."""
+
+    def held_out(self) -> Tensor | None:
+        """The values [S] that clients evaluate instead of a version that has seen their validation photos."""
 
 
 class Server:
@@ -102,13 +107,15 @@ class Server:
         return RunStatus.STOPPED
 
     def _run(self) -> str:
-        plan, ports = self._plan, self._ports
-        state = ports.checkpoints.load()
+        ports, state = self._ports, self._ports.checkpoints.load()
+        if state is not None and state.refits:  # the run was extended since
+            self._plan = self._plan.after(state.refits)
+        plan = self._plan
         # A simulated round restarts from its beginning, and ends the same at the same virtual time.
         opened = ports.checkpoints.load_open_round() if ports.virtual is None else None
         is_new = state is None and opened is None
         if state is not None and state.round >= plan.num_rounds and not self._is_to_close(state):
-            return f"{counted(state.round, 'round')} already done"
+            return f"{counted(state.round - len(state.refits), 'round')} already done"
         if state is not None and ports.virtual is not None:
             ports.virtual.resume(state)
         catalogue = plan.catalogue or self._gather_catalogue()
@@ -189,7 +196,7 @@ class Server:
             state, opened = self._closed_form_round(state, opened, context), None
         before = state.round
         state, ended = self._training_rounds(state, opened, context)
-        if self._plan.refit_head and state.refitted != state.round:
+        if self._plan.refit_head and not state.is_refitted:
             opened = opened if state.round == before else None  # whose clients are still expected to return
             state = self._closed_form_round(state, opened, replace(context, closes=True))
             ended += ", and the output layer computed anew"
@@ -205,11 +212,13 @@ class Server:
         )
         rounds.resume(state, opened)
         while state.round < plan.num_rounds:
-            if plan.early_stopping.exhausted(state.round, state.best) or 0 < state.refitted == state.round:
+            if plan.early_stopping.exhausted(state.round, state.best):
                 return state, plan.early_stopping.why_stopped(state.best)
+            if plan.early_stopping.patience and state.is_refitted:
+                return state, "stopped early, and the output layer computed anew, before this start"
             state, record, live = rounds.next(state)
             state = self._finish_round(_seen(state, live), record, rounds, context)
-        return state, f"{counted(plan.num_rounds, 'round')} done"
+        return state, f"{counted(plan.num_rounds - len(state.refits), 'round')} done"
 
     def _closed_form_round(self, state: ServerState, opened: OpenRound | None, context: Context) -> ServerState:
         """Run a round that computes the output layer in closed form; the run's algorithm keeps its own state."""
@@ -222,12 +231,12 @@ class Server:
         state, record, live = rounds.next(replace(state, model=replace(state.model, optimizer={})))
         state = _seen(replace(state, model=replace(state.model, optimizer=optimizer)), live)
         if context.closes:
-            state = replace(state, refitted=state.round)
+            state = replace(state, refits=(*state.refits, state.round))
         return self._finish_round(state, record, rounds, context)
 
     def _is_to_close(self, state: ServerState) -> bool:
         """Whether something remains to be done after the last round."""
-        return self._is_to_compare(state) or (self._plan.refit_head and state.refitted != state.round)
+        return self._is_to_compare(state) or (self._plan.refit_head and not state.is_refitted)
 
     def _is_to_compare(self, state: ServerState) -> bool:
         """Whether stores have yet to compare models after the current round."""
@@ -247,7 +256,7 @@ class Server:
             state = self._ports.virtual.snapshot(state)
         last = context.is_last(record.round, best)
         if last:
-            record = replace(record, report=product_report(context, state, rounds.evaluations()))
+            record = replace(record, report=product_report(context, state, rounds.evaluations(), rounds.held_out()))
         if is_best:
             model.publish(state.model.published, record, True)
         if last:

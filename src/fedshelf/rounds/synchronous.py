@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from fedshelf.algorithms.aggregation import weighted
 from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, RoundVoid
@@ -24,6 +26,7 @@ class SynchronousRounds:
         self._steps = RoundSteps(context)
         self._opened: OpenRound | None = None
         self._evaluations: Mapping[str, Evaluation | None] = {}
+        self._held_out: Tensor | None = None
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume the round that a previous server process had opened."""
@@ -34,6 +37,10 @@ class SynchronousRounds:
     def evaluations(self) -> Mapping[str, Evaluation | None]:
         """See `Rounds`. A member of the cohort that was not counted is not asked again."""
         return self._evaluations
+
+    def held_out(self) -> Tensor | None:
+        """See `Rounds`."""
+        return self._held_out
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Run a round.
@@ -84,7 +91,8 @@ class SynchronousRounds:
                 problem = str(error)
             else:
                 problem = problem_with_step(
-                    state.model.params, model, num_trainable=context.model.layout.num_trainable
+                    state.model.params, model, num_trainable=context.model.layout.num_trainable,
+                    is_solution=context.algorithm.sums,
                 )  # fmt: skip
             if not problem or not steps.quarantine(progress, uploads, problem, state.model):
                 break
@@ -96,6 +104,7 @@ class SynchronousRounds:
         next_state = steps.advance(progress, state, model, verdicts, key)
         steps.evaluate(progress, next_state, key)
         self._evaluations = {**dict.fromkeys(opened.cohort), **progress.evaluations}
+        self._held_out = progress.held_out
         score = context.evaluate(next_state)
         if problem := problem_with_loss(progress.losses.values(), score.loss if score else None):
             context.downloads.restart()

@@ -168,7 +168,7 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
             for flight in state.in_flight
         ],
         "compared": state.compared,
-        "refitted": state.refitted,
+        "refits": list(state.refits),
         "classes": state.classes,
         "photos": dict(state.photos),
         "suspended": {client: [found.last_round, found.reason] for client, found in state.suspended.items()},
@@ -207,7 +207,7 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
             for client, key, due, leaves, wanted in info.get("in_flight", ())
         ),
         compared=info.get("compared", 0),
-        refitted=info.get("refitted", 0),
+        refits=tuple(info.get("refits", ())),
         classes=info.get("classes", ""),
         photos=dict(info.get("photos", {})),
         suspended={

@@ -25,6 +25,7 @@ START = "0" * 64
 """What the first line has as the hash of the line before."""
 _TAIL = 1 << 16  # bytes that hold the last line: longer ones are not written
 _MOST_CHARACTERS = 1 << 14
+_OWN = frozenset({"number", "time", "before"})
 
 
 class DamagedLogError(RunError):
@@ -66,6 +67,8 @@ class HashChain:
         Raises:
             RunError: the file cannot be written, or its last line is not whole.
         """
+        if taken := _OWN & fields.keys():
+            raise ValueError(f"every line of a log has {', '.join(sorted(taken))} of its own")
         with translating_os_errors("write", self._path):
             descriptor = open_private(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:

@@ -70,6 +70,11 @@ class RunSummary:
     num_test_left_out: int = 0
     results: ProductResults = NO_RESULTS
 
+    @property
+    def num_done(self) -> int:
+        """Number of finished rounds, of those that were planned: neither a warm start nor a refit."""
+        return sum(0 < record.round <= (self.num_rounds or record.round) for record in self.rounds)
+
     def to_record(self) -> dict[str, Any]:
         """Return the output of `fedshelf runs show --json`. Scripts rely on these keys: do not remove any."""
         return {

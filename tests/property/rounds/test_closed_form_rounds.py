@@ -47,7 +47,7 @@ def test_after_the_last_round_the_head_is_that_of_what_the_model_has_become() ->
     refitted.run()
     assert rounds(refitted) == [1, 2, 3]
     assert torch.equal(refitted.checkpoints.states[-2].model.params, plain.final)
-    assert refitted.checkpoints.states[-1].refitted == 3
+    assert refitted.checkpoints.states[-1].refits == (3,)
     expected = world(Ridge(), num_rounds=1)
     expected.run()  # the layers before the head are frozen in neither, and have no values in this model
     torch.testing.assert_close(refitted.final, expected.final)
@@ -84,6 +84,28 @@ def test_a_finished_run_is_not_refitted_again() -> None:
     made.connect_all()
     made.server().run()
     assert rounds(made) == [1, 2, 3]
+
+
+def test_an_extended_run_trains_on_at_the_rate_of_its_rounds_and_is_refitted_again() -> None:
+    rates: set[int] = set()
+
+    def client_lr(number: int) -> float:
+        rates.add(number)
+        return 0.1
+
+    made = world(refit_head=True, client_lr=client_lr)
+    made.run()
+    made.restart()
+    made.connect_all()
+    made.num_rounds = 4
+    made.server().run()
+    assert rounds(made) == [1, 2, 3, 4, 5, 6]
+    assert made.checkpoints.states[-1].refits == (3, 6)
+    assert rates >= {1, 2, 3, 4}
+    made.restart()
+    made.connect_all()
+    made.server().run()
+    assert rounds(made) == [1, 2, 3, 4, 5, 6], "it is finished"
 
 
 @pytest.mark.parametrize("restart_clients", [False, True])

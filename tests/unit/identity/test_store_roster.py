@@ -105,6 +105,8 @@ def test_the_number_follows_the_clock_so_that_one_change_exceeds_all_before(
     monkeypatch.setattr("time.time", lambda: 1_000_000_000.0)  # a clock that was set back
     chain.renumber()
     assert chain.roster().number == 2_000_000_001
+    newest = list(chain.audit.events())[-1]  # raises if the log does not continue
+    assert (newest["event"], newest["roster"]) == ("roster signed again", 2_000_000_001)
 
 
 def test_with_a_new_chain_the_roster_begins_anew(chain: Chain, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fedshelf.core.events import RunStatus
 from fedshelf.simulate.engine import simulate
+from fedshelf.tracking.queries import run_summary
 from tests.unit.simulate.test_simulation import SIZE, config, final, stores
 
 __all__ = ["stores"]
@@ -56,3 +57,20 @@ def test_the_newest_head_is_the_best_one(stores: Path) -> None:
         head("three", stores, extend=extend, val_fraction=0.2)
     newest, best = ((run / folder / "model.safetensors").read_bytes() for folder in ("model", "model/best"))
     assert newest == best
+
+
+def test_results_by_product_are_of_a_model_that_has_not_seen_the_photos(tmp_path: Path) -> None:
+    """Photos of noise, fewer than features: what has seen one knows its product, and what has not must guess."""
+    draw = np.random.default_rng(1)
+    for number in range(36):
+        folder = tmp_path / "noise" / f"store-{number % 3}" / f"product-{number // 3 % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (SIZE, SIZE, 3), np.uint8)).save(folder / f"{number}.png")
+    given = {**EXACT, "rounds": 1, "val_fraction": 0.3, "ridge_lambda": 1e-4, "model": "resnet10", "width": 16}
+    _, directory = simulate(config(data_dir=tmp_path / "noise", run_dir=tmp_path / "run", **given))
+    summary = run_summary(directory.path)
+    counts = summary.results.products
+    total, correct = (sum(getattr(count, key) for count in counts) for key in ("total", "correct"))
+    assert summary.rounds[-1].accuracy == pytest.approx(correct / total)
+    assert correct < total
+    assert summary.results.levels[-1].accuracy == pytest.approx(correct / total)
