@@ -163,25 +163,39 @@ def import_stores(
 ) -> None:
     """Make tokens for many stores, and print them as CSV.
 
-    Stores that are enrolled already are left as they are.
+    Stores that are enrolled already, or were revoked, are left out and named.
 
     Example: fedshelf enroll import stores.csv > tokens.csv
     """
     from fedshelf.core.errors import DataError
+    from fedshelf.core.text import some
     from fedshelf.storage.atomic_files import translating_os_errors
 
-    with translating_os_errors("read", file):
-        text = file.read_text(encoding="utf-8-sig", errors="backslashreplace")
+    try:
+        with translating_os_errors("read", file):
+            text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"'{file}' is not UTF-8: save it as CSV with that encoding") from None
     rows = list(csv.DictReader(text.splitlines()))
     if not rows or "name" not in rows[0]:
         raise DataError(f"'{file}' has no column 'name': its first line must be a header")
     chain = _chain(home)
     addresses, authority = _server(chain, server_address)
     roster, table = chain.roster(), csv.writer(sys.stdout)
+    names = [name for name in dict.fromkeys((row["name"] or "").strip() for row in rows) if name]
+    enrolled = [name for name in names if roster.active(name) is not None]
+    revoked = sorted({*names}.difference(enrolled) & roster.revoked_names())
     table.writerow(("name", "token"))
-    for name in dict.fromkeys((row["name"] or "").strip() for row in rows):
-        if name and roster.active(name) is None:
+    for name in names:
+        if name not in enrolled and name not in revoked:
             table.writerow((name, str(chain.add(name, authority=authority, addresses=addresses))))
+    if enrolled:
+        typer.echo(f"left out, enrolled already: {some(enrolled)}", err=True)
+    if revoked:
+        typer.echo(
+            f"left out, revoked: {some(revoked)}. 'fedshelf enroll add NAME' makes a token that lets one back in",
+            err=True,
+        )
 
 
 def _chain(home: Path | None, *, must_exist: bool = False) -> "Chain":

@@ -107,8 +107,9 @@ def tls_failed(
         return _not_verified(error, server, proxy, context, peer)
     if isinstance(error, ssl.SSLError) and getattr(error, "reason", "") in NOT_TLS:
         return TransportError(
-            f"the server on {server} does not encrypt (it runs with --insecure): start it without, or, if everybody "
-            "on the network between may read along, give this client --insecure, too"
+            f"{server} does not encrypt: another program listens there, or a FedShelf server that runs with "
+            "--insecure. Check --server-address, and have the server run without --insecure (on a machine of your own, "
+            "for a trial, this client can be given --insecure, too)"
         )
     through = "" if proxy is None else f", through {proxy}"
     return ServerUnavailableError(

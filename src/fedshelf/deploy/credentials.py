@@ -135,6 +135,11 @@ class Credentials:
             IdentityError: the server does not admit this store.
         """
         token, authority, enrollment = self._token, "", self.keys.enrollment()
+        if token is not None and self._ca is not None and not self._insecure:  # before the token is spent
+            with contextlib.closing(
+                HttpConnection(self.address, client_context(self._ca), timeout=REQUEST_SECONDS)
+            ) as connection:
+                greet(connection, self.address, encrypted=True)
         if token is not None and token.authority and not self._insecure:
             authority = self._fetch_authority(token)
         context = None if self._insecure else _pinned(authority) if authority else client_context(self.trusted)

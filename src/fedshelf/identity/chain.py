@@ -16,6 +16,7 @@ import datetime
 import hmac
 import json
 import threading
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,6 +92,7 @@ class Chain:
         self._roster, self._text, self._seen = Roster(), "", (0, 0, 0)
         with file_lock(folder / "lock"):
             self._keys = self._load_keys()
+            self._check_roster()
             self._authority = self._load_authority(now or datetime.datetime.now(datetime.UTC))
 
     @property
@@ -355,6 +357,24 @@ class Chain:
         keys.save(path, passphrase=passphrase())
         return keys
 
+    def _check_roster(self) -> None:
+        """Check that the roster is whole, or that there never was one.
+
+        Raises:
+            IdentityFileError: it is damaged or missing. Without it, revoked stores could come back.
+        """
+        path = self._folder / "roster.json"
+        if not path.exists() and any(event["event"] == "enrolled" for event in self.audit.events()):
+            raise IdentityFileError(
+                f"'{path}' is missing, but stores were enrolled ('fedshelf audit-log' names them): restore it from a "
+                "backup, and run 'fedshelf enroll renumber'. Without it, move the folder away and enroll every store "
+                "again"
+            )
+        try:
+            self.roster()
+        except IdentityFileError as error:
+            raise IdentityFileError(f"'{path}': {error}, and run 'fedshelf enroll renumber'") from error
+
     def _load_authority(self, now: datetime.datetime) -> x509.Certificate:
         path = self.authority_file
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -402,6 +422,8 @@ def _used(token: OpenToken) -> OpenToken:
 def _check_name(name: str) -> None:
     if not name or len(name) > MAX_NAME_CHARACTERS or name != name.strip():
         raise IdentityError(f"a store's name has 1 to {MAX_NAME_CHARACTERS} characters, and no blank at either end")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        raise IdentityError("a store's name has no line break and no control character")
 
 
 def _now_text() -> str:

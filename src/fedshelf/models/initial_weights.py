@@ -103,8 +103,8 @@ def check_fit(module: nn.Module, weights: InitialWeights) -> str:
     if problems["tensors that differ"] or problems["missing"] or unknown - set(extra_tensors(module, weights)):
         found = "; ".join(f"{what} ({len(names)}): {_some(names)}" for what, names in problems.items() if names)
         raise ModelError(
-            f"--init {weights.path} does not fit the model: {found}. Give the --model, --norm and --width that it was "
-            "trained with"
+            f"--init {weights.path} does not fit the model: {found}. Give the --model, --norm, --width, and (for a "
+            "transformer) --image-size that it was trained with"
         )
     rows = {given[name].shape[0] for name in head & given.keys()}
     if not rows:

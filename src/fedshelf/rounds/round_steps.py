@@ -86,7 +86,7 @@ class RoundSteps:
 
     def _warn_if_alone(self, number: int, live: tuple[str, ...]) -> None:
         """Warn once if the default quorum lets a run continue with the last live client."""
-        is_alone = len(live) == 1 < self._most_live and self._plan.rounds.quorum is None
+        is_alone = len(live) == 1 < self._most_live and self._plan.rounds.quorum is None and not self._algorithm.sums
         if is_alone and not self._was_alone:
             logger.warning(
                 "round %d: rounds now count one store only, '%s', which alone is live: the model follows its photos. "

@@ -155,7 +155,8 @@ class ConsoleSink:
 
     def _waiting(self, event: Waiting) -> None:
         live = f"live: {_some(event.live, most=MOST_NAMED)}" if event.live else "no client is live"
-        missing = f"; missing: {_some(event.missing, most=MOST_NAMED)}" if event.missing else ""
+        absent = [client for client in event.missing if client not in event.live]  # others are there, and being set up
+        missing = f"; missing: {_some(absent, most=MOST_NAMED)}" if absent else ""
         returning = ""
         if event.returning:
             left = duration(max(0.0, event.seconds_to_return), digits=0)
