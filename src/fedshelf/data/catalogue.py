@@ -19,7 +19,6 @@ from types import MappingProxyType
 
 from fedshelf.core.class_folder import ClassFolder
 from fedshelf.core.errors import DataError
-from fedshelf.core.system_errors import content_problem
 from fedshelf.core.text import counted
 from fedshelf.data.filesystem import reading
 from fedshelf.data.product_tree import ProductTree
@@ -163,7 +162,7 @@ class Catalogue:
             names = tuple(_text(entry["name"]) for entry in content["classes"])
             members = tuple(tuple(_text(path) for path in entry["members"]) for entry in content["classes"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"it is damaged, or no catalogue of FedShelf ({content_problem(error)})") from error
+            raise DataError(f"this is not a catalogue's JSON text: {type(error).__name__}: {error}") from error
         return cls(names, members)
 
     @classmethod
@@ -184,9 +183,8 @@ class Catalogue:
             names = _names_of_table(text) if path.suffix.lower() == ".csv" else _lines(text)
             return cls(tuple(names), tuple((name,) for name in names))
         except DataError as error:
-            advice = (
-                "Restore it from a copy" if text.lstrip().startswith("{") else "Give one class name per line, each once"
-            )
+            is_saved = text.lstrip().startswith("{")
+            advice = "Restore it from a copy" if is_saved else "Give one class name per line, each once"
             raise DataError(f"catalogue file '{path}' cannot be used: {error}. {advice}") from error
 
     def with_aliases(self, aliases: Mapping[str, str]) -> "Catalogue":

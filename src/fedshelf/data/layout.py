@@ -78,8 +78,9 @@ def store_folders(root: Path) -> dict[str, Path]:
         )
     if flat := [name for name, path in folders.items() if not any(subfolders(path))]:
         raise DataError(
-            f"--data-dir '{root}' is one store's folder: {some(flat)} {'holds' if len(flat) == 1 else 'hold'} no product "
-            f"folders. simulate wants a folder of stores: deal this one first, with: fedshelf data partition '{root}' --out stores"
+            f"--data-dir '{root}' is one store's folder: {some(flat)} {'holds' if len(flat) == 1 else 'hold'} no "
+            "product folders. simulate wants a folder of stores: deal this one first, with: fedshelf data partition "
+            f"'{root}' --out stores"
         )
     return folders
 

@@ -202,7 +202,7 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> N
         "tensors that differ (2): head.weight (3, 7) for (3, 32), stem.0.weight (9, 3, 3, 3) for (4, 3, 3, 3)",
         "missing (1): blocks.1.body.0.weight",
         "unknown to the model (1): extra.weight",
-        "--model, --norm and --width",
+        "--model, --norm, --width",
     ):
         assert part in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
