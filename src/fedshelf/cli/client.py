@@ -5,6 +5,7 @@ from functools import partial
 
 import typer
 
+from fedshelf.cli.display import program
 from fedshelf.cli.options import with_options
 from fedshelf.config.schema import ClientConfig
 
@@ -22,4 +23,4 @@ def client(*, config: ClientConfig) -> None:
     show = partial(typer.echo, err=True)
     folder = run_store(config, show=show)
     if folder is not None:
-        show(f"  fedshelf predict PHOTO --run {shlex.quote(str(folder))}")
+        show(f"  {program()} predict PHOTO --run {shlex.quote(str(folder))}")

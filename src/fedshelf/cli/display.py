@@ -1,9 +1,12 @@
 """Progress output of long-running commands, and how they are stopped."""
 
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedshelf.cli.tables import Table
@@ -36,12 +39,25 @@ def print_json(value: object, *, indent: int | None = None) -> None:
     print(dump(value, indent=indent, ascii=True), flush=True)
 
 
+def program() -> str:
+    """How to start `fedshelf` in the user's shell: by its name, or by its path if that is not on PATH."""
+    if shutil.which("fedshelf") is not None:
+        return "fedshelf"
+    script = Path(sys.executable).with_name("fedshelf")
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m fedshelf"
+    with suppress(ValueError):
+        script = script.relative_to(Path.cwd())
+    return shlex.quote(str(script))
+
+
 def echo_command(*commands: str) -> None:
-    """Print the next commands to run, ready to paste."""
+    """Print the next commands to run, ready to paste. Each begins with `fedshelf`."""
     console = make_console()
     print_line(console, "Next:")
     for command in commands:
-        for line in continued(printable(command), console.width, "  "):
+        started = program() + command.removeprefix("fedshelf")
+        for line in continued(printable(started), console.width, "  "):
             console.print(line, soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from fedshelf.cli.display import echo, echo_command
+from fedshelf.cli.display import echo, echo_command, program
 from fedshelf.core.events import RunStatus
 from fedshelf.reporting.formatting import caveats, percent
 from fedshelf.storage.run_directory import RunDirectory
@@ -71,12 +71,13 @@ def describe_demo(folder: Path, run_dir: Path) -> None:
     photo = next((folder / "photos" / "test").glob("*/*.jpg"), None)
     if accuracy is not None:
         typer.echo(f"\nOne model for five stores names {accuracy:.1%} of photos that no store has seen.")
+    start = program()
     typer.echo("\nTry next:")
-    typer.echo(f"  fedshelf runs show {run_dir}")
+    typer.echo(f"  {start} runs show {run_dir}")
     if photo is not None:
-        typer.echo(f"  fedshelf predict {photo} --run {run_dir}")
+        typer.echo(f"  {start} predict {photo} --run {run_dir}")
     stores, test = folder / "photos" / "stores", folder / "photos" / "test"
-    typer.echo(f"  fedshelf simulate --data-dir {stores} --test-dir {test} --rounds 15 --workers 2 --algorithm fedprox")
-    typer.echo("  fedshelf server --rounds 10 --min-clients 5        (prints the command for each store)")
+    typer.echo(f"  {start} simulate --data-dir {stores} --test-dir {test} --rounds 15 --workers 2 --algorithm fedprox")
+    typer.echo(f"  {start} server --rounds 10 --min-clients 5        (prints the command for each store)")
     typer.echo("\nWith your own photos, one folder per store, and ImageNet weights:")
-    typer.echo(f"  fedshelf simulate --data-dir STORES {PRETRAINED}")
+    typer.echo(f"  {start} simulate --data-dir STORES {PRETRAINED}")

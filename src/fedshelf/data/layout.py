@@ -76,11 +76,10 @@ def store_folders(root: Path) -> dict[str, Path]:
             f"--data-dir '{root}' holds {some(held_out)} next to other folders, and would train on it as on a store. "
             "Give a folder that holds stores alone; photos to test on go elsewhere, to --test-dir"
         )
-    if flat := [name for name, path in folders.items() if not any(subfolders(path))]:
+    if not any(subfolders(path) for path in folders.values()):
         raise DataError(
-            f"--data-dir '{root}' is one store's folder: {some(flat)} {'holds' if len(flat) == 1 else 'hold'} no "
-            "product folders. simulate wants a folder of stores: deal this one first, with: fedshelf data partition "
-            f"'{root}' --out stores"
+            f"--data-dir '{root}' is one store's folder: {some(folders)} hold no product folders. simulate wants a "
+            f"folder of stores: deal this one first, with: fedshelf data partition '{root}' --out stores"
         )
     return folders
 

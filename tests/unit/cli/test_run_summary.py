@@ -1,10 +1,12 @@
 """What a command prints when its run has ended."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedshelf.cli.app import main
+from fedshelf.cli.display import program
 from fedshelf.cli.run_summary import PRETRAINED, conclude, describe_demo
 from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.storage.run_directory import RunDirectory
@@ -74,5 +76,18 @@ def test_a_demo_of_one_accuracy_names_it_and_what_comes_next(
     describe_demo(tmp_path, run.path)
     text = capsys.readouterr().out
     assert "One model for five stores names 100.0% of photos that no store has seen." in text
-    assert f"  fedshelf simulate --data-dir STORES {PRETRAINED}\n" in text
+    assert f"  {program()} simulate --data-dir STORES {PRETRAINED}\n" in text
     assert f"  fedshelf runs show {run.path}" in text
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_the_next_command_starts_as_the_users_shell_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_path: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path(sys.executable).with_name("fedshelf")
+    assert here.exists()
+    monkeypatch.setenv("PATH", str(here.parent) if on_path else "/nowhere")
+    assert program() == ("fedshelf" if on_path else str(here))
+    monkeypatch.chdir(here.parent.parent)
+    assert program() == ("fedshelf" if on_path else f"{here.parent.name}/fedshelf")
