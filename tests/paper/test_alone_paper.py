@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from fedshelf.algorithms.fedavg import FedAvg
+from fedshelf.algorithms.ridge import Ridge
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey
 from fedshelf.core.state import ClientState
 from fedshelf.data.augmentation import Augmentation
-from fedshelf.personalization.alone import train_alone
+from fedshelf.personalization.alone import ClosedForm, train_alone
 from fedshelf.personalization.base import PERSONAL
 from fedshelf.personalization.finetune import FineTuning
 from fedshelf.training.losses import FedLC
 from fedshelf.training.settings import TrainingSettings
 from fedshelf.training.trainer import Trainer
 from tests.paper.quadratics import NUM_VALUES, drifting, trains_on
-from tests.worlds import CLASSES, PLAIN, World, bound_model, trainer, with_batch_norm
+from tests.worlds import CLASSES, PLAIN, World, bound_model, photos, trainer, with_batch_norm
 
 USUAL = TrainingSettings(batch_size=4, local_epochs=2)  # momentum, weight decay, clipping, augmentation
 ROUNDS = 4
@@ -56,6 +57,30 @@ def test_a_store_alone_comes_to_the_model_of_a_federation_of_that_one_store(meth
     assert not torch.equal(bench.params.shared, first)
     own = world.states["a"].peek(TaskKey(run_id="run-1", round=ROUNDS, attempt=0)).personalization
     assert torch.equal(bench.params.personal, own.get(PERSONAL, torch.zeros(0)))
+
+
+@pytest.mark.parametrize(("at_first", "at_last"), [(True, True), (True, False), (False, True)])
+def test_where_the_run_solves_for_the_output_layer_a_store_alone_does_so_too(at_first: bool, at_last: bool) -> None:
+    """As a federation of that one store, whose photos are all for training."""
+    own, none = photos(1, 24), photos(2, 0)
+    world = World(
+        names=("a",), num_rounds=2, data={"a": (own, none)},
+        plan={"closed_form": Ridge(), "warm_start": at_first, "refit_head": at_last},
+    )  # fmt: skip
+    world.run()
+    bench = bound_model()
+    store = replace(trainer("a", bench=bench), train=own, validation=none)
+    solve = Ridge().for_model(bench.params.layout, bench.output_layer).solve_alone
+    closed_form = ClosedForm(solve=solve, at_first=at_first, at_last=at_last, trains=True)
+    train_alone(
+        store,
+        bench.params.shared.clone(),
+        run_id="run-1",
+        num_rounds=2,
+        client_lr=lambda number: 0.1,
+        closed_form=closed_form,
+    )
+    torch.testing.assert_close(bench.params.shared, world.final)
 
 
 def test_a_store_alone_trains_its_whole_model_whatever_the_phases_of_the_rounds() -> None:

@@ -180,6 +180,10 @@ class Algorithm(Protocol):
         """
         raise ValueError("this algorithm has no candidates to choose among")
 
+    def solve_alone(self, params: Tensor, trainer: Trainer) -> Tensor:
+        """The values [S] of a model that the algorithm makes of one client's photos; only for algorithms of `sums`."""
+        raise ValueError("this algorithm trains in steps")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asynchronous:

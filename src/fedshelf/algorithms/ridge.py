@@ -103,6 +103,13 @@ class Head:
         """E: rows of the solution."""
         return self.num_features + 1
 
+    def taken(self, values: Tensor) -> Tensor:
+        """The solution [E, K], float64, from its values in the order of a model's."""
+        import torch
+
+        weight, bias = values.split([self.num_classes * self.num_features, self.num_classes])
+        return torch.cat([weight.view(self.num_classes, -1).T, bias[None]]).double()
+
     def put(self, params: Tensor, solution_EK: Tensor) -> Tensor:
         """A copy of the model with this output layer, rounded to float32."""
         params = params.clone()
@@ -209,41 +216,35 @@ class Ridge(Algorithm):
         return Candidates(values, len(heads), len(TEMPERATURES))
 
     def score_candidates(self, broadcast: Broadcast, trainer: Trainer) -> tuple[CandidateScore, ...]:
-        import torch
-        from torch.nn import functional
-
-        from fedshelf.core.messages import CANDIDATES, MAX_CANDIDATES, CandidateScore
+        from fedshelf.core.messages import CANDIDATES, MAX_CANDIDATES
 
         head, heads = self._head, broadcast.auxiliary[CANDIDATES]
         size = head.num_classes * head.num_rows
         if len(heads) % size or len(heads) > MAX_CANDIDATES * size:
             raise RefusedError(f"{len(heads):,} values are not some output layers of {size:,}")
-        features_NE = _with_constant(torch.from_numpy(trainer.features(trainer.validation)))
-        labels_N = torch.from_numpy(trainer.validation.labels)
-        scores = []
-        for one in heads.view(-1, size):  # line 6
-            weight, bias = one.split([head.num_classes * head.num_features, head.num_classes])
-            solution = torch.cat([weight.view(head.num_classes, -1).T, bias[None]]).double()
-            logits_NK = features_NE @ solution
-            losses = [functional.cross_entropy(logits_NK / t, labels_N, reduction="sum") for t in TEMPERATURES]
-            correct = int((logits_NK.argmax(1) == labels_N).sum())
-            scores.append(CandidateScore(num_correct=correct, losses=tuple(min(float(x), MAX_FLOAT) for x in losses)))
-        return tuple(scores)
+        return _scores([head.taken(one) for one in heads.view(-1, size)], trainer)  # line 6
 
     def choose(
         self, state: ModelState, scores: Sequence[CandidateScore], num_photos: float
     ) -> tuple[ModelState, Tensor]:  # fmt: skip
-        most = max(score.num_correct for score in scores)
-        error = math.sqrt(max(0.0, most * (1 - most / max(num_photos, 1.0))))
-        best = max(i for i, score in enumerate(scores) if score.num_correct >= most - error)  # line 7
-        losses = scores[best].losses
-        temperature = TEMPERATURES[min(range(len(losses)), key=losses.__getitem__)]
+        best, temperature = _best(scores, num_photos)
         chosen = self._lambdas[best]
         logger.info("ridge: lambda %g and temperature %.3g are chosen on validation photos", chosen, temperature)
         values = state.optimizer[GRAM].new_tensor([chosen, temperature])
         held_out = _Solver(state.optimizer[GRAM], state.optimizer[MOMENTS], self._head)(chosen) / temperature
         solved = self._solved(replace(state, optimizer={**state.optimizer, CHOSEN: values}))
         return solved, self._head.put(state.params, held_out)
+
+    def solve_alone(self, params: Tensor, trainer: Trainer) -> Tensor:
+        head = self._head
+        trainer.bound_model.load(params)
+        sums = _sums(trainer.features(trainer.train), trainer.train.labels, head)
+        solve = _Solver(sums[GRAM], sums[MOMENTS], head)
+        if not len(trainer.validation):
+            return head.put(params, solve(self.ridge_lambda or DEFAULT_LAMBDA) / DEFAULT_TEMPERATURE)
+        heads = [solve(scale) for scale in self._lambdas]
+        best, temperature = _best(_scores(heads, trainer), len(trainer.validation))
+        return head.put(params, heads[best] / temperature)
 
     def solution(self, state: ModelState) -> Tensor:
         """W [E, K] of all photos (line 8), float64, divided by the temperature."""
@@ -387,6 +388,33 @@ def _check_sums(gram: Tensor, moments_EK: Tensor, *, is_difference: bool) -> flo
         if not is_bound:
             raise RefusedError("its sums of products are larger than its sums of squares allow (Cauchy-Schwarz)")
     return float(sums_E[-1])
+
+
+def _scores(heads: Sequence[Tensor], trainer: Trainer) -> tuple[CandidateScore, ...]:
+    """How each of `heads` (each [E, K]) does on a client's validation photos."""
+    import torch
+    from torch.nn import functional
+
+    from fedshelf.core.messages import CandidateScore
+
+    features_NE = _with_constant(torch.from_numpy(trainer.features(trainer.validation)))
+    labels_N = torch.from_numpy(trainer.validation.labels)
+    scores = []
+    for head in heads:
+        logits_NK = features_NE @ head
+        losses = [functional.cross_entropy(logits_NK / t, labels_N, reduction="sum") for t in TEMPERATURES]
+        correct = int((logits_NK.argmax(1) == labels_N).sum())
+        scores.append(CandidateScore(num_correct=correct, losses=tuple(min(float(x), MAX_FLOAT) for x in losses)))
+    return tuple(scores)
+
+
+def _best(scores: Sequence[CandidateScore], num_photos: float) -> tuple[int, float]:
+    """Line 7: the index of the most regularized candidate within a standard error of the best, and its temperature."""
+    most = max(score.num_correct for score in scores)
+    error = math.sqrt(max(0.0, most * (1 - most / max(num_photos, 1.0))))
+    best = max(i for i, score in enumerate(scores) if score.num_correct >= most - error)
+    losses = scores[best].losses
+    return best, TEMPERATURES[min(range(len(losses)), key=losses.__getitem__)]
 
 
 def _num_photos(gram: Tensor) -> int:

@@ -13,6 +13,7 @@ from fedshelf.config import files
 from fedshelf.core.messages import Comparison, Ready
 from fedshelf.core.rng import Rng
 from fedshelf.data.photo_set import PhotoSet
+from fedshelf.personalization.alone import ClosedForm
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.rounds.client import Work
 from fedshelf.training.batch_size import lr_scale
@@ -75,5 +76,20 @@ def work_for(
         uploads=opened.uploads,
         personalization=opened.personalization,
         catalogue=opened.catalogue if per_product else None,
-        model_selection=ModelSelection(client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened)),
-    )
+        model_selection=ModelSelection(
+            client_lr=client_lr_of(opened.config), test=test, save=partial(save, opened),
+            closed_form=_closed_form_alone(opened),
+        ),
+    )  # fmt: skip
+
+
+def _closed_form_alone(opened: OpenedSetup) -> ClosedForm | None:
+    """What a store does alone, where the run computes the output layer in closed form."""
+    if opened.algorithm.sums:
+        return ClosedForm(solve=opened.algorithm.solve_alone, at_first=True, at_last=False, trains=False)
+    if opened.closed_form is None:
+        return None
+    return ClosedForm(
+        solve=opened.closed_form.solve_alone, at_first=opened.config.warm_start != "none",
+        at_last=opened.config.refit_head, trains=True,
+    )  # fmt: skip

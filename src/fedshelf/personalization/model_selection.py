@@ -32,7 +32,7 @@ from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import Broadcast, Comparison
 from fedshelf.core.state import ClientState
 from fedshelf.data.photo_set import PhotoSet
-from fedshelf.personalization.alone import train_alone
+from fedshelf.personalization.alone import ClosedForm, train_alone
 from fedshelf.personalization.base import Personalization
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.photo_scores import PhotoScores, of_classes, reweighted_accuracy, score_photos
@@ -55,11 +55,13 @@ class ModelSelection:
         client_lr: learning rate of local-only training, by round.
         test: returns test photos of any classes; None if there are none.
         save: saves the bound model with the chosen model's values.
+        closed_form: computes the output layer of local-only training, if the run computes its own in closed form.
     """
 
     client_lr: Callable[[int], float]
     test: Callable[[], PhotoSet | None] = lambda: None
     save: Callable[[BoundModel, Comparison], None] = lambda bound, comparison: None
+    closed_form: ClosedForm | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -195,6 +197,7 @@ class _Maker:
             train_alone(
                 self.trainer, self.first, run_id=key.run_id, num_rounds=num_rounds,
                 client_lr=lambda number: self.model_selection.client_lr(math.ceil(number * key.round / num_rounds)),
+                closed_form=self.model_selection.closed_form,
             )  # fmt: skip
             return
         bound.load(self.broadcast.params)
