@@ -38,10 +38,10 @@ def _accuracies(run_dir: Path) -> Iterator[str]:
         values = {round_.round: value for round_ in rounds if (value := getattr(round_, key)) is not None}
         if values:
             last, best = max(values), max(values, key=lambda number: values[number])
-            yield (
-                f"accuracy on {photos}: {percent(values[last])} after round {last}, "
-                f"best {percent(values[best])} after round {best}"
-            )
+            # A head made of the newest photos is the best one, whatever an earlier one scored on others.
+            is_newest = key == "accuracy" and summary.best_round == last != best
+            highest = "" if is_newest else f", best {percent(values[best])} after round {best}"
+            yield f"accuracy on {photos}: {percent(values[last])} after round {last}{highest}"
     yield from caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
 
 

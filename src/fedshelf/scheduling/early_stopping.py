@@ -44,7 +44,7 @@ class EarlyStopping:
     def why_stopped(self, best: Best | None) -> str:
         """The reason reported for a run that ends early."""
         rounds = counted(self.patience, "round")
-        return f"stopped early: no improvement on round {best.round if best else 0} for {rounds}"
+        return f"stopped early: {rounds} without improvement on round {best.round if best else 0}"
 
 
 def _values(record: RoundFinished) -> dict[Metric, float]:

@@ -586,7 +586,7 @@ def test_patience_ends_the_run_early_and_a_restart_does_not_go_on() -> None:
     accuracies(world, {1: 1, 2: 3, 3: 2, 4: 3, 5: 4})
     assert world.run() is RunStatus.FINISHED
     assert [r.round for r in world.finished] == [1, 2, 3, 4]
-    assert "no improvement on round 2 for 2 rounds" in world.sink.of(RunEnded)[-1].reason
+    assert "2 rounds without improvement on round 2" in world.sink.of(RunEnded)[-1].reason
     assert world.published[-1] == (4, False), "the last model is published, too"
     world.restart()
     assert world.server().run() is RunStatus.FINISHED
