@@ -43,6 +43,17 @@ def test_a_store_that_withdraws_is_taken_out_of_the_model_and_told_so(site: Site
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
 
 
+def test_a_store_that_never_took_part_is_told_that_there_is_nothing_to_withdraw(pair: Site) -> None:
+    server = pair.server(*RIDGE, min_clients=1)
+    stays, leaves = pair.names
+    client = pair.client(leaves, "--withdraw")
+    client.wait_for_text("connected to")
+    other = pair.client(stays)
+    assert client.end() == 0
+    assert f"{leaves}: no photo of this store is in the model, so there is nothing to withdraw" in client.text()
+    assert other.end() == server.end() == 0, server.text()
+
+
 def test_a_run_that_trains_does_not_let_a_store_withdraw(pair: Site) -> None:
     server = pair.server("--rounds", "1", "--val-fraction", "0", min_clients=1)
     stays, leaves = pair.names

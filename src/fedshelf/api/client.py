@@ -14,7 +14,7 @@ from fedshelf.app.client import StoreClient
 from fedshelf.app.client_place import ClientPlace, join_of
 from fedshelf.config.schema import ClientConfig
 from fedshelf.core.errors import RunError, TransportError, UsageError
-from fedshelf.core.messages import RUN_FINISHED, WITHDRAWN, Comparison, Failure, Upload
+from fedshelf.core.messages import NOTHING_TO_WITHDRAW, RUN_FINISHED, WITHDRAWN, Comparison, Failure, Upload
 from fedshelf.core.stopping import stop_on_signals
 from fedshelf.core.text import counted, printable
 from fedshelf.deploy.client_loop import run_client
@@ -161,7 +161,7 @@ def _report_withdrawal(ended: Ended, say: Callable[[str], None]) -> None:
             f"{ended.reason}, and the server has not confirmed that this store is withdrawn: start its run again with "
             "'fedshelf server --extend', and this command"
         )
-    if not ended.reason.startswith(WITHDRAWN):
+    if not ended.reason.startswith((WITHDRAWN, NOTHING_TO_WITHDRAW)):
         raise TransportError(f"the server does not let this store withdraw: {ended.reason}")
     say(ended.reason)
 

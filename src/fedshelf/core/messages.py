@@ -40,6 +40,9 @@ RUN_FINISHED = "the run is finished"
 WITHDRAWN = "the photos of this store are no longer in the model"
 """How the reason begins that a server gives a client which has withdrawn, once that is saved."""
 
+NOTHING_TO_WITHDRAW = "no photo of this store is in the model, so there is nothing to withdraw"
+"""The reason that a server gives a client which wants to withdraw and never took part."""
+
 Vector: TypeAlias = Tensor | Encoded
 PARAMS, DELTA, FROZEN = "params", "delta", "frozen"
 """Names of the main vector: [S] in a plain broadcast and in a plain upload, [F] in a setup."""

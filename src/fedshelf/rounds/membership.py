@@ -9,7 +9,16 @@ from fedshelf.core import process_exit
 from fedshelf.core.class_folder import problem_with
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientExcluded, ClientJoined, ClientLeft, ClientRefused
-from fedshelf.core.messages import PROTOCOL_VERSION, WITHDRAWN, ClassFolder, Join, Purpose, Ready, Setup
+from fedshelf.core.messages import (
+    NOTHING_TO_WITHDRAW,
+    PROTOCOL_VERSION,
+    WITHDRAWN,
+    ClassFolder,
+    Join,
+    Purpose,
+    Ready,
+    Setup,
+)
 from fedshelf.core.ports import Clock, Left, MetricSink, Transport
 from fedshelf.core.state import ServerState, Suspension
 
@@ -70,6 +79,7 @@ class Membership:
         self._refusals: dict[str, str] = {}  # by name: the last reason, until it is accepted
         self._excluded: dict[str, str] = {}  # by name: the reason; until it joins again
         self._suspended: dict[str, Suspension] = {}  # by name
+        self._with_photos: frozenset[str] = frozenset()  # names of those that the model's sums are of
         self._round = 0
         self.num_faults = 0
         self._setup: Setup | None = None
@@ -94,9 +104,14 @@ class Membership:
     def resume(self, state: ServerState) -> None:
         """After a server restart, remember the run's clients, and which of them are excluded."""
         self._known |= state.times_live.keys()
+        self.note_photos(state.photos)
         self._suspended = dict(state.suspended)
         for name, suspension in self._suspended.items():
             self._tell_suspended(name, suspension)
+
+    def note_photos(self, photos: Mapping[str, int]) -> None:
+        """Note whose photos the model is made of, if uploads are sums."""
+        self._with_photos = frozenset(photos)
 
     def expect(self, names: Iterable[str], seconds: float) -> None:
         """After a server restart, give clients that were live before `seconds` to return."""
@@ -274,6 +289,9 @@ class Membership:
                 return None
         if ready.num_train < 1 and not self._members[name].join.withdraws:
             self._drop(name, "it holds no training photo of a class in the run's catalogue")
+            return None
+        if self._members[name].join.withdraws and name not in self._with_photos:
+            self._drop(name, NOTHING_TO_WITHDRAW, is_final=True)
             return None
         self._members[name].ready = ready
         self._known.add(name)

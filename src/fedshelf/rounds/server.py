@@ -267,6 +267,7 @@ class Server:
         names = (member.client for member in record.clients if member.status is ClientStatus.COUNTED)
         withdrawn = [name for name in names if state.photos.get(name) == 0]
         self._ports.checkpoints.save(state, is_best=is_best, alone=bool(withdrawn))
+        self._membership.note_photos(state.photos)
         self._ports.spool.clear()  # keep updates of single stores no longer than needed
         for name in withdrawn:
             self._membership.release(name, record.round)
