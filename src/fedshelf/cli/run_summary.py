@@ -71,13 +71,15 @@ def describe_demo(folder: Path, run_dir: Path) -> None:
     photo = next((folder / "photos" / "test").glob("*/*.jpg"), None)
     if accuracy is not None:
         typer.echo(f"\nOne model for five stores names {accuracy:.1%} of photos that no store has seen.")
-    start = program()
-    typer.echo("\nTry next:")
-    typer.echo(f"  {start} runs show {run_dir}")
-    if photo is not None:
-        typer.echo(f"  {start} predict {photo} --run {run_dir}")
     stores, test = folder / "photos" / "stores", folder / "photos" / "test"
-    typer.echo(f"  {start} simulate --data-dir {stores} --test-dir {test} --rounds 15 --workers 2 --algorithm fedprox")
-    typer.echo(f"  {start} server --rounds 10 --min-clients 5        (prints the command for each store)")
+    commands = [
+        f"runs show {run_dir}",
+        *([] if photo is None else [f"predict {photo} --run {run_dir}"]),
+        f"simulate --data-dir {stores} --test-dir {test} --rounds 15 --workers 2 --algorithm fedprox",
+        "server --rounds 10 --min-clients 5        (prints the command for each store)",
+    ]
+    typer.echo("\nTry next:")
+    for command in commands:
+        typer.echo(f"  {program()} {command}")
     typer.echo("\nWith your own photos, one folder per store, and ImageNet weights:")
-    typer.echo(f"  {start} simulate --data-dir STORES {PRETRAINED}")
+    typer.echo(f"  {program()} simulate --data-dir STORES {PRETRAINED}")
