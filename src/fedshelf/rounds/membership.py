@@ -79,6 +79,7 @@ class Membership:
         self._refusals: dict[str, str] = {}  # by name: the last reason, until it is accepted
         self._excluded: dict[str, str] = {}  # by name: the reason; until it joins again
         self._suspended: dict[str, Suspension] = {}  # by name
+        self._withdrawing: set[str] = set()  # names of those that joined last to withdraw
         self._with_photos: frozenset[str] = frozenset()  # names of those that the model's sums are of
         self._round = 0
         self.num_faults = 0
@@ -219,8 +220,8 @@ class Membership:
             raise RunError(f"no client is left, all were excluded. {reasons}")
 
     def num_joined(self) -> int:
-        """Number of clients that have joined, set up or not."""
-        return len(self.classes())
+        """Number of clients that have joined to take part, set up or not. It is asked for with each of thousands."""
+        return len(self._members) - len(self._withdrawing & self._members.keys())
 
     def address(self, name: str) -> str | None:
         """The address of `name`; None if it is not live."""
@@ -265,6 +266,7 @@ class Membership:
             self._names.pop(previous.address, None)
             self._live.discard(join.client)
         self._members[join.client] = Member(address=address, join=join)
+        (self._withdrawing.add if join.withdraws else self._withdrawing.discard)(join.client)
         self._names[address] = join.client
         if self._setup is not None:
             self._transport.send(address, self._setup)
