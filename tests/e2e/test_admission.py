@@ -24,7 +24,7 @@ from fedshelf.deploy.flower_server import EmbeddedServer
 from fedshelf.deploy.tls import ServerTls, certificate_fingerprint, client_context, ensure_server_tls
 from fedshelf.identity.chain import Chain
 from fedshelf.identity.keys import PublicKey
-from fedshelf.identity.roster import StoreState
+from fedshelf.identity.roster import Roster, StoreState
 from fedshelf.identity.signatures import SIGNATURE
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
@@ -200,6 +200,18 @@ def test_a_token_that_is_no_longer_valid_does_not_lock_out_a_store_that_is_enrol
     access = Credentials(server.address, StoreKeys(tmp_path / "lyon"), name="lyon", token=used)
     FleetSession(access).leave()
     assert "the token is unknown, used, or expired" in caplog.text
+
+
+def test_a_token_is_not_spent_at_a_server_that_the_given_authority_does_not_vouch_for(
+    server: EmbeddedServer, tls: ServerTls, chain: Chain, tmp_path: Path
+) -> None:
+    token = chain.add("lyon", authority=certificate_fingerprint(tls.ca), addresses=(str(server.address),))
+    other = ensure_server_tls(tmp_path / "other")
+    keys = StoreKeys(tmp_path / "lyon")
+    with pytest.raises(TransportError, match="is not to be trusted"):
+        FleetSession(Credentials(server.address, keys, name="lyon", token=token, ca=other.ca))
+    assert chain.roster() == Roster()
+    FleetSession(Credentials(server.address, keys, name="lyon", token=token, ca=tls.ca)).leave()
 
 
 @pytest.mark.parametrize("lost", ["tls", "identity"])

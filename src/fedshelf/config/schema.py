@@ -392,7 +392,9 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     if not given.get("pretrained") or given.get("train", "all") != "all":
         return {}
     # Fine-tuning; measured in docs/how-to/start-from-pretrained-weights.md.
-    found: dict[str, Any] = {"freeze_norm": True, "client_lr": 0.01, "warmup_rounds": 0}
+    found: dict[str, Any] = {"client_lr": 0.01, "warmup_rounds": 0}
+    if given.get("personalize") != "fedbn":  # whose statistics start fresh at the stores
+        found["freeze_norm"] = True
     # A head in closed form is shared, made of exact sums that all live stores send at once, and kept as it is.
     fits = all(given.get(name, values[0]) in values for name, values in _FITS_A_CLOSED_FORM.items())
     if fits and given.get("warm_start", "ridge") == "ridge" and given.get("val_fraction", 0.1) > 0:

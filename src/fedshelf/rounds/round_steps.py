@@ -1,7 +1,7 @@
 """The steps of a synchronous round on the server: draw a cohort, collect uploads, aggregate, evaluate."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -64,7 +64,7 @@ class RoundSteps:
         self._membership.begin_round(number)
         self._wait_for_clients(number, starts=number == self._plan.first_round and attempt == 0)
         live = self._membership.live()
-        self._warn_if_alone(number, live)
+        self._warn_if_alone(number, live, in_model=state.photos.keys())
         fraction = 1.0 if self._context.closed_form else plan.fraction  # the sums are those of all photos
         count = cohorts.size(len(live), fraction=fraction)
         rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")
@@ -84,9 +84,12 @@ class RoundSteps:
         self._ports.checkpoints.save_open_round(opened)
         return opened
 
-    def _warn_if_alone(self, number: int, live: tuple[str, ...]) -> None:
-        """Warn once if the default quorum lets a run continue with the last live client."""
-        is_alone = len(live) == 1 < self._most_live and self._plan.rounds.quorum is None and not self._algorithm.sums
+    def _warn_if_alone(self, number: int, live: tuple[str, ...], *, in_model: Collection[str]) -> None:
+        """Warn once if the default quorum lets a run continue with the last live client.
+
+        Not if the sums of others stay in the model (`in_model`).
+        """
+        is_alone = len(live) == 1 < self._most_live and self._plan.rounds.quorum is None and not {*in_model} - {*live}
         if is_alone and not self._was_alone:
             logger.warning(
                 "round %d: rounds now count one store only, '%s', which alone is live: the model follows its photos. "

@@ -8,17 +8,20 @@ import pytest
 from fedshelf.cli.app import main
 from fedshelf.cli.display import program
 from fedshelf.cli.run_summary import PRETRAINED, conclude, describe_demo
-from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.core.events import ClientStatus, Event, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
 
 
-def a_run(path: Path, status: RunStatus, *, reason: str = "", num_classes: int = 2, left_out: int = 0) -> RunDirectory:
-    """A run of one round."""
+def a_run(
+    path: Path, status: RunStatus, *, reason: str = "", num_classes: int = 2, left_out: int = 0,
+    more: tuple[RoundFinished, ...] = (),
+) -> RunDirectory:  # fmt: skip
+    """A run of one round, and `more`."""
     run = RunDirectory.create(path, run_id="r", config_toml="", config_digest="")
     database = RunDatabase(run.database)
     lyon = Participation(client="lyon", status=ClientStatus.COUNTED)
-    for event in (
+    events: tuple[Event, ...] = (
         RunStarted(
             run_id="r", num_rounds=1, first_round=1, num_parameters=1, num_classes=num_classes, min_clients=1,
             num_test=3, num_test_left_out=left_out,
@@ -27,8 +30,10 @@ def a_run(path: Path, status: RunStatus, *, reason: str = "", num_classes: int =
             round=1, attempt=0, clients=(lyon,), train_loss=1.0, accuracy=0.5, central_accuracy=1.0, central_loss=0.5,
             seconds=1.0, bytes_up=1, bytes_down=1, best_round=1,
         ),
+        *more,
         RunEnded(status=status, reason=reason),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for event in events:
         database.emit(event)
     database.close()
     return run
@@ -46,6 +51,19 @@ def test_the_last_word_on_accuracies_says_what_they_do_not(tmp_path: Path, capsy
         "the central accuracy is of 3 of 9 test photos: no store has the products of the others",
     ]
     assert f"fedshelf runs show {run.path}" in " ".join(text.replace("\\\n", " ").split())
+
+
+@pytest.mark.parametrize(("best_round", "highest"), [(1, ", best 50.0 % after round 1"), (2, "")])
+def test_where_the_newest_round_is_the_best_its_line_names_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], best_round: int, highest: str
+) -> None:
+    second = RoundFinished(
+        round=2, attempt=0, clients=(), train_loss=None, accuracy=0.25, central_accuracy=None, central_loss=None,
+        seconds=1.0, bytes_up=1, bytes_down=1, best_round=best_round,
+    )  # fmt: skip
+    conclude(RunStatus.FINISHED, a_run(tmp_path / "r", RunStatus.FINISHED, more=(second,)), as_json=False)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"accuracy on the stores' validation photos: 25.0 % after round 2{highest}"
 
 
 def test_a_run_that_was_stopped_is_resumed_by_the_same_command(

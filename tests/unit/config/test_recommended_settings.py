@@ -42,6 +42,10 @@ def test_where_a_head_in_closed_form_does_not_fit_only_the_rest_is_fine_tuned(gi
     assert differing(**given) == {name: FINE_TUNING[name] for name in ("freeze_norm", "client_lr", "warmup_rounds")}
 
 
+def test_statistics_that_start_fresh_at_the_stores_are_not_frozen() -> None:
+    assert differing(personalize="fedbn") == {name: FINE_TUNING[name] for name in ("client_lr", "warmup_rounds")}
+
+
 @pytest.mark.parametrize("given", [{"train": "head"}, {"train": "adapter"}, {"algorithm": "ridge"}])
 def test_what_trains_a_part_has_settings_of_its_own(given: dict[str, Any]) -> None:
     assert differing(**given) == {}

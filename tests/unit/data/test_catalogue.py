@@ -186,6 +186,20 @@ def test_a_csv_table_may_have_commas_in_quoted_names_and_needs_a_header(tmp_path
             Catalogue.load(table)
 
 
+def test_a_key_is_not_taken_for_a_list_of_products(tmp_path: Path) -> None:
+    path = tmp_path / "c.txt"
+    path.write_text("-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n")
+    with pytest.raises(DataError, match=r"c\.txt' cannot be used: it holds a key or a certificate"):
+        Catalogue.load(path)
+
+
+def test_a_damaged_catalogue_of_a_run_is_to_be_restored(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.json"
+    path.write_text('{"format": 1,')
+    with pytest.raises(DataError, match="Restore it from a copy"):
+        Catalogue.load(path)
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "No such file"), ("K\xe4se\n".encode("latin-1"), "not UTF-8 text; save it as UTF-8")]
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from fedshelf.core.errors import IdentityError
+from fedshelf.core.errors import IdentityError, IdentityFileError
 from fedshelf.identity import certificates
 from fedshelf.identity.chain import CERTIFICATE_LIFETIME, Chain
 from fedshelf.identity.keys import PASSPHRASE_VARIABLE, KeyPair, PublicKey
@@ -158,6 +158,12 @@ def test_impossible_names_are_refused(chain: Chain, name: str) -> None:
         token_for(chain, name)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u2028b", "a\x07"])
+def test_names_that_would_break_a_line_or_a_terminal_are_refused(chain: Chain, name: str) -> None:
+    with pytest.raises(IdentityError, match="no line break and no control character"):
+        token_for(chain, name)
+
+
 def test_the_folder_is_private(tmp_path: Path) -> None:
     chain = Chain(tmp_path / "identity")
     enroll(chain, token_for(chain, "lyon"))
@@ -200,6 +206,25 @@ def test_a_store_can_check_the_roster_with_the_chains_key_alone(tmp_path: Path) 
     assert Roster.verified(text, chain.key).active("lyon").key == keys.public  # type: ignore[union-attr]
     with pytest.raises(IdentityError):
         Roster.verified(text, KeyPair.generate().public)
+
+
+@pytest.mark.parametrize("damage", ["altered", "deleted"])
+def test_nothing_starts_with_a_damaged_or_lost_roster_until_it_is_restored(tmp_path: Path, damage: str) -> None:
+    """Revoked stores could come back."""
+    chain = Chain(tmp_path)
+    enroll(chain, token_for(chain, "lyon"))
+    path = tmp_path / "roster.json"
+    whole = path.read_text()
+    path.write_text("x") if damage == "altered" else path.unlink()
+    with pytest.raises(IdentityFileError, match=r"roster\.json.*restore it from a backup.*enroll renumber"):
+        Chain(tmp_path)
+    path.write_text(whole)
+    assert Chain(tmp_path).roster().active("lyon") is not None
+
+
+def test_a_chain_in_which_nobody_enrolled_needs_no_roster(tmp_path: Path) -> None:
+    token_for(Chain(tmp_path), "lyon")
+    assert Chain(tmp_path).roster() == Roster()
 
 
 def test_the_chains_key_is_never_made_anew_while_stores_are_enrolled(tmp_path: Path) -> None:

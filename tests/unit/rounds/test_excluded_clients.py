@@ -7,6 +7,7 @@ import pytest
 
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.fedbuff import FedBuff
+from fedshelf.algorithms.ridge import Ridge
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
     ClientExcluded,
@@ -62,6 +63,23 @@ def test_a_run_that_the_default_quorum_lets_shrink_to_one_store_says_so_once(
     assert world.run() is RunStatus.FINISHED
     said = [line for line in caplog.messages if "rounds now count one store only, 'a', which alone is live" in line]
     assert len(said) == times
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_where_the_sums_of_the_others_stay_in_the_model_one_store_alone_is_no_concern(
+    first: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is one if the other store fails in round 1 already, and nothing of it is there."""
+    fails = failing(will_repeat=True)
+
+    def tamper(message: ServerMessage, honest: Answer) -> Answer:
+        answer: Answer = fails(message, honest)
+        return answer if isinstance(message, Broadcast) and message.key.round >= first else honest
+
+    world = World(names=("a", "b"), num_rounds=3, algorithm=Ridge(), rounds={"quorum": None}, tampers={"b": tamper})
+    assert world.run() is RunStatus.FINISHED
+    said = [line for line in caplog.messages if "rounds now count one store only, 'a'" in line]
+    assert len(said) == (first == 1)
 
 
 def test_a_run_that_was_meant_for_one_store_says_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -215,6 +215,13 @@ def test_a_wait_tells_how_long_it_has_been() -> None:
     assert stream.getvalue() == "warning: waiting for 2 clients to start (10 s so far); live: lyon; missing: oslo\n"
 
 
+def test_nobody_is_both_live_and_missing_while_being_set_up() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=200))
+    sink.emit(Waiting(what="stores to return", live=("lyon", "oslo"), missing=("nice", "oslo"), seconds=10.0))
+    assert stream.getvalue().endswith("live: lyon, oslo; missing: nice\n")
+
+
 def test_a_wait_after_a_restart_tells_for_whom_how_long_and_what_then() -> None:
     stream = io.StringIO()
     sink = ConsoleSink(Console(file=stream, width=400))
