@@ -22,7 +22,8 @@ having seen what was taken out.
 
 Differs from the paper: features are those of photos as they are evaluated, without random Fourier features; lambda is
 relative to s, and chosen by the stores' counts; there is a temperature; sums are float64. Without validation photos
-lambda is 0.01 and the temperature 1. In a round in which no store has any, the last choice stays.
+lambda is 0.01 and the temperature 1. In a round in which no store has any, the last choice stays. What stores report of
+the new model is of the one from training photos alone: the final one has seen the photos that they would count on.
 
 Shapes: N photos, D features, E = D + 1, K classes, G values of lambda, H = K·E values of a head: its weight [K, D] and
 bias [K].
