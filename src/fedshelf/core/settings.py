@@ -31,8 +31,8 @@ MAX_INTEGER = 1_000_000
 
 MAX_SEED, MAX_SECONDS = 2**63 - 1, 1_000_000_000
 
-DATA, MODEL, TRAINING, ALGORITHM, WIRE, ROUNDS, RUN = (
-    "Data", "Model", "Local training", "Algorithm", "Wire", "Rounds", "Run",
+DATA, MODEL, TRAINING, ALGORITHM, PRIVACY, WIRE, ROUNDS, RUN = (
+    "Data", "Model", "Local training", "Algorithm", "Privacy", "Wire", "Rounds", "Run",
 )  # fmt: skip
 
 

@@ -1,12 +1,12 @@
-"""A client's photos as batches: their order and augmentation in a round, and prefetching.
+"""A client's photos as batches: how they are drawn and augmented in a round, and prefetching.
 
 Shapes: B batch, H height, W width, C channels, V views, D features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,36 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+class Amount(NamedTuple):
+    """How many photos to draw from, and how many batches to draw.
+
+    Attributes:
+        num_photos: photos to draw from.
+        batch_size: photos in a batch.
+        epochs: passes over the photos, unless `num_steps` is given.
+        num_steps: number of batches, instead of epochs.
+        smallest: photos of the smallest batch that can be trained on.
+    """
+
+    num_photos: int
+    batch_size: int
+    epochs: int
+    num_steps: int | None = None
+    smallest: int = 1
+
+
+Draw: TypeAlias = Callable[[Amount, torch.Generator], Iterator[NDArray[np.int64]]]
+"""Draws the photos of each batch, as indices; the generator is the run's, keyed by round and client."""
+
+
+def shuffled(amount: Amount, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
+    """`Draw` every photo once an epoch, in a new order each epoch."""
+    shuffles = _shuffles(amount.num_photos, generator, None if amount.num_steps is not None else amount.epochs)
+    size = amount.batch_size
+    cuts = (order[at : at + size] for order in shuffles for at in range(0, len(order), size))
+    return islice((chosen for chosen in cuts if len(chosen) >= amount.smallest), amount.num_steps)
+
+
 def batches(
     bound: BoundModel,
     photos: PhotoSet,
@@ -44,8 +74,9 @@ def batches(
     epochs: int | None = None,
     num_steps: int | None = None,
     part: str = "",
+    draw: Draw = shuffled,
 ) -> Iterator[Batch]:
-    """Yield augmented batches, in a new order each epoch.
+    """Yield augmented batches.
 
     A last batch of one photo is dropped where batch normalization cannot use it, unless all batches are of one
     photo.
@@ -59,6 +90,7 @@ def batches(
         epochs: number of epochs; by default as configured.
         num_steps: number of batches, instead of epochs.
         part: identifies one of several trainings in a round, each with its own order.
+        draw: draws the photos of each batch.
     """
     settings = bound.settings
     order_rng = rng.fork(round=round, client=client, purpose=f"shuffle{part}").torch()
@@ -66,12 +98,13 @@ def batches(
         rng.fork(round=round, client=client, purpose=f"augment{part}").torch() if settings.augmentation else None
     )
     smallest = 2 if bound.has_batch_norm and min(len(photos), settings.batch_size) > 1 else 1
-    most = settings.local_epochs if epochs is None else epochs
-    shuffles = _shuffles(len(photos), order_rng, None if num_steps is not None else most)
-    cuts = (
-        order[at : at + settings.batch_size] for order in shuffles for at in range(0, len(order), settings.batch_size)
+    amount = Amount(
+        len(photos), settings.batch_size, settings.local_epochs if epochs is None else epochs, num_steps, smallest
     )
-    for chosen in islice((chosen for chosen in cuts if len(chosen) >= smallest), num_steps):
+    for chosen in draw(amount, order_rng):
+        if not len(chosen):
+            yield Batch(torch.empty(0, device=bound.compute.device), torch.empty(0, dtype=torch.int64))
+            continue
         images_BHWC, labels_B = gather(photos, chosen)
         labels_B = _moved(labels_B, bound.compute.device)
         yield Batch(_prepare(bound, _moved(images_BHWC, bound.compute.device), augment_rng), labels_B)

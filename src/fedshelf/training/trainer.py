@@ -22,7 +22,7 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.training import loop
-from fedshelf.training.batches import Batch, batches, gather, prefetch
+from fedshelf.training.batches import Batch, Draw, batches, gather, prefetch, shuffled
 from fedshelf.training.bound_model import BoundModel, GradientHook
 from fedshelf.training.cross_entropy import calibration_of
 from fedshelf.training.features import featurized
@@ -73,6 +73,7 @@ class Trainer:
         train: training photos.
         validation: validation photos.
         run: trains local runs, alone or with other clients.
+        draw: draws the photos of each batch.
         num_classes: K; only required by losses that depend on the client's classes.
         phases: phases of local training, each with a fresh optimizer.
         renews: whether each attempt at a task draws anew (in asynchronous rounds, a second training from one
@@ -89,6 +90,7 @@ class Trainer:
     train: PhotoSet
     validation: PhotoSet
     run: Run = loop.alone
+    draw: Draw = shuffled
     num_classes: int | None = None
     phases: tuple[Phase, ...] = (Phase(),)
     renews: bool = False
@@ -230,7 +232,7 @@ class Trainer:
     ) -> Iterator[Batch]:  # fmt: skip
         made = batches(
             self.bound_model, self.train, self.rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
-            part=part,
+            part=part, draw=self.draw,
         )  # fmt: skip
         return prefetch(made) if self.bound_model.compute.device.type == "cuda" else made
 

@@ -1,0 +1,239 @@
+"""DP-SGD at a store: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
+
+     1  for each of T local steps:
+     2    L <- each of the store's n photos with probability q = B/n, independently
+     3    for each photo i in L:
+     4      g_i <- gradient of its loss
+     5      g_i <- g_i · c(‖g_i‖)
+     6    g <- (sum_i g_i + N(0, sigma² C²)) / B
+     7    take a step of the local optimizer with g
+
+All that an upload says about the photos follows from the values of line 6: weights, control variates and momentum. So
+the release of a whole round is that of T Gaussian mechanisms with Poisson sampling (`privacy.accounting`).
+
+    flat        c = min(1, C/‖g‖)                      Abadi et al. 2016
+    layer       c = min(1, C/(√m ‖g_l‖)) for each of the m layers l       McMahan et al. 2018, "A General Approach"
+    automatic   c = C/(‖g‖ + 0.01)                     Bu et al. 2023, "Automatic Clipping", eq. 4 (AUTO-S)
+
+Differs from the paper: line 2 draws the photos secretly, by a cryptographic generator, as does line 6; B is the
+configured batch size, whatever the number of photos drawn, including none; augmentation is drawn from the run's seed.
+
+Shapes: B photos of a batch, M values of a model that change.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from fedshelf.core.settings import PRIVACY, Setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fedshelf.training.batches import Amount
+    from fedshelf.training.loop import LocalRun
+
+Clipping = Literal["flat", "layer", "automatic"]
+Normal: TypeAlias = "Callable[[int], Tensor]"
+
+NOISE_MULTIPLIER = Setting(
+    key="noise_multiplier", gt=0, panel=PRIVACY,
+    help="Standard deviation of the noise, as a multiple of --clip-norm (default: what --target-epsilon needs).",
+)  # fmt: skip
+TARGET_EPSILON = Setting(
+    key="target_epsilon", gt=0, panel=PRIVACY,
+    help="Privacy loss of the whole run, from which the noise follows.",
+)  # fmt: skip
+DELTA = Setting(key="delta", gt=0, lt=1, panel=PRIVACY, help="Probability that the guarantee fails.")
+
+AUTOMATIC_OFFSET = 0.01
+MEMORY = 1 << 28  # bytes of the gradients that are held at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleDP:
+    """Differential privacy for each photo, by noise in the store's own training.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm (sigma).
+        target_epsilon: epsilon of the whole run.
+        delta: delta of the whole run.
+        clip_norm: bound on the gradient of a photo (C).
+        clipping: how the bound is kept.
+    """
+
+    noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
+    target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
+    delta: Annotated[float, DELTA] = 1e-5
+    clip_norm: Annotated[float, Setting(key="clip_norm", gt=0, panel=PRIVACY, help="Bound on the norm.")] = 1.0
+    clipping: Annotated[Clipping, Setting(key="clipping", panel=PRIVACY, help="How the gradient of each photo is "
+        "bounded: as a whole (flat), layer by layer, or by scaling all to about the norm (automatic).")] = "flat"  # fmt: skip
+
+    def problems(self) -> list[str]:
+        """What is contradictory in the settings."""
+        given = [self.noise_multiplier is not None, self.target_epsilon is not None]
+        if sum(given) == 1:
+            return []
+        return ["--dp sample needs either --target-epsilon or --noise-multiplier" + (", not both" if all(given) else "")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateTraining:
+    """A `Run` of `training.loop` in which every step is noised. Its batches must be drawn by `poisson`.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm.
+        clip_norm: bound on the gradient of a photo.
+        clipping: how the bound is kept.
+        key: returns the key of a generator's noise; None draws a new one each time.
+    """
+
+    noise_multiplier: float
+    clip_norm: float
+    clipping: Clipping = "flat"
+    key: bytes | None = field(default=None, repr=False)
+
+    def __call__(self, local_run: LocalRun) -> float:
+        """Train a local run to its end; return the duration in seconds."""
+        from fedshelf.privacy.noise import SecretRandom
+        from fedshelf.training.loop import train
+
+        started, source = time.perf_counter(), SecretRandom(self.key)
+
+        def differentiate(local_runs: Sequence[LocalRun]) -> Sequence[Tensor]:
+            return [self._differentiate(each, source.normal) for each in local_runs]
+
+        train([local_run], differentiate)
+        return time.perf_counter() - started
+
+    def _differentiate(self, local_run: LocalRun, normal: Normal) -> Tensor:
+        """Lines 3 to 6; returns the mean loss of the batch, which does not leave the store."""
+        import torch
+
+        bound = local_run.bound
+        moved = local_run.optimizer.gradients
+        bound.gradients.zero_()
+        loss = sum_clipped(local_run, self.clip_norm, self.clipping) if local_run.size else torch.zeros(())
+        for region in moved:
+            noise = normal(len(region)).to(region.device)
+            region.add_(noise, alpha=self.noise_multiplier * self.clip_norm).div_(bound.settings.batch_size)
+        return loss
+
+
+def poisson(amount: Amount, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
+    """`Draw` each photo with the same probability at every step, secretly: the run's generator is not used."""
+    import numpy as np
+
+    from fedshelf.privacy.noise import SecretRandom
+
+    rate, source = sampling_rate(amount.num_photos, amount.batch_size), SecretRandom()
+    for _ in range(num_steps(amount.num_photos, amount.batch_size, amount.epochs, amount.num_steps)):
+        yield np.flatnonzero(source.uniform(amount.num_photos) < rate)
+
+
+def sampling_rate(num_photos: int, batch_size: int) -> float:
+    """The probability (q) with which a step uses a photo."""
+    return min(1.0, batch_size / num_photos) if num_photos else 1.0
+
+
+def num_steps(num_photos: int, batch_size: int, epochs: int, given: int | None = None) -> int:
+    """Steps (T) of a training: as many as batches of the configured size make up the epochs, unless `given`."""
+    return epochs * max(1, math.ceil(num_photos / batch_size)) if given is None else given
+
+
+def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> Tensor:
+    """Lines 3 to 5: add the clipped gradients of all photos of the current batch to the bound gradients.
+
+    Args:
+        local_run: the training, with a batch. Only values that its optimizer moves get a gradient.
+        clip_norm: bound on the gradient of a photo.
+        clipping: how the bound is kept.
+
+    Returns:
+        The mean loss of the batch.
+    """
+    import torch
+    from torch.func import functional_call, grad, vmap
+
+    from fedshelf.core.params import Params
+    from fedshelf.training.cross_entropy import cross_entropy
+
+    bound, batch = local_run.bound, local_run.batch
+    if batch is None:
+        raise ValueError("a training without a batch")
+    if not bound.module.training:
+        bound.train()
+    prefix = "" if bound.head is None else f"{bound.head}."
+    starts = [region.storage_offset() for region in local_run.optimizer.gradients]
+    spans = [range(start, start + len(region)) for start, region in zip(starts, local_run.optimizer.gradients, strict=True)]
+    values = bound.params.views(frozen=False)
+    first = bound.gradients.storage_offset()
+    moved = {
+        spec.name.removeprefix(prefix): values[spec.name]
+        for spec in bound.params.layout.tensors
+        if any(first + spec.offset in span for span in spans)
+    }
+    into = Params(bound.gradients, bound.params.layout).views(frozen=False)
+    smoothing = bound.settings.label_smoothing
+
+    def loss(named: dict[str, Tensor], image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        logits_1K = bound.logits(
+            image.unsqueeze(0), forward=lambda given: functional_call(bound.trained, named, (given,))
+        )
+        value = cross_entropy(logits_1K, label.unsqueeze(0), local_run.calibration, label_smoothing=smoothing)
+        return value, value.detach()
+
+    together = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
+    losses = []
+    chunk = max(1, MEMORY // (4 * sum(value.numel() for value in moved.values())))
+    for images, labels in zip(batch.images.split(chunk), batch.labels.split(chunk), strict=True):
+        found, loss_B = together(moved, images, labels)
+        losses.append(loss_B)
+        with torch.no_grad():
+            for names, factors_B in _factors(found, clip_norm, clipping):
+                for name in names:
+                    into[prefix + name].add_(torch.tensordot(factors_B, found[name], dims=1))
+    return torch.cat(losses).nan_to_num().mean()
+
+
+def _factors(
+    gradients: dict[str, Tensor], clip_norm: float, clipping: Clipping
+) -> Iterator[tuple[Sequence[str], Tensor]]:
+    """Line 5: the factor [B] of each photo's gradient, for the tensors of each layer or for all.
+
+    A photo whose gradient is not finite is left out; its gradient is zeroed in place.
+    """
+    import torch
+
+    norms = {name: torch.linalg.vector_norm(gradient.flatten(1), dim=1) for name, gradient in gradients.items()}
+    total = _joint(norms.values())
+    if not (finite := total.isfinite()).all():
+        for gradient in gradients.values():
+            gradient[~finite] = 0
+        norms = {name: norm.where(finite, 0) for name, norm in norms.items()}
+        total = total.where(finite, 0)
+    if clipping == "automatic":
+        yield tuple(gradients), clip_norm / (total + AUTOMATIC_OFFSET)
+    elif clipping == "flat":
+        yield tuple(gradients), (clip_norm / total).clamp(max=1.0)
+    else:
+        layers: dict[str, list[str]] = {}
+        for name in gradients:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        bound = clip_norm / math.sqrt(len(layers))
+        for names in layers.values():
+            yield names, (bound / _joint(norms[name] for name in names)).clamp(max=1.0)
+
+
+def _joint(norms: Iterable[Tensor]) -> Tensor:
+    """The norm [B] of several vectors together, given theirs."""
+    import torch
+
+    return torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
