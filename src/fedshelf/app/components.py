@@ -22,6 +22,7 @@ from fedshelf.core.stages import Stage
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
+from fedshelf.privacy.base import Protection
 from fedshelf.privacy.registry import STAGES
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
@@ -42,9 +43,18 @@ def component_of(config: RunConfig, family: str) -> Any:
 
 
 def optional_components(config: RunConfig, registry: Mapping[str, str]) -> list[Any]:
-    """Create the components of `registry` whose first setting the run has set, with their settings."""
+    """Create the components of `registry` whose first setting the run has set, with their settings.
+
+    A setting that the chosen component of a family has, too, is meant for that one.
+    """
+    chosen = [load(components[getattr(config, family)]) for family, components in FAMILIES.items()]
+    taken = {setting.key for component in chosen for setting in settings_of(component).values()}
     switches = {component: next(iter(settings_of(component).values())) for component in map(load, registry.values())}
-    return [config.settings_of(component) for component, switch in switches.items() if getattr(config, switch.key)]
+    return [
+        config.settings_of(component)
+        for component, switch in switches.items()
+        if switch.key not in taken and getattr(config, switch.key)
+    ]
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:
@@ -74,6 +84,11 @@ def aggregator_of(config: RunConfig) -> Aggregator:
 def personalization_of(config: RunConfig) -> Personalization:
     """Create the configured personalization."""
     return cast(Personalization, component_of(config, "personalize"))
+
+
+def protection_of(config: RunConfig) -> Protection:
+    """Create the configured differential privacy."""
+    return cast(Protection, component_of(config, "dp"))
 
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:

@@ -13,23 +13,24 @@ from typing import Any
 from fedshelf.algorithms.registry import AGGREGATORS, ALGORITHMS
 from fedshelf.core.settings import Setting, load, settings_of
 from fedshelf.personalization.registry import PERSONALIZATIONS
-from fedshelf.privacy.registry import STAGES
+from fedshelf.privacy.registry import PROTECTIONS, STAGES
 from fedshelf.tracking.registry import SINKS
 from fedshelf.training.losses import LOSSES
 
 FAMILIES: Mapping[str, Mapping[str, str]] = {
     "algorithm": ALGORITHMS, "loss": LOSSES, "aggregator": AGGREGATORS, "personalize": PERSONALIZATIONS,
+    "dp": PROTECTIONS,
 }  # fmt: skip
 """By the key that chooses the component: the registry to choose from."""
 
-OPTIONAL: Mapping[str, Mapping[str, str]] = {"codec_down": STAGES, "run_dir": SINKS}
+OPTIONAL: Mapping[str, Mapping[str, str]] = {"dp": STAGES, "run_dir": SINKS}
 """By the key that their settings follow: registries of optional components."""
 
 
 def component_settings() -> dict[str, dict[str, Setting]]:
     """Return the settings that components declare, by the run's key that they follow and by their own."""
     users: dict[str, dict[str, dict[str, Setting]]] = {}
-    for before, registry in {**FAMILIES, **OPTIONAL}.items():
+    for before, registry in (*FAMILIES.items(), *OPTIONAL.items()):
         for name, line in registry.items():
             for setting in settings_of(load(line)).values():
                 users.setdefault(before, {}).setdefault(setting.key, {})[name] = setting

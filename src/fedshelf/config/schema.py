@@ -35,6 +35,7 @@ from fedshelf.core.settings import (
     MAX_SECONDS,
     MAX_SEED,
     MODEL,
+    PRIVACY,
     ROUNDS,
     RUN,
     TRAINING,
@@ -63,6 +64,9 @@ NEWER = (
     "head_lr_factor",
     "unfreeze_after",
     "average_rounds",
+    "dp",
+    "delta",
+    "clipping",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _FIRST = (
@@ -222,6 +226,8 @@ class RunConfig(Settings):
         "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
     codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
         "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
+    dp: Annotated[str, Setting(help="Differential privacy: of each photo, by noise in the stores' own training (sample), "
+        "or none (see docs/explanation/differential-privacy.md).", panel=PRIVACY)] = "none"  # fmt: skip
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
@@ -374,6 +380,7 @@ _FITS_A_CLOSED_FORM: Mapping[str, Sequence[Any]] = {
     "algorithm": ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "scaffold"),
     "aggregator": ("mean",),
     "personalize": ("none", "finetune"),
+    "dp": ("none",),
     "clip_norm": (None,),
     "attack": ("none",),
 }
@@ -389,6 +396,8 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values, by field, that suit the settings that are `given`, where they are not the usual defaults."""
     if given.get("algorithm") == "ridge":
         return {"train": "head"}
+    if given.get("dp") == "sample":  # photos' own gradients are bounded
+        return {"gradient_clip": 0.0}
     if not given.get("pretrained") or given.get("train", "all") != "all":
         return {}
     # Fine-tuning; measured in docs/how-to/start-from-pretrained-weights.md.

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from fedshelf.core.settings import WIRE, Setting
+from fedshelf.core.settings import PRIVACY, Setting
 from fedshelf.core.stages import Declaration
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from fedshelf.core.params import Layout
 
 CLIP_NORM = Setting(
-    key="clip_norm", gt=0, panel=WIRE,
-    help="Each client scales its upload down to this L2 norm before anything else happens to it (default: not at all).",
+    key="clip_norm", gt=0, panel=PRIVACY,
+    help="Each client scales its upload down to this L2 norm before anything else happens to it (default: not at all). "
+    "With --dp sample, the bound on the gradient of each photo instead (default: 1).",
 )  # fmt: skip
 
 

@@ -27,9 +27,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from fedshelf.core.settings import PRIVACY, Setting
+from fedshelf.privacy.base import Protection, Unit
+from fedshelf.privacy.clipping import CLIP_NORM
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +60,7 @@ MEMORY = 1 << 28  # bytes of the gradients that are held at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleDP:
+class SampleDP(Protection):
     """Differential privacy for each photo, by noise in the store's own training.
 
     Attributes:
@@ -72,9 +74,10 @@ class SampleDP:
     noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
     target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
     delta: Annotated[float, DELTA] = 1e-5
-    clip_norm: Annotated[float, Setting(key="clip_norm", gt=0, panel=PRIVACY, help="Bound on the norm.")] = 1.0
+    clip_norm: Annotated[float, CLIP_NORM] = 1.0
     clipping: Annotated[Clipping, Setting(key="clipping", panel=PRIVACY, help="How the gradient of each photo is "
         "bounded: as a whole (flat), layer by layer, or by scaling all to about the norm (automatic).")] = "flat"  # fmt: skip
+    unit: ClassVar[Unit | None] = "photo"
 
     def problems(self) -> list[str]:
         """What is contradictory in the settings."""

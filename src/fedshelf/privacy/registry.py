@@ -1,6 +1,12 @@
-"""Registry of the upload pipeline's stages by name, besides the codec's."""
+"""Registries of privacy components by name: differential privacy, and the upload pipeline's stages besides the codec."""
+
+PROTECTIONS: dict[str, str] = {
+    "none": "fedshelf.privacy.base:NONE",
+    "sample": "fedshelf.privacy.dp_sgd:SampleDP",
+}
+"""Components (`core.settings`) that make a `Protection`."""
 
 STAGES: dict[str, str] = {
     "clip": "fedshelf.privacy.clipping:Clip",
 }
-"""Components (`core.settings`) that make a `Stage`, each used if its first setting is set."""
+"""Components that make a `Stage`, each used if its first setting is set and the chosen protection does not use it."""
