@@ -74,6 +74,7 @@ class Trainer:
         validation: validation photos.
         run: trains local runs, alone or with other clients.
         draw: draws the photos of each batch.
+        reports_loss: whether uploads carry the training loss.
         num_classes: K; only required by losses that depend on the client's classes.
         phases: phases of local training, each with a fresh optimizer.
         renews: whether each attempt at a task draws anew (in asynchronous rounds, a second training from one
@@ -91,6 +92,7 @@ class Trainer:
     validation: PhotoSet
     run: Run = loop.alone
     draw: Draw = shuffled
+    reports_loss: bool = True
     num_classes: int | None = None
     phases: tuple[Phase, ...] = (Phase(),)
     renews: bool = False
@@ -134,7 +136,7 @@ class Trainer:
             vectors={DELTA: self.bound_model.params.shared.to(broadcast.params.device) - broadcast.params},
             num_examples=fit.num_examples,
             num_steps=fit.num_steps,
-            train_loss=fit.loss,
+            train_loss=fit.loss if self.reports_loss else None,
             seconds=fit.seconds,
             batch_size=self.bound_model.settings.batch_size,
             client_lr=self.lr_scale * broadcast.client_lr,

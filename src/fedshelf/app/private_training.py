@@ -1,0 +1,110 @@
+"""Differential privacy of a store's training: what it cannot be combined with, and how much noise it needs.
+
+The server checks a configuration when the run is created, and every store checks it again before it trains.
+"""
+
+import math
+from dataclasses import replace
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedshelf.app.components import personalization_of, protection_of
+from fedshelf.config.schema import RunConfig
+from fedshelf.privacy.accounting import SampledGaussian, noise_multiplier_for
+from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
+from fedshelf.privacy.gradient_check import find_problem
+from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.phases import Phase
+from fedshelf.training.trainer import Trainer
+
+_UNCOVERED = {
+    "algorithm": ({"ridge"}, "stores send exact sums over their photos"),
+    "scaffold_option": ({"1"}, "control variates of option 1 are gradients without noise: use 2"),
+    "warm_start": ({"ridge"}, "stores send exact sums over their photos"),
+    "refit_head": ({True}, "stores send exact sums over their photos"),
+    "loss": ({"fedrs", "fedlc"}, "the loss depends on how many photos a store has of each product"),
+    "dynamic_batch": ({True}, "the noise is calibrated to --batch-size"),
+    "local_work": ({"dynamic", "cut"}, "the noise is calibrated to a number of local steps"),
+    "engine": ({"vmap", "auto"}, "the gradient of each photo is computed for one store at a time: use local or ray"),
+}
+"""By field: values whose releases the noise of photos' gradients does not cover, and why."""
+_OF_ONE_ALGORITHM = {"scaffold_option": "scaffold"}
+
+
+def problems_with_configuration(config: RunConfig) -> list[str]:
+    """What --dp cannot be combined with, each with its reason."""
+    if not isinstance(protection_of(config), SampleDP):
+        return []
+    found = []
+    for field, (values, reason) in _UNCOVERED.items():
+        value = getattr(config, field)
+        if value in values and _OF_ONE_ALGORITHM.get(field, config.algorithm) == config.algorithm:
+            flag = f"--{field.replace('_', '-')}" + ("" if value is True else f" {value}")
+            found.append(f"{flag} with --dp {config.dp}: {reason}")
+    return found
+
+
+def problem_with_model(config: RunConfig, bound: BoundModel) -> str | None:
+    """Why the gradient of a photo cannot be bounded in this model; None if it can."""
+    if not isinstance(protection_of(config), SampleDP):
+        return None
+    if bound.has_batch_norm:
+        name = next(name for name, layer in bound.module.named_modules() if isinstance(layer, _BatchNorm))
+        return (
+            f"--dp {config.dp}: the batch normalization {name!r} mixes the photos of a batch, so that no bound on a "
+            "photo's influence holds. Use --norm group, or --freeze-norm with pretrained weights"
+        )
+    problem = find_problem(bound, config.image_size)
+    return None if problem is None else f"--dp {config.dp} does not work with --model {config.model}: {problem}"
+
+
+def released(config: RunConfig, num_photos: int, noise_multiplier: float) -> SampledGaussian:
+    """What one round's upload tells about a photo.
+
+    Args:
+        config: the run's configuration.
+        num_photos: training photos of the store.
+        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm.
+    """
+    return SampledGaussian(
+        noise_multiplier=noise_multiplier, sampling_rate=sampling_rate(num_photos, config.batch_size),
+        steps=sum(_steps(config, phase, num_photos) for phase in personalization_of(config).phases),
+    )  # fmt: skip
+
+
+def _steps(config: RunConfig, phase: Phase, num_photos: int) -> int:
+    return num_steps(num_photos, config.batch_size, config.local_epochs if phase.epochs is None else phase.epochs)
+
+
+def planned_rounds(config: RunConfig) -> int:
+    """How many rounds a store takes part in, if it is drawn somewhat more often than on average."""
+    rounds, fraction = config.rounds, config.fraction
+    return min(rounds, math.ceil(rounds * fraction + 2 * math.sqrt(rounds * fraction * (1 - fraction))))
+
+
+def noise_for(config: RunConfig, protection: SampleDP, num_photos: int) -> float:
+    """The noise multiplier of a store.
+
+    Args:
+        config: the run's configuration.
+        protection: the run's differential privacy.
+        num_photos: training photos of the store.
+
+    Raises:
+        BudgetError: no noise is enough for the target.
+        UsageError: `dp-accounting` is not installed.
+    """
+    if protection.noise_multiplier is not None:
+        return protection.noise_multiplier
+    one = released(config, num_photos, 1.0)
+    return noise_multiplier_for(
+        protection.target_epsilon or math.inf, protection.delta, sampling_rate=one.sampling_rate,
+        steps=one.steps * planned_rounds(config),
+    )  # fmt: skip
+
+
+def private(trainer: Trainer, config: RunConfig, protection: SampleDP) -> tuple[Trainer, SampledGaussian]:
+    """A trainer with noise, and what each of its uploads tells about a photo."""
+    noise = noise_for(config, protection, len(trainer.train))
+    training = PrivateTraining(noise_multiplier=noise, clip_norm=protection.clip_norm, clipping=protection.clipping)
+    return replace(trainer, run=training, draw=poisson, reports_loss=False), released(config, len(trainer.train), noise)
