@@ -7,6 +7,7 @@ FedShelfError                 the message is for a person: what, where, why, wha
 ├── TrainingError             local training failed on this store's photos
 ├── RefusedError              a message failed validation and is discarded
 │   └── PolicyError           the store's policy does not allow what the server asks for
+├── BudgetError               a privacy budget does not allow a further release
 ├── RunError                  a run directory that cannot be used or resumed
 ├── TransportError            the other side cannot be reached or does not speak our protocol
 └── WorkerLostError           a worker process ended before its work was done
@@ -79,6 +80,12 @@ class PolicyError(RefusedError):
     def __str__(self) -> str:
         """All problems, after who refuses."""
         return f"this store's policy does not allow it: {super().__str__()}"
+
+
+class BudgetError(FedShelfError):
+    """A privacy budget does not allow a further release. Nothing is computed or sent."""
+
+    will_repeat = True
 
 
 class RunError(FedShelfError):
