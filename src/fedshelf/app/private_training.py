@@ -10,10 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf.app.components import personalization_of, protection_of
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import RefusedError
 from fedshelf.privacy.accounting import SampledGaussian, noise_multiplier_for
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
 from fedshelf.privacy.gradient_check import find_problem
 from fedshelf.training.bound_model import BoundModel
+from fedshelf.training.own_training import OwnTraining
 from fedshelf.training.phases import Phase
 from fedshelf.training.trainer import Trainer
 
@@ -103,8 +105,22 @@ def noise_for(config: RunConfig, protection: SampleDP, num_photos: int) -> float
     )  # fmt: skip
 
 
-def private(trainer: Trainer, config: RunConfig, protection: SampleDP) -> tuple[Trainer, SampledGaussian]:
-    """A trainer with noise, and what each of its uploads tells about a photo."""
+def private(trainer: Trainer, config: RunConfig) -> tuple[Trainer, SampledGaussian | None]:
+    """The trainer with noise, and what each of its uploads tells about a photo; the same trainer without --dp sample.
+
+    Raises:
+        RefusedError: the noise would not cover all that an upload tells.
+        BudgetError: no noise is enough for the target.
+        UsageError: `dp-accounting` is not installed.
+    """
+    protection = protection_of(config)
+    if not isinstance(protection, SampleDP):
+        return trainer, None
+    problems = [*problems_with_configuration(config), problem_with_model(config, trainer.bound_model)]
+    if isinstance(trainer.run, OwnTraining):
+        problems.append(f"--dp {config.dp} with a function for local training: its steps would have no noise")
+    if found := [problem for problem in problems if problem]:
+        raise RefusedError(*found)
     noise = noise_for(config, protection, len(trainer.train))
     training = PrivateTraining(noise_multiplier=noise, clip_norm=protection.clip_norm, clipping=protection.clipping)
     return replace(trainer, run=training, draw=poisson, reports_loss=False), released(config, len(trainer.train), noise)

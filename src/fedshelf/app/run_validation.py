@@ -14,13 +14,15 @@ from fedshelf.app.components import (
     personalization_of,
     uploads_of,
 )
-from fedshelf.app.model import ModuleFactory, module_of, trainable_module_of
+from fedshelf.app.model import ModuleFactory, bound_model_of, module_of, trainable_module_of
 from fedshelf.app.photos import scan_test_photos
+from fedshelf.app.private_training import problem_with_model, problems_with_configuration
 from fedshelf.compression.chain import parse
 from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import ModelError, UsageError
 from fedshelf.core.text import some
+from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.models.build import find_problem
 from fedshelf.models.initial_weights import check_fit, extra_tensors, read_initial_weights
@@ -54,6 +56,7 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         or (None if make_module else _problem_with_own_model(config))
         or (None if has_weights else _problem_with_weights(config, make_module)),
         *_problems_with_codecs(config), *_problems_with_asynchrony(config), *_problems_with_sums(config),
+        *problems_with_configuration(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
     for key, path, find in (
@@ -100,8 +103,12 @@ def _problem_with_own_model(config: RunConfig) -> str | None:
 
 def _problem_with_training(config: RunConfig, make_module: ModuleFactory | None) -> str | None:
     try:
+        fresh = config.model_copy(update={"pretrained": False})
+        if config.dp == "sample":
+            two_classes = Catalogue(("one", "other"), (("one",), ("other",)))
+            return problem_with_model(config, bound_model_of(fresh, two_classes, device="cpu", make_module=make_module))
         if config.train != "all":
-            trainable_module_of(config.model_copy(update={"pretrained": False}), 2, make_module)
+            trainable_module_of(fresh, 2, make_module)
     except ModelError as error:
         return str(error)
     return None

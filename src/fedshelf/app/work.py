@@ -8,6 +8,7 @@ from pathlib import Path
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import client_lr_of
 from fedshelf.app.photos import StorePhotos
+from fedshelf.app.private_training import private
 from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import files
 from fedshelf.core.messages import Comparison, Ready
@@ -59,13 +60,14 @@ def work_for(
         run=training,
         features_folder=features_folder,
     )  # fmt: skip
+    trainer, mechanism = private(trainer, opened.config)
     ready = Ready(
         run_id=opened.setup.run_id,
         layout_digest=opened.bound_model.params.layout.digest,
         catalogue_digest=opened.catalogue.digest,
         config_digest=files.digest(opened.setup.config),
         num_train=len(photos.train),
-        num_validation=len(photos.validation),
+        num_validation=0 if mechanism else len(photos.validation),  # what they would tell has no noise
         num_left_out=photos.num_left_out,
     )
     return Work(
