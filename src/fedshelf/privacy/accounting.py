@@ -1,9 +1,9 @@
 """Accounting of differential privacy: which ε a list of releases gives.
 
 A release is information that was computed from one photo set (or from all clients) with Gaussian noise: steps of
-DP-SGD, whose batches are Poisson samples, or a noisy sum over everything. Its parameters have a plain JSON form, which a
-ledger keeps, and the total is computed from all of them each time (`privacy.epsilon`). Equal releases are merged first:
-order and grouping do not affect the result.
+DP-SGD, whose batches are Poisson samples, or a noisy sum over everything. Its parameters have a plain JSON form, which
+a ledger keeps, and the total is computed from all of them each time (`privacy.epsilon`). Equal releases are merged
+first: order and grouping do not affect the result.
 """
 
 from __future__ import annotations

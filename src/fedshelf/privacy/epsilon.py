@@ -5,9 +5,9 @@
     RDP    add Rényi divergences: looser, without a grid    Mironov et al. 2019, "Rényi Differential Privacy of the
                                                             Sampled Gaussian Mechanism"
 
-Both give upper bounds, and both come from the package `dp-accounting`. Differs from it: rounding errors, which grow with
-the steps, count as a cost (`_PLD_ERROR`, `_RDP_ERROR`). Without that, results can fall below the true ε when steps are
-many and δ is small. The grid of PLD is as fine as a step's losses need, and as coarse as the total allows.
+Both give upper bounds, and both come from the package `dp-accounting`. Differs from it: rounding errors, which grow
+with the steps, count as a cost (`_PLD_ERROR`, `_RDP_ERROR`). Without that, results can fall below the true ε when steps
+are many and δ is small. The grid of PLD is as fine as a step's losses need, and as coarse as the total allows.
 """
 
 from __future__ import annotations
