@@ -33,7 +33,7 @@ _MAX_PLD_STEPS = 10**6
 _MAX_GROUPS = 32  # PLD composes them one by one
 _MAX_BINS = 2**18  # of a distribution
 _COARSE = 1.05
-_RDP_ERROR = 1e-12  # rounding error of a step's divergence, divided by the order
+_RDP_ERROR = 1e-14  # rounding error of a step's divergence, divided by order and sampling rate; 4e-15 was measured
 _PLD_ERROR = 1e-15  # rounding error of δ for each step; 2e-17 was measured
 
 
@@ -106,9 +106,8 @@ def _loss(noise: float, rate: float) -> float:
 def _rdp(groups: Groups, delta: float) -> float:
     _, rdp = _dp_accounting()
     orders = rdp.RdpAccountant()._orders
-    total = orders * _RDP_ERROR * sum(groups.values())
-    for (noise, rate), steps in groups.items():
-        total = total + steps * _rdp_of_step(noise, rate)
+    steps = ((count, rate, _rdp_of_step(noise, rate)) for (noise, rate), count in groups.items())
+    total = sum(count * (divergences + orders * rate * _RDP_ERROR) for count, rate, divergences in steps)
     epsilon, _ = rdp.compute_epsilon(orders, total, delta)
     return float(epsilon)
 
