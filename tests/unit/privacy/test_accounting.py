@@ -109,10 +109,11 @@ def test_where_pld_does_not_apply_rdp_stands_alone_and_says_why(
     assert why in guarantee.assumptions[-1]
 
 
-def test_rounding_errors_of_many_steps_never_lower_epsilon() -> None:
-    steps, delta = 10**4, 1e-13
-    almost_all = SampledGaussian(noise_multiplier=100, sampling_rate=1 - 1e-9, steps=steps)
-    assert compose([almost_all], delta).epsilon >= analytic(100 / math.sqrt(steps), delta)
+@pytest.mark.parametrize(("total", "steps", "delta"), [(3, 10**3, 1e-11), (1, 10**3, 1e-12), (0.1, 10**5, 1e-12)])
+def test_rounding_errors_of_many_steps_never_lower_epsilon(total: float, steps: int, delta: float) -> None:
+    noise = math.sqrt(steps) / total
+    almost_all = SampledGaussian(noise_multiplier=noise, sampling_rate=1 - 1e-12, steps=steps)
+    assert compose([almost_all], delta).epsilon >= analytic(1 / total, delta)
 
 
 def test_divergences_that_round_to_less_than_zero_do_not_count_as_none() -> None:
