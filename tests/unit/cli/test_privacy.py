@@ -1,0 +1,80 @@
+"""`fedshelf privacy`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.unit.cli.test_command_line import fedshelf
+
+STEPS = ["--sampling-rate", "0.05", "--steps", "1000", "--delta", "1e-5"]
+
+
+def test_epsilon_prints_both_bounds_and_their_assumptions_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = fedshelf(capsys, "privacy", "epsilon", "--noise-multiplier", "1.1", *STEPS, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert list(found) == ["rdp", "pld", "assumptions"]
+    assert (found["rdp"], found["pld"]) == (pytest.approx(10.015, abs=1e-3), pytest.approx(9.192, abs=1e-3))
+    assert all(isinstance(sentence, str) for sentence in found["assumptions"])
+
+
+def test_a_target_epsilon_finds_the_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = fedshelf(capsys, "privacy", "epsilon", "--target-epsilon", "8", *STEPS, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert 7.92 <= found["pld"] <= 8
+    again = ["privacy", "epsilon", "--noise-multiplier", str(found["noise_multiplier"]), *STEPS, "--json"]
+    assert json.loads(fedshelf(capsys, *again)[1])["pld"] == found["pld"]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_text_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = fedshelf(capsys, "privacy", "epsilon", "--noise-multiplier", "1.1", *STEPS)
+    assert code == 0
+    assert max(map(len, out.splitlines()[1:])) <= columns
+    for text in ("Noise multiplier 1.1", "δ = 1e-05", "PLD      9.192", "RDP     10.015", "Poisson"):
+        assert text in out
+
+
+def test_no_noise_is_no_number_in_json_and_infinite_in_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    none = ["privacy", "epsilon", "--noise-multiplier", "0", *STEPS]
+    found = json.loads(fedshelf(capsys, *none, "--json")[1])
+    assert found["rdp"] is found["pld"] is None
+    assert "nothing is guaranteed" in found["assumptions"][-1]
+    assert "inf" in fedshelf(capsys, *none)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*STEPS], "give either --noise-multiplier or --target-epsilon"),
+        (["--noise-multiplier", "1", "--target-epsilon", "8", *STEPS], "give either --noise-multiplier or"),
+        (["--noise-multiplier", "nan", *STEPS], "noise multiplier nan: must be a number from 0 to 1,000,000"),
+        (["--noise-multiplier", "many", *STEPS], "--noise-multiplier many: not a number"),
+        (["--noise-multiplier", "1", "--steps", "0", "--delta", "1e-5"], "steps 0: must be a whole number from 1"),
+        (["--noise-multiplier", "1", "--steps", "9", "--delta", "1"], "delta 1.0: must be a number between 0 and 1"),
+        (["--noise-multiplier", "1", "--steps", "9"], "--delta NUMBER is missing"),
+        (["--target-epsilon", "-8", *STEPS], "target epsilon -8.0: must be a number between 0 and 500"),
+        (["--target-epsilon", "8", *STEPS, "--sampling-rate", "0"], "sampling rate 0: no photo takes part"),
+        (["--target-epsilon", "8", *STEPS, "--sampling-rate", "2"], "sampling rate 2.0: must be a number from 0 to 1"),
+    ],
+)
+def test_bad_values_are_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    code, out, error = fedshelf(capsys, "privacy", "epsilon", *arguments)
+    assert (code, out) == (2, "")
+    assert said in error
+
+
+def test_the_group_s_help_does_not_wait_for_the_accounting() -> None:
+    program = (
+        "import sys\nfrom fedshelf.cli import main\n"
+        "try:\n    main(['privacy', 'epsilon', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'numpy', 'scipy', 'dp_accounting') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
