@@ -7,7 +7,9 @@ every run; those of components that are not used are ignored.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from inspect import Parameter
+from operator import or_
 from typing import Any
 
 from fedshelf.algorithms.registry import AGGREGATORS, ALGORITHMS
@@ -46,10 +48,11 @@ def _shared(users: Mapping[str, Setting]) -> Setting:
     names: dict[Any, list[str]] = {}
     for name, setting in users.items():
         names.setdefault(setting.default, []).append(name)
+    kinds = reduce(or_, (each.type for each in users.values()))
     if Parameter.empty in names:
-        return replace(setting, type=setting.type | None, default=None)
+        return replace(setting, type=kinds | None, default=None)
     text = setting.help.rstrip(".")
     if len(names) == 1:
         return replace(setting, help=f"{text} ({', '.join(users)}).")
     defaults = "; ".join(f"{default} for {', '.join(having)}" for default, having in names.items())
-    return replace(setting, help=f"{text} (default: {defaults}).", type=setting.type | None, default=None)
+    return replace(setting, help=f"{text} (default: {defaults}).", type=kinds | None, default=None)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, create_model, field_validator, model_validator
 
 from fedshelf.config.families import FAMILIES, component_settings
 from fedshelf.config.places import absolute
@@ -67,8 +67,12 @@ NEWER = (
     "dp",
     "delta",
     "clipping",
+    "clip_quantile",
+    "clip_rate",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
+_WORDS: Mapping[str, tuple[str, ...]] = {"norm_bound": ("auto", "off"), "clip_norm": ("adaptive",)}
+"""Words that fields of numbers accept."""
 _FIRST = (
     "mu", "loss", "fedrs_alpha", "fedlc_tau", "server_lr", "server_momentum", "server_beta2", "server_tau",
     "buffer_size", "staleness_exponent", "max_staleness", "scaffold_option",
@@ -227,7 +231,7 @@ class RunConfig(Settings):
     codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
         "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
     dp: Annotated[str, Setting(help="Differential privacy: of each photo, by noise in the stores' own training (sample), "
-        "or none (see docs/explanation/differential-privacy.md).", panel=PRIVACY)] = "none"  # fmt: skip
+        "of each store, by noise at the server (client), or none (see docs/explanation/differential-privacy.md).", panel=PRIVACY)] = "none"  # fmt: skip
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
@@ -315,17 +319,20 @@ class RunConfig(Settings):
         """Normalize the slowdowns, so that equal values give the same run."""
         return None if value is None else ",".join(f"{number:.12g}" for number in parse_slowdowns(value))
 
-    @field_validator("norm_bound", mode="before")
+    @field_validator("norm_bound", "clip_norm", mode="before", check_fields=False)
     @classmethod
-    def _automatic_or_positive(cls, value: Any) -> Any:
-        """Accept a number above 0, also as a flag's text, and the two words."""
+    def _word_or_positive(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accept a number above 0, also as a flag's text, and a few words."""
+        words = _WORDS[str(info.field_name)]
+        if value is None and info.field_name == "clip_norm":
+            return None
         try:
-            number = value if value in ("auto", "off") or isinstance(value, bool) else float(value)
+            number = value if value in words or isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             number = None
-        if number in ("auto", "off") or (isinstance(number, float) and 0 < number < math.inf):
+        if number in words or (isinstance(number, float) and 0 < number < math.inf):
             return number
-        raise ValueError("must be auto, off, or a number above 0")
+        raise ValueError(f"must be {', '.join(words)}, or a number above 0")
 
     def settings_of(self, component: Callable[..., C]) -> C:
         """Create `component` with this run's settings, or its own default where the run has none."""

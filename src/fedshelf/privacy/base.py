@@ -5,6 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from fedshelf.core.settings import PRIVACY, Setting
+
+NOISE_MULTIPLIER = Setting(
+    key="noise_multiplier", gt=0, panel=PRIVACY,
+    help="Standard deviation of the noise, as a multiple of --clip-norm (default: what --target-epsilon needs).",
+)  # fmt: skip
+TARGET_EPSILON = Setting(
+    key="target_epsilon", gt=0, panel=PRIVACY,
+    help="Privacy loss of the whole run, from which the noise follows.",
+)  # fmt: skip
+DELTA = Setting(key="delta", gt=0, lt=1, panel=PRIVACY, help="Probability that the guarantee fails.")
+
 Unit = Literal["photo", "client"]
 
 
@@ -24,3 +36,11 @@ class Protection:
 
 
 NONE = Protection()
+
+
+def problems_with_noise(dp: str, noise_multiplier: float | None, target_epsilon: float | None) -> list[str]:
+    """What is wrong if not exactly one of the two is given."""
+    if (noise_multiplier is None) != (target_epsilon is None):
+        return []
+    both = "" if noise_multiplier is None else ", not both"
+    return [f"--dp {dp} needs --target-epsilon or --noise-multiplier{both}"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fedshelf.core.settings import PRIVACY, Setting
 from fedshelf.core.stages import Declaration
@@ -27,8 +27,18 @@ if TYPE_CHECKING:
 CLIP_NORM = Setting(
     key="clip_norm", gt=0, panel=PRIVACY,
     help="Each client scales its upload down to this L2 norm before anything else happens to it (default: not at all). "
-    "With --dp sample, the bound on the gradient of each photo instead (default: 1).",
+    "With --dp sample, the bound on the gradient of each photo instead (default: 1); with --dp client, the norm that the "
+    "server scales uploads down to, or adaptive, which follows their norms (the default).",
 )  # fmt: skip
+
+
+ADAPTIVE = "adaptive"
+ClipNorm = float | Literal["adaptive"]
+
+
+def problems_with_norm(norm: ClipNorm) -> list[str]:
+    """What is wrong with a clip norm that cannot adapt."""
+    return ["--clip-norm adaptive needs --dp client: give a number"] if norm == ADAPTIVE else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +53,11 @@ class Clip:
 
     @property
     def declares(self) -> Declaration:
-        return Declaration(name="clip", setting=f"--clip-norm {self.max_norm:g}", clips=True)
+        return Declaration(name="clip", setting=f"--clip-norm {self.max_norm}", clips=True)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the norm."""
+        return problems_with_norm(self.max_norm)
 
     def seal(
         self, upload: Upload, memory: Tensor | None, *, client: str, layout: Layout

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from fedshelf.core.settings import PRIVACY, Setting
-from fedshelf.privacy.base import Protection, Unit
-from fedshelf.privacy.clipping import CLIP_NORM
+from fedshelf.privacy.base import DELTA, NOISE_MULTIPLIER, TARGET_EPSILON, Protection, Unit, problems_with_noise
+from fedshelf.privacy.clipping import CLIP_NORM, problems_with_norm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,16 +44,6 @@ if TYPE_CHECKING:
 
 Clipping = Literal["flat", "layer", "automatic"]
 Normal: TypeAlias = "Callable[[int], Tensor]"
-
-NOISE_MULTIPLIER = Setting(
-    key="noise_multiplier", gt=0, panel=PRIVACY,
-    help="Standard deviation of the noise, as a multiple of --clip-norm (default: what --target-epsilon needs).",
-)  # fmt: skip
-TARGET_EPSILON = Setting(
-    key="target_epsilon", gt=0, panel=PRIVACY,
-    help="Privacy loss of the whole run, from which the noise follows.",
-)  # fmt: skip
-DELTA = Setting(key="delta", gt=0, lt=1, panel=PRIVACY, help="Probability that the guarantee fails.")
 
 AUTOMATIC_OFFSET = 0.01
 MEMORY = 1 << 28  # bytes of the gradients that are held at once
@@ -81,10 +71,10 @@ class SampleDP(Protection):
 
     def problems(self) -> list[str]:
         """What is contradictory in the settings."""
-        given = [self.noise_multiplier is not None, self.target_epsilon is not None]
-        if sum(given) == 1:
-            return []
-        return ["--dp sample needs either --target-epsilon or --noise-multiplier" + (", not both" if all(given) else "")]
+        return [
+            *problems_with_noise("sample", self.noise_multiplier, self.target_epsilon),
+            *problems_with_norm(self.clip_norm),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

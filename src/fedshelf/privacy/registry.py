@@ -3,6 +3,7 @@
 PROTECTIONS: dict[str, str] = {
     "none": "fedshelf.privacy.base:NONE",
     "sample": "fedshelf.privacy.dp_sgd:SampleDP",
+    "client": "fedshelf.privacy.client_dp:ClientDP",
 }
 """Components (`core.settings`) that make a `Protection`."""
 

@@ -1,0 +1,162 @@
+"""Differential privacy for each store, by noise on the sum of its uploads at the server.
+
+Source: McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", Algorithm 1 (fixed-denominator
+estimator); clipping by quantile: Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", Algorithm 1.
+
+     1  S <- each live store with probability q, independently
+     2  u_i <- u_i · min(1, C/‖u_i‖) for each i in S             all vectors of an upload together
+     3  u <- (sum_i u_i + N(0, z² C²)) / m                       m = q · live stores
+     4  b <- (sum_i [‖u_i‖ <= C] + N(0, sigma_b²)) / m            only with --clip-norm adaptive
+     5  C <- C · exp(-eta · (b - gamma))
+
+Lines 3 and 4 together have the noise multiplier z' of the accounting: z = (z'^-2 - (2 sigma_b)^-2)^(-1/2).
+
+Differs from the papers: sigma_b is m/20 as in the paper, but at least z', so that z exists for a small m; b is clamped to
+[0, 1], so that its noise cannot change the norm by orders of magnitude. The noise follows from a secret key of the attempt and from the sum that it is added to: a restarted server that adds up the same
+uploads repeats the noise, and never adds the same noise to another sum.
+
+Shapes: S shared values, T trainable ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from fedshelf.core.settings import PRIVACY, Scope, Setting
+from fedshelf.privacy.base import DELTA, NOISE_MULTIPLIER, TARGET_EPSILON, Protection, Unit, problems_with_noise
+from fedshelf.privacy.clipping import ADAPTIVE, CLIP_NORM, ClipNorm
+
+if TYPE_CHECKING:
+    from fedshelf.algorithms.base import Aggregate
+    from fedshelf.algorithms.reduce import Parts, Verdict
+
+FIRST_NORM = 0.1
+SHARE_OF_COHORT = 1 / 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientDP(Protection):
+    """Differential privacy for each store.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm (z').
+        target_epsilon: epsilon of the whole run.
+        delta: delta of the whole run.
+        clip_norm: bound on the norm of an upload (C); adaptive: follows a quantile of the norms.
+        clip_quantile: the share of uploads that is not clipped (gamma).
+        clip_rate: how fast an adaptive norm changes (eta).
+    """
+
+    noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
+    target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
+    delta: Annotated[float, DELTA] = 1e-5
+    clip_norm: Annotated[ClipNorm, CLIP_NORM] = ADAPTIVE
+    clip_quantile: Annotated[float, Setting(key="clip_quantile", gt=0, lt=1, panel=PRIVACY, scope=Scope.SERVER,
+        help="Share of uploads that --clip-norm adaptive leaves unclipped.")] = 0.5  # fmt: skip
+    clip_rate: Annotated[float, Setting(key="clip_rate", gt=0, panel=PRIVACY, scope=Scope.SERVER,
+        help="How fast --clip-norm adaptive changes the norm.")] = 0.2  # fmt: skip
+    unit: ClassVar[Unit | None] = "client"
+
+    def problems(self) -> list[str]:
+        """What is contradictory in the settings."""
+        return problems_with_noise("client", self.noise_multiplier, self.target_epsilon)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoisyMean:
+    """The server's half.
+
+    Attributes:
+        noise_multiplier: z'.
+        clip_norm: C, or the first one.
+        is_adaptive: whether the norm changes.
+        quantile: gamma.
+        rate: eta.
+    """
+
+    noise_multiplier: float
+    clip_norm: float
+    is_adaptive: bool = False
+    quantile: float = 0.5
+    rate: float = 0.2
+
+    @classmethod
+    def of(cls, protection: ClientDP, noise_multiplier: float) -> NoisyMean:
+        """The server's half of `protection`, with the noise multiplier that it needs."""
+        norm = protection.clip_norm
+        return cls(
+            noise_multiplier=noise_multiplier, is_adaptive=norm == ADAPTIVE,
+            clip_norm=norm if isinstance(norm, float | int) else FIRST_NORM,
+            quantile=protection.clip_quantile, rate=protection.clip_rate,
+        )  # fmt: skip
+
+    def deviations(self, expected: float) -> tuple[float, float]:
+        """The noise multiplier of the sum (z), and the deviation of the count's noise (sigma_b).
+
+        Args:
+            expected: m, the expected number of uploads.
+        """
+        if not self.is_adaptive:
+            return self.noise_multiplier, 0.0
+        of_count = max(SHARE_OF_COHORT * expected, self.noise_multiplier)
+        if not self.noise_multiplier:
+            return 0.0, of_count
+        return (self.noise_multiplier**-2 - (2 * of_count) ** -2) ** -0.5, of_count
+
+    def release(
+        self, aggregate: Aggregate, verdicts: Sequence[Verdict], *, expected: float, clip_norm: float, key: bytes
+    ) -> tuple[Aggregate, float]:
+        """Lines 3 to 5.
+
+        Args:
+            aggregate: the plain mean of the clipped uploads.
+            verdicts: those of `JointClip`, one per upload.
+            expected: m, the expected number of uploads.
+            clip_norm: C.
+            key: the attempt's secret key.
+
+        Returns:
+            The noisy aggregate, and the next norm.
+        """
+        from fedshelf.privacy.noise import SecretRandom
+
+        deviation, of_count = self.deviations(expected)
+        scale = len(verdicts) / expected
+        vectors = {"": aggregate.delta, **aggregate.auxiliary}
+        digest = hashlib.sha256(repr((len(verdicts), expected, clip_norm)).encode())
+        for vector in vectors.values():
+            digest.update(vector.numpy().tobytes())
+        source = SecretRandom(hmac.digest(key, digest.digest(), "sha256"))
+        noise = deviation * clip_norm / expected
+        noisy = {name: vector * scale + noise * source.normal(len(vector)) for name, vector in vectors.items()}
+        delta = noisy.pop("")
+        norm = clip_norm
+        if self.is_adaptive:
+            within = sum(not verdict.factors for verdict in verdicts) + of_count * float(source.normal(1))
+            norm = clip_norm * math.exp(-self.rate * (min(max(within / expected, 0.0), 1.0) - self.quantile))
+        return replace(aggregate, delta=delta, auxiliary=noisy), norm
+
+
+@dataclass(frozen=True, slots=True)
+class JointClip:
+    """A screen that scales uploads down to a norm (line 2): all parts by one factor.
+
+    Attributes:
+        clip_norm: C.
+    """
+
+    clip_norm: float
+
+    def __call__(self, parts: Parts) -> list[Verdict]:
+        from fedshelf.algorithms.reduce import Verdict, norm
+
+        norms = [math.hypot(*(norm(row) for row in rows)) for rows in zip(*parts.values(), strict=True)]
+        return [
+            Verdict(factors=dict.fromkeys(parts, self.clip_norm / one)) if one > self.clip_norm else Verdict()
+            for one in norms
+        ]
