@@ -71,6 +71,9 @@ class FakeCheckpoints:
     def save_open_round(self, open_round: OpenRound) -> None:
         self.open_round = open_round
 
+    def forget_open_round(self) -> None:
+        self.open_round = None
+
 
 def _copy(state: ServerState) -> ServerState:
     optimizer = {name: vector.clone() for name, vector in state.model.optimizer.items()}

@@ -6,7 +6,7 @@ cohort: uploads are read from the spool block by block.
 Shapes: S shared values, b values of a block.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedshelf.algorithms.base import Aggregate, Reducer
+from fedshelf.algorithms.base import Aggregate, Reducer, VectorSpec
 from fedshelf.algorithms.reduce import TIMES_MEDIAN, Aggregator, Parts, Screen, Verdict, norm
-from fedshelf.core.messages import AUXILIARY, STATISTICS, TRAINABLE, Upload
+from fedshelf.core.messages import AUXILIARY, DELTA, STATISTICS, TRAINABLE, Upload
 
 TIMES_COUNT = 10  # the largest number of photos that a client can claim, as a multiple of the cohort's median
 BLOCK = 1 << 18  # values: large enough for two threads, small enough for the third-level cache
@@ -73,6 +73,19 @@ def combine(
         mean_weight=sum(weights[i] for i in kept) / len(kept),
     )  # fmt: skip
     return Combination(aggregate, verdicts)
+
+
+def nothing(vectors: Mapping[str, VectorSpec], num_trainable: int) -> Combination:
+    """The aggregate of no upload: all zeros.
+
+    Args:
+        vectors: the vectors of an upload, by name.
+        num_trainable: T of the layout.
+    """
+    zeros = {name: torch.zeros(spec.size) for name, spec in vectors.items()}
+    delta = zeros.pop(DELTA)
+    auxiliary = {name.removeprefix(AUXILIARY): vector for name, vector in zeros.items()}
+    return Combination(Aggregate(delta=delta, num_clients=0, num_trainable=num_trainable, auxiliary=auxiliary), ())
 
 
 def capped(counts: Sequence[int], others: Sequence[int] = ()) -> list[int]:

@@ -174,7 +174,7 @@ def plan_of(
             timeout=config.round_timeout, quorum=config.quorum, max_examples=config.max_examples,
             rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size",
         ),
-        early_stopping=EarlyStopping(metric=config.best_metric, patience=config.patience, newest=algorithm.sums),
+        early_stopping=early_stopping_of(config),
         config=text,
         config_digest=files.digest(text),
         catalogue=catalogue,
@@ -193,6 +193,15 @@ def plan_of(
         average_rounds=config.average_rounds,
         compares=config.personalize != "none" if config.compare is None else config.compare,
     )  # fmt: skip
+
+
+def early_stopping_of(config: RunConfig) -> EarlyStopping:
+    """Create what chooses the best round: with noise at the server, nothing that stores report without noise."""
+    metric, is_private = config.best_metric, protection_of(config).unit == "client"
+    if is_private and metric == "auto":
+        metric = "central_accuracy"
+    newest = algorithm_of(config).sums or (is_private and config.test_dir is None)
+    return EarlyStopping(metric=metric, patience=config.patience, newest=newest)
 
 
 def given_names(config: RunConfig) -> tuple[dict[str, str], Catalogue | None]:

@@ -160,6 +160,9 @@ class Checkpoints(Protocol):
 
     def save_open_round(self, open_round: OpenRound) -> None: ...
 
+    def forget_open_round(self) -> None:
+        """Delete the open round, with the key of its noise."""
+
 
 class Spool(Protocol):
     """Uploads of the open round, kept until they are aggregated. Survives a crash if the run does."""

@@ -103,6 +103,7 @@ class ServerState:
         classes: digest of the class names that the rows of the model's head stand for.
         suspended: by client, its exclusion for some rounds.
         photos: if uploads are sums over photos, by client, the photos that its counted uploads stand for.
+        clip_norm: the next round's norm of uploads, if it adapts.
     """
 
     round: int
@@ -120,6 +121,7 @@ class ServerState:
     classes: str = ""
     suspended: Mapping[str, Suspension] = field(default_factory=dict)
     photos: Mapping[str, int] = field(default_factory=dict)
+    clip_norm: float | None = None
 
     @property
     def is_refitted(self) -> bool:
@@ -145,6 +147,7 @@ class OpenRound:
         wanted: number of uploads that suffice; None: those of the whole cohort.
         num_steps: by member, local steps of the configured epochs, if work is assigned by steps.
         pace: by member, predicted seconds per local step when the cohort was drawn.
+        noise_key: secret key of the noise that is added to the sum; None without.
     """
 
     key: TaskKey
@@ -153,6 +156,7 @@ class OpenRound:
     wanted: int | None = None
     num_steps: Mapping[str, int] = field(default_factory=dict)
     pace: Mapping[str, float] = field(default_factory=dict)
+    noise_key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

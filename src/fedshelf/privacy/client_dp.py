@@ -139,7 +139,7 @@ class NoisyMean:
         if self.is_adaptive:
             within = sum(not verdict.factors for verdict in verdicts) + of_count * float(source.normal(1))
             norm = clip_norm * math.exp(-self.rate * (min(max(within / expected, 0.0), 1.0) - self.quantile))
-        return replace(aggregate, delta=delta, auxiliary=noisy), norm
+        return replace(aggregate, delta=delta, auxiliary=noisy, num_clients=max(1, round(expected))), norm
 
 
 @dataclass(frozen=True, slots=True)

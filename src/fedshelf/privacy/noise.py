@@ -19,6 +19,11 @@ KEY_BYTES = 32
 _FRACTION = 2.0**-53  # a float64 between 0 and 1 has 53 random bits
 
 
+def new_key() -> bytes:
+    """A new key, which nobody can predict."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
 class SecretRandom:
     """A cryptographic generator.
 
@@ -32,7 +37,7 @@ class SecretRandom:
     def __init__(self, key: bytes | None = None) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # 30 ms, only with privacy
 
-        key = secrets.token_bytes(KEY_BYTES) if key is None else key
+        key = new_key() if key is None else key
         if len(key) != KEY_BYTES:
             raise ValueError(f"a key of {len(key)} bytes instead of {KEY_BYTES}")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()

@@ -23,6 +23,7 @@ class RoundProgress:
         members: members that have ended the round.
         evaluated: by client, validation photos evaluated.
         losses: by client, its mean loss on them.
+        clip_norm: the next round's norm of uploads, if it adapts.
         held_out: values [S] of the new model before the validation photos became a part of it; None if they did not.
         evaluations: by client, its evaluation.
         sent: by client, when its task was last sent, in seconds of the round's timer.
@@ -39,6 +40,7 @@ class RoundProgress:
     evaluated: dict[str, int] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     held_out: Tensor | None = None
+    clip_norm: float | None = None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     sent: dict[str, float] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)

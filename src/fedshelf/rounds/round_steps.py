@@ -6,7 +6,16 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from fedshelf.algorithms.aggregation import TIMES_COUNT, capped, combine, normalized, outliers, stretched, weighted
+from fedshelf.algorithms.aggregation import (
+    TIMES_COUNT,
+    capped,
+    combine,
+    normalized,
+    nothing,
+    outliers,
+    stretched,
+    weighted,
+)
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
@@ -25,6 +34,8 @@ from fedshelf.core.messages import (
 )  # fmt: skip
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
+from fedshelf.privacy.client_dp import JointClip
+from fedshelf.privacy.noise import new_key
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
@@ -75,11 +86,16 @@ class RoundSteps:
             plan.sampling, live, num_train=num_train, times_live=state.times_live, round=number
         )
         asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
-        cohort = cohorts.draw(live, asked, rng, weights)
+        if plan.noisy_mean is None:
+            cohort = cohorts.draw(live, asked, rng, weights)
+        else:
+            cohort = cohorts.draw_independently(live, fraction)
+            count = len(cohort)
         num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
         opened = OpenRound(
-            key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps, pace=predicted(state.pace, num_steps)
-        )
+            key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps,
+            pace=predicted(state.pace, num_steps), noise_key=new_key() if plan.noisy_mean else None,
+        )  # fmt: skip
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
         return opened
@@ -217,29 +233,40 @@ class RoundSteps:
         return uploads
 
     def fold(
-        self, progress: RoundProgress, uploads: Mapping[str, Upload], model: ModelState, population: int
+        self, progress: RoundProgress, uploads: Mapping[str, Upload], state: ServerState, opened: OpenRound
     ) -> tuple[ModelState, Mapping[str, Verdict]]:
         """Aggregate the uploads into a new model.
 
         Args:
-            progress: the replies.
+            progress: the replies; updated with the next norm of uploads, if it adapts.
             uploads: by client.
-            model: the model before the round.
-            population: number of live clients.
+            state: the state before the round.
+            opened: the round.
 
         Returns:
             The model after the round, whose variances may be below zero, and the verdict on each upload.
         """
-        names, alike = sorted(uploads), self._plan.rounds.equal_weights
+        names, noisy = sorted(uploads), self._plan.noisy_mean
+        alike = self._plan.rounds.equal_weights or noisy is not None
+        clip_norm = 0.0 if noisy is None else state.clip_norm or noisy.clip_norm
+        aggregator = self._context.aggregator
+        if noisy is not None:
+            aggregator = replace(aggregator, screens=(JointClip(clip_norm),))
         weights = {n: 1.0 if alike else self._algorithm.weight(uploads[n], staleness=0) for n in names}
         aggregate, found = combine(
-            [uploads[name] for name in names], [weights[name] for name in names], self._context.aggregator,
+            [uploads[name] for name in names], [weights[name] for name in names], aggregator,
             num_trainable=self._layout.num_trainable,
-        )  # fmt: skip
+        ) if names else nothing(self._algorithm.vectors(self._layout), self._layout.num_trainable)  # fmt: skip
         verdicts = dict(zip(names, found, strict=True))
         kept = [name for name in names if not verdicts[name].left_out]
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
-        return self._algorithm.server_update(model, stretched(aggregate, length), population), verdicts
+        aggregate = stretched(aggregate, length)
+        if noisy is not None and opened.noise_key is not None:
+            aggregate, progress.clip_norm = noisy.release(
+                aggregate, found, expected=max(1.0, self._plan.fraction * len(opened.live)), clip_norm=clip_norm,
+                key=opened.noise_key,
+            )  # fmt: skip
+        return self._algorithm.server_update(state.model, aggregate, len(opened.live)), verdicts
 
     def choose(self, progress: RoundProgress, model: ModelState, key: TaskKey) -> ModelState:
         """Let the counted clients score the algorithm's candidates, if it has some, and return the state with the best.
@@ -345,6 +372,7 @@ class RoundSteps:
         return replace(
             state,
             round=key.round,
+            clip_norm=progress.clip_norm,
             model=self._downloads.advance(self._averaged(model, key.round), key.round),
             counted={**state.counted, **dict.fromkeys(progress.counted(), key)},
             photos={**state.photos, **photos}

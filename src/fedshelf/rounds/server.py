@@ -268,6 +268,8 @@ class Server:
         withdrawn = [name for name in names if state.photos.get(name) == 0]
         self._ports.checkpoints.save(state, is_best=is_best, alone=bool(withdrawn))
         self._membership.note_photos(state.photos)
+        if self._plan.noisy_mean is not None:
+            self._ports.checkpoints.forget_open_round()
         self._ports.spool.clear()  # keep updates of single stores no longer than needed
         for name in withdrawn:
             self._membership.release(name, record.round)

@@ -86,7 +86,7 @@ class SynchronousRounds:
         uploads, problem = steps.load(progress, key), ""
         while len(uploads) >= needed:
             try:
-                model, verdicts = steps.fold(progress, uploads, state.model, population=len(opened.live))
+                model, verdicts = steps.fold(progress, uploads, state, opened)
             except RefusedError as error:
                 problem = str(error)
             else:

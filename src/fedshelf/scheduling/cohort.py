@@ -1,6 +1,7 @@
 """Sampling of the cohort of a round."""
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 from fedshelf.core.choices import SamplingName
@@ -35,6 +36,15 @@ def draw(names: Sequence[str], count: int, rng: Rng, weights: Mapping[str, float
         return tuple(sorted(generator.sample(sorted(names), count)))
     keys = {name: math.log(1.0 - generator.random()) / weights[name] for name in sorted(names)}
     return tuple(sorted(sorted(keys, key=lambda name: -keys[name])[:count]))
+
+
+def draw_independently(names: Sequence[str], probability: float) -> tuple[str, ...]:
+    """Draw each name with the same probability, secretly; possibly none. Sorted.
+
+    Differential privacy for clients assumes that nobody can tell who was drawn, so the run's seed plays no part.
+    """
+    generator = random.SystemRandom()
+    return tuple(name for name in sorted(names) if generator.random() < probability)
 
 
 def sampling_weights(

@@ -173,3 +173,7 @@ class BackgroundCheckpoints:
 
     def save_open_round(self, open_round: OpenRound) -> None:
         self._writer.do(lambda: self._checkpoints.save_open_round(open_round))
+
+    def forget_open_round(self) -> None:
+        """See `Checkpoints`."""
+        self._writer.do(self._checkpoints.forget_open_round)

@@ -117,6 +117,7 @@ class FileCheckpoints:
                 key=_task_key(fields["key"]), cohort=cohort, live=tuple(fields.get("live", cohort)),
                 wanted=fields.get("wanted"), num_steps=dict(fields.get("num_steps", {})),
                 pace=dict(fields.get("pace", {})),
+                noise_key=bytes.fromhex(fields["noise_key"]) if fields.get("noise_key") else None,
             )  # fmt: skip
         except FileNotFoundError:
             return None
@@ -139,8 +140,18 @@ class FileCheckpoints:
             "wanted": open_round.wanted,
             "num_steps": dict(open_round.num_steps),
             "pace": dict(open_round.pace),
+            "noise_key": open_round.noise_key.hex() if open_round.noise_key else None,
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
+
+    def forget_open_round(self) -> None:
+        """Delete the open round, with the key of its noise.
+
+        Raises:
+            RunError: it cannot be deleted.
+        """
+        with translating_os_errors("delete", self._directory / "open_round.json"):
+            (self._directory / "open_round.json").unlink(missing_ok=True)
 
     def _path(self, round: int) -> Path:
         return self._directory / f"round-{round:06d}.safetensors"
@@ -171,6 +182,7 @@ def _info(state: ServerState, best_round: int | None) -> dict[str, Any]:
         "refits": list(state.refits),
         "classes": state.classes,
         "photos": dict(state.photos),
+        "clip_norm": state.clip_norm,
         "suspended": {client: [found.last_round, found.reason] for client, found in state.suspended.items()},
     }
 
@@ -210,6 +222,7 @@ def _state(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> ServerStat
         refits=tuple(info.get("refits", ())),
         classes=info.get("classes", ""),
         photos=dict(info.get("photos", {})),
+        clip_norm=info.get("clip_norm"),
         suspended={
             client: Suspension(last_round=last_round, reason=reason)
             for client, (last_round, reason) in info.get("suspended", {}).items()

@@ -1,6 +1,7 @@
-"""Differential privacy of a store's training: what it cannot be combined with, and how much noise it needs.
+"""Differential privacy of a run: what it cannot be combined with, and how much noise it needs.
 
-The server checks a configuration when the run is created, and every store checks it again before it trains.
+The server checks a configuration when the run is created. With noise in the stores (--dp sample), every store checks it
+again before it trains.
 """
 
 import math
@@ -12,6 +13,7 @@ from fedshelf.app.components import personalization_of, protection_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RefusedError
 from fedshelf.privacy.accounting import SampledGaussian, noise_multiplier_for
+from fedshelf.privacy.client_dp import ClientDP, NoisyMean
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
 from fedshelf.privacy.gradient_check import find_problem
 from fedshelf.training.bound_model import BoundModel
@@ -30,15 +32,37 @@ _UNCOVERED = {
     "engine": ({"vmap", "auto"}, "the gradient of each photo is computed for one store at a time: use local or ray"),
 }
 """By field: values whose releases the noise of photos' gradients does not cover, and why."""
+_NOT_A_SUM = {
+    "algorithm": ({"ridge", "fedasync", "fedbuff"}, "the noise is added to the sum of a round's bounded uploads"),
+    "aggregator": ({"median", "trimmed-mean", "multi-krum"}, "the noise is calibrated to a sum of bounded uploads"),
+    "warm_start": ({"ridge"}, "stores send exact sums over their photos"),
+    "refit_head": ({True}, "stores send exact sums over their photos"),
+    "sampling": ({"size", "availability"}, "every store is drawn with the same probability"),
+    "local_work": ({"dynamic", "cut"}, "uploads of unequal work are scaled after they are bounded"),
+    "best_metric": ({"accuracy", "train_loss"}, "the choice of a round would follow figures without noise; use "
+        "central_accuracy, with --test-dir"),
+}  # fmt: skip
+"""By field: values with which the published model depends on more than the noisy sums, and why."""
 _OF_ONE_ALGORITHM = {"scaffold_option": "scaffold"}
 
 
 def problems_with_configuration(config: RunConfig) -> list[str]:
     """What --dp cannot be combined with, each with its reason."""
-    if not isinstance(protection_of(config), SampleDP):
-        return []
-    found = []
-    for field, (values, reason) in _UNCOVERED.items():
+    protection, found = protection_of(config), []
+    rules = _UNCOVERED if isinstance(protection, SampleDP) else _NOT_A_SUM if isinstance(protection, ClientDP) else {}
+    if isinstance(protection, ClientDP):
+        found += [
+            f"--{key} with --dp client: {reason}"
+            for key, is_set, reason in (
+                ("over-selection", config.over_selection > 0, "a store is drawn with a known probability"),
+                ("straggler-factor", config.straggler_factor is not None, "who is counted would depend on their speed"),
+                ("norm-bound", config.norm_bound not in ("auto", "off"), "--clip-norm bounds uploads"),
+                ("patience", config.patience > 0 and config.test_dir is None, "it needs --test-dir, because stores' own "
+                 "figures have no noise"),
+            )
+            if is_set
+        ]  # fmt: skip
+    for field, (values, reason) in rules.items():
         value = getattr(config, field)
         if value in values and _OF_ONE_ALGORITHM.get(field, config.algorithm) == config.algorithm:
             flag = f"--{field.replace('_', '-')}" + ("" if value is True else f" {value}")
@@ -103,6 +127,22 @@ def noise_for(config: RunConfig, protection: SampleDP, num_photos: int) -> float
         protection.target_epsilon or math.inf, protection.delta, sampling_rate=one.sampling_rate,
         steps=one.steps * planned_rounds(config),
     )  # fmt: skip
+
+
+def noisy_mean_of(config: RunConfig) -> NoisyMean | None:
+    """The noise that the server adds, with --dp client.
+
+    Raises:
+        BudgetError: no noise is enough for the target.
+        UsageError: `dp-accounting` is not installed.
+    """
+    protection = protection_of(config)
+    if not isinstance(protection, ClientDP):
+        return None
+    noise = protection.noise_multiplier or noise_multiplier_for(
+        protection.target_epsilon or math.inf, protection.delta, sampling_rate=config.fraction, steps=config.rounds
+    )
+    return NoisyMean.of(protection, noise)
 
 
 def private(trainer: Trainer, config: RunConfig) -> tuple[Trainer, SampledGaussian | None]:
