@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedshelf.app.components import personalization_of, protection_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RefusedError
-from fedshelf.privacy.accounting import SampledGaussian, noise_multiplier_for
+from fedshelf.core.messages import Mechanism
+from fedshelf.privacy.accounting import noise_multiplier_for
 from fedshelf.privacy.client_dp import ClientDP, NoisyMean
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
 from fedshelf.privacy.gradient_check import find_problem
@@ -84,7 +85,7 @@ def problem_with_model(config: RunConfig, bound: BoundModel) -> str | None:
     return None if problem is None else f"--dp {config.dp} does not work with --model {config.model}: {problem}"
 
 
-def released(config: RunConfig, num_photos: int, noise_multiplier: float) -> SampledGaussian:
+def released(config: RunConfig, num_photos: int, noise_multiplier: float) -> Mechanism:
     """What one round's upload tells about a photo.
 
     Args:
@@ -92,7 +93,7 @@ def released(config: RunConfig, num_photos: int, noise_multiplier: float) -> Sam
         num_photos: training photos of the store.
         noise_multiplier: standard deviation of the noise, as a multiple of the clip norm.
     """
-    return SampledGaussian(
+    return Mechanism(
         noise_multiplier=noise_multiplier, sampling_rate=sampling_rate(num_photos, config.batch_size),
         steps=sum(_steps(config, phase, num_photos) for phase in personalization_of(config).phases),
     )  # fmt: skip
@@ -145,7 +146,7 @@ def noisy_mean_of(config: RunConfig) -> NoisyMean | None:
     return NoisyMean.of(protection, noise)
 
 
-def private(trainer: Trainer, config: RunConfig) -> tuple[Trainer, SampledGaussian | None]:
+def private(trainer: Trainer, config: RunConfig) -> tuple[Trainer, Mechanism | None]:
     """The trainer with noise, and what each of its uploads tells about a photo; the same trainer without --dp sample.
 
     Raises:

@@ -76,6 +76,7 @@ def work_for(
         trainer=trainer,
         ready=ready,
         uploads=opened.uploads,
+        mechanism=mechanism,
         personalization=opened.personalization,
         catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(

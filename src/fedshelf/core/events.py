@@ -352,6 +352,23 @@ class StoresCompared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseReported:
+    """How much noise covers each release of a client, or each model of the server.
+
+    Attributes:
+        client: the client; "" for the server.
+        noise_multiplier: standard deviation of the noise, as a multiple of the bound on a photo or client.
+        sampling_rate: probability with which each photo or client takes part in a sum.
+        steps: number of sums in a release.
+    """
+
+    client: str
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunEnded:
     """The server is about to close. A `stopped` run can be resumed."""
 
@@ -374,5 +391,6 @@ Event: TypeAlias = (
     | ComparisonStarted
     | ComparisonReceived
     | StoresCompared
+    | NoiseReported
     | RunEnded
 )

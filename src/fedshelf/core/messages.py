@@ -233,6 +233,21 @@ class Broadcast:
         return _auxiliary(self.vectors)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mechanism:
+    """The noise in an upload: sums of bounded values of randomly drawn photos, each with Gaussian noise.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise, as a multiple of the bound.
+        sampling_rate: probability with which each photo takes part in a sum.
+        steps: number of sums.
+    """
+
+    noise_multiplier: NonNegativeFloat
+    sampling_rate: Annotated[float, Bounds(ge=0, le=1)]
+    steps: Count
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Upload:
     """The difference that one client's training made.
@@ -248,6 +263,7 @@ class Upload:
         seconds: duration of training.
         batch_size: batch size of local training.
         client_lr: learning rate of local training.
+        mechanism: the noise in the vectors; None: there is none.
     """
 
     key: TaskKey
@@ -258,6 +274,7 @@ class Upload:
     seconds: NonNegativeFloat
     batch_size: Count | None = None
     client_lr: NonNegativeFloat | None = None
+    mechanism: Mechanism | None = None
 
     @property
     def is_plain(self) -> bool:

@@ -15,6 +15,7 @@ from fedshelf.core.messages import (
     Comparison,
     Evaluation,
     Failure,
+    Mechanism,
     Purpose,
     Ready,
     ServerMessage,
@@ -46,6 +47,7 @@ class Work:
         uploads: the stages that uploads pass.
         personalization: the part of the model that stays at the client.
         catalogue: the classes; None: the client does not count by product.
+        mechanism: the noise in uploads; None: there is none.
     """
 
     algorithm: Algorithm
@@ -56,6 +58,7 @@ class Work:
     uploads: UploadPipeline = field(default_factory=UploadPipeline)
     personalization: Personalization = NONE
     catalogue: Catalogue | None = None
+    mechanism: Mechanism | None = None
 
 
 class Client:
@@ -117,6 +120,8 @@ class Client:
             work = replace(work, algorithm=work.closed_form, uploads=UploadPipeline())
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
+            if work.mechanism is not None:
+                raise RefusedError("figures on validation photos would have no noise (--dp sample)")
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
             score = work.trainer.evaluate()
@@ -139,6 +144,7 @@ class Client:
             after = state
         else:
             upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
+            upload = replace(upload, mechanism=work.mechanism)
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout

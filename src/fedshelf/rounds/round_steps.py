@@ -19,7 +19,7 @@ from fedshelf.algorithms.aggregation import (
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
+from fedshelf.core.events import ClientRefused, ClientStatus, NoiseReported, Participation, UploadReceived
 from fedshelf.core.messages import (
     CANDIDATES,
     PARAMS,
@@ -27,6 +27,7 @@ from fedshelf.core.messages import (
     CandidateScore,
     Evaluation,
     Failure,
+    Mechanism,
     Purpose,
     TaskKey,
     Upload,
@@ -64,6 +65,10 @@ class RoundSteps:
         self._timer = context.timer
         self._most_live = context.plan.start_clients
         self._was_alone = False
+        self._noise: dict[str, Mechanism] = {}
+        if (noisy := self._plan.noisy_mean) is not None:
+            server = Mechanism(noise_multiplier=noisy.noise_multiplier, sampling_rate=self._plan.fraction, steps=1)
+            self._note_noise("", server)
 
     def draw(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
@@ -198,9 +203,21 @@ class RoundSteps:
         found = self._validator.validate(reply, key, checked)
         if isinstance(found, Participation):
             return found, None
+        self._note_noise(name, found.upload.mechanism)
         upload = normalized(found.upload, share, num_trainable=self._layout.num_trainable)
         self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
         return counted(reply.client, upload), found.norm
+
+    def _note_noise(self, client: str, mechanism: Mechanism | None) -> None:
+        """Record the noise of a client's uploads, if it is another than before."""
+        if mechanism is not None and self._noise.get(client) != mechanism:
+            self._noise[client] = mechanism
+            self._ports.sink.emit(
+                NoiseReported(
+                    client=client, noise_multiplier=mechanism.noise_multiplier,
+                    sampling_rate=mechanism.sampling_rate, steps=mechanism.steps,
+                )
+            )  # fmt: skip
 
     def load(self, progress: RoundProgress, key: TaskKey) -> dict[str, Upload]:
         """Load the counted uploads from the spool, and bound the weights that they claim.

@@ -53,6 +53,7 @@ class RunSummary:
         num_test: number of test photos at the server.
         num_test_left_out: number of test photos of classes that no client has.
         results: results by product, of a run that has reached its last round.
+        noise: the noise of each client's releases by client, and that of the server's under "".
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class RunSummary:
     num_test: int | None = None
     num_test_left_out: int = 0
     results: ProductResults = NO_RESULTS
+    noise: Mapping[str, NoiseReported] = dataclasses.field(default_factory=dict)
 
     @property
     def num_done(self) -> int:
@@ -129,7 +131,7 @@ def run_summary(path: Path) -> RunSummary:
             _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores),
             num_classes=record.get("num_classes"), num_test=record.get("num_test"),
             num_test_left_out=record.get("num_test_left_out", 0),
-            results=_results(connection, directory, rounds),
+            results=_results(connection, directory, rounds), noise=_noise(connection),
         )  # fmt: skip
 
 
@@ -199,6 +201,12 @@ def _stores(connection: sqlite3.Connection) -> tuple[StoreComparison, ...]:
         )
         for row in connection.execute("SELECT * FROM stores ORDER BY client")
     )
+
+
+def _noise(connection: sqlite3.Connection) -> dict[str, NoiseReported]:
+    records = connection.execute("SELECT record FROM events WHERE kind = 'noise_reported' ORDER BY id")
+    reports = [NoiseReported(**json.loads(row["record"])) for row in records]
+    return {report.client: report for report in reports}
 
 
 def _results(

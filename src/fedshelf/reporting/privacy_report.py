@@ -1,0 +1,77 @@
+"""What a run's noise guarantees, from what the server has recorded.
+
+A store's own ledger is the authority on what it released: the server cannot know of releases that never arrived.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedshelf.core.events import ClientStatus, NoiseReported, RoundFinished, RoundVoid
+from fedshelf.privacy.accounting import Guarantee, SampledGaussian, compose, rdp_epsilon
+
+_RELEASED = frozenset({ClientStatus.COUNTED, ClientStatus.LATE, ClientStatus.REFUSED})
+_COMPOSED = 3  # stores with the largest loss, for which the slower and tighter bound is computed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrivacyReport:
+    """The guarantee of a run.
+
+    Attributes:
+        guarantee: that of the client whose photos are protected least, or of all clients.
+        client: that client; "" if the noise is the server's.
+        num_releases: by client, how often it released something; the server's models under "".
+    """
+
+    guarantee: Guarantee
+    client: str
+    num_releases: Mapping[str, int]
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the value of `privacy` in the output of `runs show --json`."""
+        found = self.guarantee
+        return {
+            "epsilon": found.epsilon, "delta": found.delta, "unit": found.unit, "pld": found.pld, "rdp": found.rdp,
+            "assumptions": list(found.assumptions), "client": self.client or None,
+            "releases": [{"client": name or None, "releases": count} for name, count in self.num_releases.items()],
+        }  # fmt: skip
+
+
+def privacy_report(
+    noise: Mapping[str, NoiseReported], rounds: Iterable[RoundFinished], voids: Iterable[RoundVoid], *, delta: float
+) -> PrivacyReport | None:  # fmt: skip
+    """Compute the guarantee of a run; None if it has no noise.
+
+    Args:
+        noise: the noise of each client's releases, and that of the server's under "".
+        rounds: the finished rounds.
+        voids: the void attempts.
+        delta: δ.
+
+    Raises:
+        UsageError: `dp-accounting` is not installed.
+    """
+    attempts = [*rounds, *voids]
+    if "" in noise:
+        counts = {"": len(attempts)}
+    else:
+        counts = Counter(
+            member.client for attempt in attempts for member in attempt.clients if member.status in _RELEASED
+        )
+    released = {name: _composed(noise[name], counts[name]) for name in sorted(noise) if counts[name]}
+    if not released:
+        return None
+    worst = sorted(released, key=lambda name: -rdp_epsilon(released[name], delta))[:_COMPOSED]
+    unit = "client" if "" in noise else "photo"
+    found = {name: compose([released[name]], delta, unit=unit) for name in worst}
+    client = max(found, key=lambda name: found[name].epsilon)
+    return PrivacyReport(guarantee=found[client], client=client, num_releases={name: counts[name] for name in released})
+
+
+def _composed(noise: NoiseReported, count: int) -> SampledGaussian:
+    """So many releases as one."""
+    return SampledGaussian(
+        noise_multiplier=noise.noise_multiplier, sampling_rate=noise.sampling_rate, steps=count * noise.steps
+    )
