@@ -5,7 +5,9 @@ again before it trains.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,7 +24,8 @@ from fedshelf.training.own_training import OwnTraining
 from fedshelf.training.phases import Phase
 from fedshelf.training.trainer import Trainer
 
-_UNCOVERED = {
+_Rules = Mapping[str, tuple[set[Any], str]]
+_UNCOVERED: _Rules = {
     "algorithm": ({"ridge"}, "stores send exact sums over their photos"),
     "scaffold_option": ({"1"}, "control variates of option 1 are gradients without noise: use 2"),
     "warm_start": ({"ridge"}, "stores send exact sums over their photos"),
@@ -33,7 +36,7 @@ _UNCOVERED = {
     "engine": ({"vmap", "auto"}, "the gradient of each photo is computed for one store at a time: use local or ray"),
 }
 """By field: values whose releases the noise of photos' gradients does not cover, and why."""
-_NOT_A_SUM = {
+_NOT_A_SUM: _Rules = {
     "algorithm": ({"ridge", "fedasync", "fedbuff"}, "the noise is added to the sum of a round's bounded uploads"),
     "aggregator": ({"median", "trimmed-mean", "multi-krum"}, "the noise is calibrated to a sum of bounded uploads"),
     "warm_start": ({"ridge"}, "stores send exact sums over their photos"),
@@ -58,8 +61,8 @@ def problems_with_configuration(config: RunConfig) -> list[str]:
                 ("over-selection", config.over_selection > 0, "a store is drawn with a known probability"),
                 ("straggler-factor", config.straggler_factor is not None, "who is counted would depend on their speed"),
                 ("norm-bound", config.norm_bound not in ("auto", "off"), "--clip-norm bounds uploads"),
-                ("patience", config.patience > 0 and config.test_dir is None, "it needs --test-dir, because stores' own "
-                 "figures have no noise"),
+                ("patience", config.patience > 0 and config.test_dir is None, "it needs --test-dir, because what "
+                 "stores report has no noise"),
             )
             if is_set
         ]  # fmt: skip

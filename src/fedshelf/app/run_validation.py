@@ -14,9 +14,9 @@ from fedshelf.app.components import (
     personalization_of,
     uploads_of,
 )
+from fedshelf.app.differential_privacy import problem_with_model, problems_with_configuration
 from fedshelf.app.model import ModuleFactory, bound_model_of, module_of, trainable_module_of
 from fedshelf.app.photos import scan_test_photos
-from fedshelf.app.differential_privacy import problem_with_model, problems_with_configuration
 from fedshelf.compression.chain import parse
 from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import client_lr_of
-from fedshelf.app.photos import StorePhotos
 from fedshelf.app.differential_privacy import private
+from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import files
 from fedshelf.core.messages import Comparison, Ready

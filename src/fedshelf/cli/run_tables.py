@@ -8,6 +8,7 @@ from fedshelf.core.events import Participation, RoundVoid
 from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
 from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent, size, sparkline
+from fedshelf.reporting.privacy_report import PrivacyReport
 from fedshelf.storage.run_directory import differences
 from fedshelf.tracking.product_results import TEST, VALIDATION
 from fedshelf.tracking.queries import LOST, RunSummary
@@ -88,6 +89,19 @@ def remarks_on(summary: RunSummary) -> list[str]:
         remarks.append(sentence)
     remarks += caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
     return ["* best round"] * (summary.best_round is not None) + remarks
+
+
+def privacy_lines(report: PrivacyReport | None) -> list[str]:
+    """Return the lines that say what a run's noise guarantees."""
+    if report is None:
+        return []
+    found, whose = report.guarantee, report.client
+    what = f"each photo of {whose}, the least protected store," if whose else "each store"
+    count = report.num_releases[whose]
+    return [
+        f"privacy: ε = {found.epsilon:.3g} for {what} at δ = {found.delta:g}, after {counted(count, 'release')}, "
+        "under the assumptions that 'fedshelf runs show --json' lists"
+    ]
 
 
 def _void(void: RoundVoid) -> str:

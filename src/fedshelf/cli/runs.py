@@ -60,21 +60,37 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
 
     Example: fedshelf runs show 20261121-0835
     """
-    from fedshelf.cli.run_tables import gain_table, heading, own_batches, product_tables, remarks_on, rounds_table
+    from fedshelf.cli.run_tables import (
+        gain_table,
+        heading,
+        own_batches,
+        privacy_lines,
+        product_tables,
+        remarks_on,
+        rounds_table,
+    )
+    from fedshelf.privacy.base import DEFAULT_DELTA
+    from fedshelf.reporting.privacy_report import privacy_report
     from fedshelf.storage.run_directory import differences
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
 
     directory = resolve_run(run, root)
     summary = run_summary(directory.path)
+    settings = {d.key: d.new for d in differences("", directory.config_toml)}
+    report = None
+    if summary.noise:
+        report = privacy_report(
+            summary.noise, summary.rounds, summary.voids, delta=float(settings.get("delta", DEFAULT_DELTA))
+        )
     if as_json:
-        print_json(summary.to_record(), indent=1)
+        print_json({**summary.to_record(), "privacy": report.to_record() if report else None}, indent=1)
         return
     remarks = [*remarks_on(summary), *own_batches(summary, directory.config_toml)]
     width = make_console().width
-    personalize = {d.key: d.new for d in differences("", directory.config_toml)}.get("personalize")
+    personalize = settings.get("personalize")
     echo(
-        *heading(summary, directory.config_toml, width=width), rounds_table(summary), *remarks,
+        *heading(summary, directory.config_toml, width=width), rounds_table(summary), *remarks, *privacy_lines(report),
         *product_tables(summary, personalize=personalize), *gain_table(summary),
     )  # fmt: skip
 

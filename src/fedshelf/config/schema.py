@@ -230,8 +230,9 @@ class RunConfig(Settings):
         "topk:0.05+int4 or drive (see docs/explanation/compression.md).", panel=WIRE)] = "none"  # fmt: skip
     codec_down: Annotated[str, Setting(help="How the model's changes are compressed on their way to the clients, as "
         "for --codec-up.", panel=WIRE)] = "none"  # fmt: skip
-    dp: Annotated[str, Setting(help="Differential privacy: of each photo, by noise in the stores' own training (sample), "
-        "of each store, by noise at the server (client), or none (see docs/explanation/differential-privacy.md).", panel=PRIVACY)] = "none"  # fmt: skip
+    dp: Annotated[str, Setting(help="Differential privacy: for each photo, by noise in the stores' own training "
+        "(sample), for each store, by noise at the server (client), or none (see "
+        "docs/explanation/differential-privacy.md).", panel=PRIVACY)] = "none"  # fmt: skip
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from fedshelf.core.settings import PRIVACY, Setting
 
+DEFAULT_DELTA = 1e-5
 NOISE_MULTIPLIER = Setting(
     key="noise_multiplier", gt=0, panel=PRIVACY,
     help="Standard deviation of the noise, as a multiple of --clip-norm (default: what --target-epsilon needs).",

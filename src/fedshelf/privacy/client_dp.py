@@ -1,7 +1,8 @@
 """Differential privacy for each store, by noise on the sum of its uploads at the server.
 
 Source: McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", Algorithm 1 (fixed-denominator
-estimator); clipping by quantile: Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", Algorithm 1.
+estimator); clipping by quantile: Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping",
+Algorithm 1.
 
      1  S <- each live store with probability q, independently
      2  u_i <- u_i · min(1, C/‖u_i‖) for each i in S             all vectors of an upload together
@@ -11,9 +12,10 @@ estimator); clipping by quantile: Andrew et al. 2021, "Differentially Private Le
 
 Lines 3 and 4 together have the noise multiplier z' of the accounting: z = (z'^-2 - (2 sigma_b)^-2)^(-1/2).
 
-Differs from the papers: sigma_b is m/20 as in the paper, but at least z', so that z exists for a small m; b is clamped to
-[0, 1], so that its noise cannot change the norm by orders of magnitude. The noise follows from a secret key of the attempt and from the sum that it is added to: a restarted server that adds up the same
-uploads repeats the noise, and never adds the same noise to another sum.
+Differs from the papers: sigma_b is m/20 as in the paper, but at least z', so that z exists for a small m; b is clamped
+to [0, 1], so that its noise cannot change the norm by orders of magnitude. The noise follows from a secret key of the
+attempt and from the sum that it is added to: a restarted server that adds up the same uploads repeats the noise, and
+never adds the same noise to another sum.
 
 Shapes: S shared values, T trainable ones.
 """
@@ -28,7 +30,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from fedshelf.core.settings import PRIVACY, Scope, Setting
-from fedshelf.privacy.base import DELTA, NOISE_MULTIPLIER, TARGET_EPSILON, Protection, Unit, problems_with_noise
+from fedshelf.privacy.base import (
+    DEFAULT_DELTA,
+    DELTA,
+    NOISE_MULTIPLIER,
+    TARGET_EPSILON,
+    Protection,
+    Unit,
+    problems_with_noise,
+)
 from fedshelf.privacy.clipping import ADAPTIVE, CLIP_NORM, ClipNorm
 
 if TYPE_CHECKING:
@@ -54,7 +64,7 @@ class ClientDP(Protection):
 
     noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
     target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
-    delta: Annotated[float, DELTA] = 1e-5
+    delta: Annotated[float, DELTA] = DEFAULT_DELTA
     clip_norm: Annotated[ClipNorm, CLIP_NORM] = ADAPTIVE
     clip_quantile: Annotated[float, Setting(key="clip_quantile", gt=0, lt=1, panel=PRIVACY, scope=Scope.SERVER,
         help="Share of uploads that --clip-norm adaptive leaves unclipped.")] = 0.5  # fmt: skip

@@ -30,7 +30,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from fedshelf.core.settings import PRIVACY, Setting
-from fedshelf.privacy.base import DELTA, NOISE_MULTIPLIER, TARGET_EPSILON, Protection, Unit, problems_with_noise
+from fedshelf.privacy.base import (
+    DEFAULT_DELTA,
+    DELTA,
+    NOISE_MULTIPLIER,
+    TARGET_EPSILON,
+    Protection,
+    Unit,
+    problems_with_noise,
+)
 from fedshelf.privacy.clipping import CLIP_NORM, problems_with_norm
 
 if TYPE_CHECKING:
@@ -63,10 +71,11 @@ class SampleDP(Protection):
 
     noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
     target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
-    delta: Annotated[float, DELTA] = 1e-5
+    delta: Annotated[float, DELTA] = DEFAULT_DELTA
     clip_norm: Annotated[float, CLIP_NORM] = 1.0
     clipping: Annotated[Clipping, Setting(key="clipping", panel=PRIVACY, help="How the gradient of each photo is "
-        "bounded: as a whole (flat), layer by layer, or by scaling all to about the norm (automatic).")] = "flat"  # fmt: skip
+        "bounded: as a whole (flat), layer by layer, or by scaling all to about the norm "
+        "(automatic).")] = "flat"  # fmt: skip
     unit: ClassVar[Unit | None] = "photo"
 
     def problems(self) -> list[str]:
@@ -164,14 +173,13 @@ def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> Te
     if not bound.module.training:
         bound.train()
     prefix = "" if bound.head is None else f"{bound.head}."
-    starts = [region.storage_offset() for region in local_run.optimizer.gradients]
-    spans = [range(start, start + len(region)) for start, region in zip(starts, local_run.optimizer.gradients, strict=True)]
-    values = bound.params.views(frozen=False)
     first = bound.gradients.storage_offset()
+    spans = [(region.storage_offset() - first, len(region)) for region in local_run.optimizer.gradients]
+    values = bound.params.views(frozen=False)
     moved = {
         spec.name.removeprefix(prefix): values[spec.name]
         for spec in bound.params.layout.tensors
-        if any(first + spec.offset in span for span in spans)
+        if any(start <= spec.offset < start + size for start, size in spans)
     }
     into = Params(bound.gradients, bound.params.layout).views(frozen=False)
     smoothing = bound.settings.label_smoothing
@@ -229,4 +237,5 @@ def _joint(norms: Iterable[Tensor]) -> Tensor:
     """The norm [B] of several vectors together, given theirs."""
     import torch
 
-    return torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
+    joint: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
+    return joint

@@ -64,7 +64,7 @@ def epsilons(groups: Groups, delta: float) -> tuple[float | None, float, tuple[s
         groups = _coarser(groups)
     groups = _with_one_gaussian(groups)
     steps = sum(groups.values())
-    rdp = _rdp(groups, delta)
+    rdp = renyi(groups, delta)
     largest_loss = max(_loss(noise, rate) for noise, rate in groups)
     spare_delta = delta - _PLD_ERROR * (steps + 100)
     if max(rdp, largest_loss) > MAX_EPSILON:
@@ -103,7 +103,8 @@ def _loss(noise: float, rate: float) -> float:
     return math.log1p(rate * math.expm1(largest)) if largest < 700 else math.inf
 
 
-def _rdp(groups: Groups, delta: float) -> float:
+def renyi(groups: Groups, delta: float) -> float:
+    """ε by Rényi divergences alone, which takes milliseconds (see `epsilons`)."""
     _, rdp = _dp_accounting()
     orders = rdp.RdpAccountant()._orders
     steps = ((count, rate, _rdp_of_step(noise, rate)) for (noise, rate), count in groups.items())

@@ -2,7 +2,6 @@
 
 import textwrap
 
-
 from fedshelf.privacy.dp_sgd import sum_clipped
 from fedshelf.training import loop
 from fedshelf.training.bound_model import BoundModel
@@ -24,7 +23,7 @@ def find_problem(bound: BoundModel, image_size: int) -> str | None:
     (local_run,) = noise_runs([bound], image_size=image_size, batch_size=2)
     entered: list[str] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _, __, name=name: entered.append(name))  # type: ignore[misc]
+        layer.register_forward_pre_hook(lambda _, __, name=name: entered.append(name))
         for name, layer in bound.trained.named_modules()
         if not [*layer.children()]
     ]
@@ -47,6 +46,6 @@ def find_problem(bound: BoundModel, image_size: int) -> str | None:
     if off < (COARSE_TOLERANCE if bound.compute.autocast else TOLERANCE):
         return None
     return (
-        f"the gradients of single photos do not add up to that of a batch (they are off by {off:.1e}): a layer mixes the "
-        "photos of a batch, or draws random values"
+        f"the gradients of single photos do not add up to that of a batch (they are off by {off:.1e}): a layer mixes "
+        "the photos of a batch, or draws random values"
     )

@@ -45,7 +45,7 @@ class SecretRandom:
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Draw `count` values in [0, 1)."""
         words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
-        return (words >> np.uint64(11)) * _FRACTION
+        return (words >> np.uint64(11)).astype(np.float64) * _FRACTION
 
     def normal(self, count: int) -> Tensor:
         """Draw `count` values of a standard normal distribution, as float32 on the CPU."""

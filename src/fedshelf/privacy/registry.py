@@ -1,4 +1,4 @@
-"""Registries of privacy components by name: differential privacy, and the upload pipeline's stages besides the codec."""
+"""Registries of privacy components by name: differential privacy, and the pipeline's stages besides the codec."""
 
 PROTECTIONS: dict[str, str] = {
     "none": "fedshelf.privacy.base:NONE",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedshelf.core.events import ClientStatus, NoiseReported, RoundFinished, RoundVoid
-from fedshelf.privacy.accounting import Guarantee, SampledGaussian, compose, rdp_epsilon
+from fedshelf.privacy.accounting import Guarantee, SampledGaussian, Unit, compose
+from fedshelf.privacy.epsilon import renyi
 
 _RELEASED = frozenset({ClientStatus.COUNTED, ClientStatus.LATE, ClientStatus.REFUSED})
 _COMPOSED = 3  # stores with the largest loss, for which the slower and tighter bound is computed
@@ -53,7 +54,7 @@ def privacy_report(
     Raises:
         UsageError: `dp-accounting` is not installed.
     """
-    attempts = [*rounds, *voids]
+    attempts: list[RoundFinished | RoundVoid] = [*rounds, *voids]
     if "" in noise:
         counts = {"": len(attempts)}
     else:
@@ -63,11 +64,15 @@ def privacy_report(
     released = {name: _composed(noise[name], counts[name]) for name in sorted(noise) if counts[name]}
     if not released:
         return None
-    worst = sorted(released, key=lambda name: -rdp_epsilon(released[name], delta))[:_COMPOSED]
-    unit = "client" if "" in noise else "photo"
+    worst = sorted(released, key=lambda name: -_quick_epsilon(released[name], delta))[:_COMPOSED]
+    unit: Unit = "client" if "" in noise else "photo"
     found = {name: compose([released[name]], delta, unit=unit) for name in worst}
     client = max(found, key=lambda name: found[name].epsilon)
     return PrivacyReport(guarantee=found[client], client=client, num_releases={name: counts[name] for name in released})
+
+
+def _quick_epsilon(released: SampledGaussian, delta: float) -> float:
+    return renyi({(released.noise_multiplier, released.sampling_rate): released.steps}, delta)
 
 
 def _composed(noise: NoiseReported, count: int) -> SampledGaussian:

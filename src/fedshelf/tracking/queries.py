@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from fedshelf.core.class_folder import ProductCount
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
     ClientStatus,
+    NoiseReported,
     Participation,
     ProductReport,
     RoundFinished,
@@ -205,7 +206,8 @@ def _stores(connection: sqlite3.Connection) -> tuple[StoreComparison, ...]:
 
 def _noise(connection: sqlite3.Connection) -> dict[str, NoiseReported]:
     records = connection.execute("SELECT record FROM events WHERE kind = 'noise_reported' ORDER BY id")
-    reports = [NoiseReported(**json.loads(row["record"])) for row in records]
+    fields = [json.loads(row["record"]) for row in records]
+    reports = [NoiseReported(**{key: value for key, value in each.items() if key != "event"}) for each in fields]
     return {report.client: report for report in reports}
 
 

@@ -1,11 +1,14 @@
 """Noise on the sum of uploads at the server: each upload is bounded, and the bound follows the uploads' norms."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from fedshelf.algorithms.aggregation import combine
+from fedshelf.algorithms.aggregation import Combination, combine
 from fedshelf.algorithms.base import Aggregate
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.core.messages import DELTA, TaskKey, Upload
@@ -15,7 +18,7 @@ KEY = bytes(range(32))
 T, S = 6, 10
 
 
-def upload(vector, **auxiliary):
+def upload(vector: Tensor, **auxiliary: Tensor) -> Upload:
     made = Upload(
         key=TaskKey(run_id="r", round=1, attempt=0), vectors={DELTA: vector}, num_examples=5, num_steps=1,
         train_loss=None, seconds=0.0,
@@ -23,13 +26,13 @@ def upload(vector, **auxiliary):
     return made.with_auxiliary(**auxiliary) if auxiliary else made
 
 
-def folded(uploads, clip_norm):
+def folded(uploads: Sequence[Upload], clip_norm: float) -> Combination:
     return combine(
         uploads, [1.0] * len(uploads), Aggregator(screens=(JointClip(clip_norm),)), num_trainable=T
     )  # fmt: skip
 
 
-def random_uploads(count, scale=1.0, seed=0, **auxiliary):
+def random_uploads(count: int, scale: float = 1.0, seed: int = 0, **auxiliary: int) -> list[Upload]:
     generator = torch.Generator().manual_seed(seed)
     return [
         upload(
@@ -40,12 +43,12 @@ def random_uploads(count, scale=1.0, seed=0, **auxiliary):
     ]
 
 
-def joint(delta, auxiliary):
+def joint(delta: Tensor, auxiliary: Mapping[str, Tensor]) -> float:
     return math.hypot(float(delta.norm()), *(float(vector.norm()) for vector in auxiliary.values()))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
-def test_the_influence_of_a_store_is_at_most_the_clip_norm(scale):
+def test_the_influence_of_a_store_is_at_most_the_clip_norm(scale: float) -> None:
     uploads = random_uploads(5, scale, variate=T)
     whole, _ = folded(uploads, 0.5)
     without, _ = folded(uploads[:-1], 0.5)
@@ -54,14 +57,17 @@ def test_the_influence_of_a_store_is_at_most_the_clip_norm(scale):
     assert 0 < joint(difference, variates) <= 0.5 * (1 + 1e-4)
 
 
-def test_small_uploads_are_not_changed():
+def test_small_uploads_are_not_changed() -> None:
     uploads = random_uploads(3, 1e-3)
     whole, verdicts = folded(uploads, 1.0)
-    assert torch.allclose(whole.delta, sum(each.delta for each in uploads) / 3)
+    assert torch.allclose(whole.delta, torch.stack([each.delta for each in uploads]).mean(0))
     assert not any(verdict.factors for verdict in verdicts)
 
 
-def released(num_uploads=4, *, expected=8.0, noise=1.0, key=KEY, clip_norm=0.5, seed=0, size=S, **values):
+def released(
+    num_uploads: int = 4, *, expected: float = 8.0, noise: float = 1.0, key: bytes = KEY, clip_norm: float = 0.5,
+    seed: int = 0, size: int = S, **values: Any,
+) -> tuple[tuple[Aggregate, float], Aggregate]:  # fmt: skip
     uploads = random_uploads(num_uploads, 1e-3, seed)
     aggregate, verdicts = folded(uploads, clip_norm)
     if size != S:
@@ -70,18 +76,18 @@ def released(num_uploads=4, *, expected=8.0, noise=1.0, key=KEY, clip_norm=0.5, 
     return mean.release(aggregate, verdicts, expected=expected, clip_norm=clip_norm, key=key), aggregate
 
 
-def test_the_sum_is_divided_by_the_expected_number_of_stores():
+def test_the_sum_is_divided_by_the_expected_number_of_stores() -> None:
     (noisy, _), aggregate = released(noise=1e-9)
     assert torch.allclose(noisy.delta, aggregate.delta * 4 / 8, atol=1e-8)
     assert noisy.num_clients == 8  # not how many there were
 
 
-def test_noise_has_the_declared_deviation():
+def test_noise_has_the_declared_deviation() -> None:
     (noisy, _), _ = released(noise=3.0, size=100_000)
     assert noisy.delta.std() == pytest.approx(3.0 * 0.5 / 8, rel=0.02)
 
 
-def test_the_same_sum_gets_the_same_noise_and_another_sum_other_noise():
+def test_the_same_sum_gets_the_same_noise_and_another_sum_other_noise() -> None:
     (first, _), exact = released()
     (again, _), _ = released()
     (other, _), changed = released(seed=1)
@@ -90,18 +96,18 @@ def test_the_same_sum_gets_the_same_noise_and_another_sum_other_noise():
     assert not torch.allclose(noise, changed_noise, atol=1e-3)
 
 
-def test_another_key_gives_other_noise():
+def test_another_key_gives_other_noise() -> None:
     assert not torch.equal(released()[0][0].delta, released(key=bytes(32))[0][0].delta)
 
 
-def test_a_round_of_nobody_is_noise_alone():
+def test_a_round_of_nobody_is_noise_alone() -> None:
     mean = NoisyMean(noise_multiplier=1.0, clip_norm=0.5)
     nothing = Aggregate(delta=torch.zeros(50_000), num_clients=0, num_trainable=50_000)
     noisy, _ = mean.release(nothing, (), expected=2.0, clip_norm=0.5, key=KEY)
     assert noisy.delta.std() == pytest.approx(0.25, rel=0.03)
 
 
-def test_noise_on_the_count_is_paid_for_by_more_noise_on_the_sum():
+def test_noise_on_the_count_is_paid_for_by_more_noise_on_the_sum() -> None:
     mean = NoisyMean(noise_multiplier=1.0, clip_norm=0.5, is_adaptive=True)
     for expected in (2.0, 20.0, 100.0):
         of_sum, of_count = mean.deviations(expected)
@@ -110,7 +116,7 @@ def test_noise_on_the_count_is_paid_for_by_more_noise_on_the_sum():
 
 
 @pytest.mark.parametrize("start", [0.01, 100.0])
-def test_the_norm_follows_the_quantile(start):
+def test_the_norm_follows_the_quantile(start: float) -> None:
     """Andrew et al. 2021: from far too low and far too high, within 0.05 of the share by round 60."""
     generator, stores, shares = torch.Generator().manual_seed(1), 120, []
     mean, norm = NoisyMean(noise_multiplier=1.0, clip_norm=start, is_adaptive=True), start
