@@ -33,7 +33,7 @@ def list_table(summaries: list[RunSummary]) -> Table:
             _or_dash(summary.best_round),
             _or_dash(summary.num_parameters),
             sparkline(accuracies),
-            notes=[summary.reason] * (summary.reason == LOST),
+            notes=[summary.reason] * (summary.reason in LOST),
         )
     return table
 

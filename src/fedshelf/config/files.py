@@ -141,6 +141,7 @@ _WRONG: dict[str, str] = {
     "greater_than": "must be more than {gt}", "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}", "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number", "int_parsing_size": "is too large",
+    "path_type": "not a path",
     "tuple_type": "not a list of texts in quotes, such as [\"a\", \"b\"]",
 }  # fmt: skip
 """Messages by pydantic's error type."""

@@ -100,6 +100,13 @@ def test_a_run_whose_database_is_missing_says_so_in_list_and_show(root: Path) ->
         assert said in " ".join(output(*command, "--root", str(root)).split())
 
 
+def test_a_configuration_that_is_no_toml_is_named_by_its_path(root: Path) -> None:
+    run = RunDirectory.open(root / "20261121-083512-a1b2")
+    run.config.write_text("rounds = ")
+    with pytest.raises(RunError, match=rf"^'{run.config}' is not valid TOML: .*Restore it from a copy"):
+        _ = run.config_toml
+
+
 def test_list_of_no_runs_says_how_to_start_one(tmp_path: Path) -> None:
     assert "fedshelf simulate" in output("list", "--root", str(tmp_path))
     assert json.loads(output("list", "--root", str(tmp_path), "--json")) == []
