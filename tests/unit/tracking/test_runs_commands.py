@@ -220,6 +220,12 @@ def with_report(root: Path, *reports: ProductReport | None, config: str = "", ca
     run = RunDirectory.create(root / "run", run_id="run", config_toml=config, config_digest="")
     catalogue.save(run.catalogue)
     with closing(RunDatabase(run.database)) as database:
+        database.emit(
+            RunStarted(
+                run_id="run", num_rounds=len(reports), first_round=1, num_parameters=9, num_classes=len(catalogue),
+                min_clients=1,
+            )
+        )  # fmt: skip
         for number, report in enumerate(reports, start=1):
             database.emit(
                 RoundFinished(
@@ -247,7 +253,7 @@ def test_show_names_the_weakest_products_and_those_most_often_mixed_up(tmp_path:
     ]  # fmt: skip
     text = output("show", str(run))
     assert "accuracy by level of folders, on test photos: 1: 100.0 %, 2: 90.0 %, 3: 40.0 %" in text
-    assert "weakest of 2 products, on the validation photos of 2 stores:" in text
+    assert "weakest of 2 products (2 more have no validation photos), on the validation photos of 2 stores:" in text
     rows = [line.split() for line in text.splitlines()]
     assert rows.index(["Milk", "6", "0", "0.0", "%"]) < rows.index(["Gala", "4", "3", "75.0", "%"])
     assert ["Gala", "Pink", "5"] in rows
