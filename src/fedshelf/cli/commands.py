@@ -125,7 +125,7 @@ def describe(parameter: click.Parameter) -> tuple[str, str]:
     return names, f"{text} [required]" if parameter.required else text
 
 
-def complaint(error: click.UsageError) -> str:
+def usage_error_message(error: click.UsageError) -> str:
     """Describe a usage error in one sentence."""
     ctx = error.ctx
     if isinstance(error, click.NoSuchOption) and ctx is not None:

@@ -238,8 +238,8 @@ def of_a_server(config: RunConfig) -> RunConfig:
         raise UsageError(*problems)
     if config.quorum is not None and config.quorum > config.min_clients:
         logger.warning(
-            "--quorum %d has no effect while fewer stores take part: the run starts with --min-clients %d, and no round "
-            "needs more uploads than stores are drawn for it. Set --min-clients %d to wait for so many",
+            "--quorum %d has no effect while fewer stores take part: the run starts with --min-clients %d, and no "
+            "round needs more uploads than stores are drawn for it. Set --min-clients %d to wait for so many",
             config.quorum, config.min_clients, config.quorum,
         )  # fmt: skip
     fields = RunConfig.model_fields
@@ -265,12 +265,12 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in _NEW_KEYS.items():
         if old in renamed and new not in renamed:
             renamed[new] = renamed.pop(old)
-            _tell_new_name(old, new)
+            _warn_of_former_name(old, new)
     return renamed
 
 
 @cache
-def _tell_new_name(old: str, new: str) -> None:
+def _warn_of_former_name(old: str, new: str) -> None:
     """Log a former name once per process."""
     logger.warning("%s is now called %s: use the new name, the old one will go", old, new)
 

@@ -143,8 +143,10 @@ class RunConfig(Settings):
         "(default: what it has when the run is created).", panel=MODEL, commands=())] = None  # fmt: skip
     model_path: Annotated[Path | None, Setting(help="Folder of the module of --model MODULE:FUNCTION, unless Python "
         "finds it.", panel=MODEL, scope=Scope.LOCAL)] = None  # fmt: skip
-    width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL,
-        only_with=("model", *MODELS))] = 16
+    width: Annotated[
+        int,
+        Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL, only_with=("model", *MODELS)),
+    ] = 16
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
         "tensors).", panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
@@ -174,8 +176,9 @@ class RunConfig(Settings):
     batch_size: Annotated[int, Setting(help="Photos per training step.", ge=1, panel=TRAINING)] = 16
     dynamic_batch: Annotated[bool, Setting(help="Let each client use the batch size that is fastest on its machine, up "
         "to 4 times --batch-size, with a learning rate to match.", panel=TRAINING)] = False  # fmt: skip
-    momentum: Annotated[float, Setting(help="Nesterov momentum of SGD.", ge=0, lt=1, panel=TRAINING,
-        only_with=("optimizer", "sgd"))] = 0.9
+    momentum: Annotated[
+        float, Setting(help="Nesterov momentum of SGD.", ge=0, lt=1, panel=TRAINING, only_with=("optimizer", "sgd"))
+    ] = 0.9
     weight_decay: Annotated[float, Setting(help="Weight decay.", ge=0, panel=TRAINING)] = 5e-4
     label_smoothing: Annotated[float, Setting(help="Label smoothing.", ge=0, lt=1, panel=TRAINING)] = 0.1
     gradient_clip: Annotated[float, Setting(help="Maximum norm of each step's gradient; 0 for no limit.", ge=0,
@@ -229,7 +232,7 @@ class RunConfig(Settings):
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
-    rounds: Annotated[int, Setting(help="Number of rounds.", ge=1, panel=ROUNDS)] = 30
+    rounds: Annotated[int, Setting(help="Number of rounds (--algorithm ridge: 1 by default).", ge=1, panel=ROUNDS)] = 30
     min_clients: Annotated[int, Setting(help="Clients that must be there for the run to start.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Setting(help="Share of the live clients drawn for each round.", gt=0, le=1, panel=ROUNDS,

@@ -92,9 +92,7 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
                 "set the environment variable HF_HOME to a folder that can be written to"
             ) from error
         why = problem or reason(of_system[-1]).splitlines()[0].rstrip(".")
-        raise ModelError(
-            f"pretrained weights of {name!r} could not be fetched: {why}. {how_to_get(name)}"
-        ) from error
+        raise ModelError(f"pretrained weights of {name!r} could not be fetched: {why}. {how_to_get(name)}") from error
     return to_group_norm(module) if norm == "group" else module
 
 

@@ -55,10 +55,10 @@ class FineTuning(Personalization):
     uses: ClassVar[tuple[str, ...]] = ("optimizer", "momentum", "weight_decay", "gradient_clip", "augment")
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
-        from fedshelf.personalization.head import expect
+        from fedshelf.personalization.head import add_class_prior
 
         bound = trainer.bound_model
-        expect(bound.module, trainer.train.labels)  # line 5
+        add_class_prior(bound.module, trainer.train.labels)  # line 5
         settings = replace(
             bound.settings,
             loss=None,

@@ -78,7 +78,11 @@ class ConsoleSink:
                 self._client_joined(event)
             case ClientLeft():
                 self._joined.discard(event.client)
-                lost = f"lost {event.client}" if event.client in self._have_joined else f"{event.client} left before it had joined"
+                lost = (
+                    f"lost {event.client}"
+                    if event.client in self._have_joined
+                    else f"{event.client} left before it had joined"
+                )
                 self._warn(f"{lost}: {event.reason}")
             case ClientExcluded():
                 self._joined.discard(event.client)

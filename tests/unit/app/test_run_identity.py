@@ -175,7 +175,7 @@ def test_a_setting_that_an_older_version_did_not_have_is_no_difference_at_its_de
 
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize(
-    "content, said",
+    ("content", "said"),
     [
         ("", "is not the configuration that .* was started with: it is damaged"),
         ("rounds = 3\n", "is not the configuration that .* was started with: it is damaged"),

@@ -29,7 +29,8 @@ USAGE = {
     ),
     "missing argument": (
         "runs show",
-        "error: missing argument RUN: a run's folder, its id, or the beginning of its id\nTry 'fedshelf runs show --help'.",
+        "error: missing argument RUN: a run's folder, its id, or the beginning of its id\n"
+        "Try 'fedshelf runs show --help'.",
     ),
     "unknown flag": (
         "simulate --data-dir stores --roundz 3",
@@ -94,8 +95,8 @@ USAGE = {
     ),
     "unknown module": (
         "simulate --data-dir stores --model nowhere:make",
-        "error: --model nowhere:make: there is no module 'nowhere' here, except perhaps in Python itself. Give the folder "
-        "that it lies in with --model-path DIR",
+        "error: --model nowhere:make: there is no module 'nowhere' here, except perhaps in Python itself. Give the "
+        "folder that it lies in with --model-path DIR",
     ),
     "missing folder": ("simulate --data-dir store", "error: --data-dir {cwd}/store: no such folder"),
     "unknown run": (

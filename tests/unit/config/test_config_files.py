@@ -101,15 +101,20 @@ BAD: dict[str, Any] = {
 }  # fmt: skip
 
 
+def complaint(kind: type[Settings], values: dict[str, Any], flags: tuple[str, ...]) -> str:
+    try:
+        files.parse(kind, values, where="run.toml", flags=flags)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("kind", [RunConfig, ClientConfig])
 def test_no_message_is_that_of_a_library(kind: type[Settings]) -> None:
     for key in (name.replace("_", "-") for name in kind.model_fields):
         for value in (3, -1.5, True, "x", "", [1], ["a"], 10**30):
             for flags in ((), (key,)):
-                try:
-                    files.parse(kind, {key: value}, where="run.toml", flags=flags)
-                except UsageError as error:
-                    assert not re.search(r"Input|class '|valid", str(error)), error
+                assert not re.search(r"Input|class '|valid", complaint(kind, {key: value}, flags))
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -21,11 +21,11 @@ def _warnings_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
 
 
-@pytest.mark.parametrize("given, sentence", [
+@pytest.mark.parametrize(("given", "sentence"), [
     ({"mu": 0.1}, "--mu has no effect with --algorithm fedavg. Use --algorithm fedprox or fedasync, or leave --mu out"),
     ({"ridge_lambda": 1.0}, "--ridge-lambda has no effect with --algorithm fedavg. Use --algorithm ridge, or leave"),
     ({"trim": 0.2}, "--trim has no effect with --aggregator mean. Use --aggregator trimmed-mean or multi-krum, or"),
-    ({"buffer_size": 3}, "--buffer-size has no effect with --algorithm fedavg. Use --algorithm fedbuff or fedasync, or"),
+    ({"buffer_size": 3}, "--buffer-size has no effect with --algorithm fedavg. Use --algorithm fedbuff or fedasync,"),
     ({"finetune_epochs": 3}, "--finetune-epochs has no effect with --personalize none. Use --personalize finetune, or"),
     ({"fedrs_alpha": 0.3}, "--fedrs-alpha has no effect with --loss cross-entropy. Use --loss fedrs, or"),
     ({"adapter_rank": 4, "train": "head"}, "--adapter-rank has no effect with --train head. Use --train adapter, or"),
@@ -113,7 +113,7 @@ def test_ridge_regression_takes_one_round_where_that_suffices_and_no_number_is_g
     assert files.load(RunConfig, None, {"algorithm": "ridge", "fraction": 0.5}).rounds == RunConfig().rounds
 
 
-@pytest.mark.parametrize("kind, given, problem", [
+@pytest.mark.parametrize(("kind", "given", "problem"), [
     (ClientConfig, {"insecure": True, "ca": "ca.pem"}, "--insecure with --ca: without TLS no certificate is checked"),
     (RunConfig, {"train": "head", "head_lr_factor": 0}, "--head-lr-factor 0 with --train head: nothing would be"),
 ])  # fmt: skip

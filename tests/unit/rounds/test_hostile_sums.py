@@ -277,7 +277,7 @@ class TestLostState:
         self.extended(world)
         last = {member.client: (member.status, member.reason) for member in world.finished[-1].clients}
         assert last == {
-            **{name: (ClientStatus.COUNTED, "") for name in "acd"},
+            **dict.fromkeys("acd", (ClientStatus.COUNTED, "")),
             "b": (ClientStatus.WITHDRAWN, "its photos are no longer in the model"),
         }
 
