@@ -231,7 +231,7 @@ def of_a_server(config: RunConfig) -> RunConfig:
         )
     if config.insecure and (config.tls_cert or config.tls_key):
         problems.append(
-            "--insecure with --tls-cert and --tls-key: a server without TLS has no certificate. Leave out --insecure, "
+            "--insecure with --tls-cert or --tls-key: a server without TLS has no certificate. Leave --insecure out, "
             "or the other two"
         )
     if problems:
