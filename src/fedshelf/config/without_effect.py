@@ -87,8 +87,8 @@ def _unreached(config: RunConfig, given: Collection[str]) -> dict[str, str]:
     """Find settings whose number of rounds is not reached, or that need something that is not there."""
     rounds = config.rounds + config.extend
     found = {
-        name: f"beyond the run's last round ({rounds}). Use a number below that"
-        for name in ("unfreeze_after", "warmup_rounds", "average_rounds", "patience")
+        name: f"beyond the run's last round ({rounds}). Use a smaller number"
+        for name in ("unfreeze_after", "average_rounds", "patience")
         if name in given and getattr(config, name) > rounds
     }
     if "model_path" in given and not is_own(config.model):
