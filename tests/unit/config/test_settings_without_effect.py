@@ -56,7 +56,8 @@ def test_a_flag_without_effect_is_named_with_the_reason_and_what_to_do(
     {"algorithm": "fedprox", "mu": 0.1}, {**LITE0, "ridge_lambda": 1.0}, {"warm_start": "ridge", "init": "weights.pt"},
     {"algorithm": "ridge", "model": "mine:make"}, {"refit_head": False, "mu": 0.0}, {"train": "head", **LITE0},
     {**LITE0, "algorithm": "ridge", "personalize": "finetune", "optimizer": "adamw", "finetune_epochs": 2},
-    {"average_rounds": 4, "rounds": 2, "extend": 2}, {"momentum": 0.9}, {"warmup_rounds": 9, "rounds": 3}, {"test_every": 3, "test_dir": "photos"},
+    {"average_rounds": 4, "rounds": 2, "extend": 2}, {"momentum": 0.9}, {"warmup_rounds": 9, "rounds": 3},
+    {"test_every": 3, "test_dir": "photos"},
 ])  # fmt: skip
 def test_flags_with_an_effect_and_those_that_turn_something_off_go_without_a_word(
     given: dict[str, Any], caplog: pytest.LogCaptureFixture
