@@ -13,7 +13,7 @@ from fedshelf.algorithms.aggregation import (
     normalized,
     nothing,
     outliers,
-    stretched,
+    rescaled,
     weighted,
 )
 from fedshelf.algorithms.reduce import Verdict
@@ -277,7 +277,7 @@ class RoundSteps:
         verdicts = dict(zip(names, found, strict=True))
         kept = [name for name in names if not verdicts[name].left_out]
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
-        aggregate = stretched(aggregate, length)
+        aggregate = rescaled(aggregate, length)
         if noisy is not None and opened.noise_key is not None:
             aggregate, progress.clip_norm = noisy.release(
                 aggregate, found, expected=max(1.0, self._plan.fraction * len(opened.live)), clip_norm=clip_norm,
