@@ -135,7 +135,11 @@ NUMBERS = {
 def test_no_number_is_without_end(name: str, tmp_path: Path) -> None:
     kind = RunConfig if name in RunConfig.model_fields else ClientConfig
     for value in ("9" * 30,) if NUMBERS[name] else ("inf", "nan"):
-        said = "must be at most" if NUMBERS[name] else "must be a finite number|must be auto, off, or a number above 0"
+        said = (
+            "must be at most"
+            if NUMBERS[name]
+            else "must be a finite number|must be (auto, off|adaptive), or a number above 0"
+        )
         with pytest.raises(UsageError, match=said):
             files.load(kind, None, {name: value})
         (tmp_path / "run.toml").write_text(f"{name.replace('_', '-')} = {value}")

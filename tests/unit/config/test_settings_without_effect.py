@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -73,10 +73,12 @@ def test_every_setting_of_a_component_that_is_not_chosen_is_found(caplog: pytest
         for name, line in registry.items()
         for setting in settings_of(load(line)).values()
     }
+    del declared["clip_norm"]  # a stage of the upload pipeline has it, too
     for key, (kind, family, name) in declared.items():
         assert name != getattr(RunConfig(), family)  # the default components have no settings
         caplog.clear()
-        files.load(RunConfig, None, {key: "0.25" if "float" in str(kind) else "1"})
+        value = next((word for word in get_args(kind)[1:] if isinstance(word, str)), "1")
+        files.load(RunConfig, None, {key: "0.25" if "float" in str(kind) else value})
         assert [message.split(" has ")[0] for message in caplog.messages] == [f"--{key.replace('_', '-')}"]
     assert len(declared) > 10
 

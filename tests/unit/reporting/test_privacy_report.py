@@ -1,0 +1,65 @@
+"""The guarantee of a run composes all that the server knows to have left, also in void attempts."""
+
+import pytest
+
+from fedshelf.core.events import ClientStatus, NoiseReported, Participation, RoundFinished, RoundVoid
+from fedshelf.privacy.accounting import SampledGaussian, compose
+from fedshelf.reporting.privacy_report import privacy_report
+
+DELTA = 1e-5
+
+
+def members(**statuses: ClientStatus) -> tuple[Participation, ...]:
+    return tuple(Participation(client=name, status=status) for name, status in statuses.items())
+
+
+def finished(number: int, **statuses: ClientStatus) -> RoundFinished:
+    return RoundFinished(
+        round=number, attempt=0, clients=members(**statuses), train_loss=None, accuracy=None, central_accuracy=None,
+        central_loss=None, seconds=1.0, bytes_up=0, bytes_down=0, best_round=None,
+    )  # fmt: skip
+
+
+def noise(client: str, multiplier: float = 1.0, rate: float = 0.1, steps: int = 10) -> NoiseReported:
+    return NoiseReported(client=client, noise_multiplier=multiplier, sampling_rate=rate, steps=steps)
+
+
+COUNTED, LATE, REFUSED, OFFLINE = (
+    ClientStatus.COUNTED, ClientStatus.LATE, ClientStatus.REFUSED, ClientStatus.OFFLINE,
+)  # fmt: skip
+
+
+def test_a_run_without_noise_has_no_guarantee() -> None:
+    assert privacy_report({}, [finished(1, a=COUNTED)], [], delta=DELTA) is None
+
+
+def test_the_least_protected_store_stands_for_the_run() -> None:
+    rounds = [finished(number, a=COUNTED, b=COUNTED) for number in (1, 2)]
+    report = privacy_report({"a": noise("a"), "b": noise("b", rate=0.3)}, rounds, [], delta=DELTA)
+    assert report is not None
+    assert report.client == "b"
+    one = SampledGaussian(noise_multiplier=1.0, sampling_rate=0.3, steps=10)
+    assert report.guarantee.epsilon == pytest.approx(compose([one, one], DELTA).epsilon)
+    assert report.guarantee.unit == "photo"
+
+
+def test_late_refused_and_void_uploads_left_the_store_too() -> None:
+    rounds = [finished(1, a=COUNTED), finished(2, a=LATE), finished(3, a=OFFLINE)]
+    voids = [RoundVoid(round=2, attempt=0, reason="", clients=members(a=REFUSED))]
+    report = privacy_report({"a": noise("a")}, rounds, voids, delta=DELTA)
+    assert report is not None
+    assert report.num_releases == {"a": 3}
+    assert report.guarantee.epsilon == pytest.approx(compose([SampledGaussian(
+        noise_multiplier=1.0, sampling_rate=0.1, steps=30)], DELTA).epsilon)  # fmt: skip
+
+
+def test_every_attempt_at_a_model_with_noise_at_the_server_counts() -> None:
+    voids = [RoundVoid(round=2, attempt=0, reason="", clients=())]
+    report = privacy_report({"": noise("", steps=1)}, [finished(1), finished(2)], voids, delta=DELTA)
+    assert report is not None
+    record = report.to_record()
+    assert record["unit"] == "client"
+    assert record["client"] is None
+    assert record["releases"] == [{"client": None, "releases": 3}]
+    assert record["delta"] == DELTA
+    assert record["assumptions"]
