@@ -72,6 +72,12 @@ def _number(value: Any, store: Store) -> bool:
     return type(value) in (int, float)
 
 
+def _mechanism(value: Any, store: Store) -> bool:
+    """Three numbers about the noise, which follow from the configuration and the number of photos."""
+    names = ("noise_multiplier", "sampling_rate", "steps")
+    return value is None or (sorted(value) == sorted(names) and all(_number(value[name], store) for name in names))
+
+
 def _digest(value: Any, store: Store) -> bool:
     return isinstance(value, str) and HEX.fullmatch(value) is not None
 
@@ -175,6 +181,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     "upload": {
         "blob": _digest, "key": _key, "vectors": _encoded_vectors, "num_examples": _count, "num_steps": _count,
         "train_loss": _number, "seconds": _number, "batch_size": _count, "client_lr": _number,
+        "mechanism": _mechanism,
     },
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,

@@ -17,8 +17,12 @@ SAMPLE: dict[str, Any] = {"dp": "sample", "noise_multiplier": 1.0, "norm": "grou
 CLIENT: dict[str, Any] = {"dp": "client", "noise_multiplier": 1.0}
 
 
+def config_of(**given: Any) -> RunConfig:
+    return RunConfig(**given)
+
+
 def problems(**given: Any) -> str:
-    opening = run.open_run(RunConfig(**given), watchers=())
+    opening = run.open_run(config_of(**given), watchers=())
     with pytest.raises(UsageError) as refused, opening:
         pass
     return str(refused.value)
@@ -74,14 +78,14 @@ def test_all_problems_are_named_at_once() -> None:
 
 
 def test_pretrained_weights_imply_no_exact_head_with_noise() -> None:
-    config = RunConfig(pretrained=True, model="tf_efficientnet_lite0", dp="sample", noise_multiplier=1.0)
+    config = config_of(pretrained=True, model="tf_efficientnet_lite0", dp="sample", noise_multiplier=1.0)
     assert (config.warm_start, config.refit_head) == ("none", False)
     assert config.freeze_norm
     assert config.gradient_clip == 0.0
 
 
 def test_a_store_calibrates_its_noise_to_its_photos() -> None:
-    config = RunConfig(dp="sample", target_epsilon=4.0, rounds=5, local_epochs=2, batch_size=16)
+    config = config_of(dp="sample", target_epsilon=4.0, rounds=5, local_epochs=2, batch_size=16)
     protection = SampleDP(target_epsilon=4.0)
     noises = {}
     for photos in (40, 400):
@@ -102,7 +106,7 @@ def test_a_store_plans_for_somewhat_more_rounds_than_it_is_drawn_for_on_average(
 
 
 def test_the_noise_at_the_server_follows_from_the_target() -> None:
-    mean = noisy_mean_of(RunConfig(dp="client", target_epsilon=2.0, fraction=0.1, rounds=20))
+    mean = noisy_mean_of(config_of(dp="client", target_epsilon=2.0, fraction=0.1, rounds=20))
     assert mean is not None
     assert mean.is_adaptive
     assert mean.clip_norm == FIRST_NORM
@@ -112,5 +116,5 @@ def test_the_noise_at_the_server_follows_from_the_target() -> None:
 
 
 def test_a_run_keeps_the_text_that_it_had_before_there_was_noise() -> None:
-    text = files.effective(RunConfig(clip_norm=1.0))
+    text = files.effective(config_of(clip_norm=1.0))
     assert not any(key in text for key in ("dp =", "delta", "clipping", "clip-quantile", "clip-rate"))
