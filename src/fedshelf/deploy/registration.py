@@ -16,8 +16,9 @@ from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, failure_text
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.patience import Patience, SilentError
-from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
+from fedshelf.deploy.records import Control, Envelope, SendHook, WireMessage, open_records, to_parcel
 from fedshelf.deploy.waiting import Availability, WaitReporter
+from fedshelf.privacy.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Registration:
         on_answer: AnswerHook,
         waiting: WaitReporter,
         patience: Patience,
+        ledger: Ledger | None = None,
     ) -> None:
         self.num_answered = 0
         self.lost = ""
@@ -67,6 +69,7 @@ class Registration:
         self._on_answer = on_answer
         self._waiting = waiting
         self._patience = patience
+        self._ledger = ledger
         self._over = threading.Event()
         self._end = ""
         self._is_stuck = False
@@ -128,6 +131,9 @@ class Registration:
         parcel = to_parcel(answer)
         if self._on_send is not None:
             self._on_send(parcel)
+        ledger, release = self._ledger, None
+        if ledger is not None and not isinstance(answer, Control):
+            release = ledger.intend(answer, parcel.payload(), blob=parcel.blob_digest)
         # Created once: a retry after a break must send the same message.
         reply = Message(parcel.records, reply_to=message)
         if parcel.blob.pieces:
@@ -143,7 +149,12 @@ class Registration:
                 return self._deliver(message, failure)
             if not wanted:
                 return False
-        self._patiently("the answer to arrive", lambda: self._session.send(reply), TRANSFER_ADVICE)
+        head = None if ledger is None else ledger.head
+        delivery = self._patiently("the answer to arrive", lambda: self._session.send(reply, head), TRANSFER_ADVICE)
+        if delivery is None:
+            return False
+        if ledger is not None and release is not None:
+            ledger.confirm(release, delivery.countersignature)
         self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True
 
