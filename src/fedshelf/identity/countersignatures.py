@@ -70,7 +70,8 @@ class Countersignature:
     def is_signed(self) -> bool:
         """Whether the signature is that of `chain`."""
         try:
-            return PublicKey(self.chain).verifies(bytes_of(self.signature), self._content())
+            signature = bytes_of(self.signature)
+            return text_of(signature) == self.signature and PublicKey(self.chain).verifies(signature, self._content())
         except ValueError:
             return False
 
@@ -159,7 +160,7 @@ class LedgerHeads:
                 "or an old copy was restored: 'fedshelf privacy ledger --verify' in the store names the first",
                 printable(store), event.removeprefix("ledger "), before.number, head.number,
             )  # fmt: skip
-            self._audit.write(event, store=store, entry=head.number, hash=head.hash, before=before.number)
+            self._audit.write(event, store=store, entry=head.number, hash=head.hash, known=before.number)
         else:
             self._audit.write("ledger", store=store, entry=head.number, hash=head.hash)
         make_own_folder(self._folder)

@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,9 +168,8 @@ class Ledger:
             self._countersigned[countersignature.chain] = countersignature
             if countersignature.before not in (_NO_HEAD, known and known.head):
                 self._check()
-        signed_heads = {chain: dict(found.fields) for chain, found in self._countersigned.items()}
-        text = json.dumps({"number": self.head.number, "hash": self.head.hash, "countersignatures": signed_heads})
-        write_atomically(self._folder / HEAD_FILE, text)
+        signed_heads = [dict(found.fields) for found in self._countersigned.values()]
+        write_atomically(self._folder / HEAD_FILE, json.dumps({**asdict(self.head), "countersignatures": signed_heads}))
 
     def _intend(self, release: Release) -> Release:
         known = self._known.get(release.digest)
@@ -285,9 +284,8 @@ def _kept(path: Path) -> tuple[Head, dict[str, Countersignature]]:
     with translating_os_errors("read", path):
         try:
             fields = json.loads(path.read_bytes())
-            return head_of({name: fields[name] for name in ("number", "hash")}), {
-                chain: _signed(one) for chain, one in fields["countersignatures"].items()
-            }
+            signed = [_signed(one) for one in fields["countersignatures"]]
+            return head_of(fields), {found.chain: found for found in signed}
         except FileNotFoundError:
             return _NO_HEAD, {}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -315,6 +313,5 @@ def _measured(payload: Iterable[Buffer]) -> dict[str, Any]:
 def _damaged(path: Path, number: int, problem: str) -> DamagedLogError:
     return DamagedLogError(
         f"'{path}': entry {number} {problem}. Keep the file as evidence, and find out who could write to it. To take "
-        "part again, restore it from a backup, or ask headquarters for a token ('fedshelf enroll rotate'), and start with "
-        "a new --state-dir"
+        "part again, restore it from a backup; or get a token by 'fedshelf enroll rotate', and give a new --state-dir"
     )
