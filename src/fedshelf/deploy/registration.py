@@ -153,7 +153,7 @@ class Registration:
         delivery = self._patiently("the answer to arrive", lambda: self._session.send(reply, head), TRANSFER_ADVICE)
         if delivery is None:
             return False
-        if ledger is not None and release is not None:
+        if ledger is not None:
             ledger.confirm(release, delivery.countersignature)
         self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True

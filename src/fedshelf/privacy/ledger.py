@@ -147,17 +147,17 @@ class Ledger:
         """
         return self._intend(Release(kind="crash report", purpose="crash", **_measured([content])))
 
-    def confirm(self, release: Release, countersignature: Countersignature | None = None) -> None:
+    def confirm(self, release: Release | None, countersignature: Countersignature | None = None) -> None:
         """Write down that a release has arrived, and keep what the server has signed.
 
         Args:
-            release: from `intend`.
+            release: from `intend`; None for an answer that tells nothing.
             countersignature: the server's, of a head of this ledger; its signature has been verified.
 
         Raises:
             RunError: the ledger cannot be written.
         """
-        if not release.is_sent:
+        if release is not None and not release.is_sent:
             signed = {"countersignature": dict(countersignature.fields)} if countersignature else {}
             self._append({"event": SENT, "entry": release.number, "digest": release.digest, **signed})
             self._known[release.digest] = replace(release, is_sent=True)
@@ -244,10 +244,10 @@ def read(folder: Path, *, strictly: bool = True) -> Content:
     path = folder / FILE
     end, newest = _kept(folder / HEAD_FILE)
     releases: dict[int, Release] = {}
-    hashes, signed, num_removed = [START], list(newest.values()), 0
-    for line in HashChain(path).lines(end):
-        hashes[-1:] = [line["before"], ""]
-        number = line["number"]
+    head, hashes, signed, num_removed = _NO_HEAD, [START], list(newest.values()), 0
+    for head, line in HashChain(path).entries(end):
+        number = head.number
+        hashes.append(head.hash)
         try:
             match line["event"]:
                 case "intended":
@@ -264,8 +264,6 @@ def read(folder: Path, *, strictly: bool = True) -> Content:
                     raise KeyError
         except (KeyError, TypeError, ValueError):
             raise _damaged(path, number, "is not one that FedShelf writes") from None
-    head = HashChain(path).head()
-    hashes[-1] = head.hash
     wanted = [(found.head, "that the server has countersigned") for found in signed]
     wanted += [(found.before, "that the server had seen before") for found in signed if strictly]
     for known, which in sorted([*wanted, (end, "of the last release")], key=lambda item: item[0].number):

@@ -102,8 +102,12 @@ class HashChain:
             finally:
                 os.close(descriptor)
 
-    def lines(self, known: Head | None = None) -> Iterator[Mapping[str, Any]]:
-        """Read all lines, and check that they form a chain.
+    def lines(self) -> Iterator[Mapping[str, Any]]:
+        """Read all lines, and check that they form a chain; see `entries`."""
+        return (fields for _, fields in self.entries())
+
+    def entries(self, known: Head | None = None) -> Iterator[tuple[Head, Mapping[str, Any]]]:
+        """Read all lines, each with its number and hash, and check that they form a chain.
 
         Args:
             known: a line that somebody has kept, to tell which of two lines was altered.
@@ -129,7 +133,7 @@ class HashChain:
                     told = known.hash if known and known.number == number else following and following["before"]
                     raise self._broken(number - 1 if number > 1 and told in (None, found.hash) else number)
                 before = found.hash
-                yield fields
+                yield found, fields
 
     def drop_incomplete_line(self) -> int:
         """Remove a last line that a power cut has left incomplete: it was never synced, so nobody relies on it.

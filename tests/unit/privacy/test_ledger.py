@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedshelf.cli.app import app
 from fedshelf.core.errors import RunError
-from fedshelf.core.messages import Evaluation, Failure, Join, Ready, TaskKey, Upload
+from fedshelf.core.messages import ClientMessage, Failure, Join, TaskKey, Upload
 from fedshelf.core.ports import ReleaseTerms
 from fedshelf.deploy.records import to_parcel
 from fedshelf.identity.audit_log import AuditLog
@@ -35,7 +35,7 @@ def upload(round: int, value: float = 1.0) -> Upload:
     )
 
 
-def intended(ledger: Ledger, message: Join | Ready | Upload | Evaluation | Failure) -> Release:
+def intended(ledger: Ledger, message: ClientMessage) -> Release:
     parcel = to_parcel(message)
     return ledger.intend(message, parcel.payload(), blob=parcel.blob_digest)
 
@@ -118,7 +118,11 @@ def test_a_release_is_on_the_disk_before_its_bytes_leave_and_confirmed_when_they
 def test_what_was_declared_of_one_reply_is_not_said_of_another(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.declare(upload(1), ReleaseTerms(purpose="train", protections=("clip-norm 1",)))
-    others = [JOIN, upload(2), Failure(reason="no memory", key=TaskKey(run_id="r", round=1, attempt=0))]
+    others: list[ClientMessage] = [
+        JOIN,
+        upload(2),
+        Failure(reason="no memory", key=TaskKey(run_id="r", round=1, attempt=0)),
+    ]
     assert [intended(ledger, other).protections for other in others] == [()] * 3
 
 
