@@ -1,7 +1,7 @@
 """A store's client that is killed at a chosen line of the code that records and sends.
 
-``python -m tests.dying_client LINES ARGUMENT…`` runs ``fedshelf client ARGUMENT…`` and ends itself by SIGKILL before the
-line number LINES, counted over all that is executed in these modules.
+``python -m tests.dying_client LINES ARGUMENT…`` runs ``fedshelf client ARGUMENT…`` and ends itself by SIGKILL before
+the line number LINES, counted over all that is executed in these modules.
 """
 
 import os

@@ -80,7 +80,7 @@ def test_the_sums_of_an_exact_head_and_their_withdrawal_are_in_the_ledger(pair: 
         before = len(read(state_dir(pair)).releases)
         server = pair.server(*recipe, "--extend", "1")
         leaving, other = watched(pair, proxy, "--withdraw"), pair.client("store-2", "--insecure")
-        assert [process.end() for process in (leaving, other, server)] == [0, 0, 0], server.text()
+        assert [process.end() for process in (leaving, other, server)] == [0, 0, 0], leaving.text()
         proxy.wait_for_the_end()
     check_equal(state_dir(pair), sent(map(bytes, proxy.streams)))
     later = read(state_dir(pair)).releases[before:]

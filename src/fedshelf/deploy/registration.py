@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError
+from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import Failure
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, failure_text
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
@@ -87,7 +87,9 @@ class Registration:
                 self.num_answered += 1
                 if ended is not None:
                     return ended
-            return Ended(kind=EndKind.CLOSED, reason=self._end) if self._end else None
+            if not self._end:
+                return None
+            return self._last_word() or Ended(kind=EndKind.CLOSED, reason=self._end)
         except (SessionLostError, ServerUnavailableError) as error:
             self.lost = str(error)
             return None
@@ -103,6 +105,14 @@ class Registration:
             if not self._is_stuck:
                 with contextlib.suppress(SilentError):
                     self._patience.bound(self._session.leave, afterwards=lambda answer: None)
+
+    def _last_word(self) -> Ended | None:
+        """What the server has told this client alone, if the end of the run, told to all, has overtaken it."""
+        with contextlib.suppress(ServerUnavailableError, SessionLostError, RefusedError):
+            message = self._session.pull()
+            if message is not None and isinstance(open_records(message.content), Control):
+                return self._answer(message)
+        return None
 
     def _answer(self, message: Message) -> Ended | None:
         """Fetch the message's blob, handle the message, and send the answer, blob first."""
