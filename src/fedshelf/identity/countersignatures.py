@@ -164,7 +164,9 @@ class LedgerHeads:
         else:
             self._audit.write("ledger", store=store, entry=head.number, hash=head.hash)
         make_own_folder(self._folder)
-        write_atomically(self._path(store), json.dumps({"store": store, "key": key.text, **asdict(head)}))
+        write_atomically(
+            self._path(store), json.dumps({"store": store, "key": key.text, **asdict(head)}), durable=False
+        )
 
     def _newest(self, store: str) -> tuple[str, Head]:
         """The key that the store had when it showed its newest head, and that head."""
