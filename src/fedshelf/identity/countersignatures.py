@@ -135,7 +135,7 @@ class LedgerHeads:
             with self._lock:
                 known, before = self._newest(store)
                 if head != before:
-                    self._keep(store, key, head, before)
+                    self._save(store, key, head, before)
                 audit = self._audit.head().hash
         except ValueError:
             return None
@@ -152,7 +152,7 @@ class LedgerHeads:
             before=before if known == key.text else _NO_HEAD,
         ).signed(self._keys)
 
-    def _keep(self, store: str, key: PublicKey, head: Head, before: Head) -> None:
+    def _save(self, store: str, key: PublicKey, head: Head, before: Head) -> None:
         if head.number <= before.number:
             event = "ledger went back" if head.number < before.number else "ledger forked"
             logger.warning(
