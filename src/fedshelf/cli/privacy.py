@@ -1,6 +1,7 @@
 """The `fedshelf privacy` commands."""
 
 import csv
+import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -55,7 +56,10 @@ def ledger(
         rows = [asdict(release) for release in content.releases]
         table = csv.DictWriter(sys.stdout, [field.name for field in fields(Release)])
         table.writeheader()
-        table.writerows({**row, "protections": "; ".join(row["protections"])} for row in rows)
+        table.writerows(
+            {**row, "protections": "; ".join(row["protections"]), "mechanism": json.dumps(row["mechanism"] or {})}
+            for row in rows
+        )
     elif verify:
         echo(*_verdict(content, "" if enrollment is None else enrollment.chain.text))
     else:

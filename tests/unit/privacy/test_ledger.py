@@ -1,5 +1,6 @@
 """The ledger: what left is in it before it leaves, and what is in it cannot be changed unnoticed."""
 
+import csv
 import hashlib
 import json
 import random
@@ -344,16 +345,26 @@ def test_the_command_shows_each_release_and_totals_in_80_columns(store: Path) ->
 
 
 def test_the_command_prints_json_and_csv(store: Path) -> None:
+    ledger = Ledger(store)
+    message = upload(1, value=5.0)
+    ledger.declare(
+        message, ReleaseTerms(purpose="compare", protections=("clip-norm 1", "noise 1"), mechanism={"a": [1]})
+    )
+    intended(ledger, message)
     code, text = shown(str(store), "--json")
     told = json.loads(text)
     assert code == 0
-    assert [release["number"] for release in told["releases"]] == [1, 3, 5, 7, 9]
-    assert told["totals"] == {"train": {"releases": 5, "bytes": sum(r["num_bytes"] for r in told["releases"])}}
-    assert told["head"]["number"] == 10
+    assert [release["number"] for release in told["releases"]] == [1, 3, 5, 7, 9, 11]
+    sizes = [release["num_bytes"] for release in told["releases"]]
+    assert told["totals"]["train"] == {"releases": 5, "bytes": sum(sizes[:5])}
+    assert told["totals"]["compare"] == {"releases": 1, "bytes": sizes[5]}
+    assert told["head"]["number"] == 11
     assert [found["number"] for found in told["countersigned"]] == [9]
     code, text = shown(str(store), "--csv")
     assert code == 0
-    assert len(text.splitlines()) == 6
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["digest"] for row in rows] == [release["digest"] for release in told["releases"]]
+    assert (rows[5]["protections"], json.loads(rows[5]["mechanism"])) == ("clip-norm 1; noise 1", {"a": [1]})
     assert text.startswith("number,time,kind,purpose,run_id,round,attempt,num_bytes,digest,")
 
 
