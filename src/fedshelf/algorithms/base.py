@@ -113,6 +113,9 @@ class Algorithm(Protocol):
     A store can send them negated, and is then taken out of the model exactly.
     """
 
+    ignores: ClassVar[tuple[str, ...]] = ()
+    """Fields of a run's configuration that have no effect with this algorithm."""
+
     def for_model(self, layout: Layout, head: str) -> Self:
         """The algorithm for a model of this layout, whose output layer is `head` ("" if it has none)."""
         return self

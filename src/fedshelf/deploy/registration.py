@@ -80,7 +80,7 @@ class Registration:
         watch.start()
         try:
             while not self._end and self._availability.is_open() and not self._stop.is_set():
-                message = self._patiently("work from the server", self._session.pull, IDLE_ADVICE)
+                message = self._with_retries("work from the server", self._session.pull, IDLE_ADVICE)
                 if message is None or not self._availability.is_open():
                     continue  # outside active hours, new messages are not started: the server sees this client leave
                 ended = self._answer(message)
@@ -121,7 +121,7 @@ class Registration:
         try:
             asked = open_records(message.content)
             if isinstance(asked, Envelope) and asked.external_blob:
-                blob = self._part.find_blob(asked.external_blob) or self._patiently(
+                blob = self._part.find_blob(asked.external_blob) or self._with_retries(
                     "the model to arrive", partial(self._session.fetch, asked.external_blob), TRANSFER_ADVICE
                 )
                 if blob is None:
@@ -148,7 +148,7 @@ class Registration:
         reply = Message(parcel.records, reply_to=message)
         if parcel.blob.pieces:
             try:
-                wanted = self._patiently(
+                wanted = self._with_retries(
                     "the answer to arrive", lambda: self._session.upload(parcel.blob), TRANSFER_ADVICE
                 )
             except ServerUnavailableError:
@@ -160,7 +160,7 @@ class Registration:
             if not wanted:
                 return False
         head = None if ledger is None else ledger.head
-        delivery = self._patiently("the answer to arrive", lambda: self._session.send(reply, head), TRANSFER_ADVICE)
+        delivery = self._with_retries("the answer to arrive", lambda: self._session.send(reply, head), TRANSFER_ADVICE)
         if delivery is None:
             return False
         if ledger is not None:
@@ -175,7 +175,7 @@ class Registration:
             except (FedShelfError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
                 self._over.wait(PAUSE_SECONDS)  # the main thread handles it
 
-    def _patiently(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:
+    def _with_retries(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:
         """Retry `request` through interruptions shorter than `GLITCH_SECONDS`.
 
         A result of None leaves the client waiting for `what`.
