@@ -108,6 +108,7 @@ class OddClient:
 
     def __init__(self, client: StoreClient, orders: list[str], until: Path | None) -> None:
         self._client = client
+        self.ledger = client.ledger
         parts = [order.partition("@") for order in orders]
         self._orders = {round_: what for what, _, round_ in parts}  # "" stands for every round
         self._until = until
@@ -177,6 +178,7 @@ def main() -> int:
             return run_client(
                 given.server_address, odd.handle, join, insecure=given.insecure,
                 keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop, on_status=on_status,
+                ledger=odd.ledger,
             )  # fmt: skip
 
         def tell(text: str) -> None:

@@ -134,6 +134,13 @@ class Process:
         self._process.wait(PATIENCE)
         self._join()
 
+    def wait_for_death(self) -> int | None:
+        """Wait until a signal that it was told to expect has ended it; return the exit code."""
+        self._may_die = True
+        self._process.wait(PATIENCE)
+        self._join()
+        return self.poll()
+
     def end(self) -> int:
         """Wait for the end and return the exit code."""
         deadline = time.monotonic() + PATIENCE

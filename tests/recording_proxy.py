@@ -16,7 +16,14 @@ class RecordingProxy:
         self._listener = listener()
         self.address = "{}:{}".format(*self._listener.getsockname())
         self.streams: list[bytearray] = []
+        self._carriers: list[threading.Thread] = []
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def wait_for_the_end(self, seconds: float = 30.0) -> None:
+        """Wait until every connection so far has ended, so that all that was sent is in `streams`."""
+        for carrier in list(self._carriers):
+            carrier.join(seconds)
+            assert not carrier.is_alive()
 
     def close(self) -> None:
         self._listener.close()
@@ -25,7 +32,8 @@ class RecordingProxy:
         with contextlib.suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
-                threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+                self._carriers.append(threading.Thread(target=self._carry, args=(client,), daemon=True))
+                self._carriers[-1].start()
 
     def _carry(self, client: socket.socket) -> None:
         # Either side may break off; the other then sees it.

@@ -11,6 +11,7 @@ import pytest
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.deploy.stock import run_config
+from fedshelf.privacy.ledger import read
 from tests.e2e.test_transport_stock import BIN, PATIENCE, environment, running, wait_for_superlink
 from tests.ports import free_port
 from tests.processes import ROOT, TINY, Site, figures, same_model
@@ -81,5 +82,8 @@ def test_stock_flower_ends_with_the_same_model(pair: Site, environment: dict[str
     pair.simulate(*recipe[len(TINY) :], run_dir=expected)
     assert same_model(run, expected)
     assert pair.show(run)["status"] == "finished"
+    clients = pair.root / "home" / "clients"
+    said = {name: [release.kind for release in read(clients / name).releases if release.is_sent] for name in pair.names}
+    assert all({"join", "ready", "upload", "evaluation"} <= set(kinds) for kinds in said.values())
     exact = ("round", "accuracy", "train_loss")
     assert figures(pair.show(run), *exact) == figures(pair.show(expected), *exact)

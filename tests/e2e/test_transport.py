@@ -34,6 +34,8 @@ from fedshelf.deploy.grid_transport import GridTransport
 from fedshelf.deploy.records import Parcel
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
 from fedshelf.identity.chain import Chain
+from fedshelf.identity.keys import KeyPair
+from fedshelf.privacy.ledger import Ledger, read
 from tests.ports import free_port
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (
@@ -165,6 +167,53 @@ def test_a_refused_client_learns_why_and_the_others_stay(server: EmbeddedServer,
         assert transport.send(addresses["lyon"], SETUP) == 0
         transport.send(addresses["nice"], SETUP)
         assert expect(transport, Reply).address == addresses["nice"]  # and no `Left` of the refused one
+
+
+def test_a_refused_client_learns_why_though_the_end_of_the_run_overtakes_it(
+    server: EmbeddedServer, transport: GridTransport
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def work(message: ServerMessage) -> ClientMessage:
+        started.set()
+        go_on.wait(PATIENCE)
+        return echo(message)
+
+    with ThreadClient(server.address, "lyon", handle=work) as client:
+        address = joined(transport)["lyon"]
+        transport.send(address, task(torch.ones(3)))
+        assert started.wait(PATIENCE)
+        transport.refuse(address, "your photos are out of the model", is_final=True)
+        threading.Timer(1.0, go_on.set).start()
+        transport.close("run finished")
+        ended = client.result.result(PATIENCE)
+        assert (ended.kind, ended.reason) == (EndKind.REFUSED, "your photos are out of the model")
+
+
+def test_a_client_that_cannot_write_its_ledger_sends_nothing_until_it_can(
+    server: EmbeddedServer, transport: GridTransport, tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.path.mkdir()  # in the way
+    with ThreadClient(server.address, "lyon", ledger=ledger) as client:
+        while not any("nothing is sent" in status for status in client.statuses):
+            assert transport.receive(0.1) is None  # it was asked to introduce itself
+        assert "it cannot be written to this store's ledger" in client.says("nothing is sent")
+        ledger.path.rmdir()
+        transport.send(joined(transport)["lyon"], task(torch.ones(3)))
+        assert isinstance(expect(transport, Reply).message, Upload)
+        assert [release.kind for release in read(tmp_path).releases] == ["join", "upload"]
+
+
+def test_a_server_that_signs_with_another_key_is_not_believed(
+    server: EmbeddedServer, transport: GridTransport, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server._chain.ledgers._keys = KeyPair.generate()
+    with ThreadClient(server.address, "lyon", ledger=Ledger(tmp_path)):
+        joined(transport)
+        transport.close("run finished")
+    assert "the server did not countersign entry 1 of this store's ledger" in caplog.text
+    assert not read(tmp_path).countersigned
 
 
 def test_a_client_that_is_refused_for_now_says_why_at_growing_intervals_and_joins_again(

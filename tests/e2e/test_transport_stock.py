@@ -37,7 +37,7 @@ def make_handler(config):
         return Upload(key=message.key, delta=delta, num_examples=1, num_steps=1, train_loss=0.5, seconds=0.1)
 
     join = Join(protocol=PROTOCOL_VERSION, version="0", client=config["name"], classes=())
-    return join, handle
+    return join, handle, None
 
 
 def run(transport, config):

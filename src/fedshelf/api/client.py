@@ -129,6 +129,7 @@ def run_store(
             reporter=reporter,
             max_download=lambda: store.max_download,
             find_blob=store.find_blob,
+            ledger=store.ledger,
         )
         folder = store.keep_model() if ended.reason == RUN_FINISHED and not config.withdraw else None
     if config.withdraw:

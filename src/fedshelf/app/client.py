@@ -31,6 +31,7 @@ from fedshelf.data.cache import PhotoCache
 from fedshelf.models.build import at_most
 from fedshelf.models.own_model import use_model_path
 from fedshelf.privacy import policy as policies
+from fedshelf.privacy.ledger import Ledger
 from fedshelf.privacy.policy import STANDARD, Policy
 from fedshelf.privacy.task_limits import TaskLimits
 from fedshelf.rounds.client import Client, Work
@@ -66,6 +67,10 @@ class StoreClient:
 
     Attributes:
         took_part: whether this process has received a model to train or evaluate.
+        ledger: what has left this store.
+
+    Raises:
+        RunError: a file in the state directory cannot be read, or the ledger was altered.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class StoreClient:
         self._policy = policy
         self._training = training
         self._task_limits = TaskLimits(policy, TaskLog(place.state_dir / "accepted-tasks.jsonl"))
+        self.ledger = Ledger(place.state_dir)
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
         self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, number of rounds trained, and the model [S]
@@ -87,6 +93,7 @@ class StoreClient:
         self._client = Client(
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
+            on_reply=self.ledger.declare,
         )  # fmt: skip
 
     def handle(self, message: ServerMessage) -> ClientMessage:

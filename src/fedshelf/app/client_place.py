@@ -22,6 +22,7 @@ from fedshelf.core.text import from_filesystem
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
 from fedshelf.data.health import usable_classes
+from fedshelf.privacy.ledger import FILE
 from fedshelf.storage.atomic_files import make_folder, write_atomically
 from fedshelf.storage.lock import RunLock
 
@@ -123,6 +124,35 @@ class ClientPlace:
         write_atomically(self.state_dir / RECORD, json.dumps(record))  # at each start: the newest is the last name
 
 
+def state_dir_of(folder: Path) -> Path:
+    """Find a client's state directory.
+
+    Args:
+        folder: the state directory itself, or the photo folder of a client that has its state in the default place.
+
+    Returns:
+        The state directory.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    resolved = places.absolute(folder).resolve()
+    if (resolved / RECORD).is_file() or (resolved / FILE).is_file():
+        return resolved
+    found = [path.parent for path in _newest_first() if _record(path.parent).get("data_dir") == str(resolved)]
+    if not found:
+        raise UsageError(
+            f"'{folder}' is neither a store's state directory nor a photo folder that a client on this machine has used"
+            ": give the client's --data-dir, or its --state-dir if it has one"
+        )
+    return found[0]
+
+
+def _newest_first() -> list[Path]:
+    states = places.client_directory("x").parent
+    return sorted(states.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
 def default_name(folder: Path) -> str:
     """Choose a client's name.
 
@@ -135,9 +165,7 @@ def default_name(folder: Path) -> str:
     Returns:
         The name.
     """
-    states = places.client_directory("x").parent
-    newest_first = sorted(states.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    records = [record for path in newest_first if (record := _record(path.parent))]
+    records = [record for path in _newest_first() if (record := _record(path.parent))]
     own = [record["name"] for record in records if record["data_dir"] == str(folder)]
     if own:
         return own[0]

@@ -3,7 +3,7 @@
 Each has a real adapter (deploy, simulate, tracking) and an in-memory fake in `tests/fakes.py`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -198,6 +198,23 @@ class ClientStates(Protocol):
 
     def stage(self, key: TaskKey, upload: ClientMessage, state: ClientState) -> None:
         """Store the reply and the state that follows it, both pending."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleaseTerms:
+    """What a client knows of a reply that its bytes do not tell.
+
+    Attributes:
+        purpose: what the reply is for: `setup`, `train`, `closed-form`, `evaluate` or `compare`.
+        protections: what limits how much the reply reveals, such as `clip-norm 1`.
+        mechanism: the randomized mechanism that made it, as JSON values; None if there is none.
+        epsilon: the privacy loss of this store's photos so far, with this reply; None if it is not bounded.
+    """
+
+    purpose: str
+    protections: tuple[str, ...] = ()
+    mechanism: Mapping[str, object] | None = None
+    epsilon: float | None = None
 
 
 class MetricSink(Protocol):

@@ -27,8 +27,10 @@ from fedshelf.deploy.tls import local_authority
 from fedshelf.deploy.waiting import Availability, WaitReporter
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
+from fedshelf.privacy.ledger import Ledger
 from fedshelf.serialization.blob import Buffer
 from fedshelf.storage.atomic_files import temporary_folder
+from fedshelf.storage.hash_chain import DamagedLogError
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ def run_client(
     reporter: CrashReporter | None = None,
     max_download: Callable[[], int] = lambda: sys.maxsize,
     find_blob: Callable[[str], Buffer | None] = lambda digest: None,
+    ledger: Ledger | None = None,
 ) -> Ended:
     """Take part in a run until the server closes it, refuses this client for good, or `stop` is set.
 
@@ -75,12 +78,14 @@ def run_client(
         reporter: reports to the server if this process crashes.
         max_download: returns the maximum bytes of a model that the server may send.
         find_blob: finds a blob that this machine has received before, by digest.
+        ledger: gets a line for all that is sent, before it is sent; None keeps no ledger.
 
     Returns:
         Why the client stopped.
 
     Raises:
         IdentityError: the server does not admit this store.
+        DamagedLogError: the ledger was altered.
         RosterError: the server shows a roster, or a chain's key, that this store does not accept.
         TransportError: the server does not accept this client's certificate, or did not answer for `max_wait`.
         UsageError: `server_address` is not an address that a client can connect to; or TLS cannot be set up on this
@@ -114,8 +119,11 @@ def run_client(
                 target = ReportTarget(
                     address=str(address), ca=None if credentials.trusted is None else str(credentials.trusted),
                     insecure=insecure, token=session.crash_token,
+                    ledger=None if ledger is None else str(ledger.path.parent),
                 )  # fmt: skip
-                registration = Registration(session, part, stop, availability, on_send, on_answer, waiting, patience)
+                registration = Registration(
+                    session, part, stop, availability, on_send, on_answer, waiting, patience, ledger
+                )  # fmt: skip
                 with reporter.reporting_to(target) if reporter else contextlib.nullcontext():
                     ended = registration.run()
                 if ended is not None and ended.kind is not EndKind.REFUSED_FOR_NOW:
@@ -129,7 +137,7 @@ def run_client(
                 if not credentials.start_over(error):
                     raise
                 on_status(f"{error}; enrolling again")
-            except RosterError:
+            except (RosterError, DamagedLogError):
                 raise
             except FedShelfError as error:
                 if not insecure and ca is None and local_authority() != authority:

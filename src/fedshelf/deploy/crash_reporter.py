@@ -47,12 +47,14 @@ class ReportTarget:
         ca: the certificate authority to trust, as for the client itself.
         insecure: disable TLS.
         token: authenticates the report for this registration.
+        ledger: folder of the store's ledger, which gets a line for the report; None keeps no ledger.
     """
 
     address: str
     ca: str | None
     insecure: bool
     token: str
+    ledger: str | None = None
 
 
 class CrashReporter:
@@ -141,11 +143,16 @@ def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
     from fedshelf.deploy.address import parse_address
     from fedshelf.deploy.http_connection import HttpConnection
     from fedshelf.deploy.tls import client_context
+    from fedshelf.privacy.ledger import Ledger
 
     context = None if target.insecure else client_context(Path(target.ca) if target.ca else None)
     line = HttpConnection(parse_address(target.address), context, timeout=REPORT_SECONDS)
     content = json.dumps({"token": target.token, "signal": by}).encode()
-    line.request("POST", "/fedshelf/died", {"content-type": "application/json"}, content)
+    ledger = None if target.ledger is None else Ledger(Path(target.ledger))
+    release = ledger and ledger.intend_crash_report(content)
+    answer = line.request("POST", "/fedshelf/died", {"content-type": "application/json"}, content)
+    if ledger and release and answer.status == 200:
+        ledger.confirm(release)
 
 
 def signal_in(crash: bytes) -> str:

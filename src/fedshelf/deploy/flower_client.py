@@ -9,9 +9,11 @@ server restarts. Its HTTP client and thread pools are not used either: they cost
 
 import contextlib
 import json
+import logging
 import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
 from flwr.app import Message
@@ -41,11 +43,26 @@ from fedshelf.deploy.credentials import Credentials, Signer
 from fedshelf.deploy.greeting import greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import MAX_REASON_CHARACTERS
+from fedshelf.identity.countersignatures import Countersignature
 from fedshelf.serialization.blob import Blob
+from fedshelf.storage.hash_chain import Head
+
+logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 30.0
 WAIT_SECONDS = 60.0  # the server holds a wait for at most 8 s
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """An answer has arrived.
+
+    Attributes:
+        countersignature: the server's, of the head of this store's ledger; None if there is none.
+    """
+
+    countersignature: Countersignature | None
 
 
 class FleetSession:
@@ -82,6 +99,7 @@ class FleetSession:
                 self._connection, lambda method, path: self._signer.headers(method, path, None), held or ReceivedBlob()
             )
             credentials.keys.accept(self._roster())
+            self._keys = credentials.keys
             session = self._signer.session
             self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=session))
             activate = fleet_pb2.ActivateNodeRequest(public_key=session, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -169,8 +187,16 @@ class FleetSession:
         """Bytes of blobs transferred so far, as a sign of progress."""
         return self._blobs.num_moved
 
-    def send(self, answer: Message) -> None:
-        """Send an answer whose blob has been uploaded. After a break, call again: nothing is delivered twice."""
+    def send(self, answer: Message, head: Head | None = None) -> Delivery:
+        """Send an answer whose blob has been uploaded. After a break, call again: nothing is delivered twice.
+
+        Args:
+            answer: the answer.
+            head: the newest entry of this store's ledger; None if it has none.
+
+        Returns:
+            What the server has signed.
+        """
         with no_object_id_recompute():
             answer.metadata.__dict__["_message_id"] = answer.object_id
             request = fleet_pb2.PushMessagesRequest(
@@ -180,9 +206,10 @@ class FleetSession:
                 clientapp_runtime_list=[0.0],
             )
             objects = {name: _text(part.deflate()) for name, part in get_all_nested_objects(answer).items()}
-        document = {"reply": _text(request.SerializeToString()), "objects": objects}
-        _checked(self._request("/fedshelf/push", json.dumps(document).encode(), "application/json"))
+        document = {"reply": _text(request.SerializeToString()), "objects": objects, "ledger": head and asdict(head)}
+        content = _checked(self._request("/fedshelf/push", json.dumps(document).encode(), "application/json"))
         self._unanswered = None
+        return Delivery(countersignature=self._countersigned(content, head) if head else None)
 
     def wait_for_end(self) -> str:
         """Wait for the end of the run; also the client's heartbeat.
@@ -205,6 +232,23 @@ class FleetSession:
             pass
         finally:
             self._disconnect()
+
+    def _countersigned(self, content: bytes, head: Head) -> Countersignature | None:
+        """What the server says of the ledger's head, if it is signed by the chain that this store is enrolled with."""
+        try:
+            found = Countersignature.of(json.loads(content)["countersignature"])
+            enrollment = self._keys.enrollment()
+            chain = enrollment.chain.text if enrollment else ""
+            if (found.chain, found.store, found.head) == (
+                chain,
+                self._keys.pair().public.text,
+                head,
+            ) and found.is_signed:
+                return found
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        logger.warning("the server did not countersign entry %d of this store's ledger", head.number)
+        return None
 
     def _ask(self, route: str, request: Any, response_type: type[_T]) -> _T:
         """Call one of Flower's fleet routes."""

@@ -44,6 +44,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 import fedshelf
 from fedshelf.core.errors import FedShelfError, TransportError
 from fedshelf.deploy.admission import Caller
+from fedshelf.identity.countersignatures import Countersignature
 from fedshelf.identity.keys import PublicKey
 from fedshelf.identity.roster import Roster, StoreState
 
@@ -87,14 +88,19 @@ class FlowerEngine:
     Args:
         silence: seconds without a sign of life after which a node counts as offline.
         roster: returns the current roster, the same object as long as it does not change.
+        countersign: signs what a caller's push shows as the head of its ledger (see `LedgerHeads.countersign`).
     """
 
-    def __init__(self, *, silence: float, roster: Callable[[], Roster] = Roster) -> None:
+    def __init__(
+        self, *, silence: float, roster: Callable[[], Roster] = Roster,
+        countersign: Callable[[str, PublicKey, object], Countersignature | None] = lambda store, key, shown: None,
+    ) -> None:  # fmt: skip
         self.state: Any = InMemoryLinkState(NoOpFederationManager(simulation=False), InMemoryObjectStore())
         self.run = _start_run(self.state)
         self.arrived = threading.Event()
         self.exchange = threading.RLock()  # held while a message's objects are registered or deleted
         self._silence = silence
+        self._countersign = countersign
         self._taken: dict[int, bytes] = {}  # by node: delivered but not confirmed
         self._ended_by: dict[int, str] = {}  # by node: the signal that ended its process
         self._signed_off: set[int] = set()
@@ -187,10 +193,11 @@ class FlowerEngine:
 
         Args:
             caller: who sent it.
-            blob: ``{"reply": …, "objects": {id: …}}``: a `push-messages` request and the objects that would follow it.
+            blob: ``{"reply": …, "objects": {id: …}, "ledger": {"number": …, "hash": …}}``: a `push-messages` request,
+                the objects that would follow it, and the head of the store's ledger, if it has one.
 
         Returns:
-            HTTP status and body.
+            HTTP status and body (JSON): ``{"countersignature": …}`` of that head, or None.
         """
         try:
             document = json.loads(blob)
@@ -216,7 +223,11 @@ class FlowerEngine:
         confirmation = message_pb2.ConfirmMessageReceivedRequest(
             node=announced.node, run_id=metadata.run_id, message_object_id=metadata.reply_to_message_id
         )
-        return self.serve("confirm-message-received", caller, confirmation.SerializeToString())
+        status, content = self.serve("confirm-message-received", caller, confirmation.SerializeToString())
+        if status != 200:
+            return status, content
+        signed = self._countersign(caller.name, caller.key, document.get("ledger"))
+        return 200, json.dumps({"countersignature": signed and signed.fields}).encode()
 
     def node_of(self, caller: Caller) -> int | None:
         """The node of the caller's session; None if it is not registered."""

@@ -75,7 +75,7 @@ class EmbeddedServer:
         if chain is None:
             chain = Chain(Path(self._temporary.enter_context(temporary_folder("fedshelf-"))), is_open=True)
         self._chain, self._tls, self._renew = chain, tls, renew
-        self._engine = FlowerEngine(silence=silence, roster=chain.roster)
+        self._engine = FlowerEngine(silence=silence, roster=chain.roster, countersign=chain.ledgers.countersign)
         self._fingerprints: collections.deque[str] = collections.deque(
             maxlen=2
         )  # of the server's certificate, and of the one before

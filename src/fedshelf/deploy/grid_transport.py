@@ -205,8 +205,8 @@ class GridTransport:
             return
         self._closed = True
         for connection in self._connections.values():
-            self._drop_pending(connection)
-            if not connection.refused:
+            if not connection.refused:  # one that is refused is still told why
+                self._drop_pending(connection)
                 self._push_control(connection, ControlKind.CLOSED, reason)
         self._engine.announce_end(reason)  # also reaches busy clients; they leave and receive no further messages
         deadline = time.monotonic() + self._close_timeout

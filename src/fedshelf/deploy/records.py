@@ -8,10 +8,10 @@ Everything that a client sends is a `Parcel`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
@@ -25,6 +25,7 @@ from fedshelf.serialization.messages import Header
 
 BLOB_TYPE = "fedshelf.safetensors"
 MAX_REASON_CHARACTERS = 2000
+CHUNK = 1 << 18  # bytes hashed at once
 
 
 class ControlKind(StrEnum):
@@ -69,6 +70,16 @@ class Parcel:
     def num_header_bytes(self) -> int:
         """Payload bytes without the blob."""
         return num_bytes(self.records)
+
+    @property
+    def blob_digest(self) -> str:
+        """The blob's digest, as the header names it; empty if there is none."""
+        return self.blob.digest if self.blob.pieces else ""
+
+    def payload(self) -> Iterator[Buffer]:
+        """Yield the header and the blob, as they go over the wire."""
+        yield str(cast("ConfigRecord", self.records["header"])["json"]).encode()
+        yield from self.blob.chunks(0, CHUNK)
 
     def inline(self) -> RecordDict:
         """Return the records including the blob."""

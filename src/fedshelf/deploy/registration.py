@@ -10,14 +10,15 @@ from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError
+from fedshelf.core.errors import FedShelfError, RefusedError
 from fedshelf.core.messages import Failure
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, failure_text
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.flower_client import FleetSession
 from fedshelf.deploy.patience import Patience, SilentError
-from fedshelf.deploy.records import Envelope, SendHook, WireMessage, open_records, to_parcel
+from fedshelf.deploy.records import Control, Envelope, SendHook, WireMessage, open_records, to_parcel
 from fedshelf.deploy.waiting import Availability, WaitReporter
+from fedshelf.privacy.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Registration:
         on_answer: AnswerHook,
         waiting: WaitReporter,
         patience: Patience,
+        ledger: Ledger | None = None,
     ) -> None:
         self.num_answered = 0
         self.lost = ""
@@ -67,6 +69,7 @@ class Registration:
         self._on_answer = on_answer
         self._waiting = waiting
         self._patience = patience
+        self._ledger = ledger
         self._over = threading.Event()
         self._end = ""
         self._is_stuck = False
@@ -84,7 +87,9 @@ class Registration:
                 self.num_answered += 1
                 if ended is not None:
                     return ended
-            return Ended(kind=EndKind.CLOSED, reason=self._end) if self._end else None
+            if not self._end:
+                return None
+            return self._last_word() or Ended(kind=EndKind.CLOSED, reason=self._end)
         except (SessionLostError, ServerUnavailableError) as error:
             self.lost = str(error)
             return None
@@ -100,6 +105,14 @@ class Registration:
             if not self._is_stuck:
                 with contextlib.suppress(SilentError):
                     self._patience.bound(self._session.leave, afterwards=lambda answer: None)
+
+    def _last_word(self) -> Ended | None:
+        """What the server has told this client alone, if the end of the run, told to all, has overtaken it."""
+        with contextlib.suppress(ServerUnavailableError, SessionLostError, RefusedError):
+            message = self._session.pull()
+            if message is not None and isinstance(open_records(message.content), Control):
+                return self._answer(message)
+        return None
 
     def _answer(self, message: Message) -> Ended | None:
         """Fetch the message's blob, handle the message, and send the answer, blob first."""
@@ -128,6 +141,9 @@ class Registration:
         parcel = to_parcel(answer)
         if self._on_send is not None:
             self._on_send(parcel)
+        ledger, release = self._ledger, None
+        if ledger is not None and not isinstance(answer, Control):
+            release = ledger.intend(answer, parcel.payload(), blob=parcel.blob_digest)
         # Created once: a retry after a break must send the same message.
         reply = Message(parcel.records, reply_to=message)
         if parcel.blob.pieces:
@@ -143,7 +159,12 @@ class Registration:
                 return self._deliver(message, failure)
             if not wanted:
                 return False
-        self._with_retries("the answer to arrive", lambda: self._session.send(reply), TRANSFER_ADVICE)
+        head = None if ledger is None else ledger.head
+        delivery = self._with_retries("the answer to arrive", lambda: self._session.send(reply, head), TRANSFER_ADVICE)
+        if delivery is None:
+            return False
+        if ledger is not None:
+            ledger.confirm(release, delivery.countersignature)
         self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True
 

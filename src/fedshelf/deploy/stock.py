@@ -21,11 +21,14 @@ from fedshelf.app.run import open_run
 from fedshelf.app.server import make_server
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.errors import RunError
 from fedshelf.core.messages import Failure, Join
 from fedshelf.core.ports import Transport
 from fedshelf.deploy.client_part import ClientPart, Handler, failure_text
 from fedshelf.deploy.grid_transport import GridTransport
-from fedshelf.deploy.records import WireMessage, to_parcel
+from fedshelf.deploy.records import Control, WireMessage, to_parcel
+from fedshelf.privacy.ledger import Ledger
+from fedshelf.storage.hash_chain import DamagedLogError
 from fedshelf.storage.spool import FileSpool
 from fedshelf.tracking.terminal import log_to_stderr
 
@@ -33,14 +36,14 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 20.0  # a stock SuperNode polls every 3 s and starts a process per message
 
-MakeHandler: TypeAlias = Callable[[Mapping[str, Any]], tuple[Join, Handler]]
+MakeHandler: TypeAlias = Callable[[Mapping[str, Any]], tuple[Join, Handler, Ledger | None]]
 
 
 def make_client_app(make_handler: MakeHandler) -> ClientApp:
     """Create the client app.
 
     Args:
-        make_handler: builds a client from the node's configuration; called for each message.
+        make_handler: builds a client and its ledger from the node's configuration; called for each message.
 
     Returns:
         The app.
@@ -49,18 +52,33 @@ def make_client_app(make_handler: MakeHandler) -> ClientApp:
 
     def answer(message: Message, context: Context) -> Message:
         reply: WireMessage
+        ledger = None
         try:
-            join, handle = make_handler(context.node_config)
+            join, handle, ledger = make_handler(context.node_config)
+        except DamagedLogError as error:
+            raise _unrecorded(error) from None
         except Exception as error:
             logger.exception("the client could not be built from its node configuration")
             reply = Failure(reason=failure_text(error))
         else:
             reply, _ = ClientPart(join=join, handle=handle).answer(message)
-        return Message(to_parcel(reply).inline(), reply_to=message)
+        parcel = to_parcel(reply)
+        if ledger is not None and not isinstance(reply, Control):
+            try:  # the SuperNode does not tell when it has sent a message
+                ledger.confirm(ledger.intend(reply, parcel.payload(), blob=parcel.blob_digest))
+            except RunError as error:
+                raise _unrecorded(error) from None
+        return Message(parcel.inline(), reply_to=message)
 
     for entry in (app.train(), app.evaluate(), app.query()):
         entry(answer)
     return app
+
+
+def _unrecorded(error: RunError) -> RunError:
+    """Flower sends an app's error to the server, which learns of no place on this machine."""
+    logger.error("%s", error)
+    return RunError("this store's ledger cannot be used, so it sends nothing: the SuperNode's log says why")
 
 
 def make_server_app(run: Callable[[Transport, Mapping[str, Any]], None]) -> ServerApp:
@@ -114,10 +132,10 @@ def _serve(transport: Transport, values: Mapping[str, Any]) -> None:
         ).run()  # fmt: skip
 
 
-def _client(node_config: Mapping[str, Any]) -> tuple[Join, Handler]:
+def _client(node_config: Mapping[str, Any]) -> tuple[Join, Handler, Ledger | None]:
     log_to_stderr(logging.WARNING)
     join, store = from_node_config(node_config)
-    return join, store.handle
+    return join, store.handle, store.ledger
 
 
 server = make_server_app(_serve)

@@ -6,6 +6,7 @@
     tokens.json      open tokens; secrets as SHA-256
     local.token      admits clients of the same user on this machine
     audit-NNNN.jsonl the audit log
+    ledgers/         the newest head of each store's ledger
 
 The server and `fedshelf enroll` use the folder at the same time. Every change is made under a file lock; the server
 notices a changed roster with the next request.
@@ -27,6 +28,7 @@ from cryptography import x509
 from fedshelf.core.errors import IdentityError, IdentityFileError
 from fedshelf.identity import certificates
 from fedshelf.identity.audit_log import AuditLog
+from fedshelf.identity.countersignatures import LedgerHeads
 from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
 from fedshelf.identity.roster import MAX_BYTES, Entry, Roster, StoreState
 from fedshelf.identity.tokens import Token, digest_of, new_secret
@@ -76,6 +78,7 @@ class Chain:
 
     Attributes:
         audit: the audit log.
+        ledgers: the heads of the stores' ledgers.
         is_open: whether any key is enrolled on its first use.
 
     Raises:
@@ -92,6 +95,7 @@ class Chain:
         self._roster, self._text, self._seen = Roster(), "", (0, 0, 0)
         with file_lock(folder / "lock"):
             self._keys = self._load_keys()
+            self.ledgers = LedgerHeads(folder / "ledgers", self._keys, self.audit)
             self._check_roster()
             self._authority = self._load_authority(now or datetime.datetime.now(datetime.UTC))
 

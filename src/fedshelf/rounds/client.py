@@ -21,9 +21,10 @@ from fedshelf.core.messages import (
     ServerMessage,
     Setup,
     TaskKey,
+    Upload,
     task_key,
 )
-from fedshelf.core.ports import ClientStates
+from fedshelf.core.ports import ClientStates, ReleaseTerms
 from fedshelf.core.state import ClientState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
@@ -71,14 +72,17 @@ class Client:
         on_model: called with each model to train or evaluate.
         accept: called with each task, its model decoded, before anything is computed; refuses what the store does not
             allow by a `PolicyError`.
+        on_reply: called with each reply before it is handed over to be sent.
     """
 
     def __init__(
         self, *, prepare: Callable[[Setup], Work], states: ClientStates, held: HeldModel | None = None,
         on_model: Callable[[Broadcast], None] = lambda broadcast: None,
         accept: Callable[[Broadcast, Trainer], None] = lambda broadcast, trainer: None,
+        on_reply: Callable[[ClientMessage, ReleaseTerms], None] = lambda reply, terms: None,
     ) -> None:  # fmt: skip
         self._prepare = prepare
+        self._on_reply = on_reply
         self._on_model = on_model
         self._accept = accept
         self._states = states
@@ -89,13 +93,19 @@ class Client:
 
     def handle(self, message: ServerMessage) -> ClientMessage:
         """Do what `message` asks and return the reply. Expected errors become replies, too."""
+        terms = ReleaseTerms(purpose=_purpose(message))
+        reply: ClientMessage
         try:
-            return self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
+            reply = self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
         except FedShelfError as error:
-            return Failure(
+            reply = Failure(
                 key=task_key(message), reason=str(error), will_repeat=error.will_repeat,
                 refused=isinstance(error, PolicyError),
             )  # fmt: skip
+        if isinstance(reply, Upload) and self._work is not None and terms.purpose == Purpose.TRAIN:
+            terms = replace(terms, protections=self._work.uploads.protections)
+        self._on_reply(reply, terms)
+        return reply
 
     def _set_up(self, setup: Setup) -> Ready:
         if self._work is None or setup != self._setup:
@@ -172,3 +182,9 @@ class Client:
                 personalization=work.personalization, model_selection=work.model_selection,
             )  # fmt: skip
         return self._compared
+
+
+def _purpose(message: ServerMessage) -> str:
+    if isinstance(message, Setup):
+        return "setup"
+    return "closed-form" if message.closed_form else message.purpose.value

@@ -87,6 +87,12 @@ class UploadPipeline:
 
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def protections(self) -> tuple[str, ...]:
+        """The stages that limit what an upload reveals, as the user enabled them: `clip-norm 1`. No codec is one."""
+        declared = (stage.declares for stage in self.stages)
+        return tuple(one.setting.removeprefix("--") for one in declared if one.clips or one.adds_noise or one.masks)
+
     def seal(
         self, upload: Upload, *, client: str, before: ClientState, after: ClientState, layout: Layout
     ) -> tuple[Upload, ClientState]:  # fmt: skip

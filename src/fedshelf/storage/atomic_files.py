@@ -89,7 +89,7 @@ def write_together(files: Mapping[Path, Data], *, durable: bool = True, mode: in
     if durable:
         for folder in {path.parent for path in files}:
             with translating_os_errors("write", folder):
-                _sync_folder(folder)
+                sync_folder(folder)
 
 
 def make_folder(path: Path) -> Path:
@@ -227,8 +227,12 @@ def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
+def sync_folder(folder: Path) -> None:
+    """Make what was created in a folder, or renamed, durable.
+
+    Raises:
+        OSError: the folder cannot be synced.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

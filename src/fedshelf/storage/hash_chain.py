@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshelf.core.errors import RunError
-from fedshelf.storage.atomic_files import open_private, translating_os_errors
+from fedshelf.storage.atomic_files import open_private, sync_folder, translating_os_errors
 
 START = "0" * 64
 """What the first line has as the hash of the line before."""
@@ -79,8 +79,9 @@ class HashChain:
                 if len(line) > _MOST_CHARACTERS:
                     raise ValueError(f"a line of {len(line):,} characters is too long for a log")
                 written = line.encode()
-                os.write(descriptor, written + b"\n")
-                os.fsync(descriptor)
+                _write_line(descriptor, written + b"\n")
+                if not before.number:
+                    sync_folder(self._path.parent)
             finally:
                 os.close(descriptor)
         return Head(number=before.number + 1, hash=_hash(written))
@@ -102,11 +103,18 @@ class HashChain:
                 os.close(descriptor)
 
     def lines(self) -> Iterator[Mapping[str, Any]]:
-        """Read all lines, and check that they form a chain.
+        """Read all lines, and check that they form a chain; see `entries`."""
+        return (fields for _, fields in self.entries())
+
+    def entries(self, known: Head | None = None) -> Iterator[tuple[Head, Mapping[str, Any]]]:
+        """Read all lines, each with its number and hash, and check that they form a chain.
+
+        Args:
+            known: a line that somebody has kept, to tell which of two lines was altered.
 
         Raises:
             RunError: the file cannot be read, or a line is not the successor of the one before; the message has the
-                number of the line.
+                number of the first bad line.
         """
         number, before = 0, START
         with translating_os_errors("read", self._path):
@@ -117,16 +125,39 @@ class HashChain:
         with file:
             for line in file:
                 number += 1
-                content = line.removesuffix(b"\n")
-                try:
-                    fields = json.loads(content)
-                    intact = fields["number"] == number and fields["before"] == before and line.endswith(b"\n")
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    intact = False
-                if not intact:
+                fields, found = _parsed(line), Head(number=number, hash=_hash(line.removesuffix(b"\n")))
+                if fields is None or fields["number"] != number:
                     raise self._broken(number)
-                before = _hash(content)
-                yield fields
+                if fields["before"] != before:  # this line was altered, or the one before
+                    following = _parsed(next(file, b""))
+                    told = known.hash if known and known.number == number else following and following["before"]
+                    raise self._broken(number - 1 if number > 1 and told in (None, found.hash) else number)
+                before = found.hash
+                yield found, fields
+
+    def drop_incomplete_line(self) -> int:
+        """Remove a last line that a power cut has left incomplete: it was never synced, so nobody relies on it.
+
+        Returns:
+            The number of bytes removed.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        with translating_os_errors("write", self._path):
+            try:
+                descriptor = open_private(self._path, os.O_RDWR)
+            except FileNotFoundError:
+                return 0
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                num_bytes = len(_tail(descriptor).rpartition(b"\n")[2])
+                if num_bytes:
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size - num_bytes)
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return num_bytes
 
     def _head(self, tail: bytes) -> Head:
         if not tail:
@@ -142,9 +173,30 @@ class HashChain:
     def _broken(self, number: int | None) -> DamagedLogError:
         where = "its last line" if number is None else f"line {number}"
         return DamagedLogError(
-            f"'{self._path}': {where} does not continue the log: it was altered, or cut off. Keep the file as "
+            f"'{self._path}': {where} does not continue the log: it was altered, moved, or cut off. Keep the file as "
             "evidence, and find out who could write to it"
         )
+
+
+def _write_line(descriptor: int, line: bytes) -> None:
+    """Write a whole line and sync it, or leave the file as it was."""
+    size, rest = os.fstat(descriptor).st_size, line
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _parsed(line: bytes) -> Mapping[str, Any] | None:
+    """The fields of a whole line; None if it is not one of a log."""
+    try:
+        fields: Mapping[str, Any] = json.loads(line)
+        return fields if line.endswith(b"\n") and {"number", "before"} <= fields.keys() else None
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 def _tail(descriptor: int) -> bytes:

@@ -32,7 +32,7 @@ def test_an_altered_line_is_found(tmp_path: Path, line: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
     lines[line] = lines[line].replace("store", "sture")
     path.write_text("".join(lines))
-    with pytest.raises(RunError, match=f"line {line + 2} does not continue the log"):
+    with pytest.raises(RunError, match=f"line {line + 1} does not continue the log"):
         events(tmp_path)
 
 

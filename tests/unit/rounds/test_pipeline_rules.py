@@ -64,6 +64,12 @@ def test_noise_allows_what_keeps_no_memory(text: str) -> None:
     assert problems([CLIP, NOISE, *codec(text)]) == []
 
 
+def test_protections_are_what_limits_an_upload_and_no_codec_is_one() -> None:
+    stages: tuple[Stage, ...] = (CLIP, NOISE, *codec("int8"), MASKS)
+    assert UploadPipeline(stages=stages).protections == ("clip-norm 1", "noise 1", "secagg")
+    assert UploadPipeline(stages=(*codec("int8"),)).protections == ()
+
+
 def test_noise_needs_a_clip_before_it() -> None:
     (only,) = problems([NOISE])
     assert "--clip-norm" in only
