@@ -31,6 +31,7 @@ from fedshelf.data.cache import PhotoCache
 from fedshelf.models.build import at_most
 from fedshelf.models.own_model import use_model_path
 from fedshelf.privacy import policy as policies
+from fedshelf.privacy.budget import Budget
 from fedshelf.privacy.ledger import Ledger
 from fedshelf.privacy.policy import STANDARD, Policy
 from fedshelf.privacy.task_limits import TaskLimits
@@ -93,7 +94,7 @@ class StoreClient:
         self._client = Client(
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
-            on_reply=self.ledger.declare,
+            on_reply=self.ledger.declare, charge=Budget(lambda: self.ledger.releases).spent_with,
         )  # fmt: skip
 
     def handle(self, message: ServerMessage) -> ClientMessage:

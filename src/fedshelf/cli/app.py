@@ -44,7 +44,6 @@ COMMANDS: dict[str, str] = {
     "evaluate": "fedshelf.cli.evaluate:evaluate",
     "runs": "fedshelf.cli.runs:app",
     "data": "fedshelf.cli.data:app",
-    "privacy": "fedshelf.cli.privacy:app",
 }
 """Functions, and groups of commands, by name; in the order of the help."""
 

@@ -12,11 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedshelf.core.errors import BudgetError, UsageError
 from fedshelf.core.text import counted
 from fedshelf.privacy.epsilon import MAX_EPSILON, epsilons
+
+if TYPE_CHECKING:  # torch is not needed to compute ε
+    from fedshelf.core.messages import Mechanism
 
 Unit = Literal["photo", "client"]
 
@@ -227,3 +230,15 @@ def _assumptions(releases: Sequence[SampledGaussian], delta: float, unit: Unit) 
             f"learns which or how many {part}s were drawn.",
         )
     return (*sentences, f"The bound may fail with a probability of about δ = {delta:g}.")
+
+
+def as_release(mechanism: Mechanism) -> SampledGaussian:
+    """The noise of an upload, for accounting."""
+    return SampledGaussian(
+        noise_multiplier=mechanism.noise_multiplier, sampling_rate=mechanism.sampling_rate, steps=mechanism.steps
+    )
+
+
+def as_json(mechanism: Mechanism) -> Mapping[str, object]:
+    """The noise of an upload, as a ledger keeps it."""
+    return as_release(mechanism).to_json()

@@ -36,6 +36,10 @@ ADAPTIVE: Literal["adaptive"] = "adaptive"
 ClipNorm = float | Literal["adaptive"]
 
 
+def _said(norm: ClipNorm) -> str:
+    return norm if isinstance(norm, str) else f"{norm:g}"
+
+
 def problems_with_norm(norm: ClipNorm) -> list[str]:
     """What is wrong with a clip norm that cannot adapt."""
     return ["--clip-norm adaptive needs --dp client: give a number"] if norm == ADAPTIVE else []
@@ -53,7 +57,7 @@ class Clip:
 
     @property
     def declares(self) -> Declaration:
-        return Declaration(name="clip", setting=f"--clip-norm {self.max_norm}", clips=True)
+        return Declaration(name="clip", setting=f"--clip-norm {_said(self.max_norm)}", clips=True)
 
     def problems(self) -> list[str]:
         """What is wrong with the norm."""

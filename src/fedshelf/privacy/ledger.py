@@ -106,6 +106,11 @@ class Ledger:
         if removed:
             self._append({"event": REMOVED, "num_bytes": removed})
 
+    @property
+    def releases(self) -> Iterable[Release]:
+        """What has left the store, or was about to."""
+        return self._known.values()
+
     def declare(self, reply: ClientMessage, terms: ReleaseTerms) -> None:
         """Note what is known of a reply that is about to be sent. See `rounds.client.Client`."""
         self._declared = reply, terms

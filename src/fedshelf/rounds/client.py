@@ -26,9 +26,11 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.ports import ClientStates, ReleaseTerms
 from fedshelf.core.state import ClientState
+from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
+from fedshelf.privacy.accounting import as_json
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.product_report import counts_of
 from fedshelf.rounds.validation import check_broadcast
@@ -61,6 +63,16 @@ class Work:
     catalogue: Catalogue | None = None
     mechanism: Mechanism | None = None
 
+    def terms(self, terms: ReleaseTerms, epsilon: float | None) -> ReleaseTerms:
+        """The terms of an upload after training; `epsilon` is the store's privacy loss with it."""
+        noise = self.mechanism
+        if noise is None:
+            return replace(terms, protections=self.uploads.protections)
+        said = f"noise {noise.noise_multiplier:.3g} in {counted(noise.steps, 'step')}"
+        return replace(
+            terms, protections=(said, *self.uploads.protections), mechanism=as_json(noise), epsilon=epsilon
+        )  # fmt: skip
+
 
 class Client:
     """Answers the server's messages, one at a time.
@@ -73,6 +85,8 @@ class Client:
         accept: called with each task, its model decoded, before anything is computed; refuses what the store does not
             allow by a `PolicyError`.
         on_reply: called with each reply before it is handed over to be sent.
+        charge: called before a training whose upload has noise; returns the store's privacy loss with it, or refuses it
+            by a `PolicyError`. None: the loss is not known.
     """
 
     def __init__(
@@ -80,9 +94,12 @@ class Client:
         on_model: Callable[[Broadcast], None] = lambda broadcast: None,
         accept: Callable[[Broadcast, Trainer], None] = lambda broadcast, trainer: None,
         on_reply: Callable[[ClientMessage, ReleaseTerms], None] = lambda reply, terms: None,
+        charge: Callable[[Mechanism], float | None] = lambda mechanism: None,
     ) -> None:  # fmt: skip
         self._prepare = prepare
         self._on_reply = on_reply
+        self._charge = charge
+        self._epsilon: float | None = None  # of the current task
         self._on_model = on_model
         self._accept = accept
         self._states = states
@@ -93,7 +110,7 @@ class Client:
 
     def handle(self, message: ServerMessage) -> ClientMessage:
         """Do what `message` asks and return the reply. Expected errors become replies, too."""
-        terms = ReleaseTerms(purpose=_purpose(message))
+        terms, self._epsilon = ReleaseTerms(purpose=_purpose(message)), None
         reply: ClientMessage
         try:
             reply = self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
@@ -103,7 +120,7 @@ class Client:
                 refused=isinstance(error, PolicyError),
             )  # fmt: skip
         if isinstance(reply, Upload) and self._work is not None and terms.purpose == Purpose.TRAIN:
-            terms = replace(terms, protections=self._work.uploads.protections)
+            terms = self._work.terms(terms, self._epsilon)
         self._on_reply(reply, terms)
         return reply
 
@@ -149,6 +166,8 @@ class Client:
         if cached_reply is not None:
             return cached_reply  # a restarted server asks again, and gets the same bytes
         work.personalization.apply(work.trainer.bound_model, state)
+        if work.mechanism is not None:
+            self._epsilon = self._charge(work.mechanism)
         if broadcast.closed_form:  # the run's algorithm keeps its state
             upload, _ = work.algorithm.client_round(replace(broadcast, counted=None), ClientState(), work.trainer)
             after = state

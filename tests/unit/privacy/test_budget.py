@@ -1,0 +1,69 @@
+"""A store's budget composes all that its ledger says, and stops before it is exceeded."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from fedshelf.core.errors import PolicyError
+from fedshelf.core.messages import Mechanism
+from fedshelf.privacy.accounting import SampledGaussian, as_json, as_release, compose
+from fedshelf.privacy.budget import Budget
+from fedshelf.privacy.ledger import Release
+
+NOISE = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=20)
+OTHER = Mechanism(noise_multiplier=2.0, sampling_rate=0.5, steps=5)
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def release(mechanism: Mechanism | None = NOISE, **values: Any) -> Release:
+    given: dict[str, Any] = {
+        "number": 7, "time": "2026-11-30T10:00:00.000Z", "kind": "upload", "purpose": "train", "num_bytes": 1,
+        "digest": "", "run_id": "a", "mechanism": None if mechanism is None else as_json(mechanism),
+    }  # fmt: skip
+    return Release(**{**given, **values})
+
+
+def budget(*releases: Release, epsilon: float | None = None) -> Budget:
+    return Budget(lambda: releases, epsilon=epsilon, now=lambda: NOW)
+
+
+def epsilon_of(*mechanisms: Mechanism) -> float:
+    return compose([as_release(each) for each in mechanisms], 1e-5).epsilon
+
+
+def test_releases_of_all_runs_count_whether_they_arrived_or_not() -> None:
+    found = budget(release(), release(OTHER, run_id="b", is_sent=True), release(attempt=3)).spent_with(NOISE)
+    assert found == pytest.approx(epsilon_of(NOISE, OTHER, NOISE, NOISE))
+
+
+def test_it_equals_one_composed_list() -> None:
+    mechanisms = [NOISE, OTHER] * 4
+    one = [SampledGaussian(noise_multiplier=1.0, sampling_rate=0.1, steps=80),
+           SampledGaussian(noise_multiplier=2.0, sampling_rate=0.5, steps=20)]  # fmt: skip
+    found = budget(*(release(each) for each in mechanisms[:-1])).spent_with(mechanisms[-1])
+    assert found == pytest.approx(compose(one, 1e-5).epsilon)
+
+
+def test_names_and_counts_cost_nothing() -> None:
+    assert budget(release(None, purpose="setup")).spent_with(NOISE) == pytest.approx(epsilon_of(NOISE))
+
+
+def test_it_stops_before_it_is_exceeded() -> None:
+    limit = epsilon_of(NOISE, NOISE)
+    assert budget(release(), epsilon=limit + 1e-6).spent_with(NOISE) <= limit + 1e-6
+    with pytest.raises(PolicyError, match=r"its privacy budget is used up: 2 releases of the last 365 days and this"):
+        budget(release(), release(), epsilon=limit + 1e-6).spent_with(NOISE)
+
+
+def test_a_release_without_noise_ends_every_guarantee_for_a_year() -> None:
+    bare = release(None, purpose="evaluate", time="2026-01-02T10:00:00.000Z")
+    assert budget(bare).spent_with(NOISE) == math.inf
+    with pytest.raises(PolicyError, match=r"entry 7 of this store's ledger, of 2026-01-02, left without noise"):
+        budget(bare, epsilon=100.0).spent_with(NOISE)
+
+
+def test_what_left_more_than_a_year_ago_no_longer_counts() -> None:
+    old = release(None, time="2025-11-30T10:00:00.000Z")
+    assert budget(old, epsilon=100.0).spent_with(NOISE) == pytest.approx(epsilon_of(NOISE))
