@@ -112,6 +112,8 @@ class Algorithm(Protocol):
 
     A store can send them negated, and is then taken out of the model exactly.
     """
+    weighs_examples: ClassVar[bool] = True
+    """Whether `weight` depends on the number of photos."""
 
     def for_model(self, layout: Layout, head: str) -> Self:
         """The algorithm for a model of this layout, whose output layer is `head` ("" if it has none)."""
@@ -156,7 +158,7 @@ class Algorithm(Protocol):
 
     def weight(self, upload: Upload, staleness: int) -> float:
         """The upload's weight before normalization; `staleness`, in versions, is zero in synchronous rounds."""
-        return float(upload.num_examples)
+        return float(upload.weight)
 
     def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         """The state with the new model (pure); `population` is the number of clients that the cohort was drawn from."""

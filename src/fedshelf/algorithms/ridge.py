@@ -133,6 +133,7 @@ class Ridge(Algorithm):
         "(default: chosen by the stores' validation photos).", gt=0, scope=Scope.SERVER)] = None  # fmt: skip
     head: Head | None = None
     sums: ClassVar[bool] = True
+    weighs_examples: ClassVar[bool] = False
 
     def for_model(self, layout: Layout, head: str) -> Ridge:
         return replace(self, head=Head.of(layout, head))
@@ -172,7 +173,7 @@ class Ridge(Algorithm):
             change += _check_sums(gram, moments.view(self._head.num_rows, -1), is_difference=num_counted > 0)
         if abs(num_counted + change - num_photos) > SLACK * max(1, num_photos) or upload.num_examples != num_photos:
             raise RefusedError(
-                f"its sums count {num_counted + change:,.10g}, it claims {counted(upload.num_examples, 'photo')}, and "
+                f"its sums count {num_counted + change:,.10g}, it claims {counted(upload.weight, 'photo')}, and "
                 f"joined with {num_photos:,}"
             )
         return upload

@@ -22,6 +22,7 @@ from fedshelf.core.stages import Stage
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
+from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.registry import STAGES
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
@@ -120,6 +121,16 @@ def training_of(config: RunConfig) -> TrainingSettings:
     )  # fmt: skip
 
 
+def most_epochs(config: RunConfig) -> int:
+    """The largest number of epochs of any phase of local training."""
+    return max(value for name, value in config if name.endswith("epochs") and isinstance(value, int))
+
+
+def offer_of(config: RunConfig) -> ProtectionOffer:
+    """What the run does to updates before they leave a store. There is no protection yet."""
+    return ProtectionOffer()
+
+
 def pacing_of(config: RunConfig) -> Pacing:
     """Return how rounds handle clients of different speed."""
     workload = Workload(
@@ -157,7 +168,7 @@ def plan_of(
         client_lr=client_lr_of(config),
         rounds=RoundSettings(
             timeout=config.round_timeout, quorum=config.quorum, max_examples=config.max_examples,
-            rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size",
+            rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size" or config.weights == "equal",
         ),
         early_stopping=EarlyStopping(metric=config.best_metric, patience=config.patience, newest=algorithm.sums),
         config=text,

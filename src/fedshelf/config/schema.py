@@ -27,6 +27,7 @@ from fedshelf.core.choices import (
     Schedule,
     TrainName,
     WarmStart,
+    WeightsName,
     WorkNorm,
 )
 from fedshelf.core.settings import (
@@ -63,6 +64,7 @@ NEWER = (
     "head_lr_factor",
     "unfreeze_after",
     "average_rounds",
+    "weights",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _FIRST = (
@@ -198,6 +200,8 @@ class RunConfig(Settings):
         "the other layers have become.", panel=ALGORITHM)] = False  # fmt: skip
     average_rounds: Annotated[int, Setting(help="Replace the last round's model by the mean of those of so many last "
         "rounds.", ge=1, panel=ALGORITHM, scope=Scope.SERVER)] = 1  # fmt: skip
+    weights: Annotated[WeightsName, Setting(help="How uploads are weighted: by their number of photos (examples), or "
+        "all alike (equal), for stores that do not tell this number.", panel=ALGORITHM)] = "examples"  # fmt: skip
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip

@@ -68,16 +68,19 @@ class Client:
         on_model: called with each model to train or evaluate.
         accept: called with each task, its model decoded, before anything is computed; refuses what the store does not
             allow by a `PolicyError`.
+        withhold: removes from a reply what the store does not tell.
     """
 
     def __init__(
         self, *, prepare: Callable[[Setup], Work], states: ClientStates, held: HeldModel | None = None,
         on_model: Callable[[Broadcast], None] = lambda broadcast: None,
         accept: Callable[[Broadcast, Trainer], None] = lambda broadcast, trainer: None,
+        withhold: Callable[[ClientMessage], ClientMessage] = lambda reply: reply,
     ) -> None:  # fmt: skip
         self._prepare = prepare
         self._on_model = on_model
         self._accept = accept
+        self._withhold = withhold
         self._states = states
         self._held: HeldModel = MemoryHeldModel() if held is None else held
         self._setup: Setup | None = None
@@ -87,7 +90,7 @@ class Client:
     def handle(self, message: ServerMessage) -> ClientMessage:
         """Do what `message` asks and return the reply. Expected errors become replies, too."""
         try:
-            return self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
+            return self._withhold(self._set_up(message) if isinstance(message, Setup) else self._take_part(message))
         except FedShelfError as error:
             return Failure(
                 key=task_key(message), reason=str(error), will_repeat=error.will_repeat,
