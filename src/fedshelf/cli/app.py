@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "client": "fedshelf.cli.client:client",
     "enroll": "fedshelf.cli.enroll:app",
     "audit-log": "fedshelf.cli.audit_log:audit_log",
+    "privacy": "fedshelf.cli.privacy:app",
     "simulate": "fedshelf.cli.simulate:simulate",
     "predict": "fedshelf.cli.predict:predict",
     "evaluate": "fedshelf.cli.evaluate:evaluate",

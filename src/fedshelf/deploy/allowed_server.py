@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from fedshelf.config.places import tls_directory
+from fedshelf.core.errors import PolicyError
 from fedshelf.deploy.address import parse_server_address
+from fedshelf.deploy.credentials import fetch_authority
 from fedshelf.deploy.tls import certificate_fingerprint, client_context, local_authority
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.identity.tokens import Token
@@ -43,3 +45,22 @@ def check_server(
             return ca
     allowed.check(address, "")
     return ca
+
+
+def problem_with_server(allowed: Server, server_address: str) -> str:
+    """Why a policy does not allow a server, whose certificate authority is fetched; empty if it does.
+
+    Args:
+        allowed: what the policy allows.
+        server_address: HOST:PORT.
+
+    Raises:
+        UsageError: the address is invalid.
+        TransportError: the server cannot be reached, or has no authority of its own.
+    """
+    address = parse_server_address(server_address)
+    try:
+        allowed.check(str(address), fetch_authority(address)[1] if allowed.authorities else "")
+    except PolicyError as error:
+        return str(error)
+    return ""
