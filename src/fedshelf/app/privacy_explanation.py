@@ -12,12 +12,13 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import PolicyError
 from fedshelf.core.messages import Comparison, Evaluation, Failure, Join, Ready, Upload
 from fedshelf.data.catalogue import Catalogue
-from fedshelf.privacy.policy import Policy
+from fedshelf.privacy.policy import UNLIMITED, Policy
 from fedshelf.privacy.withholding import WITHHELD_BY
 from fedshelf.training.loop import differentiate_one
 from fedshelf.training.timing import noise_runs, seconds
 
-BYTES_PER_VALUE = 4
+BYTES_PER_VALUE = {"float32": 4, "float64": 8}
+MOST_VECTORS = 2  # as long as the model, in an upload: the update and a control variate
 MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, Failure)
 _PURPOSES = {Upload: "train", Evaluation: "evaluate", Comparison: "compare"}
 
@@ -49,8 +50,8 @@ class Explanation:
         epsilon: maximum ε in 365 days; None if there is no bound.
         delta: δ of that ε.
         protection: what bounds ε, in a sentence.
-        bytes_up: bytes of an upload before compression, of a run; otherwise the maximum.
-        bytes_per_day: maximum bytes of uploads in 24 hours.
+        bytes_up: bytes of an upload before compression, of a run; otherwise the maximum, None if there is none.
+        bytes_per_day: maximum bytes of uploads in 24 hours; None if there is none.
         seconds_per_round: predicted duration of a round's training on this machine; None if it is unknown.
         refusals: why the policy refuses the run; empty if it does not.
         is_of_a_run: whether a run's configuration was given.
@@ -61,8 +62,8 @@ class Explanation:
     epsilon: float | None
     delta: float | None
     protection: str
-    bytes_up: int
-    bytes_per_day: int
+    bytes_up: int | None
+    bytes_per_day: int | None
     seconds_per_round: float | None
     refusals: tuple[str, ...]
     is_of_a_run: bool
@@ -91,12 +92,15 @@ def explain(
     Raises:
         ModelError: the run's model cannot be built.
     """
-    num_values, round_seconds, refusals = policy.limits.max_parameters, None, list[str]()
+    limits, round_seconds, refusals = policy.limits, None, list[str]()
+    num_bytes = _limited(MOST_VECTORS * BYTES_PER_VALUE["float32"], limits.max_parameters)
     if config is not None:
         refusals = _refusals(policy, config, num_train)
         names = tuple(f"product-{number}" for number in range(num_classes))
         bound = bound_model_of(config, Catalogue(names, tuple((name,) for name in names)), device="auto")
-        num_values = bound.params.layout.num_shared
+        algorithm = algorithm_of(config).for_model(bound.params.layout, bound.output_layer)
+        vectors = algorithm.vectors(bound.params.layout).values()
+        num_bytes = sum(BYTES_PER_VALUE[vector.dtype] * vector.size for vector in vectors)
         if num_train is not None:
             runs = noise_runs([bound], image_size=config.image_size, batch_size=config.batch_size)
             steps = config.local_epochs * math.ceil(num_train / config.batch_size)
@@ -108,8 +112,8 @@ def explain(
         epsilon=policy.protection.epsilon if is_bounded else None,
         delta=policy.protection.delta if is_bounded else None,
         protection=_PROTECTIONS[policy.protection.required],
-        bytes_up=BYTES_PER_VALUE * num_values,
-        bytes_per_day=BYTES_PER_VALUE * num_values * policy.limits.rounds_per_day,
+        bytes_up=num_bytes,
+        bytes_per_day=None if num_bytes is None else _limited(num_bytes, limits.rounds_per_day),
         seconds_per_round=round_seconds,
         refusals=tuple(refusals),
         is_of_a_run=config is not None,
@@ -123,6 +127,11 @@ _PROTECTIONS: Mapping[str, str] = {
     "secagg": "Runs must use secure aggregation, which this version does not have: the store takes part in no run.",
     "he": "Runs must use homomorphic encryption, which this version does not have: the store takes part in no run.",
 }
+
+
+def _limited(each: int, most: int) -> int | None:
+    """The product; None if `most` is no limit."""
+    return None if most >= UNLIMITED else each * most
 
 
 def _released(policy: Policy, kind: type[Any], field: str) -> Released:
@@ -149,6 +158,8 @@ def _learns(policy: Policy) -> tuple[str, ...]:
         if is_noised
         else "each update, from which parts of photos can sometimes be reconstructed"
     ] * policy.purposes.train
+    may_sum = policy.purposes.train and policy.purposes.closed_form and metrics.example_counts
+    server += ["sums of its photos' features, in runs that compute the output layer in closed form"] * may_sum
     server += ["the names of the store's products"] * metrics.class_names
     server += ["how many photos the store has"] * metrics.example_counts
     server += ["how well models do on its photos"] * (policy.purposes.evaluate and metrics.example_counts)

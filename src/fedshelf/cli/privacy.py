@@ -52,7 +52,7 @@ def explain(
     from fedshelf.config.schema import RunConfig
     from fedshelf.core.errors import UsageError
     from fedshelf.data.folder import scan
-    from fedshelf.deploy.allowed_server import problem_with_server
+    from fedshelf.deploy.allowed_server import look_at_server
     from fedshelf.privacy import policy as policies
 
     if data_dir is not None and config is None:
@@ -63,12 +63,13 @@ def explain(
     if run is not None and data_dir is not None:
         num_train = len(scan(data_dir, val_fraction=run.val_fraction, seed=run.seed).train)
     found = explained(chosen, run, num_classes=classes, num_train=num_train)
-    problem = None if server is None else problem_with_server(chosen.server, server)
+    authority, problem = ("", "") if server is None else look_at_server(chosen.server, server)
     if as_json:
-        told = {} if server is None else {"server": {"address": server, "problem": problem or None}}
-        print_json({"policy": policy, **found.to_record(), **told}, indent=1)
+        told = None if server is None else {"address": server, "authority": authority, "problem": problem or None}
+        print_json({"policy": policy, **found.to_record(), "server": told}, indent=1)
     else:
-        _show(policy, found, [] if problem is None else [f"server {server}: {problem or 'allowed by the policy'}"])
+        told_of = [f"server {server}: {problem or 'the policy allows it'}"] * (server is not None)
+        _show(policy, found, [*told_of, *([f"fingerprint of its authority: {authority}"] if authority else [])])
 
 
 def _show(policy: str, found: "Explanation", told: list[str]) -> None:
@@ -79,7 +80,9 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
     for field in found.fields:
         fields.add(field.message.lower(), field.field, field.state, field.key)
     epsilon = "unlimited" if found.epsilon is None else f"at most {found.epsilon:g} in 365 days (δ = {found.delta:g})"
-    of = "of this run" if found.is_of_a_run else "at most"
+    most = "" if found.is_of_a_run else "at most "
+    each = "unlimited" if found.bytes_up is None else most + size(found.bytes_up)
+    daily = "unlimited" if found.bytes_per_day is None else f"at most {size(found.bytes_per_day)}"
     echo(
         f"policy {policy}{': it refuses this run' * bool(found.refusals)}",
         *(f"  refused: {reason}" for reason in found.refusals),
@@ -87,8 +90,7 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
         fields,
         *found.learns,
         f"ε: {epsilon}. {found.protection}",
-        f"Bytes: an upload has {of} {size(found.bytes_up)} before compression; at most "
-        f"{size(found.bytes_per_day)} leave in 24 hours.",
+        f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
         "Seconds: unknown without --config and --data-dir."
         if found.seconds_per_round is None
         else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine.",

@@ -47,20 +47,25 @@ def check_server(
     return ca
 
 
-def problem_with_server(allowed: Server, server_address: str) -> str:
-    """Why a policy does not allow a server, whose certificate authority is fetched; empty if it does.
+def look_at_server(allowed: Server, server_address: str) -> tuple[str, str]:
+    """Fetch the certificate authority of a server, and check both. The answer is not authenticated.
 
     Args:
         allowed: what the policy allows.
         server_address: HOST:PORT.
 
+    Returns:
+        The authority's fingerprint, "" if the server has no authority of its own; and why the policy does not allow the
+        server, "" if it does.
+
     Raises:
         UsageError: the address is invalid.
-        TransportError: the server cannot be reached, or has no authority of its own.
+        TransportError: the server cannot be reached.
     """
     address = parse_server_address(server_address)
+    _, authority = fetch_authority(address)
     try:
-        allowed.check(str(address), fetch_authority(address)[1] if allowed.authorities else "")
+        allowed.check(str(address), authority)
     except PolicyError as error:
-        return str(error)
-    return ""
+        return authority, str(error)
+    return authority, ""

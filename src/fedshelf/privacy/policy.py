@@ -138,6 +138,7 @@ class Policy:
     def check_photos(self, *, num_train: int, num_photos: int, batch_size: int, epochs: int) -> None:
         """Check on how few photos a step depends, and how many steps a task takes.
 
+        The reasons do not tell the store's number of photos, which its policy may withhold.
         A server could also leave few photos to train on by its catalogue or by the share of validation photos.
 
         Args:
@@ -154,12 +155,11 @@ class Policy:
             raise PolicyError(f"steps of {counted(batch_size, 'photo')} are less than min-photos-per-step = {least}")
         if num_train < min(least, num_photos // 2):
             raise PolicyError(
-                f"the catalogue and val-fraction leave {num_train} of {counted(num_photos, 'photo')} to train on, less "
-                f"than min-photos-per-step = {least}"
+                f"the catalogue and val-fraction leave fewer photos to train on than min-photos-per-step = {least}"
             )
-        steps, most = epochs * math.ceil(num_train / batch_size), self.limits.max_local_steps
-        if steps > most:
-            raise PolicyError(f"{counted(steps, 'step')} in a task are more than max-local-steps = {most:,}")
+        most = self.limits.max_local_steps
+        if epochs * math.ceil(num_train / batch_size) > most:
+            raise PolicyError(f"{counted(epochs, 'epoch')} have more steps than max-local-steps = {most:,}")
 
     def check_memory(self, num_bytes: float) -> None:
         """Check the memory that training needs.

@@ -243,7 +243,7 @@ class Server:
         is_key = not self.roster_key or PublicKey(self.roster_key).is_valid
         found = [] if is_key else ["roster-key is not a key as 'fedshelf enroll key' prints it, of 44 characters"]
         return found + [
-            f"{text!r} is not a SHA-256 fingerprint of 64 hexadecimal digits, such as 'fedshelf server' prints"
+            f"{text!r} is not a SHA-256 fingerprint of 64 hexadecimal digits, as 'fedshelf privacy explain --server' prints"
             for text in self.authorities
             if not _FINGERPRINT.fullmatch(_digits(text))
         ]

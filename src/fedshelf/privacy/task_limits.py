@@ -99,13 +99,11 @@ class TaskLimits:
             )
         if epochs < limits.min_epochs_per_task:
             raise PolicyError(
-                f"{counted(num_steps, 'step')} of {steps_per_epoch} are less than min-epochs-per-task = "
-                f"{limits.min_epochs_per_task:g}"
+                f"{counted(num_steps, 'step')} are less than min-epochs-per-task = {limits.min_epochs_per_task:g}"
             )
         if epochs > limits.max_local_epochs:
             raise PolicyError(
-                f"{counted(num_steps, 'step')} are more than max-local-epochs = {limits.max_local_epochs:,}, which are "
-                f"{limits.max_local_epochs * steps_per_epoch:,}"
+                f"{counted(num_steps, 'step')} are more than max-local-epochs = {limits.max_local_epochs:,}"
             )
 
     def _check_day(self, purpose: Purpose) -> None:
