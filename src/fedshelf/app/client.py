@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedshelf.app.client_place import ClientPlace, join_of
-from fedshelf.app.components import algorithm_of, most_epochs, offer_of
+from fedshelf.app.components import check_setup, most_epochs
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.app.photos import FEATURES, NO_PHOTOS, StorePhotos, store_photos, test_photos
 from fedshelf.app.setup import OpenedSetup, open_setup
@@ -153,14 +153,7 @@ class StoreClient:
         )  # fmt: skip
 
     def _check(self, config: RunConfig) -> None:
-        self._policy.check_setup(
-            model=config.model, image_size=config.image_size, threads=config.threads, epochs=most_epochs(config)
-        )  # fmt: skip
-        algorithm = algorithm_of(config)
-        self._policy.check_run(
-            offer_of(config), sums=algorithm.sums,
-            weighs_examples=algorithm.weighs_examples and config.weights == "examples",
-        )  # fmt: skip
+        check_setup(self._policy, config)
 
     def _note(self, broadcast: Broadcast) -> None:
         self.took_part = True

@@ -22,6 +22,7 @@ from fedshelf.core.stages import Stage
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
+from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.registry import STAGES
 from fedshelf.rounds.pipeline import UploadPipeline
@@ -129,6 +130,20 @@ def most_epochs(config: RunConfig) -> int:
 def offer_of(config: RunConfig) -> ProtectionOffer:
     """What the run does to updates before they leave a store. There is no protection yet."""
     return ProtectionOffer()
+
+
+def check_setup(policy: Policy, config: RunConfig) -> None:
+    """Check a run's configuration against a store's policy.
+
+    Raises:
+        PolicyError: lists all that is not allowed.
+    """
+    algorithm = algorithm_of(config)
+    policy.check_setup(
+        model=config.model, image_size=config.image_size, threads=config.threads, epochs=most_epochs(config),
+        offer=offer_of(config), sums=algorithm.sums,
+        weighs_examples=algorithm.weighs_examples and config.weights == "examples",
+    )  # fmt: skip
 
 
 def pacing_of(config: RunConfig) -> Pacing:

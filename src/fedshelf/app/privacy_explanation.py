@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedshelf.app.components import algorithm_of, most_epochs, offer_of
+from fedshelf.app.components import algorithm_of, check_setup, most_epochs
 from fedshelf.app.model import bound_model_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import PolicyError
 from fedshelf.core.messages import Comparison, Evaluation, Failure, Join, Ready, Upload
+from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.privacy.policy import UNLIMITED, Policy
 from fedshelf.privacy.withholding import WITHHELD_BY
@@ -139,7 +140,8 @@ def _released(policy: Policy, kind: type[Any], field: str) -> Released:
         return Released(message=kind.__name__, field=field, state=state, key=key)
 
     purpose, key = _PURPOSES.get(kind, ""), WITHHELD_BY.get(kind, {}).get(field, "")
-    if purpose and not getattr(policy.purposes, purpose):
+    sums = kind is Upload and policy.purposes.closed_form and policy.metrics.example_counts
+    if purpose and not getattr(policy.purposes, purpose) and not sums:
         return made("not sent", f"purposes.{purpose}")
     if kind is Evaluation and not policy.metrics.example_counts:
         return made("not sent", "metrics.example-counts")
@@ -158,7 +160,7 @@ def _learns(policy: Policy) -> tuple[str, ...]:
         if is_noised
         else "each update, from which parts of photos can sometimes be reconstructed"
     ] * policy.purposes.train
-    may_sum = policy.purposes.train and policy.purposes.closed_form and metrics.example_counts
+    may_sum = policy.purposes.closed_form and metrics.example_counts
     server += ["sums of its photos' features, in runs that compute the output layer in closed form"] * may_sum
     server += ["the names of the store's products"] * metrics.class_names
     server += ["how many photos the store has"] * metrics.example_counts
@@ -172,7 +174,7 @@ def _learns(policy: Policy) -> tuple[str, ...]:
         f"The server and its operator: {'; '.join(server) or 'nothing of the photos'}.",
         f"Other stores: {'; '.join(others)}.",
         "The network: sizes and times of messages, if TLS is on.",
-        f"That at least {least} stores are added up is what the server says. Only secure aggregation could prove it."
+        f"The server says that it adds up {counted(least, 'store')} or more. Only secure aggregation could prove it."
         if least > 1
         else "The server can use an update alone: min-cohort = 1.",
     )
@@ -180,28 +182,16 @@ def _learns(policy: Policy) -> tuple[str, ...]:
 
 def _refusals(policy: Policy, config: RunConfig, num_train: int | None) -> list[str]:
     """All reasons why a store with this policy refuses the run."""
-    algorithm, epochs = algorithm_of(config), most_epochs(config)
-
-    def photos() -> None:
+    found: list[str] = []
+    try:
+        check_setup(policy, config)
+    except PolicyError as error:
+        found += map(str, error.args)
+    try:
         if num_train is not None:
             policy.check_photos(
-                num_train=num_train, num_photos=num_train, batch_size=config.batch_size, epochs=epochs
+                num_train=num_train, num_photos=num_train, batch_size=config.batch_size, epochs=most_epochs(config)
             )  # fmt: skip
-
-    checks: tuple[Callable[[], None], ...] = (
-        lambda: policy.check_setup(
-            model=config.model, image_size=config.image_size, threads=config.threads, epochs=epochs
-        ),
-        lambda: policy.check_run(
-            offer_of(config), sums=algorithm.sums,
-            weighs_examples=algorithm.weighs_examples and config.weights == "examples",
-        ),
-        photos,
-    )  # fmt: skip
-    found: list[str] = []
-    for check in checks:
-        try:
-            check()
-        except PolicyError as error:
-            found += map(str, error.args)
+    except PolicyError as error:
+        found += map(str, error.args)
     return found

@@ -73,7 +73,10 @@ class Policy:
             raise UsageError(*(f"--allow-model: {problem}" for problem in problems))
         return replace(self, models=models)
 
-    def check_setup(self, *, model: str, image_size: int, threads: int, epochs: int) -> None:
+    def check_setup(
+        self, *, model: str, image_size: int, threads: int, epochs: int, offer: ProtectionOffer, sums: bool,
+        weighs_examples: bool,
+    ) -> None:  # fmt: skip
         """Check a run's configuration before anything is built.
 
         Args:
@@ -81,6 +84,9 @@ class Policy:
             image_size: side of the photos in pixels.
             threads: training threads; 0 for one per core.
             epochs: the largest number of epochs of any phase.
+            offer: how updates are protected before they leave a store.
+            sums: whether the run's algorithm computes sums over photos.
+            weighs_examples: whether uploads are weighted by their number of photos.
 
         Raises:
             PolicyError: lists all that is not allowed.
@@ -99,26 +105,14 @@ class Policy:
             remedy = f". To run this code, start the client with --allow-model {model[:100]}" if is_own(model) else ""
             allowed = ", ".join(self.models.allow)
             problems.insert(0, f"model {model[:100]!r} is none of those allowed ({allowed}){remedy}")
+        problems += self.protection.unmet(offer)
+        if sums and not self.purposes.closed_form:
+            problems.append("this store computes no sums over its photos: closed-form = false")
+        if not self.metrics.example_counts and (sums or weighs_examples):
+            remedy = "sums over photos contain it" if sums else "it weights uploads by it (--weights equal does not)"
+            problems.append(f"this run needs the store's number of photos: {remedy}: example-counts = false")
         if problems:
             raise PolicyError(*problems)
-
-    def check_run(self, offer: ProtectionOffer, *, weighs_examples: bool, sums: bool) -> None:
-        """Check how a run protects updates and weighs them.
-
-        Args:
-            offer: the protection.
-            weighs_examples: whether uploads are weighted by their number of photos.
-            sums: whether the run's algorithm computes sums over photos.
-
-        Raises:
-            PolicyError: this store takes no part in such a run.
-        """
-        self.protection.check(offer)
-        if sums and not self.purposes.closed_form:
-            raise PolicyError("this store computes no sums over its photos: closed-form = false")
-        if not self.metrics.example_counts and (weighs_examples or sums):
-            remedy = "ask for --weights equal" if not sums else "sums over photos contain their number"
-            raise PolicyError(f"this run needs the store's number of photos: example-counts = false; {remedy}")
 
     def check_task(self, broadcast: Broadcast, *, sums: bool) -> None:
         """Check what a task is for, and with how many others it is aggregated.
@@ -159,7 +153,7 @@ class Policy:
             )
         most = self.limits.max_local_steps
         if epochs * math.ceil(num_train / batch_size) > most:
-            raise PolicyError(f"{counted(epochs, 'epoch')} have more steps than max-local-steps = {most:,}")
+            raise PolicyError(f"its local epochs have more steps than max-local-steps = {most:,}")
 
     def check_memory(self, num_bytes: float) -> None:
         """Check the memory that training needs.

@@ -161,31 +161,26 @@ class Protection:
     delta: Annotated[float, Setting(help="δ of that ε", gt=0, lt=1)] = 1e-5
     min_cohort: Annotated[int, Setting(help="stores whose updates are added up", ge=1)] = 1
 
-    def check(self, offer: ProtectionOffer) -> None:
-        """Check the protection that a run offers.
-
-        Raises:
-            PolicyError: it is not the required one, or too weak.
-        """
+    def unmet(self, offer: ProtectionOffer) -> list[str]:
+        """Why the protection that a run offers does not suffice; empty if it does."""
         needed = f"required = {self.required!r}"
         if self.required in ("secagg", "he"):
-            raise PolicyError(f"{needed}, which this version of FedShelf cannot do: this store takes part in no run")
+            return [f"{needed}, which this version of FedShelf cannot do: this store takes part in no run"]
         if self.required == "none":
-            return
+            return []
         if offer.kind != "sample-dp":
-            raise PolicyError(f"{needed}, and this run adds no noise at the stores: --dp is not 'sample'")
-        problems = []
+            return [f"{needed}, and this run adds no noise at the stores (--dp sample)"]
+        found = []
         if offer.sampling != "poisson":
-            problems.append(f"{needed}, and this run does not draw its batches by Poisson sampling")
-        if not offer.noise_multiplier > 0 or not offer.clip_norm > 0:  # also refuses NaN
-            problems.append(
+            found.append(f"{needed}, and this run does not draw its batches by Poisson sampling")
+        if not offer.noise_multiplier > 0 or not offer.clip_norm > 0:  # also of NaN
+            found.append(
                 f"{needed}, and this run offers a noise multiplier of {offer.noise_multiplier:g} and a clip norm of "
                 f"{offer.clip_norm:g}"
             )
         if not 0 < offer.delta <= self.delta:
-            problems.append(f"this run's delta of {offer.delta:g} is not in 0 to delta = {self.delta:g}")
-        if problems:
-            raise PolicyError(*problems)
+            found.append(f"this run's delta of {offer.delta:g} is not in 0 to delta = {self.delta:g}")
+        return found
 
     def check_cohort(self, broadcast: Broadcast) -> None:
         """Check how many stores' updates the server says that it adds up.
@@ -243,7 +238,7 @@ class Server:
         is_key = not self.roster_key or PublicKey(self.roster_key).is_valid
         found = [] if is_key else ["roster-key is not a key as 'fedshelf enroll key' prints it, of 44 characters"]
         return found + [
-            f"{text!r} is not a SHA-256 fingerprint of 64 hexadecimal digits, as 'fedshelf privacy explain --server' prints"
+            f"{text!r} is not a fingerprint of 64 hexadecimal digits, as 'fedshelf privacy explain --server' prints it"
             for text in self.authorities
             if not _FINGERPRINT.fullmatch(_digits(text))
         ]
