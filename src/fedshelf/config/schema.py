@@ -354,8 +354,8 @@ class ClientConfig(Settings):
         "named, or that of a server on this machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, commands=CLIENT)] = False  # fmt: skip
-    policy: Annotated[str, Setting(help="What this store does for a server: standard, open (no limits, for trials), "
-        "or a TOML file (see docs/how-to/limit-what-a-server-may-do.md).", panel=RUN,
+    policy: Annotated[str, Setting(help="What this store does for a server: standard, strict, open (no limits, for "
+        "trials), or a TOML file (see docs/how-to/limit-what-a-server-may-do.md).", panel=RUN,
         commands=CLIENT)] = "standard"  # fmt: skip
     allow_model: Annotated[tuple[str, ...], Setting(help="Name of a model that this store trains besides those of its "
         "policy, such as mymodels.small:make_model. Can be repeated.", panel=RUN, commands=CLIENT)] = ()  # fmt: skip
