@@ -453,7 +453,7 @@ def test_numbers_of_photos_may_be_withheld_where_nothing_needs_them(equal: bool)
 
     world = World(
         names=("a", "b", "c"), num_rounds=2, tampers={"c": withhold}, rounds={"equal_weights": equal},
-        plan={"start_clients": 2},
+        plan={"start_clients": 3 if equal else 2},
     )  # fmt: skip
     assert world.run() is RunStatus.FINISHED
     refused = [event.reason for event in world.sink.of(ClientRefused) if event.client == "c"]
