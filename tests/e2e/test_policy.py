@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedshelf.deploy.tls import certificate_fingerprint
+from tests.e2e.test_what_leaves_a_store import model_size, recorded, store_of
+from tests.leaks import leaks
 from tests.processes import CLASSES, Process, Site, draw_stores, reason, statuses
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -87,12 +89,13 @@ def test_a_store_tells_no_figure_that_it_withholds_and_the_run_copes(chain: Site
     )  # fmt: skip
     policy = chain.root / "store-2.toml"
     policy.write_text(POLICIES["store-2"])
-    watched = [chain.odd_client(name, "--policy", str(policy), "--record", str(log)) for name in ("store-2", "store-3")]
-    assert [process.end() for process in (server, *watched)] == [0, 0, 0]
-    headers = [
-        json.loads(json.loads(line)["header"]["json"]) for line in log.read_text().splitlines() if "header" in line
-    ]
-    fields = [{"kind": header["kind"], **header} for header in headers]
+    watched = chain.odd_client("store-2", "--policy", str(policy), "--record", str(log))
+    other = chain.client("store-3", "--policy", str(policy))
+    assert [process.end() for process in (server, watched, other)] == [0, 0, 0]
+    messages = recorded(log)
+    store = store_of(chain.stores / "store-2", model_size(chain))
+    assert [leaks(message, store) for message in messages] == [[]] * len(messages)
+    fields = [json.loads(message["header"]["json"]) for message in messages if "header" in message]
     assert {message["kind"] for message in fields} == {"join", "ready", "upload", "comparison"}
     for message in fields:
         for name in (
