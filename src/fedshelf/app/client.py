@@ -163,6 +163,16 @@ class StoreClient:
         self._newest, self._evaluation = (key, num_rounds, broadcast.params.clone()), None
 
     def _prepare(self, setup: Setup) -> Work:
+        """Build the work. An error names no product to a server that this store tells none."""
+        try:
+            return self._build(setup)
+        except DataError as error:
+            if self._policy.metrics.class_names:
+                raise
+            logger.warning("%s", error)
+            raise DataError("its photos do not suit this run; its own log says why") from error
+
+    def _build(self, setup: Setup) -> Work:
         keep_freed_memory()
         limits = self._policy.limits
         self._newest, self._has_chosen, self._opened = None, False, None
@@ -171,7 +181,7 @@ class StoreClient:
         if self._place.withdraw:
             return work_for(self._place.name, self._opened, NO_PHOTOS, batch_size=self._opened.config.batch_size)
         cache = PhotoCache(root=places.photo_cache(), max_bytes=limits.max_cache_mb * 1_000_000)
-        photos = self._photos(self._opened, cache)
+        photos = store_photos(self._place.data_dir, self._opened, cache, store=self._place.name)
         test = None
         if self._place.test_dir is not None:  # checked now, because at the end of the run it would be too late
             opened = self._opened
@@ -189,16 +199,6 @@ class StoreClient:
             training=self._training,
             per_product=self._policy.metrics.counts_products, features_folder=cache.root / FEATURES,
         )  # fmt: skip
-
-    def _photos(self, opened: OpenedSetup, cache: PhotoCache) -> StorePhotos:
-        """Load the photos. An error names no product to a server that this store tells none."""
-        try:
-            return store_photos(self._place.data_dir, opened, cache, store=self._place.name)
-        except DataError as error:
-            if self._policy.metrics.class_names:
-                raise
-            logger.warning("%s", error)
-            raise DataError("it holds no usable photo of a class in the run's catalogue") from error
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
         folder = places.client_model(self._place.state_dir)
