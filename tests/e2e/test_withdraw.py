@@ -30,7 +30,7 @@ def test_a_store_that_withdraws_is_taken_out_of_the_model_and_told_so(site: Site
     assert {name: client.end() for name, client in clients.items()} == dict.fromkeys(site.names, 0)
     assert server.end() == 0, server.text()
     assert f"{leaving}: the photos of this store are no longer in the model, as of round 2" in clients[leaving].text()
-    assert statuses(site.show(run), 2) == dict.fromkeys(site.names, "counted")
+    assert statuses(site.show(run), 2) == {**dict.fromkeys(others, "counted"), leaving: "withdrawn"}
     assert [path.name for path in (run / "checkpoints").glob("round-*")] == ["round-000002.safetensors"]
 
     never, stores = site.root / "never", site.root / "stores"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedshelf.algorithms.aggregation import combine, normalized, stretched
+from fedshelf.algorithms.aggregation import combine, normalized, rescaled
 from fedshelf.algorithms.fedavg import FedAvg
 from fedshelf.algorithms.reduce import MEAN
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, Upload, auxiliary_vectors
@@ -60,7 +60,7 @@ class Rounds:
         weights = [algorithm.weight(upload, 0) for upload in uploads]
         aggregate, _ = combine(uploads, weights, MEAN, num_trainable=NUM_VALUES)
         length = sum(w * shares[n] for n, w in zip(STEPS, weights, strict=True)) / sum(weights)
-        return algorithm.server_update(state, stretched(aggregate, length), 2).params - params
+        return algorithm.server_update(state, rescaled(aggregate, length), 2).params - params
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -119,7 +119,7 @@ def test_with_equal_shares_of_work_not_one_bit_is_different(seed: int, steps: in
     share = Workload().share(steps, steps)
     assert normalized(upload, share, num_trainable=15) is upload
     aggregate, _ = combine([upload, upload], [1.0, 3.0], MEAN, num_trainable=15)
-    assert stretched(aggregate, share) is aggregate
+    assert rescaled(aggregate, share) is aggregate
 
 
 def test_statistics_and_auxiliary_vectors_are_no_sums_of_steps_and_stay() -> None:
@@ -136,7 +136,7 @@ def test_statistics_and_auxiliary_vectors_are_no_sums_of_steps_and_stay() -> Non
     assert found.auxiliary["control"].tolist() == [4.0, 5.0]
     assert upload.delta.tolist() == [1.0, 2.0, 3.0], "it may be a view of a file"
     aggregate, _ = combine([found], [1.0], MEAN, num_trainable=2)
-    assert stretched(aggregate, 0.5).delta.tolist() == [1.0, 2.0, 3.0]
+    assert rescaled(aggregate, 0.5).delta.tolist() == [1.0, 2.0, 3.0]
     assert aggregate.delta.tolist() == [2.0, 4.0, 3.0]
 
 

@@ -14,7 +14,9 @@ BANNED = frozenset((
     "checks", "orders", "central", "coding", "attempts", "room", "ahead", "workbench", "lane",
     "lanes", "gate", "door", "opening", "bodies", "take", "give", "agenda", "player",
     "turns", "exchange", "words", "worth", "ending", "settle", "reached", "answered", "hold",
-    "equip", "keep", "speeds",
+    "equip", "keep", "speeds", "saying_what_to_do", "tell", "bells", "books", "ring", "complaint", "pays", "patiently",
+    "die_first", "see_through", "let_go", "let_go_in_child", "left_as_it_was", "tried", "maker", "worth_making",
+    "keep_busy", "most_of_upload", "stand_by", "take_again", "until_all_have", "without_places",
 ))  # fmt: skip
 """Wherever they name something."""
 BANNED_MODULES = frozenset(["selection", "choice", "comparison", "memory", "line", "late", "ordered"])

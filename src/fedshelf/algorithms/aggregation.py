@@ -130,7 +130,7 @@ def normalized(upload: Upload, share: float, *, num_trainable: int) -> Upload:
     return upload.with_vectors(delta=delta)
 
 
-def stretched(aggregate: Aggregate, length: float) -> Aggregate:
+def rescaled(aggregate: Aggregate, length: float) -> Aggregate:
     """Scale the trainable part of an aggregate of normalized uploads to the `length` of the round's mean work."""
     if length == 1:
         return aggregate

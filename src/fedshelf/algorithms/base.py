@@ -112,8 +112,14 @@ class Algorithm(Protocol):
 
     A store can send them negated, and is then taken out of the model exactly.
     """
-    weighs_examples: ClassVar[bool] = True
-    """Whether `weight` depends on the number of photos."""
+
+    ignores: ClassVar[tuple[str, ...]] = ()
+    """Fields of a run's configuration that have no effect with this algorithm."""
+
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether `weight` depends on the number of photos, unless the run weights all uploads alike."""
+        return "weights" not in self.ignores
 
     def for_model(self, layout: Layout, head: str) -> Self:
         """The algorithm for a model of this layout, whose output layer is `head` ("" if it has none)."""

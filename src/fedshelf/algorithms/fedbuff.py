@@ -40,7 +40,7 @@ class FedBuff(Asynchronous, Algorithm):
 
     server_lr: Annotated[float, SERVER_LR] = 1.0
     buffer_size: Annotated[int, BUFFER_SIZE] = 4
-    weighs_examples: ClassVar[bool] = False
+    ignores: ClassVar[tuple[str, ...]] = ("weights",)
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return polynomial(staleness, self.exponent)  # line 4

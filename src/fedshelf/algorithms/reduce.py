@@ -95,7 +95,7 @@ Screen: TypeAlias = Callable[[Parts], Sequence[Verdict]]
 """Judges all uploads of a round together, and accepts at least one."""
 
 
-def suits_any_number(num_uploads: int) -> str:
+def accept_any_number(num_uploads: int) -> str:
     """Accept any number of uploads."""
     return ""
 
@@ -115,7 +115,7 @@ class Aggregator:
 
     reducer: Reducer = weighted_mean
     screens: tuple[Screen, ...] = ()
-    problem: Callable[[int], str] = suits_any_number
+    problem: Callable[[int], str] = accept_any_number
     otherwise: Aggregator | None = None
     leaves_out: bool = False
 

@@ -133,7 +133,11 @@ class Ridge(Algorithm):
         "(default: chosen by the stores' validation photos).", gt=0, scope=Scope.SERVER)] = None  # fmt: skip
     head: Head | None = None
     sums: ClassVar[bool] = True
-    weighs_examples: ClassVar[bool] = False
+    ignores: ClassVar[tuple[str, ...]] = (
+        "optimizer", "client_lr", "lr_schedule", "warmup_rounds", "local_epochs", "momentum", "weight_decay",
+        "label_smoothing", "gradient_clip", "backbone_lr_factor", "head_lr_factor", "unfreeze_after", "augment",
+        "feature_views", "loss", "warm_start", "refit_head", "average_rounds", "weights",
+    )  # fmt: skip
 
     def for_model(self, layout: Layout, head: str) -> Ridge:
         return replace(self, head=Head.of(layout, head))

@@ -47,7 +47,7 @@ class Scaffold(Algorithm):
     option: Annotated[Literal["1", "2"], Setting(key="scaffold_option", help="How control variates are "
         "computed: 1 in an extra pass over a store's photos, 2 from the gradients of training.")] = "2"  # fmt: skip
     auxiliary: tuple[str, ...] = (CONTROL_VARIATE,)
-    weighs_examples: ClassVar[bool] = False
+    ignores: ClassVar[tuple[str, ...]] = ("weights",)
 
     def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         return {CONTROL_VARIATE: state.optimizer.get(CONTROL_VARIATE, state.params.new_zeros(num_trainable))}

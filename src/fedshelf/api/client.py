@@ -101,7 +101,7 @@ def run_store(
         if not is_quiet:
             show(printable(f"{place.name}: {text}"))
 
-    def tell(answer: WireMessage, num_bytes: int) -> None:
+    def report_answer(answer: WireMessage, num_bytes: int) -> None:
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
@@ -128,7 +128,7 @@ def run_store(
             insecure=config.insecure,
             stop=stop,
             on_status=say,
-            on_answer=tell,
+            on_answer=report_answer,
             max_wait=config.max_wait,
             availability=Availability(hours),
             reporter=reporter,

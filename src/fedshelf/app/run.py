@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ from fedshelf.app.model import ModuleFactory
 from fedshelf.app.run_validation import check_run
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig, recommended
-from fedshelf.core.errors import RunError, UsageError
+from fedshelf.core.errors import FedShelfError, ModelError, RunError, UsageError
 from fedshelf.core.events import Event, RunStarted, RunStatus
 from fedshelf.core.ports import MetricSink
 from fedshelf.core.text import counted
@@ -68,11 +68,13 @@ def with_own_model(config: RunConfig, make_module: ModuleFactory | None = None) 
         The configuration.
 
     Raises:
-        ModelError: the source cannot be found.
-        UsageError: there is no such folder, or `config` asks for another digest.
+        UsageError: there is no such folder or module, or `config` asks for another digest.
     """
     use_model_path(config.model_path)
-    digest = None if make_module or not is_own(config.model) else find_source(config.model).digest
+    try:
+        digest = None if make_module or not is_own(config.model) else find_source(config.model).digest
+    except ModelError as error:
+        raise UsageError(str(error)) from None
     if config.model_digest not in (None, digest):
         raise UsageError(
             f"model-digest = {config.model_digest!r}: that of --model {config.model} is {digest!r}. Use the source "
@@ -116,7 +118,7 @@ def open_run(
     began, optional = _HasBegun(), (*watchers, *optional_components(config, SINKS))
     with directory.lock():
         try:
-            with closing(RunDatabase(directory.database)) as database:
+            with closing(RunDatabase(directory.database)) as database, _recording_failure(database):
                 if not in_background:
                     sink = Sinks(required=(database, began), optional=optional)
                     yield OpenedRun(config=config, directory=directory, sink=sink)
@@ -128,6 +130,17 @@ def open_run(
             if existing is None and not began.has_begun:
                 directory.remove()
             raise
+
+
+@contextmanager
+def _recording_failure(database: RunDatabase) -> Iterator[None]:
+    """Record why a run fails, also where the server could not: its disk was full while it wrote something larger."""
+    try:
+        yield
+    except FedShelfError as error:
+        with suppress(RunError):
+            database.record_failure(str(error))
+        raise
 
 
 def _existing_run(config: RunConfig) -> RunDirectory | None:
@@ -188,8 +201,8 @@ def _check_whole(directory: RunDirectory) -> None:
         RunError: its checkpoints are missing. (After a crash, the first one may be.)
     """
     summary = run_summary(directory.path)
-    if summary.reason == LOST:
-        logger.warning("run %s: %s. A new one begins with the next round", directory.run_id, LOST)
+    if summary.reason in LOST:
+        logger.warning("run %s: %s. A new one begins with the next round", directory.run_id, summary.reason)
     elif not directory.has_checkpoint and (len(summary.rounds) > 1 or summary.status is RunStatus.FINISHED):
         raise RunError(
             f"run {directory.run_id} in {directory.path} has finished {counted(len(summary.rounds), 'round')}, but "

@@ -11,8 +11,8 @@ import click
 import typer.main
 
 from fedshelf import __version__
-from fedshelf.cli.commands import Commands, complaint
-from fedshelf.core.child_process import follow_parent
+from fedshelf.cli.commands import Commands, usage_error_message
+from fedshelf.core.child_process import exit_with_parent
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.settings import load
 from fedshelf.core.system_errors import current_user, reason
@@ -86,14 +86,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if sys.stdout is None:
             raise FedShelfError(f"{_OUTPUT} is closed: redirect it to /dev/null, for example, to discard it")
-        follow_parent()
+        exit_with_parent()
         code = typer.main.get_command(app).main(args=arguments, prog_name="fedshelf", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.message, err=True)
         code = error.exit_code
     except click.UsageError as error:
-        code = _fail((complaint(error),), error.exit_code)
+        code = _fail((usage_error_message(error),), error.exit_code)
         if error.ctx is not None:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
     except FedShelfError as error:

@@ -125,7 +125,7 @@ def describe(parameter: click.Parameter) -> tuple[str, str]:
     return names, f"{text} [required]" if parameter.required else text
 
 
-def complaint(error: click.UsageError) -> str:
+def usage_error_message(error: click.UsageError) -> str:
     """Describe a usage error in one sentence."""
     ctx = error.ctx
     if isinstance(error, click.NoSuchOption) and ctx is not None:
@@ -137,18 +137,24 @@ def complaint(error: click.UsageError) -> str:
         return f"{error.option_name} {'takes no' if 'not take' in error.message else 'needs a'} value"
     if isinstance(error, click.MissingParameter) and error.param is not None:
         name, text = describe(error.param)
-        return f"{name} is missing: {text.removesuffix(' [required]').rstrip('.')}"
+        kind = "argument" if isinstance(error.param, click.Argument) else "flag"
+        return f"missing {kind} {name}: {text[:1].lower()}{text[1:].removesuffix(' [required]').rstrip('.')}"
     if isinstance(error, click.BadParameter) and error.param is not None:
         name = max(error.param.opts, key=len) if isinstance(error.param, click.Option) else describe(error.param)[0]
-        value, _, problem = error.message.rpartition(" is not ")
-        if wrong := _wrong_number(error.param.type, value, problem):
+        separator = " does not match " if isinstance(error.param.type, click.DateTime) else " is not "
+        value, _, problem = error.message.rpartition(separator)
+        if wrong := _wrong_value(error.param.type, value.strip(QUOTE), problem):
             return f"{name} {value.strip(QUOTE)}: {wrong}"
         return f"{name}: {error.message.rstrip('.')}"
     return error.message[:1].lower() + error.message[1:].rstrip(".")
 
 
-def _wrong_number(kind: "click.ParamType[Any]", value: str, problem: str) -> str:
-    """Describe what is wrong with a number; empty if click's message is about something else."""
+def _wrong_value(kind: "click.ParamType[Any]", value: str, problem: str) -> str:
+    """Describe what is wrong with a date, a choice or a number; empty if click's message is about something else."""
+    if isinstance(kind, click.DateTime):
+        return "not a date. Write it as YYYY-MM-DD, such as 2026-11-30"
+    if isinstance(kind, click.Choice):
+        return f"must be one of {', '.join(map(str, kind.choices))}{did_you_mean(value, map(str, kind.choices))}"
     if isinstance(kind, click.IntRange) and problem.startswith("in the range"):
         is_less = kind.min is not None and int(value) < kind.min
         return f"must be at least {kind.min:,}" if is_less else f"must be at most {kind.max:,}"

@@ -56,7 +56,7 @@ def demo(
                 join = ["client", "--data-dir", str(store), "--server-address", address, "--max-wait", "120"]
                 log = folder / "logs" / f"{store.name}.log"
                 clients[log] = _start(join, environment, log)
-            _see_through(server, clients, stop)
+            _wait_for_run(server, clients, stop)
         finally:
             end_all([server, *clients.values()], patience=STOP_SECONDS)
     if stop.is_set():
@@ -65,7 +65,7 @@ def demo(
     describe_demo(folder, run_dir)
 
 
-def _see_through(
+def _wait_for_run(
     server: "subprocess.Popen[bytes]", clients: Mapping[Path, "subprocess.Popen[bytes]"], stop: threading.Event
 ) -> None:
     """Wait until the run and its clients (by log) have finished, or until `stop` is set.

@@ -70,7 +70,7 @@ def describe_demo(folder: Path, run_dir: Path) -> None:
     accuracy = rounds[-1].central_accuracy if rounds else None
     photo = next((folder / "photos" / "test").glob("*/*.jpg"), None)
     if accuracy is not None:
-        typer.echo(f"\nOne model for five stores names {accuracy:.1%} of photos that no store has seen.")
+        typer.echo(f"\nOne model for five stores names {percent(accuracy)} of photos that no store has seen.")
     stores, test = folder / "photos" / "stores", folder / "photos" / "test"
     commands = [
         f"runs show {run_dir}",

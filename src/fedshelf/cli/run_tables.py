@@ -33,7 +33,7 @@ def list_table(summaries: list[RunSummary]) -> Table:
             _or_dash(summary.best_round),
             _or_dash(summary.num_parameters),
             sparkline(accuracies),
-            notes=[summary.reason] * (summary.reason == LOST),
+            notes=[summary.reason] * (summary.reason in LOST),
         )
     return table
 
@@ -136,7 +136,11 @@ def product_tables(summary: RunSummary, *, personalize: object) -> list[Table | 
         table = _table("product", "photos>", "right>", "accuracy>")
         for found in sorted(results.products, key=lambda p: (p.correct / p.total, -p.total, p.product))[:MOST_PRODUCTS]:
             table.add(found.product, f"{found.total:,}", f"{found.correct:,}", percent(found.correct / found.total))
-        lines += [f"weakest of {counted(len(results.products), 'product')}, on {on[results.products_on]}:", table]
+        without = (summary.num_classes or 0) - len(results.products)
+        has = "has" if without == 1 else "have"
+        others = f" ({without:,} more {has} no {results.products_on})" if without > 0 else ""
+        known = counted(len(results.products), "product")
+        lines += [f"weakest of {known}{others}, on {on[results.products_on]}:", table]
     if results.confusion:
         table = _table("product", "taken for", "photos>")
         for wrong in results.confusion[:MOST_PRODUCTS]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from fedshelf.config.schema import NEWER, RENAMED, RunConfig, Settings, implied, recommended, select
+from fedshelf.config.schema import NEWER, RENAMED, ClientConfig, RunConfig, Settings, implied, recommended, select
+from fedshelf.config.without_effect import without_effect
 from fedshelf.core.errors import RefusedError, UsageError
 from fedshelf.core.settings import Scope
 from fedshelf.core.text import did_you_mean
@@ -45,7 +46,19 @@ def load(kind: type[S], path: Path | None, overrides: Mapping[str, Any]) -> S:
     """
     given = {name.replace("_", "-"): value for name, value in overrides.items()}
     values, given = _renamed({} if path is None else _read(path)), _renamed(given)
-    return parse(kind, {**values, **given}, where=str(path), flags=given)
+    config = parse(kind, {**values, **given}, where=str(path), flags=given)
+    for sentence in without_effect(config, _explicit(config, values, given)):
+        logger.warning(sentence)
+    return config
+
+
+def _explicit(config: Settings, values: Container[str], flags: Container[str]) -> set[str]:
+    """The fields that the user has set. A file may also hold defaults: a run's own text holds them all."""
+    usual = {name: field.default for name, field in type(config).model_fields.items()} | recommended(config.__dict__)
+    named = {name: name.replace("_", "-") for name in usual}
+    return {
+        name for name, key in named.items() if key in flags or (key in values and getattr(config, name) != usual[name])
+    }  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -105,7 +118,7 @@ def parse(kind: type[S], values: Mapping[str, Any], *, where: str, flags: Contai
     if not problems:
         config, flagged = read
         config = _merged(config, flagged)
-        problems += _contradictions(config) if isinstance(config, RunConfig) else []
+        problems += _contradictions(config)
         if not problems:
             return config
     raise UsageError(*problems)
@@ -128,6 +141,7 @@ _WRONG: dict[str, str] = {
     "greater_than": "must be more than {gt}", "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}", "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number", "int_parsing_size": "is too large",
+    "path_type": "not a path",
     "tuple_type": "not a list of texts in quotes, such as [\"a\", \"b\"]",
 }  # fmt: skip
 """Messages by pydantic's error type."""
@@ -207,13 +221,27 @@ def of_a_server(config: RunConfig) -> RunConfig:
     """Return `config` without simulation settings, so that one file can serve both commands.
 
     Raises:
-        UsageError: it configures simulated attackers.
+        UsageError: it configures simulated attackers, or a certificate for a server without TLS.
     """
+    problems = []
     if config.attack != "none":
-        raise UsageError(
+        problems.append(
             f"attack = {config.attack!r}: only a simulation has attackers, the stores of a server are real. Remove "
             "attack, attackers and attack-factor from the file, or use it with 'fedshelf simulate'"
         )
+    if config.insecure and (config.tls_cert or config.tls_key):
+        problems.append(
+            "--insecure with --tls-cert or --tls-key: a server without TLS has no certificate. Leave --insecure out, "
+            "or the other two"
+        )
+    if problems:
+        raise UsageError(*problems)
+    if config.quorum is not None and config.quorum > config.min_clients:
+        logger.warning(
+            "--quorum %d has no effect while fewer stores take part: the run starts with --min-clients %d, and no "
+            "round needs more uploads than stores are drawn for it. Set --min-clients %d to wait for so many",
+            config.quorum, config.min_clients, config.quorum,
+        )  # fmt: skip
     fields = RunConfig.model_fields
     simulated = [name for name, flag in RunConfig.flags().items() if flag.commands == ("simulate",)]
     return config.model_copy(update={name: fields[name].default for name in simulated})
@@ -237,18 +265,24 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in _NEW_KEYS.items():
         if old in renamed and new not in renamed:
             renamed[new] = renamed.pop(old)
-            _tell_new_name(old, new)
+            _warn_of_former_name(old, new)
     return renamed
 
 
 @cache
-def _tell_new_name(old: str, new: str) -> None:
+def _warn_of_former_name(old: str, new: str) -> None:
     """Log a former name once per process."""
     logger.warning("%s is now called %s: use the new name, the old one will go", old, new)
 
 
-def _contradictions(config: RunConfig) -> list[str]:
+def _contradictions(config: Settings) -> list[str]:
     problems = []
+    if isinstance(config, ClientConfig) and config.insecure and config.ca is not None:
+        problems.append("--insecure with --ca: without TLS no certificate is checked. Leave one of the two out")
+    if not isinstance(config, RunConfig):
+        return problems
+    if config.train == "head" and config.head_lr_factor == 0 and config.algorithm != "ridge":
+        problems.append("--head-lr-factor 0 with --train head: nothing would be trained. Leave one of the two out")
     if config.pretrained and config.init is not None:
         problems.append("--init and --pretrained exclude each other: choose one source of initial weights")
     if config.best_metric == "central_accuracy" and config.test_dir is None:

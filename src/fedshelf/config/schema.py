@@ -72,6 +72,7 @@ _FIRST = (
     "buffer_size", "staleness_exponent", "max_staleness", "scaffold_option",
 )  # fmt: skip
 """Fields with a fixed relative order, because a run's text, and so its digest, has always had them in this order."""
+_MORE_THAN_THE_HEAD = ("train", "all", "norm", "adapter")
 
 
 class Settings(BaseModel):
@@ -144,7 +145,10 @@ class RunConfig(Settings):
         "(default: what it has when the run is created).", panel=MODEL, commands=())] = None  # fmt: skip
     model_path: Annotated[Path | None, Setting(help="Folder of the module of --model MODULE:FUNCTION, unless Python "
         "finds it.", panel=MODEL, scope=Scope.LOCAL)] = None  # fmt: skip
-    width: Annotated[int, Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL)] = 16
+    width: Annotated[
+        int,
+        Setting(help="Channels of resnet10's first block.", ge=1, le=1024, panel=MODEL, only_with=("model", *MODELS)),
+    ] = 16
     norm: Annotated[NormName, Setting(help="Normalization layers.", panel=MODEL)] = "batch"
     init: Annotated[Path | None, Setting(help="Start from the weights in this file (safetensors, or a torch file of "
         "tensors).", panel=MODEL, scope=Scope.SERVER)] = None  # fmt: skip
@@ -157,13 +161,13 @@ class RunConfig(Settings):
         "up to it once), or that and the normalization layers (norm) or low-rank adapters of the other linear layers "
         "(adapter). The rest is sent to each store once.", panel=MODEL)] = "all"  # fmt: skip
     freeze_norm: Annotated[bool, Setting(help="Leave the statistics of batch normalization as they are, and normalize "
-        "with them in training, too.", panel=MODEL)] = False  # fmt: skip
+        "with them in training, too.", panel=MODEL, only_with=("train", "all", "norm"))] = False  # fmt: skip
     feature_views: Annotated[int, Setting(help="With --train head: views of each photo that are computed once, the "
-        "photo itself and random ones.", ge=1, le=64, panel=MODEL)] = 1  # fmt: skip
+        "photo itself and random ones.", ge=1, le=64, panel=MODEL, only_with=("train", "head"))] = 1  # fmt: skip
     adapter_rank: Annotated[int, Setting(help="With --train adapter: rank of the adapters; bytes and capacity grow "
-        "with it.", ge=1, le=256, panel=MODEL)] = 4  # fmt: skip
+        "with it.", ge=1, le=256, panel=MODEL, only_with=("train", "adapter"))] = 4  # fmt: skip
     adapter_alpha: Annotated[float, Setting(help="With --train adapter: the adapters' output is multiplied by this "
-        "number divided by their rank.", gt=0, panel=MODEL)] = 8.0  # fmt: skip
+        "number divided by their rank.", gt=0, panel=MODEL, only_with=("train", "adapter"))] = 8.0  # fmt: skip
 
     optimizer: Annotated[OptimizerName, Setting(help="Local optimizer.", panel=TRAINING)] = "sgd"
     client_lr: Annotated[float, Setting(help="Learning rate of local training.", gt=0, panel=TRAINING)] = 0.05
@@ -174,17 +178,20 @@ class RunConfig(Settings):
     batch_size: Annotated[int, Setting(help="Photos per training step.", ge=1, panel=TRAINING)] = 16
     dynamic_batch: Annotated[bool, Setting(help="Let each client use the batch size that is fastest on its machine, up "
         "to 4 times --batch-size, with a learning rate to match.", panel=TRAINING)] = False  # fmt: skip
-    momentum: Annotated[float, Setting(help="Nesterov momentum of SGD.", ge=0, lt=1, panel=TRAINING)] = 0.9
+    momentum: Annotated[
+        float, Setting(help="Nesterov momentum of SGD.", ge=0, lt=1, panel=TRAINING, only_with=("optimizer", "sgd"))
+    ] = 0.9
     weight_decay: Annotated[float, Setting(help="Weight decay.", ge=0, panel=TRAINING)] = 5e-4
     label_smoothing: Annotated[float, Setting(help="Label smoothing.", ge=0, lt=1, panel=TRAINING)] = 0.1
     gradient_clip: Annotated[float, Setting(help="Maximum norm of each step's gradient; 0 for no limit.", ge=0,
         panel=TRAINING)] = 5.0  # fmt: skip
     backbone_lr_factor: Annotated[float, Setting(help="Learning rate of all but the output layer, as a multiple of "
-        "--client-lr; gradients of the two are then clipped apart.", ge=0, panel=TRAINING)] = 1.0  # fmt: skip
+        "--client-lr; gradients of the two are then clipped apart.", ge=0, panel=TRAINING,
+        only_with=_MORE_THAN_THE_HEAD)] = 1.0  # fmt: skip
     head_lr_factor: Annotated[float, Setting(help="Learning rate of the output layer, as a multiple of --client-lr; 0 "
         "leaves it as it is.", ge=0, panel=TRAINING)] = 1.0  # fmt: skip
     unfreeze_after: Annotated[int, Setting(help="Rounds in which the output layer alone is trained, before the rest.",
-        ge=0, panel=TRAINING)] = 0  # fmt: skip
+        ge=0, panel=TRAINING, only_with=_MORE_THAN_THE_HEAD)] = 0  # fmt: skip
     threads: Annotated[int, Setting(help="Training threads per client (results depend on it); 0 for one per core.",
         ge=0, le=1024, panel=TRAINING)] = 1  # fmt: skip
     compile: Annotated[CompileChoice, Setting(help="Compile the training step.", panel=TRAINING)] = "off"
@@ -229,7 +236,7 @@ class RunConfig(Settings):
     byte_budget: Annotated[float | None, Setting(help="Megabytes that a client may receive and send per round, half "
         "each way; codecs are then chosen per message.", gt=0, panel=WIRE)] = None  # fmt: skip
 
-    rounds: Annotated[int, Setting(help="Number of rounds.", ge=1, panel=ROUNDS)] = 30
+    rounds: Annotated[int, Setting(help="Number of rounds (--algorithm ridge: 1 by default).", ge=1, panel=ROUNDS)] = 30
     min_clients: Annotated[int, Setting(help="Clients that must be there for the run to start.", ge=1, panel=ROUNDS,
         scope=Scope.SERVER)] = 2  # fmt: skip
     fraction: Annotated[float, Setting(help="Share of the live clients drawn for each round.", gt=0, le=1, panel=ROUNDS,
@@ -250,15 +257,15 @@ class RunConfig(Settings):
         "speed allows so that all finish together (dynamic), or less where it is slow (cut).", panel=ROUNDS,
         scope=Scope.SERVER)] = "fixed"  # fmt: skip
     least_work: Annotated[float, Setting(help="Minimum share of its epochs for a slow client.", gt=0, le=1,
-        panel=ROUNDS, scope=Scope.SERVER)] = 0.25  # fmt: skip
+        panel=ROUNDS, scope=Scope.SERVER, only_with=("local_work", "dynamic", "cut"))] = 0.25  # fmt: skip
     most_work: Annotated[float, Setting(help="Maximum multiple of its epochs for a fast client.", ge=1, le=100,
-        panel=ROUNDS, scope=Scope.SERVER)] = 2.0  # fmt: skip
+        panel=ROUNDS, scope=Scope.SERVER, only_with=("local_work", "dynamic"))] = 2.0  # fmt: skip
     work_norm: Annotated[WorkNorm, Setting(help="Norm by which uploads of unequal work are normalized (l1 is FedNova).",
-        panel=ROUNDS, scope=Scope.SERVER)] = "l2"  # fmt: skip
+        panel=ROUNDS, scope=Scope.SERVER, only_with=("local_work", "dynamic", "cut"))] = "l2"  # fmt: skip
     max_examples: Annotated[int, Setting(help="Maximum number of photos that a client can claim as its weight.", ge=1,
         le=10**12, panel=ROUNDS, scope=Scope.SERVER)] = 100_000  # fmt: skip
     test_every: Annotated[int, Setting(help="Evaluate on --test-dir every so many rounds, and after the last.", ge=1,
-        panel=ROUNDS, scope=Scope.SERVER)] = 1  # fmt: skip
+        panel=ROUNDS, scope=Scope.SERVER, only_with=("test_dir",))] = 1  # fmt: skip
     best_metric: Annotated[Metric, Setting(help="Metric that selects the best round (auto: validation accuracy, else "
         "central accuracy, else training loss).", panel=ROUNDS, scope=Scope.SERVER)] = "auto"  # fmt: skip
     patience: Annotated[int, Setting(help="Stop after this many rounds without improvement; 0 for never.", ge=0,
@@ -295,7 +302,8 @@ class RunConfig(Settings):
         "token), or open (anybody, under a name that nobody has; for trials).", panel=RUN, scope=Scope.LOCAL,
         commands=SERVER)] = "token"  # fmt: skip
     invite: Annotated[int | None, Setting(help="Stores that the token printed at the start admits (default: "
-        "--min-clients; 0 for no token).", ge=0, panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = None  # fmt: skip
+        "--min-clients; 0 for no token).", ge=0, panel=RUN, scope=Scope.LOCAL, commands=SERVER,
+        only_with=("admission", "token"))] = None  # fmt: skip
     home: Annotated[Path | None, Setting(help="Folder of the chain's identity and certificates (default: "
         "$FEDSHELF_HOME).", panel=RUN, scope=Scope.LOCAL, commands=SERVER)] = None  # fmt: skip
     heartbeat_timeout: Annotated[float, Setting(help="Seconds of silence after which a client counts as offline.", ge=5,
@@ -392,7 +400,8 @@ def implied(given: Mapping[str, Any]) -> dict[str, Any]:
 def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values, by field, that suit the settings that are `given`, where they are not the usual defaults."""
     if given.get("algorithm") == "ridge":
-        return {"train": "head"}
+        all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
+        return {"train": "head", **({"rounds": 1} if all_at_once else {})}
     if not given.get("pretrained") or given.get("train", "all") != "all":
         return {}
     # Fine-tuning; measured in docs/how-to/start-from-pretrained-weights.md.

@@ -24,7 +24,7 @@ _VARIABLE = "FEDSHELF_ENDS_WITH_STDIN"
 def start(
     command: Sequence[str], *, environment: Mapping[str, str], output: IO[bytes] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Start a program that calls `follow_parent` first, and so ends with this process.
+    """Start a program that calls `exit_with_parent` first, and so ends with this process.
 
     The child gets its own process group: Ctrl-C and a closed terminal reach only this process, which then ends the
     child.
@@ -43,7 +43,7 @@ def start(
     )  # fmt: skip
 
 
-def follow_parent(*, patience: float = 15.0) -> None:
+def exit_with_parent(*, patience: float = 15.0) -> None:
     """End this process with its parent, if it was started by `start`; otherwise do nothing.
 
     Args:

@@ -20,6 +20,7 @@ class ClientStatus(StrEnum):
     REFUSED = "refused"
     FAILED = "failed"
     OFFLINE = "offline"
+    WITHDRAWN = "withdrawn"
 
 
 class RunStatus(StrEnum):

@@ -65,6 +65,7 @@ class Setting:
         panel: its heading in the help.
         scope: who needs it.
         commands: commands that have it as a flag.
+        only_with: another field, and its values with which this setting has an effect; without values: any that is set.
         type: type of its values; filled in by `settings_of`.
         default: value if a run sets none; filled in by `settings_of`.
     """
@@ -78,6 +79,7 @@ class Setting:
     panel: str = ALGORITHM
     scope: Scope = Scope.RUN
     commands: tuple[str, ...] = ("simulate", "server")
+    only_with: tuple[str, ...] = ()
     type: Any = None
     default: Any = None
 

@@ -123,7 +123,7 @@ class PhotoCache:
                 cache_index.discard(self._index_path)
                 cached = self._open(photos, image_size, progress)
         except (OSError, sqlite3.Error) as error:
-            raise DataError(self._trouble(error)) from error
+            raise DataError(self._describe_error(error)) from error
         _report(cached.problems, len(photos))
         if photos and not cached.kept and not allow_empty:
             raise DataError(none_usable(cached.problems))
@@ -167,7 +167,7 @@ class PhotoCache:
     def _index_path(self) -> Path:
         return self.root / "index.sqlite"
 
-    def _trouble(self, error: OSError | sqlite3.Error) -> str:
+    def _describe_error(self, error: OSError | sqlite3.Error) -> str:
         full = isinstance(error, OSError) and error.errno in _NO_SPACE
         elsewhere = "put the cache elsewhere (FEDSHELF_HOME)"
         if full or (isinstance(error, sqlite3.Error) and "full" in str(error)):
@@ -193,7 +193,7 @@ class _Builder:
         Returns:
             The pack (None if no photo could be decoded), and by position the reasons of photos that could not.
         """
-        self._sweep(len(wanted) * self.image_size**2 * 3)
+        self._remove_stale(len(wanted) * self.image_size**2 * 3)
         sources = {key: self.cache._open_pack(self.index, key, self.image_size) for key in _packs_of(contents)}
         positions = list(wanted)
         written: list[bytes] = []
@@ -234,7 +234,7 @@ class _Builder:
             raise OSError(errno.EIO, "a file just written does not read back", str(self.cache.root / key))
         return images
 
-    def _sweep(self, num_bytes: int) -> None:
+    def _remove_stale(self, num_bytes: int) -> None:
         """Remove leftovers of crashes, superseded packs, and those for which a pack of `num_bytes` leaves no space.
 
         Processes that have such a file mapped keep it.

@@ -53,7 +53,7 @@ class Camera:
         rendered: NDArray[np.uint8] = np.clip(light * 255, 0, 255).astype(np.uint8)
         return rendered
 
-    def take_again(self, data: bytes) -> bytes:
+    def rerender(self, data: bytes) -> bytes:
         """Render a photo file with this camera.
 
         Args:

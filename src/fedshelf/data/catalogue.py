@@ -88,7 +88,7 @@ class Catalogue:
             else:
                 classes[united] = classes.get(united, frozenset()) | {path, *(a for a in aliases if meant[a] == united)}
         for paths in by_leaf.values():
-            classes |= _tell_apart(frozenset(paths), stores)
+            classes |= _split_by_suffix(frozenset(paths), stores)
         names = tuple(sorted(classes))
         return cls(names, tuple(tuple(sorted(classes[name])) for name in names))
 
@@ -283,7 +283,7 @@ def _clean(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
-def _tell_apart(paths: frozenset[str], stores: Sequence[frozenset[str]]) -> dict[str, frozenset[str]]:
+def _split_by_suffix(paths: frozenset[str], stores: Sequence[frozenset[str]]) -> dict[str, frozenset[str]]:
     """Split `paths`, which share their last part, by longer and longer suffixes until no store has two in one group."""
     result: dict[str, frozenset[str]] = {}
     pending = [(1, paths)]

@@ -64,7 +64,7 @@ def load_photos(
     Raises:
         DataError: no photo is usable, or the cache cannot be written.
     """
-    known, left_out = _looked_up(photos, catalogue)
+    known, left_out = _with_labels(photos, catalogue)
     cached = cache.open([photo for photo, _ in known], image_size, allow_empty=allow_empty, progress=progress)
     labels = np.array([known[i][1] for i in cached.kept], dtype=np.int64)
     return LoadedPhotos(
@@ -81,13 +81,15 @@ def warn_of_left_out(left_out: Counter[str], catalogue: Catalogue, *, whose: str
         whose: the store that holds them, or a folder.
     """
     if left_out:
-        listed = (f"{path} ({count}{_meant(path, catalogue)})" for path, count in sorted(left_out.items()))
+        listed = (
+            f"{path} ({count}{_similar_in_catalogue(path, catalogue)})" for path, count in sorted(left_out.items())
+        )
         number = counted(left_out.total(), "photo")
         logger.warning("%s: left out: %s of classes that are not in the catalogue: %s", whose, number,
             first_few(listed))  # fmt: skip
 
 
-def _looked_up(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tuple[Photo, int]], Counter[str]]:
+def _with_labels(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tuple[Photo, int]], Counter[str]]:
     """The photos of classes in the catalogue with their class index.
 
     Returns:
@@ -105,7 +107,7 @@ def _looked_up(photos: Sequence[Photo], catalogue: Catalogue) -> tuple[list[tupl
     return known, left_out
 
 
-def _meant(class_path: str, catalogue: Catalogue) -> str:
+def _similar_in_catalogue(class_path: str, catalogue: Catalogue) -> str:
     leaf = class_folder(class_path).leaf
     alike = [group for group in similar_names([leaf, *catalogue.names]) if leaf in group]
     return f"; the catalogue has {some(name for name in alike[0] if name != leaf)}" if alike else ""

@@ -51,14 +51,16 @@ class FeatureCache:
                 found.update({key: np.frombuffer(vector, np.float32) for key, vector in rows})
             return found
 
-        return self._do(select) or {}
+        return self._in_transaction(select) or {}
 
     def add(self, features: Mapping[bytes, NDArray[np.float32]]) -> None:
         """Store features [D] by key."""
         rows = [(key, vector.tobytes()) for key, vector in features.items()]
-        self._do(lambda database: database.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", rows))
+        self._in_transaction(
+            lambda database: database.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", rows)
+        )
 
-    def _do(self, job: Callable[[sqlite3.Connection], _T]) -> _T | None:
+    def _in_transaction(self, job: Callable[[sqlite3.Connection], _T]) -> _T | None:
         """Do `job` in one transaction; if the file cannot be used, log it and return None."""
         try:
             make_private_folder(self.path.parent)

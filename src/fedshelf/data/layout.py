@@ -76,9 +76,11 @@ def store_folders(root: Path) -> dict[str, Path]:
             f"--data-dir '{root}' holds {some(held_out)} next to other folders, and would train on it as on a store. "
             "Give a folder that holds stores alone; photos to test on go elsewhere, to --test-dir"
         )
-    if not any(subfolders(path) for path in folders.values()):
+    with reading(f"'{root}'"):
+        products = [name for name, path in folders.items() if any(path.iterdir()) and not any(subfolders(path))]
+    if 2 * len(products) > len(folders):
         raise DataError(
-            f"--data-dir '{root}' is one store's folder: {some(folders)} hold no product folders. simulate wants a "
+            f"--data-dir '{root}' is one store's folder: {some(products)} hold no product folders. simulate wants a "
             f"folder of stores: deal this one first, with: fedshelf data partition '{root}' --out stores"
         )
     return folders

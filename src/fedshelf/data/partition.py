@@ -97,9 +97,9 @@ def deal(pack: Path, *, mode: Mode, num_stores: int, alpha: float, seed: int) ->
         )
     rng = np.random.default_rng(seed)
     if mode is Mode.DIRICHLET:
-        store_of = _until_all_have(fewest, num_stores, lambda: _dirichlet(photos, num_stores, alpha, rng), alpha)
+        store_of = _redraw_until_enough(fewest, num_stores, lambda: _dirichlet(photos, num_stores, alpha, rng), alpha)
     elif mode is Mode.ASSORTMENT:
-        store_of = _until_all_have(fewest, num_stores, lambda: _assortment(photos, num_stores, rng), alpha)
+        store_of = _redraw_until_enough(fewest, num_stores, lambda: _assortment(photos, num_stores, rng), alpha)
     else:
         store_of = _evenly(photos, num_stores, rng)
     names = [f"store-{number:0{len(str(num_stores))}}" for number in range(1, num_stores + 1)]
@@ -178,7 +178,7 @@ def write_stores(partition: Partition, pack: Path, out: Path, *, progress: Progr
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     source = Path(os.path.realpath(pack / member, strict=True))
-                    content = None if camera is None else camera.take_again(source.read_bytes())
+                    content = None if camera is None else camera.rerender(source.read_bytes())
                 except (OSError, UnusablePhotoError) as error:
                     why = cause(error) if isinstance(error, OSError) else error
                     logger.warning("photo '%s' cannot be used and is left out: %s", pack / member, why)
@@ -249,7 +249,7 @@ def _assortment(photos: Sequence[Photo], num_stores: int, rng: np.random.Generat
     return store_of
 
 
-def _until_all_have(fewest: int, num_stores: int, draw: Callable[[], list[int]], alpha: float) -> list[int]:
+def _redraw_until_enough(fewest: int, num_stores: int, draw: Callable[[], list[int]], alpha: float) -> list[int]:
     """Draw until every store has at least `fewest` photos."""
     for _ in range(_REDRAWS):
         store_of = draw()

@@ -90,18 +90,18 @@ class FleetApp:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
 
-    def ring(self, node_id: int) -> None:
+    def notify(self, node_id: int) -> None:
         """Notify a node that a message is available. Thread-safe."""
         self.call_soon(lambda: self._message_event(node_id).set())
 
     def announce_end(self, reason: str) -> None:
         """Notify all clients that the run has ended. Thread-safe."""
         self._end = reason
-        self.call_soon(self._let_go)
+        self.call_soon(self._wake_all_clients)
 
     def close(self) -> None:
         """Release all waiting clients because the server is stopping. Thread-safe."""
-        self.call_soon(self._let_go)
+        self.call_soon(self._wake_all_clients)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
@@ -247,7 +247,7 @@ class FleetApp:
             with contextlib.suppress(RuntimeError):  # closed just now: no client is waiting
                 loop.call_soon_threadsafe(action)
 
-    def _let_go(self) -> None:
+    def _wake_all_clients(self) -> None:
         self._ending.set()
         for message_event in self._message_events.values():
             message_event.set()

@@ -203,11 +203,11 @@ class BlobClient:
             yield chunk
             self.num_moved += len(chunk)
 
-    def _note_damage(self, complaint: str) -> None:
+    def _note_damage(self, problem: str) -> None:
         self._damaged += 1
         if self._damaged >= ATTEMPTS:
             self._damaged = 0
-            raise RefusedError(f"{complaint}: the line, or a memory, is faulty; start without --insecure")
+            raise RefusedError(f"{problem}: the line, or a memory, is faulty; start without --insecure")
 
 
 def _is_free(pages: mmap.mmap) -> bool:

@@ -247,7 +247,7 @@ class Incoming:
         self._files: dict[str, UploadFile] = {}
         self._swept = 0.0
         self.problem: RunError | None = None
-        self._sweep()
+        self._remove_stale()
 
     def expect(self, node_id: int, client: str, most: int) -> None:
         """Allow a node to upload one blob.
@@ -262,7 +262,7 @@ class Incoming:
         folder = self._directory / Path(file_name(client)).stem
         self._files.setdefault(client, UploadFile(folder)).most = most
         self._clients[node_id] = client
-        self._sweep()
+        self._remove_stale()
 
     def forget(self, node_id: int) -> None:
         """Stop accepting uploads from a node. What has arrived is kept for when its client returns."""
@@ -330,7 +330,7 @@ class Incoming:
             raise RefusedUploadError(413, f"an answer may have {file.most} bytes, not {size}")
         return file
 
-    def _sweep(self) -> None:
+    def _remove_stale(self) -> None:
         now = time.time()
         if now - self._swept < SWEEP_SECONDS:
             return
@@ -376,7 +376,7 @@ def model_bytes(message: Broadcast) -> int:
     return sum(sizes) // max(1, len(message.deltas))
 
 
-def most_of_upload(largest_model: int) -> int:
+def max_upload_bytes(largest_model: int) -> int:
     """Return the maximum size of an answer in bytes.
 
     Args:

@@ -95,7 +95,7 @@ class ClientPart:
                 raise RefusedError(f"a server may not send a {type(request).__name__.lower()}")
             reply = self.handle(request)
             if isinstance(reply, Failure):  # an expected failure's message is for this machine's user, too
-                reply = replace(reply, reason=without_places(reply.reason))
+                reply = replace(reply, reason=without_paths(reply.reason))
             return reply, None
         except Exception as error:  # noqa: BLE001 whatever the server sent, the client lives
             return self._failure(error, asked.header.task), None
@@ -128,12 +128,12 @@ def failure_text(error: BaseException) -> str:
     Returns:
         The exception's class and message.
     """
-    text = error.strerror if isinstance(error, OSError) and error.strerror else without_places(str(error))
+    text = error.strerror if isinstance(error, OSError) and error.strerror else without_paths(str(error))
     if isinstance(error, FedShelfError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def without_places(text: str) -> str:
+def without_paths(text: str) -> str:
     """Return `text` on one line of bounded length, without paths, file names and user names."""
     return " ".join(_BARE.sub("…", _QUOTED.sub("…", _USER.sub(r"\1…", text))).split())[:MAX_CHARACTERS]

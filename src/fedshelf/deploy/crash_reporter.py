@@ -112,7 +112,7 @@ class CrashReporter:
                 self._pipe.write(json.dumps(fields).encode() + b"\n")
 
 
-def stand_by(pipe: Iterable[bytes]) -> None:
+def run_reporter(pipe: Iterable[bytes]) -> None:
     """Run the reporter: read from the client until its process ends, and report a crash.
 
     Args:
@@ -158,4 +158,4 @@ def signal_in(crash: bytes) -> str:
 
 if __name__ == "__main__":
     with contextlib.suppress(Exception):  # a failed report cannot be reported to anyone
-        stand_by(sys.stdin.buffer)
+        run_reporter(sys.stdin.buffer)

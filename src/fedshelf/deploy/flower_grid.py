@@ -30,15 +30,17 @@ class EmbeddedGrid(Grid, Engine):  # type: ignore[misc]  # mypy does not follow 
 
     Args:
         engine: the engine.
-        ring: called with the id of a node that has a message waiting.
+        notify: called with the id of a node that has a message waiting.
         announce_end: called with the reason when the run ends.
     """
 
-    def __init__(self, engine: FlowerEngine, ring: Callable[[int], None], announce_end: Callable[[str], None]) -> None:
+    def __init__(
+        self, engine: FlowerEngine, notify: Callable[[int], None], announce_end: Callable[[str], None]
+    ) -> None:
         self._engine = engine
         self._state = engine.state
         self._run = engine.run
-        self._ring = ring
+        self._notify = notify
         self._announce_end = announce_end
 
     @property
@@ -130,7 +132,7 @@ class EmbeddedGrid(Grid, Engine):  # type: ignore[misc]  # mypy does not follow 
             return ""
         for object_id in missing:
             self._state.store_object(self._run.run_id, session, object_id, objects[object_id].deflate())
-        self._ring(message.metadata.dst_node_id)
+        self._notify(message.metadata.dst_node_id)
         message_id: str = message.metadata.message_id
         return message_id
 

@@ -118,7 +118,7 @@ class EmbeddedServer:
         Returns:
             The transport for all connections.
         """
-        grid = EmbeddedGrid(self._engine, self._app.ring, self._app.announce_end)
+        grid = EmbeddedGrid(self._engine, self._app.notify, self._app.announce_end)
         return GridTransport(grid, engine=grid, blobs=self._blobs, close_timeout=close_timeout)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply
-from fedshelf.deploy.blobs import Blobs, model_bytes, most_of_upload
+from fedshelf.deploy.blobs import Blobs, max_upload_bytes, model_bytes
 from fedshelf.deploy.records import (
     MAX_REASON_CHARACTERS,
     Control,
@@ -176,7 +176,7 @@ class GridTransport:
             if self._blobs is not None and self._blobs.incoming.problem is not None:
                 raise self._blobs.incoming.problem
             if not self._arrivals:
-                self._look()
+                self._poll_nodes()
             if self._arrivals:
                 arrival = self._arrivals.popleft()
                 self._received = arrival.source if isinstance(arrival, Reply) else None
@@ -212,7 +212,7 @@ class GridTransport:
         deadline = time.monotonic() + self._close_timeout
         while self._pending and (remaining := deadline - time.monotonic()) > 0:
             self._engine.wait(min(remaining, 1.0))
-            self._look()
+            self._poll_nodes()
         self._arrivals.clear()
         if self._blobs is not None:
             self._blobs.incoming.clear()
@@ -223,7 +223,7 @@ class GridTransport:
             blobs.outgoing.publish(connection.node_id, blob)
         self._model_bytes = max(self._model_bytes, model_bytes(message))
         if message.purpose is Purpose.TRAIN:
-            blobs.incoming.expect(connection.node_id, connection.client, most_of_upload(self._model_bytes))
+            blobs.incoming.expect(connection.node_id, connection.client, max_upload_bytes(self._model_bytes))
 
     def _drop(self, source: Received | None) -> None:
         """Delete a received blob unless it has been moved."""
@@ -251,7 +251,7 @@ class GridTransport:
             del self._pending[message_id]
         self._engine.forget(ids)
 
-    def _look(self) -> None:
+    def _poll_nodes(self) -> None:
         """Detect nodes that joined or left, and process arrivals."""
         online = set(self._grid.get_node_ids())
         for node_id in self._connections.keys() - online:

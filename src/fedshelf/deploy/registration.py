@@ -77,7 +77,7 @@ class Registration:
         watch.start()
         try:
             while not self._end and self._availability.is_open() and not self._stop.is_set():
-                message = self._patiently("work from the server", self._session.pull, IDLE_ADVICE)
+                message = self._with_retries("work from the server", self._session.pull, IDLE_ADVICE)
                 if message is None or not self._availability.is_open():
                     continue  # outside active hours, new messages are not started: the server sees this client leave
                 ended = self._answer(message)
@@ -108,7 +108,7 @@ class Registration:
         try:
             asked = open_records(message.content)
             if isinstance(asked, Envelope) and asked.external_blob:
-                blob = self._part.find_blob(asked.external_blob) or self._patiently(
+                blob = self._part.find_blob(asked.external_blob) or self._with_retries(
                     "the model to arrive", partial(self._session.fetch, asked.external_blob), TRANSFER_ADVICE
                 )
                 if blob is None:
@@ -132,7 +132,7 @@ class Registration:
         reply = Message(parcel.records, reply_to=message)
         if parcel.blob.pieces:
             try:
-                wanted = self._patiently(
+                wanted = self._with_retries(
                     "the answer to arrive", lambda: self._session.upload(parcel.blob), TRANSFER_ADVICE
                 )
             except ServerUnavailableError:
@@ -143,7 +143,7 @@ class Registration:
                 return self._deliver(message, failure)
             if not wanted:
                 return False
-        self._patiently("the answer to arrive", lambda: self._session.send(reply), TRANSFER_ADVICE)
+        self._with_retries("the answer to arrive", lambda: self._session.send(reply), TRANSFER_ADVICE)
         self._on_answer(answer, parcel.num_header_bytes + parcel.blob.size)
         return True
 
@@ -154,7 +154,7 @@ class Registration:
             except (FedShelfError, SessionLostError, AttributeError):  # AttributeError: closed while leaving
                 self._over.wait(PAUSE_SECONDS)  # the main thread handles it
 
-    def _patiently(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:
+    def _with_retries(self, what: str, request: Callable[[], _T], advice: str = "") -> _T | None:
         """Retry `request` through interruptions shorter than `GLITCH_SECONDS`.
 
         A result of None leaves the client waiting for `what`.

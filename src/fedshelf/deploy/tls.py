@@ -88,7 +88,7 @@ def ensure_server_tls(
     ca_path = directory / "ca.pem"
     tls = ServerTls(ca=ca_path, certificate=directory / "server.pem", key=directory / "server.key")
     names = _names(hosts, say)
-    with _saying_what_to_do(directory):
+    with _explaining_errors(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
         ca, ca_keys = _authority(tls, ca_path, now)
@@ -282,7 +282,7 @@ def _start_anew(directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def _saying_what_to_do(directory: Path) -> Iterator[None]:
+def _explaining_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -69,8 +69,8 @@ class Token:
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
             raise IdentityError(
-                "this is not a whole token: copy all of the line that 'fedshelf enroll add' or the server's start "
-                f"printed; it starts with {PREFIX}"
+                "the token is incomplete or was changed: paste the whole token, from "
+                f"{PREFIX} to its last character, as 'fedshelf enroll add' or 'fedshelf server' printed it"
             ) from None
 
 

@@ -2,7 +2,7 @@
 
 import errno
 import importlib
-import logging
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import nn
 from fedshelf.core.choices import NormName
 from fedshelf.core.errors import ModelError, PolicyError
 from fedshelf.core.system_errors import reason
+from fedshelf.models.hub import asking_hub
 from fedshelf.models.resnet import num_groups
 from fedshelf.models.weights_packages import find_weights, how_to_get, load_weights, use_published_normalization
 
-logger = logging.getLogger(__name__)
 _DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _TORCHVISION_OPS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -57,13 +57,14 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
     """
     timm = import_timm()
     installed = find_weights(name) if pretrained else None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its many retries
     arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained and installed is None}
+    problem = ""
     try:
-        try:
-            module: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
-        except TypeError:  # convolutional models take any size and lack this argument
-            module = timm.create_model(name, **arguments)
+        with asking_hub() if arguments["pretrained"] else nullcontext("") as problem:
+            try:
+                module: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
+            except TypeError:  # convolutional models take any size and lack this argument
+                module = timm.create_model(name, **arguments)
         use_published_normalization(module, name)
         if installed is not None:
             load_weights(module, name, installed)
@@ -90,10 +91,8 @@ def build_timm(name: str, *, num_classes: int, image_size: int, norm: NormName, 
                 f"pretrained weights of {name!r} could not be saved: {reason(local)}. Free some space on that disk, or "
                 "set the environment variable HF_HOME to a folder that can be written to"
             ) from error
-        raise ModelError(
-            f"pretrained weights of {name!r} could not be fetched: {reason(of_system[-1]).rstrip('.')}. "
-            f"{how_to_get(name)}"
-        ) from error
+        why = problem or reason(of_system[-1]).splitlines()[0].rstrip(".")
+        raise ModelError(f"pretrained weights of {name!r} could not be fetched: {why}. {how_to_get(name)}") from error
     return to_group_norm(module) if norm == "group" else module
 
 

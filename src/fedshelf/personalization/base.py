@@ -35,11 +35,13 @@ class Personalization:
         candidates: the models that a store can choose from after the last round: without the global one if the shared
             values are not a complete model, without the personalized one if nothing is personal.
         trains_at_last: whether `finalize` trains; the chosen model can then be retrained on all photos.
+        uses: fields of a run's configuration that have an effect with this method, whatever the algorithm ignores.
     """
 
     phases: tuple[Phase, ...] = (Phase(),)
     candidates: tuple[Candidate, ...] = tuple(Candidate)
     trains_at_last: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ()
 
     def personal_names(self, module: nn.Module) -> frozenset[str]:
         """Names of the tensors that stay at the store and are not sent.

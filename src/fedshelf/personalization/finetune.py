@@ -52,12 +52,13 @@ class FineTuning(Personalization):
         ge=0)] = 8  # fmt: skip
     client_lr: Annotated[float, Setting(key="finetune_lr", help="Learning rate of fine-tuning.", gt=0)] = 0.005
     trains_at_last: ClassVar[bool] = True
+    uses: ClassVar[tuple[str, ...]] = ("optimizer", "momentum", "weight_decay", "gradient_clip", "augment")
 
     def finalize(self, broadcast: Broadcast, trainer: Trainer) -> None:
-        from fedshelf.personalization.head import expect
+        from fedshelf.personalization.head import add_class_prior
 
         bound = trainer.bound_model
-        expect(bound.module, trainer.train.labels)  # line 5
+        add_class_prior(bound.module, trainer.train.labels)  # line 5
         settings = replace(
             bound.settings,
             loss=None,

@@ -20,7 +20,7 @@ from torch import nn
 from fedshelf.models.head import head_layers
 
 
-def expect(module: nn.Module, labels_N: NDArray[np.int64]) -> bool:
+def add_class_prior(module: nn.Module, labels_N: NDArray[np.int64]) -> bool:
     """Add the log class frequencies of labels to the bias of the head (p_k in the module's docstring).
 
     Args:

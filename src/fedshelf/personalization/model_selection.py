@@ -65,7 +65,7 @@ class ModelSelection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Tried:
+class _ScoredCandidate:
     """A candidate and its scores.
 
     Attributes:
@@ -100,7 +100,7 @@ def compare(
         RefusedError: the first model is missing.
         FedShelfError: no candidate could be trained, or the chosen one cannot be saved.
     """
-    maker = _Maker.of(broadcast, state, trainer, personalization, model_selection)
+    maker = _CandidateBuilder.of(broadcast, state, trainer, personalization, model_selection)
     own = _joined(trainer.train, trainer.validation)
     test = model_selection.test()
     test = None if test is None else of_classes(test, own.labels)
@@ -134,18 +134,18 @@ def choose(validation: Mapping[Candidate, PhotoScores]) -> Candidate:
         return preferred
     front = max(validation, key=lambda c: (int(validation[c].right.sum()), -float(validation[c].losses.sum())))
     own = validation.get(Candidate.PERSONALIZED)
-    if own is not None and not _beyond_chance(validation[front], own):
+    if own is not None and not _is_significantly_better(validation[front], own):
         return Candidate.PERSONALIZED
     return front
 
 
-def _beyond_chance(one: PhotoScores, other: PhotoScores) -> bool:
+def _is_significantly_better(one: PhotoScores, other: PhotoScores) -> bool:
     """Whether `one` has more correct predictions than `other`, significantly."""
     gained, lost = int((one.right & ~other.right).sum()), int((other.right & ~one.right).sum())
     return gained - lost > LEVEL * math.sqrt(gained + lost)
 
 
-def _worth_making(personalization: Personalization, *, has_photos: bool) -> tuple[Candidate, ...]:
+def _needed_candidates(personalization: Personalization, *, has_photos: bool) -> tuple[Candidate, ...]:
     """All candidates; without any photos to evaluate them, only the one that is kept."""
     if has_photos:
         return personalization.candidates
@@ -153,7 +153,7 @@ def _worth_making(personalization: Personalization, *, has_photos: bool) -> tupl
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Maker:
+class _CandidateBuilder:
     """Makes candidates on the trainer's bound model.
 
     Attributes:
@@ -176,7 +176,7 @@ class _Maker:
     def of(
         cls, broadcast: Broadcast, state: ClientState, trainer: Trainer, personalization: Personalization,
         model_selection: ModelSelection,
-    ) -> "_Maker":  # fmt: skip
+    ) -> "_CandidateBuilder":  # fmt: skip
         first = broadcast.auxiliary.get(FIRST_MODEL)
         if first is None or len(first) != trainer.bound_model.params.layout.num_shared:
             raise RefusedError("the run's first model did not come with the last one: another version of FedShelf?")
@@ -206,14 +206,18 @@ class _Maker:
             self.personalization.finalize(self.broadcast, self.trainer)
 
 
-def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> dict[Candidate, _Tried]:
+def _try_all(
+    maker: _CandidateBuilder, test: PhotoSet | None, own_labels: NDArray[np.int64]
+) -> dict[Candidate, _ScoredCandidate]:
     """Make and score all candidates.
 
     Raises:
         FedShelfError: no candidate could be made.
     """
     trainer, tried = maker.trainer, {}
-    for candidate in _worth_making(maker.personalization, has_photos=test is not None or len(trainer.validation) > 0):
+    for candidate in _needed_candidates(
+        maker.personalization, has_photos=test is not None or len(trainer.validation) > 0
+    ):
         try:
             maker.make(candidate)
         except FedShelfError as error:  # skip models that cannot be trained
@@ -225,14 +229,14 @@ def _try_all(maker: _Maker, test: PhotoSet | None, own_labels: NDArray[np.int64]
     return tried
 
 
-def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> _Tried:
+def _try(trainer: Trainer, test: PhotoSet | None, own_labels: NDArray[np.int64]) -> _ScoredCandidate:
     """Score the trainer's bound model. Validation photos already have the store's class distribution."""
     bound = trainer.bound_model
     validation = score_photos(bound, trainer.validation)
     accuracy = validation.accuracy
     if test is not None:
         accuracy = reweighted_accuracy(score_photos(bound, test).right, test.labels, own_labels)
-    return _Tried(values=bound.params.changing.clone(), validation=validation, accuracy=accuracy)
+    return _ScoredCandidate(values=bound.params.changing.clone(), validation=validation, accuracy=accuracy)
 
 
 def _joined(one: PhotoSet, other: PhotoSet) -> PhotoSet:

@@ -106,21 +106,21 @@ class BufferedRounds:
         self._tasks.forget_lost(self._buffer.newest())
         if len(self._buffer) >= self._size:
             state = self._catch_up(state, record)
-        self._keep_busy(state, record)
+        self._dispatch_to_idle(state, record)
         notice = self._context.inbox.notice()
         while not self._tasks and len(self._buffer) < self._size:  # until there are enough clients
             notice.check(f"clients for round {record.number}", live=live(), missing=self._membership.missing())
             state = self._receive(state, record)
-            self._keep_busy(state, record)
+            self._dispatch_to_idle(state, record)
         key = TaskKey(run_id=self._plan.run_id, round=record.number, attempt=0)
         self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live()))
         self._ports.sink.emit(RoundStarted(round=record.number, attempt=0, cohort=self._tasks.names()))
         while True:
             while len(self._buffer) < self._size or self._drop_unreadable(record):
                 state = self._receive(state, record)
-                self._keep_busy(state, record)
+                self._dispatch_to_idle(state, record)
                 if self._have_all_failed(record):
-                    self._keep_busy(state, record)
+                    self._dispatch_to_idle(state, record)
             model = self._next_model(state)
             problem = problem_with_step(
                 state.model.params, model, num_trainable=self._context.model.layout.num_trainable
@@ -128,7 +128,7 @@ class BufferedRounds:
             if not problem:
                 return *self._make_version(state, model, record), self._membership.live()
             self._roll_back(record, f"the model is destroyed: {problem}")
-            self._keep_busy(state, record)
+            self._dispatch_to_idle(state, record)
 
     def _catch_up(self, state: ServerState, record: _RoundRecord) -> ServerState:
         """Recover a round whose uploads a previous server process had all received.
@@ -145,17 +145,17 @@ class BufferedRounds:
                 self._tasks.send_evaluation(name, state)
         while self._tasks.any_evaluates():
             state = self._receive(state, record)
-            self._keep_busy(state, record)
+            self._dispatch_to_idle(state, record)
         return state
 
-    def _keep_busy(self, state: ServerState, record: _RoundRecord) -> None:
+    def _dispatch_to_idle(self, state: ServerState, record: _RoundRecord) -> None:
         """Drop clients that are gone or overdue, and dispatch work up to the intended number of clients."""
         evaluating = self._tasks.evaluating()
         for name, gone in self._tasks.drop_overdue().items():
             status = ClientStatus.OFFLINE if gone else ClientStatus.LATE
-            self._leave_out(record, name, status, self._gone_or_late(name, gone))
+            self._leave_out(record, name, status, self._absence_reason(name, gone))
             if name in evaluating and not gone:
-                self._membership.on_failed(name, self._gone_or_late(name, gone), doing=Purpose.EVALUATE)
+                self._membership.on_failed(name, self._absence_reason(name, gone), doing=Purpose.EVALUATE)
         plan, live = self._plan, self._membership.live()
         needed = plan.start_clients if state.round == 0 else 1
         if len(self._buffer) >= self._size or len(live) < needed:
@@ -338,7 +338,7 @@ class BufferedRounds:
             )
         record.waiting.clear()
 
-    def _gone_or_late(self, name: str, gone: bool) -> str:
+    def _absence_reason(self, name: str, gone: bool) -> str:
         return self._membership.absence(name) if gone else f"no answer within {self._plan.rounds.timeout:g} s"
 
     def _leave_out(

@@ -119,7 +119,7 @@ class Membership:
         self.note_photos(state.photos)
         self._suspended = dict(state.suspended)
         for name, suspension in self._suspended.items():
-            self._tell_suspended(name, suspension)
+            self._emit_excluded(name, suspension)
 
     def note_photos(self, photos: Mapping[str, int]) -> None:
         """Note whose photos the model is made of, if uploads are sums."""
@@ -198,7 +198,7 @@ class Membership:
 
     def on_refused(self, name: str, reason: str) -> None:
         """Record, once, that a client does not do a kind of task. It takes part in the others."""
-        self._tell_refused(name, reason)
+        self._emit_refused(name, reason)
 
     def on_succeeded(self, name: str, *, doing: Purpose = Purpose.TRAIN) -> None:
         """Record that the client's answer to a task of this kind was used."""
@@ -209,7 +209,7 @@ class Membership:
         self.num_faults += 1
         self._suspended[name] = Suspension(last_round=self._round + SUSPENDED_ROUNDS, reason=reason)
         self._live.discard(name)
-        self._tell_suspended(name, self._suspended[name])
+        self._emit_excluded(name, self._suspended[name])
 
     def live(self) -> tuple[str, ...]:
         """Names of the clients that are ready for work, sorted."""
@@ -271,7 +271,7 @@ class Membership:
             # Another protocol takes another program, and no later round lets the client withdraw.
             is_final = join.protocol != PROTOCOL_VERSION or join.withdraws
             self._transport.refuse(address, problem, is_final=is_final)
-            self._tell_refused(join.client, problem)
+            self._emit_refused(join.client, problem)
             return
         held = self._names.get(address)
         if (
@@ -378,10 +378,10 @@ class Membership:
         self._live.discard(name)
         self._sink.emit(ClientLeft(client=name, reason=reason))
 
-    def _tell_suspended(self, name: str, suspension: Suspension) -> None:
+    def _emit_excluded(self, name: str, suspension: Suspension) -> None:
         self._sink.emit(ClientExcluded(client=name, reason=suspension.reason, last_round=suspension.last_round))
 
-    def _tell_refused(self, name: str, reason: str) -> None:
+    def _emit_refused(self, name: str, reason: str) -> None:
         """Report a refusal once, however often the client tries again."""
         if self._refusals.get(name) != reason:
             self._refusals[name] = reason
@@ -390,7 +390,7 @@ class Membership:
     def _drop(self, name: str, reason: str, *, is_final: bool = False) -> None:
         self._disconnect(name, reason, is_final=is_final)
         self._absences[name] = f"refused: {reason}"
-        self._tell_refused(name, reason)
+        self._emit_refused(name, reason)
 
     def _disconnect(self, name: str, reason: str, *, is_final: bool = False) -> None:
         member = self._members.pop(name)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from fedshelf.algorithms.aggregation import TIMES_COUNT, capped, combine, normalized, outliers, stretched, weighted
+from fedshelf.algorithms.aggregation import TIMES_COUNT, capped, combine, normalized, outliers, rescaled, weighted
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
@@ -240,7 +240,7 @@ class RoundSteps:
         verdicts = dict(zip(names, found, strict=True))
         kept = [name for name in names if not verdicts[name].left_out]
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
-        return self._algorithm.server_update(model, stretched(aggregate, length), population), verdicts
+        return self._algorithm.server_update(model, rescaled(aggregate, length), population), verdicts
 
     def choose(self, progress: RoundProgress, model: ModelState, key: TaskKey) -> ModelState:
         """Let the counted clients score the algorithm's candidates, if it has some, and return the state with the best.

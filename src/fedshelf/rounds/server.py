@@ -1,7 +1,7 @@
 """A run from its first client to its last round. Depends on ports only."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -11,7 +11,7 @@ from torch import Tensor
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.compression.download import Downloads, name_of
 from fedshelf.core.errors import FedShelfError, RunError, WorkerLostError
-from fedshelf.core.events import ClientStatus, RoundFinished, RunEnded, RunStarted, RunStatus
+from fedshelf.core.events import ClientStatus, Participation, RoundFinished, RunEnded, RunStarted, RunStatus
 from fedshelf.core.messages import RUN_FINISHED, ClassFolder, Evaluation
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.core.text import counted, printable
@@ -251,6 +251,9 @@ class Server:
         is_best = best is not None and best.round == record.round
         state = replace(state, best=best, suspended=self._membership.suspended())
         digest = name_of(state.model.published)
+        names = (member.client for member in record.clients if member.status is ClientStatus.COUNTED)
+        withdrawn = [name for name in names if state.photos.get(name) == 0]
+        record = replace(record, clients=tuple(map(partial(_or_withdrawn, withdrawn), record.clients)))
         record = replace(record, best_round=best.round if best else None, model_digest=digest)
         if self._ports.virtual is not None:  # includes the time of void attempts
             record = replace(record, virtual_seconds=self._ports.virtual.now() - state.virtual_seconds)
@@ -265,14 +268,19 @@ class Server:
         # Write the record before the checkpoint: a crash in between repeats the round and replaces the record. The
         # other order could leave a finished round without its record.
         self._ports.sink.emit(record)
-        names = (member.client for member in record.clients if member.status is ClientStatus.COUNTED)
-        withdrawn = [name for name in names if state.photos.get(name) == 0]
         self._ports.checkpoints.save(state, is_best=is_best, alone=bool(withdrawn))
         self._membership.note_photos(state.photos)
         self._ports.spool.clear()  # keep updates of single stores no longer than needed
         for name in withdrawn:
             self._membership.release(name, record.round)
         return state
+
+
+def _or_withdrawn(withdrawn: Collection[str], member: Participation) -> Participation:
+    """A member's part in a round, which may have been to take its photos out of the model."""
+    if member.client not in withdrawn:
+        return member
+    return replace(member, status=ClientStatus.WITHDRAWN, reason="its photos are no longer in the model")
 
 
 def _seen(state: ServerState, live: Sequence[str]) -> ServerState:

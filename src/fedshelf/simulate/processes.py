@@ -106,7 +106,7 @@ class Processes:
                 process.join()
 
 
-def _die_first() -> None:
+def _prefer_for_oom_kill() -> None:
     """Make Linux's out-of-memory killer choose this process before its parent, which can report what happened."""
     with contextlib.suppress(OSError):
         score = Path("/proc/self/oom_score_adj")
@@ -117,7 +117,7 @@ def _live(target: Target, connection: Connection, number: int, others: Sequence[
     parent = multiprocessing.parent_process()
     if parent is not None:
         child_process.end_with(parent.sentinel)  # also during a task
-    _die_first()
+    _prefer_for_oom_kill()
     log_to_stderr(logging.WARNING)
     for other in others:
         other.close()

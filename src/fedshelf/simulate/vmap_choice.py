@@ -90,4 +90,4 @@ def choose_engine(config: RunConfig, stores: Stores, *, make_module: ModuleFacto
         f"a client's step takes {1000 * found.alone:.2f} ms by itself, "
         f"{1000 * found.together:.2f} ms in a chunk of {found.chunk}"
     )
-    return EngineChoice(engine="vmap" if found.pays else "local", reason=reason)
+    return EngineChoice(engine="vmap" if found.is_faster else "local", reason=reason)

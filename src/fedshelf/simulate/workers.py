@@ -276,7 +276,7 @@ def _work(runner: ClientRunner, folders: Sequence[Path], connection: Connection,
         for path, capacity in released:
             files.release(path, capacity)
         try:
-            answer = _do(task, runner, together)
+            answer = _run_task(task, runner, together)
         except FedShelfError as error:
             answer = _Crashed(trace=str(error))
         except Exception:  # noqa: BLE001  the parent must receive any error
@@ -288,7 +288,7 @@ def _work(runner: ClientRunner, folders: Sequence[Path], connection: Connection,
                 return
 
 
-def _do(task: _Task, runner: ClientRunner, together: VmapBackend) -> Any:
+def _run_task(task: _Task, runner: ClientRunner, together: VmapBackend) -> Any:
     match task:
         case _Open():
             runner.states, runner.models = task.states, task.models

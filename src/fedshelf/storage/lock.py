@@ -157,10 +157,10 @@ def _read_pid(descriptor: int) -> int | None:
 _held: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 
-def _let_go_in_child() -> None:
+def _release_in_child() -> None:
     """Close the lock in forked workers, which would otherwise keep it after the parent's death."""
     for lock in list(_held):
         lock.release()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_release_in_child)

@@ -116,10 +116,18 @@ class RunDirectory:
         """The effective configuration as text.
 
         Raises:
-            RunError: the file cannot be read.
+            RunError: the file cannot be read, or is not TOML.
         """
         with translating_os_errors("read", self.config):
-            return self.config.read_text(encoding="utf-8", errors="replace")
+            text = self.config.read_text(encoding="utf-8", errors="replace")
+        try:
+            tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RunError(
+                f"'{self.config}' is not valid TOML: {error}. Restore it from a copy, or start a new run with another "
+                "--run-dir"
+            ) from error
+        return text
 
     @classmethod
     def create(cls, path: Path, *, run_id: str, config_toml: str, config_digest: str) -> "RunDirectory":
@@ -268,15 +276,8 @@ class Difference:
 
 
 def differences(old_toml: str, new_toml: str) -> tuple[Difference, ...]:
-    """The keys on which two configurations differ, sorted by name.
-
-    Raises:
-        RunError: one of the texts is not TOML.
-    """
-    try:
-        old, new = (dict(_flatten(tomllib.loads(text))) for text in (old_toml, new_toml))
-    except tomllib.TOMLDecodeError as error:
-        raise RunError(f"a run's {_CONFIG} is not TOML: {error}. Restore it, or start a new run.") from error
+    """The keys on which two configurations, as TOML, differ, sorted by name."""
+    old, new = (dict(_flatten(tomllib.loads(text))) for text in (old_toml, new_toml))
     keys = sorted(old.keys() | new.keys())
     # Compare types, too: 1, 1.0 and true are equal in Python, but not to a reader.
     return tuple(

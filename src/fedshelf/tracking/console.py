@@ -55,6 +55,7 @@ class ConsoleSink:
         self._bar = _Bar(self._console) if self._console.is_interactive else None
         self._num_rounds = 0
         self._joined: set[str] = set()
+        self._have_joined: set[str] = set()  # and may have left again
         self._min_clients = 0
         self._seconds: list[float] = []
         self._best_round: int | None = None
@@ -73,10 +74,16 @@ class ConsoleSink:
                 self._weights_loaded(event)
             case ClientJoined():
                 self._joined.add(event.client)
+                self._have_joined.add(event.client)
                 self._client_joined(event)
             case ClientLeft():
                 self._joined.discard(event.client)
-                self._warn(f"lost {event.client}: {event.reason}")
+                lost = (
+                    f"lost {event.client}"
+                    if event.client in self._have_joined
+                    else f"{event.client} left before it had joined"
+                )
+                self._warn(f"{lost}: {event.reason}")
             case ClientExcluded():
                 self._joined.discard(event.client)
                 until = "from the run" if event.last_round is None else f"until after round {event.last_round}"
@@ -233,7 +240,8 @@ class ConsoleSink:
     def _warn_of_others(self, round: int, clients: tuple[Participation, ...]) -> None:
         """Warn about clients that did not answer; invalid answers were reported on arrival."""
         for client in clients:
-            if client.status is not ClientStatus.COUNTED and client.client not in self._named:
+            said = client.status in (ClientStatus.COUNTED, ClientStatus.WITHDRAWN) or client.client in self._named
+            if not said:
                 self._warn_of(round, client.client, client.status, client.reason)
 
     def _warn_of(self, round: int, client: str, status: ClientStatus, reason: str) -> None:

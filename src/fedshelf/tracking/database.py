@@ -113,6 +113,16 @@ class RunDatabase:
             for event in events:
                 self._write(event, now)
 
+    def record_failure(self, reason: str) -> None:
+        """Record why the run failed, unless its end is recorded already.
+
+        Raises:
+            RunError: the database cannot be written.
+        """
+        with self._lock, self._explained(), self._transaction(durable=True):
+            if self._connection.execute("SELECT 1 FROM run WHERE status = ?", (RunStatus.RUNNING.value,)).fetchone():
+                self._write(RunEnded(status=RunStatus.FAILED, reason=reason), self._now())
+
     def close(self) -> None:
         """Merge the log into the file, so that the file can be copied and read on its own."""
         with self._lock:

@@ -27,8 +27,12 @@ from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import SCHEMA_VERSION
 from fedshelf.tracking.product_results import NO_RESULTS, ProductResults, product_results
 
-LOST = "its database run.db is missing, though it has checkpoints: restore run.db from a copy to see its rounds"
-UNEXPLAINED = "its process ended without saying why: it was killed, ran out of memory, or lost power"
+MISSING, EMPTY = (
+    f"its database run.db is {what}, though it has checkpoints: restore run.db from a copy to see its rounds"
+    for what in ("missing", "empty")
+)
+LOST = (MISSING, EMPTY)
+UNEXPLAINED = "its process ended without recording why: look at what it printed last, and at the system's log"
 _CLIENT_KEYS = ("client", "status", "reason", "num_examples", "accuracy", "staleness", "batch_size", "client_lr")
 
 _T = TypeVar("_T")
@@ -149,7 +153,7 @@ def _summary(
     if status is RunStatus.RUNNING and not alive:
         status, reason = RunStatus.STOPPED, "before its first round" if run is None else UNEXPLAINED
     if run is None and directory.has_checkpoint:
-        reason = LOST
+        reason = EMPTY if directory.database.exists() else MISSING
     return RunSummary(
         run_id=directory.run_id,
         status=status,

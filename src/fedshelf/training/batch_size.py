@@ -119,8 +119,8 @@ def measure(bound: BoundModel, photos: PhotoSet, sizes: Sequence[int]) -> dict[i
         sizes: batch sizes, ascending.
     """
     sample = _sample(photos, max(sizes))
-    with _left_as_it_was(bound):
-        epochs = {size: _epoch(bound, sample, size) for size in _that_fit(bound, sample, sizes)}
+    with _restoring_state(bound):
+        epochs = {size: _epoch(bound, sample, size) for size in _sizes_that_fit(bound, sample, sizes)}
         times: dict[int, list[float]] = {size: [] for size in epochs}
         started = time.perf_counter()
         for _ in range(MOST_TURNS):
@@ -153,7 +153,7 @@ def _epoch(bound: BoundModel, sample: PhotoSet, size: int, *, num_steps: int | N
     return lambda: trainer.fit(round=0, client_lr=0.0, num_steps=num_steps)
 
 
-def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iterator[int]:
+def _sizes_that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iterator[int]:
     """Yield the sizes up to the first that does not fit. Takes a step with each, which also warms up.
 
     A GPU reports out of memory, but on a CPU the system would kill the process. There, the need of larger batches is
@@ -163,7 +163,7 @@ def _that_fit(bound: BoundModel, sample: PhotoSet, sizes: Sequence[int]) -> Iter
     limit = MEMORY_SHARE * free_memory()
     for size in sizes:
         step = _epoch(bound, sample, size, num_steps=1)
-        if bytes_per_photo * size > limit or not _survives(step, bound.compute.device):
+        if bytes_per_photo * size > limit or not _fits_in_memory(step, bound.compute.device):
             logger.info("batches of %s do not fit in memory", counted(size, "photo"))
             return
         if size == sizes[0] and bound.compute.device.type != "cuda":
@@ -179,7 +179,7 @@ def bytes_needed(bound: BoundModel, photos: PhotoSet) -> float:
         photos: at least one.
     """
     model = 4 * len(bound.params.changing) * MODEL_COPIES + 4 * len(bound.params.frozen)
-    with _left_as_it_was(bound):
+    with _restoring_state(bound):
         step = _kept_bytes(bound, _sample(photos, 2), 2) / 2 * min(bound.settings.batch_size, len(photos))
     return model + 2 * step  # the backward pass needs as much again
 
@@ -204,7 +204,7 @@ def _kept_bytes(bound: BoundModel, sample: PhotoSet, size: int) -> int:
     return total
 
 
-def _survives(step: Callable[[], object], device: torch.device) -> bool:
+def _fits_in_memory(step: Callable[[], object], device: torch.device) -> bool:
     """Whether `step` runs without an out-of-memory error."""
     try:
         step()
@@ -219,7 +219,7 @@ def _survives(step: Callable[[], object], device: torch.device) -> bool:
 
 
 @contextmanager
-def _left_as_it_was(bound: BoundModel) -> Iterator[None]:
+def _restoring_state(bound: BoundModel) -> Iterator[None]:
     """Restore batch-norm statistics, counters and torch's generator (dropout) after the steps."""
     kept = [bound.params.changing, bound.gradients]
     kept += [buffer for buffer in bound.module.buffers() if not buffer.is_floating_point()]

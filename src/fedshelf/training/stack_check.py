@@ -33,7 +33,7 @@ class Measured:
     reason: str = ""
 
     @property
-    def pays(self) -> bool:
+    def is_faster(self) -> bool:
         """Whether a process is clearly faster with its clients computed together."""
         return self.together is not None and self.together < MARGIN * self.alone
 

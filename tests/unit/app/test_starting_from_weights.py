@@ -180,6 +180,7 @@ def pretrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     import_timm()
     monkeypatch.setattr("timm.models._builder.load_pretrained", load)
+    monkeypatch.setattr("fedshelf.models.hub.problem_with", lambda address: "")
     return fetched
 
 

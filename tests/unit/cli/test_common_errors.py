@@ -29,7 +29,8 @@ USAGE = {
     ),
     "missing argument": (
         "runs show",
-        "error: RUN is missing: A run's folder, its id, or the beginning of its id\nTry 'fedshelf runs show --help'.",
+        "error: missing argument RUN: a run's folder, its id, or the beginning of its id\n"
+        "Try 'fedshelf runs show --help'.",
     ),
     "unknown flag": (
         "simulate --data-dir stores --roundz 3",
@@ -75,6 +76,27 @@ USAGE = {
     "not a number": (
         "data partition photos --out stores --alpha even",
         "error: --alpha even: not a number\nTry 'fedshelf data partition --help'.",
+    ),
+    "not a date": (
+        "audit-log --prune-before 2099-99-99",
+        "error: --prune-before 2099-99-99: not a date. Write it as YYYY-MM-DD, such as 2026-11-30\n"
+        "Try 'fedshelf audit-log --help'.",
+    ),
+    "not a choice": (
+        "data partition photos --out stores --mode idd",
+        "error: --mode idd: must be one of iid, dirichlet, assortment, feature: did you mean 'iid'?\n"
+        "Try 'fedshelf data partition --help'.",
+    ),
+    "missing photo": ("predict", "error: missing argument PHOTO...: photos to name\nTry 'fedshelf predict --help'."),
+    "missing flag of a command with arguments": (
+        "data partition photos",
+        "error: missing flag --out PATH: folder to create, with one folder per store\n"
+        "Try 'fedshelf data partition --help'.",
+    ),
+    "unknown module": (
+        "simulate --data-dir stores --model nowhere:make",
+        "error: --model nowhere:make: there is no module 'nowhere' here, except perhaps in Python itself. Give the "
+        "folder that it lies in with --model-path DIR",
     ),
     "missing folder": ("simulate --data-dir store", "error: --data-dir {cwd}/store: no such folder"),
     "unknown run": (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshelf.cli.demo import _see_through
+from fedshelf.cli.demo import _wait_for_run
 from fedshelf.core.errors import RunError
 
 WAIT = "import time; time.sleep(60)"
@@ -37,13 +37,13 @@ def test_a_client_that_ends_early_is_named(tmp_path: Path, code: str, said: str)
     log = tmp_path / "lyon.log"
     log.write_text("error: no photos\n")
     with running(WAIT) as server, running(code) as client, pytest.raises(RunError, match=said):
-        _see_through(server, {log: client}, threading.Event())
+        _wait_for_run(server, {log: client}, threading.Event())
 
 
 def test_a_server_that_crashes_is_named(tmp_path: Path) -> None:
     said = r"^the server's process was ended by SIGBUS .* logs are in .*logs$"
     with running(CRASH.format("SIGBUS")) as server, running(WAIT) as client, pytest.raises(RunError, match=said):
-        _see_through(server, {tmp_path / "logs" / "lyon.log": client}, threading.Event())
+        _wait_for_run(server, {tmp_path / "logs" / "lyon.log": client}, threading.Event())
 
 
 def test_a_demo_that_is_stopped_has_not_failed_though_its_server_was_stopped_with_it(tmp_path: Path) -> None:
@@ -51,4 +51,4 @@ def test_a_demo_that_is_stopped_has_not_failed_though_its_server_was_stopped_wit
     stop.set()
     with running("raise SystemExit(1)") as server, running(WAIT) as client:
         server.wait()
-        _see_through(server, {tmp_path / "lyon.log": client}, stop)
+        _wait_for_run(server, {tmp_path / "lyon.log": client}, stop)

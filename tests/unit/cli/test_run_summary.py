@@ -93,7 +93,7 @@ def test_a_demo_of_one_accuracy_names_it_and_what_comes_next(
     run = a_run(tmp_path / "r", RunStatus.FINISHED)
     describe_demo(tmp_path, run.path)
     text = capsys.readouterr().out
-    assert "One model for five stores names 100.0% of photos that no store has seen." in text
+    assert "One model for five stores names 100.0 % of photos that no store has seen." in text
     assert f"  {program()} simulate --data-dir STORES {PRETRAINED}\n" in text
     assert f"  {program()} runs show {run.path}" in text
 

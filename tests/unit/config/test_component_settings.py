@@ -104,9 +104,9 @@ def test_the_clip_is_a_stage_if_its_norm_is_set_and_comes_before_the_codec() -> 
 @pytest.fixture
 def _untold() -> Iterator[None]:
     """A process that has not met an old name yet."""
-    files._tell_new_name.cache_clear()
+    files._warn_of_former_name.cache_clear()
     yield
-    files._tell_new_name.cache_clear()
+    files._warn_of_former_name.cache_clear()
 
 
 @pytest.mark.usefixtures("_untold")

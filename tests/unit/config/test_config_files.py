@@ -1,5 +1,6 @@
 """The configuration: one schema for flags and files, strict keys, and everything wrong said at once."""
 
+import re
 import threading
 import tomllib
 from pathlib import Path
@@ -98,6 +99,22 @@ BAD: dict[str, Any] = {
     "workers": -1, "extend": -1, "optimizer": "adam", "lr_schedule": "linear", "algorithm": "fedsgd", "norm": "layer",
     "max_examples": 0, "heartbeat_timeout": 1.0, "warmup_rounds": -1, "device": "tpu", "best_metric": "loss",
 }  # fmt: skip
+
+
+def complaint(kind: type[Settings], values: dict[str, Any], flags: tuple[str, ...]) -> str:
+    try:
+        files.parse(kind, values, where="run.toml", flags=flags)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", [RunConfig, ClientConfig])
+def test_no_message_is_that_of_a_library(kind: type[Settings]) -> None:
+    for key in (name.replace("_", "-") for name in kind.model_fields):
+        for value in (3, -1.5, True, "x", "", [1], ["a"], 10**30):
+            for flags in ((), (key,)):
+                assert not re.search(r"Input|class '|valid", complaint(kind, {key: value}, flags))
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -18,12 +18,12 @@ PATIENCE = 60.0  # seconds for what must happen, on a busy machine
 
 CHILD = """
 import signal, sys, time
-from fedshelf.core.child_process import follow_parent
+from fedshelf.core.child_process import exit_with_parent
 if sys.argv[1] == "tidy":
     signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[2], "w").close(), sys.exit()))
 elif sys.argv[1] == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-follow_parent(patience=0.2 if sys.argv[1] == "stubborn" else 60.0)
+exit_with_parent(patience=0.2 if sys.argv[1] == "stubborn" else 60.0)
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -90,16 +90,15 @@ def test_a_child_that_does_not_end_in_that_time_is_ended() -> None:
 
 
 def test_a_process_that_nobody_started_this_way_follows_nobody() -> None:
-    code = (
-        "import time\nfrom fedshelf.core.child_process import follow_parent\nfollow_parent(patience=.1)\ntime.sleep(.5)"
-    )
+    code = "import time; from fedshelf.core.child_process import exit_with_parent as follow; follow(patience=.1); "
+    code += "time.sleep(.5)"
     assert subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def test_a_child_s_own_children_follow_nobody() -> None:
     code = (
-        "import subprocess, sys\nfrom fedshelf.core.child_process import follow_parent\nfollow_parent()\n"
-        "follow = 'from fedshelf.core.child_process import follow_parent as f; import time; f(); time.sleep(.5)'\n"
+        "import subprocess, sys\nfrom fedshelf.core.child_process import exit_with_parent\nexit_with_parent()\n"
+        "follow = 'from fedshelf.core.child_process import exit_with_parent as f; import time; f(); time.sleep(.5)'\n"
         "sys.exit(subprocess.run([sys.executable, '-c', follow], stdin=subprocess.DEVNULL).returncode)"
     )
     child = child_process.start([sys.executable, "-c", code], environment=os.environ)

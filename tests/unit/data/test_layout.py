@@ -170,6 +170,12 @@ def test_one_store_is_not_simulated_as_many(tmp_path: Path) -> None:
         store_folders(tmp_path)
 
 
+def test_one_store_with_a_folder_inside_a_product_is_not_simulated_as_many_either(tmp_path: Path) -> None:
+    write_pack(tmp_path, {"Banana": 2, "Kiwi": 2, "Tea": 2, "Tea/old": 1})
+    with pytest.raises(DataError, match=r"is one store's folder: 'Banana', 'Kiwi' hold no product"):
+        store_folders(tmp_path)
+
+
 def test_a_place_without_stores_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         store_folders(tmp_path / "x")

@@ -35,7 +35,7 @@ def test_a_token_is_one_line_that_survives_a_mail_program() -> None:
 
 @pytest.mark.parametrize("text", ["", "fedshelf1.", str(TOKEN)[:-7], f"x{TOKEN}", PREFIX + "e30", "fedshelf1.é"])
 def test_a_damaged_token_is_named_without_being_shown(text: str) -> None:
-    with pytest.raises(IdentityError, match="not a whole token") as caught:
+    with pytest.raises(IdentityError, match="the token is incomplete or was changed: paste the whole token") as caught:
         Token.parse(text)
     assert not text or text not in str(caught.value) or text == PREFIX
 

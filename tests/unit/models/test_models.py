@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from fedshelf.core.errors import ModelError
 from fedshelf.core.params import bind
+from fedshelf.models import hub
 from fedshelf.models.build import ModelSettings, build, normalization_of
 from fedshelf.models.resnet import resnet10
 
@@ -115,8 +117,30 @@ def test_why_pretrained_weights_cannot_be_had_is_said_with_its_remedy(
     import timm.models._builder as builder
 
     monkeypatch.setattr(builder, "load_pretrained", fail)
+    monkeypatch.setattr(hub, "problem_with", lambda address: "")
     with pytest.raises(ModelError, match=why):
         make("resnet18", pretrained=True)
+
+
+def test_a_hub_that_does_not_answer_is_awaited_once_with_a_word_and_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(hub, "SECONDS", 0.5)
+        monkeypatch.setattr(hub, "SECONDS_IN_SILENCE", 0.1)
+        with pytest.raises(ModelError, match=rf"{address}: (no answer within|timed out).*fedshelf\[weights\]"):
+            make("resnet18", pretrained=True)
+        assert [f"for {address}, where timm's weights are" in said for said in caplog.messages] == [True]
+        silent.accept()[0].close()
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has asked again
+            silent.accept()
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_a_model_without_pretrained_weights_is_refused_before_anything_is_fetched() -> None:
@@ -137,6 +161,7 @@ def test_a_pretrained_head_of_as_many_classes_starts_fresh(monkeypatch: pytest.M
     import timm.models._builder as builder
 
     monkeypatch.setattr(builder, "load_pretrained", load)
+    monkeypatch.setattr("fedshelf.models.hub.problem_with", lambda address: "")
     module = make("resnet18", classes=1000, pretrained=True).state_dict()
     assert torch.all(module["layer1.0.conv1.weight"] == 7.0)
     assert not torch.any(module["fc.weight"] == 7.0), "the 1,000 classes of ImageNet are not 1,000 products"

@@ -266,6 +266,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     import_timm()
     monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+    monkeypatch.setattr("fedshelf.models.hub.problem_with", lambda address: "")
 
 
 def test_the_packages_code_does_not_run_and_nothing_is_imported_before_it_is_needed() -> None:

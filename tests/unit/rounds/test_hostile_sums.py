@@ -269,6 +269,18 @@ class TestLostState:
         assert world.transport.final_refusals == {"line-to-b"}
         assert world.checkpoints.states[-1].photos["b"] > 0
 
+    def test_a_store_that_withdraws_is_recorded_as_withdrawn_and_not_as_a_participant(self) -> None:
+        world = rounds_of()
+        world.run()
+        world.data["b"] = (NOTHING, NOTHING)
+        world.withdrawing.add("b")
+        self.extended(world)
+        last = {member.client: (member.status, member.reason) for member in world.finished[-1].clients}
+        assert last == {
+            **dict.fromkeys("acd", (ClientStatus.COUNTED, "")),
+            "b": (ClientStatus.WITHDRAWN, "its photos are no longer in the model"),
+        }
+
     @pytest.mark.parametrize("kept", [0, 1])
     def test_a_server_restored_from_an_older_checkpoint_takes_no_difference_from_a_newer_one(self, kept: int) -> None:
         world = rounds_of()

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import resource
 import threading
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -158,6 +159,28 @@ def test_a_run_that_is_stopped_and_gone_on_with_equals_an_uninterrupted_one(stor
     status, resumed = simulate(config(rounds=3, run_dir=Path("r")))
     assert status is RunStatus.FINISHED
     assert torch.equal(final(resumed), final(whole))
+
+
+class FullDisk:
+    """Lets no file of this process grow beyond 128 KiB, less than a checkpoint, once round 1 is finished."""
+
+    def emit(self, event: Any) -> None:
+        if isinstance(event, RoundFinished):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_run_that_a_full_disk_ended_says_so_afterwards(stores: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(RunError, match="cannot write"):
+            simulate(config(run_dir=Path("r")), watchers=(FullDisk(),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    summary = run_summary(Path("r"))
+    assert summary.status is RunStatus.FAILED
+    assert "cannot write" in summary.reason
+    status, _ = simulate(config(run_dir=Path("r")))
+    assert status is RunStatus.FINISHED
 
 
 def test_a_run_extended_equals_a_longer_run_where_the_rate_is_constant(stores: Path) -> None:

@@ -29,7 +29,7 @@ from fedshelf.serialization import records
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.database import RunDatabase
 from fedshelf.tracking.product_results import NO_RESULTS
-from fedshelf.tracking.queries import LOST, UNEXPLAINED, run_summary
+from fedshelf.tracking.queries import EMPTY, MISSING, UNEXPLAINED, run_summary
 
 STARTED = RunStarted(run_id="r1", num_rounds=3, first_round=1, num_parameters=318, num_classes=81, min_clients=2)
 LYON = Participation(
@@ -130,9 +130,11 @@ def test_a_run_that_lost_its_database_says_so(run: RunDirectory) -> None:
     run.checkpoints.mkdir()
     (run.checkpoints / "round-000002.safetensors").touch()
     summary = run_summary(run.path)
-    assert (summary.status, summary.reason) == (RunStatus.STOPPED, LOST)
+    assert (summary.status, summary.reason) == (RunStatus.STOPPED, MISSING)
     write(run)  # a new one, before anything is in it
-    assert run_summary(run.path).reason == LOST
+    assert run_summary(run.path).reason == EMPTY
+    run.database.write_bytes(b"")
+    assert run_summary(run.path).reason == EMPTY
     write(run, STARTED, finished(3))
     assert run_summary(run.path).reason == UNEXPLAINED
 

@@ -100,6 +100,13 @@ def test_a_run_whose_database_is_missing_says_so_in_list_and_show(root: Path) ->
         assert said in " ".join(output(*command, "--root", str(root)).split())
 
 
+def test_a_configuration_that_is_no_toml_is_named_by_its_path(root: Path) -> None:
+    run = RunDirectory.open(root / "20261121-083512-a1b2")
+    run.config.write_text("rounds = ")
+    with pytest.raises(RunError, match=rf"^'{run.config}' is not valid TOML: .*Restore it from a copy"):
+        _ = run.config_toml
+
+
 def test_list_of_no_runs_says_how_to_start_one(tmp_path: Path) -> None:
     assert "fedshelf simulate" in output("list", "--root", str(tmp_path))
     assert json.loads(output("list", "--root", str(tmp_path), "--json")) == []
@@ -213,6 +220,12 @@ def with_report(root: Path, *reports: ProductReport | None, config: str = "", ca
     run = RunDirectory.create(root / "run", run_id="run", config_toml=config, config_digest="")
     catalogue.save(run.catalogue)
     with closing(RunDatabase(run.database)) as database:
+        database.emit(
+            RunStarted(
+                run_id="run", num_rounds=len(reports), first_round=1, num_parameters=9, num_classes=len(catalogue),
+                min_clients=1,
+            )
+        )  # fmt: skip
         for number, report in enumerate(reports, start=1):
             database.emit(
                 RoundFinished(
@@ -240,7 +253,7 @@ def test_show_names_the_weakest_products_and_those_most_often_mixed_up(tmp_path:
     ]  # fmt: skip
     text = output("show", str(run))
     assert "accuracy by level of folders, on test photos: 1: 100.0 %, 2: 90.0 %, 3: 40.0 %" in text
-    assert "weakest of 2 products, on the validation photos of 2 stores:" in text
+    assert "weakest of 2 products (2 more have no validation photos), on the validation photos of 2 stores:" in text
     rows = [line.split() for line in text.splitlines()]
     assert rows.index(["Milk", "6", "0", "0.0", "%"]) < rows.index(["Gala", "4", "3", "75.0", "%"])
     assert ["Gala", "Pink", "5"] in rows

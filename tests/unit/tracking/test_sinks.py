@@ -162,12 +162,33 @@ def test_a_log_file_gets_plain_whole_lines_without_control_characters() -> None:
         "[red]lyon joined: 1 training photo, 10 validation photos, 3 photos left out (1 of 2 stores needed to start)",
         "warning: refused oslo: another store has that name",
         "warning: round 1: paris not counted, refused: delta is NaN",
-        r"warning: lost rome: silent for\x1b[2J 30 s",
+        r"warning: rome left before it had joined: silent for\x1b[2J 30 s",
         "warning: round 1, attempt 2 was void, trying again: 1 of 3, 2 needed",
         "warning: round 1: rome not counted, late: after the deadline",
         "round 1/4  1 of 3 stores  loss 2.500  accuracy 61.3 %  central 50.0 %  30.0 s  best so far  1 min 30 s left  "
         "missing: paris (refused), rome (late)",
         "run stopped: Ctrl-C, best round 1",
+    ]
+
+
+def test_only_a_store_that_has_joined_is_lost_and_one_that_withdraws_is_no_failure() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=200))
+    sink.emit(ClientJoined(client="lyon", num_train=1, num_validation=1, num_left_out=0))
+    for name in ("lyon", "nice", "lyon"):
+        sink.emit(ClientLeft(client=name, reason="signed off"))
+    withdrawn = Participation(client="lyon", status=ClientStatus.WITHDRAWN, reason="its photos are gone")
+    sink.emit(
+        RoundFinished(
+            round=1, attempt=0, clients=(withdrawn,), train_loss=None, accuracy=None, central_accuracy=None,
+            central_loss=None, seconds=1.0, bytes_up=0, bytes_down=0, best_round=None,
+        )
+    )  # fmt: skip
+    assert stream.getvalue().splitlines()[1:] == [
+        "warning: lost lyon: signed off",
+        "warning: nice left before it had joined: signed off",
+        "warning: lost lyon: signed off",
+        "round 1 (refit)  0 of 1 store  1.0 s  missing: lyon (withdrawn)",
     ]
 
 

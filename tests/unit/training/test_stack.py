@@ -115,12 +115,16 @@ def test_one_client_alone_is_not_tried_together() -> None:
 def test_a_step_that_keeps_the_processor_busy_is_not_tried_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stack_check, "LONG_STEP", 0.0)
     measured = measure(bound_model(), 4, cohort_size=8)
-    assert (measured.together, measured.pays) == (None, False)
+    assert (measured.together, measured.is_faster) == (None, False)
     assert "busy" in measured.reason
 
 
 def test_together_pays_only_where_it_is_faster_by_a_margin() -> None:
-    assert [Measured(alone=1.0, together=seconds, chunk=8).pays for seconds in (0.8, 0.95, 1.5)] == [True, False, False]
+    assert [Measured(alone=1.0, together=seconds, chunk=8).is_faster for seconds in (0.8, 0.95, 1.5)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_photos_that_are_no_batch_of_the_rest_are_trained_in_groups_of_equal_size() -> None:
