@@ -78,6 +78,11 @@ def _mechanism(value: Any, store: Store) -> bool:
     return value is None or (sorted(value) == sorted(names) and all(_number(value[name], store) for name in names))
 
 
+def _or_withheld(check: Check) -> Check:
+    """The value, or nothing where the store's policy withholds it."""
+    return lambda value, store: value is None or check(value, store)
+
+
 def _digest(value: Any, store: Store) -> bool:
     return isinstance(value, str) and HEX.fullmatch(value) is not None
 
@@ -173,23 +178,25 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "layout_digest": _digest,
         "catalogue_digest": _digest,
         "config_digest": _digest,
-        "num_train": _count,
-        "num_validation": _count,
-        "num_left_out": _count,
+        "num_train": _or_withheld(_count),
+        "num_validation": _or_withheld(_count),
+        "num_left_out": _or_withheld(_count),
         "holds": lambda value, store: value == "" or _digest(value, store),
     },
     "upload": {
-        "blob": _digest, "key": _key, "vectors": _encoded_vectors, "num_examples": _count, "num_steps": _count,
-        "train_loss": _number, "seconds": _number, "batch_size": _count, "client_lr": _number,
+        "blob": _digest, "key": _key, "vectors": _encoded_vectors, "num_examples": _or_withheld(_count),
+        "num_steps": _or_withheld(_count), "train_loss": _or_withheld(_number), "seconds": _or_withheld(_number),
+        "batch_size": _count, "client_lr": _number,
         "mechanism": _mechanism,
     },
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
-        "loss_sum": _number, "products": _products, "levels": _levels, "candidates": _scores,
+        "loss_sum": _or_withheld(_number), "products": _products, "levels": _levels, "candidates": _scores,
     },
     "comparison": {
         "blob": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,
-        "accuracies": _accuracies, "on_test": lambda value, store: type(value) is bool, "num_validation": _count,
+        "accuracies": _accuracies, "on_test": lambda value, store: type(value) is bool,
+        "num_validation": _or_withheld(_count),
     },
     "failure": {
         "blob": lambda value, store: value == "",

@@ -42,6 +42,7 @@ from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended, EndKind
 from fedshelf.deploy.records import Parcel
 from fedshelf.identity.store_keys import StoreKeys
+from fedshelf.privacy import policy as policies
 from fedshelf.serialization.blob import Blob
 
 
@@ -162,11 +163,13 @@ def main() -> int:
     parser.add_argument("--join", action="append", default=[], choices=JOINS)
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--test-dir", type=Path)
+    parser.add_argument("--policy", default="standard")
     given = parser.parse_args()
+    policy = policies.load(given.policy)
     place = ClientPlace.of(given.data_dir, name=None, state_dir=None, device="cpu", test_dir=given.test_dir)
 
     with place.lock(), stop_on_signals() as stop:
-        odd = OddClient(StoreClient(place), given.do, given.until)
+        odd = OddClient(StoreClient(place, policy=policy), given.do, given.until)
 
         def on_send(parcel: Parcel) -> None:
             odd.on_send(parcel)
@@ -198,7 +201,7 @@ def main() -> int:
 
             threading.Thread(target=follow, daemon=True).start()
             run(replace(join_of(place), classes=JOINS[kind]()), refused, leave)
-        ended = run(join_of(place), stop, tell)
+        ended = run(join_of(place, names_classes=policy.metrics.class_names), stop, tell)
     return int(ended.kind is not EndKind.CLOSED)
 
 

@@ -129,7 +129,7 @@ class Remembering(Algorithm):
         return replace(upload, vectors={**upload.vectors, "delta": memory}), ClientState(algorithm={"memory": memory})
 
     def weight(self, upload: Upload, staleness: int) -> float:
-        return float(upload.num_examples)
+        return float(upload.weight)
 
     def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         return replace(state, params=state.params + aggregate.delta)
@@ -243,7 +243,7 @@ class World:
         def answer(message: ServerMessage) -> Answer:
             nonlocal steps
             honest: Answer = self.clients[name].handle(message)
-            steps = honest.num_steps if isinstance(honest, Upload) else 0
+            steps = honest.num_steps or 0 if isinstance(honest, Upload) else 0
             tamper = self.tampers.get(name)
             return tamper(message, honest) if tamper else honest
 

@@ -185,7 +185,7 @@ def test_a_catalogue_that_leaves_one_photo_is_refused(pair: Site) -> None:
     server, client_of = start(pair, "one-class-of-one-photo", "honest", "train:1:0:0")
     client_of()
     assert [kind for _, kind in answers(server)] == ["Failure", "Ready", "Upload"]
-    assert "leave 1 of 31 photos to train on" in reason(server, "one-class-of-one-photo")
+    assert "leave fewer photos to train on than min-photos-per-step = 8" in reason(server, "one-class-of-one-photo")
 
 
 def test_a_message_that_flower_never_sends_costs_the_session_and_not_the_client(pair: Site) -> None:

@@ -90,7 +90,7 @@ def test_introductions_beyond_all_measure_are_refused_with_the_limit_and_cost_th
     server.wait_for_text("listening on")
     before = rss(server.pid, "VmRSS")
     reasons = {
-        "no-classes": "it holds no class folder",
+        "no-classes": "it names no product",
         "deep": "a class folder lies 1,500 folders deep, 32 is the most",
         "many": "bytes long; 4,194,304 is the most",
         "long-names": "path: String should have at most 32768 characters",

@@ -96,7 +96,7 @@ def test_the_gradient_that_fedasync_adds_is_that_of_half_rho_times_the_squared_d
     held, _ = FedAsync(alpha=1.0, rho=0.5).client_round(broadcast, ClientState(), trains_on(steep))
     # w <- w - gamma · (w - 1 + rho · w): the way to 1 / (1 + rho), by factors of 1 - gamma · (1 + rho) a step.
     for rho, found in ((0.0, free), (0.5, held)):
-        expected = (1 - (1 - 0.1 * (1 + rho)) ** found.num_steps) / (1 + rho)
+        expected = (1 - (1 - 0.1 * (1 + rho)) ** (found.num_steps or 0)) / (1 + rho)
         torch.testing.assert_close(found.delta, torch.full((NUM_VALUES,), expected))
 
 

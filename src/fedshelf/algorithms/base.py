@@ -116,6 +116,11 @@ class Algorithm(Protocol):
     ignores: ClassVar[tuple[str, ...]] = ()
     """Fields of a run's configuration that have no effect with this algorithm."""
 
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether `weight` depends on the number of photos, unless the run weights all uploads alike."""
+        return "weights" not in self.ignores
+
     def for_model(self, layout: Layout, head: str) -> Self:
         """The algorithm for a model of this layout, whose output layer is `head` ("" if it has none)."""
         return self
@@ -159,7 +164,7 @@ class Algorithm(Protocol):
 
     def weight(self, upload: Upload, staleness: int) -> float:
         """The upload's weight before normalization; `staleness`, in versions, is zero in synchronous rounds."""
-        return float(upload.num_examples)
+        return float(upload.weight)
 
     def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:
         """The state with the new model (pure); `population` is the number of clients that the cohort was drawn from."""

@@ -38,6 +38,7 @@ class FedAsync(Asynchronous, Algorithm):
     alpha: Annotated[float, SERVER_LR] = 0.6
     rho: Annotated[float, MU] = 0.01
     relative_to_present: ClassVar[bool] = True
+    ignores: ClassVar[tuple[str, ...]] = ("weights",)
 
     def problems(self) -> list[str]:
         if self.buffer_size == 1:

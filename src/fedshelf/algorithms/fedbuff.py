@@ -20,7 +20,7 @@ gradients (summed as differences to old versions they would oscillate with growi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from fedshelf.algorithms.base import BUFFER_SIZE, SERVER_LR, Aggregate, Algorithm, Asynchronous, polynomial, stepped
 
@@ -40,6 +40,7 @@ class FedBuff(Asynchronous, Algorithm):
 
     server_lr: Annotated[float, SERVER_LR] = 1.0
     buffer_size: Annotated[int, BUFFER_SIZE] = 4
+    ignores: ClassVar[tuple[str, ...]] = ("weights",)
 
     def weight(self, upload: Upload, staleness: int) -> float:
         return polynomial(staleness, self.exponent)  # line 4

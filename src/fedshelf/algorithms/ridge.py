@@ -136,7 +136,7 @@ class Ridge(Algorithm):
     ignores: ClassVar[tuple[str, ...]] = (
         "optimizer", "client_lr", "lr_schedule", "warmup_rounds", "local_epochs", "momentum", "weight_decay",
         "label_smoothing", "gradient_clip", "backbone_lr_factor", "head_lr_factor", "unfreeze_after", "augment",
-        "feature_views", "loss", "warm_start", "refit_head", "average_rounds",
+        "feature_views", "loss", "warm_start", "refit_head", "average_rounds", "weights",
     )  # fmt: skip
 
     def for_model(self, layout: Layout, head: str) -> Ridge:
@@ -177,7 +177,7 @@ class Ridge(Algorithm):
             change += _check_sums(gram, moments.view(self._head.num_rows, -1), is_difference=num_counted > 0)
         if abs(num_counted + change - num_photos) > SLACK * max(1, num_photos) or upload.num_examples != num_photos:
             raise RefusedError(
-                f"its sums count {num_counted + change:,.10g}, it claims {counted(upload.num_examples, 'photo')}, and "
+                f"its sums count {num_counted + change:,.10g}, it claims {counted(upload.weight, 'photo')}, and "
                 f"joined with {num_photos:,}"
             )
         return upload

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from fedshelf.algorithms.base import SERVER_LR, Aggregate, Algorithm, stepped
 from fedshelf.core.settings import Setting
@@ -47,6 +47,7 @@ class Scaffold(Algorithm):
     option: Annotated[Literal["1", "2"], Setting(key="scaffold_option", help="How control variates are "
         "computed: 1 in an extra pass over a store's photos, 2 from the gradients of training.")] = "2"  # fmt: skip
     auxiliary: tuple[str, ...] = (CONTROL_VARIATE,)
+    ignores: ClassVar[tuple[str, ...]] = ("weights",)
 
     def broadcast(self, state: ModelState, num_trainable: int) -> Mapping[str, Tensor]:
         return {CONTROL_VARIATE: state.optimizer.get(CONTROL_VARIATE, state.params.new_zeros(num_trainable))}
@@ -67,7 +68,7 @@ class Scaffold(Algorithm):
             renewed = trainer.gradient(round=broadcast.key.round).to(own.device)  # line 9, option I
         upload = trainer.upload(broadcast, gradient_hook=control)
         if self.option == "2":
-            renewed = (gradients / upload.num_steps).to(own.device)  # line 9, option II
+            renewed = (gradients / (upload.num_steps or 1)).to(own.device)  # line 9, option II
         change = renewed - own
         return upload.with_auxiliary(control_variate=change), replace(state, algorithm={CONTROL_VARIATE: renewed})
 

@@ -17,6 +17,7 @@ from fedshelf.core.errors import RunError, TransportError, UsageError
 from fedshelf.core.messages import NOTHING_TO_WITHDRAW, RUN_FINISHED, WITHDRAWN, Comparison, Failure, Upload
 from fedshelf.core.stopping import stop_on_signals
 from fedshelf.core.text import counted, printable
+from fedshelf.deploy.allowed_server import check_server
 from fedshelf.deploy.client_loop import run_client
 from fedshelf.deploy.client_part import Ended, EndKind
 from fedshelf.deploy.crash_reporter import CrashReporter
@@ -106,6 +107,10 @@ def run_store(
 
     policy = policies.load(config.policy).allowing(config.allow_model)
     pin = policy.server.roster_key
+    keys = StoreKeys(place.state_dir / "keys", pin=PublicKey(pin) if pin else None)
+    ca = check_server(
+        policy.server, config.server_address, keys=keys, token=token, ca=config.ca, insecure=config.insecure
+    )  # fmt: skip
     use_model_path(config.model_path)
     store = StoreClient(place, policy=policy, training=training, on_choice=lambda found, folder: say(_kept(found)))
     if policy.limits == policies.OPEN.limits:
@@ -116,10 +121,10 @@ def run_store(
         ended = run_client(
             config.server_address,
             store.handle,
-            join_of(place),
-            keys=StoreKeys(place.state_dir / "keys", pin=PublicKey(pin) if pin else None),
+            join_of(place, names_classes=policy.metrics.class_names),
+            keys=keys,
             token=token,
-            ca=config.ca,
+            ca=ca,
             insecure=config.insecure,
             stop=stop,
             on_status=say,
@@ -198,10 +203,9 @@ def _describe_answer(answer: WireMessage, num_bytes: int) -> str:
     match answer:
         case Upload():
             loss = "" if answer.train_loss is None else f"loss {number(answer.train_loss)}, "
-            return (
-                f"round {answer.key.round}: {counted(answer.num_examples, 'photo')}, {loss}sent {size(num_bytes)}, "
-                f"{duration(answer.seconds)}"
-            )
+            photos = "" if answer.num_examples is None else f"{counted(answer.num_examples, 'photo')}, "
+            took = "" if answer.seconds is None else f", {duration(answer.seconds)}"
+            return f"round {answer.key.round}: {photos}{loss}sent {size(num_bytes)}{took}"
         case Failure(key=key) if key is not None:  # the server refuses a client that fails to set up, and it says so
             return f"round {key.round} {'refused' if answer.refused else 'failed'}: {answer.reason}"
     return ""

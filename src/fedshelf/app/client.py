@@ -3,18 +3,20 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from fedshelf.app.client_place import ClientPlace, join_of
+from fedshelf.app.components import check_setup, most_epochs
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.app.photos import FEATURES, NO_PHOTOS, StorePhotos, store_photos, test_photos
 from fedshelf.app.setup import OpenedSetup, open_setup
 from fedshelf.app.work import work_for
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import UsageError
+from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
@@ -35,6 +37,7 @@ from fedshelf.privacy.budget import Budget
 from fedshelf.privacy.ledger import Ledger
 from fedshelf.privacy.policy import STANDARD, Policy
 from fedshelf.privacy.task_limits import TaskLimits
+from fedshelf.privacy.withholding import withhold
 from fedshelf.rounds.client import Client, Work
 from fedshelf.serialization import messages as payload
 from fedshelf.serialization.blob import MAX_HEADER_BYTES
@@ -95,6 +98,7 @@ class StoreClient:
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
             on_reply=self.ledger.declare, charge=Budget(lambda: self.ledger.releases).spent_with,
+            withhold=partial(withhold, metrics=policy.metrics),
         )  # fmt: skip
 
     def handle(self, message: ServerMessage) -> ClientMessage:
@@ -151,13 +155,13 @@ class StoreClient:
     def _accept(self, broadcast: Broadcast, trainer: Trainer) -> None:
         configured = trainer.bound_model.settings.batch_size // trainer.growth
         frozen = self._opened.setup.frozen if self._opened else ""
-        self._task_limits.accept(broadcast, num_photos=len(trainer.train), batch_size=configured, frozen=frozen)
+        sums = self._opened is not None and self._opened.algorithm.sums
+        self._task_limits.accept(
+            broadcast, num_photos=len(trainer.train), batch_size=configured, frozen=frozen, sums=sums
+        )  # fmt: skip
 
     def _check(self, config: RunConfig) -> None:
-        epochs = max(value for name, value in config if name.endswith("epochs") and isinstance(value, int))
-        self._policy.check_setup(
-            model=config.model, image_size=config.image_size, threads=config.threads, epochs=epochs
-        )  # fmt: skip
+        check_setup(self._policy, config)
 
     def _note(self, broadcast: Broadcast) -> None:
         self.took_part = True
@@ -167,6 +171,16 @@ class StoreClient:
         self._newest, self._evaluation = (key, num_rounds, broadcast.params.clone()), None
 
     def _prepare(self, setup: Setup) -> Work:
+        """Build the work. An error names no product to a server that this store tells none."""
+        try:
+            return self._build(setup)
+        except DataError as error:
+            if self._policy.metrics.class_names:
+                raise
+            logger.warning("%s", error)
+            raise DataError("its photos do not suit this run; its own log says why") from error
+
+    def _build(self, setup: Setup) -> Work:
         keep_freed_memory()
         limits = self._policy.limits
         self._newest, self._has_chosen, self._opened = None, False, None
@@ -186,11 +200,12 @@ class StoreClient:
             num_train=len(photos.train),
             num_photos=len(photos.train) + len(photos.validation) + photos.num_left_out,
             batch_size=batch_size or self._opened.config.batch_size,
+            epochs=most_epochs(self._opened.config),
         )
         return work_for(
             self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
             training=self._training,
-            per_product=self._policy.metrics.per_product, features_folder=cache.root / FEATURES,
+            per_product=self._policy.metrics.counts_products, features_folder=cache.root / FEATURES,
         )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:
@@ -243,4 +258,5 @@ def from_node_config(node_config: Mapping[str, object]) -> tuple[Join, StoreClie
     place.make_state_dir()
     if "model-path" in node_config:
         use_model_path(places.absolute(Path(str(node_config["model-path"]))))
-    return join_of(place), StoreClient(place, policy=policies.load(str(node_config.get("policy", "standard"))))
+    policy = policies.load(str(node_config.get("policy", "standard")))
+    return join_of(place, names_classes=policy.metrics.class_names), StoreClient(place, policy=policy)

@@ -200,11 +200,12 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def join_of(place: ClientPlace) -> Join:
+def join_of(place: ClientPlace, *, names_classes: bool = True) -> Join:
     """Create the client's `Join`.
 
     Args:
         place: the client's settings.
+        names_classes: whether it may name the class folders.
 
     Returns:
         The message that introduces the client.
@@ -219,6 +220,5 @@ def join_of(place: ClientPlace) -> Join:
         logger.warning(finding)
     if problem := problem_with(found.classes):
         raise DataError(f"--data-dir {place.data_dir} cannot be a store's folder: {problem}")
-    return Join(
-        protocol=PROTOCOL_VERSION, version=__version__, client=place.name, classes=usable_classes(found)
-    )  # fmt: skip
+    classes = usable_classes(found) if names_classes else ()
+    return Join(protocol=PROTOCOL_VERSION, version=__version__, client=place.name, classes=classes)

@@ -23,6 +23,8 @@ from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
 from fedshelf.privacy.base import Protection
+from fedshelf.privacy.policy import Policy
+from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.registry import STAGES
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
@@ -135,6 +137,30 @@ def training_of(config: RunConfig) -> TrainingSettings:
     )  # fmt: skip
 
 
+def most_epochs(config: RunConfig) -> int:
+    """The largest number of epochs of any phase of local training."""
+    return max(value for name, value in config if name.endswith("epochs") and isinstance(value, int))
+
+
+def offer_of(config: RunConfig) -> ProtectionOffer:
+    """What the run does to updates before they leave a store. There is no protection yet."""
+    return ProtectionOffer()
+
+
+def check_setup(policy: Policy, config: RunConfig) -> None:
+    """Check a run's configuration against a store's policy.
+
+    Raises:
+        PolicyError: lists all that is not allowed.
+    """
+    algorithm = algorithm_of(config)
+    policy.check_setup(
+        model=config.model, image_size=config.image_size, threads=config.threads, epochs=most_epochs(config),
+        offer=offer_of(config), sums=algorithm.sums,
+        weighs_examples=algorithm.weighs_examples and config.weights == "examples",
+    )  # fmt: skip
+
+
 def pacing_of(config: RunConfig) -> Pacing:
     """Return how rounds handle clients of different speed."""
     workload = Workload(
@@ -172,7 +198,7 @@ def plan_of(
         client_lr=client_lr_of(config),
         rounds=RoundSettings(
             timeout=config.round_timeout, quorum=config.quorum, max_examples=config.max_examples,
-            rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size",
+            rejoin_grace=REJOIN_GRACE_SECONDS, equal_weights=config.sampling == "size" or config.weights == "equal",
         ),
         early_stopping=early_stopping_of(config),
         config=text,

@@ -87,6 +87,7 @@ def remarks_on(summary: RunSummary) -> list[str]:
         in_a_row.add(round_.clients)
     if sentence := stragglers.advice(in_a_row.habits()):
         remarks.append(sentence)
+    remarks += [f"refused {client}: {reason}" for client, reason in sorted(summary.refused.items())]
     remarks += caveats(summary.num_classes, summary.num_test, summary.num_test_left_out)
     return ["* best round"] * (summary.best_round is not None) + remarks
 

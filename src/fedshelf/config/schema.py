@@ -27,6 +27,7 @@ from fedshelf.core.choices import (
     Schedule,
     TrainName,
     WarmStart,
+    WeightsName,
     WorkNorm,
 )
 from fedshelf.core.settings import (
@@ -64,6 +65,7 @@ NEWER = (
     "head_lr_factor",
     "unfreeze_after",
     "average_rounds",
+    "weights",
     "dp",
     "delta",
     "clipping",
@@ -213,6 +215,8 @@ class RunConfig(Settings):
         "the other layers have become.", panel=ALGORITHM)] = False  # fmt: skip
     average_rounds: Annotated[int, Setting(help="Replace the last round's model by the mean of those of so many last "
         "rounds.", ge=1, panel=ALGORITHM, scope=Scope.SERVER)] = 1  # fmt: skip
+    weights: Annotated[WeightsName, Setting(help="How uploads are weighted: by their number of photos (examples), or "
+        "all alike (equal), for stores that do not tell this number.", panel=ALGORITHM)] = "examples"  # fmt: skip
     aggregator: Annotated[str, Setting(help="How uploads are combined; all but mean withstand some hostile "
         "clients (see docs/explanation/robust-aggregation.md).", panel=ALGORITHM,
         scope=Scope.SERVER)] = "mean"  # fmt: skip
@@ -372,8 +376,8 @@ class ClientConfig(Settings):
         "named, or that of a server on this machine).", panel=RUN, commands=CLIENT)] = None  # fmt: skip
     insecure: Annotated[bool, Setting(help="Disable TLS: anyone on the network can read and change what is sent.",
         panel=RUN, commands=CLIENT)] = False  # fmt: skip
-    policy: Annotated[str, Setting(help="What this store does for a server: standard, open (no limits, for trials), "
-        "or a TOML file (see docs/how-to/limit-what-a-server-may-do.md).", panel=RUN,
+    policy: Annotated[str, Setting(help="What this store does for a server: standard, strict, open (no limits, for "
+        "trials), or a TOML file (see docs/how-to/limit-what-a-server-may-do.md).", panel=RUN,
         commands=CLIENT)] = "standard"  # fmt: skip
     allow_model: Annotated[tuple[str, ...], Setting(help="Name of a model that this store trains besides those of its "
         "policy, such as mymodels.small:make_model. Can be repeated.", panel=RUN, commands=CLIENT)] = ()  # fmt: skip

@@ -64,6 +64,11 @@ class Participation:
     staleness: int | None = None
     number: int = 0
 
+    @property
+    def weight(self) -> float:
+        """The weight of what it reports: its photos, or 1 if their number is withheld."""
+        return 1.0 if self.num_examples is None else float(self.num_examples)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStarted:
@@ -121,15 +126,15 @@ class ClientJoined:
 
     Attributes:
         client: the client's name.
-        num_train: its training photos.
-        num_validation: its validation photos.
-        num_left_out: its photos of classes missing from the catalogue.
+        num_train: its training photos; None if it does not tell.
+        num_validation: its validation photos; None if it does not tell.
+        num_left_out: its photos of classes missing from the catalogue; None if it does not tell.
     """
 
     client: str
-    num_train: int
-    num_validation: int
-    num_left_out: int
+    num_train: int | None
+    num_validation: int | None
+    num_left_out: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,7 +32,7 @@ from fedshelf.core.class_folder import ProductCount as ProductCount
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 MAX_CANDIDATES = 64
 """Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
@@ -101,7 +101,7 @@ class Join:
         protocol: version of the protocol.
         version: version of FedShelf.
         client: the client's name.
-        classes: the class folders that the client holds; empty if it withdraws.
+        classes: the class folders that the client holds; empty if it withdraws, or its policy withholds their names.
         withdraws: whether the client asks for its photos to be taken out of the model.
     """
 
@@ -147,9 +147,9 @@ class Ready:
         layout_digest: digest of the model's layout.
         catalogue_digest: digest of the catalogue.
         config_digest: digest of the configuration.
-        num_train: training photos.
-        num_validation: validation photos.
-        num_left_out: photos of classes missing from the catalogue.
+        num_train: training photos; None if withheld.
+        num_validation: validation photos; None if withheld.
+        num_left_out: photos of classes missing from the catalogue; None if withheld.
         holds: the newest model (see `Broadcast.model`) that the client still holds; "" for none.
     """
 
@@ -157,9 +157,9 @@ class Ready:
     layout_digest: Identifier
     catalogue_digest: Identifier
     config_digest: Identifier
-    num_train: Count
-    num_validation: Count
-    num_left_out: Count
+    num_train: Count | None
+    num_validation: Count | None
+    num_left_out: Count | None
     holds: Identifier = ""
 
 
@@ -203,6 +203,7 @@ class Broadcast:
         num_steps: local steps to take; None: as many as the configured epochs have.
         num_rounds: to compare, the rounds of a model trained locally; None: `key.round`.
         per_product: to evaluate, whether to count by product, too.
+        quorum: to train, the minimum number of stores whose uploads are aggregated; None if there is none.
     """
 
     key: TaskKey
@@ -216,6 +217,7 @@ class Broadcast:
     num_steps: Count | None = None
     num_rounds: RoundNumber | None = None
     per_product: StrictBool = False
+    quorum: Count | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -257,10 +259,10 @@ class Upload:
         vectors: a plain upload has `delta` [S], local minus global: *add* it to move toward the client. An encoded one
             has `trainable` [T] and `statistics` [S - T]. The algorithm's vectors (such as control variates) are
             payload, too.
-        num_examples: photos trained on.
-        num_steps: local steps taken.
-        train_loss: mean loss over local training, in nats; None if nothing was trained in steps.
-        seconds: duration of training.
+        num_examples: photos trained on; None if withheld.
+        num_steps: local steps taken; None if withheld.
+        train_loss: mean loss over local training, in nats; None if nothing was trained in steps, or it is withheld.
+        seconds: duration of training; None if withheld.
         batch_size: batch size of local training.
         client_lr: learning rate of local training.
         mechanism: the noise in the vectors; None: there is none.
@@ -268,10 +270,10 @@ class Upload:
 
     key: TaskKey
     vectors: Mapping[str, Vector]
-    num_examples: Count
-    num_steps: Count
+    num_examples: Count | None
+    num_steps: Count | None
     train_loss: FiniteFloat | None
-    seconds: NonNegativeFloat
+    seconds: NonNegativeFloat | None
     batch_size: Count | None = None
     client_lr: NonNegativeFloat | None = None
     mechanism: Mechanism | None = None
@@ -280,6 +282,11 @@ class Upload:
     def is_plain(self) -> bool:
         """Whether the delta is not encoded."""
         return DELTA in self.vectors
+
+    @property
+    def weight(self) -> int:
+        """The photos that it weighs as: one, if their number is withheld."""
+        return 1 if self.num_examples is None else self.num_examples
 
     @property
     def delta(self) -> Tensor:
@@ -326,8 +333,8 @@ class Evaluation:
         key: the task that it answers.
         num_examples: photos evaluated.
         num_correct: photos classified correctly.
-        loss_sum: sum of the losses in nats.
-        candidates: scores of the models to choose among, if the broadcast holds some.
+        loss_sum: sum of the losses in nats; None if withheld.
+        candidates: scores of the models to choose among, if the broadcast holds some; empty if withheld.
         products: the same counts for each product that has photos, by index; empty if they were not asked for, or the
             store withholds them.
         levels: photos whose prediction lies in the correct folder, by level of the product tree, coarsest first; empty
@@ -337,7 +344,7 @@ class Evaluation:
     key: TaskKey
     num_examples: Count
     num_correct: Count
-    loss_sum: FiniteFloat
+    loss_sum: FiniteFloat | None
     candidates: Annotated[tuple[CandidateScore, ...], Bounds(max_length=MAX_CANDIDATES)] = ()
     products: Annotated[tuple[ProductCount, ...], Bounds(max_length=MAX_CLASSES)] = ()
     levels: Annotated[tuple[Count, ...], Bounds(max_length=MAX_DEPTH)] = ()
@@ -350,16 +357,16 @@ class Comparison:
     Attributes:
         key: the task that it answers.
         best: the model kept, chosen on the validation photos.
-        accuracies: accuracy of each candidate, weighted by the store's class distribution.
+        accuracies: accuracy of each candidate, weighted by the store's class distribution; empty if withheld.
         on_test: whether accuracies are measured on test photos; otherwise on validation photos.
-        num_validation: the client's validation photos.
+        num_validation: the client's validation photos; None if withheld.
     """
 
     key: TaskKey
     best: Candidate
     accuracies: Mapping[Candidate, FiniteFloat]
     on_test: StrictBool
-    num_validation: Count
+    num_validation: Count | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

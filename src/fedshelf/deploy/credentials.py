@@ -264,18 +264,34 @@ class Credentials:
         return certificate.not_valid_after_utc < _now()
 
     def _fetch_authority(self, token: Token) -> str:
-        """Fetch the authority that the token names. Nothing is sent that an eavesdropper could use."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the fingerprint is what is verified
-        with contextlib.closing(HttpConnection(self.address, context, timeout=REQUEST_SECONDS)) as connection:
-            content = connection.request("GET", "/fedshelf/authority", {}).content
-        with contextlib.suppress(ValueError):
-            if certificates.fingerprint(x509.load_pem_x509_certificate(content)) == token.authority:
-                return content.decode("ascii")
+        """Fetch the authority that the token names."""
+        authority, fingerprint = fetch_authority(self.address)
+        if fingerprint == token.authority:
+            return authority
         raise TransportError(
             f"{self.address} has another certificate authority than the token says: something stands between this "
             "store and the server, or the token is of another server. Stop here, and ask headquarters for a new token"
         )
+
+
+def fetch_authority(address: Address) -> tuple[str, str]:
+    """Fetch a server's certificate authority. Nothing is sent that an eavesdropper could use.
+
+    Returns:
+        The certificate (PEM), which only its fingerprint can verify, and the fingerprint (hex); both empty if the
+        server has none of its own.
+
+    Raises:
+        TransportError: the server cannot be reached.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the fingerprint is what is verified
+    with contextlib.closing(HttpConnection(address, context, timeout=REQUEST_SECONDS)) as connection:
+        content = connection.request("GET", "/fedshelf/authority", {}).content
+    try:
+        return content.decode("ascii"), certificates.fingerprint(x509.load_pem_x509_certificate(content))
+    except ValueError:
+        return "", ""
 
 
 def _now() -> datetime.datetime:

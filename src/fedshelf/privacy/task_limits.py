@@ -28,11 +28,14 @@ class TaskLimits:
     """
 
     def __init__(self, policy: Policy, log: TaskLog, now: Callable[[], float] = time.time) -> None:
+        self._policy = policy
         self._limits = policy.limits
         self._log = log
         self._now = now
 
-    def accept(self, broadcast: Broadcast, *, num_photos: int, batch_size: int, frozen: str = "") -> None:
+    def accept(
+        self, broadcast: Broadcast, *, num_photos: int, batch_size: int, frozen: str = "", sums: bool = False
+    ) -> None:  # fmt: skip
         """Record a task before it is done. A task that is sent again is accepted again.
 
         Args:
@@ -40,11 +43,13 @@ class TaskLimits:
             num_photos: the store's training photos.
             batch_size: photos per step in which `broadcast.num_steps` counts.
             frozen: digest of the model's frozen values.
+            sums: whether the run's algorithm computes sums over photos.
 
         Raises:
             PolicyError: the policy does not allow the task; the message names the limit.
             RunError: the task cannot be recorded.
         """
+        self._policy.check_task(broadcast, sums=sums)
         key, purpose = broadcast.key, broadcast.purpose
         task = AcceptedTask(
             run_id=key.run_id, purpose=purpose.value, round=key.round, attempt=key.attempt,
@@ -88,15 +93,17 @@ class TaskLimits:
         if num_steps is None:
             return
         limits, epochs = self._limits, num_steps / steps_per_epoch
+        if num_steps > limits.max_local_steps:
+            raise PolicyError(
+                f"{counted(num_steps, 'step')} are more than max-local-steps = {limits.max_local_steps:,}"
+            )
         if epochs < limits.min_epochs_per_task:
             raise PolicyError(
-                f"{counted(num_steps, 'step')} of {steps_per_epoch} are less than min-epochs-per-task = "
-                f"{limits.min_epochs_per_task:g}"
+                f"{counted(num_steps, 'step')} are less than min-epochs-per-task = {limits.min_epochs_per_task:g}"
             )
         if epochs > limits.max_local_epochs:
             raise PolicyError(
-                f"{counted(num_steps, 'step')} are more than max-local-epochs = {limits.max_local_epochs:,}, which are "
-                f"{limits.max_local_epochs * steps_per_epoch:,}"
+                f"{counted(num_steps, 'step')} are more than max-local-epochs = {limits.max_local_epochs:,}"
             )
 
     def _check_day(self, purpose: Purpose) -> None:

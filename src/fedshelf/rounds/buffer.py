@@ -154,10 +154,10 @@ class UploadBuffer:
         """
         entries = self._ordered()
         uploads = [self._upload(entry) for entry in entries]
-        most = {entry.client: upload.num_examples for entry, upload in zip(entries, uploads, strict=True)}
+        most = {entry.client: upload.weight for entry, upload in zip(entries, uploads, strict=True)}
         others = [count for name, count in num_train.items() if name not in most]
         most = dict(zip(most, capped(list(most.values()), others), strict=True))
-        claims = [min(u.num_examples, most[entry.client]) for u, entry in zip(uploads, entries, strict=True)]
+        claims = [min(u.weight, most[entry.client]) for u, entry in zip(uploads, entries, strict=True)]
         uploads = [replace(upload, num_examples=most) for upload, most in zip(uploads, claims, strict=True)]
         if relative:
             uploads = [
@@ -203,4 +203,5 @@ class UploadBuffer:
 
 def _judged(entry: Entry, num_examples: int, verdict: Verdict) -> Entry:
     status = ClientStatus.REFUSED if verdict.left_out else entry.record.status
-    return replace(entry, record=replace(entry.record, status=status, num_examples=num_examples, reason=verdict.reason))
+    told = None if entry.record.num_examples is None else num_examples
+    return replace(entry, record=replace(entry.record, status=status, num_examples=told, reason=verdict.reason))

@@ -241,6 +241,9 @@ class BufferedRounds:
         problem = problem_with_evaluation(reply, dispatched.broadcast.key, self._membership.num_validation(name))
         if problem or not isinstance(message, Evaluation) or not message.num_examples:
             reason = f"its evaluation is not used: {problem}"
+            if isinstance(message, Failure) and message.refused:
+                self._membership.on_refused(name, reason)
+                return state
             self._ports.sink.emit(ClientRefused(client=name, reason=reason))
             will_repeat = isinstance(message, Failure) and message.will_repeat
             self._membership.on_failed(name, reason, doing=Purpose.EVALUATE, will_repeat=will_repeat)
@@ -296,7 +299,7 @@ class BufferedRounds:
             round=record.number,
             attempt=record.num_void,
             clients=(*records, *record.in_order()),
-            train_loss=weighted((member.train_loss, float(member.num_examples or 0)) for member in records),
+            train_loss=weighted((member.train_loss, member.weight) for member in records),
             accuracy=weighted(zip(accuracies, map(float, claims), strict=True)),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,

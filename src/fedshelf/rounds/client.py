@@ -87,6 +87,7 @@ class Client:
         on_reply: called with each reply before it is handed over to be sent.
         charge: called before a training whose upload has noise; returns the store's privacy loss with it, or refuses it
             by a `PolicyError`. None: the loss is not known.
+        withhold: removes from a reply what the store does not tell.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Client:
         accept: Callable[[Broadcast, Trainer], None] = lambda broadcast, trainer: None,
         on_reply: Callable[[ClientMessage, ReleaseTerms], None] = lambda reply, terms: None,
         charge: Callable[[Mechanism], float | None] = lambda mechanism: None,
+        withhold: Callable[[ClientMessage], ClientMessage] = lambda reply: reply,
     ) -> None:  # fmt: skip
         self._prepare = prepare
         self._on_reply = on_reply
@@ -102,6 +104,7 @@ class Client:
         self._epsilon: float | None = None  # of the current task
         self._on_model = on_model
         self._accept = accept
+        self._withhold = withhold
         self._states = states
         self._held: HeldModel = MemoryHeldModel() if held is None else held
         self._setup: Setup | None = None
@@ -113,7 +116,7 @@ class Client:
         terms, self._epsilon = ReleaseTerms(purpose=_purpose(message)), None
         reply: ClientMessage
         try:
-            reply = self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
+            reply = self._withhold(self._set_up(message) if isinstance(message, Setup) else self._take_part(message))
         except FedShelfError as error:
             reply = Failure(
                 key=task_key(message), reason=str(error), will_repeat=error.will_repeat,

@@ -29,6 +29,10 @@ CANNOT_WITHDRAW = (
     "it wants to withdraw, and the algorithm of this run cannot take a store's photos out of the model: only sums can "
     "be taken out (--algorithm ridge). Train a new model without this store"
 )
+NO_CLASSES = (
+    "it names no product, and the catalogue of this run is made of the stores' names: start the server with "
+    "--catalogue FILE"
+)
 SUSPENDED_ROUNDS = 10  # without a client that failed so often
 
 
@@ -58,13 +62,20 @@ class Membership:
         sink: receives events.
         clock: measures how long to wait for returning clients.
         sums: whether uploads are sums, so that clients can withdraw.
+        needs_counts: the setting that needs the clients' numbers of photos; empty if none does.
+        has_catalogue: whether the products are given, so that clients need not name theirs.
 
     Attributes:
         num_faults: failures and exclusions so far, which are finitely many in a round.
     """
 
-    def __init__(self, *, transport: Transport, sink: MetricSink, clock: Clock, sums: bool = False) -> None:
+    def __init__(
+        self, *, transport: Transport, sink: MetricSink, clock: Clock, sums: bool = False, needs_counts: str = "",
+        has_catalogue: bool = False,
+    ) -> None:  # fmt: skip
         self._sums = sums
+        self._needs_counts = needs_counts
+        self._has_catalogue = has_catalogue
         self._transport = transport
         self._sink = sink
         self._clock = clock
@@ -185,6 +196,10 @@ class Membership:
             is_final = self._members[name].join.withdraws
             self._disconnect(name, f"excluded from the run: {reason}", is_final=is_final)
 
+    def on_refused(self, name: str, reason: str) -> None:
+        """Record, once, that a client does not do a kind of task. It takes part in the others."""
+        self._emit_refused(name, reason)
+
     def on_succeeded(self, name: str, *, doing: Purpose = Purpose.TRAIN) -> None:
         """Record that the client's answer to a task of this kind was used."""
         self._failures.pop((name, doing), None)
@@ -233,14 +248,16 @@ class Membership:
         return self._names.get(address)
 
     def num_train(self, name: str) -> int:
-        """Number of training photos that a live client reports."""
+        """Number of training photos that a live client reports; 1 if it withholds it."""
         member = self._members.get(name)
-        return member.ready.num_train if member and member.ready else 0
+        if member is None or member.ready is None:
+            return 0
+        return 1 if member.ready.num_train is None else member.ready.num_train
 
     def num_validation(self, name: str) -> int:
-        """Number of validation photos that a live client reports."""
+        """Number of validation photos that a live client reports; 0 if it withholds it, and so does not evaluate."""
         member = self._members.get(name)
-        return member.ready.num_validation if member and member.ready else 0
+        return (member.ready.num_validation or 0) if member and member.ready else 0
 
     def holds(self, name: str) -> str:
         """The model that a live client held when it joined; "" for none."""
@@ -289,7 +306,10 @@ class Membership:
                     is_final=True,
                 )
                 return None
-        if ready.num_train < 1 and not self._members[name].join.withdraws:
+        if ready.num_train is None and self._needs_counts:
+            self._drop(name, f"it does not tell its number of photos, which this run needs: {self._needs_counts}")
+            return None
+        if ready.num_train == 0 and not self._members[name].join.withdraws:
             self._drop(name, "it holds no training photo of a class in the run's catalogue")
             return None
         if self._members[name].join.withdraws and name not in self._with_photos:
@@ -389,9 +409,9 @@ class Membership:
             return "its name is empty; start it with --name NAME"
         if join.withdraws:
             return None if self._sums else CANNOT_WITHDRAW
-        if problem := problem_with(join.classes):
-            return problem
-        return None
+        if not join.classes:
+            return None if self._has_catalogue else NO_CLASSES
+        return problem_with(join.classes) or None
 
 
 def _revoked(name: str) -> str:

@@ -40,7 +40,8 @@ class RoundSettings:
         quorum: uploads that a round needs at least.
         max_examples: upper bound on the weight that one client may claim.
         rejoin_grace: seconds that members of a resumed round have to return.
-        equal_weights: whether all uploads have equal weight (clients were sampled in proportion to their weight).
+        equal_weights: whether all uploads have equal weight: as configured, or because clients were sampled in
+            proportion to their weight.
     """
 
     timeout: float
@@ -143,6 +144,16 @@ class Plan:
         return replace(
             self, num_rounds=self.num_rounds + number, client_lr=lambda round_: client_lr(max(1, round_ - number))
         )  # fmt: skip
+
+    def needs_counts(self, algorithm: Algorithm) -> str:
+        """Which setting needs the clients' numbers of photos, with its remedy; empty if none does."""
+        if algorithm.sums:
+            return "--algorithm ridge"
+        if algorithm.weighs_examples and not self.rounds.equal_weights:
+            return "--weights examples; use --weights equal"
+        if self.sampling == "size":
+            return "--sampling size; use --sampling uniform"
+        return "--local-work or --straggler-factor; leave them out" if self.pacing.watches else ""
 
     @property
     def first_round(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor
 
 from fedshelf.algorithms.aggregation import capped
-from fedshelf.core.events import ClientRefused, ProductReport
+from fedshelf.core.events import ProductReport
 from fedshelf.core.messages import PARAMS, Broadcast, Evaluation, ProductCount, Purpose, TaskKey
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ServerState
@@ -84,8 +84,7 @@ def _ask(context: Context, state: ServerState, values: Tensor, *, besides: Colle
         patience.on_reply()
         problem = problem_with_evaluation(reply, key, membership.num_validation(reply.client), context.catalogue.tree)
         if problem:
-            reason = f"its evaluation is not used: {problem}"
-            context.ports.sink.emit(ClientRefused(client=reply.client, reason=reason))
+            membership.on_refused(reply.client, f"its evaluation is not used: {problem}")
         elif isinstance(reply.message, Evaluation):
             found[reply.client] = reply.message
 

@@ -155,7 +155,7 @@ class RoundSteps:
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
                 key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model.published, **added},
-                counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name),
+                counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name), quorum=progress.needed,
                 closed_form=self._context.closed_form,
             )  # fmt: skip
 
@@ -238,13 +238,14 @@ class RoundSteps:
             else:
                 if isinstance(upload, Upload):
                     uploads[name] = upload
-        if self._algorithm.sums:
+        are_alike = self._plan.rounds.equal_weights and any(u.num_examples is None for u in uploads.values())
+        if self._algorithm.sums or are_alike:
             return uploads
-        claims = capped([upload.num_examples for upload in uploads.values()])
+        claims = capped([upload.weight for upload in uploads.values()])
         for (name, upload), most in zip(tuple(uploads.items()), claims, strict=True):
-            if most < upload.num_examples:
+            if most < upload.weight:
                 uploads[name] = replace(upload, num_examples=most)
-                claim = text.counted(upload.num_examples, "photo")
+                claim = text.counted(upload.weight, "photo")
                 reason = f"it claims {claim} and weighs as {most:,}, {TIMES_COUNT} times the median"
                 progress.members[name] = replace(progress.members[name], num_examples=most, reason=reason)
         return uploads
@@ -444,7 +445,8 @@ class RoundSteps:
                 accuracy = reply.message.num_correct / count
                 progress.members[reply.client] = replace(progress.members[reply.client], accuracy=accuracy)
                 progress.evaluated[reply.client] = min(count, self._plan.rounds.max_examples)
-                progress.losses[reply.client] = reply.message.loss_sum / count
+                if reply.message.loss_sum is not None:
+                    progress.losses[reply.client] = reply.message.loss_sum / count
                 progress.evaluations[reply.client] = reply.message
 
         began = self._timer.now()
@@ -458,6 +460,9 @@ class RoundSteps:
             progress.evaluated[name] = most
 
     def _without_evaluation(self, name: str, reason: str, reply: Reply | None = None) -> None:
+        if reply is not None and isinstance(reply.message, Failure) and reply.message.refused:
+            self._membership.on_refused(name, reason)
+            return
         self._ports.sink.emit(ClientRefused(client=name, reason=reason))
         will_repeat = reply is not None and isinstance(reply.message, Failure) and reply.message.will_repeat
         self._membership.on_failed(name, reason, doing=Purpose.EVALUATE, will_repeat=will_repeat)

@@ -65,7 +65,8 @@ class Server:
         self._build_model = build_model
         self._keep_catalogue = keep_catalogue
         self._membership = Membership(
-            transport=ports.transport, sink=ports.sink, clock=ports.clock, sums=algorithm.sums
+            transport=ports.transport, sink=ports.sink, clock=ports.clock, sums=algorithm.sums,
+            needs_counts=plan.needs_counts(algorithm), has_catalogue=plan.catalogue is not None,
         )  # fmt: skip
         self._inbox = Inbox(
             transport=ports.transport,

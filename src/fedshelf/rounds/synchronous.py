@@ -116,7 +116,7 @@ class SynchronousRounds:
             round=key.round,
             attempt=key.attempt,
             clients=progress.participations(),
-            train_loss=weighted((member.train_loss, float(member.num_examples or 0)) for member in counted),
+            train_loss=weighted((member.train_loss, member.weight) for member in counted),
             accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated),
             central_accuracy=score.accuracy if score else None,
             central_loss=score.loss if score else None,

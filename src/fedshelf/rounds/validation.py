@@ -102,11 +102,10 @@ def check_upload(
     ]
     if wrong:
         raise RefusedError(f"its vectors do not have the size that the algorithm declares: {', '.join(wrong)}")
-    if upload.num_examples < (not sums) or upload.num_steps < 0:
-        raise RefusedError(
-            f"it claims {text.counted(upload.num_examples, 'example')} in {text.counted(upload.num_steps, 'step')}"
-        )
-    metrics = (upload.train_loss or 0.0, upload.seconds, upload.client_lr or 0.0)
+    num_steps = upload.num_steps or 0
+    if upload.weight < (not sums) or num_steps < 0:
+        raise RefusedError(f"it claims {text.counted(upload.weight, 'example')} in {text.counted(num_steps, 'step')}")
+    metrics = (upload.train_loss or 0.0, upload.seconds or 0.0, upload.client_lr or 0.0)
     if not all(math.isfinite(metric) for metric in metrics):
         raise RefusedError(
             f"its metrics are not finite (train_loss {upload.train_loss}, seconds {upload.seconds}, "
@@ -153,7 +152,7 @@ def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: in
     """
     if comparison.key != key:
         raise RefusedError("it is for other work")
-    if comparison.num_validation != num_validation:
+    if comparison.num_validation is not None and comparison.num_validation != num_validation:
         raise RefusedError(
             f"it was chosen on {text.counted(comparison.num_validation, 'validation photo')}, the client joined with "
             f"{num_validation}"
@@ -203,7 +202,7 @@ def summed_scores(scores: Iterable[tuple[Sequence[CandidateScore], float]]) -> t
 
 def cap_examples(upload: Upload, most: int) -> Upload:
     """Bound the weight that an upload claims to `most`: a hostile client may claim any number of photos."""
-    return replace(upload, num_examples=most) if upload.num_examples > most else upload
+    return replace(upload, num_examples=most) if upload.weight > most else upload
 
 
 def first_not_finite(vector: Tensor) -> int | None:
@@ -274,9 +273,9 @@ class UploadValidator:
             upload = self.uploads.open(message, self.layout)
             check_upload(upload, key=key, layout=self.layout, vectors=self.vectors, sums=self.sums)
             norm = self.norm(upload)
-            if self.sums and upload.num_examples > self.max_examples:
+            if self.sums and upload.weight > self.max_examples:
                 raise RefusedError(
-                    f"its sums are of {text.counted(upload.num_examples, 'photo')}, more than --max-examples "
+                    f"its sums are of {text.counted(upload.weight, 'photo')}, more than --max-examples "
                     f"{self.max_examples:,}"
                 )
             upload = checked(upload)

@@ -153,7 +153,7 @@ class VirtualTimeTransport:
 
     def _reply(self, task: SimulatedTask, message: ClientMessage) -> Reply:
         if isinstance(message, Ready):
-            self._num_train[task.client] = message.num_train
+            self._num_train[task.client] = message.num_train or 0
         return Reply(address=task.client, message=message, num_bytes=self._wire.up(message), task=task.key)
 
     def _joined(self, client: str) -> Joined:

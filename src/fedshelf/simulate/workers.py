@@ -202,7 +202,7 @@ class WorkerPool:
 
     def _completed(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):
-            self._sizes[name] = answer.num_train
+            self._sizes[name] = answer.num_train or 0
         self._answers.append((name, answer))
 
     def _hand_out(self) -> None:

@@ -154,9 +154,13 @@ class ConsoleSink:
             self._show(so_far)
             return  # thousands of simulated stores are shown as a count
         left_out = f", {counted(event.num_left_out, 'photo')} left out" if event.num_left_out else ""
+        photos = "it does not tell its number of photos"
+        if event.num_train is not None and event.num_validation is not None:
+            photos = (
+                f"{counted(event.num_train, 'training photo')}, {counted(event.num_validation, 'validation photo')}"
+            )
         self._say(
-            f"{event.client} joined: {counted(event.num_train, 'training photo')}, "
-            f"{counted(event.num_validation, 'validation photo')}{left_out}"
+            f"{event.client} joined: {photos}{left_out}"
             + (f" ({so_far})" if self._min_clients and not self._seconds else "")
         )
 

@@ -5,7 +5,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,7 @@ class RunSummary:
         started: start time in seconds since 1970.
         voids: attempts without a quorum.
         stores: the stores' comparisons.
+        refused: by store, why it is refused, or a kind of task by it, since it last joined.
         num_classes: number of classes.
         num_test: number of test photos at the server.
         num_test_left_out: number of test photos of classes that no client has.
@@ -71,6 +72,7 @@ class RunSummary:
     started: float | None
     voids: tuple[RoundVoid, ...]
     stores: tuple[StoreComparison, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
     num_classes: int | None = None
     num_test: int | None = None
     num_test_left_out: int = 0
@@ -102,6 +104,7 @@ class RunSummary:
                 for void in self.voids
             ],
             "stores": [_store_record(store) for store in self.stores],
+            "refused": [{"client": client, "reason": reason} for client, reason in sorted(self.refused.items())],
             **self.results.to_record(),
         }
 
@@ -136,7 +139,7 @@ def run_summary(path: Path) -> RunSummary:
             _summary(directory, alive=alive, run=run, rounds=rounds, voids=voids, stores=stores),
             num_classes=record.get("num_classes"), num_test=record.get("num_test"),
             num_test_left_out=record.get("num_test_left_out", 0),
-            results=_results(connection, directory, rounds), noise=_noise(connection),
+            results=_results(connection, directory, rounds), noise=_noise(connection), refused=_refused(connection),
         )  # fmt: skip
 
 
@@ -213,6 +216,18 @@ def _noise(connection: sqlite3.Connection) -> dict[str, NoiseReported]:
     fields = [json.loads(row["record"]) for row in records]
     reports = [NoiseReported(**{key: value for key, value in each.items() if key != "event"}) for each in fields]
     return {report.client: report for report in reports}
+
+
+def _refused(connection: sqlite3.Connection) -> dict[str, str]:
+    """By client, the newest refusal since it last joined."""
+    refused: dict[str, str] = {}
+    events = "SELECT kind, record FROM events WHERE kind IN ('client_joined', 'client_refused') ORDER BY id"
+    for row in connection.execute(events):
+        record = json.loads(row["record"])
+        refused.pop(record["client"], None)
+        if row["kind"] == "client_refused":
+            refused[record["client"]] = record["reason"]
+    return refused
 
 
 def _results(

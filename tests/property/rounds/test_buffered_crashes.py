@@ -56,7 +56,7 @@ class Telling(Algorithm, Asynchronous):
         return upload, ClientState(algorithm={"known": torch.tensor([known + 1.0])})
 
     def weight(self, upload: Upload, staleness: int) -> float:
-        self.weighed.append((upload.num_examples, upload.key, upload.num_steps))  # no two stores have as many photos
+        self.weighed.append((upload.weight, upload.key, upload.num_steps or 0))  # no two stores have as many photos
         return 1.0
 
     def server_update(self, state: ModelState, aggregate: Aggregate, population: int) -> ModelState:

@@ -30,6 +30,8 @@ from fedshelf.personalization import fedbn, fedper
 from fedshelf.personalization.base import NONE, PersonalLayers
 from fedshelf.personalization.ditto import Ditto
 from fedshelf.personalization.finetune import FineTuning
+from fedshelf.privacy.policy import Policy
+from fedshelf.privacy.policy_tables import Metrics
 from fedshelf.training.phases import Moves, Phase
 from tests.unit.data.samples import write_pack
 
@@ -197,6 +199,18 @@ def test_a_client_without_a_photo_to_train_on_says_why(home: Path) -> None:
     assert "(3 photos)" in reasons["damaged"]
     assert reasons["other"].startswith("it holds no training photo of a class in the run's catalogue")
     assert "'apples'" in reasons["other"]
+
+
+def test_an_error_names_no_product_that_the_policy_withholds(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    policy = Policy(metrics=Metrics(class_names=False))
+    write_pack(Path("secret"), {"apples": 3})
+    write_pack(Path("photos"), {"apple": 3})
+    assert join_of(place(Path("secret")), names_classes=False).classes == ()
+    for photos, test_dir in ((Path("secret"), None), (Path("photos"), Path("secret"))):
+        answer = StoreClient(place(photos, test_dir=test_dir), policy=policy).handle(setup_for("apple"))
+        assert isinstance(answer, Failure)
+        assert answer.reason == "its photos do not suit this run; its own log says why"
+    assert "'apples'" in caplog.text
 
 
 def test_a_configuration_that_is_no_toml_is_a_failure_and_no_crash(home: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from fedshelf.core.errors import PolicyError
 from fedshelf.core.messages import Broadcast, Purpose, TaskKey, auxiliary_vectors
-from fedshelf.privacy.policy import Limits, Policy
+from fedshelf.privacy.policy import Policy
+from fedshelf.privacy.policy_tables import Limits
 from fedshelf.privacy.task_limits import DAY, TaskLimits
 from fedshelf.storage.task_log import MOST_KEPT, AcceptedTask, TaskLog
 

@@ -11,6 +11,7 @@ from fedshelf.algorithms.ridge import Ridge
 from fedshelf.core.errors import RunError
 from fedshelf.core.events import (
     ClientExcluded,
+    ClientJoined,
     ClientLeft,
     ClientRefused,
     ClientStatus,
@@ -19,8 +20,9 @@ from fedshelf.core.events import (
     RunStatus,
     Waiting,
 )
-from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, Ready, ServerMessage, Setup
+from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, Ready, ServerMessage, Setup, Upload
 from fedshelf.core.ports import Left
+from fedshelf.scheduling.early_stopping import EarlyStopping
 from tests.fakes import Answer, FakeTransport
 from tests.worlds import Tamper, World
 
@@ -409,3 +411,65 @@ def test_a_restarted_server_says_for_whom_it_waits_and_how_long(is_in_a_round: b
     told = [(round(notice.seconds), notice.returning, round(notice.seconds_to_return)) for notice in notices]
     assert told == [(10, ("b", "c"), 50), (30, ("b", "c"), 30)]
     assert names_of(world.finished[-1])[0] == "a"
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedBuff(server_lr=1.0, buffer_size=3)])
+def test_a_store_that_refuses_all_evaluations_trains_as_before(algorithm: Any) -> None:
+    def refuse(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.purpose is Purpose.EVALUATE:
+            return Failure(key=message.key, reason="evaluate = false", refused=True)
+        return honest
+
+    world = World(names=("a", "b", "c"), num_rounds=6, algorithm=algorithm, tampers={"c": refuse})
+    assert world.run() is RunStatus.FINISHED
+    assert set(statuses(world, "c")) == {ClientStatus.COUNTED}
+    assert len(statuses(world, "c")) >= 4
+    told = [event.reason for event in world.sink.of(ClientRefused) if event.client == "c"]
+    assert told == ["its evaluation is not used: evaluate = false"], "told once"
+    assert not world.sink.of(ClientExcluded)
+
+
+def test_losses_that_all_stores_withhold_are_absent_from_the_record_and_choose_no_best_round() -> None:
+    def withhold(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(honest, Evaluation):
+            return replace(honest, loss_sum=None)
+        return replace(honest, train_loss=None) if isinstance(honest, Upload) else honest
+
+    stopping = EarlyStopping(metric="train_loss", patience=1)
+    world = World(
+        names=("a", "b"), num_rounds=3, tampers=dict.fromkeys("ab", withhold), plan={"early_stopping": stopping}
+    )  # fmt: skip
+    assert world.run() is RunStatus.FINISHED
+    assert [(record.train_loss, record.best_round) for record in world.finished] == [(None, None)] * 3
+    assert all(record.accuracy is not None for record in world.finished)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_numbers_of_photos_may_be_withheld_where_nothing_needs_them(equal: bool) -> None:
+    def withhold(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(honest, Ready):
+            return replace(honest, num_train=None, num_validation=None, num_left_out=None)
+        return replace(honest, num_examples=None, num_steps=None) if isinstance(honest, Upload) else honest
+
+    world = World(
+        names=("a", "b", "c"), num_rounds=2, tampers={"c": withhold}, rounds={"equal_weights": equal},
+        plan={"start_clients": 3 if equal else 2},
+    )  # fmt: skip
+    assert world.run() is RunStatus.FINISHED
+    refused = [event.reason for event in world.sink.of(ClientRefused) if event.client == "c"]
+    if equal:
+        assert refused == []
+        assert statuses(world, "c") == [ClientStatus.COUNTED] * 2
+        (joined,) = (event for event in world.sink.of(ClientJoined) if event.client == "c")
+        assert (joined.num_train, joined.num_validation) == (None, None)
+        assert not [task for task in world.transport.broadcasts("line-to-c") if task.purpose is Purpose.EVALUATE]
+    else:
+        assert ["--weights equal" in reason for reason in refused] == [True]
+        assert statuses(world, "c") == []
+
+
+def test_stores_are_told_of_how_many_uploads_a_model_is_made() -> None:
+    world = World(names=FIVE, num_rounds=1, rounds={"quorum": 3})
+    world.run()
+    trained = [task for task in world.transport.broadcasts("line-to-c") if task.purpose is Purpose.TRAIN]
+    assert [task.quorum for task in trained] == [3]

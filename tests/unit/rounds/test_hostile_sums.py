@@ -106,7 +106,7 @@ def test_sums_that_are_those_of_no_photos_are_refused_and_the_others_count(what:
 def test_sums_of_other_photos_than_the_store_has_joined_with_are_refused() -> None:
     world = rounds_of()
     world.tampers["d"] = lambda m, honest: (
-        replace(honest, num_examples=honest.num_examples + 1) if isinstance(honest, Upload) else honest
+        replace(honest, num_examples=honest.weight + 1) if isinstance(honest, Upload) else honest
     )
     world.run()
     (member,) = (m for m in world.finished[0].clients if m.client == "d")

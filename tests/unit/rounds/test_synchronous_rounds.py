@@ -337,7 +337,7 @@ def test_a_client_that_means_something_else_is_refused_by_name(kind: str) -> Non
     [
         ({"protocol": PROTOCOL_VERSION + 1}, f"protocol {PROTOCOL_VERSION + 1}"),
         ({"client": "  "}, "name is empty"),
-        ({"classes": ()}, "it holds no class folder"),
+        ({"classes": ()}, "it names no product"),
         ({"classes": (ClassFolder(leaf="", path=""),)}, "class"),
         ({"classes": (ClassFolder(leaf="red", path="apple//red"),)}, "class"),
     ],

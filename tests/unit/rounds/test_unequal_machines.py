@@ -360,8 +360,8 @@ def test_unequal_work_is_weighed_in_the_aggregate_and_statistics_are_averaged_as
     uploads = noting(world, 2)
     world.run()
     start, end = (world.checkpoints.states[i].model.params for i in (0, 1))
-    total = sum(upload.num_examples for upload in uploads.values())
-    weights = {name: upload.num_examples / total for name, upload in uploads.items()}
+    total = sum(upload.weight for upload in uploads.values())
+    weights = {name: upload.weight / total for name, upload in uploads.items()}
     asked = {name: steps or STEPS[name] for name, steps in steps_asked(world, 2).items()}
     assert max(asked[name] / STEPS[name] for name in FOUR) > 2 * min(asked[name] / STEPS[name] for name in FOUR)
     shares = {name: (asked[name] / STEPS[name]) ** exponent for name in FOUR}  # plain steps: no momentum

@@ -96,5 +96,5 @@ class Federation:
 
 def mean(uploads: Mapping[str, Upload]) -> Tensor:
     """The mean delta, weighted by photos."""
-    total = sum(upload.num_examples for upload in uploads.values())
-    return torch.stack([u.delta.double() * (u.num_examples / total) for u in uploads.values()]).sum(0).float()
+    total = sum(upload.weight for upload in uploads.values())
+    return torch.stack([u.delta.double() * (u.weight / total) for u in uploads.values()]).sum(0).float()

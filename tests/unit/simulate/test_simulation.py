@@ -221,7 +221,7 @@ def test_a_run_over_nested_folders_has_results_by_product_and_level(home: Path) 
     shown = json.loads(json.dumps(run_summary(directory.path).to_record()))
     last = shown["rounds"][-1]
     correct, total = (sum(found[key] for found in shown["products"]) for key in ("correct", "total"))
-    assert total == sum(event.num_validation for event in sink.of(ClientJoined))
+    assert total == sum(event.num_validation or 0 for event in sink.of(ClientJoined))
     assert correct / total == last["accuracy"]
     accuracies = [level["accuracy"] for level in shown["levels"]]
     assert len(accuracies) == 3
@@ -318,7 +318,7 @@ def test_stores_in_memory_hold_out_photos_as_val_fraction_says(home: Path) -> No
         sink = RecordingSink()
         given = config(data_dir=None, test_dir=None, rounds=1, val_fraction=0.4, workers=workers)
         simulate_in_memory(given, stores=MEMORY, test=None, class_names=CLASSES, watchers=(sink,))
-        joined.append([(event.num_train, event.num_validation) for event in sink.of(ClientJoined)])
+        joined.append([(event.num_train or 0, event.num_validation or 0) for event in sink.of(ClientJoined)])
         (finished,) = sink.of(RoundFinished)
         assert finished.accuracy is not None
         digests.append(finished.model_digest)

@@ -106,6 +106,7 @@ def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
         "void_rounds": 1,
         "void_attempts": [{"round": 2, "attempt": 1, "reason": "1 of 2 answered", "clients": [oslo]}],
         "stores": [],
+        "refused": [],
         **NO_RESULTS.to_record(),
     }
 
@@ -113,7 +114,8 @@ def test_a_run_reads_as_the_contract_says(run: RunDirectory) -> None:
 def test_a_run_without_a_database_or_a_round_reads_as_empty(run: RunDirectory) -> None:
     nothing: dict[str, Any] = {
         "run_id": "r1", "status": "stopped", "reason": "before its first round", "rounds": [], "best_round": None,
-        "num_parameters": None, "void_rounds": 0, "void_attempts": [], "stores": [], **NO_RESULTS.to_record(),
+        "num_parameters": None, "void_rounds": 0, "void_attempts": [], "stores": [], "refused": [],
+        **NO_RESULTS.to_record(),
     }  # fmt: skip
     assert run_summary(run.path).to_record() == nothing
     run.database.touch()  # as a process killed in its first moment leaves it

@@ -1,0 +1,111 @@
+"""What a policy withholds from a client's messages, and what the pages say of it."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedshelf.app.privacy_explanation import released
+from fedshelf.core.choices import Candidate
+from fedshelf.core.messages import (
+    ClassFolder,
+    ClientMessage,
+    Comparison,
+    Evaluation,
+    Join,
+    ProductCount,
+    Ready,
+    TaskKey,
+    Upload,
+)
+from fedshelf.privacy.policy import STANDARD, STRICT, Policy
+from fedshelf.privacy.policy_tables import Metrics
+from fedshelf.privacy.withholding import WITHHELD_BY, withhold
+from fedshelf.serialization import messages as wire
+
+KEY = TaskKey(run_id="r", round=1, attempt=0)
+PAGE = Path("docs/explanation/what-leaves-a-store.md")
+MESSAGES: tuple[ClientMessage, ...] = (
+    Join(protocol=7, version="1", client="a", classes=(ClassFolder(leaf="x", path="x"),)),
+    Ready(
+        run_id="r", layout_digest="l", catalogue_digest="c", config_digest="d", num_train=5, num_validation=2,
+        num_left_out=1,
+    ),
+    Upload(key=KEY, vectors={"delta": torch.ones(3)}, num_examples=5, num_steps=2, train_loss=1.5, seconds=0.5),
+    Evaluation(
+        key=KEY, num_examples=2, num_correct=1, loss_sum=3.0, levels=(1,),
+        products=(ProductCount(index=0, correct=1, total=2),),
+    ),
+    Comparison(key=KEY, best=Candidate.LOCAL, accuracies={Candidate.LOCAL: 0.5}, on_test=False, num_validation=2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("key", ["class_names", "example_counts", "losses", "per_product"])
+def test_a_key_withholds_its_fields_and_no_others(key: str, message: ClientMessage) -> None:
+    metrics = Metrics(**{key: False})
+    kept = withhold(message, metrics)
+    assert withhold(message, Metrics()) == message or isinstance(message, Upload | Comparison)
+    for field in dataclasses.fields(message):
+        by = WITHHELD_BY.get(type(message), {}).get(field.name)
+        before, after = getattr(message, field.name), getattr(kept, field.name)
+        if by is None or getattr(metrics, by):
+            assert after is before
+        else:
+            assert not after
+    header, blob = wire.encode_header(kept, wire.blob_of(kept).digest), wire.blob_of(kept)
+    assert type(wire.Header.parse(header).message(dict(getattr(kept, "vectors", {})))) is type(kept)
+    assert blob.size == wire.blob_of(message).size
+
+
+def test_the_page_says_of_every_field_whether_it_can_be_withheld_and_by_which_key() -> None:
+    parts = re.split(r"^#+ +(.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for field in released(STANDARD):
+        row = next(line for line in sections[field.message].splitlines() if line.startswith(f"| `{field.field}` |"))
+        told = row.rstrip(" |").rsplit("| ", 1)[1]
+        key = field.key.removeprefix("metrics.") if field.key.startswith("metrics.") else ""
+        expected = f"clear, or withheld: `{key}`" if key else "clear"
+        assert told == ("clear, or noised: `required`" if field.field == "vectors" else expected), row
+
+
+def states(policy: Policy) -> dict[str, str]:
+    return {f"{field.message}.{field.field}": field.state for field in released(policy)}
+
+
+def test_an_explanation_tells_the_state_of_every_field() -> None:
+    assert set(states(STANDARD).values()) == {"clear"}
+    strict = states(STRICT)
+    assert strict["Upload.vectors"] == "noised"
+    assert strict["Upload.train_loss"] == strict["Evaluation.products"] == "withheld"
+    assert strict["Upload.num_examples"] == strict["Evaluation.num_correct"] == "clear"
+    assert {state for field, state in strict.items() if field.startswith("Comparison")} == {"not sent"}
+    counts = states(Policy(metrics=Metrics(example_counts=False)))
+    assert counts["Upload.num_steps"] == counts["Ready.num_train"] == counts["Comparison.accuracies"] == "withheld"
+    assert counts["Evaluation.num_correct"] == "not sent"
+
+
+def explained(**more: Any) -> Any:
+    from fedshelf.app.privacy_explanation import explain
+
+    return explain(**more).to_record()
+
+
+def test_an_explanation_of_a_run_has_its_bytes_seconds_and_refusals() -> None:
+    from fedshelf.config.schema import RunConfig
+
+    config = RunConfig(width=8, image_size=16, batch_size=8, local_epochs=3)
+    found = explained(policy=STRICT, config=config, num_classes=4, num_train=20)
+    assert found["bytes_up"] > 4 * 77_612, "statistics of normalization leave, too"
+    assert found["bytes_per_day"] == 100 * found["bytes_up"]
+    assert found["seconds_per_round"] > 0
+    assert "sample-dp" in found["refusals"][0]
+    assert (found["epsilon"], found["delta"]) == (8.0, 1e-5)
+    anything = explained(policy=STANDARD)
+    assert (anything["epsilon"], anything["refusals"], anything["seconds_per_round"]) == (None, (), None)
+    assert anything["bytes_up"] == 2 * 4 * STANDARD.limits.max_parameters
+    scaffold = explained(policy=STANDARD, config=config.model_copy(update={"algorithm": "scaffold"}), num_classes=4)
+    assert scaffold["bytes_up"] > 1.9 * found["bytes_up"], "control variates leave, too"
