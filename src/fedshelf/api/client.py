@@ -214,4 +214,4 @@ def _describe_answer(answer: WireMessage, num_bytes: int) -> str:
 def _kept(comparison: Comparison) -> str:
     """Describe which model the store keeps and why."""
     photos = "test photos" if comparison.on_test else "validation photos"
-    return f"keeps the {comparison.best.value} model{figures(comparison.accuracies)}, judged on its {photos}"
+    return f"keeps the {comparison.best or 'chosen'} model{figures(comparison.accuracies)}, judged on its {photos}"

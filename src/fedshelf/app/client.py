@@ -87,6 +87,10 @@ class StoreClient:
         self._training = training
         self._task_limits = TaskLimits(policy, TaskLog(place.state_dir / "accepted-tasks.jsonl"))
         self.ledger = Ledger(place.state_dir)
+        self._budget = Budget(
+            lambda: self.ledger.releases, delta=policy.protection.delta,
+            epsilon=policy.protection.epsilon if policy.protection.required == "sample-dp" else None,
+        )  # fmt: skip
         self._on_choice = on_choice
         self._opened: OpenedSetup | None = None
         self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, number of rounds trained, and the model [S]
@@ -97,7 +101,7 @@ class StoreClient:
         self._client = Client(
             prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
-            on_reply=self.ledger.declare, charge=Budget(lambda: self.ledger.releases).spent_with,
+            on_reply=self.ledger.declare, charge=self._budget.spent_with,
             withhold=partial(withhold, metrics=policy.metrics),
         )  # fmt: skip
 
@@ -205,7 +209,8 @@ class StoreClient:
         return work_for(
             self._place.name, self._opened, photos, batch_size=batch_size, test=lambda: test, save=self._save,
             training=self._training,
-            per_product=self._policy.metrics.counts_products, features_folder=cache.root / FEATURES,
+            budget=self._budget, per_product=self._policy.metrics.counts_products,
+            features_folder=cache.root / FEATURES,
         )  # fmt: skip
 
     def _save(self, opened: OpenedSetup, bound: BoundModel, comparison: Comparison) -> None:

@@ -143,8 +143,11 @@ def most_epochs(config: RunConfig) -> int:
 
 
 def offer_of(config: RunConfig) -> ProtectionOffer:
-    """What the run does to updates before they leave a store. There is no protection yet."""
-    return ProtectionOffer()
+    """What the run does to updates before they leave a store."""
+    protection = protection_of(config)
+    return (
+        ProtectionOffer(kind="sample-dp", delta=protection.delta) if protection.unit == "photo" else ProtectionOffer()
+    )
 
 
 def check_setup(policy: Policy, config: RunConfig) -> None:

@@ -16,6 +16,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Mechanism
 from fedshelf.privacy.accounting import noise_multiplier_for
+from fedshelf.privacy.budget import NO_BUDGET, Budget
 from fedshelf.privacy.client_dp import ClientDP, NoisyMean
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
 from fedshelf.privacy.gradient_check import find_problem
@@ -112,24 +113,29 @@ def planned_rounds(config: RunConfig) -> int:
     return min(rounds, math.ceil(rounds * fraction + 2 * math.sqrt(rounds * fraction * (1 - fraction))))
 
 
-def noise_for(config: RunConfig, protection: SampleDP, num_photos: int) -> float:
+def noise_for(
+    config: RunConfig, protection: SampleDP, num_photos: int, *, run_id: str = "", budget: Budget = NO_BUDGET
+) -> float:
     """The noise multiplier of a store.
 
     Args:
         config: the run's configuration.
         protection: the run's differential privacy.
         num_photos: training photos of the store.
+        run_id: the run.
+        budget: the store's privacy budget.
 
     Raises:
         BudgetError: no noise is enough for the target.
+        PolicyError: the budget leaves nothing for this run.
         UsageError: `dp-accounting` is not installed.
     """
     if protection.noise_multiplier is not None:
         return protection.noise_multiplier
     one = released(config, num_photos, 1.0)
-    return noise_multiplier_for(
-        protection.target_epsilon or math.inf, protection.delta, sampling_rate=one.sampling_rate,
-        steps=one.steps * planned_rounds(config),
+    return budget.noise_multiplier(
+        run_id, target_epsilon=protection.target_epsilon or math.inf, delta=protection.delta,
+        sampling_rate=one.sampling_rate, steps=one.steps * planned_rounds(config),
     )  # fmt: skip
 
 
@@ -149,10 +155,19 @@ def noisy_mean_of(config: RunConfig) -> NoisyMean | None:
     return NoisyMean.of(protection, noise)
 
 
-def private(trainer: Trainer, config: RunConfig) -> tuple[Trainer, Mechanism | None]:
+def private(
+    trainer: Trainer, config: RunConfig, *, run_id: str, budget: Budget = NO_BUDGET
+) -> tuple[Trainer, Mechanism | None]:
     """The trainer with noise, and what each of its uploads tells about a photo; the same trainer without --dp sample.
 
+    Args:
+        trainer: a store's trainer.
+        config: the run's configuration.
+        run_id: the run.
+        budget: the store's privacy budget.
+
     Raises:
+        PolicyError: the budget leaves nothing for this run.
         RefusedError: the noise would not cover all that an upload tells.
         BudgetError: no noise is enough for the target.
         UsageError: `dp-accounting` is not installed.
@@ -165,6 +180,6 @@ def private(trainer: Trainer, config: RunConfig) -> tuple[Trainer, Mechanism | N
         problems.append(f"--dp {config.dp} with a function for local training: its steps would have no noise")
     if found := [problem for problem in problems if problem]:
         raise RefusedError(*found)
-    noise = noise_for(config, protection, len(trainer.train))
+    noise = noise_for(config, protection, len(trainer.train), run_id=run_id, budget=budget)
     training = PrivateTraining(noise_multiplier=noise, clip_norm=protection.clip_norm, clipping=protection.clipping)
     return replace(trainer, run=training, draw=poisson, reports_loss=False), released(config, len(trainer.train), noise)

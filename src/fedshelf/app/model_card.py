@@ -96,7 +96,7 @@ def save_chosen(
     card = {
         **_card(config, bound, catalogue, run_id=key.run_id, round=key.round),
         "store": client,
-        "candidate": comparison.best.value,
+        "candidate": comparison.best.value if comparison.best else None,
         "training": {**_training(config, key.round), "personalize": config.personalize},
         "metrics": {
             "own_mix_accuracy": {candidate.value: value for candidate, value in comparison.accuracies.items()},

@@ -16,6 +16,7 @@ from fedshelf.core.rng import Rng
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.alone import ClosedForm
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.budget import NO_BUDGET, Budget
 from fedshelf.rounds.client import Work
 from fedshelf.training.batch_size import lr_scale
 from fedshelf.training.bound_model import BoundModel
@@ -30,7 +31,7 @@ def work_for(
     client: str, opened: OpenedSetup, photos: StorePhotos, *, batch_size: int | None = None, training: Run = alone,
     features_folder: Path | None = None,
     test: Callable[[], PhotoSet | None] = lambda: None, save: SaveModel = lambda opened, bound, comparison: None,
-    per_product: bool = True,
+    per_product: bool = True, budget: Budget = NO_BUDGET,
 ) -> Work:  # fmt: skip
     """Create the work of one client.
 
@@ -44,6 +45,7 @@ def work_for(
         test: returns the test photos on which models are compared at the end.
         save: saves the model that the client chooses then.
         per_product: whether the client counts by product, if it is asked to.
+        budget: the store's privacy budget.
 
     Returns:
         The work.
@@ -60,7 +62,8 @@ def work_for(
         run=training,
         features_folder=features_folder,
     )  # fmt: skip
-    trainer, mechanism = private(trainer, opened.config)
+    local_trainer = trainer
+    trainer, mechanism = private(trainer, opened.config, run_id=opened.setup.run_id, budget=budget)
     ready = Ready(
         run_id=opened.setup.run_id,
         layout_digest=opened.bound_model.params.layout.digest,
@@ -77,6 +80,7 @@ def work_for(
         ready=ready,
         uploads=opened.uploads,
         mechanism=mechanism,
+        local_trainer=local_trainer,
         personalization=opened.personalization,
         catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(

@@ -356,14 +356,14 @@ class Comparison:
 
     Attributes:
         key: the task that it answers.
-        best: the model kept, chosen on the validation photos.
+        best: the model kept, chosen on the validation photos; None if withheld.
         accuracies: accuracy of each candidate, weighted by the store's class distribution; empty if withheld.
         on_test: whether accuracies are measured on test photos; otherwise on validation photos.
         num_validation: the client's validation photos; None if withheld.
     """
 
     key: TaskKey
-    best: Candidate
+    best: Candidate | None
     accuracies: Mapping[Candidate, FiniteFloat]
     on_test: StrictBool
     num_validation: Count | None

@@ -26,10 +26,12 @@ class Protection:
     """Differential privacy of a run. By default, there is none.
 
     Attributes:
+        delta: delta of the whole run.
         unit: what the guarantee is about: one photo of a store, or all that one store sends.
     """
 
     unit: ClassVar[Unit | None] = None
+    delta: float = DEFAULT_DELTA
 
     def problems(self) -> list[str]:
         """What is contradictory in the settings, each with its remedy."""

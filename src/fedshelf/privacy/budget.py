@@ -7,16 +7,16 @@ import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
-from fedshelf.core.errors import PolicyError
+from fedshelf.core.errors import BudgetError, PolicyError
 from fedshelf.core.messages import Mechanism
 from fedshelf.core.text import counted
-from fedshelf.privacy.accounting import SampledGaussian, as_release, compose
+from fedshelf.privacy.accounting import SampledGaussian, as_release, compose, noise_multiplier_for
 from fedshelf.privacy.base import DEFAULT_DELTA
 from fedshelf.privacy.ledger import Release
 
 PERIOD = timedelta(days=365)
-_FROM_PHOTOS = frozenset({"train", "closed-form", "evaluate", "compare"})
-"""Purposes of releases that are computed from photos; those of others tell counts and names."""
+_FROM_PHOTOS = frozenset({"upload", "evaluation", "comparison"})
+"""Kinds of messages that are computed from photos; others tell counts, names, and why something failed."""
 
 
 class Budget:
@@ -46,19 +46,63 @@ class Budget:
             PolicyError: it would be more than the budget.
             UsageError: `dp-accounting` is not installed.
         """
-        oldest = (self._now() - PERIOD).isoformat()
-        before = [release for release in self._releases() if release.time >= oldest and release.purpose in _FROM_PHOTOS]
-        noised = [SampledGaussian.from_json(release.mechanism) for release in before if release.mechanism is not None]
-        bare = next((release for release in before if release.mechanism is None), None)
-        spent = math.inf if bare else compose([*noised, as_release(mechanism)], self._delta).epsilon
-        if self._epsilon is None or spent <= self._epsilon:
-            return spent
-        if bare is not None:
+        noised = self._noised()
+        spent = math.inf if noised is None else compose([*noised, as_release(mechanism)], self._delta).epsilon
+        if self._epsilon is not None and spent > self._epsilon:
             raise PolicyError(
-                f"its privacy budget holds for no ε: entry {bare.number} of this store's ledger, of {bare.time[:10]}, "
-                f"left without noise ({bare.purpose}). It counts for 365 days"
+                f"its privacy budget is used up: {counted(len(noised or ()), 'release')} of the last 365 days and this "
+                f"one would give an ε of {spent:.4g} at δ = {self._delta:g}, and epsilon = {self._epsilon:g}"
             )
+        return spent
+
+    def noise_multiplier(
+        self, run_id: str, *, target_epsilon: float, delta: float, sampling_rate: float, steps: int
+    ) -> float:
+        """The noise with which a run stays within its target and within the budget; that of its earlier releases.
+
+        Args:
+            run_id: the run.
+            target_epsilon: the run's ε.
+            delta: the run's δ.
+            sampling_rate: probability with which each photo takes part in a step.
+            steps: steps of the whole run.
+
+        Raises:
+            PolicyError: the budget leaves nothing for this run.
+            UsageError: `dp-accounting` is not installed.
+        """
+        known = [release.mechanism for release in self._releases() if release.run_id == run_id and release.mechanism]
+        if known:
+            return SampledGaussian.from_json(known[-1]).noise_multiplier
+        needed = noise_multiplier_for(target_epsilon, delta, sampling_rate=sampling_rate, steps=steps)
+        if self._epsilon is None:
+            return needed
+        try:
+            left = noise_multiplier_for(
+                self._epsilon, self._delta, sampling_rate=sampling_rate, steps=steps, before=self._noised() or ()
+            )
+        except BudgetError as error:
+            raise PolicyError(f"its privacy budget is used up: {error}") from error
+        return max(needed, left)
+
+    def _noised(self) -> list[SampledGaussian] | None:
+        """What has left in the last 365 days; None if something left without noise.
+
+        Raises:
+            PolicyError: something did, and there is a budget.
+        """
+        oldest = (self._now() - PERIOD).isoformat()
+        before = [release for release in self._releases() if release.time >= oldest and release.kind in _FROM_PHOTOS]
+        bare = next((release for release in before if release.mechanism is None), None)
+        if bare is None:
+            return [SampledGaussian.from_json(release.mechanism) for release in before]
+        if self._epsilon is None:
+            return None
         raise PolicyError(
-            f"its privacy budget is used up: {counted(len(before), 'release')} of the last 365 days and this one would "
-            f"give an ε of {spent:.4g} at δ = {self._delta:g}, and epsilon = {self._epsilon:g}"
+            f"its privacy budget holds for no ε: entry {bare.number} of this store's ledger, of {bare.time[:10]}, left "
+            f"without noise ({bare.purpose}). It counts for 365 days"
         )
+
+
+NO_BUDGET = Budget(tuple)
+"""That of a store without a ledger, in a simulation."""

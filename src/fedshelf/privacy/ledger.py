@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from fedshelf.core.errors import RunError
 from fedshelf.identity.countersignatures import Countersignature, head_of
 from fedshelf.storage.atomic_files import translating_os_errors, write_atomically
-from fedshelf.storage.hash_chain import START, DamagedLogError, HashChain, Head
+from fedshelf.storage.hash_chain import START, DamagedLogError, HashChain, Head, timestamp
 
 if TYPE_CHECKING:  # the crash reporter imports this module, and not torch
     from fedshelf.core.messages import ClientMessage
@@ -187,7 +187,7 @@ class Ledger:
             raise type(error)(
                 f"nothing is sent, because it cannot be written to this store's ledger: {error}"
             ) from error
-        self._known[release.digest] = release = replace(release, number=self.head.number)
+        self._known[release.digest] = release = replace(release, number=self.head.number, time=timestamp())
         return release
 
     def _append(self, fields: Mapping[str, Any]) -> None:

@@ -17,7 +17,6 @@ from fedshelf.core.text import counted
 from fedshelf.models.registry import MODELS, is_own, problem_with_own
 
 ProtectionName = Literal["none", "sample-dp", "secagg", "he"]
-SamplingKind = Literal["shuffle", "poisson"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,17 +27,11 @@ class ProtectionOffer:
 
     Attributes:
         kind: the protection.
-        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm.
-        clip_norm: maximum norm of what one photo adds to a step.
         delta: δ that the run's ε is stated for.
-        sampling: how batches are drawn.
     """
 
     kind: ProtectionName = "none"
-    noise_multiplier: float = 0.0
-    clip_norm: float = 0.0
     delta: float = 0.0
-    sampling: SamplingKind = "shuffle"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,17 +163,9 @@ class Protection:
             return []
         if offer.kind != "sample-dp":
             return [f"{needed}, and this run adds no noise at the stores (--dp sample)"]
-        found = []
-        if offer.sampling != "poisson":
-            found.append(f"{needed}, and this run does not draw its batches by Poisson sampling")
-        if not offer.noise_multiplier > 0 or not offer.clip_norm > 0:  # also of NaN
-            found.append(
-                f"{needed}, and this run offers a noise multiplier of {offer.noise_multiplier:g} and a clip norm of "
-                f"{offer.clip_norm:g}"
-            )
         if not 0 < offer.delta <= self.delta:
-            found.append(f"this run's delta of {offer.delta:g} is not in 0 to delta = {self.delta:g}")
-        return found
+            return [f"this run's delta of {offer.delta:g} is not in 0 to delta = {self.delta:g}"]
+        return []
 
     def check_cohort(self, broadcast: Broadcast) -> None:
         """Check how many stores' updates the server says that it adds up.

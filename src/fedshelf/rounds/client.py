@@ -51,6 +51,7 @@ class Work:
         personalization: the part of the model that stays at the client.
         catalogue: the classes; None: the client does not count by product.
         mechanism: the noise in uploads; None: there is none.
+        local_trainer: trains without noise what stays in the store; None: the trainer does that, too.
     """
 
     algorithm: Algorithm
@@ -62,6 +63,7 @@ class Work:
     personalization: Personalization = NONE
     catalogue: Catalogue | None = None
     mechanism: Mechanism | None = None
+    local_trainer: Trainer | None = None
 
     def terms(self, terms: ReleaseTerms, epsilon: float | None) -> ReleaseTerms:
         """The terms of an upload after training; `epsilon` is the store's privacy loss with it."""
@@ -200,9 +202,11 @@ class Client:
         """Cache the comparison, which takes as long as all rounds, so that a restarted server gets the same reply."""
         if self._compared is None or self._compared.key != broadcast.key:
             self._compared = compare(
-                broadcast, self._states.commit_or_rollback(broadcast), trainer=work.trainer,
+                broadcast, self._states.commit_or_rollback(broadcast), trainer=work.local_trainer or work.trainer,
                 personalization=work.personalization, model_selection=work.model_selection,
             )  # fmt: skip
+            if work.mechanism is not None:  # figures on validation photos would have no noise
+                self._compared = replace(self._compared, best=None, accuracies={}, num_validation=None)
         return self._compared
 
 

@@ -160,7 +160,7 @@ def check_comparison(comparison: Comparison, *, key: TaskKey, num_validation: in
     for candidate, accuracy in comparison.accuracies.items():
         if not 0 <= accuracy <= 1:  # also refuses NaN
             raise RefusedError(f"it claims an accuracy of {accuracy} for the {candidate.value} model")
-    if comparison.accuracies and comparison.best not in comparison.accuracies:
+    if comparison.accuracies and comparison.best is not None and comparison.best not in comparison.accuracies:
         raise RefusedError(f"it keeps the {comparison.best.value} model, and says nothing of how that does")
 
 

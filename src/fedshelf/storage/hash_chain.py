@@ -28,6 +28,11 @@ _MOST_CHARACTERS = 1 << 14
 _OWN = frozenset({"number", "time", "before"})
 
 
+def timestamp() -> str:
+    """The time, as lines have it: `2026-11-30T12:00:00.000Z`."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class DamagedLogError(RunError):
     """A line of a log is not the successor of the one before."""
 
@@ -74,7 +79,7 @@ class HashChain:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 before = self._head(_tail(descriptor))
-                time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                time = timestamp()
                 line = json.dumps({"number": before.number + 1, "time": time, **fields, "before": before.hash})
                 if len(line) > _MOST_CHARACTERS:
                     raise ValueError(f"a line of {len(line):,} characters is too long for a log")

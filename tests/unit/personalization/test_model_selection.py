@@ -139,6 +139,7 @@ def test_the_reported_accuracy_is_that_of_the_very_model_that_is_kept(method: st
     ((_, values),) = store.kept
     assert torch.equal(store.bench.params.vector, values)
     store.bench.params.vector.copy_(values)
+    assert comparison.best is not None
     assert store.accuracy() == comparison.accuracies[comparison.best]
 
 

@@ -47,7 +47,9 @@ def test_it_equals_one_composed_list() -> None:
 
 
 def test_names_and_counts_cost_nothing() -> None:
-    assert budget(release(None, purpose="setup")).spent_with(NOISE) == pytest.approx(epsilon_of(NOISE))
+    assert budget(release(None, kind="ready", purpose="setup"), release(None, kind="failure")).spent_with(
+        NOISE
+    ) == pytest.approx(epsilon_of(NOISE))
 
 
 def test_it_stops_before_it_is_exceeded() -> None:
@@ -58,7 +60,7 @@ def test_it_stops_before_it_is_exceeded() -> None:
 
 
 def test_a_release_without_noise_ends_every_guarantee_for_a_year() -> None:
-    bare = release(None, purpose="evaluate", time="2026-01-02T10:00:00.000Z")
+    bare = release(None, kind="evaluation", purpose="evaluate", time="2026-01-02T10:00:00.000Z")
     assert budget(bare).spent_with(NOISE) == math.inf
     with pytest.raises(PolicyError, match=r"entry 7 of this store's ledger, of 2026-01-02, left without noise"):
         budget(bare, epsilon=100.0).spent_with(NOISE)

@@ -125,8 +125,8 @@ def test_every_way_of_personalization_compares(method: str) -> None:
 BAD: dict[str, tuple[Callable[[Comparison], Answer], str]] = {
     "accuracy 7": (lambda c: replace(c, accuracies={**c.accuracies, Candidate.GLOBAL: 7.0}), "accuracy of 7.0 for the"),
     "below zero": (lambda c: replace(c, accuracies={**c.accuracies, Candidate.LOCAL: -0.1}), "accuracy of -0.1"),
-    "not a number": (lambda c: replace(c, accuracies={c.best: math.nan}), "accuracy of nan"),
-    "endless": (lambda c: replace(c, accuracies={c.best: math.inf}), "accuracy of inf"),
+    "not a number": (lambda c: replace(c, accuracies={Candidate.LOCAL: math.nan}), "accuracy of nan"),
+    "endless": (lambda c: replace(c, accuracies={Candidate.LOCAL: math.inf}), "accuracy of inf"),
     "a choice it says nothing of": (
         lambda c: replace(c, best=Candidate.GLOBAL, accuracies={Candidate.LOCAL: 0.5}), "says nothing of how"
     ),
