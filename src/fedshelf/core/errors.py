@@ -15,6 +15,9 @@ FedShelfError                 the message is for a person: what, where, why, wha
 
 from fedshelf.core.text import printable
 
+NOT_ALLOWED = "this store's policy does not allow it"
+"""How the reason of a `PolicyError` begins."""
+
 
 class FedShelfError(Exception):
     """Base class of all expected errors. The command line prints them without a traceback.
@@ -79,7 +82,7 @@ class PolicyError(RefusedError):
 
     def __str__(self) -> str:
         """All problems, after who refuses."""
-        return f"this store's policy does not allow it: {super().__str__()}"
+        return f"{NOT_ALLOWED}: {super().__str__()}"
 
 
 class BudgetError(FedShelfError):

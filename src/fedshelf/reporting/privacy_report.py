@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedshelf.core.events import ClientStatus, NoiseReported, RoundFinished, RoundVoid
+from fedshelf.core.errors import NOT_ALLOWED
+from fedshelf.core.events import ClientStatus, NoiseReported, Participation, RoundFinished, RoundVoid
 from fedshelf.privacy.accounting import Guarantee, SampledGaussian, Unit, compose
 from fedshelf.privacy.epsilon import renyi
 
@@ -58,9 +59,7 @@ def privacy_report(
     if "" in noise:
         counts = {"": len(attempts)}
     else:
-        counts = Counter(
-            member.client for attempt in attempts for member in attempt.clients if member.status in _RELEASED
-        )
+        counts = Counter(member.client for attempt in attempts for member in attempt.clients if _has_released(member))
     released = {name: _composed(noise[name], counts[name]) for name in sorted(noise) if counts[name]}
     if not released:
         return None
@@ -69,6 +68,11 @@ def privacy_report(
     found = {name: compose([released[name]], delta, unit=unit) for name in worst}
     client = max(found, key=lambda name: found[name].epsilon)
     return PrivacyReport(guarantee=found[client], client=client, num_releases={name: counts[name] for name in released})
+
+
+def _has_released(member: Participation) -> bool:
+    """Whether something may have left the store, unless it refused the task by itself."""
+    return member.status in _RELEASED and not member.reason.startswith(NOT_ALLOWED)
 
 
 def _quick_epsilon(released: SampledGaussian, delta: float) -> float:

@@ -1,7 +1,10 @@
 """The guarantee of a run composes all that the server knows to have left, also in void attempts."""
 
+from dataclasses import replace
+
 import pytest
 
+from fedshelf.core.errors import PolicyError
 from fedshelf.core.events import ClientStatus, NoiseReported, Participation, RoundFinished, RoundVoid
 from fedshelf.privacy.accounting import SampledGaussian, compose
 from fedshelf.reporting.privacy_report import privacy_report
@@ -51,6 +54,14 @@ def test_late_refused_and_void_uploads_left_the_store_too() -> None:
     assert report.num_releases == {"a": 3}
     assert report.guarantee.epsilon == pytest.approx(compose([SampledGaussian(
         noise_multiplier=1.0, sampling_rate=0.1, steps=30)], DELTA).epsilon)  # fmt: skip
+
+
+def test_a_task_that_a_store_refused_by_its_policy_released_nothing() -> None:
+    refused = Participation(client="a", status=REFUSED, reason=str(PolicyError("its privacy budget is used up")))
+    rounds = [finished(1, a=COUNTED), replace(finished(2), clients=(refused,))]
+    report = privacy_report({"a": noise("a")}, rounds, [], delta=DELTA)
+    assert report is not None
+    assert report.num_releases == {"a": 1}
 
 
 def test_every_attempt_at_a_model_with_noise_at_the_server_counts() -> None:
