@@ -4,8 +4,8 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import httpx
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from fedshelf.core.system_errors import reason
 
@@ -41,7 +41,9 @@ def problem_with(address: str) -> str:
 
     def ask() -> None:
         try:
-            httpx.head(address, timeout=SECONDS)
+            urlopen(Request(address, method="HEAD"), timeout=SECONDS).close()
+        except HTTPError:  # an answer, too
+            found.append("")
         except Exception as error:  # noqa: BLE001  such as a proxy that is none
             while error.__cause__ or error.__context__:
                 error = error.__cause__ or error.__context__  # type: ignore[assignment]
