@@ -175,11 +175,12 @@ def private(
     protection = protection_of(config)
     if not isinstance(protection, SampleDP):
         return trainer, None
-    problems = [*problems_with_configuration(config), problem_with_model(config, trainer.bound_model)]
+    problems = [*protection.problems(), *problems_with_configuration(config)]
+    problems.append(problem_with_model(config, trainer.bound_model))
     if isinstance(trainer.run, OwnTraining):
         problems.append(f"--dp {config.dp} with a function for local training: its steps would have no noise")
     if found := [problem for problem in problems if problem]:
         raise RefusedError(*found)
     noise = noise_for(config, protection, len(trainer.train), run_id=run_id, budget=budget)
     training = PrivateTraining(noise_multiplier=noise, clip_norm=protection.clip_norm, clipping=protection.clipping)
-    return replace(trainer, run=training, draw=poisson, reports_loss=False), released(config, len(trainer.train), noise)
+    return replace(trainer, run=training, draw=poisson, is_private=True), released(config, len(trainer.train), noise)

@@ -48,7 +48,7 @@ class Budget:
         """
         noised = self._noised()
         spent = math.inf if noised is None else compose([*noised, as_release(mechanism)], self._delta).epsilon
-        if self._epsilon is not None and spent > self._epsilon:
+        if self._epsilon is not None and not spent <= self._epsilon:
             raise PolicyError(
                 f"its privacy budget is used up: {counted(len(noised or ()), 'release')} of the last 365 days and this "
                 f"one would give an ε of {spent:.4g} at δ = {self._delta:g}, and epsilon = {self._epsilon:g}"
@@ -71,8 +71,8 @@ class Budget:
             PolicyError: the budget leaves nothing for this run.
             UsageError: `dp-accounting` is not installed.
         """
-        known = [release.mechanism for release in self._releases() if release.run_id == run_id and release.mechanism]
-        if known:
+        uploads = [release for release in self._releases() if release.run_id == run_id and release.kind == "upload"]
+        if known := [upload.mechanism for upload in uploads if upload.mechanism]:
             return SampledGaussian.from_json(known[-1]).noise_multiplier
         needed = noise_multiplier_for(target_epsilon, delta, sampling_rate=sampling_rate, steps=steps)
         if self._epsilon is None:

@@ -7,10 +7,11 @@ Algorithm 1.
      1  S <- each live store with probability q, independently
      2  u_i <- u_i · min(1, C/‖u_i‖) for each i in S             all vectors of an upload together
      3  u <- (sum_i u_i + N(0, z² C²)) / m                       m = q · live stores
-     4  b <- (sum_i [‖u_i‖ <= C] + N(0, sigma_b²)) / m            only with --clip-norm adaptive
+     4  b <- (sum_i ([‖u_i‖ <= C] - 1/2) + N(0, sigma_b²)) / m + 1/2    only with --clip-norm adaptive
      5  C <- C · exp(-eta · (b - gamma))
 
-Lines 3 and 4 together have the noise multiplier z' of the accounting: z = (z'^-2 - (2 sigma_b)^-2)^(-1/2).
+Lines 3 and 4 together have the noise multiplier z' of the accounting: z = (z'^-2 - (2 sigma_b)^-2)^(-1/2). A store moves
+the sum of line 4 by 1/2; that of [‖u_i‖ <= C] alone, it would move by 1 (the proof of the paper's theorem 1).
 
 Differs from the papers: sigma_b is m/20 as in the paper, but at least z', so that z exists for a small m; b is clamped
 to [0, 1], so that its noise cannot change the norm by orders of magnitude. The noise follows from a secret key of the
@@ -147,8 +148,9 @@ class NoisyMean:
         delta = noisy.pop("")
         norm = clip_norm
         if self.is_adaptive:
-            within = sum(not verdict.factors for verdict in verdicts) + of_count * float(source.normal(1))
-            norm = clip_norm * math.exp(-self.rate * (min(max(within / expected, 0.0), 1.0) - self.quantile))
+            within = sum(-0.5 if verdict.factors else 0.5 for verdict in verdicts) + of_count * float(source.normal(1))
+            share = min(max(within / expected + 0.5, 0.0), 1.0)
+            norm = clip_norm * math.exp(-self.rate * (share - self.quantile))
         return replace(aggregate, delta=delta, auxiliary=noisy, num_clients=max(1, round(expected))), norm
 
 

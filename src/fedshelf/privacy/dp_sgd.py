@@ -16,7 +16,9 @@ the release of a whole round is that of T Gaussian mechanisms with Poisson sampl
     automatic   c = C/(‖g‖ + 0.01)                     Bu et al. 2023, "Automatic Clipping", eq. 4 (AUTO-S)
 
 Differs from the paper: line 2 draws the photos secretly, by a cryptographic generator, as does line 6; B is the
-configured batch size, whatever the number of photos drawn, including none; augmentation is drawn from the run's seed.
+configured batch size, whatever the number of photos drawn, including none. Augmentation is drawn anew at each training,
+not from the run's seed: the views of a batch would depend on which photos are in it, and a photo would change those of
+others by more than C.
 
 Shapes: B photos of a batch, M values of a model that change.
 """
@@ -54,6 +56,7 @@ Clipping = Literal["flat", "layer", "automatic"]
 Normal: TypeAlias = "Callable[[int], Tensor]"
 
 AUTOMATIC_OFFSET = 0.01
+CLIP_NORMS = (1e-6, 1e6)  # beyond them, float32 rounds the sums, or overflows, before the noise is added
 MEMORY = 1 << 28  # bytes of the gradients that are held at once
 
 
@@ -82,8 +85,15 @@ class SampleDP(Protection):
         """What is contradictory in the settings."""
         return [
             *problems_with_noise("sample", self.noise_multiplier, self.target_epsilon),
-            *problems_with_norm(self.clip_norm),
+            *(problems_with_norm(self.clip_norm) or _problems_with_size(self.clip_norm)),
         ]
+
+
+def _problems_with_size(clip_norm: float) -> list[str]:
+    low, high = CLIP_NORMS
+    if low <= clip_norm <= high:
+        return []
+    return [f"--clip-norm {clip_norm:g} with --dp sample: noise in float32 covers norms from {low:g} to {high:,.0f}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +126,18 @@ class PrivateTraining:
         return time.perf_counter() - started
 
     def _differentiate(self, local_run: LocalRun, normal: Normal) -> Tensor:
-        """Lines 3 to 6; returns the mean loss of the batch, which does not leave the store."""
+        """Lines 3 to 6; returns zero for the loss: that of photos has no noise, and too large a one would be reported."""
         import torch
 
         bound = local_run.bound
         moved = local_run.optimizer.gradients
         bound.gradients.zero_()
-        loss = sum_clipped(local_run, self.clip_norm, self.clipping) if local_run.size else torch.zeros(())
+        if local_run.size:
+            sum_clipped(local_run, self.clip_norm, self.clipping)
         for region in moved:
             noise = normal(len(region)).to(region.device)
             region.add_(noise, alpha=self.noise_multiplier * self.clip_norm).div_(bound.settings.batch_size)
-        return loss
+        return torch.zeros(())
 
 
 def poisson(amount: Amount, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
@@ -150,16 +161,13 @@ def num_steps(num_photos: int, batch_size: int, epochs: int, given: int | None =
     return epochs * max(1, math.ceil(num_photos / batch_size)) if given is None else given
 
 
-def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> Tensor:
+def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> None:
     """Lines 3 to 5: add the clipped gradients of all photos of the current batch to the bound gradients.
 
     Args:
         local_run: the training, with a batch. Only values that its optimizer moves get a gradient.
         clip_norm: bound on the gradient of a photo.
         clipping: how the bound is kept.
-
-    Returns:
-        The mean loss of the batch.
     """
     import torch
     from torch.func import functional_call, grad, vmap
@@ -184,24 +192,20 @@ def sum_clipped(local_run: LocalRun, clip_norm: float, clipping: Clipping) -> Te
     into = Params(bound.gradients, bound.params.layout).views(frozen=False)
     smoothing = bound.settings.label_smoothing
 
-    def loss(named: dict[str, Tensor], image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(named: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits_1K = bound.logits(
             image.unsqueeze(0), forward=lambda given: functional_call(bound.trained, named, (given,))
         )
-        value = cross_entropy(logits_1K, label.unsqueeze(0), local_run.calibration, label_smoothing=smoothing)
-        return value, value.detach()
+        return cross_entropy(logits_1K, label.unsqueeze(0), local_run.calibration, label_smoothing=smoothing)
 
-    together = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
-    losses = []
+    together = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
     chunk = max(1, MEMORY // (4 * sum(value.numel() for value in moved.values())))
     for images, labels in zip(batch.images.split(chunk), batch.labels.split(chunk), strict=True):
-        found, loss_B = together(moved, images, labels)
-        losses.append(loss_B)
+        found = together(moved, images, labels)
         with torch.no_grad():
             for names, factors_B in _factors(found, clip_norm, clipping):
                 for name in names:
                     into[prefix + name].add_(torch.tensordot(factors_B, found[name], dims=1))
-    return torch.cat(losses).nan_to_num().mean()
 
 
 def _factors(

@@ -29,6 +29,7 @@ Groups: TypeAlias = Mapping[tuple[float, float], int]
 MAX_EPSILON = 500.0
 """Largest ε that is computed by PLD: above it, exponentials of losses overflow."""
 
+_LEAST_NOISE = 1e-4  # float32 values hardly have noise below that, and divergences overflow
 _MAX_PLD_STEPS = 10**6
 _MAX_GROUPS = 32  # PLD composes them one by one
 _MAX_BINS = 2**18  # of a distribution
@@ -53,8 +54,8 @@ def epsilons(groups: Groups, delta: float) -> tuple[float | None, float, tuple[s
     groups = {(noise, rate): steps for (noise, rate), steps in groups.items() if rate > 0}
     if not groups:
         return 0.0, 0.0, ()
-    if any(noise == 0 for noise, _ in groups):
-        return math.inf, math.inf, ("A release has no noise, so nothing is guaranteed.",)
+    if any(noise < _LEAST_NOISE for noise, _ in groups):
+        return math.inf, math.inf, ("A release has next to no noise, so nothing is guaranteed.",)
     limits: tuple[str, ...] = ()
     if len(groups) > _MAX_GROUPS:
         limits = (

@@ -18,7 +18,7 @@ WITHHELD_BY: Mapping[type[Any], Mapping[str, str]] = MappingProxyType(
         Ready: {"num_train": "example_counts", "num_validation": "example_counts", "num_left_out": "example_counts"},
         Upload: {
             "num_examples": "example_counts", "num_steps": "example_counts", "train_loss": "losses",
-            "seconds": "example_counts",
+            "seconds": "example_counts", "mechanism": "example_counts",
         },
         Evaluation: {
             "loss_sum": "losses", "candidates": "losses", "products": "counts_products", "levels": "counts_products",

@@ -1,5 +1,6 @@
 """The client's side of the federation: how a store answers each message."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -36,6 +37,10 @@ from fedshelf.rounds.product_report import counts_of
 from fedshelf.rounds.validation import check_broadcast
 from fedshelf.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+NOTHING = Mechanism(noise_multiplier=0.0, sampling_rate=0.0, steps=1)
+"""The mechanism of a reply in which no photo has a part."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
@@ -65,9 +70,19 @@ class Work:
     mechanism: Mechanism | None = None
     local_trainer: Trainer | None = None
 
-    def terms(self, terms: ReleaseTerms, epsilon: float | None) -> ReleaseTerms:
-        """The terms of an upload after training; `epsilon` is the store's privacy loss with it."""
-        noise = self.mechanism
+    def terms(self, terms: ReleaseTerms, reply: ClientMessage, epsilon: float | None) -> ReleaseTerms:
+        """The terms of a reply.
+
+        Args:
+            terms: its purpose.
+            reply: the reply. One that is kept may have been made under another setup, with other noise or none.
+            epsilon: the store's privacy loss with it.
+        """
+        if isinstance(reply, Comparison) and self.mechanism is not None:
+            return replace(terms, mechanism=as_json(NOTHING))
+        if not isinstance(reply, Upload) or terms.purpose != Purpose.TRAIN:
+            return terms
+        noise = reply.mechanism
         if noise is None:
             return replace(terms, protections=self.uploads.protections)
         said = f"noise {noise.noise_multiplier:.3g} in {counted(noise.steps, 'step')}"
@@ -118,20 +133,21 @@ class Client:
         terms, self._epsilon = ReleaseTerms(purpose=_purpose(message)), None
         reply: ClientMessage
         try:
-            reply = self._withhold(self._set_up(message) if isinstance(message, Setup) else self._take_part(message))
+            whole = self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
+            terms = terms if self._work is None else self._work.terms(terms, whole, self._epsilon)
+            reply = self._withhold(whole)
         except FedShelfError as error:
             reply = Failure(
                 key=task_key(message), reason=str(error), will_repeat=error.will_repeat,
                 refused=isinstance(error, PolicyError),
             )  # fmt: skip
-        if isinstance(reply, Upload) and self._work is not None and terms.purpose == Purpose.TRAIN:
-            terms = self._work.terms(terms, self._epsilon)
         self._on_reply(reply, terms)
         return reply
 
     def _set_up(self, setup: Setup) -> Ready:
         if self._work is None or setup != self._setup:
-            self._work = None  # if this setup fails, no task of an earlier one is done with half of its objects
+            # If this setup fails, no task of an earlier one is done with half of its objects.
+            self._work, self._compared = None, None
             self._work, self._setup = self._prepare(setup), setup
         known = self._held.load()
         return replace(self._work.ready, holds=known[0] if known else "")
@@ -143,6 +159,8 @@ class Client:
         layout = work.trainer.bound_model.params.layout
         broadcast = open_broadcast(task, self._held, layout)
         check_broadcast(broadcast, layout)
+        if work.mechanism is not None and broadcast.num_steps is not None:
+            raise RefusedError("the noise is calibrated to the configured epochs, and the task has steps of its own")
         self._accept(broadcast, work.trainer)
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
@@ -201,12 +219,19 @@ class Client:
     def _compare(self, work: Work, broadcast: Broadcast) -> Comparison:
         """Cache the comparison, which takes as long as all rounds, so that a restarted server gets the same reply."""
         if self._compared is None or self._compared.key != broadcast.key:
-            self._compared = compare(
-                broadcast, self._states.commit_or_rollback(broadcast), trainer=work.local_trainer or work.trainer,
-                personalization=work.personalization, model_selection=work.model_selection,
-            )  # fmt: skip
-            if work.mechanism is not None:  # figures on validation photos would have no noise
-                self._compared = replace(self._compared, best=None, accuracies={}, num_validation=None)
+            try:
+                self._compared = compare(
+                    broadcast, self._states.commit_or_rollback(broadcast), trainer=work.local_trainer or work.trainer,
+                    personalization=work.personalization, model_selection=work.model_selection,
+                )  # fmt: skip
+            except FedShelfError as error:
+                if work.mechanism is None:
+                    raise
+                logger.warning("no model was chosen: %s", error)
+            if work.mechanism is not None:  # figures on photos would have no noise, nor would what went wrong
+                self._compared = Comparison(
+                    key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None
+                )
         return self._compared
 
 

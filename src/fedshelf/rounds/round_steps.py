@@ -152,10 +152,13 @@ class RoundSteps:
 
         added = auxiliary_vectors(self._algorithm.broadcast(state.model, self._layout.num_trainable))
 
+        # Differential privacy assumes that nobody learns how many stores were drawn.
+        quorum = progress.needed if self._plan.noisy_mean is None else None
+
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
                 key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model.published, **added},
-                counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name), quorum=progress.needed,
+                counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name), quorum=quorum,
                 closed_form=self._context.closed_form,
             )  # fmt: skip
 
@@ -280,6 +283,8 @@ class RoundSteps:
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
         aggregate = rescaled(aggregate, length)
         if noisy is not None and opened.noise_key is not None:
+            # A restarted server adds up the same uploads: with others, the round would be released twice.
+            self._ports.checkpoints.save_open_round(replace(opened, cohort=tuple(names)))
             aggregate, progress.clip_norm = noisy.release(
                 aggregate, found, expected=max(1.0, self._plan.fraction * len(opened.live)), clip_norm=clip_norm,
                 key=opened.noise_key,

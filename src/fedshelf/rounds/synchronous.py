@@ -24,6 +24,7 @@ class SynchronousRounds:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._steps = RoundSteps(context)
+        self._is_noisy = context.plan.noisy_mean is not None
         self._opened: OpenRound | None = None
         self._evaluations: Mapping[str, Evaluation | None] = {}
         self._held_out: Tensor | None = None
@@ -94,7 +95,8 @@ class SynchronousRounds:
                     state.model.params, model, num_trainable=context.model.layout.num_trainable,
                     is_solution=context.algorithm.sums,
                 )  # fmt: skip
-            if not problem or not steps.quarantine(progress, uploads, problem, state.model):
+            # With noise on the sum, a second sum without some uploads would be a second release.
+            if not problem or self._is_noisy or not steps.quarantine(progress, uploads, problem, state.model):
                 break
         if problem or len(uploads) < needed:
             reason = f"counted {len(uploads)} of {assignment.wanted}, the quorum is {needed}"
@@ -106,9 +108,11 @@ class SynchronousRounds:
         self._evaluations = {**dict.fromkeys(opened.cohort), **progress.evaluations}
         self._held_out = progress.held_out
         score = context.evaluate(next_state)
-        if problem := problem_with_loss(progress.losses.values(), score.loss if score else None):
+        losses = () if self._is_noisy else progress.losses.values()  # those of stores have no noise
+        if problem := problem_with_loss(losses, score.loss if score else None):
             context.downloads.restart()
-            steps.quarantine(progress, uploads, problem, state.model)
+            if not self._is_noisy:
+                steps.quarantine(progress, uploads, problem, state.model)
             return state, _void(progress, key, f"{DESTROYED}: {problem}")
 
         counted, evaluated = [progress.members[n] for n in progress.counted()], sorted(progress.evaluated.items())

@@ -4,6 +4,7 @@ Shapes: B batch, K classes, S shared values.
 """
 
 import math
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -74,7 +75,8 @@ class Trainer:
         validation: validation photos.
         run: trains local runs, alone or with other clients.
         draw: draws the photos of each batch.
-        reports_loss: whether uploads carry the training loss.
+        is_private: whether only values with noise may leave: uploads then have no loss and no duration, and random
+            views do not follow from `rng`, so that no photo changes the views of others.
         num_classes: K; only required by losses that depend on the client's classes.
         phases: phases of local training, each with a fresh optimizer.
         renews: whether each attempt at a task draws anew (in asynchronous rounds, a second training from one
@@ -92,7 +94,7 @@ class Trainer:
     validation: PhotoSet
     run: Run = loop.alone
     draw: Draw = shuffled
-    reports_loss: bool = True
+    is_private: bool = False
     num_classes: int | None = None
     phases: tuple[Phase, ...] = (Phase(),)
     renews: bool = False
@@ -136,8 +138,8 @@ class Trainer:
             vectors={DELTA: self.bound_model.params.shared.to(broadcast.params.device) - broadcast.params},
             num_examples=fit.num_examples,
             num_steps=fit.num_steps,
-            train_loss=fit.loss if self.reports_loss else None,
-            seconds=fit.seconds,
+            train_loss=None if self.is_private else fit.loss,
+            seconds=None if self.is_private else fit.seconds,
             batch_size=self.bound_model.settings.batch_size,
             client_lr=self.lr_scale * broadcast.client_lr,
         )
@@ -232,8 +234,9 @@ class Trainer:
     def _batches(
         self, round: int, *, epochs: int | None = None, num_steps: int | None = None, part: str = ""
     ) -> Iterator[Batch]:  # fmt: skip
+        rng = Rng(secrets.randbits(63)) if self.is_private else self.rng
         made = batches(
-            self.bound_model, self.train, self.rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
+            self.bound_model, self.train, rng, round=round, client=self.client, epochs=epochs, num_steps=num_steps,
             part=part, draw=self.draw,
         )  # fmt: skip
         return prefetch(made) if self.bound_model.compute.device.type == "cuda" else made

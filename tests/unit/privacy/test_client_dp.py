@@ -130,3 +130,22 @@ def test_the_norm_follows_the_quantile(start: float) -> None:
             aggregate, verdicts, expected=float(stores), clip_norm=norm, key=number.to_bytes(32, "big")
         )
     assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.05)
+
+
+class _WithoutNoise(NoisyMean):
+    def deviations(self, expected: float) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
+def test_a_store_moves_sum_and_count_by_no_more_than_the_noise_multiplier_allows() -> None:
+    """A store that is not clipped moves the sum by up to the norm, and the count by one half, not by one."""
+    expected = 8.0
+    of_sum, of_count = NoisyMean(noise_multiplier=1.0, clip_norm=0.5, is_adaptive=True).deviations(expected)
+    exact = _WithoutNoise(noise_multiplier=1.0, clip_norm=0.5, is_adaptive=True, rate=1.0)
+
+    def count(num_uploads: int) -> float:
+        aggregate, verdicts = folded(random_uploads(num_uploads, 1e-3), 0.5)
+        _, norm = exact.release(aggregate, verdicts, expected=expected, clip_norm=0.5, key=KEY)
+        return -expected * math.log(norm / 0.5)
+
+    assert math.hypot(1 / of_sum, (count(5) - count(4)) / of_count) == pytest.approx(1.0)
