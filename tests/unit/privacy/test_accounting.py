@@ -216,3 +216,11 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.Monke
     epsilon._dp_accounting.cache_clear()
     with pytest.raises(UsageError, match=r"pip install 'fedshelf\[dp\]'"):
         compose([REFERENCE], DELTA)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.5, 1.0])
+@pytest.mark.parametrize("noise", [5e-5, 1e-155, 1e-200, 5e-324])
+def test_next_to_no_noise_guarantees_nothing(noise: float, rate: float) -> None:
+    """Divergences overflow there: not a number, from which the conversion made an ε of zero."""
+    one = SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=10)
+    assert compose([REFERENCE, one], DELTA).epsilon == math.inf

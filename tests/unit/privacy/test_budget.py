@@ -11,6 +11,7 @@ from fedshelf.core.messages import Mechanism
 from fedshelf.privacy.accounting import SampledGaussian, as_json, as_release, compose
 from fedshelf.privacy.budget import Budget
 from fedshelf.privacy.ledger import Release
+from fedshelf.rounds.client import NOTHING
 
 NOISE = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=20)
 OTHER = Mechanism(noise_multiplier=2.0, sampling_rate=0.5, steps=5)
@@ -69,3 +70,17 @@ def test_a_release_without_noise_ends_every_guarantee_for_a_year() -> None:
 def test_what_left_more_than_a_year_ago_no_longer_counts() -> None:
     old = release(None, time="2025-11-30T10:00:00.000Z")
     assert budget(old, epsilon=100.0).spent_with(NOISE) == pytest.approx(epsilon_of(NOISE))
+
+
+def test_a_mechanism_with_next_to_no_noise_exceeds_every_budget() -> None:
+    with pytest.raises(PolicyError, match="used up"):
+        budget(epsilon=8.0).spent_with(Mechanism(noise_multiplier=1e-155, sampling_rate=0.5, steps=1))
+
+
+def test_a_comparison_that_tells_nothing_costs_nothing_and_sets_no_noise() -> None:
+    told = release(NOTHING, kind="comparison", purpose="compare")
+    assert budget(told, epsilon=8.0).spent_with(NOISE) == pytest.approx(epsilon_of(NOISE))
+    found = budget(release(), told).noise_multiplier(
+        "a", target_epsilon=8.0, delta=1e-5, sampling_rate=0.1, steps=20
+    )  # fmt: skip
+    assert found == NOISE.noise_multiplier

@@ -1,23 +1,37 @@
 """A step of DP-SGD: every photo's gradient is bounded before the sum, and the sum is noised."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
+from fedshelf.core.rng import Rng
+from fedshelf.data.photo_set import PhotoSet
 from fedshelf.models.resnet import resnet10
 from fedshelf.privacy import dp_sgd
-from fedshelf.privacy.dp_sgd import Clipping, PrivateTraining, num_steps, poisson, sampling_rate, sum_clipped
+from fedshelf.privacy.dp_sgd import (
+    Clipping,
+    PrivateTraining,
+    SampleDP,
+    num_steps,
+    poisson,
+    sampling_rate,
+    sum_clipped,
+)
 from fedshelf.training.batches import Amount, Batch
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.device import Compute
 from fedshelf.training.loop import LocalRun
 from fedshelf.training.phases import Moves
 from fedshelf.training.settings import TrainingSettings
+from fedshelf.training.trainer import Trainer
 
 SIZE, CLASSES, PHOTOS = 16, 5, 6
 KEY = bytes(32)
@@ -209,3 +223,40 @@ def test_rate_and_steps_follow_from_the_batch_size() -> None:
     assert sampling_rate(5, 10) == 1.0
     assert num_steps(55, 10, 3) == 18
     assert num_steps(55, 10, 3, given=7) == 7
+
+
+def test_an_infinite_loss_of_some_photos_stops_nothing_and_shows_nowhere() -> None:
+    """A run that stops because of it would tell that such photos are there, without noise."""
+    bound = bound_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES)))
+    bound.params.views()["1.bias"].copy_(torch.tensor([0.0, 3e38, 0.0, 0.0, 0.0]))
+    local_run = LocalRun(bound=bound, batches=iter([batch_of()]), round=1, client_lr=0.1, num_examples=PHOTOS)
+    seconds = PrivateTraining(noise_multiplier=1.0, clip_norm=1.0)(local_run)
+    assert local_run.result(seconds).loss == 0
+
+
+def test_random_views_follow_neither_from_the_seed_nor_from_one_another() -> None:
+    """From a known seed, a photo more in a batch would change the views of all photos after it."""
+    drawn: list[Tensor] = []
+
+    def note(local_run: LocalRun) -> float:
+        drawn.append(next(local_run.batches).images)
+        return 0.0
+
+    def everything(amount: Amount, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
+        yield np.arange(amount.num_photos)
+
+    compute = Compute(device=torch.device("cpu"), autocast=False)
+    bound = BoundModel.of(MODELS["one linear layer"](), compute=compute, settings=TrainingSettings())
+    images = np.random.default_rng(0).integers(0, 256, (PHOTOS, SIZE, SIZE, 3), dtype=np.uint8)
+    photos = PhotoSet(images, np.arange(PHOTOS) % CLASSES)
+    plain = Trainer(bound_model=bound, client="a", rng=Rng(0), train=photos, validation=photos, run=note)
+    for trainer in (plain, plain, *[replace(plain, draw=everything, is_private=True)] * 2):
+        trainer.fit(round=1, client_lr=0.1)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[2], drawn[3])
+
+
+@pytest.mark.parametrize("clip_norm", [1e-44, 1e-7, 1e7, 1e38])
+def test_clip_norms_that_float32_cannot_cover_with_noise_are_refused(clip_norm: float) -> None:
+    assert "noise in float32 covers norms from" in SampleDP(noise_multiplier=1.0, clip_norm=clip_norm).problems()[0]
+    assert not SampleDP(noise_multiplier=1.0, clip_norm=1e-3).problems()

@@ -1,5 +1,6 @@
 """Features of photos: computed once, kept on disk, the same bits either way."""
 
+import math
 import os
 import stat
 from dataclasses import replace
@@ -124,3 +125,11 @@ def test_the_cache_is_the_owners_alone_and_may_be_damaged(tmp_path: Path, caplog
 
 def test_no_photos_have_no_features() -> None:
     assert featurized(bound_model(), photos(0), cache=None, views=3).images.shape == (0, 3, 64)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_photo_whose_features_are_not_finite_is_no_reason_to_fail(value: float) -> None:
+    """Whoever makes the weights would learn from it what is in single photos."""
+    bound = bound_model()
+    bound.params.vector.fill_(value)
+    assert not bound.features(torch.ones(2, 3, 16, 16)).isfinite().all()
