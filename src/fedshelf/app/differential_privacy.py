@@ -107,16 +107,10 @@ def _steps(config: RunConfig, phase: Phase, num_photos: int) -> int:
     return num_steps(num_photos, config.batch_size, config.local_epochs if phase.epochs is None else phase.epochs)
 
 
-def planned_rounds(config: RunConfig) -> int:
-    """How many rounds a store takes part in, if it is drawn somewhat more often than on average."""
-    rounds, fraction = config.rounds, config.fraction
-    return min(rounds, math.ceil(rounds * fraction + 2 * math.sqrt(rounds * fraction * (1 - fraction))))
-
-
 def noise_for(
     config: RunConfig, protection: SampleDP, num_photos: int, *, run_id: str = "", budget: Budget = NO_BUDGET
 ) -> float:
-    """The noise multiplier of a store.
+    """The noise multiplier of a store, which plans for every round: how often it is drawn is the server's secret.
 
     Args:
         config: the run's configuration.
@@ -135,7 +129,7 @@ def noise_for(
     one = released(config, num_photos, 1.0)
     return budget.noise_multiplier(
         run_id, target_epsilon=protection.target_epsilon or math.inf, delta=protection.delta,
-        sampling_rate=one.sampling_rate, steps=one.steps * planned_rounds(config),
+        sampling_rate=one.sampling_rate, steps=one.steps * config.rounds,
     )  # fmt: skip
 
 
@@ -175,8 +169,9 @@ def private(
     protection = protection_of(config)
     if not isinstance(protection, SampleDP):
         return trainer, None
-    problems = [*protection.problems(), *problems_with_configuration(config)]
-    problems.append(problem_with_model(config, trainer.bound_model))
+    problems = [
+        *protection.problems(), *problems_with_configuration(config), problem_with_model(config, trainer.bound_model),
+    ]  # fmt: skip
     if isinstance(trainer.run, OwnTraining):
         problems.append(f"--dp {config.dp} with a function for local training: its steps would have no noise")
     if found := [problem for problem in problems if problem]:

@@ -126,7 +126,7 @@ class PrivateTraining:
         return time.perf_counter() - started
 
     def _differentiate(self, local_run: LocalRun, normal: Normal) -> Tensor:
-        """Lines 3 to 6; returns zero for the loss: that of photos has no noise, and too large a one would be reported."""
+        """Lines 3 to 6; returns zero for the loss, which has no noise: one that is not finite would be reported."""
         import torch
 
         bound = local_run.bound

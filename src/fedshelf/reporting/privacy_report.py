@@ -4,12 +4,13 @@ A store's own ledger is the authority on what it released: the server cannot kno
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedshelf.core.errors import NOT_ALLOWED
 from fedshelf.core.events import ClientStatus, NoiseReported, Participation, RoundFinished, RoundVoid
+from fedshelf.core.text import some
 from fedshelf.privacy.accounting import Guarantee, SampledGaussian, Unit, compose
 from fedshelf.privacy.epsilon import renyi
 
@@ -67,7 +68,19 @@ def privacy_report(
     unit: Unit = "client" if "" in noise else "photo"
     found = {name: compose([released[name]], delta, unit=unit) for name in worst}
     client = max(found, key=lambda name: found[name].epsilon)
-    return PrivacyReport(guarantee=found[client], client=client, num_releases={name: counts[name] for name in released})
+    guarantee = found[client]
+    if unit == "photo":
+        guarantee = replace(
+            guarantee, assumptions=(*guarantee.assumptions, *_told(sorted(counts.keys() - noise.keys())))
+        )
+    return PrivacyReport(guarantee=guarantee, client=client, num_releases={name: counts[name] for name in released})
+
+
+def _told(silent: Sequence[str]) -> list[str]:
+    sentences = ["The noise is what each store reported. Only its own ledger shows what it released."]
+    if silent:
+        sentences.append(f"Not covered, because they reported no noise: {some(silent)}.")
+    return sentences
 
 
 def _has_released(member: Participation) -> bool:

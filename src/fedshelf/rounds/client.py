@@ -218,21 +218,21 @@ class Client:
 
     def _compare(self, work: Work, broadcast: Broadcast) -> Comparison:
         """Cache the comparison, which takes as long as all rounds, so that a restarted server gets the same reply."""
-        if self._compared is None or self._compared.key != broadcast.key:
-            try:
-                self._compared = compare(
-                    broadcast, self._states.commit_or_rollback(broadcast), trainer=work.local_trainer or work.trainer,
-                    personalization=work.personalization, model_selection=work.model_selection,
-                )  # fmt: skip
-            except FedShelfError as error:
-                if work.mechanism is None:
-                    raise
-                logger.warning("no model was chosen: %s", error)
-            if work.mechanism is not None:  # figures on photos would have no noise, nor would what went wrong
-                self._compared = Comparison(
-                    key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None
-                )
-        return self._compared
+        if self._compared is not None and self._compared.key == broadcast.key:
+            return self._compared
+        try:
+            told = compare(
+                broadcast, self._states.commit_or_rollback(broadcast), trainer=work.local_trainer or work.trainer,
+                personalization=work.personalization, model_selection=work.model_selection,
+            )  # fmt: skip
+        except FedShelfError as error:
+            if work.mechanism is None:
+                raise
+            logger.warning("no model was chosen: %s", error)
+        if work.mechanism is not None:  # figures on photos would have no noise, nor would what went wrong
+            told = Comparison(key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None)
+        self._compared = told
+        return told
 
 
 def _purpose(message: ServerMessage) -> str:

@@ -215,7 +215,13 @@ def _noise(connection: sqlite3.Connection) -> dict[str, NoiseReported]:
     records = connection.execute("SELECT record FROM events WHERE kind = 'noise_reported' ORDER BY id")
     fields = [json.loads(row["record"]) for row in records]
     reports = [NoiseReported(**{key: value for key, value in each.items() if key != "event"}) for each in fields]
-    return {report.client: report for report in reports}
+    # Of several, the one that protects least, because it is not known which releases had it.
+    return {report.client: report for report in sorted(reports, key=_loss)}
+
+
+def _loss(noise: NoiseReported) -> float:
+    """About how much a release with that noise tells."""
+    return noise.steps * (noise.sampling_rate / max(noise.noise_multiplier, 1e-9)) ** 2
 
 
 def _refused(connection: sqlite3.Connection) -> dict[str, str]:

@@ -174,7 +174,7 @@ class BoundModel:
             logits_BK = self.module(images_BCHW)
         finally:
             hook.remove()
-        # Values that are not finite are no reason: a server that makes the weights would learn of single photos from it.
+        # Values that are not finite are no reason: whoever makes the weights would learn of single photos from it.
         is_last = len(seen) == 1 and seen[0].dim() == 2
         if not is_last or not torch.allclose(head(seen[0]), logits_BK, atol=1e-3, equal_nan=True):
             raise ModelError(

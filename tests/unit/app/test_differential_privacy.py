@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fedshelf.app import run
-from fedshelf.app.differential_privacy import noise_for, noisy_mean_of, planned_rounds, released
+from fedshelf.app.differential_privacy import noise_for, noisy_mean_of, released
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
@@ -98,11 +98,6 @@ def test_a_store_calibrates_its_noise_to_its_photos() -> None:
         )
         assert 3.9 < compose([whole], protection.delta).epsilon <= 4.0
     assert noises[40] > noises[400]
-
-
-def test_a_store_plans_for_somewhat_more_rounds_than_it_is_drawn_for_on_average() -> None:
-    assert planned_rounds(RunConfig(rounds=30)) == 30
-    assert 15 < planned_rounds(RunConfig(rounds=30, fraction=0.5)) < 25
 
 
 def test_the_noise_at_the_server_follows_from_the_target() -> None:

@@ -74,3 +74,12 @@ def test_every_attempt_at_a_model_with_noise_at_the_server_counts() -> None:
     assert record["releases"] == [{"client": None, "releases": 3}]
     assert record["delta"] == DELTA
     assert record["assumptions"]
+
+
+def test_a_store_that_reported_no_noise_is_named() -> None:
+    report = privacy_report({"a": noise("a")}, [finished(1, a=COUNTED, b=COUNTED)], [], delta=DELTA)
+    assert report is not None
+    assert report.guarantee.assumptions[-1] == "Not covered, because they reported no noise: 'b'."
+    covered = privacy_report({"a": noise("a")}, [finished(1, a=COUNTED)], [], delta=DELTA)
+    assert covered is not None
+    assert covered.guarantee.assumptions[-1].startswith("The noise is what each store reported.")

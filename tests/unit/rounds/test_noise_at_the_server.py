@@ -10,7 +10,7 @@ from fedshelf.core.messages import Broadcast, Evaluation, Failure, Purpose, Serv
 from fedshelf.core.state import OpenRound
 from fedshelf.privacy.client_dp import NoisyMean
 from tests.fakes import Answer
-from tests.worlds import World
+from tests.worlds import Tamper, World
 
 NOISY = {"noisy_mean": NoisyMean(noise_multiplier=0.1, clip_norm=0.1)}
 
@@ -20,7 +20,7 @@ def destroyed_by_its_loss(message: ServerMessage, honest: Answer) -> Answer:
 
 
 def test_losses_without_noise_do_not_decide_about_a_round() -> None:
-    tampers = dict.fromkeys(("a", "b", "c"), destroyed_by_its_loss)
+    tampers: dict[str, Tamper] = dict.fromkeys(("a", "b", "c"), destroyed_by_its_loss)
     world = World(num_rounds=2, plan=NOISY, tampers=tampers)
     world.run()
     assert len(world.finished) == 2

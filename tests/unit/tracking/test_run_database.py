@@ -16,6 +16,7 @@ from fedshelf.core.events import (
     ClientJoined,
     ClientStatus,
     Event,
+    NoiseReported,
     Participation,
     RoundFinished,
     RoundStarted,
@@ -274,3 +275,10 @@ def test_a_newer_or_foreign_database_is_refused_by_writer_and_reader(run: RunDir
         RunDatabase(run.database)
     with pytest.raises(RunError, match="not a database"):
         run_summary(run.path)
+
+
+def test_of_several_noises_of_a_store_the_one_that_protects_least_stands(run: RunDirectory) -> None:
+    """A store that gets more photos, or a new ledger, adds other noise from then on."""
+    little = NoiseReported(client="lyon", noise_multiplier=0.5, sampling_rate=0.1, steps=10)
+    write(run, STARTED, little, NoiseReported(client="lyon", noise_multiplier=2.0, sampling_rate=0.05, steps=10))
+    assert run_summary(run.path).noise == {"lyon": little}
