@@ -10,8 +10,8 @@ Algorithm 1.
      4  b <- (sum_i ([‖u_i‖ <= C] - 1/2) + N(0, sigma_b²)) / m + 1/2    only with --clip-norm adaptive
      5  C <- C · exp(-eta · (b - gamma))
 
-Lines 3 and 4 together have the noise multiplier z' of the accounting: z = (z'^-2 - (2 sigma_b)^-2)^(-1/2). A store moves
-the sum of line 4 by 1/2; that of [‖u_i‖ <= C] alone, it would move by 1 (the proof of the paper's theorem 1).
+Lines 3 and 4 together have the noise multiplier z' of the accounting: z = (z'^-2 - (2 sigma_b)^-2)^(-1/2). A store
+moves the sum of line 4 by 1/2; that of [‖u_i‖ <= C] alone, it would move by 1 (the proof of the paper's theorem 1).
 
 Differs from the papers: sigma_b is m/20 as in the paper, but at least z', so that z exists for a small m; b is clamped
 to [0, 1], so that its noise cannot change the norm by orders of magnitude. The noise follows from a secret key of the

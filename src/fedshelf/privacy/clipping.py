@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedshelf.core.params import Layout
 
 CLIP_NORM = Setting(
-    key="clip_norm", gt=0, panel=PRIVACY,
+    key="clip_norm", panel=PRIVACY,
     help="Each client scales its upload down to this L2 norm before anything else happens to it (default: not at all). "
     "With --dp sample, the bound on the gradient of each photo instead (default: 1); with --dp client, the norm that "
     "the server scales uploads down to, or adaptive, which follows their norms (the default).",

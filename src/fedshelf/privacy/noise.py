@@ -3,9 +3,9 @@
 They come from AES-256 in counter mode under a key of the operating system's generator. The run's seed, which every
 client knows, plays no part. The key is the only state: whoever keeps it can draw the same numbers again.
 
-The Gaussian values are float64 (Box and Muller 1958), rounded to float32. Their low bits are not those of an ideal
-Gaussian (Mironov 2012, "On Significance of the Least Significant Bits for Differential Privacy"): a guarantee assumes
-that nobody exploits that.
+Gaussian values have a radius in float64 and an angle in float32 (Box and Muller 1958). Their low bits are not those of
+an ideal Gaussian (Mironov 2012, "On Significance of the Least Significant Bits for Differential Privacy"): a guarantee
+assumes that nobody exploits that.
 """
 
 import secrets
@@ -51,7 +51,7 @@ class SecretRandom:
         """Draw `count` values of a standard normal distribution, as float32 on the CPU."""
         half = -(-count // 2)
         radius = np.sqrt(-2 * np.log1p(-self.uniform(half)))  # of 1 - u, which is never zero
-        angle = 2 * np.pi * self.uniform(half)
+        angle = (2 * np.pi * self.uniform(half)).astype(np.float32)  # of which sine and cosine are far faster
         values = np.empty(2 * half, dtype=np.float32)
         values[:half], values[half:] = radius * np.cos(angle), radius * np.sin(angle)
         return torch.from_numpy(values[:count])
