@@ -1,6 +1,6 @@
 """Models on disk, published by a run or kept by a store, with everything needed to use and assess them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,14 @@ def save_global(
     Raises:
         RunError: a file cannot be written, for example on a full disk; the previous model stays intact.
     """
+    num_counted: int | None = sum(member.status == "counted" for member in record.clients)
+    if config.dp == "client":  # the card is published with the model, and what stores report has no noise
+        num_counted, record = None, replace(record, accuracy=None, train_loss=None, report=None)
     card = {
         **_card(config, bound, catalogue, run_id=run_id, round=record.round),
         "training": {
             **_training(config, record.round),
-            "clients_counted_last_round": sum(member.status == "counted" for member in record.clients),
+            "clients_counted_last_round": num_counted,
             "initial_weights": asdict(loaded) if loaded else None,
         },
         "metrics": {

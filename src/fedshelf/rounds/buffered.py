@@ -33,6 +33,7 @@ from fedshelf.rounds.dispatch import POLL_SECONDS, ClientReady
 from fedshelf.rounds.divergence import problem_with_step
 from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
+from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.validation import problem_with_evaluation, source_of
 from fedshelf.scheduling import cohort as cohorts
 
@@ -74,6 +75,7 @@ class BufferedRounds:
         self._membership = context.membership
         self._size, self._relative = algorithm.buffer_size, algorithm.relative_to_present
         self._buffer = UploadBuffer(spool=context.ports.spool, layout=context.model.layout, run_id=context.plan.run_id)
+        self._noise = ReportedNoise(context.ports.sink)
         self._tasks = TasksInFlight(context=context, model_at=self._model_at)
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
@@ -222,6 +224,8 @@ class BufferedRounds:
         """Validate an upload, and add it to the buffer if it is valid and not too stale."""
         name, key, most = reply.client, dispatched.broadcast.key, self._plan.max_staleness
         found, staleness = self._context.validator.validate(reply, key), self._buffer.staleness(key)
+        if not isinstance(found, Participation):
+            self._noise.note(name, found.upload.mechanism)
         if isinstance(found, Participation):
             record.waiting.add(name)  # otherwise it would be asked again at once, and fail again
             self._leave_out(record, name, found.status, found.reason, reply=reply)

@@ -19,7 +19,7 @@ from fedshelf.algorithms.aggregation import (
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.events import ClientRefused, ClientStatus, NoiseReported, Participation, UploadReceived
+from fedshelf.core.events import ClientRefused, ClientStatus, Participation, UploadReceived
 from fedshelf.core.messages import (
     CANDIDATES,
     PARAMS,
@@ -40,6 +40,7 @@ from fedshelf.privacy.noise import new_key
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
+from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.validation import counted, problem_with_evaluation, problem_with_scores, source_of, summed_scores
 from fedshelf.scheduling import cohort as cohorts
@@ -65,10 +66,10 @@ class RoundSteps:
         self._timer = context.timer
         self._most_live = context.plan.start_clients
         self._was_alone = False
-        self._noise: dict[str, Mechanism] = {}
+        self._noise = ReportedNoise(context.ports.sink)
         if (noisy := self._plan.noisy_mean) is not None:
             server = Mechanism(noise_multiplier=noisy.noise_multiplier, sampling_rate=self._plan.fraction, steps=1)
-            self._note_noise("", server)
+            self._noise.note("", server)
 
     def draw(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
@@ -206,21 +207,10 @@ class RoundSteps:
         found = self._validator.validate(reply, key, checked)
         if isinstance(found, Participation):
             return found, None
-        self._note_noise(name, found.upload.mechanism)
+        self._noise.note(name, found.upload.mechanism)
         upload = normalized(found.upload, share, num_trainable=self._layout.num_trainable)
         self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
         return counted(reply.client, upload), found.norm
-
-    def _note_noise(self, client: str, mechanism: Mechanism | None) -> None:
-        """Record the noise of a client's uploads, if it is another than before."""
-        if mechanism is not None and self._noise.get(client) != mechanism:
-            self._noise[client] = mechanism
-            self._ports.sink.emit(
-                NoiseReported(
-                    client=client, noise_multiplier=mechanism.noise_multiplier,
-                    sampling_rate=mechanism.sampling_rate, steps=mechanism.steps,
-                )
-            )  # fmt: skip
 
     def load(self, progress: RoundProgress, key: TaskKey) -> dict[str, Upload]:
         """Load the counted uploads from the spool, and bound the weights that they claim.

@@ -11,6 +11,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.privacy.accounting import SampledGaussian, compose
 from fedshelf.simulate.engine import simulate
 from fedshelf.storage.checkpoints import FileCheckpoints
+from fedshelf.storage.model_files import CARD
 from fedshelf.storage.run_directory import RunDirectory
 from fedshelf.tracking.queries import run_summary
 from tests.unit.data.samples import write_pack
@@ -65,6 +66,15 @@ def test_noise_in_the_stores_covers_every_upload_and_is_reported(given: dict[str
 
 
 @pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize("algorithm", ["fedasync", "fedbuff"])
+def test_noise_in_asynchronous_rounds_is_reported_too(algorithm: str) -> None:
+    directory = run("run", dp="sample", noise_multiplier=1.5, compare=False, algorithm=algorithm, rounds=4)
+    releases = {each["client"]: each["releases"] for each in shown(directory)["releases"]}
+    assert sum(releases.values()) >= 4
+    assert set(releases) == set(run_summary(directory.path).noise)
+
+
+@pytest.mark.usefixtures("stores")
 def test_noise_does_not_follow_from_the_seed() -> None:
     one, other = run("one", dp="sample", noise_multiplier=1.0), run("other", dp="sample", noise_multiplier=1.0)
     assert not torch.allclose(final(one), final(other), atol=1e-3)
@@ -79,6 +89,11 @@ def test_noise_at_the_server_covers_every_model_and_is_reported() -> None:
     assert privacy["unit"] == "client"
     assert privacy["releases"] == [{"client": None, "releases": 4}]
     assert not (directory.checkpoints / "open_round.json").exists()  # with the key of the last noise
+    card = json.loads((directory.model / CARD).read_text(encoding="utf-8"))  # published with the model
+    assert {name: value for name, value in card["metrics"].items() if value} == {
+        "central_accuracy": run_summary(directory.path).rounds[-1].central_accuracy
+    }
+    assert card["training"]["clients_counted_last_round"] is None
     again = run("again", dp="client", noise_multiplier=2.0, fraction=0.5, rounds=4)
     assert not torch.allclose(final(directory), final(again), atol=1e-4)
 
