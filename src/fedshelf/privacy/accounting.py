@@ -220,6 +220,7 @@ def _assumptions(releases: Sequence[SampledGaussian], delta: float, unit: Unit) 
         f"The unit of protection is {what}: ε compares the data with and without it (add or remove one).",
         f"Each {part}'s contribution is clipped, and the noise multiplier is the noise's standard deviation divided by "
         "the clip norm.",
+        f"The number of {part}s is known: noise, sampling rate and steps follow from it.",
         "The noise is new for each step, normally distributed, and cannot be predicted or learned by anyone.",
         "Only the listed releases are covered. Whatever else leaves the store needs a protection of its own.",
     ]
