@@ -34,7 +34,7 @@ def private_trainer(train: PhotoSet, clipping: Clipping) -> Trainer:
     bench = bound_model(group_norm(), replace(PLAIN, batch_size=BATCH))
     training = PrivateTraining(noise_multiplier=1e-9, clip_norm=CLIP, clipping=clipping, key=bytes(32))
     made = trainer("a", bench=bench, train=train)
-    return replace(made, run=training, draw=poisson, reports_loss=False)
+    return replace(made, run=training, draw=poisson, is_private=True)
 
 
 def upload_of(algorithm: Algorithm, train: PhotoSet, clipping: Clipping) -> Upload:
