@@ -71,4 +71,5 @@ def test_a_policy_that_requires_noise_refuses_a_run_without_it_and_one_that_came
     processes = [server, pair.client(first, "--policy", str(pair.root / "policy.toml")), pair.client(other)]
     assert [process.end() for process in processes] == [0, 0, 0], server.text()
     assert statuses(pair.show(run), 1) == {first: "refused", other: "counted"}
-    assert "left without noise (train). It counts for 365 days" in reason(pair.show(run), 1, first)
+    assert reason(pair.show(run), 1, first).endswith("its privacy budget is used up. The store's own log says more")
+    assert "left without noise (train), which counts for 365 days" in processes[1].text()

@@ -3,6 +3,7 @@
 Every release counts once it is intended, also if the server did not use it.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,8 @@ from fedshelf.core.text import counted
 from fedshelf.privacy.accounting import SampledGaussian, as_release, compose, noise_multiplier_for
 from fedshelf.privacy.base import DEFAULT_DELTA
 from fedshelf.privacy.ledger import Release
+
+logger = logging.getLogger(__name__)
 
 PERIOD = timedelta(days=365)
 _FROM_PHOTOS = frozenset({"upload", "evaluation", "comparison"})
@@ -49,9 +52,9 @@ class Budget:
         noised = self._noised()
         spent = math.inf if noised is None else compose([*noised, as_release(mechanism)], self._delta).epsilon
         if self._epsilon is not None and not spent <= self._epsilon:
-            raise PolicyError(
-                f"its privacy budget is used up: {counted(len(noised or ()), 'release')} of the last 365 days and this "
-                f"one would give an ε of {spent:.4g} at δ = {self._delta:g}, and epsilon = {self._epsilon:g}"
+            raise _refusal(
+                f"{counted(len(noised or ()), 'release')} of the last 365 days and this one would give an ε of "
+                f"{spent:.4g} at δ = {self._delta:g}, and epsilon = {self._epsilon:g}"
             )
         return spent
 
@@ -82,7 +85,7 @@ class Budget:
                 self._epsilon, self._delta, sampling_rate=sampling_rate, steps=steps, before=self._noised() or ()
             )
         except BudgetError as error:
-            raise PolicyError(f"its privacy budget is used up: {error}") from error
+            raise _refusal(str(error)) from error
         return max(needed, left)
 
     def _noised(self) -> list[SampledGaussian] | None:
@@ -98,10 +101,16 @@ class Budget:
             return [SampledGaussian.from_json(release.mechanism) for release in before]
         if self._epsilon is None:
             return None
-        raise PolicyError(
-            f"its privacy budget holds for no ε: entry {bare.number} of this store's ledger, of {bare.time[:10]}, left "
-            f"without noise ({bare.purpose}). It counts for 365 days"
+        raise _refusal(
+            f"entry {bare.number} of this store's ledger, of {bare.time[:10]}, left without noise ({bare.purpose}), "
+            "which counts for 365 days"
         )
+
+
+def _refusal(why: str) -> PolicyError:
+    """The error that a server sees, which does not tell what the store did for others; logs why for the store."""
+    logger.warning("the privacy budget is used up: %s", why)
+    return PolicyError("its privacy budget is used up. The store's own log says more")
 
 
 NO_BUDGET = Budget(tuple)

@@ -221,7 +221,9 @@ class Trainer:
         except (RuntimeError, ValueError) as error:
             if lacks_memory(error):
                 raise TrainingError(
-                    f"no memory for a batch of {local_run.size}: lower --batch-size ({error})"
+                    "no memory for a batch: lower --batch-size"
+                    if self.is_private  # how many photos were drawn is a secret
+                    else f"no memory for a batch of {local_run.size}: lower --batch-size ({error})"
                 ) from error
             if self.bound_model.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise TrainingError(

@@ -58,7 +58,7 @@ def test_no_noise_is_no_number_in_json_and_infinite_in_the_text(capsys: pytest.C
         (["--noise-multiplier", "many", *STEPS], "--noise-multiplier many: not a number"),
         (["--noise-multiplier", "1", "--steps", "0", "--delta", "1e-5"], "steps 0: must be a whole number from 1"),
         (["--noise-multiplier", "1", "--steps", "9", "--delta", "1"], "delta 1.0: must be a number between 0 and 1"),
-        (["--noise-multiplier", "1", "--steps", "9"], "--delta NUMBER is missing"),
+        (["--noise-multiplier", "1", "--steps", "9"], "missing flag --delta NUMBER"),
         (["--target-epsilon", "-8", *STEPS], "target epsilon -8.0: must be a number between 0 and 500"),
         (["--target-epsilon", "8", *STEPS, "--sampling-rate", "0"], "sampling rate 0: no photo takes part"),
         (["--target-epsilon", "8", *STEPS, "--sampling-rate", "2"], "sampling rate 2.0: must be a number from 0 to 1"),

@@ -53,18 +53,20 @@ def test_names_and_counts_cost_nothing() -> None:
     ) == pytest.approx(epsilon_of(NOISE))
 
 
-def test_it_stops_before_it_is_exceeded() -> None:
+def test_it_stops_before_it_is_exceeded(caplog: pytest.LogCaptureFixture) -> None:
     limit = epsilon_of(NOISE, NOISE)
     assert budget(release(), epsilon=limit + 1e-6).spent_with(NOISE) <= limit + 1e-6
-    with pytest.raises(PolicyError, match=r"its privacy budget is used up: 2 releases of the last 365 days and this"):
+    with pytest.raises(PolicyError, match=r"its privacy budget is used up\. The store's own log says more$"):
         budget(release(), release(), epsilon=limit + 1e-6).spent_with(NOISE)
+    assert "2 releases of the last 365 days and this one would give an ε of" in caplog.text
 
 
-def test_a_release_without_noise_ends_every_guarantee_for_a_year() -> None:
+def test_a_release_without_noise_ends_every_guarantee_for_a_year(caplog: pytest.LogCaptureFixture) -> None:
     bare = release(None, kind="evaluation", purpose="evaluate", time="2026-01-02T10:00:00.000Z")
     assert budget(bare).spent_with(NOISE) == math.inf
-    with pytest.raises(PolicyError, match=r"entry 7 of this store's ledger, of 2026-01-02, left without noise"):
+    with pytest.raises(PolicyError, match="its privacy budget is used up"):
         budget(bare, epsilon=100.0).spent_with(NOISE)
+    assert "entry 7 of this store's ledger, of 2026-01-02, left without noise (evaluate)" in caplog.text
 
 
 def test_what_left_more_than_a_year_ago_no_longer_counts() -> None:
