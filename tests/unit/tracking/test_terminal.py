@@ -84,11 +84,11 @@ def test_log_records_are_lines_with_their_level(capsys: pytest.CaptureFixture[st
     except ValueError:
         log.exception("cannot answer")
     log.critical("the end\nof a product's name")
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line.rstrip() for line in capsys.readouterr().err.splitlines()]  # blanks at the end: depends on rich
     assert lines[0] == "waiting for 2 clients"
-    assert lines[1] == r"warning: skipping 'a\x1b[2Jb' [bold]" + "word " * 60
+    assert lines[1] == r"warning: skipping 'a\x1b[2Jb' [bold]" + "word " * 59 + "word"
     assert lines[2:4] == ["error: cannot answer", "  Traceback (most recent call last):"]
-    assert lines[-2:] == [f"  ValueError: {'x ' * 100}", r"error: the end\x0aof a product's name"]
+    assert lines[-2:] == [f"  ValueError: {'x ' * 99}x", r"error: the end\x0aof a product's name"]
 
 
 @pytest.mark.parametrize(
