@@ -22,7 +22,7 @@ from fedshelf.core.stages import Stage
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
-from fedshelf.privacy.base import Protection
+from fedshelf.privacy.base import Noise, Protection
 from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.registry import STAGES
@@ -146,7 +146,9 @@ def offer_of(config: RunConfig) -> ProtectionOffer:
     """What the run does to updates before they leave a store."""
     protection = protection_of(config)
     return (
-        ProtectionOffer(kind="sample-dp", delta=protection.delta) if protection.unit == "photo" else ProtectionOffer()
+        ProtectionOffer(kind="sample-dp", delta=protection.delta)
+        if isinstance(protection, Noise) and protection.unit == "photo"
+        else ProtectionOffer()
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from fedshelf.core.settings import PRIVACY, Setting
 
@@ -26,12 +26,10 @@ class Protection:
     """Differential privacy of a run. By default, there is none.
 
     Attributes:
-        delta: delta of the whole run.
         unit: what the guarantee is about: one photo of a store, or all that one store sends.
     """
 
     unit: ClassVar[Unit | None] = None
-    delta: float = DEFAULT_DELTA
 
     def problems(self) -> list[str]:
         """What is contradictory in the settings, each with its remedy."""
@@ -41,9 +39,25 @@ class Protection:
 NONE = Protection()
 
 
-def problems_with_noise(dp: str, noise_multiplier: float | None, target_epsilon: float | None) -> list[str]:
-    """What is wrong if not exactly one of the two is given."""
-    if (noise_multiplier is None) != (target_epsilon is None):
-        return []
-    both = "" if noise_multiplier is None else ", not both"
-    return [f"--dp {dp} needs --target-epsilon or --noise-multiplier{both}"]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noise(Protection):
+    """Differential privacy by Gaussian noise.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm.
+        target_epsilon: epsilon of the whole run.
+        delta: delta of the whole run.
+        name: its name, for messages.
+    """
+
+    noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
+    target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
+    delta: Annotated[float, DELTA] = DEFAULT_DELTA
+    name: ClassVar[str]
+
+    def problems(self) -> list[str]:
+        """What is contradictory in the settings: exactly one of noise and target is given."""
+        if (self.noise_multiplier is None) != (self.target_epsilon is None):
+            return []
+        both = "" if self.noise_multiplier is None else ", not both"
+        return [f"--dp {self.name} needs --target-epsilon or --noise-multiplier{both}"]

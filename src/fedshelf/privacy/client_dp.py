@@ -31,15 +31,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from fedshelf.core.settings import PRIVACY, Scope, Setting
-from fedshelf.privacy.base import (
-    DEFAULT_DELTA,
-    DELTA,
-    NOISE_MULTIPLIER,
-    TARGET_EPSILON,
-    Protection,
-    Unit,
-    problems_with_noise,
-)
+from fedshelf.privacy.base import Noise, Unit
 from fedshelf.privacy.clipping import ADAPTIVE, CLIP_NORM, ClipNorm
 
 if TYPE_CHECKING:
@@ -51,31 +43,22 @@ SHARE_OF_COHORT = 1 / 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClientDP(Protection):
+class ClientDP(Noise):
     """Differential privacy for each store.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm (z').
-        target_epsilon: epsilon of the whole run.
-        delta: delta of the whole run.
         clip_norm: bound on the norm of an upload (C); adaptive: follows a quantile of the norms.
         clip_quantile: the share of uploads that is not clipped (gamma).
         clip_rate: how fast an adaptive norm changes (eta).
     """
 
-    noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
-    target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
-    delta: Annotated[float, DELTA] = DEFAULT_DELTA
     clip_norm: Annotated[ClipNorm, CLIP_NORM] = ADAPTIVE
     clip_quantile: Annotated[float, Setting(key="clip_quantile", gt=0, lt=1, panel=PRIVACY, scope=Scope.SERVER,
         help="Share of uploads that --clip-norm adaptive leaves unclipped.")] = 0.5  # fmt: skip
     clip_rate: Annotated[float, Setting(key="clip_rate", gt=0, panel=PRIVACY, scope=Scope.SERVER,
         help="How fast --clip-norm adaptive changes the norm.")] = 0.2  # fmt: skip
+    name: ClassVar[str] = "client"
     unit: ClassVar[Unit | None] = "client"
-
-    def problems(self) -> list[str]:
-        """What is contradictory in the settings."""
-        return problems_with_noise("client", self.noise_multiplier, self.target_epsilon)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,15 +32,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from fedshelf.core.settings import PRIVACY, Setting
-from fedshelf.privacy.base import (
-    DEFAULT_DELTA,
-    DELTA,
-    NOISE_MULTIPLIER,
-    TARGET_EPSILON,
-    Protection,
-    Unit,
-    problems_with_noise,
-)
+from fedshelf.privacy.base import Noise, Unit
 from fedshelf.privacy.clipping import CLIP_NORM, problems_with_norm
 
 if TYPE_CHECKING:
@@ -61,30 +53,25 @@ MEMORY = 1 << 28  # bytes of the gradients that are held at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleDP(Protection):
+class SampleDP(Noise):
     """Differential privacy for each photo, by noise in the store's own training.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise, as a multiple of the clip norm (sigma).
-        target_epsilon: epsilon of the whole run.
-        delta: delta of the whole run.
         clip_norm: bound on the gradient of a photo (C).
         clipping: how the bound is kept.
     """
 
-    noise_multiplier: Annotated[float | None, NOISE_MULTIPLIER] = None
-    target_epsilon: Annotated[float | None, TARGET_EPSILON] = None
-    delta: Annotated[float, DELTA] = DEFAULT_DELTA
     clip_norm: Annotated[float, CLIP_NORM] = 1.0
     clipping: Annotated[Clipping, Setting(key="clipping", panel=PRIVACY, help="How the gradient of each photo is "
         "bounded: as a whole (flat), layer by layer, or by scaling all to about the norm "
         "(automatic).")] = "flat"  # fmt: skip
+    name: ClassVar[str] = "sample"
     unit: ClassVar[Unit | None] = "photo"
 
     def problems(self) -> list[str]:
         """What is contradictory in the settings."""
         return [
-            *problems_with_noise("sample", self.noise_multiplier, self.target_epsilon),
+            *Noise.problems(self),
             *(problems_with_norm(self.clip_norm) or _problems_with_size(self.clip_norm)),
         ]
 
