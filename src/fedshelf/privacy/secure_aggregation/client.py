@@ -1,0 +1,233 @@
+"""The client's half of a round: stages A to E in order, each once.
+
+A message that repeats one before, byte for byte, gets the same reply: a server that was restarted may have lost it.
+Any other message of a stage that is over is refused, and so is one whose stage has not begun.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.text import counted, some
+from fedshelf.identity.keys import KeyPair
+from fedshelf.privacy.secure_aggregation import masks
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext, threshold_among, threshold_of
+from fedshelf.privacy.secure_aggregation.graph import Graph
+from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster, advertise
+from fedshelf.privacy.secure_aggregation.masking import MaskedUpload, binding, check_sizes, own_mask, pair_masks
+from fedshelf.privacy.secure_aggregation.opening import (
+    Opening,
+    OpeningStore,
+    RevealedShares,
+    Signatures,
+    check_opening,
+)
+from fedshelf.privacy.secure_aggregation.shares import (
+    HeldShares,
+    SealedShares,
+    SealedSharesDelivery,
+    deal,
+    seal,
+    unseal,
+)
+from fedshelf.privacy.secure_aggregation.survivors import Survivors, SurvivorsSignature, content
+
+Message = TypeVar("Message")
+Answer = TypeVar("Answer")
+
+
+class _Stage(IntEnum):
+    KEYS = 0
+    ROSTER = 1
+    DELIVERY = 2
+    UPLOAD = 3
+    SURVIVORS = 4
+    SIGNATURES = 5
+
+
+class ClientRound:
+    """One member's part in one attempt at a round. Its secrets are in memory only, and end with it.
+
+    Args:
+        member: the member's name.
+        context: the round, which the caller has compared with what it knows (`RoundContext.check`).
+        openings: the member's record of the sums that it helps to open.
+        identity: signs; None: nothing is signed.
+        identities: all stores' identity keys; None: the server is believed to name real stores.
+        min_cohort: in how many members two sums over one model differ at least.
+
+    Attributes:
+        advertisement: stage A's reply.
+        unreadable: members whose shares for this one could not be opened.
+    """
+
+    advertisement: KeyAdvertisement
+    unreadable: tuple[str, ...] = ()
+
+    def __init__(
+        self, member: str, context: RoundContext, *, openings: OpeningStore, identity: KeyPair | None = None,
+        identities: Identities | None = None, min_cohort: int = LEAST_MEMBERS,
+    ) -> None:  # fmt: skip
+        self._member = member
+        self._context = context
+        self._openings = openings
+        self._identity = identity
+        self._identities = identities
+        self._min_cohort = min_cohort
+        self._secrets, self.advertisement = advertise(member, context, identity)
+        self._done: dict[_Stage, tuple[Any, Any]] = {_Stage.KEYS: (context, self.advertisement)}
+        self._held: dict[str, HeldShares] = {}
+
+    def deal(self, roster: RoundRoster) -> SealedShares:
+        """Stage B: share the secrets among the neighbors.
+
+        Raises:
+            RefusedError: the roster is not one of this round, or has too few members.
+        """
+        return self._once(_Stage.ROSTER, roster, self._deal)
+
+    def receive(self, delivery: SealedSharesDelivery) -> None:
+        """Stage C, before training: take the neighbors' shares.
+
+        Raises:
+            RefusedError: too few members have dealt shares, or the delivery is not one of this round.
+        """
+        self._once(_Stage.DELIVERY, delivery, self._receive)
+
+    def mask(self, vectors: Sequence[masks.Integers], model: str) -> MaskedUpload:
+        """Stage C: mask an upload, once. The caller keeps it to send it again.
+
+        Args:
+            vectors: integers of the context's sizes; masked in place.
+            model: digest of the model that they were trained from.
+
+        Raises:
+            RefusedError: the model or the sizes are not those of this round, or an upload was masked before.
+        """
+        if model != self._context.model:
+            raise RefusedError("the model to train is not the one that this round's keys were made for")
+        check_sizes(vectors, self._context.sizes)
+        if _Stage.UPLOAD in self._done:
+            raise RefusedError("an upload of this round is masked already: two under the same masks would be readable")
+        self._in_order(_Stage.UPLOAD)
+        self._done[_Stage.UPLOAD] = (None, None)
+        dealers = {name: self._public[name] for name in self._held if name != self._member}
+        own = self._secrets
+        mine = own_mask(self._member, own.seed, self._bound)
+        masks.apply(vectors, [mine, *pair_masks(self._member, own.mask_key, dealers, self._bound)])
+        del self._secrets  # the shares that others hold are all that is left of them
+        return MaskedUpload(member=self._member, roster=self._roster, vectors=tuple(vectors))
+
+    def confirm(self, survivors: Survivors) -> SurvivorsSignature:
+        """Stage D: sign the survivors.
+
+        Raises:
+            RefusedError: they are not possible in this round, or a rule does not allow their sum.
+        """
+        return self._once(_Stage.SURVIVORS, survivors, self._confirm)
+
+    def reveal(self, signatures: Signatures) -> RevealedShares:
+        """Stage E: reveal one share of each neighbor, after the sum is recorded durably.
+
+        Raises:
+            RefusedError: too few members have signed the same survivors, or a rule does not allow their sum.
+        """
+        return self._once(_Stage.SIGNATURES, signatures, self._reveal)
+
+    def _once(self, stage: _Stage, message: Message, work: Callable[[Message], Answer]) -> Answer:
+        if stage in self._done:
+            before, reply = self._done[stage]
+            if message != before:
+                raise RefusedError(f"a second, different message of stage '{stage.name.lower()}' in one round")
+            return reply  # type: ignore[no-any-return]  # of this stage
+        self._in_order(stage)
+        reply = work(message)
+        self._done[stage] = (message, reply)
+        return reply
+
+    def _in_order(self, stage: _Stage) -> None:
+        missing = [one.name.lower() for one in _Stage if one < stage and one not in self._done]
+        if missing:
+            raise RefusedError(f"stage '{stage.name.lower()}' is out of order: '{missing[0]}' comes before it")
+
+    def _check_roster(self, roster: bytes) -> None:
+        if roster != self._roster:
+            raise RefusedError("the message belongs to another round, attempt or roster")
+
+    def _deal(self, roster: RoundRoster) -> SealedShares:
+        roster.check(self._context.digest, self._identities)  # line 1
+        if self.advertisement not in roster.advertisements:
+            raise RefusedError("the roster of the round does not have the keys that this store has shown")
+        members = roster.members
+        self._threshold = threshold_of(len(members), self._context.threshold)
+        self._roster = roster.digest
+        self._graph = Graph.of(members, self._roster)
+        neighbors = self._graph.neighbors(self._member)
+        holders = sorted([*neighbors, self._member])  # line 2
+        self._public = {shown.member: shown.mask_key for shown in roster.advertisements}
+        self._sealing = {shown.member: shown.seal_key for shown in roster.advertisements}
+        needed = threshold_among(len(holders), self._threshold, len(members))
+        points = {name: members.index(name) + 1 for name in holders}
+        dealt = deal(self._secrets, points, needed)  # line 3
+        self._held = {self._member: dealt.pop(self._member)}
+        self._seal_key = self._secrets.seal_key
+        sealed = {
+            peer: seal(shares, self._seal_key, self._sealing[peer], (self._member, peer), self._roster)  # line 4
+            for peer, shares in dealt.items()
+        }
+        return SealedShares(member=self._member, roster=self._roster, sealed=sealed)
+
+    def _receive(self, delivery: SealedSharesDelivery) -> None:
+        self._check_roster(delivery.roster)
+        dealers = delivery.dealers
+        if list(dealers) != sorted(set(dealers) & self._public.keys()) or self._member not in dealers:
+            raise RefusedError("the stores that have dealt shares are not sorted members of the round with this store")
+        if len(dealers) < self._threshold:
+            raise RefusedError(
+                f"{counted(len(dealers), 'store')} dealt shares, and the threshold is {self._threshold}"
+            )  # fmt: skip
+        near = set(self._graph.neighbors(self._member)) & set(dealers)
+        if delivery.sealed.keys() != near:
+            raise RefusedError("the shares are not those of all neighbors that have dealt some")
+        opened = {
+            peer: unseal(
+                delivery.sealed[peer], self._seal_key, self._sealing[peer], (peer, self._member), self._roster
+            )
+            for peer in sorted(near)
+        }  # fmt: skip
+        self._dealers = dealers
+        self._bound = binding(self._context, self._roster, dealers)
+        self.unreadable = tuple(peer for peer, shares in opened.items() if shares is None)
+        self._held |= {peer: shares for peer, shares in opened.items() if shares is not None}
+
+    def _confirm(self, survivors: Survivors) -> SurvivorsSignature:
+        self._check_roster(survivors.roster)
+        members = survivors.members
+        if list(members) != sorted(set(members) & set(self._dealers)):  # line 1
+            raise RefusedError("the survivors are not sorted stores that have dealt shares in this round")
+        if self._member not in members:
+            raise RefusedError("the survivors do not have this store: its upload did not count")
+        if len(members) < self._threshold:
+            raise RefusedError(f"{counted(len(members), 'store')} survived, and the threshold is {self._threshold}")
+        if not self._graph.is_connected(members):
+            raise RefusedError(f"the survivors {some(members)} fall into parts, whose sums could be told apart")
+        self._opening = Opening(
+            key=self._context.key, model=self._context.model, bound=self._bound.hex(), members=frozenset(members)
+        )
+        check_opening(self._opening, self._openings.known(), min_cohort=self._min_cohort)
+        self._signed = content(self._bound, members)
+        signature = b"" if self._identity is None else self._identity.sign(self._signed)  # line 2
+        return SurvivorsSignature(member=self._member, roster=self._roster, signature=signature)
+
+    def _reveal(self, signatures: Signatures) -> RevealedShares:
+        self._check_roster(signatures.roster)
+        survivors = self._opening.members
+        signatures.check(self._signed, survivors, self._threshold, self._identities)  # line 1
+        known = list(self._openings.known())
+        check_opening(self._opening, known, min_cohort=self._min_cohort)  # line 2
+        if self._opening not in known:
+            self._openings.record(self._opening)
+        seeds = {name: shares.seed for name, shares in self._held.items() if name in survivors}  # line 3
+        keys = {name: shares.mask_key for name, shares in self._held.items() if name not in survivors}
+        return RevealedShares(member=self._member, roster=self._roster, seeds=seeds, mask_keys=keys)

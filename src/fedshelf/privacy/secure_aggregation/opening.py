@@ -1,0 +1,169 @@
+"""Stage E: the members reveal what the masks of the sum consist of, and the server takes them out.
+
+    server -> client   Signatures of the survivors
+    client: 1  check that the threshold of survivors has signed the same set
+            2  check the rules below against the sums that it has opened before, and record this one durably
+            3  for each member u whose shares it holds: its share of b_u if u survived, else that of m_u; never both
+    client -> server   RevealedShares(member, {survivor: share of b}, {dropout: share of m})
+    server: 4  b_u <- combine, for each survivor u;  m_v <- combine, for each dealer v that dropped out
+            5  check b_u against h_u, and m_v against M_v; restore from other shares if they do not fit
+            6  sum x_u <- sum y_u - sum_u PRG(HKDF(b_u)) - sum_v (masks between v and the survivors)
+
+Rules, enforced by each member:
+    * One attempt at a round has one set of survivors, for one roster and one set of dealers.
+    * For one model, two sets are equal or differ in at least the minimum cohort: training is deterministic, so the sums
+      over S and over S without i differ by exactly what i sent.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.messages import TaskKey
+from fedshelf.core.text import counted
+from fedshelf.privacy.secure_aggregation import shamir
+from fedshelf.privacy.secure_aggregation.keys import Identities
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signatures:
+    """Who has signed the survivors.
+
+    Attributes:
+        roster: digest of the round's roster.
+        signatures: by member.
+    """
+
+    roster: bytes
+    signatures: Mapping[str, bytes]
+
+    def check(self, signed: bytes, survivors: Iterable[str], threshold: int, identities: Identities | None) -> None:
+        """Line 1.
+
+        Args:
+            signed: from `survivors.content`.
+            survivors: the set that this member has signed.
+            threshold: how many signatures are needed.
+            identities: identity keys; None: nothing is signed, and the server is believed.
+
+        Raises:
+            RefusedError: too few have signed this set.
+        """
+        valid = [
+            name
+            for name in set(survivors) & self.signatures.keys()
+            if identities is None
+            or (name in identities and identities[name].verifies(self.signatures[name], signed))
+        ]  # fmt: skip
+        if len(valid) < threshold:
+            raise RefusedError(
+                f"{counted(len(valid), 'store')} confirmed these survivors, and the threshold is {threshold}: nothing is "
+                "revealed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RevealedShares:
+    """A holder's shares. Of no member both kinds.
+
+    Attributes:
+        member: the holder.
+        roster: digest of the round's roster.
+        seeds: by survivor, the share of b.
+        mask_keys: by dropout, the share of m.
+    """
+
+    member: str
+    roster: bytes
+    seeds: Mapping[str, bytes] = field(repr=False)
+    mask_keys: Mapping[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opening:
+    """A sum that a member helps to open.
+
+    Attributes:
+        key: the run, round and attempt.
+        model: digest of the model that was trained.
+        bound: what the masks are bound to (`masking.binding`), in hexadecimal digits.
+        members: whose uploads are in the sum.
+    """
+
+    key: TaskKey
+    model: str
+    bound: str
+    members: frozenset[str]
+
+
+class OpeningStore(Protocol):
+    """A member's durable record of the sums that it helps to open."""
+
+    def known(self) -> Iterable[Opening]:
+        """All that were recorded."""
+
+    def record(self, opening: Opening) -> None:
+        """Record one. It is durable when this returns."""
+
+
+def check_opening(wanted: Opening, known: Iterable[Opening], *, min_cohort: int) -> None:
+    """Line 2: the rules.
+
+    Args:
+        wanted: the sum to open.
+        known: those that were opened before.
+        min_cohort: in how many members two sums over one model differ at least.
+
+    Raises:
+        RefusedError: a rule does not allow it.
+    """
+    for other in known:
+        if other.key == wanted.key and other != wanted:
+            raise RefusedError(
+                f"another set of stores was confirmed for round {wanted.key.round}, attempt {wanted.key.attempt}: a "
+                "second sum of the same round would reveal what they differ by"
+            )
+        difference = len(other.members ^ wanted.members)
+        if other.model == wanted.model and 0 < difference < min_cohort:
+            raise RefusedError(
+                f"the survivors differ by {counted(difference, 'store')} from those of a sum over the same model "
+                f"(round {other.key.round}, attempt {other.key.attempt}): two such sums reveal what so few stores "
+                f"sent, and the minimum is {min_cohort}"
+            )
+
+
+def restore(shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes], bool], *, whose: str) -> bytes:
+    """Lines 4 and 5. Runs of shares on the ring of points are tried, which gets around one wrong share.
+
+    Args:
+        shares: by point.
+        threshold: how many restore the secret.
+        fits: whether the secret is right.
+        whose: the member, for messages.
+
+    Raises:
+        RefusedError: there are too few shares, or too many wrong ones.
+    """
+    points = sorted(shares)
+    if len(points) < threshold:
+        raise RefusedError(f"{len(points)} shares of the secret of '{whose}' have arrived, and {threshold} restore it")
+    for start in range(len(points) if len(points) > threshold else 1):
+        used = (points[start:] + points[:start])[:threshold]
+        secret = shamir.combine({point: shares[point] for point in used})
+        if secret is not None and fits(secret):
+            return secret
+    raise RefusedError(f"the shares of the secret of '{whose}' do not restore it: a store has sent wrong ones")
+
+
+def fits_commitment(commitment: bytes) -> Callable[[bytes], bool]:
+    """Whether a seed b is that of h."""
+    return lambda secret: hashlib.sha256(secret).digest() == commitment
+
+
+def fits_public(public: bytes) -> Callable[[bytes], bool]:
+    """Whether a private key m is that of M."""
+    return lambda secret: X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == public
