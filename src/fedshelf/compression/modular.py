@@ -9,8 +9,10 @@ Autotuned Communication-Efficient Secure Aggregation" (quantized inputs to it).
     decode a code, or a sum of up to m codes mod 2^BITS:
     4  x̂_i <- q_i · RANGE / L,  q_i read as a signed integer
 
-Text: ``modular:BITS:RANGE``, or ``modular:BITS:RANGE:SUMMANDS`` for m other than 64. Since |q_i| <= L, m codes sum to
-at most 2^(BITS-1) - 1: the sum never wraps past its sign. Values inside ±RANGE are unbiased; those outside are clipped.
+Text: ``modular:BITS``, ``modular:BITS:RANGE``, or ``modular:BITS:RANGE:SUMMANDS`` for m other than 64. Without a RANGE
+(or with 0), it is 1 for a vector on its own, and for all of an upload it follows from the layout (`upload_grid`). Since
+|q_i| <= L, m codes sum to at most 2^(BITS-1) - 1: the sum never wraps past its sign. Values inside ±RANGE are unbiased;
+those outside are clipped.
 
 Differs from the papers: BITS is 8, 16 or 32, a machine integer, which adds modulo 2^BITS natively; rounding is
 stochastic; there is no rotation before it; the range covers the largest possible sum, where the second paper saves bits
@@ -31,6 +33,7 @@ from fedshelf.core.settings import Setting
 
 TYPES = {8: torch.int8, 16: torch.int16, 32: torch.int32}
 DEFAULT_SUMMANDS = 64
+DEFAULT_RANGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +42,19 @@ class Modular:
 
     Attributes:
         bits: bits per value.
-        range: largest magnitude of a value.
+        range: largest magnitude of a value; 0: from the layout.
         summands: number of codes that can be added.
     """
 
     bits: Annotated[int, Setting(key="BITS", help="8, 16 or 32")]
-    range: Annotated[float, Setting(key="RANGE", help="the largest value", ge=1 / MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
+    range: Annotated[float, Setting(key="RANGE", help="the largest value", ge=0, le=MAX_MAGNITUDE)] = 0.0
     summands: Annotated[int, Setting(key="SUMMANDS", help="codes that can be added", ge=1)] = DEFAULT_SUMMANDS
 
     def __post_init__(self) -> None:
         if self.bits not in TYPES:
             raise ValueError(f"there are no integers of {self.bits} bits: choose 8, 16 or 32")
+        if 0 < self.range < 1 / MAX_MAGNITUDE:
+            raise ValueError(f"RANGE = {self.range!r} is not at least {1 / MAX_MAGNITUDE:.3g}, nor 0 for the layout's")
         if self.levels < 1:
             most = 2 ** (self.bits - 1) - 1
             raise ValueError(f"{self.bits} bits have no room for {self.summands} summands: choose from 1 to {most}")
@@ -57,7 +62,8 @@ class Modular:
     @property
     def text(self) -> str:
         room = "" if self.summands == DEFAULT_SUMMANDS else f":{self.summands}"
-        return f"modular:{self.bits}:{self.range!r}{room}"
+        bound = f":{self.range!r}" if self.range else ":0" if room else ""
+        return f"modular:{self.bits}{bound}{room}"
 
     @property
     def levels(self) -> int:
@@ -67,7 +73,11 @@ class Modular:
     @property
     def step(self) -> float:
         """The value of a difference of one in a code."""
-        return self.range / self.levels
+        return self._range / self.levels
+
+    @property
+    def _range(self) -> float:
+        return self.range or DEFAULT_RANGE
 
     @property
     def properties(self) -> Properties:
@@ -83,8 +93,8 @@ class Modular:
             chunk = values[start : start + CHUNK].astype(
                 np.float64
             )  # float32 lacks the precision for 31 bits of levels
-            np.clip(chunk, -self.range, self.range, out=chunk)  # line 1
-            chunk *= self.levels / self.range
+            np.clip(chunk, -self._range, self._range, out=chunk)  # line 1
+            chunk *= self.levels / self._range
             dither.fill(noise[: -(-chunk.size // 4) * 4])
             chunk += noise[: chunk.size]
             codes[start : start + CHUNK] = np.floor(chunk, out=chunk)  # lines 2 and 3

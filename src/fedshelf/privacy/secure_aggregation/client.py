@@ -112,10 +112,9 @@ class ClientRound:
             raise RefusedError("an upload of this round is masked already: two under the same masks would be readable")
         self._in_order(_Stage.UPLOAD)
         self._done[_Stage.UPLOAD] = (None, None)
-        dealers = {name: self._public[name] for name in self._held if name != self._member}
-        own = self._secrets
+        own, peers = self._secrets, {name: self._public[name] for name in self._near}
         mine = own_mask(self._member, own.seed, self._bound)
-        masks.apply(vectors, [mine, *pair_masks(self._member, own.mask_key, dealers, self._bound)])
+        masks.apply(vectors, [mine, *pair_masks(self._member, own.mask_key, peers, self._bound)])
         del self._secrets  # the shares that others hold are all that is left of them
         return MaskedUpload(member=self._member, roster=self._roster, vectors=tuple(vectors))
 
@@ -187,16 +186,16 @@ class ClientRound:
             raise RefusedError(
                 f"{counted(len(dealers), 'store')} dealt shares, and the threshold is {self._threshold}"
             )  # fmt: skip
-        near = set(self._graph.neighbors(self._member)) & set(dealers)
-        if delivery.sealed.keys() != near:
+        near = sorted(set(self._graph.neighbors(self._member)) & set(dealers))
+        if sorted(delivery.sealed) != near:
             raise RefusedError("the shares are not those of all neighbors that have dealt some")
         opened = {
             peer: unseal(
                 delivery.sealed[peer], self._seal_key, self._sealing[peer], (peer, self._member), self._roster
             )
-            for peer in sorted(near)
+            for peer in near
         }  # fmt: skip
-        self._dealers = dealers
+        self._dealers, self._near = dealers, near
         self._bound = binding(self._context, self._roster, dealers)
         self.unreadable = tuple(peer for peer, shares in opened.items() if shares is None)
         self._held |= {peer: shares for peer, shares in opened.items() if shares is not None}

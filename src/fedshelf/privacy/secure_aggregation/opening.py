@@ -61,8 +61,8 @@ class Signatures:
         ]  # fmt: skip
         if len(valid) < threshold:
             raise RefusedError(
-                f"{counted(len(valid), 'store')} confirmed these survivors, and the threshold is {threshold}: nothing is "
-                "revealed"
+                f"{counted(len(valid), 'store')} confirmed these survivors, and the threshold is {threshold}: "
+                "this store reveals nothing"
             )
 
 
