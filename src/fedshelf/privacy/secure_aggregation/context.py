@@ -84,8 +84,8 @@ def threshold_of(num_members: int, asked: int | None) -> int:
 
 
 def threshold_among(num_holders: int, threshold: int, num_members: int) -> int:
-    """How many of a secret's shares restore it: the same part of its holders as the threshold is of the members."""
-    return -(-num_holders * threshold // num_members)
+    """How many of a secret's shares restore it: the threshold if all members hold some, else more than half."""
+    return threshold if num_holders == num_members else num_holders // 2 + 1
 
 
 def packed(purpose: str, *fields: str | bytes | int) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.text import counted
+from fedshelf.core.text import counted, some
 from fedshelf.privacy.secure_aggregation import masks, shamir
 from fedshelf.privacy.secure_aggregation.context import RoundContext, threshold_among, threshold_of
 from fedshelf.privacy.secure_aggregation.graph import Graph
@@ -151,7 +151,10 @@ class ServerRound:
         members = tuple(sorted(self.record.uploaded - set(lost)))
         self._check_enough(members, "sent a masked upload")
         if not self._graph.is_connected(members):
-            raise RefusedError("the stores that sent a masked upload are not connected by masks: too many dropped out")
+            raise RefusedError("the stores that sent a masked upload are not connected by masks: nothing is revealed")
+        lonely = [name for name in self.dealers if len({*self._graph.neighbors(name), name} & {*members}) < self._needed]
+        if lonely:
+            raise RefusedError(f"too many dropped out of those who hold shares of {some(lonely)}: nothing is revealed")
         survivors = Survivors(roster=self._roster, members=members)
         self.record = replace(self.record, survivors=survivors)
         return survivors

@@ -1,0 +1,158 @@
+"""Members and a server that run the stages of secure aggregation, and can be made to leave or misbehave in any."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fedshelf.core.messages import TaskKey
+from fedshelf.identity.keys import KeyPair
+from fedshelf.privacy.secure_aggregation.client import ClientRound
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext
+from fedshelf.privacy.secure_aggregation.keys import Identities
+from fedshelf.privacy.secure_aggregation.masks import Integers
+from fedshelf.privacy.secure_aggregation.opening import Opening
+from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
+
+CONTEXT = RoundContext(
+    key=TaskKey(run_id="run", round=3, attempt=0), model="model", config="config", sizes=((16, 37), (32, 3), (64, 5))
+)
+
+
+@dataclass
+class Openings:
+    """An `OpeningStore` in memory; it outlives the `ClientRound`, as a file does."""
+
+    kept: list[Opening] = field(default_factory=list)
+
+    def known(self) -> Sequence[Opening]:
+        return tuple(self.kept)
+
+    def record(self, opening: Opening) -> None:
+        self.kept.append(opening)
+
+
+@cache
+def identity(name: str) -> KeyPair:
+    return KeyPair.generate()
+
+
+def names_of(count: int) -> tuple[str, ...]:
+    return tuple(f"store-{number:03d}" for number in range(count))
+
+
+def roster_of(names: Iterable[str]) -> Identities:
+    return {name: identity(name).public for name in names}
+
+
+def values(context: RoundContext, seed: int) -> tuple[Integers, ...]:
+    """Random integers of the context's sizes."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(0, 2**bits, size, dtype=f"u{bits // 8}", endpoint=False) for bits, size in context.sizes)
+
+
+def added(vectors: Iterable[Sequence[Integers]], context: RoundContext) -> list[Integers]:
+    """The sum modulo 2^BITS."""
+    total: list[Integers] = [np.zeros(size, f"<u{bits // 8}") for bits, size in context.sizes]
+    for each in vectors:
+        for into, vector in zip(total, each, strict=True):
+            np.add(into, vector, out=into)
+    return total
+
+
+class Cohort:
+    """One attempt at a round.
+
+    Args:
+        count: members.
+        context: the round.
+        signed: whether members have identity keys.
+        openings: the members' records of opened sums, from a round before.
+        min_cohort: see `ClientRound`.
+    """
+
+    def __init__(
+        self, count: int, *, context: RoundContext = CONTEXT, signed: bool = False,
+        openings: Mapping[str, Openings] | None = None, min_cohort: int = LEAST_MEMBERS,
+    ) -> None:  # fmt: skip
+        self.context, self.names = context, names_of(count)
+        self.identities = roster_of(self.names) if signed else None
+        self.openings = {name: Openings() for name in self.names} if openings is None else openings
+        self.clients = {
+            name: ClientRound(
+                name, context, openings=self.openings[name], identity=identity(name) if signed else None,
+                identities=self.identities, min_cohort=min_cohort,
+            )
+            for name in self.names
+        }  # fmt: skip
+        self.server = ServerRound(ServerRecord(context=context), identities=self.identities)
+        self.plain = {name: values(context, seed) for seed, name in enumerate(self.names)}
+        self.masked: dict[str, tuple[Integers, ...]] = {}
+
+    def keys(self, names: Iterable[str] | None = None) -> "Cohort":
+        for name in self._or_all(names):
+            self.server.add_keys(self.clients[name].advertisement)
+        self.roster = self.server.close_keys()
+        return self
+
+    def shares(self, names: Iterable[str] | None = None) -> "Cohort":
+        for name in self._or_all(names):
+            self.server.add_shares(self.clients[name].deal(self.roster))
+        self.server.close_shares()
+        return self
+
+    def uploads(self, names: Iterable[str] | None = None) -> "Cohort":
+        for name in self._or_all(names):
+            self.clients[name].receive(self.server.delivery(name))
+            vectors = tuple(vector.copy() for vector in self.plain[name])
+            upload = self.clients[name].mask(vectors, self.context.model)
+            self.server.add_upload(upload)
+            self.masked[name] = upload.vectors
+        self.survivors = self.server.close_uploads()
+        return self
+
+    def signatures(self, names: Iterable[str] | None = None) -> "Cohort":
+        for name in self._or_all(names):
+            self.server.add_signature(self.clients[name].confirm(self.survivors))
+        self.signed = self.server.signatures()
+        return self
+
+    def opened(self, names: Iterable[str] | None = None) -> list[Integers]:
+        for name in self._or_all(names):
+            self.server.add_revealed(self.clients[name].reveal(self.signed))
+        total = self.masked_sum()
+        self.server.open(total)
+        return total
+
+    def fork(self) -> "Cohort":
+        """A copy that goes its own way from here."""
+        fork = _forked(self)
+        fork.clients = {name: _forked(client) for name, client in self.clients.items()}
+        fork.openings = {name: Openings(list(store.kept)) for name, store in self.openings.items()}
+        for name, client in fork.clients.items():
+            client._openings = fork.openings[name]
+        fork.server = _forked(self.server)
+        return fork
+
+    def masked_sum(self) -> list[Integers]:
+        return added((self.masked[name] for name in self.survivors.members), self.context)
+
+    def plain_sum(self) -> list[Integers]:
+        return added((self.plain[name] for name in self.survivors.members), self.context)
+
+    def _or_all(self, names: Iterable[str] | None) -> Iterable[str]:
+        return self.names if names is None else names
+
+
+def _forked(one: Any) -> Any:
+    """A copy that shares only what does not change."""
+    fork = copy.copy(one)
+    vars(fork).update({name: dict(value) for name, value in vars(one).items() if isinstance(value, dict)})
+    return fork
+
+
+def equal(left: Iterable[Integers], right: Iterable[Integers]) -> bool:
+    return all(np.array_equal(one, other) for one, other in zip(left, right, strict=True))
