@@ -10,8 +10,8 @@ from fedshelf.core.errors import UsageError
     "text",
     [
         "none", "zstd", "zstd:9", "fp16", "bf16+zstd", "int8", "int4+zstd:19", "drive", "modular:16:0.1",
-        "modular:32:2.5:1000", "topk:0.01", "topk:0.01+int8+zstd", "randk:0.05+modular:16:1.0",
-        "topk:1e-05+drive", "randk:1.0",
+        "modular:16", "modular:16:0:1000", "modular:32:2.5:1000", "topk:0.01", "topk:0.01+int8+zstd",
+        "randk:0.05+modular:16:1.0", "topk:1e-05+drive", "randk:1.0",
     ],
 )  # fmt: skip
 def test_a_canonical_text_is_kept(text: str) -> None:
@@ -22,7 +22,7 @@ def test_a_canonical_text_is_kept(text: str) -> None:
     ("text", "canonical"),
     [
         ("zstd:3", "zstd"), ("topk:.01", "topk:0.01"), ("topk:1", "topk:1.0"), (" int8 + zstd ", "int8+zstd"),
-        ("modular:16:1:64", "modular:16:1.0"), ("topk:1e-2", "topk:0.01"),
+        ("modular:16:1:64", "modular:16:1.0"), ("modular:32:0", "modular:32"), ("topk:1e-2", "topk:0.01"),
     ],
 )  # fmt: skip
 def test_other_ways_to_write_a_chain_have_the_same_canonical_text(text: str, canonical: str) -> None:
@@ -55,9 +55,9 @@ def test_other_ways_to_write_a_chain_have_the_same_canonical_text(text: str, can
         ("zstd:20", "at most 19"),
         ("zstd:x", "not a whole number"),
         ("zstd:3:3", "LEVEL: 1 (fast"),
-        ("modular:16", "write modular:BITS:RANGE"),
+        ("modular", "write modular:BITS"),
         ("modular:12:1.0", "choose 8, 16 or 32"),
-        ("modular:16:0", "RANGE = 0 is not at least"),
+        ("modular:16:1e-40", "RANGE = 1e-40 is not at least 7.89e-31, nor 0"),
         ("modular:16:-1", "RANGE = -1 is not at least"),
         ("modular:16:inf", "RANGE = inf is not at least"),
         ("modular:8:1.0:128", "no room for 128 summands"),

@@ -129,7 +129,7 @@ class Cohort:
 
     def fork(self) -> "Cohort":
         """A copy that goes its own way from here."""
-        fork = _forked(self)
+        fork: Cohort = _forked(self)
         fork.clients = {name: _forked(client) for name, client in self.clients.items()}
         fork.openings = {name: Openings(list(store.kept)) for name, store in self.openings.items()}
         for name, client in fork.clients.items():

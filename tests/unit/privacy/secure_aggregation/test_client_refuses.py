@@ -172,7 +172,7 @@ def test_another_model_and_other_sizes_than_announced() -> None:
     with pytest.raises(RefusedError, match="instead of"):
         client.mask(values(OTHERS["sizes"], 9), "model")
     with pytest.raises(RefusedError, match="instead of"):
-        client.mask(tuple(vector.astype(np.int64) for vector in values(CONTEXT, 9)), "model")  # type: ignore[misc]
+        client.mask(tuple(vector.astype(np.int64) for vector in values(CONTEXT, 9)), "model")
 
 
 def test_survivors_that_no_honest_server_names() -> None:

@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fedshelf.privacy.secure_aggregation import masks, shamir
 from fedshelf.privacy.secure_aggregation.context import digest, packed
@@ -17,7 +18,7 @@ from fedshelf.privacy.secure_aggregation.masking import binding, own_mask, pair_
 from tests.unit.privacy.secure_aggregation.cohort import CONTEXT, names_of
 
 
-def stream(key: bytes, num_bytes: int) -> "np.ndarray":  # type: ignore[type-arg]
+def stream(key: bytes, num_bytes: int) -> NDArray[np.uint8]:
     vector = np.zeros(num_bytes, np.uint8)
     masks.apply([vector], [masks.Mask(key=key, is_added=True)])
     return vector
@@ -25,7 +26,7 @@ def stream(key: bytes, num_bytes: int) -> "np.ndarray":  # type: ignore[type-arg
 
 def test_a_mask_is_the_stream_of_aes_in_counter_mode_over_all_vectors() -> None:
     key, sizes = bytes(range(32)), ((np.uint16, 70_001), (np.uint32, 3), (np.uint64, 40_000))
-    vectors = [np.zeros(size, dtype) for dtype, size in sizes]
+    vectors: list[masks.Integers] = [np.zeros(size, dtype) for dtype, size in sizes]
     masks.apply(vectors, [masks.Mask(key=key, is_added=True)])
     total = sum(vector.nbytes for vector in vectors)
     expected = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(total))
@@ -131,7 +132,7 @@ def test_above_the_graph_is_regular_symmetric_and_the_same_for_all() -> None:
     near = {name: set(graph.neighbors(name)) for name in names}
     assert {len(those) for those in near.values()} == {DEGREE}
     assert all(name in near[other] for name, those in near.items() for other in those)
-    assert Graph.of(reversed(names), b"roster") == graph
+    assert Graph.of(names[::-1], b"roster") == graph
     assert Graph.of(names, b"another").ring != graph.ring
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedshelf.core.errors import RefusedError
 from fedshelf.privacy.secure_aggregation.masking import MaskedUpload
@@ -192,6 +193,6 @@ def test_masked_uploads_say_nothing_of_their_values() -> None:
     assert equal(cohort.signatures().opened(), cohort.plain_sum())
 
 
-def chi_square(row: np.ndarray) -> float:  # type: ignore[type-arg]
+def chi_square(row: NDArray[np.uint8]) -> float:
     counts, expected = np.bincount(row, minlength=256), row.size / 256
     return float((np.square(counts - expected) / expected).sum())
