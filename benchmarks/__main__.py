@@ -12,7 +12,7 @@ import platformdirs
 import typer
 from click.core import ParameterSource
 
-from benchmarks import acceptance, demo, digests, drift, guard, photos, plots, results, scale, training, wire
+from benchmarks import acceptance, demo, digests, drift, guard, photos, plots, results, scale, secagg, training, wire
 from benchmarks.processes import ending_all_children
 from benchmarks.results import Outcome
 from benchmarks.samples import SampleLog, code_digest
@@ -191,6 +191,12 @@ def drift_command(
 def scale_command(context: typer.Context, write: Write = False, work: Work = CACHE) -> None:
     """Simulate 10,000 stores, and measure how the cost of a round grows with the federation."""
     _report(context, "scale", Outcome(summary={}, text=scale.report(work)), write=write)
+
+
+@app.command("secagg")
+def secagg_command(context: typer.Context, write: Write = False) -> None:
+    """Measure what secure aggregation costs a store and the server, without training and without a network."""
+    _report(context, "secagg", Outcome(summary={}, text=secagg.report()), write=write)
 
 
 @app.command("guard")
