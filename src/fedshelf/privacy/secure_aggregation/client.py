@@ -199,6 +199,7 @@ class ClientRound:
         self._bound = binding(self._context, self._roster, dealers)
         self.unreadable = tuple(peer for peer, shares in opened.items() if shares is None)
         self._held |= {peer: shares for peer, shares in opened.items() if shares is not None}
+        del self._seal_key
 
     def _confirm(self, survivors: Survivors) -> SurvivorsSignature:
         self._check_roster(survivors.roster)

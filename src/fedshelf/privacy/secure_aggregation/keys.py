@@ -16,6 +16,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -104,7 +105,7 @@ def advertise(
     return own, shown if identity is None else replace(shown, signature=identity.sign(shown.content()))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RoundRoster:
     """The members of a round with their keys, sorted by name.
 
@@ -119,7 +120,7 @@ class RoundRoster:
         """The names."""
         return tuple(shown.member for shown in self.advertisements)
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """Identifies the roster."""
         return digest("roster", *(part for shown in self.advertisements for part in (shown.content(), shown.signature)))
@@ -149,4 +150,4 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
-        raise RefusedError("the roster of the round has a key that gives no secret") from None
+        raise RefusedError("one of the keys for this round gives the same secret with all others") from None

@@ -136,7 +136,7 @@ def check_opening(wanted: Opening, known: Iterable[Opening], *, min_cohort: int)
             )
 
 
-def restore(shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes], bool], *, whose: str) -> bytes:
+def restore(shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes], bool], *, whose: str) -> bytes | None:
     """Lines 4 and 5. Runs of shares on the ring of points are tried, which gets around one wrong share.
 
     Args:
@@ -145,8 +145,11 @@ def restore(shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes],
         fits: whether the secret is right.
         whose: the member, for messages.
 
+    Returns:
+        The secret, or None if no run of shares restores it.
+
     Raises:
-        RefusedError: there are too few shares, or too many wrong ones.
+        RefusedError: there are too few shares.
     """
     points = sorted(shares)
     if len(points) < threshold:
@@ -156,7 +159,7 @@ def restore(shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes],
         secret = shamir.combine({point: shares[point] for point in used})
         if secret is not None and fits(secret):
             return secret
-    raise RefusedError(f"the shares of the secret of '{whose}' do not restore it: a store has sent wrong ones")
+    return None
 
 
 def fits_commitment(commitment: bytes) -> Callable[[bytes], bool]:

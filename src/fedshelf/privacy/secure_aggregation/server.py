@@ -15,7 +15,7 @@ from fedshelf.core.text import counted, some
 from fedshelf.privacy.secure_aggregation import masks, shamir
 from fedshelf.privacy.secure_aggregation.context import RoundContext, threshold_among, threshold_of
 from fedshelf.privacy.secure_aggregation.graph import Graph
-from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster
+from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster, agree
 from fedshelf.privacy.secure_aggregation.masking import MaskedUpload, binding, check_sizes, own_mask, pair_masks
 from fedshelf.privacy.secure_aggregation.opening import (
     RevealedShares,
@@ -60,12 +60,15 @@ class ServerRound:
 
     Attributes:
         record: what to make durable before the next message is sent.
+        suspect: the member whose shares have made `open` fail; "" for none.
     """
 
     record: ServerRecord
+    suspect: str = ""
 
     def __init__(self, record: ServerRecord, *, identities: Identities | None = None) -> None:
         self._identities = identities
+        self._probe = X25519PrivateKey.generate()
         self._shown: dict[str, KeyAdvertisement] = {}
         self._revealed: dict[str, RevealedShares] = {}
         self.record = record
@@ -80,6 +83,8 @@ class ServerRound:
         """
         self._check_open(self.record.roster is None, "keys", shown.member, self._shown)
         shown.check(self.record.context.digest, self._identities)
+        for key in (shown.mask_key, shown.seal_key):
+            agree(self._probe, key)  # or every other member would fail
         self._shown[shown.member] = shown
 
     def close_keys(self) -> RoundRoster:
@@ -152,7 +157,9 @@ class ServerRound:
         self._check_enough(members, "sent a masked upload")
         if not self._graph.is_connected(members):
             raise RefusedError("the stores that sent a masked upload are not connected by masks: nothing is revealed")
-        lonely = [name for name in self.dealers if len({*self._graph.neighbors(name), name} & {*members}) < self._needed]
+        lonely = [
+            name for name in self.dealers if len({*self._graph.neighbors(name), name} & {*members}) < self._needed
+        ]
         if lonely:
             raise RefusedError(f"too many dropped out of those who hold shares of {some(lonely)}: nothing is revealed")
         survivors = Survivors(roster=self._roster, members=members)
@@ -218,7 +225,11 @@ class ServerRound:
         found: dict[str, bytes] = {}
         for name, shares in self._secrets_to_restore().items():
             fits = fits_commitment(committed[name]) if name in survivors else fits_public(self._public[name])
-            found[name] = restore(shares, self._needed, fits, whose=name)
+            secret = restore(shares, self._needed, fits, whose=name)
+            if secret is None:
+                self.suspect = name
+                raise RefusedError(f"the shares of the secret of '{name}' do not restore it: it has dealt wrong ones")
+            found[name] = secret
         masks.apply(total, self._masks_in_sum(found, survivors))
 
     def _masks_in_sum(self, found: Mapping[str, bytes], survivors: set[str]) -> Iterable[masks.Mask]:

@@ -121,6 +121,24 @@ def test_too_many_wrong_shares_leave_the_sum_as_it_was() -> None:
     with pytest.raises(RefusedError, match="the shares of the secret of 'store-003' do not restore it"):
         cohort.server.open(total)
     assert equal(total, cohort.masked_sum())
+    assert cohort.server.suspect == "store-003"
+
+
+def test_a_seed_that_is_not_the_one_promised_is_noticed() -> None:
+    cohort = Cohort(4)
+    liar = cohort.clients["store-001"]
+    liar.advertisement = replace(liar.advertisement, commitment=bytes(32))
+    with pytest.raises(RefusedError, match="the shares of the secret of 'store-001' do not restore it: it has dealt"):
+        cohort.keys().shares().uploads().signatures().opened()
+    assert cohort.server.suspect == "store-001"
+
+
+@pytest.mark.parametrize("field", ["mask_key", "seal_key"])
+def test_a_key_with_which_every_secret_is_the_same(field: str) -> None:
+    cohort = Cohort(3)
+    shown = cohort.clients["store-001"].advertisement
+    with pytest.raises(RefusedError, match="gives the same secret with all others"):
+        cohort.server.add_keys(replace(shown, **{field: bytes(32)}))  # type: ignore[arg-type]
 
 
 def test_a_store_that_deals_unreadable_shares_does_not_spoil_the_sum() -> None:
