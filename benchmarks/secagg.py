@@ -25,8 +25,8 @@ from fedshelf.models.resnet import resnet10
 from fedshelf.privacy.secure_aggregation.client import ClientRound
 from fedshelf.privacy.secure_aggregation.context import RoundContext
 from fedshelf.privacy.secure_aggregation.graph import DEGREE
-from fedshelf.privacy.secure_aggregation.opening import Opening
 from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
+from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 
 NUM_CLASSES, WIDTH, SMALL_WIDTH = 81, 45, 4
 SCALARS = ("weight", "examples", "steps", "loss")
@@ -77,10 +77,10 @@ class Stopwatch:
         return sum(statistics.median(self._seconds[one]) for one in what)
 
 
-class Openings(list[Opening]):
+class OpenedSums(list[OpenedSum]):
     """A store's record of opened sums, in memory."""
 
-    known, record = list[Opening].copy, list[Opening].append
+    known, record = list[OpenedSum].copy, list[OpenedSum].append
 
 
 def run(case: Case) -> Mapping[str, float]:
@@ -99,7 +99,7 @@ def run(case: Case) -> Mapping[str, float]:
     members, num_bytes = {}, 0
     for name, pair in keys.items():
         with timed("A"):
-            members[name] = ClientRound(name, context, openings=Openings(), identity=pair, identities=public)
+            members[name] = ClientRound(name, context, opened_sums=OpenedSums(), identity=pair, identities=public)
         server.add_keys(members[name].advertisement)
     roster = server.close_keys()
     for member in members.values():

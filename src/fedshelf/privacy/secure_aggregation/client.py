@@ -16,13 +16,6 @@ from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundCont
 from fedshelf.privacy.secure_aggregation.graph import Graph
 from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster, advertise
 from fedshelf.privacy.secure_aggregation.masking import MaskedUpload, binding, check_sizes, own_mask, pair_masks
-from fedshelf.privacy.secure_aggregation.opening import (
-    Opening,
-    OpeningStore,
-    RevealedShares,
-    Signatures,
-    check_opening,
-)
 from fedshelf.privacy.secure_aggregation.shares import (
     HeldShares,
     SealedShares,
@@ -32,6 +25,13 @@ from fedshelf.privacy.secure_aggregation.shares import (
     unseal,
 )
 from fedshelf.privacy.secure_aggregation.survivors import Survivors, SurvivorsSignature, content
+from fedshelf.privacy.secure_aggregation.unmasking import (
+    OpenedSum,
+    OpenedSumStore,
+    RevealedShares,
+    Signatures,
+    check_opened_sum,
+)
 
 Message = TypeVar("Message")
 Answer = TypeVar("Answer")
@@ -52,7 +52,7 @@ class ClientRound:
     Args:
         member: the member's name.
         context: the round, which the caller has compared with what it knows (`RoundContext.check`).
-        openings: the member's record of the sums that it helps to open.
+        opened_sums: the member's record of the sums that it helps to open.
         identity: signs; None: nothing is signed.
         identities: all stores' identity keys; None: the server is believed to name real stores.
         min_cohort: in how many members two sums over one model differ at least.
@@ -66,12 +66,12 @@ class ClientRound:
     unreadable: tuple[str, ...] = ()
 
     def __init__(
-        self, member: str, context: RoundContext, *, openings: OpeningStore, identity: KeyPair | None = None,
+        self, member: str, context: RoundContext, *, opened_sums: OpenedSumStore, identity: KeyPair | None = None,
         identities: Identities | None = None, min_cohort: int = LEAST_MEMBERS,
     ) -> None:  # fmt: skip
         self._member = member
         self._context = context
-        self._openings = openings
+        self._opened_sums = opened_sums
         self._identity = identity
         self._identities = identities
         self._min_cohort = min_cohort
@@ -212,22 +212,22 @@ class ClientRound:
             raise RefusedError(f"{counted(len(members), 'store')} survived, and the threshold is {self._threshold}")
         if not self._graph.is_connected(members):
             raise RefusedError(f"the survivors {some(members)} fall into parts, whose sums could be told apart")
-        self._opening = Opening(
+        self._sum = OpenedSum(
             key=self._context.key, model=self._context.model, bound=self._bound.hex(), members=frozenset(members)
         )
-        check_opening(self._opening, self._openings.known(), min_cohort=self._min_cohort)
+        check_opened_sum(self._sum, self._opened_sums.known(), min_cohort=self._min_cohort)
         self._signed = content(self._bound, members)
         signature = b"" if self._identity is None else self._identity.sign(self._signed)  # line 2
         return SurvivorsSignature(member=self._member, roster=self._roster, signature=signature)
 
     def _reveal(self, signatures: Signatures) -> RevealedShares:
         self._check_roster(signatures.roster)
-        survivors = self._opening.members
+        survivors = self._sum.members
         signatures.check(self._signed, survivors, self._threshold, self._identities)  # line 1
-        known = list(self._openings.known())
-        check_opening(self._opening, known, min_cohort=self._min_cohort)  # line 2
-        if self._opening not in known:
-            self._openings.record(self._opening)
+        known = list(self._opened_sums.known())
+        check_opened_sum(self._sum, known, min_cohort=self._min_cohort)  # line 2
+        if self._sum not in known:
+            self._opened_sums.record(self._sum)
         seeds = {name: shares.seed for name, shares in self._held.items() if name in survivors}  # line 3
         keys = {name: shares.mask_key for name, shares in self._held.items() if name not in survivors}
         return RevealedShares(member=self._member, roster=self._roster, seeds=seeds, mask_keys=keys)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import TaskKey
+from fedshelf.core.text import counted
 
 LEAST_MEMBERS = 3
 """Fewer members are refused: of a sum of two, each could compute the other's part."""
@@ -68,17 +69,17 @@ def threshold_of(num_members: int, asked: int | None) -> int:
         RefusedError: there are too few members, or half of them could open a second sum.
     """
     if num_members < LEAST_MEMBERS:
-        raise RefusedError(f"secure aggregation needs {LEAST_MEMBERS} stores, and the round has {num_members}")
+        raise RefusedError(f"secure aggregation needs at least {LEAST_MEMBERS} stores: the round has {num_members}")
     threshold = 2 * num_members // 3 + 1 if asked is None else asked
     if threshold > num_members:
         raise RefusedError(
-            f"the round has {num_members} stores, and its threshold is {threshold}: wait for more, or lower "
+            f"the round has {counted(num_members, 'store')}, and its threshold is {threshold}: wait for more, or lower "
             "--secagg-threshold"
         )
     if 2 * threshold <= num_members:
         raise RefusedError(
-            f"with a threshold of {threshold} of {num_members} stores, two halves could open two sums: raise "
-            f"--secagg-threshold to {num_members // 2 + 1} at least"
+            f"with a threshold of {threshold} of {counted(num_members, 'store')}, two halves could open two sums: "
+            f"raise --secagg-threshold to at least {num_members // 2 + 1}"
         )
     return threshold
 

@@ -17,15 +17,15 @@ from fedshelf.privacy.secure_aggregation.context import RoundContext, threshold_
 from fedshelf.privacy.secure_aggregation.graph import Graph
 from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster, agree
 from fedshelf.privacy.secure_aggregation.masking import MaskedUpload, binding, check_sizes, own_mask, pair_masks
-from fedshelf.privacy.secure_aggregation.opening import (
+from fedshelf.privacy.secure_aggregation.shares import SEALED_BYTES, SealedShares, SealedSharesDelivery
+from fedshelf.privacy.secure_aggregation.survivors import Survivors, SurvivorsSignature, content
+from fedshelf.privacy.secure_aggregation.unmasking import (
     RevealedShares,
     Signatures,
     fits_commitment,
     fits_public,
     restore,
 )
-from fedshelf.privacy.secure_aggregation.shares import SEALED_BYTES, SealedShares, SealedSharesDelivery
-from fedshelf.privacy.secure_aggregation.survivors import Survivors, SurvivorsSignature, content
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,8 +14,8 @@ from fedshelf.privacy.secure_aggregation.client import ClientRound
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.masks import Integers
-from fedshelf.privacy.secure_aggregation.opening import Opening
 from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
+from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 
 CONTEXT = RoundContext(
     key=TaskKey(run_id="run", round=3, attempt=0), model="model", config="config", sizes=((16, 37), (32, 3), (64, 5))
@@ -23,16 +23,16 @@ CONTEXT = RoundContext(
 
 
 @dataclass
-class Openings:
-    """An `OpeningStore` in memory; it outlives the `ClientRound`, as a file does."""
+class OpenedSums:
+    """An `OpenedSumStore` in memory; it outlives the `ClientRound`, as a file does."""
 
-    kept: list[Opening] = field(default_factory=list)
+    kept: list[OpenedSum] = field(default_factory=list)
 
-    def known(self) -> Sequence[Opening]:
+    def known(self) -> Sequence[OpenedSum]:
         return tuple(self.kept)
 
-    def record(self, opening: Opening) -> None:
-        self.kept.append(opening)
+    def record(self, opened: OpenedSum) -> None:
+        self.kept.append(opened)
 
 
 @cache
@@ -70,20 +70,20 @@ class Cohort:
         count: members.
         context: the round.
         signed: whether members have identity keys.
-        openings: the members' records of opened sums, from a round before.
+        opened_sums: the members' records of opened sums, from a round before.
         min_cohort: see `ClientRound`.
     """
 
     def __init__(
         self, count: int, *, context: RoundContext = CONTEXT, signed: bool = False,
-        openings: Mapping[str, Openings] | None = None, min_cohort: int = LEAST_MEMBERS,
+        opened_sums: Mapping[str, OpenedSums] | None = None, min_cohort: int = LEAST_MEMBERS,
     ) -> None:  # fmt: skip
         self.context, self.names = context, names_of(count)
         self.identities = roster_of(self.names) if signed else None
-        self.openings = {name: Openings() for name in self.names} if openings is None else openings
+        self.opened_sums = {name: OpenedSums() for name in self.names} if opened_sums is None else opened_sums
         self.clients = {
             name: ClientRound(
-                name, context, openings=self.openings[name], identity=identity(name) if signed else None,
+                name, context, opened_sums=self.opened_sums[name], identity=identity(name) if signed else None,
                 identities=self.identities, min_cohort=min_cohort,
             )
             for name in self.names
@@ -131,9 +131,9 @@ class Cohort:
         """A copy that goes its own way from here."""
         fork: Cohort = _forked(self)
         fork.clients = {name: _forked(client) for name, client in self.clients.items()}
-        fork.openings = {name: Openings(list(store.kept)) for name, store in self.openings.items()}
+        fork.opened_sums = {name: OpenedSums(list(store.kept)) for name, store in self.opened_sums.items()}
         for name, client in fork.clients.items():
-            client._openings = fork.openings[name]
+            client._opened_sums = fork.opened_sums[name]
         fork.server = _forked(self.server)
         return fork
 

@@ -12,10 +12,10 @@ from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.secure_aggregation.client import ClientRound
 from fedshelf.privacy.secure_aggregation.context import RoundContext
 from fedshelf.privacy.secure_aggregation.keys import RoundRoster, advertise
-from fedshelf.privacy.secure_aggregation.opening import Signatures
 from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
 from fedshelf.privacy.secure_aggregation.survivors import Survivors
-from tests.unit.privacy.secure_aggregation.cohort import CONTEXT, Cohort, Openings, equal, identity, roster_of, values
+from fedshelf.privacy.secure_aggregation.unmasking import Signatures
+from tests.unit.privacy.secure_aggregation.cohort import CONTEXT, Cohort, OpenedSums, equal, identity, roster_of, values
 
 OTHERS = {
     "round": replace(CONTEXT, key=replace(CONTEXT.key, round=4)),
@@ -74,7 +74,7 @@ def test_keys_that_the_server_has_replaced_by_its_own() -> None:
 def test_a_roster_without_its_own_keys() -> None:
     cohort = signed_cohort().keys()
     again = ClientRound(
-        cohort.names[0], CONTEXT, openings=Openings(), identity=identity(cohort.names[0]),
+        cohort.names[0], CONTEXT, opened_sums=OpenedSums(), identity=identity(cohort.names[0]),
         identities=roster_of(cohort.names),
     )  # fmt: skip
     with pytest.raises(RefusedError, match="does not have the keys that this store has shown"):
@@ -89,7 +89,7 @@ def test_a_roster_without_its_own_keys() -> None:
         (lambda shown: (*shown[:-1], replace(shown[-1], mask_key=shown[0].mask_key)), "has a key twice"),
         (lambda shown: (*shown[:-1], replace(shown[-1], mask_key=b"short")), "another length than 32 bytes"),
         (lambda shown: (*shown[:-1], replace(shown[-1], seal_key=bytes(32))), "gives the same secret with all others"),
-        (lambda shown: shown[:2], "needs 3 stores, and the round has 2"),
+        (lambda shown: shown[:2], "needs at least 3 stores: the round has 2"),
     ],
 )
 def test_a_roster_that_no_honest_server_makes(
@@ -209,7 +209,7 @@ def test_signatures_of_too_few_of_other_sets_of_strangers_and_forged_ones() -> N
             RefusedError, match=r"confirmed these survivors, and the threshold is 4: this store reveals"
         ):
             client.reveal(Signatures(roster=cohort.roster.digest, signatures=wrong))
-    assert not cohort.openings[cohort.names[0]].known()
+    assert not cohort.opened_sums[cohort.names[0]].known()
     client.reveal(cohort.signed)
 
 
@@ -226,7 +226,7 @@ def test_no_member_reveals_both_kinds_of_shares_of_one_store() -> None:
 def test_a_second_set_for_the_same_attempt_is_refused_after_a_restart_too() -> None:
     cohort = Cohort(4).keys().shares().uploads().signatures()
     cohort.opened()
-    restarted = Cohort(4, openings=cohort.openings).keys().shares().uploads()
+    restarted = Cohort(4, opened_sums=cohort.opened_sums).keys().shares().uploads()
     with pytest.raises(RefusedError, match="another set of stores was confirmed for round 3, attempt 0"):
         restarted.signatures()
 
@@ -236,7 +236,7 @@ def test_sums_over_one_model_are_equal_or_differ_by_the_minimum_cohort(leaving: 
     before = Cohort(10, context=replace(CONTEXT, threshold=7)).keys().shares().uploads().signatures()
     before.opened()
     later = Cohort(10, context=replace(CONTEXT, threshold=7, key=replace(CONTEXT.key, attempt=1)),
-                   openings=before.openings)  # fmt: skip
+                   opened_sums=before.opened_sums)  # fmt: skip
     staying = later.names[leaving:]
     later.keys().shares().uploads(staying)
     if allowed:
@@ -247,10 +247,10 @@ def test_sums_over_one_model_are_equal_or_differ_by_the_minimum_cohort(leaving: 
 
 
 def test_an_older_attempt_is_not_opened_after_a_newer_one_with_other_survivors() -> None:
-    openings = {name: Openings() for name in Cohort(4).names}
+    opened_sums = {name: OpenedSums() for name in Cohort(4).names}
     context = replace(CONTEXT, threshold=3)
-    older = Cohort(4, context=context, openings=openings).keys().shares().uploads().signatures()
-    newer = Cohort(4, context=replace(context, key=replace(context.key, attempt=1)), openings=openings)
+    older = Cohort(4, context=context, opened_sums=opened_sums).keys().shares().uploads().signatures()
+    newer = Cohort(4, context=replace(context, key=replace(context.key, attempt=1)), opened_sums=opened_sums)
     newer.keys().shares().uploads(newer.names[1:]).signatures(newer.names[1:]).opened(newer.names[1:])
     with pytest.raises(RefusedError, match="differ by 1 store"):
         older.clients[older.names[1]].reveal(older.signed)
@@ -260,7 +260,7 @@ def test_another_model_may_have_other_survivors() -> None:
     before = Cohort(4, context=replace(CONTEXT, threshold=3)).keys().shares().uploads().signatures()
     before.opened()
     context = replace(CONTEXT, threshold=3, model="next", key=replace(CONTEXT.key, round=4))
-    later = Cohort(4, context=context, openings=before.openings).keys().shares().uploads(before.names[1:])
+    later = Cohort(4, context=context, opened_sums=before.opened_sums).keys().shares().uploads(before.names[1:])
     assert equal(later.signatures(later.names[1:]).opened(later.names[1:]), later.plain_sum())
 
 
@@ -277,7 +277,8 @@ def test_a_server_that_shows_two_models_opens_neither_sum() -> None:
     half = Cohort(6).names[:3]
     other = OTHERS["model"]
     clients = {
-        name: ClientRound(name, CONTEXT if name in half else other, openings=Openings()) for name in Cohort(6).names
+        name: ClientRound(name, CONTEXT if name in half else other, opened_sums=OpenedSums())
+        for name in Cohort(6).names
     }
     servers = {}
     for context in (CONTEXT, other):

@@ -23,7 +23,7 @@ def every_way_on(cohort: Cohort, stage: int, there: Sequence[str], threshold: in
         if len(staying) < threshold:
             with pytest.raises(RefusedError, match=TOO_FEW[stage == 3].format(threshold)):
                 steps[stage](fork, staying)
-            assert stage == 3 or not any(store.known() for store in fork.openings.values())
+            assert stage == 3 or not any(store.known() for store in fork.opened_sums.values())
             assert not (stage == 3 and fork.server.can_open())
             rounds += 1
         elif stage == 3:
@@ -99,9 +99,9 @@ def test_the_default_threshold_is_more_than_two_thirds() -> None:
 @pytest.mark.parametrize(
     ("count", "asked", "told"),
     [
-        (2, None, "needs 3 stores, and the round has 2"),
+        (2, None, "needs at least 3 stores: the round has 2"),
         (4, 5, "the round has 4 stores, and its threshold is 5"),
-        (8, 4, "raise --secagg-threshold to 5"),
+        (8, 4, "raise --secagg-threshold to at least 5"),
     ],
 )
 def test_a_round_that_could_not_be_safe_is_refused(count: int, asked: int | None, told: str) -> None:

@@ -84,7 +84,7 @@ class RevealedShares:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opening:
+class OpenedSum:
     """A sum that a member helps to open.
 
     Attributes:
@@ -100,17 +100,17 @@ class Opening:
     members: frozenset[str]
 
 
-class OpeningStore(Protocol):
+class OpenedSumStore(Protocol):
     """A member's durable record of the sums that it helps to open."""
 
-    def known(self) -> Iterable[Opening]:
+    def known(self) -> Iterable[OpenedSum]:
         """All that were recorded."""
 
-    def record(self, opening: Opening) -> None:
+    def record(self, opened: OpenedSum) -> None:
         """Record one. It is durable when this returns."""
 
 
-def check_opening(wanted: Opening, known: Iterable[Opening], *, min_cohort: int) -> None:
+def check_opened_sum(wanted: OpenedSum, known: Iterable[OpenedSum], *, min_cohort: int) -> None:
     """Line 2: the rules.
 
     Args:
