@@ -55,7 +55,7 @@ class ClientRound:
         opened_sums: the member's record of the sums that it helps to open.
         identity: signs; None: nothing is signed.
         identities: all stores' identity keys; None: the server is believed to name real stores.
-        min_cohort: in how many members two sums over one model differ at least.
+        min_cohort: how many members a sum has at least, and in how many two sums over one model differ.
 
     Attributes:
         advertisement: stage A's reply.
@@ -150,6 +150,13 @@ class ClientRound:
         if missing:
             raise RefusedError(f"stage '{stage.name.lower()}' is out of order: '{missing[0]}' comes before it")
 
+    def _check_cohort(self, num_members: int, did: str) -> None:
+        if num_members < self._min_cohort:
+            raise RefusedError(
+                f"{counted(num_members, 'store')} {did}, and this store takes part in sums of at least "
+                f"{self._min_cohort} only"
+            )
+
     def _check_roster(self, roster: bytes) -> None:
         if roster != self._roster:
             raise RefusedError("the message belongs to another round, attempt or roster")
@@ -160,6 +167,7 @@ class ClientRound:
             raise RefusedError("the roster of the round does not have the keys that this store has shown")
         members = roster.members
         self._threshold = threshold_of(len(members), self._context.threshold)
+        self._check_cohort(len(members), "are in the round")
         self._roster = roster.digest
         self._graph = Graph.of(members, self._roster)
         neighbors = self._graph.neighbors(self._member)
@@ -210,6 +218,7 @@ class ClientRound:
             raise RefusedError("the survivors do not have this store: its upload did not count")
         if len(members) < self._threshold:
             raise RefusedError(f"{counted(len(members), 'store')} survived, and the threshold is {self._threshold}")
+        self._check_cohort(len(members), "survived")
         if not self._graph.is_connected(members):
             raise RefusedError(f"the survivors {some(members)} fall into parts, whose sums could be told apart")
         self._sum = OpenedSum(

@@ -191,6 +191,15 @@ def test_survivors_that_no_honest_server_names() -> None:
         first(cohort).confirm(Survivors(roster=cohort.roster.digest, members=names[1:]))
 
 
+def test_a_sum_of_fewer_stores_than_the_store_allows() -> None:
+    cohort = Cohort(6, min_cohort=7).keys()
+    with pytest.raises(RefusedError, match="6 stores are in the round, and this store takes part in sums of at least 7"):
+        first(cohort).deal(cohort.roster)
+    cohort = Cohort(6, min_cohort=6, context=replace(CONTEXT, threshold=5)).keys().shares().uploads(cohort.names[:5])
+    with pytest.raises(RefusedError, match="5 stores survived, and this store takes part in sums of at least 6 only"):
+        first(cohort).confirm(cohort.survivors)
+
+
 def test_survivors_are_confirmed_once() -> None:
     cohort = Cohort(5).keys().shares().uploads()
     first(cohort).confirm(cohort.survivors)
