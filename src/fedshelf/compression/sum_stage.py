@@ -27,7 +27,7 @@ SUMMAND = "summand"
 PARTS = ("narrow", "auxiliary", "wide")
 """Names of its parts; empty ones are not sent."""
 SCALARS = ("weight", "num_examples", "num_steps", "loss", "loss_weight")
-"""Numbers that are summed. `loss` is weight times mean loss, and `loss_weight` the weight of the uploads that have one."""
+"""Numbers that are summed. `loss` is weight times mean loss, `loss_weight` the weight of the uploads that have one."""
 _SIGNED = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 

@@ -9,7 +9,7 @@ from fedshelf.core.messages import TaskKey
 from fedshelf.core.text import counted
 
 LEAST_MEMBERS = 3
-"""Fewer members are refused: of a sum of two, each could compute the other's part."""
+"""Fewer members of a sum are refused: of two, each could compute the other's part."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +75,11 @@ def threshold_of(num_members: int, asked: int | None) -> int:
         raise RefusedError(
             f"the round has {counted(num_members, 'store')}, and its threshold is {threshold}: wait for more, or lower "
             "--secagg-threshold"
+        )
+    if threshold < LEAST_MEMBERS:
+        raise RefusedError(
+            f"with a threshold of {threshold}, a sum of two stores could be opened: raise --secagg-threshold to at "
+            f"least {LEAST_MEMBERS}"
         )
     if 2 * threshold <= num_members:
         raise RefusedError(
