@@ -159,7 +159,7 @@ class StoreClient:
     def _accept(self, broadcast: Broadcast, trainer: Trainer) -> None:
         configured = trainer.bound_model.settings.batch_size // trainer.growth
         frozen = self._opened.setup.frozen if self._opened else ""
-        sums = self._opened is not None and self._opened.algorithm.sums
+        sums = self._opened is not None and self._opened.algorithm.counts_photos
         self._task_limits.accept(
             broadcast, num_photos=len(trainer.train), batch_size=configured, frozen=frozen, sums=sums
         )  # fmt: skip

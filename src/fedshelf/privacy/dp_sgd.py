@@ -59,12 +59,16 @@ class SampleDP(Noise):
     Attributes:
         clip_norm: bound on the gradient of a photo (C).
         clipping: how the bound is kept.
+        projection: number of features that `PrivateRidge` makes of a photo's.
     """
 
     clip_norm: Annotated[float, CLIP_NORM] = 1.0
     clipping: Annotated[Clipping, Setting(key="clipping", panel=PRIVACY, help="How the gradient of each photo is "
         "bounded: as a whole (flat), layer by layer, or by scaling all to about the norm "
         "(automatic).")] = "flat"  # fmt: skip
+    projection: Annotated[int, Setting(key="projection", ge=2, panel=PRIVACY, only_with=("algorithm", "ridge"),
+        help="With --algorithm ridge: project the features of a photo to this many, which need less noise.",
+        )] = 256  # fmt: skip
     name: ClassVar[str] = "sample"
     unit: ClassVar[Unit | None] = "photo"
 
