@@ -12,18 +12,19 @@ import platformdirs
 import typer
 from click.core import ParameterSource
 
-from benchmarks import acceptance, demo, digests, drift, guard, photos, plots, results, scale, training, wire
+from benchmarks import acceptance, demo, digests, dp_step, drift, guard, photos, plots, results, scale, training, wire
 from benchmarks.processes import ending_all_children
 from benchmarks.results import Outcome
 from benchmarks.samples import SampleLog, code_digest
-from benchmarks.studies import algorithms, codecs, pretrained, robustness, skew, tuning, unequal
+from benchmarks.studies import algorithms, codecs, pretrained, privacy, robustness, skew, tuning, unequal
 from benchmarks.studies.study import SEEDS, Study, results_of
 from benchmarks.wire_limit import NUM_CLIENTS
 from benchmarks.workloads import CHAIN, PILOT, Workload
 from fedshelf.core.errors import FedShelfError
 
 STUDIES = (
-    algorithms.STUDY, pretrained.STUDY, tuning.STUDY, skew.STUDY, robustness.STUDY, unequal.STUDY, codecs.STUDY,
+    algorithms.STUDY, pretrained.STUDY, privacy.STUDY, tuning.STUDY, skew.STUDY, robustness.STUDY, unequal.STUDY,
+    codecs.STUDY,
 )  # fmt: skip
 CACHE = Path(platformdirs.user_cache_dir("fedshelf", appauthor=False)) / "benchmarks"
 NOT_RECORDED = {"as_json", "write", "fresh", "recorded", "photos_folder", "work"}
@@ -191,6 +192,17 @@ def drift_command(
 def scale_command(context: typer.Context, write: Write = False, work: Work = CACHE) -> None:
     """Simulate 10,000 stores, and measure how the cost of a round grows with the federation."""
     _report(context, "scale", Outcome(summary={}, text=scale.report(work)), write=write)
+
+
+@app.command("dp-step")
+def dp_step_command(
+    context: typer.Context,
+    repetitions: Annotated[int, typer.Option(min=1, help="Steps of each kind.")] = 40,
+    as_json: AsJson = False,
+    write: Write = False,
+) -> None:
+    """Measure a step with the gradient of each photo and noise, against a plain step and Opacus."""
+    _report(context, "dp-step", dp_step.measure(repetitions), as_json=as_json, write=write)
 
 
 @app.command("guard")

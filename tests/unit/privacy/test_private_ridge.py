@@ -134,7 +134,7 @@ def test_with_hardly_any_noise_the_head_is_that_of_ridge_regression_on_all_photo
     targets = np.concatenate([np.eye(CLASSES)[COMMON.labels], np.zeros((inputs.shape[1], CLASSES))])
     wanted = projection @ np.linalg.lstsq(stacked, targets, rcond=None)[0]
     bound.load(state.params)
-    layer = bound.module[3]
+    layer = bound.module.get_submodule("3")
     assert isinstance(layer, nn.Linear)
     assert not layer.bias.any()
     scores, expected = given @ layer.weight.detach().double().numpy().T, given @ wanted
