@@ -66,7 +66,7 @@ class SampleDP(Noise):
     clipping: Annotated[Clipping, Setting(key="clipping", panel=PRIVACY, help="How the gradient of each photo is "
         "bounded: as a whole (flat), layer by layer, or by scaling all to about the norm "
         "(automatic).")] = "flat"  # fmt: skip
-    projection: Annotated[int, Setting(key="projection", ge=2, panel=PRIVACY, only_with=("algorithm", "ridge"),
+    projection: Annotated[int, Setting(key="projection", ge=1, panel=PRIVACY, only_with=("algorithm", "ridge"),
         help="With --algorithm ridge: project the features of a photo to this many, which need less noise.",
         )] = 256  # fmt: skip
     name: ClassVar[str] = "sample"

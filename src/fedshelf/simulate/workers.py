@@ -228,18 +228,18 @@ class WorkerPool:
         self._workers[worker.number] = new
         self._selector.register(new.connection, EVENT_READ, new)
         if self._setup is not None:
-            self._send(new, self._opening(self._setup))
+            self._send(new, self._open_task(self._setup))
         for task in new.tasks:
             self._send(new, task)
 
-    def _opening(self, setup: Setup) -> _Open:
+    def _open_task(self, setup: Setup) -> _Open:
         return _Open(setup=setup, states=self._runner.states, models=self._runner.models)
 
     def _open(self, setup: Setup) -> None:
         if setup != self._setup:
             self._setup = setup
             for worker in self._workers:
-                self._send(worker, self._opening(setup))
+                self._send(worker, self._open_task(setup))
 
     def _completed(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):

@@ -17,7 +17,7 @@ from benchmarks.photos import PhotosMissingError
 from benchmarks.samples import ROOT
 
 COMMANDS = (
-    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "scale", "guard",
+    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "scale", "dp-step", "guard",
     "digests",
 )  # fmt: skip
 
