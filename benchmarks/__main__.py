@@ -12,18 +12,33 @@ import platformdirs
 import typer
 from click.core import ParameterSource
 
-from benchmarks import acceptance, demo, digests, drift, guard, photos, plots, results, scale, secagg, training, wire
+from benchmarks import (
+    acceptance,
+    demo,
+    digests,
+    dp_step,
+    drift,
+    guard,
+    photos,
+    plots,
+    results,
+    scale,
+    secagg,
+    training,
+    wire,
+)
 from benchmarks.processes import ending_all_children
 from benchmarks.results import Outcome
 from benchmarks.samples import SampleLog, code_digest
-from benchmarks.studies import algorithms, codecs, pretrained, robustness, skew, tuning, unequal
+from benchmarks.studies import algorithms, codecs, pretrained, privacy, robustness, skew, tuning, unequal
 from benchmarks.studies.study import SEEDS, Study, results_of
 from benchmarks.wire_limit import NUM_CLIENTS
 from benchmarks.workloads import CHAIN, PILOT, Workload
 from fedshelf.core.errors import FedShelfError
 
 STUDIES = (
-    algorithms.STUDY, pretrained.STUDY, tuning.STUDY, skew.STUDY, robustness.STUDY, unequal.STUDY, codecs.STUDY,
+    algorithms.STUDY, pretrained.STUDY, privacy.STUDY, tuning.STUDY, skew.STUDY, robustness.STUDY, unequal.STUDY,
+    codecs.STUDY,
 )  # fmt: skip
 CACHE = Path(platformdirs.user_cache_dir("fedshelf", appauthor=False)) / "benchmarks"
 NOT_RECORDED = {"as_json", "write", "fresh", "recorded", "photos_folder", "work"}
@@ -197,6 +212,17 @@ def scale_command(context: typer.Context, write: Write = False, work: Work = CAC
 def secagg_command(context: typer.Context, write: Write = False) -> None:
     """Measure what secure aggregation costs a store and the server, without training and without a network."""
     _report(context, "secagg", Outcome(summary={}, text=secagg.report()), write=write)
+
+
+@app.command("dp-step")
+def dp_step_command(
+    context: typer.Context,
+    repetitions: Annotated[int, typer.Option(min=1, help="Steps of each kind.")] = 40,
+    as_json: AsJson = False,
+    write: Write = False,
+) -> None:
+    """Measure a step with the gradient of each photo and noise, against a plain step and Opacus."""
+    _report(context, "dp-step", dp_step.measure(repetitions), as_json=as_json, write=write)
 
 
 @app.command("guard")

@@ -108,7 +108,10 @@ class Algorithm(Protocol):
     """
 
     sums: ClassVar[bool] = False
-    """Whether uploads are exact sums over photos, which are added up with no bound and no codec.
+    """Whether uploads are sums over photos, which are added up with no bound and no codec."""
+
+    counts_photos: ClassVar[bool] = False
+    """Whether these sums are exact, and tell how many photos they are of.
 
     A store can send them negated, and is then taken out of the model exactly.
     """

@@ -133,10 +133,11 @@ class Ridge(Algorithm):
         "(default: chosen by the stores' validation photos).", gt=0, scope=Scope.SERVER)] = None  # fmt: skip
     head: Head | None = None
     sums: ClassVar[bool] = True
+    counts_photos: ClassVar[bool] = True
     ignores: ClassVar[tuple[str, ...]] = (
         "optimizer", "client_lr", "lr_schedule", "warmup_rounds", "local_epochs", "momentum", "weight_decay",
         "label_smoothing", "gradient_clip", "backbone_lr_factor", "head_lr_factor", "unfreeze_after", "augment",
-        "feature_views", "loss", "warm_start", "refit_head", "average_rounds", "weights",
+        "feature_views", "loss", "warm_start", "refit_head", "average_rounds", "weights", "clip_norm", "clipping",
     )  # fmt: skip
 
     def for_model(self, layout: Layout, head: str) -> Ridge:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedshelf.api.datasets import to_pixels
+from fedshelf.app.components import protection_of
 from fedshelf.app.model import ModuleFactory, bound_model_of, module_of
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
@@ -19,6 +20,8 @@ from fedshelf.core.events import ClientStatus, RoundFinished, RunStatus
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import normalization_of
+from fedshelf.privacy.base import DEFAULT_DELTA
+from fedshelf.reporting.privacy_report import PrivacyReport, privacy_report
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.model_files import CARD, load_model_files
 from fedshelf.storage.run_directory import RunDirectory
@@ -142,6 +145,16 @@ class Result:
                 "with personalize=... or compare=True, in a Federation"
             )
         return _load(folder, self._config, self._make_module)
+
+    def privacy(self) -> PrivacyReport | None:
+        """Compute the guarantee of a run with differential privacy; None of one without.
+
+        Raises:
+            UsageError: `dp-accounting` is not installed.
+        """
+        summary = run_summary(self.run_dir)
+        delta = getattr(protection_of(self._config), "delta", DEFAULT_DELTA)
+        return privacy_report(summary.noise, summary.rounds, summary.voids, delta=delta) if summary.noise else None
 
     def transform(self, photo: object) -> Tensor:
         """Prepare a photo for the model: resized and normalized as in training.

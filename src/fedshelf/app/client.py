@@ -99,7 +99,8 @@ class StoreClient:
         self._setup_file = place.state_dir / "setup.json"
         self._blobs = BlobCache(places.photo_cache() / "models")
         self._client = Client(
-            prepare=self._prepare, states=FileClientStates(place.state_dir / "rounds"),
+            prepare=self._prepare,
+            states=FileClientStates(place.state_dir / "rounds", has_left=self.ledger.has_left),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
             on_reply=self.ledger.declare, charge=self._budget.spent_with,
             withhold=partial(withhold, metrics=policy.metrics),
@@ -159,7 +160,7 @@ class StoreClient:
     def _accept(self, broadcast: Broadcast, trainer: Trainer) -> None:
         configured = trainer.bound_model.settings.batch_size // trainer.growth
         frozen = self._opened.setup.frozen if self._opened else ""
-        sums = self._opened is not None and self._opened.algorithm.sums
+        sums = self._opened is not None and self._opened.algorithm.counts_photos
         self._task_limits.accept(
             broadcast, num_photos=len(trainer.train), batch_size=configured, frozen=frozen, sums=sums
         )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, cast
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.algorithms.registry import ALGORITHMS
+from fedshelf.algorithms.ridge import Ridge
 from fedshelf.algorithms.robust import AutoNormBound, NormBound, bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
@@ -23,8 +24,10 @@ from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
 from fedshelf.privacy.base import Noise, Protection
+from fedshelf.privacy.dp_sgd import SampleDP
 from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
+from fedshelf.privacy.private_ridge import PrivateRidge
 from fedshelf.privacy.registry import STAGES
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
@@ -61,7 +64,11 @@ def optional_components(config: RunConfig, registry: Mapping[str, str]) -> list[
 
 def algorithm_of(config: RunConfig) -> Algorithm:
     """Create the configured algorithm (client and server half)."""
-    return cast(Algorithm, component_of(config, "algorithm"))
+    algorithm = cast(Algorithm, component_of(config, "algorithm"))
+    protection = protection_of(config)
+    if isinstance(algorithm, Ridge) and isinstance(protection, SampleDP):
+        return PrivateRidge(exact=algorithm, dimensions=protection.projection, seed=config.seed)
+    return algorithm
 
 
 def closed_form_of(config: RunConfig) -> Algorithm | None:
@@ -161,7 +168,7 @@ def check_setup(policy: Policy, config: RunConfig) -> None:
     algorithm = algorithm_of(config)
     policy.check_setup(
         model=config.model, image_size=config.image_size, threads=config.threads, epochs=most_epochs(config),
-        offer=offer_of(config), sums=algorithm.sums,
+        offer=offer_of(config), sums=algorithm.counts_photos,
         weighs_examples=algorithm.weighs_examples and config.weights == "examples",
     )  # fmt: skip
 

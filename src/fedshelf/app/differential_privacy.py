@@ -11,7 +11,8 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedshelf.app.components import personalization_of, protection_of
+from fedshelf.algorithms.base import Algorithm
+from fedshelf.app.components import algorithm_of, personalization_of, protection_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Mechanism
@@ -20,6 +21,7 @@ from fedshelf.privacy.budget import NO_BUDGET, Budget
 from fedshelf.privacy.client_dp import ClientDP, NoisyMean
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
 from fedshelf.privacy.gradient_check import find_problem
+from fedshelf.privacy.private_ridge import PrivateRidge
 from fedshelf.training.bound_model import BoundModel
 from fedshelf.training.own_training import OwnTraining
 from fedshelf.training.phases import Phase
@@ -27,10 +29,9 @@ from fedshelf.training.trainer import Trainer
 
 _Rules = Mapping[str, tuple[set[Any], str]]
 _UNCOVERED: _Rules = {
-    "algorithm": ({"ridge"}, "stores send exact sums over their photos"),
     "scaffold_option": ({"1"}, "control variates of option 1 are gradients without noise: use 2"),
-    "warm_start": ({"ridge"}, "stores send exact sums over their photos"),
-    "refit_head": ({True}, "stores send exact sums over their photos"),
+    "warm_start": ({"ridge"}, "stores send exact sums over their photos; --algorithm ridge adds noise to them"),
+    "refit_head": ({True}, "stores send exact sums over their photos; --algorithm ridge adds noise to them"),
     "loss": ({"fedrs", "fedlc"}, "the loss depends on how many photos a store has of each product"),
     "dynamic_batch": ({True}, "the noise is calibrated to --batch-size"),
     "local_work": ({"dynamic", "cut"}, "the noise is calibrated to a number of local steps"),
@@ -72,6 +73,11 @@ def problems_with_configuration(config: RunConfig) -> list[str]:
         if value in values and _OF_ONE_ALGORITHM.get(field, config.algorithm) == config.algorithm:
             flag = f"--{field.replace('_', '-')}" + ("" if value is True else f" {value}")
             found.append(f"{flag} with --dp {config.dp}: {reason}")
+    if isinstance(protection, SampleDP) and config.algorithm == "ridge" and config.rounds + config.extend > 1:
+        found.append(
+            "--algorithm ridge with --dp sample: one round gives the final output layer, and each round costs as much "
+            "privacy. Use --rounds 1"
+        )
     return found
 
 
@@ -97,6 +103,8 @@ def released(config: RunConfig, num_photos: int, noise_multiplier: float) -> Mec
         num_photos: training photos of the store.
         noise_multiplier: standard deviation of the noise, as a multiple of the clip norm.
     """
+    if algorithm_of(config).sums:
+        return Mechanism(noise_multiplier=noise_multiplier, sampling_rate=1.0, steps=1)
     return Mechanism(
         noise_multiplier=noise_multiplier, sampling_rate=sampling_rate(num_photos, config.batch_size),
         steps=sum(_steps(config, phase, num_photos) for phase in personalization_of(config).phases),
@@ -179,3 +187,10 @@ def private(
     noise = noise_for(config, protection, len(trainer.train), run_id=run_id, budget=budget)
     training = PrivateTraining(noise_multiplier=noise, clip_norm=protection.clip_norm, clipping=protection.clipping)
     return replace(trainer, run=training, draw=poisson, is_private=True), released(config, len(trainer.train), noise)
+
+
+def with_noise(algorithm: Algorithm, mechanism: Mechanism | None) -> Algorithm:
+    """A store's half of an algorithm that adds noise itself, with that of the store; other algorithms as they are."""
+    if mechanism is not None and isinstance(algorithm, PrivateRidge):
+        return replace(algorithm, noise_multiplier=mechanism.noise_multiplier)
+    return algorithm

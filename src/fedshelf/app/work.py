@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import client_lr_of
-from fedshelf.app.differential_privacy import private
+from fedshelf.app.differential_privacy import private, with_noise
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import files
@@ -74,7 +74,7 @@ def work_for(
         num_left_out=photos.num_left_out,
     )
     return Work(
-        algorithm=opened.algorithm,
+        algorithm=with_noise(opened.algorithm, mechanism),
         closed_form=opened.closed_form,
         trainer=trainer,
         ready=ready,

@@ -29,7 +29,7 @@ from fedshelf.storage.atomic_files import translating_os_errors, write_atomicall
 from fedshelf.storage.hash_chain import START, DamagedLogError, HashChain, Head, timestamp
 
 if TYPE_CHECKING:  # the crash reporter imports this module, and not torch
-    from fedshelf.core.messages import ClientMessage
+    from fedshelf.core.messages import ClientMessage, TaskKey
     from fedshelf.core.ports import ReleaseTerms
     from fedshelf.serialization.blob import Buffer
 
@@ -110,6 +110,11 @@ class Ledger:
     def releases(self) -> Iterable[Release]:
         """What has left the store, or was about to."""
         return self._known.values()
+
+    def has_left(self, key: TaskKey) -> bool:
+        """Whether an upload for the task has left the store, or was about to."""
+        task = ("upload", key.run_id, key.round, key.attempt)
+        return any((known.kind, known.run_id, known.round, known.attempt) == task for known in self.releases)
 
     def declare(self, reply: ClientMessage, terms: ReleaseTerms) -> None:
         """Note what is known of a reply that is about to be sent. See `rounds.client.Client`."""

@@ -147,7 +147,7 @@ class Plan:
 
     def needs_counts(self, algorithm: Algorithm) -> str:
         """Which setting needs the clients' numbers of photos, with its remedy; empty if none does."""
-        if algorithm.sums:
+        if algorithm.counts_photos:
             return "--algorithm ridge"
         if algorithm.weighs_examples and not self.rounds.equal_weights:
             return "--weights examples; use --weights equal"

@@ -389,7 +389,7 @@ class RoundSteps:
             model=self._downloads.advance(self._averaged(model, key.round), key.round),
             counted={**state.counted, **dict.fromkeys(progress.counted(), key)},
             photos={**state.photos, **photos}
-            if self._algorithm.sums and not self._context.closed_form
+            if self._algorithm.counts_photos and not self._context.closed_form
             else state.photos,
         )
 

@@ -9,9 +9,12 @@ and the parent would treat a worker that ends first as failed.
 """
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import multiprocessing
+import os
+import signal
 import sys
 import time
 import warnings
@@ -22,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 from fedshelf.core import child_process
@@ -62,29 +66,64 @@ class Processes:
     def __init__(self, target: Target, count: int, method: Method) -> None:
         self.connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
+        self._target = target
         try:
-            with child_process.stop_signals_blocked():
-                if method == "spawn":
-                    resource_tracker.ensure_running()  # unblocks signals, so they are blocked again
-                with child_process.stop_signals_blocked():
-                    for number in range(count):
-                        self._start(target, number, method)
+            for number in range(count):
+                self.connections.append(self._start(number, method))
         except BaseException:
             self.close()
             raise
 
-    def _start(self, target: Target, number: int, method: Method) -> None:
+    def _start(self, number: int, method: Method) -> Connection:
+        with child_process.stop_signals_blocked():
+            if method == "spawn":
+                resource_tracker.ensure_running()  # unblocks signals, so they are blocked again
+            with child_process.stop_signals_blocked():
+                return self._start_blocked(number, method)
+
+    def _start_blocked(self, number: int, method: Method) -> Connection:
         context = multiprocessing.get_context(method)
         parent_end, child_end = context.Pipe()
-        self.connections.append(parent_end)
         # A forked child inherits the ends created so far and must not keep the other workers' pipes open.
-        others = tuple(self.connections) if method == "fork" else ()
-        process = context.Process(target=_live, args=(target, child_end, number, others), daemon=True)  # type: ignore[attr-defined]
+        others = (*self.connections, parent_end) if method == "fork" else ()
+        process = context.Process(target=_live, args=(self._target, child_end, number, others), daemon=True)  # type: ignore[attr-defined]
         with warnings.catch_warnings():  # since Python 3.12: "this process is multi-threaded"; see above
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         child_end.close()
         self._processes.append(process)
+        return parent_end
+
+    def activity(self, number: int) -> float:
+        """Return a number that changes while a worker computes, is stopped by a signal, or has ended."""
+        try:
+            process = psutil.Process(self._processes[number].pid)
+            if process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE}:
+                return time.monotonic()
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            return time.monotonic()
+        return times.user + times.system
+
+    def replace(self, number: int) -> Connection:
+        """Kill a worker, which prints what it is waiting for, and start another one in its place.
+
+        The new one is not forked: by now, this process may have threads that hold locks.
+
+        Returns:
+            The new connection; the worker's number for `target` is one that no other worker has had.
+        """
+        hung = self._processes[number]
+        if hasattr(signal, "SIGUSR1") and hung.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hung.pid, signal.SIGUSR1)
+                time.sleep(PATIENCE / 4)
+        hung.kill()
+        hung.join()
+        self.connections[number].close()
+        self.connections[number] = self._start(len(self._processes), "spawn")
+        self._processes[number], self._processes[-1] = self._processes[-1], hung
+        return self.connections[number]
 
     def exit_code(self, number: int) -> int:
         """Return the exit code of a worker whose pipe has closed, which may be slightly before the process ends."""
@@ -118,6 +157,8 @@ def _live(target: Target, connection: Connection, number: int, others: Sequence[
     if parent is not None:
         child_process.end_with(parent.sentinel)  # also during a task
     _prefer_for_oom_kill()
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1)
     log_to_stderr(logging.WARNING)
     for other in others:
         other.close()

@@ -7,10 +7,15 @@ Work goes to the worker with the least of it, the longest tasks first, so that n
 end. While there is plenty, workers have tasks queued, so that none waits for this process on a busy machine. The less
 is left, the fewer tasks are queued (guided self-scheduling, Polychronopoulos & Kuck 1987).
 
+A worker that has work but computes nothing for a minute is replaced: a fork copies locks of native libraries as they
+are, and one that a thread held in this process is never released in the other. The tasks' results do not depend on it.
+
 Shapes: S shared values of the model.
 """
 
 import heapq
+import logging
+import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -27,6 +32,7 @@ from torch import Tensor
 from fedshelf.core import process_exit
 from fedshelf.core.errors import FedShelfError, WorkerLostError
 from fedshelf.core.messages import ClientMessage, Ready, ServerMessage, Setup
+from fedshelf.core.text import counted
 from fedshelf.simulate.client_runner import ClientRunner
 from fedshelf.simulate.ipc import pack, unpack
 from fedshelf.simulate.processes import Processes, start_method
@@ -35,7 +41,11 @@ from fedshelf.simulate.vmap import VmapBackend, is_training
 from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import Score
 
+HUNG_SECONDS = 60.0  # without any CPU time, though there is work
+MOST_REPLACED = 3  # in one pool; after that, it is no accident
 MOST_AHEAD = 8  # tasks queued at a worker besides the current one; their small parts fit into a pipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +95,16 @@ class _Worker:
         connection: the parent's end of the pipe.
         tasks: unanswered tasks; they keep their models' files from being reused.
         released: files of the worker's answers that are no longer needed here.
+        activity: see `Processes.activity`.
+        active: when that last changed, or the worker was given a task, by `time.monotonic`.
     """
 
     number: int
     connection: Connection
     tasks: deque[_Task] = field(default_factory=deque)
     released: deque[tuple[str, int]] = field(default_factory=deque)
+    activity: float = -1.0
+    active: float = 0.0
 
 
 class WorkerPool:
@@ -122,6 +136,7 @@ class WorkerPool:
             _Worker(number=number, connection=connection)
             for number, connection in enumerate(self._processes.connections)
         ]
+        self._num_replaced = 0
         self._selector = DefaultSelector()
         for worker in self._workers:
             self._selector.register(worker.connection, EVENT_READ, worker)
@@ -181,7 +196,10 @@ class WorkerPool:
 
     def _collect(self) -> None:
         """Wait for an answer, receive all available ones, and assign more work."""
-        for key, _ in self._selector.select():
+        while not (ready := self._selector.select(HUNG_SECONDS / 10)):
+            for each in tuple(self._workers):
+                self._replace_if_hung(each)
+        for key, _ in ready:
             worker: _Worker = key.data
             answer = self._receive(worker)
             match worker.tasks.popleft():
@@ -194,11 +212,34 @@ class WorkerPool:
                     self._scores[share] = answer
         self._hand_out()
 
+    def _replace_if_hung(self, worker: _Worker) -> None:
+        activity, now = self._processes.activity(worker.number), time.monotonic()
+        if not worker.tasks or activity != worker.activity:
+            worker.activity, worker.active = activity, now
+        if now - worker.active < HUNG_SECONDS:
+            return
+        what = f"{self._process_of(worker)} has computed nothing for {HUNG_SECONDS:g} s"
+        if self._num_replaced == MOST_REPLACED:
+            raise WorkerLostError(f"{what}, like {counted(MOST_REPLACED, 'process', 'processes')} before it")
+        self._num_replaced += 1
+        logger.warning("%s: another process does its work. What it waits for is printed here", what)
+        self._selector.unregister(worker.connection)
+        new = _Worker(number=worker.number, connection=self._processes.replace(worker.number), tasks=worker.tasks)
+        self._workers[worker.number] = new
+        self._selector.register(new.connection, EVENT_READ, new)
+        if self._setup is not None:
+            self._send(new, self._open_task(self._setup))
+        for task in new.tasks:
+            self._send(new, task)
+
+    def _open_task(self, setup: Setup) -> _Open:
+        return _Open(setup=setup, states=self._runner.states, models=self._runner.models)
+
     def _open(self, setup: Setup) -> None:
         if setup != self._setup:
             self._setup = setup
             for worker in self._workers:
-                self._send(worker, _Open(setup=setup, states=self._runner.states, models=self._runner.models))
+                self._send(worker, self._open_task(setup))
 
     def _completed(self, name: str, answer: ClientMessage) -> None:
         if isinstance(answer, Ready):
@@ -227,6 +268,7 @@ class WorkerPool:
         self._round.clear()
 
     def _send(self, worker: _Worker, task: _Task) -> None:
+        worker.active = time.monotonic()
         released = [worker.released.popleft() for _ in range(len(worker.released))]
         try:
             worker.connection.send_bytes(pack((released, task), self._files.publish))
@@ -249,17 +291,19 @@ class WorkerPool:
 
     def _died(self, worker: _Worker) -> WorkerLostError:
         """Describe a worker that died: its client, and the cause."""
-        process = "a worker process"
-        match worker.tasks[0] if worker.tasks else None:
-            case _RunOne(name=name):
-                process = f"the process of {name}"
-            case _RunTogether(rounds=rounds):
-                others = f" and {len(rounds) - 1} more" if len(rounds) > 1 else ""
-                process = f"the process of {rounds[0].name}{others}"
-        ending = process_exit.describe_exit(process, self._processes.exit_code(worker.number))
+        ending = process_exit.describe_exit(self._process_of(worker), self._processes.exit_code(worker.number))
         return WorkerLostError(
             f"{ending}; start the same command again to continue, with fewer --workers if memory is short"
         )
+
+    def _process_of(self, worker: _Worker) -> str:
+        match worker.tasks[0] if worker.tasks else None:
+            case _RunOne(name=name):
+                return f"the process of {name}"
+            case _RunTogether(rounds=rounds):
+                others = f" and {len(rounds) - 1} more" if len(rounds) > 1 else ""
+                return f"the process of {rounds[0].name}{others}"
+        return "a worker process"
 
 
 def _work(runner: ClientRunner, folders: Sequence[Path], connection: Connection, number: int) -> None:

@@ -12,7 +12,7 @@ whole state and is therefore idempotent.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -55,12 +55,17 @@ class FileClientStates:
 
     Args:
         directory: the client's own folder; created if missing.
+        has_left: whether the reply to a task has begun to leave this machine. One that has not is forgotten, with the
+            state that follows it: a server could claim that it was counted.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, has_left: Callable[[TaskKey], bool] = lambda key: True) -> None:
         self._directory = make_own_folder(directory)
         for folder in self._runs():
             remove_leftovers(folder)
+            pending = self._pending(folder)
+            if pending is not None and not has_left(pending.key):
+                _delete(_pending_path(folder))
 
     def commit_or_rollback(self, broadcast: Broadcast) -> ClientState:
         """Commit the pending state if the server counted it, otherwise roll it back; return the current state.

@@ -184,6 +184,17 @@ def test_stores_keep_models_of_their_own_and_the_result_has_them() -> None:
         result.store_model("rome")
 
 
+@pytest.mark.parametrize("kind", ["sample", "client"])
+def test_noise_is_a_setting_like_others_and_the_result_tells_its_guarantee(kind: str) -> None:
+    result = train(datasets(), dp=kind, target_epsilon=30.0, delta=1e-4, norm="group", compare=False)
+    report = result.privacy()
+    assert report is not None
+    assert 25 < report.guarantee.epsilon <= 30.0
+    assert (report.guarantee.delta, report.guarantee.unit) == (1e-4, "photo" if kind == "sample" else "client")
+    assert report.num_releases == ({"lyon": 2, "oslo": 2} if kind == "sample" else {"": 2})
+    assert train(datasets()).privacy() is None
+
+
 def test_rows_are_plain_and_transform_prepares_a_photo_for_the_model() -> None:
     result = train()
     assert json.loads(json.dumps(result.rows()))[1]["num_counted"] == 2

@@ -38,7 +38,7 @@ def test_either_the_noise_or_the_target_is_given(dp: str) -> None:
     ("given", "said"),
     [
         ({"norm": "batch"}, "the batch normalization 'stem.1' mixes the photos of a batch"),
-        ({"algorithm": "ridge", "train": "head"}, "--algorithm ridge with --dp sample: stores send exact sums"),
+        ({"algorithm": "ridge", "train": "head", "rounds": 2}, "--algorithm ridge with --dp sample: one round gives"),
         ({"algorithm": "scaffold", "scaffold_option": "1"}, "--scaffold-option 1 with --dp sample"),
         ({"warm_start": "ridge"}, "--warm-start ridge with --dp sample"),
         ({"refit_head": True}, "--refit-head with --dp sample"),

@@ -17,7 +17,8 @@ from benchmarks.photos import PhotosMissingError
 from benchmarks.samples import ROOT
 
 COMMANDS = (
-    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "scale", "secagg", "guard",
+    "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "scale", "secagg",
+    "dp-step", "guard", "digests",
     "digests",
 )  # fmt: skip
 

@@ -112,6 +112,8 @@ def test_a_release_is_on_the_disk_before_its_bytes_leave_and_confirmed_when_they
     assert (found.protections, found.mechanism, found.epsilon) == (("clip-norm 1",), {"a": 1}, 0.5)
     assert found.blob == parcel.blob.digest
     assert not found.is_sent
+    assert ledger.has_left(TaskKey(run_id="r", round=3, attempt=0))
+    assert not ledger.has_left(TaskKey(run_id="r", round=3, attempt=1))
     ledger.confirm(release)
     assert [found.is_sent for found in read(tmp_path).releases] == [True]
 

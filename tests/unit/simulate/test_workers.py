@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -17,8 +18,9 @@ import pytest
 import torch
 
 from fedshelf.core.child_process import STOP_SIGNALS
-from fedshelf.core.errors import FedShelfError
+from fedshelf.core.errors import FedShelfError, WorkerLostError
 from fedshelf.core.messages import Broadcast, ClientMessage, Evaluation, Purpose, Ready, ServerMessage, Setup, TaskKey
+from fedshelf.simulate import workers
 from fedshelf.simulate.ipc import pack
 from fedshelf.simulate.processes import start_method
 from fedshelf.simulate.shared import SharedFiles, SharedFolders
@@ -58,6 +60,13 @@ class Counting:
         if name == "crashing":
             faulthandler.disable()  # pytest's: this crash is meant
             os.kill(os.getpid(), signal.SIGSEGV)
+        if name == "hung" and not Path("hung").exists():
+            Path("hung").touch()
+            locked = threading.Lock()
+            locked.acquire()
+            locked.acquire()
+        if name == "always-hung":
+            time.sleep(600)
         if name == "endless":
             print("at work", flush=True)
             time.sleep(600)
@@ -162,6 +171,42 @@ def test_a_worker_that_dies_at_work_is_one_clear_error() -> None:
         pool.submit("deadly", broadcast())
         with pytest.raises(FedShelfError, match=r"^the process of deadly ended with exit code 3; start"):
             pool.next()
+
+
+def test_a_worker_that_hangs_says_where_and_another_does_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "HUNG_SECONDS", 1.0)
+    with pool_of({"a": 1, "hung": 2, "b": 3}, 2) as pool:
+        for name in ("hung", "a", "b"):
+            pool.submit(name, broadcast())
+        assert {answer.loss_sum for answer in answers(pool).values()} == {5_000.0}
+        pool.submit("hung", broadcast(2.0))
+        assert answers(pool)["hung"].loss_sum == 10_000.0
+    assert "the process of hung has computed nothing for 1 s" in caplog.text
+    assert "test_workers.py" in capfd.readouterr().err, "the stack of the process that hung"
+
+
+def test_workers_that_hang_again_and_again_end_the_run_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "HUNG_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "MOST_REPLACED", 1)
+    with (
+        pool_of({"always-hung": 1}, 1) as pool,
+        pytest.raises(WorkerLostError, match=r"always-hung has computed nothing for 0\.5 s, like 1 process before it"),
+    ):
+        train(pool, "always-hung")
+
+
+def test_a_worker_that_is_stopped_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "HUNG_SECONDS", 0.5)
+    before = psutil.Process().children()
+    with pool_of({"a": 1}, 1) as pool:
+        [worker] = [child for child in psutil.Process().children() if child not in before]
+        worker.suspend()
+        pool.submit("a", broadcast())
+        threading.Timer(2.0, worker.resume).start()
+        assert answers(pool)["a"].num_examples == worker.pid
 
 
 def test_a_worker_that_crashes_is_named_by_its_client_and_the_signal() -> None:

@@ -60,6 +60,17 @@ def test_the_same_question_is_answered_with_the_same_bytes_after_a_restart(tmp_p
     assert FileClientStates(tmp_path).cached_reply(key(1, attempt=2)) is None
 
 
+def test_what_never_began_to_leave_is_forgotten_at_the_next_start(tmp_path: Path) -> None:
+    for run_id in ("one", "other"):
+        FileClientStates(tmp_path).stage(key(1, run_id=run_id), upload(key(1, run_id=run_id)), state(1))
+    again = FileClientStates(tmp_path, has_left=lambda task: task.run_id == "one")
+    counted = [
+        again.commit_or_rollback(broadcast(key(2, run_id=each), key(1, run_id=each))) for each in ("one", "other")
+    ]
+    assert [value(each) for each in counted] == [1.0, None]
+    assert again.cached_reply(key(1, run_id="other")) is None
+
+
 def test_a_stateless_algorithm_leaves_nothing_behind_once_it_was_counted(tmp_path: Path) -> None:
     states = FileClientStates(tmp_path)
     states.stage(key(1), upload(key(1)), ClientState())
