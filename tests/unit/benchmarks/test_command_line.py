@@ -19,7 +19,6 @@ from benchmarks.samples import ROOT
 COMMANDS = (
     "pilot", "chain", "wire", *(one.name for one in STUDIES), "acceptance", "demo", "drift", "scale", "secagg",
     "dp-step", "guard", "digests",
-    "digests",
 )  # fmt: skip
 
 
