@@ -11,8 +11,9 @@
 
 Rules, enforced by each member:
     * One attempt at a round has one set of survivors, for one roster and one set of dealers.
-    * For one model, two sets are equal or differ in at least the minimum cohort: training is deterministic, so the sums
-      over S and over S without i differ by exactly what i sent.
+    * For one model, and for one round, two sets are equal or differ in at least the minimum cohort: training is
+      deterministic, so the sums over S and over S without i differ by exactly what i sent. (A server could send a model
+      again with one bit changed; in the same round, that does not help it.)
 """
 
 import hashlib
@@ -128,11 +129,12 @@ def check_opened_sum(wanted: OpenedSum, known: Iterable[OpenedSum], *, min_cohor
                 "second sum of the same round would reveal what they differ by"
             )
         difference = len(other.members ^ wanted.members)
-        if other.model == wanted.model and 0 < difference < min_cohort:
+        is_same_round = (other.key.run_id, other.key.round) == (wanted.key.run_id, wanted.key.round)
+        if (other.model == wanted.model or is_same_round) and 0 < difference < min_cohort:
             raise RefusedError(
-                f"the survivors differ by {counted(difference, 'store')} from those of a sum over the same model "
-                f"(round {other.key.round}, attempt {other.key.attempt}): two such sums reveal what so few stores "
-                f"sent, and the minimum is {min_cohort}"
+                f"the survivors differ by {counted(difference, 'store')} from those of a sum over the same model or "
+                f"in the same round (round {other.key.round}, attempt {other.key.attempt}): two such sums reveal what "
+                f"so few stores sent, and the minimum is {min_cohort}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,6 +264,17 @@ def test_an_older_attempt_is_not_opened_after_a_newer_one_with_other_survivors()
     newer.keys().shares().uploads(newer.names[1:]).signatures(newer.names[1:]).opened(newer.names[1:])
     with pytest.raises(RefusedError, match="differ by 1 store"):
         older.clients[older.names[1]].reveal(older.signed)
+
+
+@pytest.mark.parametrize("change", [{"model": "one bit changed"}, {"key": replace(CONTEXT.key, round=4, attempt=0)}])
+def test_the_difference_counts_for_one_round_and_for_one_model(change: dict[str, Any]) -> None:
+    context = replace(CONTEXT, threshold=3)
+    before = Cohort(4, context=context).keys().shares().uploads().signatures()
+    before.opened()
+    later = replace(context, **{"key": replace(CONTEXT.key, attempt=1)} | change)
+    cohort = Cohort(4, context=later, opened_sums=before.opened_sums).keys().shares().uploads(before.names[1:])
+    with pytest.raises(RefusedError, match="differ by 1 store from those of a sum over the same model or in the same"):
+        cohort.signatures(cohort.names[1:])
 
 
 def test_another_model_may_have_other_survivors() -> None:
