@@ -43,7 +43,7 @@ class Case:
     Attributes:
         members: Number of members.
         bits: Bits of a weight's integer.
-        dropouts: Members that mask and do not send; the server takes out their masks.
+        dropouts: Members that deal shares and send nothing; the server takes out the others' masks with them.
         width: Channels of the network's first layer.
     """
 
@@ -174,8 +174,8 @@ def report() -> str:
     return (
         f"{results.table(columns, rows)}\n\nA store's seconds are the median over the members; *encode* is the codec, "
         "which a run without masks with `--codec-up modular:BITS` has, too; *exchanges* are the stages without the "
-        "masks, with signatures. Bytes up are all that a store sends, but for framing. Dropouts have masked and do not "
-        "send, so that the server takes out their masks with every other member. With 1,000 members, the graph is a "
+        "masks, with signatures. Bytes up are all that a store sends, but for framing. Dropouts have dealt shares and send "
+        "nothing, so that the server takes out the masks that all others share with them. With 1,000 members, the graph is a "
         f"Harary graph of degree {DEGREE}. Every sum was compared bit for bit."
     )
 
