@@ -174,9 +174,9 @@ def report() -> str:
     return (
         f"{results.table(columns, rows)}\n\nA store's seconds are the median over the members; *encode* is the codec, "
         "which a run without masks with `--codec-up modular:BITS` has, too; *exchanges* are the stages without the "
-        "masks, with signatures. Bytes up are all that a store sends, but for framing. Dropouts have dealt shares and send "
-        "nothing, so that the server takes out the masks that all others share with them. With 1,000 members, the graph is a "
-        f"Harary graph of degree {DEGREE}. Every sum was compared bit for bit."
+        "masks, with signatures. Bytes up are all that a store sends, but for framing. Dropouts have dealt shares and "
+        "send nothing, so that the server takes out the masks that all others share with them. With 1,000 members, "
+        f"the graph is a Harary graph of degree {DEGREE}. Every sum was compared bit for bit."
     )
 
 
