@@ -85,9 +85,9 @@ class ReportedNoise:
         if ratio > LOUDEST:
             self._warn(
                 "volume",
-                f"the noise on the mean of about {expected:.3g} uploads is {ratio:,.0f} times as large as the largest "
-                "of them: the model will learn nothing. It takes hundreds of stores in a round, or fewer trained "
-                "values (--train head)",
+                f"in the mean of a round (about {expected:.3g} stores), the noise is {ratio:,.0f} times as large as the "
+                "largest upload: the model will learn nothing. It takes hundreds of stores in a round, or fewer "
+                "trained values (--train head)",
             )
 
     def _warn(self, kind: str, sentence: str) -> None:

@@ -38,4 +38,4 @@ def test_noise_that_drowns_what_stores_send_is_told(caplog: pytest.LogCaptureFix
     reported.warn_of_volume(5.0, 50.0)
     assert caplog.messages == []
     reported.warn_of_volume(90.0, 8.0)
-    assert "about 8 uploads is 90 times as large as the largest of them" in caplog.text
+    assert "(about 8 stores), the noise is 90 times as large as the largest upload" in caplog.text
