@@ -74,7 +74,7 @@ class RoundSteps:
             self._noise.note("", server, size=plan.start_clients)
             expected = plan.fraction * plan.start_clients
             loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
-            self._noise.warn_of_volume(loudness, expected)
+            self._noise.warn_of_volume(loudness)
 
     def draw(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
