@@ -84,8 +84,8 @@ class ReportedNoise:
         if ratio > LOUDEST:
             self._warn(
                 "volume",
-                f"the noise in the mean of a round is {ratio:,.0f}-fold the largest upload: the model will learn nothing. "
-                "It takes hundreds of stores in a round, or fewer trained values (--train head)",
+                f"the noise in the mean of a round is {ratio:,.0f}-fold the largest upload: the model will learn "
+                "nothing. It takes hundreds of stores in a round, or fewer trained values (--train head)",
             )
 
     def _warn(self, kind: str, sentence: str) -> None:
