@@ -112,7 +112,9 @@ def run_store(
         policy.server, config.server_address, keys=keys, token=token, ca=config.ca, insecure=config.insecure
     )  # fmt: skip
     use_model_path(config.model_path)
-    store = StoreClient(place, policy=policy, training=training, on_choice=lambda found, folder: say(_kept(found)))
+    store = StoreClient(
+        place, policy=policy, training=training, on_choice=lambda found, folder: say(_kept(found)), keys=keys
+    )  # fmt: skip
     if policy.limits == policies.OPEN.limits:
         show("WARNING: --policy open: the server may ask for anything, a single photo's gradient too.")
     if config.insecure:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fedshelf.app.client_place import ClientPlace, join_of
 from fedshelf.app.components import check_setup, most_epochs
 from fedshelf.app.model_card import save_chosen, save_received
 from fedshelf.app.photos import FEATURES, NO_PHOTOS, StorePhotos, store_photos, test_photos
-from fedshelf.app.setup import OpenedSetup, open_setup
+from fedshelf.app.setup import OpenedSetup, masking_terms, open_setup
 from fedshelf.app.work import work_for
 from fedshelf.config import files, places
 from fedshelf.config.schema import RunConfig
@@ -30,15 +31,19 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.data.cache import PhotoCache
+from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.models.build import at_most
 from fedshelf.models.own_model import use_model_path
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.budget import Budget
 from fedshelf.privacy.ledger import Ledger
 from fedshelf.privacy.policy import STANDARD, Policy
+from fedshelf.privacy.secure_aggregation.keys import Identities
+from fedshelf.privacy.secure_aggregation.opened_sums import FileOpenedSums
 from fedshelf.privacy.task_limits import TaskLimits
 from fedshelf.privacy.withholding import withhold
 from fedshelf.rounds.client import Client, Work
+from fedshelf.rounds.masking_client import MaskingClient
 from fedshelf.serialization import messages as payload
 from fedshelf.serialization.blob import MAX_HEADER_BYTES
 from fedshelf.storage.atomic_files import write_atomically
@@ -68,6 +73,7 @@ class StoreClient:
         policy: what this store does for a server.
         training: trains the model.
         on_choice: called at the end with the comparison and the folder of the store's chosen model.
+        keys: the store's identity; None: it has none.
 
     Attributes:
         took_part: whether this process has received a model to train or evaluate.
@@ -79,7 +85,7 @@ class StoreClient:
 
     def __init__(
         self, place: ClientPlace, *, policy: Policy = STANDARD, training: Run = alone,
-        on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None,
+        on_choice: Callable[[Comparison, Path], None] = lambda comparison, folder: None, keys: StoreKeys | None = None,
     ) -> None:  # fmt: skip
         self.took_part = False
         self._place = place
@@ -106,6 +112,28 @@ class StoreClient:
             withhold=partial(withhold, metrics=policy.metrics),
         )  # fmt: skip
 
+        self._masking = MaskingClient(
+            partial(self._name_in_roster, keys), terms=lambda: masking_terms(self._opened) if self._opened else None,
+            opened_sums=FileOpenedSums(place.state_dir / "opened-sums.jsonl"),
+            identity=lambda: keys.pair() if keys and keys.enrollment() else None,
+            identities=partial(self._identities, keys), min_cohort=policy.protection.min_cohort,
+        )  # fmt: skip
+
+    def _name_in_roster(self, keys: StoreKeys | None) -> str:
+        enrollment = keys.enrollment() if keys else None
+        return self._place.name if enrollment is None else enrollment.name
+
+    def _identities(self, keys: StoreKeys | None) -> Identities | None:
+        """All stores' keys, if the store pins the key that has signed them."""
+        if keys is None or not self._policy.server.roster_key:
+            logger.warning(
+                "masks hide this store's updates from a server that follows the protocol, not from one that invents "
+                "other stores: the policy pins no roster-key"
+            )
+            return None
+        roster = keys.roster()
+        return {} if roster is None else roster.keys()
+
     def handle(self, message: ServerMessage) -> ClientMessage:
         """See `rounds.client.Client.handle`."""
         if not isinstance(message, Setup) and self._opened is None and self._setup_file.exists():
@@ -113,7 +141,10 @@ class StoreClient:
             known = payload.decode(text, self.find_blob(payload.Header.parse(text).blob) or b"")
             if isinstance(known, Setup):
                 self._client.handle(known)
-        answer = self._client.handle(message)
+        answer = self._masking.before(message)
+        if answer is None:
+            plain = replace(message, masking="") if isinstance(message, Broadcast) else message
+            answer = self._masking.after(message, self._client.handle(plain))
         if isinstance(message, Setup) and isinstance(answer, Ready):
             blob = payload.blob_of(message)
             if blob.pieces:

@@ -6,6 +6,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
 
+import torch
+
 from fedshelf.algorithms.base import Algorithm, Asynchronous
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.algorithms.registry import ALGORITHMS
@@ -14,9 +16,12 @@ from fedshelf.algorithms.robust import AutoNormBound, NormBound, bounded
 from fedshelf.compression.chain import parse
 from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.codec_stage import Encode
+from fedshelf.compression.modular import Modular
+from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.config import files
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
+from fedshelf.core.params import Layout
 from fedshelf.core.rng import Rng
 from fedshelf.core.settings import load, settings_of
 from fedshelf.core.stages import Stage
@@ -29,6 +34,7 @@ from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.private_ridge import PrivateRidge
 from fedshelf.privacy.registry import STAGES
+from fedshelf.privacy.secure_aggregation.settings import NO_MASK, Mask
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import Plan, RoundSettings
 from fedshelf.scheduling.early_stopping import EarlyStopping
@@ -39,6 +45,8 @@ from fedshelf.training.optimizer import client_lr
 
 logger = logging.getLogger(__name__)
 
+MOST_WEIGHT = 100_000.0
+"""The largest weight of an upload that is one of a sum; one of more photos weighs as much."""
 REJOIN_GRACE_SECONDS = 120.0  # a store's computer may take this long to start Python and reconnect
 
 
@@ -82,10 +90,11 @@ def aggregator_of(config: RunConfig) -> Aggregator:
     aggregator = cast(Aggregator, component_of(config, "aggregator"))
     if algorithm_of(config).sums:
         return aggregator
-    masked = [stage.declares.setting for stage in uploads_of(config).stages if stage.declares.masks]
-    if config.norm_bound == "off" or masked:
+    summed = uploads_of(config).summand
+    if config.norm_bound == "off" or summed is not None:
         if config.norm_bound == "auto":
-            logger.info("--norm-bound auto is off: with %s the server sees no single upload", masked[0])
+            setting = "--secagg" if mask_of(config).is_on else f"--codec-up {config.codec_up}"
+            logger.info("--norm-bound auto is off: with %s the server decodes no single upload", setting)
         return aggregator
     return bounded(aggregator, AutoNormBound() if config.norm_bound == "auto" else NormBound(float(config.norm_bound)))
 
@@ -98,6 +107,12 @@ def personalization_of(config: RunConfig) -> Personalization:
 def protection_of(config: RunConfig) -> Protection:
     """Create the configured differential privacy."""
     return cast(Protection, component_of(config, "dp"))
+
+
+def mask_of(config: RunConfig) -> Mask:
+    """The configured masks of uploads; off by default."""
+    found = (stage for stage in optional_components(config, STAGES) if isinstance(stage, Mask))
+    return next(found, NO_MASK)
 
 
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
@@ -129,8 +144,33 @@ def uploads_of(config: RunConfig) -> UploadPipeline:
     """Create the stages that an upload passes through, on both sides, in the order of their positions."""
     policy = codec_policy_of(config, config.codec_up)
     stages: list[Stage] = optional_components(config, STAGES)
-    stages += [] if policy.is_plain else [Encode(policy=policy)]
+    if (codec := summed_codec_of(config)) is not None:
+        stages.append(_summand_of(config, codec))
+    elif not policy.is_plain:
+        stages.append(Encode(policy=policy))
     return UploadPipeline(stages=tuple(sorted(stages, key=lambda stage: stage.declares.position)))
+
+
+def summed_codec_of(config: RunConfig) -> Modular | None:
+    """The codec of uploads that are decoded as a sum only; None if each is decoded by itself."""
+    if config.byte_budget is not None:
+        return None
+    chain = parse(config.codec_up)
+    codec, alone = chain.quantizer, chain.sparsifier is None and chain.lossless is None
+    return codec if alone and isinstance(codec, Modular) and (mask_of(config).is_on or not codec.range) else None
+
+
+def _summand_of(config: RunConfig, codec: Modular) -> EncodeSummand:
+    algorithm = algorithm_of(config)
+
+    def vectors(layout: Layout) -> dict[str, tuple[int, torch.dtype]]:
+        return {name: (spec.size, getattr(torch, spec.dtype)) for name, spec in algorithm.vectors(layout).items()}
+
+    weighs = algorithm.weighs_examples and config.weights == "examples"
+    return EncodeSummand(
+        codec=codec, vectors=vectors, rng=Rng(config.seed), max_weight=MOST_WEIGHT if weighs else 1.0,
+        weight=(lambda upload: algorithm.weight(upload, staleness=0)) if weighs else lambda upload: 1.0,
+    )  # fmt: skip
 
 
 def training_of(config: RunConfig) -> TrainingSettings:
@@ -155,7 +195,7 @@ def offer_of(config: RunConfig) -> ProtectionOffer:
     return (
         ProtectionOffer(kind="sample-dp", delta=protection.delta)
         if isinstance(protection, Noise) and protection.unit == "photo"
-        else ProtectionOffer()
+        else ProtectionOffer(kind="secagg" if mask_of(config).is_on else "none")
     )
 
 
@@ -230,6 +270,7 @@ def plan_of(
         refit_head=config.refit_head,
         average_rounds=config.average_rounds,
         compares=config.personalize != "none" if config.compare is None else config.compare,
+        threshold=mask_of(config).threshold,
     )  # fmt: skip
 
 

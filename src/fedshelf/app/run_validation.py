@@ -10,8 +10,10 @@ from fedshelf.app.components import (
     algorithm_of,
     component_of,
     given_names,
+    mask_of,
     optional_components,
     personalization_of,
+    summed_codec_of,
     uploads_of,
 )
 from fedshelf.app.differential_privacy import problem_with_model, problems_with_configuration
@@ -27,6 +29,7 @@ from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.models.build import find_problem
 from fedshelf.models.initial_weights import check_fit, extra_tensors, read_initial_weights
 from fedshelf.models.registry import is_own
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.rounds import pipeline
 from fedshelf.storage.model_files import has_model
 from fedshelf.storage.run_directory import RunDirectory
@@ -56,6 +59,7 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         or (None if make_module else _problem_with_own_model(config))
         or (None if has_weights else _problem_with_weights(config, make_module)),
         *_problems_with_codecs(config), *_problems_with_asynchrony(config), *_problems_with_sums(config),
+        *_problems_with_summed_codes(config),
         *problems_with_configuration(config),
         *(problem for component in components for problem in getattr(component, "problems", list)()),
     ]  # fmt: skip
@@ -77,12 +81,6 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         problems.append(_problem_with_training(config, make_module))
         stages = uploads_of(config).stages
         problems += pipeline.problems(stages)
-        problems += [
-            f"--norm-bound {config.norm_bound} with {stage.declares.setting}: the server sees no single upload that it "
-            "could bound. Use auto or off"
-            for stage in stages
-            if stage.declares.masks and config.norm_bound not in ("auto", "off")
-        ]
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError(*found)
@@ -90,6 +88,45 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         given_names(config)
     for finding in scan_test_photos(config.test_dir).findings if config.test_dir else ():
         logger.warning("--test-dir: %s", finding)
+
+
+def _problems_with_summed_codes(config: RunConfig) -> list[str]:
+    """What uploads that are decoded as a sum only cannot be combined with."""
+    try:
+        codec = summed_codec_of(config)
+    except UsageError:  # reported with the codecs
+        return []
+    if codec is None:
+        if mask_of(config).is_on:
+            return ["--secagg masks integers: use --codec-up modular:16 or modular:32, or leave --codec-up out"]
+        return []
+    how = "--secagg" if mask_of(config).is_on else f"--codec-up {config.codec_up}"
+    wrong = {
+        f"--aggregator {config.aggregator}": config.aggregator != "mean",
+        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off"),
+        f"--algorithm {config.algorithm}": config.algorithm in ("fedasync", "fedbuff", "ridge"),
+        f"--warm-start {config.warm_start}": config.warm_start != "none",
+        "--refit-head": config.refit_head,
+        f"--local-work {config.local_work}": config.local_work != "fixed",
+        f"--dp {config.dp}": config.dp == "client",
+    }
+    found = [
+        f"{flag} with {how}: the server decodes the sum of a round's uploads, and none by itself. Leave it out"
+        for flag, is_set in wrong.items()
+        if is_set
+    ]
+    if config.weights == "examples" and algorithm_of(config).weighs_examples and codec.bits < 32:
+        found.append(
+            f"--codec-up {config.codec_up} has no room for weights by photos: use modular:32, or --weights equal"
+        )
+    if mask_of(config).is_on and config.sampling == "size":
+        found.append("--sampling size with --secagg: who is drawn would depend on numbers that masks hide")
+    if mask_of(config).is_on and config.min_clients < LEAST_MEMBERS:
+        found.append(
+            f"--min-clients {config.min_clients} with --secagg: a sum of fewer than {LEAST_MEMBERS} stores hides "
+            f"nothing. Use {LEAST_MEMBERS} or more"
+        )
+    return found
 
 
 def _problem_with_own_model(config: RunConfig) -> str | None:

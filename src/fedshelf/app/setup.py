@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedshelf.algorithms.base import Algorithm
-from fedshelf.app.components import algorithm_of, closed_form_of, personalization_of, uploads_of
+from fedshelf.app.components import algorithm_of, closed_form_of, mask_of, personalization_of, uploads_of
 from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.compression.download import name_of
 from fedshelf.config import files
@@ -14,6 +14,7 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Setup
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import Personalization
+from fedshelf.rounds.masking_client import MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.batch_size import BatchSizes
 from fedshelf.training.bound_model import BoundModel
@@ -83,6 +84,17 @@ def open_setup(
         closed_form=None if closed_form is None else closed_form.for_model(layout, bound_model.output_layer),
         uploads=uploads_of(config), personalization=personalization_of(config),
         batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
+    )  # fmt: skip
+
+
+def masking_terms(opened: OpenedSetup) -> MaskingTerms | None:
+    """What a client knows of the masks of its run; None if there are none."""
+    encode = opened.uploads.summand
+    if encode is None or not opened.uploads.is_masked:
+        return None
+    return MaskingTerms(
+        run_id=opened.setup.run_id, config=files.digest(opened.setup.config), encode=encode,
+        threshold=mask_of(opened.config).threshold, layout=opened.bound_model.params.layout,
     )  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def work_for(
         uploads=opened.uploads,
         mechanism=mechanism,
         local_trainer=local_trainer,
+        is_masked=opened.uploads.is_masked,
         personalization=opened.personalization,
         catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(

@@ -8,16 +8,17 @@ An upload is not decoded by itself. So the sum is the same in every bit, whether
 masks, which a later stage adds to the same parts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from fedshelf.compression.modular import Modular
 from fedshelf.compression.upload_grid import Integers, UploadGrid
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import Upload
+from fedshelf.core.messages import DELTA, Upload
 from fedshelf.core.params import Layout
 from fedshelf.core.rng import Rng
 from fedshelf.core.stages import Declaration
@@ -36,36 +37,54 @@ class EncodeSummand:
     """The stage.
 
     Attributes:
-        grid: for `SCALARS`.
-        weight: the algorithm's weight of an upload.
+        codec: BITS, RANGE and SUMMANDS.
+        vectors: returns size and type of an upload's vectors by name.
+        weight: the algorithm's weight of an upload, at most `max_weight`.
+        max_weight: the largest weight; 1 if all uploads weigh alike.
         rng: the run's root generator.
     """
 
-    grid: UploadGrid
+    codec: Modular
+    vectors: Callable[[Layout], Mapping[str, tuple[int, torch.dtype]]]
     weight: Callable[[Upload], float]
+    max_weight: float
     rng: Rng
+    _grids: dict[str, UploadGrid] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def declares(self) -> Declaration:
         return Declaration(
-            name="codec", setting=f"--codec-up {self.grid.codec.text}", encodes=True, modular=True, linear=True
+            name="codec", setting=f"--codec-up {self.codec.text}", encodes=True, modular=True, linear=True
         )
+
+    def grid(self, layout: Layout) -> UploadGrid:
+        """The grids of this run's uploads."""
+        found = self._grids.get(layout.digest)
+        if found is None:
+            auxiliary = dict(self.vectors(layout))
+            size, _ = auxiliary.pop(DELTA)
+            found = self._grids[layout.digest] = UploadGrid.of(
+                self.codec, layout, has_delta=size > 0, auxiliary=auxiliary, scalars=SCALARS,
+                max_weight=self.max_weight,
+            )  # fmt: skip
+        return found
 
     def seal(
         self, upload: Upload, memory: Tensor | None, *, client: str, layout: Layout
     ) -> tuple[Upload, Tensor | None]:
-        weight = self.weight(upload)
+        weight = min(self.weight(upload), self.max_weight)
         has_loss = upload.train_loss is not None
         scalars = {
             "weight": weight, "num_examples": upload.num_examples or 0, "num_steps": upload.num_steps or 0,
             "loss": weight * (upload.train_loss or 0.0), "loss_weight": weight * has_loss,
         }  # fmt: skip
         seed = self.rng.fork(round=upload.key.round, client=client, purpose="codec-up").seed
-        codes = self.grid.encode(upload.plain_vectors, scalars, weight=weight, seed=seed)
+        vectors = {name: vector.cpu() for name, vector in upload.plain_vectors.items() if len(vector)}
+        codes = self.grid(layout).encode(vectors, scalars, weight=weight, seed=seed)
         return self.with_codes(upload, codes), None
 
     def open(self, upload: Upload, layout: Layout) -> Upload:
-        self.codes(upload)
+        self.codes(upload, layout)
         return upload
 
     def with_codes(self, upload: Upload, codes: tuple[Integers, ...]) -> Upload:
@@ -75,25 +94,25 @@ class EncodeSummand:
             for name, part in zip(PARTS, codes, strict=True)
             if part.size
         }
-        encoded = Encoded(codec=self.grid.codec.text, size=sum(size for _, size in self.grid.sizes), parts=parts)
+        encoded = Encoded(codec=self.codec.text, size=sum(part.size for part in codes), parts=parts)
         return replace(upload, vectors={SUMMAND: encoded}, num_examples=None, num_steps=None, train_loss=None)
 
-    def codes(self, upload: Upload) -> tuple[Integers, ...]:
+    def codes(self, upload: Upload, layout: Layout) -> tuple[Integers, ...]:
         """The codes of an upload, as views of its parts.
 
         Raises:
             RefusedError: it has another codec, or parts of another type or length.
         """
-        encoded, text = upload.vectors.get(SUMMAND), self.grid.codec.text
+        encoded, text, grid = upload.vectors.get(SUMMAND), self.codec.text, self.grid(layout)
         if not isinstance(encoded, Encoded) or len(upload.vectors) != 1:
             raise RefusedError("it is not encoded for a sum: the client's configuration is another")
         if encoded.codec != text:
             raise RefusedError("a vector encoded by another codec arrived where " + repr(text) + " was expected")
-        sizes = dict(zip(PARTS, self.grid.sizes, strict=True))
+        sizes = dict(zip(PARTS, grid.sizes, strict=True))
         wanted = {name: (_SIGNED[bits], (size,)) for name, (bits, size) in sizes.items() if size}
         if {name: (part.dtype, tuple(part.shape)) for name, part in encoded.parts.items()} != wanted:
             raise RefusedError("the encoded vector's parts have other names, types or lengths than those due")
-        empty = dict(zip(PARTS, self.grid.zeros(), strict=True))
+        empty = dict(zip(PARTS, grid.zeros(), strict=True))
         return tuple(
             encoded.parts[name].contiguous().numpy().view(f"<u{bits // 8}") if size else empty[name]
             for name, (bits, size) in sizes.items()

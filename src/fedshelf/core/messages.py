@@ -4,6 +4,8 @@
       Join        ──────────▶            the client's identity and classes
                   ◀──────────  Setup     the run's configuration, the catalogue, the layout's digest
       Ready       ──────────▶            the number of photos
+                  ◀──────────  MaskingRequest one stage of the exchange that makes and opens masks
+      MaskingReply ─────────▶            the client's part in it
                   ◀──────────  Broadcast train, evaluate or compare this model
       Upload      ──────────▶            the difference that training made
       Evaluation  ──────────▶            the model's score on the validation photos
@@ -32,7 +34,7 @@ from fedshelf.core.class_folder import ProductCount as ProductCount
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 MAX_CANDIDATES = 64
 """Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
@@ -204,6 +206,7 @@ class Broadcast:
         num_rounds: to compare, the rounds of a model trained locally; None: `key.round`.
         per_product: to evaluate, whether to count by product, too.
         quorum: to train, the minimum number of stores whose uploads are aggregated; None if there is none.
+        masking: to train, the shares of other stores' secrets for this one, if uploads are masked.
     """
 
     key: TaskKey
@@ -218,6 +221,7 @@ class Broadcast:
     num_rounds: RoundNumber | None = None
     per_product: StrictBool = False
     quorum: Count | None = None
+    masking: Text = ""
 
     @property
     def is_plain(self) -> bool:
@@ -233,6 +237,45 @@ class Broadcast:
     def auxiliary(self) -> Mapping[str, Tensor]:
         """The algorithm's vectors by name, each [T]."""
         return _auxiliary(self.vectors)
+
+
+class MaskingStage(StrEnum):
+    """A stage of secure aggregation besides training (see `privacy.secure_aggregation`)."""
+
+    KEYS = "keys"
+    SHARES = "shares"
+    SURVIVORS = "survivors"
+    UNMASKING = "unmasking"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskingRequest:
+    """The server's message of one stage of secure aggregation.
+
+    Attributes:
+        key: the round's task.
+        stage: the stage.
+        content: the message (`privacy.secure_aggregation.wire`).
+    """
+
+    key: TaskKey
+    stage: MaskingStage
+    content: Text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskingReply:
+    """The client's message of one stage of secure aggregation.
+
+    Attributes:
+        key: the round's task.
+        stage: the stage.
+        content: the message.
+    """
+
+    key: TaskKey
+    stage: MaskingStage
+    content: Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -386,10 +429,10 @@ class Failure:
     refused: StrictBool = False
 
 
-ServerMessage: TypeAlias = Setup | Broadcast
-ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Comparison | Failure
+ServerMessage: TypeAlias = Setup | Broadcast | MaskingRequest
+ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Comparison | MaskingReply | Failure
 
 
 def task_key(message: ServerMessage) -> TaskKey | None:
     """The key of the task that `message` dispatches; None if it dispatches none."""
-    return message.key if isinstance(message, Broadcast) else None
+    return None if isinstance(message, Setup) else message.key

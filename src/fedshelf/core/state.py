@@ -148,6 +148,7 @@ class OpenRound:
         num_steps: by member, local steps of the configured epochs, if work is assigned by steps.
         pace: by member, predicted seconds per local step when the cohort was drawn.
         noise_key: secret key of the noise that is added to the sum; None without.
+        masking: the public record of the masks, once it is fixed whose uploads are added up; "" before, and without.
     """
 
     key: TaskKey
@@ -157,6 +158,7 @@ class OpenRound:
     num_steps: Mapping[str, int] = field(default_factory=dict)
     pace: Mapping[str, float] = field(default_factory=dict)
     noise_key: bytes | None = field(default=None, repr=False)
+    masking: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -152,7 +152,7 @@ class GridTransport:
         key = None
         if not isinstance(message, Setup):
             key = message.key
-            if self._blobs is not None:
+            if self._blobs is not None and isinstance(message, Broadcast):
                 self._allow_blobs(self._blobs, connection, message, parcel.blob)
         elif self._blobs is not None and parcel.blob.pieces:
             self._blobs.outgoing.publish(connection.node_id, parcel.blob)

@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 
 FILE, HEAD_FILE = "ledger.jsonl", "ledger-head.json"
 INTENDED, SENT, REMOVED = "intended", "sent", "incomplete line removed"
-_PURPOSES = {"join": "join", "ready": "setup", "upload": "train", "evaluation": "evaluate", "comparison": "compare"}
+_PURPOSES = {
+    "join": "join", "ready": "setup", "upload": "train", "evaluation": "evaluate", "comparison": "compare",
+    "maskingreply": "masking"}  # fmt: skip
 _NO_HEAD = Head(number=0, hash=START)
 
 

@@ -157,10 +157,12 @@ class Protection:
     def unmet(self, offer: ProtectionOffer) -> list[str]:
         """Why the protection that a run offers does not suffice; empty if it does."""
         needed = f"required = {self.required!r}"
-        if self.required in ("secagg", "he"):
+        if self.required == "he":
             return [f"{needed}, which this version of FedShelf cannot do: this store takes part in no run"]
-        if self.required == "none":
+        if self.required == "none" or self.required == offer.kind == "secagg":
             return []
+        if self.required == "secagg":
+            return [f"{needed}, and this run does not mask updates (--secagg)"]
         if offer.kind != "sample-dp":
             return [f"{needed}, and this run adds no noise at the stores (--dp sample)"]
         if not 0 < offer.delta <= self.delta:

@@ -9,5 +9,6 @@ PROTECTIONS: dict[str, str] = {
 
 STAGES: dict[str, str] = {
     "clip": "fedshelf.privacy.clipping:Clip",
+    "mask": "fedshelf.privacy.secure_aggregation.settings:Mask",
 }
 """Components that make a `Stage`, each used if its first setting is set and the chosen protection does not use it."""

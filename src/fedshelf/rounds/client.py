@@ -16,6 +16,7 @@ from fedshelf.core.messages import (
     Comparison,
     Evaluation,
     Failure,
+    MaskingRequest,
     Mechanism,
     Purpose,
     Ready,
@@ -57,6 +58,7 @@ class Work:
         catalogue: the classes; None: the client does not count by product.
         mechanism: the noise in uploads; None: there is none.
         local_trainer: trains without noise what stays in the store; None: the trainer does that, too.
+        is_masked: whether uploads are masked. Figures are not, and stay in the store.
     """
 
     algorithm: Algorithm
@@ -69,6 +71,12 @@ class Work:
     catalogue: Catalogue | None = None
     mechanism: Mechanism | None = None
     local_trainer: Trainer | None = None
+    is_masked: bool = False
+
+    @property
+    def withholds_figures(self) -> bool:
+        """Whether no figures on photos are sent: they have no noise, or would tell of this store alone."""
+        return self.is_masked or self.mechanism is not None
 
     def terms(self, terms: ReleaseTerms, reply: ClientMessage, epsilon: float | None) -> ReleaseTerms:
         """The terms of a reply.
@@ -133,6 +141,8 @@ class Client:
         terms, self._epsilon = ReleaseTerms(purpose=_purpose(message)), None
         reply: ClientMessage
         try:
+            if isinstance(message, MaskingRequest):
+                raise RefusedError("this run's uploads are not masked")
             whole = self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
             terms = terms if self._work is None else self._work.terms(terms, whole, self._epsilon)
             reply = self._withhold(whole)
@@ -170,8 +180,8 @@ class Client:
             work = replace(work, algorithm=work.closed_form, uploads=UploadPipeline())
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
-            if work.mechanism is not None:
-                raise RefusedError("figures on validation photos would have no noise (--dp sample)")
+            if work.withholds_figures:
+                raise RefusedError("figures on validation photos have no noise, and are not masked")
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
             score = work.trainer.evaluate()
@@ -226,10 +236,10 @@ class Client:
                 personalization=work.personalization, model_selection=work.model_selection,
             )  # fmt: skip
         except FedShelfError as error:
-            if work.mechanism is None:
+            if not work.withholds_figures:
                 raise
             logger.warning("no model was chosen: %s", error)
-        if work.mechanism is not None:  # figures on photos would have no noise, nor would what went wrong
+        if work.withholds_figures:  # nor what went wrong
             told = Comparison(key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None)
         self._compared = told
         return told
@@ -238,4 +248,6 @@ class Client:
 def _purpose(message: ServerMessage) -> str:
     if isinstance(message, Setup):
         return "setup"
+    if isinstance(message, MaskingRequest):
+        return Purpose.TRAIN.value
     return "closed-form" if message.closed_form else message.purpose.value

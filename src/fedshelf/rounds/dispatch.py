@@ -12,7 +12,7 @@ from typing import Protocol
 from fedshelf.compression.download import Downloads
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.events import ClientRefused, Waiting
-from fedshelf.core.messages import Broadcast, Failure, Join, Ready, TaskKey
+from fedshelf.core.messages import Broadcast, Failure, Join, MaskingReply, MaskingRequest, Ready, TaskKey
 from fedshelf.core.ports import Clock, Joined, Left, MetricSink, Reply, Transport
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.validation import MAX_REASON_CHARACTERS
@@ -242,11 +242,11 @@ class Dispatcher:
     timer: Clock
 
     def dispatch(
-        self, names: Iterable[str], key: TaskKey, broadcast: Callable[[str], Broadcast],
+        self, names: Iterable[str], key: TaskKey, task: Callable[[str], Broadcast | MaskingRequest],
         on_reply: Callable[[Reply], None], *, seconds: float, traffic: Traffic,
         enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf, expects_others: bool = False,
     ) -> None:  # fmt: skip
-        """Send each client its broadcast and wait for the replies.
+        """Send each client its task and wait for the replies.
 
         Returns when all clients that are live or may still return have replied, there are `enough` replies, or
         `seconds` have passed.
@@ -254,7 +254,7 @@ class Dispatcher:
         Args:
             names: the clients.
             key: the task; replies to other tasks are not used.
-            broadcast: makes the broadcast for a client.
+            task: makes the task for a client.
             on_reply: called with each reply.
             seconds: time limit.
             traffic: updated with what is sent and received.
@@ -272,7 +272,9 @@ class Dispatcher:
         def send(name: str) -> None:
             address = self.membership.address(name)
             if address is not None:
-                message = self.downloads.message(address, broadcast(name), held_at_join=self.membership.holds(name))
+                message: Broadcast | MaskingRequest = task(name)
+                if isinstance(message, Broadcast):
+                    message = self.downloads.message(address, message, held_at_join=self.membership.holds(name))
                 traffic.bytes_down += self.transport.send(address, message)
                 traffic.sent[name] = self.timer.now()
 
@@ -286,8 +288,8 @@ class Dispatcher:
                 case ClientReady(client=name):
                     if name in pending:
                         send(name)  # it was away or has restarted: its previous task is lost
-                case Reply(client=name, task=task) as reply:
-                    if name not in pending or task not in (key, None):
+                case Reply(client=name, task=answered) as reply:
+                    if name not in pending or answered not in (key, None):
                         if not expects_others:
                             refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
                             self.sink.emit(refused)
@@ -301,7 +303,7 @@ class Dispatcher:
     def _note_download(self, reply: Reply) -> None:
         """Confirm the download: a client that replies holds the model that it was sent."""
         address = self.membership.address(reply.client)
-        if address is not None:
+        if address is not None and not isinstance(reply.message, MaskingReply):
             self.downloads.confirm(address, failed=reply.message is None or isinstance(reply.message, Failure))
 
     def _may_answer(self, name: str) -> bool:

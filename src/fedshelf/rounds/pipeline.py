@@ -9,6 +9,7 @@ when a run is configured, so that an unsafe one never starts.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Upload
 from fedshelf.core.params import Layout
@@ -40,7 +41,7 @@ def problems(stages: Sequence[Stage]) -> list[str]:
         if stage.masks:
             found += [problem for one in before if one.encodes for problem in _problems_with_masks(one)]
             if not any(one.encodes for one in before):
-                found.append(f"{stage.setting} masks integers: set --codec-up modular:BITS:RANGE before it")
+                found.append(f"{stage.setting} masks integers: set --codec-up modular:BITS before it")
     return found
 
 
@@ -65,12 +66,12 @@ def _problems_with_masks(codec: Declaration) -> list[str]:
     if not (codec.modular and codec.linear):
         found.append(
             f"{codec.setting} does not turn values into integers modulo a power of two, so masks would not cancel: "
-            "use modular:BITS:RANGE, alone or after randk"
+            "use modular:BITS"
         )
     if codec.chooses_values:
         found.append(
             f"{codec.setting} lets every client choose which values it sends: masked sums need the same ones from all, "
-            "and the choice itself tells of the photos: use randk, which all clients draw from one seed"
+            "and the choice itself tells of the photos: use modular:BITS alone"
         )
     if codec.compresses:
         found.append(f"{codec.setting}: masked values are random and cannot be made smaller: leave zstd out")
@@ -86,6 +87,16 @@ class UploadPipeline:
     """
 
     stages: tuple[Stage, ...] = ()
+
+    @property
+    def summand(self) -> EncodeSummand | None:
+        """What turns uploads into integers of which only the sum is decoded; None if each is decoded by itself."""
+        return next((stage for stage in self.stages if isinstance(stage, EncodeSummand)), None)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the server sees no upload by itself."""
+        return any(stage.declares.masks for stage in self.stages)
 
     @property
     def protections(self) -> tuple[str, ...]:
@@ -127,6 +138,6 @@ class UploadPipeline:
         """
         for stage in reversed(self.stages):
             sealed = stage.open(sealed, layout)
-        if not sealed.is_plain:
+        if not sealed.is_plain and self.summand is None:
             raise RefusedError("it is compressed: the client's configuration is another")
         return sealed

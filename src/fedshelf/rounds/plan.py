@@ -111,6 +111,7 @@ class Plan:
         average_rounds: number of last rounds whose models are averaged; 1 for none.
         noisy_mean: adds noise to the sum of the uploads, each of which it bounds; None: no noise.
         delta: the probability with which a guarantee of noise may fail.
+        threshold: with masked uploads, members whose shares open the sum; None: more than two thirds.
     """
 
     run_id: str
@@ -140,6 +141,7 @@ class Plan:
     average_rounds: int = 1
     noisy_mean: NoisyMean | None = None
     delta: float = DEFAULT_DELTA
+    threshold: int | None = None
 
     def after(self, refits: Sequence[int]) -> "Plan":
         """The plan of a run in which some rounds were not trained in, but computed the output layer anew."""
@@ -257,6 +259,11 @@ class Context:
         """How uploads are aggregated: exact sums always by adding them."""
         return MEAN if self.algorithm.sums else self.plan.aggregator
 
+    @property
+    def uploads(self) -> UploadPipeline:
+        """The stages that uploads of the algorithm pass."""
+        return UploadPipeline() if self.algorithm.sums else self.plan.uploads
+
     @cached_property
     def dispatcher(self) -> Dispatcher:
         """Dispatches tasks and waits for replies."""
@@ -269,7 +276,7 @@ class Context:
     def validator(self) -> UploadValidator:
         """Validates uploads."""
         return UploadValidator(
-            uploads=UploadPipeline() if self.algorithm.sums else self.plan.uploads, layout=self.model.layout,
+            uploads=self.uploads, layout=self.model.layout,
             vectors=self.algorithm.vectors(self.model.layout),
             max_examples=self.plan.rounds.max_examples, sums=self.algorithm.sums,
         )  # fmt: skip

@@ -28,6 +28,7 @@ class RoundProgress:
         evaluations: by client, its evaluation.
         sent: by client, when its task was last sent, in seconds of the round's timer.
         pace: by client, seconds per local step, once its upload has arrived.
+        train_loss: mean loss of all members, if it arrives as a sum.
         bytes_up: payload received.
         bytes_down: payload sent.
     """
@@ -44,6 +45,7 @@ class RoundProgress:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     sent: dict[str, float] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)
+    train_loss: float | None = None
     bytes_up: int = 0
     bytes_down: int = 0
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,7 @@ from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.round_progress import RoundProgress
+from fedshelf.rounds.summed_uploads import MaskedRound, summed
 from fedshelf.rounds.validation import counted, problem_with_evaluation, problem_with_scores, source_of, summed_scores
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted
@@ -141,21 +142,32 @@ class RoundSteps:
         what = f"{text.counted(needed(), 'client')} for round {number}"
         self._context.inbox.wait(is_over, what, members.missing)
 
-    def collect(self, progress: RoundProgress, state: ServerState, key: TaskKey) -> None:
-        """Let the cohort train, and spool uploads until all have replied or the deadline has passed.
+    def restore(self, progress: RoundProgress, key: TaskKey) -> None:
+        """Note the uploads that a previous server process has spooled.
 
         Args:
             progress: updated with the replies.
-            state: the state before the round.
             key: the round and attempt.
         """
-        client_lr = self._plan.client_lr(key.round)
         for name in self._ports.spool.names(key):  # uploads received before a server crash
             with suppress(RefusedError):  # its client is asked again
                 upload = self._ports.spool.get(key, name)
                 if name in progress.cohort and isinstance(upload, Upload):
                     self._note(progress, key, counted(name, upload), norm=self._validator.norm(upload))
 
+    def collect(
+        self, progress: RoundProgress, state: ServerState, key: TaskKey,
+        delivery: Callable[[str], str] = lambda name: "",
+    ) -> None:  # fmt: skip
+        """Let the cohort train, and spool uploads until all have replied or the deadline has passed.
+
+        Args:
+            progress: updated with the replies.
+            state: the state before the round.
+            key: the round and attempt.
+            delivery: makes what a client needs to mask its upload.
+        """
+        client_lr = self._plan.client_lr(key.round)
         added = auxiliary_vectors(self._algorithm.broadcast(state.model, self._layout.num_trainable))
 
         # Differential privacy assumes that nobody learns how many stores were drawn.
@@ -165,7 +177,7 @@ class RoundSteps:
             return Broadcast(
                 key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model.published, **added},
                 counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name), quorum=quorum,
-                closed_form=self._context.closed_form,
+                closed_form=self._context.closed_form, masking=delivery(name),
             )  # fmt: skip
 
         def on_reply(reply: Reply) -> None:
@@ -237,7 +249,7 @@ class RoundSteps:
                 if isinstance(upload, Upload):
                     uploads[name] = upload
         are_alike = self._plan.rounds.equal_weights and any(u.num_examples is None for u in uploads.values())
-        if self._algorithm.sums or are_alike:
+        if self._algorithm.sums or are_alike or self._context.uploads.summand is not None:
             return uploads
         claims = capped([upload.weight for upload in uploads.values()])
         for (name, upload), most in zip(tuple(uploads.items()), claims, strict=True):
@@ -249,8 +261,9 @@ class RoundSteps:
         return uploads
 
     def fold(
-        self, progress: RoundProgress, uploads: Mapping[str, Upload], state: ServerState, opened: OpenRound
-    ) -> tuple[ModelState, Mapping[str, Verdict]]:
+        self, progress: RoundProgress, uploads: Mapping[str, Upload], state: ServerState, opened: OpenRound,
+        masks: MaskedRound | None = None,
+    ) -> tuple[ModelState, Mapping[str, Verdict]]:  # fmt: skip
         """Aggregate the uploads into a new model.
 
         Args:
@@ -258,11 +271,15 @@ class RoundSteps:
             uploads: by client.
             state: the state before the round.
             opened: the round.
+            masks: those of the uploads.
 
         Returns:
             The model after the round, whose variances may be below zero, and the verdict on each upload.
         """
         names, noisy = sorted(uploads), self._plan.noisy_mean
+        if (summand := self._context.uploads.summand) is not None:
+            aggregate, progress.train_loss = summed(self._context, summand, uploads, masks)
+            return self._algorithm.server_update(state.model, aggregate, len(opened.live)), {}
         alike = self._plan.rounds.equal_weights or noisy is not None
         clip_norm = 0.0 if noisy is None else state.clip_norm or noisy.clip_norm
         aggregator = self._context.aggregator
@@ -382,8 +399,8 @@ class RoundSteps:
             verdicts: the verdict on each upload.
             key: the round and attempt.
         """
-        for name, verdict in verdicts.items():
-            progress.members[name] = _judged(progress.members[name], verdict)
+        for name in progress.counted():
+            progress.members[name] = _judged(progress.members[name], verdicts.get(name, Verdict()))
             self._membership.on_succeeded(name)
         model = replace(model, params=self._layout.clamp(model.params))
         photos = {name: progress.members[name].num_examples or 0 for name in progress.counted()}

@@ -14,6 +14,7 @@ from fedshelf.rounds.divergence import problem_with_loss, problem_with_step
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.round_steps import RoundSteps
+from fedshelf.rounds.summed_uploads import MaskedRound
 from fedshelf.scheduling.cohort import quorum
 from fedshelf.scheduling.pace import updated
 
@@ -26,12 +27,16 @@ class SynchronousRounds:
         self._steps = RoundSteps(context)
         self._is_noisy = context.plan.noisy_mean is not None
         self._opened: OpenRound | None = None
+        self._first_attempt = 0
         self._evaluations: Mapping[str, Evaluation | None] = {}
         self._held_out: Tensor | None = None
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume the round that a previous server process had opened."""
-        self._opened = opened
+        self._opened, self._first_attempt = opened, 0
+        if opened is not None and self._context.uploads.is_masked and not opened.masking:
+            # The members' keys are gone with the server that they were shown to.
+            self._opened, self._first_attempt = None, opened.key.attempt + 1
         members, grace = self._context.membership, self._context.plan.rounds.rejoin_grace
         members.expect(opened.live if opened else (), grace)
 
@@ -52,7 +57,8 @@ class SynchronousRounds:
         Raises:
             RunError: all attempts at the round were void, or no client is left.
         """
-        opened, attempt, summary = self._opened, 0, ""
+        opened, attempt, summary = self._opened, self._first_attempt, ""
+        self._first_attempt = 0
         num_void = 0  # without attempts in which a client failed: failures exclude clients, so there are only so many
         while num_void < MAX_VOID_IN_A_ROW:
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
@@ -80,15 +86,28 @@ class SynchronousRounds:
         needed = quorum(assignment.wanted, context.plan.rounds.quorum)
         progress = RoundProgress(cohort=opened.cohort, assignment=assignment, needed=needed)
 
-        steps.collect(progress, state, key)
+        summand, masks = context.uploads.summand, None
+        steps.restore(progress, key)
+        if summand is not None and context.uploads.is_masked:
+            masks = MaskedRound(context, summand, progress, opened)
+            try:
+                masks.begin(state)
+            except RefusedError as error:
+                return state, _void(progress, key, str(error))
+        if masks is None:
+            steps.collect(progress, state, key)
+        elif not masks.is_closed:
+            steps.collect(progress, state, key, masks.delivery)
         if not context.algorithm.sums:  # which takes no steps of training
             pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(context.timer.now()))
             state = replace(state, pace=pace)
         uploads, problem = steps.load(progress, key), ""
         while len(uploads) >= needed:
             try:
-                model, verdicts = steps.fold(progress, uploads, state, opened)
+                model, verdicts = steps.fold(progress, uploads, state, opened, masks)
             except RefusedError as error:
+                if summand is not None:
+                    return state, _void(progress, key, str(error))
                 problem = str(error)
             else:
                 problem = problem_with_step(
@@ -96,7 +115,12 @@ class SynchronousRounds:
                     is_solution=context.algorithm.sums,
                 )  # fmt: skip
             # With noise on the sum, a second sum without some uploads would be a second release.
-            if not problem or self._is_noisy or not steps.quarantine(progress, uploads, problem, state.model):
+            if (
+                not problem
+                or self._is_noisy
+                or summand
+                or not steps.quarantine(progress, uploads, problem, state.model)
+            ):
                 break
         if problem or len(uploads) < needed:
             reason = f"counted {len(uploads)} of {assignment.wanted}, the quorum is {needed}"
@@ -111,7 +135,7 @@ class SynchronousRounds:
         losses = () if self._is_noisy else progress.losses.values()  # those of stores have no noise
         if problem := problem_with_loss(losses, score.loss if score else None):
             context.downloads.restart()
-            if not self._is_noisy:
+            if not self._is_noisy and summand is None:
                 steps.quarantine(progress, uploads, problem, state.model)
             return state, _void(progress, key, f"{DESTROYED}: {problem}")
 
@@ -120,7 +144,9 @@ class SynchronousRounds:
             round=key.round,
             attempt=key.attempt,
             clients=progress.participations(),
-            train_loss=weighted((member.train_loss, member.weight) for member in counted),
+            train_loss=weighted((member.train_loss, member.weight) for member in counted)
+            if summand is None
+            else progress.train_loss,
             accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated),
             central_accuracy=score.accuracy if score else None,
             central_loss=score.loss if score else None,

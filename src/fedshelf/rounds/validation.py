@@ -66,6 +66,18 @@ def check_broadcast(broadcast: Broadcast, layout: Layout) -> None:
         raise RefusedError(f"its learning rate is {broadcast.client_lr}")
 
 
+def check_key(upload: Upload, key: TaskKey) -> None:
+    """Refuse an upload that answers another task.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if upload.key != key:
+        raise RefusedError(
+            f"it is for {_describe(upload.key)}, and the open one is {_describe(key)}: stale or of another run"
+        )
+
+
 def check_upload(
     upload: Upload, *, key: TaskKey, layout: Layout, vectors: Mapping[str, VectorSpec], sums: bool = False
 ) -> None:  # fmt: skip
@@ -81,10 +93,7 @@ def check_upload(
     Raises:
         RefusedError: names the first problem.
     """
-    if upload.key != key:
-        raise RefusedError(
-            f"it is for {_describe(upload.key)}, and the open one is {_describe(key)}: stale or of another run"
-        )
+    check_key(upload, key)
     if upload.delta.numel() != vectors[DELTA].size:
         raise RefusedError(
             f"its delta has shape ({upload.delta.numel()},), the server's layout ({vectors[DELTA].size},): the "
@@ -271,6 +280,9 @@ class UploadValidator:
             return Participation(client=reply.client, status=ClientStatus.REFUSED, reason=reason)
         try:
             upload = self.uploads.open(message, self.layout)
+            if self.uploads.summand is not None:  # values are known in the sum alone
+                check_key(upload, key)
+                return ValidUpload(upload, None)
             check_upload(upload, key=key, layout=self.layout, vectors=self.vectors, sums=self.sums)
             norm = self.norm(upload)
             if self.sums and upload.weight > self.max_examples:
@@ -290,8 +302,7 @@ class UploadValidator:
         Raises:
             RefusedError: a value of the upload is not finite.
         """
-        found = norm_of_finite(upload, self.layout)
-        return None if any(stage.declares.masks for stage in self.uploads.stages) else found
+        return None if self.uploads.summand is not None else norm_of_finite(upload, self.layout)
 
 
 def counted(name: str, upload: Upload, *, staleness: int | None = None, number: int = 0) -> Participation:

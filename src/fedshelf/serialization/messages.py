@@ -41,7 +41,7 @@ KINDS: Mapping[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (
         messages.Join, Setup, messages.Ready, Broadcast, Upload, messages.Evaluation, messages.Comparison,
-        messages.Failure,
+        messages.MaskingRequest, messages.MaskingReply, messages.Failure,
     )
 }  # fmt: skip
 MAIN_VECTORS: Mapping[type[Any], str] = {Setup: FROZEN, Broadcast: PARAMS, Upload: DELTA}

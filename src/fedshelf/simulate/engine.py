@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fedshelf.app.components import mask_of
 from fedshelf.app.model import ModuleFactory
 from fedshelf.app.run import open_run, with_own_model
 from fedshelf.app.server import Evaluate, make_server
+from fedshelf.app.setup import masking_terms
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.choices import EngineName
@@ -23,6 +25,7 @@ from fedshelf.data.photo_set import PhotoSet
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
 from fedshelf.simulate.client_runner import Backend, ClientRunner, InProcess
+from fedshelf.simulate.masked import MaskedBackend
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.virtual import dropout_of, durations_of
 from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
@@ -135,9 +138,10 @@ def simulate_stores(
     with _pool(config, runner) as pool, opening as run:
         runner.states, runner.models = run.directory.client_states, run.directory.stores
         engine = engine_of(run.directory, config, stores, model)
-        transport = VirtualTimeTransport(
-            _backend(pool, runner, engine), joins, durations, dropout_of(config), together=engine == "vmap"
-        )
+        backend = _backend(pool, runner, engine)
+        if mask_of(config).is_on:
+            backend = MaskedBackend(backend, lambda setup: masking_terms(runner.open(setup)))
+        transport = VirtualTimeTransport(backend, joins, durations, dropout_of(config), together=engine == "vmap")
         scorer = runner if pool is None else pool
         server = make_server(
             run,

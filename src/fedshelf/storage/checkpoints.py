@@ -118,6 +118,7 @@ class FileCheckpoints:
                 wanted=fields.get("wanted"), num_steps=dict(fields.get("num_steps", {})),
                 pace=dict(fields.get("pace", {})),
                 noise_key=bytes.fromhex(fields["noise_key"]) if fields.get("noise_key") else None,
+                masking=fields.get("masking", ""),
             )  # fmt: skip
         except FileNotFoundError:
             return None
@@ -141,6 +142,7 @@ class FileCheckpoints:
             "num_steps": dict(open_round.num_steps),
             "pace": dict(open_round.pace),
             "noise_key": open_round.noise_key.hex() if open_round.noise_key else None,
+            "masking": open_round.masking,
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 

@@ -21,7 +21,10 @@ from fedshelf.serialization import messages as payload
 
 LAYOUT = bind(resnet10(5, width=4)).layout
 GRID = UploadGrid.of(Modular(32), LAYOUT, scalars=SCALARS, max_weight=1000.0)
-STAGE = EncodeSummand(grid=GRID, weight=lambda upload: float(upload.weight), rng=Rng(7))
+STAGE = EncodeSummand(
+    codec=Modular(32), vectors=lambda layout: {DELTA: (layout.num_shared, torch.float32)}, max_weight=1000.0,
+    weight=lambda upload: float(upload.weight), rng=Rng(7),
+)  # fmt: skip
 
 
 def upload(seed: int, *, loss: float | None = 1.5) -> Upload:
@@ -43,7 +46,7 @@ def test_a_sum_over_the_wire_decodes_to_weighted_sums_of_vectors_and_numbers() -
         blob = payload.blob_of(sent)
         received = payload.decode(payload.encode_header(sent, blob.digest), bytearray(blob.join()))
         assert isinstance(received, Upload)
-        for into, part in zip(total, STAGE.codes(STAGE.open(received, LAYOUT)), strict=True):
+        for into, part in zip(total, STAGE.codes(STAGE.open(received, LAYOUT), LAYOUT), strict=True):
             np.add(into, part, out=into)
     vectors, numbers = GRID.decode(total)
     expected = sum(10 * seed * upload(seed).delta.double() for seed in (1, 2, 3))
