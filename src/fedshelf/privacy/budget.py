@@ -5,7 +5,7 @@ Every release counts once it is intended, also if the server did not use it.
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from fedshelf.core.errors import BudgetError, PolicyError
@@ -52,10 +52,7 @@ class Budget:
         noised = self._noised()
         spent = math.inf if noised is None else compose([*noised, as_release(mechanism)], self._delta).epsilon
         if self._epsilon is not None and not spent <= self._epsilon:
-            raise _refusal(
-                f"{counted(len(noised or ()), 'release')} of the last 365 days and this one would give an ε of "
-                f"{spent:.4g} at δ = {self._delta:g}, and epsilon = {self._epsilon:g}"
-            )
+            raise _refusal(self._why_not(spent, noised or ()))
         return spent
 
     def noise_multiplier(
@@ -88,6 +85,16 @@ class Budget:
             raise _refusal(str(error)) from error
         return max(needed, left)
 
+    def _why_not(self, spent: float, before: Sequence[SampledGaussian]) -> str:
+        budget = f"the budget is epsilon = {self._epsilon:g} in 365 days (δ = {self._delta:g})"
+        if not before:
+            return f"one round of this run needs an ε of {spent:.4g}, and {budget}. The run needs more noise"
+        known = compose(before, self._delta).epsilon
+        return (
+            f"{counted(len(before), 'release')} of the last 365 days gave an ε of {known:.4g}, one more would make it "
+            f"{spent:.4g}, and {budget}"
+        )
+
     def _noised(self) -> list[SampledGaussian] | None:
         """What has left in the last 365 days; None if something left without noise.
 
@@ -102,15 +109,15 @@ class Budget:
         if self._epsilon is None:
             return None
         raise _refusal(
-            f"entry {bare.number} of this store's ledger, of {bare.time[:10]}, left without noise ({bare.purpose}), "
-            "which counts for 365 days"
+            f"entry {bare.number} of this store's ledger, of {bare.time[:10]}, left without noise ({bare.purpose}), so "
+            f"that no ε bounds what has left for 365 days, and the budget is epsilon = {self._epsilon:g}"
         )
 
 
 def _refusal(why: str) -> PolicyError:
     """The error that a server sees, which does not tell what the store did for others; logs why for the store."""
-    logger.warning("the privacy budget is used up: %s", why)
-    return PolicyError("its privacy budget is used up. The store's own log says more")
+    logger.warning("the privacy budget does not allow this run: %s", why)
+    return PolicyError("its privacy budget does not allow this release. The store's own log says more")
 
 
 NO_BUDGET = Budget(tuple)
