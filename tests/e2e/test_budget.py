@@ -49,7 +49,9 @@ def test_a_store_stops_before_its_budget_is_exceeded_and_the_run_goes_on(site: S
     summary = site.show(run)
     assert [set(statuses(summary, number).values()) for number in (3, 4)] != [{"counted"}] * 2
     refused = next(number for number in (1, 2, 3, 4) if statuses(summary, number).get(first) == "refused")
-    assert "this store's policy does not allow it: its privacy budget does not allow this release" in reason(summary, refused, first)
+    why = "this store's policy does not allow it: its privacy budget does not allow this release"
+    assert why in reason(summary, refused, first)
+    assert [(entry["client"], entry["reason"].startswith(why)) for entry in summary["refused"]] == [(first, True)]
     assert all(statuses(summary, number)[name] == "counted" for number in (1, 2, 3, 4) for name in others)
     assert spent < epsilon_of(uploads(site, first)) <= spent * 1.3  # both runs together
     assert len(uploads(site, others[0])) == 6
@@ -71,5 +73,6 @@ def test_a_policy_that_requires_noise_refuses_a_run_without_it_and_one_that_came
     processes = [server, pair.client(first, "--policy", str(pair.root / "policy.toml")), pair.client(other)]
     assert [process.end() for process in processes] == [0, 0, 0], server.text()
     assert statuses(pair.show(run), 1) == {first: "refused", other: "counted"}
-    assert reason(pair.show(run), 1, first).endswith("its privacy budget does not allow this release. The store's own log says more")
-    assert "left without noise (train), which counts for 365 days" in processes[1].text()
+    told = reason(pair.show(run), 1, first)
+    assert told.endswith("its privacy budget does not allow this release. The store's own log says more")
+    assert "left without noise (train), so that no ε bounds what has left for 365 days" in processes[1].text()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from flwr.app import Message
 
 from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION
@@ -226,13 +227,35 @@ def test_a_client_that_has_nothing_to_do_says_so() -> None:
             assert client.result.result(PATIENCE).kind is EndKind.CLOSED
 
 
-def test_a_store_whose_clock_is_wrong_joins_by_the_servers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ahead", "told"), [(400 * 86400.0, "400 days ahead of"), (-1800.0, "30 min 0 s behind")])
+def test_a_store_whose_clock_is_wrong_joins_by_the_servers_time_and_both_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ahead: float, told: str
+) -> None:
     with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with monkeypatch.context() as patch:
-            patch.setattr(credentials, "time", Clock(ahead=30 * 3600.0))
-            with ThreadClient(server.address, "lyon"):
+            patch.setattr(credentials, "time", Clock(ahead=ahead))
+            with ThreadClient(server.address, "lyon") as client:
                 assert "lyon" in joined(transport)
+                assert "Set the one that is wrong" in client.says(f"this machine's clock is {told} the server's")
+    (line,) = (record.getMessage() for record in caplog.records if "clock" in record.getMessage())
+    assert line.startswith(f"lyon: its clock is {told} this server's")
+
+
+def test_answers_do_not_depend_on_the_clock_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
+        transport = server.transport()
+        later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=400)
+
+        def created_later(*arguments: Any, **more: Any) -> Message:
+            """As on a machine whose clock is 400 days ahead."""
+            with monkeypatch.context() as patch:
+                patch.setattr("flwr.app.message.message.now", lambda: later)
+                return Message(*arguments, **more)
+
+        monkeypatch.setattr(registration, "Message", created_later)
+        with ThreadClient(server.address, "lyon"):
+            assert "lyon" in joined(transport)
 
 
 class Clock:

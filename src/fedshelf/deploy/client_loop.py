@@ -20,6 +20,7 @@ from fedshelf.deploy.connection_errors import CertificateRejectedError, ServerUn
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.credentials import Credentials
 from fedshelf.deploy.flower_client import FleetSession
+from fedshelf.deploy.greeting import clock_problem
 from fedshelf.deploy.patience import SILENCE_ADVICE, Patience, Retries
 from fedshelf.deploy.records import SendHook
 from fedshelf.deploy.registration import AnswerHook, Registration
@@ -116,6 +117,8 @@ def run_client(
                 credentials.accepted()
                 was_connected = True
                 retries.say(f"connected to {address}")
+                if problem := clock_problem("this machine's", session.clock_ahead, "the server's"):
+                    on_status(f"WARNING: {problem}")
                 target = ReportTarget(
                     address=str(address), ca=None if credentials.trusted is None else str(credentials.trusted),
                     insecure=insecure, token=session.crash_token,

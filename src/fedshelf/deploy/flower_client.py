@@ -40,7 +40,7 @@ from fedshelf.deploy.connection_errors import (
 )
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
 from fedshelf.deploy.credentials import Credentials, Signer
-from fedshelf.deploy.greeting import greet
+from fedshelf.deploy.greeting import CLOCK_HEADER, greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import MAX_REASON_CHARACTERS
 from fedshelf.identity.countersignatures import Countersignature
@@ -74,6 +74,7 @@ class FleetSession:
 
     Attributes:
         crash_token: authenticates a crash report of this process.
+        clock_ahead: seconds by which this machine's clock is ahead of the server's.
 
     Raises:
         ServerUnavailableError: the server does not answer for now.
@@ -95,6 +96,7 @@ class FleetSession:
             server_time = self._greet(credentials, encrypted=context is not None)
             server = self._end_connection.server_fingerprint()
             self._signer = Signer(credentials.keys, server=server, server_time=server_time)
+            self.clock_ahead = self._signer.clock_ahead
             self._blobs = BlobClient(
                 self._connection, lambda method, path: self._signer.headers(method, path, None), held or ReceivedBlob()
             )
@@ -125,7 +127,8 @@ class FleetSession:
     def _roster(self) -> str:
         """Fetch the signed roster."""
         path = "/fedshelf/roster"
-        answer = self._connection.request("GET", path, self._signer.headers("GET", path))
+        headers = {**self._signer.headers("GET", path), CLOCK_HEADER: f"{self.clock_ahead:.0f}"}
+        answer = self._connection.request("GET", path, headers)
         return _checked(answer).decode(errors="replace")
 
     def pull(self) -> Message | None:

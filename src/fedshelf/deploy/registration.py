@@ -146,6 +146,8 @@ class Registration:
             release = ledger.intend(answer, parcel.payload(), blob=parcel.blob_digest)
         # Created once: a retry after a break must send the same message.
         reply = Message(parcel.records, reply_to=message)
+        # By the server's clock: with this machine's, the engine could take the answer for one that is too old.
+        reply.metadata.created_at, reply.metadata.ttl = message.metadata.created_at, message.metadata.ttl
         if parcel.blob.pieces:
             try:
                 wanted = self._with_retries(
