@@ -17,6 +17,7 @@ from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.alone import ClosedForm
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.privacy.budget import NO_BUDGET, Budget
+from fedshelf.privacy.withholding import only_noised
 from fedshelf.rounds.client import Work
 from fedshelf.training.batch_size import lr_scale
 from fedshelf.training.bound_model import BoundModel
@@ -70,14 +71,14 @@ def work_for(
         catalogue_digest=opened.catalogue.digest,
         config_digest=files.digest(opened.setup.config),
         num_train=len(photos.train),
-        num_validation=0 if mechanism else len(photos.validation),  # what they would tell has no noise
+        num_validation=len(photos.validation),
         num_left_out=photos.num_left_out,
     )
     return Work(
         algorithm=with_noise(opened.algorithm, mechanism),
         closed_form=opened.closed_form,
         trainer=trainer,
-        ready=ready,
+        ready=ready if mechanism is None else only_noised(ready),
         uploads=opened.uploads,
         mechanism=mechanism,
         local_trainer=local_trainer,

@@ -56,7 +56,9 @@ def test_names_and_counts_cost_nothing() -> None:
 def test_it_stops_before_it_is_exceeded(caplog: pytest.LogCaptureFixture) -> None:
     limit = epsilon_of(NOISE, NOISE)
     assert budget(release(), epsilon=limit + 1e-6).spent_with(NOISE) <= limit + 1e-6
-    with pytest.raises(PolicyError, match=r"its privacy budget does not allow this release\. The store's own log says more$"):
+    with pytest.raises(
+        PolicyError, match=r"its privacy budget does not allow this release\. The store's own log says more$"
+    ):
         budget(release(), release(), epsilon=limit + 1e-6).spent_with(NOISE)
     assert "2 releases of the last 365 days gave an ε of" in caplog.text
 
@@ -66,7 +68,9 @@ def test_a_run_whose_first_round_needs_more_than_the_budget_is_refused_with_both
 ) -> None:
     with pytest.raises(PolicyError, match="does not allow this release"):
         budget(epsilon=0.5).spent_with(NOISE)
-    assert f"one round of this run needs an ε of {epsilon_of(NOISE):.4g}, and the budget is epsilon = 0.5" in caplog.text
+    assert (
+        f"one round of this run needs an ε of {epsilon_of(NOISE):.4g}, and the budget is epsilon = 0.5" in caplog.text
+    )
     assert "used up" not in caplog.text
     assert "releases" not in caplog.text
 
@@ -76,7 +80,10 @@ def test_a_release_without_noise_ends_every_guarantee_for_a_year(caplog: pytest.
     assert budget(bare).spent_with(NOISE) == math.inf
     with pytest.raises(PolicyError, match="its privacy budget does not allow this release"):
         budget(bare, epsilon=100.0).spent_with(NOISE)
-    assert "entry 7 of this store's ledger, of 2026-01-02, left without noise (evaluate), so that no ε bounds" in caplog.text
+    assert (
+        "entry 7 of this store's ledger, of 2026-01-02, left without noise (evaluate), so that no ε bounds"
+        in caplog.text
+    )
 
 
 def test_what_left_more_than_a_year_ago_no_longer_counts() -> None:
