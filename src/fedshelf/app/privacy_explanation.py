@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from fedshelf.training.timing import noise_runs, seconds
 BYTES_PER_VALUE = {"float32": 4, "float64": 8}
 MOST_VECTORS = 2  # as long as the model, in an upload: the update and a control variate
 MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, Failure)
+AFTER_SETUP = (Ready, Upload, Evaluation, Comparison)  # what a store sends only if it takes part in a run
 _PURPOSES = {Upload: "train", Evaluation: "evaluate", Comparison: "compare"}
 
 
@@ -60,8 +61,8 @@ class Explanation:
         protection: what bounds ε, in sentences.
         budget: maximum ε in 365 days by the policy; None if there is none.
         noise: the noise of one round of the run; None if there is none, or it is not known.
-        rounds_allowed: rounds of the run that the budget allows a store that has given nothing before; None if it is not
-            known.
+        rounds_allowed: rounds of the run that the budget allows a store that has given nothing before; None if it is
+            not known.
         bytes_up: bytes of an upload before compression, of a run; otherwise the maximum, None if there is none.
         bytes_per_day: maximum bytes of uploads in 24 hours; None if there is none.
         seconds_per_round: predicted duration of a round's training on this machine; None if it is unknown.
@@ -97,17 +98,19 @@ class _Guarantee:
     rounds_allowed: int | None = None
 
 
-def released(policy: Policy, config: RunConfig | None = None, *, is_refused: bool = False) -> tuple[Released, ...]:
+def released(
+    policy: Policy, config: RunConfig | None = None, *, refused: Collection[type[Any]] = ()
+) -> tuple[Released, ...]:  # fmt: skip
     """What a policy lets leave, field by field.
 
     Args:
         policy: the policy.
         config: the configuration of a run; None for that of any run.
-        is_refused: whether the policy refuses that run.
+        refused: the messages that the store does not send because the policy refuses that run.
     """
     return tuple(
         Released(message=kind.__name__, field=field.name, state="not sent", key="the run is refused")
-        if is_refused and kind not in (Join, Failure)
+        if kind in refused
         else _released(policy, config, kind, field.name)
         for kind in MESSAGES
         for field in dataclasses.fields(kind)
@@ -142,12 +145,15 @@ def explain(
             steps = config.local_epochs * math.ceil(num_train / config.batch_size)
             round_seconds = steps * seconds(lambda: differentiate_one(runs), bound.compute.device)
     required = guarantee = _required(policy)
+    refused: tuple[type[Any], ...] = AFTER_SETUP if refusals else ()
     if config is not None and not refusals:
         try:
             guarantee = _guarantee(policy, config, num_train)
         except (PolicyError, BudgetError) as error:
-            refusals += map(str, error.args)
-    fields = released(policy, config, is_refused=bool(refusals))
+            refusals, refused = [str(problem) for problem in error.args], AFTER_SETUP
+        if guarantee.rounds_allowed == 0:  # which shows when the store is to train
+            refusals, refused = [guarantee.protection], (Upload,)
+    fields = released(policy, config, refused=refused)
     return Explanation(
         fields=fields,
         learns=_learns(policy, config, fields),
@@ -176,19 +182,20 @@ def _guarantee(policy: Policy, config: RunConfig, num_train: int | None) -> _Gua
     """What the noise of a run guarantees to a store that has given nothing before.
 
     Raises:
-        PolicyError: the budget does not allow a single round.
+        PolicyError: no noise is enough for the budget.
         BudgetError: no noise is enough for the run's target.
     """
     protection, rounds = protection_of(config), config.rounds + config.extend
+    most, delta = _required(policy).epsilon, policy.protection.delta
     if not isinstance(protection, SampleDP):
         return _Guarantee(epsilon=None, delta=None, protection=_OF_RUN[protection.unit])
     if num_train is None:
+        aims = [epsilon for epsilon in (protection.target_epsilon, most) if epsilon is not None]
         return _Guarantee(
-            epsilon=protection.target_epsilon, delta=protection.delta,
+            epsilon=min(aims) if protection.target_epsilon is not None else None, delta=protection.delta,
             protection="The store adds noise. What it guarantees in a store depends on its number of photos: give "
             "--data-dir." if protection.target_epsilon is None else "The store adds as much noise as this ε needs.",
         )  # fmt: skip
-    most, delta = _required(policy).epsilon, policy.protection.delta
     noise = noise_for(config, protection, num_train, budget=Budget(tuple, epsilon=most, delta=delta))
     one = released_by(config, num_train, noise)
     found = compose([as_release(one)] * rounds, protection.delta).epsilon
@@ -197,23 +204,23 @@ def _guarantee(policy: Policy, config: RunConfig, num_train: int | None) -> _Gua
         allowed = bisect_right(
             range(1, rounds + 1), most, key=lambda number: compose([as_release(one)] * number, delta).epsilon
         )
-    if allowed == 0:
-        needed = compose([as_release(one)], delta).epsilon
-        raise PolicyError(f"one round needs an ε of {needed:.4g} at δ = {delta:g}: epsilon = {most:g}")
     what = (
         f"The store adds noise of {noise:.4g} times the bound of a photo's part, in {counted(one.steps, 'step')} of a "
-        f"round to which each photo contributes with a probability of {one.sampling_rate:.3g}. ε is for one photo, over "
-        f"{counted(rounds, 'round')}, if the store is drawn for each."
+        f"round, to each of which a photo contributes with a probability of {one.sampling_rate:.3g}. ε is for one photo, "
+        f"over {counted(rounds, 'round')}, if the store is drawn for each."
     )
-    if allowed < rounds:
+    if allowed == 0:
+        needed = compose([as_release(one)], delta).epsilon
+        what = f"one round needs an ε of {needed:.4g} at δ = {delta:g}: epsilon = {most:g}"
+    elif allowed < rounds:
         what += f" The budget of {most:g} stops the store after {counted(allowed, 'round')} of them."
     return _Guarantee(epsilon=found, delta=protection.delta, protection=what, noise=one, rounds_allowed=allowed)
 
 
 _OF_RUN: Mapping[str | None, str] = {
     None: "The run adds no noise, so no ε bounds what updates reveal of a photo.",
-    "client": "The server adds noise to the sum of updates, and sees each update without it. No ε bounds what the server "
-    "learns of a photo.",
+    "client": "The server adds noise to the sum of updates, and sees each update without it. No ε bounds what the "
+    "server learns of a photo.",
 }
 _PROTECTIONS: Mapping[str, str] = {
     "none": "No noise is required, so no ε bounds what updates reveal of a photo.",
@@ -287,9 +294,8 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
     server += ["sums of its photos' features, in runs that compute the output layer in closed form"] * may_sum
     server += ["the names of the store's products"] * leaves("Join.classes")
     server += ["how many photos the store has"] * leaves("Ready.num_train")
-    server += ["how well models do on its photos"] * (
-        leaves("Evaluation.num_correct") or leaves("Comparison.accuracies")
-    )
+    measures = leaves("Evaluation.num_correct") or leaves("Comparison.accuracies")
+    server += ["how well models do on its photos"] * measures
     server += ["how many photos it has of each product"] * leaves("Evaluation.products")
     others = ["the model, which may have memorized parts of photos"] * (not is_noised)
     others += ["the model"] * is_noised

@@ -197,7 +197,7 @@ def explain(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data-dir", metavar="DIR", help="With --config: the store's photos, to predict how long a round takes."
+            "--data-dir", metavar="DIR", help="With --config: the store's photos, on which ε and seconds depend."
         ),
     ] = None,
     server: Annotated[
@@ -209,7 +209,8 @@ def explain(
     """Explain a policy before joining: what would leave the store.
 
     Shows every field of every message, who learns what, ε, bytes, and seconds. A server does not tell its run's
-    configuration to a store that has not joined: give it with --config, or see what any run could ask for.
+    configuration to a store that has not joined: give it with --config, or see what any run could ask for. With
+    --config, all of it is about that run under this policy.
 
     Example: fedshelf privacy explain --policy strict
     """
@@ -221,7 +222,7 @@ def explain(
     from fedshelf.privacy import policy as policies
 
     if data_dir is not None and config is None:
-        raise UsageError("--data-dir needs --config: how long a round takes depends on the run")
+        raise UsageError("--data-dir needs --config: ε and the seconds of a round depend on the run")
     chosen = policies.load(policy)
     run = None if config is None else files.load(RunConfig, config, {})
     num_train = None
@@ -243,7 +244,11 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
     fields = Table(columns=[Column(name=name) for name in ("message", "field", "leaves", "decided by")])
     for field in found.fields:
         fields.add(field.message.lower(), field.field, field.state, field.key)
-    epsilon = "unlimited" if found.epsilon is None else f"at most {found.epsilon:g} in 365 days (δ = {found.delta:g})"
+    period = "in this run" if found.is_of_a_run and not found.refusals else "in 365 days"
+    epsilon = "no bound is known"
+    if found.epsilon is not None:
+        epsilon = f"at most {found.epsilon:.4g} {period} (δ = {found.delta:g})"
+    allows = "the policy sets none" if found.budget is None else f"at most {found.budget:g} in 365 days, over all runs"
     most = "" if found.is_of_a_run else "at most "
     each = "unlimited" if found.bytes_up is None else most + size(found.bytes_up)
     daily = "unlimited" if found.bytes_per_day is None else f"at most {size(found.bytes_per_day)}"
@@ -254,6 +259,7 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
         fields,
         *found.learns,
         f"ε: {epsilon}. {found.protection}",
+        f"Budget of ε: {allows}.",
         f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
         "Seconds: unknown without --config and --data-dir."
         if found.seconds_per_round is None

@@ -1,7 +1,7 @@
 """Which fields of a client's messages do not leave the store: by its policy, or because noise would not cover them.
 
-A field that is listed neither in `WITHHELD_BY` nor in `WITHOUT_NOISE` leaves the store with its message. A message whose
-purpose the policy does not allow never leaves.
+A field that is listed neither in `WITHHELD_BY` nor in `WITHOUT_NOISE` leaves the store with its message. A message
+whose purpose the policy does not allow never leaves.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import ClientMessage, Comparison, Evaluation, Join, Ready, Upload
 from fedshelf.privacy.policy_tables import Metrics
 
-M = TypeVar("M", Ready, Upload, Comparison, Evaluation)
+M = TypeVar("M", bound=Ready | Upload | Comparison | Evaluation)
 
 WITHHELD_BY: Mapping[type[Any], Mapping[str, str]] = MappingProxyType(
     {

@@ -126,10 +126,10 @@ class RoundSteps:
         """Warn if fewer stores are left than the configured quorum, which the others cannot meet any more."""
         quorum, out = self._plan.rounds.quorum or 0, self._membership.excluded()
         if len(live) < min(quorum, self._num_live):
-            without = "; ".join(f"{name}: {reason}" for name, reason in sorted(out.items()))
+            without = text.printable("; ".join(f"{name}: {reason}" for name, reason in sorted(out.items())))
             logger.warning(
                 "round %d: rounds now count %s, fewer than --quorum %d: no others can take part%s",
-                number, text.counted(len(live), "store"), quorum, f". Excluded: {text.printable(without)}" if without else "",
+                number, text.counted(len(live), "store"), quorum, f". Excluded: {without}" if without else "",
             )  # fmt: skip
         self._num_live = len(live)
 

@@ -65,7 +65,8 @@ def test_the_page_shows_every_key_of_the_standard_policy() -> None:
         ("[limits]\nmin-epochs-per-task = inf", ["must be a finite number, such as 0.25"]),
         ("[protection]\nrequired = 'sample-dp'\nepsilon = inf", ["must be a finite number, such as 8.0"]),
         ("[protection]\nepsilon = 3\ndelta = 1e-6",
-         ["[protection] of p.toml sets epsilon and delta to no effect, because it lacks required", 'required = "sample-dp"']),
+         ["[protection] of p.toml sets epsilon and delta to no effect, because it lacks required",
+          'required = "sample-dp"']),
         ("[server]\naddresses = ['foo', 'foo:99999', 'foo:0', '*:1', 'a::1:8', 'http://a:1', '']",
          [f"the address {text!r} is not HOST:PORT: write, for example, \"192" for text in
           ("foo", "foo:99999", "foo:0", "*:1", "a::1:8", "http://a:1", "")]),

@@ -163,9 +163,14 @@ def test_an_explanation_of_a_run_with_noise_has_its_epsilon_and_what_the_budget_
     assert "stops the store after 3 rounds" in stopped["protection"]
     weak = explained(policy=tight, config=noised_run(noise_multiplier=0.3), num_train=64)
     assert "one round needs an ε of" in weak["refusals"][0]
+    assert field_states(weak)["Upload.vectors"] == "not sent"
+    assert field_states(weak)["Ready.num_train"] == "clear", "the budget is asked when a round begins"
     aimed = explained(policy=tight, config=noised_run(noise_multiplier=None, target_epsilon=8.0), num_train=64)
     assert (aimed["epsilon"] <= three + 1e-3, aimed["rounds_allowed"]) == (True, 6), "a store adds noise for its budget"
     assert explained(policy=STANDARD, config=noised_run())["epsilon"] is None
+    without_photos = noised_run(noise_multiplier=None, target_epsilon=8.0)
+    assert explained(policy=STANDARD, config=without_photos)["epsilon"] == 8.0
+    assert explained(policy=tight, config=without_photos)["epsilon"] == three + 1e-3
     ridge = noised_run(algorithm="ridge", rounds=1, pretrained=False)
     assert explained(policy=STANDARD, config=ridge, num_train=64)["noise"] == {
         "noise_multiplier": 2.0, "sampling_rate": 1.0, "steps": 1
