@@ -206,8 +206,8 @@ def _guarantee(policy: Policy, config: RunConfig, num_train: int | None) -> _Gua
         )
     what = (
         f"The store adds noise of {noise:.4g} times the bound of a photo's part, in {counted(one.steps, 'step')} of a "
-        f"round, to each of which a photo contributes with a probability of {one.sampling_rate:.3g}. ε is for one photo, "
-        f"over {counted(rounds, 'round')}, if the store is drawn for each."
+        f"round, to each of which a photo contributes with a probability of {one.sampling_rate:.3g}. ε is for one "
+        f"photo, over {counted(rounds, 'round')}, if the store is drawn for each."
     )
     if allowed == 0:
         needed = compose([as_release(one)], delta).epsilon

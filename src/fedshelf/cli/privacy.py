@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -245,23 +246,27 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
     for field in found.fields:
         fields.add(field.message.lower(), field.field, field.state, field.key)
     period = "in this run" if found.is_of_a_run and not found.refusals else "in 365 days"
-    epsilon = "no bound is known"
-    if found.epsilon is not None:
+    epsilon = "no bound is known" if found.epsilon is None else "no bound, because there is next to no noise"
+    if found.epsilon is not None and math.isfinite(found.epsilon):
         epsilon = f"at most {found.epsilon:.4g} {period} (δ = {found.delta:g})"
     allows = "the policy sets none" if found.budget is None else f"at most {found.budget:g} in 365 days, over all runs"
     most = "" if found.is_of_a_run else "at most "
     each = "unlimited" if found.bytes_up is None else most + size(found.bytes_up)
     daily = "unlimited" if found.bytes_per_day is None else f"at most {size(found.bytes_per_day)}"
-    echo(
-        f"policy {policy}{': it refuses this run' * bool(found.refusals)}",
-        *(f"  refused: {reason}" for reason in found.refusals),
-        *told,
-        fields,
+    sentences = (
         *found.learns,
         f"ε: {epsilon}. {found.protection}",
         f"Budget of ε: {allows}.",
         f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
         "Seconds: unknown without --config and --data-dir."
         if found.seconds_per_round is None
-        else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine.",
+        else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine, and up to twice "
+        "as long with noise.",
+    )
+    echo(
+        f"policy {policy}{': it refuses this run' * bool(found.refusals)}",
+        *(f"  refused: {reason}" for reason in found.refusals),
+        *told,
+        fields,
+        *(line for text in sentences for line in wrapped(text, make_console().width)),
     )

@@ -174,11 +174,10 @@ class FleetApp:
 
     def _compare_clocks(self, caller: Caller, told: bytes) -> None:
         """Warn, once for each store, of a clock that differs from this server's."""
-        try:
-            ahead = float(told[:MAX_DIGITS])
-        except ValueError:
+        digits = told.removeprefix(b"-")
+        if not digits.isdigit() or len(digits) > MAX_DIGITS:
             return
-        problem = clock_problem(f"{printable(caller.name)}: its", ahead, "this server's")
+        problem = clock_problem(f"{printable(caller.name)}: its", int(told), "this server's")
         if problem and caller.name not in self._wrong_clocks:
             logger.warning("%s", problem)
         (self._wrong_clocks.add if problem else self._wrong_clocks.discard)(caller.name)

@@ -72,6 +72,12 @@ def test_the_page_says_of_every_field_whether_it_can_be_withheld_and_by_which_ke
         assert told == ("clear, or noised: `required`" if field.field == "vectors" else expected), row
 
 
+def test_the_page_names_what_a_run_with_noise_withholds() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    paragraph = text[text.index("In runs with `--dp sample`") :].split("\n\n")[0]
+    assert set(re.findall("`(\\w+)`", paragraph)) == {field for told in WITHOUT_NOISE.values() for field in told or ()}
+
+
 def states(policy: Policy) -> dict[str, str]:
     return {f"{field.message}.{field.field}": field.state for field in released(policy)}
 
