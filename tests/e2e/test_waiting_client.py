@@ -19,7 +19,8 @@ from flwr.app import Message
 
 from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION
-from fedshelf.deploy import client_loop, credentials, http_connection, patience, registration
+from fedshelf.deploy import client_loop, credentials, flower_client, greeting, http_connection, patience, registration
+from fedshelf.deploy.address import Address
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_engine import FlowerEngine
 from fedshelf.deploy.flower_server import EmbeddedServer
@@ -240,6 +241,32 @@ def test_a_store_whose_clock_is_wrong_joins_by_the_servers_time_and_both_say_so(
                 assert "Set the one that is wrong" in client.says(f"this machine's clock is {told} the server's")
     (line,) = (record.getMessage() for record in caplog.records if "clock" in record.getMessage())
     assert line.startswith(f"lyon: its clock is {told} this server's")
+
+
+@pytest.mark.parametrize("told", ["nan", "inf", "-1", "1e300", "noon", None])
+def test_a_time_that_no_server_can_have_is_not_compared(answering: Callable[..., Answering], told: str | None) -> None:
+    server = answering(200, json.dumps({"protocol": PROTOCOL_VERSION, "time": told}).encode())
+    address = Address(host="127.0.0.1", port=server.server_port)
+    with contextlib.closing(http_connection.HttpConnection(address, None, timeout=PATIENCE)) as connection:
+        assert greeting.greet(connection, address, encrypted=False) is None
+
+
+def test_a_difference_of_clocks_that_is_no_number_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = credentials.Signer.headers
+    for told in ("nan", "1e999", "9" * 40, "--5", ""):
+        monkeypatch.setattr(flower_client, "CLOCK_HEADER", "x-not-sent")
+        with monkeypatch.context() as patch, EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
+            transport = server.transport()
+            patch.setattr(
+                credentials.Signer,
+                "headers",
+                lambda *given, told=told: {**headers(*given), greeting.CLOCK_HEADER: told},
+            )
+            with ThreadClient(server.address, "lyon"):
+                assert "lyon" in joined(transport)
+    assert not [record for record in caplog.records if "clock" in record.getMessage()]
 
 
 def test_answers_do_not_depend_on_the_clock_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:

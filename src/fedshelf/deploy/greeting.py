@@ -11,6 +11,7 @@ from fedshelf.deploy.http_connection import HttpConnection
 from fedshelf.reporting.formatting import duration
 
 CLOCK_HEADER = "fedshelf-clock-ahead"  # seconds, by the time that the server has told
+MAX_TIME = 253_402_300_799.0  # the end of the year 9999
 MAX_CLOCK_ERROR = 300.0  # seconds by which two clocks may differ without a word
 _DAY = 86_400.0
 
@@ -74,6 +75,7 @@ def greet(connection: HttpConnection, address: Address, *, encrypted: bool) -> f
             f"{answer['protocol']}, this client {PROTOCOL_VERSION}: install the same version on both"
         )
     try:
-        return float(answer["time"])
+        time = float(answer["time"])
+        return time if 0 <= time <= MAX_TIME else None  # not NaN either
     except (KeyError, ValueError, TypeError):
         return None

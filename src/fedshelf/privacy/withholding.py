@@ -32,7 +32,7 @@ WITHHELD_BY: Mapping[type[Any], Mapping[str, str]] = MappingProxyType(
 """By message and field, the attribute of `Metrics` that lets the field leave."""
 WITHOUT_NOISE: Mapping[type[Any], Mapping[str, Any] | None] = MappingProxyType(
     {
-        Ready: {"num_validation": 0},
+        Ready: {"num_validation": None},
         Upload: {"train_loss": None, "seconds": None},
         Evaluation: None,
         Comparison: {"best": None, "accuracies": {}, "on_test": False, "num_validation": None},
