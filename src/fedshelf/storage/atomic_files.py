@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from fedshelf.core.errors import RunError
+from fedshelf.core.errors import DiskFullError, RunError
 from fedshelf.core.system_errors import current_user, reason
 
 Data: TypeAlias = bytes | str | Iterable[bytes | memoryview]
@@ -24,9 +24,9 @@ LEFTOVER = ".tmp"
 """Suffix of temporary files."""
 
 _ADVICE = {
-    errno.ENOSPC: "Free some space on that disk and start again; what was saved before is still whole.",
-    errno.EDQUOT: "Your disk quota is used up: free some space and start again; what was saved before is still whole.",
-    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no file of this size: lift it, start again.",
+    errno.ENOSPC: "Free some space on that disk; what was saved before is still whole.",
+    errno.EDQUOT: "Your disk quota is used up: free some space; what was saved before is still whole.",
+    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no file of this size: lift it.",
     errno.EROFS: "That disk is mounted read-only: choose a folder that can be written to.",
     errno.EACCES: "Give yourself the right to write there, or choose another folder.",
     errno.EPERM: "Give yourself the right to write there, or choose another folder.",
@@ -34,7 +34,8 @@ _ADVICE = {
     errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another folder.",
     errno.ELOOP: "FedShelf does not write through symbolic links: remove it, and start again.",
 }
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DISK = _FULL | {errno.EROFS}
 
 
 def disk_advice(error: OSError) -> str:
@@ -193,12 +194,13 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def translating_os_errors(action: str, path: Path) -> Iterator[None]:
-    """Convert system errors to a `RunError` that says what failed, where, why, and what to do."""
+    """Convert system errors to a `RunError` (`DiskFullError`) that says what failed, where, why, and what to do."""
     try:
         yield
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "Check that disk, or choose another folder.")
-        raise RunError(f"cannot {action} '{path}': {error.strerror or error}. {advice}") from error
+        kind = DiskFullError if error.errno in _FULL else RunError
+        raise kind(f"cannot {action} '{path}': {error.strerror or error}. {advice}") from error
 
 
 def _stage(path: Path, data: Data, *, durable: bool, mode: int) -> Path:
