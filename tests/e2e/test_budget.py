@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedshelf.privacy.accounting import SampledGaussian, compose
-from fedshelf.privacy.ledger import Release, read
+from fedshelf.privacy.ledger_content import Release, read
 from tests.processes import Site, reason, statuses
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

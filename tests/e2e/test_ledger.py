@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedshelf.privacy.ledger import HEAD_FILE, Ledger, read
+from fedshelf.privacy.ledger import Ledger
+from fedshelf.privacy.ledger_content import HEAD_FILE, read
 from tests.processes import Process, Site
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.released import Sent, sent

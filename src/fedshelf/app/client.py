@@ -89,7 +89,8 @@ class StoreClient:
         self._task_limits = TaskLimits(policy, TaskLog(place.state_dir / "accepted-tasks.jsonl"))
         self.ledger = Ledger(place.state_dir)
         self._budget = Budget(
-            lambda: self.ledger.releases, others=OtherLedgers(place.other_state_dirs).releases, delta=policy.protection.delta,
+            lambda: self.ledger.releases, others=OtherLedgers(place.other_state_dirs).releases,
+            delta=policy.protection.delta,
             epsilon=policy.protection.epsilon if policy.protection.required == "sample-dp" else None,
         )  # fmt: skip
         self._on_choice = on_choice

@@ -131,7 +131,6 @@ class ClientPlace:
         record = {"name": self.name, "data_dir": folder, "data_dirs": sorted({*_photos(self.state_dir), folder})}
         write_atomically(self.state_dir / RECORD, json.dumps(record))  # at each start: the newest is the last name
 
-
     def other_state_dirs(self) -> list[Path]:
         """See `other_state_dirs`."""
         return other_state_dirs(self.state_dir, self.data_dir.resolve())

@@ -198,4 +198,3 @@ def _measured(payload: Iterable[Buffer]) -> dict[str, Any]:
         hasher.update(piece)
         num_bytes += len(piece)
     return {"digest": hasher.hexdigest(), "num_bytes": num_bytes}
-
