@@ -9,7 +9,6 @@ FedShelfError                 the message is for a person: what, where, why, wha
 │   └── PolicyError           the store's policy does not allow what the server asks for
 ├── BudgetError               a privacy budget does not allow a further release
 ├── RunError                  a run directory that cannot be used or resumed
-│   └── DiskFullError         a disk, or a quota, is full
 ├── TransportError            the other side cannot be reached or does not speak our protocol
 └── WorkerLostError           a worker process ended before its work was done
 """
@@ -94,10 +93,6 @@ class BudgetError(FedShelfError):
 
 class RunError(FedShelfError):
     """A run directory cannot be used: it is locked, damaged or belongs to another configuration."""
-
-
-class DiskFullError(RunError):
-    """A disk, a quota, or a limit on the size of files is full. The same may succeed later."""
 
 
 class TransportError(FedShelfError):

@@ -10,7 +10,7 @@ from concurrent import futures
 from functools import partial
 from pathlib import Path
 
-from fedshelf.core.errors import DiskFullError, FedShelfError, IdentityError, RosterError, UsageError
+from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, RunError, UsageError
 from fedshelf.core.messages import Join
 from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import parse_server_address
@@ -34,7 +34,7 @@ from fedshelf.storage.hash_chain import DamagedLogError
 
 logger = logging.getLogger(__name__)
 
-FULL_DISK_PAUSE = 5.0  # seconds between attempts while the disk is full
+FILE_PAUSE = 5.0  # seconds between attempts while a file cannot be written, for example on a full disk
 
 
 def run_client(
@@ -141,10 +141,10 @@ def run_client(
                 on_status(f"{error}; enrolling again")
             except (RosterError, DamagedLogError):
                 raise
-            except DiskFullError as error:
-                waiting.end()  # this is not the server's fault
-                retries.say(f"{error} This client tries again every {FULL_DISK_PAUSE:g} s")
-                stop.wait(FULL_DISK_PAUSE)
+            except RunError as error:  # this machine's fault, not the server's
+                waiting.end()
+                retries.say(f"{str(error).removesuffix('.')}. This client tries again every {FILE_PAUSE:g} s")
+                stop.wait(FILE_PAUSE)
                 patience.since = time.monotonic()
             except FedShelfError as error:
                 if not insecure and ca is None and local_authority() != authority:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from fedshelf.core.errors import DiskFullError, RunError
+from fedshelf.core.errors import RunError
 from fedshelf.core.system_errors import current_user, reason
 
 Data: TypeAlias = bytes | str | Iterable[bytes | memoryview]
@@ -34,8 +34,7 @@ _ADVICE = {
     errno.EEXIST: "A file stands where a folder is needed: move it away, or choose another folder.",
     errno.ELOOP: "FedShelf does not write through symbolic links: remove it, and start again.",
 }
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DISK = _FULL | {errno.EROFS}
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 def disk_advice(error: OSError) -> str:
@@ -194,13 +193,12 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def translating_os_errors(action: str, path: Path) -> Iterator[None]:
-    """Convert system errors to a `RunError` (`DiskFullError`) that says what failed, where, why, and what to do."""
+    """Convert system errors to a `RunError` that says what failed, where, why, and what to do."""
     try:
         yield
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "Check that disk, or choose another folder.")
-        kind = DiskFullError if error.errno in _FULL else RunError
-        raise kind(f"cannot {action} '{path}': {error.strerror or error}. {advice}") from error
+        raise RunError(f"cannot {action} '{path}': {error.strerror or error}. {advice}") from error
 
 
 def _stage(path: Path, data: Data, *, durable: bool, mode: int) -> Path:

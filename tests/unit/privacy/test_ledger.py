@@ -343,9 +343,7 @@ def test_an_epsilon_has_its_delta_and_is_infinite_without_noise(tmp_path: Path) 
     intended(ledger, JOIN)
     intended(ledger, upload(1))
     for number, (epsilon, delta) in enumerate([(math.inf, 1e-5), (0.5, 1e-6)], start=2):
-        ledger.declare(
-            upload(number), ReleaseTerms(purpose="train", mechanism={"a": 1}, epsilon=epsilon), delta=delta
-        )
+        ledger.declare(upload(number), ReleaseTerms(purpose="train", mechanism={"a": 1}, epsilon=epsilon), delta=delta)
         intended(ledger, upload(number))
     assert "Infinity" not in (tmp_path / FILE).read_text()
     expected = [(None, None), (math.inf, None), (math.inf, 1e-5), (0.5, 1e-6)]
