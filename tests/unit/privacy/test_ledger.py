@@ -369,8 +369,10 @@ def test_the_delta_of_all_entries_is_below_the_table(tmp_path: Path) -> None:
 
 
 def test_a_ledger_of_an_older_version_can_be_read(tmp_path: Path) -> None:
-    old = {"event": "intended", "kind": "upload", "purpose": "train", "run_id": "r", "round": 1, "attempt": 0,
-           "num_bytes": 3, "digest": "d", "blob": "", "protections": [], "mechanism": None, "epsilon": None}  # fmt: skip
+    old: dict[str, object] = {
+        "event": "intended", "kind": "upload", "purpose": "train", "run_id": "r", "round": 1, "attempt": 0,
+        "num_bytes": 3, "digest": "d", "blob": "", "protections": [], "mechanism": None, "epsilon": None,
+    }  # fmt: skip
     HashChain(tmp_path / FILE).append(old)
     head = HashChain(tmp_path / FILE).append(old | {"mechanism": {"a": 1}, "epsilon": math.inf, "digest": "e"})
     fields = {"number": head.number, "hash": head.hash, "countersignatures": []}
