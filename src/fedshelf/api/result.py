@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedshelf.api.datasets import to_pixels
-from fedshelf.app.components import protection_of
+from fedshelf.app.differential_privacy import delta_of
 from fedshelf.app.model import ModuleFactory, bound_model_of, module_of
 from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
@@ -20,7 +20,6 @@ from fedshelf.core.events import ClientStatus, RoundFinished, RunStatus
 from fedshelf.data.augmentation import normalize
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.models.build import normalization_of
-from fedshelf.privacy.base import DEFAULT_DELTA
 from fedshelf.reporting.privacy_report import PrivacyReport, privacy_report
 from fedshelf.storage.checkpoints import FileCheckpoints
 from fedshelf.storage.model_files import CARD, load_model_files
@@ -153,8 +152,9 @@ class Result:
             UsageError: `dp-accounting` is not installed.
         """
         summary = run_summary(self.run_dir)
-        delta = getattr(protection_of(self._config), "delta", DEFAULT_DELTA)
-        return privacy_report(summary.noise, summary.rounds, summary.voids, delta=delta) if summary.noise else None
+        if not summary.noise:
+            return None
+        return privacy_report(summary.noise, summary.rounds, summary.voids, delta=delta_of(self._config))
 
     def transform(self, photo: object) -> Tensor:
         """Prepare a photo for the model: resized and normalized as in training.

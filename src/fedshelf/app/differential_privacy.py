@@ -17,6 +17,7 @@ from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Mechanism
 from fedshelf.privacy.accounting import noise_multiplier_for
+from fedshelf.privacy.base import DEFAULT_DELTA, Noise
 from fedshelf.privacy.budget import NO_BUDGET, Budget
 from fedshelf.privacy.client_dp import ClientDP, NoisyMean
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
@@ -139,6 +140,17 @@ def noise_for(
         run_id, target_epsilon=protection.target_epsilon or math.inf, delta=protection.delta,
         sampling_rate=one.sampling_rate, steps=one.steps * config.rounds,
     )  # fmt: skip
+
+
+def tells_of_validation(config: RunConfig) -> bool:
+    """Whether stores answer with figures on validation photos, which have no noise."""
+    return not isinstance(protection_of(config), SampleDP)
+
+
+def delta_of(config: RunConfig) -> float:
+    """The probability with which the run's guarantee may fail."""
+    protection = protection_of(config)
+    return protection.delta if isinstance(protection, Noise) else DEFAULT_DELTA
 
 
 def noisy_mean_of(config: RunConfig) -> NoisyMean | None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fedshelf.app.components import algorithm_of, given_names, plan_of
-from fedshelf.app.differential_privacy import noisy_mean_of
+from fedshelf.app.differential_privacy import delta_of, noisy_mean_of
 from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.app.model_card import save_global, save_initial
 from fedshelf.app.photos import scan_test_photos, test_photos
@@ -90,7 +90,7 @@ def make_server(
     plan = plan_of(
         config, run_id=directory.run_id, start_clients=start_clients, catalogue=kept or given, aliases=aliases
     )  # fmt: skip
-    plan = replace(plan, noisy_mean=noisy_mean_of(config))
+    plan = replace(plan, noisy_mean=noisy_mean_of(config), delta=delta_of(config))
     evaluator = _unless_personal(config, make_evaluator or _evaluate_here(config))
     checkpoints: Checkpoints = FileCheckpoints(directory.checkpoints)
     ports = Ports(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import client_lr_of
-from fedshelf.app.differential_privacy import private, with_noise
+from fedshelf.app.differential_privacy import private, tells_of_validation, with_noise
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import files
@@ -70,7 +70,7 @@ def work_for(
         catalogue_digest=opened.catalogue.digest,
         config_digest=files.digest(opened.setup.config),
         num_train=len(photos.train),
-        num_validation=0 if mechanism else len(photos.validation),  # what they would tell has no noise
+        num_validation=len(photos.validation) if tells_of_validation(opened.config) else None,
         num_left_out=photos.num_left_out,
     )
     return Work(

@@ -67,7 +67,7 @@ def epsilon(
     table = Table(columns=[Column(name="method"), Column(name="ε", is_figure=True)])
     for method, value in (("PLD", found.pld), ("RDP", found.rdp)):
         if value is not None:
-            table.add(method, f"{value:,.3f}")
+            table.add(method, f"{value:,.3f}" if value >= 0.001 or not value else f"{value:.2g}")
     echo(
         f"Noise multiplier {noise_multiplier:.6g}, sampling rate {sampling_rate:g}, {counted(steps, 'step')}, "
         f"δ = {delta:g}:",

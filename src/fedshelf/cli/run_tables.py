@@ -4,7 +4,7 @@ import datetime
 
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.choices import Candidate
-from fedshelf.core.events import Participation, RoundVoid
+from fedshelf.core.events import NOT_TOLD, Participation, RoundVoid
 from fedshelf.core.text import counted, some
 from fedshelf.reporting import gain_report, stragglers
 from fedshelf.reporting.formatting import ABSENT, caveats, duration, number, percent, size, sparkline
@@ -12,6 +12,7 @@ from fedshelf.reporting.privacy_report import PrivacyReport
 from fedshelf.storage.run_directory import differences
 from fedshelf.tracking.product_results import TEST, VALIDATION
 from fedshelf.tracking.queries import LOST, RunSummary
+from fedshelf.tracking.terminal import make_console, wrapped
 
 MOST_PRODUCTS = 5  # in a table of products
 WITHOUT_GLOBAL_MODEL = ("fedbn", "fedper", "fedrep", "ditto")  # stores evaluate a model with their own tensors
@@ -99,10 +100,11 @@ def privacy_lines(report: PrivacyReport | None) -> list[str]:
     found, whose = report.guarantee, report.client
     what = f"each photo of {whose}, the least protected store," if whose else "each store"
     count = report.num_releases[whose]
-    return [
+    sentence = (
         f"privacy: ε = {found.epsilon:.3g} for {what} at δ = {found.delta:g}, after {counted(count, 'release')}, "
         "under the assumptions that 'fedshelf runs show --json' lists"
-    ]
+    )
+    return [*wrapped(sentence, make_console().width)]
 
 
 def _void(void: RoundVoid) -> str:
@@ -123,8 +125,9 @@ def gain_table(summary: RunSummary) -> list[Table | str]:
     for store in summary.stores:
         accuracies = (percent(store.accuracies.get(candidate)) for candidate in Candidate)
         gain = gain_report.points(gain_report.gain(store))
-        keeps = store.best.value if store.best else "nothing"
-        table.add(store.client, *accuracies, gain, keeps, notes=[store.reason] * bool(store.reason))
+        is_told = store.reason != NOT_TOLD
+        keeps = store.best.value if store.best else "nothing" if is_told else "not told"
+        table.add(store.client, *accuracies, gain, keeps, notes=[store.reason] * bool(store.reason and is_told))
     means = [gain_report.mean(store.accuracies.get(candidate) for store in summary.stores) for candidate in Candidate]
     difference = gain_report.points(gain_report.mean(gain_report.gain(store) for store in summary.stores))
     table.add(f"mean of {counted(len(summary.stores), 'store')}", *map(percent, means), difference, "")

@@ -300,6 +300,10 @@ class RoundFinished:
     report: ProductReport | None = None
 
 
+NOT_TOLD = "it does not tell which of its models it keeps"
+"""Why there is no comparison of a store that withholds it, or whose figures would have no noise."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreComparison:
     """How the candidate models do at one store (see `core.messages.Comparison`).

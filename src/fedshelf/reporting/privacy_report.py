@@ -3,6 +3,7 @@
 A store's own ledger is the authority on what it released: the server cannot know of releases that never arrived.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +27,15 @@ class PrivacyReport:
         guarantee: that of the client whose photos are protected least, or of all clients.
         client: that client; "" if the noise is the server's.
         num_releases: by client, how often it released something; the server's models under "".
+        releases: by client, all of them as one.
+        rdp: by client, ε by Rényi divergences.
     """
 
     guarantee: Guarantee
     client: str
     num_releases: Mapping[str, int]
+    releases: Mapping[str, SampledGaussian]
+    rdp: Mapping[str, float]
 
     def to_record(self) -> dict[str, Any]:
         """Return the value of `privacy` in the output of `runs show --json`."""
@@ -38,7 +43,14 @@ class PrivacyReport:
         return {
             "epsilon": found.epsilon, "delta": found.delta, "unit": found.unit, "pld": found.pld, "rdp": found.rdp,
             "assumptions": list(found.assumptions), "client": self.client or None,
-            "releases": [{"client": name or None, "releases": count} for name, count in self.num_releases.items()],
+            "releases": [self._release(name, count) for name, count in self.num_releases.items()],
+        }  # fmt: skip
+
+    def _release(self, name: str, count: int) -> dict[str, Any]:
+        one = self.releases[name]
+        return {
+            "client": name or None, "releases": count, "noise_multiplier": one.noise_multiplier,
+            "sampling_rate": one.sampling_rate, "steps": one.steps, "rdp": self.rdp[name],
         }  # fmt: skip
 
 
@@ -64,7 +76,8 @@ def privacy_report(
     released = {name: _composed(noise[name], counts[name]) for name in sorted(noise) if counts[name]}
     if not released:
         return None
-    worst = sorted(released, key=lambda name: -_quick_epsilon(released[name], delta))[:_COMPOSED]
+    rdp = {name: _quick_epsilon(one, delta) for name, one in released.items()}
+    worst = sorted(rdp, key=lambda name: -rdp[name])[:_COMPOSED]
     unit: Unit = "client" if "" in noise else "photo"
     found = {name: compose([released[name]], delta, unit=unit) for name in worst}
     client = max(found, key=lambda name: found[name].epsilon)
@@ -73,7 +86,10 @@ def privacy_report(
         guarantee = replace(
             guarantee, assumptions=(*guarantee.assumptions, *_told(sorted(counts.keys() - noise.keys())))
         )
-    return PrivacyReport(guarantee=guarantee, client=client, num_releases={name: counts[name] for name in released})
+    return PrivacyReport(
+        guarantee=guarantee, client=client, num_releases={name: counts[name] for name in released}, releases=released,
+        rdp=rdp,
+    )  # fmt: skip
 
 
 def _told(silent: Sequence[str]) -> list[str]:
@@ -89,6 +105,8 @@ def _has_released(member: Participation) -> bool:
 
 
 def _quick_epsilon(released: SampledGaussian, delta: float) -> float:
+    if not released.noise_multiplier:
+        return math.inf
     return renyi({(released.noise_multiplier, released.sampling_rate): released.steps}, delta)
 
 

@@ -75,7 +75,9 @@ class BufferedRounds:
         self._membership = context.membership
         self._size, self._relative = algorithm.buffer_size, algorithm.relative_to_present
         self._buffer = UploadBuffer(spool=context.ports.spool, layout=context.model.layout, run_id=context.plan.run_id)
-        self._noise = ReportedNoise(context.ports.sink)
+        self._noise = ReportedNoise(
+            context.ports.sink, delta=context.plan.delta, num_rounds=context.plan.num_rounds
+        )  # fmt: skip
         self._tasks = TasksInFlight(context=context, model_at=self._model_at)
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
@@ -225,7 +227,7 @@ class BufferedRounds:
         name, key, most = reply.client, dispatched.broadcast.key, self._plan.max_staleness
         found, staleness = self._context.validator.validate(reply, key), self._buffer.staleness(key)
         if not isinstance(found, Participation):
-            self._noise.note(name, found.upload.mechanism)
+            self._noise.note(name, found.upload.mechanism, size=found.upload.num_examples)
         if isinstance(found, Participation):
             record.waiting.add(name)  # otherwise it would be asked again at once, and fail again
             self._leave_out(record, name, found.status, found.reason, reply=reply)

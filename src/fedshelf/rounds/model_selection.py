@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.events import ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
+from fedshelf.core.events import NOT_TOLD, ComparisonReceived, ComparisonStarted, StoreComparison, StoresCompared
 from fedshelf.core.messages import AUXILIARY, PARAMS, Broadcast, Comparison, Failure, Purpose, TaskKey
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ServerState
@@ -106,6 +106,8 @@ class ModelComparison:
             check_comparison(message, key=key, num_validation=self.context.membership.num_validation(reply.client))
         except RefusedError as error:
             return _without(reply.client, f"its answer is not used: {error}")
+        if message.best is None and not message.accuracies:
+            return _without(reply.client, NOT_TOLD)
         return StoreComparison(
             client=reply.client, best=message.best, accuracies=message.accuracies, on_test=message.on_test
         )  # fmt: skip

@@ -19,6 +19,7 @@ from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import Best, ModelState, ServerState
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.privacy.base import DEFAULT_DELTA
 from fedshelf.privacy.client_dp import NoisyMean
 from fedshelf.rounds.dispatch import Dispatcher, Inbox
 from fedshelf.rounds.membership import Membership
@@ -109,6 +110,7 @@ class Plan:
         refit_head: whether it is done after the last round.
         average_rounds: number of last rounds whose models are averaged; 1 for none.
         noisy_mean: adds noise to the sum of the uploads, each of which it bounds; None: no noise.
+        delta: the probability with which a guarantee of noise may fail.
     """
 
     run_id: str
@@ -137,6 +139,7 @@ class Plan:
     refit_head: bool = False
     average_rounds: int = 1
     noisy_mean: NoisyMean | None = None
+    delta: float = DEFAULT_DELTA
 
     def after(self, refits: Sequence[int]) -> "Plan":
         """The plan of a run in which some rounds were not trained in, but computed the output layer anew."""

@@ -1,6 +1,7 @@
 """The steps of a synchronous round on the server: draw a cohort, collect uploads, aggregate, evaluate."""
 
 import logging
+import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -66,10 +67,14 @@ class RoundSteps:
         self._timer = context.timer
         self._most_live = context.plan.start_clients
         self._was_alone = False
-        self._noise = ReportedNoise(context.ports.sink)
-        if (noisy := self._plan.noisy_mean) is not None:
-            server = Mechanism(noise_multiplier=noisy.noise_multiplier, sampling_rate=self._plan.fraction, steps=1)
-            self._noise.note("", server)
+        plan = context.plan
+        self._noise = ReportedNoise(context.ports.sink, delta=plan.delta, num_rounds=plan.num_rounds)
+        if (noisy := plan.noisy_mean) is not None:
+            server = Mechanism(noise_multiplier=noisy.noise_multiplier, sampling_rate=plan.fraction, steps=1)
+            self._noise.note("", server, size=plan.start_clients)
+            expected = plan.fraction * plan.start_clients
+            loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
+            self._noise.warn_of_volume(loudness)
 
     def draw(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
@@ -207,7 +212,7 @@ class RoundSteps:
         found = self._validator.validate(reply, key, checked)
         if isinstance(found, Participation):
             return found, None
-        self._noise.note(name, found.upload.mechanism)
+        self._noise.note(name, found.upload.mechanism, size=found.upload.num_examples)
         upload = normalized(found.upload, share, num_trainable=self._layout.num_trainable)
         self._ports.spool.put(key, reply.client, upload, source_of(reply, upload))
         return counted(reply.client, upload), found.norm

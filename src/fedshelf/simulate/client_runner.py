@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedshelf.app.differential_privacy import tells_of_validation
 from fedshelf.app.model import ModuleFactory
 from fedshelf.app.model_card import save_chosen
 from fedshelf.app.setup import OpenedSetup, open_setup
@@ -54,7 +55,7 @@ class ClientRunner:
     states: Path | None = None
     models: Path | None = None
     _setup: Setup | None = None
-    _expected: tuple[Catalogue, Ready] | None = None
+    _expected: tuple[Catalogue, Ready, bool] | None = None  # and whether stores tell of their validation photos
     _opened: OpenedSetup | None = None
     _test: PhotoSet | None = None
 
@@ -89,10 +90,12 @@ class ClientRunner:
                 catalogue_digest=catalogue.digest, config_digest=files.digest(setup.config),
                 num_train=0, num_validation=0, num_left_out=0,
             )  # fmt: skip
-            self._expected = catalogue, ready
-        catalogue, ready = self._expected
+            self._expected = catalogue, ready, tells_of_validation(files.from_a_server(setup.config))
+        catalogue, ready, tells = self._expected
         counts = self.stores.num_photos(name, catalogue)
-        return None if counts is None else replace(ready, num_train=counts[0], num_validation=counts[1])
+        if counts is None:
+            return None
+        return replace(ready, num_train=counts[0], num_validation=counts[1] if tells else None)
 
     def prepare(self, setup: Setup) -> None:
         """Set the current setup; its objects are built when needed."""

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from fedshelf.core.events import (
+    NOT_TOLD,
     ClientExcluded,
     ClientJoined,
     ClientLeft,
@@ -155,10 +156,10 @@ class ConsoleSink:
             return  # thousands of simulated stores are shown as a count
         left_out = f", {counted(event.num_left_out, 'photo')} left out" if event.num_left_out else ""
         photos = "it does not tell its number of photos"
-        if event.num_train is not None and event.num_validation is not None:
-            photos = (
-                f"{counted(event.num_train, 'training photo')}, {counted(event.num_validation, 'validation photo')}"
-            )
+        if event.num_train is not None:
+            photos = counted(event.num_train, "training photo")
+            if event.num_validation is not None:
+                photos += f", {counted(event.num_validation, 'validation photo')}"
         self._say(
             f"{event.client} joined: {photos}{left_out}"
             + (f" ({so_far})" if self._min_clients and not self._seconds else "")
@@ -262,6 +263,9 @@ class ConsoleSink:
             self._say(sentence, style="bold")
 
     def _store_compared(self, store: StoreComparison) -> None:
+        if store.reason == NOT_TOLD:
+            self._say(f"{store.client} has compared models; {store.reason}")
+            return
         if store.best is None:
             self._warn(f"{store.client} has compared no models: {store.reason}")
             return

@@ -184,6 +184,23 @@ def test_stores_keep_models_of_their_own_and_the_result_has_them() -> None:
         result.store_model("rome")
 
 
+def test_stores_in_memory_are_not_asked_for_figures_that_have_no_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    stores = datasets()
+    settings = {
+        "val_fraction": 0.4,
+        "dp": "sample",
+        "noise_multiplier": 2.0,
+        "norm": "group",
+        "personalize": "finetune",
+    }
+    result = fedshelf.Federation(stores, **{"test": "test", **SMALL, **settings}).run(1)
+    assert [member.status.value for member in result.history[0].clients] == ["counted"] * 2
+    said = capsys.readouterr()
+    assert "lyon has compared models; it does not tell which of its models it keeps" in said.out + said.err
+    assert "warning" not in said.out + said.err
+    assert "validation photo" not in said.out + said.err
+
+
 @pytest.mark.parametrize("kind", ["sample", "client"])
 def test_noise_is_a_setting_like_others_and_the_result_tells_its_guarantee(kind: str) -> None:
     result = train(datasets(), dp=kind, target_epsilon=30.0, delta=1e-4, norm="group", compare=False)

@@ -41,6 +41,11 @@ def test_the_text_fits_the_terminal(
         assert text in out
 
 
+def test_a_tiny_epsilon_is_not_shown_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = fedshelf(capsys, "privacy", "epsilon", "--noise-multiplier", "8000", *STEPS)
+    assert "0.00025" in out
+
+
 def test_no_noise_is_no_number_in_json_and_infinite_in_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     none = ["privacy", "epsilon", "--noise-multiplier", "0", *STEPS]
     found = json.loads(fedshelf(capsys, *none, "--json")[1])

@@ -71,7 +71,11 @@ def test_every_attempt_at_a_model_with_noise_at_the_server_counts() -> None:
     record = report.to_record()
     assert record["unit"] == "client"
     assert record["client"] is None
-    assert record["releases"] == [{"client": None, "releases": 3}]
+    [release] = record["releases"]
+    assert release.pop("rdp") == pytest.approx(report.guarantee.rdp)
+    assert release == {
+        "client": None, "releases": 3, "noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 3,
+    }  # fmt: skip
     assert record["delta"] == DELTA
     assert record["assumptions"]
 
