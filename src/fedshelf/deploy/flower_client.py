@@ -44,6 +44,7 @@ from fedshelf.deploy.greeting import CLOCK_HEADER, greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import MAX_REASON_CHARACTERS
 from fedshelf.identity.countersignatures import Countersignature
+from fedshelf.privacy.ledger_content import Recipient
 from fedshelf.serialization.blob import Blob
 from fedshelf.storage.hash_chain import Head
 
@@ -75,6 +76,7 @@ class FleetSession:
     Attributes:
         crash_token: authenticates a crash report of this process.
         clock_ahead: seconds by which this machine's clock is ahead of the server's.
+        recipient: who gets what this store sends, as its ledger names it.
 
     Raises:
         ServerUnavailableError: the server does not answer for now.
@@ -101,7 +103,8 @@ class FleetSession:
                 self._connection, lambda method, path: self._signer.headers(method, path, None), held or ReceivedBlob()
             )
             credentials.keys.accept(self._roster())
-            self._keys = credentials.keys
+            self._keys, enrollment = credentials.keys, credentials.keys.enrollment()
+            self.recipient = Recipient(server=str(address), chain=enrollment.chain.text if enrollment else "")
             session = self._signer.session
             self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=session))
             activate = fleet_pb2.ActivateNodeRequest(public_key=session, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -240,13 +243,8 @@ class FleetSession:
         """What the server says of the ledger's head, if it is signed by the chain that this store is enrolled with."""
         try:
             found = Countersignature.of(json.loads(content)["countersignature"])
-            enrollment = self._keys.enrollment()
-            chain = enrollment.chain.text if enrollment else ""
-            if (found.chain, found.store, found.head) == (
-                chain,
-                self._keys.pair().public.text,
-                head,
-            ) and found.is_signed:
+            known = self.recipient.chain, self._keys.pair().public.text, head
+            if (found.chain, found.store, found.head) == known and found.is_signed:
                 return found
         except (ValueError, KeyError, TypeError, RecursionError):
             pass

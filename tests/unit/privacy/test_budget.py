@@ -1,33 +1,39 @@
 """A store's budget composes all that its ledger says, and stops before it is exceeded."""
 
+import itertools
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedshelf.core.errors import PolicyError
+from fedshelf.core.errors import PolicyError, RunError
 from fedshelf.core.messages import Mechanism
 from fedshelf.privacy.accounting import SampledGaussian, as_json, as_release, compose
 from fedshelf.privacy.budget import Budget
-from fedshelf.privacy.ledger import Release
+from fedshelf.privacy.ledger_content import Release
 from fedshelf.rounds.client import NOTHING
 
 NOISE = Mechanism(noise_multiplier=1.0, sampling_rate=0.1, steps=20)
 OTHER = Mechanism(noise_multiplier=2.0, sampling_rate=0.5, steps=5)
+DIGESTS = itertools.count()
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
 
 def release(mechanism: Mechanism | None = NOISE, **values: Any) -> Release:
     given: dict[str, Any] = {
         "number": 7, "time": "2026-11-30T10:00:00.000Z", "kind": "upload", "purpose": "train", "num_bytes": 1,
-        "digest": "", "run_id": "a", "mechanism": None if mechanism is None else as_json(mechanism),
+        "digest": f"{next(DIGESTS)}", "run_id": "a", "mechanism": None if mechanism is None else as_json(mechanism),
     }  # fmt: skip
     return Release(**{**given, **values})
 
 
-def budget(*releases: Release, epsilon: float | None = None) -> Budget:
-    return Budget(lambda: releases, epsilon=epsilon, now=lambda: NOW)
+def budget(
+    *releases: Release, epsilon: float | None = None, others: Callable[[], dict[Path, tuple[Release, ...]]] = dict
+) -> Budget:
+    return Budget(lambda: releases, epsilon=epsilon, others=others, now=lambda: NOW)
 
 
 def epsilon_of(*mechanisms: Mechanism) -> float:
@@ -103,3 +109,37 @@ def test_a_comparison_that_tells_nothing_costs_nothing_and_sets_no_noise() -> No
         "a", target_epsilon=8.0, delta=1e-5, sampling_rate=0.1, steps=20
     )  # fmt: skip
     assert found == NOISE.noise_multiplier
+
+
+def test_releases_of_other_state_directories_count_and_the_same_bytes_only_once() -> None:
+    same = release()
+    others = {Path("a"): (release(OTHER), same), Path("b"): (release(NOISE, time="2025-01-01T10:00:00.000Z"),)}
+    found = budget(release(), same, others=lambda: others).spent_with(NOISE)
+    assert found == pytest.approx(epsilon_of(NOISE, NOISE, OTHER, NOISE))
+
+
+def test_the_noise_of_a_run_leaves_room_for_what_other_state_directories_have_spent() -> None:
+    def noise(*spent: Release) -> float:
+        return budget(epsilon=epsilon_of(NOISE, NOISE), others=lambda: {Path("a"): spent}).noise_multiplier(
+            "b", target_epsilon=100.0, delta=1e-5, sampling_rate=0.1, steps=20
+        )
+
+    assert noise(release()) > noise()
+    with pytest.raises(PolicyError, match="used up"):
+        noise(release(), release())
+
+
+def test_a_release_without_noise_is_named_with_its_ledger(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(PolicyError, match="used up"):
+        budget(epsilon=8.0, others=lambda: {Path("clients/b"): (release(None),)}).spent_with(NOISE)
+    assert "entry 7 of the ledger in 'clients/b', of 2026-11-30, left without noise" in caplog.text
+
+
+def test_a_ledger_that_cannot_be_read_leaves_nothing_of_a_budget(caplog: pytest.LogCaptureFixture) -> None:
+    def others() -> dict[Path, tuple[Release, ...]]:
+        raise RunError("'b/ledger.jsonl' is missing")
+
+    assert budget(others=others).spent_with(NOISE) == math.inf
+    with pytest.raises(PolicyError, match="used up"):
+        budget(epsilon=8.0, others=others).spent_with(NOISE)
+    assert "what has left of these photos is not known: 'b/ledger.jsonl' is missing" in caplog.text
