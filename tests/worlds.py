@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedshelf.core.messages import (
     PROTOCOL_VERSION,
     Broadcast,
     ClassFolder,
+    ClientMessage,
     Comparison,
     Join,
     Ready,
@@ -34,7 +36,9 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 from fedshelf.rounds.client import Client, Work
+from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
 from fedshelf.rounds.server import Server
@@ -135,6 +139,19 @@ class Remembering(Algorithm):
         return replace(state, params=state.params + aggregate.delta)
 
 
+class OpenedSums:
+    """A client's record of the sums that it has opened, which outlives its process."""
+
+    def __init__(self) -> None:
+        self.found: list[OpenedSum] = []
+
+    def known(self) -> list[OpenedSum]:
+        return self.found
+
+    def record(self, opened: OpenedSum) -> None:
+        self.found.append(opened)
+
+
 Tamper = Callable[[ServerMessage, Answer], Answer]
 """Changes what an honest client would answer."""
 
@@ -189,6 +206,9 @@ class World:
         self.states = {name: MemoryClientStates() for name in self.names}
         self.held = {name: MemoryHeldModel() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
+        self.opened_sums = {name: OpenedSums() for name in self.names}
+        is_masked = self.plan.get("uploads", UploadPipeline()).is_masked
+        self.masking = {name: self.masking_client(name) for name in self.names} if is_masked else {}
 
     @property
     def personalization(self) -> Personalization:
@@ -242,7 +262,7 @@ class World:
 
         def answer(message: ServerMessage) -> Answer:
             nonlocal steps
-            honest: Answer = self.clients[name].handle(message)
+            honest: Answer = self._handle(name, message)
             steps = honest.num_steps or 0 if isinstance(honest, Upload) else 0
             tamper = self.tampers.get(name)
             return tamper(message, honest) if tamper else honest
@@ -251,6 +271,31 @@ class World:
             join=join(name, withdraws=name in self.withdrawing), answer=answer,
             delay=self.delays.get(name, 0.0), address=address, work=lambda: self.paces.get(name, 0.0) * steps,
         )  # fmt: skip
+
+    def _handle(self, name: str, message: ServerMessage) -> ClientMessage:
+        masking = self.masking.get(name)
+        if masking is None:
+            return self.clients[name].handle(message)
+        answer = masking.before(message)
+        if answer is not None:
+            return answer
+        plain = replace(message, masking="") if isinstance(message, Broadcast) else message
+        return masking.after(message, self.clients[name].handle(plain))
+
+    def restart_client(self, name: str) -> None:
+        """The client's process is gone, with what it had in memory only."""
+        self.clients[name] = self.client(name)
+        if name in self.masking:
+            self.masking[name] = self.masking_client(name)
+
+    def masking_client(self, name: str) -> MaskingClient:
+        """What masks the uploads of `plan["uploads"]`, in a new process of the client."""
+        bench, encode = bound_model(self.module(), self.training, self.personalization), self.plan["uploads"].summand
+        terms = MaskingTerms(
+            run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=encode,
+            layout=bench.params.layout,
+        )  # fmt: skip
+        return MaskingClient(partial(str, name), terms=lambda: terms, opened_sums=self.opened_sums[name])
 
     def connect_all(self) -> None:
         for name in self.names:

@@ -97,7 +97,7 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
     except UsageError:  # reported with the codecs
         return []
     if codec is None:
-        if mask_of(config).is_on:
+        if mask_of(config).is_on and not algorithm_of(config).sums:
             return ["--secagg masks integers: use --codec-up modular:16 or modular:32, or leave --codec-up out"]
         return []
     how = "--secagg" if mask_of(config).is_on else f"--codec-up {config.codec_up}"

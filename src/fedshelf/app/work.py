@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import client_lr_of
-from fedshelf.app.differential_privacy import private, with_noise
+from fedshelf.app.differential_privacy import private, tells_of_validation, with_noise
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import files

@@ -84,7 +84,15 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
             summary.noise, summary.rounds, summary.voids, delta=float(settings.get("delta", DEFAULT_DELTA))
         )
     if as_json:
-        print_json({**summary.to_record(), "privacy": report.to_record() if report else None}, indent=1)
+        protections = [f"{key} {settings[key]}" for key in ("dp", "clip-norm") if key in settings]
+        protections += ["secagg"] * bool(settings.get("secagg"))
+        print_json(
+            {
+                **summary.to_record(), "privacy": report.to_record() if report else None, "protections": protections,
+                "codec_up": settings.get("codec-up", "none"),
+            },
+            indent=1,
+        )  # fmt: skip
         return
     remarks = [*remarks_on(summary), *own_batches(summary, directory.config_toml)]
     width = make_console().width

@@ -1,0 +1,185 @@
+"""Masked rounds in which processes are killed anywhere: completed or redone, with the same bits, and never opened twice
+differently.
+
+The server's steps are those of `test_crashes`. A client is killed between any two messages: it comes back without the
+keys of the round, which it had in memory only.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+
+from fedshelf.compression.modular import Modular
+from fedshelf.compression.sum_stage import EncodeSummand
+from fedshelf.core.events import ClientStatus, RoundVoid, RunStatus
+from fedshelf.core.messages import (
+    DELTA,
+    Broadcast,
+    Failure,
+    MaskingReply,
+    MaskingRequest,
+    Purpose,
+    ServerMessage,
+    Upload,
+)
+from fedshelf.core.rng import Rng
+from fedshelf.core.stages import Stage
+from fedshelf.privacy.secure_aggregation.settings import Mask
+from fedshelf.rounds.pipeline import UploadPipeline
+from tests.fakes import Answer
+from tests.property.rounds.test_crashes import Killed, Switch, fragile
+from tests.worlds import Remembering, World, with_batch_norm
+
+NAMES = ("a", "b", "c", "d")
+
+
+def world_of(*, masked: bool = True, **values: Any) -> World:
+    encode = EncodeSummand(
+        codec=Modular(32), vectors=lambda layout: {DELTA: (layout.num_shared, torch.float32)}, max_weight=1000.0,
+        weight=lambda upload: float(upload.weight), rng=Rng(5),
+    )  # fmt: skip
+    stages: tuple[Stage, ...] = (encode, Mask(is_on=True)) if masked else (encode,)
+    given: dict[str, Any] = {"names": NAMES, "num_rounds": 3, "algorithm": Remembering(), "module": with_batch_norm}
+    return World(**{**given, **values}, plan={"uploads": UploadPipeline(stages=stages), "threshold": 3})
+
+
+@pytest.fixture(scope="module")
+def plain() -> World:
+    world = world_of(masked=False)
+    world.run()
+    return world
+
+
+def assert_opened_once(world: World) -> None:
+    """All sums of one round that any client has helped to open are over the same stores."""
+    opened = defaultdict(set)
+    for record in world.opened_sums.values():
+        for one in record.found:
+            opened[one.key.round].add(one.members)
+    assert {len(sets) for sets in opened.values()} == {1}
+    assert all(len(members) >= 3 for sets in opened.values() for members in sets)
+
+
+def test_without_kills_the_model_is_that_of_plain_sums(plain: World) -> None:
+    world = world_of()
+    assert world.run() is RunStatus.FINISHED
+    assert torch.equal(world.final, plain.final)
+    assert [record.train_loss for record in world.finished] == [record.train_loss for record in plain.finished]
+    assert world.sink.of(RoundVoid) == []
+    assert_opened_once(world)
+
+
+def lives(world: World, switch: Switch, kill_after: int, *, restart_clients: bool) -> RunStatus:
+    world.connect_all()
+    switch.kill_at = switch.step + kill_after
+    try:
+        return world.server().run()
+    except Killed:
+        for name in world.names if restart_clients else ():
+            world.restart_client(name)
+        world.restart()
+    switch.kill_at = None
+    return world.server().run()
+
+
+@pytest.mark.parametrize("restart_clients", [False, True])
+def test_a_server_killed_at_any_step_ends_with_the_same_model(plain: World, restart_clients: bool) -> None:
+    world = world_of()
+    switch = fragile(world)
+    world.run()
+    steps = switch.step
+    assert steps > 60
+    for kill_after in range(1, steps + 1, 1 if restart_clients else 2):
+        world = world_of()
+        switch = fragile(world)
+        assert lives(world, switch, kill_after, restart_clients=restart_clients) is RunStatus.FINISHED, kill_after
+        assert torch.equal(world.final, plain.final), kill_after
+        assert_opened_once(world)
+
+
+class Restarting:
+    """Restarts a client before its message number `at`."""
+
+    def __init__(self, world: World, name: str, at: int) -> None:
+        self.world, self.name, self.at, self.seen = world, name, at, 0
+        handle = world._handle
+
+        def restarting(name: str, message: ServerMessage) -> Any:
+            if name == self.name and isinstance(message, Broadcast | MaskingRequest):
+                self.seen += 1
+                if self.seen == self.at:
+                    world.restart_client(name)
+            return handle(name, message)
+
+        world._handle = restarting  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("at", range(1, 13))
+def test_a_client_killed_between_any_two_messages_is_left_out_or_the_round_is_redone(at: int) -> None:
+    world = world_of()
+    Restarting(world, "b", at)
+    assert world.run() is RunStatus.FINISHED
+    assert_opened_once(world)
+    for record in world.finished:
+        counted = [member.client for member in record.clients if member.status is ClientStatus.COUNTED]
+        assert len(counted) >= 3
+        assert {"a", "c", "d"} <= set(counted)
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "survivors", "unmasking"])
+def test_two_of_four_that_are_gone_in_any_stage_void_the_round_and_nothing_is_opened(stage: str) -> None:
+    world = world_of(num_rounds=1)
+    gone = {"left": 2}
+
+    def silent(message: ServerMessage, answer: Answer) -> Answer:
+        if isinstance(message, MaskingRequest) and message.stage.value == stage and gone["left"]:
+            gone["left"] -= 1
+            return Failure(key=message.key, reason="out of memory")
+        return answer
+
+    world.tampers = {"a": silent, "b": silent}
+    assert world.run() is RunStatus.FINISHED
+    [void] = world.sink.of(RoundVoid)
+    assert any(part in void.reason for part in ("threshold is 3", "too few stores have revealed", "the round has 2"))
+    # The stores that had revealed their shares open no other set later.
+    assert_opened_once(world)
+
+
+def test_an_answer_in_another_stores_name_or_of_another_stage_is_refused() -> None:
+    world = world_of(num_rounds=1)
+    kept: dict[str, Answer] = {}
+
+    def keep(message: ServerMessage, answer: Answer) -> Answer:
+        if isinstance(answer, MaskingReply):
+            kept[answer.stage.value] = answer
+        return answer
+
+    def copy(message: ServerMessage, answer: Answer) -> Answer:
+        return kept["keys"] if isinstance(message, MaskingRequest) else answer
+
+    world.tampers = {"a": keep, "b": copy}
+    assert world.run() is RunStatus.FINISHED
+    [record] = world.finished
+    [left_out] = [member for member in record.clients if member.status is not ClientStatus.COUNTED]
+    assert left_out.client == "b"
+    assert "in another store's name" in left_out.reason
+
+
+def test_a_client_sends_no_upload_without_masks_whatever_the_server_asks() -> None:
+    world = world_of(num_rounds=1)
+    sent: list[Answer] = []
+
+    def without(message: ServerMessage, answer: Answer) -> Answer:
+        sent.append(answer)
+        return answer
+
+    world.tampers["a"] = without
+    world.run()
+    [task] = [answer.key for answer in sent if isinstance(answer, Upload)]
+    params = world.checkpoints.states[-1].model.published
+    broadcast = Broadcast(key=task, purpose=Purpose.TRAIN, client_lr=0.1, vectors={"params": params})
+    answer = world._handle("a", broadcast)
+    assert isinstance(answer, Failure)
+    assert "masked, and the task comes without the shares" in answer.reason
