@@ -90,11 +90,11 @@ def aggregator_of(config: RunConfig) -> Aggregator:
     aggregator = cast(Aggregator, component_of(config, "aggregator"))
     if algorithm_of(config).sums:
         return aggregator
-    summed = uploads_of(config).summand
-    if config.norm_bound == "off" or summed is not None:
+    stages = [stage.declares for stage in uploads_of(config).stages]
+    hiding = [one.setting for one in stages if one.masks] + [f"--codec-up {config.codec_up}"] * _decodes_sums(config)
+    if config.norm_bound == "off" or hiding:
         if config.norm_bound == "auto":
-            setting = "--secagg" if mask_of(config).is_on else f"--codec-up {config.codec_up}"
-            logger.info("--norm-bound auto is off: with %s the server decodes no single upload", setting)
+            logger.info("--norm-bound auto is off: with %s the server sees no single upload", hiding[0])
         return aggregator
     return bounded(aggregator, AutoNormBound() if config.norm_bound == "auto" else NormBound(float(config.norm_bound)))
 
@@ -158,6 +158,10 @@ def summed_codec_of(config: RunConfig) -> Modular | None:
     chain = parse(config.codec_up)
     codec, alone = chain.quantizer, chain.sparsifier is None and chain.lossless is None
     return codec if alone and isinstance(codec, Modular) and (mask_of(config).is_on or not codec.range) else None
+
+
+def _decodes_sums(config: RunConfig) -> bool:
+    return summed_codec_of(config) is not None
 
 
 def _summand_of(config: RunConfig, codec: Modular) -> EncodeSummand:

@@ -81,6 +81,12 @@ def check_run(config: RunConfig, make_module: ModuleFactory | None, existing: Ru
         problems.append(_problem_with_training(config, make_module))
         stages = uploads_of(config).stages
         problems += pipeline.problems(stages)
+        problems += [
+            f"--norm-bound {config.norm_bound} with {stage.declares.setting}: the server sees no single upload that it "
+            "could bound. Use auto or off"
+            for stage in stages
+            if stage.declares.masks and config.norm_bound not in ("auto", "off")
+        ]
     found = [problem for problem in problems if problem]
     if found:
         raise UsageError(*found)
@@ -103,7 +109,7 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
     how = "--secagg" if mask_of(config).is_on else f"--codec-up {config.codec_up}"
     wrong = {
         f"--aggregator {config.aggregator}": config.aggregator != "mean",
-        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off"),
+        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off") and not mask_of(config).is_on,
         f"--algorithm {config.algorithm}": config.algorithm in ("fedasync", "fedbuff", "ridge"),
         f"--warm-start {config.warm_start}": config.warm_start != "none",
         "--refit-head": config.refit_head,

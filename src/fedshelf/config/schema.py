@@ -72,7 +72,6 @@ NEWER = (
     "clip_quantile",
     "clip_rate",
     "projection",
-    "secagg",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _WORDS: Mapping[str, tuple[str, ...]] = {"norm_bound": ("auto", "off"), "clip_norm": ("adaptive",)}

@@ -89,7 +89,7 @@ class MaskingClient:
             return None
         try:
             if isinstance(message, MaskingRequest):
-                return self._exchange(message)
+                return self._reply_to(message)
             if message.purpose is Purpose.TRAIN and self._terms() is not None:
                 return self._receive(message)
         except FedShelfError as error:
@@ -109,7 +109,7 @@ class MaskingClient:
         self._masked = terms.encode.with_codes(reply, masked.vectors)
         return self._masked
 
-    def _exchange(self, request: MaskingRequest) -> MaskingReply:
+    def _reply_to(self, request: MaskingRequest) -> MaskingReply:
         terms, text = self._terms(), request.content
         if terms is None:
             raise RefusedError("this run's uploads are not masked")

@@ -29,7 +29,7 @@ class Mask:
     """
 
     is_on: Annotated[bool, Setting(key="secagg", panel=PRIVACY, help="Secure aggregation: the server learns only the "
-        "sum of a round's uploads. It takes 3 stores or more in each round.")] = False  # fmt: skip
+        "sum of a round's uploads. It takes 3 stores or more in each round.")]  # fmt: skip
     threshold: Annotated[int | None, Setting(key="secagg_threshold", ge=3, panel=PRIVACY, help="Stores that have to "
         "stay in a round to open its sum (default: more than two thirds; all of 3).")] = None  # fmt: skip
 
@@ -46,4 +46,4 @@ class Mask:
         return upload
 
 
-NO_MASK = Mask()
+NO_MASK = Mask(is_on=False)
