@@ -1,6 +1,8 @@
 """`--secagg` in simulations: the same bits as without masks, and what it cannot be combined with."""
 
+import base64
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import torch
 
 from fedshelf.config.files import load
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import UsageError
+from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.events import RunStatus
+from fedshelf.privacy.secure_aggregation import client
+from fedshelf.privacy.secure_aggregation.keys import advertise
+from fedshelf.privacy.secure_aggregation.shares import deal
 from fedshelf.simulate.engine import simulate
 from fedshelf.tracking.queries import run_summary
 from tests.unit.data.samples import write_pack
 from tests.unit.simulate.test_simulation import final
+from tests.unit.tracking.test_runs_commands import output
 
 CLASSES = ("apple", "milk")
 STORES = ("lyon", "oslo", "paris", "rome")
@@ -113,17 +119,43 @@ def test_what_needs_single_uploads_is_refused(stores: Path, given: dict[str, Any
 
 @pytest.mark.usefixtures("stores")
 def test_too_many_uploads_for_the_codec_end_the_run_with_the_remedy() -> None:
-    from fedshelf.core.errors import RunError
-
     with pytest.raises(RunError, match="modular:32:0:4"):
         run("run", secagg=True, codec_up="modular:32:0:3")
 
 
 @pytest.mark.usefixtures("stores")
 def test_the_protection_is_in_what_a_run_shows() -> None:
-    from tests.unit.tracking.test_runs_commands import output
-
     run("run", secagg=True, rounds=1, compare=False)
     shown = json.loads(output("show", "run", "--json"))
     assert shown["protections"] == ["secagg"]
     assert shown["codec_up"] == "modular:32"
+
+
+@pytest.mark.usefixtures("stores")
+def test_no_secret_of_a_round_is_in_a_file_or_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, home: Path
+) -> None:
+    secrets: list[bytes] = []
+
+    def recorded(*given: Any) -> Any:
+        found, shown = advertise(*given)
+        secrets.extend([found.seed, found.mask_key.private_bytes_raw(), found.seal_key.private_bytes_raw()])
+        return found, shown
+
+    def recorded_shares(*given: Any) -> Any:
+        dealt = deal(*given)
+        secrets.extend(share for shares in dealt.values() for share in (shares.seed, shares.mask_key))
+        return dealt
+
+    monkeypatch.setattr(client, "advertise", recorded)
+    monkeypatch.setattr(client, "deal", recorded_shares)
+    with caplog.at_level(logging.DEBUG):
+        run("run", secagg=True, rounds=2)
+    assert len(secrets) == 2 * 4 * (3 + 2 * 4)
+    forms = [form for secret in secrets for form in (secret, secret.hex().encode(), base64.b64encode(secret))]
+    files = [path for path in home.parent.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        assert not any(form in content for form in forms), path
+    assert not any(form.decode("latin-1") in caplog.text for form in forms)

@@ -1,0 +1,75 @@
+"""Secure aggregation over real processes: the same bits as without masks, and a store that is killed."""
+
+import pytest
+
+from fedshelf.privacy.ledger_content import read
+from tests.processes import Site, statuses
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+SMALL = ("--rounds", "2", "--no-compare", "--norm", "group")
+
+
+def digest(site: Site, name: str) -> bytes:
+    return (site.root / name / "model" / "model.safetensors").read_bytes()
+
+
+def run(site: Site, name: str, *flags: str) -> None:
+    server = site.server(*SMALL, *flags, "--run-dir", str(site.root / name))
+    clients = site.clients()
+    ends = [process.end() for process in (server, *clients.values())]
+    assert ends == [0] * len(ends), server.text()
+
+
+def test_stores_send_only_masked_updates_and_the_model_has_the_same_bits(site: Site) -> None:
+    run(site, "masked", "--secagg")
+    run(site, "plain", "--codec-up", "modular:32", "--min-clients", str(len(site.names)))
+    assert digest(site, "masked") == digest(site, "plain")
+    shown = site.show(site.root / "masked")
+    assert (shown["protections"], shown["codec_up"]) == (["secagg"], "modular:32")
+    assert all(round_["train_loss"] is not None for round_ in shown["rounds"])
+    assert {member["num_examples"] for round_ in shown["rounds"] for member in round_["clients"]} == {None}
+
+    state_dir = site.root / "home" / "clients" / site.names[0]
+    (uploads, replies) = (
+        [r for r in read(state_dir).releases if r.kind == kind] for kind in ("upload", "maskingreply")
+    )
+    masked = [release for release in uploads if release.protections]
+    assert [release.protections for release in masked] == [("secagg",)] * 2
+    assert [release.purpose for release in replies] == ["masking"] * 8
+    lines = (state_dir / "opened-sums.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert all(name in lines[0] for name in site.names)
+
+
+def test_a_store_that_is_killed_in_a_round_is_left_out_and_the_others_finish_it(site: Site) -> None:
+    first, *others = site.names
+    server = site.server(
+        *SMALL, "--secagg", "--secagg-threshold", str(len(others)), "--quorum", str(len(others)), "--run-dir",
+        str(site.root / "run"), "--round-timeout", "60",
+    )  # fmt: skip
+    clients = {name: site.client(name) for name in others}
+    victim = site.held_client(first, "hold@1")
+    server.wait_for("round_started", round=1)
+    victim.wait_for("held", round=1)
+    victim.kill()
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in clients.values()] == [0] * len(others)
+    summary = site.show(site.root / "run")
+    assert statuses(summary, 1)[first] != "counted"
+    assert all(statuses(summary, number)[name] == "counted" for number in (1, 2) for name in others)
+
+
+def test_a_store_that_requires_masks_takes_part_in_no_run_without_them(site: Site) -> None:
+    (site.root / "policy.toml").write_text('[protection]\nrequired = "secagg"\nmin-cohort = 3\n')
+    first, *others = site.names
+    server = site.server(*SMALL, "--quorum", str(len(others)), "--run-dir", str(site.root / "run"), min_clients=2)
+    clients = [site.client(name) for name in others]
+    strict = site.client(first, "--policy", str(site.root / "policy.toml"))
+    strict.wait_for_text("this run does not mask updates (--secagg)")
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in clients] == [0] * len(clients)
+    strict.interrupt()
+    strict.end()
+    told = {entry["client"]: entry["reason"] for entry in site.show(site.root / "run")["refused"]}
+    assert "required = 'secagg', and this run does not mask updates" in told[first]
+    run(site, "masked", "--secagg")
