@@ -25,7 +25,7 @@ SAYS = "this store's policy does not allow it: "
 AT_SETUP = {
     "store-6": "model 'resnet10' is none of those allowed (resnet18); required = 'sample-dp', and this run adds no "
     "noise at the stores (--dp sample)",
-    "store-7": "required = 'secagg', which this version of FedShelf cannot do: this store takes part in no run",
+    "store-7": "required = 'secagg', and this run does not mask updates (--secagg)",
     "store-8": "its local epochs have more steps than max-local-steps = 1",
 }
 IN_ROUNDS = {

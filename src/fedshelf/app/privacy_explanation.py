@@ -7,27 +7,38 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedshelf.app.components import algorithm_of, check_setup, closed_form_of, compares, most_epochs, protection_of
+from fedshelf.app.components import (
+    algorithm_of,
+    check_setup,
+    closed_form_of,
+    compares,
+    mask_of,
+    most_epochs,
+    protection_of,
+)
 from fedshelf.app.differential_privacy import noise_for
 from fedshelf.app.differential_privacy import released as released_by
 from fedshelf.app.model import bound_model_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import BudgetError, PolicyError
-from fedshelf.core.messages import Comparison, Evaluation, Failure, Join, Mechanism, Ready, Upload
+from fedshelf.core.messages import Comparison, Evaluation, Failure, Join, MaskingReply, Mechanism, Ready, Upload
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.privacy.accounting import as_release, compose
 from fedshelf.privacy.budget import Budget
 from fedshelf.privacy.dp_sgd import SampleDP
 from fedshelf.privacy.policy import UNLIMITED, Policy
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.withholding import WITHHELD_BY, WITHOUT_NOISE
 from fedshelf.training.loop import differentiate_one
 from fedshelf.training.timing import noise_runs, seconds
 
 BYTES_PER_VALUE = {"float32": 4, "float64": 8}
 MOST_VECTORS = 2  # as long as the model, in an upload: the update and a control variate
-MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, Failure)
-AFTER_SETUP = (Ready, Upload, Evaluation, Comparison)  # what a store sends only if it takes part in a run
+MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, MaskingReply, Failure)
+AFTER_SETUP = (Ready, Upload, Evaluation, Comparison, MaskingReply)  # what a store sends only if it takes part in a run
+_SUMMED = ("num_examples", "num_steps", "train_loss")
+"""Numbers of an upload that secure aggregation adds up with its vectors."""
 _PURPOSES = {Upload: "train", Evaluation: "evaluate", Comparison: "compare"}
 
 
@@ -38,7 +49,7 @@ class Released:
     Attributes:
         message: the message.
         field: the field.
-        state: `clear`, `noised`, `withheld`, or `not sent` with its message.
+        state: `clear`, `noised`, `summed`, `noised, summed`, `withheld`, or `not sent` with its message.
         key: the policy's key or the run's setting that decides this; "" if none does.
     """
 
@@ -114,6 +125,7 @@ def released(
         else _released(policy, config, kind, field.name)
         for kind in MESSAGES
         for field in dataclasses.fields(kind)
+        if kind is not MaskingReply or _is_summed(policy, config)
     )
 
 
@@ -226,7 +238,7 @@ _PROTECTIONS: Mapping[str, str] = {
     "none": "No noise is required, so no ε bounds what updates reveal of a photo.",
     "sample-dp": "Runs must add noise at the store. ε is for one photo, over all runs and servers. It holds for the "
     "update, and not for counts, accuracies, and times.",
-    "secagg": "Runs must use secure aggregation, which this version does not have: the store takes part in no run.",
+    "secagg": "Runs must use secure aggregation. No ε bounds what the sum reveals of a photo.",
     "he": "Runs must use homomorphic encryption, which this version does not have: the store takes part in no run.",
 }
 
@@ -250,22 +262,32 @@ def _released(policy: Policy, config: RunConfig | None, kind: type[Any], field: 
         return made("not sent", "metrics.example-counts")
     if kind is Comparison and config is not None and not compares(config):
         return made("not sent", "compare")
-    told = WITHOUT_NOISE.get(kind, {}) if is_noised else {}
+    is_summed = _is_summed(policy, config)
+    told = WITHOUT_NOISE.get(kind, {}) if is_noised or (is_summed and kind is not Upload) else {}
+    because = "dp = sample" if is_noised else "secagg"
     if told is None:
-        return made("not sent", "dp = sample")
+        return made("not sent", because)
     if key and not getattr(policy.metrics, key):
         return made("withheld", _shown(key))
     if field in told:
-        return made("withheld", "dp = sample")
+        return made("withheld", because)
+    if is_summed and kind is Upload and field in _SUMMED:
+        return made("summed", "protection.required" if config is None else "secagg")
     if key:
         return made("clear", _shown(key))
     if kind is Upload and field == "vectors":
-        return made("noised" if is_noised else "clear", "protection.required" if config is None else "dp")
+        state = ", ".join(["noised"] * is_noised + ["summed"] * is_summed) or "clear"
+        setting = "dp, secagg" if is_noised and is_summed else "secagg" if is_summed else "dp"
+        return made(state, "protection.required" if config is None else setting)
     return made("clear", f"purposes.{purpose}" if purpose else "")
 
 
 def _shown(key: str) -> str:
     return "metrics.per-product" if key == "counts_products" else f"metrics.{key.replace('_', '-')}"
+
+
+def _is_summed(policy: Policy, config: RunConfig | None) -> bool:
+    return policy.protection.required == "secagg" if config is None else mask_of(config).is_on
 
 
 def _is_noised(config: RunConfig) -> bool:
@@ -280,14 +302,15 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
     state = {f"{field.message}.{field.field}": field.state for field in fields}
 
     def leaves(field: str) -> bool:
-        return state[field] in ("clear", "noised")
+        return state[field] not in ("withheld", "not sent")
 
-    is_noised = state["Upload.vectors"] == "noised"
+    is_noised, is_summed = (word in state["Upload.vectors"] for word in ("noised", "summed"))
+    update = "the sum of the updates of a round's stores" if is_summed else "each update"
     may_train = policy.purposes.train or (config is not None and _computes_sums(config))
     server = [
-        "each update, with noise that bounds what it says of one photo"
+        f"{update}, with noise that bounds what it says of one photo"
         if is_noised
-        else "each update, from which parts of photos can sometimes be reconstructed"
+        else f"{update}, from which parts of photos can sometimes be reconstructed"
     ] * (leaves("Upload.vectors") and may_train)
     may_sum = policy.purposes.closed_form and policy.metrics.example_counts
     may_sum = may_sum and (config is None or (_computes_sums(config) and leaves("Upload.vectors") and not is_noised))
@@ -306,7 +329,10 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
         f"Other stores: {'; '.join(others)}.",
         "The network: sizes and times of messages, if TLS is on.",
         f"The server says that it adds up {counted(least, 'store')} or more. Only secure aggregation could prove it."
-        if least > 1
+        if least > 1 and not is_summed
+        else f"A sum is of {counted(max(least, LEAST_MEMBERS), 'store')} or more. A server that invents stores gets "
+        "around that, unless the policy pins the roster's key (roster-key)."
+        if is_summed
         else "The server can use an update alone: min-cohort = 1.",
     )
 

@@ -124,3 +124,22 @@ def test_an_explanation_of_a_run_is_about_that_run_in_the_text_and_as_json(
     assert "it refuses this run refused: one round needs an ε of" in text
     assert "upload vectors not sent the run is refused" in text
     assert "Budget of ε: at most 3 in 365 days, over all runs." in text
+
+
+def test_an_explanation_of_a_masked_run_says_what_is_summed_and_who_could_get_around_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text("secagg = true\nwidth = 8\nimage-size = 16\n")
+    code, out, _ = fedshelf(capsys, "privacy", "explain", "--config", str(tmp_path / "run.toml"))
+    text = " ".join(out.split())
+    assert code == 0
+    for said in (
+        "upload vectors summed secagg", "upload train_loss summed secagg", "upload seconds clear",
+        "evaluation num_correct not sent secagg", "maskingreply content clear",
+        "The server and its operator: the sum of the updates of a round's stores",
+        "A server that invents stores gets around that, unless the policy pins the roster's key",
+    ):  # fmt: skip
+        assert said in text, text
+    plain = tmp_path / "plain.toml"
+    plain.write_text("width = 8\nimage-size = 16\n")
+    assert "maskingreply" not in fedshelf(capsys, "privacy", "explain", "--config", str(plain))[1]
