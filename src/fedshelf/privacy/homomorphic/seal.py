@@ -82,7 +82,7 @@ class Encryptor:
             Two polynomials modulo q [2 N].
         """
         centered = np.where(slots > self._parameters.plain_modulus // 2, slots - self._parameters.plain_modulus, slots)
-        vector = _tenseal().bfv_vector(self._context, centered.tolist())
+        vector = _tenseal().bfv_vector(self._context, centered)
         return _split(_fields(vector.serialize())[_CIPHERTEXTS], 2 * self._parameters.degree)[1]
 
 

@@ -1,0 +1,143 @@
+"""What a store does in a round: it encrypts its upload, and, if it may, decrypts the sum.
+
+each store:   codes -> slots -> ciphertexts and a tag (`sum_check`)
+server:       adds the ciphertexts (`ciphertexts.EncryptedSum`)
+one store:    1  check that at least the minimum cohort is in the sum, by the tags that the server shows
+              2  check the rules of `secure_aggregation.unmasking` against the sums that it has decrypted before
+              3  decrypt, and compare the tag of the sum with the sum of the tags
+              4  record the sum durably, and only then send it to the server
+"""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedshelf.compression.upload_grid import Integers
+from fedshelf.core.errors import RefusedError
+from fedshelf.core.text import counted
+from fedshelf.identity.keys import KeyPair
+from fedshelf.privacy.homomorphic import seal, sum_check
+from fedshelf.privacy.homomorphic.ceremony import StoreKeys
+from fedshelf.privacy.homomorphic.ciphertexts import Bytes, coefficients_of, to_bytes
+from fedshelf.privacy.homomorphic.packing import Packing, Slots
+from fedshelf.privacy.homomorphic.sum_check import SealedTag, Tagger
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext, digest
+from fedshelf.privacy.secure_aggregation.keys import Identities
+from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum, OpenedSumStore, check_opened_sum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncryptedUpload:
+    """A store's upload.
+
+    Attributes:
+        vector: ciphertexts [ciphertexts, 2 · N · 6].
+        tag: of its slots.
+    """
+
+    vector: Bytes
+    tag: SealedTag
+
+
+class UploadEncryptor:
+    """Encrypts a store's uploads.
+
+    Args:
+        member: the store.
+        keys: from the ceremony.
+        packing: how uploads fill slots.
+        identity: the store's identity key; None: nothing is signed.
+    """
+
+    def __init__(self, member: str, keys: StoreKeys, packing: Packing, *, identity: KeyPair | None) -> None:
+        self._member, self._keys, self._packing, self._identity = member, keys, packing, identity
+        self._encryptor = seal.Encryptor(packing.parameters, keys.public)
+
+    def encrypt(self, context: RoundContext, codes: Sequence[Integers]) -> EncryptedUpload:
+        """Encrypt an upload.
+
+        Args:
+            context: of the round.
+            codes: from the grid.
+        """
+        packing, tagger = self._packing, Tagger(self._keys, self._packing.parameters)
+        vector = np.empty((packing.num_ciphertexts, packing.parameters.ciphertext_bytes), np.uint8)
+        for row, slots in zip(vector, packing.pack(codes), strict=True):
+            tagger.add(slots)
+            row[:] = to_bytes(self._encryptor.encrypt(slots))
+        tag = sum_check.seal(
+            tagger.tag, member=self._member, of_round=context.digest, keys=self._keys, identity=self._identity
+        )
+        return EncryptedUpload(vector=vector, tag=tag)
+
+
+class SumDecryptor:
+    """Decrypts sums for headquarters.
+
+    Args:
+        keys: from the ceremony, with the secret key.
+        packing: how uploads fill slots.
+        opened_sums: the store's durable record.
+        identities: identity keys of the roster; None: nothing is signed.
+        min_cohort: least number of stores in a sum.
+    """
+
+    def __init__(
+        self, keys: StoreKeys, packing: Packing, *, opened_sums: OpenedSumStore, identities: Identities | None,
+        min_cohort: int = LEAST_MEMBERS,
+    ) -> None:  # fmt: skip
+        if keys.secret is None:
+            raise RefusedError("this store cannot decrypt: the run's secret key is with another store alone")
+        self._keys, self._packing, self._identities = keys, packing, identities
+        self._opened_sums, self._min_cohort = opened_sums, max(min_cohort, LEAST_MEMBERS)
+        self._decryptor = seal.Decryptor(packing.parameters, keys.secret)
+
+    def open(self, context: RoundContext, vector: Bytes, tags: Sequence[SealedTag]) -> tuple[Integers, ...]:
+        """Lines 1 to 4.
+
+        Args:
+            context: of the round, checked.
+            vector: the encrypted sum, of any origin.
+            tags: of the uploads in it, of any origin.
+
+        Returns:
+            The sums of codes.
+
+        Raises:
+            RefusedError: it is not a sum that this store may decrypt.
+        """
+        if len(tags) < self._min_cohort:
+            raise RefusedError(
+                f"the sum to decrypt is of {counted(len(tags), 'store')}, and this store's minimum is "
+                f"{self._min_cohort}: it is not decrypted"
+            )
+        if len(tags) > self._packing.summands:
+            raise RefusedError(f"the sum is of {len(tags)} stores, and the codec has room for {self._packing.summands}")
+        parameters, tagger = self._packing.parameters, Tagger(self._keys, self._packing.parameters)
+        wanted = sum_check.total(
+            tags, of_round=context.digest, keys=self._keys, identities=self._identities, parameters=parameters
+        )
+        ordered = sorted(tags, key=lambda one: one.member)
+        opened = OpenedSum(
+            key=context.key, model=context.model, members=frozenset(one.member for one in tags),
+            bound=digest("he sum", context.digest, *(one.content() for one in ordered)).hex(),
+        )  # fmt: skip
+        check_opened_sum(opened, self._opened_sums.known(), min_cohort=self._min_cohort)
+
+        def decrypted(coefficients: np.ndarray) -> Slots:
+            slots = self._decryptor.decrypt(coefficients)
+            tagger.add(slots)
+            return slots
+
+        codes = self._packing.unpack(
+            decrypted(one) for one in coefficients_of(vector, self._packing, what="the encrypted sum")
+        )
+        if not hmac.compare_digest(repr(tagger.tag), repr(wanted)):
+            raise RefusedError(
+                "the encrypted sum is not the sum of the uploads that the server names: it is not decrypted"
+            )
+        if opened not in set(self._opened_sums.known()):
+            self._opened_sums.record(opened)
+        return codes
