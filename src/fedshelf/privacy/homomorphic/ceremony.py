@@ -33,12 +33,14 @@ from fedshelf.core.text import printable
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.homomorphic import seal
 from fedshelf.privacy.homomorphic.ciphertexts import Coefficients, from_bytes, to_bytes
-from fedshelf.privacy.homomorphic.parameters import COEFFICIENT_BYTES, Parameters
+from fedshelf.privacy.homomorphic.parameters import COEFFICIENT_BYTES, PARAMETERS
 from fedshelf.privacy.secure_aggregation.context import digest, packed
 from fedshelf.privacy.secure_aggregation.keys import KEY_BYTES, Identities, agree
 from fedshelf.privacy.secure_aggregation.masks import derive
 
 _NONCE = bytes(12)  # every key seals one message only
+_SEALING_BYTES = 16
+_POLYNOMIAL_BYTES = PARAMETERS.degree * COEFFICIENT_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +70,7 @@ class KeyContext:
         """Identifies the context, and the parameters of BFV."""
         sizes = [number for pair in self.sizes for number in pair]
         return digest(
-            "he context", Parameters().digest, self.run_id, self.config, self.attempt, self.summands, self.holder,
+            "he context", PARAMETERS.digest, self.run_id, self.config, self.attempt, self.summands, self.holder,
             int(self.is_shared), *sizes,
         )  # fmt: skip
 
@@ -166,8 +168,8 @@ class KeyHolder:
     """
 
     def __init__(self, context: KeyContext, *, identity: KeyPair | None, identities: Identities | None) -> None:
-        self._context, self._identities, parameters = context, identities, Parameters()
-        self._bfv, self._wrap_key = seal.generate(parameters), X25519PrivateKey.generate()
+        self._context, self._identities = context, identities
+        self._bfv, self._wrap_key = seal.generate(PARAMETERS), X25519PrivateKey.generate()
         self._content_key, self._check_key = secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
         public = to_bytes(self._bfv.public).tobytes()
         secret = to_bytes(self._bfv.secret).tobytes() if context.is_shared else b""
@@ -199,8 +201,6 @@ class KeyHolder:
         who = printable(request.member)
         if request.context != self._context.digest:
             raise RefusedError(f"the key request of '{who}' is for another run, configuration or ceremony")
-        if len(request.wrap_key) != KEY_BYTES:
-            raise RefusedError(f"the wrap key of '{who}' has another length than {KEY_BYTES} bytes")
         _check_signature(self._identities, request.member, request.signature, request.content(), "key request")
         secret = self._check_key + (self._content_key if self._context.is_shared else b"")
         return _wrapping(self._wrap_key, request.wrap_key, self.published, request).encrypt(_NONCE, secret, None)
@@ -239,20 +239,20 @@ class KeyMember:
         if published.context != self._context.digest or published.holder != self._context.holder:
             raise RefusedError("the encryption keys are for another run, configuration, ceremony or holder")
         _check_signature(self._identities, published.holder, published.signature, published.content, "encryption keys")
-        parameters = Parameters()
-        public = _coefficients(published.public_key, parameters, 4, what="the public key for encryption")
-        keys = _wrapping(self._wrap_key, published.wrap_key, published, self.request)
+        public = _coefficients(published.public_key, 4, what="the public key for encryption")
         is_shared = self._context.is_shared
+        _check_length(wrapped, KEY_BYTES * (1 + is_shared) + _SEALING_BYTES, "the wrapped key")
+        sealed_bytes = 2 * _POLYNOMIAL_BYTES + _SEALING_BYTES if is_shared else 0
+        _check_length(published.sealed_secret, sealed_bytes, "the sealed secret key")
+        keys = _wrapping(self._wrap_key, published.wrap_key, published, self.request)
         try:
             content = keys.decrypt(_NONCE, wrapped, None)
-            if len(content) != KEY_BYTES * (1 + is_shared):
-                raise RefusedError("the wrapped keys have another length than those of this ceremony")
             found = content[KEY_BYTES:] and _opened_secret(content[KEY_BYTES:], published)
         except InvalidTag:
             raise RefusedError(
                 "the encryption keys cannot be opened: they are not the holder's for this store and request"
             ) from None
-        secret = _coefficients(found, parameters, 2, what="the secret key") if is_shared else None
+        secret = _coefficients(found, 2, what="the secret key") if is_shared else None
         return StoreKeys(
             context=self._context.digest, public=public, check_key=content[:KEY_BYTES], secret=secret
         )  # fmt: skip
@@ -282,8 +282,7 @@ def _check_signature(identities: Identities | None, member: str, signature: byte
 
 def _wrapping(private: X25519PrivateKey, public: bytes, published: PublishedKeys, request: KeyRequest) -> AESGCM:
     """The cipher between the holder and a store."""
-    if len(public) != KEY_BYTES:
-        raise RefusedError(f"a wrap key has another length than {KEY_BYTES} bytes")
+    _check_length(public, KEY_BYTES, "a wrap key")
     return AESGCM(derive(agree(private, public), packed("he wrap", published.content, request.content())))
 
 
@@ -295,11 +294,15 @@ def _opened_secret(key: bytes, published: PublishedKeys) -> bytes:
     return AESGCM(key).decrypt(_NONCE, published.sealed_secret, packed("he secret", published.context))
 
 
-def _coefficients(content: bytes, parameters: Parameters, polynomials: int, *, what: str) -> Coefficients:
+def _coefficients(content: bytes, polynomials: int, *, what: str) -> Coefficients:
     """Polynomials modulo q, q', q, q' …"""
-    size = parameters.degree * COEFFICIENT_BYTES
-    if len(content) != polynomials * size:
-        raise RefusedError(f"{what} has {len(content):,} bytes instead of {polynomials * size:,}")
+    size = _POLYNOMIAL_BYTES
+    _check_length(content, polynomials * size, what)
     numbers = np.frombuffer(content, np.uint8).reshape(polynomials, size)
-    primes = parameters.primes * (polynomials // 2)
+    primes = PARAMETERS.primes * (polynomials // 2)
     return np.concatenate([from_bytes(row, prime, what=what) for row, prime in zip(numbers, primes, strict=True)])
+
+
+def _check_length(content: bytes, wanted: int, what: str) -> None:
+    if len(content) != wanted:
+        raise RefusedError(f"{what} has {len(content):,} bytes instead of {wanted:,}")

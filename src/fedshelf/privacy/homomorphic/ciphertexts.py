@@ -98,9 +98,9 @@ class EncryptedSum:
         prime = self._parameters.primes[0]
         for row in upload:
             from_bytes(row, prime, what=what)
-        for total, row in zip(self._total, upload, strict=True):
-            total += from_bytes(row, prime, what=what)
-            np.minimum(total, total - np.uint64(prime), out=total)  # modulo q: smaller unless it wraps below zero
+        for sums, row in zip(self._total, upload, strict=True):
+            np.add(sums, from_bytes(row, prime, what=what), out=sums)
+            np.minimum(sums, sums - np.uint64(prime), out=sums)  # modulo q: smaller unless it wraps below zero
         self.members.append(member)
 
     def total(self) -> Bytes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedshelf.compression.upload_grid import Integers
 from fedshelf.core.errors import RefusedError, UsageError
-from fedshelf.privacy.homomorphic.parameters import SLOT_BITS, Parameters
+from fedshelf.privacy.homomorphic.parameters import PARAMETERS, SLOT_BITS, Parameters
 
 Slots = NDArray[np.int64]
 _LEAST_LIMB_BITS = 8
@@ -36,7 +36,7 @@ class Packing:
 
     sizes: tuple[tuple[int, int], ...]
     summands: int
-    parameters: Parameters = Parameters()
+    parameters: Parameters = PARAMETERS
 
     def __post_init__(self) -> None:
         """Check that sums of so many uploads are exact.

@@ -96,3 +96,7 @@ class Parameters:
                 f"{counted(members, 'store')} cannot be added under homomorphic encryption: the noise of more than "
                 f"{self.most_members:,} could make the sum wrong"
             )
+
+
+PARAMETERS = Parameters()
+"""Those that FedShelf uses."""

@@ -8,6 +8,7 @@ one store:    1  check that at least the minimum cohort is in the sum, by the ta
               4  record the sum durably, and only then send it to the server
 """
 
+import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from fedshelf.core.text import counted
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.homomorphic import seal, sum_check
 from fedshelf.privacy.homomorphic.ceremony import StoreKeys
-from fedshelf.privacy.homomorphic.ciphertexts import Bytes, coefficients_of, to_bytes
+from fedshelf.privacy.homomorphic.ciphertexts import Bytes, Coefficients, check_upload, coefficients_of, to_bytes
 from fedshelf.privacy.homomorphic.packing import Packing, Slots
 from fedshelf.privacy.homomorphic.sum_check import SealedTag, Tagger
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext, digest
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum, OpenedSumStore, check_opened_sum
+
+_SUM = "the encrypted sum"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -95,7 +98,7 @@ class SumDecryptor:
         self._decryptor = seal.Decryptor(packing.parameters, keys.secret)
 
     def open(self, context: RoundContext, vector: Bytes, tags: Sequence[SealedTag]) -> tuple[Integers, ...]:
-        """Lines 1 to 4.
+        """Lines 1 to 3.
 
         Args:
             context: of the round, checked.
@@ -114,30 +117,34 @@ class SumDecryptor:
                 f"{self._min_cohort}: it is not decrypted"
             )
         if len(tags) > self._packing.summands:
-            raise RefusedError(f"the sum is of {len(tags)} stores, and the codec has room for {self._packing.summands}")
+            raise RefusedError(
+                f"the sum to decrypt is of {counted(len(tags), 'store')}, and the codec has room for "
+                f"{self._packing.summands}"
+            )
         parameters, tagger = self._packing.parameters, Tagger(self._keys, self._packing.parameters)
         wanted = sum_check.total(
             tags, of_round=context.digest, keys=self._keys, identities=self._identities, parameters=parameters
         )
+        check_upload(vector, self._packing, what=_SUM)
+        content = hashlib.sha256(np.ascontiguousarray(vector).data).digest()
         ordered = sorted(tags, key=lambda one: one.member)
         opened = OpenedSum(
             key=context.key, model=context.model, members=frozenset(one.member for one in tags),
-            bound=digest("he sum", context.digest, *(one.content() for one in ordered)).hex(),
+            bound=digest("he sum", context.digest, content, *(one.content() for one in ordered)).hex(),
         )  # fmt: skip
-        check_opened_sum(opened, self._opened_sums.known(), min_cohort=self._min_cohort)
+        known = frozenset(self._opened_sums.known())
+        check_opened_sum(opened, known, min_cohort=self._min_cohort)
+        if opened not in known:
+            self._opened_sums.record(opened)
 
-        def decrypted(coefficients: np.ndarray) -> Slots:
+        def decrypted(coefficients: Coefficients) -> Slots:
             slots = self._decryptor.decrypt(coefficients)
             tagger.add(slots)
             return slots
 
-        codes = self._packing.unpack(
-            decrypted(one) for one in coefficients_of(vector, self._packing, what="the encrypted sum")
-        )
+        codes = self._packing.unpack(decrypted(one) for one in coefficients_of(vector, self._packing, what=_SUM))
         if not hmac.compare_digest(repr(tagger.tag), repr(wanted)):
             raise RefusedError(
                 "the encrypted sum is not the sum of the uploads that the server names: it is not decrypted"
             )
-        if opened not in set(self._opened_sums.known()):
-            self._opened_sums.record(opened)
         return codes

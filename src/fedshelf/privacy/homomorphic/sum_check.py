@@ -108,7 +108,8 @@ def seal(tag: Tag, *, member: str, of_round: bytes, keys: StoreKeys, identity: K
 
 
 def total(
-    tags: Sequence[SealedTag], *, of_round: bytes, keys: StoreKeys, identities: Identities | None, parameters: Parameters
+    tags: Sequence[SealedTag], *, of_round: bytes, keys: StoreKeys, identities: Identities | None,
+    parameters: Parameters,
 ) -> Tag:  # fmt: skip
     """The sum of tags.
 
