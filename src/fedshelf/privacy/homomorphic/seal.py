@@ -113,17 +113,23 @@ class Decryptor:
         Raises:
             RefusedError: its noise is too large: it was encrypted with another key, or is not a sum of uploads.
         """
-        heads, degree = _heads(self._parameters), self._parameters.degree
-        message = _field(_SIZES, _number(degree)) + _field(
-            _CIPHERTEXTS, _joined(heads.header, heads.ciphertext, coefficients)
-        )
-        vector = _tenseal().bfv_vector_from(self._context, message)
+        vector = self._vector(coefficients)
         if self._decryptor.invariant_noise_budget(vector.ciphertext()[0]) < 1:
             raise RefusedError(
                 "the encrypted sum cannot be decrypted: its noise is too large. It was encrypted with another key, or "
                 "an upload in it is not a proper ciphertext"
             )
         return np.array(vector.decrypt(), np.int64)
+
+    def noise_budget(self, coefficients: Coefficients) -> int:
+        """Bits of noise that may still be added to a ciphertext [2 N]."""
+        return int(self._decryptor.invariant_noise_budget(self._vector(coefficients).ciphertext()[0]))
+
+    def _vector(self, coefficients: Coefficients) -> Any:
+        """A ciphertext of TenSEAL."""
+        heads, sizes = _heads(self._parameters), _number(self._parameters.degree)
+        stream = _joined(heads.header, heads.ciphertext, coefficients)
+        return _tenseal().bfv_vector_from(self._context, _field(_SIZES, sizes) + _field(_CIPHERTEXTS, stream))
 
 
 def _new_context(parameters: Parameters) -> Any:
