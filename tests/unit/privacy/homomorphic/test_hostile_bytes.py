@@ -24,7 +24,7 @@ def test_an_upload_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(RefusedError, match="instead of uint8"):
         total.add("a", np.zeros(shape, np.uint8))
     with pytest.raises(RefusedError, match="instead of uint8"):
-        total.add("a", np.zeros(SHAPE, np.int8))  # type: ignore[arg-type]
+        total.add("a", np.zeros(SHAPE, np.int8))
     assert not total.members
 
 

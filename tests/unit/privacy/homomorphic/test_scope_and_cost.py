@@ -87,7 +87,7 @@ def test_a_model_that_sends_no_head_is_refused() -> None:
 @pytest.mark.parametrize(("bits", "expansion"), [(16, 1.5), (32, 3.0)])
 def test_an_upload_has_at_most_four_times_the_bytes_of_float32(bits: int, expansion: float) -> None:
     packing = Packing(sizes=((bits, 2_490_000), (32, 0), (64, 10_000)), summands=64)
-    assert packing.upload_bytes / (4 * 2_500_000) == pytest.approx(expansion, rel=0.02)
+    assert packing.upload_bytes / (4 * 2_500_000) == pytest.approx(expansion, rel=0.03)
 
 
 def test_the_estimate_counts_ciphertexts() -> None:
