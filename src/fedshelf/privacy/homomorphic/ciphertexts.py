@@ -4,7 +4,8 @@ An upload is a matrix of bytes [ciphertexts, 2 · N · 6]: for each ciphertext i
 coefficient as a little-endian integer of 48 bits. There is no header to parse, so nothing to get wrong but the size,
 which is known, and coefficients of q or more, which are refused. Bytes from the network never reach SEAL's parser.
 
-Adding ciphertexts is adding coefficients modulo q. The server needs neither a key nor SEAL for it.
+Adding ciphertexts is adding coefficients modulo q, and so is weighting them by small integers. The server needs neither
+a key nor SEAL for it.
 """
 
 from collections.abc import Iterator
@@ -63,11 +64,11 @@ class EncryptedSum:
 
     Attributes:
         packing: how uploads fill slots.
-        members: whose uploads have been added.
+        weights: of the uploads that have been added, by name.
     """
 
     packing: Packing
-    members: list[str] = field(default_factory=list)
+    weights: dict[str, int] = field(default_factory=dict)
     _total: Coefficients = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,30 +79,32 @@ class EncryptedSum:
     def _parameters(self) -> Parameters:
         return self.packing.parameters
 
-    def add(self, member: str, upload: Bytes) -> None:
-        """Add a member's upload. A refused one leaves the sum as it was.
+    def add(self, name: str, upload: Bytes, *, weight: int = 1) -> None:
+        """Add an upload. A refused one leaves the sum as it was.
 
         Args:
-            member: the sender, whom the transport has authenticated.
+            name: of the sender, whom the transport has authenticated; or another that is unique in the sum.
             upload: of any origin.
+            weight: by which it is multiplied, from 1 to `MOST_WEIGHT`.
 
         Raises:
-            RefusedError: the upload is malformed, the member's has been added, or the sum has no room for another.
+            RefusedError: the upload is malformed, one of this name has been added, or the sum has no room for it.
         """
-        what = f"the encrypted upload of '{printable(member)}'"
-        if member in self.members:
+        what = f"the encrypted upload of '{printable(name)}'"
+        if name in self.weights:
             raise RefusedError(f"{what} has been added before")
-        if len(self.members) >= self.packing.summands:
-            raise RefusedError(f"{what} is one more than the {self.packing.summands} that the codec has room for")
-        self._parameters.check_members(len(self.members) + 1)
+        self.packing.check_weights([*self.weights.values(), weight])
         check_upload(upload, self.packing, what=what)
         prime = self._parameters.primes[0]
         for row in upload:
             from_bytes(row, prime, what=what)
         for sums, row in zip(self._total, upload, strict=True):
-            np.add(sums, from_bytes(row, prime, what=what), out=sums)
+            added = from_bytes(row, prime, what=what)
+            if weight > 1:
+                added = added * np.uint64(weight) % np.uint64(prime)
+            np.add(sums, added, out=sums)
             np.minimum(sums, sums - np.uint64(prime), out=sums)  # modulo q: smaller unless it wraps below zero
-        self.members.append(member)
+        self.weights[name] = weight
 
     def total(self) -> Bytes:
         """The encrypted sum, of the form of an upload."""

@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from fedshelf.compression.upload_grid import Integers
 from fedshelf.core.errors import RefusedError, UsageError
+from fedshelf.core.text import counted
 from fedshelf.privacy.homomorphic.parameters import PARAMETERS, SLOT_BITS, Parameters
 
 Slots = NDArray[np.int64]
+MOST_WEIGHT = 16
+"""Largest weight of an upload. With weights that differ more, single uploads could be told apart in a sum."""
 _LEAST_LIMB_BITS = 8
 
 
@@ -90,6 +93,24 @@ class Packing:
             for start in range(0, size, each):
                 part[start : start + each] = self._unpacked(bits, next(remaining))[: size - start]
         return codes
+
+    def check_weights(self, weights: Sequence[int]) -> None:
+        """Check that a sum of uploads with these weights is exact.
+
+        Args:
+            weights: of the uploads, 1 if they are not weighted.
+
+        Raises:
+            RefusedError: a weight is not allowed, or the codec or the noise has no room for them.
+        """
+        if not all(1 <= weight <= MOST_WEIGHT for weight in weights):
+            raise RefusedError(f"weights under homomorphic encryption are integers from 1 to {MOST_WEIGHT}")
+        if sum(weights) > self.summands:
+            raise RefusedError(
+                f"{counted(len(weights), 'upload')} with a total weight of {sum(weights)} cannot be added: the codec "
+                f"has room for {self.summands}"
+            )
+        self.parameters.check_members(sum(weight**2 for weight in weights))  # their noise grows like so many
 
     @property
     def _limb_bits(self) -> int:

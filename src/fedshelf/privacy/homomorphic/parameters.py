@@ -93,8 +93,8 @@ class Parameters:
         """
         if members > self.most_members:
             raise RefusedError(
-                f"{counted(members, 'store')} cannot be added under homomorphic encryption: the noise of more than "
-                f"{self.most_members:,} could make the sum wrong"
+                f"{counted(members, 'upload')} cannot be added under homomorphic encryption: the noise of more than "
+                f"{self.most_members:,} uploads could make the sum wrong"
             )
 
 

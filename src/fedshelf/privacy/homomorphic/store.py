@@ -9,7 +9,6 @@ one store:    1  check that at least the minimum cohort is in the sum, by the ta
 """
 
 import hashlib
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,18 +16,20 @@ import numpy as np
 
 from fedshelf.compression.upload_grid import Integers
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.text import counted
+from fedshelf.core.messages import TaskKey
+from fedshelf.core.text import counted, printable
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.homomorphic import seal, sum_check
 from fedshelf.privacy.homomorphic.ceremony import StoreKeys
 from fedshelf.privacy.homomorphic.ciphertexts import Bytes, Coefficients, check_upload, coefficients_of, to_bytes
 from fedshelf.privacy.homomorphic.packing import Packing, Slots
 from fedshelf.privacy.homomorphic.sum_check import SealedTag, Tagger
-from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext, digest
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext, digest, packed
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum, OpenedSumStore, check_opened_sum
 
 _SUM = "the encrypted sum"
+_BUFFER = "buffer"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -70,9 +71,7 @@ class UploadEncryptor:
         for row, slots in zip(vector, packing.pack(codes), strict=True):
             tagger.add(slots)
             row[:] = to_bytes(self._encryptor.encrypt(slots))
-        tag = sum_check.seal(
-            tagger.tag, member=self._member, of_round=context.digest, keys=self._keys, identity=self._identity
-        )
+        tag = sum_check.seal(tagger.tag, member=self._member, context=context, keys=self._keys, identity=self._identity)
         return EncryptedUpload(vector=vector, tag=tag)
 
 
@@ -98,7 +97,7 @@ class SumDecryptor:
         self._decryptor = seal.Decryptor(packing.parameters, keys.secret)
 
     def open(self, context: RoundContext, vector: Bytes, tags: Sequence[SealedTag]) -> tuple[Integers, ...]:
-        """Lines 1 to 3.
+        """Decrypt the sum of a round.
 
         Args:
             context: of the round, checked.
@@ -111,39 +110,70 @@ class SumDecryptor:
         Raises:
             RefusedError: it is not a sum that this store may decrypt.
         """
-        if len(tags) < self._min_cohort:
+        for one in tags:
+            if one.round != context.digest:
+                raise RefusedError(
+                    f"the upload of '{printable(one.member)}' is for another round, attempt, model or configuration"
+                )
+        members = frozenset(one.member for one in tags)
+        return self._open(vector, [(one, 1) for one in tags], key=context.key, model=context.model, members=members)
+
+    def open_buffer(
+        self, key: TaskKey, vector: Bytes, weighted: Sequence[tuple[SealedTag, int]]
+    ) -> tuple[Integers, ...]:  # fmt: skip
+        """Decrypt a weighted sum of uploads that began at different rounds, as FedBuff adds them.
+
+        Two such sums are equal, or differ in at least the minimum cohort of pairs of a store and the model it trained.
+
+        Args:
+            key: the run, round and attempt of the sum, checked.
+            vector: the encrypted sum, of any origin.
+            weighted: tags and weights of the uploads in it, of any origin.
+
+        Returns:
+            The sums of codes.
+
+        Raises:
+            RefusedError: it is not a sum that this store may decrypt.
+        """
+        members = frozenset(packed("he buffered", one.member, one.model).decode() for one, _ in weighted)
+        return self._open(vector, weighted, key=key, model=_BUFFER, members=members)
+
+    def _open(
+        self, vector: Bytes, weighted: Sequence[tuple[SealedTag, int]], *, key: TaskKey, model: str,
+        members: frozenset[str],
+    ) -> tuple[Integers, ...]:  # fmt: skip
+        """Lines 1 to 3."""
+        num_stores, packing = len({one.member for one, _ in weighted}), self._packing
+        if num_stores < self._min_cohort:
             raise RefusedError(
-                f"the sum to decrypt is of {counted(len(tags), 'store')}, and this store's minimum is "
+                f"the sum to decrypt is of {counted(num_stores, 'store')}, and this store's minimum is "
                 f"{self._min_cohort}: it is not decrypted"
             )
-        if len(tags) > self._packing.summands:
-            raise RefusedError(
-                f"the sum to decrypt is of {counted(len(tags), 'store')}, and the codec has room for "
-                f"{self._packing.summands}"
-            )
-        parameters, tagger = self._packing.parameters, Tagger(self._keys, self._packing.parameters)
+        packing.check_weights([weight for _, weight in weighted])
+        if len(members) < len(weighted):
+            raise RefusedError("an upload is twice in the sum to decrypt")
         wanted = sum_check.total(
-            tags, of_round=context.digest, keys=self._keys, identities=self._identities, parameters=parameters
+            dict(weighted), keys=self._keys, identities=self._identities, parameters=packing.parameters
         )
-        check_upload(vector, self._packing, what=_SUM)
+        check_upload(vector, packing, what=_SUM)
         content = hashlib.sha256(np.ascontiguousarray(vector).data).digest()
-        ordered = sorted(tags, key=lambda one: one.member)
-        opened = OpenedSum(
-            key=context.key, model=context.model, members=frozenset(one.member for one in tags),
-            bound=digest("he sum", context.digest, content, *(one.content() for one in ordered)).hex(),
-        )  # fmt: skip
+        parts = sorted((one.content(), weight) for one, weight in weighted)
+        bound = digest("he sum", content, *(field for part in parts for field in part)).hex()
+        opened = OpenedSum(key=key, model=model, members=members, bound=bound)
         known = frozenset(self._opened_sums.known())
         check_opened_sum(opened, known, min_cohort=self._min_cohort)
         if opened not in known:
             self._opened_sums.record(opened)
+        tagger = Tagger(self._keys, packing.parameters)
 
         def decrypted(coefficients: Coefficients) -> Slots:
             slots = self._decryptor.decrypt(coefficients)
             tagger.add(slots)
             return slots
 
-        codes = self._packing.unpack(decrypted(one) for one in coefficients_of(vector, self._packing, what=_SUM))
-        if not hmac.compare_digest(repr(tagger.tag), repr(wanted)):
+        codes = packing.unpack(decrypted(one) for one in coefficients_of(vector, packing, what=_SUM))
+        if tagger.tag != wanted:
             raise RefusedError(
                 "the encrypted sum is not the sum of the uploads that the server names: it is not decrypted"
             )

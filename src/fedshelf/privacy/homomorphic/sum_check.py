@@ -13,7 +13,7 @@ A tag is signed for one round and attempt. A store that works with the server ca
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.homomorphic.ceremony import StoreKeys
 from fedshelf.privacy.homomorphic.packing import Slots
 from fedshelf.privacy.homomorphic.parameters import Parameters
-from fedshelf.privacy.secure_aggregation.context import packed
+from fedshelf.privacy.secure_aggregation.context import RoundContext, packed
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.masks import derive
 
@@ -46,18 +46,20 @@ class SealedTag:
     Attributes:
         member: the store.
         round: digest of the round's context.
+        model: digest of the model that was trained.
         sealed: nonce and AES-256-GCM of the tag.
         signature: by the store's identity key (DER); empty without identity keys.
     """
 
     member: str
     round: bytes
+    model: str
     sealed: bytes
     signature: bytes = b""
 
     def content(self) -> bytes:
         """What the signature covers."""
-        return packed("he tag", self.round, self.member, self.sealed)
+        return packed("he tag", self.round, self.model, self.member, self.sealed)
 
 
 class Tagger:
@@ -90,46 +92,42 @@ class Tagger:
         return tuple(self._sums)
 
 
-def seal(tag: Tag, *, member: str, of_round: bytes, keys: StoreKeys, identity: KeyPair | None) -> SealedTag:
+def seal(tag: Tag, *, member: str, context: RoundContext, keys: StoreKeys, identity: KeyPair | None) -> SealedTag:
     """Seal and sign a tag.
 
     Args:
         tag: of the store's upload.
         member: the store.
-        of_round: digest of the round's context.
+        context: of the round.
         keys: from the ceremony.
         identity: the store's identity key; None: nothing is signed.
     """
     nonce = secrets.token_bytes(_NONCE_BYTES)
     content = b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in tag)
-    sealed = nonce + _cipher(keys).encrypt(nonce, content, packed("he tag of", of_round, member))
-    shown = SealedTag(member=member, round=of_round, sealed=sealed)
+    sealed = nonce + _cipher(keys).encrypt(nonce, content, packed("he tag of", context.digest, member))
+    shown = SealedTag(member=member, round=context.digest, model=context.model, sealed=sealed)
     return shown if identity is None else replace(shown, signature=identity.sign(shown.content()))
 
 
 def total(
-    tags: Sequence[SealedTag], *, of_round: bytes, keys: StoreKeys, identities: Identities | None,
-    parameters: Parameters,
-) -> Tag:  # fmt: skip
+    tags: Mapping[SealedTag, int], *, keys: StoreKeys, identities: Identities | None, parameters: Parameters
+) -> Tag:
     """The sum of tags.
 
     Args:
-        tags: of any origin.
-        of_round: digest of the round's context.
+        tags: weights by tag, of any origin.
         keys: from the ceremony.
         identities: identity keys of the roster; None: nothing is signed.
         parameters: of BFV.
 
     Raises:
-        RefusedError: one of them is not a store's for this round, or a store is there twice.
+        RefusedError: one of them is not a store's for this run, or an upload is there twice.
     """
     sums = [0] * NUM_FUNCTIONS
-    if len({one.member for one in tags}) < len(tags):
-        raise RefusedError("a store is twice in the sum to decrypt")
-    for one in tags:
+    if len({(one.member, one.round) for one in tags}) < len(tags):
+        raise RefusedError("an upload is twice in the sum to decrypt")
+    for one, weight in tags.items():
         who = f"the tag of '{printable(one.member)}'"
-        if one.round != of_round:
-            raise RefusedError(f"{who} is for another round, attempt, model or configuration")
         if identities is not None:
             identity = identities.get(one.member)
             if identity is None or not identity.verifies(one.signature, one.content()):
@@ -138,11 +136,11 @@ def total(
         try:
             if len(one.sealed) != SEALED_BYTES:
                 raise InvalidTag
-            content = _cipher(keys).decrypt(nonce, sealed, packed("he tag of", of_round, one.member))
+            content = _cipher(keys).decrypt(nonce, sealed, packed("he tag of", one.round, one.member))
         except InvalidTag:
             raise RefusedError(f"{who} was not made with this run's check key") from None
         for index, number in enumerate(np.frombuffer(content, "<u8").tolist()):
-            sums[index] = (sums[index] + number) % parameters.plain_modulus
+            sums[index] = (sums[index] + weight * number) % parameters.plain_modulus
     return tuple(sums)
 
 

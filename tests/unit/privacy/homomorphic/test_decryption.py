@@ -129,6 +129,53 @@ def test_tags_of_invented_stores_are_refused(chain: Chain) -> None:
         chain.decryptor().open(ROUND, vector, [*tags, tags[0]])
 
 
+def buffered(round: int, attempt: int = 0) -> TaskKey:
+    return TaskKey(run_id="run", round=round, attempt=attempt)
+
+
+def test_uploads_of_several_rounds_are_added_with_weights(chain: Chain) -> None:
+    total, weighted, plain = EncryptedSum(packing=PACKING), [], []
+    for name, context, weight in (
+        (NAMES[0], ROUND, 5),
+        (NAMES[1], NEXT, 16),
+        (NAMES[2], ROUND, 1),
+        (NAMES[0], NEXT, 3),
+    ):
+        upload = chain.upload(name, context)
+        total.add(f"{name} {context.key.round}", upload.vector, weight=weight)
+        weighted.append((upload.tag, weight))
+        plain += weight * [chain.plain[name]]
+    opened = chain.decryptor().open_buffer(buffered(3), total.total(), weighted)
+    assert equal(opened, added(plain))
+    other = [(tag, 1) for tag, _ in weighted]
+    with pytest.raises(RefusedError, match="a second sum"):
+        chain.decryptor().open_buffer(buffered(3), total.total(), other)
+    with pytest.raises(RefusedError, match="differ by 1 store"):
+        chain.decryptor().open_buffer(buffered(4), total.total(), weighted[:3])
+    with pytest.raises(RefusedError, match="twice"):
+        chain.decryptor().open_buffer(buffered(5), total.total(), [*weighted, weighted[0]])
+
+
+def test_a_buffer_of_one_store_is_not_decrypted(chain: Chain) -> None:
+    uploads = [chain.upload(NAMES[0], context) for context in (ROUND, SECOND, NEXT)]
+    with pytest.raises(RefusedError, match="of 1 store, and this store's minimum is 3"):
+        chain.decryptor().open_buffer(buffered(2), uploads[0].vector, [(upload.tag, 1) for upload in uploads])
+
+
+@pytest.mark.parametrize(("weight", "reason"), [(0, "from 1 to 16"), (-1, "from 1 to 16"), (17, "from 1 to 16"),
+                                                (16, "the codec has room for 64")])  # fmt: skip
+def test_weights_that_would_single_out_an_upload_or_overflow_are_refused(
+    chain: Chain, weight: int, reason: str
+) -> None:
+    vector, tags = chain.sum_of(NAMES)
+    with pytest.raises(RefusedError, match=reason):
+        chain.decryptor().open_buffer(buffered(2), vector, [(tag, weight) for tag in tags])
+    total, upload = EncryptedSum(packing=PACKING), chain.upload(NAMES[0]).vector
+    with pytest.raises(RefusedError, match=reason):
+        for name in NAMES:
+            total.add(name, upload, weight=weight)
+
+
 @pytest.mark.parametrize("sealed", [b"", bytes(11), bytes(sum_check.SEALED_BYTES), bytes(1000)])
 def test_a_tag_without_the_check_key_is_refused(chain: Chain, sealed: bytes) -> None:
     vector, tags = chain.sum_of(NAMES)

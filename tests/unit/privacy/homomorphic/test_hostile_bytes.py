@@ -25,7 +25,7 @@ def test_an_upload_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         total.add("a", np.zeros(shape, np.uint8))
     with pytest.raises(RefusedError, match="instead of uint8"):
         total.add("a", np.zeros(SHAPE, np.int8))
-    assert not total.members
+    assert not total.weights
 
 
 @pytest.mark.parametrize("coefficient", [PRIME, PRIME + 1, 2**48 - 1])
@@ -39,7 +39,7 @@ def test_a_coefficient_that_is_not_reduced_is_refused_and_the_sum_stays(coeffici
     with pytest.raises(RefusedError, match="not reduced"):
         total.add("b", wrong)
     assert np.array_equal(total.total(), before)
-    assert total.members == ["a"]
+    assert list(total.weights) == ["a"]
 
 
 @settings(max_examples=150)

@@ -70,7 +70,7 @@ def test_too_many_uploads_are_refused() -> None:
         total.add("a", upload)
     total.add("b", upload)
     before = total.total()
-    with pytest.raises(RefusedError, match="one more than the 2"):
+    with pytest.raises(RefusedError, match="codec has room for 2"):
         total.add("c", upload)
     assert np.array_equal(total.total(), before)
 
