@@ -123,7 +123,7 @@ class SumDecryptor:
     ) -> tuple[Integers, ...]:  # fmt: skip
         """Decrypt a weighted sum of uploads that began at different rounds, as FedBuff adds them.
 
-        Two such sums are equal, or differ in at least the minimum cohort of pairs of a store and the model it trained.
+        A pair of a store and the model that it has trained is in one such sum only, and that has one ciphertext.
 
         Args:
             key: the run, round and attempt of the sum, checked.
@@ -163,6 +163,10 @@ class SumDecryptor:
         opened = OpenedSum(key=key, model=model, members=members, bound=bound)
         known = frozenset(self._opened_sums.known())
         check_opened_sum(opened, known, min_cohort=self._min_cohort)
+        if model == _BUFFER and any(one.model == _BUFFER and one.members & members for one in known - {opened}):
+            raise RefusedError(
+                "an upload in the sum has been decrypted in another sum: from both, what they differ by would follow"
+            )
         if opened not in known:
             self._opened_sums.record(opened)
         tagger = Tagger(self._keys, packing.parameters)
