@@ -147,7 +147,7 @@ def test_uploads_of_several_rounds_are_added_with_weights(chain: Chain) -> None:
     with pytest.raises(RefusedError, match="a second sum"):
         chain.decryptor().open_buffer(buffered(3), total.total(), other)
     for again in (weighted, other, weighted[:3], [*weighted[:2], (chain.upload(NAMES[3]).tag, 1)]):
-        with pytest.raises(RefusedError, match="decrypted in another sum|differ by"):
+        with pytest.raises(RefusedError, match=r"decrypted in another sum|differ by"):
             chain.decryptor().open_buffer(buffered(4), total.total(), again)
     assert equal(chain.decryptor().open_buffer(buffered(3), total.total(), weighted), opened)
     with pytest.raises(RefusedError, match="twice"):
