@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,14 +15,14 @@ from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, print_json
 from fedshelf.cli.enroll import AsJson
 from fedshelf.cli.tables import Column, Table
-from fedshelf.core.errors import UsageError
+from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.settings import MAX_INTEGER
 from fedshelf.core.text import counted
 from fedshelf.tracking.terminal import make_console, wrapped
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.app.privacy_explanation import Explanation
-    from fedshelf.privacy.ledger import Content
+    from fedshelf.privacy.ledger_content import Content, Release
 
 app = Commands(help="What leaves a store, and what it costs.")
 
@@ -90,23 +92,24 @@ def ledger(
 ) -> None:
     """Print and check a store's ledger: what has left the store.
 
-    Each release is written down before it is sent. A ledger with altered, missing or moved entries is an error.
+    Each release is written down before it is sent. A ledger with altered, missing or moved entries is an error. Other
+    state directories that were used with the same photos are named, with their totals.
 
     Example: fedshelf privacy ledger ./local_data --verify
     """
-    from fedshelf.app.client_place import state_dir_of
+    from fedshelf.app.client_place import other_state_dirs, state_dir_of
     from fedshelf.config import places
     from fedshelf.identity.store_keys import StoreKeys
-    from fedshelf.privacy.ledger import Release, read
+    from fedshelf.privacy.ledger_content import Release, read
 
     if verify + as_json + as_csv > 1:
         raise UsageError("choose one of --verify, --json and --csv")
     if home is not None:
         places.use_home(home)
-    state_dir = state_dir_of(folder)
+    state_dir = state_dir_of(folder).resolve()
     content, enrollment = read(state_dir), StoreKeys(state_dir / "keys").enrollment()
     if as_json:
-        print_json(_as_json(content), indent=2)
+        print_json(_as_json(content, other_state_dirs(state_dir)), indent=2)
     elif as_csv:
         rows = [asdict(release) for release in content.releases]
         table = csv.DictWriter(sys.stdout, [field.name for field in fields(Release)])
@@ -118,12 +121,25 @@ def ledger(
     elif verify:
         echo(*_verdict(content, "" if enrollment is None else enrollment.chain.text))
     else:
-        echo(*_tables(content))
+        echo(*_tables(content), *_others(other_state_dirs(state_dir)))
 
 
-def _as_json(content: "Content") -> dict[str, object]:
+def _as_json(content: "Content", others: list[Path]) -> dict[str, object]:
+    from fedshelf.privacy.ledger_content import epsilon_text
+
     return {
-        "releases": [asdict(release) for release in content.releases],
+        "releases": [{**asdict(found), "epsilon": epsilon_text(found.epsilon)} for found in content.releases],
+        "other_state_dirs": [
+            {
+                "state_dir": str(folder),
+                "problem": problem,
+                "releases": len(found),
+                "bytes": sum(release.num_bytes for release in found),
+                "epsilon": epsilon_text(last.epsilon if last else None),
+                "delta": last.delta if last else None,
+            }
+            for folder, found, last, problem in _read_others(others)
+        ],
         "totals": {
             purpose: {"releases": len(found), "bytes": sum(release.num_bytes for release in found)}
             for purpose, found in content.by_purpose.items()
@@ -162,24 +178,65 @@ def _verdict(content: "Content", enrolled: str) -> list[str]:
 def _tables(content: "Content") -> list["str | Table"]:
     from fedshelf.reporting.formatting import ABSENT, number, size
 
-    names = ("entry>", "time (UTC)", "purpose", "round>", "size>", "sent", "protections", "ε>", "run?")
-    columns = [Column(name=n.rstrip(">?"), is_figure=n.endswith(">"), is_optional=n.endswith("?")) for n in names]
+    deltas = {release.delta for release in content.releases if release.delta is not None}
+    names = ("entry>", "time (UTC)", "purpose", "round>", "size>", "sent", "protections", "ε>",
+             "δ>" if len(deltas) > 1 else "δ>?", "run?", "server?")  # fmt: skip
+    columns = [Column(name=n.rstrip(">?"), is_figure=">" in n, is_optional=n.endswith("?")) for n in names]
     releases, totals = Table(columns=columns), Table(columns=[
         Column(name="purpose"), Column(name="releases", is_figure=True), Column(name="size", is_figure=True),
     ])  # fmt: skip
+    ended = {"failure": " (failed)", "refusal": " (refused)"}
     for release in content.releases:
-        purpose = release.purpose if release.kind != "failure" else f"{release.purpose} (failed)"
+        purpose = release.purpose + ended.get(release.kind, "")
         releases.add(
             f"{release.number}", release.time[:16].replace("T", " "), purpose,
             ABSENT if release.round is None else f"{release.round}", size(release.num_bytes),
             "yes" if release.is_sent else "maybe", "; ".join(release.protections), number(release.epsilon),
-            release.run_id,
+            ABSENT if release.delta is None else f"{release.delta:g}", release.run_id, release.server,
         )  # fmt: skip
     for purpose, found in content.by_purpose.items():
         totals.add(purpose, f"{len(found)}", size(sum(release.num_bytes for release in found)))
     if not content.releases:
         return ["Nothing has left this store."]
-    return [releases, totals]
+    recipients = Table(columns=[
+        Column(name="server"), Column(name="releases", is_figure=True), Column(name="size", is_figure=True),
+        Column(name="chain's key"),
+    ])  # fmt: skip
+    for who, found in content.by_recipient.items():
+        total = sum(release.num_bytes for release in found)
+        recipients.add(who.server or "not recorded", f"{len(found)}", size(total), who.chain or ABSENT)
+    notes = [f"ε is that of the photos so far, with δ = {delta:g}." for delta in deltas if len(deltas) == 1]
+    return [releases, *notes, totals, recipients]
+
+
+def _others(folders: list[Path]) -> list["str | Table"]:
+    from fedshelf.reporting.formatting import ABSENT, number, size
+
+    if not folders:
+        return []
+    table = Table(columns=[
+        Column(name="state directory"), Column(name="releases", is_figure=True), Column(name="size", is_figure=True),
+        Column(name="ε", is_figure=True), Column(name="δ", is_figure=True),
+    ])  # fmt: skip
+    for folder, found, last, problem in _read_others(folders):
+        table.add(
+            str(folder), f"{len(found)}", size(sum(release.num_bytes for release in found)),
+            number(last.epsilon if last else None), f"{last.delta:g}" if last and last.delta else ABSENT,
+            notes=[problem] if problem else [],
+        )  # fmt: skip
+    return ["Other state directories of the same photos, which count for the same budget:", table]
+
+
+def _read_others(folders: list[Path]) -> Iterator[tuple[Path, tuple["Release", ...], "Release | None", str]]:
+    """Each folder, its releases, the newest one that has an ε, and why it cannot be read."""
+    from fedshelf.privacy.ledger_content import read
+
+    for folder in folders:
+        try:
+            found, problem = read(folder).releases, ""
+        except RunError as error:
+            found, problem = (), str(error)
+        yield folder, found, next((one for one in reversed(found) if one.epsilon is not None), None), problem
 
 
 @app.command()
@@ -197,7 +254,7 @@ def explain(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data-dir", metavar="DIR", help="With --config: the store's photos, to predict how long a round takes."
+            "--data-dir", metavar="DIR", help="With --config: the store's photos, on which ε and seconds depend."
         ),
     ] = None,
     server: Annotated[
@@ -209,7 +266,8 @@ def explain(
     """Explain a policy before joining: what would leave the store.
 
     Shows every field of every message, who learns what, ε, bytes, and seconds. A server does not tell its run's
-    configuration to a store that has not joined: give it with --config, or see what any run could ask for.
+    configuration to a store that has not joined: give it with --config, or see what any run could ask for. With
+    --config, all of it is about that run under this policy.
 
     Example: fedshelf privacy explain --policy strict
     """
@@ -221,7 +279,7 @@ def explain(
     from fedshelf.privacy import policy as policies
 
     if data_dir is not None and config is None:
-        raise UsageError("--data-dir needs --config: how long a round takes depends on the run")
+        raise UsageError("--data-dir needs --config: ε and the seconds of a round depend on the run")
     chosen = policies.load(policy)
     run = None if config is None else files.load(RunConfig, config, {})
     num_train = None
@@ -243,19 +301,28 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
     fields = Table(columns=[Column(name=name) for name in ("message", "field", "leaves", "decided by")])
     for field in found.fields:
         fields.add(field.message.lower(), field.field, field.state, field.key)
-    epsilon = "unlimited" if found.epsilon is None else f"at most {found.epsilon:g} in 365 days (δ = {found.delta:g})"
+    period = "in this run" if found.is_of_a_run and not found.refusals else "in 365 days"
+    epsilon = "no bound is known" if found.epsilon is None else "no bound, because there is next to no noise"
+    if found.epsilon is not None and math.isfinite(found.epsilon):
+        epsilon = f"at most {found.epsilon:.4g} {period} (δ = {found.delta:g})"
+    allows = "the policy sets none" if found.budget is None else f"at most {found.budget:g} in 365 days, over all runs"
     most = "" if found.is_of_a_run else "at most "
     each = "unlimited" if found.bytes_up is None else most + size(found.bytes_up)
     daily = "unlimited" if found.bytes_per_day is None else f"at most {size(found.bytes_per_day)}"
+    sentences = (
+        *found.learns,
+        f"ε: {epsilon}. {found.protection}",
+        f"Budget of ε: {allows}.",
+        f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
+        "Seconds: unknown without --config and --data-dir."
+        if found.seconds_per_round is None
+        else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine, and up to twice "
+        "as long with noise.",
+    )
     echo(
         f"policy {policy}{': it refuses this run' * bool(found.refusals)}",
         *(f"  refused: {reason}" for reason in found.refusals),
         *told,
         fields,
-        *found.learns,
-        f"ε: {epsilon}. {found.protection}",
-        f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
-        "Seconds: unknown without --config and --data-dir."
-        if found.seconds_per_round is None
-        else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine.",
+        *(line for text in sentences for line in wrapped(text, make_console().width)),
     )
