@@ -49,8 +49,8 @@ class Packing:
         """
         if self.summands > self.parameters.most_members or self._limb_bits < _LEAST_LIMB_BITS:
             raise UsageError(
-                f"homomorphic encryption cannot add {self.summands:,} uploads: give the codec at most "
-                f"{min(self.parameters.most_members, 1 << (SLOT_BITS - _LEAST_LIMB_BITS)):,} summands"
+                f"homomorphic encryption cannot add as many uploads as the codec has room for ({self.summands:,}): set "
+                f"SUMMANDS to at most {min(self.parameters.most_members, 1 << (SLOT_BITS - _LEAST_LIMB_BITS)):,}"
             )
         if any(bits not in (8, 16, 32, 64) for bits, _ in self.sizes):
             raise UsageError("codes for homomorphic encryption have 8, 16, 32 or 64 bits")

@@ -93,8 +93,8 @@ class Parameters:
         """
         if members > self.most_members:
             raise RefusedError(
-                f"{counted(members, 'upload')} cannot be added under homomorphic encryption: the noise of more than "
-                f"{self.most_members:,} uploads could make the sum wrong"
+                f"{counted(members, 'upload')} cannot be added under homomorphic encryption: noise could make the "
+                f"sum wrong, and the limit is {self.most_members:,}"
             )
 
 

@@ -135,6 +135,14 @@ def test_keys_wrapped_for_another_store_cannot_be_opened() -> None:
         receiver.receive(dealer.published, dealer.wrap(member("store-2").request))
 
 
+def test_keys_for_one_store_are_not_those_for_another_with_the_same_wrap_key() -> None:
+    dealer, receiver = holder(), member()
+    copied = replace(receiver.request, member="store-2")
+    copied = replace(copied, signature=identity("store-2").sign(copied.content()))
+    with pytest.raises(RefusedError, match="cannot be opened"):
+        receiver.receive(dealer.published, dealer.wrap(copied))
+
+
 @pytest.mark.parametrize("size", [0, 1, 79, 81, 1 << 20])
 def test_wrapped_keys_of_another_size_are_refused(size: int) -> None:
     with pytest.raises(RefusedError, match=f"{size:,} bytes instead of 80"):

@@ -104,6 +104,11 @@ def test_sums_over_one_model_differ_by_the_minimum_cohort(chain: Chain) -> None:
     chain.decryptor().open(NEXT, *chain.sum_of(NAMES[:4], NEXT))
 
 
+def test_a_sum_of_two_stores_is_never_decrypted(chain: Chain) -> None:
+    with pytest.raises(RefusedError, match="of 2 stores, and this store's minimum is 3"):
+        chain.decryptor(min_cohort=1).open(ROUND, *chain.sum_of(NAMES[:2]))
+
+
 def test_a_store_can_ask_for_a_larger_cohort(chain: Chain) -> None:
     with pytest.raises(RefusedError, match="of 4 stores, and this store's minimum is 5"):
         chain.decryptor(min_cohort=5).open(ROUND, *chain.sum_of(NAMES[:4]))

@@ -31,11 +31,12 @@ def test_an_upload_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("coefficient", [PRIME, PRIME + 1, 2**48 - 1])
 @pytest.mark.parametrize("place", [0, 4095, 8191])
 def test_a_coefficient_that_is_not_reduced_is_refused_and_the_sum_stays(coefficient: int, place: int) -> None:
-    total = EncryptedSum(packing=PACKING)
-    total.add("a", encrypted(PACKING, codes(PACKING, 0), bfv_keys()))
-    before, wrong = total.total(), encrypted(PACKING, codes(PACKING, 1), bfv_keys())
+    packing = Packing(sizes=((32, 100), (64, 10)), summands=8)
+    total = EncryptedSum(packing=packing)
+    total.add("a", encrypted(packing, codes(packing, 0), bfv_keys()))
+    before, wrong = total.total(), encrypted(packing, codes(packing, 1), bfv_keys())
     start = place * COEFFICIENT_BYTES
-    wrong[0, start : start + COEFFICIENT_BYTES] = np.frombuffer(coefficient.to_bytes(6, "little"), np.uint8)
+    wrong[1, start : start + COEFFICIENT_BYTES] = np.frombuffer(coefficient.to_bytes(6, "little"), np.uint8)
     with pytest.raises(RefusedError, match="not reduced"):
         total.add("b", wrong)
     assert np.array_equal(total.total(), before)

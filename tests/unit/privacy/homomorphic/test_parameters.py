@@ -49,7 +49,7 @@ def test_too_many_stores_are_refused() -> None:
     PARAMETERS.check_members(50_000)
     with pytest.raises(RefusedError, match="noise"):
         PARAMETERS.check_members(PARAMETERS.most_members + 1)
-    with pytest.raises(UsageError, match="cannot add 100,000 uploads"):
+    with pytest.raises(UsageError, match="at most 58,210"):
         Packing(sizes=((32, 1),), summands=100_000)
 
 

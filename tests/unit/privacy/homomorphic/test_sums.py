@@ -75,6 +75,13 @@ def test_too_many_uploads_are_refused() -> None:
     assert np.array_equal(total.total(), before)
 
 
+def test_weights_whose_noise_adds_up_to_too_much_are_refused() -> None:
+    packing = Packing(sizes=((32, 10),), summands=50_000)
+    packing.check_weights([16] * 200)
+    with pytest.raises(RefusedError, match="noise"):
+        packing.check_weights([16] * 300)
+
+
 def test_another_key_cannot_decrypt() -> None:
     vector = encrypted(PACKING, codes(PACKING, 0), bfv_keys(0))
     with pytest.raises(RefusedError, match="another key"):
