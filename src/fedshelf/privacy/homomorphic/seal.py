@@ -95,11 +95,10 @@ class Decryptor:
     """
 
     def __init__(self, parameters: Parameters, secret: Coefficients) -> None:
-        from tenseal import sealapi
-
         self._parameters = parameters
         self._context = _context(parameters, secret=secret)
-        self._decryptor = sealapi.Decryptor(self._context.seal_context().data, self._context.secret_key().data)
+        context, key = self._context.seal_context().data, self._context.secret_key().data
+        self._decryptor = _tenseal().sealapi.Decryptor(context, key)
 
     def decrypt(self, coefficients: Coefficients) -> Slots:
         """Decrypt one ciphertext.

@@ -1,6 +1,7 @@
 """Parameters have the security level of the standard, and room for the noise of the stores that are added."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_a_prime_without_batching_or_room_is_refused() -> None:
         Parameters(plain_modulus=4_294_991_873 + 2)
     with pytest.raises(UsageError, match="no room"):
         Parameters(primes=(0xFF_FFFE_E001 - 0xFF_FFFE_E001 % 8192 + 1, 0xFFFF_FFFF_C001))
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = bfv_keys()
+    monkeypatch.setitem(sys.modules, "tenseal", None)
+    seal._tenseal.cache_clear()
+    for need in (lambda: seal.Decryptor(PARAMETERS, keys.secret), lambda: seal.Encryptor(PARAMETERS, keys.public)):
+        with pytest.raises(UsageError, match=r"pip install 'fedshelf\[he\]'"):
+            need()
 
 
 def test_too_many_stores_are_refused() -> None:
