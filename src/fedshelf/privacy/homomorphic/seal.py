@@ -239,7 +239,7 @@ def _each_field(message: bytes) -> Iterator[tuple[int, bytes]]:
 def _tenseal() -> ModuleType:
     """Import the package."""
     try:
-        import tenseal
+        import tenseal.sealapi
     except ImportError:
         raise UsageError(
             "homomorphic encryption needs the package tenseal, which is an extra: pip install 'fedshelf[he]'"
