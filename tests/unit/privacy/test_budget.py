@@ -125,12 +125,12 @@ def test_the_noise_of_a_run_leaves_room_for_what_other_state_directories_have_sp
         )
 
     assert noise(release()) > noise()
-    with pytest.raises(PolicyError, match="used up"):
+    with pytest.raises(PolicyError, match="does not allow this release"):
         noise(release(), release())
 
 
 def test_a_release_without_noise_is_named_with_its_ledger(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(PolicyError, match="used up"):
+    with pytest.raises(PolicyError, match="does not allow this release"):
         budget(epsilon=8.0, others=lambda: {Path("clients/b"): (release(None),)}).spent_with(NOISE)
     assert "entry 7 of the ledger in 'clients/b', of 2026-11-30, left without noise" in caplog.text
 
@@ -140,6 +140,6 @@ def test_a_ledger_that_cannot_be_read_leaves_nothing_of_a_budget(caplog: pytest.
         raise RunError("'b/ledger.jsonl' is missing")
 
     assert budget(others=others).spent_with(NOISE) == math.inf
-    with pytest.raises(PolicyError, match="used up"):
+    with pytest.raises(PolicyError, match="does not allow this release"):
         budget(epsilon=8.0, others=others).spent_with(NOISE)
     assert "what has left of these photos is not known: 'b/ledger.jsonl' is missing" in caplog.text
