@@ -19,6 +19,7 @@ from benchmarks import (
     dp_step,
     drift,
     guard,
+    homomorphic,
     photos,
     plots,
     results,
@@ -212,6 +213,12 @@ def scale_command(context: typer.Context, write: Write = False, work: Work = CAC
 def secagg_command(context: typer.Context, write: Write = False) -> None:
     """Measure what secure aggregation costs a store and the server, without training and without a network."""
     _report(context, "secagg", Outcome(summary={}, text=secagg.report()), write=write)
+
+
+@app.command("he")
+def he_command(context: typer.Context, write: Write = False) -> None:
+    """Measure what homomorphic encryption costs a store and the server, without training and without a network."""
+    _report(context, "he", Outcome(summary={}, text=homomorphic.report()), write=write)
 
 
 @app.command("dp-step")
