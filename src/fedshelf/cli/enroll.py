@@ -35,7 +35,7 @@ def add(name: Name, home: Home = None, server_address: Address = None) -> None:
 
     Example: fedshelf enroll add lyon-03
     """
-    chain = _chain(home)
+    chain = chain_of(home)
     addresses, authority = _server(chain, server_address)
     typer.echo(chain.add(name, authority=authority, addresses=addresses))
 
@@ -48,7 +48,7 @@ def rotate(name: Name, home: Home = None, server_address: Address = None) -> Non
 
     Example: fedshelf enroll rotate lyon-03
     """
-    chain = _chain(home, must_exist=True)
+    chain = chain_of(home, must_exist=True)
     addresses, authority = _server(chain, server_address)
     typer.echo(chain.add(name, authority=authority, addresses=addresses, replaces=True))
 
@@ -61,7 +61,7 @@ def revoke(name: Name, home: Home = None) -> None:
 
     Example: fedshelf enroll revoke lyon-03
     """
-    _chain(home, must_exist=True).revoke(name)
+    chain_of(home, must_exist=True).revoke(name)
     typer.echo(f"'{name}' may no longer take part.", err=True)
 
 
@@ -74,7 +74,7 @@ def list_stores(home: Home = None, as_json: AsJson = False) -> None:
     from fedshelf.cli.tables import Column, Table
     from fedshelf.core.text import counted
 
-    chain = _chain(home, must_exist=True)
+    chain = chain_of(home, must_exist=True)
     entries, tokens = chain.roster().entries, chain.open_tokens()
     if as_json:
         fields = [{"name": e.name, "state": e.state.value, "since": e.since, "key": e.key.text} for e in entries]
@@ -99,7 +99,7 @@ def tokens(home: Home = None, as_json: AsJson = False) -> None:
     from fedshelf.cli.run_tables import utc
     from fedshelf.cli.tables import Column, Table
 
-    found = _chain(home, must_exist=True).open_tokens()
+    found = chain_of(home, must_exist=True).open_tokens()
     if as_json:
         fields = [{"id": t.id, "name": t.name or None, "uses": t.uses, "expires": utc(t.expires)} for t in found]
         typer.echo(json.dumps(fields))
@@ -129,7 +129,7 @@ def cancel(
 
     if bool(ids) == every:
         raise UsageError("give the ids of the tokens to end, which 'fedshelf enroll tokens' shows, or --all")
-    ended = _chain(home, must_exist=True).cancel(None if every else ids)
+    ended = chain_of(home, must_exist=True).cancel(None if every else ids)
     typer.echo(f"Ended {counted(len(ended), 'token')}.", err=True)
 
 
@@ -139,7 +139,7 @@ def key(home: Home = None) -> None:
 
     Example: fedshelf enroll key
     """
-    typer.echo(_chain(home, must_exist=True).key.text)
+    typer.echo(chain_of(home, must_exist=True).key.text)
 
 
 @app.command()
@@ -150,7 +150,7 @@ def renumber(home: Home = None) -> None:
 
     Example: fedshelf enroll renumber
     """
-    chain = _chain(home, must_exist=True)
+    chain = chain_of(home, must_exist=True)
     chain.renumber()
     typer.echo(f"The roster has the number {chain.roster().number} now.", err=True)
 
@@ -179,7 +179,7 @@ def import_stores(
     rows = list(csv.DictReader(text.splitlines()))
     if not rows or "name" not in rows[0]:
         raise DataError(f"'{file}' has no column 'name': its first line must be a header")
-    chain = _chain(home)
+    chain = chain_of(home)
     addresses, authority = _server(chain, server_address)
     roster, table = chain.roster(), csv.writer(sys.stdout)
     names = [name for name in dict.fromkeys((row["name"] or "").strip() for row in rows) if name]
@@ -198,7 +198,7 @@ def import_stores(
         )
 
 
-def _chain(home: Path | None, *, must_exist: bool = False) -> "Chain":
+def chain_of(home: Path | None, *, must_exist: bool = False) -> "Chain":
     """The chain's identity, created if it need not exist."""
     from fedshelf.config import places
     from fedshelf.core.errors import UsageError

@@ -13,7 +13,8 @@ import typer
 
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, print_json
-from fedshelf.cli.enroll import AsJson
+from fedshelf.cli.enroll import AsJson, Home
+from fedshelf.cli.runs import DEFAULT_ROOT, Root, Run
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.settings import MAX_INTEGER
@@ -76,6 +77,40 @@ def epsilon(
         "Assumptions:",
         *(line for text in found.assumptions for line in wrapped(f"- {text}", make_console().width, "  ")),
     )
+
+
+@app.command(epilog="Example: fedshelf privacy receipt runs/20261121-0835 --round 3 --out receipt.json")
+def receipt(
+    run: Run,
+    number: Annotated[int, typer.Option("--round", help="The round.", min=0)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to a file.")] = None,
+    root: Root = DEFAULT_ROOT,
+    home: Home = None,
+) -> None:
+    """Sign what happened in a round: who took part, how updates were protected, and the model that was made.
+
+    The signature is that of the chain's key, in the server's home. Anybody who has the public key (fedshelf enroll key)
+    can check the receipt with scripts/check_receipt.py, without FedShelf.
+    """
+    from fedshelf.cli.enroll import chain_of
+    from fedshelf.reporting.receipt import receipt_of
+    from fedshelf.storage.atomic_files import write_atomically
+    from fedshelf.storage.run_directory import differences
+    from fedshelf.tracking.queries import model_digest, run_summary
+    from fedshelf.tracking.runs import resolve_run
+
+    directory = resolve_run(run, root)
+    settings = {found.key: found.new for found in differences("", directory.config_toml)}
+    fields = receipt_of(
+        run_summary(directory.path), settings, directory.config_toml, number,
+        model=model_digest(directory.path, number),
+    )  # fmt: skip
+    text = chain_of(home, must_exist=True).receipt(fields)
+    if out is None:
+        print_json(json.loads(text), indent=1)
+        return
+    write_atomically(out, text)
+    echo(f"Receipt of round {number} in '{out}'.")
 
 
 @app.command()

@@ -71,6 +71,7 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     )
     from fedshelf.privacy.base import DEFAULT_DELTA
     from fedshelf.reporting.privacy_report import privacy_report
+    from fedshelf.reporting.receipt import protections_of
     from fedshelf.storage.run_directory import differences
     from fedshelf.tracking.queries import run_summary
     from fedshelf.tracking.runs import resolve_run
@@ -84,12 +85,10 @@ def show(run: Run, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
             summary.noise, summary.rounds, summary.voids, delta=float(settings.get("delta", DEFAULT_DELTA))
         )
     if as_json:
-        protections = [f"{key} {settings[key]}" for key in ("dp", "clip-norm") if key in settings]
-        protections += ["secagg"] * bool(settings.get("secagg"))
         print_json(
             {
-                **summary.to_record(), "privacy": report.to_record() if report else None, "protections": protections,
-                "codec_up": settings.get("codec-up", "none"),
+                **summary.to_record(), "privacy": report.to_record() if report else None,
+                "protections": protections_of(settings), "codec_up": settings.get("codec-up", "none"),
             },
             indent=1,
         )  # fmt: skip

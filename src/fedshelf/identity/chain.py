@@ -18,7 +18,7 @@ import hmac
 import json
 import threading
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from cryptography import x509
 
 from fedshelf.core.errors import IdentityError, IdentityFileError
-from fedshelf.identity import certificates
+from fedshelf.identity import certificates, receipts
 from fedshelf.identity.audit_log import AuditLog
 from fedshelf.identity.countersignatures import LedgerHeads
 from fedshelf.identity.keys import KeyPair, PublicKey, passphrase
@@ -103,6 +103,17 @@ class Chain:
     def key(self) -> PublicKey:
         """The chain's public key, which a store can pin."""
         return self._keys.public
+
+    def receipt(self, fields: Mapping[str, Any]) -> str:
+        """Sign what the server states of a round.
+
+        Args:
+            fields: the statement; plain values of JSON.
+
+        Returns:
+            The receipt (see `receipts`).
+        """
+        return receipts.signed(fields, self._keys)
 
     @property
     def authority_file(self) -> Path:

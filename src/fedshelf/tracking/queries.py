@@ -143,6 +143,24 @@ def run_summary(path: Path) -> RunSummary:
         )  # fmt: skip
 
 
+def model_digest(path: Path, round: int) -> str:
+    """The digest of the model after a finished round; "" if it is not known.
+
+    Args:
+        path: the run's directory.
+        round: the round's number.
+
+    Raises:
+        RunError: the run's database cannot be read.
+    """
+    with _reading(RunDirectory.open(path).database) as connection:
+        found = connection.execute(
+            "SELECT json_extract(record, '$.model_digest') FROM events WHERE kind = 'round_finished' AND "
+            "json_extract(record, '$.round') = ? ORDER BY id DESC", (round,)
+        ).fetchone()  # fmt: skip
+    return str(found[0] or "") if found else ""
+
+
 def _summary(
     directory: RunDirectory,
     *,

@@ -1,0 +1,85 @@
+"""What a receipt states of a round: who took part, how updates were protected, and what was made of them."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedshelf.core.errors import UsageError
+from fedshelf.core.events import ClientStatus
+from fedshelf.privacy.base import DEFAULT_DELTA
+from fedshelf.reporting.privacy_report import privacy_report
+from fedshelf.tracking.queries import RunSummary
+
+UNPROTECTED = (
+    "when each store took part, and how long it took",
+    "the size of its messages",
+    "that it took part at all",
+    "what the models may have memorized of photos",
+)
+"""What no protection of updates covers."""
+_PLAIN = "each update, which the server saw as it was"
+_SUM = "what the sum of the updates reveals of a store or a photo"
+
+
+def protections_of(settings: Mapping[str, Any]) -> list[str]:
+    """How the updates of a run are protected before they leave a store, and its model.
+
+    Args:
+        settings: the run's settings by key, where they are not the defaults.
+    """
+    found = [f"{key} {settings[key]}" for key in ("dp", "clip-norm") if key in settings]
+    return found + ["secagg"] * bool(settings.get("secagg"))
+
+
+def receipt_of(
+    summary: RunSummary, settings: Mapping[str, Any], config_toml: str, round: int, *, model: str
+) -> dict[str, Any]:
+    """The fields of a receipt.
+
+    Args:
+        summary: the run.
+        settings: the run's settings by key, where they are not the defaults.
+        config_toml: the run's configuration.
+        round: the round's number.
+        model: digest of the model after it.
+
+    Raises:
+        UsageError: the round has not finished, or `dp-accounting` is not installed and the run has noise.
+    """
+    record = next((one for one in summary.rounds if one.round == round), None)
+    if record is None:
+        raise UsageError(f"round {round} of run {summary.run_id} has not finished: the run has none of that number")
+    until = replace(summary, rounds=tuple(one for one in summary.rounds if one.round <= round))
+    voids = [one for one in summary.voids if one.round <= round]
+    delta = float(settings.get("delta", DEFAULT_DELTA))
+    report = privacy_report(summary.noise, until.rounds, voids, delta=delta) if summary.noise else None
+    protections = protections_of(settings)
+    return {
+        "run": summary.run_id,
+        "round": round,
+        "attempt": record.attempt,
+        "cohort": [{"store": member.client, "part": member.status.value} for member in record.clients],
+        "counted": sum(member.status is ClientStatus.COUNTED for member in record.clients),
+        "protections": protections,
+        "privacy": _finite(report.to_record()) if report else None,
+        "unprotected": _unprotected(protections),
+        "model": model,
+        "config": hashlib.sha256(config_toml.encode()).hexdigest(),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unprotected(protections: Sequence[str]) -> list[str]:
+    is_noised = "dp sample" in protections
+    first = [] if is_noised else [_SUM if "secagg" in protections else _PLAIN]
+    return [*first, *UNPROTECTED]
