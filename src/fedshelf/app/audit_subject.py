@@ -1,4 +1,4 @@
-"""What an audit attacks: a store's photos, the model that it received, and its settings, from a run or a state directory."""
+"""What an audit attacks: a store's photos, the model that it received, and its settings."""
 
 import tomllib
 from collections.abc import Mapping

@@ -30,7 +30,7 @@ from fedshelf.privacy.audit.findings import (
     Reconstruction,
 )
 from fedshelf.privacy.audit.image_similarity import best_matches, psnr, ssim
-from fedshelf.privacy.audit.inversion import STEPS, Inverted, InversionSettings, as_pictures, invert
+from fedshelf.privacy.audit.inversion import STEPS, InversionSettings, Inverted, as_pictures, invert
 from fedshelf.privacy.audit.membership import audit_with_canaries, likelihood_ratio_attack, wrongly_labeled
 from fedshelf.privacy.audit.probe import SIZE, probe_model
 from fedshelf.privacy.audit.rare_products import rare_products
@@ -129,7 +129,7 @@ def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
         membership=tuple(_membership(run_targets, config, options, rng, left_out)),
         rare_products=None if subject.products is None
         else rare_products(subject.products, least=options.least_stores),
-        least_stores=options.least_stores, left_out=tuple(left_out),
+        least_stores=options.least_stores, left_out=tuple(dict.fromkeys(left_out)),
     )  # fmt: skip
 
 
@@ -139,7 +139,8 @@ def _targets_of_run(subject: AuditSubject, left_out: list[str]) -> Iterator[_Tar
     if opened.algorithm.sums:
         left_out.append(
             f"The run's own uploads: --algorithm {config.algorithm} sends sums over all photos instead of gradients. "
-            "They hold the number of photos of each product, and, for a product with one photo, its features."
+            "Without --dp sample, they hold the number of photos of each product, and the features of a product's only "
+            "photo."
         )
         return
     plain = work.local_trainer or work.trainer
@@ -155,7 +156,8 @@ def _targets_of_run(subject: AuditSubject, left_out: list[str]) -> Iterator[_Tar
             )  # fmt: skip
             return pipeline.open(sealed, layout)
 
-        said = [f"noise {noise:.3g}"] * (noise is not None) + [stage.declares.setting for stage in stages]
+        said = [] if noise is None else [f"--dp sample, noise {noise:.3g}"]
+        said += [stage.declares.setting for stage in stages]
         yield _Target(
             model="run", protection=f"as sent: {', '.join(said)}", trainer=work.trainer, shared=subject.shared,
             noise=noise, seal=seal,
@@ -186,8 +188,8 @@ def _targets_of_probe(subject: AuditSubject, left_out: list[str]) -> list[_Targe
         validation=PhotoSet(photos.images[:0], photos.labels[:0]), num_classes=len(subject.opened.catalogue),
     )  # fmt: skip
     targets = [_Target(model="probe", protection="none", trainer=trainer, shared=shared)]
-    given = protection_of(config)
-    noisy = config if isinstance(given, SampleDP) else _with_noise(config)
+    given = config.model_copy(update={"algorithm": "fedavg"}) if subject.opened.algorithm.sums else config
+    noisy = given if isinstance(protection_of(given), SampleDP) else _with_noise(given)
     protection = protection_of(noisy)
     try:
         noise = noise_for(noisy, protection, len(photos)) if isinstance(protection, SampleDP) else None
@@ -199,7 +201,7 @@ def _targets_of_probe(subject: AuditSubject, left_out: list[str]) -> list[_Targe
             noise_multiplier=noise, clip_norm=protection.clip_norm, clipping=protection.clipping
         )  # fmt: skip
         private_trainer = replace(trainer, run=training, draw=poisson, is_private=True)
-        said = f"--dp sample, noise {noise:.3g}" if noisy is config else _said(noise)
+        said = f"--dp sample, noise {noise:.3g}" if noisy is given else _said(noise)
         targets.append(
             _Target(model="probe", protection=said, trainer=private_trainer, shared=shared, noise=noise)
         )  # fmt: skip

@@ -341,11 +341,19 @@ def audit(
     _show_audit(report, out)
 
 
+def _few_stores(report: "AuditReport") -> list[str]:
+    if report.rare_products is None:
+        return []
+    found = counted(len(report.rare_products), "product")
+    return [f"Products that fewer than {counted(report.least_stores, 'store')} sell: {found}, listed in the report."]
+
+
 def _show_audit(report: "AuditReport", out: Path) -> None:
     from fedshelf.reporting import audit_page as page
 
     def table(names: str, rows: list[tuple[str, ...]]) -> Table:
-        made = Table(columns=[Column(name=each.strip()) for each in names.split(",")])
+        columns = [each.strip() for each in names.split(",")]
+        made = Table(columns=[Column(name=each.rstrip(">"), is_figure=each.endswith(">")) for each in columns])
         for row in rows:
             made.add(*row)
         return made
@@ -354,12 +362,13 @@ def _show_audit(report: "AuditReport", out: Path) -> None:
         f"Audit of {report.store}, run {report.run_id}: {report.model}.",
         "Gradient inversion (SSIM of 1 is the photo itself, "
         f"{report.chance_ssim:.2f} is what another photo of this store reaches):",
-        table("model, protection, SSIM, PSNR, seconds", page.rows_of_inversions(report)),
+        table("model, protection, SSIM>, PSNR>, seconds>", page.rows_of_inversions(report)),
         "Labels inferred:",
-        table("model, protection, photos, right, by chance, error of features", page.rows_of_labels(report)),
+        table("model, protection, photos>, right>, by chance>, error of features>", page.rows_of_labels(report)),
         "Canaries found:",
-        table("model, protection, right, ε found, ceiling, ε accounted", page.rows_of_canaries(report)),
-        table("protection, LiRA AUC, found, 95 % interval", page.rows_of_membership(report)),
+        table("model, protection, right>, ε found>, ceiling>, ε accounted>", page.rows_of_canaries(report)),
+        table("protection, LiRA AUC>, found>, 95 % interval>", page.rows_of_membership(report)),
+        *_few_stores(report),
         *(f"Not attacked: {sentence}" for sentence in report.left_out),
         "Assumptions, what no protection covers, and pictures are in the report. An attack that fails proves nothing.",
         f"The report shows photos of the store, and stays there: {out}",

@@ -68,7 +68,7 @@ def rows_of_labels(report: AuditReport) -> list[tuple[str, ...]]:
 
 def rows_of_canaries(report: AuditReport) -> list[tuple[str, ...]]:
     """By audit with canaries: model, protection, right guesses and their interval, ε found, ceiling, ε accounted."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in report.canaries:
         found = one.found
         low, high = found.interval
@@ -94,7 +94,7 @@ def rows_of_membership(report: AuditReport) -> list[tuple[str, ...]]:
 
 def _inversions(report: AuditReport) -> Iterable[str]:
     yield "<h2>Gradient inversion</h2>"
-    yield "<p>Photos that were reconstructed from an update of one step. Left: as trained on. Right: reconstructed.</p>"
+    yield "<p>Photos that were reconstructed from an update of one step.</p>"
     names = ("model", "protection", "SSIM", "PSNR", "seconds", "originals", "reconstructed")
     rows = [
         (*map(escape, row), _pictures(one.originals), _pictures(one.pictures))
@@ -112,7 +112,7 @@ def _steps(found: Sequence[Reconstruction]) -> str:
 
 def _labels(report: AuditReport) -> Iterable[str]:
     yield "<h2>Label inference</h2>"
-    yield "<p>Products of the photos of one step, read off the gradient of the output layer, without reconstruction.</p>"
+    yield "<p>Products of the photos of one step, read off the gradient of the output layer.</p>"
     names = ("model", "protection", "photos", "labels right", "by chance", "error of features")
     yield _table(names, [tuple(map(escape, row)) for row in rows_of_labels(report)])
     yield _list(ASSUMPTIONS["label inference"])
@@ -120,7 +120,7 @@ def _labels(report: AuditReport) -> Iterable[str]:
 
 def _canaries(report: AuditReport) -> Iterable[str]:
     yield "<h2>Membership: canaries</h2>"
-    yield "<p>Photos with wrong labels that were trained on, or not, in one round, and whether the upload tells which.</p>"
+    yield "<p>Photos with wrong labels, of which half were trained on: whether an upload tells which.</p>"
     names = ("model", "protection", "right guesses", "ε found", "ceiling", "ε of the round by the accountant")
     yield _table(names, [tuple(map(escape, row)) for row in rows_of_canaries(report)])
     if report.canaries:

@@ -21,8 +21,8 @@ UNPROTECTED = (
     "How large its messages are: with a codec of variable size, the size depends on the update.",
     "In which rounds the store takes part, and that it takes part at all.",
     "The names of its products, if its policy lets it name them.",
-    "What the final model has memorized. Everyone who gets the model can attack it, for as long as it exists; only noise "
-    "(--dp) bounds what is to be found.",
+    "What the final model may have memorized. Everyone who gets the model can attack it, for as long as it exists. Only "
+    "noise (--dp) bounds what is to be found.",
     "Everything that left before, in other runs: the ledger lists it.",
 )  # fmt: skip
 """What no protection of an update covers."""
@@ -39,16 +39,17 @@ ASSUMPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "label inference": (
         "The upload is of a single step, and the output layer is linear and leaves the store.",
         "With more steps or larger batches, counts become rougher.",
+        "Noise on each photo hides which product one photo shows. The mix of a whole batch may still show.",
     ),
     "canaries": (
-        "The canaries are photos of the store with wrong labels, so that they stand out: true photos are harder to find.",
+        "Canaries are photos of the store with wrong labels, so that they stand out. True photos are harder to find.",
         "The attacker reads the upload of one round and knows the model, and each photo and canary that may be in it, "
         "but not which canaries are. Its gradients are those at the start of the round.",
         "The bound holds with 95 % confidence. It is a lower bound: true ε may be far larger, and the ceiling is the "
         "most that so many canaries can show.",
     ),
     "LiRA": (
-        "The attacker knows the store's photos, but not which half was trained on, and trains as many heads as it likes.",
+        "The attacker knows the store's photos, but not which half was trained on, and trains many heads to compare.",
         "The attack sees the store's head after one round, in the clear.",
     ),
 })  # fmt: skip

@@ -192,9 +192,10 @@ def _shares(update_T: Tensor, gradients_NV: Tensor) -> Tensor:
     rows_NV = gradients_NV / (gradients_NV.norm(dim=1, keepdim=True) + 1e-12)
     gram_NN = rows_NV @ rows_NV.T
     strength = _RIDGE * gram_NN.diagonal().mean()
-    return torch.linalg.solve(
+    shares_N: Tensor = torch.linalg.solve(
         (gram_NN + strength * torch.eye(len(gram_NN))).double(), (rows_NV @ update_T[-rows_NV.shape[1] :]).double()
     )  # fmt: skip
+    return shares_N
 
 
 def _coins(rng: Rng, count: int) -> NDArray[np.bool_]:
@@ -223,7 +224,7 @@ class _Gaussian:
     deviation: float
 
     def log_density(self, values_N: NDArray[np.float64]) -> NDArray[np.float64]:
-        return -((values_N - self.means) ** 2) / (2 * self.deviation**2) - np.log(self.deviation)
+        return np.asarray(-((values_N - self.means) ** 2) / (2 * self.deviation**2) - np.log(self.deviation))
 
 
 def _gaussian(values_SN: NDArray[np.float64], mask_SN: NDArray[np.bool_]) -> _Gaussian:
