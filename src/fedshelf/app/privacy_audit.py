@@ -13,7 +13,7 @@ from fedshelf.app.audit_subject import AuditSubject
 from fedshelf.app.components import protection_of
 from fedshelf.app.differential_privacy import delta_of, noise_for, private, released
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import FedShelfError, ModelError
+from fedshelf.core.errors import FedShelfError, ModelError, TrainingError
 from fedshelf.core.messages import Mechanism, Upload
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState
@@ -108,7 +108,7 @@ def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
         What was found.
 
     Raises:
-        TrainingError: a model diverged.
+        TrainingError: the run's model diverged in a round.
     """
     opened, config, left_out = subject.opened, subject.opened.config, list[str]()
     rng = Rng(options.seed).fork(purpose="audit", client=subject.store)
@@ -166,7 +166,7 @@ def _targets_of_run(subject: AuditSubject, left_out: list[str]) -> Iterator[_Tar
         try:
             trainer, mechanism = private(plain, _with_noise(config), run_id=opened.setup.run_id)
         except FedShelfError as error:
-            left_out.append(f"The run's own model with --dp sample: {error}.")
+            left_out.append(f"The run's own model with noise: {error}.")
         else:
             found = None if mechanism is None else mechanism.noise_multiplier
             yield _Target(
@@ -231,7 +231,11 @@ def _reconstructions(
             )
             continue
         photos = _some(target.trainer.train, chosen[: options.num_photos])
-        update = _update(target, photos)
+        try:
+            update = _update(target, photos)
+        except TrainingError as error:
+            left_out.append(f"Gradient inversion of {counted(len(photos), 'photo')} in the run's own model: {error}.")
+            continue
         logger.info("inverting a gradient of the %s model, protection: %s", target.model, target.protection)
         yield _reconstruction(target, update, invert_for(target, update, settings), settings)
         if target.protection == "none":
@@ -292,7 +296,10 @@ def _update(target: _Target, photos: PhotoSet) -> StepUpdate:
 
 def _label_finding(target: _Target, chosen: list[int]) -> LabelFinding | None:
     """Infer labels; None if the model has no single linear output layer that leaves the store."""
-    update = _update(target, _some(target.trainer.train, chosen))
+    try:
+        update = _update(target, _some(target.trainer.train, chosen))
+    except TrainingError:  # the inversion of the same photos has said so
+        return None
     weight, bias = label_inference.head_gradient(target.bound, named(target.bound, update.gradient))
     if weight is None or bias is None:
         return None

@@ -19,6 +19,7 @@ Differs from the paper: the number of guesses is the best of some that are fixed
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 CONFIDENCE = 0.95
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the canaries that are guessed
@@ -80,6 +81,7 @@ def empirical_epsilon(scores: Sequence[float], is_in: Sequence[bool], *, delta: 
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
 def lower_bound(num_canaries: int, num_guesses: int, num_right: int, delta: float, failure: float) -> float:
     """The largest ε that is refuted with confidence 1 - `failure`; 0 if none is."""
     return _crossing(

@@ -21,7 +21,7 @@ UNPROTECTED = (
     "How large its messages are: with a codec of variable size, the size depends on the update.",
     "In which rounds the store takes part, and that it takes part at all.",
     "The names of its products, if its policy lets it name them.",
-    "What the final model may have memorized. Everyone who gets the model can attack it, for as long as it exists. Only "
+    "What the final model may have memorized. Everyone who gets the model can attack it, as long as it exists. Only "
     "noise (--dp) bounds what is to be found.",
     "Everything that left before, in other runs: the ledger lists it.",
 )  # fmt: skip

@@ -1,0 +1,180 @@
+"""`fedshelf privacy audit` attacks what a run and a store have kept, and its report stays private."""
+
+import json
+import re
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedshelf.app.audit_subject import AuditSubject, subject_of_run, subject_of_store
+from fedshelf.app.client import StoreClient
+from fedshelf.app.client_place import ClientPlace
+from fedshelf.app.privacy_audit import AuditOptions, audit
+from fedshelf.core.messages import Ready
+from fedshelf.privacy.audit.findings import UNPROTECTED, AuditReport
+from fedshelf.reporting.audit_page import audit_page
+from tests.unit.cli.test_command_line import fedshelf
+from tests.unit.data.samples import write_pack
+
+TINY = ["--image-size", "16", "--width", "2", "--batch-size", "4", "--rounds", "1", "--local-epochs", "1"]
+QUICK = AuditOptions(inversion_steps=2, num_canaries=20, num_stores=2, least_stores=2, num_shadows=8)
+FLAGS = ["--inversion-steps", "2", "--canaries", "20", "--summed-stores", "2", "--min-stores", "2"]
+
+
+@pytest.fixture
+def simulated(home: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Simulates a run on two stores, and returns its folder."""
+    for name, own in (("lyon", "<jam>"), ("oslo", "tea")):
+        write_pack(Path("stores") / name, {"apple": 5, "milk": 4, own: 3})
+
+    def simulate(*flags: str) -> str:
+        arguments = ["simulate", "--data-dir", "stores", "--run-dir", "run", *TINY, *flags]
+        assert fedshelf(capsys, *arguments)[0] == 0
+        return "run"
+
+    return simulate
+
+
+def audited(run: str) -> AuditReport:
+    return audit(subject_of_run(run, data_dir=None, store=None), QUICK)
+
+
+def attacks_of(report: AuditReport) -> list[tuple[str, str]]:
+    return [(one.model, one.protection.split(" ")[0].rstrip(":,")) for one in report.canaries]
+
+
+def test_a_run_is_attacked_with_protection_and_without(
+    simulated: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = simulated("--norm", "group"), Path("report.html")
+    code, text, error = fedshelf(capsys, "privacy", "audit", run, "--out", str(out), "--json", *FLAGS)
+    assert code == 0, error
+    found = json.loads(text)
+    assert [(one["model"], one["protection"].split(" ")[0]) for one in found["reconstructions"]] == [
+        ("probe", "none"), ("probe", "secure"), ("probe", "--dp"), ("run", "none"), ("run", "--dp"),
+    ]  # fmt: skip
+    assert all(one["found"]["epsilon"] <= (one["accounted"] or 1e9) for one in found["canaries"])
+    assert found["unprotected"] == list(UNPROTECTED)
+    assert found["assumptions"].keys() == {"gradient inversion", "label inference", "canaries", "LiRA"}
+    assert found["rare_products"] == [
+        {"product": "<jam>", "stores": ["lyon"]}, {"product": "tea", "stores": ["oslo"]},
+    ]  # fmt: skip
+    assert "pictures" not in text
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+
+
+def test_the_page_loads_nothing_shows_pictures_and_escapes_names(simulated: Any) -> None:
+    page = audit_page(audited(simulated()))
+    assert "&lt;jam&gt;" in page
+    assert "<jam>" not in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) > 6
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?:|<script|<link|@import|url\(", page)
+    for sentence in ("stays there", "Unprotected", "A failed attack proves nothing"):
+        assert sentence in page
+
+
+def test_the_text_names_what_was_found(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run = simulated("--norm", "group")
+    code, text, _ = fedshelf(capsys, "privacy", "audit", run, "--name", "oslo", *FLAGS)
+    assert code == 0
+    for part in ("Audit of oslo", "the model in", "SSIM", "ceiling", "stays there: report.html"):
+        assert part in text
+    assert Path("report.html").exists()
+
+
+def test_a_run_with_noise_and_a_codec_is_attacked_as_it_is_sent(simulated: Any) -> None:
+    flags = ["--norm", "group", "--dp", "sample", "--noise-multiplier", "1.5", "--codec-up", "int8"]
+    report = audited(simulated(*flags))
+    assert attacks_of(report) == [("probe", "none"), ("probe", "--dp"), ("run", "none"), ("run", "as")]
+    sent = report.canaries[-1]
+    assert sent.protection == "as sent: --dp sample, noise 1.5, --codec-up int8"
+    assert sent.found.epsilon <= sent.accounted < 20
+
+
+def test_heads_on_features_are_attacked_by_shadow_heads(simulated: Any) -> None:
+    report = audited(simulated("--train", "head"))
+    assert {one.model for one in report.reconstructions} == {"probe"}
+    assert [one.protection.split(" ")[0] for one in report.membership] == ["none", "--dp"]
+    alone = next(one for one in report.labels if one.model == "run" and one.num_photos == 1)
+    assert alone.num_right == 1
+    assert alone.features_error is not None
+    assert alone.features_error < 1e-3
+    assert sum("trains its output layer on features" in sentence for sentence in report.left_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--algorithm", "ridge"], "sends sums over all photos"),
+        (["--norm", "batch"], "batch normalization"),
+        (["--norm", "group", "--dp", "client", "--noise-multiplier", "1"], "The server sees uploads without it"),
+        (["--personalize", "fedper", "--norm", "group"], "LiRA"),
+    ],
+    ids=["ridge", "batch norm", "dp client", "fedper"],
+)
+def test_what_cannot_be_attacked_is_listed_with_its_reason(simulated: Any, flags: list[str], said: str) -> None:
+    report = audited(simulated(*flags))
+    assert said in " ".join(report.left_out)
+    assert attacks_of(report)[:2] == [("probe", "none"), ("probe", "--dp")]
+
+
+def test_the_same_audit_finds_the_same_without_noise(simulated: Any) -> None:
+    run = simulated()
+    first, second = audited(run), audited(run)
+    assert first.canaries[0] == second.canaries[0]
+    assert first.reconstructions[0].ssim == second.reconstructions[0].ssim
+
+
+def store_after_setup(run: str) -> ClientPlace:
+    """A client's state as it is once it has received a run's setup."""
+    subject: AuditSubject = subject_of_run(run, data_dir=None, store="oslo")
+    place = ClientPlace.of(Path("stores/oslo"), name="oslo", state_dir=None, device="cpu", test_dir=None)
+    place.make_state_dir()
+    assert isinstance(StoreClient(place).handle(subject.opened.setup), Ready)
+    return place
+
+
+@pytest.mark.parametrize("flags", [["--norm", "group"], ["--train", "head"]], ids=["all", "head"])
+def test_a_store_audits_itself_by_its_photos_or_its_state_directory(simulated: Any, flags: list[str]) -> None:
+    place = store_after_setup(simulated(*flags))
+    by_photos, by_state = (subject_of_store(folder) for folder in (place.data_dir, place.state_dir))
+    assert by_photos.store == by_state.store == "oslo"
+    report = audit(replace(by_state, products=None), QUICK)
+    assert {one.model for one in report.canaries} == {"probe", "run"}
+    assert report.rare_products is None
+    assert "A store does not know what others sell" in audit_page(report)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either RUN"),
+        (["run", "--store", "stores/oslo"], "give either RUN"),
+        (["--store", "stores/oslo", "--name", "oslo"], "--data-dir and --name belong to a simulated run"),
+        (["--store", "stores/oslo"], "is neither a store's state directory nor a photo folder that a client"),
+        (["run", "--name", "olso"], "--name olso: there is no such store in"),
+        (["absent"], "unknown run 'absent'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_sentences(
+    simulated: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    simulated()
+    code, _, error = fedshelf(capsys, "privacy", "audit", *arguments)
+    assert code != 0
+    assert said in error
+
+
+def test_a_store_that_has_not_taken_part_is_told_so(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pack(Path("bern"), {"apple": 3})
+    place = ClientPlace.of(Path("bern"), name=None, state_dir=None, device="cpu", test_dir=None)
+    place.make_state_dir()
+    code, _, error = fedshelf(capsys, "privacy", "audit", "--store", "bern")
+    assert code != 0
+    assert "has not taken part in a run yet" in error
