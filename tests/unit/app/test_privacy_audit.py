@@ -14,12 +14,13 @@ from fedshelf.app.client import StoreClient
 from fedshelf.app.client_place import ClientPlace
 from fedshelf.app.privacy_audit import AuditOptions, audit
 from fedshelf.core.messages import Ready
+from fedshelf.privacy import policy as policies
 from fedshelf.privacy.audit.findings import UNPROTECTED, AuditReport
 from fedshelf.reporting.audit_page import audit_page
 from tests.unit.cli.test_command_line import fedshelf
 from tests.unit.data.samples import write_pack
 
-TINY = ["--image-size", "16", "--width", "2", "--batch-size", "4", "--rounds", "1", "--local-epochs", "1"]
+TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--rounds", "1", "--local-epochs", "1"]
 QUICK = AuditOptions(inversion_steps=2, num_canaries=20, num_stores=2, least_stores=2, num_shadows=8)
 FLAGS = ["--inversion-steps", "2", "--canaries", "20", "--summed-stores", "2", "--min-stores", "2"]
 
@@ -46,9 +47,7 @@ def attacks_of(report: AuditReport) -> list[tuple[str, str]]:
     return [(one.model, one.protection.split(" ")[0].rstrip(":,")) for one in report.canaries]
 
 
-def test_a_run_is_attacked_with_protection_and_without(
-    simulated: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_attacked_with_protection_and_without(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = simulated("--norm", "group"), Path("report.html")
     code, text, error = fedshelf(capsys, "privacy", "audit", run, "--out", str(out), "--json", *FLAGS)
     assert code == 0, error
@@ -66,8 +65,15 @@ def test_a_run_is_attacked_with_protection_and_without(
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
 
 
-def test_the_page_loads_nothing_shows_pictures_and_escapes_names(simulated: Any) -> None:
-    page = audit_page(audited(simulated()))
+def test_the_text_names_what_was_found_and_the_page_shows_it_and_loads_nothing(
+    simulated: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = simulated("--norm", "batch")
+    code, text, _ = fedshelf(capsys, "privacy", "audit", run, "--name", "oslo", *FLAGS)
+    assert code == 0
+    for part in ("Audit of oslo", "the model in", "SSIM", "ceiling", "mixes the photos", "stays there: report.html"):
+        assert part in text
+    page = Path("report.html").read_text(encoding="utf-8")
     assert "&lt;jam&gt;" in page
     assert "<jam>" not in page
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
@@ -77,15 +83,6 @@ def test_the_page_loads_nothing_shows_pictures_and_escapes_names(simulated: Any)
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     for sentence in ("stays there", "Unprotected", "A failed attack proves nothing"):
         assert sentence in page
-
-
-def test_the_text_names_what_was_found(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    run = simulated("--norm", "group")
-    code, text, _ = fedshelf(capsys, "privacy", "audit", run, "--name", "oslo", *FLAGS)
-    assert code == 0
-    for part in ("Audit of oslo", "the model in", "SSIM", "ceiling", "stays there: report.html"):
-        assert part in text
-    assert Path("report.html").exists()
 
 
 def test_a_run_with_noise_and_a_codec_is_attacked_as_it_is_sent(simulated: Any) -> None:
@@ -112,11 +109,10 @@ def test_heads_on_features_are_attacked_by_shadow_heads(simulated: Any) -> None:
     ("flags", "said"),
     [
         (["--algorithm", "ridge"], "sends sums over all photos"),
-        (["--norm", "batch"], "batch normalization"),
         (["--norm", "group", "--dp", "client", "--noise-multiplier", "1"], "The server sees uploads without it"),
         (["--personalize", "fedper", "--norm", "group"], "LiRA"),
     ],
-    ids=["ridge", "batch norm", "dp client", "fedper"],
+    ids=["ridge", "dp client", "fedper"],
 )
 def test_what_cannot_be_attacked_is_listed_with_its_reason(simulated: Any, flags: list[str], said: str) -> None:
     report = audited(simulated(*flags))
@@ -124,19 +120,12 @@ def test_what_cannot_be_attacked_is_listed_with_its_reason(simulated: Any, flags
     assert attacks_of(report)[:2] == [("probe", "none"), ("probe", "--dp")]
 
 
-def test_the_same_audit_finds_the_same_without_noise(simulated: Any) -> None:
-    run = simulated()
-    first, second = audited(run), audited(run)
-    assert first.canaries[0] == second.canaries[0]
-    assert first.reconstructions[0].ssim == second.reconstructions[0].ssim
-
-
 def store_after_setup(run: str) -> ClientPlace:
     """A client's state as it is once it has received a run's setup."""
     subject: AuditSubject = subject_of_run(run, data_dir=None, store="oslo")
     place = ClientPlace.of(Path("stores/oslo"), name="oslo", state_dir=None, device="cpu", test_dir=None)
     place.make_state_dir()
-    assert isinstance(StoreClient(place).handle(subject.opened.setup), Ready)
+    assert isinstance(StoreClient(place, policy=policies.load("open")).handle(subject.opened.setup), Ready)
     return place
 
 
@@ -159,7 +148,7 @@ def test_a_store_audits_itself_by_its_photos_or_its_state_directory(simulated: A
         (["--store", "stores/oslo", "--name", "oslo"], "--data-dir and --name belong to a simulated run"),
         (["--store", "stores/oslo"], "is neither a store's state directory nor a photo folder that a client"),
         (["run", "--name", "olso"], "--name olso: there is no such store in"),
-        (["absent"], "unknown run 'absent'"),
+    
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences(
