@@ -14,11 +14,11 @@ from typing import Any
 
 from fedshelf.cli.app import main
 from fedshelf.deploy import blob_client, flower_client, http_connection, registration
-from fedshelf.privacy import ledger
+from fedshelf.privacy import ledger, ledger_content
 from fedshelf.storage import hash_chain
 
 FILES = frozenset(str(module.__file__) for module in (
-    blob_client, flower_client, http_connection, registration, ledger, hash_chain,
+    blob_client, flower_client, http_connection, registration, ledger, ledger_content, hash_chain,
 ))  # fmt: skip
 
 

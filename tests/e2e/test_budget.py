@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedshelf.privacy.accounting import SampledGaussian, compose
-from fedshelf.privacy.ledger import Release, read
+from fedshelf.privacy.ledger_content import Release, read
 from tests.processes import Site, reason, statuses
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -49,7 +49,9 @@ def test_a_store_stops_before_its_budget_is_exceeded_and_the_run_goes_on(site: S
     summary = site.show(run)
     assert [set(statuses(summary, number).values()) for number in (3, 4)] != [{"counted"}] * 2
     refused = next(number for number in (1, 2, 3, 4) if statuses(summary, number).get(first) == "refused")
-    assert "this store's policy does not allow it: its privacy budget is used up" in reason(summary, refused, first)
+    why = "this store's policy does not allow it: its privacy budget does not allow this release"
+    assert why in reason(summary, refused, first)
+    assert [(entry["client"], entry["reason"].startswith(why)) for entry in summary["refused"]] == [(first, True)]
     assert all(statuses(summary, number)[name] == "counted" for number in (1, 2, 3, 4) for name in others)
     assert spent < epsilon_of(uploads(site, first)) <= spent * 1.3  # both runs together
     assert len(uploads(site, others[0])) == 6
@@ -71,5 +73,40 @@ def test_a_policy_that_requires_noise_refuses_a_run_without_it_and_one_that_came
     processes = [server, pair.client(first, "--policy", str(pair.root / "policy.toml")), pair.client(other)]
     assert [process.end() for process in processes] == [0, 0, 0], server.text()
     assert statuses(pair.show(run), 1) == {first: "refused", other: "counted"}
-    assert reason(pair.show(run), 1, first).endswith("its privacy budget is used up. The store's own log says more")
-    assert "left without noise (train), which counts for 365 days" in processes[1].text()
+    told = reason(pair.show(run), 1, first)
+    assert told.endswith("its privacy budget does not allow this release. The store's own log says more")
+    assert "left without noise (train), so that no ε bounds what has left for 365 days" in processes[1].text()
+
+
+def test_another_name_for_the_same_photos_has_the_same_budget(pair: Site) -> None:
+    (pair.root / "open.toml").write_text(POLICY.format(epsilon=1000))
+    first, _ = pair.names
+    one = ("--rounds", "1", *NOISE)
+    server = pair.server(*one, "--run-dir", str(pair.root / "first"), min_clients=1)
+    client = pair.client(first, "--policy", str(pair.root / "open.toml"))
+    assert [process.end() for process in (server, client)] == [0, 0]
+    spent = epsilon_of(uploads(pair, first))
+
+    for name, state in (("alias", ()), ("alias-2", ("--state-dir", str(pair.root / "elsewhere")))):
+        server = pair.server(*one, "--run-dir", str(pair.root / name), min_clients=1)
+        client = pair.client(first, "--name", name, *state, "--policy", str(pair.root / "open.toml"))
+        assert [process.end() for process in (server, client)] == [0, 0], client.text()
+    before = uploads(pair, first)
+    for state_dir in (pair.root / "home" / "clients" / "alias", pair.root / "elsewhere"):
+        (release,) = (release for release in read(state_dir).releases if release.kind == "upload")
+        before.append(release)
+        assert release.epsilon == pytest.approx(epsilon_of(before))
+        assert release.delta == 1e-5
+
+    (pair.root / "tight.toml").write_text(POLICY.format(epsilon=spent * 1.01))
+    run = pair.root / "refused"
+    server = pair.server("--rounds", "1", *NOISE, "--run-dir", str(run), min_clients=1)
+    client = pair.client(first, "--name", "alias-3", "--policy", str(pair.root / "tight.toml"))
+    client.wait_for_text("and the budget is epsilon")
+    server.interrupt()
+    client.interrupt()
+    server.end()
+    client.end()
+    assert not uploads(pair, "alias-3")
+    kinds = {release.kind for release in read(pair.root / "home" / "clients" / "alias-3").releases}
+    assert kinds == {"join", "ready", "refusal"}

@@ -1,18 +1,24 @@
 """A store's ledger says exactly what a proxy between it and the server has seen."""
 
 import json
+import resource
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from fedshelf.privacy.ledger import HEAD_FILE, Ledger, read
+from fedshelf.privacy.ledger import Ledger
+from fedshelf.privacy.ledger_content import FILE, HEAD_FILE, read
 from tests.processes import Process, Site
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.released import Sent, sent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+ONE_ROUND = ("--rounds", "1", "--val-fraction", "0", "--insecure")
 
 
 def state_dir(site: Site, name: str = "store-1") -> Path:
@@ -124,25 +130,80 @@ def test_a_store_whose_ledger_was_altered_sends_nothing(pair: Site) -> None:
         pair.address = proxy.address
         client = pair.client("store-1", "--insecure")
         assert client.end() == 1
-    assert "ledger.jsonl': line 5 does not continue the log" in client.text()
+    assert "ledger.jsonl': entry 5 does not continue the log" in client.text()
     assert [bytes(stream) for stream in proxy.streams] == []
 
 
-def test_a_rolled_back_ledger_is_reported_at_headquarters(pair: Site) -> None:
-    recipe = ("--rounds", "1", "--val-fraction", "0", "--insecure")
-    server, client = pair.server(*recipe, min_clients=1), pair.client("store-1", "--insecure")
+def test_a_store_whose_ledger_is_gone_sends_nothing(pair: Site) -> None:
+    server, client = pair.server(*ONE_ROUND, min_clients=1), pair.client("store-1", "--insecure")
+    assert [process.end() for process in (server, client)] == [0, 0]
+    for name in (FILE, HEAD_FILE):
+        (state_dir(pair) / name).unlink()
+    client = pair.client("store-1", "--insecure")
+    assert client.end() == 1
+    assert "ledger.jsonl' is missing, although something has left this store" in client.text()
+    verified = pair.fedshelf("privacy", "ledger", str(pair.stores / "store-1"), "--verify")
+    assert verified.end() == 1
+    assert "is missing" in verified.text()
+
+
+def test_a_rolled_back_ledger_is_reported_at_headquarters_and_ends_the_client_before_an_upload(pair: Site) -> None:
+    server, client = pair.server(*ONE_ROUND, min_clients=1), pair.client("store-1", "--insecure")
     assert [process.end() for process in (server, client)] == [0, 0]
     folder = state_dir(pair)
-    for path in (Ledger(folder).path, folder / HEAD_FILE):
-        path.unlink()
-    server, client = pair.server(*recipe, min_clients=1), pair.client("store-1", "--insecure")
+    shutil.copytree(folder, pair.root / "copy")
+    server, client = pair.server(*ONE_ROUND, min_clients=1), pair.client("store-1", "--insecure")
     assert [process.end() for process in (server, client)] == [0, 0]
+    shutil.rmtree(folder)
+    (pair.root / "copy").rename(folder)
+    before = len(read(folder).releases)
+    server = pair.server(*ONE_ROUND, min_clients=1)
+    for _ in range(2):
+        client = pair.client("store-1", "--insecure")
+        assert client.end() == 1
+        assert "the newest one that the server had seen before" in client.text()
     assert "the ledger of 'store-1' went back: it ended at entry" in server.text()
-    assert "that the server had seen before" in client.text()
+    assert server.running()
+    server.interrupt()
+    server.end()
+    entries = list(map(json.loads, (folder / FILE).read_text().splitlines()))
+    assert len([entry for entry in entries if entry["event"] == "intended"]) == before  # the join is a known one
     verified = pair.fedshelf("privacy", "ledger", str(pair.stores / "store-1"), "--verify")
     assert verified.end() == 1
     assert "that the server had seen before" in verified.text()
     printed = pair.fedshelf("audit-log")
     assert printed.end() == 0
     assert [event["store"] for event in printed.events if event["event"] == "ledger went back"] == ["store-1"]
-    assert json.loads(folder.joinpath(HEAD_FILE).read_text())["number"] > 0
+
+
+def test_a_full_disk_is_named_and_the_client_resumes_by_itself(pair: Site) -> None:
+    server = pair.server("--rounds", "2", "--val-fraction", "0", "--insecure", min_clients=1)
+    client = pair.odd_client("store-1", "--insecure", "--do", "hold@2", "--until", str(pair.root))
+    client.wait_for("held", round=2)
+    # From now on no file of this process may grow: what a full disk is to it, and needs no disk to fill.
+    limits = resource.prlimit(client.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(client.pid, resource.RLIMIT_FSIZE, (1, limits[1]))
+    pair.release(2)
+    client.wait_for_text("takes no file of this size: lift it. This client tries again every 5 s")
+    assert "nothing is sent, because it cannot be written to this store's ledger" in client.text()
+    resource.prlimit(client.pid, resource.RLIMIT_FSIZE, limits)
+    assert [process.end() for process in (server, client)] == [0, 0]
+    told = client.text().partition("nothing is sent")[2]
+    for words in ("waiting for the server", "trying again", "start again"):
+        assert words not in told
+    assert all(release.is_sent for release in read(state_dir(pair)).releases)
+
+
+def test_each_release_names_the_server_that_it_went_to(pair: Site) -> None:
+    server, client = pair.server(*ONE_ROUND, min_clients=1), pair.client("store-1", "--insecure")
+    assert [process.end() for process in (server, client)] == [0, 0]
+    (pair.root / "home" / "identity").rename(pair.root / "other-identity")  # as of another server
+    for path in (state_dir(pair) / "keys").iterdir():
+        path.unlink()
+    server, client = pair.server(*ONE_ROUND, min_clients=1), pair.client("store-1", "--insecure")
+    assert [process.end() for process in (server, client)] == [0, 0], client.text()
+    joins = [release for release in read(state_dir(pair)).releases if release.kind == "join"]
+    assert len(joins) == 2
+    assert {release.server for release in joins} == {pair.address}
+    assert len({release.chain for release in joins}) == 2
+    assert all(len(release.chain) > 40 for release in joins)

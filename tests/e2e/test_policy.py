@@ -69,7 +69,8 @@ def test_each_rule_refuses_with_a_sentence_that_headquarters_sees(chain: Site) -
         assert {name: reason(shown, number, name) for name in IN_ROUNDS} == {n: SAYS + s for n, s in IN_ROUNDS.items()}
     told = {entry["client"]: entry["reason"] for entry in shown["refused"]}
     assert {name: told[name] for name in AT_SETUP} == {name: SAYS + sentence for name, sentence in AT_SETUP.items()}
-    assert told["store-3"] == f"its evaluation is not used: {SAYS}this store evaluates no models: evaluate = false"
+    assert {name: told[name] for name in IN_ROUNDS} == {name: SAYS + sentence for name, sentence in IN_ROUNDS.items()}
+    assert told["store-3"] == f"{SAYS}this store compares no models: compare = false", "the newest"
     compared = {store["client"]: store["best"] for store in shown["stores"]}
     assert compared["store-3"] is None
     assert compared["store-1"] is not None
@@ -78,7 +79,13 @@ def test_each_rule_refuses_with_a_sentence_that_headquarters_sees(chain: Site) -
     reasons = {store["client"]: store["reason"] for store in last["stores"]}
     assert reasons["store-3"] == f"{SAYS}this store compares no models: compare = false"
     refused = [event for event in server.events if event["event"] == "client_refused" and event["client"] == "store-3"]
-    assert len(refused) == 1, "told once, not in each round"
+    assert [event["reason"] for event in refused] == [
+        f"its evaluation is not used: {SAYS}this store evaluates no models: evaluate = false",
+        f"{SAYS}this store compares no models: compare = false",
+    ], "each told once, not in each round"
+    for name, sentence in IN_ROUNDS.items():
+        assert f"of the server, the last one because {SAYS}{sentence}" in clients[name].text()
+    assert "since it was started: it refused what it was asked for" in clients["store-5"].text()
 
 
 def test_a_store_tells_no_figure_that_it_withholds_and_the_run_copes(chain: Site) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import UsageError
 from fedshelf.deploy.stock import run_config
-from fedshelf.privacy.ledger import read
+from fedshelf.privacy.ledger_content import read
 from tests.e2e.test_transport_stock import BIN, PATIENCE, environment, running, wait_for_superlink
 from tests.ports import free_port
 from tests.processes import ROOT, TINY, Site, figures, same_model

@@ -35,7 +35,8 @@ from fedshelf.deploy.records import Parcel
 from fedshelf.deploy.tls import ServerTls, ensure_server_tls
 from fedshelf.identity.chain import Chain
 from fedshelf.identity.keys import KeyPair
-from fedshelf.privacy.ledger import Ledger, read
+from fedshelf.privacy.ledger import Ledger
+from fedshelf.privacy.ledger_content import read
 from tests.ports import free_port
 from tests.recording_proxy import RecordingProxy, recording_proxy
 from tests.unit.deploy.echo import (

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from flwr.app import Message
 
 from fedshelf.core.errors import TransportError, UsageError
 from fedshelf.core.messages import PROTOCOL_VERSION
-from fedshelf.deploy import client_loop, credentials, http_connection, patience, registration
+from fedshelf.deploy import client_loop, credentials, flower_client, greeting, http_connection, patience, registration
+from fedshelf.deploy.address import Address
 from fedshelf.deploy.client_part import EndKind
 from fedshelf.deploy.flower_engine import FlowerEngine
 from fedshelf.deploy.flower_server import EmbeddedServer
@@ -226,13 +228,61 @@ def test_a_client_that_has_nothing_to_do_says_so() -> None:
             assert client.result.result(PATIENCE).kind is EndKind.CLOSED
 
 
-def test_a_store_whose_clock_is_wrong_joins_by_the_servers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ahead", "told"), [(400 * 86400.0, "400 days ahead of"), (-1800.0, "30 min 0 s behind")])
+def test_a_store_whose_clock_is_wrong_joins_by_the_servers_time_and_both_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ahead: float, told: str
+) -> None:
     with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
         transport = server.transport()
         with monkeypatch.context() as patch:
-            patch.setattr(credentials, "time", Clock(ahead=30 * 3600.0))
+            patch.setattr(credentials, "time", Clock(ahead=ahead))
+            with ThreadClient(server.address, "lyon") as client:
+                assert "lyon" in joined(transport)
+                assert "Set the one that is wrong" in client.says(f"this machine's clock is {told} the server's")
+    (line,) = (record.getMessage() for record in caplog.records if "clock" in record.getMessage())
+    assert line.startswith(f"lyon: its clock is {told} this server's")
+
+
+@pytest.mark.parametrize("told", ["nan", "inf", "-1", "1e300", "noon", None])
+def test_a_time_that_no_server_can_have_is_not_compared(answering: Callable[..., Answering], told: str | None) -> None:
+    server = answering(200, json.dumps({"protocol": PROTOCOL_VERSION, "time": told}).encode())
+    address = Address(host="127.0.0.1", port=server.server_port)
+    with contextlib.closing(http_connection.HttpConnection(address, None, timeout=PATIENCE)) as connection:
+        assert greeting.greet(connection, address, encrypted=False) is None
+
+
+def test_a_difference_of_clocks_that_is_no_number_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = credentials.Signer.headers
+    for told in ("nan", "1e999", "9" * 40, "--5", ""):
+        monkeypatch.setattr(flower_client, "CLOCK_HEADER", "x-not-sent")
+        with monkeypatch.context() as patch, EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
+            transport = server.transport()
+            patch.setattr(
+                credentials.Signer,
+                "headers",
+                lambda *given, told=told: {**headers(*given), greeting.CLOCK_HEADER: told},
+            )
             with ThreadClient(server.address, "lyon"):
                 assert "lyon" in joined(transport)
+    assert not [record for record in caplog.records if "clock" in record.getMessage()]
+
+
+def test_answers_do_not_depend_on_the_clock_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedServer(host="127.0.0.1", port=free_port(), tls=None) as server:
+        transport = server.transport()
+        later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=400)
+
+        def created_later(*arguments: Any, **more: Any) -> Message:
+            """As on a machine whose clock is 400 days ahead."""
+            with monkeypatch.context() as patch:
+                patch.setattr("flwr.app.message.message.now", lambda: later)
+                return Message(*arguments, **more)
+
+        monkeypatch.setattr(registration, "Message", created_later)
+        with ThreadClient(server.address, "lyon"):
+            assert "lyon" in joined(transport)
 
 
 class Clock:

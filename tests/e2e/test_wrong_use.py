@@ -59,7 +59,7 @@ def test_a_client_started_wrongly_is_told_why_and_the_server_stays(pair: Site) -
     assert_waits(wrong["plain"], "encrypts: run this client without --insecure")
     assert_fails(wrong["no photos"], str(pair.root / "empty"), "photo")
     assert_fails(wrong["no folder"], "store-9", code=2)
-    assert_fails(wrong["same state"], "process", str(first.pid), "--name")
+    assert_fails(wrong["same state"], "process", str(first.pid), "it uses the same photos")
     # The same name from elsewhere is somebody else.
     twin = pair.client("store-2", "--name", "store-1", "--state-dir", str(pair.root / "twin"))
     assert_fails(twin, "a store named 'store-1' is enrolled with another key", "--name")

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from fedshelf.privacy.ledger import Release, read
+from fedshelf.privacy.ledger_content import Release, read
 from tests.processes import Site
 from tests.recording_proxy import recording_proxy
 from tests.released import sent

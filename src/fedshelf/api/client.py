@@ -101,7 +101,11 @@ def run_store(
         if not is_quiet:
             show(printable(f"{place.name}: {text}"))
 
+    refusals: list[str] = []
+
     def report_answer(answer: WireMessage, num_bytes: int) -> None:
+        if isinstance(answer, Failure) and answer.refused:
+            refusals.append(answer.reason)
         if sentence := _describe_answer(answer, num_bytes):
             say(sentence)
 
@@ -140,14 +144,17 @@ def run_store(
     if config.withdraw:
         _report_withdrawal(ended, say)
         return None
+    if refusals:
+        say(f"it refused {counted(len(refusals), 'request')} of the server, the last one because {refusals[-1]}")
     if ended.kind is EndKind.REFUSED:
         raise TransportError(f"the server does not want this client: {ended.reason}")
     if ended.kind is EndKind.CLOSED and ended.reason != RUN_FINISHED:
         raise RunError(f"the server has ended the run: {ended.reason}")
     say(ended.reason)
     if ended.reason == RUN_FINISHED and not store.took_part:
+        why = "it refused what it was asked for" if refusals else "none began after it had joined, or it was not drawn"
         say(
-            "it took part in no round since it was started: none began after it had joined, or it was not drawn"
+            f"it took part in no round since it was started: {why}"
             + ("; there is no model here, the run's folder on the server has one" if folder is None else "")
         )
     if folder is not None:

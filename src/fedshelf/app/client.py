@@ -35,6 +35,7 @@ from fedshelf.models.own_model import use_model_path
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.budget import Budget
 from fedshelf.privacy.ledger import Ledger
+from fedshelf.privacy.ledger_content import OtherLedgers
 from fedshelf.privacy.policy import STANDARD, Policy
 from fedshelf.privacy.task_limits import TaskLimits
 from fedshelf.privacy.withholding import withhold
@@ -88,7 +89,8 @@ class StoreClient:
         self._task_limits = TaskLimits(policy, TaskLog(place.state_dir / "accepted-tasks.jsonl"))
         self.ledger = Ledger(place.state_dir)
         self._budget = Budget(
-            lambda: self.ledger.releases, delta=policy.protection.delta,
+            lambda: self.ledger.releases, others=OtherLedgers(place.other_state_dirs).releases,
+            delta=policy.protection.delta,
             epsilon=policy.protection.epsilon if policy.protection.required == "sample-dp" else None,
         )  # fmt: skip
         self._on_choice = on_choice
@@ -102,7 +104,7 @@ class StoreClient:
             prepare=self._prepare,
             states=FileClientStates(place.state_dir / "rounds", has_left=self.ledger.has_left),
             held=FileHeldModel(place.state_dir / "model.safetensors"), on_model=self._note, accept=self._accept,
-            on_reply=self.ledger.declare, charge=self._budget.spent_with,
+            on_reply=partial(self.ledger.declare, delta=policy.protection.delta), charge=self._budget.spent_with,
             withhold=partial(withhold, metrics=policy.metrics),
         )  # fmt: skip
 

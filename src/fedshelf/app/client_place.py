@@ -22,13 +22,14 @@ from fedshelf.core.text import from_filesystem
 from fedshelf.data.filesystem import folder_problem
 from fedshelf.data.folder import scan
 from fedshelf.data.health import usable_classes
-from fedshelf.privacy.ledger import FILE
+from fedshelf.privacy.ledger_content import FILE
 from fedshelf.storage.atomic_files import make_folder, write_atomically
 from fedshelf.storage.lock import RunLock
 
 logger = logging.getLogger(__name__)
 
 RECORD = "client.json"  # in a state directory: the client it belongs to
+_ELSEWHERE = "other-state-directories"  # in the home: one file for each outside of it, with its path
 COMMON_FOLDERS = frozenset({"local_data", "data", "photos", "train"})
 
 
@@ -105,23 +106,51 @@ class ClientPlace:
         Raises:
             RunError: another process has the lock (the message includes its id), or the directory cannot be written to.
         """
+        before = _record(self.state_dir).get("data_dir")
         self.make_state_dir()
         return RunLock(
             self.state_dir / "lock", what=f"the client '{self.name}' (its state is in '{self.state_dir}')",
-            instead="give this one another --name",
+            instead="wait for it: it uses the same photos" if before == str(self.data_dir.resolve())
+            else "give this one another --name",
         )  # fmt: skip
 
     def make_state_dir(self) -> None:
-        """Create the state directory and record the client's name in it.
+        """Create the state directory, and record in it the client's name and all photo folders that it has used.
 
         Raises:
             RunError: it cannot be written to.
         """
-        if self.state_dir.is_relative_to(places.home_directory().resolve()):
+        home = places.home_directory().resolve()
+        if self.state_dir.is_relative_to(home):
             places.make_home_folder(self.state_dir)
+        else:  # to be found by other clients of the same photos
+            pointers = places.make_home_folder(home / _ELSEWHERE)
+            write_atomically(pointers / places.folder_name(str(self.state_dir)), str(self.state_dir))
         make_folder(self.state_dir)
-        record = {"name": self.name, "data_dir": str(self.data_dir.resolve())}
+        folder = str(self.data_dir.resolve())
+        record = {"name": self.name, "data_dir": folder, "data_dirs": sorted({*_photos(self.state_dir), folder})}
         write_atomically(self.state_dir / RECORD, json.dumps(record))  # at each start: the newest is the last name
+
+    def other_state_dirs(self) -> list[Path]:
+        """See `other_state_dirs`."""
+        return other_state_dirs(self.state_dir, self.data_dir.resolve())
+
+
+def other_state_dirs(state_dir: Path, data_dir: Path | None = None) -> list[Path]:
+    """Find other state directories that were used with the same photo folders, from the same home.
+
+    Args:
+        state_dir: a client's state directory.
+        data_dir: its photo folder, resolved; None for those that it was used with before.
+
+    Returns:
+        Their state directories, in order of their paths.
+    """
+    clients, elsewhere = places.client_directory("x").parent, places.home_directory() / _ELSEWHERE
+    found = {path.parent.resolve() for path in clients.glob(f"*/{RECORD}")}
+    found |= {Path(path.read_text(encoding="utf-8")) for path in elsewhere.glob("[!.]*")}
+    photos = _photos(state_dir) | ({str(data_dir)} if data_dir else set())
+    return sorted(other for other in found - {state_dir} if photos & _photos(other))
 
 
 def state_dir_of(folder: Path) -> Path:
@@ -175,6 +204,15 @@ def default_name(folder: Path) -> str:
     others = {record["name"] for record in records if _is_folder(Path(record["data_dir"]))}
     numbered = (f"{base}-{number}" for number in itertools.count(2))
     return next(name for name in itertools.chain([base], numbered) if name not in others)
+
+
+def _photos(state_dir: Path) -> set[str]:
+    """The photo folders that a state directory was used with."""
+    try:
+        record = json.loads((state_dir / RECORD).read_text(encoding="utf-8"))
+        return {str(record["data_dir"]), *map(str, record.get("data_dirs", ()))}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def _record(state_dir: Path) -> dict[str, str]:

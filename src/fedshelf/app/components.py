@@ -159,6 +159,11 @@ def offer_of(config: RunConfig) -> ProtectionOffer:
     )
 
 
+def compares(config: RunConfig) -> bool:
+    """Whether stores compare models after the last round."""
+    return config.personalize != "none" if config.compare is None else config.compare
+
+
 def check_setup(policy: Policy, config: RunConfig) -> None:
     """Check a run's configuration against a store's policy.
 
@@ -229,7 +234,7 @@ def plan_of(
         warm_start=config.warm_start != "none",
         refit_head=config.refit_head,
         average_rounds=config.average_rounds,
-        compares=config.personalize != "none" if config.compare is None else config.compare,
+        compares=compares(config),
     )  # fmt: skip
 
 

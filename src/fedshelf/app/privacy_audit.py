@@ -121,7 +121,7 @@ def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
     labels = [finding for target in targets for n in counts if (finding := _label_finding(target, chosen[:n]))]
     return AuditReport(
         store=subject.store, run_id=opened.setup.run_id,
-        model=f"{config.model} ({opened.bound_model.params.layout.num_parameters:,} parameters), {subject.origin}",
+        model=f"{config.model} ({counted(opened.bound_model.params.layout.num_parameters, 'parameter')}), {subject.origin}",
         settings=f"{config.optimizer} with momentum {config.momentum:g}, batch size {config.batch_size}, "
         f"{counted(config.local_epochs, 'local epoch')}, {counted(config.rounds, 'round')}, --dp {config.dp}",
         reconstructions=tuple(reconstructions), chance_ssim=_chance(probe_targets[0], chosen),

@@ -2,25 +2,32 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedshelf.app.components import algorithm_of, check_setup, most_epochs
+from fedshelf.app.components import algorithm_of, check_setup, closed_form_of, compares, most_epochs, protection_of
+from fedshelf.app.differential_privacy import noise_for
+from fedshelf.app.differential_privacy import released as released_by
 from fedshelf.app.model import bound_model_of
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import PolicyError
-from fedshelf.core.messages import Comparison, Evaluation, Failure, Join, Ready, Upload
+from fedshelf.core.errors import BudgetError, PolicyError
+from fedshelf.core.messages import Comparison, Evaluation, Failure, Join, Mechanism, Ready, Upload
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
+from fedshelf.privacy.accounting import as_release, compose
+from fedshelf.privacy.budget import Budget
+from fedshelf.privacy.dp_sgd import SampleDP
 from fedshelf.privacy.policy import UNLIMITED, Policy
-from fedshelf.privacy.withholding import WITHHELD_BY
+from fedshelf.privacy.withholding import WITHHELD_BY, WITHOUT_NOISE
 from fedshelf.training.loop import differentiate_one
 from fedshelf.training.timing import noise_runs, seconds
 
 BYTES_PER_VALUE = {"float32": 4, "float64": 8}
 MOST_VECTORS = 2  # as long as the model, in an upload: the update and a control variate
 MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, Failure)
+AFTER_SETUP = (Ready, Upload, Evaluation, Comparison)  # what a store sends only if it takes part in a run
 _PURPOSES = {Upload: "train", Evaluation: "evaluate", Comparison: "compare"}
 
 
@@ -32,7 +39,7 @@ class Released:
         message: the message.
         field: the field.
         state: `clear`, `noised`, `withheld`, or `not sent` with its message.
-        key: the policy's key that decides this; "" if none does.
+        key: the policy's key or the run's setting that decides this; "" if none does.
     """
 
     message: str
@@ -48,9 +55,14 @@ class Explanation:
     Attributes:
         fields: all fields of all messages.
         learns: who learns what, in sentences.
-        epsilon: maximum ε in 365 days; None if there is no bound.
+        epsilon: of a run, the ε of all its rounds for one photo of this store; otherwise the maximum in 365 days. None
+            if there is no bound, or it is not known.
         delta: δ of that ε.
-        protection: what bounds ε, in a sentence.
+        protection: what bounds ε, in sentences.
+        budget: maximum ε in 365 days by the policy; None if there is none.
+        noise: the noise of one round of the run; None if there is none, or it is not known.
+        rounds_allowed: rounds of the run that the budget allows a store that has given nothing before; None if it is
+            not known.
         bytes_up: bytes of an upload before compression, of a run; otherwise the maximum, None if there is none.
         bytes_per_day: maximum bytes of uploads in 24 hours; None if there is none.
         seconds_per_round: predicted duration of a round's training on this machine; None if it is unknown.
@@ -63,6 +75,9 @@ class Explanation:
     epsilon: float | None
     delta: float | None
     protection: str
+    budget: float | None
+    noise: Mechanism | None
+    rounds_allowed: int | None
     bytes_up: int | None
     bytes_per_day: int | None
     seconds_per_round: float | None
@@ -74,9 +89,32 @@ class Explanation:
         return dataclasses.asdict(self)
 
 
-def released(policy: Policy) -> tuple[Released, ...]:
-    """What a policy lets leave, field by field."""
-    return tuple(_released(policy, kind, field.name) for kind in MESSAGES for field in dataclasses.fields(kind))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Guarantee:
+    epsilon: float | None
+    delta: float | None
+    protection: str
+    noise: Mechanism | None = None
+    rounds_allowed: int | None = None
+
+
+def released(
+    policy: Policy, config: RunConfig | None = None, *, refused: Collection[type[Any]] = ()
+) -> tuple[Released, ...]:  # fmt: skip
+    """What a policy lets leave, field by field.
+
+    Args:
+        policy: the policy.
+        config: the configuration of a run; None for that of any run.
+        refused: the messages that the store does not send because the policy refuses that run.
+    """
+    return tuple(
+        Released(message=kind.__name__, field=field.name, state="not sent", key="the run is refused")
+        if kind in refused
+        else _released(policy, config, kind, field.name)
+        for kind in MESSAGES
+        for field in dataclasses.fields(kind)
+    )
 
 
 def explain(
@@ -106,13 +144,25 @@ def explain(
             runs = noise_runs([bound], image_size=config.image_size, batch_size=config.batch_size)
             steps = config.local_epochs * math.ceil(num_train / config.batch_size)
             round_seconds = steps * seconds(lambda: differentiate_one(runs), bound.compute.device)
-    is_bounded = policy.protection.required == "sample-dp"
+    required = guarantee = _required(policy)
+    refused: tuple[type[Any], ...] = AFTER_SETUP if refusals else ()
+    if config is not None and not refusals:
+        try:
+            guarantee = _guarantee(policy, config, num_train)
+        except (PolicyError, BudgetError) as error:
+            refusals, refused = [str(problem) for problem in error.args], AFTER_SETUP
+        if guarantee.rounds_allowed == 0:  # which shows when the store is to train
+            refusals, refused = [guarantee.protection], (Upload,)
+    fields = released(policy, config, refused=refused)
     return Explanation(
-        fields=released(policy),
-        learns=_learns(policy),
-        epsilon=policy.protection.epsilon if is_bounded else None,
-        delta=policy.protection.delta if is_bounded else None,
-        protection=_PROTECTIONS[policy.protection.required],
+        fields=fields,
+        learns=_learns(policy, config, fields),
+        epsilon=guarantee.epsilon,
+        delta=guarantee.delta,
+        protection=guarantee.protection,
+        budget=required.epsilon,
+        noise=guarantee.noise,
+        rounds_allowed=guarantee.rounds_allowed,
         bytes_up=num_bytes,
         bytes_per_day=None if num_bytes is None else _limited(num_bytes, limits.rounds_per_day),
         seconds_per_round=round_seconds,
@@ -121,6 +171,57 @@ def explain(
     )
 
 
+def _required(policy: Policy) -> _Guarantee:
+    """What the policy guarantees in any run."""
+    rules = policy.protection
+    epsilon, delta = (rules.epsilon, rules.delta) if rules.required == "sample-dp" else (None, None)
+    return _Guarantee(epsilon=epsilon, delta=delta, protection=_PROTECTIONS[rules.required])
+
+
+def _guarantee(policy: Policy, config: RunConfig, num_train: int | None) -> _Guarantee:
+    """What the noise of a run guarantees to a store that has given nothing before.
+
+    Raises:
+        PolicyError: no noise is enough for the budget.
+        BudgetError: no noise is enough for the run's target.
+    """
+    protection, rounds = protection_of(config), config.rounds + config.extend
+    most, delta = _required(policy).epsilon, policy.protection.delta
+    if not isinstance(protection, SampleDP):
+        return _Guarantee(epsilon=None, delta=None, protection=_OF_RUN[protection.unit])
+    if num_train is None:
+        aims = [epsilon for epsilon in (protection.target_epsilon, most) if epsilon is not None]
+        return _Guarantee(
+            epsilon=min(aims) if protection.target_epsilon is not None else None, delta=protection.delta,
+            protection="The store adds noise. What it guarantees in a store depends on its number of photos: give "
+            "--data-dir." if protection.target_epsilon is None else "The store adds as much noise as this ε needs.",
+        )  # fmt: skip
+    noise = noise_for(config, protection, num_train, budget=Budget(tuple, epsilon=most, delta=delta))
+    one = released_by(config, num_train, noise)
+    found = compose([as_release(one)] * rounds, protection.delta).epsilon
+    allowed = rounds
+    if most is not None:
+        allowed = bisect_right(
+            range(1, rounds + 1), most, key=lambda number: compose([as_release(one)] * number, delta).epsilon
+        )
+    what = (
+        f"The store adds noise of {noise:.4g} times the bound of a photo's part, in {counted(one.steps, 'step')} of a "
+        f"round, to each of which a photo contributes with a probability of {one.sampling_rate:.3g}. ε is for one "
+        f"photo, over {counted(rounds, 'round')}, if the store is drawn for each."
+    )
+    if allowed == 0:
+        needed = compose([as_release(one)], delta).epsilon
+        what = f"one round needs an ε of {needed:.4g} at δ = {delta:g}: epsilon = {most:g}"
+    elif allowed < rounds:
+        what += f" The budget of {most:g} stops the store after {counted(allowed, 'round')} of them."
+    return _Guarantee(epsilon=found, delta=protection.delta, protection=what, noise=one, rounds_allowed=allowed)
+
+
+_OF_RUN: Mapping[str | None, str] = {
+    None: "The run adds no noise, so no ε bounds what updates reveal of a photo.",
+    "client": "The server adds noise to the sum of updates, and sees each update without it. No ε bounds what the "
+    "server learns of a photo.",
+}
 _PROTECTIONS: Mapping[str, str] = {
     "none": "No noise is required, so no ε bounds what updates reveal of a photo.",
     "sample-dp": "Runs must add noise at the store. ε is for one photo, over all runs and servers. It holds for the "
@@ -135,40 +236,70 @@ def _limited(each: int, most: int) -> int | None:
     return None if most >= UNLIMITED else each * most
 
 
-def _released(policy: Policy, kind: type[Any], field: str) -> Released:
+def _released(policy: Policy, config: RunConfig | None, kind: type[Any], field: str) -> Released:
     def made(state: str, key: str = "") -> Released:
         return Released(message=kind.__name__, field=field, state=state, key=key)
 
     purpose, key = _PURPOSES.get(kind, ""), WITHHELD_BY.get(kind, {}).get(field, "")
+    is_noised = policy.protection.required == "sample-dp" if config is None else _is_noised(config)
     sums = kind is Upload and policy.purposes.closed_form and policy.metrics.example_counts
+    sums = sums and (config is None or _computes_sums(config))
     if purpose and not getattr(policy.purposes, purpose) and not sums:
         return made("not sent", f"purposes.{purpose}")
     if kind is Evaluation and not policy.metrics.example_counts:
         return made("not sent", "metrics.example-counts")
+    if kind is Comparison and config is not None and not compares(config):
+        return made("not sent", "compare")
+    told = WITHOUT_NOISE.get(kind, {}) if is_noised else {}
+    if told is None:
+        return made("not sent", "dp = sample")
+    if key and not getattr(policy.metrics, key):
+        return made("withheld", _shown(key))
+    if field in told:
+        return made("withheld", "dp = sample")
     if key:
-        shown = "metrics.per-product" if key == "counts_products" else f"metrics.{key.replace('_', '-')}"
-        return made("clear" if getattr(policy.metrics, key) else "withheld", shown)
+        return made("clear", _shown(key))
     if kind is Upload and field == "vectors":
-        return made("noised" if policy.protection.required == "sample-dp" else "clear", "protection.required")
+        return made("noised" if is_noised else "clear", "protection.required" if config is None else "dp")
     return made("clear", f"purposes.{purpose}" if purpose else "")
 
 
-def _learns(policy: Policy) -> tuple[str, ...]:
-    metrics, is_noised = policy.metrics, policy.protection.required == "sample-dp"
+def _shown(key: str) -> str:
+    return "metrics.per-product" if key == "counts_products" else f"metrics.{key.replace('_', '-')}"
+
+
+def _is_noised(config: RunConfig) -> bool:
+    return isinstance(protection_of(config), SampleDP)
+
+
+def _computes_sums(config: RunConfig) -> bool:
+    return algorithm_of(config).counts_photos or closed_form_of(config) is not None
+
+
+def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ...]) -> tuple[str, ...]:
+    state = {f"{field.message}.{field.field}": field.state for field in fields}
+
+    def leaves(field: str) -> bool:
+        return state[field] in ("clear", "noised")
+
+    is_noised = state["Upload.vectors"] == "noised"
+    may_train = policy.purposes.train or (config is not None and _computes_sums(config))
     server = [
         "each update, with noise that bounds what it says of one photo"
         if is_noised
         else "each update, from which parts of photos can sometimes be reconstructed"
-    ] * policy.purposes.train
-    may_sum = policy.purposes.closed_form and metrics.example_counts
+    ] * (leaves("Upload.vectors") and may_train)
+    may_sum = policy.purposes.closed_form and policy.metrics.example_counts
+    may_sum = may_sum and (config is None or (_computes_sums(config) and leaves("Upload.vectors") and not is_noised))
     server += ["sums of its photos' features, in runs that compute the output layer in closed form"] * may_sum
-    server += ["the names of the store's products"] * metrics.class_names
-    server += ["how many photos the store has"] * metrics.example_counts
-    server += ["how well models do on its photos"] * (policy.purposes.evaluate and metrics.example_counts)
-    server += ["how many photos it has of each product"] * metrics.counts_products
+    server += ["the names of the store's products"] * leaves("Join.classes")
+    server += ["how many photos the store has"] * leaves("Ready.num_train")
+    measures = leaves("Evaluation.num_correct") or leaves("Comparison.accuracies")
+    server += ["how well models do on its photos"] * measures
+    server += ["how many photos it has of each product"] * leaves("Evaluation.products")
     others = ["the model, which may have memorized parts of photos"] * (not is_noised)
     others += ["the model"] * is_noised
-    others += ["the names of its products, without the store's name"] * metrics.class_names
+    others += ["the names of its products, without the store's name"] * leaves("Join.classes")
     least = policy.protection.min_cohort
     return (
         f"The server and its operator: {'; '.join(server) or 'nothing of the photos'}.",

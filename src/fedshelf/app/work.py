@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedshelf.algorithms.base import Asynchronous
 from fedshelf.app.components import client_lr_of
-from fedshelf.app.differential_privacy import private, tells_of_validation, with_noise
+from fedshelf.app.differential_privacy import private, with_noise
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
 from fedshelf.config import files
@@ -17,6 +17,7 @@ from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.alone import ClosedForm
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.privacy.budget import NO_BUDGET, Budget
+from fedshelf.privacy.withholding import only_noised
 from fedshelf.rounds.client import Work
 from fedshelf.training.batch_size import lr_scale
 from fedshelf.training.bound_model import BoundModel
@@ -70,14 +71,14 @@ def work_for(
         catalogue_digest=opened.catalogue.digest,
         config_digest=files.digest(opened.setup.config),
         num_train=len(photos.train),
-        num_validation=len(photos.validation) if tells_of_validation(opened.config) else None,
+        num_validation=len(photos.validation),
         num_left_out=photos.num_left_out,
     )
     return Work(
         algorithm=with_noise(opened.algorithm, mechanism),
         closed_form=opened.closed_form,
         trainer=trainer,
-        ready=ready,
+        ready=ready if mechanism is None else only_noised(ready),
         uploads=opened.uploads,
         mechanism=mechanism,
         local_trainer=local_trainer,

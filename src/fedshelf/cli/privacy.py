@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,16 +14,16 @@ import typer
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, print_json
 from fedshelf.cli.enroll import AsJson
+from fedshelf.cli.privacy_audit import audit
 from fedshelf.cli.tables import Column, Table
-from fedshelf.core.errors import UsageError
+from fedshelf.core.errors import RunError, UsageError
 from fedshelf.core.settings import MAX_INTEGER
 from fedshelf.core.text import counted
 from fedshelf.tracking.terminal import make_console, wrapped
 
 if TYPE_CHECKING:  # imported inside the commands, so that the command line starts fast
     from fedshelf.app.privacy_explanation import Explanation
-    from fedshelf.privacy.audit.findings import AuditReport
-    from fedshelf.privacy.ledger import Content
+    from fedshelf.privacy.ledger_content import Content, Release
 
 app = Commands(help="What leaves a store, and what it costs.")
 
@@ -91,23 +93,24 @@ def ledger(
 ) -> None:
     """Print and check a store's ledger: what has left the store.
 
-    Each release is written down before it is sent. A ledger with altered, missing or moved entries is an error.
+    Each release is written down before it is sent. A ledger with altered, missing or moved entries is an error. Other
+    state directories that were used with the same photos are named, with their totals.
 
     Example: fedshelf privacy ledger ./local_data --verify
     """
-    from fedshelf.app.client_place import state_dir_of
+    from fedshelf.app.client_place import other_state_dirs, state_dir_of
     from fedshelf.config import places
     from fedshelf.identity.store_keys import StoreKeys
-    from fedshelf.privacy.ledger import Release, read
+    from fedshelf.privacy.ledger_content import Release, read
 
     if verify + as_json + as_csv > 1:
         raise UsageError("choose one of --verify, --json and --csv")
     if home is not None:
         places.use_home(home)
-    state_dir = state_dir_of(folder)
+    state_dir = state_dir_of(folder).resolve()
     content, enrollment = read(state_dir), StoreKeys(state_dir / "keys").enrollment()
     if as_json:
-        print_json(_as_json(content), indent=2)
+        print_json(_as_json(content, other_state_dirs(state_dir)), indent=2)
     elif as_csv:
         rows = [asdict(release) for release in content.releases]
         table = csv.DictWriter(sys.stdout, [field.name for field in fields(Release)])
@@ -119,12 +122,25 @@ def ledger(
     elif verify:
         echo(*_verdict(content, "" if enrollment is None else enrollment.chain.text))
     else:
-        echo(*_tables(content))
+        echo(*_tables(content), *_others(other_state_dirs(state_dir)))
 
 
-def _as_json(content: "Content") -> dict[str, object]:
+def _as_json(content: "Content", others: list[Path]) -> dict[str, object]:
+    from fedshelf.privacy.ledger_content import epsilon_text
+
     return {
-        "releases": [asdict(release) for release in content.releases],
+        "releases": [{**asdict(found), "epsilon": epsilon_text(found.epsilon)} for found in content.releases],
+        "other_state_dirs": [
+            {
+                "state_dir": str(folder),
+                "problem": problem,
+                "releases": len(found),
+                "bytes": sum(release.num_bytes for release in found),
+                "epsilon": epsilon_text(last.epsilon if last else None),
+                "delta": last.delta if last else None,
+            }
+            for folder, found, last, problem in _read_others(others)
+        ],
         "totals": {
             purpose: {"releases": len(found), "bytes": sum(release.num_bytes for release in found)}
             for purpose, found in content.by_purpose.items()
@@ -163,24 +179,65 @@ def _verdict(content: "Content", enrolled: str) -> list[str]:
 def _tables(content: "Content") -> list["str | Table"]:
     from fedshelf.reporting.formatting import ABSENT, number, size
 
-    names = ("entry>", "time (UTC)", "purpose", "round>", "size>", "sent", "protections", "ε>", "run?")
-    columns = [Column(name=n.rstrip(">?"), is_figure=n.endswith(">"), is_optional=n.endswith("?")) for n in names]
+    deltas = {release.delta for release in content.releases if release.delta is not None}
+    names = ("entry>", "time (UTC)", "purpose", "round>", "size>", "sent", "protections", "ε>",
+             "δ>" if len(deltas) > 1 else "δ>?", "run?", "server?")  # fmt: skip
+    columns = [Column(name=n.rstrip(">?"), is_figure=">" in n, is_optional=n.endswith("?")) for n in names]
     releases, totals = Table(columns=columns), Table(columns=[
         Column(name="purpose"), Column(name="releases", is_figure=True), Column(name="size", is_figure=True),
     ])  # fmt: skip
+    ended = {"failure": " (failed)", "refusal": " (refused)"}
     for release in content.releases:
-        purpose = release.purpose if release.kind != "failure" else f"{release.purpose} (failed)"
+        purpose = release.purpose + ended.get(release.kind, "")
         releases.add(
             f"{release.number}", release.time[:16].replace("T", " "), purpose,
             ABSENT if release.round is None else f"{release.round}", size(release.num_bytes),
             "yes" if release.is_sent else "maybe", "; ".join(release.protections), number(release.epsilon),
-            release.run_id,
+            ABSENT if release.delta is None else f"{release.delta:g}", release.run_id, release.server,
         )  # fmt: skip
     for purpose, found in content.by_purpose.items():
         totals.add(purpose, f"{len(found)}", size(sum(release.num_bytes for release in found)))
     if not content.releases:
         return ["Nothing has left this store."]
-    return [releases, totals]
+    recipients = Table(columns=[
+        Column(name="server"), Column(name="releases", is_figure=True), Column(name="size", is_figure=True),
+        Column(name="chain's key"),
+    ])  # fmt: skip
+    for who, found in content.by_recipient.items():
+        total = sum(release.num_bytes for release in found)
+        recipients.add(who.server or "not recorded", f"{len(found)}", size(total), who.chain or ABSENT)
+    notes = [f"ε is that of the photos so far, with δ = {delta:g}." for delta in deltas if len(deltas) == 1]
+    return [releases, *notes, totals, recipients]
+
+
+def _others(folders: list[Path]) -> list["str | Table"]:
+    from fedshelf.reporting.formatting import ABSENT, number, size
+
+    if not folders:
+        return []
+    table = Table(columns=[
+        Column(name="state directory"), Column(name="releases", is_figure=True), Column(name="size", is_figure=True),
+        Column(name="ε", is_figure=True), Column(name="δ", is_figure=True),
+    ])  # fmt: skip
+    for folder, found, last, problem in _read_others(folders):
+        table.add(
+            str(folder), f"{len(found)}", size(sum(release.num_bytes for release in found)),
+            number(last.epsilon if last else None), f"{last.delta:g}" if last and last.delta else ABSENT,
+            notes=[problem] if problem else [],
+        )  # fmt: skip
+    return ["Other state directories of the same photos, which count for the same budget:", table]
+
+
+def _read_others(folders: list[Path]) -> Iterator[tuple[Path, tuple["Release", ...], "Release | None", str]]:
+    """Each folder, its releases, the newest one that has an ε, and why it cannot be read."""
+    from fedshelf.privacy.ledger_content import read
+
+    for folder in folders:
+        try:
+            found, problem = read(folder).releases, ""
+        except RunError as error:
+            found, problem = (), str(error)
+        yield folder, found, next((one for one in reversed(found) if one.epsilon is not None), None), problem
 
 
 @app.command()
@@ -198,7 +255,7 @@ def explain(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--data-dir", metavar="DIR", help="With --config: the store's photos, to predict how long a round takes."
+            "--data-dir", metavar="DIR", help="With --config: the store's photos, on which ε and seconds depend."
         ),
     ] = None,
     server: Annotated[
@@ -210,7 +267,8 @@ def explain(
     """Explain a policy before joining: what would leave the store.
 
     Shows every field of every message, who learns what, ε, bytes, and seconds. A server does not tell its run's
-    configuration to a store that has not joined: give it with --config, or see what any run could ask for.
+    configuration to a store that has not joined: give it with --config, or see what any run could ask for. With
+    --config, all of it is about that run under this policy.
 
     Example: fedshelf privacy explain --policy strict
     """
@@ -222,7 +280,7 @@ def explain(
     from fedshelf.privacy import policy as policies
 
     if data_dir is not None and config is None:
-        raise UsageError("--data-dir needs --config: how long a round takes depends on the run")
+        raise UsageError("--data-dir needs --config: ε and the seconds of a round depend on the run")
     chosen = policies.load(policy)
     run = None if config is None else files.load(RunConfig, config, {})
     num_train = None
@@ -244,132 +302,31 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
     fields = Table(columns=[Column(name=name) for name in ("message", "field", "leaves", "decided by")])
     for field in found.fields:
         fields.add(field.message.lower(), field.field, field.state, field.key)
-    epsilon = "unlimited" if found.epsilon is None else f"at most {found.epsilon:g} in 365 days (δ = {found.delta:g})"
+    period = "in this run" if found.is_of_a_run and not found.refusals else "in 365 days"
+    epsilon = "no bound is known" if found.epsilon is None else "no bound, because there is next to no noise"
+    if found.epsilon is not None and math.isfinite(found.epsilon):
+        epsilon = f"at most {found.epsilon:.4g} {period} (δ = {found.delta:g})"
+    allows = "the policy sets none" if found.budget is None else f"at most {found.budget:g} in 365 days, over all runs"
     most = "" if found.is_of_a_run else "at most "
     each = "unlimited" if found.bytes_up is None else most + size(found.bytes_up)
     daily = "unlimited" if found.bytes_per_day is None else f"at most {size(found.bytes_per_day)}"
+    sentences = (
+        *found.learns,
+        f"ε: {epsilon}. {found.protection}",
+        f"Budget of ε: {allows}.",
+        f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
+        "Seconds: unknown without --config and --data-dir."
+        if found.seconds_per_round is None
+        else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine, and up to twice "
+        "as long with noise.",
+    )
     echo(
         f"policy {policy}{': it refuses this run' * bool(found.refusals)}",
         *(f"  refused: {reason}" for reason in found.refusals),
         *told,
         fields,
-        *found.learns,
-        f"ε: {epsilon}. {found.protection}",
-        f"Bytes of an upload before compression: {each}. In 24 hours: {daily}.",
-        "Seconds: unknown without --config and --data-dir."
-        if found.seconds_per_round is None
-        else f"Seconds: about {duration(found.seconds_per_round)} of training a round on this machine.",
+        *(line for text in sentences for line in wrapped(text, make_console().width)),
     )
 
 
-@app.command()
-def audit(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A simulated run: its folder or id.", show_default=False)
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", metavar="DIR", help="Audit at a store: its photo folder or state directory."),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The report, which shows photos: it stays at the store.")
-    ] = Path("report.html"),
-    data_dir: Annotated[
-        Path | None,
-        typer.Option("--data-dir", metavar="DIR", help="With RUN: folder of the stores (default: the run's)."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="With RUN: the store to audit (default: the first by name).")
-    ] = None,
-    photos: Annotated[int, typer.Option("--photos", min=1, max=64, help="Photos of the step to invert.")] = 1,
-    inversion_steps: Annotated[
-        int, typer.Option("--inversion-steps", min=1, max=MAX_INTEGER, help="Iterations of each gradient inversion.")
-    ] = 2000,
-    canaries: Annotated[
-        int, typer.Option("--canaries", min=8, max=5000, help="Canaries; more can show a larger ε.")
-    ] = 200,
-    summed_stores: Annotated[
-        int, typer.Option("--summed-stores", min=2, max=64, help="Stores whose sum is attacked.")
-    ] = 8,
-    min_stores: Annotated[
-        int, typer.Option("--min-stores", min=1, max=MAX_INTEGER, help="Report products that fewer stores sell.")
-    ] = 3,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_INTEGER, help="Seed of the attacks.")] = 0,
-    model_path: Annotated[
-        Path | None,
-        typer.Option("--model-path", metavar="DIR", help="Folder of the module of a model of your own."),
-    ] = None,
-    as_json: AsJson = False,
-    home: Annotated[
-        Path | None, typer.Option("--home", metavar="DIR", help="The store's home (default: $FEDSHELF_HOME).")
-    ] = None,
-) -> None:
-    """Attack a store's own updates, and report what they give away.
-
-    Tries to reconstruct photos, to infer their products, and to tell which photos were trained on: without protection
-    and with it. An attack that fails proves nothing.
-
-    Example: fedshelf privacy audit runs/20261121-083512-a1b2 --out report.html
-    """
-    from fedshelf.app.audit_subject import subject_of_run, subject_of_store
-    from fedshelf.app.privacy_audit import AuditOptions
-    from fedshelf.app.privacy_audit import audit as audited
-    from fedshelf.config import places
-    from fedshelf.reporting.audit_page import audit_page
-    from fedshelf.storage.atomic_files import write_atomically
-
-    if home is not None:
-        places.use_home(home)
-    if (run is None) == (store is None):
-        raise UsageError("give either RUN, for a simulated run, or --store DIR, at a store")
-    if run is None and (data_dir is not None or name is not None):
-        raise UsageError("--data-dir and --name belong to a simulated run. With --store, the store says where they are")
-    subject = (
-        subject_of_run(run, data_dir=data_dir, store=name, model_path=model_path)
-        if store is None and run is not None
-        else subject_of_store(store or Path(), model_path=model_path)
-    )
-    options = AuditOptions(
-        num_photos=photos, inversion_steps=inversion_steps, num_canaries=canaries, num_stores=summed_stores,
-        least_stores=min_stores, seed=seed,
-    )  # fmt: skip
-    report = audited(subject, options)
-    write_atomically(places.absolute(out), audit_page(report))
-    if as_json:
-        print_json(report.to_record(), indent=1)
-        return
-    _show_audit(report, out)
-
-
-def _few_stores(report: "AuditReport") -> list[str]:
-    if report.rare_products is None:
-        return []
-    found = counted(len(report.rare_products), "product")
-    return [f"Products that fewer than {counted(report.least_stores, 'store')} sell: {found}, listed in the report."]
-
-
-def _show_audit(report: "AuditReport", out: Path) -> None:
-    from fedshelf.reporting import audit_page as page
-
-    def table(names: str, rows: list[tuple[str, ...]]) -> Table:
-        columns = [each.strip() for each in names.split(",")]
-        made = Table(columns=[Column(name=each.rstrip(">"), is_figure=each.endswith(">")) for each in columns])
-        for row in rows:
-            made.add(*row)
-        return made
-
-    echo(
-        f"Audit of {report.store}, run {report.run_id}: {report.model}.",
-        "Gradient inversion (SSIM of 1 is the photo itself, "
-        f"{report.chance_ssim:.2f} is what another photo of this store reaches):",
-        table("model, protection, SSIM>, PSNR>, seconds>", page.rows_of_inversions(report)),
-        "Labels inferred:",
-        table("model, protection, photos>, right>, by chance>, error of features>", page.rows_of_labels(report)),
-        "Canaries found:",
-        table("model, protection, right>, ε found>, ceiling>, ε accounted>", page.rows_of_canaries(report)),
-        table("protection, LiRA AUC>, found>, 95 % interval>", page.rows_of_membership(report)),
-        *_few_stores(report),
-        *(f"Not attacked: {sentence}" for sentence in report.left_out),
-        "Assumptions, what no protection covers, and pictures are in the report. An attack that fails proves nothing.",
-        f"The report shows photos of the store, and stays there: {out}",
-    )
+app.command()(audit)

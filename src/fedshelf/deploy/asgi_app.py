@@ -28,6 +28,7 @@ from fedshelf.deploy.blob_routes import PATH as BLOB_PATH
 from fedshelf.deploy.blob_routes import BlobRoutes, Receive, Scope, Send, answer
 from fedshelf.deploy.blobs import Blobs
 from fedshelf.deploy.crash_reporter import SIGNALS, TOKEN_HEADER
+from fedshelf.deploy.greeting import CLOCK_HEADER, clock_problem
 
 if TYPE_CHECKING:
     from fedshelf.deploy.flower_engine import FlowerEngine
@@ -80,6 +81,7 @@ class FleetApp:
         self._last_wait: dict[int, float] = {}
         self._crash_tokens: dict[int, bytes] = {}  # by node: authenticates its crash report
         self._end = ""
+        self._wrong_clocks: set[str] = set()  # names of the stores that were warned about
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -150,6 +152,7 @@ class FleetApp:
             self._admission.limited(_peer(scope), caller, "too many connections")
             await answer(send, 429, reason=f"'{printable(caller.name)}' has too many connections")
         elif (method, path) == ("GET", "/fedshelf/roster"):
+            self._compare_clocks(caller, headers.get(CLOCK_HEADER.encode(), b""))
             await answer(send, *await self._in_thread(self._admission.roster))
         elif method == "POST" and renews:
             await self._small(self._admission.renew, JSON, caller, scope, receive, send, limit=MAX_ENROLLMENT_BYTES)
@@ -168,6 +171,16 @@ class FleetApp:
             await self._body(named[1], caller, scope, receive, send)
         else:
             await answer(send, 404, reason="not found")
+
+    def _compare_clocks(self, caller: Caller, told: bytes) -> None:
+        """Warn, once for each store, of a clock that differs from this server's."""
+        digits = told.removeprefix(b"-")
+        if not digits.isdigit() or len(digits) > MAX_DIGITS:
+            return
+        problem = clock_problem(f"{printable(caller.name)}: its", int(told), "this server's")
+        if problem and caller.name not in self._wrong_clocks:
+            logger.warning("%s", problem)
+        (self._wrong_clocks.add if problem else self._wrong_clocks.discard)(caller.name)
 
     async def _small(
         self, serve: Callable[[Caller, bytes], tuple[int, bytes]], content_type: str, caller: Caller, scope: Scope,

@@ -10,7 +10,7 @@ from concurrent import futures
 from functools import partial
 from pathlib import Path
 
-from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, UsageError
+from fedshelf.core.errors import FedShelfError, IdentityError, RosterError, RunError, UsageError
 from fedshelf.core.messages import Join
 from fedshelf.deploy import quiet_engine_log
 from fedshelf.deploy.address import parse_server_address
@@ -20,6 +20,7 @@ from fedshelf.deploy.connection_errors import CertificateRejectedError, ServerUn
 from fedshelf.deploy.crash_reporter import CrashReporter, ReportTarget
 from fedshelf.deploy.credentials import Credentials
 from fedshelf.deploy.flower_client import FleetSession
+from fedshelf.deploy.greeting import clock_problem
 from fedshelf.deploy.patience import SILENCE_ADVICE, Patience, Retries
 from fedshelf.deploy.records import SendHook
 from fedshelf.deploy.registration import AnswerHook, Registration
@@ -33,6 +34,8 @@ from fedshelf.storage.atomic_files import temporary_folder
 from fedshelf.storage.hash_chain import DamagedLogError
 
 logger = logging.getLogger(__name__)
+
+FILE_PAUSE = 5.0  # seconds between attempts while a file cannot be written, for example on a full disk
 
 
 def run_client(
@@ -85,7 +88,7 @@ def run_client(
 
     Raises:
         IdentityError: the server does not admit this store.
-        DamagedLogError: the ledger was altered.
+        DamagedLogError: the ledger was altered, or the server has seen an entry that is not in it.
         RosterError: the server shows a roster, or a chain's key, that this store does not accept.
         TransportError: the server does not accept this client's certificate, or did not answer for `max_wait`.
         UsageError: `server_address` is not an address that a client can connect to; or TLS cannot be set up on this
@@ -116,9 +119,11 @@ def run_client(
                 credentials.accepted()
                 was_connected = True
                 retries.say(f"connected to {address}")
+                if problem := clock_problem("this machine's", session.clock_ahead, "the server's"):
+                    on_status(f"WARNING: {problem}")
                 target = ReportTarget(
                     address=str(address), ca=None if credentials.trusted is None else str(credentials.trusted),
-                    insecure=insecure, token=session.crash_token,
+                    insecure=insecure, token=session.crash_token, chain=session.recipient.chain,
                     ledger=None if ledger is None else str(ledger.path.parent),
                 )  # fmt: skip
                 registration = Registration(
@@ -139,6 +144,11 @@ def run_client(
                 on_status(f"{error}; enrolling again")
             except (RosterError, DamagedLogError):
                 raise
+            except RunError as error:  # this machine's fault, not the server's
+                waiting.end()
+                retries.say(f"{str(error).removesuffix('.')}. This client tries again every {FILE_PAUSE:g} s")
+                stop.wait(FILE_PAUSE)
+                patience.since = time.monotonic()
             except FedShelfError as error:
                 if not insecure and ca is None and local_authority() != authority:
                     on_status("a server on this machine has just made its certificate authority; trying again")

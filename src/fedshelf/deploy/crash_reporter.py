@@ -48,6 +48,7 @@ class ReportTarget:
         insecure: disable TLS.
         token: authenticates the report for this registration.
         ledger: folder of the store's ledger, which gets a line for the report; None keeps no ledger.
+        chain: the chain's key, for the ledger.
     """
 
     address: str
@@ -55,6 +56,7 @@ class ReportTarget:
     insecure: bool
     token: str
     ledger: str | None = None
+    chain: str = ""
 
 
 class CrashReporter:
@@ -144,12 +146,13 @@ def _report(name: str, crash: bytes, target: ReportTarget | None) -> None:
     from fedshelf.deploy.http_connection import HttpConnection
     from fedshelf.deploy.tls import client_context
     from fedshelf.privacy.ledger import Ledger
+    from fedshelf.privacy.ledger_content import Recipient
 
     context = None if target.insecure else client_context(Path(target.ca) if target.ca else None)
     line = HttpConnection(parse_address(target.address), context, timeout=REPORT_SECONDS)
     content = json.dumps({"token": target.token, "signal": by}).encode()
     ledger = None if target.ledger is None else Ledger(Path(target.ledger))
-    release = ledger and ledger.intend_crash_report(content)
+    release = ledger and ledger.intend_crash_report(content, Recipient(server=target.address, chain=target.chain))
     answer = line.request("POST", "/fedshelf/died", {"content-type": "application/json"}, content)
     if ledger and release and answer.status == 200:
         ledger.confirm(release)

@@ -44,13 +44,15 @@ class Signer:
 
     Attributes:
         session: the session, 16 bytes.
+        clock_ahead: seconds by which this machine's clock is ahead of the server's; 0 if that does not say its time.
     """
 
     def __init__(self, keys: StoreKeys, *, server: str, server_time: float | None) -> None:
         self.session = secrets.token_bytes(16)
         self._keys = keys.pair()
         self._server = server
-        self._ahead = time.time() - time.monotonic() if server_time is None else server_time - time.monotonic()
+        self.clock_ahead = 0.0 if server_time is None else time.time() - server_time
+        self._ahead = time.time() - self.clock_ahead - time.monotonic()
 
     def headers(self, method: str, path: str, body: bytes | None = b"") -> Mapping[str, str]:
         """Sign a request.

@@ -40,10 +40,11 @@ from fedshelf.deploy.connection_errors import (
 )
 from fedshelf.deploy.crash_reporter import TOKEN_HEADER
 from fedshelf.deploy.credentials import Credentials, Signer
-from fedshelf.deploy.greeting import greet
+from fedshelf.deploy.greeting import CLOCK_HEADER, greet
 from fedshelf.deploy.http_connection import Answer, HttpConnection
 from fedshelf.deploy.records import MAX_REASON_CHARACTERS
 from fedshelf.identity.countersignatures import Countersignature
+from fedshelf.privacy.ledger_content import Recipient
 from fedshelf.serialization.blob import Blob
 from fedshelf.storage.hash_chain import Head
 
@@ -74,6 +75,8 @@ class FleetSession:
 
     Attributes:
         crash_token: authenticates a crash report of this process.
+        clock_ahead: seconds by which this machine's clock is ahead of the server's.
+        recipient: who gets what this store sends, as its ledger names it.
 
     Raises:
         ServerUnavailableError: the server does not answer for now.
@@ -95,11 +98,13 @@ class FleetSession:
             server_time = self._greet(credentials, encrypted=context is not None)
             server = self._end_connection.server_fingerprint()
             self._signer = Signer(credentials.keys, server=server, server_time=server_time)
+            self.clock_ahead = self._signer.clock_ahead
             self._blobs = BlobClient(
                 self._connection, lambda method, path: self._signer.headers(method, path, None), held or ReceivedBlob()
             )
             credentials.keys.accept(self._roster())
-            self._keys = credentials.keys
+            self._keys, enrollment = credentials.keys, credentials.keys.enrollment()
+            self.recipient = Recipient(server=str(address), chain=enrollment.chain.text if enrollment else "")
             session = self._signer.session
             self._post("/v1/fleet/register-node", fleet_pb2.RegisterNodeFleetRequest(public_key=session))
             activate = fleet_pb2.ActivateNodeRequest(public_key=session, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -125,7 +130,8 @@ class FleetSession:
     def _roster(self) -> str:
         """Fetch the signed roster."""
         path = "/fedshelf/roster"
-        answer = self._connection.request("GET", path, self._signer.headers("GET", path))
+        headers = {**self._signer.headers("GET", path), CLOCK_HEADER: f"{self.clock_ahead:.0f}"}
+        answer = self._connection.request("GET", path, headers)
         return _checked(answer).decode(errors="replace")
 
     def pull(self) -> Message | None:
@@ -237,13 +243,8 @@ class FleetSession:
         """What the server says of the ledger's head, if it is signed by the chain that this store is enrolled with."""
         try:
             found = Countersignature.of(json.loads(content)["countersignature"])
-            enrollment = self._keys.enrollment()
-            chain = enrollment.chain.text if enrollment else ""
-            if (found.chain, found.store, found.head) == (
-                chain,
-                self._keys.pair().public.text,
-                head,
-            ) and found.is_signed:
+            known = self.recipient.chain, self._keys.pair().public.text, head
+            if (found.chain, found.store, found.head) == known and found.is_signed:
                 return found
         except (ValueError, KeyError, TypeError, RecursionError):
             pass

@@ -8,6 +8,32 @@ from fedshelf.core.messages import PROTOCOL_VERSION
 from fedshelf.deploy.address import Address
 from fedshelf.deploy.connection_errors import PASSING_STATUSES, ServerUnavailableError
 from fedshelf.deploy.http_connection import HttpConnection
+from fedshelf.reporting.formatting import duration
+
+CLOCK_HEADER = "fedshelf-clock-ahead"  # seconds, by the time that the server has told
+MAX_TIME = 253_402_300_799.0  # the end of the year 9999
+MAX_CLOCK_ERROR = 300.0  # seconds by which two clocks may differ without a word
+_DAY = 86_400.0
+
+
+def clock_problem(whose: str, ahead: float, other: str) -> str:
+    """Describe two clocks that differ.
+
+    Args:
+        whose: the clock, such as `this machine's`.
+        ahead: seconds by which it is ahead; negative if it is behind.
+        other: the clock that it is compared with.
+
+    Returns:
+        A sentence; empty if they differ little.
+    """
+    if abs(ahead) <= MAX_CLOCK_ERROR:
+        return ""
+    by = f"{abs(ahead) / _DAY:.0f} days" if abs(ahead) > 2 * _DAY else duration(abs(ahead), digits=0)
+    return (
+        f"{whose} clock is {by} {'ahead of' if ahead > 0 else 'behind'} {other}. Set the one that is wrong: "
+        "certificates, active hours, and the times in the ledger, which the privacy budget counts, go by it"
+    )
 
 
 def greet(connection: HttpConnection, address: Address, *, encrypted: bool) -> float | None:
@@ -49,6 +75,7 @@ def greet(connection: HttpConnection, address: Address, *, encrypted: bool) -> f
             f"{answer['protocol']}, this client {PROTOCOL_VERSION}: install the same version on both"
         )
     try:
-        return float(answer["time"])
+        time = float(answer["time"])
+        return time if 0 <= time <= MAX_TIME else None  # not NaN either
     except (KeyError, ValueError, TypeError):
         return None

@@ -143,9 +143,11 @@ class Registration:
             self._on_send(parcel)
         ledger, release = self._ledger, None
         if ledger is not None and not isinstance(answer, Control):
-            release = ledger.intend(answer, parcel.payload(), blob=parcel.blob_digest)
+            release = ledger.intend(answer, parcel.payload(), blob=parcel.blob_digest, to=self._session.recipient)
         # Created once: a retry after a break must send the same message.
         reply = Message(parcel.records, reply_to=message)
+        # By the server's clock: with this machine's, the engine could take the answer for one that is too old.
+        reply.metadata.created_at, reply.metadata.ttl = message.metadata.created_at, message.metadata.ttl
         if parcel.blob.pieces:
             try:
                 wanted = self._with_retries(

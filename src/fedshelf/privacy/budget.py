@@ -1,25 +1,24 @@
-"""A store's privacy budget: the ε of its photos, composed over all that its ledger says, of any run and server.
+"""A store's privacy budget: the ε of its photos, composed over all that its ledgers say, of any run and server.
 
 Every release counts once it is intended, also if the server did not use it.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from fedshelf.core.errors import BudgetError, PolicyError
+from fedshelf.core.errors import BudgetError, PolicyError, RunError
 from fedshelf.core.messages import Mechanism
 from fedshelf.core.text import counted
 from fedshelf.privacy.accounting import SampledGaussian, as_release, compose, noise_multiplier_for
 from fedshelf.privacy.base import DEFAULT_DELTA
-from fedshelf.privacy.ledger import Release
+from fedshelf.privacy.ledger_content import Release
 
 logger = logging.getLogger(__name__)
 
 PERIOD = timedelta(days=365)
-_FROM_PHOTOS = frozenset({"upload", "evaluation", "comparison"})
-"""Kinds of messages that are computed from photos; others tell counts, names, and why something failed."""
 
 
 class Budget:
@@ -29,14 +28,16 @@ class Budget:
         releases: returns what the store has released so far.
         epsilon: the most that ε may be; None: no limit.
         delta: δ.
+        others: returns what has left of the same photos by other ledgers, by state directory.
         now: returns the time.
     """
 
     def __init__(
         self, releases: Callable[[], Iterable[Release]], *, epsilon: float | None = None, delta: float = DEFAULT_DELTA,
+        others: Callable[[], Mapping[Path, Iterable[Release]]] = dict,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
-        self._releases = releases
+        self._releases, self._others = releases, others
         self._epsilon, self._delta, self._now = epsilon, delta, now
 
     def spent_with(self, mechanism: Mechanism) -> float:
@@ -52,10 +53,7 @@ class Budget:
         noised = self._noised()
         spent = math.inf if noised is None else compose([*noised, as_release(mechanism)], self._delta).epsilon
         if self._epsilon is not None and not spent <= self._epsilon:
-            raise _refusal(
-                f"{counted(len(noised or ()), 'release')} of the last 365 days and this one would give an ε of "
-                f"{spent:.4g} at δ = {self._delta:g}, and epsilon = {self._epsilon:g}"
-            )
+            raise _refusal(self._why_not(spent, noised or ()))
         return spent
 
     def noise_multiplier(
@@ -88,29 +86,51 @@ class Budget:
             raise _refusal(str(error)) from error
         return max(needed, left)
 
+    def _why_not(self, spent: float, before: Sequence[SampledGaussian]) -> str:
+        budget = f"the budget is epsilon = {self._epsilon:g} in 365 days (δ = {self._delta:g})"
+        if not before:
+            return f"one round of this run needs an ε of {spent:.4g}, and {budget}. The run needs more noise"
+        known = compose(before, self._delta).epsilon
+        return (
+            f"{counted(len(before), 'release')} of the last 365 days gave an ε of {known:.4g}, one more would make it "
+            f"{spent:.4g}, and {budget}"
+        )
+
     def _noised(self) -> list[SampledGaussian] | None:
-        """What has left in the last 365 days; None if something left without noise.
+        """What has left in the last 365 days; None if something left without noise, or it is not known.
 
         Raises:
-            PolicyError: something did, and there is a budget.
+            PolicyError: that is so, and there is a budget.
         """
         oldest = (self._now() - PERIOD).isoformat()
-        before = [release for release in self._releases() if release.time >= oldest and release.kind in _FROM_PHOTOS]
-        bare = next((release for release in before if release.mechanism is None), None)
+        ledgers = {"this store's ledger": self._releases()}
+        try:
+            ledgers |= {f"the ledger in '{folder}'": releases for folder, releases in self._others().items()}
+        except RunError as error:
+            if self._epsilon is None:
+                return None
+            raise _refusal(f"what has left of these photos is not known: {error}") from error
+        before = {  # the same bytes tell two servers no more than one
+            release.digest: (release, ledger)
+            for ledger, releases in ledgers.items()
+            for release in releases
+            if release.time >= oldest and release.is_from_photos
+        }
+        bare, where = next((found for found in before.values() if found[0].is_bare), (None, ""))
         if bare is None:
-            return [SampledGaussian.from_json(release.mechanism) for release in before]
+            return [SampledGaussian.from_json(release.mechanism) for release, _ in before.values()]
         if self._epsilon is None:
             return None
         raise _refusal(
-            f"entry {bare.number} of this store's ledger, of {bare.time[:10]}, left without noise ({bare.purpose}), "
-            "which counts for 365 days"
+            f"entry {bare.number} of {where}, of {bare.time[:10]}, left without noise ({bare.purpose}), so that no ε "
+            f"bounds what has left for 365 days, and the budget is epsilon = {self._epsilon:g}"
         )
 
 
 def _refusal(why: str) -> PolicyError:
     """The error that a server sees, which does not tell what the store did for others; logs why for the store."""
-    logger.warning("the privacy budget is used up: %s", why)
-    return PolicyError("its privacy budget is used up. The store's own log says more")
+    logger.warning("the privacy budget does not allow this run: %s", why)
+    return PolicyError("its privacy budget does not allow this release. The store's own log says more")
 
 
 NO_BUDGET = Budget(tuple)

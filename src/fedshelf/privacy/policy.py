@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from fedshelf.core.errors import PolicyError, UsageError
 from fedshelf.core.messages import Broadcast, Purpose
 from fedshelf.core.settings import Setting, settings_of
-from fedshelf.core.system_errors import reason
+from fedshelf.core.system_errors import content_problem, reason
 from fedshelf.core.text import counted, did_you_mean
 from fedshelf.models.registry import is_own
 from fedshelf.privacy.policy_tables import (
@@ -30,7 +30,7 @@ from fedshelf.privacy.policy_tables import (
 )
 
 UNLIMITED = 2**62
-
+BUDGET = ("epsilon", "delta")  # keys of [protection] that only a required protection gives effect
 
 TABLES = MappingProxyType(
     {"limits": Limits, "models": Models, "purposes": Purposes, "protection": Protection, "metrics": Metrics,
@@ -209,8 +209,11 @@ def load(name: str) -> Policy:
     try:
         text = Path(name).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError, RuntimeError) as error:
+        problem = "the name is empty" if not name else reason(error)
+        if isinstance(error, UnicodeDecodeError):
+            problem = f"{content_problem(error)}. Save it as UTF-8"
         raise UsageError(
-            f"cannot read --policy {name}: {reason(error)}; give a TOML file, or one of {', '.join(BUILT_IN)}"
+            f"cannot read --policy {name or repr('')}: {problem}; give a TOML file, or one of {', '.join(BUILT_IN)}"
         ) from None
     return parse(text, where=name)
 
@@ -264,6 +267,11 @@ def _table(name: str, given: dict[str, Any], where: str, problems: list[str]) ->
     if problems:
         return None
     made = TABLES[name](**values)
+    if name == "protection" and "required" not in given and (unused := [key for key in BUDGET if key in given]):
+        problems.append(
+            f"[protection] of {where} sets {' and '.join(unused)} to no effect, because it lacks required: write "
+            'required = "sample-dp" to keep this budget, or "none" for no budget'
+        )
     problems += [f"{problem}, in [{name}] of {where}" for problem in getattr(made, "problems", list)()]
     return made
 
@@ -274,6 +282,8 @@ def _problem_with(value: Any, setting: Setting) -> str:
     if setting.type in (int, float):
         if type(value) not in {int, setting.type}:
             return "not a whole number" if setting.type is int else "not a number"
+        if not math.isfinite(value):
+            return f"must be a finite number, such as {setting.default}"
         if setting.gt is not None or setting.lt is not None:
             low, high = setting.gt or 0, math.inf if setting.lt is None else setting.lt
             return "" if low < value < high else f"must be above {low:g}" + f" and below {high:g}" * (high < math.inf)

@@ -226,7 +226,11 @@ class Server:
             f"{text!r} is not a fingerprint of 64 hexadecimal digits, as 'fedshelf privacy explain --server' prints it"
             for text in self.authorities
             if not _FINGERPRINT.fullmatch(_digits(text))
-        ]
+        ] + [
+            f"the address {text!r} is not HOST:PORT: write, for example, \"192.168.1.100:8080\""
+            for text in self.addresses
+            if not (match := _ADDRESS.fullmatch(text)) or not 0 < int(match[1]) < 2**16
+        ]  # fmt: skip
 
     def check(self, address: str, authority: str) -> None:
         """Check a server before anything is sent to it.
@@ -249,6 +253,7 @@ class Server:
             raise PolicyError(*problems)
 
 
+_ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/*\[\]]+):([0-9]{1,5})", re.ASCII)
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 

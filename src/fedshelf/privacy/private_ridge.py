@@ -89,7 +89,7 @@ class PrivateRidge(Algorithm):
         upload = Upload(
             key=broadcast.key, vectors={DELTA: broadcast.params.new_zeros(0), **auxiliary_vectors(sums)},
             num_examples=len(trainer.train), num_steps=0, train_loss=None,
-            seconds=None if trainer.is_private else time.perf_counter() - started,
+            seconds=time.perf_counter() - started,
         )  # fmt: skip
         return upload, state
 

@@ -231,6 +231,8 @@ class BufferedRounds:
         if isinstance(found, Participation):
             record.waiting.add(name)  # otherwise it would be asked again at once, and fail again
             self._leave_out(record, name, found.status, found.reason, reply=reply)
+            if isinstance(reply.message, Failure) and reply.message.refused:
+                self._membership.on_refused(name, found.reason, doing=Purpose.TRAIN)
             will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
             self._membership.on_failed(name, found.reason, will_repeat=will_repeat)
         elif most is not None and staleness > most:
@@ -248,7 +250,7 @@ class BufferedRounds:
         if problem or not isinstance(message, Evaluation) or not message.num_examples:
             reason = f"its evaluation is not used: {problem}"
             if isinstance(message, Failure) and message.refused:
-                self._membership.on_refused(name, reason)
+                self._membership.on_refused(name, reason, doing=Purpose.EVALUATE)
                 return state
             self._ports.sink.emit(ClientRefused(client=name, reason=reason))
             will_repeat = isinstance(message, Failure) and message.will_repeat

@@ -32,6 +32,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.privacy.accounting import as_json
+from fedshelf.privacy.withholding import WITHOUT_NOISE, only_noised
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.product_report import counts_of
 from fedshelf.rounds.validation import check_broadcast
@@ -170,7 +171,7 @@ class Client:
             work = replace(work, algorithm=work.closed_form, uploads=UploadPipeline())
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
-            if work.mechanism is not None:
+            if work.mechanism is not None and WITHOUT_NOISE[Evaluation] is None:
                 raise RefusedError("figures on validation photos would have no noise (--dp sample)")
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
@@ -196,7 +197,8 @@ class Client:
             after = state
         else:
             upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
-            upload = replace(upload, mechanism=work.mechanism)
+            if work.mechanism is not None:
+                upload = only_noised(replace(upload, mechanism=work.mechanism))
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout
@@ -220,6 +222,7 @@ class Client:
         """Cache the comparison, which takes as long as all rounds, so that a restarted server gets the same reply."""
         if self._compared is not None and self._compared.key == broadcast.key:
             return self._compared
+        told = Comparison(key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None)
         try:
             told = compare(
                 broadcast, self._states.commit_or_rollback(broadcast), trainer=work.local_trainer or work.trainer,
@@ -228,11 +231,9 @@ class Client:
         except FedShelfError as error:
             if work.mechanism is None:
                 raise
-            logger.warning("no model was chosen: %s", error)
-        if work.mechanism is not None:  # figures on photos would have no noise, nor would what went wrong
-            told = Comparison(key=broadcast.key, best=None, accuracies={}, on_test=False, num_validation=None)
-        self._compared = told
-        return told
+            logger.warning("no model was chosen: %s", error)  # which is not told either: it has no noise
+        self._compared = told if work.mechanism is None else only_noised(told)
+        return self._compared
 
 
 def _purpose(message: ServerMessage) -> str:

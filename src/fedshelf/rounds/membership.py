@@ -87,7 +87,7 @@ class Membership:
         self._names: dict[str, str] = {}  # address -> name
         self._absences: dict[str, str] = {}  # by name: why a disconnected client left, if known
         self._failures: Counter[tuple[str, Purpose]] = Counter()  # in a row, by name and kind of task
-        self._refusals: dict[str, str] = {}  # by name: the last reason, until it is accepted
+        self._refusals: dict[tuple[str, Purpose | None], str] = {}  # by name and kind of task, None for the run: why
         self._excluded: dict[str, str] = {}  # by name: the reason; until it joins again
         self._suspended: dict[str, Suspension] = {}  # by name
         self._withdrawing: set[str] = set()  # names of those that joined last to withdraw
@@ -196,9 +196,9 @@ class Membership:
             is_final = self._members[name].join.withdraws
             self._disconnect(name, f"excluded from the run: {reason}", is_final=is_final)
 
-    def on_refused(self, name: str, reason: str) -> None:
-        """Record, once, that a client does not do a kind of task. It takes part in the others."""
-        self._emit_refused(name, reason)
+    def on_refused(self, name: str, reason: str, *, doing: Purpose) -> None:
+        """Record, once for each reason, that a client's policy does not allow a kind of task."""
+        self._emit_refused(name, reason, doing)
 
     def on_succeeded(self, name: str, *, doing: Purpose = Purpose.TRAIN) -> None:
         """Record that the client's answer to a task of this kind was used."""
@@ -320,7 +320,8 @@ class Membership:
         self._returning.discard(name)
         self._absences.pop(name, None)
         self._excluded.pop(name, None)
-        self._refusals.pop(name, None)
+        for doing in (None, *Purpose):
+            self._refusals.pop((name, doing), None)
         if name in self._suspended:
             return None
         self._live.add(name)
@@ -381,10 +382,10 @@ class Membership:
     def _emit_excluded(self, name: str, suspension: Suspension) -> None:
         self._sink.emit(ClientExcluded(client=name, reason=suspension.reason, last_round=suspension.last_round))
 
-    def _emit_refused(self, name: str, reason: str) -> None:
+    def _emit_refused(self, name: str, reason: str, doing: Purpose | None = None) -> None:
         """Report a refusal once, however often the client tries again."""
-        if self._refusals.get(name) != reason:
-            self._refusals[name] = reason
+        if self._refusals.get((name, doing)) != reason:
+            self._refusals[name, doing] = reason
             self._sink.emit(ClientRefused(client=name, reason=reason))
 
     def _drop(self, name: str, reason: str, *, is_final: bool = False) -> None:

@@ -99,6 +99,8 @@ class ModelComparison:
     def _validated(self, reply: Reply, key: TaskKey) -> StoreComparison:
         message = reply.message
         if isinstance(message, Failure):
+            if message.refused:
+                self.context.membership.on_refused(reply.client, message.reason, doing=Purpose.COMPARE)
             return _without(reply.client, message.reason)
         if not isinstance(message, Comparison):
             return _without(reply.client, f"its answer is not used: {reply.reason or 'it is not a comparison'}")

@@ -84,7 +84,9 @@ def _ask(context: Context, state: ServerState, values: Tensor, *, besides: Colle
         patience.on_reply()
         problem = problem_with_evaluation(reply, key, membership.num_validation(reply.client), context.catalogue.tree)
         if problem:
-            membership.on_refused(reply.client, f"its evaluation is not used: {problem}")
+            membership.on_refused(
+                reply.client, f"its evaluation is not used: {problem}", doing=Purpose.EVALUATE
+            )  # fmt: skip
         elif isinstance(reply.message, Evaluation):
             found[reply.client] = reply.message
 

@@ -75,19 +75,17 @@ class ReportedNoise:
                 "random would be as private. Choose a much smaller --delta",
             )
 
-    def warn_of_volume(self, ratio: float, expected: float) -> None:
+    def warn_of_volume(self, ratio: float) -> None:
         """Warn if the noise at the server drowns what stores send.
 
         Args:
             ratio: the norm of the noise on the mean, as a multiple of the clip norm.
-            expected: expected number of uploads in a round.
         """
         if ratio > LOUDEST:
             self._warn(
                 "volume",
-                f"the noise on the mean of about {expected:.3g} uploads is {ratio:,.0f} times as large as the largest "
-                "of them: the model will learn nothing. It takes hundreds of stores in a round, or fewer trained "
-                "values (--train head)",
+                f"the noise in the mean of a round is {ratio:,.0f}-fold the largest upload: the model will learn "
+                "nothing. It takes hundreds of stores in a round, or fewer trained values (--train head)",
             )
 
     def _warn(self, kind: str, sentence: str) -> None:

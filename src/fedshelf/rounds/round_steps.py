@@ -67,6 +67,7 @@ class RoundSteps:
         self._timer = context.timer
         self._most_live = context.plan.start_clients
         self._was_alone = False
+        self._num_live = context.plan.start_clients
         plan = context.plan
         self._noise = ReportedNoise(context.ports.sink, delta=plan.delta, num_rounds=plan.num_rounds)
         if (noisy := plan.noisy_mean) is not None:
@@ -74,7 +75,7 @@ class RoundSteps:
             self._noise.note("", server, size=plan.start_clients)
             expected = plan.fraction * plan.start_clients
             loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
-            self._noise.warn_of_volume(loudness, expected)
+            self._noise.warn_of_volume(loudness)
 
     def draw(self, state: ServerState, attempt: int) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
@@ -87,6 +88,7 @@ class RoundSteps:
         self._wait_for_clients(number, starts=number == self._plan.first_round and attempt == 0)
         live = self._membership.live()
         self._warn_if_alone(number, live, in_model=state.photos.keys())
+        self._warn_if_fewer(number, live)
         fraction = 1.0 if self._context.closed_form else plan.fraction  # the sums are those of all photos
         count = cohorts.size(len(live), fraction=fraction)
         rng = plan.rng.fork(round=number, purpose=f"cohort-{attempt}")
@@ -124,6 +126,17 @@ class RoundSteps:
                 number, live[0],
             )  # fmt: skip
         self._was_alone, self._most_live = is_alone, max(self._most_live, len(live))
+
+    def _warn_if_fewer(self, number: int, live: tuple[str, ...]) -> None:
+        """Warn if fewer stores are left than the configured quorum, which the others cannot meet any more."""
+        quorum, out = self._plan.rounds.quorum or 0, self._membership.excluded()
+        if len(live) < min(quorum, self._num_live):
+            without = text.printable("; ".join(f"{name}: {reason}" for name, reason in sorted(out.items())))
+            logger.warning(
+                "round %d: rounds now count %s, fewer than --quorum %d: no others can take part%s",
+                number, text.counted(len(live), "store"), quorum, f". Excluded: {without}" if without else "",
+            )  # fmt: skip
+        self._num_live = len(live)
 
     def _wait_for_clients(self, number: int, *, starts: bool) -> None:
         members, plan = self._membership, self._plan
@@ -174,6 +187,8 @@ class RoundSteps:
                 progress.record_pace(reply.client, self._timer.now())
             self._note(progress, key, member, reply, norm)
             if member.status is not ClientStatus.COUNTED:
+                if isinstance(reply.message, Failure) and reply.message.refused:
+                    self._membership.on_refused(reply.client, member.reason, doing=Purpose.TRAIN)
                 will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
                 self._membership.on_failed(reply.client, member.reason, will_repeat=will_repeat)
 
@@ -461,7 +476,7 @@ class RoundSteps:
 
     def _without_evaluation(self, name: str, reason: str, reply: Reply | None = None) -> None:
         if reply is not None and isinstance(reply.message, Failure) and reply.message.refused:
-            self._membership.on_refused(name, reason)
+            self._membership.on_refused(name, reason, doing=Purpose.EVALUATE)
             return
         self._ports.sink.emit(ClientRefused(client=name, reason=reason))
         will_repeat = reply is not None and isinstance(reply.message, Failure) and reply.message.will_repeat

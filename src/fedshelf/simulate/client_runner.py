@@ -20,6 +20,7 @@ from fedshelf.core.errors import FedShelfError
 from fedshelf.core.messages import ClientMessage, Comparison, Failure, Ready, ServerMessage, Setup
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
+from fedshelf.privacy.withholding import only_noised
 from fedshelf.rounds.client import Client, Work
 from fedshelf.simulate.attacks import NO_ATTACK, Attack
 from fedshelf.simulate.states import SimulatedStates
@@ -95,7 +96,8 @@ class ClientRunner:
         counts = self.stores.num_photos(name, catalogue)
         if counts is None:
             return None
-        return replace(ready, num_train=counts[0], num_validation=counts[1] if tells else None)
+        found = replace(ready, num_train=counts[0], num_validation=counts[1])
+        return found if tells else only_noised(found)
 
     def prepare(self, setup: Setup) -> None:
         """Set the current setup; its objects are built when needed."""

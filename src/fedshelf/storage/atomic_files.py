@@ -24,9 +24,9 @@ LEFTOVER = ".tmp"
 """Suffix of temporary files."""
 
 _ADVICE = {
-    errno.ENOSPC: "Free some space on that disk and start again; what was saved before is still whole.",
-    errno.EDQUOT: "Your disk quota is used up: free some space and start again; what was saved before is still whole.",
-    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no file of this size: lift it, start again.",
+    errno.ENOSPC: "Free some space on that disk; what was saved before is still whole.",
+    errno.EDQUOT: "Your disk quota is used up: free some space; what was saved before is still whole.",
+    errno.EFBIG: "That disk, or a limit on this process (ulimit -f), takes no file of this size: lift it.",
     errno.EROFS: "That disk is mounted read-only: choose a folder that can be written to.",
     errno.EACCES: "Give yourself the right to write there, or choose another folder.",
     errno.EPERM: "Give yourself the right to write there, or choose another folder.",

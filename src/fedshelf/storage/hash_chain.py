@@ -55,10 +55,16 @@ class HashChain:
 
     Args:
         path: created with mode 0600 when the first line is written.
+        noun: what its errors call a line.
+        advice: what they say to do.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, noun: str = "line",
+        advice: str = "Keep the file as evidence, and find out who could write to it",
+    ) -> None:  # fmt: skip
         self._path = path
+        self._noun, self._advice = noun, advice
 
     def append(self, fields: Mapping[str, Any]) -> Head:
         """Write a line and sync it to the disk.
@@ -176,10 +182,9 @@ class HashChain:
             raise self._broken(None) from None
 
     def _broken(self, number: int | None) -> DamagedLogError:
-        where = "its last line" if number is None else f"line {number}"
+        where = f"its last {self._noun}" if number is None else f"{self._noun} {number}"
         return DamagedLogError(
-            f"'{self._path}': {where} does not continue the log: it was altered, moved, or cut off. Keep the file as "
-            "evidence, and find out who could write to it"
+            f"'{self._path}': {where} does not continue the log: it was altered, moved, or cut off. {self._advice}"
         )
 
 

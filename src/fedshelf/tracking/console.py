@@ -63,7 +63,7 @@ class ConsoleSink:
         self._caveats: dict[str, str] = {}  # warnings about accuracies that say little
         self._awaited: dict[str, None] = {}  # clients whose answer is pending, in the order of names
         self._num_counted = 0
-        self._named: set[str] = set()  # clients of this round's cohort that a warning has named
+        self._named: dict[str, str] = {}  # clients of this round's cohort that a warning has named
         self._late = StragglerTracker()
 
     def emit(self, event: Event) -> None:
@@ -91,7 +91,7 @@ class ConsoleSink:
                 self._warn(f"excluded {event.client} {until}: {event.reason}")
             case Waiting():
                 self._waiting(event)
-            case ClientRefused():
+            case ClientRefused() if self._named.get(event.client) != event.reason:
                 self._warn(f"refused {event.client}: {event.reason}")
             case RoundStarted():
                 self._round_started(event)
@@ -246,7 +246,7 @@ class ConsoleSink:
                 self._warn_of(round, client.client, client.status, client.reason)
 
     def _warn_of(self, round: int, client: str, status: ClientStatus, reason: str) -> None:
-        self._named.add(client)
+        self._named[client] = reason
         because = f": {reason}" if reason else ""
         self._warn(f"round {round}: {client} not counted, {status.value}{because}")
 

@@ -75,8 +75,8 @@ class Trainer:
         validation: validation photos.
         run: trains local runs, alone or with other clients.
         draw: draws the photos of each batch.
-        is_private: whether only values with noise may leave: uploads then have no loss and no duration, and random
-            views do not follow from `rng`, so that no photo changes the views of others.
+        is_private: whether the run has noise: random views then do not follow from `rng`, so that no photo changes
+            the views of others.
         num_classes: K; only required by losses that depend on the client's classes.
         phases: phases of local training, each with a fresh optimizer.
         renews: whether each attempt at a task draws anew (in asynchronous rounds, a second training from one
@@ -138,8 +138,8 @@ class Trainer:
             vectors={DELTA: self.bound_model.params.shared.to(broadcast.params.device) - broadcast.params},
             num_examples=fit.num_examples,
             num_steps=fit.num_steps,
-            train_loss=None if self.is_private else fit.loss,
-            seconds=None if self.is_private else fit.seconds,
+            train_loss=fit.loss,
+            seconds=fit.seconds,
             batch_size=self.bound_model.settings.batch_size,
             client_lr=self.lr_scale * broadcast.client_lr,
         )

@@ -101,3 +101,11 @@ def test_a_folder_of_more_products_than_a_store_can_have_is_refused_before_it_co
         DataError, match="cannot be a store's folder: a class folder lies 2 folders deep, 1 is the most"
     ):
         join_of(made)
+
+
+def test_another_name_is_advised_for_other_photos_only(home: Path) -> None:
+    first = place(folder("a/photos"), name="lyon")
+    with first.lock():
+        for data, advice in (("a/photos", "or wait for it: it uses the same photos"), ("b/photos", "another --name")):
+            with pytest.raises(RunError, match=advice):
+                ClientPlace.of(folder(data), name="lyon", state_dir=None, device="cpu").lock()

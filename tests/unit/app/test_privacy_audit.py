@@ -148,7 +148,7 @@ def test_a_store_audits_itself_by_its_photos_or_its_state_directory(simulated: A
         (["--store", "stores/oslo", "--name", "oslo"], "--data-dir and --name belong to a simulated run"),
         (["--store", "stores/oslo"], "is neither a store's state directory nor a photo folder that a client"),
         (["run", "--name", "olso"], "--name olso: there is no such store in"),
-    
+
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences(

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.unit.cli.test_command_line import fedshelf
 
@@ -83,3 +85,42 @@ def test_the_group_s_help_does_not_wait_for_the_accounting() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+RUN = """
+dp = "sample"
+rounds = 4
+norm = "group"
+width = 8
+image-size = 16
+batch-size = 8
+local-epochs = 1
+noise-multiplier = 0.3
+"""
+
+
+def test_an_explanation_of_a_run_is_about_that_run_in_the_text_and_as_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number in range(40):
+        folder = tmp_path / "photos" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "run.toml").write_text(RUN)
+    given = ["privacy", "explain", "--config", str(tmp_path / "run.toml"), "--data-dir", str(tmp_path / "photos")]
+    code, out, _ = fedshelf(capsys, *given)
+    found = json.loads(fedshelf(capsys, *given, "--json")[1])
+    assert code == 0
+    assert found["noise"]["noise_multiplier"] == 0.3
+    text = " ".join(out.split())
+    assert f"ε: at most {found['epsilon']:.4g} in this run (δ = 1e-05). The store adds noise of 0.3 times" in text
+    assert "Budget of ε: the policy sets none." in text
+    assert "evaluation num_correct not sent dp = sample" in text
+    assert "upload seconds withheld dp = sample" in text
+    (tmp_path / "policy.toml").write_text('[protection]\nrequired = "sample-dp"\nepsilon = 3.0\n')
+    code, out, _ = fedshelf(capsys, *given, "--policy", str(tmp_path / "policy.toml"))
+    text = " ".join(out.split())
+    assert code == 0
+    assert "it refuses this run refused: one round needs an ε of" in text
+    assert "upload vectors not sent the run is refused" in text
+    assert "Budget of ε: at most 3 in 365 days, over all runs." in text

@@ -93,6 +93,7 @@ def test_a_client_that_was_restarted_takes_the_batch_size_that_it_had(home: Path
     def upload(run_id: str = "r") -> Upload:
         """What a new process of the client answers to a task."""
         client, setup = StoreClient(place), setup_of(given, run_id)
+        client.ledger.intend(setup, [run_id.encode()])
         client.handle(setup)
         params = bound_model_of(given, CATALOGUE, device="cpu").params.shared
         key = TaskKey(run_id=run_id, round=next(rounds), attempt=0)

@@ -79,7 +79,7 @@ def test_a_working_folder_that_is_gone_is_one_clear_error(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("nr_inodes=1", ("no space left on device", "Free some space on that disk and start again")),
+        ("nr_inodes=1", ("no space left on device", "Free some space on that disk")),
         ("ro", ("read-only file system", "That disk is mounted read-only: choose a folder that can be written to")),
     ],
 )

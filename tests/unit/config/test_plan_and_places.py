@@ -266,7 +266,7 @@ def test_test_photos_of_other_products_are_found_out_before_the_first_round(home
     write_pack(Path("others"), {"apple": 1})
     setup = setup_for("apple")
     for test_dir, expected in ((Path("zoo"), Failure), (Path("others"), Ready), (None, Ready)):
-        answer = StoreClient(place(Path("photos"), test_dir=test_dir)).handle(setup)
+        answer = StoreClient(place(Path("photos"), name=f"store of {test_dir}", test_dir=test_dir)).handle(setup)
         assert isinstance(answer, expected), answer
         if isinstance(answer, Failure):
             assert "none of its photos is of a class" in answer.reason

@@ -83,3 +83,26 @@ def test_the_state_still_remembers_which_reply_answers_which_message() -> None:
     session = engine.state._object_push_sessions[engine.state.start_session(engine.run.run_id)]
     assert session.pending_object_ids == set()
     assert len(engine.state.object_store) == 0
+
+
+def test_messages_of_the_engine_are_not_logged_where_the_run_reports_the_cause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from flwr.app import Message, RecordDict
+
+    from fedshelf.deploy.flower_engine import FlowerEngine
+    from fedshelf.deploy.flower_grid import EmbeddedGrid
+
+    fedshelf.deploy.quiet_engine_log()
+    engine = FlowerEngine(silence=30)
+    grid = EmbeddedGrid(engine, lambda node: None, lambda reason: None)
+    assert list(grid.push_messages([Message(RecordDict(), 17, "query")])) == [""], "that node has left"
+    reply = Message(RecordDict(), reply_to=Message(RecordDict(), 17, "query"))
+    for field, value in {"run_id": engine.run.run_id, "message_id": "a", "reply_to_message_id": "gone"}.items():
+        reply.metadata.__dict__[f"_{field}"] = value
+    assert engine.state.store_message_res(reply) is None, "the answer is late"
+    assert not caplog.records
+    reply.metadata.__dict__["_ttl"] = -1.0
+    engine.state.store_message_res(reply)
+    (line,) = caplog.records
+    assert line.getMessage().startswith("Flower's engine: ")

@@ -15,6 +15,7 @@ from fedshelf.core.messages import PARAMS, Broadcast, Purpose, TaskKey, Upload, 
 from fedshelf.core.state import ClientState
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.privacy.dp_sgd import Clipping, PrivateTraining, poisson
+from fedshelf.privacy.withholding import only_noised
 from fedshelf.training.trainer import Trainer
 from tests.worlds import PLAIN, SIZE, bound_model, photos, trainer
 
@@ -47,7 +48,7 @@ def upload_of(algorithm: Algorithm, train: PhotoSet, clipping: Clipping) -> Uplo
         key=TaskKey(run_id="r", round=1, attempt=0), purpose=Purpose.TRAIN, client_lr=LR, vectors=vectors
     )  # fmt: skip
     upload, _ = algorithm.client_round(task, ClientState(), made)
-    return upload
+    return only_noised(upload)
 
 
 def with_photo(image: np.ndarray, label: int) -> PhotoSet:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import random
 import resource
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedshelf.app.client_place import ClientPlace
 from fedshelf.cli.app import app
 from fedshelf.core.errors import RunError
 from fedshelf.core.messages import ClientMessage, Failure, Join, TaskKey, Upload
@@ -22,10 +24,12 @@ from fedshelf.deploy.records import to_parcel
 from fedshelf.identity.audit_log import AuditLog
 from fedshelf.identity.countersignatures import Countersignature, LedgerHeads
 from fedshelf.identity.keys import KeyPair
-from fedshelf.privacy.ledger import FILE, HEAD_FILE, Ledger, Release, read
+from fedshelf.privacy.ledger import Ledger
+from fedshelf.privacy.ledger_content import FILE, HEAD_FILE, OtherLedgers, Recipient, Release, read
 from fedshelf.storage.hash_chain import START, DamagedLogError, HashChain, Head
 
 STORE = KeyPair.generate()
+FIRST, SECOND = Recipient(server="a.example:9092", chain="A" * 43), Recipient(server="b.example:9092", chain="B" * 43)
 JOIN = Join(protocol=1, version="0.1.0", client="lyon", classes=())
 
 
@@ -36,9 +40,9 @@ def upload(round: int, value: float = 1.0) -> Upload:
     )
 
 
-def intended(ledger: Ledger, message: ClientMessage) -> Release:
+def intended(ledger: Ledger, message: ClientMessage, to: Recipient = FIRST) -> Release:
     parcel = to_parcel(message)
-    return ledger.intend(message, parcel.payload(), blob=parcel.blob_digest)
+    return ledger.intend(message, parcel.payload(), blob=parcel.blob_digest, to=to)
 
 
 class Server:
@@ -152,7 +156,7 @@ def test_one_flipped_byte_is_found_and_its_entry_named(store: Path, entry: int) 
         flipped = bytearray(whole)
         flipped[start + at] ^= 1
         (store / FILE).write_bytes(flipped)
-        with pytest.raises(DamagedLogError, match=rf"(line|entry) {entry} "):
+        with pytest.raises(DamagedLogError, match=rf"entry {entry} "):
             read(store)
     (store / FILE).write_bytes(whole)
     assert len(read(store).releases) == 5
@@ -179,13 +183,13 @@ def json_or_none(content: bytes | bytearray) -> object:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a removed entry": (lambda folder: write(folder, lines(folder)[:3] + lines(folder)[4:]), "line 4 "),
+    "a removed entry": (lambda folder: write(folder, lines(folder)[:3] + lines(folder)[4:]), "entry 4 "),
     "a swapped pair": (
         lambda folder: write(folder, [*lines(folder)[:3], lines(folder)[4], lines(folder)[3], *lines(folder)[5:]]),
-        "line 4 ",
+        "entry 4 ",
     ),
     "a cut tail": (lambda folder: write(folder, lines(folder)[:8]), "entry 9 is missing"),
-    "a tail cut within a line": (lambda folder: write(folder, [*lines(folder)[:8], lines(folder)[8][:20]]), "line 9 "),
+    "a tail cut within a line": (lambda folder: write(folder, [*lines(folder)[:8], lines(folder)[8][:20]]), "entry 9 "),
     "a removed ledger": (lambda folder: (folder / FILE).unlink(), "entry 1 is missing"),
     "a rewritten chain": (lambda folder: rewrite(folder, 3), "entry 3 is not the one that the server has count"),
     "a rewritten tail": (lambda folder: rewrite(folder, 9), "entry 9 is not the one that the server has countersigned"),
@@ -221,7 +225,6 @@ def test_a_countersignature_cannot_be_forged(store: Path) -> None:
     head = HashChain(store / FILE).head()
     forged = {**entry, "head": {"number": head.number, "hash": head.hash}}
     HashChain(store / FILE).append({"event": "sent", "entry": 9, "digest": "", "countersignature": forged})
-    (store / HEAD_FILE).unlink()
     with pytest.raises(DamagedLogError, match="entry 11 is not one that FedShelf writes"):
         read(store)
 
@@ -234,14 +237,24 @@ def test_an_old_copy_of_the_whole_directory_shows_at_the_next_release(
     shutil.rmtree(store)
     (tmp_path / "backup").rename(store)
     assert len(read(store).releases) == 5  # nobody here knows better
-    ledger = Ledger(store)
-    server.receive(ledger, upload(7, value=3.0))
-    assert "the ledger of 'lyon' forked: it ended at entry 11 before, and now at 11" in caplog.text
-    assert "entry 11 is not the one that the server had seen before" in caplog.text
-    assert server.events().count("ledger forked") == 1
     with pytest.raises(DamagedLogError, match="entry 11 is not the one that the server had seen before"):
-        read(store)
-    Ledger(store)  # a server's word alone does not stop a store that also serves others
+        server.receive(Ledger(store), upload(7, value=3.0))
+    assert "the ledger of 'lyon' forked: it ended at entry 11 before, and now at 11" in caplog.text
+    assert server.events().count("ledger forked") == 1
+    for opened in (read, Ledger):  # nor does it start again
+        with pytest.raises(DamagedLogError, match="entry 11 is not the one that the server had seen before"):
+            opened(store)
+
+
+def test_an_old_copy_shows_also_if_nothing_new_is_sent(tmp_path: Path, store: Path, server: Server) -> None:
+    shutil.copytree(store, tmp_path / "backup")
+    server.receive(Ledger(store), upload(6))
+    shutil.rmtree(store)
+    (tmp_path / "backup").rename(store)
+    with pytest.raises(DamagedLogError, match="entry 11 is missing"):
+        server.receive(Ledger(store), upload(5))  # as a join, which has the same bytes each time
+    with pytest.raises(DamagedLogError, match="entry 11 is missing"):
+        Ledger(store)
 
 
 def test_a_ledger_that_begins_anew_is_reported_by_the_server_and_a_new_key_accepts_that(
@@ -255,9 +268,169 @@ def test_a_ledger_that_begins_anew_is_reported_by_the_server_and_a_new_key_accep
     assert len(read(fresh).releases) == 1
     shutil.rmtree(fresh)
     fresh.mkdir()
-    server.receive(Ledger(fresh), upload(1), key)  # with the key that the server knows
+    with pytest.raises(DamagedLogError, match="entry 1 is not the one"):
+        server.receive(Ledger(fresh), upload(1), key)  # with the key that the server knows
     with pytest.raises(DamagedLogError, match="entry 1 is not the one"):
         read(fresh)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_missing_file_with_the_head_is_damage_and_countersignatures_in_entries_are_used(
+    store: Path, cut: bool
+) -> None:
+    (store / HEAD_FILE).unlink()
+    if cut:
+        write(store, lines(store)[:-4])
+    said = "6 entries, countersigned up to entry 5" if cut else "10 entries, countersigned up to entry 9"
+    with pytest.raises(DamagedLogError, match=rf"ledger-head\.json' is missing, .* it has {said}\."):
+        read(store)
+    code, text = shown(str(store), "--verify")
+    assert code == 1
+    assert "is missing" in text
+    rewrite(store, 3)
+    with pytest.raises(DamagedLogError, match="entry 3 is not the one that the server has countersigned"):
+        read(store)
+
+
+@pytest.mark.parametrize("trace", ["accepted-tasks.jsonl", "setup.json", "model.safetensors", "model/m", "rounds/r/x"])
+def test_a_missing_ledger_in_a_used_state_directory_is_damage(tmp_path: Path, trace: str) -> None:
+    (tmp_path / "rounds").mkdir()  # each client makes this one when it starts
+    (tmp_path / "client.json").write_text("{}")
+    Ledger(tmp_path)
+    assert shown(str(tmp_path), "--verify")[0] == 0
+    (tmp_path / trace).parent.mkdir(exist_ok=True)
+    (tmp_path / trace).touch()
+    with pytest.raises(DamagedLogError, match=r"ledger\.jsonl' is missing, although something has left this store"):
+        Ledger(tmp_path)
+    code, text = shown(str(tmp_path), "--verify")
+    assert code == 1
+    assert "is missing, although something has left this store" in text
+
+
+def test_the_file_with_the_head_is_there_before_the_first_entry(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    intended(ledger, JOIN)  # and the power fails
+    assert len(read(tmp_path).releases) == 1
+    (tmp_path / HEAD_FILE).unlink()
+    with pytest.raises(DamagedLogError, match="countersigned up to entry 0"):
+        read(tmp_path)
+
+
+def test_the_same_bytes_to_another_server_are_another_release_and_both_name_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for who in (FIRST, SECOND, FIRST):
+        ledger.confirm(intended(ledger, JOIN, who))
+    ledger.intend_crash_report(b"died", SECOND)
+    ledger = Ledger(tmp_path)
+    assert intended(ledger, JOIN, SECOND).is_sent
+    found = read(tmp_path)
+    assert [(one.server, one.chain) for one in found.releases] == [
+        (who.server, who.chain) for who in (FIRST, SECOND, SECOND)
+    ]
+    code, text = shown(str(tmp_path), columns=200)
+    assert code == 0
+    assert [text.count(who.server) for who in (FIRST, SECOND)] == [2, 3]
+    assert text.splitlines()[-1].split() == [SECOND.server, "2", text.splitlines()[-1].split()[2], "B", SECOND.chain]
+    assert SECOND.chain in shown(str(tmp_path))[1]
+    told = json.loads(shown(str(tmp_path), "--json")[1])["releases"]
+    rows = list(csv.DictReader(shown(str(tmp_path), "--csv")[1].splitlines()))
+    for listed in (told, rows):
+        assert [(one["server"], one["chain"]) for one in listed] == [(one.server, one.chain) for one in found.releases]
+
+
+def test_an_epsilon_has_its_delta_and_is_infinite_without_noise(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    intended(ledger, JOIN)
+    intended(ledger, upload(1))
+    for number, (epsilon, delta) in enumerate([(math.inf, 1e-5), (0.5, 1e-6)], start=2):
+        ledger.declare(upload(number), ReleaseTerms(purpose="train", mechanism={"a": 1}, epsilon=epsilon), delta=delta)
+        intended(ledger, upload(number))
+    assert "Infinity" not in (tmp_path / FILE).read_text()
+    expected = [(None, None), (math.inf, None), (math.inf, 1e-5), (0.5, 1e-6)]
+    assert [(one.epsilon, one.delta) for one in Ledger(tmp_path).releases] == expected
+    told = json.loads(shown(str(tmp_path), "--json")[1])["releases"]
+    assert [(one["epsilon"], one["delta"]) for one in told] == [
+        (None, None), ("inf", None), ("inf", 1e-5), (0.5, 1e-6),
+    ]  # fmt: skip
+    rows = list(csv.DictReader(shown(str(tmp_path), "--csv")[1].splitlines()))
+    assert [(row["epsilon"], row["delta"]) for row in rows] == [
+        ("", ""), ("inf", ""), ("inf", "1e-05"), ("0.5", "1e-06"),
+    ]  # fmt: skip
+    table = shown(str(tmp_path), columns=200)[1].splitlines()
+    assert [name for name in table[0].split() if name in "εδ"] == ["ε", "δ"]
+    assert [line.split()[8:10] for line in table[2:5]] == [["inf", "–"], ["inf", "1e-05"], ["0.500", "1e-06"]]
+
+
+def test_the_delta_of_all_entries_is_below_the_table(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.declare(upload(1), ReleaseTerms(purpose="train", mechanism={"a": 1}, epsilon=0.5), delta=1e-5)
+    intended(ledger, upload(1))
+    assert "ε is that of the photos so far, with δ = 1e-05." in shown(str(tmp_path))[1]
+
+
+def test_a_ledger_of_an_older_version_can_be_read(tmp_path: Path) -> None:
+    old: dict[str, object] = {
+        "event": "intended", "kind": "upload", "purpose": "train", "run_id": "r", "round": 1, "attempt": 0,
+        "num_bytes": 3, "digest": "d", "blob": "", "protections": [], "mechanism": None, "epsilon": None,
+    }  # fmt: skip
+    HashChain(tmp_path / FILE).append(old)
+    head = HashChain(tmp_path / FILE).append(old | {"mechanism": {"a": 1}, "epsilon": math.inf, "digest": "e"})
+    fields = {"number": head.number, "hash": head.hash, "countersignatures": []}
+    (tmp_path / HEAD_FILE).write_text(json.dumps(fields))
+    found = Ledger(tmp_path).releases
+    assert [(one.server, one.chain, one.epsilon, one.delta) for one in found] == [("", "", math.inf, None)] * 2
+    code, text = shown(str(tmp_path))
+    assert code == 0
+    assert "not recorded" in text
+
+
+def test_what_the_policy_refused_is_not_said_to_have_failed(tmp_path: Path) -> None:
+    ledger, key = Ledger(tmp_path), TaskKey(run_id="r", round=1, attempt=0)
+    for refused in (True, False):
+        failure = Failure(reason="no", key=key, refused=refused)
+        ledger.declare(failure, ReleaseTerms(purpose="train"))
+        intended(ledger, failure)
+    assert [one.kind for one in read(tmp_path).releases] == ["refusal", "failure"]
+    text = shown(str(tmp_path))[1]
+    assert text.index("train (refused)") < text.index("train (failed)")
+
+
+def test_other_state_directories_of_the_same_photos_are_named_with_their_totals(home: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for folder in (photos, tmp_path / "others"):
+        folder.mkdir()
+    places = [
+        ClientPlace.of(data, name=name, state_dir=state, device="cpu")
+        for data, name, state in (
+            (photos, "a", None), (photos, "b", None), (photos, "c", tmp_path / "elsewhere"),
+            (tmp_path / "others", "d", None),
+        )
+    ]  # fmt: skip
+    for place in places:
+        place.make_state_dir()
+        ledger = Ledger(place.state_dir)
+        ledger.declare(upload(1), ReleaseTerms(purpose="train", mechanism={"a": 1}, epsilon=0.5), delta=1e-5)
+        intended(ledger, upload(1))
+    replace(places[1], data_dir=tmp_path / "others").make_state_dir()  # what it was used with before counts, too
+    first, second, third, _ = (place.state_dir for place in places)
+    assert places[0].other_state_dirs() == sorted([second, third])
+    others = OtherLedgers(places[0].other_state_dirs)
+    assert {folder: len(found) for folder, found in others.releases().items()} == {second: 1, third: 1}
+    ledger = Ledger(second)
+    intended(ledger, JOIN)
+    assert len(others.releases()[second]) == 2
+
+    told = json.loads(shown(str(first), "--json")[1])["other_state_dirs"]
+    assert [(one["state_dir"], one["releases"], one["epsilon"], one["delta"]) for one in told] == [
+        (str(folder), count, 0.5, 1e-5) for folder, count in sorted([(second, 2), (third, 1)])
+    ]
+    text = shown(str(first), columns=300)[1]
+    assert "Other state directories of the same photos" in text
+    assert str(second) in text
+    (third / HEAD_FILE).unlink()
+    assert "is missing" in shown(str(first), columns=300)[1]
+    with pytest.raises(DamagedLogError):
+        OtherLedgers(places[0].other_state_dirs).releases()
 
 
 def test_the_audit_log_and_the_ledger_are_anchored_in_each_other(tmp_path: Path, server: Server) -> None:
@@ -335,15 +508,16 @@ def shown(*arguments: str, columns: int = 80) -> tuple[int, str]:
 def test_the_command_shows_each_release_and_totals_in_80_columns(store: Path) -> None:
     ledger = Ledger(store)
     message = upload(6)
-    ledger.declare(message, ReleaseTerms(purpose="train", protections=("clip-norm 1",), epsilon=1.25))
+    terms = ReleaseTerms(purpose="train", protections=("clip-norm 1",), mechanism={"a": 1}, epsilon=1.25)
+    ledger.declare(message, terms, delta=1e-5)
     intended(ledger, message)
     code, text = shown(str(store))
     assert code == 0
     assert max(map(len, text.splitlines())) <= 80
     (row,) = (line for line in text.splitlines() if "clip-norm 1" in line)
     assert row.split()[0] == "11"
-    assert row.split()[3:] == ["train", "6", *row.split()[5:7], "maybe", "clip-norm", "1", "1.250", "r"]
-    assert text.splitlines()[-1].split()[:2] == ["train", "6"]
+    assert row.split()[3:] == ["train", "6", *row.split()[5:7], "maybe", "clip-norm", "1", "1.250", "1e-05"]
+    assert "train 6" in " ".join(text.split())
 
 
 def test_the_command_prints_json_and_csv(store: Path) -> None:

@@ -61,7 +61,15 @@ def test_the_page_shows_every_key_of_the_standard_policy() -> None:
         ("limits = 3", ["limits in p.toml is a table"]),
         ("[limits]\nmax-threads = 0\nmax-image-size = true\nmin-epochs-per-task = 'x'",
          ["max-threads in [limits] of p.toml: must be at least 1", "not a whole number", "not a number"]),
-        ("[limits]\nmin-epochs-per-task = nan", ["must be at least 0"]),
+        ("[limits]\nmin-epochs-per-task = nan", ["must be a finite number, such as 0.25"]),
+        ("[limits]\nmin-epochs-per-task = inf", ["must be a finite number, such as 0.25"]),
+        ("[protection]\nrequired = 'sample-dp'\nepsilon = inf", ["must be a finite number, such as 8.0"]),
+        ("[protection]\nepsilon = 3\ndelta = 1e-6",
+         ["[protection] of p.toml sets epsilon and delta to no effect, because it lacks required",
+          'required = "sample-dp"']),
+        ("[server]\naddresses = ['foo', 'foo:99999', 'foo:0', '*:1', 'a::1:8', 'http://a:1', '']",
+         [f"the address {text!r} is not HOST:PORT: write, for example, \"192" for text in
+          ("foo", "foo:99999", "foo:0", "*:1", "a::1:8", "http://a:1", "")]),
         ("[models]\nallow = 'resnet10'", ["not a list of texts"]),
         ("[metrics]\nper-product = 0", ["per-product in [metrics] of p.toml: neither true nor false"]),
         ("[models]\nallow = []", ["not a list of texts"]),
@@ -75,7 +83,7 @@ def test_the_page_shows_every_key_of_the_standard_policy() -> None:
         ("[protection]\nepsilon = 0\ndelta = 1\nmin-cohort = 0",
          ["epsilon in [protection] of p.toml: must be above 0", "must be above 0 and below 1", "must be at least 1"]),
         ("[protection]\nepsilon = nan\ndelta = true",
-         ["must be above 0", "delta in [protection] of p.toml: not a number"]),
+         ["must be a finite number", "delta in [protection] of p.toml: not a number"]),
         ("[protection]\nrequired = ['he']", ["must be one of none, sample-dp"]),
         ("[server]\nauthorities = ['AB:CD']", ["'AB:CD' is not a fingerprint of 64 hexadecimal digits"]),
         ("[server]\naddresses = 'a:1'", ["addresses in [server] of p.toml: not a list of texts"]),
@@ -92,6 +100,21 @@ def test_all_problems_of_a_file_are_told_at_once(text: str, problems: list[str])
 def test_a_file_that_cannot_be_read_is_an_error_that_names_the_built_in_ones(name: str) -> None:
     with pytest.raises(UsageError, match=r"cannot read --policy .* standard, open, strict"):
         load(name)
+
+
+def test_an_empty_name_and_a_file_in_another_encoding_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read --policy '': the name is empty; give a TOML file"):
+        load("")
+    file = tmp_path / "policy.toml"
+    file.write_bytes("# für Lyon\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"it is not UTF-8 text\. Save it as UTF-8; give a TOML file"):
+        load(str(file))
+
+
+def test_addresses_are_hosts_with_ports_and_no_budget_can_be_chosen_in_words() -> None:
+    addresses = "[server]\naddresses = ['a.b:1', '192.168.1.1:65535', '[2001:db8::1]:8080', 'köln-1:8080']"
+    assert len(parse(addresses, where="p.toml").server.addresses) == 4
+    assert parse("[protection]\nrequired = 'none'\nepsilon = 3", where="p.toml").protection.required == "none"
 
 
 @pytest.mark.parametrize("model", ["resnet10", "resnet18", "mobilenetv3_small_100", "tf_efficientnet_lite0"])

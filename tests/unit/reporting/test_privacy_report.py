@@ -57,7 +57,9 @@ def test_late_refused_and_void_uploads_left_the_store_too() -> None:
 
 
 def test_a_task_that_a_store_refused_by_its_policy_released_nothing() -> None:
-    refused = Participation(client="a", status=REFUSED, reason=str(PolicyError("its privacy budget is used up")))
+    refused = Participation(
+        client="a", status=REFUSED, reason=str(PolicyError("its privacy budget does not allow this release"))
+    )
     rounds = [finished(1, a=COUNTED), replace(finished(2), clients=(refused,))]
     report = privacy_report({"a": noise("a")}, rounds, [], delta=DELTA)
     assert report is not None

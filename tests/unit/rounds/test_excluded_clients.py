@@ -330,6 +330,35 @@ def test_what_a_stores_policy_refuses_is_recorded_so_and_excludes_after_three_in
     assert world.run() is RunStatus.FINISHED
     assert statuses(world, "c") == [ClientStatus.REFUSED] * 3
     assert [event.reason for event in world.sink.of(ClientExcluded)] == ["rounds-per-day (3 times in a row)"]
+    assert [event.reason for event in world.sink.of(ClientRefused)] == ["rounds-per-day"], "told once"
+
+
+@pytest.mark.parametrize("purpose", list(Purpose))
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedBuff(server_lr=1.0, buffer_size=2)])
+def test_a_refusal_of_any_kind_of_task_is_told_once_with_its_reason(algorithm: Any, purpose: Purpose) -> None:
+    def refuse(message: ServerMessage, honest: Answer) -> Answer:
+        if isinstance(message, Broadcast) and message.purpose is purpose:
+            return Failure(key=message.key, reason="not here", refused=True)
+        return honest
+
+    world = World(
+        names=("a", "b", "c"), num_rounds=4, algorithm=algorithm, rounds={"quorum": None}, tampers={"c": refuse},
+        plan={"compares": True},
+    )  # fmt: skip
+    assert world.run() is RunStatus.FINISHED
+    (told,) = world.sink.of(ClientRefused)
+    assert (told.client, told.reason.endswith("not here")) == ("c", True)
+
+
+def test_a_configured_quorum_that_exclusions_lower_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    tampers = dict.fromkeys("bc", failing(will_repeat=True))
+    world = World(names=("a", "b", "c"), num_rounds=3, rounds={"quorum": 2}, tampers=tampers)
+    assert world.run() is RunStatus.FINISHED
+    told = [record.getMessage() for record in caplog.records if "--quorum" in record.getMessage()]
+    assert told == [
+        "round 1: rounds now count 1 store, fewer than --quorum 2: no others can take part. Excluded: b: no disk; "
+        "c: no disk"
+    ]
 
 
 def test_a_counted_upload_forgives_what_was_before() -> None:

@@ -35,7 +35,7 @@ def test_weak_noise_is_told(
 
 def test_noise_that_drowns_what_stores_send_is_told(caplog: pytest.LogCaptureFixture) -> None:
     reported = ReportedNoise(RecordingSink())
-    reported.warn_of_volume(5.0, 50.0)
+    reported.warn_of_volume(5.0)
     assert caplog.messages == []
-    reported.warn_of_volume(90.0, 8.0)
-    assert "about 8 uploads is 90 times as large as the largest of them" in caplog.text
+    reported.warn_of_volume(90.0)
+    assert "the noise in the mean of a round is 90-fold the largest upload" in caplog.text

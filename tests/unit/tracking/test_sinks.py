@@ -192,6 +192,23 @@ def test_only_a_store_that_has_joined_is_lost_and_one_that_withdraws_is_no_failu
     ]
 
 
+def test_a_refusal_that_a_round_has_told_is_not_told_again() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=200))
+    sink.emit(
+        UploadReceived(
+            round=1, client="lyon", status=ClientStatus.REFUSED, reason="train = false", num_done=1, num_cohort=2,
+            num_bytes=0, digest="",
+        )
+    )  # fmt: skip
+    for reason in ("train = false", "evaluate = false"):
+        sink.emit(ClientRefused(client="lyon", reason=reason))
+    assert stream.getvalue().splitlines() == [
+        "warning: round 1: lyon not counted, refused: train = false",
+        "warning: refused lyon: evaluate = false",
+    ]
+
+
 def test_a_terminal_additionally_shows_who_is_in() -> None:
     text = printed(terminal=True, width=100)
     assert "round 1/4, attempt 2: waiting for [red]lyon, paris, rome" in text
