@@ -27,6 +27,7 @@ from fedshelf.models.own_model import use_model_path
 from fedshelf.rounds.client import Work
 from fedshelf.rounds.plan import setup_of
 from fedshelf.serialization import messages as payload
+from fedshelf.storage.atomic_files import translating_os_errors
 from fedshelf.storage.blob_cache import BlobCache
 from fedshelf.storage.held_model import FileHeldModel
 from fedshelf.storage.model_files import has_model, load_model_files
@@ -127,7 +128,8 @@ def subject_of_store(folder: Path, *, model_path: Path | None = None) -> AuditSu
     place, setup_file = place_of(state_dir), state_dir / "setup.json"
     if not setup_file.exists():
         raise UsageError(f"the store of '{state_dir}' has not taken part in a run yet, so there is nothing to audit")
-    text = setup_file.read_text(encoding="utf-8")
+    with translating_os_errors("read", setup_file):
+        text = setup_file.read_text(encoding="utf-8", errors="replace")
     digest = payload.Header.parse(text).blob
     blob = BlobCache(places.photo_cache() / "models").find(digest) if digest else None
     setup = payload.decode(text, blob or b"")

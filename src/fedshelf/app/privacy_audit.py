@@ -35,6 +35,7 @@ from fedshelf.privacy.audit.membership import audit_with_canaries, likelihood_ra
 from fedshelf.privacy.audit.probe import SIZE, probe_model
 from fedshelf.privacy.audit.rare_products import rare_products
 from fedshelf.privacy.audit.step_update import Seal, StepUpdate, named, step_update
+from fedshelf.privacy.clipping import Clip
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.bound_model import BoundModel
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 EPSILON = 8.0  # of the protection that a run without --dp sample is compared with
 CLIP_NORM = 1.0
+PROBE_CLIP = 0.01  # bounds the probe's updates, which are larger
 MAX_PHOTOS = 500  # besides the canaries, whose gradients are held at once
 LEAST_CANARIES = 8
 STEP_LR = 0.05
@@ -117,11 +119,12 @@ def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
     targets = [*probe_targets, *run_targets]
     chosen = rng.fork(purpose="photos").python().sample(range(len(subject.pixels)), len(subject.pixels))
     reconstructions = list(_reconstructions(targets, chosen, options, left_out))
+    num_parameters = counted(opened.bound_model.params.layout.num_parameters, "parameter")
     counts = dict.fromkeys((options.num_photos, min(config.batch_size, len(chosen))))
     labels = [finding for target in targets for n in counts if (finding := _label_finding(target, chosen[:n]))]
     return AuditReport(
         store=subject.store, run_id=opened.setup.run_id,
-        model=f"{config.model} ({counted(opened.bound_model.params.layout.num_parameters, 'parameter')}), {subject.origin}",
+        model=f"{config.model} ({num_parameters}), {subject.origin}",
         settings=f"{config.optimizer} with momentum {config.momentum:g}, batch size {config.batch_size}, "
         f"{counted(config.local_epochs, 'local epoch')}, {counted(config.rounds, 'round')}, --dp {config.dp}",
         reconstructions=tuple(reconstructions), chance_ssim=_chance(probe_targets[0], chosen),
@@ -187,7 +190,14 @@ def _targets_of_probe(subject: AuditSubject, left_out: list[str]) -> list[_Targe
         bound_model=bound, client=subject.store, rng=Rng(config.seed), train=photos,
         validation=PhotoSet(photos.images[:0], photos.labels[:0]), num_classes=len(subject.opened.catalogue),
     )  # fmt: skip
-    targets = [_Target(model="probe", protection="none", trainer=trainer, shared=shared)]
+    clip, layout = Clip(max_norm=PROBE_CLIP), bound.params.layout
+    targets = [
+        _Target(model="probe", protection="none", trainer=trainer, shared=shared),
+        _Target(
+            model="probe", protection=f"{clip.declares.setting}, no noise", trainer=trainer, shared=shared,
+            seal=lambda upload: clip.seal(upload, None, client=subject.store, layout=layout)[0],
+        ),
+    ]  # fmt: skip
     given = config.model_copy(update={"algorithm": "fedavg"}) if subject.opened.algorithm.sums else config
     noisy = given if isinstance(protection_of(given), SampleDP) else _with_noise(given)
     protection = protection_of(noisy)
@@ -239,13 +249,13 @@ def _reconstructions(
         logger.info("inverting a gradient of the %s model, protection: %s", target.model, target.protection)
         yield _reconstruction(target, update, invert_for(target, update, settings), settings)
         if target.protection == "none":
-            yield from _clipped_and_summed(target, update, chosen, options, settings)
+            yield from _of_a_sum(target, update, chosen, options, settings)
 
 
-def _clipped_and_summed(
+def _of_a_sum(
     target: _Target, update: StepUpdate, chosen: list[int], options: AuditOptions, settings: InversionSettings
 ) -> Iterator[Reconstruction]:  # fmt: skip
-    """The same inversion where updates are summed over stores. Only of the probe: it takes as long for each store."""
+    """The same inversion where only a sum over stores is seen. Only of the probe: it takes as long for each store."""
     count = min(options.num_stores, len(chosen) // options.num_photos)
     if target.model != "probe" or count < 2:
         return

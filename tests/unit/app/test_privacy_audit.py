@@ -53,7 +53,8 @@ def test_a_run_is_attacked_with_protection_and_without(simulated: Any, capsys: p
     assert code == 0, error
     found = json.loads(text)
     assert [(one["model"], one["protection"].split(" ")[0]) for one in found["reconstructions"]] == [
-        ("probe", "none"), ("probe", "secure"), ("probe", "--dp"), ("run", "none"), ("run", "--dp"),
+        ("probe", "none"), ("probe", "secure"), ("probe", "--clip-norm"), ("probe", "--dp"), ("run", "none"),
+        ("run", "--dp"),
     ]  # fmt: skip
     assert all(one["found"]["epsilon"] <= (one["accounted"] or 1e9) for one in found["canaries"])
     assert found["unprotected"] == list(UNPROTECTED)
@@ -88,7 +89,9 @@ def test_the_text_names_what_was_found_and_the_page_shows_it_and_loads_nothing(
 def test_a_run_with_noise_and_a_codec_is_attacked_as_it_is_sent(simulated: Any) -> None:
     flags = ["--norm", "group", "--dp", "sample", "--noise-multiplier", "1.5", "--codec-up", "int8"]
     report = audited(simulated(*flags))
-    assert attacks_of(report) == [("probe", "none"), ("probe", "--dp"), ("run", "none"), ("run", "as")]
+    assert attacks_of(report) == [
+        ("probe", "none"), ("probe", "--clip-norm"), ("probe", "--dp"), ("run", "none"), ("run", "as"),
+    ]  # fmt: skip
     sent = report.canaries[-1]
     assert sent.protection == "as sent: --dp sample, noise 1.5, --codec-up int8"
     assert sent.found.epsilon <= sent.accounted < 20
@@ -117,7 +120,7 @@ def test_heads_on_features_are_attacked_by_shadow_heads(simulated: Any) -> None:
 def test_what_cannot_be_attacked_is_listed_with_its_reason(simulated: Any, flags: list[str], said: str) -> None:
     report = audited(simulated(*flags))
     assert said in " ".join(report.left_out)
-    assert attacks_of(report)[:2] == [("probe", "none"), ("probe", "--dp")]
+    assert attacks_of(report)[:3] == [("probe", "none"), ("probe", "--clip-norm"), ("probe", "--dp")]
 
 
 def store_after_setup(run: str) -> ClientPlace:
@@ -158,6 +161,17 @@ def test_mistakes_are_sentences(
     code, _, error = fedshelf(capsys, "privacy", "audit", *arguments)
     assert code != 0
     assert said in error
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b'{"kind": "setup"}'], ids=str)
+def test_a_damaged_setup_is_a_sentence(simulated: Any, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    write_pack(Path("bern"), {"apple": 3})
+    place = ClientPlace.of(Path("bern"), name=None, state_dir=None, device="cpu", test_dir=None)
+    place.make_state_dir()
+    (place.state_dir / "setup.json").write_bytes(content)
+    code, _, error = fedshelf(capsys, "privacy", "audit", "--store", "bern")
+    assert code == 1
+    assert error.startswith("error: ")
 
 
 def test_a_store_that_has_not_taken_part_is_told_so(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:
