@@ -1,7 +1,7 @@
 """Attacks a store's own updates, with protection and without, and reports what was found."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedshelf.app.audit_subject import AuditSubject
 from fedshelf.app.components import protection_of
-from fedshelf.app.differential_privacy import delta_of, noise_for, private, released
+from fedshelf.app.differential_privacy import delta_of, noise_for, noisy_mean_of, private, released
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import FedShelfError, ModelError, TrainingError
 from fedshelf.core.messages import Mechanism, Upload
@@ -19,7 +19,7 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState
 from fedshelf.core.text import counted
 from fedshelf.data.photo_set import PhotoSet
-from fedshelf.privacy.accounting import as_release, compose
+from fedshelf.privacy.accounting import SampledGaussian, as_release, compose
 from fedshelf.privacy.audit import label_inference
 from fedshelf.privacy.audit.findings import (
     AuditReport,
@@ -35,6 +35,7 @@ from fedshelf.privacy.audit.membership import audit_with_canaries, likelihood_ra
 from fedshelf.privacy.audit.probe import SIZE, probe_model
 from fedshelf.privacy.audit.rare_products import rare_products
 from fedshelf.privacy.audit.step_update import Seal, StepUpdate, named, step_update
+from fedshelf.privacy.audit.store_canaries import audit_store_noise
 from fedshelf.privacy.clipping import Clip
 from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
 from fedshelf.rounds.pipeline import UploadPipeline
@@ -48,6 +49,8 @@ CLIP_NORM = 1.0
 PROBE_CLIP = 0.01  # bounds the probe's updates, which are larger
 MAX_PHOTOS = 500  # besides the canaries, whose gradients are held at once
 LEAST_CANARIES = 8
+SMOOTHNESS: Mapping[ModelRole, float] = {"probe": 3e-3, "run": 0.1}
+"""Weight of smoothness in an inversion. Gradients of ReLU nets say less of a photo, so the attack guesses more."""
 STEP_LR = 0.05
 
 
@@ -129,6 +132,7 @@ def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
         f"{counted(config.local_epochs, 'local epoch')}, {counted(config.rounds, 'round')}, --dp {config.dp}",
         reconstructions=tuple(reconstructions), chance_ssim=_chance(probe_targets[0], chosen),
         labels=tuple(labels), canaries=tuple(_canaries(targets, config, options, rng, left_out)),
+        store_canaries=tuple(_store_canaries(subject, options, rng)),
         membership=tuple(_membership(run_targets, config, options, rng, left_out)),
         rare_products=None if subject.products is None
         else rare_products(subject.products, least=options.least_stores),
@@ -232,8 +236,10 @@ def _said(noise: float | None) -> str:
 def _reconstructions(
     targets: list[_Target], chosen: list[int], options: AuditOptions, left_out: list[str]
 ) -> Iterator[Reconstruction]:  # fmt: skip
-    settings = InversionSettings(steps=options.inversion_steps, seed=options.seed)
     for target in targets:
+        settings = InversionSettings(
+            steps=options.inversion_steps, total_variation=SMOOTHNESS[target.model], seed=options.seed
+        )  # fmt: skip
         if target.trainer.train.images.ndim == 3:
             left_out.append(
                 "Gradient inversion of the run's own model: it trains its output layer on features, and no gradient of "
@@ -358,6 +364,23 @@ def _canaries(
             mechanism = _mechanism(target, config, len(trainer.train) + len(canaries), target.noise)
             finding = replace(finding, accounted=compose([as_release(mechanism)], delta).epsilon)
         yield finding
+
+
+def _store_canaries(subject: AuditSubject, options: AuditOptions, rng: Rng) -> Iterator[CanaryFinding]:
+    """The server's noise, of a run with --dp client."""
+    config, layout = subject.opened.config, subject.opened.bound_model.params.layout
+    noisy_mean, delta = noisy_mean_of(config), delta_of(config)
+    if noisy_mean is None:
+        return
+    found = audit_store_noise(
+        noisy_mean, num_canaries=options.num_canaries, num_values=layout.num_shared, delta=delta, rng=rng
+    )
+    noise = noisy_mean.noise_multiplier
+    release = SampledGaussian(noise_multiplier=noise)
+    yield CanaryFinding(
+        model="run", protection=f"--dp client, noise {noise:.3g}", found=found,
+        accounted=compose([release], delta, unit="client").epsilon,
+    )  # fmt: skip
 
 
 def _mechanism(target: _Target, config: RunConfig, num_photos: int, noise: float) -> Mechanism:

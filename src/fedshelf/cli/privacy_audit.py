@@ -116,6 +116,7 @@ def _show_audit(report: "AuditReport", out: Path) -> None:
     sentences.append(
         "Assumptions, what no protection covers, and pictures are in the report. An attack that fails proves nothing."
     )
+    canaries = page.rows_of_canaries([*report.canaries, *report.store_canaries])
     echo(
         f"Audit of {report.store}, run {report.run_id}: {report.model}.",
         "Gradient inversion (SSIM of 1 is the photo itself, "
@@ -124,7 +125,10 @@ def _show_audit(report: "AuditReport", out: Path) -> None:
         "Labels inferred:",
         table("model, protection, photos>, right>, by chance>, error of features>", page.rows_of_labels(report)),
         "Canaries found:",
-        table("model, protection, right>, ε found>, ceiling>, ε accounted>", page.rows_of_canaries(report)),
+        table(
+            "model, protection, right>, ε found>, ceiling>, ε accounted>",
+            canaries,
+        ),
         table("protection, LiRA AUC>, found>, 95 % interval>", page.rows_of_membership(report)),
         *(line for text in sentences for line in wrapped(text, make_console().width)),
         f"The report shows photos of the store, and stays there: {out}",

@@ -9,10 +9,11 @@ from html import escape
 from torch import Tensor
 
 from fedshelf.core.text import counted
-from fedshelf.privacy.audit.findings import ASSUMPTIONS, UNPROTECTED, AuditReport, Reconstruction
+from fedshelf.privacy.audit.findings import ASSUMPTIONS, UNPROTECTED, AuditReport, CanaryFinding, Reconstruction
 from fedshelf.reporting.formatting import ABSENT, number, percent
 
 MODELS = {"run": "the run's own", "probe": "probe"}
+_CANARIES = ("model", "protection", "right guesses", "ε found", "ceiling", "ε of the round by the accountant")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { text-align: left; padding: .3rem .8rem .3rem 0; }
@@ -66,10 +67,10 @@ def rows_of_labels(report: AuditReport) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def rows_of_canaries(report: AuditReport) -> list[tuple[str, ...]]:
+def rows_of_canaries(findings: Sequence[CanaryFinding]) -> list[tuple[str, ...]]:
     """By audit with canaries: model, protection, right guesses and their interval, ε found, ceiling, ε accounted."""
     rows: list[tuple[str, ...]] = []
-    for one in report.canaries:
+    for one in findings:
         found = one.found
         low, high = found.interval
         rows.append((
@@ -121,11 +122,15 @@ def _labels(report: AuditReport) -> Iterable[str]:
 def _canaries(report: AuditReport) -> Iterable[str]:
     yield "<h2>Membership: canaries</h2>"
     yield "<p>Photos with wrong labels, of which half were trained on: whether an upload tells which.</p>"
-    names = ("model", "protection", "right guesses", "ε found", "ceiling", "ε of the round by the accountant")
-    yield _table(names, [tuple(map(escape, row)) for row in rows_of_canaries(report)])
+    yield _table(_CANARIES, [tuple(map(escape, row)) for row in rows_of_canaries(report.canaries)])
     if report.canaries:
         yield f'<p class="note">δ = {report.canaries[0].found.delta:g}.</p>'
     yield _list(ASSUMPTIONS["canaries"])
+    if report.store_canaries:
+        yield "<h2>Membership: canary stores</h2>"
+        yield "<p>Whether the noisy mean of a round tells which stores took part.</p>"
+        yield _table(_CANARIES, [tuple(map(escape, row)) for row in rows_of_canaries(report.store_canaries)])
+        yield _list(ASSUMPTIONS["canary stores"])
 
 
 def _membership(report: AuditReport) -> Iterable[str]:

@@ -58,7 +58,9 @@ def test_a_run_is_attacked_with_protection_and_without(simulated: Any, capsys: p
     ]  # fmt: skip
     assert all(one["found"]["epsilon"] <= (one["accounted"] or 1e9) for one in found["canaries"])
     assert found["unprotected"] == list(UNPROTECTED)
-    assert found["assumptions"].keys() == {"gradient inversion", "label inference", "canaries", "LiRA"}
+    assert found["assumptions"].keys() == {
+        "gradient inversion", "label inference", "canaries", "canary stores", "LiRA",
+    }  # fmt: skip
     assert found["rare_products"] == [
         {"product": "<jam>", "stores": ["lyon"]}, {"product": "tea", "stores": ["oslo"]},
     ]  # fmt: skip
@@ -120,6 +122,8 @@ def test_heads_on_features_are_attacked_by_shadow_heads(simulated: Any) -> None:
 def test_what_cannot_be_attacked_is_listed_with_its_reason(simulated: Any, flags: list[str], said: str) -> None:
     report = audited(simulated(*flags))
     assert said in " ".join(report.left_out)
+    assert len(report.store_canaries) == ("client" in flags)
+    assert all(0 < one.accounted < 20 for one in report.store_canaries)
     assert attacks_of(report)[:3] == [("probe", "none"), ("probe", "--clip-norm"), ("probe", "--dp")]
 
 

@@ -26,6 +26,8 @@ from fedshelf.privacy.audit.membership import audit_with_canaries, likelihood_ra
 from fedshelf.privacy.audit.probe import PLAIN, probe_model
 from fedshelf.privacy.audit.rare_products import RareProduct, rare_products
 from fedshelf.privacy.audit.step_update import StepUpdate, named, step_update
+from fedshelf.privacy.audit.store_canaries import audit_store_noise
+from fedshelf.privacy.client_dp import NoisyMean
 from fedshelf.privacy.dp_sgd import PrivateTraining, num_steps, poisson, sampling_rate
 from fedshelf.training.batches import Amount, shuffled
 from fedshelf.training.bound_model import BoundModel
@@ -278,6 +280,26 @@ def test_canaries_are_found_without_noise() -> None:
 def test_the_empirical_epsilon_never_exceeds_the_accountant_s(noise: float, seed: int) -> None:
     found, ceiling, accounted = canaries_in(noise, seed)
     assert found <= min(ceiling, accounted)
+
+
+def store_canaries(noise: float, seed: int, *, is_adaptive: bool = False) -> tuple[float, float]:
+    """The empirical epsilon of a noisy mean of stores, and the accountant's."""
+    noisy_mean = NoisyMean(noise_multiplier=noise, clip_norm=0.3, is_adaptive=is_adaptive)
+    found = audit_store_noise(noisy_mean, num_canaries=400, num_values=4000, delta=DELTA, rng=Rng(seed))
+    return found.epsilon, compose([SampledGaussian(noise_multiplier=noise)], DELTA, unit="client").epsilon
+
+
+@pytest.mark.parametrize("is_adaptive", [False, True], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 4.0])
+def test_canary_stores_show_no_more_than_the_accountant_allows(noise: float, is_adaptive: bool) -> None:
+    for seed in range(5):
+        found, accounted = store_canaries(noise, seed, is_adaptive=is_adaptive)
+        assert found <= accounted
+
+
+def test_canary_stores_are_found_where_the_noise_is_weak() -> None:
+    assert store_canaries(0.5, seed=0)[0] > 1
+    assert store_canaries(1e-3, seed=0)[0] > 3
 
 
 def test_canaries_have_wrong_labels_and_none_is_there_twice() -> None:

@@ -31,7 +31,8 @@ ASSUMPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "gradient inversion": (
         "The attacker reads one upload, made by a single step on the shown photos alone, and knows model, settings and "
         "labels. A round has many steps on many photos, which hides more, but not by a guarantee.",
-        "One start and one smoothness. A better attack may find more. A failed attack proves nothing.",
+        "One start, and one weight of smoothness for each model (probe 0.003, the run's own 0.1). Another attack may find "
+        "more. A failed attack proves nothing.",
         "The probe is a small net without ReLU, pooling, and normalization, on photos of 32 pixels, with plain SGD of "
         "momentum 0. It shows what a protection withstands where the attack works.",
         "SSIM of 1 is the photo itself. The report states what another photo of the same store reaches.",
@@ -47,6 +48,11 @@ ASSUMPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({
         "but not which canaries are. Its gradients are those at the start of the round.",
         "The bound holds with 95 % confidence. It is a lower bound: true ε may be far larger, and the ceiling is the "
         "most that so many canaries can show.",
+    ),
+    "canary stores": (
+        "The attacker reads the noisy mean of one round in which every store takes part, and knows what each canary "
+        "would upload. The server adds the noise as it should: a curious server sees the uploads without it.",
+        "Canaries have the largest norm that the bound allows. Uploads of stores are harder to find.",
     ),
     "LiRA": (
         "The attacker knows the store's photos, but not which half was trained on, and trains many heads to compare.",
@@ -147,6 +153,7 @@ class AuditReport:
         chance_ssim: mean similarity of an attacked photo of the probe's size and other photos of the store.
         labels: label inferences.
         canaries: audits with canaries.
+        store_canaries: the audit of the server's noise, of a run with --dp client.
         membership: LiRA.
         rare_products: products of few stores; None if it is not known which store sells what.
         least_stores: number of stores below which a product is rare.
@@ -161,6 +168,7 @@ class AuditReport:
     chance_ssim: float
     labels: tuple[LabelFinding, ...]
     canaries: tuple[CanaryFinding, ...]
+    store_canaries: tuple[CanaryFinding, ...]
     membership: tuple[MembershipFinding, ...]
     rare_products: tuple[RareProduct, ...] | None
     least_stores: int
@@ -177,6 +185,7 @@ class AuditReport:
             "chance_ssim": self.chance_ssim,
             "labels": [asdict(one) for one in self.labels],
             "canaries": [asdict(one) for one in self.canaries],
+            "store_canaries": [asdict(one) for one in self.store_canaries],
             "membership": [asdict(one) for one in self.membership],
             "rare_products": None if self.rare_products is None else [asdict(one) for one in self.rare_products],
             "least_stores": self.least_stores, "left_out": list(self.left_out), "unprotected": list(UNPROTECTED),

@@ -83,7 +83,7 @@ def audit_with_canaries(
     with_canaries = replace(trainer, train=photos)
     mask = np.concatenate([np.ones(len(trainer.train), dtype=bool), is_in])
     update = _round(with_canaries, mask, shared, client_lr, seal)
-    scores = _shares(-update, torch.stack(list(_gradients(trainer, photos, shared))))[len(trainer.train) :]
+    scores = shares(-update, torch.stack(list(_gradients(trainer, photos, shared))))[len(trainer.train) :]
     return empirical_epsilon(scores.tolist(), is_in.tolist(), delta=delta)
 
 
@@ -184,10 +184,17 @@ def _gradients(trainer: Trainer, photos: PhotoSet, shared: Tensor) -> Iterator[T
     bound.gradients.zero_()
 
 
-def _shares(update_T: Tensor, gradients_NV: Tensor) -> Tensor:
-    """[N]: how much of each gradient is in an update: ridge regression on gradients of norm 1, at V last values.
+def shares(update_T: Tensor, gradients_NV: Tensor) -> Tensor:
+    """How much of each gradient is in an update: ridge regression on gradients of norm 1.
 
     Gradients have much in common; the regression tells what is due to each alone.
+
+    Args:
+        update_T: the update.
+        gradients_NV: the gradients, at the last V of its values.
+
+    Returns:
+        A coefficient [N] for each gradient.
     """
     rows_NV = gradients_NV / (gradients_NV.norm(dim=1, keepdim=True) + 1e-12)
     gram_NN = rows_NV @ rows_NV.T
