@@ -135,11 +135,13 @@ def subject_of_store(folder: Path, *, model_path: Path | None = None) -> AuditSu
     setup = payload.decode(text, blob or b"")
     if not isinstance(setup, Setup):
         raise UsageError(f"'{setup_file}' is not the setup of a run")
-    held, model = FileHeldModel(state_dir / "model.safetensors").load(), places.client_model(state_dir)
-    if held is not None:
-        return _subject(place.name, place.data_dir, setup, shared=held[1], origin="the model that was received last")
-    bound = open_setup(setup, device="cpu").bound_model
-    origin = f"the model in '{model}'" if _loaded(bound, model) else _INITIAL
+    bound, model = open_setup(setup, device="cpu").bound_model, places.client_model(state_dir)
+    held = FileHeldModel(state_dir / "model.safetensors").load()
+    if held is not None and len(held[1]) == len(bound.params.shared):
+        bound.load(held[1])
+        origin = "the model that was received last"
+    else:
+        origin = f"the model in '{model}'" if _loaded(bound, model) else _INITIAL
     return _subject(place.name, place.data_dir, setup, shared=bound.params.shared.clone(), origin=origin)
 
 

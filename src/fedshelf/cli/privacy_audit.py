@@ -125,10 +125,7 @@ def _show_audit(report: "AuditReport", out: Path) -> None:
         "Labels inferred:",
         table("model, protection, photos>, right>, by chance>, error of features>", page.rows_of_labels(report)),
         "Canaries found:",
-        table(
-            "model, protection, right>, ε found>, ceiling>, ε accounted>",
-            canaries,
-        ),
+        table("model, protection, right>, ε found>, ceiling>, ε accounted>", canaries),
         table("protection, LiRA AUC>, found>, 95 % interval>", page.rows_of_membership(report)),
         *(line for text in sentences for line in wrapped(text, make_console().width)),
         f"The report shows photos of the store, and stays there: {out}",

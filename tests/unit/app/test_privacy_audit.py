@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedshelf.app.audit_subject import AuditSubject, subject_of_run, subject_of_store
 from fedshelf.app.client import StoreClient
@@ -17,6 +18,7 @@ from fedshelf.core.messages import Ready
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.audit.findings import UNPROTECTED, AuditReport
 from fedshelf.reporting.audit_page import audit_page
+from fedshelf.storage.held_model import FileHeldModel
 from tests.unit.cli.test_command_line import fedshelf
 from tests.unit.data.samples import write_pack
 
@@ -141,6 +143,14 @@ def test_a_store_audits_itself_by_its_photos_or_its_state_directory(simulated: A
     place = store_after_setup(simulated(*flags))
     by_photos, by_state = (subject_of_store(folder) for folder in (place.data_dir, place.state_dir))
     assert by_photos.store == by_state.store == "oslo"
+    assert by_state.origin.startswith("new weights")
+    held = FileHeldModel(place.state_dir / "model.safetensors")
+    held.save("older", torch.zeros(3))
+    assert subject_of_store(place.state_dir).origin == by_state.origin, "a model of another run is not loaded"
+    held.save("newest", torch.full_like(by_state.shared, 0.5))
+    newest = subject_of_store(place.state_dir)
+    assert newest.origin == "the model that was received last"
+    assert (newest.shared == 0.5).all()
     report = audit(replace(by_state, products=None), QUICK)
     assert {one.model for one in report.canaries} == {"probe", "run"}
     assert report.rare_products is None

@@ -31,8 +31,8 @@ ASSUMPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "gradient inversion": (
         "The attacker reads one upload, made by a single step on the shown photos alone, and knows model, settings and "
         "labels. A round has many steps on many photos, which hides more, but not by a guarantee.",
-        "One start, and one weight of smoothness for each model (probe 0.003, the run's own 0.1). Another attack may find "
-        "more. A failed attack proves nothing.",
+        "One start, and one weight of smoothness for each model (probe 0.003, the run's own 0.1). Another attack may "
+        "find more. A failed attack proves nothing.",
         "The probe is a small net without ReLU, pooling, and normalization, on photos of 32 pixels, with plain SGD of "
         "momentum 0. It shows what a protection withstands where the attack works.",
         "SSIM of 1 is the photo itself. The report states what another photo of the same store reaches.",
