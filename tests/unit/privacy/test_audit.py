@@ -275,7 +275,7 @@ def test_canaries_are_found_without_noise() -> None:
     assert 0.5 < found <= ceiling
 
 
-@pytest.mark.parametrize("noise", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("noise", [0.4, 1.0, 2.0])
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 20))])
 def test_the_empirical_epsilon_never_exceeds_the_accountant_s(noise: float, seed: int) -> None:
     found, ceiling, accounted = canaries_in(noise, seed)
@@ -285,7 +285,9 @@ def test_the_empirical_epsilon_never_exceeds_the_accountant_s(noise: float, seed
 def store_canaries(noise: float, seed: int, *, is_adaptive: bool = False) -> tuple[float, float]:
     """The empirical epsilon of a noisy mean of stores, and the accountant's."""
     noisy_mean = NoisyMean(noise_multiplier=noise, clip_norm=0.3, is_adaptive=is_adaptive)
-    found = audit_store_noise(noisy_mean, num_canaries=400, num_values=4000, delta=DELTA, rng=Rng(seed))
+    found = audit_store_noise(
+        noisy_mean, num_canaries=400, num_values=4000, delta=DELTA, rng=Rng(seed), key=bytes(32)
+    )  # fmt: skip
     return found.epsilon, compose([SampledGaussian(noise_multiplier=noise)], DELTA, unit="client").epsilon
 
 

@@ -23,7 +23,13 @@ MAX_VALUES = 1 << 15  # many more than canaries suffice: each value has noise of
 
 
 def audit_store_noise(
-    noisy_mean: NoisyMean, *, num_canaries: int, num_values: int, delta: float, rng: Rng
+    noisy_mean: NoisyMean,
+    *,
+    num_canaries: int,
+    num_values: int,
+    delta: float,
+    rng: Rng,
+    key: bytes | None = None,
 ) -> EmpiricalEpsilon:
     """Release the noisy mean of about half of the canaries, and guess which.
 
@@ -33,6 +39,7 @@ def audit_store_noise(
         num_values: values of an upload.
         delta: δ of the bound.
         rng: the auditor's coins.
+        key: the noise's secret key; by default a new one.
     """
     generator, clip_norm = rng.fork(purpose="store canaries").torch(), noisy_mean.clip_norm
     directions_MV = torch.randn(num_canaries, min(num_values, MAX_VALUES), generator=generator)
@@ -44,6 +51,6 @@ def audit_store_noise(
         delta=canaries_MV[is_in_M].mean(0), num_clients=len(rows), num_trainable=canaries_MV.shape[1]
     )  # fmt: skip
     released, _ = noisy_mean.release(
-        mean, verdicts, expected=num_canaries / 2, clip_norm=clip_norm, key=new_key()
+        mean, verdicts, expected=num_canaries / 2, clip_norm=clip_norm, key=new_key() if key is None else key
     )  # fmt: skip
     return empirical_epsilon(shares(released.delta, canaries_MV).tolist(), is_in_M.tolist(), delta=delta)
