@@ -3,7 +3,6 @@
 import json
 import re
 import stat
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +140,12 @@ def store_after_setup(run: str) -> ClientPlace:
 @pytest.mark.parametrize("flags", [["--norm", "group"], ["--train", "head"]], ids=["all", "head"])
 def test_a_store_audits_itself_by_its_photos_or_its_state_directory(simulated: Any, flags: list[str]) -> None:
     place = store_after_setup(simulated(*flags))
+    before = {path: path.read_bytes() for path in place.state_dir.rglob("*") if path.is_file()}
     by_photos, by_state = (subject_of_store(folder) for folder in (place.data_dir, place.state_dir))
     assert by_photos.store == by_state.store == "oslo"
     assert by_state.origin.startswith("new weights")
+    report = audit(by_state, QUICK)
+    assert {path: path.read_bytes() for path in place.state_dir.rglob("*") if path.is_file()} == before
     held = FileHeldModel(place.state_dir / "model.safetensors")
     held.save("older", torch.zeros(3))
     assert subject_of_store(place.state_dir).origin == by_state.origin, "a model of another run is not loaded"
@@ -151,7 +153,6 @@ def test_a_store_audits_itself_by_its_photos_or_its_state_directory(simulated: A
     newest = subject_of_store(place.state_dir)
     assert newest.origin == "the model that was received last"
     assert (newest.shared == 0.5).all()
-    report = audit(replace(by_state, products=None), QUICK)
     assert {one.model for one in report.canaries} == {"probe", "run"}
     assert report.rare_products is None
     assert "A store does not know what others sell" in audit_page(report)
