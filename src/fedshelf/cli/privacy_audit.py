@@ -65,9 +65,9 @@ def audit(
 
     Example: fedshelf privacy audit runs/20261121-083512-a1b2 --out report.html
     """
-    from fedshelf.app.audit_subject import subject_of_run, subject_of_store
-    from fedshelf.app.privacy_audit import AuditOptions
-    from fedshelf.app.privacy_audit import audit as audited
+    from fedshelf.app.audit.attacks import AuditOptions
+    from fedshelf.app.audit.attacks import audit as audited
+    from fedshelf.app.audit.subject import subject_of_run, subject_of_store
     from fedshelf.config import places
     from fedshelf.reporting.audit_page import audit_page
     from fedshelf.storage.atomic_files import write_atomically

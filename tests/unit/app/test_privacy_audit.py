@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedshelf.app.audit_subject import AuditSubject, subject_of_run, subject_of_store
+from fedshelf.app.audit.attacks import AuditOptions, audit
+from fedshelf.app.audit.subject import AuditSubject, subject_of_run, subject_of_store
 from fedshelf.app.client import StoreClient
 from fedshelf.app.client_place import ClientPlace
-from fedshelf.app.privacy_audit import AuditOptions, audit
 from fedshelf.core.messages import Ready
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.audit.findings import UNPROTECTED, AuditReport

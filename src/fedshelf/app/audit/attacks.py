@@ -4,19 +4,16 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fedshelf.app.audit_subject import AuditSubject
-from fedshelf.app.components import protection_of
-from fedshelf.app.differential_privacy import delta_of, noise_for, noisy_mean_of, private, released
+from fedshelf.app.audit.subject import AuditSubject
+from fedshelf.app.audit.targets import Target, targets_of_probe, targets_of_run
+from fedshelf.app.differential_privacy import delta_of, noisy_mean_of, released
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.errors import FedShelfError, ModelError, TrainingError
-from fedshelf.core.messages import Mechanism, Upload
+from fedshelf.core.errors import ModelError, TrainingError
+from fedshelf.core.messages import Mechanism
 from fedshelf.core.rng import Rng
-from fedshelf.core.state import ClientState
 from fedshelf.core.text import counted
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.privacy.accounting import SampledGaussian, as_release, compose
@@ -32,21 +29,13 @@ from fedshelf.privacy.audit.findings import (
 from fedshelf.privacy.audit.image_similarity import best_matches, psnr, ssim
 from fedshelf.privacy.audit.inversion import STEPS, InversionSettings, Inverted, as_pictures, invert
 from fedshelf.privacy.audit.membership import audit_with_canaries, likelihood_ratio_attack, wrongly_labeled
-from fedshelf.privacy.audit.probe import SIZE, probe_model
 from fedshelf.privacy.audit.rare_products import rare_products
-from fedshelf.privacy.audit.step_update import Seal, StepUpdate, named, step_update
+from fedshelf.privacy.audit.step_update import StepUpdate, named, step_update
 from fedshelf.privacy.audit.store_canaries import audit_store_noise
-from fedshelf.privacy.clipping import Clip
-from fedshelf.privacy.dp_sgd import PrivateTraining, SampleDP, num_steps, poisson, sampling_rate
-from fedshelf.rounds.pipeline import UploadPipeline
-from fedshelf.training.bound_model import BoundModel
-from fedshelf.training.trainer import Trainer
+from fedshelf.privacy.dp_sgd import num_steps, sampling_rate
 
 logger = logging.getLogger(__name__)
 
-EPSILON = 8.0  # of the protection that a run without --dp sample is compared with
-CLIP_NORM = 1.0
-PROBE_CLIP = 0.01  # bounds the probe's updates, which are larger
 MAX_PHOTOS = 500  # besides the canaries, whose gradients are held at once
 LEAST_CANARIES = 8
 SMOOTHNESS: Mapping[ModelRole, float] = {"probe": 3e-3, "run": 0.1}
@@ -77,31 +66,6 @@ class AuditOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Target:
-    """A way to train, and what it sends.
-
-    Attributes:
-        model: the model.
-        protection: what is done to updates, in words.
-        trainer: trains.
-        shared: [S]: the model that it starts from.
-        noise: noise multiplier; None without noise.
-        seal: what becomes of an upload on its way.
-    """
-
-    model: ModelRole
-    protection: str
-    trainer: Trainer
-    shared: Tensor
-    noise: float | None = None
-    seal: Seal = lambda upload: upload
-
-    @property
-    def bound(self) -> BoundModel:
-        return self.trainer.bound_model
-
-
 def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
     """Attack the updates of a store.
 
@@ -117,8 +81,8 @@ def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
     """
     opened, config, left_out = subject.opened, subject.opened.config, list[str]()
     rng = Rng(options.seed).fork(purpose="audit", client=subject.store)
-    run_targets = list(_targets_of_run(subject, left_out))
-    probe_targets = _targets_of_probe(subject, left_out)
+    run_targets = list(targets_of_run(subject, left_out))
+    probe_targets = targets_of_probe(subject, left_out)
     targets = [*probe_targets, *run_targets]
     chosen = rng.fork(purpose="photos").python().sample(range(len(subject.pixels)), len(subject.pixels))
     reconstructions = list(_reconstructions(targets, chosen, options, left_out))
@@ -140,101 +104,8 @@ def audit(subject: AuditSubject, options: AuditOptions) -> AuditReport:
     )  # fmt: skip
 
 
-def _targets_of_run(subject: AuditSubject, left_out: list[str]) -> Iterator[_Target]:
-    """The run's own training: without protection, as it is sent, and with noise if it has none."""
-    opened, work, config = subject.opened, subject.work, subject.opened.config
-    if opened.algorithm.sums:
-        left_out.append(
-            f"The run's own uploads: --algorithm {config.algorithm} sends sums over all photos instead of gradients. "
-            "Without --dp sample, they hold the number of photos of each product, and the features of a product's only "
-            "photo."
-        )
-        return
-    plain = work.local_trainer or work.trainer
-    yield _Target(model="run", protection="none", trainer=plain, shared=subject.shared)
-    stages = tuple(stage for stage in opened.uploads.stages if not stage.declares.masks)
-    noise = work.mechanism.noise_multiplier if work.mechanism is not None else None
-    if stages or noise is not None:
-        pipeline, layout = UploadPipeline(stages=stages), opened.bound_model.params.layout
-
-        def seal(upload: Upload) -> Upload:
-            sealed, _ = pipeline.seal(
-                upload, client=subject.store, before=ClientState(), after=ClientState(), layout=layout
-            )  # fmt: skip
-            return pipeline.open(sealed, layout)
-
-        said = [] if noise is None else [f"--dp sample, noise {noise:.3g}"]
-        said += [stage.declares.setting for stage in stages]
-        yield _Target(
-            model="run", protection=f"as sent: {', '.join(said)}", trainer=work.trainer, shared=subject.shared,
-            noise=noise, seal=seal,
-        )  # fmt: skip
-    if noise is None:
-        try:
-            trainer, mechanism = private(plain, _with_noise(config), run_id=opened.setup.run_id)
-        except FedShelfError as error:
-            left_out.append(f"The run's own model with noise: {error}.")
-        else:
-            found = None if mechanism is None else mechanism.noise_multiplier
-            yield _Target(
-                model="run", protection=_said(found), trainer=trainer, shared=subject.shared, noise=found
-            )  # fmt: skip
-    if config.dp == "client":
-        left_out.append("--dp client: its noise protects the published model. The server sees uploads without it.")
-
-
-def _targets_of_probe(subject: AuditSubject, left_out: list[str]) -> list[_Target]:
-    """The probe's training on the store's photos, without protection and with the run's noise."""
-    config, photos = subject.opened.config, _shrunk(subject.pixels, SIZE)
-    bound = probe_model(len(subject.opened.catalogue), size=photos.images.shape[1])
-    settings = replace(bound.settings, batch_size=config.batch_size, local_epochs=config.local_epochs)
-    bound = replace(bound, settings=settings)
-    shared = bound.params.shared.clone()
-    trainer = Trainer(
-        bound_model=bound, client=subject.store, rng=Rng(config.seed), train=photos,
-        validation=PhotoSet(photos.images[:0], photos.labels[:0]), num_classes=len(subject.opened.catalogue),
-    )  # fmt: skip
-    clip, layout = Clip(max_norm=PROBE_CLIP), bound.params.layout
-    targets = [
-        _Target(model="probe", protection="none", trainer=trainer, shared=shared),
-        _Target(
-            model="probe", protection=f"{clip.declares.setting}, no noise", trainer=trainer, shared=shared,
-            seal=lambda upload: clip.seal(upload, None, client=subject.store, layout=layout)[0],
-        ),
-    ]  # fmt: skip
-    given = config.model_copy(update={"algorithm": "fedavg"}) if subject.opened.algorithm.sums else config
-    noisy = given if isinstance(protection_of(given), SampleDP) else _with_noise(given)
-    protection = protection_of(noisy)
-    try:
-        noise = noise_for(noisy, protection, len(photos)) if isinstance(protection, SampleDP) else None
-    except FedShelfError as error:
-        left_out.append(f"Noise of --dp sample: {error}.")
-        noise = None
-    if noise is not None and isinstance(protection, SampleDP):
-        training = PrivateTraining(
-            noise_multiplier=noise, clip_norm=protection.clip_norm, clipping=protection.clipping
-        )  # fmt: skip
-        private_trainer = replace(trainer, run=training, draw=poisson, is_private=True)
-        said = f"--dp sample, noise {noise:.3g}" if noisy is given else _said(noise)
-        targets.append(
-            _Target(model="probe", protection=said, trainer=private_trainer, shared=shared, noise=noise)
-        )  # fmt: skip
-    return targets
-
-
-def _with_noise(config: RunConfig) -> RunConfig:
-    """The configuration with the protection that a run without one is compared with."""
-    return config.model_copy(
-        update={"dp": "sample", "target_epsilon": EPSILON, "noise_multiplier": None, "clip_norm": CLIP_NORM}
-    )
-
-
-def _said(noise: float | None) -> str:
-    return f"--dp sample, ε = {EPSILON:g} over all rounds (noise {noise or 0:.3g})"
-
-
 def _reconstructions(
-    targets: list[_Target], chosen: list[int], options: AuditOptions, left_out: list[str]
+    targets: list[Target], chosen: list[int], options: AuditOptions, left_out: list[str]
 ) -> Iterator[Reconstruction]:  # fmt: skip
     for target in targets:
         settings = InversionSettings(
@@ -253,13 +124,13 @@ def _reconstructions(
             left_out.append(f"Gradient inversion of {counted(len(photos), 'photo')} in the run's own model: {error}.")
             continue
         logger.info("inverting a gradient of the %s model, protection: %s", target.model, target.protection)
-        yield _reconstruction(target, update, invert_for(target, update, settings), settings)
+        yield _reconstruction(target, update, _inverted(target, update, settings), settings)
         if target.protection == "none":
             yield from _of_a_sum(target, update, chosen, options, settings)
 
 
 def _of_a_sum(
-    target: _Target, update: StepUpdate, chosen: list[int], options: AuditOptions, settings: InversionSettings
+    target: Target, update: StepUpdate, chosen: list[int], options: AuditOptions, settings: InversionSettings
 ) -> Iterator[Reconstruction]:  # fmt: skip
     """The same inversion where only a sum over stores is seen. Only of the probe: it takes as long for each store."""
     count = min(options.num_stores, len(chosen) // options.num_photos)
@@ -275,13 +146,13 @@ def _of_a_sum(
         images=torch.cat([one.images for one in updates]), labels=torch.cat([one.labels for one in updates]),
     )  # fmt: skip
     logger.info("inverting the sum of %s", counted(count, "store"))
-    found = invert_for(target, summed, settings, num_stores=count)
+    found = _inverted(target, summed, settings, num_stores=count)
     of_sum = replace(target, protection=f"secure aggregation: only the sum of {counted(count, 'store')} is seen")
     yield _reconstruction(of_sum, summed, found, settings)
 
 
-def invert_for(
-    target: _Target, update: StepUpdate, settings: InversionSettings, *, num_stores: int = 1
+def _inverted(
+    target: Target, update: StepUpdate, settings: InversionSettings, *, num_stores: int = 1
 ) -> Inverted:  # fmt: skip
     """Invert an update of a target's model."""
     target.bound.load(target.shared)
@@ -292,7 +163,7 @@ def invert_for(
 
 
 def _reconstruction(
-    target: _Target, update: StepUpdate, found: Inverted, settings: InversionSettings
+    target: Target, update: StepUpdate, found: Inverted, settings: InversionSettings
 ) -> Reconstruction:  # fmt: skip
     originals = as_pictures(target.bound, update.images)
     matches = best_matches(originals, found.images)
@@ -305,12 +176,12 @@ def _reconstruction(
     )  # fmt: skip
 
 
-def _update(target: _Target, photos: PhotoSet) -> StepUpdate:
+def _update(target: Target, photos: PhotoSet) -> StepUpdate:
     """One step of a target. Its learning rate only scales the update."""
     return step_update(target.trainer, photos, target.shared, client_lr=STEP_LR, seal=target.seal)
 
 
-def _label_finding(target: _Target, chosen: list[int]) -> LabelFinding | None:
+def _label_finding(target: Target, chosen: list[int]) -> LabelFinding | None:
     """Infer labels; None if the model has no single linear output layer that leaves the store."""
     try:
         update = _update(target, _some(target.trainer.train, chosen))
@@ -328,7 +199,7 @@ def _label_finding(target: _Target, chosen: list[int]) -> LabelFinding | None:
     )  # fmt: skip
 
 
-def _features_error(target: _Target, update: StepUpdate, weight: Tensor, bias: Tensor) -> float | None:
+def _features_error(target: Target, update: StepUpdate, weight: Tensor, bias: Tensor) -> float | None:
     """The relative error of the features that are read off; None where photos do not determine them."""
     if target.bound.has_batch_norm:
         return None
@@ -340,7 +211,7 @@ def _features_error(target: _Target, update: StepUpdate, weight: Tensor, bias: T
 
 
 def _canaries(
-    targets: list[_Target], config: RunConfig, options: AuditOptions, rng: Rng, left_out: list[str]
+    targets: list[Target], config: RunConfig, options: AuditOptions, rng: Rng, left_out: list[str]
 ) -> Iterator[CanaryFinding]:  # fmt: skip
     delta = delta_of(config)
     for target in targets:
@@ -383,7 +254,7 @@ def _store_canaries(subject: AuditSubject, options: AuditOptions, rng: Rng) -> I
     )  # fmt: skip
 
 
-def _mechanism(target: _Target, config: RunConfig, num_photos: int, noise: float) -> Mechanism:
+def _mechanism(target: Target, config: RunConfig, num_photos: int, noise: float) -> Mechanism:
     """What one round of a target releases."""
     if target.model == "run":
         return released(config, num_photos, noise)
@@ -395,7 +266,7 @@ def _mechanism(target: _Target, config: RunConfig, num_photos: int, noise: float
 
 
 def _membership(
-    targets: list[_Target], config: RunConfig, options: AuditOptions, rng: Rng, left_out: list[str]
+    targets: list[Target], config: RunConfig, options: AuditOptions, rng: Rng, left_out: list[str]
 ) -> Iterator[MembershipFinding]:  # fmt: skip
     if not targets or targets[0].bound.head is None:
         left_out.append("LiRA: shadow models are cheap only where a run trains its output layer alone (--train head).")
@@ -409,7 +280,7 @@ def _membership(
         yield MembershipFinding(protection=target.protection, found=found)
 
 
-def _chance(target: _Target, chosen: list[int]) -> float:
+def _chance(target: Target, chosen: list[int]) -> float:
     """The mean similarity of the first photo and up to 20 others."""
     photos = _some(target.trainer.train, chosen[:21])
     pictures = torch.from_numpy(photos.images.copy()).permute(0, 3, 1, 2).float() / 255
@@ -419,12 +290,3 @@ def _chance(target: _Target, chosen: list[int]) -> float:
 
 def _some(photos: PhotoSet, chosen: list[int]) -> PhotoSet:
     return PhotoSet(photos.images[chosen], photos.labels[chosen])
-
-
-def _shrunk(photos: PhotoSet, size: int) -> PhotoSet:
-    """Photos of at most `size` pixels a side."""
-    if photos.images.shape[1] <= size:
-        return photos
-    pixels = torch.from_numpy(photos.images.copy()).permute(0, 3, 1, 2).float()
-    small = F.interpolate(pixels, size=(size, size), mode="area").round().to(torch.uint8)
-    return PhotoSet(np.ascontiguousarray(small.permute(0, 2, 3, 1).numpy()), photos.labels)
