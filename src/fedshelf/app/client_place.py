@@ -260,3 +260,23 @@ def join_of(place: ClientPlace, *, names_classes: bool = True) -> Join:
         raise DataError(f"--data-dir {place.data_dir} cannot be a store's folder: {problem}")
     classes = usable_classes(found) if names_classes else ()
     return Join(protocol=PROTOCOL_VERSION, version=__version__, client=place.name, classes=classes)
+
+
+def place_of(state_dir: Path) -> ClientPlace:
+    """The settings of the client that a state directory belongs to.
+
+    Args:
+        state_dir: the state directory.
+
+    Returns:
+        The settings; the device is the CPU.
+
+    Raises:
+        UsageError: the directory does not say whose it is, or the photos are gone.
+    """
+    record = _record(state_dir)
+    if not record:
+        raise UsageError(f"'{state_dir / RECORD}' does not name a client and its photos: start the client once")
+    return ClientPlace.of(
+        Path(record["data_dir"]), name=record["name"], state_dir=state_dir, device="cpu", test_dir=None
+    )  # fmt: skip

@@ -14,6 +14,7 @@ import typer
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, print_json
 from fedshelf.cli.enroll import AsJson, Home
+from fedshelf.cli.privacy_audit import audit
 from fedshelf.cli.runs import DEFAULT_ROOT, Root, Run
 from fedshelf.cli.tables import Column, Table
 from fedshelf.core.errors import RunError, UsageError
@@ -361,3 +362,6 @@ def _show(policy: str, found: "Explanation", told: list[str]) -> None:
         fields,
         *(line for text in sentences for line in wrapped(text, make_console().width)),
     )
+
+
+app.command()(audit)
