@@ -62,10 +62,15 @@ def test_a_store_that_is_killed_in_a_round_is_left_out_and_the_others_finish_it(
 def test_a_store_that_requires_masks_takes_part_in_no_run_without_them(site: Site) -> None:
     (site.root / "policy.toml").write_text('[protection]\nrequired = "secagg"\nmin-cohort = 3\n')
     first, *others = site.names
-    server = site.server(*SMALL, "--quorum", str(len(others)), "--run-dir", str(site.root / "run"), min_clients=2)
-    clients = [site.client(name) for name in others]
+    server = site.server(
+        *SMALL, "--quorum", str(len(others)), "--run-dir", str(site.root / "run"), min_clients=len(others)
+    )  # fmt: skip
+    held = site.held_client(others[0], "hold@1")
+    clients = [held, *(site.client(name) for name in others[1:])]
+    held.wait_for("held", round=1)
     strict = site.client(first, "--policy", str(site.root / "policy.toml"))
     strict.wait_for_text("this run does not mask updates (--secagg)")
+    site.release(1)
     assert server.end() == 0, server.text()
     assert [client.end() for client in clients] == [0] * len(clients)
     strict.interrupt()
