@@ -98,9 +98,9 @@ class MaskedRound:
         )  # fmt: skip
         self._round = server = ServerRound(ServerRecord(context=about))
         cohort = self._opened.cohort
-        self._ask(cohort, MaskingStage.KEYS, lambda name: about, KeyAdvertisement, server.add_keys)
+        self._ask(cohort, MaskingStage.KEYS, about, KeyAdvertisement, server.add_keys)
         roster = server.close_keys()
-        self._ask(roster.members, MaskingStage.SHARES, lambda name: roster, SealedShares, server.add_shares)
+        self._ask(roster.members, MaskingStage.SHARES, roster, SealedShares, server.add_shares)
         server.close_shares()
 
     @property
@@ -140,14 +140,12 @@ class MaskedRound:
             self._opened = replace(self._opened, masking=wire.to_text(server.record))
             self._context.ports.checkpoints.save_open_round(self._opened)
         total = add_up(self._encode.grid(self._context.model.layout).zeros(), map(uploads, server.survivors))
-        survivors = server.record.survivors
         self._ask(
-            server.survivors, MaskingStage.SURVIVORS, lambda name: survivors, SurvivorsSignature, server.add_signature,
-            drops_out=False,
+            server.survivors, MaskingStage.SURVIVORS, server.record.survivors, SurvivorsSignature,
+            server.add_signature, drops_out=False,
         )  # fmt: skip
-        signatures = server.signatures()
         self._ask(
-            server.survivors, MaskingStage.UNMASKING, lambda name: signatures, RevealedShares, server.add_revealed,
+            server.survivors, MaskingStage.UNMASKING, server.signatures(), RevealedShares, server.add_revealed,
             enough=server.can_open, drops_out=False,
         )  # fmt: skip
         if not server.can_open():
@@ -162,20 +160,24 @@ class MaskedRound:
         return self._round
 
     def _ask(
-        self, names: Iterable[str], stage: MaskingStage, content: Callable[[str], object], kind: type[Any],
-        add: Callable[[Any], None], *, enough: Callable[[], bool] = lambda: False, drops_out: bool = True,
+        self, names: Iterable[str], stage: MaskingStage, message: object, kind: type[Any], add: Callable[[Any], None],
+        *, enough: Callable[[], bool] = lambda: False, drops_out: bool = True,
     ) -> None:  # fmt: skip
-        """Ask members for one stage, and wait for their answers."""
+        """Send members the message of one stage, and wait for their answers.
+
+        Args:
+            names: the members.
+            stage: the stage.
+            message: the same for all of them.
+            kind: the class of an answer.
+            add: takes an answer.
+            enough: whether no more answers are needed.
+            drops_out: whether a member without an answer takes no further part in the round.
+        """
         context, progress = self._context, self._progress
         waiting = set(names)
+        request = MaskingRequest(key=self._key, stage=stage, content=wire.to_text(message))
         patience = Patience(len(waiting), factor=FACTOR, at_least=AT_LEAST_SECONDS, timer=context.timer)
-        texts: dict[int, str] = {}  # by message: all members get the same
-
-        def request(name: str) -> MaskingRequest:
-            message = content(name)
-            text = texts.setdefault(id(message), "") or wire.to_text(message)
-            texts[id(message)] = text
-            return MaskingRequest(key=self._key, stage=stage, content=text)
 
         def on_reply(reply: Reply) -> None:
             waiting.discard(reply.client)
@@ -184,10 +186,12 @@ class MaskedRound:
                 add(_message(reply, stage, kind))
             except RefusedError as error:
                 self._note(reply.client, stage, str(error), drops_out=drops_out, refused=_is_refused(reply))
+                will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
+                context.membership.on_failed(reply.client, str(error), will_repeat=will_repeat)
 
         context.dispatcher.dispatch(
-            sorted(waiting), self._key, request, on_reply, seconds=context.plan.rounds.timeout, traffic=progress,
-            enough=lambda now: patience.is_over(now) or enough(),
+            sorted(waiting), self._key, lambda name: request, on_reply, seconds=context.plan.rounds.timeout,
+            traffic=progress, enough=lambda now: patience.is_over(now) or enough(),
         )  # fmt: skip
         if enough():
             return
