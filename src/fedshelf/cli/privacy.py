@@ -102,9 +102,10 @@ def receipt(
 
     directory = resolve_run(run, root)
     settings = {found.key: found.new for found in differences("", directory.config_toml)}
+    summary = run_summary(directory.path)
     fields = receipt_of(
-        run_summary(directory.path), settings, directory.config_toml, number,
-        model=model_digest(directory.path, number),
+        summary.run_id, number, summary.rounds, voids=summary.voids, noise=summary.noise, settings=settings,
+        config_toml=directory.config_toml, model=model_digest(directory.path, number),
     )  # fmt: skip
     text = chain_of(home, must_exist=True).receipt(fields)
     if out is None:

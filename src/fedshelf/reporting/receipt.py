@@ -3,14 +3,12 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fedshelf.core.errors import UsageError
-from fedshelf.core.events import ClientStatus
+from fedshelf.core.events import ClientStatus, NoiseReported, RoundFinished, RoundVoid
 from fedshelf.privacy.base import DEFAULT_DELTA
 from fedshelf.reporting.privacy_report import privacy_report
-from fedshelf.tracking.queries import RunSummary
 
 UNPROTECTED = (
     "when each store took part, and how long it took",
@@ -34,30 +32,33 @@ def protections_of(settings: Mapping[str, Any]) -> list[str]:
 
 
 def receipt_of(
-    summary: RunSummary, settings: Mapping[str, Any], config_toml: str, round: int, *, model: str
-) -> dict[str, Any]:
+    run_id: str, round: int, rounds: Sequence[RoundFinished], *, voids: Sequence[RoundVoid],
+    noise: Mapping[str, NoiseReported], settings: Mapping[str, Any], config_toml: str, model: str,
+) -> dict[str, Any]:  # fmt: skip
     """The fields of a receipt.
 
     Args:
-        summary: the run.
+        run_id: the run.
+        round: the round's number.
+        rounds: the run's finished rounds.
+        voids: its void attempts.
+        noise: the noise of each client's releases, and that of the server's under "".
         settings: the run's settings by key, where they are not the defaults.
         config_toml: the run's configuration.
-        round: the round's number.
         model: digest of the model after it.
 
     Raises:
         UsageError: the round has not finished, or `dp-accounting` is not installed and the run has noise.
     """
-    record = next((one for one in summary.rounds if one.round == round), None)
+    record = next((one for one in rounds if one.round == round), None)
     if record is None:
-        raise UsageError(f"round {round} of run {summary.run_id} has not finished: the run has none of that number")
-    until = replace(summary, rounds=tuple(one for one in summary.rounds if one.round <= round))
-    voids = [one for one in summary.voids if one.round <= round]
+        raise UsageError(f"round {round} of run {run_id} has not finished: the run has none of that number")
+    until = [one for one in rounds if one.round <= round], [one for one in voids if one.round <= round]
     delta = float(settings.get("delta", DEFAULT_DELTA))
-    report = privacy_report(summary.noise, until.rounds, voids, delta=delta) if summary.noise else None
+    report = privacy_report(noise, *until, delta=delta) if noise else None
     protections = protections_of(settings)
     return {
-        "run": summary.run_id,
+        "run": run_id,
         "round": round,
         "attempt": record.attempt,
         "cohort": [{"store": member.client, "part": member.status.value} for member in record.clients],
