@@ -88,9 +88,9 @@ def receipt(
     root: Root = DEFAULT_ROOT,
     home: Home = None,
 ) -> None:
-    """Sign what happened in a round: who took part, how updates were protected, and the model that was made.
+    """Sign what happened in a round of a run.
 
-    The signature is that of the chain's key, in the server's home. Anybody who has the public key (fedshelf enroll key)
+    The receipt states who took part, how updates were protected, and which model was made. The signature is that of the chain's key, in the server's home. Anybody who has the public key (fedshelf enroll key)
     can check the receipt with scripts/check_receipt.py, without FedShelf.
     """
     from fedshelf.cli.enroll import chain_of

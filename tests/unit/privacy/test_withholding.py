@@ -69,7 +69,7 @@ def test_the_page_says_of_every_field_whether_it_can_be_withheld_and_by_which_ke
         told = row.rstrip(" |").rsplit("| ", 1)[1]
         key = field.key.removeprefix("metrics.") if field.key.startswith("metrics.") else ""
         expected = f"clear, or withheld: `{key}`" if key else "clear"
-        assert told == ("clear, or noised: `required`" if field.field == "vectors" else expected), row
+        assert told == ("clear, or noised or summed: `required`" if field.field == "vectors" else expected), row
 
 
 def test_the_page_names_what_a_run_with_noise_withholds() -> None:
