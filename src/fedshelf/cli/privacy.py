@@ -90,8 +90,9 @@ def receipt(
 ) -> None:
     """Sign what happened in a round of a run.
 
-    The receipt states who took part, how updates were protected, and which model was made. The signature is that of the chain's key, in the server's home. Anybody who has the public key (fedshelf enroll key)
-    can check the receipt with scripts/check_receipt.py, without FedShelf.
+    The receipt states who took part, how updates were protected, and which model was made. It is signed by the chain's
+    key, in the server's home. Anybody who has the public key (fedshelf enroll key) can check it with
+    scripts/check_receipt.py, without FedShelf.
     """
     from fedshelf.cli.enroll import chain_of
     from fedshelf.reporting.receipt import receipt_of
