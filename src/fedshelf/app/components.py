@@ -91,7 +91,9 @@ def aggregator_of(config: RunConfig) -> Aggregator:
     if algorithm_of(config).sums:
         return aggregator
     stages = [stage.declares for stage in uploads_of(config).stages]
-    hiding = [one.setting for one in stages if one.masks] + [f"--codec-up {config.codec_up}"] * _decodes_sums(config)
+    hiding = [one.setting for one in stages if one.masks] + [f"--codec-up {config.codec_up}"] * bool(
+        summed_codec_of(config)
+    )
     if config.norm_bound == "off" or hiding:
         if config.norm_bound == "auto":
             logger.info("--norm-bound auto is off: with %s the server sees no single upload", hiding[0])
@@ -158,10 +160,6 @@ def summed_codec_of(config: RunConfig) -> Modular | None:
     chain = parse(config.codec_up)
     codec, alone = chain.quantizer, chain.sparsifier is None and chain.lossless is None
     return codec if alone and isinstance(codec, Modular) and (mask_of(config).is_on or not codec.range) else None
-
-
-def _decodes_sums(config: RunConfig) -> bool:
-    return summed_codec_of(config) is not None
 
 
 def _summand_of(config: RunConfig, codec: Modular) -> EncodeSummand:
