@@ -74,6 +74,17 @@ def test_a_masked_run_has_the_bits_of_one_without_masks(codec: str, given: dict[
 
 
 @pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize(("weights", "error"), [("equal", 1e-4), ("examples", 1e-2)])
+def test_a_round_makes_the_model_of_one_without_a_codec_but_for_rounding(weights: str, error: float) -> None:
+    given = {"rounds": 1, "weights": weights, "norm": "group", "compare": False, "client_lr": 0.2}
+    masked, _ = run("masked", secagg=True, codec_up="modular:32", **given)
+    without, _ = run("without", norm_bound="off", **given)
+    unmoved, _ = run("unmoved", norm_bound="off", **{**given, "client_lr": 1e-9})
+    assert float((without - unmoved).abs().max()) > 10 * error, "the round changes too little to tell"
+    torch.testing.assert_close(masked, without, rtol=0, atol=error)
+
+
+@pytest.mark.usefixtures("stores")
 def test_a_masked_run_continues_with_the_same_bits() -> None:
     finals = []
     for name, given in (("masked", {"secagg": True}), ("plain", {"codec_up": "modular:32"})):
