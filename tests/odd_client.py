@@ -169,7 +169,8 @@ def main() -> int:
     place = ClientPlace.of(given.data_dir, name=None, state_dir=None, device="cpu", test_dir=given.test_dir)
 
     with place.lock(), stop_on_signals() as stop:
-        odd = OddClient(StoreClient(place, policy=policy), given.do, given.until)
+        keys = StoreKeys(place.state_dir / "keys")
+        odd = OddClient(StoreClient(place, policy=policy, keys=keys), given.do, given.until)
 
         def on_send(parcel: Parcel) -> None:
             odd.on_send(parcel)
@@ -180,7 +181,7 @@ def main() -> int:
         def run(join: Join, stop: threading.Event, on_status: Callable[[str], None]) -> Ended:
             return run_client(
                 given.server_address, odd.handle, join, insecure=given.insecure,
-                keys=StoreKeys(place.state_dir / "keys"), on_send=on_send, stop=stop, on_status=on_status,
+                keys=keys, on_send=on_send, stop=stop, on_status=on_status,
                 ledger=odd.ledger,
             )  # fmt: skip
 

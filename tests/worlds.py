@@ -34,8 +34,10 @@ from fedshelf.core.rng import Rng
 from fedshelf.core.state import ClientState, ModelState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
+from fedshelf.identity.keys import KeyPair
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
@@ -170,6 +172,7 @@ class World:
         data: by client, its training and validation photos, if not random ones.
         withdrawing: clients that join to withdraw.
         score: tests models on the server's photos, if it has some.
+        identities: by client, its identity keys; with them, messages of secure aggregation are signed.
         kept: by client, what it chose in the end, and the values [P] of that model.
     """
 
@@ -191,6 +194,7 @@ class World:
     data: dict[str, tuple[PhotoSet, PhotoSet]] = field(default_factory=dict)
     withdrawing: set[str] = field(default_factory=set)
     score: Callable[[Tensor], Score] | None = None
+    identities: Mapping[str, KeyPair] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -295,7 +299,13 @@ class World:
             run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=encode,
             layout=bench.params.layout,
         )  # fmt: skip
-        return MaskingClient(partial(str, name), terms=lambda: terms, opened_sums=self.opened_sums[name])
+        return MaskingClient(
+            partial(str, name), terms=lambda: terms, opened_sums=self.opened_sums[name],
+            identity=lambda: self.identities.get(name), identities=self._public,
+        )  # fmt: skip
+
+    def _public(self) -> Identities | None:
+        return {name: keys.public for name, keys in self.identities.items()} or None
 
     def connect_all(self) -> None:
         for name in self.names:
@@ -326,7 +336,7 @@ class World:
 
         ports = Ports(
             transport=self.transport, checkpoints=self.checkpoints, spool=self.spool, sink=self.sink,
-            clock=self.clock, stop=self.stop,
+            clock=self.clock, stop=self.stop, identities=self._public,
         )  # fmt: skip
         return Server(
             plan=Plan(**plan), ports=ports, algorithm=self.algorithm, build_model=build, keep_catalogue=keep

@@ -105,7 +105,7 @@ def run_server(
             _invite(say, chain, addresses, tls, 0 if is_local or chain.is_open else invited, is_local=is_local)
             served = make_server(
                 run, transport=engine.transport(), spool=FileSpool(run.directory.spool), stop=stop,
-                start_clients=config.min_clients,
+                start_clients=config.min_clients, identities=lambda: chain.roster().keys(),
             )  # fmt: skip
             chain.audit.write_action(
                 "server started", run=run.directory.run_id, address=str(engine.address), admission=config.admission,

@@ -5,7 +5,7 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from fedshelf.config import places
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import DataError, UsageError
 from fedshelf.core.events import RoundFinished, WeightsLoaded
-from fedshelf.core.ports import Checkpoints, Spool, Transport, VirtualClock
+from fedshelf.core.ports import Checkpoints, IdentityKey, Spool, Transport, VirtualClock
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.folder import class_folder
@@ -59,7 +59,7 @@ class SystemClock:
 def make_server(
     run: OpenedRun, *, transport: Transport, spool: Spool, stop: threading.Event, start_clients: int,
     make_evaluator: EvaluatorFactory | None = None, make_module: ModuleFactory | None = None,
-    virtual: VirtualClock | None = None,
+    virtual: VirtualClock | None = None, identities: Callable[[], Mapping[str, IdentityKey] | None] = lambda: None,
 ) -> Server:  # fmt: skip
     """Assemble the server of a run.
 
@@ -72,6 +72,7 @@ def make_server(
         make_evaluator: creates a different central evaluation; by default it runs in this process.
         make_module: creates the caller's own model, if there is one.
         virtual: the clock of a simulation.
+        identities: returns the stores' identity keys by name; None if they have none.
 
     Returns:
         The server.
@@ -96,7 +97,7 @@ def make_server(
     ports = Ports(
         transport=transport, spool=spool, sink=run.sink,
         checkpoints=BackgroundCheckpoints(checkpoints, run.writer) if run.writer else checkpoints,
-        clock=SystemClock(), stop=stop, virtual=virtual,
+        clock=SystemClock(), stop=stop, virtual=virtual, identities=identities,
     )  # fmt: skip
     return Server(
         plan=plan, ports=ports, algorithm=algorithm_of(config),

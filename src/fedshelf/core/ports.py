@@ -217,6 +217,13 @@ class ReleaseTerms:
     epsilon: float | None = None
 
 
+class IdentityKey(Protocol):
+    """A client's public identity key."""
+
+    def verifies(self, signature: bytes, content: bytes) -> bool:
+        """Whether the client has signed `content`."""
+
+
 class MetricSink(Protocol):
     """Records events."""
 

@@ -202,7 +202,7 @@ class BufferedRounds:
 
     def _receive(self, state: ServerState, record: _RoundRecord) -> ServerState:
         """Handle the next arrival; return the state with any new evaluation."""
-        self._membership.check_any_left()
+        self._membership.check_enough_left()
         match self._context.inbox.poll(POLL_SECONDS):
             case ClientReady(client=name):
                 self._tasks.resend(name)

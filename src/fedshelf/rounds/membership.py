@@ -21,6 +21,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.ports import Clock, Left, MetricSink, Transport
 from fedshelf.core.state import ServerState, Suspension
+from fedshelf.core.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -223,16 +224,21 @@ class Membership:
         """Names of the clients that have joined, set up or not, sorted."""
         return tuple(sorted(self._members))
 
-    def check_any_left(self) -> None:
-        """Check that not all clients have been excluded.
+    def check_enough_left(self, least: int = 1) -> None:
+        """Check that not too many clients have been excluded.
+
+        Args:
+            least: how many a round needs.
 
         Raises:
-            RunError: all have; the message has each reason.
+            RunError: fewer are left; the message has each reason.
         """
         excluded = self.excluded()
-        if excluded and not (self._members.keys() - excluded.keys()) and not self.missing():
+        num_left = len((self._members.keys() - excluded.keys()) | self.missing())
+        if excluded and num_left < least:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(excluded.items()))
-            raise RunError(f"no client is left, all were excluded. {reasons}")
+            left = f"{counted(num_left, 'client')} left, and rounds need {least}; the others" if num_left else ""
+            raise RunError(f"{left or 'no client is left, all'} were excluded. {reasons}")
 
     def num_joined(self) -> int:
         """Number of clients that have joined to take part, set up or not. It is asked for with each of thousands."""

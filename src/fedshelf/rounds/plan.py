@@ -15,7 +15,7 @@ from fedshelf.core.choices import SamplingName
 from fedshelf.core.events import RoundFinished, WeightsLoaded
 from fedshelf.core.messages import FROZEN, Setup
 from fedshelf.core.params import Layout
-from fedshelf.core.ports import Checkpoints, Clock, MetricSink, Spool, Transport, VirtualClock
+from fedshelf.core.ports import Checkpoints, Clock, IdentityKey, MetricSink, Spool, Transport, VirtualClock
 from fedshelf.core.rng import Rng
 from fedshelf.core.state import Best, ModelState, ServerState
 from fedshelf.data.catalogue import Catalogue
@@ -182,6 +182,7 @@ class Ports:
         clock: measures durations.
         stop: set to request a stop.
         virtual: a simulation's clock, used for deadlines; None outside of simulations.
+        identities: returns the clients' identity keys by name; None if clients have none.
     """
 
     transport: Transport
@@ -191,6 +192,7 @@ class Ports:
     clock: Clock
     stop: threading.Event
     virtual: VirtualClock | None = None
+    identities: Callable[[], Mapping[str, IdentityKey] | None] = lambda: None
 
 
 def setup_of(plan: Plan, catalogue: Catalogue, layout: Layout, frozen: Tensor | None) -> Setup:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -38,6 +38,8 @@ from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.privacy.client_dp import JointClip
 from fedshelf.privacy.noise import new_key
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
+from fedshelf.privacy.secure_aggregation.unmasking import apart
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.plan import Context
@@ -69,6 +71,8 @@ class RoundSteps:
         self._most_live = context.plan.start_clients
         self._was_alone = False
         self._num_live = context.plan.start_clients
+        is_masked = context.uploads.is_masked
+        self._least = max(LEAST_MEMBERS, context.plan.threshold or 0) if is_masked else 1
         plan = context.plan
         self._noise = ReportedNoise(context.ports.sink, delta=plan.delta, num_rounds=plan.num_rounds)
         if (noisy := plan.noisy_mean) is not None:
@@ -78,8 +82,13 @@ class RoundSteps:
             loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
             self._noise.warn_of_volume(loudness)
 
-    def draw(self, state: ServerState, attempt: int) -> OpenRound:
+    def draw(self, state: ServerState, attempt: int, recorded: Iterable[frozenset[str]] = ()) -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
+
+        Args:
+            state: the state before the round.
+            attempt: the attempt at it.
+            recorded: whose sums members have recorded as opened in attempts before.
 
         Raises:
             RunError: all clients have been excluded.
@@ -101,7 +110,8 @@ class RoundSteps:
         )
         asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
         if plan.noisy_mean is None:
-            cohort = cohorts.draw(live, asked, rng, weights)
+            cohort = apart(cohorts.draw(live, asked, rng, weights), recorded, least=self._least)
+            count = min(count, len(cohort))
         else:
             cohort = cohorts.draw_independently(live, fraction)
             count = len(cohort)
@@ -142,13 +152,14 @@ class RoundSteps:
     def _wait_for_clients(self, number: int, *, starts: bool) -> None:
         members, plan = self._membership, self._plan
 
+        least = 1 if self._least == 1 else cohorts.population_for(self._least, fraction=plan.fraction)
+
         def needed() -> int:
-            return (
-                plan.start_clients if starts else min(plan.rounds.quorum or 1, members.num_eligible(plan.start_clients))
-            )
+            eligible = members.num_eligible(plan.start_clients)
+            return plan.start_clients if starts else max(least, min(plan.rounds.quorum or 1, eligible))
 
         def is_over() -> bool:
-            members.check_any_left()
+            members.check_enough_left(least)
             return members.num_live() >= needed() and self._context.is_settled
 
         self._context.inbox.wait_for_returning()

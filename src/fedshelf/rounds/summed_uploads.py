@@ -64,7 +64,12 @@ class MaskedRound:
         encode: encodes uploads.
         progress: the replies; updated with members that drop out.
         opened: the attempt.
+
+    Attributes:
+        recorded: whose sum the members may have recorded as opened; empty before stage E.
     """
+
+    recorded: frozenset[str]
 
     def __init__(
         self, context: Context, encode: EncodeSummand, progress: RoundProgress, opened: OpenRound
@@ -75,6 +80,8 @@ class MaskedRound:
         self._opened = opened
         self._key = opened.key
         self._round: ServerRound | None = None
+        self._identities = context.ports.identities()
+        self.recorded: frozenset[str] = frozenset()
 
     def begin(self, state: ServerState) -> None:
         """Stages A and B, unless a previous server process has closed stage C.
@@ -96,7 +103,7 @@ class MaskedRound:
             key=self._key, model=task_digest(task), config=context.plan.config_digest,
             sizes=self._encode.grid(layout).sizes, threshold=context.plan.threshold,
         )  # fmt: skip
-        self._round = server = ServerRound(ServerRecord(context=about))
+        self._round = server = ServerRound(ServerRecord(context=about), identities=self._identities)
         cohort = self._opened.cohort
         self._ask(cohort, MaskingStage.KEYS, about, KeyAdvertisement, server.add_keys)
         roster = server.close_keys()
@@ -125,17 +132,30 @@ class MaskedRound:
             The sum of the survivors' codes, without masks, and the survivors.
 
         Raises:
-            RefusedError: too few members are left, or their shares do not open the sum.
+            RefusedError: too few members are left, or their shares do not open the sum. Members whose shares are at
+                fault are excluded for some rounds.
         """
+        try:
+            total = self._opened_sum(members, uploads)
+        except RefusedError:
+            for name, why in (self._round.suspects if self._round else {}).items():
+                self._note(name, MaskingStage.SHARES, why, drops_out=True, refused=True)
+                self._context.membership.suspend(name, why)
+            raise
+        for name, what in self._server.doubts().items():
+            self._note(name, MaskingStage.UNMASKING, f"it has revealed, or was dealt, {what}", drops_out=False)
+        return total, list(self._server.survivors)
+
+    def _opened_sum(
+        self, members: Iterable[str], uploads: Callable[[str], tuple[Integers, ...]]
+    ) -> tuple[Integers, ...]:  # fmt: skip
         if self.is_closed:
             record = wire.from_text(self._opened.masking, ServerRecord, most=MOST_CHARACTERS)
-            self._round = server = ServerRound(record)
+            self._round = server = ServerRound(record, identities=self._identities)
         else:
             server = self._server
             for name in members:
-                roster = server.record.roster
-                digest = b"" if roster is None else roster.digest
-                server.add_upload(MaskedUpload(member=name, roster=digest, vectors=uploads(name)))
+                self._add_upload(name, uploads)
             server.close_uploads()
             self._opened = replace(self._opened, masking=wire.to_text(server.record))
             self._context.ports.checkpoints.save_open_round(self._opened)
@@ -144,14 +164,22 @@ class MaskedRound:
             server.survivors, MaskingStage.SURVIVORS, server.record.survivors, SurvivorsSignature,
             server.add_signature, drops_out=False,
         )  # fmt: skip
+        signatures = server.signatures()
+        self.recorded = frozenset(server.survivors)
         self._ask(
-            server.survivors, MaskingStage.UNMASKING, server.signatures(), RevealedShares, server.add_revealed,
+            server.survivors, MaskingStage.UNMASKING, signatures, RevealedShares, server.add_revealed,
             enough=server.can_open, drops_out=False,
         )  # fmt: skip
-        if not server.can_open():
-            raise RefusedError("too few stores have revealed their shares: the sum stays masked")
         server.open(total)
-        return total, list(server.survivors)
+        return total
+
+    def _add_upload(self, name: str, uploads: Callable[[str], tuple[Integers, ...]]) -> None:
+        roster = self._server.record.roster
+        digest = b"" if roster is None else roster.digest
+        try:
+            self._server.add_upload(MaskedUpload(member=name, roster=digest, vectors=uploads(name)))
+        except RefusedError as error:
+            self._progress.refuse(name, str(error))
 
     @property
     def _server(self) -> ServerRound:
@@ -202,11 +230,14 @@ class MaskedRound:
 
     def _note(self, name: str, stage: MaskingStage, reason: str, *, drops_out: bool, refused: bool = False) -> None:
         said = f"secure aggregation, stage '{stage.value}': {reason}"
+        members = self._progress.members
         if not drops_out:  # its upload counts
             logger.warning("round %d: %s: %s", self._key.round, name, said)
+            if name in members:
+                members[name] = replace(members[name], reason=said)
             return
         status = ClientStatus.REFUSED if refused else ClientStatus.FAILED
-        self._progress.members[name] = Participation(client=name, status=status, reason=said)
+        members[name] = Participation(client=name, status=status, reason=said)
 
 
 def _is_refused(reply: Reply) -> bool:

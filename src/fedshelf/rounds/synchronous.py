@@ -30,6 +30,7 @@ class SynchronousRounds:
         self._first_attempt = 0
         self._evaluations: Mapping[str, Evaluation | None] = {}
         self._held_out: Tensor | None = None
+        self._recorded: list[frozenset[str]] = []
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume the round that a previous server process had opened."""
@@ -59,10 +60,11 @@ class SynchronousRounds:
         """
         opened, attempt, summary = self._opened, self._first_attempt, ""
         self._first_attempt = 0
+        self._recorded = []
         num_void = 0  # without attempts in which a client failed: failures exclude clients, so there are only so many
         while num_void < MAX_VOID_IN_A_ROW:
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
-                opened = self._steps.draw(state, attempt)
+                opened = self._steps.draw(state, attempt, self._recorded)
             num_faults = self._context.membership.num_faults
             state, outcome = self._attempt(state, opened)
             if isinstance(outcome, RoundFinished):
@@ -106,6 +108,8 @@ class SynchronousRounds:
             try:
                 model, verdicts = steps.fold(progress, uploads, state, opened, masks)
             except RefusedError as error:
+                if masks is not None and masks.recorded:
+                    self._note_recorded(masks.recorded)
                 if summand is not None:
                     return state, _void(progress, key, str(error))
                 problem = str(error)
@@ -155,6 +159,16 @@ class SynchronousRounds:
             bytes_down=progress.bytes_down,
             best_round=None,
         )
+
+    def _note_recorded(self, names: frozenset[str]) -> None:
+        """Note whose sum could not be opened though members have recorded it, and give them time to come back.
+
+        They open the same sum again, but none that differs by few.
+        """
+        self._recorded.append(names)
+        members = self._context.membership
+        missing = names & members.missing()
+        members.expect(missing, self._context.plan.rounds.rejoin_grace)
 
 
 def _void(progress: RoundProgress, key: TaskKey, reason: str) -> RoundVoid:

@@ -1,5 +1,6 @@
 """Sampling of the cohort of a round."""
 
+import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,11 @@ from fedshelf.core.rng import Rng
 def size(population: int, *, fraction: float) -> int:
     """Size of a cohort: C·K rounded up, at least one (McMahan et al. 2017, Algorithm 1: max(C·K, 1))."""
     return min(population, max(1, math.ceil(round(fraction * population, 9))))
+
+
+def population_for(count: int, *, fraction: float) -> int:
+    """How many clients have to be live for a cohort of `count` at least."""
+    return next(number for number in itertools.count(count) if size(number, fraction=fraction) >= count)
 
 
 def over_selected(count: int, population: int, over_selection: float) -> int:

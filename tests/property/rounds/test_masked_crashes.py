@@ -35,14 +35,14 @@ from tests.worlds import Remembering, World, with_batch_norm
 NAMES = ("a", "b", "c", "d")
 
 
-def world_of(*, masked: bool = True, **values: Any) -> World:
+def world_of(*, masked: bool = True, threshold: int | None = 3, **values: Any) -> World:
     encode = EncodeSummand(
         codec=Modular(32), vectors=lambda layout: {DELTA: (layout.num_shared, torch.float32)}, max_weight=1000.0,
         weight=lambda upload: float(upload.weight), rng=Rng(5),
     )  # fmt: skip
     stages: tuple[Stage, ...] = (encode, Mask(is_on=True)) if masked else (encode,)
     given: dict[str, Any] = {"names": NAMES, "num_rounds": 3, "algorithm": Remembering(), "module": with_batch_norm}
-    return World(**{**given, **values}, plan={"uploads": UploadPipeline(stages=stages), "threshold": 3})
+    return World(**{**given, **values}, plan={"uploads": UploadPipeline(stages=stages), "threshold": threshold})
 
 
 @pytest.fixture(scope="module")

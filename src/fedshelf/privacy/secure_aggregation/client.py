@@ -227,7 +227,9 @@ class ClientRound:
         check_opened_sum(self._sum, self._opened_sums.known(), min_cohort=self._min_cohort)
         self._signed = content(self._bound, members)
         signature = b"" if self._identity is None else self._identity.sign(self._signed)  # line 2
-        return SurvivorsSignature(member=self._member, roster=self._roster, signature=signature)
+        return SurvivorsSignature(
+            member=self._member, roster=self._roster, signature=signature, unreadable=self.unreadable
+        )
 
     def _reveal(self, signatures: Signatures) -> RevealedShares:
         self._check_roster(signatures.roster)

@@ -21,11 +21,14 @@ from functools import cached_property
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.identity.keys import KeyPair, PublicKey
+from fedshelf.core.ports import IdentityKey
+from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.secure_aggregation.context import RoundContext, digest, packed
 
 KEY_BYTES = 32
-Identities = Mapping[str, PublicKey]
+MOST_SIGNATURE_BYTES = 80
+"""ECDSA of P-256 in DER has at most 72."""
+Identities = Mapping[str, IdentityKey]
 """Identity keys by member: those of a roster that the chain's key has signed."""
 
 
@@ -67,6 +70,8 @@ class KeyAdvertisement:
             raise RefusedError(f"the keys of '{self.member}' are for another round, attempt, model or configuration")
         if any(len(part) != KEY_BYTES for part in (self.mask_key, self.seal_key, self.commitment)):
             raise RefusedError(f"the keys of '{self.member}' have another length than {KEY_BYTES} bytes")
+        if len(self.signature) > MOST_SIGNATURE_BYTES:
+            raise RefusedError(f"the signature of '{self.member}' has more than {MOST_SIGNATURE_BYTES} bytes")
         if identities is None:
             return
         identity = identities.get(self.member)

@@ -15,8 +15,15 @@ from fedshelf.core.text import counted, some
 from fedshelf.privacy.secure_aggregation import masks, shamir
 from fedshelf.privacy.secure_aggregation.context import RoundContext, threshold_among, threshold_of
 from fedshelf.privacy.secure_aggregation.graph import Graph
-from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster, agree
+from fedshelf.privacy.secure_aggregation.keys import (
+    MOST_SIGNATURE_BYTES,
+    Identities,
+    KeyAdvertisement,
+    RoundRoster,
+    agree,
+)
 from fedshelf.privacy.secure_aggregation.masking import MaskedUpload, binding, check_sizes, own_mask, pair_masks
+from fedshelf.privacy.secure_aggregation.restoration import Restoration
 from fedshelf.privacy.secure_aggregation.shares import SEALED_BYTES, SealedShares, SealedSharesDelivery
 from fedshelf.privacy.secure_aggregation.survivors import Survivors, SurvivorsSignature, content
 from fedshelf.privacy.secure_aggregation.unmasking import (
@@ -24,7 +31,6 @@ from fedshelf.privacy.secure_aggregation.unmasking import (
     Signatures,
     fits_commitment,
     fits_public,
-    restore,
 )
 
 
@@ -60,17 +66,20 @@ class ServerRound:
 
     Attributes:
         record: what to make durable before the next message is sent.
-        suspect: the member whose shares have made `open` fail; "" for none.
+        suspects: by member whose shares have made a stage fail, why.
     """
 
     record: ServerRecord
-    suspect: str = ""
 
     def __init__(self, record: ServerRecord, *, identities: Identities | None = None) -> None:
         self._identities = identities
         self._probe = X25519PrivateKey.generate()
         self._shown: dict[str, KeyAdvertisement] = {}
-        self._revealed: dict[str, RevealedShares] = {}
+        self._keys: set[bytes] = set()
+        self._revealed: set[str] = set()
+        self._restoration: Restoration | None = None
+        self._unreadable: dict[str, list[str]] = {}  # by dealer, who cannot read its shares
+        self.suspects: dict[str, str] = {}
         self.record = record
         if record.roster is not None:
             self._set_up(record.roster)
@@ -79,19 +88,23 @@ class ServerRound:
         """Stage A: a member shows its keys.
 
         Raises:
-            RefusedError: they are not its own for this round, or it has shown some before.
+            RefusedError: they are not its own for this round, or it has shown some before, or somebody else has.
         """
         self._check_open(self.record.roster is None, "keys", shown.member, self._shown)
         shown.check(self.record.context.digest, self._identities)
-        for key in (shown.mask_key, shown.seal_key):
+        keys = {shown.mask_key, shown.seal_key}
+        if len(keys) < 2 or keys & self._keys:  # or every other member would refuse the roster
+            raise RefusedError(f"'{shown.member}' shows a key twice, or that of another store")
+        for key in keys:
             agree(self._probe, key)  # or every other member would fail
+        self._keys |= keys
         self._shown[shown.member] = shown
 
     def close_keys(self) -> RoundRoster:
         """Fix the members.
 
         Raises:
-            RefusedError: they are too few, or show the same key.
+            RefusedError: they are too few.
         """
         threshold_of(len(self._shown), self.record.context.threshold)
         roster = RoundRoster(advertisements=tuple(self._shown[name] for name in sorted(self._shown)))
@@ -176,18 +189,28 @@ class ServerRound:
         self._check_open(not self._revealed, "signature", signed.member, record.signatures)
         self._check_member(signed.member, signed.roster, members)
         if self._identities is not None:
-            valid = self._identities[signed.member].verifies(signed.signature, content(self._bound, members))
-            if not valid:
+            identity = self._identities.get(signed.member)  # None: revoked since
+            if identity is None or not identity.verifies(signed.signature, content(self._bound, members)):
                 raise RefusedError(f"the survivors are not signed by the identity key of '{signed.member}'")
+        near = set(self._graph.neighbors(signed.member)) & set(self.dealers)
+        if len(signed.signature) > MOST_SIGNATURE_BYTES or not near.issuperset(signed.unreadable):
+            raise RefusedError(f"'{signed.member}' signs with too long a signature, or reports shares not sent to it")
+        for dealer in set(signed.unreadable):
+            self._unreadable.setdefault(dealer, []).append(signed.member)
         self.record = replace(record, signatures={**record.signatures, signed.member: signed.signature})
 
     def signatures(self) -> Signatures:
         """Stage E's message.
 
         Raises:
-            RefusedError: too few have signed.
+            RefusedError: too few have signed, or can read the shares of a dealer. No member has recorded the sum.
         """
         self._check_enough(self.record.signatures, "confirmed the survivors")
+        for dealer, holders in sorted(self._unreadable.items()):
+            if len(self._graph.neighbors(dealer)) + 1 - len(holders) < self._needed:
+                self.suspects[dealer] = f"{some(holders)} cannot read the shares that it has dealt"
+        if self.suspects:
+            raise RefusedError(f"too few can read the shares of {some(sorted(self.suspects))}: nothing is revealed")
         return Signatures(roster=self._roster, signatures=self.record.signatures)
 
     def add_revealed(self, revealed: RevealedShares) -> None:
@@ -202,13 +225,19 @@ class ServerRound:
         held = {*self._graph.neighbors(member), member} & set(self.dealers)
         if not (revealed.seeds.keys() <= held & survivors and revealed.mask_keys.keys() <= held - survivors):
             raise RefusedError(f"'{member}' reveals shares that it does not hold, or of the wrong kind")
-        if any(len(share) != shamir.SHARE_BYTES for share in [*revealed.seeds.values(), *revealed.mask_keys.values()]):
+        shares = {**revealed.seeds, **revealed.mask_keys}
+        if any(len(share) != shamir.SHARE_BYTES for share in shares.values()):
             raise RefusedError(f"'{member}' reveals shares of another length than {shamir.SHARE_BYTES} bytes")
-        self._revealed[member] = revealed
+        self._revealed.add(member)
+        self._restoring().add(self._points[member], shares)
 
     def can_open(self) -> bool:
-        """Whether enough shares have arrived."""
-        return all(len(shares) >= self._needed for shares in self._secrets_to_restore().values())
+        """Whether the shares that have arrived restore all secrets."""
+        return self._restoring().is_complete()
+
+    def doubts(self) -> Mapping[str, str]:
+        """By member that has revealed wrong shares, or was dealt some: of whom."""
+        return {name: f"a wrong share of the secret of {some(of)}" for name, of in self._restoring().doubts.items()}
 
     def open(self, total: Sequence[masks.Integers]) -> None:
         """Take the masks out of a sum.
@@ -220,17 +249,16 @@ class ServerRound:
             RefusedError: there are too few shares, or too many wrong ones; more may still arrive.
         """
         check_sizes(total, self.record.context.sizes)
-        survivors = set(self.survivors)
-        committed = {shown.member: shown.commitment for shown in self._members()}
-        found: dict[str, bytes] = {}
-        for name, shares in self._secrets_to_restore().items():
-            fits = fits_commitment(committed[name]) if name in survivors else fits_public(self._public[name])
-            secret = restore(shares, self._needed, fits, whose=name)
-            if secret is None:
-                self.suspect = name
-                raise RefusedError(f"the shares of the secret of '{name}' do not restore it: it has dealt wrong ones")
-            found[name] = secret
-        masks.apply(total, self._masks_in_sum(found, survivors))
+        restoration = self._restoring()
+        if not restoration.is_complete():
+            for name in restoration.suspects(most=max(1, len(self._members()) - self._threshold)):
+                self.suspects[name] = "its shares do not restore its secret: it has dealt wrong ones"
+            for name in restoration.lacking & self._unreadable.keys() - self._revealed:
+                self.suspects[name] = (
+                    f"it has revealed nothing, and {some(self._unreadable[name])} cannot read its shares"
+                )
+            raise RefusedError(f"{restoration.problem()}: the sum stays masked")
+        masks.apply(total, self._masks_in_sum(restoration.secrets, set(self.survivors)))
 
     def _masks_in_sum(self, found: Mapping[str, bytes], survivors: set[str]) -> Iterable[masks.Mask]:
         """What cancels the masks in the sum: own masks reversed, and the part of those that did not send theirs."""
@@ -241,17 +269,18 @@ class ServerRound:
                 peers = {u: self._public[u] for u in self._graph.neighbors(name) if u in survivors}
                 yield from pair_masks(name, X25519PrivateKey.from_private_bytes(secret), peers, self._bound)
 
-    def _secrets_to_restore(self) -> dict[str, dict[int, bytes]]:
-        """By dealer whose masks are in the sum, the shares that have arrived by point."""
-        points = {name: place for place, name in enumerate(self._public, start=1)}
-        survivors = set(self.survivors)
-        wanted: dict[str, dict[int, bytes]] = {
-            name: {} for name in self.dealers if name in survivors or survivors & set(self._graph.neighbors(name))
-        }
-        for holder, revealed in self._revealed.items():
-            for name, share in [*revealed.seeds.items(), *revealed.mask_keys.items()]:
-                wanted[name][points[holder]] = share
-        return wanted
+    def _restoring(self) -> Restoration:
+        """Of the dealers whose masks are in the sum; begins with the first message of stage E."""
+        if self._restoration is None:
+            survivors, fits = set(self.survivors), {}
+            for shown in self._members():
+                if shown.member in survivors:
+                    fits[shown.member] = fits_commitment(shown.commitment)
+                elif shown.member in self.dealers and survivors & set(self._graph.neighbors(shown.member)):
+                    fits[shown.member] = fits_public(shown.mask_key)
+            holders = {point: name for name, point in self._points.items()}
+            self._restoration = Restoration(fits, holders, self._needed)
+        return self._restoration
 
     @property
     def dealers(self) -> tuple[str, ...]:
@@ -278,6 +307,7 @@ class ServerRound:
         num_holders = len(self._graph.neighbors(members[0])) + 1  # as many for every member
         self._needed = threshold_among(num_holders, self._threshold, len(members))
         self._public = {shown.member: shown.mask_key for shown in roster.advertisements}
+        self._points = {name: point for point, name in enumerate(members, start=1)}
 
     def _check_open(self, is_open: bool, what: str, member: str, before: Collection[str]) -> None:
         if not is_open:

@@ -45,20 +45,29 @@ def combine(shares: Mapping[int, bytes]) -> bytes | None:
     Returns:
         The secret (32 bytes), or None if the shares are not those of one.
     """
-    points = tuple(sorted(shares))
-    factors = _factors(points)
-    value = sum(int.from_bytes(shares[x], "big") * factor for x, factor in zip(points, factors, strict=True)) % PRIME
+    value = _interpolated(shares, 0)
     return value.to_bytes(SECRET_BYTES, "big") if value < 2 ** (8 * SECRET_BYTES) else None
 
 
+def share_at(shares: Mapping[int, bytes], point: int) -> bytes:
+    """The share (33 bytes) of another point, from t shares by point."""
+    return _interpolated(shares, point).to_bytes(SHARE_BYTES, "big")
+
+
+def _interpolated(shares: Mapping[int, bytes], at: int) -> int:
+    points = tuple(sorted(shares))
+    factors = _factors(points, at)
+    return sum(int.from_bytes(shares[x], "big") * factor for x, factor in zip(points, factors, strict=True)) % PRIME
+
+
 @lru_cache(maxsize=256)
-def _factors(points: tuple[int, ...]) -> tuple[int, ...]:
-    """lambda_x for each point."""
+def _factors(points: tuple[int, ...], at: int) -> tuple[int, ...]:
+    """lambda_x for each point; at 0, that of the secret."""
     found = []
     for x in points:
         above, below = 1, 1
         for z in points:
             if z != x:
-                above, below = above * z % PRIME, below * (z - x) % PRIME
+                above, below = above * (z - at) % PRIME, below * (z - x) % PRIME
         found.append(above * pow(below, -1, PRIME) % PRIME)
     return tuple(found)

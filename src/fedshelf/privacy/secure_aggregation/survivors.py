@@ -4,10 +4,12 @@
     server -> client   Survivors
     client: 1  check that they are among the dealers, the threshold at least, connected, and that it is one of them
             2  s <- sign(identity key; context, roster, dealers, survivors), once for this roster
-    client -> server   SurvivorsSignature(member, s)
+    client -> server   SurvivorsSignature(member, s, dealers whose shares it cannot read)
+    server             if so many cannot read a dealer's shares that its secrets are lost: the attempt is void
 
 More than half of the members sign, and each signs one set: two sets cannot both have the threshold of signatures. What
 is signed has the fresh keys in it, so a restarted client, whose keys are gone, cannot sign a second set for them.
+An attempt that is void here has opened nothing, and no member has recorded it: the next one may leave out the dealer.
 """
 
 from collections.abc import Iterable
@@ -37,11 +39,13 @@ class SurvivorsSignature:
         member: its name.
         roster: digest of the round's roster.
         signature: s (DER); empty without identity keys.
+        unreadable: dealers whose shares for this member could not be opened, sorted.
     """
 
     member: str
     roster: bytes
     signature: bytes = b""
+    unreadable: tuple[str, ...] = ()
 
 
 def content(bound: bytes, members: Iterable[str]) -> bytes:

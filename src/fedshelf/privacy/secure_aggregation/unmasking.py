@@ -6,7 +6,7 @@
             3  for each member u whose shares it holds: its share of b_u if u survived, else that of m_u; never both
     client -> server   RevealedShares(member, {survivor: share of b}, {dropout: share of m})
     server: 4  b_u <- combine, for each survivor u;  m_v <- combine, for each dealer v that dropped out
-            5  check b_u against h_u, and m_v against M_v; restore from other shares if they do not fit
+            5  check b_u against h_u, and m_v against M_v; restore from other shares if they do not fit (`restoration`)
             6  sum x_u <- sum y_u - sum_u PRG(HKDF(b_u)) - sum_v (masks between v and the survivors)
 
 Rules, enforced by each member:
@@ -17,7 +17,8 @@ Rules, enforced by each member:
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +28,11 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import TaskKey
 from fedshelf.core.text import counted
 from fedshelf.privacy.secure_aggregation import shamir
+from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.secure_aggregation.keys import Identities
+
+RANDOM_SETS = 100
+"""Sets of shares that are tried if more than one is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,30 +143,62 @@ def check_opened_sum(wanted: OpenedSum, known: Iterable[OpenedSum], *, min_cohor
             )
 
 
-def restore(shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes], bool], *, whose: str) -> bytes | None:
-    """Lines 4 and 5. Runs of shares on the ring of points are tried, which gets around one wrong share.
+def apart(cohort: Sequence[str], recorded: Iterable[Collection[str]], *, least: int) -> tuple[str, ...]:
+    """The largest part of a cohort whose sum members may open after sums that they have recorded, by the rules above.
 
     Args:
-        shares: by point.
-        threshold: how many restore the secret.
-        fits: whether the secret is right.
-        whose: the member, for messages.
+        cohort: who could take part.
+        recorded: whose sums members of the same round have recorded, though they may not be open.
+        least: how many a sum needs.
 
     Returns:
-        The secret, or None if no run of shares restores it.
-
-    Raises:
-        RefusedError: there are too few shares.
+        Names in the order of `cohort`: all of them if no rule is in the way, or if no part is large enough.
     """
-    points = sorted(shares)
-    if len(points) < threshold:
-        raise RefusedError(f"{len(points)} shares of the secret of '{whose}' have arrived, and {threshold} restore it")
-    for start in range(len(points) if len(points) > threshold else 1):
-        used = (points[start:] + points[:start])[:threshold]
-        secret = shamir.combine({point: shares[point] for point in used})
-        if secret is not None and fits(secret):
-            return secret
+    kept = list(cohort)
+    for members in recorded:
+        difference = len(set(members) ^ set(kept))
+        if 0 < difference < LEAST_MEMBERS:
+            spare = [name for name in kept if name in members][difference - LEAST_MEMBERS :]
+            kept = [name for name in kept if name not in spare]
+    return tuple(kept if len(kept) >= least else cohort)
+
+
+def restore(
+    shares: Mapping[int, bytes], threshold: int, fits: Callable[[bytes], bool], *, doubtful: Collection[int] = ()
+) -> tuple[bytes, list[int]] | None:
+    """Lines 4 and 5. Tries runs of shares on the ring of points, which gets around one wrong share, then random sets.
+
+    Args:
+        shares: by point, the threshold of them at least.
+        threshold: how many restore the secret.
+        fits: whether the secret is right.
+        doubtful: points that are used only if there are too few others.
+
+    Returns:
+        The secret and the points of the shares that it was restored from, or None if no set that was tried restores it.
+    """
+    trusted = sorted(shares.keys() - set(doubtful))
+    for points in (trusted, sorted(shares))[len(trusted) < threshold or len(trusted) == len(shares) :]:
+        for used in _sets(points, threshold):
+            secret = shamir.combine({point: shares[point] for point in used})
+            if secret is not None and fits(secret):
+                return secret, used
     return None
+
+
+def _sets(points: Sequence[int], threshold: int) -> Iterable[list[int]]:
+    for start in range(len(points) if len(points) > threshold else 1):
+        yield sorted((*points[start:], *points[:start])[:threshold])
+    if len(points) > threshold + 1:
+        draw = random.Random(len(points))
+        for _ in range(RANDOM_SETS):
+            yield sorted(draw.sample(points, threshold))
+
+
+def off_polynomial(shares: Mapping[int, bytes], used: Collection[int]) -> list[int]:
+    """The points of shares that are not on the polynomial of those that were `used`."""
+    known = {point: shares[point] for point in used}
+    return [point for point in sorted(shares.keys() - known.keys()) if shamir.share_at(known, point) != shares[point]]
 
 
 def fits_commitment(commitment: bytes) -> Callable[[bytes], bool]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from fedshelf.core.messages import TaskKey
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.secure_aggregation.client import ClientRound
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext
-from fedshelf.privacy.secure_aggregation.keys import Identities
+from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement
 from fedshelf.privacy.secure_aggregation.masks import Integers
 from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
@@ -127,6 +127,12 @@ class Cohort:
         self.server.open(total)
         return total
 
+    def resigned(self, shown: KeyAdvertisement) -> KeyAdvertisement:
+        """What a dishonest member with that member's identity key shows."""
+        return shown if self.identities is None else replace(
+            shown, signature=identity(shown.member).sign(shown.content())
+        )  # fmt: skip
+
     def fork(self) -> "Cohort":
         """A copy that goes its own way from here."""
         fork: Cohort = _forked(self)
@@ -150,7 +156,7 @@ class Cohort:
 def _forked(one: Any) -> Any:
     """A copy that shares only what does not change."""
     fork = copy.copy(one)
-    vars(fork).update({name: dict(value) for name, value in vars(one).items() if isinstance(value, dict)})
+    vars(fork).update({name: type(value)(value) for name, value in vars(one).items() if type(value) in (dict, set)})
     return fork
 
 

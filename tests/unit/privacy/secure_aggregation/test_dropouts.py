@@ -35,7 +35,10 @@ def every_way_on(cohort: Cohort, stage: int, there: Sequence[str], threshold: in
     return rounds
 
 
-TOO_FEW = ("the threshold is {}: nothing is revealed", "shares of the secret of .* have arrived, and {} restore it")
+TOO_FEW = (
+    "the threshold is {}: nothing is revealed",
+    "too few stores have revealed .* of the {} that restore",
+)
 
 
 def check_every_way(count: int, threshold: int) -> int:
