@@ -155,7 +155,9 @@ class MaskedRound:
         else:
             server = self._server
             for name in members:
-                self._add_upload(name, uploads)
+                roster = server.record.roster
+                digest = b"" if roster is None else roster.digest
+                server.add_upload(MaskedUpload(member=name, roster=digest, vectors=uploads(name)))
             server.close_uploads()
             self._opened = replace(self._opened, masking=wire.to_text(server.record))
             self._context.ports.checkpoints.save_open_round(self._opened)
@@ -172,14 +174,6 @@ class MaskedRound:
         )  # fmt: skip
         server.open(total)
         return total
-
-    def _add_upload(self, name: str, uploads: Callable[[str], tuple[Integers, ...]]) -> None:
-        roster = self._server.record.roster
-        digest = b"" if roster is None else roster.digest
-        try:
-            self._server.add_upload(MaskedUpload(member=name, roster=digest, vectors=uploads(name)))
-        except RefusedError as error:
-            self._progress.refuse(name, str(error))
 
     @property
     def _server(self) -> ServerRound:

@@ -1,4 +1,4 @@
-"""A member of a masked round that sends what it should not: it is named, and the round is completed or redone without it.
+"""A member of a masked round that sends what it should not: it is named, and the round is completed or redone.
 
 The other members check each other's signatures, as stores do that pin the chain's key.
 """
@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedshelf.compression.sum_stage import SUMMAND
+from fedshelf.core.encoded import Encoded
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundVoid, RunStatus
-from fedshelf.core.messages import DELTA, MaskingReply, MaskingStage, ServerMessage, Upload
+from fedshelf.core.messages import MaskingReply, MaskingStage, ServerMessage, Upload
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
@@ -217,16 +219,27 @@ def test_wrong_revealed_shares_do_not_harm_the_round_and_are_in_its_record(chang
         assert told in part_of(record)[1]
 
 
-def test_an_upload_with_other_vectors_is_left_out() -> None:
+def _with_parts(upload: Upload, change: Callable[[torch.Tensor], torch.Tensor]) -> Upload:
+    encoded = upload.vectors[SUMMAND]
+    assert isinstance(encoded, Encoded)
+    parts = {name: change(part) for name, part in encoded.parts.items()}
+    return replace(upload, vectors={SUMMAND: replace(encoded, parts=parts)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda upload: replace(upload, vectors={**upload.vectors, "more": torch.ones(3)}),
+        lambda upload: replace(upload, vectors={SUMMAND: torch.ones(328)}),
+        lambda upload: _with_parts(upload, lambda part: part[:-1].clone()),
+        lambda upload: _with_parts(upload, lambda part: part.to(torch.int16)),
+    ],
+)
+def test_an_upload_of_other_vectors_costs_only_the_member_that_sends_it(change: Callable[[Upload], Upload]) -> None:
     world = signed_world()
-
-    def tamper(message: ServerMessage, answer: Answer) -> Answer:
-        if not isinstance(answer, Upload):
-            return answer
-        return replace(answer, vectors={DELTA: answer.vectors[DELTA]} | {"more": answer.vectors[DELTA]})
-
-    world.tampers[HOSTILE] = tamper
+    world.tampers[HOSTILE] = lambda message, answer: change(answer) if isinstance(answer, Upload) else answer
     assert world.run() is RunStatus.FINISHED
     assert world.sink.of(RoundVoid) == []
     for record in world.finished:
         assert counted(record) == [name for name in NAMES if name != HOSTILE]
+        assert part_of(record)[1]

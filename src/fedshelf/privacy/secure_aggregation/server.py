@@ -254,9 +254,8 @@ class ServerRound:
             for name in restoration.suspects(most=max(1, len(self._members()) - self._threshold)):
                 self.suspects[name] = "its shares do not restore its secret: it has dealt wrong ones"
             for name in restoration.lacking & self._unreadable.keys() - self._revealed:
-                self.suspects[name] = (
-                    f"it has revealed nothing, and {some(self._unreadable[name])} cannot read its shares"
-                )
+                holders = some(self._unreadable[name])
+                self.suspects[name] = f"it has revealed nothing, and {holders} cannot read the shares that it has dealt"
             raise RefusedError(f"{restoration.problem()}: the sum stays masked")
         masks.apply(total, self._masks_in_sum(restoration.secrets, set(self.survivors)))
 
