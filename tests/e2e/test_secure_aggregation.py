@@ -59,6 +59,26 @@ def test_a_store_that_is_killed_in_a_round_is_left_out_and_the_others_finish_it(
     assert all(statuses(summary, number)[name] == "counted" for number in (1, 2) for name in others)
 
 
+def test_stores_that_pin_the_roster_key_trust_a_store_that_is_enrolled_after_they_joined(site: Site) -> None:
+    server = site.server(*SMALL, "--secagg", "--run-dir", str(site.root / "run"))
+    server.wait_for_text("listening on")
+    key = site.fedshelf("enroll", "key")
+    assert key.end() == 0, key.text()
+    (site.root / "policy.toml").write_text(f'[server]\nroster-key = "{key.events[-1]["text"].strip()}"\n')
+    pinned = ("--policy", str(site.root / "policy.toml"))
+    *early, last = site.names
+    clients = [site.client(name, *pinned) for name in early]
+    for client in clients:
+        client.wait_for_text("connected to")
+    clients.append(site.client(last, *pinned))
+    assert server.end() == 0, server.text()
+    assert [client.end() for client in clients] == [0] * len(clients)
+    summary = site.show(site.root / "run")
+    assert summary["void_rounds"] == 0
+    assert all(statuses(summary, number) == dict.fromkeys(site.names, "counted") for number in (1, 2))
+    assert not any("invents other stores" in client.text() for client in clients)
+
+
 def test_a_store_that_requires_masks_takes_part_in_no_run_without_them(site: Site) -> None:
     (site.root / "policy.toml").write_text('[protection]\nrequired = "secagg"\nmin-cohort = 3\n')
     first, *others = site.names

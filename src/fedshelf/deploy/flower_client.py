@@ -127,6 +127,19 @@ class FleetSession:
                 f"{credentials.address} does not accept this client's certificate"
             ) from error
 
+    def refresh_roster(self) -> bool:
+        """Accept the current roster, if this store pins the chain's key: stores may have been enrolled since it joined.
+
+        Returns:
+            True.
+
+        Raises:
+            RosterError: the server shows a roster that this store does not accept.
+        """
+        if self._keys.is_pinned:
+            self._keys.accept(self._roster())
+        return True
+
     def _roster(self) -> str:
         """Fetch the signed roster."""
         path = "/fedshelf/roster"

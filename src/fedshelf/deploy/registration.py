@@ -10,8 +10,8 @@ from typing import TypeAlias, TypeVar
 
 from flwr.app import Message
 
-from fedshelf.core.errors import FedShelfError, RefusedError
-from fedshelf.core.messages import Failure
+from fedshelf.core.errors import FedShelfError, RefusedError, RosterError
+from fedshelf.core.messages import Failure, MaskingStage
 from fedshelf.deploy.client_part import ClientPart, Ended, EndKind, failure_text
 from fedshelf.deploy.connection_errors import ServerUnavailableError, SessionLostError
 from fedshelf.deploy.flower_client import FleetSession
@@ -120,6 +120,8 @@ class Registration:
         answer: WireMessage
         try:
             asked = open_records(message.content)
+            if isinstance(asked, Envelope) and asked.header.fields.get("stage") == MaskingStage.KEYS:
+                self._with_retries("the roster", self._session.refresh_roster)
             if isinstance(asked, Envelope) and asked.external_blob:
                 blob = self._part.find_blob(asked.external_blob) or self._with_retries(
                     "the model to arrive", partial(self._session.fetch, asked.external_blob), TRANSFER_ADVICE
@@ -127,7 +129,7 @@ class Registration:
                 if blob is None:
                     return None  # withdrawn, or this registration has ended
             answer, ended = self._part.answer_to(asked, blob)
-        except ServerUnavailableError:
+        except (ServerUnavailableError, RosterError):
             raise
         except FedShelfError as error:  # not a FedShelf message, or its blob is unavailable
             task = asked.header.task if isinstance(asked, Envelope) else None

@@ -56,6 +56,11 @@ class StoreKeys:
         self._keys: KeyPair | None = None
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether only one chain's key is accepted."""
+        return self._pin is not None
+
+    @property
     def key_file(self) -> Path:
         """The private key (PEM)."""
         return self._folder / "store.key"
