@@ -3,8 +3,9 @@
 ``python -m tests.odd_client --data-dir D --server-address A --do WHAT@ROUND [--do …] [--record FILE]``
 
 WHAT is one of `ODDITIES` (what the trained upload becomes), `fail-evaluation`, or `hold`, `hold-evaluation`,
-`hold-comparison`: print an event and wait until the folder given with ``--until`` holds a file named ROUND. Without
-ROUND, it is done in every round.
+`hold-comparison`, `hold-keys`, `hold-shares`, `hold-survivors`, `hold-unmasking`: when such a message arrives, print an
+event and wait until the folder given with ``--until`` holds a file named ROUND; with `-answer`, after it was handled
+and before the answer is sent. Without ROUND, it is done in every round.
 
 ``--join KIND`` (repeatable; see `JOINS`) introduces itself in such ways first, until the server refuses each.
 """
@@ -34,6 +35,7 @@ from fedshelf.core.messages import (
     Purpose,
     Ready,
     ServerMessage,
+    Setup,
     Upload,
     auxiliary_vectors,
 )
@@ -116,24 +118,33 @@ class OddClient:
         self.cuts_off = False
 
     def handle(self, message: ServerMessage) -> ClientMessage:
-        if not isinstance(message, Broadcast):
+        if isinstance(message, Setup):
             answer = self._client.handle(message)
             if isinstance(answer, Ready) and "absurd-ready" in self._orders.values():
                 answer = replace(answer, num_validation=10**400)
             return answer
         order = self._orders.get(str(message.key.round), self._orders.get("", ""))
-        hold = HOLDS[message.purpose]
-        if order == hold and self._until is not None:
-            print(json.dumps({"event": "held", "round": message.key.round}), flush=True)
-            while not (self._until / str(message.key.round)).exists():
-                time.sleep(0.02)
+        hold = HOLDS[message.purpose] if isinstance(message, Broadcast) else f"hold-{message.stage.value}"
+        if order == hold:
+            self._hold(message.key.round)
         answer = self._client.handle(message)
+        if order == f"{hold}-answer":
+            self._hold(message.key.round)
+        if not isinstance(message, Broadcast):
+            return answer
         if message.purpose is Purpose.EVALUATE and order == "fail-evaluation":
             return Failure(key=message.key, reason="no memory for that")
         if message.purpose is not Purpose.TRAIN or order not in ODDITIES or not isinstance(answer, Upload):
             return answer
         self.cuts_off = order == "truncated"
         return ODDITIES[order](answer)
+
+    def _hold(self, round: int) -> None:
+        if self._until is None:
+            return
+        print(json.dumps({"event": "held", "round": round}), flush=True)
+        while not (self._until / str(round)).exists():
+            time.sleep(0.02)
 
     def on_send(self, parcel: Parcel) -> None:
         """Cut the blob off where that was ordered: this is below everything that would notice."""
