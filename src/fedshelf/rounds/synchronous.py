@@ -14,6 +14,7 @@ from fedshelf.rounds.divergence import problem_with_loss, problem_with_step
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.round_steps import RoundSteps
+from fedshelf.rounds.summed_evaluations import SummedEvaluation
 from fedshelf.rounds.summed_uploads import MaskedRound
 from fedshelf.scheduling.cohort import quorum
 from fedshelf.scheduling.pace import updated
@@ -30,6 +31,7 @@ class SynchronousRounds:
         self._first_attempt = 0
         self._evaluations: Mapping[str, Evaluation | None] = {}
         self._held_out: Tensor | None = None
+        self._summed: SummedEvaluation | None = None
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume the round that a previous server process had opened."""
@@ -47,6 +49,10 @@ class SynchronousRounds:
     def held_out(self) -> Tensor | None:
         """See `Rounds`."""
         return self._held_out
+
+    def summed(self) -> SummedEvaluation | None:
+        """See `Rounds`."""
+        return self._summed
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Run a round.
@@ -130,9 +136,11 @@ class SynchronousRounds:
         next_state = steps.advance(progress, state, model, verdicts, key)
         steps.evaluate(progress, next_state, key)
         self._evaluations = {**dict.fromkeys(opened.cohort), **progress.evaluations}
-        self._held_out = progress.held_out
+        self._held_out, self._summed = progress.held_out, progress.summed
         score = context.evaluate(next_state)
         losses = () if self._is_noisy else progress.losses.values()  # those of stores have no noise
+        if summand is not None:
+            losses = [loss for loss in [progress.summed and progress.summed.loss] if loss is not None]
         if problem := problem_with_loss(losses, score.loss if score else None):
             context.downloads.restart()
             if not self._is_noisy and summand is None:
@@ -147,7 +155,9 @@ class SynchronousRounds:
             train_loss=weighted((member.train_loss, member.weight) for member in counted)
             if summand is None
             else progress.train_loss,
-            accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated),
+            accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated)
+            if summand is None
+            else progress.summed and progress.summed.accuracy,
             central_accuracy=score.accuracy if score else None,
             central_loss=score.loss if score else None,
             seconds=context.ports.clock.now() - started,
