@@ -289,11 +289,13 @@ class MaskingReply:
         key: the round's task.
         stage: the stage.
         content: the message.
+        purpose: what is summed.
     """
 
     key: TaskKey
     stage: MaskingStage
     content: Text
+    purpose: MaskedPurpose = MaskedPurpose.TRAIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -95,7 +95,6 @@ class BufferedRounds:
 
     def summed(self) -> None:
         """See `Rounds`. Asynchronous uploads are decoded one by one."""
-        return None
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Fill the buffer and make the next version.

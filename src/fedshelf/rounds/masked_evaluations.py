@@ -16,7 +16,7 @@ import numpy as np
 
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.events import ClientRefused
-from fedshelf.core.messages import Broadcast, Evaluation, Failure, MaskingRequest, MaskingStage, Purpose
+from fedshelf.core.messages import Broadcast, Evaluation, Failure, MaskingReply, MaskingRequest, MaskingStage, Purpose
 from fedshelf.core.ports import Reply
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import RoundContext
@@ -119,6 +119,7 @@ class MaskedEvaluation:
         context.dispatcher.dispatch(
             names, self._task.key, lambda name: replace(self._task, masking=wire.to_text(self._round.delivery(name))),
             on_reply, seconds=context.plan.rounds.timeout, traffic=self._progress, enough=patience.is_over,
+            answers=lambda reply: not isinstance(reply.message, MaskingReply),
         )  # fmt: skip
         for name in sorted(waiting):
             self._without(name, "no evaluation in time", None)

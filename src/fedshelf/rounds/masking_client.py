@@ -162,7 +162,9 @@ class MaskingClient:
             content = self._current(request.key, request.purpose).confirm(wire.from_text(text, Survivors))
         else:
             content = self._current(request.key, request.purpose).reveal(wire.from_text(text, Signatures))
-        return MaskingReply(key=request.key, stage=request.stage, content=wire.to_text(content))
+        return MaskingReply(
+            key=request.key, stage=request.stage, content=wire.to_text(content), purpose=request.purpose
+        )  # fmt: skip
 
     def _show_keys(self, terms: MaskingTerms, request: MaskingRequest, context: RoundContext) -> object:
         purpose, known = request.purpose, self._rounds.get(request.purpose)
@@ -221,7 +223,7 @@ def codes_of(evaluation: Evaluation, size: int) -> Integers:
 
 
 def task_digest(broadcast: Broadcast) -> str:
-    """Identifies what a training or an evaluation starts from: the model, which all clients decode bit for bit, the algorithm's vectors,
-    and the learning rate."""
+    """Identifies what a training or an evaluation starts from: the model, which all clients decode bit for bit, the
+    algorithm's vectors or candidates, and the learning rate."""
     vectors = blob.write(dict(broadcast.auxiliary)).digest if broadcast.auxiliary else ""
     return f"{broadcast.model or name_of(broadcast.params)} {vectors} {broadcast.client_lr!r} {broadcast.num_steps}"

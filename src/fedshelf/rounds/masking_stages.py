@@ -44,12 +44,18 @@ def ask(
     context.dispatcher.dispatch(
         sorted(waiting), request.key, lambda name: request, on_reply, seconds=context.plan.rounds.timeout,
         traffic=traffic, enough=lambda now: patience.is_over(now) or enough(),
+        answers=lambda reply: not isinstance(reply.message, MaskingReply) or is_for(reply.message, request),
     )  # fmt: skip
     if enough():
         return
     for name in sorted(waiting):
         there = context.membership.address(name) is not None
         on_problem(name, "no answer in time" if there else context.membership.absence(name), None)
+
+
+def is_for(reply: MaskingReply, request: MaskingRequest) -> bool:
+    """Whether a reply is one to this request, and not a late one to the stage before."""
+    return (reply.purpose, reply.stage) == (request.purpose, request.stage)
 
 
 def _message(reply: Reply, stage: MaskingStage, kind: type[Any]) -> Any:

@@ -391,7 +391,9 @@ class RoundSteps:
     def _codes(self, *, num_scores: int = 0, tree: ProductTree | None = None) -> EvaluationCodes | None:
         """What the integers of an evaluation mean; None if the server uses those of each store."""
         summand = self._context.uploads.summand
-        return summand and EvaluationCodes.of(summand.codec.summands, num_scores=num_scores, tree=tree)
+        if summand is None:
+            return None
+        return EvaluationCodes.of(summand.codec.summands, num_scores=num_scores, tree=tree)
 
     def _evaluating(self, progress: RoundProgress) -> list[str]:
         """The counted clients that evaluate models. Of masked figures, the server does not know who has some."""

@@ -189,4 +189,4 @@ class EvaluationCodes:
         return self.decode(total, num_losses=num_losses)
 
     def _fixed(self, loss: float) -> int:
-        return round(min(loss / STEP, float(self.most)))
+        return round(min(max(loss, 0.0) / STEP, float(self.most)))

@@ -1,6 +1,6 @@
 """Synchronous rounds: draw, broadcast, collect, aggregate, check, evaluate, record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -138,9 +138,10 @@ class SynchronousRounds:
         self._evaluations = {**dict.fromkeys(opened.cohort), **progress.evaluations}
         self._held_out, self._summed = progress.held_out, progress.summed
         score = context.evaluate(next_state)
-        losses = () if self._is_noisy else progress.losses.values()  # those of stores have no noise
+        losses: Iterable[float] = () if self._is_noisy else progress.losses.values()  # those of stores have no noise
         if summand is not None:
-            losses = [loss for loss in [progress.summed and progress.summed.loss] if loss is not None]
+            loss = progress.summed.loss if progress.summed else None
+            losses = () if loss is None else (loss,)
         if problem := problem_with_loss(losses, score.loss if score else None):
             context.downloads.restart()
             if not self._is_noisy and summand is None:
@@ -157,7 +158,9 @@ class SynchronousRounds:
             else progress.train_loss,
             accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated)
             if summand is None
-            else progress.summed and progress.summed.accuracy,
+            else progress.summed.accuracy
+            if progress.summed
+            else None,
             central_accuracy=score.accuracy if score else None,
             central_loss=score.loss if score else None,
             seconds=context.ports.clock.now() - started,

@@ -56,6 +56,10 @@ def run(name: str, **values: Any) -> tuple[torch.Tensor, list[Any]]:
         ("modular:32", {"algorithm": "fedprox", "personalize": "fedper"}),
         ("modular:32", {"workers": 2, "fraction": 0.75}),
         ("modular:32", {"codec_down": "int8", "clip_norm": 0.5}),
+        ("modular:32", {"algorithm": "ridge", "rounds": 1}),
+        ("modular:32", {"algorithm": "ridge", "rounds": 1, "ridge_lambda": 0.1, "workers": 2}),
+        ("modular:32", {"warm_start": "ridge", "train": "head", "refit_head": True}),
+        ("modular:16", {"warm_start": "ridge", "weights": "equal", "codec_down": "int8"}),
     ],
     ids=str,
 )
@@ -66,11 +70,20 @@ def test_a_masked_run_has_the_bits_of_one_without_masks(codec: str, given: dict[
     assert [round_.train_loss for round_ in rounds] == [round_.train_loss for round_ in others]
     for member in (member for round_ in rounds for member in round_.clients):
         assert (member.num_examples, member.num_steps, member.train_loss) == (None, None, None)
-    assert {round_.accuracy for round_ in rounds} == {None}  # no store's figures are sent
+    assert [round_.accuracy for round_ in rounds] == [round_.accuracy for round_ in others] != [None, None]
+    told, untold = ([{m.accuracy for m in r.clients} for r in found] for found in (others, rounds))
+    assert all(accuracies == {None} for accuracies in untold), "no figures of a single store are known"
+    assert None not in told[0]
+    assert results("masked") == results("plain")
     assert 'codec-up = "modular' in Path("masked/config.toml").read_text()
     if not given:
         without, _ = run("without", compare=False)
         assert not torch.equal(masked, without), "nothing is encoded"
+
+
+def results(name: str) -> Any:
+    """What is known of each product."""
+    return run_summary(Path(name)).results
 
 
 @pytest.mark.usefixtures("stores")
@@ -110,7 +123,10 @@ def test_stores_that_drop_out_do_not_harm_the_others() -> None:
     [
         ({"aggregator": "median"}, "--aggregator median with --secagg: the server decodes the sum"),
         ({"algorithm": "fedbuff"}, "--algorithm fedbuff with --secagg"),
-        ({"algorithm": "ridge"}, "--secagg with --algorithm ridge"),
+        ({"algorithm": "ridge"}, "2 rounds of --algorithm ridge with --secagg: in each round after the first"),
+        ({"algorithm": "ridge", "rounds": 1, "extend": 1}, "2 rounds of --algorithm ridge with --secagg"),
+        ({"algorithm": "ridge", "rounds": 1, "codec_up": "int8"}, "--secagg masks integers: use --codec-up modular"),
+        ({"algorithm": "ridge", "rounds": 1, "clip_norm": 1.0}, "--clip-norm 1 with --algorithm ridge"),
         ({"local_work": "dynamic"}, "--local-work dynamic with --secagg"),
         ({"norm_bound": 3.0}, "--norm-bound 3.0 with --secagg"),
         ({"sampling": "size"}, "--sampling size with --secagg"),

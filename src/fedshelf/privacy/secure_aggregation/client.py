@@ -10,6 +10,8 @@ from dataclasses import replace
 from enum import IntEnum
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.text import counted, some
 from fedshelf.identity.keys import KeyPair
@@ -251,5 +253,5 @@ class ClientRound:
 def _digest(vectors: Sequence[masks.Integers]) -> str:
     found = hashlib.sha256()
     for vector in vectors:
-        found.update(memoryview(vector).cast("B"))
+        found.update(vector.view(np.uint8).data)
     return found.hexdigest()

@@ -147,8 +147,8 @@ def check_opened_sum(wanted: OpenedSum, known: Iterable[OpenedSum], *, min_cohor
         if is_alike and 0 < difference < min_cohort:
             raise RefusedError(
                 f"the survivors differ by {counted(difference, 'store')} from those of a sum over the same model or "
-                f"photos, or in the same round (round {other.key.round}, attempt {other.key.attempt}): two such sums reveal what "
-                f"so few stores sent, and the minimum is {min_cohort}"
+                f"photos, or in the same round (round {other.key.round}, attempt {other.key.attempt}): two such sums "
+                f"reveal what so few stores sent, and the minimum is {min_cohort}"
             )
 
 
