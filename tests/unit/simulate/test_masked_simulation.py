@@ -124,7 +124,6 @@ def test_stores_that_drop_out_do_not_harm_the_others() -> None:
         ({"aggregator": "median"}, "--aggregator median with --secagg: the server decodes the sum"),
         ({"algorithm": "fedbuff"}, "--algorithm fedbuff with --secagg"),
         ({"algorithm": "ridge"}, "2 rounds of --algorithm ridge with --secagg: in each round after the first"),
-        ({"algorithm": "ridge", "rounds": 1, "extend": 1}, "2 rounds of --algorithm ridge with --secagg"),
         ({"algorithm": "ridge", "rounds": 1, "codec_up": "int8"}, "--secagg masks integers: use --codec-up modular"),
         ({"algorithm": "ridge", "rounds": 1, "clip_norm": 1.0}, "--clip-norm 1 with --algorithm ridge"),
         ({"local_work": "dynamic"}, "--local-work dynamic with --secagg"),
@@ -142,6 +141,60 @@ def test_what_needs_single_uploads_is_refused(stores: Path, given: dict[str, Any
         run("run", secagg=True, **given)
     assert any(said in str(problem) for problem in raised.value.args), raised.value.args
     assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("stores")
+def test_sums_over_photos_are_masked_once() -> None:
+    """The server would know the sums before and after, and so those of a store that has joined or changed."""
+    run("run", secagg=True, algorithm="ridge", rounds=1)
+    with pytest.raises(UsageError, match="2 rounds of --algorithm ridge with --secagg"):
+        run("run", secagg=True, algorithm="ridge", rounds=1, extend=1)
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize(
+    "given", [{"algorithm": "ridge", "rounds": 1}, {"algorithm": "ridge", "rounds": 1, "ridge_lambda": 0.1}], ids=str
+)
+def test_a_masked_head_in_closed_form_is_that_of_exact_sums_but_for_rounding(
+    given: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="fedshelf.algorithms.ridge"):
+        masked, [found] = run("masked", secagg=True, **given)
+        exact, [wanted] = run("exact", **given)
+    torch.testing.assert_close(masked, exact, rtol=0, atol=1e-4 * float(exact.abs().max()))
+    assert (found.accuracy, found.central_accuracy) == (wanted.accuracy, wanted.central_accuracy)
+    chosen = [record.getMessage() for record in caplog.records if "are chosen on validation" in record.getMessage()]
+    assert len(chosen) == 2
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.usefixtures("stores")
+def test_the_best_round_and_an_early_end_follow_the_figures_of_all_stores_together() -> None:
+    given = {"rounds": 6, "patience": 1, "test_dir": None, "compare": False, "client_lr": 0.3, "norm": "group"}
+    masked, rounds = run("masked", secagg=True, **given)
+    plain, others = run("plain", codec_up="modular:32", **given)
+    assert 1 < len(rounds) < 6, "the run ends early"
+    assert [(r.accuracy, r.best_round) for r in rounds] == [(r.accuracy, r.best_round) for r in others]
+    best = max(rounds, key=lambda found: (found.accuracy, -found.round))
+    assert rounds[-1].best_round == best.round == rounds[-1].round - 1
+    assert torch.equal(masked, plain)
+    assert Path("masked/model/best/model.safetensors").read_bytes() == (
+        Path("plain/model/best/model.safetensors").read_bytes()
+    )
+    shown = json.loads(output("show", "masked", "--json"))
+    assert [found["accuracy"] for found in shown["rounds"]] == [found.accuracy for found in others]
+    assert {member["accuracy"] for found in shown["rounds"] for member in found["clients"]} == {None}
+
+
+@pytest.mark.usefixtures("stores")
+def test_figures_without_noise_are_not_sent_under_masks_either() -> None:
+    given = {"dp": "sample", "noise_multiplier": 1.0, "norm": "group", "compare": False}
+    _, rounds = run("masked", secagg=True, **given)
+    assert {found.accuracy for found in rounds} == {None}
+    assert json.loads(output("show", "masked", "--json"))["refused"] == []
+    noisy, [found] = run("head", secagg=True, **{**given, "algorithm": "ridge", "rounds": 1})
+    assert found.accuracy is None
+    assert bool(noisy.isfinite().all())
 
 
 @pytest.mark.usefixtures("stores")
