@@ -309,6 +309,7 @@ class World:
         terms = MaskingTerms(
             run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=uploads.summand,
             layout=layout, tree=Catalogue(CLASSES, tuple((name,) for name in CLASSES)).tree,
+            sends_sums=self.algorithm.counts_photos,
             closed_form=closed_form
             and uploads.of(closed_form.for_model(layout, bench.output_layer), layout).summand,
         )  # fmt: skip

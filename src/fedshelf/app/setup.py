@@ -97,6 +97,7 @@ def masking_terms(opened: OpenedSetup) -> MaskingTerms | None:
     return MaskingTerms(
         run_id=opened.setup.run_id, config=files.digest(opened.setup.config), encode=encode,
         threshold=mask_of(opened.config).threshold, layout=layout, tree=opened.catalogue.tree,
+        sends_sums=opened.algorithm.counts_photos,
         closed_form=None if closed_form is None else opened.uploads.of(closed_form, layout).summand,
     )  # fmt: skip
 

@@ -220,6 +220,8 @@ class Client:
             if work.mechanism is not None:
                 upload = only_noised(replace(upload, mechanism=work.mechanism))
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
+        told = self._withhold(upload)  # before it is encoded: a sum has what the store tells, and no more
+        upload = replace(told, mechanism=upload.mechanism) if isinstance(told, Upload) else upload
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout
         )  # fmt: skip

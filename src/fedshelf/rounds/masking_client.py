@@ -60,6 +60,7 @@ class MaskingTerms:
         layout: the model's layout.
         tree: the product tree.
         closed_form: encodes sums over photos before or after the rounds, if the run has such; None if not.
+        sends_sums: whether all uploads are exact sums over photos.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class MaskingTerms:
     layout: Layout
     tree: ProductTree
     closed_form: EncodeSummand | None = None
+    sends_sums: bool = False
 
     def encodes(self, purpose: MaskedPurpose) -> EncodeSummand:
         """What encodes uploads.
@@ -115,8 +117,8 @@ class MaskingClient:
         try:
             if isinstance(message, MaskingRequest):
                 return self._reply_to(message)
-            if message.purpose is not Purpose.COMPARE and self._terms() is not None:
-                return self._receive(message)
+            if message.purpose is not Purpose.COMPARE and (terms := self._terms()) is not None:
+                return self._receive(message, sends_sums=terms.sends_sums)
         except FedShelfError as error:
             return Failure(key=message.key, reason=str(error), refused=isinstance(error, PolicyError))
         return None
@@ -192,9 +194,14 @@ class MaskingClient:
             raise RefusedError("this client has no keys for this round: it was restarted, or joined later")
         return known[1]
 
-    def _receive(self, broadcast: Broadcast) -> Upload | Evaluation | None:
+    def _receive(self, broadcast: Broadcast, *, sends_sums: bool) -> Upload | Evaluation | None:
         if not broadcast.masking:
             raise RefusedError("this run's uploads are masked, and the task comes without the shares for that")
+        if sends_sums and broadcast.purpose is Purpose.TRAIN and broadcast.counted is not None:
+            raise RefusedError(
+                "sums over photos are masked once: a sum of what has changed since is that of the one store whose "
+                "photos have"
+            )
         purpose = broadcast.masked_purpose
         masks = self._current(broadcast.key, purpose)
         masks.receive(wire.from_text(broadcast.masking, SealedSharesDelivery))

@@ -301,6 +301,18 @@ def test_a_store_that_drops_out_after_masking_keeps_no_part_in_the_head() -> Non
     assert set(world.checkpoints.states[-1].counted) == {"a", "c", "d"}
 
 
+def test_a_store_masks_no_change_of_its_sums_whatever_the_server_asks() -> None:
+    world = ridge_world()
+    world.run()
+    task = Broadcast(
+        key=replace(KEY, round=2), purpose=Purpose.TRAIN, client_lr=0.1, vectors={"params": world.final}, counted=KEY,
+        masking="{}",
+    )  # fmt: skip
+    answer = world._handle("a", task)
+    assert isinstance(answer, Failure)
+    assert "sums over photos are masked once" in answer.reason
+
+
 COUNTS = st.integers(0, 40)
 
 
