@@ -17,7 +17,7 @@ def run(site: Site, name: str, *flags: str) -> None:
     server = site.server(*SMALL, *flags, "--run-dir", str(site.root / name))
     clients = site.clients()
     ends = [process.end() for process in (server, *clients.values())]
-    assert ends == [0] * len(ends), server.text()
+    assert ends == [0] * len(ends), [process.text() for process in (server, *clients.values())]
 
 
 def test_stores_send_only_masked_updates_and_the_model_has_the_same_bits(site: Site) -> None:
