@@ -1,5 +1,7 @@
 """Secure aggregation over real processes: the same bits as without masks, and a store that is killed."""
 
+import json
+
 import pytest
 
 from fedshelf.privacy.ledger_content import read
@@ -43,6 +45,8 @@ def test_stores_send_only_masked_updates_and_the_model_has_the_same_bits(site: S
     assert [release.protections for release in masked] == [("secagg",)] * 2
     assert [release.protections for release in evaluations if release.protections] == [("secagg",)] * 2
     assert [release.purpose for release in replies] == ["masking"] * 16
+    card = json.loads((state_dir / "model" / "model_card.json").read_text())
+    assert card["metrics"]["accuracy"] is not None, "the store knows its own figures"
     lines = (state_dir / "opened-sums.jsonl").read_text().splitlines()
     assert len(lines) == 4
     assert all(name in lines[0] for name in site.names)
