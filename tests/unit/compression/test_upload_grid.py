@@ -206,4 +206,6 @@ def test_a_sum_over_photos_that_is_too_large_is_an_error_with_the_codec_that_has
     codes = exact_grid(room).encode(vectors, {}, weight=1.0, seed=1)
     assert float(exact_grid(room).decode(codes)[0]["gram"][0]) == value
     fits = {**vectors, "gram": vectors["gram"].clamp(-(2.0**28), 2.0**28)}
-    assert float(exact_grid().decode(exact_grid().encode(fits, {}, weight=1.0, seed=1))[0]["gram"][0]) == fits["gram"][0]
+    assert (
+        float(exact_grid().decode(exact_grid().encode(fits, {}, weight=1.0, seed=1))[0]["gram"][0]) == fits["gram"][0]
+    )
