@@ -4,6 +4,7 @@ import base64
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from fedshelf.core.messages import (
     ServerMessage,
     TaskKey,
 )
+from fedshelf.privacy.policy_tables import Metrics
+from fedshelf.privacy.withholding import withhold
 from fedshelf.rounds.summed_evaluations import STEP, EvaluationCodes, SummedEvaluation
 from fedshelf.training.trainer import evaluate
 from tests.examples import examples
@@ -148,6 +151,18 @@ def test_a_store_that_counts_no_products_is_counted_as_one() -> None:
     assert record.report == other.report
     assert record.report is not None
     assert (record.report.num_stores, record.report.num_withheld) == (3, 1)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_a_policy_withholds_is_in_no_sum(masked: bool) -> None:
+    world = world_of(num_rounds=1, masked=masked)
+    for client in world.clients.values():
+        client._withhold = partial(withhold, metrics=Metrics(losses=False, per_product=False))
+    world.run()
+    [record] = world.finished
+    assert (record.train_loss, record.accuracy is None) == (None, False)
+    assert record.report is not None
+    assert (record.report.products, record.report.num_withheld) == ((), len(NAMES))
 
 
 def masked_as(codes: bytes) -> Any:
