@@ -192,6 +192,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,
         "loss_sum": _or_withheld(_number), "products": _products, "levels": _levels, "candidates": _scores,
+        "masked": lambda value, store: value == "",
     },
     "comparison": {
         "blob": lambda value, store: value == "", "key": _key, "best": lambda value, store: value in CANDIDATES,

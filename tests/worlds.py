@@ -211,8 +211,20 @@ class World:
         self.held = {name: MemoryHeldModel() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
         self.opened_sums = {name: OpenedSums() for name in self.names}
-        is_masked = self.plan.get("uploads", UploadPipeline()).is_masked
-        self.masking = {name: self.masking_client(name) for name in self.names} if is_masked else {}
+        self.masking = {name: self.masking_client(name) for name in self.names} if self.is_masked else {}
+
+    @property
+    def is_masked(self) -> bool:
+        return self.plan_uploads.is_masked
+
+    @property
+    def plan_uploads(self) -> UploadPipeline:
+        found: UploadPipeline = self.plan.get("uploads", UploadPipeline())
+        return found
+
+    def uploads_of(self, bench: BoundModel) -> UploadPipeline:
+        layout = bench.params.layout
+        return self.plan_uploads.of(self.algorithm.for_model(layout, bench.output_layer), layout)
 
     @property
     def personalization(self) -> Personalization:
@@ -234,7 +246,7 @@ class World:
             )  # fmt: skip
             return Work(
                 algorithm=self.algorithm.for_model(bench.params.layout, bench.output_layer), trainer=at_work,
-                ready=ready, uploads=self.plan.get("uploads", UploadPipeline()),
+                ready=ready, uploads=self.uploads_of(bench), is_masked=self.is_masked,
                 personalization=self.personalization,
                 catalogue=Catalogue.from_json(setup.catalogue) if name not in self.withholding else None,
                 closed_form=closed_form.for_model(bench.params.layout, bench.output_layer) if closed_form else None,
@@ -294,10 +306,16 @@ class World:
 
     def masking_client(self, name: str) -> MaskingClient:
         """What masks the uploads of `plan["uploads"]`, in a new process of the client."""
-        bench, encode = bound_model(self.module(), self.training, self.personalization), self.plan["uploads"].summand
+        bench = bound_model(self.module(), self.training, self.personalization)
+        layout, uploads, closed_form = bench.params.layout, self.uploads_of(bench), self.plan.get("closed_form")
+        if uploads.summand is None:
+            raise ValueError("masks need uploads that are summed")
         terms = MaskingTerms(
-            run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=encode,
-            layout=bench.params.layout,
+            run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=uploads.summand,
+            layout=layout, tree=Catalogue(CLASSES, tuple((name,) for name in CLASSES)).tree,
+            sends_sums=self.algorithm.counts_photos,
+            closed_form=closed_form
+            and uploads.of(closed_form.for_model(layout, bench.output_layer), layout).summand,
         )  # fmt: skip
         return MaskingClient(
             partial(str, name), terms=lambda: terms, opened_sums=self.opened_sums[name],

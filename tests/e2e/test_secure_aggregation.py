@@ -1,5 +1,7 @@
 """Secure aggregation over real processes: the same bits as without masks, and a store that is killed."""
 
+import json
+
 import pytest
 
 from fedshelf.privacy.ledger_content import read
@@ -17,7 +19,7 @@ def run(site: Site, name: str, *flags: str) -> None:
     server = site.server(*SMALL, *flags, "--run-dir", str(site.root / name))
     clients = site.clients()
     ends = [process.end() for process in (server, *clients.values())]
-    assert ends == [0] * len(ends), server.text()
+    assert ends == [0] * len(ends), [process.text() for process in (server, *clients.values())]
 
 
 def test_stores_send_only_masked_updates_and_the_model_has_the_same_bits(site: Site) -> None:
@@ -27,17 +29,26 @@ def test_stores_send_only_masked_updates_and_the_model_has_the_same_bits(site: S
     shown = site.show(site.root / "masked")
     assert (shown["protections"], shown["codec_up"]) == (["secagg"], "modular:32")
     assert all(round_["train_loss"] is not None for round_ in shown["rounds"])
+    other = site.show(site.root / "plain")
+    assert [found["accuracy"] for found in shown["rounds"]] == [found["accuracy"] for found in other["rounds"]]
+    assert None not in [found["accuracy"] for found in shown["rounds"]], "it needs no --test-dir"
+    assert {member["accuracy"] for round_ in shown["rounds"] for member in round_["clients"]} == {None}
+    assert (shown["products"], shown["products_on"]) == (other["products"], "validation photos")
+    assert shown["products"]
     assert {member["num_examples"] for round_ in shown["rounds"] for member in round_["clients"]} == {None}
 
     state_dir = site.root / "home" / "clients" / site.names[0]
-    (uploads, replies) = (
-        [r for r in read(state_dir).releases if r.kind == kind] for kind in ("upload", "maskingreply")
+    (uploads, replies, evaluations) = (
+        [r for r in read(state_dir).releases if r.kind == kind] for kind in ("upload", "maskingreply", "evaluation")
     )
     masked = [release for release in uploads if release.protections]
     assert [release.protections for release in masked] == [("secagg",)] * 2
-    assert [release.purpose for release in replies] == ["masking"] * 8
+    assert [release.protections for release in evaluations if release.protections] == [("secagg",)] * 2
+    assert [release.purpose for release in replies] == ["masking"] * 16
+    card = json.loads((state_dir / "model" / "model_card.json").read_text())
+    assert card["metrics"]["accuracy"] is not None, "the store knows its own figures"
     lines = (state_dir / "opened-sums.jsonl").read_text().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 4
     assert all(name in lines[0] for name in site.names)
 
 

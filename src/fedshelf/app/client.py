@@ -104,6 +104,7 @@ class StoreClient:
         self._newest: tuple[TaskKey, int, Tensor] | None = None  # task, number of rounds trained, and the model [S]
         self._evaluation: Evaluation | None = None  # of that model
         self._has_chosen = False
+        self._has_warned = False  # that no roster key is pinned
         self._setup_file = place.state_dir / "setup.json"
         self._blobs = BlobCache(places.photo_cache() / "models")
         self._client = Client(
@@ -128,10 +129,12 @@ class StoreClient:
     def _identities(self, keys: StoreKeys | None) -> Identities | None:
         """All stores' keys, if the store pins the key that has signed them."""
         if keys is None or not self._policy.server.roster_key:
-            logger.warning(
-                "masks hide this store's updates from a server that follows the protocol, not from one that invents "
-                "other stores: the policy pins no roster-key"
-            )
+            if not self._has_warned:
+                logger.warning(
+                    "masks hide this store's updates from a server that follows the protocol, not from one that "
+                    "invents other stores: the policy pins no roster-key"
+                )
+            self._has_warned = True
             return None
         roster = keys.roster()
         return {} if roster is None else roster.keys()
@@ -146,13 +149,15 @@ class StoreClient:
         answer = self._masking.before(message)
         if answer is None:
             plain = replace(message, masking="") if isinstance(message, Broadcast) else message
-            answer = self._masking.after(message, self._client.handle(plain))
+            own = self._client.handle(plain)
+            if isinstance(own, Evaluation):
+                self._evaluation = own if own.num_examples else None
+            answer = self._masking.after(message, own)
         if isinstance(message, Setup) and isinstance(answer, Ready):
             blob = payload.blob_of(message)
             if blob.pieces:
                 self._blobs.save(blob)
             write_atomically(self._setup_file, payload.encode_header(message, blob.digest if blob.pieces else ""))
-        self._evaluation = answer if isinstance(answer, Evaluation) else self._evaluation
         return answer
 
     def find_blob(self, digest: str) -> memoryview | None:

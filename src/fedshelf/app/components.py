@@ -278,6 +278,7 @@ def plan_of(
         average_rounds=config.average_rounds,
         compares=compares(config),
         threshold=mask_of(config).threshold,
+        evaluates=not isinstance(protection_of(config), SampleDP),
     )  # fmt: skip
 
 

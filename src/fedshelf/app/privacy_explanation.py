@@ -37,8 +37,11 @@ BYTES_PER_VALUE = {"float32": 4, "float64": 8}
 MOST_VECTORS = 2  # as long as the model, in an upload: the update and a control variate
 MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, MaskingReply, Failure)
 AFTER_SETUP = (Ready, Upload, Evaluation, Comparison, MaskingReply)  # what a store sends only if it takes part in a run
-_SUMMED = ("num_examples", "num_steps", "train_loss")
-"""Numbers of an upload that secure aggregation adds up with its vectors."""
+_SUMMED: Mapping[type[Any], Collection[str]] = {
+    Upload: ("num_examples", "num_steps", "train_loss"),
+    Evaluation: ("num_examples", "num_correct", "loss_sum", "candidates", "products", "levels"),
+}
+"""Fields besides an upload's vectors that secure aggregation adds up."""
 _PURPOSES = {Upload: "train", Evaluation: "evaluate", Comparison: "compare"}
 
 
@@ -263,7 +266,7 @@ def _released(policy: Policy, config: RunConfig | None, kind: type[Any], field: 
     if kind is Comparison and config is not None and not compares(config):
         return made("not sent", "compare")
     is_summed = _is_summed(policy, config)
-    told = WITHOUT_NOISE.get(kind, {}) if is_noised or (is_summed and kind is not Upload) else {}
+    told = WITHOUT_NOISE.get(kind, {}) if is_noised or (is_summed and kind not in _SUMMED) else {}
     because = "dp = sample" if is_noised else "secagg"
     if told is None:
         return made("not sent", because)
@@ -271,7 +274,7 @@ def _released(policy: Policy, config: RunConfig | None, kind: type[Any], field: 
         return made("withheld", _shown(key))
     if field in told:
         return made("withheld", because)
-    if is_summed and kind is Upload and field in _SUMMED:
+    if is_summed and field in _SUMMED.get(kind, ()):
         return made("summed", "protection.required" if config is None else "secagg")
     if key:
         return made("clear", _shown(key))
@@ -314,12 +317,15 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
     ] * (leaves("Upload.vectors") and may_train)
     may_sum = policy.purposes.closed_form and policy.metrics.example_counts
     may_sum = may_sum and (config is None or (_computes_sums(config) and leaves("Upload.vectors") and not is_noised))
-    server += ["sums of its photos' features, in runs that compute the output layer in closed form"] * may_sum
+    features = "the features of these stores' photos" if is_summed else "its photos' features"
+    server += [f"sums of {features}, in runs that compute the output layer in closed form"] * may_sum
     server += ["the names of the store's products"] * leaves("Join.classes")
     server += ["how many photos the store has"] * leaves("Ready.num_train")
     measures = leaves("Evaluation.num_correct") or leaves("Comparison.accuracies")
-    server += ["how well models do on its photos"] * measures
-    server += ["how many photos it has of each product"] * leaves("Evaluation.products")
+    whose = "the photos of a round's stores together" if is_summed else "its photos"
+    server += [f"how well models do on {whose}"] * measures
+    who = "these stores have together" if is_summed else "it has"
+    server += [f"how many photos {who} of each product"] * leaves("Evaluation.products")
     others = ["the model, which may have memorized parts of photos"] * (not is_noised)
     others += ["the model"] * is_noised
     others += ["the names of its products, without the store's name"] * leaves("Join.classes")

@@ -20,16 +20,18 @@ from fedshelf.app.differential_privacy import problem_with_model, problems_with_
 from fedshelf.app.model import ModuleFactory, bound_model_of, module_of, trainable_module_of
 from fedshelf.app.photos import scan_test_photos
 from fedshelf.compression.chain import parse
+from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import ModelError, UsageError
-from fedshelf.core.text import some
+from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.models.build import find_problem
 from fedshelf.models.initial_weights import check_fit, extra_tensors, read_initial_weights
 from fedshelf.models.registry import is_own
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
+from fedshelf.privacy.secure_aggregation.settings import Mask
 from fedshelf.rounds import pipeline
 from fedshelf.storage.model_files import has_model
 from fedshelf.storage.run_directory import RunDirectory
@@ -103,16 +105,14 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
     except UsageError:  # reported with the codecs
         return []
     if codec is None:
-        if mask_of(config).is_on and not algorithm_of(config).sums:
+        if mask_of(config).is_on:
             return ["--secagg masks integers: use --codec-up modular:16 or modular:32, or leave --codec-up out"]
         return []
     how = "--secagg" if mask_of(config).is_on else f"--codec-up {config.codec_up}"
     wrong = {
         f"--aggregator {config.aggregator}": config.aggregator != "mean",
         f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off") and not mask_of(config).is_on,
-        f"--algorithm {config.algorithm}": config.algorithm in ("fedasync", "fedbuff", "ridge"),
-        f"--warm-start {config.warm_start}": config.warm_start != "none",
-        "--refit-head": config.refit_head,
+        f"--algorithm {config.algorithm}": config.algorithm in ("fedasync", "fedbuff"),
         f"--local-work {config.local_work}": config.local_work != "fixed",
         f"--dp {config.dp}": config.dp == "client",
     }
@@ -124,6 +124,12 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
     if config.weights == "examples" and algorithm_of(config).weighs_examples and codec.bits < 32:
         found.append(
             f"--codec-up {config.codec_up} has no room for weights by photos: use modular:32, or --weights equal"
+        )
+    if mask_of(config).is_on and algorithm_of(config).counts_photos and config.rounds + config.extend > 1:
+        rounds = counted(config.rounds + config.extend, "round")
+        found.append(
+            f"{rounds} of --algorithm {config.algorithm} with --secagg: in each round after the first, stores "
+            "send what has changed, and a sum of changes is that of the one store whose photos did. Use --rounds 1"
         )
     if mask_of(config).is_on and config.sampling == "size":
         found.append("--sampling size with --secagg: who is drawn would depend on numbers that masks hide")
@@ -236,11 +242,15 @@ def _problems_with_sums(config: RunConfig) -> list[str]:
         f"--aggregator {config.aggregator}": config.aggregator != "mean",
         f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off"),
         f"--personalize {config.personalize}": config.personalize not in ("none", "finetune"),
-        f"--codec-up {config.codec_up}": config.codec_up != "none",
+        f"--codec-up {config.codec_up}": config.codec_up != "none" and summed_codec_of(config) is None,
         "--byte-budget": config.byte_budget is not None,
         f"--local-work {config.local_work}": config.local_work != "fixed",
         "--attack": config.attack in ("sign-flip", "scale"),
-        **{stage.declares.setting: True for stage in uploads_of(config).stages},
+        **{
+            stage.declares.setting: True
+            for stage in uploads_of(config).stages
+            if not isinstance(stage, EncodeSummand | Mask)
+        },
     }
     return [
         f"{flag} with --algorithm {config.algorithm}: stores send exact sums over their photos' features. Leave it out"

@@ -78,11 +78,12 @@ def open_setup(
     if config.compile == "on":
         bound_model = compile_forward(bound_model, config.image_size)
     layout, closed_form = bound_model.params.layout, closed_form_of(config)
+    algorithm = algorithm_of(config).for_model(layout, bound_model.output_layer)
     return OpenedSetup(
         setup=setup, config=config, catalogue=catalogue, bound_model=bound_model,
-        algorithm=algorithm_of(config).for_model(layout, bound_model.output_layer),
+        algorithm=algorithm,
         closed_form=None if closed_form is None else closed_form.for_model(layout, bound_model.output_layer),
-        uploads=uploads_of(config), personalization=personalization_of(config),
+        uploads=uploads_of(config).of(algorithm, layout), personalization=personalization_of(config),
         batch_sizes=BatchSizes(bound_model) if config.dynamic_batch else None,
     )  # fmt: skip
 
@@ -92,9 +93,12 @@ def masking_terms(opened: OpenedSetup) -> MaskingTerms | None:
     encode = opened.uploads.summand
     if encode is None or not opened.uploads.is_masked:
         return None
+    layout, closed_form = opened.bound_model.params.layout, opened.closed_form
     return MaskingTerms(
         run_id=opened.setup.run_id, config=files.digest(opened.setup.config), encode=encode,
-        threshold=mask_of(opened.config).threshold, layout=opened.bound_model.params.layout,
+        threshold=mask_of(opened.config).threshold, layout=layout, tree=opened.catalogue.tree,
+        sends_sums=opened.algorithm.counts_photos,
+        closed_form=None if closed_form is None else opened.uploads.of(closed_form, layout).summand,
     )  # fmt: skip
 
 

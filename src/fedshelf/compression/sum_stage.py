@@ -42,6 +42,7 @@ class EncodeSummand:
         weight: the algorithm's weight of an upload, at most `max_weight`.
         max_weight: the largest weight; 1 if all uploads weigh alike.
         rng: the run's root generator.
+        is_exact: whether uploads are sums over photos.
     """
 
     codec: Modular
@@ -49,6 +50,7 @@ class EncodeSummand:
     weight: Callable[[Upload], float]
     max_weight: float
     rng: Rng
+    is_exact: bool = False
     _grids: dict[str, UploadGrid] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -56,6 +58,16 @@ class EncodeSummand:
         return Declaration(
             name="codec", setting=f"--codec-up {self.codec.text}", encodes=True, modular=True, linear=True
         )
+
+    def of_sums(self, vectors: Callable[[Layout], Mapping[str, tuple[int, torch.dtype]]]) -> "EncodeSummand":
+        """The stage for uploads that are sums over photos, which all weigh alike.
+
+        Args:
+            vectors: returns size and type of such an upload's vectors by name.
+        """
+        return EncodeSummand(
+            codec=self.codec, vectors=vectors, weight=lambda upload: 1.0, max_weight=1.0, rng=self.rng, is_exact=True
+        )  # fmt: skip
 
     def grid(self, layout: Layout) -> UploadGrid:
         """The grids of this run's uploads."""
@@ -65,7 +77,7 @@ class EncodeSummand:
             size, _ = auxiliary.pop(DELTA)
             found = self._grids[layout.digest] = UploadGrid.of(
                 self.codec, layout, has_delta=size > 0, auxiliary=auxiliary, scalars=SCALARS,
-                max_weight=self.max_weight,
+                max_weight=self.max_weight, is_exact=self.is_exact,
             )  # fmt: skip
         return found
 

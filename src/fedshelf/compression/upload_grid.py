@@ -25,6 +25,9 @@ their terms, so any two ways to add up the same encodings agree bit for bit: und
 A weight w < W uses w / W of the levels. With weights by examples this needs 32 bits: with 16 bits and 64 summands,
 there are 511 levels in all. Scalars are not weighted here: a mean loss is sent as the product with its count.
 
+Sums over photos (`is_exact`) are all float64. They are rounded to the nearest integer instead, so that the same photos
+give the same integers in each round, and a value beyond L is an error: a clipped sum would not be one of any photos.
+
 The few values with 64 bits (0.4 % of a ResNet) are those of unknown scale, for which the fixed step of 2^-32 is finer
 than float32 above 2^-9, and the room is 2^24 in each direction with 64 summands.
 """
@@ -90,12 +93,14 @@ class UploadGrid:
         fields: in the order of their codes.
         scalars: names of the numbers that are summed, too.
         max_weight: W; 1 if all uploads weigh alike.
+        is_exact: whether values are sums over photos.
     """
 
     codec: Modular
     fields: tuple[Field, ...]
     scalars: tuple[str, ...] = ()
     max_weight: float = 1.0
+    is_exact: bool = False
     _offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -114,7 +119,7 @@ class UploadGrid:
     def of(
         cls, codec: Modular, layout: Layout, *, has_delta: bool = True,
         auxiliary: Mapping[str, tuple[int, torch.dtype]] | None = None, scalars: Sequence[str] = (),
-        max_weight: float = 1.0,
+        max_weight: float = 1.0, is_exact: bool = False,
     ) -> "UploadGrid":  # fmt: skip
         """The grids for a model and an algorithm.
 
@@ -125,6 +130,7 @@ class UploadGrid:
             auxiliary: size and type of the algorithm's vectors by name.
             scalars: names of the numbers that are summed, too.
             max_weight: W; 1 if all uploads weigh alike.
+            is_exact: whether the algorithm's vectors are sums over photos.
 
         Raises:
             UsageError: weights need more bits.
@@ -140,7 +146,7 @@ class UploadGrid:
         ]  # fmt: skip
         levels = (2 ** (AUXILIARY_BITS - 1) - 1) // codec.summands
         for name, (size, dtype) in (auxiliary or {}).items():
-            is_double = dtype == torch.float64
+            is_double = is_exact or dtype == torch.float64
             step = WIDE_STEP if is_double else AUXILIARY_RANGE / levels
             fields.append(
                 Field(
@@ -149,7 +155,9 @@ class UploadGrid:
                 )
             )  # fmt: skip
         fields += [Field(vector="", start=0, size=len(scalars), part=2, step=WIDE_STEP, levels=wide)]
-        return cls(codec=codec, fields=tuple(fields), scalars=tuple(scalars), max_weight=max_weight)
+        return cls(
+            codec=codec, fields=tuple(fields), scalars=tuple(scalars), max_weight=max_weight, is_exact=is_exact
+        )  # fmt: skip
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -172,7 +180,7 @@ class UploadGrid:
             Three vectors of integers (see `sizes`).
 
         Raises:
-            TrainingError: values are not finite.
+            TrainingError: values are not finite, or are sums over photos that are too large.
         """
         dither, num_clipped = Dither(seed), 0
         codes = self.zeros()
@@ -187,6 +195,10 @@ class UploadGrid:
                 low, high = float(chunk.min()), float(chunk.max())
                 if not math.isfinite(high - low):
                     raise TrainingError(f"the values to send ({one.vector}) are not finite: training has diverged")
+                if self.is_exact:
+                    self._check_range(max(high, -low), one)
+                    out[start : start + CHUNK] = np.rint(chunk, out=chunk).astype("<i8").view(out.dtype)
+                    continue
                 if max(high, -low) > one.levels:
                     num_clipped += int(np.count_nonzero(np.abs(chunk) > one.levels))
                     np.clip(chunk, -one.levels, one.levels, out=chunk)
@@ -201,6 +213,16 @@ class UploadGrid:
                 "give it a larger RANGE", num_clipped, total, self.codec.text,
             )  # fmt: skip
         return codes
+
+    def _check_range(self, largest: float, field: Field) -> None:
+        if largest > field.levels:
+            fewer = max(1, self.codec.summands // 2 ** math.ceil(math.log2(largest / field.levels)))
+            raise TrainingError(
+                f"a sum over the photos of this store is {largest * field.step:.4g}, and codes of which "
+                f"{self.codec.summands} fit into 64 bits reach {field.levels * field.step:.4g}. Start the run with "
+                f"room for fewer stores: --codec-up modular:{self.codec.bits}:0:{fewer}",
+                will_repeat=True,
+            )
 
     def zeros(self) -> tuple[Integers, ...]:
         """The sum of no encodings."""

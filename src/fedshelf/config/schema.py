@@ -415,12 +415,12 @@ def implied(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values, by field, that suit the settings that are `given`, where they are not the usual defaults."""
-    if given.get("algorithm") == "ridge":
-        all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
-        return {"train": "head", **({"rounds": 1} if all_at_once else {})}
     found: dict[str, Any] = {}
     if given.get("secagg"):  # weights by examples need room
         found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
+    if given.get("algorithm") == "ridge":
+        all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
+        return {**found, "train": "head", **({"rounds": 1} if all_at_once or given.get("secagg") else {})}
     if given.get("dp") == "sample":  # each photo's gradient is bounded
         found["gradient_clip"] = 0.0
     if not given.get("pretrained") or given.get("train", "all") != "all":

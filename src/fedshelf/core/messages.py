@@ -206,7 +206,7 @@ class Broadcast:
         num_rounds: to compare, the rounds of a model trained locally; None: `key.round`.
         per_product: to evaluate, whether to count by product, too.
         quorum: to train, the minimum number of stores whose uploads are aggregated; None if there is none.
-        masking: to train, the shares of other stores' secrets for this one, if uploads are masked.
+        masking: to train or evaluate, the shares of other stores' secrets for this one, if uploads are masked.
     """
 
     key: TaskKey
@@ -238,6 +238,13 @@ class Broadcast:
         """The algorithm's vectors by name, each [T]."""
         return _auxiliary(self.vectors)
 
+    @property
+    def masked_purpose(self) -> "MaskedPurpose":
+        """What the reply is summed for, if it is masked."""
+        if self.purpose is Purpose.TRAIN:
+            return MaskedPurpose.CLOSED_FORM if self.closed_form else MaskedPurpose.TRAIN
+        return MaskedPurpose.CHOOSE if AUXILIARY + CANDIDATES in self.vectors else MaskedPurpose.EVALUATE
+
 
 class MaskingStage(StrEnum):
     """A stage of secure aggregation besides training (see `privacy.secure_aggregation`)."""
@@ -248,6 +255,15 @@ class MaskingStage(StrEnum):
     UNMASKING = "unmasking"
 
 
+class MaskedPurpose(StrEnum):
+    """What members of a round compute under masks. Each has keys and masks of its own."""
+
+    TRAIN = "train"
+    CLOSED_FORM = "closed-form"
+    CHOOSE = "choose"
+    EVALUATE = "evaluate"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskingRequest:
     """The server's message of one stage of secure aggregation.
@@ -256,11 +272,13 @@ class MaskingRequest:
         key: the round's task.
         stage: the stage.
         content: the message (`privacy.secure_aggregation.wire`).
+        purpose: what is summed.
     """
 
     key: TaskKey
     stage: MaskingStage
     content: Text
+    purpose: MaskedPurpose = MaskedPurpose.TRAIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,11 +289,13 @@ class MaskingReply:
         key: the round's task.
         stage: the stage.
         content: the message.
+        purpose: what is summed.
     """
 
     key: TaskKey
     stage: MaskingStage
     content: Text
+    purpose: MaskedPurpose = MaskedPurpose.TRAIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -382,6 +402,7 @@ class Evaluation:
             store withholds them.
         levels: photos whose prediction lies in the correct folder, by level of the product tree, coarsest first; empty
             like `products`.
+        masked: all of these numbers under masks, if uploads are masked; the others are then zero or empty.
     """
 
     key: TaskKey
@@ -391,6 +412,7 @@ class Evaluation:
     candidates: Annotated[tuple[CandidateScore, ...], Bounds(max_length=MAX_CANDIDATES)] = ()
     products: Annotated[tuple[ProductCount, ...], Bounds(max_length=MAX_CLASSES)] = ()
     levels: Annotated[tuple[Count, ...], Bounds(max_length=MAX_DEPTH)] = ()
+    masked: Text = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -93,6 +93,9 @@ class BufferedRounds:
         """See `Rounds`. No version has seen validation photos."""
         return None
 
+    def summed(self) -> None:
+        """See `Rounds`. Asynchronous uploads are decoded one by one."""
+
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Fill the buffer and make the next version.
 

@@ -59,7 +59,7 @@ class Work:
         catalogue: the classes; None: the client does not count by product.
         mechanism: the noise in uploads; None: there is none.
         local_trainer: trains without noise what stays in the store; None: the trainer does that, too.
-        is_masked: whether uploads are masked. Figures are not, and stay in the store.
+        is_masked: whether uploads and evaluations are masked. A comparison is not, and stays in the store.
     """
 
     algorithm: Algorithm
@@ -75,9 +75,16 @@ class Work:
     is_masked: bool = False
 
     @property
-    def withholds_figures(self) -> bool:
-        """Whether no figures on photos are sent: they have no noise, or would tell of this store alone."""
+    def withholds_comparison(self) -> bool:
+        """Whether no figures of a comparison are sent: they have no noise, or would tell of this store alone."""
         return self.is_masked or self.mechanism is not None
+
+    @property
+    def closed_form_uploads(self) -> UploadPipeline:
+        """The stages that uploads of `closed_form` pass."""
+        if self.closed_form is None:
+            raise RefusedError("this run has no closed form to compute: neither --warm-start nor --refit-head")
+        return self.uploads.of(self.closed_form, self.trainer.bound_model.params.layout)
 
     def terms(self, terms: ReleaseTerms, reply: ClientMessage, epsilon: float | None) -> ReleaseTerms:
         """The terms of a reply.
@@ -89,7 +96,11 @@ class Work:
         """
         if isinstance(reply, Comparison) and self.mechanism is not None:
             return replace(terms, mechanism=as_json(NOTHING))
-        if not isinstance(reply, Upload) or terms.purpose != Purpose.TRAIN:
+        if isinstance(reply, Evaluation) and self.is_masked:
+            return replace(terms, protections=self.uploads.masks)
+        if isinstance(reply, Upload) and terms.purpose != Purpose.TRAIN:
+            return replace(terms, protections=self.closed_form_uploads.protections)
+        if not isinstance(reply, Upload):
             return terms
         noise = reply.mechanism
         if noise is None:
@@ -176,13 +187,12 @@ class Client:
         if broadcast.purpose is Purpose.COMPARE:
             return self._compare(work, broadcast)
         if broadcast.closed_form:
-            if work.closed_form is None:
-                raise RefusedError("this run has no closed form to compute: neither --warm-start nor --refit-head")
-            work = replace(work, algorithm=work.closed_form, uploads=UploadPipeline())
+            uploads = work.closed_form_uploads
+            work = replace(work, algorithm=work.closed_form or work.algorithm, uploads=uploads)
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
-            if work.withholds_figures and WITHOUT_NOISE[Evaluation] is None:
-                raise RefusedError("figures on validation photos have no noise, and are not masked")
+            if work.mechanism is not None and WITHOUT_NOISE[Evaluation] is None:
+                raise RefusedError("figures on validation photos have no noise")
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
             score = work.trainer.evaluate()
@@ -210,6 +220,8 @@ class Client:
             if work.mechanism is not None:
                 upload = only_noised(replace(upload, mechanism=work.mechanism))
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
+        told = self._withhold(upload)  # before it is encoded: a sum has what the store tells, and no more
+        upload = replace(told, mechanism=upload.mechanism) if isinstance(told, Upload) else upload
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout
         )  # fmt: skip
@@ -239,10 +251,10 @@ class Client:
                 personalization=work.personalization, model_selection=work.model_selection,
             )  # fmt: skip
         except FedShelfError as error:
-            if not work.withholds_figures:
+            if not work.withholds_comparison:
                 raise
             logger.warning("no model was chosen: %s", error)  # which is not told either
-        self._compared = only_noised(told) if work.withholds_figures else told
+        self._compared = only_noised(told) if work.withholds_comparison else told
         return self._compared
 
 

@@ -245,6 +245,7 @@ class Dispatcher:
         self, names: Iterable[str], key: TaskKey, task: Callable[[str], Broadcast | MaskingRequest],
         on_reply: Callable[[Reply], None], *, seconds: float, traffic: Traffic,
         enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf, expects_others: bool = False,
+        answers: Callable[[Reply], bool] = lambda reply: True,
     ) -> None:  # fmt: skip
         """Send each client its task and wait for the replies.
 
@@ -261,6 +262,8 @@ class Dispatcher:
             enough: whether there are enough replies at a given time.
             wake: when to check `enough` again even without arrivals.
             expects_others: whether answers to other work are expected, and dropped without a report.
+            answers: whether a reply that names the task answers this message of it. Late ones to earlier messages are
+                dropped.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -293,7 +296,7 @@ class Dispatcher:
                         if not expects_others:
                             refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
                             self.sink.emit(refused)
-                    else:
+                    elif answers(reply):
                         self._note_download(reply)
                         traffic.bytes_up += reply.num_bytes
                         pending.remove(name)

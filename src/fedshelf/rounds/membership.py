@@ -253,6 +253,10 @@ class Membership:
         """The client's name at `address`; None if none has joined there."""
         return self._names.get(address)
 
+    def withdraws(self, name: str) -> bool:
+        """Whether the client of that name joined last to withdraw."""
+        return name in self._withdrawing
+
     def num_train(self, name: str) -> int:
         """Number of training photos that a live client reports; 1 if it withholds it."""
         member = self._members.get(name)

@@ -9,6 +9,9 @@ when a run is configured, so that an unsafe one never starts.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
+from fedshelf.algorithms.base import Algorithm
 from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Upload
@@ -88,6 +91,25 @@ class UploadPipeline:
 
     stages: tuple[Stage, ...] = ()
 
+    def of(self, algorithm: Algorithm, layout: Layout) -> "UploadPipeline":
+        """The stages that uploads of `algorithm` pass: sums over photos pass only those that add them up unseen.
+
+        Args:
+            algorithm: the algorithm, for the run's model.
+            layout: the model's layout.
+        """
+        if not algorithm.sums:
+            return self
+        found = algorithm.vectors(layout).items()
+        vectors = {name: (spec.size, getattr(torch, spec.dtype)) for name, spec in found}
+        return UploadPipeline(
+            stages=tuple(
+                stage.of_sums(lambda layout: vectors) if isinstance(stage, EncodeSummand) else stage
+                for stage in self.stages
+                if isinstance(stage, EncodeSummand) or stage.declares.masks
+            )
+        )
+
     @property
     def summand(self) -> EncodeSummand | None:
         """What turns uploads into integers of which only the sum is decoded; None if each is decoded by itself."""
@@ -103,6 +125,12 @@ class UploadPipeline:
         """The stages that limit what an upload reveals, as the user enabled them: `clip-norm 1`. No codec is one."""
         declared = (stage.declares for stage in self.stages)
         return tuple(one.setting.removeprefix("--") for one in declared if one.clips or one.adds_noise or one.masks)
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Those of `protections` that show the server only a sum, which evaluations pass, too."""
+        declared = (stage.declares for stage in self.stages)
+        return tuple(one.setting.removeprefix("--") for one in declared if one.masks)
 
     def seal(
         self, upload: Upload, *, client: str, before: ClientState, after: ClientState, layout: Layout

@@ -112,6 +112,7 @@ class Plan:
         noisy_mean: adds noise to the sum of the uploads, each of which it bounds; None: no noise.
         delta: the probability with which a guarantee of noise may fail.
         threshold: with masked uploads, members whose shares open the sum; None: more than two thirds.
+        evaluates: whether stores tell how models do on their photos, each for itself or in a sum.
     """
 
     run_id: str
@@ -142,6 +143,7 @@ class Plan:
     noisy_mean: NoisyMean | None = None
     delta: float = DEFAULT_DELTA
     threshold: int | None = None
+    evaluates: bool = True
 
     def after(self, refits: Sequence[int]) -> "Plan":
         """The plan of a run in which some rounds were not trained in, but computed the output layer anew."""
@@ -261,10 +263,10 @@ class Context:
         """How uploads are aggregated: exact sums always by adding them."""
         return MEAN if self.algorithm.sums else self.plan.aggregator
 
-    @property
+    @cached_property
     def uploads(self) -> UploadPipeline:
         """The stages that uploads of the algorithm pass."""
-        return UploadPipeline() if self.algorithm.sums else self.plan.uploads
+        return self.plan.uploads.of(self.algorithm, self.model.layout)
 
     @cached_property
     def dispatcher(self) -> Dispatcher:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from fedshelf.data.product_tree import ProductTree
 from fedshelf.rounds.dispatch import Patience, TrafficCounter
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_steps import EVALUATION_FACTOR, MIN_EVALUATION_SECONDS
+from fedshelf.rounds.summed_evaluations import SummedEvaluation
 from fedshelf.rounds.validation import problem_with_evaluation
 
 
@@ -40,29 +42,49 @@ def counts_of(
 
 
 def product_report(
-    context: Context, state: ServerState, evaluations: Mapping[str, Evaluation | None], held_out: Tensor | None = None
+    context: Context, state: ServerState, evaluations: Mapping[str, Evaluation | None],
+    held_out: Tensor | None = None, total: SummedEvaluation | None = None,
 ) -> ProductReport:  # fmt: skip
     """Report on the model of the last round.
 
-    Live stores that did not take part in the round evaluate it now.
+    Live stores that did not take part in the round evaluate it now, unless the server decodes sums only: theirs would
+    be of too few.
 
     Args:
         context: the run's shared objects.
         state: the state after the last round.
         evaluations: by store, its evaluation of the model; None for one that is not to be asked for it.
-
         held_out: values [S] that the stores evaluated instead of the model, which has seen their validation photos.
+        total: the figures of these evaluations together, if the server decodes sums only.
 
     Raises:
         StopRequested: the server was asked to stop.
     """
     score = context.evaluate(state, is_last=True)
+    if context.uploads.summand is not None:
+        return _of_sum(total, score.confusion if score else {})
     known = [evaluation for evaluation in evaluations.values() if evaluation is not None]
     values = state.model.published if held_out is None else held_out
     asked = _ask(context, state, values, besides=evaluations)
     return summed(
         [*known, *asked.values()], score.confusion if score else {}, max_examples=context.plan.rounds.max_examples
     )  # fmt: skip
+
+
+def _of_sum(total: SummedEvaluation | None, confusion: Mapping[tuple[int, int], int]) -> ProductReport:
+    """The report of figures that are known as a sum alone."""
+    report = ProductReport(confusion=_rows(confusion))
+    if total is None:
+        return report
+    return replace(
+        report, products=total.products, levels=total.levels if total.products else (),
+        num_photos=sum(product.total for product in total.products), num_stores=total.num_reporting,
+        num_withheld=total.num_withholding,
+    )  # fmt: skip
+
+
+def _rows(confusion: Mapping[tuple[int, int], int]) -> tuple[tuple[int, int, int], ...]:
+    return tuple((label, prediction, count) for (label, prediction), count in sorted(confusion.items()))
 
 
 def _ask(context: Context, state: ServerState, values: Tensor, *, besides: Collection[str]) -> dict[str, Evaluation]:
@@ -130,5 +152,5 @@ def summed(
         num_photos=sum(weights),
         num_stores=len(reported),
         num_withheld=len(evaluations) - len(reported),
-        confusion=tuple((label, prediction, count) for (label, prediction), count in sorted(confusion.items())),
+        confusion=_rows(confusion),
     )

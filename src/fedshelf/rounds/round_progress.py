@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedshelf.core.events import ClientStatus, Participation
 from fedshelf.core.messages import Evaluation
+from fedshelf.rounds.summed_evaluations import SummedEvaluation
 from fedshelf.scheduling.pace import per_step
 from fedshelf.scheduling.work_assignment import WorkAssignment
 
@@ -26,6 +27,7 @@ class RoundProgress:
         clip_norm: the next round's norm of uploads, if it adapts.
         held_out: values [S] of the new model before the validation photos became a part of it; None if they did not.
         evaluations: by client, its evaluation.
+        summed: the figures of all stores' evaluations, if uploads are decoded as a sum only.
         sent: by client, when its task was last sent, in seconds of the round's timer.
         pace: by client, seconds per local step, once its upload has arrived.
         train_loss: mean loss of all members, if it arrives as a sum.
@@ -43,6 +45,7 @@ class RoundProgress:
     held_out: Tensor | None = None
     clip_norm: float | None = None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    summed: SummedEvaluation | None = None
     sent: dict[str, float] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)
     train_loss: float | None = None

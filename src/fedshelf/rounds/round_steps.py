@@ -25,7 +25,6 @@ from fedshelf.core.messages import (
     CANDIDATES,
     PARAMS,
     Broadcast,
-    CandidateScore,
     Evaluation,
     Failure,
     Mechanism,
@@ -36,15 +35,18 @@ from fedshelf.core.messages import (
 )  # fmt: skip
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
+from fedshelf.data.product_tree import ProductTree
 from fedshelf.privacy.client_dp import JointClip
 from fedshelf.privacy.noise import new_key
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.secure_aggregation.unmasking import apart
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
+from fedshelf.rounds.masked_evaluations import MaskedEvaluation
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.round_progress import RoundProgress
+from fedshelf.rounds.summed_evaluations import EvaluationCodes, SummedEvaluation
 from fedshelf.rounds.summed_uploads import MaskedRound, summed
 from fedshelf.rounds.validation import counted, problem_with_evaluation, problem_with_scores, source_of, summed_scores
 from fedshelf.scheduling import cohort as cohorts
@@ -340,11 +342,9 @@ class RoundSteps:
         candidates = self._algorithm.candidates(model)
         if candidates is None:
             return model
-        # After a restart in this phase, all uploads are there but no client is connected yet.
-        returning = self._membership.returning()
-        asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
+        asked = self._evaluating(progress)
         vectors = {PARAMS: model.params, **auxiliary_vectors({CANDIDATES: candidates.values})}
-        found: dict[str, tuple[CandidateScore, ...]] = {}
+        found: dict[str, Evaluation] = {}
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
@@ -360,10 +360,15 @@ class RoundSteps:
             if problem or not isinstance(message, Evaluation):
                 self._without_evaluation(reply.client, f"its scores of the candidates are not used: {problem}", reply)
             else:
-                found[reply.client] = message.candidates
+                found[reply.client] = message
 
-        at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
-        patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
+        codes = self._codes(num_scores=candidates.num_models * (1 + candidates.num_losses))
+        if codes is not None and self._context.uploads.is_masked:
+            total = MaskedEvaluation(self._context, progress, broadcast(""), codes).run(
+                asked, self._patience, num_losses=candidates.num_losses
+            )
+            return self._chosen(progress, model, total)
+        patience = self._patience(len(asked))
 
         def noted(reply: Reply) -> None:
             patience.on_reply()
@@ -375,12 +380,44 @@ class RoundSteps:
         if not found:
             return model
         names = sorted(found)
+        if codes is not None:
+            evaluations = [found[name] for name in names]
+            return self._chosen(progress, model, codes.summed(evaluations, num_losses=candidates.num_losses))
         counts = [self._membership.num_validation(name) for name in names]
         weights = [most / max(count, 1) for most, count in zip(capped(counts), counts, strict=True)]
-        scores = summed_scores((found[name], weight) for name, weight in zip(names, weights, strict=True))
+        scores = summed_scores((found[name].candidates, weight) for name, weight in zip(names, weights, strict=True))
         num_photos = sum(weight * count for weight, count in zip(weights, counts, strict=True))
         model, progress.held_out = self._algorithm.choose(model, scores, num_photos)
         return model
+
+    def _chosen(
+        self, progress: RoundProgress, model: ModelState, total: SummedEvaluation | None
+    ) -> ModelState:  # fmt: skip
+        """The state with the candidate that the stores favor together."""
+        if total is None or not total.num_scored:
+            return model
+        model, progress.held_out = self._algorithm.choose(model, total.candidates, total.num_scored)
+        return model
+
+    def _codes(self, *, num_scores: int = 0, tree: ProductTree | None = None) -> EvaluationCodes | None:
+        """What the integers of an evaluation mean; None if the server uses those of each store."""
+        summand = self._context.uploads.summand
+        if summand is None:
+            return None
+        return EvaluationCodes.of(summand.codec.summands, num_scores=num_scores, tree=tree)
+
+    def _evaluating(self, progress: RoundProgress) -> list[str]:
+        """The counted clients that evaluate models. Of masked figures, the server does not know who has some."""
+        if self._context.uploads.is_masked:
+            return progress.counted() if self._plan.evaluates else []
+        # After a restart in this phase, all uploads are there but no client is connected yet.
+        returning = self._membership.returning()
+        return [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
+
+    def _patience(self, num_asked: int) -> Patience:
+        grace = self._plan.rounds.rejoin_grace if self._membership.returning() else 0.0
+        at_least = max(MIN_EVALUATION_SECONDS, grace)
+        return Patience(num_asked, factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
 
     def quarantine(self, progress: RoundProgress, uploads: dict[str, Upload], problem: str, model: ModelState) -> bool:
         """Refuse the uploads that have destroyed the model, and exclude their clients for some rounds.
@@ -429,7 +466,7 @@ class RoundSteps:
             progress.members[name] = _judged(progress.members[name], verdicts.get(name, Verdict()))
             self._membership.on_succeeded(name)
         model = replace(model, params=self._layout.clamp(model.params))
-        photos = {name: progress.members[name].num_examples or 0 for name in progress.counted()}
+        photos = {name: self._num_photos(progress, name) for name in progress.counted()}
         return replace(
             state,
             round=key.round,
@@ -440,6 +477,13 @@ class RoundSteps:
             if self._algorithm.counts_photos and not self._context.closed_form
             else state.photos,
         )
+
+    def _num_photos(self, progress: RoundProgress, name: str) -> int:
+        """The photos that a client's sums are of; known roughly where they arrive as a part of one sum."""
+        if self._context.uploads.summand is None:
+            return progress.members[name].num_examples or 0
+        joined_with = self._membership.num_train(name) + self._membership.num_validation(name)
+        return 0 if self._membership.withdraws(name) else max(1, joined_with)
 
     def _averaged(self, model: ModelState, round: int) -> ModelState:
         """Average the models of the last rounds, if so configured."""
@@ -458,9 +502,7 @@ class RoundSteps:
             state: the state after the round.
             key: the round and attempt.
         """
-        # After a restart in this phase, all uploads are there but no client is connected yet.
-        returning = self._membership.returning()
-        asked = [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
+        asked = self._evaluating(progress)
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
@@ -470,10 +512,12 @@ class RoundSteps:
 
         values = state.model.published if progress.held_out is None else progress.held_out
         tree = self._context.catalogue.tree if self._context.is_last(key.round, state.best) else None
-        seconds = self._plan.rounds.timeout
-        at_least = max(MIN_EVALUATION_SECONDS, self._plan.rounds.rejoin_grace if returning else 0.0)
-        patience = Patience(len(asked), factor=EVALUATION_FACTOR, at_least=at_least, timer=self._timer)
-        silent = set(asked)
+        codes = self._codes(tree=tree)
+        if codes is not None and self._context.uploads.is_masked:
+            task = broadcast("")
+            progress.summed = MaskedEvaluation(self._context, progress, task, codes).run(asked, self._patience)
+            return
+        patience, silent = self._patience(len(asked)), set(asked)
 
         def on_reply(reply: Reply) -> None:
             patience.on_reply()
@@ -494,11 +538,14 @@ class RoundSteps:
 
         began = self._timer.now()
         self._dispatcher.dispatch(
-            asked, key, broadcast, on_reply, seconds=seconds, traffic=progress, enough=patience.is_over
+            asked, key, broadcast, on_reply, seconds=self._plan.rounds.timeout, traffic=progress,
+            enough=patience.is_over,
         )  # fmt: skip
         for name in sorted(silent):
             if self._membership.address(name) is not None:
                 self._without_evaluation(name, f"no evaluation within {self._timer.now() - began:.4g} s")
+        if codes is not None:
+            progress.summed = codes.summed(progress.evaluations.values())
         for name, most in zip(progress.evaluated, capped(list(progress.evaluated.values())), strict=True):
             progress.evaluated[name] = most
 

@@ -23,6 +23,7 @@ from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.model_selection import ModelComparison
 from fedshelf.rounds.plan import Context, GlobalModel, Plan, Ports, setup_of
 from fedshelf.rounds.product_report import product_report
+from fedshelf.rounds.summed_evaluations import SummedEvaluation
 from fedshelf.rounds.synchronous import SynchronousRounds
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ class Rounds(Protocol):
 
     def held_out(self) -> Tensor | None:
         """The values [S] that clients evaluate instead of a version that has seen their validation photos."""
+
+    def summed(self) -> SummedEvaluation | None:
+        """The figures of the clients' evaluations together, if uploads are decoded as a sum only."""
 
 
 class Server:
@@ -260,7 +264,8 @@ class Server:
             state = self._ports.virtual.snapshot(state)
         last = context.is_last(record.round, best)
         if last:
-            record = replace(record, report=product_report(context, state, rounds.evaluations(), rounds.held_out()))
+            report = product_report(context, state, rounds.evaluations(), rounds.held_out(), rounds.summed())
+            record = replace(record, report=report)
         if is_best:
             model.publish(state.model.published, record, True)
         if last:

@@ -25,7 +25,6 @@ from fedshelf.core.messages import (
     PARAMS,
     Broadcast,
     Failure,
-    MaskingReply,
     MaskingRequest,
     MaskingStage,
     Purpose,
@@ -43,15 +42,13 @@ from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
 from fedshelf.privacy.secure_aggregation.shares import SealedShares
 from fedshelf.privacy.secure_aggregation.survivors import SurvivorsSignature
 from fedshelf.privacy.secure_aggregation.unmasking import RevealedShares
-from fedshelf.rounds.dispatch import Patience
 from fedshelf.rounds.masking_client import task_digest
+from fedshelf.rounds.masking_stages import ask
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
 
 logger = logging.getLogger(__name__)
 
-FACTOR, AT_LEAST_SECONDS = 3.0, 20.0
-"""How long a stage waits for the other half, relative to the first one, and in addition."""
 MOST_CHARACTERS = 256 << 20
 """Of a saved record, which has the shares of all members."""
 
@@ -82,6 +79,10 @@ class MaskedRound:
         self._round: ServerRound | None = None
         self._identities = context.ports.identities()
         self.recorded: frozenset[str] = frozenset()
+        self._task = Broadcast(
+            key=opened.key, purpose=Purpose.TRAIN, client_lr=context.plan.client_lr(opened.key.round),
+            closed_form=context.closed_form,
+        )  # fmt: skip
 
     def begin(self, state: ServerState) -> None:
         """Stages A and B, unless a previous server process has closed stage C.
@@ -92,16 +93,12 @@ class MaskedRound:
         if self.is_closed:
             return
         context, layout = self._context, self._context.model.layout
-        task = Broadcast(
-            key=self._key, purpose=Purpose.TRAIN, client_lr=context.plan.client_lr(self._key.round),
-            vectors={
-                PARAMS: state.model.published,
-                **auxiliary_vectors(context.algorithm.broadcast(state.model, layout.num_trainable)),
-            },
-        )  # fmt: skip
+        added = auxiliary_vectors(context.algorithm.broadcast(state.model, layout.num_trainable))
+        task = replace(self._task, vectors={PARAMS: state.model.published, **added})
         about = RoundContext(
             key=self._key, model=task_digest(task), config=context.plan.config_digest,
             sizes=self._encode.grid(layout).sizes, threshold=context.plan.threshold,
+            purpose=task.masked_purpose,
         )  # fmt: skip
         self._round = server = ServerRound(ServerRecord(context=about), identities=self._identities)
         cohort = self._opened.cohort
@@ -196,31 +193,20 @@ class MaskedRound:
             enough: whether no more answers are needed.
             drops_out: whether a member without an answer takes no further part in the round.
         """
-        context, progress = self._context, self._progress
-        waiting = set(names)
-        request = MaskingRequest(key=self._key, stage=stage, content=wire.to_text(message))
-        patience = Patience(len(waiting), factor=FACTOR, at_least=AT_LEAST_SECONDS, timer=context.timer)
-
-        def on_reply(reply: Reply) -> None:
-            waiting.discard(reply.client)
-            patience.on_reply()
-            try:
-                add(_message(reply, stage, kind))
-            except RefusedError as error:
-                self._note(reply.client, stage, str(error), drops_out=drops_out, refused=_is_refused(reply))
-                will_repeat = isinstance(reply.message, Failure) and reply.message.will_repeat
-                context.membership.on_failed(reply.client, str(error), will_repeat=will_repeat)
-
-        context.dispatcher.dispatch(
-            sorted(waiting), self._key, lambda name: request, on_reply, seconds=context.plan.rounds.timeout,
-            traffic=progress, enough=lambda now: patience.is_over(now) or enough(),
+        request = MaskingRequest(
+            key=self._key, stage=stage, content=wire.to_text(message), purpose=self._task.masked_purpose
         )  # fmt: skip
-        if enough():
-            return
-        for name in waiting:
-            there = context.membership.address(name) is not None
-            reason = "no answer in time" if there else context.membership.absence(name)
-            self._note(name, stage, reason, drops_out=drops_out)
+
+        def on_problem(name: str, reason: str, reply: Reply | None) -> None:
+            failure = reply.message if reply and isinstance(reply.message, Failure) else None
+            self._note(name, stage, reason, drops_out=drops_out, refused=failure is not None and failure.refused)
+            if reply is not None:
+                will_repeat = failure is not None and failure.will_repeat
+                self._context.membership.on_failed(name, reason, will_repeat=will_repeat)
+
+        ask(
+            self._context, names, request, kind, add, on_problem=on_problem, traffic=self._progress, enough=enough
+        )  # fmt: skip
 
     def _note(self, name: str, stage: MaskingStage, reason: str, *, drops_out: bool, refused: bool = False) -> None:
         said = f"secure aggregation, stage '{stage.value}': {reason}"
@@ -232,27 +218,6 @@ class MaskedRound:
             return
         status = ClientStatus.REFUSED if refused else ClientStatus.FAILED
         members[name] = Participation(client=name, status=status, reason=said)
-
-
-def _is_refused(reply: Reply) -> bool:
-    return isinstance(reply.message, Failure) and reply.message.refused
-
-
-def _message(reply: Reply, stage: MaskingStage, kind: type[Any]) -> Any:
-    """The content of a reply.
-
-    Raises:
-        RefusedError: the client has failed, or it is no answer of this stage.
-    """
-    message = reply.message
-    if isinstance(message, Failure):
-        raise RefusedError(message.reason)
-    if not isinstance(message, MaskingReply) or message.stage is not stage:
-        raise RefusedError(reply.reason or f"it answered stage '{stage.value}' with something else")
-    found = wire.from_text(message.content, kind)
-    if found.member != reply.client:
-        raise RefusedError("it answered in another store's name")
-    return found
 
 
 def add_up(total: tuple[Integers, ...], uploads: Iterable[tuple[Integers, ...]]) -> tuple[Integers, ...]:
@@ -302,7 +267,7 @@ def summed(
     if weight <= 0:
         raise RefusedError(f"the weights of {counted(count, 'upload')} add up to {weight:g}")
     specs = context.algorithm.vectors(layout)
-    delta = vectors.pop(DELTA) / weight
+    delta = vectors.pop(DELTA, torch.zeros(0)) / weight
     auxiliary = {
         name.removeprefix(AUXILIARY): (vector / count).to(getattr(torch, specs[name].dtype))
         for name, vector in vectors.items()

@@ -1,6 +1,6 @@
 """Synchronous rounds: draw, broadcast, collect, aggregate, check, evaluate, record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from fedshelf.rounds.divergence import problem_with_loss, problem_with_step
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.round_steps import RoundSteps
+from fedshelf.rounds.summed_evaluations import SummedEvaluation
 from fedshelf.rounds.summed_uploads import MaskedRound
 from fedshelf.scheduling.cohort import quorum
 from fedshelf.scheduling.pace import updated
@@ -31,6 +32,7 @@ class SynchronousRounds:
         self._evaluations: Mapping[str, Evaluation | None] = {}
         self._held_out: Tensor | None = None
         self._recorded: list[frozenset[str]] = []
+        self._summed: SummedEvaluation | None = None
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume the round that a previous server process had opened."""
@@ -48,6 +50,10 @@ class SynchronousRounds:
     def held_out(self) -> Tensor | None:
         """See `Rounds`."""
         return self._held_out
+
+    def summed(self) -> SummedEvaluation | None:
+        """See `Rounds`."""
+        return self._summed
 
     def next(self, state: ServerState) -> tuple[ServerState, RoundFinished, Sequence[str]]:
         """Run a round.
@@ -134,9 +140,12 @@ class SynchronousRounds:
         next_state = steps.advance(progress, state, model, verdicts, key)
         steps.evaluate(progress, next_state, key)
         self._evaluations = {**dict.fromkeys(opened.cohort), **progress.evaluations}
-        self._held_out = progress.held_out
+        self._held_out, self._summed = progress.held_out, progress.summed
         score = context.evaluate(next_state)
-        losses = () if self._is_noisy else progress.losses.values()  # those of stores have no noise
+        losses: Iterable[float] = () if self._is_noisy else progress.losses.values()  # those of stores have no noise
+        if summand is not None:
+            loss = progress.summed.loss if progress.summed else None
+            losses = () if loss is None else (loss,)
         if problem := problem_with_loss(losses, score.loss if score else None):
             context.downloads.restart()
             if not self._is_noisy and summand is None:
@@ -151,7 +160,11 @@ class SynchronousRounds:
             train_loss=weighted((member.train_loss, member.weight) for member in counted)
             if summand is None
             else progress.train_loss,
-            accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated),
+            accuracy=weighted((progress.members[name].accuracy, float(count)) for name, count in evaluated)
+            if summand is None
+            else progress.summed.accuracy
+            if progress.summed
+            else None,
             central_accuracy=score.accuracy if score else None,
             central_loss=score.loss if score else None,
             seconds=context.ports.clock.now() - started,

@@ -135,7 +135,7 @@ def test_an_explanation_of_a_masked_run_says_what_is_summed_and_who_could_get_ar
     assert code == 0
     for said in (
         "upload vectors summed secagg", "upload train_loss summed secagg", "upload seconds clear",
-        "evaluation num_correct not sent secagg", "maskingreply content clear",
+        "evaluation num_correct summed secagg", "maskingreply content clear",
         "The server and its operator: the sum of the updates of a round's stores",
         "A server that invents stores gets around that, unless the policy pins the roster's key",
     ):  # fmt: skip

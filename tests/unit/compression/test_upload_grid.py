@@ -178,3 +178,34 @@ def test_values_that_are_not_finite_are_not_encoded(value: float) -> None:
     vectors[DELTA][7] = value
     with pytest.raises(TrainingError, match=r"the values to send \(delta\) are not finite: training has diverged"):
         grid("modular:16").encode(vectors, numbers, weight=1.0, seed=1)
+
+
+def exact_grid(summands: int = 4) -> UploadGrid:
+    sums = {"gram": (5, torch.float64), "noisy": (2, torch.float32)}
+    return UploadGrid.of(Modular(32, 0.0, summands), LAYOUT, has_delta=False, auxiliary=sums, is_exact=True)
+
+
+def test_sums_over_photos_are_rounded_to_the_nearest_integer_whatever_the_seed() -> None:
+    gram = torch.tensor([0.0, 1.0, -3.75, 1 / 3, 1e6 + 2**-33], dtype=torch.float64)
+    vectors = {"gram": gram, "noisy": torch.tensor([0.1, -200.0])}
+    one, other = (exact_grid().encode(vectors, {}, weight=1.0, seed=seed) for seed in (1, 2))
+    assert all(np.array_equal(*parts) for parts in zip(one, other, strict=True))
+    found, _ = exact_grid().decode(one)
+    assert float((found["gram"] - gram).abs().max()) <= 2.0**-33
+    assert float((found["noisy"] - vectors["noisy"]).abs().max()) <= 2.0**-33, "not bounded by the range of an update"
+    assert [float(found["gram"][index]) for index in (0, 1, 2)] == [0.0, 1.0, -3.75]
+
+
+@pytest.mark.parametrize(("value", "room"), [(2.0**28 + 1, 2), (2.0**29 + 1, 1), (-(2.0**28) - 1, 2)])
+def test_a_sum_over_photos_that_is_too_large_is_an_error_with_the_codec_that_has_room(value: float, room: int) -> None:
+    """4 summands leave 60 of 62 bits for each, 28 of them above the point."""
+    vectors = {"gram": torch.tensor([value, 0, 0, 0, 0], dtype=torch.float64), "noisy": torch.zeros(2)}
+    with pytest.raises(TrainingError, match=f"--codec-up modular:32:0:{room}$") as raised:
+        exact_grid().encode(vectors, {}, weight=1.0, seed=1)
+    assert raised.value.will_repeat
+    codes = exact_grid(room).encode(vectors, {}, weight=1.0, seed=1)
+    assert float(exact_grid(room).decode(codes)[0]["gram"][0]) == value
+    fits = {**vectors, "gram": vectors["gram"].clamp(-(2.0**28), 2.0**28)}
+    assert (
+        float(exact_grid().decode(exact_grid().encode(fits, {}, weight=1.0, seed=1))[0]["gram"][0]) == fits["gram"][0]
+    )

@@ -56,6 +56,10 @@ def run(name: str, **values: Any) -> tuple[torch.Tensor, list[Any]]:
         ("modular:32", {"algorithm": "fedprox", "personalize": "fedper"}),
         ("modular:32", {"workers": 2, "fraction": 0.75}),
         ("modular:32", {"codec_down": "int8", "clip_norm": 0.5}),
+        ("modular:32", {"algorithm": "ridge", "rounds": 1}),
+        ("modular:32", {"algorithm": "ridge", "rounds": 1, "ridge_lambda": 0.1, "workers": 2}),
+        ("modular:32", {"warm_start": "ridge", "train": "head", "refit_head": True}),
+        ("modular:16", {"warm_start": "ridge", "weights": "equal", "codec_down": "int8"}),
     ],
     ids=str,
 )
@@ -66,11 +70,20 @@ def test_a_masked_run_has_the_bits_of_one_without_masks(codec: str, given: dict[
     assert [round_.train_loss for round_ in rounds] == [round_.train_loss for round_ in others]
     for member in (member for round_ in rounds for member in round_.clients):
         assert (member.num_examples, member.num_steps, member.train_loss) == (None, None, None)
-    assert {round_.accuracy for round_ in rounds} == {None}  # no store's figures are sent
+    assert [round_.accuracy for round_ in rounds] == [round_.accuracy for round_ in others] != [None, None]
+    told, untold = ([{m.accuracy for m in r.clients} for r in found] for found in (others, rounds))
+    assert all(accuracies == {None} for accuracies in untold), "no figures of a single store are known"
+    assert None not in told[0]
+    assert results("masked") == results("plain")
     assert 'codec-up = "modular' in Path("masked/config.toml").read_text()
     if not given:
         without, _ = run("without", compare=False)
         assert not torch.equal(masked, without), "nothing is encoded"
+
+
+def results(name: str) -> Any:
+    """What is known of each product."""
+    return run_summary(Path(name)).results
 
 
 @pytest.mark.usefixtures("stores")
@@ -110,7 +123,9 @@ def test_stores_that_drop_out_do_not_harm_the_others() -> None:
     [
         ({"aggregator": "median"}, "--aggregator median with --secagg: the server decodes the sum"),
         ({"algorithm": "fedbuff"}, "--algorithm fedbuff with --secagg"),
-        ({"algorithm": "ridge"}, "--secagg with --algorithm ridge"),
+        ({"algorithm": "ridge"}, "2 rounds of --algorithm ridge with --secagg: in each round after the first"),
+        ({"algorithm": "ridge", "rounds": 1, "codec_up": "int8"}, "--secagg masks integers: use --codec-up modular"),
+        ({"algorithm": "ridge", "rounds": 1, "clip_norm": 1.0}, "--clip-norm 1 with --algorithm ridge"),
         ({"local_work": "dynamic"}, "--local-work dynamic with --secagg"),
         ({"norm_bound": 3.0}, "--norm-bound 3.0 with --secagg"),
         ({"sampling": "size"}, "--sampling size with --secagg"),
@@ -126,6 +141,60 @@ def test_what_needs_single_uploads_is_refused(stores: Path, given: dict[str, Any
         run("run", secagg=True, **given)
     assert any(said in str(problem) for problem in raised.value.args), raised.value.args
     assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("stores")
+def test_sums_over_photos_are_masked_once() -> None:
+    """The server would know the sums before and after, and so those of a store that has joined or changed."""
+    run("run", secagg=True, algorithm="ridge", rounds=1)
+    with pytest.raises(UsageError, match="2 rounds of --algorithm ridge with --secagg"):
+        run("run", secagg=True, algorithm="ridge", rounds=1, extend=1)
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize(
+    "given", [{"algorithm": "ridge", "rounds": 1}, {"algorithm": "ridge", "rounds": 1, "ridge_lambda": 0.1}], ids=str
+)
+def test_a_masked_head_in_closed_form_is_that_of_exact_sums_but_for_rounding(
+    given: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="fedshelf.algorithms.ridge"):
+        masked, [found] = run("masked", secagg=True, **given)
+        exact, [wanted] = run("exact", **given)
+    torch.testing.assert_close(masked, exact, rtol=0, atol=1e-4 * float(exact.abs().max()))
+    assert (found.accuracy, found.central_accuracy) == (wanted.accuracy, wanted.central_accuracy)
+    chosen = [record.getMessage() for record in caplog.records if "are chosen on validation" in record.getMessage()]
+    assert len(chosen) == 2
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.usefixtures("stores")
+def test_the_best_round_and_an_early_end_follow_the_figures_of_all_stores_together() -> None:
+    given = {"rounds": 6, "patience": 1, "test_dir": None, "compare": False, "client_lr": 0.3, "norm": "group"}
+    masked, rounds = run("masked", secagg=True, **given)
+    plain, others = run("plain", codec_up="modular:32", **given)
+    assert 1 < len(rounds) < 6, "the run ends early"
+    assert [(r.accuracy, r.best_round) for r in rounds] == [(r.accuracy, r.best_round) for r in others]
+    best = max(rounds, key=lambda found: (found.accuracy, -found.round))
+    assert rounds[-1].best_round == best.round == rounds[-1].round - 1
+    assert torch.equal(masked, plain)
+    assert Path("masked/model/best/model.safetensors").read_bytes() == (
+        Path("plain/model/best/model.safetensors").read_bytes()
+    )
+    shown = json.loads(output("show", "masked", "--json"))
+    assert [found["accuracy"] for found in shown["rounds"]] == [found.accuracy for found in others]
+    assert {member["accuracy"] for found in shown["rounds"] for member in found["clients"]} == {None}
+
+
+@pytest.mark.usefixtures("stores")
+def test_figures_without_noise_are_not_sent_under_masks_either() -> None:
+    given = {"dp": "sample", "noise_multiplier": 1.0, "norm": "group", "compare": False}
+    _, rounds = run("masked", secagg=True, **given)
+    assert {found.accuracy for found in rounds} == {None}
+    assert json.loads(output("show", "masked", "--json"))["refused"] == []
+    noisy, [found] = run("head", secagg=True, **{**given, "algorithm": "ridge", "rounds": 1})
+    assert found.accuracy is None
+    assert bool(noisy.isfinite().all())
 
 
 @pytest.mark.usefixtures("stores")

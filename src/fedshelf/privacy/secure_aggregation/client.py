@@ -4,9 +4,13 @@ A message that repeats one before, byte for byte, gets the same reply: a server 
 Any other message of a stage that is over is refused, and so is one whose stage has not begun.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, TypeVar
+
+import numpy as np
 
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.text import counted, some
@@ -112,6 +116,7 @@ class ClientRound:
             raise RefusedError("an upload of this round is masked already: two under the same masks would be readable")
         self._in_order(_Stage.UPLOAD)
         self._done[_Stage.UPLOAD] = (None, None)
+        self._content = _digest(vectors)
         own, peers = self._secrets, {name: self._public[name] for name in self._near}
         mine = own_mask(self._member, own.seed, self._bound)
         masks.apply(vectors, [mine, *pair_masks(self._member, own.mask_key, peers, self._bound)])
@@ -222,8 +227,11 @@ class ClientRound:
         if not self._graph.is_connected(members):
             raise RefusedError(f"the survivors {some(members)} fall into parts, whose sums could be told apart")
         self._sum = OpenedSum(
-            key=self._context.key, model=self._context.model, bound=self._bound.hex(), members=frozenset(members)
-        )
+            key=self._context.key, model=self._context.model, bound=self._bound.hex(), members=frozenset(members),
+            purpose=self._context.purpose,
+        )  # fmt: skip
+        if not self._sum.is_evaluation:
+            self._sum = replace(self._sum, content=self._content)
         check_opened_sum(self._sum, self._opened_sums.known(), min_cohort=self._min_cohort)
         self._signed = content(self._bound, members)
         signature = b"" if self._identity is None else self._identity.sign(self._signed)  # line 2
@@ -242,3 +250,10 @@ class ClientRound:
         seeds = {name: shares.seed for name, shares in self._held.items() if name in survivors}  # line 3
         keys = {name: shares.mask_key for name, shares in self._held.items() if name not in survivors}
         return RevealedShares(member=self._member, roster=self._roster, seeds=seeds, mask_keys=keys)
+
+
+def _digest(vectors: Sequence[masks.Integers]) -> str:
+    found = hashlib.sha256()
+    for vector in vectors:
+        found.update(vector.view(np.uint8).data)
+    return found.hexdigest()

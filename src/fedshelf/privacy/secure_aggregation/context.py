@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import TaskKey
+from fedshelf.core.messages import MaskedPurpose, TaskKey
 from fedshelf.core.text import counted
 
 LEAST_MEMBERS = 3
@@ -18,10 +18,11 @@ class RoundContext:
 
     Attributes:
         key: the run, round and attempt.
-        model: digest of the model that is sent for training.
+        model: digest of the model that is sent, and of what else the computation starts from.
         config: digest of the run's configuration.
         sizes: bits and number of values of each vector of an upload.
         threshold: members whose shares open the sum; None: more than two thirds of the roster.
+        purpose: what is summed.
     """
 
     key: TaskKey
@@ -29,13 +30,17 @@ class RoundContext:
     config: str
     sizes: tuple[tuple[int, int], ...]
     threshold: int | None = None
+    purpose: MaskedPurpose = MaskedPurpose.TRAIN
 
     @property
     def digest(self) -> bytes:
         """Identifies the context."""
         sizes = [number for pair in self.sizes for number in pair]
         key = self.key
-        return digest("round", key.run_id, key.round, key.attempt, self.model, self.config, self.threshold or 0, *sizes)
+        return digest(
+            "round", self.purpose.value, key.run_id, key.round, key.attempt, self.model, self.config,
+            self.threshold or 0, *sizes,
+        )  # fmt: skip
 
     def check(
         self, *, run_id: str, config: str, sizes: tuple[tuple[int, int], ...], threshold: int | None

@@ -9,11 +9,13 @@
             5  check b_u against h_u, and m_v against M_v; restore from other shares if they do not fit (`restoration`)
             6  sum x_u <- sum y_u - sum_u PRG(HKDF(b_u)) - sum_v (masks between v and the survivors)
 
-Rules, enforced by each member:
+Rules, enforced by each member, for uploads and for evaluations apart:
     * One attempt at a round has one set of survivors, for one roster and one set of dealers.
     * For one model, and for one round, two sets are equal or differ in at least the minimum cohort: training is
       deterministic, so the sums over S and over S without i differ by exactly what i sent. (A server could send a model
       again with one bit changed; in the same round, that does not help it.)
+    * The same holds for uploads in which this member sends the same integers: sums over photos do not depend on the
+      output layer that the server sends, nor on the round.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import TaskKey
+from fedshelf.core.messages import MaskedPurpose, TaskKey
 from fedshelf.core.text import counted
 from fedshelf.privacy.secure_aggregation import shamir
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
@@ -95,15 +97,24 @@ class OpenedSum:
 
     Attributes:
         key: the run, round and attempt.
-        model: digest of the model that was trained.
+        model: digest of the model that was trained or evaluated.
         bound: what the masks are bound to (`masking.binding`), in hexadecimal digits.
         members: whose uploads are in the sum.
+        purpose: what is summed.
+        content: digest of the integers that this member sends, in hexadecimal digits; "" for evaluations.
     """
 
     key: TaskKey
     model: str
     bound: str
     members: frozenset[str]
+    purpose: MaskedPurpose = MaskedPurpose.TRAIN
+    content: str = ""
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it is a sum of figures on validation photos."""
+        return self.purpose in (MaskedPurpose.CHOOSE, MaskedPurpose.EVALUATE)
 
 
 class OpenedSumStore(Protocol):
@@ -128,18 +139,21 @@ def check_opened_sum(wanted: OpenedSum, known: Iterable[OpenedSum], *, min_cohor
         RefusedError: a rule does not allow it.
     """
     for other in known:
-        if other.key == wanted.key and other != wanted:
+        if other.is_evaluation is not wanted.is_evaluation:
+            continue
+        if (other.key, other.purpose) == (wanted.key, wanted.purpose) and other != wanted:
             raise RefusedError(
                 f"another set of stores was confirmed for round {wanted.key.round}, attempt {wanted.key.attempt}: a "
                 "second sum of the same round would reveal what they differ by"
             )
         difference = len(other.members ^ wanted.members)
         is_same_round = (other.key.run_id, other.key.round) == (wanted.key.run_id, wanted.key.round)
-        if (other.model == wanted.model or is_same_round) and 0 < difference < min_cohort:
+        is_alike = is_same_round or other.model == wanted.model or other.content == wanted.content != ""
+        if is_alike and 0 < difference < min_cohort:
             raise RefusedError(
                 f"the survivors differ by {counted(difference, 'store')} from those of a sum over the same model or "
-                f"in the same round (round {other.key.round}, attempt {other.key.attempt}): two such sums reveal what "
-                f"so few stores sent, and the minimum is {min_cohort}"
+                f"photos, or in the same round (round {other.key.round}, attempt {other.key.attempt}): two such sums "
+                f"reveal what so few stores sent, and the minimum is {min_cohort}"
             )
 
 

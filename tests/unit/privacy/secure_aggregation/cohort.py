@@ -72,11 +72,12 @@ class Cohort:
         signed: whether members have identity keys.
         opened_sums: the members' records of opened sums, from a round before.
         min_cohort: see `ClientRound`.
+        seed: other values of the members' vectors.
     """
 
     def __init__(
         self, count: int, *, context: RoundContext = CONTEXT, signed: bool = False,
-        opened_sums: Mapping[str, OpenedSums] | None = None, min_cohort: int = LEAST_MEMBERS,
+        opened_sums: Mapping[str, OpenedSums] | None = None, min_cohort: int = LEAST_MEMBERS, seed: int = 0,
     ) -> None:  # fmt: skip
         self.context, self.names = context, names_of(count)
         self.identities = roster_of(self.names) if signed else None
@@ -89,7 +90,7 @@ class Cohort:
             for name in self.names
         }  # fmt: skip
         self.server = ServerRound(ServerRecord(context=context), identities=self.identities)
-        self.plain = {name: values(context, seed) for seed, name in enumerate(self.names)}
+        self.plain = {name: values(context, number) for number, name in enumerate(self.names, start=seed)}
         self.masked: dict[str, tuple[Integers, ...]] = {}
 
     def keys(self, names: Iterable[str] | None = None) -> "Cohort":

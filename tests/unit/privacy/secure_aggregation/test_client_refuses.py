@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedshelf.core.errors import RefusedError
-from fedshelf.core.messages import TaskKey
+from fedshelf.core.messages import MaskedPurpose, TaskKey
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.secure_aggregation.client import ClientRound
 from fedshelf.privacy.secure_aggregation.context import RoundContext
@@ -26,6 +26,7 @@ OTHERS = {
     "configuration": replace(CONTEXT, config="other"),
     "sizes": replace(CONTEXT, sizes=((16, 38), (32, 3), (64, 5))),
     "threshold": replace(CONTEXT, threshold=4),
+    "purpose": replace(CONTEXT, purpose=MaskedPurpose.EVALUATE),
 }
 
 
@@ -273,7 +274,7 @@ def test_the_difference_counts_for_one_round_and_for_one_model(change: dict[str,
     before.opened()
     later = replace(context, **{"key": replace(CONTEXT.key, attempt=1)} | change)
     cohort = Cohort(4, context=later, opened_sums=before.opened_sums).keys().shares().uploads(before.names[1:])
-    with pytest.raises(RefusedError, match="differ by 1 store from those of a sum over the same model or in the same"):
+    with pytest.raises(RefusedError, match="differ by 1 store from those of a sum over the same model or photos"):
         cohort.signatures(cohort.names[1:])
 
 
@@ -281,8 +282,58 @@ def test_another_model_may_have_other_survivors() -> None:
     before = Cohort(4, context=replace(CONTEXT, threshold=3)).keys().shares().uploads().signatures()
     before.opened()
     context = replace(CONTEXT, threshold=3, model="next", key=replace(CONTEXT.key, round=4))
+    later = Cohort(4, context=context, opened_sums=before.opened_sums, seed=100).keys().shares()
+    later.uploads(before.names[1:])
+    assert equal(later.signatures(later.names[1:]).opened(later.names[1:]), later.plain_sum())
+
+
+def test_another_model_for_which_a_member_sends_the_same_integers_may_not() -> None:
+    """Sums over photos do not depend on the output layer: the two differ by exactly the member that is left out."""
+    before = Cohort(4, context=replace(CONTEXT, threshold=3)).keys().shares().uploads().signatures()
+    before.opened()
+    context = replace(CONTEXT, threshold=3, model="next", key=replace(CONTEXT.key, round=4))
+    later = Cohort(4, context=context, opened_sums=before.opened_sums).keys().shares().uploads(before.names[1:])
+    with pytest.raises(RefusedError, match="differ by 1 store from those of a sum over the same model or photos"):
+        later.signatures(later.names[1:])
+
+
+EVALUATION = replace(CONTEXT, threshold=3, sizes=((64, 4),), purpose=MaskedPurpose.EVALUATE)
+
+
+def test_evaluations_of_a_round_may_be_those_of_fewer_stores_than_its_uploads() -> None:
+    trained = Cohort(4, context=replace(CONTEXT, threshold=3)).keys().shares().uploads().signatures()
+    trained.opened()
+    later = Cohort(4, context=EVALUATION, opened_sums=trained.opened_sums).keys().shares().uploads(trained.names[1:])
+    assert equal(later.signatures(later.names[1:]).opened(later.names[1:]), later.plain_sum())
+
+
+@pytest.mark.parametrize(
+    "change", [{"purpose": MaskedPurpose.CHOOSE}, {"key": replace(CONTEXT.key, attempt=1)}, {"sizes": ((64, 9),)}]
+)
+def test_evaluations_of_a_round_are_not_opened_for_sets_that_differ_by_one_store(change: dict[str, Any]) -> None:
+    before = Cohort(4, context=EVALUATION).keys().shares().uploads().signatures()
+    before.opened()
+    later = Cohort(4, context=replace(EVALUATION, **change), opened_sums=before.opened_sums)
+    later.keys().shares().uploads(before.names[1:])
+    with pytest.raises(RefusedError, match=r"differ by 1 store|another set of stores was confirmed for round 3"):
+        later.signatures(later.names[1:])
+
+
+def test_evaluations_of_another_round_may_have_other_survivors_though_a_store_sends_the_same_figures() -> None:
+    """A store without validation photos sends zeros in every round."""
+    before = Cohort(4, context=EVALUATION).keys().shares().uploads().signatures()
+    before.opened()
+    context = replace(EVALUATION, model="next", key=replace(CONTEXT.key, round=4))
     later = Cohort(4, context=context, opened_sums=before.opened_sums).keys().shares().uploads(before.names[1:])
     assert equal(later.signatures(later.names[1:]).opened(later.names[1:]), later.plain_sum())
+
+
+def test_keys_for_an_evaluation_are_none_for_an_upload() -> None:
+    sizes = replace(CONTEXT, sizes=((64, 4),))
+    cohort = Cohort(4, context=replace(sizes, purpose=MaskedPurpose.EVALUATE))
+    server = ServerRound(ServerRecord(context=sizes))
+    with pytest.raises(RefusedError, match="for another round, attempt, model or configuration"):
+        server.add_keys(first(cohort).advertisement)
 
 
 def test_a_context_of_another_run_configuration_size_or_threshold() -> None:

@@ -56,6 +56,12 @@ def test_a_message_comes_back_as_it_was(message: object) -> None:
     assert from_text(to_text(message), type(message)) == message
 
 
+OPTIONAL = (
+    "signature", "threshold", "roster", "dealers", "uploaded", "survivors", "signatures", "sealed", "purpose",
+    "content",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_field_too_many_too_few_or_of_another_type_is_refused(message: object) -> None:
     fields = json.loads(to_text(message))[0]
