@@ -33,6 +33,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.privacy.accounting import as_json
+from fedshelf.privacy.client_dp import ClippedAtClient
 from fedshelf.privacy.withholding import WITHOUT_NOISE, only_noised
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.product_report import counts_of
@@ -60,6 +61,7 @@ class Work:
         mechanism: the noise in uploads; None: there is none.
         local_trainer: trains without noise what stays in the store; None: the trainer does that, too.
         is_masked: whether uploads are masked. Figures are not, and stay in the store.
+        clip: scales uploads down to the norm that a task names; None: the client does not.
     """
 
     algorithm: Algorithm
@@ -73,6 +75,7 @@ class Work:
     mechanism: Mechanism | None = None
     local_trainer: Trainer | None = None
     is_masked: bool = False
+    clip: ClippedAtClient | None = None
 
     @property
     def withholds_figures(self) -> bool:
@@ -91,9 +94,9 @@ class Work:
             return replace(terms, mechanism=as_json(NOTHING))
         if not isinstance(reply, Upload) or terms.purpose != Purpose.TRAIN:
             return terms
-        noise = reply.mechanism
+        noise, clip = reply.mechanism, () if self.clip is None else self.clip.protections
         if noise is None:
-            return replace(terms, protections=self.uploads.protections)
+            return replace(terms, protections=(*clip, *self.uploads.protections))
         said = f"noise {noise.noise_multiplier:.3g} in {counted(noise.steps, 'step')}"
         return replace(
             terms, protections=(said, *self.uploads.protections), mechanism=as_json(noise), epsilon=epsilon
@@ -209,6 +212,8 @@ class Client:
             upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
             if work.mechanism is not None:
                 upload = only_noised(replace(upload, mechanism=work.mechanism))
+            if work.clip is not None:
+                upload = work.clip.apply(upload, broadcast.clip_norm)
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
         sealed, after = work.uploads.seal(
             upload, client=work.trainer.client, before=state, after=after, layout=layout

@@ -28,6 +28,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.params import Layout
 from fedshelf.identity.keys import KeyPair
+from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.client import ClientRound
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext
@@ -48,6 +49,7 @@ class MaskingTerms:
         threshold: that of the configuration.
         encode: encodes uploads for a sum.
         layout: the model's layout.
+        noise: the store's share of the noise, which is added before the masks; None: it adds none.
     """
 
     run_id: str
@@ -55,6 +57,7 @@ class MaskingTerms:
     threshold: int | None
     encode: EncodeSummand
     layout: Layout
+    noise: NoiseShares | None = None
 
 
 class MaskingClient:
@@ -103,7 +106,10 @@ class MaskingClient:
             return reply
         try:
             codes = tuple(part.copy() for part in terms.encode.codes(reply, terms.layout))
-            masked = self._current(message.key).mask(codes, task_digest(message))
+            masks, ball = self._current(message.key), terms.encode.ball(terms.layout)
+            if terms.noise is not None and ball is not None:
+                terms.noise.add(codes, ball, num_members=masks.num_members, threshold=masks.threshold)
+            masked = masks.mask(codes, task_digest(message))
         except FedShelfError as error:
             return Failure(key=message.key, reason=str(error))
         self._masked = terms.encode.with_codes(reply, masked.vectors)
@@ -153,6 +159,7 @@ class MaskingClient:
 
 def task_digest(broadcast: Broadcast) -> str:
     """Identifies what a training starts from: the model, which all clients decode bit for bit, the algorithm's vectors,
-    and the learning rate."""
+    the learning rate, and the norm of uploads."""
     vectors = blob.write(dict(broadcast.auxiliary)).digest if broadcast.auxiliary else ""
-    return f"{broadcast.model or name_of(broadcast.params)} {vectors} {broadcast.client_lr!r} {broadcast.num_steps}"
+    start = f"{broadcast.model or name_of(broadcast.params)} {vectors} {broadcast.client_lr!r} {broadcast.num_steps}"
+    return start if broadcast.clip_norm is None else f"{start} {broadcast.clip_norm!r}"
