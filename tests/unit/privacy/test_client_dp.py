@@ -12,7 +12,7 @@ from fedshelf.algorithms.aggregation import Combination, combine
 from fedshelf.algorithms.base import Aggregate
 from fedshelf.algorithms.reduce import Aggregator
 from fedshelf.core.messages import DELTA, TaskKey, Upload
-from fedshelf.privacy.client_dp import JointClip, NoisyMean
+from fedshelf.privacy.client_dp import JointClip, NoisyMean, Within
 
 KEY = bytes(range(32))
 T, S = 6, 10
@@ -73,7 +73,7 @@ def released(
     if size != S:
         aggregate = Aggregate(delta=torch.zeros(size), num_clients=num_uploads, num_trainable=T)
     mean = NoisyMean(noise_multiplier=noise, clip_norm=clip_norm, **values)
-    return mean.release(aggregate, verdicts, expected=expected, clip_norm=clip_norm, key=key), aggregate
+    return mean.release(aggregate, Within.of(verdicts), expected=expected, clip_norm=clip_norm, key=key), aggregate
 
 
 def test_the_sum_is_divided_by_the_expected_number_of_stores() -> None:
@@ -103,7 +103,7 @@ def test_another_key_gives_other_noise() -> None:
 def test_a_round_of_nobody_is_noise_alone() -> None:
     mean = NoisyMean(noise_multiplier=1.0, clip_norm=0.5)
     nothing = Aggregate(delta=torch.zeros(50_000), num_clients=0, num_trainable=50_000)
-    noisy, _ = mean.release(nothing, (), expected=2.0, clip_norm=0.5, key=KEY)
+    noisy, _ = mean.release(nothing, Within.of(()), expected=2.0, clip_norm=0.5, key=KEY)
     assert noisy.delta.std() == pytest.approx(0.25, rel=0.03)
 
 
@@ -127,7 +127,7 @@ def test_the_norm_follows_the_quantile(start: float) -> None:
         if number > 60:
             shares.append(sum(not verdict.factors for verdict in verdicts) / stores)
         _, norm = mean.release(
-            aggregate, verdicts, expected=float(stores), clip_norm=norm, key=number.to_bytes(32, "big")
+            aggregate, Within.of(verdicts), expected=float(stores), clip_norm=norm, key=number.to_bytes(32, "big")
         )
     assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.05)
 
@@ -145,7 +145,7 @@ def test_a_store_moves_sum_and_count_by_no_more_than_the_noise_multiplier_allows
 
     def count(num_uploads: int) -> float:
         aggregate, verdicts = folded(random_uploads(num_uploads, 1e-3), 0.5)
-        _, norm = exact.release(aggregate, verdicts, expected=expected, clip_norm=0.5, key=KEY)
+        _, norm = exact.release(aggregate, Within.of(verdicts), expected=expected, clip_norm=0.5, key=KEY)
         return -expected * math.log(norm / 0.5)
 
     assert math.hypot(1 / of_sum, (count(5) - count(4)) / of_count) == pytest.approx(1.0)
