@@ -329,7 +329,7 @@ class RoundSteps:
         if noisy is None or opened.noise_key is None:
             return aggregate
         ball = None if uploads.summand is None else uploads.summand.ball(self._layout)
-        expected = len(opened.cohort) if uploads.is_masked else self._plan.fraction * len(opened.live)
+        expected = float(len(opened.cohort)) if uploads.is_masked else self._plan.fraction * len(opened.live)
         aggregate, progress.clip_norm = noisy.release(
             aggregate, within, expected=max(1.0, expected), clip_norm=state.clip_norm or noisy.clip_norm,
             key=opened.noise_key, inflation=1.0 if ball is None else ball.inflation,
