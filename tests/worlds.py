@@ -36,6 +36,8 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.client_dp import ClippedAtClient
+from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 from fedshelf.rounds.client import Client, Work
 from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
@@ -170,6 +172,8 @@ class World:
         data: by client, its training and validation photos, if not random ones.
         withdrawing: clients that join to withdraw.
         score: tests models on the server's photos, if it has some.
+        clip: scales uploads down at the clients.
+        shares: of the clients' noise, under masks.
         kept: by client, what it chose in the end, and the values [P] of that model.
     """
 
@@ -191,6 +195,8 @@ class World:
     data: dict[str, tuple[PhotoSet, PhotoSet]] = field(default_factory=dict)
     withdrawing: set[str] = field(default_factory=set)
     score: Callable[[Tensor], Score] | None = None
+    clip: ClippedAtClient | None = None
+    shares: NoiseShares | None = None
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -230,7 +236,7 @@ class World:
             )  # fmt: skip
             return Work(
                 algorithm=self.algorithm.for_model(bench.params.layout, bench.output_layer), trainer=at_work,
-                ready=ready, uploads=self.plan.get("uploads", UploadPipeline()),
+                ready=ready, clip=self.clip, uploads=self.plan.get("uploads", UploadPipeline()),
                 personalization=self.personalization,
                 catalogue=Catalogue.from_json(setup.catalogue) if name not in self.withholding else None,
                 closed_form=closed_form.for_model(bench.params.layout, bench.output_layer) if closed_form else None,
@@ -293,7 +299,7 @@ class World:
         bench, encode = bound_model(self.module(), self.training, self.personalization), self.plan["uploads"].summand
         terms = MaskingTerms(
             run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=encode,
-            layout=bench.params.layout,
+            layout=bench.params.layout, noise=self.shares,
         )  # fmt: skip
         return MaskingClient(partial(str, name), terms=lambda: terms, opened_sums=self.opened_sums[name])
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import ive
 
 from fedshelf.compression.unit_ball import IntegerBall
+from fedshelf.privacy.accounting import SampledGaussian, compose, noise_multiplier_for
 from fedshelf.privacy.client_dp import NoisyMean
 from fedshelf.privacy.distributed_dp import MOST_FACTOR, NoiseShares, renyi_divergence, variance_for
 from fedshelf.privacy.noise import SecretRandom
@@ -85,9 +86,9 @@ def test_the_count_gets_noise_only_if_the_norm_adapts() -> None:
     found = [
         shares(3, threshold=3, members=3, mean=NoisyMean(noise_multiplier=1 + 1e-9 * number, clip_norm=1.0,
                is_adaptive=True), size=number + 1)[1]
-        for number in range(400)
+        for number in range(150)
     ]  # fmt: skip
-    assert np.std(found) * 2.0**-32 == pytest.approx(of_count, rel=0.2)
+    assert np.std(found) * 2.0**-32 == pytest.approx(of_count, rel=0.3)
     values, _ = shares(3, threshold=3, members=3, mean=adaptive)
     assert values.std() == pytest.approx(adaptive.deviations(3)[0] * math.sqrt(BALL.squared_norm), rel=0.06)
 
@@ -99,3 +100,30 @@ def test_shares_are_new_each_time() -> None:
         NoiseShares(NoisyMean(noise_multiplier=1.0, clip_norm=1.0)).add(codes, BALL, num_members=3, threshold=3)
         drawn.append(codes[0])
     assert not np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize(("multiplier", "steps"), [(0.7, 1), (1.0, 10), (5.0, 100), (20.0, 5)])
+def test_its_epsilon_is_that_of_the_published_bound_and_close_to_a_gaussians(multiplier: float, steps: int) -> None:
+    """Against the conversion of Canonne et al. 2020 (proposition 12) of the bound itself, at whole orders."""
+    delta, squared_norm = 1e-5, 10**6
+    release = SampledGaussian(noise_multiplier=multiplier, steps=steps)
+    found = compose([release], delta, unit="client", is_discrete=True)
+    variance = variance_for(multiplier, squared_norm)
+    published = min(
+        steps * renyi_divergence(order, squared_l2=squared_norm, l1=squared_norm, variance=variance)
+        + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+        for order in (*range(2, 64), 128, 256, 512, 1024)
+    )  # fmt: skip
+    assert published <= found.epsilon <= published * 1.01
+    gaussian = compose([release], delta, unit="client")
+    assert gaussian.rdp <= found.epsilon < gaussian.rdp * 1.05
+    assert found.pld is None
+    assert gaussian.pld is not None
+    assert gaussian.pld < found.epsilon, "the bound is of Rényi divergences alone, and the other one is tighter"
+
+
+def test_noise_for_a_target_follows_the_same_accounting() -> None:
+    noise = noise_multiplier_for(4.0, 1e-5, steps=20, is_discrete=True)
+    release = SampledGaussian(noise_multiplier=noise, steps=20)
+    assert 3.95 < compose([release], 1e-5, is_discrete=True).epsilon <= 4.0
+    assert noise > noise_multiplier_for(4.0, 1e-5, steps=20)
