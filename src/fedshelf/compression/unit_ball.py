@@ -103,7 +103,8 @@ class UnitBall:
         ball = IntegerBall.of(size, levels)
         while ball.inflation <= MOST_INFLATION:
             norm = math.sqrt(ball.squared_norm)
-            if codec.summands * norm + _tail(noise, norm) < 2 ** (codec.bits - 1) and noise * norm <= self.most_deviation:
+            has_room = codec.summands * norm + _tail(noise * norm) < 2 ** (codec.bits - 1)
+            if has_room and noise * norm <= self.most_deviation:
                 return ball
             ball = IntegerBall.of(size, ball.levels // 2)
         raise UsageError(
@@ -114,6 +115,8 @@ class UnitBall:
         )
 
 
-def _tail(noise: float, norm: float) -> float:
-    """x_max for Skellam noise, by Bernstein's inequality; 5 is for the variance that small norms need in addition."""
-    return _LOG_TAIL / 3 + math.hypot(_LOG_TAIL / 3, math.sqrt(2 * _LOG_TAIL * ((noise * norm) ** 2 + 5))) if noise else 0
+def _tail(deviation: float) -> float:
+    """x_max for Skellam noise, by Bernstein's inequality; 5 is the variance that small norms need in addition."""
+    if not deviation:
+        return 0.0
+    return _LOG_TAIL / 3 + math.hypot(_LOG_TAIL / 3, math.sqrt(2 * _LOG_TAIL * (deviation**2 + 5)))

@@ -29,8 +29,8 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.rng import Rng
 from fedshelf.core.stages import Stage
-from fedshelf.privacy.clipping import ADAPTIVE, ClipNorm
 from fedshelf.privacy.client_dp import ClippedAtClient, NoiseAt, NoisyMean
+from fedshelf.privacy.clipping import ADAPTIVE, ClipNorm
 from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.privacy.secure_aggregation.settings import Mask
 from fedshelf.rounds import round_steps
@@ -247,8 +247,9 @@ def test_a_client_masks_no_upload_that_is_scaled_by_another_norm_than_those_of_t
     handle = world._handle
 
     def other_norm(name: str, message: ServerMessage) -> Any:
-        is_training = isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN
-        return handle(name, replace(message, clip_norm=0.2) if name == "a" and is_training else message)
+        if name == "a" and isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN:
+            message = replace(message, clip_norm=0.2)
+        return handle(name, message)
 
     world._handle = other_norm  # type: ignore[method-assign]
     assert world.run() is RunStatus.FINISHED

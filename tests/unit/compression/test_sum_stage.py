@@ -115,7 +115,7 @@ def bounded_codes(delta: torch.Tensor, *, within: float = 0.5) -> tuple[tuple[In
 
 def random_vector(seed: int = 0) -> torch.Tensor:
     vector = torch.randn(LAYOUT.num_shared, generator=torch.Generator().manual_seed(seed))
-    return vector / vector.norm()
+    return vector.div_(vector.norm())
 
 
 def test_the_integers_of_a_vector_in_the_unit_ball_are_within_their_bound_whatever_it_is() -> None:

@@ -172,7 +172,7 @@ def test_a_store_that_adds_noise_tells_no_figures_without_it() -> None:
     given = replace(upload(torch.ones(S)), train_loss=1.0)
     at_server, at_stores = (
         ClippedAtClient(clip_norm=0.5, noise_at=noise_at).apply(given, 0.5) for noise_at in ("server", "stores")
-    )  # type: ignore[arg-type]
+    )
     assert (at_server.num_examples, at_server.num_steps, at_server.train_loss, at_server.seconds) == (5, 1, 1.0, 0.0)
     assert {at_stores.num_examples, at_stores.num_steps, at_stores.train_loss, at_stores.seconds} == {None}
 

@@ -99,7 +99,7 @@ def test_shares_are_new_each_time() -> None:
         codes = np.zeros(64, np.uint16), np.zeros(0, np.uint32), np.zeros(1, np.uint64)
         NoiseShares(NoisyMean(noise_multiplier=1.0, clip_norm=1.0)).add(codes, BALL, num_members=3, threshold=3)
         drawn.append(codes[0])
-    assert not np.array_equal(*drawn)
+    assert not np.array_equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize(("multiplier", "steps"), [(0.7, 1), (1.0, 10), (5.0, 100), (20.0, 5)])

@@ -58,7 +58,7 @@ def test_the_same_key_draws_the_same_values_whatever_is_drawn_before() -> None:
 
 def test_sums_have_the_distribution_of_the_sum_of_variances() -> None:
     source, share = SecretRandom(KEY), Skellam(4.0)
-    values = sum(share.draw(100_000, source) for _ in range(6))
+    values = np.sum([share.draw(100_000, source) for _ in range(6)], axis=0)
     exact = skellam.pmf(np.arange(-25, 26), 12.0, 12.0)
     observed = np.bincount(np.clip(values, -25, 25) + 25, minlength=51)
     assert chisquare(observed, exact / exact.sum() * len(values)).pvalue > 1e-4

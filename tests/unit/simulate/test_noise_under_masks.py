@@ -139,9 +139,7 @@ def test_sampling_amplifies_nothing_where_members_know_each_other(noise_at: str)
     summary = run_summary(Path("run"))
     assert summary.noise[""].sampling_rate == 1
     shown = json.loads(output("show", "run", "--json"))["privacy"]
-    taken = max(
-        sum(member.client == name for round_ in summary.rounds for member in round_.clients) for name in STORES
-    )
+    taken = max(sum(member.client == name for round_ in summary.rounds for member in round_.clients) for name in STORES)
     assert {len(round_.clients) for round_ in summary.rounds} == {3}, "cohorts have the size of the fraction"
     assert [one["steps"] for one in shown["releases"]] == [taken]
     assert shown["unit"] == "client"
@@ -166,5 +164,5 @@ def test_shares_of_noise_without_masks_are_refused(given: dict[str, Any], said: 
 
 
 def test_too_few_bits_for_the_noise_end_the_run_with_the_remedy() -> None:
-    with pytest.raises(UsageError, match="modular:16 has no room for the sum of 64 updates .* or modular:32"):
+    with pytest.raises(UsageError, match=r"modular:16 has no room for the sum of 64 updates .* or modular:32"):
         run("run", secagg=True, codec_up="modular:16", noise_at="stores", noise_multiplier=100.0, **GIVEN)
