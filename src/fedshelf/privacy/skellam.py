@@ -74,7 +74,7 @@ class Skellam:
         """Draw `count` values from random bits of `source`."""
         found = np.empty(count, np.int64)
         for start in range(0, count, _CHUNK):
-            words = source.words(min(_CHUNK, count - start))
+            words = source.random_raw(min(_CHUNK, count - start))
             u = words >> np.uint64(1)  # line 4
             k = self._guide[u >> self._shift]
             late = np.flatnonzero(self._sums[k] <= u)
