@@ -152,7 +152,11 @@ def noise_for(
 
 def tells_of_validation(config: RunConfig) -> bool:
     """Whether stores answer with figures on validation photos, which have no noise and are not masked."""
-    return not (isinstance(protection_of(config), SampleDP) or mask_of(config).is_on)
+    protection = protection_of(config)
+    is_noised = isinstance(protection, SampleDP) or (
+        isinstance(protection, ClientDP) and protection.noise_at == "stores"
+    )
+    return not (is_noised or mask_of(config).is_on)
 
 
 def delta_of(config: RunConfig) -> float:

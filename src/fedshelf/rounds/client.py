@@ -78,9 +78,14 @@ class Work:
     clip: ClippedAtClient | None = None
 
     @property
+    def adds_noise(self) -> bool:
+        """Whether this store adds noise to its uploads, so that nothing else may be computed from photos and sent."""
+        return self.mechanism is not None or (self.clip is not None and self.clip.noise_at == "stores")
+
+    @property
     def withholds_figures(self) -> bool:
         """Whether no figures on photos are sent: they have no noise, or would tell of this store alone."""
-        return self.is_masked or self.mechanism is not None
+        return self.is_masked or self.adds_noise
 
     def terms(self, terms: ReleaseTerms, reply: ClientMessage, epsilon: float | None) -> ReleaseTerms:
         """The terms of a reply.
