@@ -37,6 +37,8 @@ from fedshelf.data.photo_set import PhotoSet
 from fedshelf.identity.keys import KeyPair
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.client_dp import ClippedAtClient
+from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 from fedshelf.rounds.client import Client, Work
@@ -173,6 +175,8 @@ class World:
         withdrawing: clients that join to withdraw.
         score: tests models on the server's photos, if it has some.
         identities: by client, its identity keys; with them, messages of secure aggregation are signed.
+        clip: scales uploads down at the clients.
+        shares: of the clients' noise, under masks.
         kept: by client, what it chose in the end, and the values [P] of that model.
     """
 
@@ -195,6 +199,8 @@ class World:
     withdrawing: set[str] = field(default_factory=set)
     score: Callable[[Tensor], Score] | None = None
     identities: Mapping[str, KeyPair] = field(default_factory=dict)
+    clip: ClippedAtClient | None = None
+    shares: NoiseShares | None = None
 
     def __post_init__(self) -> None:
         self.clock = FakeClock()
@@ -246,7 +252,7 @@ class World:
             )  # fmt: skip
             return Work(
                 algorithm=self.algorithm.for_model(bench.params.layout, bench.output_layer), trainer=at_work,
-                ready=ready, uploads=self.uploads_of(bench), is_masked=self.is_masked,
+                ready=ready, clip=self.clip, uploads=self.uploads_of(bench), is_masked=self.is_masked,
                 personalization=self.personalization,
                 catalogue=Catalogue.from_json(setup.catalogue) if name not in self.withholding else None,
                 closed_form=closed_form.for_model(bench.params.layout, bench.output_layer) if closed_form else None,
@@ -313,7 +319,7 @@ class World:
         terms = MaskingTerms(
             run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=uploads.summand,
             layout=layout, tree=Catalogue(CLASSES, tuple((name,) for name in CLASSES)).tree,
-            sends_sums=self.algorithm.counts_photos,
+            sends_sums=self.algorithm.counts_photos, noise=self.shares,
             closed_form=closed_form
             and uploads.of(closed_form.for_model(layout, bench.output_layer), layout).summand,
         )  # fmt: skip

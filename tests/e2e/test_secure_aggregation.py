@@ -52,6 +52,18 @@ def test_stores_send_only_masked_updates_and_the_model_has_the_same_bits(site: S
     assert all(name in lines[0] for name in site.names)
 
 
+def test_stores_add_the_noise_of_the_sum_and_note_that_in_their_ledgers(site: Site) -> None:
+    run(site, "noisy", "--secagg", "--dp", "client", "--noise-at", "stores", "--target-epsilon", "8")
+    shown = site.show(site.root / "noisy")
+    assert shown["protections"] == ["dp client", "noise-at stores", "secagg"]
+    assert 7.9 < shown["privacy"]["epsilon"] <= 8
+    assert shown["privacy"]["unit"] == "client"
+    assert {round_["train_loss"] for round_ in shown["rounds"]} == {None}
+    releases = read(site.root / "home" / "clients" / site.names[0]).releases
+    masked = [release for release in releases if release.kind == "upload"]
+    assert [release.protections for release in masked] == [("clip-norm adaptive", "noise-at stores", "secagg")] * 2
+
+
 def test_a_store_that_is_killed_in_a_round_is_left_out_and_the_others_finish_it(site: Site) -> None:
     first, *others = site.names
     server = site.server(

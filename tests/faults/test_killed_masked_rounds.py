@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_client_killed_in_each_stage_is_left_out_or_counted_and_comes_back(
         held.kill()
         held = chain.held_client(first, *orders[number:])
         if number < len(STAGES):
-            wait_until(lambda times=number + 1: num_joins(server, first) == times, server)
+            wait_until(partial(has_joined, server, first, number + 1), server)
             (pace / str(number)).touch()
     assert_complete(chain, server, undisturbed)
     assert [client.end() for client in clients] == [0] * len(clients)
@@ -163,8 +164,9 @@ def test_any_schedule_of_kills_ends_with_a_complete_run(chain: Site, undisturbed
     assert [client.end() for client in clients.values()] == [0] * len(clients)
 
 
-def num_joins(server: Process, name: str) -> int:
-    return sum(event["event"] == "client_joined" and event["client"] == name for event in list(server.events))
+def has_joined(server: Process, name: str, times: int) -> bool:
+    joins = [event for event in list(server.events) if event["event"] == "client_joined" and event["client"] == name]
+    return len(joins) == times
 
 
 def wait_until_held(client: Process, server: Process, number: int) -> None:

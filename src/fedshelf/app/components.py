@@ -1,8 +1,9 @@
 """Builds the parts of a run from its configuration: algorithm, stages, schedules, plan."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from fedshelf.compression.codec_policy import CodecPolicy
 from fedshelf.compression.codec_stage import Encode
 from fedshelf.compression.modular import Modular
 from fedshelf.compression.sum_stage import EncodeSummand
+from fedshelf.compression.unit_ball import UnitBall
 from fedshelf.config import files
 from fedshelf.config.families import FAMILIES
 from fedshelf.config.schema import RunConfig
@@ -28,7 +30,11 @@ from fedshelf.core.stages import Stage
 from fedshelf.data.augmentation import Augmentation
 from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
+from fedshelf.privacy.accounting import noise_multiplier_for
 from fedshelf.privacy.base import Noise, Protection
+from fedshelf.privacy.client_dp import ClientDP, ClippedAtClient
+from fedshelf.privacy.clipping import ADAPTIVE
+from fedshelf.privacy.distributed_dp import MOST_DEVIATION, MOST_FACTOR
 from fedshelf.privacy.dp_sgd import SampleDP
 from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
@@ -117,6 +123,46 @@ def mask_of(config: RunConfig) -> Mask:
     return next(found, NO_MASK)
 
 
+def is_sampling_secret(config: RunConfig) -> bool:
+    """Whether nobody but the server learns who takes part in a round: under masks, members know each other's names."""
+    return not mask_of(config).is_on
+
+
+def client_noise_of(config: RunConfig, protection: ClientDP) -> float:
+    """The noise multiplier of a run with --dp client.
+
+    Raises:
+        BudgetError: no noise is enough for the target.
+        UsageError: `dp-accounting` is not installed.
+    """
+    if protection.noise_multiplier is not None:
+        return protection.noise_multiplier
+    rate = config.fraction if is_sampling_secret(config) else 1.0
+    target, is_discrete = protection.target_epsilon or math.inf, protection.noise_at == "stores"
+    return _noise_for(target, protection.delta, rate, config.rounds, is_discrete)
+
+
+@lru_cache(maxsize=8)
+def _noise_for(target: float, delta: float, rate: float, steps: int, is_discrete: bool) -> float:
+    return noise_multiplier_for(target, delta, sampling_rate=rate, steps=steps, is_discrete=is_discrete)
+
+
+def clip_of(config: RunConfig) -> ClippedAtClient | None:
+    """What scales a client's uploads down, if the server cannot; None if it can, or nothing does."""
+    protection = protection_of(config)
+    if not isinstance(protection, ClientDP) or summed_codec_of(config) is None:
+        return None
+    return ClippedAtClient(clip_norm=protection.clip_norm, noise_at=protection.noise_at)
+
+
+def _unit_ball_of(config: RunConfig) -> UnitBall | None:
+    protection = protection_of(config)
+    if not isinstance(protection, ClientDP):
+        return None
+    noise = (lambda: MOST_FACTOR * client_noise_of(config, protection)) if protection.noise_at == "stores" else float
+    return UnitBall(has_within=protection.clip_norm == ADAPTIVE, noise=noise, most_deviation=MOST_DEVIATION)
+
+
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
     """Return the learning rate of local training as a function of the round."""
     return partial(
@@ -162,15 +208,22 @@ def summed_codec_of(config: RunConfig) -> Modular | None:
     return codec if alone and isinstance(codec, Modular) and (mask_of(config).is_on or not codec.range) else None
 
 
+def weighs_by_examples(config: RunConfig) -> bool:
+    """Whether uploads weigh by their number of photos: with --dp client, all weigh alike."""
+    is_private = isinstance(protection_of(config), ClientDP)
+    return algorithm_of(config).weighs_examples and config.weights == "examples" and not is_private
+
+
 def _summand_of(config: RunConfig, codec: Modular) -> EncodeSummand:
     algorithm = algorithm_of(config)
 
     def vectors(layout: Layout) -> dict[str, tuple[int, torch.dtype]]:
         return {name: (spec.size, getattr(torch, spec.dtype)) for name, spec in algorithm.vectors(layout).items()}
 
-    weighs = algorithm.weighs_examples and config.weights == "examples"
+    weighs = weighs_by_examples(config)
     return EncodeSummand(
         codec=codec, vectors=vectors, rng=Rng(config.seed), max_weight=MOST_WEIGHT if weighs else 1.0,
+        unit_ball=_unit_ball_of(config),
         weight=(lambda upload: algorithm.weight(upload, staleness=0)) if weighs else lambda upload: 1.0,
     )  # fmt: skip
 

@@ -12,11 +12,17 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf.algorithms.base import Algorithm
-from fedshelf.app.components import algorithm_of, mask_of, personalization_of, protection_of
+from fedshelf.app.components import (
+    algorithm_of,
+    client_noise_of,
+    is_sampling_secret,
+    mask_of,
+    personalization_of,
+    protection_of,
+)
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Mechanism
-from fedshelf.privacy.accounting import noise_multiplier_for
 from fedshelf.privacy.base import DEFAULT_DELTA, Noise
 from fedshelf.privacy.budget import NO_BUDGET, Budget
 from fedshelf.privacy.client_dp import ClientDP, NoisyMean
@@ -66,6 +72,8 @@ def problems_with_configuration(config: RunConfig) -> list[str]:
                 ("norm-bound", config.norm_bound not in ("auto", "off"), "--clip-norm bounds uploads"),
                 ("patience", config.patience > 0 and config.test_dir is None, "it needs --test-dir, because what "
                  "stores report has no noise"),
+                ("noise-at stores", protection.noise_at == "stores" and not mask_of(config).is_on, "a share of the "
+                 "noise protects the sum of all uploads, and none by itself. Add --secagg"),
             )
             if is_set
         ]  # fmt: skip
@@ -144,7 +152,11 @@ def noise_for(
 
 def tells_of_validation(config: RunConfig) -> bool:
     """Whether stores answer with figures on validation photos, which have no noise and are not masked."""
-    return not (isinstance(protection_of(config), SampleDP) or mask_of(config).is_on)
+    protection = protection_of(config)
+    is_noised = isinstance(protection, SampleDP) or (
+        isinstance(protection, ClientDP) and protection.noise_at == "stores"
+    )
+    return not (is_noised or mask_of(config).is_on)
 
 
 def delta_of(config: RunConfig) -> float:
@@ -154,7 +166,7 @@ def delta_of(config: RunConfig) -> float:
 
 
 def noisy_mean_of(config: RunConfig) -> NoisyMean | None:
-    """The noise that the server adds, with --dp client.
+    """The noise on the sum of uploads, with --dp client.
 
     Raises:
         BudgetError: no noise is enough for the target.
@@ -163,10 +175,8 @@ def noisy_mean_of(config: RunConfig) -> NoisyMean | None:
     protection = protection_of(config)
     if not isinstance(protection, ClientDP):
         return None
-    noise = protection.noise_multiplier or noise_multiplier_for(
-        protection.target_epsilon or math.inf, protection.delta, sampling_rate=config.fraction, steps=config.rounds
-    )
-    return NoisyMean.of(protection, noise)
+    rate = config.fraction if is_sampling_secret(config) else 1.0
+    return NoisyMean.of(protection, client_noise_of(config, protection), sampling_rate=rate)
 
 
 def private(

@@ -15,6 +15,7 @@ from fedshelf.app.components import (
     personalization_of,
     summed_codec_of,
     uploads_of,
+    weighs_by_examples,
 )
 from fedshelf.app.differential_privacy import problem_with_model, problems_with_configuration
 from fedshelf.app.model import ModuleFactory, bound_model_of, module_of, trainable_module_of
@@ -114,14 +115,13 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
         f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off") and not mask_of(config).is_on,
         f"--algorithm {config.algorithm}": config.algorithm in ("fedasync", "fedbuff"),
         f"--local-work {config.local_work}": config.local_work != "fixed",
-        f"--dp {config.dp}": config.dp == "client",
     }
     found = [
         f"{flag} with {how}: the server decodes the sum of a round's uploads, and none by itself. Leave it out"
         for flag, is_set in wrong.items()
         if is_set
     ]
-    if config.weights == "examples" and algorithm_of(config).weighs_examples and codec.bits < 32:
+    if weighs_by_examples(config) and codec.bits < 32:
         found.append(
             f"--codec-up {config.codec_up} has no room for weights by photos: use modular:32, or --weights equal"
         )

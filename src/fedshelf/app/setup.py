@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fedshelf.algorithms.base import Algorithm
 from fedshelf.app.components import algorithm_of, closed_form_of, mask_of, personalization_of, uploads_of
+from fedshelf.app.differential_privacy import noisy_mean_of
 from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.compression.download import name_of
 from fedshelf.config import files
@@ -14,6 +15,7 @@ from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Setup
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import Personalization
+from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.rounds.masking_client import MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.batch_size import BatchSizes
@@ -94,7 +96,9 @@ def masking_terms(opened: OpenedSetup) -> MaskingTerms | None:
     if encode is None or not opened.uploads.is_masked:
         return None
     layout, closed_form = opened.bound_model.params.layout, opened.closed_form
+    noisy = noisy_mean_of(opened.config)
     return MaskingTerms(
+        noise=NoiseShares(noisy) if noisy is not None and noisy.noise_at == "stores" else None,
         run_id=opened.setup.run_id, config=files.digest(opened.setup.config), encode=encode,
         threshold=mask_of(opened.config).threshold, layout=layout, tree=opened.catalogue.tree,
         sends_sums=opened.algorithm.counts_photos,

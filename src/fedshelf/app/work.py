@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.app.components import client_lr_of
+from fedshelf.app.components import client_lr_of, clip_of
 from fedshelf.app.differential_privacy import private, tells_of_validation, with_noise
 from fedshelf.app.photos import StorePhotos
 from fedshelf.app.setup import OpenedSetup
@@ -83,6 +83,7 @@ def work_for(
         mechanism=mechanism,
         local_trainer=local_trainer,
         is_masked=opened.uploads.is_masked,
+        clip=clip_of(opened.config),
         personalization=opened.personalization,
         catalogue=opened.catalogue if per_product else None,
         model_selection=ModelSelection(

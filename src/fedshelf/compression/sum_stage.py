@@ -1,6 +1,7 @@
 """The pipeline stage that turns all of an upload into integers for a sum (`upload_grid`).
 
     seal:   q <- grid.encode(vectors, scalars);  send q as one encoded vector; numbers in the header are withheld
+            of vectors in the unit ball: again, until ‖q‖² is within the bound (`unit_ball`)
     open:   check the types and lengths of q; it stays encoded
     server: decode(sum_i q_i)                    once, with or without masks
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedshelf.compression.modular import Modular
+from fedshelf.compression.unit_ball import ATTEMPTS, WITHIN, IntegerBall, UnitBall
 from fedshelf.compression.upload_grid import Integers, UploadGrid
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
@@ -43,6 +45,7 @@ class EncodeSummand:
         max_weight: the largest weight; 1 if all uploads weigh alike.
         rng: the run's root generator.
         is_exact: whether uploads are sums over photos.
+        unit_ball: how vectors are encoded that clients scale to a norm of at most 1; None: they do not.
     """
 
     codec: Modular
@@ -51,6 +54,7 @@ class EncodeSummand:
     max_weight: float
     rng: Rng
     is_exact: bool = False
+    unit_ball: UnitBall | None = None
     _grids: dict[str, UploadGrid] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -73,13 +77,30 @@ class EncodeSummand:
         """The grids of this run's uploads."""
         found = self._grids.get(layout.digest)
         if found is None:
-            auxiliary = dict(self.vectors(layout))
-            size, _ = auxiliary.pop(DELTA)
-            found = self._grids[layout.digest] = UploadGrid.of(
-                self.codec, layout, has_delta=size > 0, auxiliary=auxiliary, scalars=SCALARS,
-                max_weight=self.max_weight, is_exact=self.is_exact,
-            )  # fmt: skip
+            found = self._grids[layout.digest] = self._grid(layout)
         return found
+
+    def ball(self, layout: Layout) -> IntegerBall | None:
+        """The bound on the integers of an upload; None: they have none.
+
+        Raises:
+            UsageError: there is no room for a sum of them.
+        """
+        if self.unit_ball is None:
+            return None
+        return self.unit_ball.integers(self.codec, sum(size for size, _ in self.vectors(layout).values()))
+
+    def _grid(self, layout: Layout) -> UploadGrid:
+        auxiliary, ball = dict(self.vectors(layout)), self.ball(layout)
+        if ball is not None and self.unit_ball is not None:
+            sizes = {name: size for name, (size, _) in auxiliary.items() if size}
+            wide = (WITHIN,) if self.unit_ball.has_within else ()
+            return UploadGrid.of_ball(self.codec, sizes, ball.levels, wide=wide, scalars=SCALARS)
+        size, _ = auxiliary.pop(DELTA)
+        return UploadGrid.of(
+            self.codec, layout, has_delta=size > 0, auxiliary=auxiliary, scalars=SCALARS, max_weight=self.max_weight,
+            is_exact=self.is_exact,
+        )  # fmt: skip
 
     def seal(
         self, upload: Upload, memory: Tensor | None, *, client: str, layout: Layout
@@ -92,7 +113,16 @@ class EncodeSummand:
         }  # fmt: skip
         seed = self.rng.fork(round=upload.key.round, client=client, purpose="codec-up").seed
         vectors = {name: vector.cpu() for name, vector in upload.plain_vectors.items() if len(vector)}
-        codes = self.grid(layout).encode(vectors, scalars, weight=weight, seed=seed)
+        grid, ball = self.grid(layout), self.ball(layout)
+        codes = grid.encode(vectors, scalars, weight=weight, seed=seed)
+        if ball is not None:
+            for attempt in range(1, ATTEMPTS + 1):
+                if ball.contains(codes[0].view(f"<i{codes[0].itemsize}")):
+                    break
+                if attempt == ATTEMPTS:
+                    vectors = {name: vector if name == WITHIN else ball.toward_zero(vector)
+                               for name, vector in vectors.items()}  # fmt: skip
+                codes = grid.encode(vectors, scalars, weight=weight, seed=seed + attempt)
         return self.with_codes(upload, codes), None
 
     def open(self, upload: Upload, layout: Layout) -> Upload:

@@ -159,6 +159,31 @@ class UploadGrid:
             codec=codec, fields=tuple(fields), scalars=tuple(scalars), max_weight=max_weight, is_exact=is_exact
         )  # fmt: skip
 
+    @classmethod
+    def of_ball(
+        cls, codec: Modular, sizes: Mapping[str, int], levels: int, *, wide: Sequence[str] = (),
+        scalars: Sequence[str] = (),
+    ) -> "UploadGrid":  # fmt: skip
+        """One grid for vectors that together have a norm of at most 1 (`unit_ball`), all in the first part.
+
+        Args:
+            codec: BITS, RANGE and SUMMANDS. The range is 1.
+            sizes: of the vectors by name.
+            levels: K.
+            wide: names of vectors of a single value, with 64 bits.
+            scalars: names of the numbers that are summed, too.
+        """
+        room = 2 ** (62 - (codec.summands - 1).bit_length())
+        fields = [
+            Field(vector=name, start=0, size=size, part=0, step=1 / levels, levels=levels + 1)
+            for name, size in sizes.items()
+        ]
+        fields += [
+            Field(vector=name, start=0, size=size, part=2, step=WIDE_STEP, levels=room)
+            for name, size in (*((name, 1) for name in wide), ("", len(scalars)))
+        ]
+        return cls(codec=codec, fields=tuple(fields), scalars=tuple(scalars))
+
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Bits and number of values of the three vectors of integers."""

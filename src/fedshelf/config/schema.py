@@ -71,6 +71,7 @@ NEWER = (
     "clipping",
     "clip_quantile",
     "clip_rate",
+    "noise_at",
     "projection",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""

@@ -370,12 +370,15 @@ class NoiseReported:
         noise_multiplier: standard deviation of the noise, as a multiple of the bound on a photo or client.
         sampling_rate: probability with which each photo or client takes part in a sum.
         steps: number of sums in a release.
+        is_discrete: whether stores add the noise together, as integers that are worth a Gaussian's noise in Rényi
+            divergences (`privacy.distributed_dp`).
     """
 
     client: str
     noise_multiplier: float
     sampling_rate: float
     steps: int
+    is_discrete: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -207,6 +207,7 @@ class Broadcast:
         per_product: to evaluate, whether to count by product, too.
         quorum: to train, the minimum number of stores whose uploads are aggregated; None if there is none.
         masking: to train or evaluate, the shares of other stores' secrets for this one, if uploads are masked.
+        clip_norm: to train, the norm that the store scales its upload down to, if the server cannot; None: it does not.
     """
 
     key: TaskKey
@@ -222,6 +223,7 @@ class Broadcast:
     per_product: StrictBool = False
     quorum: Count | None = None
     masking: Text = ""
+    clip_norm: NonNegativeFloat | None = None
 
     @property
     def is_plain(self) -> bool:

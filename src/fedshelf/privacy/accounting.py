@@ -30,6 +30,11 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "noise_multiplier": (0, MAX_NOISE), "sampling_rate": (0, 1), "steps": (1, MAX_STEPS),
 }  # fmt: skip
 _TOLERANCE = 1.001  # of a calibrated noise multiplier
+_NORMAL = "The noise is new for each step, normally distributed, and cannot be predicted or learned by anyone."
+_SHARED = (
+    "The noise is new for each step, and consists of a share of each store, with a Skellam distribution. At least as "
+    "many stores as the threshold of secure aggregation stay in each round, add their share, and tell nobody."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,13 +121,16 @@ class Guarantee:
         return {"epsilon": self.epsilon, **asdict(self), "releases": [one.to_json() for one in self.releases]}
 
 
-def compose(releases: Iterable[SampledGaussian], delta: float, *, unit: Unit = "photo") -> Guarantee:
+def compose(
+    releases: Iterable[SampledGaussian], delta: float, *, unit: Unit = "photo", is_discrete: bool = False
+) -> Guarantee:  # fmt: skip
     """Compute the ε of releases from the same data. Their order and the grouping of equal steps have no effect.
 
     Args:
         releases: the releases; none give ε = 0.
         delta: δ, between 0 and 1.
         unit: what the releases' clip norm and sampling rate refer to.
+        is_discrete: whether the noise is that of the stores together, in integers (`distributed_dp`).
 
     Returns:
         The guarantee.
@@ -140,11 +148,11 @@ def compose(releases: Iterable[SampledGaussian], delta: float, *, unit: Unit = "
         SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=steps)
         for (noise, rate), steps in sorted(groups.items())
     )
-    pld, rdp, limits = epsilons(dict(sorted(groups.items())), delta)
+    pld, rdp, limits = epsilons(dict(sorted(groups.items())), delta, is_discrete=is_discrete)
     return Guarantee(
         pld=pld, rdp=rdp, delta=delta, unit=unit, num_releases=len(releases), releases=merged,
         sampling="poisson" if any(one.sampling_rate < 1 for one in merged) else "none",
-        assumptions=(*_assumptions(merged, delta, unit), *limits),
+        assumptions=(*_assumptions(merged, delta, unit, is_discrete=is_discrete), *limits),
     )  # fmt: skip
 
 
@@ -155,6 +163,7 @@ def noise_multiplier_for(
     sampling_rate: float = 1.0,
     steps: int = 1,
     before: Sequence[SampledGaussian] = (),
+    is_discrete: bool = False,
 ) -> float:
     """Find the smallest noise multiplier (to 0.1 %) with which ε stays within a target.
 
@@ -164,6 +173,7 @@ def noise_multiplier_for(
         sampling_rate: sampling rate of the steps to come.
         steps: steps to come, in all releases together.
         before: releases made already, which count toward the target.
+        is_discrete: see `compose`.
 
     Returns:
         The noise multiplier.
@@ -185,7 +195,7 @@ def noise_multiplier_for(
 
     def fits(noise: float) -> bool:
         new = SampledGaussian(noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps)
-        return compose([*before, new], delta).epsilon <= target_epsilon
+        return compose([*before, new], delta, is_discrete=is_discrete).epsilon <= target_epsilon
 
     low = high = 1.0
     while not fits(high):
@@ -214,16 +224,24 @@ def _problem(name: str, value: Any, low: float, high: float, *, exclusive: bool 
     return f"{name.replace('_', ' ')}{shown}: must be a {kind} {bounds}"
 
 
-def _assumptions(releases: Sequence[SampledGaussian], delta: float, unit: Unit) -> tuple[str, ...]:
+def _assumptions(
+    releases: Sequence[SampledGaussian], delta: float, unit: Unit, *, is_discrete: bool = False
+) -> tuple[str, ...]:  # fmt: skip
     what, part = ("one photo", "photo") if unit == "photo" else ("one store with all its photos", "store")
     sentences = [
         f"The unit of protection is {what}: ε compares the data with and without it (add or remove one).",
         f"Each {part}'s contribution is clipped, and the noise multiplier is the noise's standard deviation divided by "
         "the clip norm.",
         f"The number of {part}s is known: noise, sampling rate and steps follow from it.",
-        "The noise is new for each step, normally distributed, and cannot be predicted or learned by anyone.",
+        _SHARED if is_discrete else _NORMAL,
         "Only the listed releases are covered. Whatever else leaves the store needs a protection of its own.",
     ]
+    if unit == "client" and all(one.sampling_rate == 1 for one in releases):
+        sentences.insert(
+            2,
+            "Which stores take part in which round is known and does not depend on photos: ε compares a store's update "
+            "with none in its place.",
+        )
     if any(one.sampling_rate < 1 for one in releases):
         sentences.insert(
             2,

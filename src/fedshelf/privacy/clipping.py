@@ -28,10 +28,12 @@ CLIP_NORM = Setting(
     key="clip_norm", panel=PRIVACY,
     help="Each client scales its upload down to this L2 norm before anything else happens to it (default: not at all). "
     "With --dp sample, the bound on the gradient of each photo instead (default: 1); with --dp client, the norm that "
-    "the server scales uploads down to, or adaptive, which follows their norms (the default).",
+    "uploads are scaled down to, or adaptive, which follows their norms (the default).",
 )  # fmt: skip
 
 
+SHRINK = 1 - 2.0**-22
+"""float32 values of a norm of at most 1, scaled by this, have one of at most 1 after they are rounded, too."""
 ADAPTIVE: Literal["adaptive"] = "adaptive"
 ClipNorm = float | Literal["adaptive"]
 
@@ -74,3 +76,19 @@ class Clip:
 
     def open(self, upload: Upload, layout: Layout) -> Upload:
         return upload
+
+
+def in_unit_ball(upload: Upload, clip_norm: float) -> tuple[Upload, bool]:
+    """The upload scaled down to `clip_norm`, as a multiple of it: all vectors together have a norm of at most 1.
+
+    Args:
+        upload: plain. Values that are not finite stay so, for the encoder to refuse.
+        clip_norm: C, above 0.
+
+    Returns:
+        The upload, and whether its norm was at most C.
+    """
+    vectors = upload.plain_vectors
+    norm = math.hypot(*(float(vector.double().norm()) for vector in vectors.values()))
+    factor = SHRINK / (clip_norm if norm <= clip_norm else norm)
+    return upload.with_vectors(**{name: vector * factor for name, vector in vectors.items()}), norm <= clip_norm

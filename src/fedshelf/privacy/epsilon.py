@@ -38,12 +38,15 @@ _RDP_ERROR = 1e-14  # rounding error of a step's divergence, divided by order an
 _PLD_ERROR = 1e-15  # rounding error of δ for each step; 2e-17 was measured
 
 
-def epsilons(groups: Groups, delta: float) -> tuple[float | None, float, tuple[str, ...]]:
+def epsilons(
+    groups: Groups, delta: float, *, is_discrete: bool = False
+) -> tuple[float | None, float, tuple[str, ...]]:  # fmt: skip
     """Compute ε of all steps together.
 
     Args:
         groups: the steps. Their order has no effect but on the last bits.
         delta: δ, between 0 and 1.
+        is_discrete: see `renyi`. Distributions of the privacy loss do not apply then.
 
     Returns:
         ε by PLD, or None where that does not apply; ε by RDP; and what limits the results, in sentences.
@@ -65,10 +68,12 @@ def epsilons(groups: Groups, delta: float) -> tuple[float | None, float, tuple[s
         groups = _coarser(groups)
     groups = _with_one_gaussian(groups)
     steps = sum(groups.values())
-    rdp = renyi(groups, delta)
+    rdp = renyi(groups, delta, is_discrete=is_discrete)
     largest_loss = max(_loss(noise, rate) for noise, rate in groups)
     spare_delta = delta - _PLD_ERROR * (steps + 100)
-    if max(rdp, largest_loss) > MAX_EPSILON:
+    if is_discrete:
+        why = "the noise consists of integers, of which Rényi divergences are known"
+    elif max(rdp, largest_loss) > MAX_EPSILON:
         why = f"ε is above {MAX_EPSILON:g}"
     elif len(groups) > _MAX_GROUPS:
         why = f"there are {len(groups)} different settings"
@@ -104,13 +109,20 @@ def _loss(noise: float, rate: float) -> float:
     return math.log1p(rate * math.expm1(largest)) if largest < 700 else math.inf
 
 
-def renyi(groups: Groups, delta: float) -> float:
-    """ε by Rényi divergences alone, which takes milliseconds (see `epsilons`)."""
+def renyi(groups: Groups, delta: float, *, is_discrete: bool = False) -> float:
+    """ε by Rényi divergences alone, which takes milliseconds (see `epsilons`).
+
+    Args:
+        groups: the steps.
+        delta: δ, between 0 and 1.
+        is_discrete: whether the divergences are known for whole orders only (`distributed_dp`).
+    """
     _, rdp = _dp_accounting()
     orders = rdp.RdpAccountant()._orders
     steps = ((count, rate, _rdp_of_step(noise, rate)) for (noise, rate), count in groups.items())
     total = sum(count * (divergences + orders * rate * _RDP_ERROR) for count, rate, divergences in steps)
-    epsilon, _ = rdp.compute_epsilon(orders, total, delta)
+    known = (orders % 1 == 0) & (orders >= 2) if is_discrete else orders > 1
+    epsilon, _ = rdp.compute_epsilon(orders[known], total[known], delta)
     return float(epsilon)
 
 

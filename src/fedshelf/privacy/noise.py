@@ -42,10 +42,13 @@ class SecretRandom:
             raise ValueError(f"a key of {len(key)} bytes instead of {KEY_BYTES}")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
+    def random_raw(self, count: int) -> NDArray[np.uint64]:
+        """Draw `count` integers of 64 random bits."""
+        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
+
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Draw `count` values in [0, 1)."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
-        return (words >> np.uint64(11)).astype(np.float64) * _FRACTION
+        return (self.random_raw(count) >> np.uint64(11)).astype(np.float64) * _FRACTION
 
     def normal(self, count: int) -> Tensor:
         """Draw `count` values of a standard normal distribution, as float32 on the CPU."""

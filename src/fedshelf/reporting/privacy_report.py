@@ -70,16 +70,20 @@ def privacy_report(
     """
     attempts: list[RoundFinished | RoundVoid] = [*rounds, *voids]
     if "" in noise:
-        counts = {"": len(attempts)}
+        counts = {"": _most_releases(attempts) if noise[""].sampling_rate == 1 else len(attempts)}
     else:
         counts = Counter(member.client for attempt in attempts for member in attempt.clients if _has_released(member))
     released = {name: _composed(noise[name], counts[name]) for name in sorted(noise) if counts[name]}
     if not released:
         return None
-    rdp = {name: _quick_epsilon(one, delta) for name, one in released.items()}
+    rdp = {
+        name: _quick_epsilon(one, delta, is_discrete=noise[name].is_discrete) for name, one in released.items()
+    }  # fmt: skip
     worst = sorted(rdp, key=lambda name: -rdp[name])[:_COMPOSED]
     unit: Unit = "client" if "" in noise else "photo"
-    found = {name: compose([released[name]], delta, unit=unit) for name in worst}
+    found = {
+        name: compose([released[name]], delta, unit=unit, is_discrete=noise[name].is_discrete) for name in worst
+    }  # fmt: skip
     client = max(found, key=lambda name: found[name].epsilon)
     guarantee = found[client]
     if unit == "photo":
@@ -104,10 +108,16 @@ def _has_released(member: Participation) -> bool:
     return member.status in _RELEASED and not member.reason.startswith(NOT_ALLOWED)
 
 
-def _quick_epsilon(released: SampledGaussian, delta: float) -> float:
+def _most_releases(attempts: Sequence[RoundFinished | RoundVoid]) -> int:
+    """How many sums any one client may be part of, where it is known who takes part."""
+    return max(Counter(member.client for attempt in attempts for member in attempt.clients).values(), default=0)
+
+
+def _quick_epsilon(released: SampledGaussian, delta: float, *, is_discrete: bool = False) -> float:
     if not released.noise_multiplier:
         return math.inf
-    return renyi({(released.noise_multiplier, released.sampling_rate): released.steps}, delta)
+    groups = {(released.noise_multiplier, released.sampling_rate): released.steps}
+    return renyi(groups, delta, is_discrete=is_discrete)
 
 
 def _composed(noise: NoiseReported, count: int) -> SampledGaussian:

@@ -27,7 +27,7 @@ def protections_of(settings: Mapping[str, Any]) -> list[str]:
     Args:
         settings: the run's settings by key, where they are not the defaults.
     """
-    found = [f"{key} {settings[key]}" for key in ("dp", "clip-norm") if key in settings]
+    found = [f"{key} {settings[key]}" for key in ("dp", "clip-norm", "noise-at") if key in settings]
     return found + ["secagg"] * bool(settings.get("secagg"))
 
 
@@ -81,6 +81,6 @@ def _finite(value: Any) -> Any:
 
 
 def _unprotected(protections: Sequence[str]) -> list[str]:
-    is_noised = "dp sample" in protections
+    is_noised = "dp sample" in protections or "noise-at stores" in protections
     first = [] if is_noised else [_SUM if "secagg" in protections else _PLAIN]
     return [*first, *UNPROTECTED]

@@ -33,6 +33,7 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection, compare
 from fedshelf.privacy.accounting import as_json
+from fedshelf.privacy.client_dp import ClippedAtClient
 from fedshelf.privacy.withholding import WITHOUT_NOISE, only_noised
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.product_report import counts_of
@@ -60,6 +61,7 @@ class Work:
         mechanism: the noise in uploads; None: there is none.
         local_trainer: trains without noise what stays in the store; None: the trainer does that, too.
         is_masked: whether uploads and evaluations are masked. A comparison is not, and stays in the store.
+        clip: scales uploads down to the norm that a task names; None: the client does not.
     """
 
     algorithm: Algorithm
@@ -73,11 +75,17 @@ class Work:
     mechanism: Mechanism | None = None
     local_trainer: Trainer | None = None
     is_masked: bool = False
+    clip: ClippedAtClient | None = None
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether this store adds noise to its uploads, so that nothing else may be computed from photos and sent."""
+        return self.mechanism is not None or (self.clip is not None and self.clip.noise_at == "stores")
 
     @property
     def withholds_comparison(self) -> bool:
         """Whether no figures of a comparison are sent: they have no noise, or would tell of this store alone."""
-        return self.is_masked or self.mechanism is not None
+        return self.is_masked or self.adds_noise
 
     @property
     def closed_form_uploads(self) -> UploadPipeline:
@@ -102,9 +110,9 @@ class Work:
             return replace(terms, protections=self.closed_form_uploads.protections)
         if not isinstance(reply, Upload):
             return terms
-        noise = reply.mechanism
+        noise, clip = reply.mechanism, () if self.clip is None else self.clip.protections
         if noise is None:
-            return replace(terms, protections=self.uploads.protections)
+            return replace(terms, protections=(*clip, *self.uploads.protections))
         said = f"noise {noise.noise_multiplier:.3g} in {counted(noise.steps, 'step')}"
         return replace(
             terms, protections=(said, *self.uploads.protections), mechanism=as_json(noise), epsilon=epsilon
@@ -191,7 +199,7 @@ class Client:
             work = replace(work, algorithm=work.closed_form or work.algorithm, uploads=uploads)
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
-            if work.mechanism is not None and WITHOUT_NOISE[Evaluation] is None:
+            if work.adds_noise and WITHOUT_NOISE[Evaluation] is None:
                 raise RefusedError("figures on validation photos have no noise")
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
@@ -219,6 +227,8 @@ class Client:
             upload, after = work.algorithm.client_round(broadcast, state, work.trainer)
             if work.mechanism is not None:
                 upload = only_noised(replace(upload, mechanism=work.mechanism))
+            if work.clip is not None:
+                upload = work.clip.apply(upload, broadcast.clip_norm)
         after = work.personalization.update_state(broadcast, state, after, work.trainer)
         told = self._withhold(upload)  # before it is encoded: a sum has what the store tells, and no more
         upload = replace(told, mechanism=upload.mechanism) if isinstance(told, Upload) else upload

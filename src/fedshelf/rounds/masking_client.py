@@ -36,6 +36,7 @@ from fedshelf.core.messages import (
 from fedshelf.core.params import Layout
 from fedshelf.data.product_tree import ProductTree
 from fedshelf.identity.keys import KeyPair
+from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.client import ClientRound
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext
@@ -61,6 +62,7 @@ class MaskingTerms:
         tree: the product tree.
         closed_form: encodes sums over photos before or after the rounds, if the run has such; None if not.
         sends_sums: whether all uploads are exact sums over photos.
+        noise: the store's share of the noise, which is added before the masks; None: it adds none.
     """
 
     run_id: str
@@ -82,6 +84,8 @@ class MaskingTerms:
         if found is None:
             raise RefusedError("this run has no closed form to compute: neither --warm-start nor --refit-head")
         return found
+
+    noise: NoiseShares | None = None
 
 
 class MaskingClient:
@@ -133,6 +137,9 @@ class MaskingClient:
             if isinstance(reply, Upload):
                 encode = terms.encodes(purpose)
                 codes = tuple(part.copy() for part in encode.codes(reply, terms.layout))
+                masks, ball = self._current(message.key, purpose), encode.ball(terms.layout)
+                if terms.noise is not None and ball is not None:
+                    terms.noise.add(codes, ball, num_members=masks.num_members, threshold=masks.threshold)
                 masked: Upload | Evaluation = encode.with_codes(reply, self._mask(message, codes))
             else:
                 figures = self._evaluation_codes(terms, message).encode(reply)
@@ -231,6 +238,7 @@ def codes_of(evaluation: Evaluation, size: int) -> Integers:
 
 def task_digest(broadcast: Broadcast) -> str:
     """Identifies what a training or an evaluation starts from: the model, which all clients decode bit for bit, the
-    algorithm's vectors or candidates, and the learning rate."""
+    algorithm's vectors or candidates, the learning rate, and the norm of uploads."""
     vectors = blob.write(dict(broadcast.auxiliary)).digest if broadcast.auxiliary else ""
-    return f"{broadcast.model or name_of(broadcast.params)} {vectors} {broadcast.client_lr!r} {broadcast.num_steps}"
+    start = f"{broadcast.model or name_of(broadcast.params)} {vectors} {broadcast.client_lr!r} {broadcast.num_steps}"
+    return start if broadcast.clip_norm is None else f"{start} {broadcast.clip_norm!r}"

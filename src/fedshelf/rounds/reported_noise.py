@@ -33,20 +33,23 @@ class ReportedNoise:
         self._known: dict[str, Mechanism] = {}
         self._has_warned: set[str] = set()
 
-    def note(self, client: str, mechanism: Mechanism | None, *, size: int | None = None) -> None:
+    def note(
+        self, client: str, mechanism: Mechanism | None, *, size: int | None = None, is_discrete: bool = False
+    ) -> None:  # fmt: skip
         """Record the noise of a client's uploads, if it is another than before.
 
         Args:
             client: the client; "" for the server.
             mechanism: the noise; None if there is none.
             size: the client's number of photos, or the server's number of clients; None if it is not known.
+            is_discrete: whether the noise is that of the stores together, in integers.
         """
         if mechanism is not None and self._known.get(client) != mechanism:
             self._known[client] = mechanism
             self._sink.emit(
                 NoiseReported(
                     client=client, noise_multiplier=mechanism.noise_multiplier,
-                    sampling_rate=mechanism.sampling_rate, steps=mechanism.steps,
+                    sampling_rate=mechanism.sampling_rate, steps=mechanism.steps, is_discrete=is_discrete,
                 )
             )  # fmt: skip
             self._warn_of_epsilon(client, mechanism)

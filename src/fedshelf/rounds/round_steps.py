@@ -17,6 +17,7 @@ from fedshelf.algorithms.aggregation import (
     rescaled,
     weighted,
 )
+from fedshelf.algorithms.base import Aggregate
 from fedshelf.algorithms.reduce import Verdict
 from fedshelf.core import text
 from fedshelf.core.errors import RefusedError
@@ -36,7 +37,7 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.data.product_tree import ProductTree
-from fedshelf.privacy.client_dp import JointClip
+from fedshelf.privacy.client_dp import JointClip, Within
 from fedshelf.privacy.noise import new_key
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.secure_aggregation.unmasking import apart
@@ -47,7 +48,7 @@ from fedshelf.rounds.plan import Context
 from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.summed_evaluations import EvaluationCodes, SummedEvaluation
-from fedshelf.rounds.summed_uploads import MaskedRound, summed
+from fedshelf.rounds.summed_uploads import MaskedRound, named_clip_norm, summed
 from fedshelf.rounds.validation import counted, problem_with_evaluation, problem_with_scores, source_of, summed_scores
 from fedshelf.scheduling import cohort as cohorts
 from fedshelf.scheduling.pace import predicted
@@ -78,8 +79,8 @@ class RoundSteps:
         plan = context.plan
         self._noise = ReportedNoise(context.ports.sink, delta=plan.delta, num_rounds=plan.num_rounds)
         if (noisy := plan.noisy_mean) is not None:
-            server = Mechanism(noise_multiplier=noisy.noise_multiplier, sampling_rate=plan.fraction, steps=1)
-            self._noise.note("", server, size=plan.start_clients)
+            server = Mechanism(noise_multiplier=noisy.noise_multiplier, sampling_rate=noisy.sampling_rate, steps=1)
+            self._noise.note("", server, size=plan.start_clients, is_discrete=noisy.noise_at == "stores")
             expected = plan.fraction * plan.start_clients
             loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
             self._noise.warn_of_volume(loudness)
@@ -111,7 +112,7 @@ class RoundSteps:
             plan.sampling, live, num_train=num_train, times_live=state.times_live, round=number
         )
         asked = cohorts.over_selected(count, len(live), plan.pacing.over_selection)
-        if plan.noisy_mean is None:
+        if plan.noisy_mean is None or self._context.uploads.is_masked:  # whose members know each other's names
             cohort = apart(cohorts.draw(live, asked, rng, weights), recorded, least=self._least)
             count = min(count, len(cohort))
         else:
@@ -196,14 +197,15 @@ class RoundSteps:
         client_lr = self._plan.client_lr(key.round)
         added = auxiliary_vectors(self._algorithm.broadcast(state.model, self._layout.num_trainable))
 
-        # Differential privacy assumes that nobody learns how many stores were drawn.
-        quorum = progress.needed if self._plan.noisy_mean is None else None
+        # Differential privacy assumes that nobody learns how many stores were drawn, but under masks.
+        is_secret = self._plan.noisy_mean is not None and not self._context.uploads.is_masked
+        quorum, clip_norm = None if is_secret else progress.needed, named_clip_norm(self._context, state)
 
         def broadcast(name: str) -> Broadcast:
             return Broadcast(
                 key=key, purpose=Purpose.TRAIN, client_lr=client_lr, vectors={PARAMS: state.model.published, **added},
                 counted=state.counted.get(name), num_steps=progress.assignment.steps_for(name), quorum=quorum,
-                closed_form=self._context.closed_form, masking=delivery(name),
+                closed_form=self._context.closed_form, masking=delivery(name), clip_norm=clip_norm,
             )  # fmt: skip
 
         def on_reply(reply: Reply) -> None:
@@ -306,7 +308,11 @@ class RoundSteps:
         """
         names, noisy = sorted(uploads), self._plan.noisy_mean
         if (summand := self._context.uploads.summand) is not None:
-            aggregate, progress.train_loss = summed(self._context, summand, uploads, masks)
+            named = named_clip_norm(self._context, state)
+            aggregate, progress.train_loss, within = summed(self._context, summand, uploads, masks, named)
+            if noisy is not None and masks is None:  # which fix whose uploads are added up
+                self._ports.checkpoints.save_open_round(replace(opened, cohort=tuple(names)))
+            aggregate = self._noised(aggregate, within, progress, state, opened)
             return self._algorithm.server_update(state.model, aggregate, len(opened.live)), {}
         alike = self._plan.rounds.equal_weights or noisy is not None
         clip_norm = 0.0 if noisy is None else state.clip_norm or noisy.clip_norm
@@ -322,14 +328,26 @@ class RoundSteps:
         kept = [name for name in names if not verdicts[name].left_out]
         length = weighted((progress.assignment.share(name), weights[name]) for name in kept) or 1.0
         aggregate = rescaled(aggregate, length)
-        if noisy is not None and opened.noise_key is not None:
+        if noisy is not None:
             # A restarted server adds up the same uploads: with others, the round would be released twice.
             self._ports.checkpoints.save_open_round(replace(opened, cohort=tuple(names)))
-            aggregate, progress.clip_norm = noisy.release(
-                aggregate, found, expected=max(1.0, self._plan.fraction * len(opened.live)), clip_norm=clip_norm,
-                key=opened.noise_key,
-            )  # fmt: skip
+            aggregate = self._noised(aggregate, Within.of(found), progress, state, opened)
         return self._algorithm.server_update(state.model, aggregate, len(opened.live)), verdicts
+
+    def _noised(
+        self, aggregate: Aggregate, within: Within, progress: RoundProgress, state: ServerState, opened: OpenRound
+    ) -> Aggregate:  # fmt: skip
+        """The aggregate with noise, and divided by the expected number of uploads; as it is without --dp client."""
+        noisy, uploads = self._plan.noisy_mean, self._context.uploads
+        if noisy is None or opened.noise_key is None:
+            return aggregate
+        ball = None if uploads.summand is None else uploads.summand.ball(self._layout)
+        expected = float(len(opened.cohort)) if uploads.is_masked else self._plan.fraction * len(opened.live)
+        aggregate, progress.clip_norm = noisy.release(
+            aggregate, within, expected=max(1.0, expected), clip_norm=state.clip_norm or noisy.clip_norm,
+            key=opened.noise_key, inflation=1.0 if ball is None else ball.inflation,
+        )  # fmt: skip
+        return aggregate
 
     def choose(self, progress: RoundProgress, model: ModelState, key: TaskKey) -> ModelState:
         """Let the counted clients score the algorithm's candidates, if it has some, and return the state with the best.

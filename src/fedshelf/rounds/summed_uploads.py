@@ -16,6 +16,7 @@ import torch
 
 from fedshelf.algorithms.base import Aggregate
 from fedshelf.compression.sum_stage import EncodeSummand
+from fedshelf.compression.unit_ball import WITHIN
 from fedshelf.compression.upload_grid import Integers
 from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.events import ClientStatus, Participation
@@ -34,6 +35,7 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.core.text import counted
+from fedshelf.privacy.client_dp import Within
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import RoundContext
 from fedshelf.privacy.secure_aggregation.keys import KeyAdvertisement
@@ -94,7 +96,9 @@ class MaskedRound:
             return
         context, layout = self._context, self._context.model.layout
         added = auxiliary_vectors(context.algorithm.broadcast(state.model, layout.num_trainable))
-        task = replace(self._task, vectors={PARAMS: state.model.published, **added})
+        task = replace(
+            self._task, vectors={PARAMS: state.model.published, **added}, clip_norm=named_clip_norm(context, state)
+        )  # fmt: skip
         about = RoundContext(
             key=self._key, model=task_digest(task), config=context.plan.config_digest,
             sizes=self._encode.grid(layout).sizes, threshold=context.plan.threshold,
@@ -228,9 +232,16 @@ def add_up(total: tuple[Integers, ...], uploads: Iterable[tuple[Integers, ...]])
     return total
 
 
+def named_clip_norm(context: Context, state: ServerState) -> float | None:
+    """The norm that clients scale their uploads down to; None if they do not."""
+    noisy = context.plan.noisy_mean
+    return None if noisy is None or context.uploads.summand is None else state.clip_norm or noisy.clip_norm
+
+
 def summed(
-    context: Context, encode: EncodeSummand, uploads: Mapping[str, Upload], masks: MaskedRound | None
-) -> tuple[Aggregate, float | None]:
+    context: Context, encode: EncodeSummand, uploads: Mapping[str, Upload], masks: MaskedRound | None,
+    clip_norm: float | None = None,
+) -> tuple[Aggregate, float | None, Within]:  # fmt: skip
     """The aggregate of encoded uploads.
 
     Args:
@@ -238,9 +249,11 @@ def summed(
         encode: has encoded them.
         uploads: by client.
         masks: their masks; None: they have none.
+        clip_norm: the norm that clients have scaled them down to; None: they have not.
 
     Returns:
-        The aggregate, and the mean loss of training, if any upload has one.
+        The aggregate, the mean loss of training, if any upload has one, and with a clip norm, how many uploads had at
+        most that norm.
 
     Raises:
         RefusedError: the masks cannot be taken out, or the weights add up to nothing.
@@ -264,16 +277,20 @@ def summed(
         total, names = masks.sum(names, codes)
     vectors, numbers = encode.grid(layout).decode(total)
     weight, count = numbers["weight"], len(names)
+    within, scale = float(vectors.pop(WITHIN).item()) if WITHIN in vectors else 0.0, 1.0
+    if clip_norm is not None:  # all uploads weigh alike, and a round of nobody is noise alone
+        weight, scale = float(max(count, 1)), clip_norm
     if weight <= 0:
         raise RefusedError(f"the weights of {counted(count, 'upload')} add up to {weight:g}")
     specs = context.algorithm.vectors(layout)
-    delta = vectors.pop(DELTA, torch.zeros(0)) / weight
+    delta = vectors.pop(DELTA, torch.zeros(0)) / weight * scale
     auxiliary = {
-        name.removeprefix(AUXILIARY): (vector / count).to(getattr(torch, specs[name].dtype))
+        name.removeprefix(AUXILIARY): (vector / max(count, 1) * scale).to(getattr(torch, specs[name].dtype))
         for name, vector in vectors.items()
     }
     aggregate = Aggregate(
-        delta=delta.float(), num_clients=count, num_trainable=layout.num_trainable, mean_weight=weight / count,
-        auxiliary=auxiliary,
+        delta=delta.float(), num_clients=count, num_trainable=layout.num_trainable,
+        mean_weight=weight / max(count, 1), auxiliary=auxiliary,
     )  # fmt: skip
-    return aggregate, numbers["loss"] / numbers["loss_weight"] if numbers["loss_weight"] > 0 else None
+    loss = numbers["loss"] / numbers["loss_weight"] if numbers["loss_weight"] > 0 else None
+    return aggregate, loss, Within(num_uploads=count, total=within)

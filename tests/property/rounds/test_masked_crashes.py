@@ -6,6 +6,8 @@ keys of the round, which it had in memory only.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from fedshelf.compression.modular import Modular
 from fedshelf.compression.sum_stage import EncodeSummand
+from fedshelf.compression.unit_ball import UnitBall
 from fedshelf.core.events import ClientStatus, RoundVoid, RunStatus
 from fedshelf.core.messages import (
     DELTA,
@@ -26,7 +29,11 @@ from fedshelf.core.messages import (
 )
 from fedshelf.core.rng import Rng
 from fedshelf.core.stages import Stage
+from fedshelf.privacy.client_dp import ClippedAtClient, NoiseAt, NoisyMean
+from fedshelf.privacy.clipping import ADAPTIVE, ClipNorm
+from fedshelf.privacy.distributed_dp import NoiseShares
 from fedshelf.privacy.secure_aggregation.settings import Mask
+from fedshelf.rounds import round_steps
 from fedshelf.rounds.pipeline import UploadPipeline
 from tests.fakes import Answer
 from tests.property.rounds.test_crashes import Killed, Switch, fragile
@@ -35,14 +42,18 @@ from tests.worlds import Remembering, World, with_batch_norm
 NAMES = ("a", "b", "c", "d")
 
 
-def world_of(*, masked: bool = True, threshold: int | None = 3, **values: Any) -> World:
+def world_of(
+    *, masked: bool = True, threshold: int | None = 3, plan: Mapping[str, Any] | None = None, **values: Any
+) -> World:  # fmt: skip
     encode = EncodeSummand(
         codec=Modular(32), vectors=lambda layout: {DELTA: (layout.num_shared, torch.float32)}, max_weight=1000.0,
         weight=lambda upload: float(upload.weight), rng=Rng(5),
+        unit_ball=UnitBall(has_within=values["clip"].clip_norm == ADAPTIVE) if "clip" in values else None,
     )  # fmt: skip
     stages: tuple[Stage, ...] = (encode, Mask(is_on=True)) if masked else (encode,)
     given: dict[str, Any] = {"names": NAMES, "num_rounds": 3, "algorithm": Remembering(), "module": with_batch_norm}
-    return World(**{**given, **values}, plan={"uploads": UploadPipeline(stages=stages), "threshold": threshold})
+    whole = {"uploads": UploadPipeline(stages=stages), "threshold": threshold, **(plan or {})}
+    return World(**{**given, **values}, plan=whole)
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +195,68 @@ def test_a_client_sends_no_upload_without_masks_whatever_the_server_asks() -> No
     answer = world._handle("a", broadcast)
     assert isinstance(answer, Failure)
     assert "masked, and the task comes without the shares" in answer.reason
+
+
+def noisy_world(noise_at: NoiseAt, clip_norm: ClipNorm = 0.1, **values: Any) -> World:
+    """Uploads are clipped to 0.1 by the clients, which add shares of the noise if it is theirs."""
+    mean = NoisyMean(noise_multiplier=0.5, clip_norm=0.1, noise_at=noise_at, is_adaptive=clip_norm == ADAPTIVE)
+    return world_of(
+        clip=ClippedAtClient(clip_norm=clip_norm, noise_at=noise_at), plan={"noisy_mean": mean}, num_rounds=2,
+        shares=NoiseShares(mean) if noise_at == "stores" else None, **values,
+    )  # fmt: skip
+
+
+def test_a_server_killed_at_any_step_adds_the_same_noise_to_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one key for all attempts: another sum, or other noise on it, would make another model."""
+    monkeypatch.setattr(round_steps, "new_key", lambda: bytes(32))
+    expected, models = noisy_world("server"), []
+    switch = fragile(expected)
+    expected.run()
+    for kill_after in range(1, switch.step + 1, 4):
+        world = noisy_world("server")
+        switch_of = fragile(world)
+        assert lives(world, switch_of, kill_after, restart_clients=False) is RunStatus.FINISHED, kill_after
+        assert torch.equal(world.final, expected.final), kill_after
+        models.append(world.final)
+    assert len(models) > 8
+    monkeypatch.setattr(round_steps, "new_key", lambda: bytes(31) + b"1")
+    other = noisy_world("server")
+    other.run()
+    assert not torch.equal(other.final, expected.final)
+
+
+def test_a_client_that_is_asked_twice_gives_the_same_noise_and_for_another_attempt_other_noise() -> None:
+    sent: dict[int, Upload] = {}
+    tasks: dict[int, Broadcast] = {}
+
+    def keep(message: ServerMessage, answer: Answer) -> Answer:
+        if isinstance(answer, Upload) and isinstance(message, Broadcast):
+            again = world._handle("a", message)
+            assert isinstance(again, Upload)
+            assert again.vectors == answer.vectors
+            sent[message.key.round], tasks[message.key.round] = answer, message
+        return answer
+
+    world = noisy_world("stores", tampers={"a": keep})
+    assert world.run() is RunStatus.FINISHED
+    assert len(sent) == 2
+    world.restart_client("a")
+    answer = world._handle("a", tasks[2])
+    assert isinstance(answer, Failure), "its keys are gone, so there is no second upload with other noise"
+
+
+def test_a_client_masks_no_upload_that_is_scaled_by_another_norm_than_those_of_the_others() -> None:
+    world = noisy_world("server", ADAPTIVE)
+    handle = world._handle
+
+    def other_norm(name: str, message: ServerMessage) -> Any:
+        if name == "a" and isinstance(message, Broadcast) and message.purpose is Purpose.TRAIN:
+            message = replace(message, clip_norm=0.2)
+        return handle(name, message)
+
+    world._handle = other_norm  # type: ignore[method-assign]
+    assert world.run() is RunStatus.FINISHED
+    for record in world.finished:
+        [left_out] = [member for member in record.clients if member.status is not ClientStatus.COUNTED]
+        assert left_out.client == "a"
+        assert "not the one that this round's keys were made for" in left_out.reason

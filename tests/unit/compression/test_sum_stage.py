@@ -1,5 +1,6 @@
 """The stage that encodes uploads for a sum."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 
 from fedshelf.compression.modular import Modular
 from fedshelf.compression.sum_stage import SCALARS, SUMMAND, EncodeSummand
-from fedshelf.compression.upload_grid import UploadGrid
+from fedshelf.compression.unit_ball import WITHIN, IntegerBall, UnitBall
+from fedshelf.compression.upload_grid import Integers, UploadGrid
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import DELTA, TaskKey, Upload
@@ -98,3 +100,55 @@ def test_uploads_that_are_not_codes_of_this_grid_are_refused() -> None:
     ):
         with pytest.raises(RefusedError, match=told):
             STAGE.open(wrong, LAYOUT)
+
+
+BOUNDED = replace(STAGE, max_weight=1.0, weight=lambda upload: 1.0, unit_ball=UnitBall(has_within=True))
+
+
+def bounded_codes(delta: torch.Tensor, *, within: float = 0.5) -> tuple[tuple[Integers, ...], IntegerBall]:
+    vectors = {DELTA: delta, WITHIN: torch.tensor([within], dtype=torch.float64)}
+    sent, _ = BOUNDED.seal(replace(upload(1), vectors=vectors), None, client="a", layout=LAYOUT)
+    ball = BOUNDED.ball(LAYOUT)
+    assert ball is not None
+    return BOUNDED.codes(sent, LAYOUT), ball
+
+
+def random_vector(seed: int = 0) -> torch.Tensor:
+    vector = torch.randn(LAYOUT.num_shared, generator=torch.Generator().manual_seed(seed))
+    return vector.div_(vector.norm())
+
+
+def test_the_integers_of_a_vector_in_the_unit_ball_are_within_their_bound_whatever_it_is() -> None:
+    corner = torch.zeros(LAYOUT.num_shared)
+    corner[3] = 1 - 2.0**-20
+    for vector in (random_vector(), corner, -corner, torch.full((LAYOUT.num_shared,), LAYOUT.num_shared**-0.5)):
+        codes, ball = bounded_codes(vector)
+        values = codes[0].view(np.int32).astype(np.float64)
+        assert values @ values <= ball.squared_norm
+        assert math.sqrt(values @ values) > 0.95 * ball.levels
+        assert abs(values / ball.levels - vector.numpy()).max() <= 1.001 / ball.levels
+        assert not codes[1].size, "all values are on one grid"
+
+
+def test_integers_that_no_draw_brings_within_the_bound_are_rounded_toward_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a store would draw them that wants to exceed the bound: every value is rounded up."""
+    monkeypatch.setattr("fedshelf.compression.dither.Dither.fill", lambda self, out: out.fill(1 - 2.0**-17))
+    vector = torch.full((LAYOUT.num_shared,), LAYOUT.num_shared**-0.5)
+    codes, ball = bounded_codes(vector)
+    np.testing.assert_array_equal(codes[0].view(np.int32), int(ball.levels * LAYOUT.num_shared**-0.5))
+
+
+def test_bounded_sums_decode_to_sums_and_to_how_many_were_within() -> None:
+    total = BOUNDED.grid(LAYOUT).zeros()
+    for seed, within in ((1, 0.5), (2, -0.5), (3, 0.5)):
+        for into, part in zip(total, bounded_codes(random_vector(seed), within=within)[0], strict=True):
+            np.add(into, part, out=into)
+    vectors, numbers = BOUNDED.grid(LAYOUT).decode(total)
+    assert vectors.pop(WITHIN).tolist() == [0.5]
+    expected = random_vector(1).double() + random_vector(2).double() + random_vector(3).double()
+    ball = BOUNDED.ball(LAYOUT)
+    assert ball is not None
+    torch.testing.assert_close(vectors[DELTA], expected, rtol=0, atol=3.01 / ball.levels)
+    assert numbers["weight"] == 3

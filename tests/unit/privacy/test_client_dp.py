@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor
 from fedshelf.algorithms.aggregation import Combination, combine
 from fedshelf.algorithms.base import Aggregate
 from fedshelf.algorithms.reduce import Aggregator
+from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import DELTA, TaskKey, Upload
-from fedshelf.privacy.client_dp import JointClip, NoisyMean
+from fedshelf.privacy.client_dp import ClippedAtClient, JointClip, NoisyMean, Within
 
 KEY = bytes(range(32))
 T, S = 6, 10
@@ -73,7 +75,7 @@ def released(
     if size != S:
         aggregate = Aggregate(delta=torch.zeros(size), num_clients=num_uploads, num_trainable=T)
     mean = NoisyMean(noise_multiplier=noise, clip_norm=clip_norm, **values)
-    return mean.release(aggregate, verdicts, expected=expected, clip_norm=clip_norm, key=key), aggregate
+    return mean.release(aggregate, Within.of(verdicts), expected=expected, clip_norm=clip_norm, key=key), aggregate
 
 
 def test_the_sum_is_divided_by_the_expected_number_of_stores() -> None:
@@ -103,7 +105,7 @@ def test_another_key_gives_other_noise() -> None:
 def test_a_round_of_nobody_is_noise_alone() -> None:
     mean = NoisyMean(noise_multiplier=1.0, clip_norm=0.5)
     nothing = Aggregate(delta=torch.zeros(50_000), num_clients=0, num_trainable=50_000)
-    noisy, _ = mean.release(nothing, (), expected=2.0, clip_norm=0.5, key=KEY)
+    noisy, _ = mean.release(nothing, Within.of(()), expected=2.0, clip_norm=0.5, key=KEY)
     assert noisy.delta.std() == pytest.approx(0.25, rel=0.03)
 
 
@@ -127,7 +129,7 @@ def test_the_norm_follows_the_quantile(start: float) -> None:
         if number > 60:
             shares.append(sum(not verdict.factors for verdict in verdicts) / stores)
         _, norm = mean.release(
-            aggregate, verdicts, expected=float(stores), clip_norm=norm, key=number.to_bytes(32, "big")
+            aggregate, Within.of(verdicts), expected=float(stores), clip_norm=norm, key=number.to_bytes(32, "big")
         )
     assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.05)
 
@@ -145,7 +147,58 @@ def test_a_store_moves_sum_and_count_by_no_more_than_the_noise_multiplier_allows
 
     def count(num_uploads: int) -> float:
         aggregate, verdicts = folded(random_uploads(num_uploads, 1e-3), 0.5)
-        _, norm = exact.release(aggregate, verdicts, expected=expected, clip_norm=0.5, key=KEY)
+        _, norm = exact.release(aggregate, Within.of(verdicts), expected=expected, clip_norm=0.5, key=KEY)
         return -expected * math.log(norm / 0.5)
 
     assert math.hypot(1 / of_sum, (count(5) - count(4)) / of_count) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e30])
+def test_a_store_scales_all_its_vectors_by_one_factor_into_the_unit_ball(scale: float) -> None:
+    [given] = random_uploads(1, scale, variate=T)
+    clipped = ClippedAtClient(clip_norm=0.5).apply(given, 0.5)
+    norm = joint(given.delta.double(), {name: each.double() for name, each in given.auxiliary.items()})
+    factor = 1 / max(norm, 0.5)
+    torch.testing.assert_close(clipped.delta, given.delta * factor, rtol=1e-6, atol=0)
+    torch.testing.assert_close(clipped.auxiliary["variate"], given.auxiliary["variate"] * factor, rtol=1e-6, atol=0)
+    double = {name: each.double() for name, each in clipped.auxiliary.items()}
+    assert joint(clipped.delta.double(), double) <= 1
+    assert set(clipped.vectors) == set(given.vectors), "nothing is told of a fixed norm"
+    adaptive = ClippedAtClient(clip_norm="adaptive").apply(given, 0.5)
+    assert adaptive.plain_vectors["within"].tolist() == [0.5 if scale == 1e-4 else -0.5]
+
+
+def test_a_store_that_adds_noise_tells_no_figures_without_it() -> None:
+    given = replace(upload(torch.ones(S)), train_loss=1.0)
+    at_server, at_stores = (
+        ClippedAtClient(clip_norm=0.5, noise_at=noise_at).apply(given, 0.5) for noise_at in ("server", "stores")
+    )
+    assert (at_server.num_examples, at_server.num_steps, at_server.train_loss, at_server.seconds) == (5, 1, 1.0, 0.0)
+    assert {at_stores.num_examples, at_stores.num_steps, at_stores.train_loss, at_stores.seconds} == {None}
+
+
+@pytest.mark.parametrize(
+    ("configured", "named", "said"),
+    [
+        (0.5, None, "clip norm is missing, and the run has --clip-norm 0.5"),
+        (0.5, 0.6, "clip norm is 0.6, and the run has --clip-norm 0.5"),
+        ("adaptive", 0.0, "clip norm is 0,"),
+        ("adaptive", math.inf, "clip norm is inf"),
+        ("adaptive", math.nan, "clip norm is nan"),
+    ],
+)
+def test_a_store_refuses_a_norm_that_the_run_does_not_have(configured: Any, named: float | None, said: str) -> None:
+    with pytest.raises(RefusedError, match=said):
+        ClippedAtClient(clip_norm=configured).apply(upload(torch.ones(S)), named)
+
+
+def test_rounding_at_the_stores_is_covered_by_more_noise_and_their_own_noise_by_none() -> None:
+    nothing = Aggregate(delta=torch.zeros(50_000), num_clients=4, num_trainable=50_000)
+    found = {}
+    for noise_at, inflation in (("server", 1.0), ("server", 1.5), ("stores", 1.0)):
+        mean = NoisyMean(noise_multiplier=1.0, clip_norm=0.5, noise_at=noise_at)  # type: ignore[arg-type]
+        within = Within(num_uploads=4, total=0.0)
+        noisy, _ = mean.release(nothing, within, expected=4.0, clip_norm=0.5, key=KEY, inflation=inflation)
+        found[noise_at, inflation] = float(noisy.delta.std())
+    assert found["server", 1.5] == pytest.approx(1.5 * found["server", 1.0])
+    assert found["stores", 1.0] == 0

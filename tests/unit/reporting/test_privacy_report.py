@@ -89,3 +89,23 @@ def test_a_store_that_reported_no_noise_is_named() -> None:
     covered = privacy_report({"a": noise("a")}, [finished(1, a=COUNTED)], [], delta=DELTA)
     assert covered is not None
     assert covered.guarantee.assumptions[-1].startswith("The noise is what each store reported.")
+
+
+def test_where_it_is_known_who_takes_part_the_store_that_does_most_often_counts() -> None:
+    rounds = [finished(1, a=COUNTED, b=COUNTED), finished(2, b=LATE), finished(3, c=COUNTED)]
+    voids = [RoundVoid(round=3, attempt=0, reason="", clients=members(b=REFUSED))]
+    report = privacy_report({"": noise("", rate=1.0, steps=1)}, rounds, voids, delta=DELTA)
+    assert report is not None
+    assert report.num_releases == {"": 3}
+    secret = privacy_report({"": noise("", rate=0.5, steps=1)}, rounds, voids, delta=DELTA)
+    assert secret is not None
+    assert secret.num_releases == {"": 4}
+
+
+def test_noise_of_the_stores_is_accounted_by_whole_orders_alone() -> None:
+    found = replace(noise("", rate=1.0, steps=1), is_discrete=True)
+    report = privacy_report({"": found}, [finished(1, a=COUNTED)], [], delta=DELTA)
+    assert report is not None
+    assert report.guarantee.pld is None
+    assert report.guarantee.epsilon == report.rdp[""] > 0
+    assert any("many stores as the threshold" in sentence for sentence in report.guarantee.assumptions)

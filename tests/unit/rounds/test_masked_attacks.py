@@ -14,7 +14,7 @@ import torch
 from fedshelf.compression.sum_stage import SUMMAND
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundVoid, RunStatus
-from fedshelf.core.messages import MaskingReply, MaskingStage, ServerMessage, Upload
+from fedshelf.core.messages import MaskedPurpose, MaskingReply, MaskingStage, ServerMessage, Upload
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
@@ -176,10 +176,10 @@ def promise_another_seed(masking: MaskingClient) -> None:
 
     def shown(*given: Any) -> object:
         found = signed_again(commitment=bytes(32))(show(*given))
-        masking._round[1].advertisement = found  # type: ignore[index]  # its own, which it looks for in the roster
+        masking._rounds[MaskedPurpose.TRAIN][1].advertisement = found  # its own, which it looks for in the roster
         return found
 
-    masking._show_keys = shown  # type: ignore[method-assign]
+    masking._show_keys = shown  # type: ignore[method-assign, assignment]
 
 
 @pytest.mark.parametrize(

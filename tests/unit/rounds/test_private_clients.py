@@ -28,6 +28,7 @@ from fedshelf.core.ports import ReleaseTerms
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import FIRST_MODEL, ModelSelection
 from fedshelf.privacy.accounting import SampledGaussian, as_json, compose
+from fedshelf.privacy.client_dp import ClippedAtClient
 from fedshelf.privacy.dp_sgd import PrivateTraining, poisson
 from fedshelf.privacy.policy_tables import Metrics
 from fedshelf.privacy.withholding import withhold
@@ -55,6 +56,7 @@ class Store:
 
     metrics: Metrics = Metrics()  # noqa: RUF009  frozen
     training: Callable[[LocalRun], float] | None = None
+    clip: ClippedAtClient | None = None
     terms: list[ReleaseTerms] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ class Store:
         multiplier = float(setup.config or 0)
         return Work(
             algorithm=FedAvg(), trainer=private(multiplier) if multiplier else plain, ready=ready, local_trainer=plain,
-            mechanism=noise(multiplier) if multiplier else None,
+            mechanism=noise(multiplier) if multiplier else None, clip=self.clip,
             personalization=NONE if self.training is None else Personalization(candidates=(Candidate.LOCAL,)),
             model_selection=ModelSelection(client_lr=lambda number: 0.1),
         )  # fmt: skip
@@ -157,3 +159,18 @@ def test_a_comparison_made_without_noise_is_not_kept_for_a_setup_with_noise() ->
     assert isinstance(answer, Comparison)
     assert told.accuracies
     assert not answer.accuracies
+
+
+def test_a_store_that_adds_a_share_of_the_noise_answers_with_nothing_else_from_photos() -> None:
+    for noise_at, tells in (("stores", False), ("server", True)):
+        store = Store(clip=ClippedAtClient(clip_norm="adaptive", noise_at=noise_at))  # type: ignore[arg-type]
+        store.set_up(None)
+        evaluated = store.ask(Purpose.EVALUATE)
+        assert isinstance(evaluated, Failure)  # the task has something to choose among, which FedAvg has not
+        assert ("have no noise" in evaluated.reason) != tells
+        compared = store.ask(Purpose.COMPARE)
+        assert isinstance(compared, Comparison)
+        assert bool(compared.accuracies) == tells
+        refused = store.ask(Purpose.TRAIN)
+        assert isinstance(refused, Failure)
+        assert "the task's clip norm is missing" in refused.reason

@@ -129,7 +129,6 @@ def test_stores_that_drop_out_do_not_harm_the_others() -> None:
         ({"local_work": "dynamic"}, "--local-work dynamic with --secagg"),
         ({"norm_bound": 3.0}, "--norm-bound 3.0 with --secagg"),
         ({"sampling": "size"}, "--sampling size with --secagg"),
-        ({"dp": "client", "noise_multiplier": 1.0}, "--dp client with --secagg"),
         ({"codec_up": "topk:0.1"}, "--secagg masks integers: use --codec-up modular:16 or modular:32"),
         ({"codec_up": "modular:16"}, "--codec-up modular:16 has no room for weights by photos"),
         ({"min_clients": 2}, "--min-clients 2 with --secagg: a sum of fewer than 3 stores hides nothing"),

@@ -16,7 +16,7 @@ from fedshelf.algorithms.base import Aggregate
 from fedshelf.core.rng import Rng
 from fedshelf.privacy.audit.empirical_epsilon import EmpiricalEpsilon, empirical_epsilon
 from fedshelf.privacy.audit.membership import shares
-from fedshelf.privacy.client_dp import JointClip, NoisyMean
+from fedshelf.privacy.client_dp import JointClip, NoisyMean, Within
 from fedshelf.privacy.noise import new_key
 
 MAX_VALUES = 1 << 15  # many more than canaries suffice: each value has noise of its own
@@ -51,6 +51,6 @@ def audit_store_noise(
         delta=canaries_MV[is_in_M].mean(0), num_clients=len(rows), num_trainable=canaries_MV.shape[1]
     )  # fmt: skip
     released, _ = noisy_mean.release(
-        mean, verdicts, expected=num_canaries / 2, clip_norm=clip_norm, key=new_key() if key is None else key
+        mean, Within.of(verdicts), expected=num_canaries / 2, clip_norm=clip_norm, key=new_key() if key is None else key
     )  # fmt: skip
     return empirical_epsilon(shares(released.delta, canaries_MV).tolist(), is_in_M.tolist(), delta=delta)

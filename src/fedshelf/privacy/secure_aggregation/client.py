@@ -64,10 +64,14 @@ class ClientRound:
     Attributes:
         advertisement: stage A's reply.
         unreadable: members whose shares for this one could not be opened.
+        num_members: members of the roster; 0 before stage B.
+        threshold: how many of them open the sum; 0 before stage B.
     """
 
     advertisement: KeyAdvertisement
     unreadable: tuple[str, ...] = ()
+    num_members: int = 0
+    threshold: int = 0
 
     def __init__(
         self, member: str, context: RoundContext, *, opened_sums: OpenedSumStore, identity: KeyPair | None = None,
@@ -171,7 +175,7 @@ class ClientRound:
         if self.advertisement not in roster.advertisements:
             raise RefusedError("the roster of the round does not have the keys that this store has shown")
         members = roster.members
-        self._threshold = threshold_of(len(members), self._context.threshold)
+        self.num_members, self.threshold = len(members), threshold_of(len(members), self._context.threshold)
         self._check_cohort(len(members), "are in the round")
         self._roster = roster.digest
         self._graph = Graph.of(members, self._roster)
@@ -179,7 +183,7 @@ class ClientRound:
         holders = sorted([*neighbors, self._member])  # line 2
         self._public = {shown.member: shown.mask_key for shown in roster.advertisements}
         self._sealing = {shown.member: shown.seal_key for shown in roster.advertisements}
-        needed = threshold_among(len(holders), self._threshold, len(members))
+        needed = threshold_among(len(holders), self.threshold, len(members))
         points = {name: members.index(name) + 1 for name in holders}
         dealt = deal(self._secrets, points, needed)  # line 3
         self._held = {self._member: dealt.pop(self._member)}
@@ -195,9 +199,9 @@ class ClientRound:
         dealers = delivery.dealers
         if list(dealers) != sorted(set(dealers) & self._public.keys()) or self._member not in dealers:
             raise RefusedError("the stores that have dealt shares are not sorted members of the round with this store")
-        if len(dealers) < self._threshold:
+        if len(dealers) < self.threshold:
             raise RefusedError(
-                f"{counted(len(dealers), 'store')} dealt shares, and the threshold is {self._threshold}"
+                f"{counted(len(dealers), 'store')} dealt shares, and the threshold is {self.threshold}"
             )  # fmt: skip
         near = sorted(set(self._graph.neighbors(self._member)) & set(dealers))
         if sorted(delivery.sealed) != near:
@@ -221,8 +225,8 @@ class ClientRound:
             raise RefusedError("the survivors are not sorted stores that have dealt shares in this round")
         if self._member not in members:
             raise RefusedError("the survivors do not have this store: its upload did not count")
-        if len(members) < self._threshold:
-            raise RefusedError(f"{counted(len(members), 'store')} survived, and the threshold is {self._threshold}")
+        if len(members) < self.threshold:
+            raise RefusedError(f"{counted(len(members), 'store')} survived, and the threshold is {self.threshold}")
         self._check_cohort(len(members), "survived")
         if not self._graph.is_connected(members):
             raise RefusedError(f"the survivors {some(members)} fall into parts, whose sums could be told apart")
@@ -242,7 +246,7 @@ class ClientRound:
     def _reveal(self, signatures: Signatures) -> RevealedShares:
         self._check_roster(signatures.roster)
         survivors = self._sum.members
-        signatures.check(self._signed, survivors, self._threshold, self._identities)  # line 1
+        signatures.check(self._signed, survivors, self.threshold, self._identities)  # line 1
         known = list(self._opened_sums.known())
         check_opened_sum(self._sum, known, min_cohort=self._min_cohort)  # line 2
         if self._sum not in known:

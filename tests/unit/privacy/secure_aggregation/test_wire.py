@@ -39,9 +39,6 @@ def messages() -> list[Any]:
 
 
 MESSAGES = messages()
-OPTIONAL = (
-    "signature", "threshold", "roster", "dealers", "uploaded", "survivors", "signatures", "sealed", "unreadable",
-)  # fmt: skip
 
 
 def test_every_kind_of_message_is_covered() -> None:
@@ -57,8 +54,8 @@ def test_a_message_comes_back_as_it_was(message: object) -> None:
 
 
 OPTIONAL = (
-    "signature", "threshold", "roster", "dealers", "uploaded", "survivors", "signatures", "sealed", "purpose",
-    "content",
+    "signature", "threshold", "roster", "dealers", "uploaded", "survivors", "signatures", "sealed", "unreadable",
+    "purpose", "content",
 )  # fmt: skip
 
 
