@@ -44,9 +44,9 @@ def telling(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    client.advertise = telling(client.advertise)
-    client.deal = telling(client.deal)
-    for module in (masking, shares):
-        module.derive = telling(module.derive)  # type: ignore[attr-defined]
-        module.agree = telling(module.agree)  # type: ignore[attr-defined]
+    for module, name in (
+        (client, "advertise"), (client, "deal"), (client, "agree"), (masking, "agree"), (masking, "derive"),
+        (shares, "derive"),
+    ):  # fmt: skip
+        setattr(module, name, telling(getattr(module, name)))
     sys.exit(odd_client.main())

@@ -116,11 +116,11 @@ class MaskingClient:
         if request.stage is MaskingStage.KEYS:
             content: object = self._show_keys(terms, request.key, wire.from_text(text, RoundContext))
         elif request.stage is MaskingStage.SHARES:
-            content = self._current(request.key).deal(wire.from_text(text, RoundRoster))
+            content = self._current(request.key).deal(wire.from_common_text(text, RoundRoster))
         elif request.stage is MaskingStage.SURVIVORS:
-            content = self._current(request.key).confirm(wire.from_text(text, Survivors))
+            content = self._current(request.key).confirm(wire.from_common_text(text, Survivors))
         else:
-            content = self._current(request.key).reveal(wire.from_text(text, Signatures))
+            content = self._current(request.key).reveal(wire.from_common_text(text, Signatures))
         return MaskingReply(key=request.key, stage=request.stage, content=wire.to_text(content))
 
     def _show_keys(self, terms: MaskingTerms, key: TaskKey, context: RoundContext) -> object:

@@ -179,7 +179,7 @@ def promise_another_seed(masking: MaskingClient) -> None:
         masking._round[1].advertisement = found  # type: ignore[index]  # its own, which it looks for in the roster
         return found
 
-    masking._show_keys = shown  # type: ignore[method-assign]
+    masking._show_keys = shown  # type: ignore[assignment, method-assign]
 
 
 @pytest.mark.parametrize(
