@@ -45,8 +45,8 @@ def telling(make: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     for module, name in (
-        (client, "advertise"), (client, "deal"), (masking, "derive"), (masking, "agree"), (shares, "derive"),
-        (shares, "agree"),
+        (client, "advertise"), (client, "deal"), (client, "agree"), (masking, "agree"), (masking, "derive"),
+        (shares, "derive"),
     ):  # fmt: skip
         setattr(module, name, telling(getattr(module, name)))
     sys.exit(odd_client.main())

@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,7 +83,7 @@ def assert_complete(site: Site, server: Process, undisturbed: Path) -> None:
         assert same_model(site.root / "run", undisturbed)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before its answer", "after it"])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_server_killed_in_each_stage_completes_or_redoes_the_round(
     chain: Site, undisturbed: Path, after: bool
 ) -> None:
@@ -103,7 +102,7 @@ def test_a_server_killed_in_each_stage_completes_or_redoes_the_round(
     assert same_model(chain.root / "run", undisturbed)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before its answer", "after it"])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_client_killed_in_each_stage_is_left_out_or_counted_and_comes_back(
     chain: Site, undisturbed: Path, after: bool
 ) -> None:
@@ -119,7 +118,7 @@ def test_a_client_killed_in_each_stage_is_left_out_or_counted_and_comes_back(
         held.kill()
         held = chain.held_client(first, *orders[number:])
         if number < len(STAGES):
-            wait_until(partial(has_joined, server, first, number + 1), server)
+            wait_until_joined(server, first, times=number + 1)
             (pace / str(number)).touch()
     assert_complete(chain, server, undisturbed)
     assert [client.end() for client in clients] == [0] * len(clients)
@@ -129,7 +128,8 @@ def test_a_client_killed_in_each_stage_is_left_out_or_counted_and_comes_back(
         assert (status == "counted") == (stage in ("survivors", "unmasking")), stage
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 101))])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 101))
 def test_any_schedule_of_kills_ends_with_a_complete_run(chain: Site, undisturbed: Path, seed: int) -> None:
     """In each of the first rounds, a store is held in some stage, and some processes are killed then or soon after."""
     chance = random.Random(seed)
@@ -164,9 +164,11 @@ def test_any_schedule_of_kills_ends_with_a_complete_run(chain: Site, undisturbed
     assert [client.end() for client in clients.values()] == [0] * len(clients)
 
 
-def has_joined(server: Process, name: str, times: int) -> bool:
-    joins = [event for event in list(server.events) if event["event"] == "client_joined" and event["client"] == name]
-    return len(joins) == times
+def wait_until_joined(server: Process, name: str, *, times: int) -> None:
+    def num_joins() -> int:
+        return sum(event["event"] == "client_joined" and event["client"] == name for event in list(server.events))
+
+    wait_until(lambda: num_joins() == times, server)
 
 
 def wait_until_held(client: Process, server: Process, number: int) -> None:

@@ -166,11 +166,11 @@ class MaskingClient:
         if request.stage is MaskingStage.KEYS:
             content: object = self._show_keys(terms, request, wire.from_text(text, RoundContext))
         elif request.stage is MaskingStage.SHARES:
-            content = self._current(request.key, request.purpose).deal(wire.from_text(text, RoundRoster))
+            content = self._current(request.key, request.purpose).deal(wire.from_common_text(text, RoundRoster))
         elif request.stage is MaskingStage.SURVIVORS:
-            content = self._current(request.key, request.purpose).confirm(wire.from_text(text, Survivors))
+            content = self._current(request.key, request.purpose).confirm(wire.from_common_text(text, Survivors))
         else:
-            content = self._current(request.key, request.purpose).reveal(wire.from_text(text, Signatures))
+            content = self._current(request.key, request.purpose).reveal(wire.from_common_text(text, Signatures))
         return MaskingReply(
             key=request.key, stage=request.stage, content=wire.to_text(content), purpose=request.purpose
         )  # fmt: skip

@@ -179,7 +179,7 @@ def promise_another_seed(masking: MaskingClient) -> None:
         masking._rounds[MaskedPurpose.TRAIN][1].advertisement = found  # its own, which it looks for in the roster
         return found
 
-    masking._show_keys = shown  # type: ignore[method-assign, assignment]
+    masking._show_keys = shown  # type: ignore[assignment, method-assign]
 
 
 @pytest.mark.parametrize(

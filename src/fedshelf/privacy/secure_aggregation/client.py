@@ -18,7 +18,7 @@ from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.secure_aggregation import masks
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS, RoundContext, threshold_among, threshold_of
 from fedshelf.privacy.secure_aggregation.graph import Graph
-from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster, advertise
+from fedshelf.privacy.secure_aggregation.keys import Identities, KeyAdvertisement, RoundRoster, advertise, agree
 from fedshelf.privacy.secure_aggregation.masking import MaskedUpload, binding, check_sizes, own_mask, pair_masks
 from fedshelf.privacy.secure_aggregation.shares import (
     HeldShares,
@@ -181,15 +181,14 @@ class ClientRound:
         self._graph = Graph.of(members, self._roster)
         neighbors = self._graph.neighbors(self._member)
         holders = sorted([*neighbors, self._member])  # line 2
-        self._public = {shown.member: shown.mask_key for shown in roster.advertisements}
-        self._sealing = {shown.member: shown.seal_key for shown in roster.advertisements}
+        self._public, own = roster.mask_keys, self._secrets.seal_key
         needed = threshold_among(len(holders), self.threshold, len(members))
-        points = {name: members.index(name) + 1 for name in holders}
+        points = {name: roster.points[name] for name in holders}
         dealt = deal(self._secrets, points, needed)  # line 3
         self._held = {self._member: dealt.pop(self._member)}
-        self._seal_key = self._secrets.seal_key
+        self._seal_secrets = {peer: agree(own, roster.seal_keys[peer]) for peer in neighbors}
         sealed = {
-            peer: seal(shares, self._seal_key, self._sealing[peer], (self._member, peer), self._roster)  # line 4
+            peer: seal(shares, self._seal_secrets[peer], (self._member, peer), self._roster)  # line 4
             for peer, shares in dealt.items()
         }
         return SealedShares(member=self._member, roster=self._roster, sealed=sealed)
@@ -207,16 +206,14 @@ class ClientRound:
         if sorted(delivery.sealed) != near:
             raise RefusedError("the shares are not those of all neighbors that have dealt some")
         opened = {
-            peer: unseal(
-                delivery.sealed[peer], self._seal_key, self._sealing[peer], (peer, self._member), self._roster
-            )
+            peer: unseal(delivery.sealed[peer], self._seal_secrets[peer], (peer, self._member), self._roster)
             for peer in near
         }  # fmt: skip
         self._dealers, self._near = dealers, near
         self._bound = binding(self._context, self._roster, dealers)
         self.unreadable = tuple(peer for peer, shares in opened.items() if shares is None)
         self._held |= {peer: shares for peer, shares in opened.items() if shares is not None}
-        del self._seal_key
+        del self._seal_secrets
 
     def _confirm(self, survivors: Survivors) -> SurvivorsSignature:
         self._check_roster(survivors.roster)

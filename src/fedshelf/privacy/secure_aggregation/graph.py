@@ -12,6 +12,7 @@ and signatures instead of a random draw of the server; every client checks that 
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 MOST_COMPLETE = 128
 """Members of the largest complete graph."""
@@ -36,7 +37,8 @@ class Graph:
         object.__setattr__(self, "_place", {name: place for place, name in enumerate(self.ring)})
 
     @classmethod
-    def of(cls, members: Collection[str], roster: bytes) -> "Graph":
+    @lru_cache(maxsize=2)
+    def of(cls, members: tuple[str, ...], roster: bytes) -> "Graph":
         """The graph of a round.
 
         Args:

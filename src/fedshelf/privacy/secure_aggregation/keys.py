@@ -120,10 +120,25 @@ class RoundRoster:
 
     advertisements: tuple[KeyAdvertisement, ...]
 
-    @property
+    @cached_property
     def members(self) -> tuple[str, ...]:
         """The names."""
         return tuple(shown.member for shown in self.advertisements)
+
+    @cached_property
+    def points(self) -> Mapping[str, int]:
+        """By member, where its shares are evaluated."""
+        return {name: point for point, name in enumerate(self.members, start=1)}
+
+    @cached_property
+    def mask_keys(self) -> Mapping[str, bytes]:
+        """M by member."""
+        return {shown.member: shown.mask_key for shown in self.advertisements}
+
+    @cached_property
+    def seal_keys(self) -> Mapping[str, bytes]:
+        """C by member."""
+        return {shown.member: shown.seal_key for shown in self.advertisements}
 
     @cached_property
     def digest(self) -> bytes:
@@ -136,6 +151,8 @@ class RoundRoster:
         Raises:
             RefusedError: names the first problem.
         """
+        if identities is None and context in self._checked:  # by another simulated member
+            return
         members = self.members
         if list(members) != sorted(set(members)):
             raise RefusedError("the roster of the round has a store twice, or is not sorted by name")
@@ -144,6 +161,12 @@ class RoundRoster:
             raise RefusedError("the roster of the round has a key twice: one store could stand for two")
         for shown in self.advertisements:
             shown.check(context, identities)
+        if identities is None:
+            self._checked.add(context)
+
+    @cached_property
+    def _checked(self) -> set[bytes]:
+        return set()
 
 
 def agree(private: X25519PrivateKey, public: bytes) -> bytes:

@@ -78,6 +78,7 @@ class ServerRound:
         self._keys: set[bytes] = set()
         self._revealed: set[str] = set()
         self._restoration: Restoration | None = None
+        self._bound_to: tuple[bytes, tuple[str, ...]] = (b"", ())
         self._unreadable: dict[str, list[str]] = {}  # by dealer, who cannot read its shares
         self.suspects: dict[str, str] = {}
         self.record = record
@@ -293,7 +294,11 @@ class ServerRound:
 
     @property
     def _bound(self) -> bytes:
-        return binding(self.record.context, self._roster, self.dealers)
+        dealers = self.dealers
+        if self._bound_to != (self._roster, dealers):
+            self._bound_to = self._roster, dealers
+            self._known_bound = binding(self.record.context, self._roster, dealers)
+        return self._known_bound
 
     def _members(self) -> Sequence[KeyAdvertisement]:
         return () if self.record.roster is None else self.record.roster.advertisements
@@ -305,8 +310,7 @@ class ServerRound:
         self._graph = Graph.of(members, self._roster)
         num_holders = len(self._graph.neighbors(members[0])) + 1  # as many for every member
         self._needed = threshold_among(num_holders, self._threshold, len(members))
-        self._public = {shown.member: shown.mask_key for shown in roster.advertisements}
-        self._points = {name: point for point, name in enumerate(members, start=1)}
+        self._public, self._points = roster.mask_keys, roster.points
 
     def _check_open(self, is_open: bool, what: str, member: str, before: Collection[str]) -> None:
         if not is_open:

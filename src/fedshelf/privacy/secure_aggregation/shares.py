@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedshelf.privacy.secure_aggregation import shamir
 from fedshelf.privacy.secure_aggregation.context import packed
-from fedshelf.privacy.secure_aggregation.keys import RoundSecrets, agree
+from fedshelf.privacy.secure_aggregation.keys import RoundSecrets
 from fedshelf.privacy.secure_aggregation.masks import derive
 
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + 16
@@ -84,29 +83,26 @@ def deal(secrets: RoundSecrets, points: Mapping[str, int], threshold: int) -> di
     return {name: HeldShares(seed=seeds[x], mask_key=keys[x]) for name, x in points.items()}
 
 
-def seal(shares: HeldShares, key: X25519PrivateKey, peer: bytes, parties: Sequence[str], roster: bytes) -> bytes:
+def seal(shares: HeldShares, secret: bytes, parties: Sequence[str], roster: bytes) -> bytes:
     """Line 4.
 
     Args:
         shares: the receiver's shares.
-        key: the sender's c.
-        peer: the receiver's C.
+        secret: X25519 of the sender's c and the receiver's C.
         parties: sender and receiver.
         roster: digest of the round's roster.
     """
-    return _cipher(key, peer, parties, roster).encrypt(_NONCE, shares.seed + shares.mask_key, None)
+    return _cipher(secret, parties, roster).encrypt(_NONCE, shares.seed + shares.mask_key, None)
 
 
-def unseal(
-    sealed: bytes, key: X25519PrivateKey, peer: bytes, parties: Sequence[str], roster: bytes
-) -> HeldShares | None:  # fmt: skip
+def unseal(sealed: bytes, secret: bytes, parties: Sequence[str], roster: bytes) -> HeldShares | None:
     """The reverse of `seal`, at the receiver; None if the shares are not the sender's for this round and receiver."""
     try:
-        content = _cipher(key, peer, parties, roster).decrypt(_NONCE, sealed, None)
+        content = _cipher(secret, parties, roster).decrypt(_NONCE, sealed, None)
     except InvalidTag:
         return None
     return HeldShares(seed=content[: shamir.SHARE_BYTES], mask_key=content[shamir.SHARE_BYTES :])
 
 
-def _cipher(key: X25519PrivateKey, peer: bytes, parties: Sequence[str], roster: bytes) -> AESGCM:
-    return AESGCM(derive(agree(key, peer), packed("seal", roster, *parties)))
+def _cipher(secret: bytes, parties: Sequence[str], roster: bytes) -> AESGCM:
+    return AESGCM(derive(secret, packed("seal", roster, *parties)))

@@ -4,7 +4,7 @@ The text of another peer is limited before it is parsed, and every field has to 
 name fields and never values, which may be secret.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -48,6 +48,16 @@ def from_text(text: str, kind: type[Message], *, most: int = MAX_CHARACTERS) -> 
         told = [f"{'.'.join(map(str, each['loc'][1:3]))[:80]}: {each['msg'][:80]}" for each in found[:_MOST_PROBLEMS]]
         raise RefusedError(f"a message of secure aggregation ({what}) is malformed: {'; '.join(told)}") from None
     return message
+
+
+def from_common_text(text: str, kind: type[Message]) -> Message:
+    """`from_text` of a message that all members get: simulated ones, of one process, share what was made of it."""
+    return cast(Message, _last_common(text, cast(Any, kind)))
+
+
+@lru_cache(maxsize=1)
+def _last_common(text: str, kind: Any) -> object:
+    return from_text(text, kind)
 
 
 @cache
