@@ -306,7 +306,7 @@ def test_canary_stores_are_found_where_the_noise_is_weak(noise_at: NoiseAt) -> N
     found, accounted = store_canaries(0.5, seed=0, noise_at=noise_at)
     assert 1 < found <= accounted
     assert store_canaries(1e-3, seed=0, noise_at=noise_at)[0] > 3
-    assert store_canaries(20.0, seed=0, noise_at=noise_at)[0] < 0.5
+    assert store_canaries(20.0, seed=0, noise_at=noise_at)[0] < 1
 
 
 def test_canaries_have_wrong_labels_and_none_is_there_twice() -> None:

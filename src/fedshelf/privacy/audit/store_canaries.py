@@ -5,8 +5,8 @@ the length of the norm bound, nearly at right angles to each other. Each is put 
 Its score is the share of its direction in the noisy mean.
 
 Differs from the paper: one round, with every store in it, and canaries alone, since the uploads of others are no more
-in their way than they are in each other's. The scores give the lower bound of `empirical_epsilon`, not an estimate. With noise of the stores, the sum of canaries is
-rounded, and as many shares are added as the threshold.
+in their way than they are in each other's. The scores give the lower bound of `empirical_epsilon`, not an estimate.
+With noise of the stores, the sum of canaries is rounded, and as many shares are added to it as the threshold.
 
 Shapes: M canaries, V values.
 """
