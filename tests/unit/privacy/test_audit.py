@@ -27,7 +27,7 @@ from fedshelf.privacy.audit.probe import PLAIN, probe_model
 from fedshelf.privacy.audit.rare_products import RareProduct, rare_products
 from fedshelf.privacy.audit.step_update import StepUpdate, named, step_update
 from fedshelf.privacy.audit.store_canaries import audit_store_noise
-from fedshelf.privacy.client_dp import NoisyMean
+from fedshelf.privacy.client_dp import NoiseAt, NoisyMean
 from fedshelf.privacy.dp_sgd import PrivateTraining, num_steps, poisson, sampling_rate
 from fedshelf.training.batches import Amount, shuffled
 from fedshelf.training.bound_model import BoundModel
@@ -282,9 +282,11 @@ def test_the_empirical_epsilon_never_exceeds_the_accountant_s(noise: float, seed
     assert found <= min(ceiling, accounted)
 
 
-def store_canaries(noise: float, seed: int, *, is_adaptive: bool = False) -> tuple[float, float]:
+def store_canaries(
+    noise: float, seed: int, *, is_adaptive: bool = False, noise_at: NoiseAt = "server"
+) -> tuple[float, float]:  # fmt: skip
     """The empirical epsilon of a noisy mean of stores, and the accountant's."""
-    noisy_mean = NoisyMean(noise_multiplier=noise, clip_norm=0.3, is_adaptive=is_adaptive)
+    noisy_mean = NoisyMean(noise_multiplier=noise, clip_norm=0.3, is_adaptive=is_adaptive, noise_at=noise_at)
     found = audit_store_noise(
         noisy_mean, num_canaries=400, num_values=4000, delta=DELTA, rng=Rng(seed), key=bytes(32)
     )  # fmt: skip
@@ -299,9 +301,12 @@ def test_canary_stores_show_no_more_than_the_accountant_allows(noise: float, is_
         assert found <= accounted
 
 
-def test_canary_stores_are_found_where_the_noise_is_weak() -> None:
-    assert store_canaries(0.5, seed=0)[0] > 1
-    assert store_canaries(1e-3, seed=0)[0] > 3
+@pytest.mark.parametrize("noise_at", ["server", "stores"])
+def test_canary_stores_are_found_where_the_noise_is_weak(noise_at: NoiseAt) -> None:
+    found, accounted = store_canaries(0.5, seed=0, noise_at=noise_at)
+    assert 1 < found <= accounted
+    assert store_canaries(1e-3, seed=0, noise_at=noise_at)[0] > 3
+    assert store_canaries(20.0, seed=0, noise_at=noise_at)[0] < 1
 
 
 def test_canaries_have_wrong_labels_and_none_is_there_twice() -> None:

@@ -238,7 +238,7 @@ def _canaries(
 
 
 def _store_canaries(subject: AuditSubject, options: AuditOptions, rng: Rng) -> Iterator[CanaryFinding]:
-    """The server's noise, of a run with --dp client."""
+    """The noise on the sum, of a run with --dp client."""
     config, layout = subject.opened.config, subject.opened.bound_model.params.layout
     noisy_mean, delta = noisy_mean_of(config), delta_of(config)
     if noisy_mean is None:
@@ -246,11 +246,11 @@ def _store_canaries(subject: AuditSubject, options: AuditOptions, rng: Rng) -> I
     found = audit_store_noise(
         noisy_mean, num_canaries=options.num_canaries, num_values=layout.num_shared, delta=delta, rng=rng
     )
-    noise = noisy_mean.noise_multiplier
+    noise, is_shared = noisy_mean.noise_multiplier, noisy_mean.noise_at == "stores"
     release = SampledGaussian(noise_multiplier=noise)
     yield CanaryFinding(
-        model="run", protection=f"--dp client, noise {noise:.3g}", found=found,
-        accounted=compose([release], delta, unit="client").epsilon,
+        model="run", protection=f"--dp client, noise {noise:.3g}" + ", of the stores" * is_shared, found=found,
+        accounted=compose([release], delta, unit="client", is_discrete=is_shared).epsilon,
     )  # fmt: skip
 
 
