@@ -27,6 +27,7 @@ from fedshelf.privacy.secure_aggregation.context import RoundContext
 from fedshelf.privacy.secure_aggregation.graph import DEGREE
 from fedshelf.privacy.secure_aggregation.server import ServerRecord, ServerRound
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
+from fedshelf.privacy.secure_aggregation.wire import to_text
 
 NUM_CLASSES, WIDTH, SMALL_WIDTH = 81, 45, 4
 SCALARS = ("weight", "examples", "steps", "loss")
@@ -54,9 +55,10 @@ class Case:
 
 
 CASES = (
-    *(Case(members=members, bits=bits) for members in (8, 64) for bits in (16, 32)),
+    *(Case(members=members, bits=bits) for members in (8, 50, 64) for bits in (16, 32)),
     Case(members=8, bits=32, dropouts=2), Case(members=64, bits=32, dropouts=6),
-    Case(members=1000, bits=32, width=SMALL_WIDTH), Case(members=1000, bits=32, dropouts=100, width=SMALL_WIDTH),
+    Case(members=1000, bits=16, width=SMALL_WIDTH), Case(members=1000, bits=32, width=SMALL_WIDTH),
+    Case(members=1000, bits=32, dropouts=100, width=SMALL_WIDTH),
 )  # fmt: skip
 
 
@@ -71,6 +73,10 @@ class Stopwatch:
         began = time.process_time()
         yield
         self._seconds[what].append(time.process_time() - began)
+
+    def total(self, what: str) -> float:
+        """The sum of all times."""
+        return sum(self._seconds[what])
 
     def median(self, *what: str) -> float:
         """The sum of the medians."""
@@ -100,16 +106,20 @@ def run(case: Case) -> Mapping[str, float]:
     for name, pair in keys.items():
         with timed("A"):
             members[name] = ClientRound(name, context, opened_sums=OpenedSums(), identity=pair, identities=public)
-        server.add_keys(members[name].advertisement)
-    roster = server.close_keys()
+        with timed("server"):
+            server.add_keys(members[name].advertisement)
+    with timed("server"):
+        roster = server.close_keys()
     for member in members.values():
         with timed("B"):
             dealt = member.deal(roster)
-        server.add_shares(dealt)
+        with timed("server"):
+            server.add_shares(dealt)
     server.close_shares()
     plain, total, sending = grid.zeros(), grid.zeros(), list(keys)[case.dropouts :]
     for seed, (name, member) in enumerate(members.items()):
-        delivery = server.delivery(name)
+        with timed("server"):
+            delivery = server.delivery(name)
         with timed("C"):
             member.receive(delivery)
         if name not in sending:
@@ -119,18 +129,22 @@ def run(case: Case) -> Mapping[str, float]:
         _add(plain, codes)
         with timed("mask"):
             upload = member.mask(codes, context.model)
-        server.add_upload(upload)
-        _add(total, upload.vectors)
+        with timed("server"):
+            server.add_upload(upload)
+            _add(total, upload.vectors)
     survivors = server.close_uploads()
     for name in sending:
         with timed("D"):
             signed = members[name].confirm(survivors)
-        server.add_signature(signed)
+        with timed("server"):
+            server.add_signature(signed)
     signatures = server.signatures()
     for name in sending:
         with timed("E"):
             revealed = members[name].reveal(signatures)
-        server.add_revealed(revealed)
+        with timed("server"):
+            server.add_revealed(revealed)
+            server.can_open()
     with timed("open"):
         server.open(total)
     if not all(np.array_equal(one, other) for one, other in zip(total, plain, strict=True)):
@@ -139,10 +153,13 @@ def run(case: Case) -> Mapping[str, float]:
     small = [shown.content(), shown.signature, *dealt.sealed.values(), signed.signature]
     num_bytes = sum(map(len, [*small, *revealed.seeds.values(), *revealed.mask_keys.values()]))
     num_bytes += sum(bits // 8 * size for bits, size in grid.sizes)
+    told = (context, roster, delivery, survivors, signatures)
+    num_down = 4 * layout.num_shared + sum(len(to_text(one)) for one in told)
     return {
         "values": layout.num_shared, "encode": timed.median("encode"), "mask": timed.median("mask"),
-        "exchanges": timed.median("A", "B", "C", "D", "E"), "open": timed.median("open"),
-        "bytes": num_bytes / (4 * layout.num_shared),
+        "exchanges": timed.median("A", "B", "C", "D", "E"), "open": timed.total("open"),
+        "server": timed.total("server") + timed.total("open"), "bytes": num_bytes / (4 * layout.num_shared),
+        "down": num_down / (4 * layout.num_shared),
     }  # fmt: skip
 
 
@@ -156,7 +173,7 @@ def report() -> str:
     torch.set_num_threads(1)
     columns = [
         "members", "dropouts", "parameters", "bits", "encode s", "mask s", "exchanges s", "a store's CPU s", "limit",
-        "bytes up ÷ float32", "limit", "server's CPU s to open",
+        "bytes up ÷ float32", "limit", "bytes down ÷ float32", "server's CPU s", "of which to open",
     ]  # fmt: skip
     rows = []
     for case in CASES:
@@ -168,13 +185,17 @@ def report() -> str:
                 f"{case.members:,}", str(case.dropouts), f"{found['values']:,.0f}", str(case.bits),
                 *(f"{found[what]:.3f}" for what in ("encode", "mask", "exchanges")), f"{client:.3f}",
                 _limit(client, LIMITS.get(case.members) if is_whole else None), f"{found['bytes']:.3f}",
-                _limit(found["bytes"], BYTE_LIMITS[case.bits] if is_whole else None), f"{found['open']:.3f}",
+                _limit(found["bytes"], BYTE_LIMITS[case.bits] if is_whole else None), f"{found['down']:.3f}",
+                f"{found['server']:.3f}", f"{found['open']:.3f}",
             ]
         )  # fmt: skip
     return (
         f"{results.table(columns, rows)}\n\nA store's seconds are the median over the members; *encode* is the codec, "
         "which a run without masks with `--codec-up modular:BITS` has, too; *exchanges* are the stages without the "
-        "masks, with signatures. Bytes up are all that a store sends, but for framing. Dropouts have dealt shares and "
+        "masks, with signatures. The server's seconds are those of a whole round, with the verification of all "
+        "signatures and the sum. Bytes up are all that a store sends, but for framing; "
+        "bytes down are the model in float32 and the messages of the stages as "
+        "text. Dropouts have dealt shares and "
         "send nothing, so that the server takes out the masks that all others share with them. With 1,000 members, "
         f"the graph is a Harary graph of degree {DEGREE}. Every sum was compared bit for bit."
     )

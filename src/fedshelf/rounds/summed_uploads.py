@@ -91,9 +91,11 @@ class MaskedRound:
 
         Raises:
             RefusedError: too few members are left; nothing was revealed.
+            RunError: the sum has no room for the uploads of all members.
         """
         if self.is_closed:
             return
+        check_room(self._encode, len(self._opened.cohort))
         context, layout = self._context, self._context.model.layout
         added = auxiliary_vectors(context.algorithm.broadcast(state.model, layout.num_trainable))
         task = replace(
@@ -224,6 +226,19 @@ class MaskedRound:
         members[name] = Participation(client=name, status=status, reason=said)
 
 
+def check_room(encode: EncodeSummand, num_uploads: int) -> None:
+    """Check that a sum has room for so many uploads.
+
+    Raises:
+        RunError: it has not.
+    """
+    if num_uploads > encode.codec.summands:
+        raise RunError(
+            f"{counted(num_uploads, 'upload')} do not fit into a sum of {encode.codec.text}: give it room, for "
+            f"instance by --codec-up modular:32:0:{num_uploads}"
+        )
+
+
 def add_up(total: tuple[Integers, ...], uploads: Iterable[tuple[Integers, ...]]) -> tuple[Integers, ...]:
     """Add integers in place, modulo their sizes; return `total`."""
     for codes in uploads:
@@ -259,11 +274,7 @@ def summed(
         RefusedError: the masks cannot be taken out, or the weights add up to nothing.
     """
     layout = context.model.layout
-    if len(uploads) > encode.codec.summands:
-        raise RunError(
-            f"{counted(len(uploads), 'upload')} do not fit into a sum of {encode.codec.text}: give it room, for "
-            f"instance by --codec-up modular:32:0:{len(uploads)}"
-        )
+    check_room(encode, len(uploads))
 
     def codes(name: str) -> tuple[Integers, ...]:
         if name not in uploads:

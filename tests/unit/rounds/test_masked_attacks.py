@@ -13,6 +13,7 @@ import torch
 
 from fedshelf.compression.sum_stage import SUMMAND
 from fedshelf.core.encoded import Encoded
+from fedshelf.core.errors import RunError
 from fedshelf.core.events import ClientStatus, RoundFinished, RoundVoid, RunStatus
 from fedshelf.core.messages import MaskedPurpose, MaskingReply, MaskingStage, ServerMessage, Upload
 from fedshelf.identity.keys import KeyPair
@@ -167,6 +168,15 @@ def test_wrong_shares_that_open_exclude_their_dealer_and_the_round_is_redone_wit
     assert len(counted(first)) == len(NAMES) - LEAST_MEMBERS
     assert HOSTILE not in counted(first)
     assert counted(second) == [name for name in NAMES if name != HOSTILE]
+    assert_sums_are_apart(world)
+
+
+def test_with_too_few_stores_for_a_set_that_differs_enough_the_run_ends_and_names_the_dealer() -> None:
+    world = signed_world(names=NAMES[:5])
+    promise_another_seed(world.masking[HOSTILE])
+    with pytest.raises(RunError, match=f"{HOSTILE}: its shares do not restore its secret: it has dealt wrong ones"):
+        world.run()
+    assert world.finished == []
     assert_sums_are_apart(world)
 
 
