@@ -30,6 +30,7 @@ from fedshelf.data.catalogue import Catalogue, load_aliases
 from fedshelf.personalization.base import Personalization
 from fedshelf.privacy.base import Noise, Protection
 from fedshelf.privacy.dp_sgd import SampleDP
+from fedshelf.privacy.homomorphic.settings import NOT_ENCRYPTED, Encryption
 from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.private_ridge import PrivateRidge
@@ -117,6 +118,17 @@ def mask_of(config: RunConfig) -> Mask:
     return next(found, NO_MASK)
 
 
+def encryption_of(config: RunConfig) -> Encryption:
+    """The configured homomorphic encryption of uploads; off by default."""
+    found = (stage for stage in optional_components(config, STAGES) if isinstance(stage, Encryption))
+    return next(found, NOT_ENCRYPTED)
+
+
+def hides_uploads(config: RunConfig) -> bool:
+    """Whether the server sees no upload by itself."""
+    return mask_of(config).is_on or encryption_of(config).is_on
+
+
 def client_lr_of(config: RunConfig) -> Callable[[int], float]:
     """Return the learning rate of local training as a function of the round."""
     return partial(
@@ -159,7 +171,7 @@ def summed_codec_of(config: RunConfig) -> Modular | None:
         return None
     chain = parse(config.codec_up)
     codec, alone = chain.quantizer, chain.sparsifier is None and chain.lossless is None
-    return codec if alone and isinstance(codec, Modular) and (mask_of(config).is_on or not codec.range) else None
+    return codec if alone and isinstance(codec, Modular) and (hides_uploads(config) or not codec.range) else None
 
 
 def _summand_of(config: RunConfig, codec: Modular) -> EncodeSummand:
@@ -197,7 +209,9 @@ def offer_of(config: RunConfig) -> ProtectionOffer:
     return (
         ProtectionOffer(kind="sample-dp", delta=protection.delta)
         if isinstance(protection, Noise) and protection.unit == "photo"
-        else ProtectionOffer(kind="secagg" if mask_of(config).is_on else "none")
+        else ProtectionOffer(
+            kind="secagg" if mask_of(config).is_on else "he" if encryption_of(config).is_on else "none"
+        )
     )
 
 
@@ -278,6 +292,7 @@ def plan_of(
         average_rounds=config.average_rounds,
         compares=compares(config),
         threshold=mask_of(config).threshold,
+        encryption=encryption_of(config),
     )  # fmt: skip
 
 

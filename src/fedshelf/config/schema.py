@@ -72,6 +72,7 @@ NEWER = (
     "clip_quantile",
     "clip_rate",
     "projection",
+    "he_scope",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _WORDS: Mapping[str, tuple[str, ...]] = {"norm_bound": ("auto", "off"), "clip_norm": ("adaptive",)}
@@ -419,8 +420,10 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
         all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
         return {"train": "head", **({"rounds": 1} if all_at_once else {})}
     found: dict[str, Any] = {}
-    if given.get("secagg"):  # weights by examples need room
+    if given.get("secagg") or given.get("he"):  # weights by examples need room
         found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
+        if given.get("algorithm") == "fedbuff":  # whose weights are up to 16
+            found["codec_up"] = f"modular:32:0:{max(64, 16 * given.get('buffer_size', 4))}"
     if given.get("dp") == "sample":  # each photo's gradient is bounded
         found["gradient_clip"] = 0.0
     if not given.get("pretrained") or given.get("train", "all") != "all":

@@ -14,6 +14,7 @@ from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
     Comparison,
+    EncryptionRequest,
     Evaluation,
     Failure,
     MaskingRequest,
@@ -142,8 +143,8 @@ class Client:
         terms, self._epsilon = ReleaseTerms(purpose=_purpose(message)), None
         reply: ClientMessage
         try:
-            if isinstance(message, MaskingRequest):
-                raise RefusedError("this run's uploads are not masked")
+            if isinstance(message, MaskingRequest | EncryptionRequest):
+                raise RefusedError("this run's uploads are neither masked nor encrypted")
             whole = self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
             terms = terms if self._work is None else self._work.terms(terms, whole, self._epsilon)
             reply = self._withhold(whole)
@@ -249,6 +250,6 @@ class Client:
 def _purpose(message: ServerMessage) -> str:
     if isinstance(message, Setup):
         return "setup"
-    if isinstance(message, MaskingRequest):
+    if isinstance(message, MaskingRequest | EncryptionRequest):
         return Purpose.TRAIN.value
     return "closed-form" if message.closed_form else message.purpose.value

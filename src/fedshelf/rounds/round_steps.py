@@ -40,6 +40,7 @@ from fedshelf.privacy.client_dp import JointClip
 from fedshelf.privacy.noise import new_key
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
+from fedshelf.rounds.encrypted_uploads import EncryptedRound
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.reported_noise import ReportedNoise
 from fedshelf.rounds.round_progress import RoundProgress
@@ -277,7 +278,7 @@ class RoundSteps:
 
     def fold(
         self, progress: RoundProgress, uploads: Mapping[str, Upload], state: ServerState, opened: OpenRound,
-        masks: MaskedRound | None = None,
+        masks: MaskedRound | EncryptedRound | None = None,
     ) -> tuple[ModelState, Mapping[str, Verdict]]:  # fmt: skip
         """Aggregate the uploads into a new model.
 
@@ -286,14 +287,17 @@ class RoundSteps:
             uploads: by client.
             state: the state before the round.
             opened: the round.
-            masks: those of the uploads.
+            masks: those of the uploads, or their encryption.
 
         Returns:
             The model after the round, whose variances may be below zero, and the verdict on each upload.
         """
         names, noisy = sorted(uploads), self._plan.noisy_mean
         if (summand := self._context.uploads.summand) is not None:
-            aggregate, progress.train_loss = summed(self._context, summand, uploads, masks)
+            if isinstance(masks, EncryptedRound):
+                aggregate, progress.train_loss = masks.aggregate(uploads)
+            else:
+                aggregate, progress.train_loss = summed(self._context, summand, uploads, masks)
             return self._algorithm.server_update(state.model, aggregate, len(opened.live)), {}
         alike = self._plan.rounds.equal_weights or noisy is not None
         clip_norm = 0.0 if noisy is None else state.clip_norm or noisy.clip_norm

@@ -272,8 +272,29 @@ def summed(
         total = add_up(encode.grid(layout).zeros(), map(codes, names))
     else:
         total, names = masks.sum(names, codes)
+    return aggregate_of(context, encode, total, len(names))
+
+
+def aggregate_of(
+    context: Context, encode: EncodeSummand, total: tuple[Integers, ...], count: int
+) -> tuple[Aggregate, float | None]:  # fmt: skip
+    """Decode a sum.
+
+    Args:
+        context: the run.
+        encode: has encoded the uploads.
+        total: the sum of their codes.
+        count: number of uploads in it.
+
+    Returns:
+        The aggregate, and the mean loss of training, if any upload has one.
+
+    Raises:
+        RefusedError: the weights add up to nothing.
+    """
+    layout = context.model.layout
     vectors, numbers = encode.grid(layout).decode(total)
-    weight, count = numbers["weight"], len(names)
+    weight = numbers["weight"]
     if weight <= 0:
         raise RefusedError(f"the weights of {counted(count, 'upload')} add up to {weight:g}")
     specs = context.algorithm.vectors(layout)
