@@ -36,8 +36,10 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
+from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 from fedshelf.rounds.client import Client, Work
+from fedshelf.rounds.encrypting_client import EncryptingClient, EncryptionTerms
 from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
@@ -152,6 +154,15 @@ class OpenedSums:
         self.found.append(opened)
 
 
+class Decryptors(dict[str, str]):
+    """A client's record of which store decrypts, which outlives its process."""
+
+    def known(self, run_id: str) -> str | None:
+        return self.get(run_id)
+
+    record = dict[str, str].__setitem__
+
+
 Tamper = Callable[[ServerMessage, Answer], Answer]
 """Changes what an honest client would answer."""
 
@@ -207,8 +218,9 @@ class World:
         self.held = {name: MemoryHeldModel() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
         self.opened_sums = {name: OpenedSums() for name in self.names}
+        self.decryptors = {name: Decryptors() for name in self.names}
         is_masked = self.plan.get("uploads", UploadPipeline()).is_masked
-        self.masking = {name: self.masking_client(name) for name in self.names} if is_masked else {}
+        self.masking = {name: self.hiding_client(name) for name in self.names} if is_masked else {}
 
     @property
     def personalization(self) -> Personalization:
@@ -286,11 +298,22 @@ class World:
         """The client's process is gone, with what it had in memory only."""
         self.clients[name] = self.client(name)
         if name in self.masking:
-            self.masking[name] = self.masking_client(name)
+            self.masking[name] = self.hiding_client(name)
 
-    def masking_client(self, name: str) -> MaskingClient:
-        """What masks the uploads of `plan["uploads"]`, in a new process of the client."""
+    def hiding_client(self, name: str) -> MaskingClient | EncryptingClient:
+        """What masks or encrypts the uploads of `plan["uploads"]`, in a new process of the client."""
         bench, encode = bound_model(self.module(), self.training, self.personalization), self.plan["uploads"].summand
+        if self.plan["uploads"].is_encrypted:
+            encryption = self.plan["encryption"]
+            form = EncryptedForm.of(encryption, encode, bench.params.layout, bench.output_layer)
+            encrypted = EncryptionTerms(
+                run_id="run-1", config="digest", encryption=encryption, form=form,
+                is_buffered=isinstance(self.algorithm, Asynchronous),
+            )  # fmt: skip
+            return EncryptingClient(
+                partial(str, name), terms=lambda: encrypted, opened_sums=self.opened_sums[name],
+                decryptors=self.decryptors[name],
+            )  # fmt: skip
         terms = MaskingTerms(
             run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=encode,
             layout=bench.params.layout,

@@ -23,7 +23,7 @@ from fedshelf.privacy.homomorphic.sum_check import SealedTag
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.rounds.encrypting_client import SUM
-from fedshelf.rounds.key_exchange import Dialog, KeyExchange
+from fedshelf.rounds.key_exchange import Dialog, EncryptionRecord, KeyExchange
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.summed_uploads import add_up, aggregate_of
@@ -125,12 +125,12 @@ class EncryptedRound:
         keys = self._keys
         if self.is_closed:
             return
-        keys.choose_holder(self._context.membership.live())
+        keys.choose_holder(self._context.membership.live() or self._opened.live)
         self._wait_for(keys.holder)
         keys.hand_out(self._dialog, self._progress.pending(), self._drop)
-        if self._record is not None and self._record.keys != keys.record.keys:
+        if self._record is not None and self._record.keys not in (b"", keys.record.keys):
             raise RefusedError(f"the store '{keys.holder}' was restarted, and the keys of this round are gone")
-        self._save(keys.record.members)
+        self._save(keys.record)
 
     def aggregate(self, uploads: Mapping[str, Upload]) -> tuple[Aggregate, float | None]:
         """The aggregate of the uploads.
@@ -154,17 +154,16 @@ class EncryptedRound:
             )
         if missing := [name for name in members if name not in uploads]:
             raise RefusedError(f"the upload of {missing[0]} can no longer be read from the server's disk")
-        self._save(members)
+        self._save(replace(self._record or keys.record, members=members))
         summands = [Summand(client=name, upload=uploads[name]) for name in members]
         if not keys.any_decrypts:
             self._wait_for(keys.holder)
         total = decrypted_sum(keys, self._dialog, summands, decryptors(self._context, keys), weighted=False)
         return aggregate_of(self._context, keys.form.encode, total, len(members))
 
-    def _save(self, members: tuple[str, ...]) -> None:
-        if self._record is None or self._record.members != members:
-            self._record = replace(self._record or self._keys.record, members=members)
-            self._opened = replace(self._opened, encryption=wire.to_text(self._record))
+    def _save(self, record: EncryptionRecord) -> None:
+        if record != self._record:
+            self._record, self._opened = record, replace(self._opened, encryption=wire.to_text(record))
             self._context.ports.checkpoints.save_open_round(self._opened)
 
     def _wait_for(self, name: str) -> None:

@@ -54,7 +54,7 @@ class EncryptionRecord:
 
     Attributes:
         decryptor: the store that generates the keys, and decrypts unless every store may.
-        keys: name of the published keys that uploads are encrypted with.
+        keys: name of the published keys that uploads are encrypted with; empty as long as none are.
         members: whose uploads are in the sum, once that is fixed.
         weights: of their uploads, if they are weighted.
     """
@@ -109,6 +109,11 @@ class KeyExchange:
         return EncryptionRecord(
             decryptor=self._holder, keys=b"" if self._published is None else name_of(self._published)
         )
+
+    @property
+    def settled(self) -> str:
+        """What has to be saved before the next round has any keys: who decrypts. "" if that is open."""
+        return wire.to_text(EncryptionRecord(decryptor=self._holder, keys=b"")) if self._holder else ""
 
     def resume(self, opened: OpenRound | None) -> EncryptionRecord | None:
         """The record of a round that a previous server process had opened; None if it had not come so far."""

@@ -79,8 +79,13 @@ class RoundSteps:
             loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
             self._noise.warn_of_volume(loudness)
 
-    def draw(self, state: ServerState, attempt: int) -> OpenRound:
+    def draw(self, state: ServerState, attempt: int, encryption: str = "") -> OpenRound:
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
+
+        Args:
+            state: the state before the round.
+            attempt: the attempt.
+            encryption: what a restarted server needs to know of encryption.
 
         Raises:
             RunError: all clients have been excluded.
@@ -109,7 +114,7 @@ class RoundSteps:
         num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
         opened = OpenRound(
             key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps,
-            pace=predicted(state.pace, num_steps), noise_key=new_key() if plan.noisy_mean else None,
+            pace=predicted(state.pace, num_steps), noise_key=new_key() if plan.noisy_mean else None, encryption=encryption,
         )  # fmt: skip
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)

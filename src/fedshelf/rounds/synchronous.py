@@ -68,7 +68,7 @@ class SynchronousRounds:
         num_void = 0  # without attempts in which a client failed: failures exclude clients, so there are only so many
         while num_void < MAX_VOID_IN_A_ROW:
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
-                opened = self._steps.draw(state, attempt)
+                opened = self._steps.draw(state, attempt, self._keys.settled if self._keys else "")
             num_faults = self._context.membership.num_faults
             state, outcome = self._attempt(state, opened)
             if isinstance(outcome, RoundFinished):
