@@ -114,7 +114,8 @@ class RoundSteps:
         num_steps = plan.pacing.configured({name: num_train[name] for name in cohort})
         opened = OpenRound(
             key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps,
-            pace=predicted(state.pace, num_steps), noise_key=new_key() if plan.noisy_mean else None, encryption=encryption,
+            pace=predicted(state.pace, num_steps), noise_key=new_key() if plan.noisy_mean else None,
+            encryption=encryption,
         )  # fmt: skip
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)

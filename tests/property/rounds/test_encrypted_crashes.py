@@ -94,7 +94,7 @@ class Dying:
             world.transport.connect(world.peer(name, address=f"second line to {name}"), delay=0.2)
             return Gone()
 
-        world._handle = dying  # type: ignore[method-assign]
+        world._handle = dying  # type: ignore[method-assign,assignment]
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
