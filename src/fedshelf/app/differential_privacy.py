@@ -12,7 +12,7 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedshelf.algorithms.base import Algorithm
-from fedshelf.app.components import algorithm_of, mask_of, personalization_of, protection_of
+from fedshelf.app.components import algorithm_of, hides_uploads, personalization_of, protection_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import RefusedError
 from fedshelf.core.messages import Mechanism
@@ -144,7 +144,7 @@ def noise_for(
 
 def tells_of_validation(config: RunConfig) -> bool:
     """Whether stores answer with figures on validation photos, which have no noise and are not masked."""
-    return not (isinstance(protection_of(config), SampleDP) or mask_of(config).is_on)
+    return not (isinstance(protection_of(config), SampleDP) or hides_uploads(config))
 
 
 def delta_of(config: RunConfig) -> float:

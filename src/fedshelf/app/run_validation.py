@@ -165,8 +165,8 @@ def _problems_with_buffered_sums(config: RunConfig, codec: Modular, how: str) ->
         )
     if size > config.min_clients:
         found.append(
-            f"--buffer-size {size} with {how} and --min-clients {config.min_clients}: a store has one upload of each "
-            f"version in a sum, so there would not be enough. Use --min-clients {size} or more, or a smaller buffer"
+            f"--buffer-size {size} with {how} and --min-clients {config.min_clients}: a store has one upload in a "
+            f"sum, so there would not be enough. Use --min-clients {size} or more, or a smaller buffer"
         )
     return found
 

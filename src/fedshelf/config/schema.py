@@ -423,7 +423,8 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("secagg") or given.get("he"):  # weights by examples need room
         found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
         if given.get("algorithm") == "fedbuff":  # whose weights are up to 16
-            found["codec_up"] = f"modular:32:0:{max(64, 16 * given.get('buffer_size', 4))}"
+            size = given.get("buffer_size") or 4
+            found |= {"codec_up": f"modular:32:0:{max(64, 16 * size)}", "min_clients": max(3, size)}
     if given.get("dp") == "sample":  # each photo's gradient is bounded
         found["gradient_clip"] = 0.0
     if not given.get("pretrained") or given.get("train", "all") != "all":

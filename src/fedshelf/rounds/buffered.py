@@ -196,8 +196,8 @@ class BufferedRounds:
         if self._membership.returning() or not self._context.is_settled:
             return  # otherwise a restarted server favors clients that reconnect quickly
         idle = [name for name in live if name not in self._tasks and name not in record.waiting]
-        if self._sums is not None:  # a store has one upload of each model in a sum
-            idle = [name for name in idle if not self._buffer.num_answered(name, record.number)]
+        if self._sums is not None:  # a store has one upload in a sum
+            idle = [name for name in idle if name not in self._buffer.newest()]
         wanted = cohorts.size(len(live), fraction=plan.fraction)
         for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, record):
             if self._membership.num_validation(name):
