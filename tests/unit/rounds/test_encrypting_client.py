@@ -15,7 +15,6 @@ from fedshelf.core.messages import (
     EncryptionStage,
     Failure,
     Purpose,
-    Setup,
     TaskKey,
     Upload,
 )
@@ -187,5 +186,4 @@ def test_a_client_of_a_run_without_encryption_refuses_the_exchange() -> None:
     request = EncryptionRequest(key=KEY, stage=EncryptionStage.KEYS, content="[]")
     answer = world._handle("a", request)
     assert_refused(answer, "neither masked nor encrypted")
-    assert not isinstance(answer, Setup)
     assert torch.isfinite(world.final).all()
