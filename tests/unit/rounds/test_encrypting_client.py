@@ -1,4 +1,4 @@
-"""What a store does not decrypt or encrypt, whatever the server asks: a hostile server has all that an honest one has."""
+"""What a store does not decrypt or encrypt, whatever the server asks: a hostile server has what an honest one has."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedshelf.core.errors import UsageError
-from fedshelf.privacy.homomorphic import ceremony, seal
+from fedshelf.privacy.homomorphic import seal
+from fedshelf.privacy.homomorphic.ciphertexts import to_bytes
 from tests.unit.simulate.test_masked_simulation import run, stores
 from tests.unit.tracking.test_runs_commands import output
 
@@ -110,7 +111,7 @@ def test_no_secret_key_is_in_a_file_or_in_the_log(
 
     def recorded(*given: Any) -> Any:
         keys = generate(*given)
-        secrets.extend([keys.secret.tobytes()[:96], ceremony.to_bytes(keys.secret).tobytes()[:96]])
+        secrets.extend([keys.secret.tobytes()[:96], to_bytes(keys.secret).tobytes()[:96]])
         return keys
 
     monkeypatch.setattr(seal, "generate", recorded)
