@@ -28,7 +28,6 @@ __all__ = ["stores"]  # the fixture
         ("modular:32", {"workers": 2, "fraction": 0.75}),
         ("modular:32", {"codec_down": "int8", "clip_norm": 0.5, "algorithm": "fedadam"}),
         ("modular:32:0:64", {"algorithm": "fedbuff", "min_clients": 4}),
-        ("modular:32", {"algorithm": "fedbuff", "slowdowns": "1,1,3,1", "buffer_size": 3, "he_decryptor": "any"}),
     ],
     ids=str,
 )
