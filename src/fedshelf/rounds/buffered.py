@@ -257,6 +257,8 @@ class BufferedRounds:
 
     def _receive_later(self, arrived: Arrived) -> None:
         """Keep an arrival. The file that a reply came in is gone by then, but not what was read of it."""
+        if isinstance(arrived, ClientReady) and arrived.client not in self._tasks:
+            return  # it has lost no task: sent twice, its second answer would not be expected
         self._later.append(replace(arrived, source=None) if isinstance(arrived, Reply) else arrived)
 
     def _accept_upload(self, reply: Reply, dispatched: DispatchedTask, record: _RoundRecord) -> None:
