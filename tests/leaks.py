@@ -187,7 +187,7 @@ MESSAGES: Mapping[str, Mapping[str, Check]] = {
         "blob": _digest, "key": _key, "vectors": _encoded_vectors, "num_examples": _or_withheld(_count),
         "num_steps": _or_withheld(_count), "train_loss": _or_withheld(_number), "seconds": _or_withheld(_number),
         "batch_size": _count, "client_lr": _number,
-        "mechanism": _mechanism,
+        "mechanism": _mechanism, "tag": lambda value, store: value == "",
     },
     "evaluation": {
         "blob": lambda value, store: value == "", "key": _key, "num_examples": _count, "num_correct": _count,

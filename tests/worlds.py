@@ -39,9 +39,11 @@ from fedshelf.personalization.base import NONE, Personalization
 from fedshelf.personalization.model_selection import ModelSelection
 from fedshelf.privacy.client_dp import ClippedAtClient
 from fedshelf.privacy.distributed_dp import NoiseShares
+from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.privacy.secure_aggregation.keys import Identities
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
 from fedshelf.rounds.client import Client, Work
+from fedshelf.rounds.encrypting_client import EncryptingClient, EncryptionTerms
 from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports, RoundSettings
@@ -156,6 +158,15 @@ class OpenedSums:
         self.found.append(opened)
 
 
+class Decryptors(dict[str, str]):
+    """A client's record of which store decrypts, which outlives its process."""
+
+    def known(self, run_id: str) -> str | None:
+        return self.get(run_id)
+
+    record = dict[str, str].__setitem__
+
+
 Tamper = Callable[[ServerMessage, Answer], Answer]
 """Changes what an honest client would answer."""
 
@@ -217,7 +228,8 @@ class World:
         self.held = {name: MemoryHeldModel() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
         self.opened_sums = {name: OpenedSums() for name in self.names}
-        self.masking = {name: self.masking_client(name) for name in self.names} if self.is_masked else {}
+        self.decryptors = {name: Decryptors() for name in self.names}
+        self.masking = {name: self.hiding_client(name) for name in self.names} if self.is_masked else {}
 
     @property
     def is_masked(self) -> bool:
@@ -308,14 +320,25 @@ class World:
         """The client's process is gone, with what it had in memory only."""
         self.clients[name] = self.client(name)
         if name in self.masking:
-            self.masking[name] = self.masking_client(name)
+            self.masking[name] = self.hiding_client(name)
 
-    def masking_client(self, name: str) -> MaskingClient:
-        """What masks the uploads of `plan["uploads"]`, in a new process of the client."""
+    def hiding_client(self, name: str) -> MaskingClient | EncryptingClient:
+        """What masks or encrypts the uploads of `plan["uploads"]`, in a new process of the client."""
         bench = bound_model(self.module(), self.training, self.personalization)
         layout, uploads, closed_form = bench.params.layout, self.uploads_of(bench), self.plan.get("closed_form")
         if uploads.summand is None:
             raise ValueError("masks need uploads that are summed")
+        if uploads.is_encrypted:
+            encryption = self.plan["encryption"]
+            form = EncryptedForm.of(encryption, uploads.summand, layout, bench.output_layer)
+            encrypted = EncryptionTerms(
+                run_id="run-1", config="digest", encryption=encryption, form=form,
+                is_buffered=isinstance(self.algorithm, Asynchronous),
+            )  # fmt: skip
+            return EncryptingClient(
+                partial(str, name), terms=lambda: encrypted, opened_sums=self.opened_sums[name],
+                decryptors=self.decryptors[name],
+            )  # fmt: skip
         terms = MaskingTerms(
             run_id="run-1", config="digest", threshold=self.plan.get("threshold"), encode=uploads.summand,
             layout=layout, tree=Catalogue(CLASSES, tuple((name,) for name in CLASSES)).tree,

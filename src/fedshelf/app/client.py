@@ -31,11 +31,14 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.data.cache import PhotoCache
+from fedshelf.identity.keys import KeyPair
 from fedshelf.identity.store_keys import StoreKeys
 from fedshelf.models.build import at_most
 from fedshelf.models.own_model import use_model_path
 from fedshelf.privacy import policy as policies
 from fedshelf.privacy.budget import Budget
+from fedshelf.privacy.homomorphic import seal
+from fedshelf.privacy.homomorphic.decryptors import FileDecryptors
 from fedshelf.privacy.ledger import Ledger
 from fedshelf.privacy.ledger_content import OtherLedgers
 from fedshelf.privacy.policy import STANDARD, Policy
@@ -44,6 +47,7 @@ from fedshelf.privacy.secure_aggregation.opened_sums import FileOpenedSums
 from fedshelf.privacy.task_limits import TaskLimits
 from fedshelf.privacy.withholding import withhold
 from fedshelf.rounds.client import Client, Work
+from fedshelf.rounds.encrypting_client import EncryptingClient
 from fedshelf.rounds.masking_client import MaskingClient
 from fedshelf.serialization import messages as payload
 from fedshelf.serialization.blob import MAX_HEADER_BYTES
@@ -60,7 +64,7 @@ from fedshelf.training.malloc import keep_freed_memory
 from fedshelf.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-MODELS_PER_DOWNLOAD = 6  # a comparison has two; a client that missed rounds gets differences of up to four
+MODELS_PER_DOWNLOAD = 8  # a comparison has two, an encrypted sum up to seven, an update after missed rounds four
 MODELS_PER_CHOICE = 16  # with output layers to choose among, which may be most of a model
 
 
@@ -115,11 +119,21 @@ class StoreClient:
             withhold=partial(withhold, metrics=policy.metrics),
         )  # fmt: skip
 
+        member, identities = partial(self._name_in_roster, keys), partial(self._identities, keys)
+        opened_sums = FileOpenedSums(place.state_dir / "opened-sums.jsonl")
+        min_cohort = policy.protection.min_cohort
+
+        def identity() -> KeyPair | None:
+            return keys.pair() if keys and keys.enrollment() else None
+
         self._masking = MaskingClient(
-            partial(self._name_in_roster, keys), terms=lambda: masking_terms(self._opened) if self._opened else None,
-            opened_sums=FileOpenedSums(place.state_dir / "opened-sums.jsonl"),
-            identity=lambda: keys.pair() if keys and keys.enrollment() else None,
-            identities=partial(self._identities, keys), min_cohort=policy.protection.min_cohort,
+            member, terms=lambda: masking_terms(self._opened) if self._opened else None, opened_sums=opened_sums,
+            identity=identity, identities=identities, min_cohort=min_cohort,
+        )  # fmt: skip
+        self._encryption = EncryptingClient(
+            member, terms=lambda: self._opened.encryption if self._opened else None, opened_sums=opened_sums,
+            decryptors=FileDecryptors(place.state_dir / "decryptors.json"), identity=identity, identities=identities,
+            min_cohort=min_cohort,
         )  # fmt: skip
 
     def _name_in_roster(self, keys: StoreKeys | None) -> str:
@@ -131,7 +145,7 @@ class StoreClient:
         if keys is None or not self._policy.server.roster_key:
             if not self._has_warned:
                 logger.warning(
-                    "masks hide this store's updates from a server that follows the protocol, not from one that "
+                    "this store's updates are hidden from a server that follows the protocol, not from one that "
                     "invents other stores: the policy pins no roster-key"
                 )
             self._has_warned = True
@@ -146,13 +160,13 @@ class StoreClient:
             known = payload.decode(text, self.find_blob(payload.Header.parse(text).blob) or b"")
             if isinstance(known, Setup):
                 self._client.handle(known)
-        answer = self._masking.before(message)
+        answer = self._encryption.before(message) or self._masking.before(message)
         if answer is None:
             plain = replace(message, masking="") if isinstance(message, Broadcast) else message
             own = self._client.handle(plain)
             if isinstance(own, Evaluation):
                 self._evaluation = own if own.num_examples else None
-            answer = self._masking.after(message, own)
+            answer = self._masking.after(message, self._encryption.after(message, own))
         if isinstance(message, Setup) and isinstance(answer, Ready):
             blob = payload.blob_of(message)
             if blob.pieces:
@@ -229,6 +243,8 @@ class StoreClient:
         self._newest, self._has_chosen, self._opened = None, False, None
         with at_most(limits.max_parameters):
             self._opened = open_setup(setup, device=self._place.device, accept=self._check)
+        if self._opened.encryption is not None:
+            seal.require()
         if self._place.withdraw:
             return work_for(self._place.name, self._opened, NO_PHOTOS, batch_size=self._opened.config.batch_size)
         cache = PhotoCache(root=places.photo_cache(), max_bytes=limits.max_cache_mb * 1_000_000)

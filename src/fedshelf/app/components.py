@@ -36,6 +36,7 @@ from fedshelf.privacy.client_dp import ClientDP, ClippedAtClient
 from fedshelf.privacy.clipping import ADAPTIVE
 from fedshelf.privacy.distributed_dp import MOST_DEVIATION, MOST_FACTOR
 from fedshelf.privacy.dp_sgd import SampleDP
+from fedshelf.privacy.homomorphic.settings import NOT_ENCRYPTED, Encryption
 from fedshelf.privacy.policy import Policy
 from fedshelf.privacy.policy_tables import ProtectionOffer
 from fedshelf.privacy.private_ridge import PrivateRidge
@@ -123,6 +124,23 @@ def mask_of(config: RunConfig) -> Mask:
     return next(found, NO_MASK)
 
 
+def encryption_of(config: RunConfig) -> Encryption:
+    """The configured homomorphic encryption of uploads; off by default."""
+    found = (stage for stage in optional_components(config, STAGES) if isinstance(stage, Encryption))
+    return next(found, NOT_ENCRYPTED)
+
+
+def hides_uploads(config: RunConfig) -> bool:
+    """Whether the server sees no upload by itself."""
+    return mask_of(config).is_on or encryption_of(config).is_on
+
+
+def has_noise_of_stores(config: RunConfig) -> bool:
+    """Whether stores add noise, so that nothing else may be computed from photos and sent."""
+    protection = protection_of(config)
+    return isinstance(protection, SampleDP) or (isinstance(protection, ClientDP) and protection.noise_at == "stores")
+
+
 def is_sampling_secret(config: RunConfig) -> bool:
     """Whether nobody but the server learns who takes part in a round: under masks, members know each other's names."""
     return not mask_of(config).is_on
@@ -205,7 +223,7 @@ def summed_codec_of(config: RunConfig) -> Modular | None:
         return None
     chain = parse(config.codec_up)
     codec, alone = chain.quantizer, chain.sparsifier is None and chain.lossless is None
-    return codec if alone and isinstance(codec, Modular) and (mask_of(config).is_on or not codec.range) else None
+    return codec if alone and isinstance(codec, Modular) and (hides_uploads(config) or not codec.range) else None
 
 
 def weighs_by_examples(config: RunConfig) -> bool:
@@ -250,7 +268,9 @@ def offer_of(config: RunConfig) -> ProtectionOffer:
     return (
         ProtectionOffer(kind="sample-dp", delta=protection.delta)
         if isinstance(protection, Noise) and protection.unit == "photo"
-        else ProtectionOffer(kind="secagg" if mask_of(config).is_on else "none")
+        else ProtectionOffer(
+            kind="secagg" if mask_of(config).is_on else "he" if encryption_of(config).is_on else "none"
+        )
     )
 
 
@@ -331,7 +351,8 @@ def plan_of(
         average_rounds=config.average_rounds,
         compares=compares(config),
         threshold=mask_of(config).threshold,
-        evaluates=not isinstance(protection_of(config), SampleDP),
+        evaluates=not (has_noise_of_stores(config) or encryption_of(config).is_on),
+        encryption=encryption_of(config),
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from fedshelf.algorithms.base import Algorithm
 from fedshelf.app.components import (
     algorithm_of,
     client_noise_of,
+    has_noise_of_stores,
+    hides_uploads,
     is_sampling_secret,
     mask_of,
     personalization_of,
@@ -152,11 +154,7 @@ def noise_for(
 
 def tells_of_validation(config: RunConfig) -> bool:
     """Whether stores answer with figures on validation photos, which have no noise and are not masked."""
-    protection = protection_of(config)
-    is_noised = isinstance(protection, SampleDP) or (
-        isinstance(protection, ClientDP) and protection.noise_at == "stores"
-    )
-    return not (is_noised or mask_of(config).is_on)
+    return not (has_noise_of_stores(config) or hides_uploads(config))
 
 
 def delta_of(config: RunConfig) -> float:

@@ -12,6 +12,7 @@ from fedshelf.app.components import (
     check_setup,
     closed_form_of,
     compares,
+    encryption_of,
     mask_of,
     most_epochs,
     protection_of,
@@ -21,7 +22,17 @@ from fedshelf.app.differential_privacy import released as released_by
 from fedshelf.app.model import bound_model_of
 from fedshelf.config.schema import RunConfig
 from fedshelf.core.errors import BudgetError, PolicyError
-from fedshelf.core.messages import Comparison, Evaluation, Failure, Join, MaskingReply, Mechanism, Ready, Upload
+from fedshelf.core.messages import (
+    Comparison,
+    EncryptionReply,
+    Evaluation,
+    Failure,
+    Join,
+    MaskingReply,
+    Mechanism,
+    Ready,
+    Upload,
+)
 from fedshelf.core.text import counted
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.privacy.accounting import as_release, compose
@@ -35,13 +46,17 @@ from fedshelf.training.timing import noise_runs, seconds
 
 BYTES_PER_VALUE = {"float32": 4, "float64": 8}
 MOST_VECTORS = 2  # as long as the model, in an upload: the update and a control variate
-MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, MaskingReply, Failure)
-AFTER_SETUP = (Ready, Upload, Evaluation, Comparison, MaskingReply)  # what a store sends only if it takes part in a run
+MESSAGES = (Join, Ready, Upload, Evaluation, Comparison, MaskingReply, EncryptionReply, Failure)
+AFTER_SETUP = (Ready, Upload, Evaluation, Comparison, MaskingReply, EncryptionReply)
+"""What a store sends only if it takes part in a run."""
 _SUMMED: Mapping[type[Any], Collection[str]] = {
     Upload: ("num_examples", "num_steps", "train_loss"),
     Evaluation: ("num_examples", "num_correct", "loss_sum", "candidates", "products", "levels"),
 }
-"""Fields besides an upload's vectors that secure aggregation adds up."""
+"""Fields besides an upload's vectors that are added up, if the server sees only sums. Evaluations are masked, and never
+encrypted."""
+_EXCHANGES: Mapping[type[Any], str] = {MaskingReply: "secagg", EncryptionReply: "he"}
+"""Messages that only runs with a protection have."""
 _PURPOSES = {Upload: "train", Evaluation: "evaluate", Comparison: "compare"}
 
 
@@ -128,7 +143,7 @@ def released(
         else _released(policy, config, kind, field.name)
         for kind in MESSAGES
         for field in dataclasses.fields(kind)
-        if kind is not MaskingReply or _is_summed(policy, config)
+        if kind not in _EXCHANGES or _summing(policy, config) == _EXCHANGES[kind]
     )
 
 
@@ -242,7 +257,7 @@ _PROTECTIONS: Mapping[str, str] = {
     "sample-dp": "Runs must add noise at the store. ε is for one photo, over all runs and servers. It holds for the "
     "update, and not for counts, accuracies, and times.",
     "secagg": "Runs must use secure aggregation. No ε bounds what the sum reveals of a photo.",
-    "he": "Runs must use homomorphic encryption, which this version does not have: the store takes part in no run.",
+    "he": "Runs must use homomorphic encryption. No ε bounds what the sum reveals of a photo.",
 }
 
 
@@ -265,22 +280,23 @@ def _released(policy: Policy, config: RunConfig | None, kind: type[Any], field: 
         return made("not sent", "metrics.example-counts")
     if kind is Comparison and config is not None and not compares(config):
         return made("not sent", "compare")
-    is_summed = _is_summed(policy, config)
-    told = WITHOUT_NOISE.get(kind, {}) if is_noised or (is_summed and kind not in _SUMMED) else {}
-    because = "dp = sample" if is_noised else "secagg"
+    summing = _summing(policy, config)
+    summed = {"": (), "he": (Upload,)}.get(summing, (Upload, Evaluation))
+    told = WITHOUT_NOISE.get(kind, {}) if is_noised or (summing and kind not in summed) else {}
+    because = "dp = sample" if is_noised else summing
     if told is None:
         return made("not sent", because)
     if key and not getattr(policy.metrics, key):
         return made("withheld", _shown(key))
     if field in told:
         return made("withheld", because)
-    if is_summed and field in _SUMMED.get(kind, ()):
-        return made("summed", "protection.required" if config is None else "secagg")
+    if kind in summed and field in _SUMMED[kind]:
+        return made("summed", "protection.required" if config is None else summing)
     if key:
         return made("clear", _shown(key))
     if kind is Upload and field == "vectors":
-        state = ", ".join(["noised"] * is_noised + ["summed"] * is_summed) or "clear"
-        setting = "dp, secagg" if is_noised and is_summed else "secagg" if is_summed else "dp"
+        state = ", ".join(["noised"] * is_noised + ["summed"] * bool(summing)) or "clear"
+        setting = f"dp, {summing}" if is_noised and summing else summing or "dp"
         return made(state, "protection.required" if config is None else setting)
     return made("clear", f"purposes.{purpose}" if purpose else "")
 
@@ -289,8 +305,11 @@ def _shown(key: str) -> str:
     return "metrics.per-product" if key == "counts_products" else f"metrics.{key.replace('_', '-')}"
 
 
-def _is_summed(policy: Policy, config: RunConfig | None) -> bool:
-    return policy.protection.required == "secagg" if config is None else mask_of(config).is_on
+def _summing(policy: Policy, config: RunConfig | None) -> str:
+    """What lets the server see sums only: `secagg`, `he`, or ""."""
+    if config is None:
+        return policy.protection.required if policy.protection.required in ("secagg", "he") else ""
+    return "secagg" if mask_of(config).is_on else "he" if encryption_of(config).is_on else ""
 
 
 def _is_noised(config: RunConfig) -> bool:
@@ -315,6 +334,8 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
         if is_noised
         else f"{update}, from which parts of photos can sometimes be reconstructed"
     ] * (leaves("Upload.vectors") and may_train)
+    shows_body = config is not None and encryption_of(config).is_on and encryption_of(config).scope == "head"
+    server += ["of each update, the change of the layers before the output layer"] * shows_body
     may_sum = policy.purposes.closed_form and policy.metrics.example_counts
     may_sum = may_sum and (config is None or (_computes_sums(config) and leaves("Upload.vectors") and not is_noised))
     features = "the features of these stores' photos" if is_summed else "its photos' features"
@@ -326,6 +347,11 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
     server += [f"how well models do on {whose}"] * measures
     who = "these stores have together" if is_summed else "it has"
     server += [f"how many photos {who} of each product"] * leaves("Evaluation.products")
+    decrypts = (
+        "The stores that decrypt"
+        if config is not None and encryption_of(config).any_decrypts
+        else "The store that decrypts"
+    )
     others = ["the model, which may have memorized parts of photos"] * (not is_noised)
     others += ["the model"] * is_noised
     others += ["the names of its products, without the store's name"] * leaves("Join.classes")
@@ -334,12 +360,15 @@ def _learns(policy: Policy, config: RunConfig | None, fields: tuple[Released, ..
         f"The server and its operator: {'; '.join(server) or 'nothing of the photos'}.",
         f"Other stores: {'; '.join(others)}.",
         "The network: sizes and times of messages, if TLS is on.",
-        f"The server says that it adds up {counted(least, 'store')} or more. Only secure aggregation could prove it."
+        f"The server says that it adds up {counted(least, 'store')} or more. Only secure "
+        "aggregation or homomorphic encryption could prove it."
         if least > 1 and not is_summed
         else f"A sum is of {counted(max(least, LEAST_MEMBERS), 'store')} or more. A server that invents stores gets "
         "around that, unless the policy pins the roster's key (roster-key)."
         if is_summed
         else "The server can use an update alone: min-cohort = 1.",
+    ) + (f"{decrypts}: the sum of the updates of a round's stores; together with the server, each update.",) * (
+        _summing(policy, config) == "he"
     )
 
 

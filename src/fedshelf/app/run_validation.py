@@ -9,6 +9,7 @@ from fedshelf.app.components import (
     aggregator_of,
     algorithm_of,
     component_of,
+    encryption_of,
     given_names,
     mask_of,
     optional_components,
@@ -21,6 +22,7 @@ from fedshelf.app.differential_privacy import problem_with_model, problems_with_
 from fedshelf.app.model import ModuleFactory, bound_model_of, module_of, trainable_module_of
 from fedshelf.app.photos import scan_test_photos
 from fedshelf.compression.chain import parse
+from fedshelf.compression.modular import Modular
 from fedshelf.compression.sum_stage import EncodeSummand
 from fedshelf.config.families import FAMILIES, OPTIONAL
 from fedshelf.config.schema import RunConfig
@@ -29,8 +31,10 @@ from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.filesystem import file_problem, folder_problem
 from fedshelf.models.build import find_problem
+from fedshelf.models.head import linear_head
 from fedshelf.models.initial_weights import check_fit, extra_tensors, read_initial_weights
 from fedshelf.models.registry import is_own
+from fedshelf.privacy.homomorphic.packing import MOST_WEIGHT
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.secure_aggregation.settings import Mask
 from fedshelf.rounds import pipeline
@@ -105,18 +109,26 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
         codec = summed_codec_of(config)
     except UsageError:  # reported with the codecs
         return []
+    hiding = [stage.declares.setting for stage in (mask_of(config), encryption_of(config)) if stage.is_on]
+    found: list[str] = []
+    if len(hiding) > 1:
+        found.append("--secagg with --he: each hides all uploads but their sum. Leave one of the two out")
     if codec is None:
-        if mask_of(config).is_on:
-            return ["--secagg masks integers: use --codec-up modular:16 or modular:32, or leave --codec-up out"]
-        return []
-    how = "--secagg" if mask_of(config).is_on else f"--codec-up {config.codec_up}"
+        if hiding:
+            what = "masks" if mask_of(config).is_on else "encrypts"
+            found.append(
+                f"{hiding[0]} {what} integers: use --codec-up modular:16 or modular:32, or leave --codec-up out"
+            )
+        return found
+    how = hiding[0] if hiding else f"--codec-up {config.codec_up}"
     wrong = {
         f"--aggregator {config.aggregator}": config.aggregator != "mean",
-        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off") and not mask_of(config).is_on,
-        f"--algorithm {config.algorithm}": config.algorithm in ("fedasync", "fedbuff"),
+        f"--norm-bound {config.norm_bound}": config.norm_bound not in ("auto", "off") and not hiding,
+        f"--algorithm {config.algorithm}": config.algorithm == "fedasync"
+        or (config.algorithm == "fedbuff" and mask_of(config).is_on),
         f"--local-work {config.local_work}": config.local_work != "fixed",
     }
-    found = [
+    found += [
         f"{flag} with {how}: the server decodes the sum of a round's uploads, and none by itself. Leave it out"
         for flag, is_set in wrong.items()
         if is_set
@@ -125,18 +137,50 @@ def _problems_with_summed_codes(config: RunConfig) -> list[str]:
         found.append(
             f"--codec-up {config.codec_up} has no room for weights by photos: use modular:32, or --weights equal"
         )
+    exact = {
+        f"--algorithm {config.algorithm}": algorithm_of(config).counts_photos,
+        f"--warm-start {config.warm_start}": config.warm_start != "none",
+        "--refit-head": config.refit_head,
+        f"--dp {config.dp}": config.dp == "client",
+    }
+    if encryption_of(config).is_on:
+        found += [f"{flag} with {how}: it is not encrypted. Use --secagg" for flag, is_set in exact.items() if is_set]
     if mask_of(config).is_on and algorithm_of(config).counts_photos and config.rounds + config.extend > 1:
         rounds = counted(config.rounds + config.extend, "round")
         found.append(
             f"{rounds} of --algorithm {config.algorithm} with --secagg: in each round after the first, stores "
             "send what has changed, and a sum of changes is that of the one store whose photos did. Use --rounds 1"
         )
-    if mask_of(config).is_on and config.sampling == "size":
-        found.append("--sampling size with --secagg: who is drawn would depend on numbers that masks hide")
-    if mask_of(config).is_on and config.min_clients < LEAST_MEMBERS:
+    if hiding and config.sampling == "size":
+        found.append(f"--sampling size with {how}: who is drawn would depend on numbers that it hides")
+    if hiding and config.min_clients < LEAST_MEMBERS:
         found.append(
-            f"--min-clients {config.min_clients} with --secagg: a sum of fewer than {LEAST_MEMBERS} stores hides "
+            f"--min-clients {config.min_clients} with {how}: a sum of fewer than {LEAST_MEMBERS} stores hides "
             f"nothing. Use {LEAST_MEMBERS} or more"
+        )
+    return found + _problems_with_buffered_sums(config, codec, how)
+
+
+def _problems_with_buffered_sums(config: RunConfig, codec: Modular, how: str) -> list[str]:
+    """What asynchronous rounds need, if uploads are decoded as a sum only."""
+    algorithm = algorithm_of(config)
+    if not isinstance(algorithm, Asynchronous) or config.algorithm != "fedbuff":
+        return []
+    found, size = [], algorithm.buffer_size
+    if codec.summands < size * MOST_WEIGHT:
+        found.append(
+            f"--codec-up {config.codec_up} has no room for {counted(size, 'upload')} with weights up to {MOST_WEIGHT}: "
+            f"use modular:{codec.bits}:{codec.range:g}:{size * MOST_WEIGHT}"
+        )
+    if encryption_of(config).is_on and size < LEAST_MEMBERS:
+        found.append(
+            f"--buffer-size {size} with {how}: a sum of fewer than {LEAST_MEMBERS} uploads hides nothing. Use "
+            f"{LEAST_MEMBERS} or more"
+        )
+    if size > config.min_clients:
+        found.append(
+            f"--buffer-size {size} with {how} and --min-clients {config.min_clients}: a store has one upload in a "
+            f"sum, so there would not be enough. Use --min-clients {size} or more, or a smaller buffer"
         )
     return found
 
@@ -158,6 +202,8 @@ def _problem_with_training(config: RunConfig, make_module: ModuleFactory | None)
             return problem_with_model(config, bound_model_of(fresh, two_classes, device="cpu", make_module=make_module))
         if config.train != "all":
             trainable_module_of(fresh, 2, make_module)
+        if encryption_of(config).scope == "head":
+            linear_head(module_of(fresh, 2, make_module))
     except ModelError as error:
         return str(error)
     return None

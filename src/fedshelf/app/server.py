@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fedshelf.app.components import algorithm_of, given_names, plan_of
+from fedshelf.algorithms.base import Asynchronous
+from fedshelf.app.components import algorithm_of, encryption_of, given_names, plan_of, uploads_of
 from fedshelf.app.differential_privacy import delta_of, noisy_mean_of
 from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.app.model_card import save_global, save_initial
@@ -30,6 +31,8 @@ from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.folder import class_folder
 from fedshelf.models.initial_weights import load_initial_weights, read_initial_weights
 from fedshelf.models.weights_packages import pretrained_source
+from fedshelf.privacy.homomorphic import cost
+from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.rounds.plan import GlobalModel, Plan, Ports
 from fedshelf.rounds.server import Server
 from fedshelf.storage.atomic_files import write_atomically
@@ -146,12 +149,28 @@ def _global_model(
         initial=bound.params.shared.detach().cpu().clone(),
         frozen=bound.frozen_values(),
         head=bound.output_layer,
+        note=encryption_cost(config, bound),
         evaluate_on_server=evaluate_on_server,
         publish=publish,
         loaded=loaded,
         num_test=sum(known) if known else None,
         num_test_left_out=known.count(False),
     )
+
+
+def encryption_cost(config: RunConfig, bound: BoundModel) -> str:
+    """What homomorphic encryption costs in a round, measured on this machine; "" without it."""
+    encryption, encode = encryption_of(config), uploads_of(config).summand
+    if not encryption.is_on or encode is None:
+        return ""
+    algorithm = algorithm_of(config).for_model(bound.params.layout, bound.output_layer)
+    size = algorithm.buffer_size if isinstance(algorithm, Asynchronous) else config.min_clients
+    form = EncryptedForm.of(encryption, encode, bound.params.layout, bound.output_layer)
+    try:
+        unit = cost.measure(time.process_time)
+    except UsageError:  # the server needs no TenSEAL
+        return cost.without_seconds(form.packing)
+    return cost.estimate(form.packing, size, unit).text
 
 
 def _check_budget(config: RunConfig, bound: BoundModel) -> None:

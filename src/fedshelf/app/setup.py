@@ -2,9 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
-from fedshelf.algorithms.base import Algorithm
-from fedshelf.app.components import algorithm_of, closed_form_of, mask_of, personalization_of, uploads_of
+from fedshelf.algorithms.base import Algorithm, Asynchronous
+from fedshelf.app.components import (
+    algorithm_of,
+    closed_form_of,
+    encryption_of,
+    mask_of,
+    personalization_of,
+    uploads_of,
+)
 from fedshelf.app.differential_privacy import noisy_mean_of
 from fedshelf.app.model import ModuleFactory, bound_model_of
 from fedshelf.compression.download import name_of
@@ -16,6 +24,8 @@ from fedshelf.core.messages import Setup
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.personalization.base import Personalization
 from fedshelf.privacy.distributed_dp import NoiseShares
+from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
+from fedshelf.rounds.encrypting_client import EncryptionTerms
 from fedshelf.rounds.masking_client import MaskingTerms
 from fedshelf.rounds.pipeline import UploadPipeline
 from fedshelf.training.batch_size import BatchSizes
@@ -50,6 +60,18 @@ class OpenedSetup:
     personalization: Personalization
     closed_form: Algorithm | None = None
     batch_sizes: BatchSizes | None = None
+
+    @cached_property
+    def encryption(self) -> EncryptionTerms | None:
+        """What a client knows of the encryption of its run; None if there is none."""
+        encode, encryption = self.uploads.summand, encryption_of(self.config)
+        if encode is None or not self.uploads.is_encrypted:
+            return None
+        form = EncryptedForm.of(encryption, encode, self.bound_model.params.layout, self.bound_model.output_layer)
+        return EncryptionTerms(
+            run_id=self.setup.run_id, config=files.digest(self.setup.config), encryption=encryption, form=form,
+            is_buffered=isinstance(self.algorithm, Asynchronous),
+        )  # fmt: skip
 
 
 def open_setup(
@@ -93,7 +115,7 @@ def open_setup(
 def masking_terms(opened: OpenedSetup) -> MaskingTerms | None:
     """What a client knows of the masks of its run; None if there are none."""
     encode = opened.uploads.summand
-    if encode is None or not opened.uploads.is_masked:
+    if encode is None or not opened.uploads.is_masked or opened.uploads.is_encrypted:
         return None
     layout, closed_form = opened.bound_model.params.layout, opened.closed_form
     noisy = noisy_mean_of(opened.config)

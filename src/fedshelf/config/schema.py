@@ -73,6 +73,7 @@ NEWER = (
     "clip_rate",
     "noise_at",
     "projection",
+    "he_scope",
 )
 """Fields that version 0.1 did not have and that always have a value: a run's text leaves out their defaults."""
 _WORDS: Mapping[str, tuple[str, ...]] = {"norm_bound": ("auto", "off"), "clip_norm": ("adaptive",)}
@@ -417,8 +418,11 @@ def implied(given: Mapping[str, Any]) -> dict[str, Any]:
 def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values, by field, that suit the settings that are `given`, where they are not the usual defaults."""
     found: dict[str, Any] = {}
-    if given.get("secagg"):  # weights by examples need room
+    if given.get("secagg") or given.get("he"):  # weights by examples need room
         found |= {"codec_up": "modular:16" if given.get("weights") == "equal" else "modular:32", "min_clients": 3}
+        if given.get("algorithm") == "fedbuff":  # whose weights are up to 16
+            size = given.get("buffer_size") or 4
+            found |= {"codec_up": f"modular:32:0:{max(64, 16 * size)}", "min_clients": max(3, size)}
     if given.get("algorithm") == "ridge":
         all_at_once = given.get("fraction", 1.0) == 1.0 and not given.get("dropout")
         return {**found, "train": "head", **({"rounds": 1} if all_at_once or given.get("secagg") else {})}

@@ -85,6 +85,7 @@ class RunStarted:
         num_test_left_out: further test photos, of products that no client holds.
         catalogue_digest: digest of the products.
         config_digest: digest of the run's configuration.
+        note: what the run costs besides training, for people; "" if there is nothing to say.
     """
 
     run_id: str
@@ -97,6 +98,7 @@ class RunStarted:
     num_test_left_out: int = 0
     catalogue_digest: str = ""
     config_digest: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

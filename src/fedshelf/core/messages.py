@@ -6,14 +6,16 @@
       Ready       ──────────▶            the number of photos
                   ◀──────────  MaskingRequest one stage of the exchange that makes and opens masks
       MaskingReply ─────────▶            the client's part in it
+                  ◀──────────  EncryptionRequest one step of handing out keys, or a sum to decrypt
+      EncryptionReply ──────▶            the client's part in it
                   ◀──────────  Broadcast train, evaluate or compare this model
       Upload      ──────────▶            the difference that training made
       Evaluation  ──────────▶            the model's score on the validation photos
       Comparison  ──────────▶            the model that serves the store best, after the last round
       Failure     ──────────▶            why there is no result, or why the store's policy refuses the task
 
-A `Setup`, a `Broadcast` and an `Upload` carry named vectors. Each is plain (a `Tensor`) or, but for a setup's,
-`Encoded` by the run's codec.
+A `Setup`, a `Broadcast`, an `Upload` and the messages of encryption carry named vectors. Each is plain (a `Tensor`) or,
+but for a setup's, `Encoded` by the run's codec.
 
 Everything that leaves a client is one of these objects (docs/explanation/what-leaves-a-store.md). Shapes: S shared
 and F frozen values of the model (see `params`).
@@ -34,7 +36,7 @@ from fedshelf.core.class_folder import ProductCount as ProductCount
 from fedshelf.core.encoded import Encoded
 from fedshelf.core.errors import RefusedError
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 MAX_CANDIDATES = 64
 """Maximum number of models that a store is asked to choose among."""
 RUN_FINISHED = "the run is finished"
@@ -300,6 +302,50 @@ class MaskingReply:
     purpose: MaskedPurpose = MaskedPurpose.TRAIN
 
 
+class EncryptionStage(StrEnum):
+    """A step of homomorphic encryption besides training (see `privacy.homomorphic`)."""
+
+    KEYS = "keys"
+    REQUEST = "request"
+    WRAP = "wrap"
+    DELIVERY = "delivery"
+    DECRYPTION = "decryption"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncryptionRequest:
+    """The server's message of one step of homomorphic encryption.
+
+    Attributes:
+        key: the round's task.
+        stage: the step.
+        content: the message (`privacy.homomorphic.exchange`).
+        vectors: to decrypt, the encrypted `sum`.
+    """
+
+    key: TaskKey
+    stage: EncryptionStage
+    content: Text
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncryptionReply:
+    """The client's message of one step of homomorphic encryption.
+
+    Attributes:
+        key: the round's task.
+        stage: the step.
+        content: the message.
+        vectors: the decrypted `sum`, if that was asked for.
+    """
+
+    key: TaskKey
+    stage: EncryptionStage
+    content: Text
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mechanism:
     """The noise in an upload: sums of bounded values of randomly drawn photos, each with Gaussian noise.
@@ -331,6 +377,7 @@ class Upload:
         batch_size: batch size of local training.
         client_lr: learning rate of local training.
         mechanism: the noise in the vectors; None: there is none.
+        tag: of an encrypted upload, what proves to the store that decrypts that it is in the sum; "" of others.
     """
 
     key: TaskKey
@@ -342,6 +389,7 @@ class Upload:
     batch_size: Count | None = None
     client_lr: NonNegativeFloat | None = None
     mechanism: Mechanism | None = None
+    tag: Text = ""
 
     @property
     def is_plain(self) -> bool:
@@ -453,8 +501,8 @@ class Failure:
     refused: StrictBool = False
 
 
-ServerMessage: TypeAlias = Setup | Broadcast | MaskingRequest
-ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Comparison | MaskingReply | Failure
+ServerMessage: TypeAlias = Setup | Broadcast | MaskingRequest | EncryptionRequest
+ClientMessage: TypeAlias = Join | Ready | Upload | Evaluation | Comparison | MaskingReply | EncryptionReply | Failure
 
 
 def task_key(message: ServerMessage) -> TaskKey | None:

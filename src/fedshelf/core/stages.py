@@ -28,7 +28,8 @@ class Declaration:
         clips: bounds the joint norm of all vectors in the upload.
         adds_noise: adds noise calibrated to the bound.
         encodes: outputs `Encoded` vectors, so stages that work on plain vectors must come before it.
-        masks: adds masks that cancel in the sum over all clients.
+        masks: hides values until they are added up over all clients.
+        encrypts: only the sum over all clients is decrypted, so earlier stages open the sum.
         modular: codes are integers modulo a power of two.
         linear: a sum of codes decodes to the sum of the values.
         chooses_values: each client sends only some of its values, selected depending on its photos.
@@ -42,6 +43,7 @@ class Declaration:
     adds_noise: bool = False
     encodes: bool = False
     masks: bool = False
+    encrypts: bool = False
     modular: bool = False
     linear: bool = True
     chooses_values: bool = False

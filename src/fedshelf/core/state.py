@@ -149,6 +149,7 @@ class OpenRound:
         pace: by member, predicted seconds per local step when the cohort was drawn.
         noise_key: secret key of the noise that is added to the sum; None without.
         masking: the public record of the masks, once it is fixed whose uploads are added up; "" before, and without.
+        encryption: the public record of homomorphic encryption (`rounds.key_exchange`); "" without.
     """
 
     key: TaskKey
@@ -159,6 +160,7 @@ class OpenRound:
     pace: Mapping[str, float] = field(default_factory=dict)
     noise_key: bytes | None = field(default=None, repr=False)
     masking: str = ""
+    encryption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

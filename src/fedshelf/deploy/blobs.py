@@ -29,7 +29,7 @@ from fedshelf.storage.spool import file_name
 logger = logging.getLogger(__name__)
 
 # Maximum bytes of an answer's blob: several vectors as large as the model, plus slack.
-UPLOAD_MODELS = 4
+UPLOAD_MODELS = 8
 UPLOAD_SLACK = 64 << 20
 UPLOAD_UNKNOWN = 1 << 30  # if no model has been sent yet: clients of a resumed run may already have it
 

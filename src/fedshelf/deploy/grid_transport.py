@@ -31,7 +31,7 @@ from fedshelf.core.messages import (
     TaskKey,
 )
 from fedshelf.core.ports import Arrival, Joined, Left, Received, Reply
-from fedshelf.deploy.blobs import Blobs, max_upload_bytes, model_bytes
+from fedshelf.deploy.blobs import UPLOAD_SLACK, Blobs, max_upload_bytes, model_bytes
 from fedshelf.deploy.records import (
     MAX_REASON_CHARACTERS,
     Control,
@@ -154,6 +154,9 @@ class GridTransport:
             key = message.key
             if self._blobs is not None and isinstance(message, Broadcast):
                 self._allow_blobs(self._blobs, connection, message, parcel.blob)
+            elif self._blobs is not None and parcel.blob.pieces:  # a sum to decrypt
+                self._blobs.outgoing.publish(connection.node_id, parcel.blob)
+                self._blobs.incoming.expect(connection.node_id, connection.client, parcel.blob.size + UPLOAD_SLACK)
         elif self._blobs is not None and parcel.blob.pieces:
             self._blobs.outgoing.publish(connection.node_id, parcel.blob)
         records = parcel.records if self._blobs is not None else parcel.inline()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # the crash reporter imports this module, and not torch
 
 _PURPOSES = {
     "join": "join", "ready": "setup", "upload": "train", "evaluation": "evaluate", "comparison": "compare",
-    "maskingreply": "masking"}  # fmt: skip
+    "maskingreply": "masking", "encryptionreply": "encryption"}  # fmt: skip
 _UNKNOWN = Recipient()
 
 

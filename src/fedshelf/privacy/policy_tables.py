@@ -146,7 +146,7 @@ class Protection:
         epsilon: with `sample-dp`, maximum ε in a year, over all runs and servers.
         delta: with `sample-dp`, δ of that ε.
         min_cohort: minimum number of stores whose updates the server adds up before it uses them. Only secure
-            aggregation can prove that it does.
+            aggregation and homomorphic encryption can prove that it does.
     """
 
     required: Annotated[ProtectionName, Setting(help="none, sample-dp, secagg or he")] = "none"
@@ -157,10 +157,10 @@ class Protection:
     def unmet(self, offer: ProtectionOffer) -> list[str]:
         """Why the protection that a run offers does not suffice; empty if it does."""
         needed = f"required = {self.required!r}"
-        if self.required == "he":
-            return [f"{needed}, which this version of FedShelf cannot do: this store takes part in no run"]
-        if self.required == "none" or self.required == offer.kind == "secagg":
+        if self.required == "none" or self.required == offer.kind in ("secagg", "he"):
             return []
+        if self.required == "he":
+            return [f"{needed}, and this run does not encrypt updates (--he)"]
         if self.required == "secagg":
             return [f"{needed}, and this run does not mask updates (--secagg)"]
         if offer.kind != "sample-dp":

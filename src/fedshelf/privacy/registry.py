@@ -10,5 +10,6 @@ PROTECTIONS: dict[str, str] = {
 STAGES: dict[str, str] = {
     "clip": "fedshelf.privacy.clipping:Clip",
     "mask": "fedshelf.privacy.secure_aggregation.settings:Mask",
+    "encryption": "fedshelf.privacy.homomorphic.settings:Encryption",
 }
 """Components that make a `Stage`, each used if its first setting is set and the chosen protection does not use it."""

@@ -18,6 +18,7 @@ UNPROTECTED = (
 )
 """What no protection of updates covers."""
 _PLAIN = "each update, which the server saw as it was"
+_BODY = "each update of the layers before the output layer, which the server saw as it was"
 _SUM = "what the sum of the updates reveals of a store or a photo"
 
 
@@ -28,7 +29,8 @@ def protections_of(settings: Mapping[str, Any]) -> list[str]:
         settings: the run's settings by key, where they are not the defaults.
     """
     found = [f"{key} {settings[key]}" for key in ("dp", "clip-norm", "noise-at") if key in settings]
-    return found + ["secagg"] * bool(settings.get("secagg"))
+    scope = "he" if settings.get("he-scope", "model") == "model" else f"he-scope {settings['he-scope']}"
+    return found + ["secagg"] * bool(settings.get("secagg")) + [scope] * bool(settings.get("he"))
 
 
 def receipt_of(
@@ -81,6 +83,7 @@ def _finite(value: Any) -> Any:
 
 
 def _unprotected(protections: Sequence[str]) -> list[str]:
-    is_noised = "dp sample" in protections or "noise-at stores" in protections
-    first = [] if is_noised else [_SUM if "secagg" in protections else _PLAIN]
-    return [*first, *UNPROTECTED]
+    if "dp sample" in protections or "noise-at stores" in protections:
+        return list(UNPROTECTED)
+    first = [_SUM] if {"secagg", "he", "he-scope head"} & {*protections} else [_PLAIN]
+    return [_BODY] * ("he-scope head" in protections) + first + list(UNPROTECTED)

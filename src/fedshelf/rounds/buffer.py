@@ -127,6 +127,14 @@ class UploadBuffer:
         self._drop(found)
         return found
 
+    def drop_all(self) -> None:
+        """Drop all uploads."""
+        self._entries = []
+
+    def uploads(self) -> list[tuple[Entry, Upload]]:
+        """The uploads with their entries, ordered by name and number."""
+        return [(entry, self._upload(entry)) for entry in self._ordered()]
+
     def drop_outliers(self) -> dict[str, str]:
         """Drop the clients whose uploads stand out, or all if none does; return the reason by client."""
         entries = self._ordered()

@@ -7,14 +7,16 @@ A client first evaluates the model that it is about to train. A round's accuracy
 of all live clients: measured without waiting, and one task older than the round's own model.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedshelf.algorithms.aggregation import capped, weighted
 from fedshelf.algorithms.base import Asynchronous
-from fedshelf.core.errors import RunError
+from fedshelf.core.errors import RefusedError, RunError
 from fedshelf.core.events import (
     ClientRefused,
     ClientStatus,
@@ -29,7 +31,8 @@ from fedshelf.core.ports import Reply
 from fedshelf.core.state import ModelState, OpenRound, ServerState
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.buffer import UploadBuffer
-from fedshelf.rounds.dispatch import POLL_SECONDS, ClientReady
+from fedshelf.rounds.buffered_sums import BufferedSums
+from fedshelf.rounds.dispatch import POLL_SECONDS, Arrived, ClientReady
 from fedshelf.rounds.divergence import problem_with_step
 from fedshelf.rounds.in_flight import DispatchedTask, TasksInFlight
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
@@ -79,11 +82,17 @@ class BufferedRounds:
             context.ports.sink, delta=context.plan.delta, num_rounds=context.plan.num_rounds
         )  # fmt: skip
         self._tasks = TasksInFlight(context=context, model_at=self._model_at)
+        summand = context.uploads.summand
+        self._sums = None if summand is None else BufferedSums(context, summand, self._tasks, self._receive_later)
+        self._later: deque[Arrived] = deque()  # what has arrived while the server waited for something else
+        self._train_loss: float | None = None  # of the newest version, if its uploads were summed
 
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume after a restart: tasks in flight are sent again as clients return."""
         self._membership.expect(opened.live if opened else (), self._plan.rounds.rejoin_grace)
         self._tasks.resume(state)
+        if self._sums is not None:
+            self._sums.resume(opened)
 
     def evaluations(self) -> Mapping[str, Evaluation | None]:
         """See `Rounds`. Clients have only evaluated earlier versions."""
@@ -113,14 +122,15 @@ class BufferedRounds:
         self._tasks.forget_lost(self._buffer.newest())
         if len(self._buffer) >= self._size:
             state = self._catch_up(state, record)
+        key = TaskKey(run_id=self._plan.run_id, round=record.number, attempt=0)
         self._dispatch_to_idle(state, record)
         notice = self._context.inbox.notice()
         while not self._tasks and len(self._buffer) < self._size:  # until there are enough clients
             notice.check(f"clients for round {record.number}", live=live(), missing=self._membership.missing())
             state = self._receive(state, record)
             self._dispatch_to_idle(state, record)
-        key = TaskKey(run_id=self._plan.run_id, round=record.number, attempt=0)
-        self._ports.checkpoints.save_open_round(OpenRound(key=key, cohort=(), live=live()))
+        opened = OpenRound(key=key, cohort=(), live=live(), encryption=self._sums.record if self._sums else "")
+        self._ports.checkpoints.save_open_round(opened)
         self._ports.sink.emit(RoundStarted(round=record.number, attempt=0, cohort=self._tasks.names()))
         while True:
             while len(self._buffer) < self._size or self._drop_unreadable(record):
@@ -128,12 +138,23 @@ class BufferedRounds:
                 self._dispatch_to_idle(state, record)
                 if self._have_all_failed(record):
                     self._dispatch_to_idle(state, record)
-            model = self._next_model(state)
+            try:
+                model = self._next_model(state, record, opened)
+            except RefusedError as error:  # of a sum: the uploads are of no use any more
+                self._buffer.drop_all()
+                self._declare_void(record, str(error))
+                self._dispatch_to_idle(state, record)
+                continue
             problem = problem_with_step(
                 state.model.params, model, num_trainable=self._context.model.layout.num_trainable
             )  # fmt: skip
             if not problem:
                 return *self._make_version(state, model, record), self._membership.live()
+            if self._sums is not None:
+                raise RunError(
+                    f"the model is destroyed: {problem}. Of a sum, no single upload can be left out: start a new run "
+                    "with lower learning rates (--client-lr, --server-lr)"
+                )
             self._roll_back(record, f"the model is destroyed: {problem}")
             self._dispatch_to_idle(state, record)
 
@@ -167,11 +188,19 @@ class BufferedRounds:
         needed = plan.start_clients if state.round == 0 else 1
         if len(self._buffer) >= self._size or len(live) < needed:
             return
+        if self._sums is not None:
+            try:
+                live = tuple(self._sums.with_keys(live, TaskKey(run_id=plan.run_id, round=record.number, attempt=0)))
+            except RefusedError as error:
+                self._declare_void(record, str(error))
+                return
         for name in live:
             self._tasks.resend_lost(name, state, self._counted(name, state))
         if self._membership.returning() or not self._context.is_settled:
             return  # otherwise a restarted server favors clients that reconnect quickly
         idle = [name for name in live if name not in self._tasks and name not in record.waiting]
+        if self._sums is not None:  # a store has one upload in a sum
+            idle = [name for name in idle if name not in self._buffer.newest()]
         wanted = cohorts.size(len(live), fraction=plan.fraction)
         for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, record):
             if self._membership.num_validation(name):
@@ -206,8 +235,12 @@ class BufferedRounds:
     def _receive(self, state: ServerState, record: _RoundRecord) -> ServerState:
         """Handle the next arrival; return the state with any new evaluation."""
         self._membership.check_enough_left()
-        match self._context.inbox.poll(POLL_SECONDS):
+        arrived = self._later.popleft() if self._later else self._context.inbox.poll(POLL_SECONDS)
+        match arrived:
             case ClientReady(client=name):
+                if self._sums is not None:
+                    with suppress(RefusedError):  # then it answers that it has no keys
+                        self._sums.with_keys([name], TaskKey(run_id=self._plan.run_id, round=record.number, attempt=0))
                 self._tasks.resend(name)
             case Reply(client=name) as reply:
                 dispatched = self._tasks.complete(reply)
@@ -225,6 +258,12 @@ class BufferedRounds:
                         self._send_training(name, state)
         return state
 
+    def _receive_later(self, arrived: Arrived) -> None:
+        """Keep an arrival. The file that a reply came in is gone by then, but not what was read of it."""
+        if isinstance(arrived, ClientReady) and arrived.client not in self._tasks:
+            return  # it has lost no task: sent twice, its second answer would not be expected
+        self._later.append(replace(arrived, source=None) if isinstance(arrived, Reply) else arrived)
+
     def _accept_upload(self, reply: Reply, dispatched: DispatchedTask, record: _RoundRecord) -> None:
         """Validate an upload, and add it to the buffer if it is valid and not too stale."""
         name, key, most = reply.client, dispatched.broadcast.key, self._plan.max_staleness
@@ -241,6 +280,8 @@ class BufferedRounds:
         elif most is not None and staleness > most:
             reason = f"it began {staleness} versions ago, --max-staleness is {most}"
             self._leave_out(record, name, ClientStatus.LATE, reason, staleness=staleness, reply=reply)
+        elif self._sums is not None and (reason := self._sums.problem_with(name)):
+            self._leave_out(record, name, ClientStatus.FAILED, reason, staleness=staleness, reply=reply)
         else:
             upload = found.upload
             self._buffer.add(name, upload, dispatched.broadcast.params, source_of(reply, upload))
@@ -278,9 +319,20 @@ class BufferedRounds:
         if not culprits:
             self._declare_void(record, problem)
 
-    def _next_model(self, state: ServerState) -> ModelState:
-        """The model that the buffer makes of the current one, whose variances may be below zero."""
+    def _next_model(self, state: ServerState, record: _RoundRecord, opened: OpenRound) -> ModelState:
+        """The model that the buffer makes of the current one, whose variances may be below zero.
+
+        Raises:
+            RefusedError: the uploads are summed, and their sum cannot be decrypted.
+        """
         context, live = self._context, self._membership.live()
+        if self._sums is not None:
+            opened = replace(opened, key=replace(opened.key, attempt=record.num_void))
+            uploads, present = self._buffer.uploads(), state.model.params
+            aggregate, self._train_loss = self._sums.aggregate(
+                uploads, present, opened, wait=lambda: self._dispatch_to_idle(state, record)
+            )
+            return context.algorithm.server_update(state.model, aggregate, population=len(live))
         aggregate = self._buffer.combine(
             context.algorithm, self._plan.aggregator, state.model.params, relative=self._relative,
             num_train={name: self._membership.num_train(name) for name in live},
@@ -310,7 +362,9 @@ class BufferedRounds:
             round=record.number,
             attempt=record.num_void,
             clients=(*records, *record.in_order()),
-            train_loss=weighted((member.train_loss, member.weight) for member in records),
+            train_loss=weighted((member.train_loss, member.weight) for member in records)
+            if self._sums is None
+            else self._train_loss,
             accuracy=weighted(zip(accuracies, map(float, claims), strict=True)),
             central_accuracy=central.accuracy if central else None,
             central_loss=central.loss if central else None,

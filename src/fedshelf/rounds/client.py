@@ -14,6 +14,7 @@ from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
     Comparison,
+    EncryptionRequest,
     Evaluation,
     Failure,
     MaskingRequest,
@@ -161,8 +162,8 @@ class Client:
         terms, self._epsilon = ReleaseTerms(purpose=_purpose(message)), None
         reply: ClientMessage
         try:
-            if isinstance(message, MaskingRequest):
-                raise RefusedError("this run's uploads are not masked")
+            if isinstance(message, MaskingRequest | EncryptionRequest):
+                raise RefusedError("this run's uploads are neither masked nor encrypted")
             whole = self._set_up(message) if isinstance(message, Setup) else self._take_part(message)
             terms = terms if self._work is None else self._work.terms(terms, whole, self._epsilon)
             reply = self._withhold(whole)
@@ -199,7 +200,7 @@ class Client:
             work = replace(work, algorithm=work.closed_form or work.algorithm, uploads=uploads)
         self._on_model(broadcast)
         if broadcast.purpose is Purpose.EVALUATE:
-            if work.adds_noise and WITHOUT_NOISE[Evaluation] is None:
+            if (work.adds_noise or work.uploads.is_encrypted) and WITHOUT_NOISE[Evaluation] is None:
                 raise RefusedError("figures on validation photos have no noise")
             work.trainer.bound_model.load(broadcast.params)
             work.personalization.apply(work.trainer.bound_model, self._states.peek(broadcast.counted or broadcast.key))
@@ -271,6 +272,6 @@ class Client:
 def _purpose(message: ServerMessage) -> str:
     if isinstance(message, Setup):
         return "setup"
-    if isinstance(message, MaskingRequest):
+    if isinstance(message, MaskingRequest | EncryptionRequest):
         return Purpose.TRAIN.value
     return "closed-form" if message.closed_form else message.purpose.value

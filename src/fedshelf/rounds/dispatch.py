@@ -7,12 +7,22 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from fedshelf.compression.download import Downloads
 from fedshelf.core.errors import FedShelfError
 from fedshelf.core.events import ClientRefused, Waiting
-from fedshelf.core.messages import Broadcast, Failure, Join, MaskingReply, MaskingRequest, Ready, TaskKey
+from fedshelf.core.messages import (
+    Broadcast,
+    EncryptionReply,
+    EncryptionRequest,
+    Failure,
+    Join,
+    MaskingReply,
+    MaskingRequest,
+    Ready,
+    TaskKey,
+)
 from fedshelf.core.ports import Clock, Joined, Left, MetricSink, Reply, Transport
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.validation import MAX_REASON_CHARACTERS
@@ -30,6 +40,10 @@ class ClientReady:
     """A client is ready for work, for the first time or again."""
 
     client: str
+
+
+Task: TypeAlias = Broadcast | MaskingRequest | EncryptionRequest
+Arrived: TypeAlias = Reply | ClientReady
 
 
 class WaitNotice:
@@ -242,10 +256,11 @@ class Dispatcher:
     timer: Clock
 
     def dispatch(
-        self, names: Iterable[str], key: TaskKey, task: Callable[[str], Broadcast | MaskingRequest],
+        self, names: Iterable[str], key: TaskKey, task: Callable[[str], Task],
         on_reply: Callable[[Reply], None], *, seconds: float, traffic: Traffic,
         enough: Callable[[float], bool] = lambda now: False, wake: float = math.inf, expects_others: bool = False,
         answers: Callable[[Reply], bool] = lambda reply: True,
+        others: Callable[[Arrived], None] | None = None,
     ) -> None:  # fmt: skip
         """Send each client its task and wait for the replies.
 
@@ -264,6 +279,7 @@ class Dispatcher:
             expects_others: whether answers to other work are expected, and dropped without a report.
             answers: whether a reply that names the task answers this message of it. Late ones to earlier messages are
                 dropped.
+            others: called with answers to other work and other clients that are ready; None: they are dropped.
 
         Raises:
             StopRequested: the server was asked to stop.
@@ -275,7 +291,7 @@ class Dispatcher:
         def send(name: str) -> None:
             address = self.membership.address(name)
             if address is not None:
-                message: Broadcast | MaskingRequest = task(name)
+                message = task(name)
                 if isinstance(message, Broadcast):
                     message = self.downloads.message(address, message, held_at_join=self.membership.holds(name))
                 traffic.bytes_down += self.transport.send(address, message)
@@ -291,9 +307,13 @@ class Dispatcher:
                 case ClientReady(client=name):
                     if name in pending:
                         send(name)  # it was away or has restarted: its previous task is lost
+                    elif others is not None:
+                        others(ClientReady(client=name))
                 case Reply(client=name, task=answered) as reply:
                     if name not in pending or answered not in (key, None):
-                        if not expects_others:
+                        if others is not None:
+                            others(reply)
+                        elif not expects_others:
                             refused = ClientRefused(client=name, reason="an answer to work that is closed: not used")
                             self.sink.emit(refused)
                     elif answers(reply):
@@ -306,7 +326,7 @@ class Dispatcher:
     def _note_download(self, reply: Reply) -> None:
         """Confirm the download: a client that replies holds the model that it was sent."""
         address = self.membership.address(reply.client)
-        if address is not None and not isinstance(reply.message, MaskingReply):
+        if address is not None and not isinstance(reply.message, MaskingReply | EncryptionReply):
             self.downloads.confirm(address, failed=reply.message is None or isinstance(reply.message, Failure))
 
     def _may_answer(self, name: str) -> bool:

@@ -21,6 +21,7 @@ from fedshelf.core.errors import FedShelfError, PolicyError, RefusedError
 from fedshelf.core.messages import (
     Broadcast,
     ClientMessage,
+    EncryptionRequest,
     Evaluation,
     Failure,
     MaskedPurpose,
@@ -116,7 +117,7 @@ class MaskingClient:
 
     def before(self, message: ServerMessage) -> ClientMessage | None:
         """Answer a message, if it is one of the exchange, or a rule does not allow it; None: it is for the client."""
-        if isinstance(message, Setup):
+        if isinstance(message, Setup | EncryptionRequest):
             return None
         try:
             if isinstance(message, MaskingRequest):

@@ -121,6 +121,11 @@ class UploadPipeline:
         return any(stage.declares.masks for stage in self.stages)
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether uploads are encrypted, and only their sum is decrypted."""
+        return any(stage.declares.encrypts for stage in self.stages)
+
+    @property
     def protections(self) -> tuple[str, ...]:
         """The stages that limit what an upload reveals, as the user enabled them: `clip-norm 1`. No codec is one."""
         declared = (stage.declares for stage in self.stages)
@@ -166,6 +171,8 @@ class UploadPipeline:
         """
         for stage in reversed(self.stages):
             sealed = stage.open(sealed, layout)
+            if stage.declares.encrypts:
+                return sealed
         if not sealed.is_plain and self.summand is None:
             raise RefusedError("it is compressed: the client's configuration is another")
         return sealed

@@ -21,6 +21,8 @@ from fedshelf.core.state import Best, ModelState, ServerState
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.privacy.base import DEFAULT_DELTA
 from fedshelf.privacy.client_dp import NoisyMean
+from fedshelf.privacy.homomorphic.settings import NOT_ENCRYPTED, Encryption
+from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.rounds.dispatch import Dispatcher, Inbox
 from fedshelf.rounds.membership import Membership
 from fedshelf.rounds.pipeline import UploadPipeline
@@ -66,6 +68,7 @@ class GlobalModel:
         loaded: which of a file's weights are used in the initial values.
         frozen: [F]: the values that never change; None if all do.
         head: name of the output layer; "" if it is not a single linear one.
+        note: what the run costs besides training, for people; "" if there is nothing to say.
     """
 
     layout: Layout
@@ -77,6 +80,7 @@ class GlobalModel:
     loaded: WeightsLoaded | None = None
     frozen: Tensor | None = None
     head: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,6 +117,7 @@ class Plan:
         delta: the probability with which a guarantee of noise may fail.
         threshold: with masked uploads, members whose shares open the sum; None: more than two thirds.
         evaluates: whether stores tell how models do on their photos, each for itself or in a sum.
+        encryption: whether uploads are encrypted, and who decrypts.
     """
 
     run_id: str
@@ -144,6 +149,7 @@ class Plan:
     delta: float = DEFAULT_DELTA
     threshold: int | None = None
     evaluates: bool = True
+    encryption: Encryption = NOT_ENCRYPTED
 
     def after(self, refits: Sequence[int]) -> "Plan":
         """The plan of a run in which some rounds were not trained in, but computed the output layer anew."""
@@ -269,6 +275,14 @@ class Context:
         return self.plan.uploads.of(self.algorithm, self.model.layout)
 
     @cached_property
+    def encrypted_form(self) -> EncryptedForm | None:
+        """The form of encrypted uploads; None if they are not encrypted."""
+        summand = self.uploads.summand
+        if summand is None or not self.uploads.is_encrypted:
+            return None
+        return EncryptedForm.of(self.plan.encryption, summand, self.model.layout, self.model.head)
+
+    @cached_property
     def dispatcher(self) -> Dispatcher:
         """Dispatches tasks and waits for replies."""
         return Dispatcher(
@@ -282,7 +296,7 @@ class Context:
         return UploadValidator(
             uploads=self.uploads, layout=self.model.layout,
             vectors=self.algorithm.vectors(self.model.layout),
-            max_examples=self.plan.rounds.max_examples, sums=self.algorithm.sums,
+            max_examples=self.plan.rounds.max_examples, sums=self.algorithm.sums, encrypted=self.encrypted_form,
         )  # fmt: skip
 
     def evaluate(self, state: ServerState, *, is_last: bool = False) -> Score | None:

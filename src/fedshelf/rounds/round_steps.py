@@ -43,6 +43,7 @@ from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS
 from fedshelf.privacy.secure_aggregation.unmasking import apart
 from fedshelf.rounds.averaging import with_mean
 from fedshelf.rounds.dispatch import Patience
+from fedshelf.rounds.encrypted_uploads import EncryptedRound
 from fedshelf.rounds.masked_evaluations import MaskedEvaluation
 from fedshelf.rounds.plan import Context
 from fedshelf.rounds.reported_noise import ReportedNoise
@@ -85,13 +86,16 @@ class RoundSteps:
             loudness = noisy.deviations(expected)[0] * math.sqrt(self._layout.num_trainable) / expected
             self._noise.warn_of_volume(loudness)
 
-    def draw(self, state: ServerState, attempt: int, recorded: Iterable[frozenset[str]] = ()) -> OpenRound:
+    def draw(
+        self, state: ServerState, attempt: int, recorded: Iterable[frozenset[str]] = (), *, encryption: str = ""
+    ) -> OpenRound:  # fmt: skip
         """Wait until enough clients are live, draw the cohort, and save it before any task is sent.
 
         Args:
             state: the state before the round.
             attempt: the attempt at it.
             recorded: whose sums members have recorded as opened in attempts before.
+            encryption: what a restarted server needs to know of encryption.
 
         Raises:
             RunError: all clients have been excluded.
@@ -122,6 +126,7 @@ class RoundSteps:
         opened = OpenRound(
             key=key, cohort=cohort, live=live, wanted=count, num_steps=num_steps,
             pace=predicted(state.pace, num_steps), noise_key=new_key() if plan.noisy_mean else None,
+            encryption=encryption,
         )  # fmt: skip
         self._ports.spool.clear()
         self._ports.checkpoints.save_open_round(opened)
@@ -292,7 +297,7 @@ class RoundSteps:
 
     def fold(
         self, progress: RoundProgress, uploads: Mapping[str, Upload], state: ServerState, opened: OpenRound,
-        masks: MaskedRound | None = None,
+        masks: MaskedRound | EncryptedRound | None = None,
     ) -> tuple[ModelState, Mapping[str, Verdict]]:  # fmt: skip
         """Aggregate the uploads into a new model.
 
@@ -301,13 +306,16 @@ class RoundSteps:
             uploads: by client.
             state: the state before the round.
             opened: the round.
-            masks: those of the uploads.
+            masks: those of the uploads, or their encryption.
 
         Returns:
             The model after the round, whose variances may be below zero, and the verdict on each upload.
         """
         names, noisy = sorted(uploads), self._plan.noisy_mean
         if (summand := self._context.uploads.summand) is not None:
+            if isinstance(masks, EncryptedRound):
+                aggregate, progress.train_loss = masks.aggregate(uploads)
+                return self._algorithm.server_update(state.model, aggregate, len(opened.live)), {}
             named = named_clip_norm(self._context, state)
             aggregate, progress.train_loss, within = summed(self._context, summand, uploads, masks, named)
             if noisy is not None and masks is None:  # which fix whose uploads are added up
@@ -427,7 +435,7 @@ class RoundSteps:
     def _evaluating(self, progress: RoundProgress) -> list[str]:
         """The counted clients that evaluate models. Of masked figures, the server does not know who has some."""
         if self._context.uploads.is_masked:
-            return progress.counted() if self._plan.evaluates else []
+            return progress.counted()
         # After a restart in this phase, all uploads are there but no client is connected yet.
         returning = self._membership.returning()
         return [name for name in progress.counted() if self._membership.num_validation(name) or name in returning]
@@ -520,6 +528,8 @@ class RoundSteps:
             state: the state after the round.
             key: the round and attempt.
         """
+        if not self._plan.evaluates:
+            return
         asked = self._evaluating(progress)
 
         def broadcast(name: str) -> Broadcast:

@@ -149,7 +149,7 @@ class Server:
                 num_parameters=model.layout.num_parameters, num_classes=len(catalogue),
                 min_clients=plan.start_clients if is_new else 0,
                 num_test=model.num_test, num_test_left_out=model.num_test_left_out,
-                catalogue_digest=catalogue.digest, config_digest=plan.config_digest,
+                catalogue_digest=catalogue.digest, config_digest=plan.config_digest, note=model.note,
             )
         )  # fmt: skip
         self._membership.resume(state)

@@ -286,8 +286,30 @@ def summed(
         total = add_up(encode.grid(layout).zeros(), map(codes, names))
     else:
         total, names = masks.sum(names, codes)
+    return aggregate_of(context, encode, total, len(names), clip_norm)
+
+
+def aggregate_of(
+    context: Context, encode: EncodeSummand, total: tuple[Integers, ...], count: int, clip_norm: float | None = None
+) -> tuple[Aggregate, float | None, Within]:  # fmt: skip
+    """Decode a sum.
+
+    Args:
+        context: the run.
+        encode: has encoded the uploads.
+        total: the sum of their codes.
+        count: number of uploads in it.
+        clip_norm: the norm that clients have scaled them down to; None: they have not.
+
+    Returns:
+        See `summed`.
+
+    Raises:
+        RefusedError: the weights add up to nothing.
+    """
+    layout = context.model.layout
     vectors, numbers = encode.grid(layout).decode(total)
-    weight, count = numbers["weight"], len(names)
+    weight = numbers["weight"]
     within, scale = float(vectors.pop(WITHIN).item()) if WITHIN in vectors else 0.0, 1.0
     if clip_norm is not None:  # all uploads weigh alike, and a round of nobody is noise alone
         weight, scale = float(max(count, 1)), clip_norm

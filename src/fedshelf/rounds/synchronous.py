@@ -11,6 +11,8 @@ from fedshelf.core.events import ClientStatus, RoundFinished, RoundStarted, Roun
 from fedshelf.core.messages import Evaluation, TaskKey
 from fedshelf.core.state import OpenRound, ServerState
 from fedshelf.rounds.divergence import problem_with_loss, problem_with_step
+from fedshelf.rounds.encrypted_uploads import EncryptedRound
+from fedshelf.rounds.key_exchange import KeyExchange
 from fedshelf.rounds.plan import MAX_VOID_IN_A_ROW, Context
 from fedshelf.rounds.round_progress import RoundProgress
 from fedshelf.rounds.round_steps import RoundSteps
@@ -27,6 +29,8 @@ class SynchronousRounds:
         self._context = context
         self._steps = RoundSteps(context)
         self._is_noisy = context.plan.noisy_mean is not None
+        form, encryption = context.encrypted_form, context.plan.encryption
+        self._keys = None if form is None else KeyExchange(context, encryption, form)
         self._opened: OpenRound | None = None
         self._first_attempt = 0
         self._evaluations: Mapping[str, Evaluation | None] = {}
@@ -37,7 +41,9 @@ class SynchronousRounds:
     def resume(self, state: ServerState, opened: OpenRound | None) -> None:
         """Resume the round that a previous server process had opened."""
         self._opened, self._first_attempt = opened, 0
-        if opened is not None and self._context.uploads.is_masked and not opened.masking:
+        if self._keys is not None:
+            self._keys.resume(opened)
+        elif opened is not None and self._context.uploads.is_masked and not opened.masking:
             # The members' keys are gone with the server that they were shown to.
             self._opened, self._first_attempt = None, opened.key.attempt + 1
         members, grace = self._context.membership, self._context.plan.rounds.rejoin_grace
@@ -70,7 +76,8 @@ class SynchronousRounds:
         num_void = 0  # without attempts in which a client failed: failures exclude clients, so there are only so many
         while num_void < MAX_VOID_IN_A_ROW:
             if opened is None or opened.key.round != state.round + 1 or opened.key.attempt < attempt:
-                opened = self._steps.draw(state, attempt, self._recorded)
+                settled = self._keys.settled if self._keys else ""
+                opened = self._steps.draw(state, attempt, self._recorded, encryption=settled)
             num_faults = self._context.membership.num_faults
             state, outcome = self._attempt(state, opened)
             if isinstance(outcome, RoundFinished):
@@ -94,18 +101,21 @@ class SynchronousRounds:
         needed = quorum(assignment.wanted, context.plan.rounds.quorum)
         progress = RoundProgress(cohort=opened.cohort, assignment=assignment, needed=needed)
 
-        summand, masks = context.uploads.summand, None
+        summand = context.uploads.summand
+        masks: MaskedRound | EncryptedRound | None = None
         steps.restore(progress, key)
-        if summand is not None and context.uploads.is_masked:
-            masks = MaskedRound(context, summand, progress, opened)
-            try:
+        try:
+            if self._keys is not None:
+                masks = EncryptedRound(context, self._keys, progress, opened)
+                masks.begin()
+            elif summand is not None and context.uploads.is_masked:
+                masks = MaskedRound(context, summand, progress, opened)
                 masks.begin(state)
-            except RefusedError as error:
-                return state, _void(progress, key, str(error))
-        if masks is None:
-            steps.collect(progress, state, key)
-        elif not masks.is_closed:
-            steps.collect(progress, state, key, masks.delivery)
+        except RefusedError as error:
+            return state, _void(progress, key, str(error))
+        if masks is None or not masks.is_closed:
+            delivery = (masks.delivery,) if isinstance(masks, MaskedRound) else ()
+            steps.collect(progress, state, key, *delivery)
         if not context.algorithm.sums:  # which takes no steps of training
             pace = updated(state.pace, seen=progress.pace, at_least=progress.pace_bounds(context.timer.now()))
             state = replace(state, pace=pace)
@@ -114,7 +124,7 @@ class SynchronousRounds:
             try:
                 model, verdicts = steps.fold(progress, uploads, state, opened, masks)
             except RefusedError as error:
-                if masks is not None and masks.recorded:
+                if isinstance(masks, MaskedRound) and masks.recorded:
                     self._note_recorded(masks.recorded)
                 if summand is not None:
                     return state, _void(progress, key, str(error))

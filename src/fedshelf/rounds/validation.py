@@ -31,6 +31,7 @@ from fedshelf.core.messages import (
 from fedshelf.core.params import Layout
 from fedshelf.core.ports import Received, Reply
 from fedshelf.data.product_tree import ProductTree
+from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.rounds.pipeline import UploadPipeline
 
 MAX_REASON_CHARACTERS = 2000  # of text sent by a client, which is recorded and displayed
@@ -250,6 +251,7 @@ class UploadValidator:
         vectors: the vectors that the algorithm declares.
         max_examples: upper bound on the weight that one client may claim.
         sums: whether the vectors are sums over photos, which cannot be given less weight.
+        encrypted: the form of encrypted uploads; None if they are not encrypted.
     """
 
     uploads: UploadPipeline
@@ -257,6 +259,7 @@ class UploadValidator:
     vectors: Mapping[str, VectorSpec]
     max_examples: int
     sums: bool = False
+    encrypted: EncryptedForm | None = None
 
     def validate(
         self, reply: Reply, key: TaskKey, checked: Callable[[Upload], Upload] = lambda upload: upload
@@ -282,6 +285,8 @@ class UploadValidator:
             upload = self.uploads.open(message, self.layout)
             if self.uploads.summand is not None:  # values are known in the sum alone
                 check_key(upload, key)
+                if self.encrypted is not None:
+                    self.encrypted.opened(upload, reply.client)
                 return ValidUpload(upload, None)
             check_upload(upload, key=key, layout=self.layout, vectors=self.vectors, sums=self.sums)
             norm = self.norm(upload)

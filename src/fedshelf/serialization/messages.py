@@ -41,11 +41,15 @@ KINDS: Mapping[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (
         messages.Join, Setup, messages.Ready, Broadcast, Upload, messages.Evaluation, messages.Comparison,
-        messages.MaskingRequest, messages.MaskingReply, messages.Failure,
+        messages.MaskingRequest, messages.MaskingReply, messages.EncryptionRequest, messages.EncryptionReply,
+        messages.Failure,
     )
 }  # fmt: skip
-MAIN_VECTORS: Mapping[type[Any], str] = {Setup: FROZEN, Broadcast: PARAMS, Upload: DELTA}
-"""The messages that carry vectors, and the name of their main vector if it is plain."""
+MAIN_VECTORS: Mapping[type[Any], str] = {
+    Setup: FROZEN, Broadcast: PARAMS, Upload: DELTA, messages.EncryptionRequest: "", messages.EncryptionReply: "",
+}  # fmt: skip
+"""The messages that carry vectors, and the name of their main vector if it is plain; "" if all are encoded."""
+_CARRIERS = tuple(MAIN_VECTORS)
 _PARTS = (TaskKey, messages.ClassFolder, messages.ModelDelta, messages.ProductCount, messages.CandidateScore, Encoded)
 for _checked in (*KINDS.values(), *_PARTS):
     # Pydantic reads a dataclass's rules from the class. They are set here because core does not depend on pydantic.
@@ -116,7 +120,7 @@ class Header:
             if self.kind is Setup:
                 if encoded or set(joined) != ({main} if fields.get("frozen") else set()):
                     raise RefusedError(f"the setup does not hold the vector {main!r} alone that it names")
-            elif (main in joined) == (encoded or bool(fields.get("model"))):
+            elif main and (main in joined) == (encoded or bool(fields.get("model"))):
                 raise RefusedError(
                     f"the {name} holds {'both' if encoded else 'neither'} a vector {main!r} or encoded ones"
                 )
@@ -169,7 +173,7 @@ def decode(header: str, blob: Buffer) -> Message:
 
 def vectors_of(message: Message) -> dict[str, Tensor]:
     """The message's vectors by their names in its blob; an encoded one has `NAME/PART` for each part."""
-    if not isinstance(message, Setup | Broadcast | Upload):
+    if not isinstance(message, _CARRIERS):
         return {}
     found: dict[str, Tensor] = {}
     for name, vector in sorted(message.vectors.items(), key=lambda item: (item[0].startswith(AUXILIARY), item[0])):
@@ -183,7 +187,7 @@ def vectors_of(message: Message) -> dict[str, Tensor]:
 def _plain_fields(message: Message) -> dict[str, Any]:
     """The message's fields without its vectors; for an encoded one, its codec, size and names of parts."""
     fields = {field.name: _plain(getattr(message, field.name)) for field in dataclasses.fields(message)}
-    if isinstance(message, Setup | Broadcast | Upload):
+    if isinstance(message, _CARRIERS):
         fields["vectors"] = {
             name: {"codec": vector.codec, "size": vector.size, "parts": sorted(vector.parts)}
             for name, vector in sorted(message.vectors.items())
@@ -211,7 +215,7 @@ def _join_vectors(outlines: Any, vectors: dict[str, Tensor], main: str) -> dict[
     if not isinstance(outlines, dict):
         raise RefusedError("the header does not outline the message's vectors")
     joined: dict[str, Vector] = {name: _encoded(name, outline, vectors) for name, outline in outlines.items()}
-    for name in [name for name in vectors if name == main or name.startswith(AUXILIARY)]:
+    for name in [name for name in vectors if main and (name == main or name.startswith(AUXILIARY))]:
         vector = vectors.pop(name)
         if name in joined:
             raise RefusedError(f"vector {_short(name)!r} is there twice, plain and encoded")

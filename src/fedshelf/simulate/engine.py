@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedshelf.app.components import mask_of
+from fedshelf.app.components import encryption_of, mask_of
 from fedshelf.app.model import ModuleFactory
 from fedshelf.app.run import open_run, with_own_model
 from fedshelf.app.server import Evaluate, make_server
@@ -22,10 +22,11 @@ from fedshelf.core.text import counted, some
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.layout import store_folders
 from fedshelf.data.photo_set import PhotoSet
+from fedshelf.privacy.homomorphic import seal
 from fedshelf.rounds.plan import Plan, setup_of
 from fedshelf.simulate.attacks import attack_of
 from fedshelf.simulate.client_runner import Backend, ClientRunner, InProcess
-from fedshelf.simulate.masked import MaskedBackend
+from fedshelf.simulate.masked import MaskedBackend, encrypting_client, masking_client
 from fedshelf.simulate.stores import FolderStores, MemoryStores, Stores, join_of
 from fedshelf.simulate.virtual import dropout_of, durations_of
 from fedshelf.simulate.virtual_time_transport import VirtualTimeTransport
@@ -113,6 +114,8 @@ def simulate_stores(
         FedShelfError: see `open_run` and `rounds.server.Server.run`.
     """
     config = with_own_model(config, model)  # before workers are forked
+    if encryption_of(config).is_on:
+        seal.require()
     names = stores.names()
     for flag, needed in (("--min-clients", config.min_clients), ("--quorum", config.quorum or 0)):
         if len(names) < needed:
@@ -140,7 +143,9 @@ def simulate_stores(
         engine = engine_of(run.directory, config, stores, model)
         backend = _backend(pool, runner, engine)
         if mask_of(config).is_on:
-            backend = MaskedBackend(backend, lambda setup: masking_terms(runner.open(setup)))
+            backend = MaskedBackend(backend, partial(masking_client, lambda setup: masking_terms(runner.open(setup))))
+        if encryption_of(config).is_on:
+            backend = MaskedBackend(backend, partial(encrypting_client, lambda setup: runner.open(setup).encryption))
         transport = VirtualTimeTransport(backend, joins, durations, dropout_of(config), together=engine == "vmap")
         scorer = runner if pool is None else pool
         server = make_server(

@@ -1,30 +1,45 @@
-"""Masks of simulated clients: in this process, whichever one trains them."""
+"""Masks and encryption of simulated clients: in this process, whichever one trains them."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Protocol, TypeVar
 
 from fedshelf.core.messages import Broadcast, ClientMessage, ServerMessage, Setup
 from fedshelf.privacy.secure_aggregation.unmasking import OpenedSum
+from fedshelf.rounds.encrypting_client import EncryptingClient, EncryptionTerms
 from fedshelf.rounds.masking_client import MaskingClient, MaskingTerms
 from fedshelf.simulate.client_runner import Backend
 
+T = TypeVar("T")
+
+
+class HidingClient(Protocol):
+    """Hides what a client sends."""
+
+    def before(self, message: ServerMessage) -> ClientMessage | None:
+        """Answer a message; None: it is for the client."""
+
+    def after(self, message: ServerMessage, reply: ClientMessage) -> ClientMessage:
+        """Hide the client's reply to a message."""
+
 
 class MaskedBackend:
-    """A backend whose clients mask what another one computes.
+    """A backend whose clients hide what another one computes.
 
     Args:
         backend: runs the clients.
-        terms_of: returns the terms of masks of a run.
+        make_client: creates what hides a client's uploads; receives its name, and returns the run's current setup.
     """
 
-    def __init__(self, backend: Backend, terms_of: Callable[[Setup], MaskingTerms | None]) -> None:
+    def __init__(
+        self, backend: Backend, make_client: Callable[[str, Callable[[], Setup | None]], HidingClient]
+    ) -> None:
         self._backend = backend
-        self._terms_of = terms_of
-        self._terms: tuple[Setup, MaskingTerms | None] | None = None
+        self._make_client = make_client
         self._setup: Setup | None = None
-        self._clients: dict[str, MaskingClient] = {}
+        self._clients: dict[str, HidingClient] = {}
         self._asked: dict[str, ServerMessage] = {}
         self._answers: deque[tuple[str, ClientMessage]] = deque()
 
@@ -33,9 +48,7 @@ class MaskedBackend:
         if isinstance(message, Setup):
             self._setup = message
         if name not in self._clients:
-            self._clients[name] = MaskingClient(
-                partial(str, name), terms=self._current_terms, opened_sums=_OpenedSums()
-            )  # fmt: skip
+            self._clients[name] = self._make_client(name, lambda: self._setup)
         answer = self._clients[name].before(message)
         if answer is not None:
             self._answers.append((name, answer))
@@ -53,12 +66,43 @@ class MaskedBackend:
         name, answer = found
         return name, self._clients[name].after(self._asked[name], answer)
 
-    def _current_terms(self) -> MaskingTerms | None:
-        if self._setup is None:
-            return None
-        if self._terms is None or self._terms[0] is not self._setup:
-            self._terms = self._setup, self._terms_of(self._setup)
-        return self._terms[1]
+
+def masking_client(
+    terms_of: Callable[[Setup], MaskingTerms | None], name: str, setup: Callable[[], Setup | None]
+) -> MaskingClient:  # fmt: skip
+    """Masks the uploads of a simulated client.
+
+    Args:
+        terms_of: returns the terms of masks of a run.
+        name: the client's name.
+        setup: returns the run's current setup.
+    """
+    return MaskingClient(partial(str, name), terms=_latest(terms_of, setup), opened_sums=_OpenedSums())
+
+
+def encrypting_client(
+    terms_of: Callable[[Setup], EncryptionTerms | None], name: str, setup: Callable[[], Setup | None]
+) -> EncryptingClient:  # fmt: skip
+    """Encrypts the uploads of a simulated client.
+
+    Args:
+        terms_of: returns the terms of encryption of a run.
+        name: the client's name.
+        setup: returns the run's current setup.
+    """
+    return EncryptingClient(
+        partial(str, name), terms=_latest(terms_of, setup), opened_sums=_OpenedSums(), decryptors=_Decryptors()
+    )  # fmt: skip
+
+
+def _latest(terms_of: Callable[[Setup], T | None], setup: Callable[[], Setup | None]) -> Callable[[], T | None]:
+    """Returns the terms of the current setup; None before the first one."""
+
+    def terms() -> T | None:
+        current = setup()
+        return None if current is None else terms_of(current)
+
+    return terms
 
 
 class _OpenedSums:
@@ -72,3 +116,16 @@ class _OpenedSums:
 
     def record(self, opened: OpenedSum) -> None:
         self._known.append(opened)
+
+
+class _Decryptors:
+    """In memory, like the sums."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def known(self, run_id: str) -> str | None:
+        return self._known.get(run_id)
+
+    def record(self, run_id: str, store: str) -> None:
+        self._known[run_id] = store

@@ -27,7 +27,7 @@ class Wire:
         """Return the message as `client` sees it, and its size in bytes."""
         header, body = self._sizes.of(message)
         if not isinstance(message, Broadcast):
-            return message, header
+            return message, header + body
         if not message.is_plain:
             return self._opened(message), header + body
         holds = self._holds(client, [message.params, *message.auxiliary.values()])

@@ -118,7 +118,7 @@ class FileCheckpoints:
                 wanted=fields.get("wanted"), num_steps=dict(fields.get("num_steps", {})),
                 pace=dict(fields.get("pace", {})),
                 noise_key=bytes.fromhex(fields["noise_key"]) if fields.get("noise_key") else None,
-                masking=fields.get("masking", ""),
+                masking=fields.get("masking", ""), encryption=fields.get("encryption", ""),
             )  # fmt: skip
         except FileNotFoundError:
             return None
@@ -143,6 +143,7 @@ class FileCheckpoints:
             "pace": dict(open_round.pace),
             "noise_key": open_round.noise_key.hex() if open_round.noise_key else None,
             "masking": open_round.masking,
+            "encryption": open_round.encryption,
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 

@@ -126,6 +126,8 @@ class ConsoleSink:
             f"{counted(event.num_classes, 'class', 'classes')}{resumed}",
             style="bold",
         )
+        if event.note:
+            self._say(event.note)
         for caveat in caveats(event.num_classes, event.num_test, event.num_test_left_out):
             self._warn(caveat)
         if event.num_classes == 1:

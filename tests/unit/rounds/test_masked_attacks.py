@@ -180,8 +180,9 @@ def test_with_too_few_stores_for_a_set_that_differs_enough_the_run_ends_and_name
     assert_sums_are_apart(world)
 
 
-def promise_another_seed(masking: MaskingClient) -> None:
+def promise_another_seed(masking: object) -> None:
     """Let the member commit to a seed that is not the one that it shares, and take part as if nothing were."""
+    assert isinstance(masking, MaskingClient)
     show = masking._show_keys
 
     def shown(*given: Any) -> object:

@@ -76,11 +76,12 @@ def targets_of_run(subject: AuditSubject, left_out: list[str]) -> Iterator[Targe
     yield Target(model="run", protection="none", trainer=plain, shared=subject.shared)
     summed = (opened.uploads.summand,)  # rounds, which hides nothing
     stages = tuple(stage for stage in opened.uploads.stages if not stage.declares.masks and stage not in summed)
-    if opened.uploads.is_masked:
-        left_out.append(
-            "--secagg: the server sees no upload by itself. The rows for the run's own model are those of an upload "
-            "without masks; what a sum gives away is tried on the probe."
-        )
+    left_out += [
+        f"{stage.declares.setting}: the server sees no upload by itself. The rows for the run's own model are those of "
+        "an upload that is not hidden; what a sum gives away is tried on the probe."
+        for stage in opened.uploads.stages
+        if stage.declares.masks
+    ]
     noise = work.mechanism.noise_multiplier if work.mechanism is not None else None
     if stages or noise is not None:
         pipeline, layout = UploadPipeline(stages=stages), opened.bound_model.params.layout

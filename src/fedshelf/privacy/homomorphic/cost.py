@@ -55,11 +55,19 @@ class RoundCost:
     def text(self) -> str:
         """One sentence for people."""
         return (
-            f"homomorphic encryption: {counted(self.ciphertexts, 'ciphertext')} per upload, "
-            f"{self.bytes_up / _MEGA:.1f} MB ({self.bytes_up / max(1, self.bytes_plain):.2f} × plain); about "
+            f"{_size(self.ciphertexts, self.bytes_up, self.bytes_plain)}; about "
             f"{self.encrypt:.2f} s per store to encrypt, {self.add:.2f} s to add, {self.decrypt:.2f} s to decrypt, on "
             "a machine like this one"
         )
+
+
+def without_seconds(packing: Packing) -> str:
+    """One sentence for people, where TenSEAL is not installed to measure seconds.
+
+    Args:
+        packing: how uploads fill slots.
+    """
+    return _size(packing.num_ciphertexts, packing.upload_bytes, _plain_bytes(packing))
 
 
 def measure(clock: Callable[[], float], *, repetitions: int = _REPETITIONS) -> UnitCost:
@@ -101,6 +109,17 @@ def estimate(packing: Packing, members: int, unit: UnitCost) -> RoundCost:
     count = packing.num_ciphertexts
     return RoundCost(
         ciphertexts=count, bytes_up=packing.upload_bytes,
-        bytes_plain=sum(bits // 8 * size for bits, size in packing.sizes), encrypt=count * unit.encrypt,
+        bytes_plain=_plain_bytes(packing), encrypt=count * unit.encrypt,
         add=count * members * unit.add, decrypt=count * unit.decrypt,
     )  # fmt: skip
+
+
+def _plain_bytes(packing: Packing) -> int:
+    return sum(bits // 8 * size for bits, size in packing.sizes)
+
+
+def _size(ciphertexts: int, bytes_up: int, bytes_plain: int) -> str:
+    return (
+        f"homomorphic encryption: {counted(ciphertexts, 'ciphertext')} per upload, {bytes_up / _MEGA:.1f} MB "
+        f"({bytes_up / max(1, bytes_plain):.2f} × plain)"
+    )

@@ -50,6 +50,15 @@ class BfvKeys:
     secret: Coefficients = field(repr=False)
 
 
+def require() -> None:
+    """Check that the package is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    _tenseal()
+
+
 def generate(parameters: Parameters) -> BfvKeys:
     """Make a new key pair."""
     message = _fields(_new_context(parameters).serialize(True, True, False, False))
