@@ -319,7 +319,7 @@ class EncryptionRequest:
     Attributes:
         key: the round's task.
         stage: the step.
-        content: the message (`privacy.homomorphic.exchange`).
+        content: the message (`privacy.homomorphic.key_messages`).
         vectors: to decrypt, the encrypted `sum`.
     """
 

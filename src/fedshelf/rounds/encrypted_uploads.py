@@ -18,7 +18,7 @@ from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound
 from fedshelf.core.text import counted
 from fedshelf.privacy.homomorphic.ciphertexts import EncryptedSum
-from fedshelf.privacy.homomorphic.exchange import OpenedBy, SumRequest
+from fedshelf.privacy.homomorphic.key_messages import OpenedBy, SumRequest
 from fedshelf.privacy.homomorphic.sum_check import SealedTag
 from fedshelf.privacy.secure_aggregation import wire
 from fedshelf.privacy.secure_aggregation.context import LEAST_MEMBERS

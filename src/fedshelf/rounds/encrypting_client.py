@@ -1,6 +1,6 @@
 """A client whose uploads are encrypted: keys, encryption after training, and decryption of sums.
 
-    EncryptionRequest ─▶ the steps of `privacy.homomorphic.exchange`
+    EncryptionRequest ─▶ the steps of `privacy.homomorphic.key_messages`
     Broadcast         ─▶ train, and encrypt the upload
 
 Keys are in this process only. A client that has restarted since requests them again with the next round.
@@ -26,7 +26,7 @@ from fedshelf.core.messages import (
 from fedshelf.identity.keys import KeyPair
 from fedshelf.privacy.homomorphic.ceremony import KeyContext, KeyHolder, KeyMember, StoreKeys, check_requests
 from fedshelf.privacy.homomorphic.decryptors import DecryptorRecord
-from fedshelf.privacy.homomorphic.exchange import (
+from fedshelf.privacy.homomorphic.key_messages import (
     HeldKeys,
     KeyAnswer,
     KeyDelivery,

@@ -24,7 +24,7 @@ from fedshelf.core.messages import (
 from fedshelf.core.ports import Reply
 from fedshelf.core.state import OpenRound
 from fedshelf.privacy.homomorphic.ceremony import KeyContext, KeyRequest, PublishedKeys
-from fedshelf.privacy.homomorphic.exchange import (
+from fedshelf.privacy.homomorphic.key_messages import (
     HeldKeys,
     KeyAnswer,
     KeyDelivery,
@@ -164,14 +164,14 @@ class KeyExchange:
             raise RefusedError(f"the store '{self._holder}' has shown no keys")
         requests: dict[str, KeyRequest] = {}
 
-        def answered(answer: KeyAnswer) -> None:
+        def on_answer(answer: KeyAnswer) -> None:
             if answer.request is not None:
                 requests[answer.member] = answer.request
 
         query = KeyQuery(context=self._ceremony, known=name_of(self._published))
         self.ask(
             dialog, {name: query for name in names if name != self._holder}, EncryptionStage.REQUEST, KeyAnswer,
-            answered, drop,
+            on_answer, drop,
         )  # fmt: skip
         if not requests:
             return

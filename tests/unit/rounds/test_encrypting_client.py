@@ -20,7 +20,7 @@ from fedshelf.core.messages import (
 )
 from fedshelf.privacy.homomorphic.ceremony import KeyContext
 from fedshelf.privacy.homomorphic.ciphertexts import EncryptedSum
-from fedshelf.privacy.homomorphic.exchange import KeyQuery, SumRequest
+from fedshelf.privacy.homomorphic.key_messages import KeyQuery, SumRequest
 from fedshelf.privacy.homomorphic.sum_check import SealedTag
 from fedshelf.privacy.homomorphic.upload_form import EncryptedForm
 from fedshelf.privacy.secure_aggregation import wire
