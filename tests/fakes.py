@@ -71,8 +71,9 @@ class FakeCheckpoints:
     def save_open_round(self, open_round: OpenRound) -> None:
         self.open_round = open_round
 
-    def forget_open_round(self) -> None:
-        self.open_round = None
+    def forget_noise_key(self) -> None:
+        if self.open_round is not None:
+            self.open_round = replace(self.open_round, noise_key=None)
 
 
 def _copy(state: ServerState) -> ServerState:

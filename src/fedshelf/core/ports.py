@@ -160,8 +160,8 @@ class Checkpoints(Protocol):
 
     def save_open_round(self, open_round: OpenRound) -> None: ...
 
-    def forget_open_round(self) -> None:
-        """Delete the open round, with the key of its noise."""
+    def forget_noise_key(self) -> None:
+        """Forget the key of the open round's noise, and nothing else of it."""
 
 
 class Spool(Protocol):

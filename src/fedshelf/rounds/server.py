@@ -276,7 +276,7 @@ class Server:
         self._ports.checkpoints.save(state, is_best=is_best, alone=bool(withdrawn))
         self._membership.note_photos(state.photos)
         if self._plan.noisy_mean is not None:
-            self._ports.checkpoints.forget_open_round()
+            self._ports.checkpoints.forget_noise_key()
         self._ports.spool.clear()  # keep updates of single stores no longer than needed
         for name in withdrawn:
             self._membership.release(name, record.round)

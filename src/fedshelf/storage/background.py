@@ -174,6 +174,6 @@ class BackgroundCheckpoints:
     def save_open_round(self, open_round: OpenRound) -> None:
         self._writer.do(lambda: self._checkpoints.save_open_round(open_round))
 
-    def forget_open_round(self) -> None:
+    def forget_noise_key(self) -> None:
         """See `Checkpoints`."""
-        self._writer.do(self._checkpoints.forget_open_round)
+        self._writer.do(self._checkpoints.forget_noise_key)

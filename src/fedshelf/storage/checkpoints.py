@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,15 @@ class FileCheckpoints:
         }
         write_atomically(self._directory / "open_round.json", json.dumps(fields))
 
-    def forget_open_round(self) -> None:
-        """Delete the open round, with the key of its noise.
+    def forget_noise_key(self) -> None:
+        """Replace the open round by one without the key of its noise.
 
         Raises:
-            RunError: it cannot be deleted.
+            RunError: see `save`.
         """
-        with translating_os_errors("delete", self._directory / "open_round.json"):
-            (self._directory / "open_round.json").unlink(missing_ok=True)
+        opened = self.load_open_round()
+        if opened is not None:
+            self.save_open_round(replace(opened, noise_key=None))
 
     def _path(self, round: int) -> Path:
         return self._directory / f"round-{round:06d}.safetensors"

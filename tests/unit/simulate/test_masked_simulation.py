@@ -230,7 +230,7 @@ def test_no_secret_of_a_round_is_in_a_file_or_in_the_log(
     monkeypatch.setattr(client, "deal", recorded_shares)
     with caplog.at_level(logging.DEBUG):
         run("run", secagg=True, rounds=2)
-    assert len(secrets) == 2 * 4 * (3 + 2 * 4)
+    assert len(secrets) == 2 * 2 * 4 * (3 + 2 * 4)  # for the uploads and the evaluations of two rounds
     forms = [form for secret in secrets for form in (secret, secret.hex().encode(), base64.b64encode(secret))]
     files = [path for path in home.parent.rglob("*") if path.is_file()]
     assert len(files) > 20

@@ -93,7 +93,9 @@ def test_noise_at_the_server_covers_every_model_and_is_reported() -> None:
     assert privacy["epsilon"] == pytest.approx(compose([one], 1e-5).epsilon)
     assert privacy["unit"] == "client"
     assert [(each["client"], each["releases"], each["steps"]) for each in privacy["releases"]] == [(None, 4, 4)]
-    assert not (directory.checkpoints / "open_round.json").exists()  # with the key of the last noise
+    opened = FileCheckpoints(directory.checkpoints).load_open_round()
+    assert opened is not None
+    assert opened.noise_key is None
     card = json.loads((directory.model / CARD).read_text(encoding="utf-8"))  # published with the model
     assert {name: value for name, value in card["metrics"].items() if value} == {
         "central_accuracy": run_summary(directory.path).rounds[-1].central_accuracy
