@@ -257,14 +257,15 @@ class World:
             self.kept[name] = comparison, bench.params.vector.clone()
 
         def prepare(setup: Setup) -> Work:
+            uploads = self.uploads_of(bench)
             ready = Ready(
                 run_id=setup.run_id, layout_digest=bench.params.layout.digest,
                 catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest="digest",
-                num_train=len(at_work.train), num_validation=len(at_work.validation), num_left_out=0,
+                num_train=len(at_work.train), num_validation=None if uploads.is_encrypted else len(at_work.validation), num_left_out=0,
             )  # fmt: skip
             return Work(
                 algorithm=self.algorithm.for_model(bench.params.layout, bench.output_layer), trainer=at_work,
-                ready=ready, clip=self.clip, uploads=self.uploads_of(bench), is_masked=self.is_masked,
+                ready=ready, clip=self.clip, uploads=uploads, is_masked=self.is_masked,
                 personalization=self.personalization,
                 catalogue=Catalogue.from_json(setup.catalogue) if name not in self.withholding else None,
                 closed_form=closed_form.for_model(bench.params.layout, bench.output_layer) if closed_form else None,

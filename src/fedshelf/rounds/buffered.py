@@ -169,7 +169,7 @@ class BufferedRounds:
             notice.check("stores to return", live=self._membership.live(), missing=returning())
             state = self._receive(state, record)
         for name in self._membership.live():
-            if name not in state.evaluated and self._membership.num_validation(name):
+            if name not in state.evaluated and self._evaluates(name):
                 self._tasks.send_evaluation(name, state)
         while self._tasks.any_evaluates():
             state = self._receive(state, record)
@@ -203,7 +203,7 @@ class BufferedRounds:
             idle = [name for name in idle if name not in self._buffer.newest()]
         wanted = cohorts.size(len(live), fraction=plan.fraction)
         for name in self._draw(idle, min(len(idle), wanted - len(self._tasks)), state, record):
-            if self._membership.num_validation(name):
+            if self._evaluates(name):
                 self._tasks.send_evaluation(name, state)
             else:
                 self._send_training(name, state)
@@ -231,6 +231,9 @@ class BufferedRounds:
     def _counted(self, name: str, state: ServerState) -> TaskKey | None:
         """The client's newest counted upload; an upload counts once it is in the buffer."""
         return self._buffer.newest().get(name, state.counted.get(name))
+
+    def _evaluates(self, name: str) -> bool:
+        return self._plan.evaluates and self._membership.num_validation(name) > 0
 
     def _receive(self, state: ServerState, record: _RoundRecord) -> ServerState:
         """Handle the next arrival; return the state with any new evaluation."""

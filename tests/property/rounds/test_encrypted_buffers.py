@@ -29,9 +29,8 @@ def world_of(*, encrypted: bool = True, decryptor: str | None = ANY, size: int =
     encryption = Encryption(is_on=True, decryptor=decryptor)
     pipeline = UploadPipeline(stages=(encode, encryption) if encrypted else (encode,))
     given: dict[str, Any] = {"names": NAMES, "num_rounds": 5, "module": with_batch_norm, "delays": dict(DELAYS)}
-    return World(
-        **{**given, **values}, algorithm=FedBuff(buffer_size=size), plan={"uploads": pipeline, "encryption": encryption}
-    )
+    plan = {"uploads": pipeline, "encryption": encryption, "evaluates": False}
+    return World(**{**given, **values}, algorithm=FedBuff(buffer_size=size), plan=plan)
 
 
 def staleness(world: World) -> list[int | None]:

@@ -33,7 +33,7 @@ def world_of(*, encrypted: bool = True, decryptor: str | None = None, **values: 
     encryption = Encryption(is_on=True, decryptor=decryptor)
     pipeline = UploadPipeline(stages=(encode, encryption) if encrypted else (encode,))
     given: dict[str, Any] = {"names": NAMES, "num_rounds": 3, "algorithm": Remembering(), "module": with_batch_norm}
-    return World(**{**given, **values}, plan={"uploads": pipeline, "encryption": encryption})
+    return World(**{**given, **values}, plan={"uploads": pipeline, "encryption": encryption, "evaluates": False})
 
 
 @pytest.fixture(scope="module")
