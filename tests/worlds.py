@@ -261,7 +261,8 @@ class World:
             ready = Ready(
                 run_id=setup.run_id, layout_digest=bench.params.layout.digest,
                 catalogue_digest=Catalogue.from_json(setup.catalogue).digest, config_digest="digest",
-                num_train=len(at_work.train), num_validation=None if uploads.is_encrypted else len(at_work.validation), num_left_out=0,
+                num_train=len(at_work.train), num_left_out=0,
+                num_validation=None if uploads.is_encrypted else len(at_work.validation),
             )  # fmt: skip
             return Work(
                 algorithm=self.algorithm.for_model(bench.params.layout, bench.output_layer), trainer=at_work,
