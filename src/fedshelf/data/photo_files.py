@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedshelf.core.text import first_few, from_filesystem, some
+from fedshelf.core.text import first_few, from_filesystem, some, to_filesystem
 from fedshelf.data.filesystem import cause, reading
 
 _EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -160,6 +160,17 @@ def list_photos(root: Path) -> Listing:
         found.left_out[STRAY] = found.stray
     found.photos.sort()
     return found
+
+
+def photos_below(root: Path) -> list[Path]:
+    """All photos below `root`, at any depth and in any folders, sorted.
+
+    Raises:
+        DataError: `root` cannot be read.
+    """
+    listing = list_photos(root)
+    stray = [root / to_filesystem(name) for name in listing.stray]
+    return sorted([*stray, *(photo.path for photo in listing.photos)])
 
 
 def subfolders(root: Path) -> tuple[Path, ...]:

@@ -1,0 +1,194 @@
+"""The model card of a model file: what it was trained on, how good it is, what protects the photos, and its limits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedshelf.core.text import counted, printable
+from fedshelf.edge.model_info import ModelInfo
+from fedshelf.privacy.base import DEFAULT_DELTA
+from fedshelf.reporting.formatting import ABSENT, number, percent
+from fedshelf.reporting.privacy_report import privacy_report
+from fedshelf.reporting.receipt import finite, protections_of, unprotected_by
+from fedshelf.storage.run_directory import RunDirectory, differences, is_run
+from fedshelf.tracking.queries import run_summary
+
+_KEPT = ("fedshelf", "run_id", "round", "store", "candidate", "architecture", "input", "metrics", "limits")
+_OF_A_STORE = " What this store trained on its own photos after that is not covered by the run's protection."
+
+
+def card_of(model_card: Mapping[str, Any], folder: Path, *, num_parameters: int, num_products: int) -> dict[str, Any]:
+    """The parts of a card that are known before the model is exported.
+
+    Args:
+        model_card: the card of the model's folder.
+        folder: that folder.
+        num_parameters: number of all parameters.
+        num_products: number of products.
+
+    Raises:
+        UsageError: the run has noise, and `dp-accounting` is not installed.
+    """
+    training = dict(model_card.get("training") or {})
+    weights = training.pop("initial_weights", None) or {}
+    counted_stores = training.pop("clients_counted_last_round", None)
+    run = _run_of(folder)
+    data = {"products": num_products, "stores": counted_stores, "training_photos": _num_photos(run, counted_stores)}
+    return {
+        **{key: model_card[key] for key in _KEPT if key in model_card},
+        "num_parameters": num_parameters,
+        "training": {**training, "initial_weights": weights.get("file")},
+        "data": data,
+        "privacy": _privacy(run, is_stores="store" in model_card),
+    }
+
+
+def _run_of(folder: Path) -> RunDirectory | None:
+    for above in folder.absolute().parents[:2]:
+        if is_run(above):
+            return RunDirectory.open(above)
+    return None
+
+
+def _num_photos(run: RunDirectory | None, counted_stores: int | None) -> int | None:
+    """Training photos of the last round; None if the server does not know each store's number, or must not tell."""
+    rounds = run_summary(run.path).rounds if run is not None and counted_stores is not None else ()
+    numbers = [client.num_examples for client in rounds[-1].clients] if rounds else []
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known and len(known) == len(numbers) else None
+
+
+def _privacy(run: RunDirectory | None, *, is_stores: bool) -> dict[str, Any]:
+    if run is None:
+        return {"statement": "Not known here: the model's folder is not in its run's. The run's report has it."}
+    settings = {found.key: found.new for found in differences("", run.config_toml)}
+    summary, protections, report = run_summary(run.path), protections_of(settings), None
+    if summary.noise:
+        delta = float(settings.get("delta", DEFAULT_DELTA))
+        report = privacy_report(summary.noise, summary.rounds, summary.voids, delta=delta)
+    guarantee = report.guarantee if report else None
+    said = "Photos stayed in the stores." + _OF_A_STORE * is_stores
+    return {
+        "statement": said,
+        "protections": protections,
+        "guarantee": finite(
+            {
+                "epsilon": guarantee.epsilon, "delta": guarantee.delta, "unit": guarantee.unit,
+                "assumptions": list(guarantee.assumptions),
+            }
+        ) if guarantee else None,
+        "not_covered": unprotected_by(protections),
+    }  # fmt: skip
+
+
+def to_markdown(info: ModelInfo) -> str:
+    """Format the card of a model file for people.
+
+    Args:
+        info: the file's metadata.
+
+    Returns:
+        Markdown. Names from outside are escaped.
+    """
+    card = info.card
+    about, data = card.get("architecture") or {}, card.get("data") or {}
+    lines = [
+        f"# Model card: {_text(about.get('name', 'model'))}, {counted(len(info.labels), 'product')}", "",
+        f"* run {_text(card.get('run_id'))}, after round {_text(card.get('round'))}",
+        *([f"* the model of store {_text(card['store'])}"] if "store" in card else []),
+        f"* {card.get('num_parameters', 0):,} parameters, {info.precision}, photos of {info.image_size} pixels a side, "
+        f"photo decoder {info.decoder}",
+        f"* digest {info.digest}", "",
+        "## Data", "",
+        f"* stores in the last round: {_count(data.get('stores'))}",
+        f"* training photos: {_count(data.get('training_photos'))}",
+        f"* products: {len(info.labels):,}", "",
+        "## Accuracy", "", *_metrics(card.get("metrics") or {}), "",
+        "## Sure answers", "", _calibration(info), "",
+        "## Privacy", "", *_privacy_lines(card.get("privacy") or {}), "",
+        "## Checks", "", *_checks(card), "",
+        "## Limits", "", _text(card.get("limits", ABSENT)),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+    shown = {
+        "accuracy": "on validation photos of the stores", "central_accuracy": "on the server's test photos",
+    }  # fmt: skip
+    lines = [f"* {percent(metrics[key])} {where}" for key, where in shown.items() if metrics.get(key) is not None]
+    for name, value in (metrics.get("own_mix_accuracy") or {}).items():
+        lines.append(f"* {percent(value)} on this store's photos, model: {_text(name)}")
+    if levels := metrics.get("levels"):
+        lines += ["", f"Accuracy by level of folders, coarsest first, on {_text(metrics.get('levels_on'))}:", ""]
+        lines += [f"* level {level['depth']}: {percent(level['accuracy'])}" for level in levels]
+    if products := metrics.get("products"):
+        heading = f"product, on {_text(metrics.get('products_on'))}"
+        lines += ["", f"| {heading} | right | photos |", "|---|---:|---:|"]
+        lines += [f"| {_text(one['product'])} | {one['correct']} | {one['total']} |" for one in products]
+    if mixed_up := metrics.get("mixed_up"):
+        lines += ["", "Most often mixed up:", ""]
+        lines += [f"* {_text(o['product'])} taken for {_text(o['taken_for'])}: {o['photos']}" for o in mixed_up[:10]]
+    return lines or ["Not measured in the run."]
+
+
+def _calibration(info: ModelInfo) -> str:
+    found = info.card.get("calibration") or {}
+    if not found:
+        return (
+            f"Not calibrated: probabilities are the network's own, and an answer is called sure from {info.threshold:g} "
+            "on. Export with --calibrate and labeled photos."
+        )
+    base = f"Calibrated on {counted(found['photos'], 'labeled photo')}: temperature {info.temperature:.4g}"
+    if found["precision"] is None:
+        return (
+            f"{base}. No threshold gives {percent(found['target'])} right among sure answers on them, so that no "
+            "answer below a probability of 1 is called sure."
+        )
+    return (
+        f"{base}. An answer is called sure from {info.threshold:.4f} on. On these photos, {percent(found['sure'])} of "
+        f"the answers are sure, and {percent(found['precision'])} of these are right (target {percent(found['target'])})."
+    )
+
+
+def _privacy_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = [_text(found.get("statement", ABSENT))]
+    if "protections" in found:
+        lines += ["", f"* protections: {_text(', '.join(found['protections']) or 'none')}"]
+    if guarantee := found.get("guarantee"):
+        epsilon = number(guarantee["epsilon"]) if guarantee["epsilon"] is not None else "unbounded"
+        lines += [f"* ε = {epsilon}, δ = {guarantee['delta']:g}, per {_text(guarantee['unit'])}"]
+        lines += [f"* {_text(assumption)}" for assumption in guarantee["assumptions"]]
+    return lines + [f"* not covered: {_text(what)}" for what in found.get("not_covered", ())]
+
+
+def _checks(card: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if parity := card.get("parity"):
+        lines.append(
+            f"* same as in training, on {_text(parity['photos'])}: probabilities differ by at most "
+            f"{parity['max_difference']:.1e}, same product in {percent(parity['agreement'])}"
+        )
+    if foreign := card.get("foreign_decoder"):
+        lines.append(
+            f"* foreign decoder (full-size pixels from Pillow, resized in the file), on {_text(foreign['photos'])}: "
+            f"same product in {percent(foreign['agreement'])}, probability of it differs by at most "
+            f"{foreign['max_difference']:.2f}. FedShelf's own runtime uses the decoder of training"
+        )
+    if int8 := card.get("int8"):
+        lines.append(
+            f"* int8, certified on {counted(int8['photos'], 'photo')} on {_text(int8['processor'])}: same product with "
+            f"and without optimization in {percent(int8['agreement'])}, accuracy {percent(int8['accuracy'])} "
+            f"(float32 {percent(int8['float_accuracy'])}), {percent(int8['bytes_ratio'])} of the bytes"
+        )
+    return lines or ["None."]
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "not told"
+
+
+def _text(value: object) -> str:
+    """Text that is one line, and no Markdown or HTML."""
+    shown = printable(str(value))
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in shown)
