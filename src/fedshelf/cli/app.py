@@ -43,6 +43,7 @@ COMMANDS: dict[str, str] = {
     "predict": "fedshelf.cli.predict:predict",
     "evaluate": "fedshelf.cli.evaluate:evaluate",
     "export": "fedshelf.cli.export:export",
+    "edge": "fedshelf.cli.edge:app",
     "runs": "fedshelf.cli.runs:app",
     "data": "fedshelf.cli.data:app",
 }

@@ -47,10 +47,10 @@ def export(
     Example: fedshelf export runs/20261121-083512-a1b2 --out shelf.onnx --calibrate photos/val
     """
     from fedshelf.app.predictor import Predictor, model_folder
-    from fedshelf.edge.making.export import check_out
+    from fedshelf.edge.making.card import card_file_of
     from fedshelf.edge.making.export import export as export_model
 
-    card = check_out(out)
+    card = card_file_of(out)
     predictor = Predictor.load(model_folder(run, best=best), model_path=model_path)
     info = export_model(predictor, out, check=check_photos, calibrate=calibrate, precision=precision)
     num_bytes, parity, foreign = out.stat().st_size, info.card["parity"], info.card["foreign_decoder"]

@@ -1,84 +1,26 @@
-"""The model card of a model file: what it was trained on, how good it is, what protects the photos, and its limits."""
+"""The model card of a model file as text for people: data, accuracy, what protects the photos, checks, limits."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedshelf.core.errors import UsageError
 from fedshelf.core.text import counted, printable
 from fedshelf.edge.model_info import ModelInfo
-from fedshelf.privacy.base import DEFAULT_DELTA
 from fedshelf.reporting.formatting import ABSENT, number, percent
-from fedshelf.reporting.privacy_report import privacy_report
-from fedshelf.reporting.receipt import finite, protections_of, unprotected_by
-from fedshelf.storage.run_directory import RunDirectory, differences, is_run
-from fedshelf.tracking.queries import run_summary
 
-_KEPT = ("fedshelf", "run_id", "round", "store", "candidate", "architecture", "input", "metrics", "limits")
-_OF_A_STORE = " What this store trained on its own photos after that is not covered by the run's protection."
+SUFFIX, CARD_SUFFIX = ".onnx", ".card.md"
 
 
-def card_of(model_card: Mapping[str, Any], folder: Path, *, num_parameters: int, num_products: int) -> dict[str, Any]:
-    """The parts of a card that are known before the model is exported.
-
-    Args:
-        model_card: the card of the model's folder.
-        folder: that folder.
-        num_parameters: number of all parameters.
-        num_products: number of products.
+def card_file_of(out: Path) -> Path:
+    """The file of the card beside a model file.
 
     Raises:
-        UsageError: the run has noise, and `dp-accounting` is not installed.
+        UsageError: the model file's name does not end in .onnx.
     """
-    training = dict(model_card.get("training") or {})
-    weights = training.pop("initial_weights", None) or {}
-    counted_stores = training.pop("clients_counted_last_round", None)
-    run = _run_of(folder)
-    data = {"products": num_products, "stores": counted_stores, "training_photos": _num_photos(run, counted_stores)}
-    return {
-        **{key: model_card[key] for key in _KEPT if key in model_card},
-        "num_parameters": num_parameters,
-        "training": {**training, "initial_weights": weights.get("file")},
-        "data": data,
-        "privacy": _privacy(run, is_stores="store" in model_card),
-    }
-
-
-def _run_of(folder: Path) -> RunDirectory | None:
-    for above in folder.absolute().parents[:2]:
-        if is_run(above):
-            return RunDirectory.open(above)
-    return None
-
-
-def _num_photos(run: RunDirectory | None, counted_stores: int | None) -> int | None:
-    """Training photos of the last round; None if the server does not know each store's number, or must not tell."""
-    rounds = run_summary(run.path).rounds if run is not None and counted_stores is not None else ()
-    numbers = [client.num_examples for client in rounds[-1].clients] if rounds else []
-    known = [number for number in numbers if number is not None]
-    return sum(known) if known and len(known) == len(numbers) else None
-
-
-def _privacy(run: RunDirectory | None, *, is_stores: bool) -> dict[str, Any]:
-    if run is None:
-        return {"statement": "Not known here: the model's folder is not in its run's. The run's report has it."}
-    settings = {found.key: found.new for found in differences("", run.config_toml)}
-    summary, protections, report = run_summary(run.path), protections_of(settings), None
-    if summary.noise:
-        delta = float(settings.get("delta", DEFAULT_DELTA))
-        report = privacy_report(summary.noise, summary.rounds, summary.voids, delta=delta)
-    guarantee = report.guarantee if report else None
-    said = "Photos stayed in the stores." + _OF_A_STORE * is_stores
-    return {
-        "statement": said,
-        "protections": protections,
-        "guarantee": finite(
-            {
-                "epsilon": guarantee.epsilon, "delta": guarantee.delta, "unit": guarantee.unit,
-                "assumptions": list(guarantee.assumptions),
-            }
-        ) if guarantee else None,
-        "not_covered": unprotected_by(protections),
-    }  # fmt: skip
+    if out.suffix != SUFFIX:
+        raise UsageError(f"--out {out}: the name of a model file ends in {SUFFIX}")
+    return out.with_suffix(CARD_SUFFIX)
 
 
 def to_markdown(info: ModelInfo) -> str:

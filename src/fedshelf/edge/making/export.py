@@ -6,6 +6,7 @@
     4  write the file and its card, together
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from fedshelf.app.predictor import Predictor
-from fedshelf.core.errors import ModelError, UsageError
+from fedshelf.core.errors import ModelError
 from fedshelf.core.text import counted
 from fedshelf.data.decode import DECODER_VERSION
 from fedshelf.edge.making.calibration import (
@@ -26,7 +27,8 @@ from fedshelf.edge.making.calibration import (
     best_threshold,
     softmax,
 )
-from fedshelf.edge.making.card import card_of, to_markdown
+from fedshelf.edge.making.card import card_file_of, to_markdown
+from fedshelf.edge.making.card_content import card_of, is_without_personal
 from fedshelf.edge.making.check_photos import CheckPhotos, drawn, from_folder
 from fedshelf.edge.making.graph import LOGITS, OPSET, PIXELS, Preparation, digest_of, whole_graph, with_info
 from fedshelf.edge.making.libraries import import_extra
@@ -36,9 +38,10 @@ from fedshelf.storage.atomic_files import temporary_folder, write_together
 from fedshelf.storage.model_files import load_model_files
 from fedshelf.training.trainer import EVALUATION_BATCH
 
+logger = logging.getLogger(__name__)
+
 TOLERANCE = 1e-5
 """Largest difference of a probability from torch's."""
-SUFFIX, CARD_SUFFIX = ".onnx", ".card.md"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,17 +71,6 @@ class Comparison:
     foreign_num_same: int
 
 
-def check_out(out: Path) -> Path:
-    """The file of the model card beside a model file.
-
-    Raises:
-        UsageError: the model file's name does not end in .onnx.
-    """
-    if out.suffix != SUFFIX:
-        raise UsageError(f"--out {out}: the name of a model file ends in {SUFFIX}")
-    return out.with_suffix(CARD_SUFFIX)
-
-
 def export(
     predictor: Predictor, out: Path, *, check: Path | None, calibrate: Path | None, precision: float
 ) -> ModelInfo:  # fmt: skip
@@ -100,7 +92,7 @@ def export(
         ModelError: the model cannot be exported, or the file's answers are not the model's. Nothing is written.
         RunError: the file cannot be written.
     """
-    card_file = check_out(out)
+    card_file = card_file_of(out)
     for module, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "edge")):
         import_extra(module, extra)
     photos = from_folder(check) if check is not None else drawn()
@@ -112,6 +104,11 @@ def export(
         num_products=len(predictor.labels), temperature=calibration.temperature,
     )  # fmt: skip
     model_card = load_model_files(predictor.folder)[2]
+    if is_without_personal(model_card):
+        logger.warning(
+            "this run's stores each have tensors of their own, such as an output layer; in the global model these are "
+            "at their first values. Export a store's model: a client's state directory, or RUN/stores/STORE"
+        )
     card = card_of(
         model_card, predictor.folder, num_products=len(predictor.labels),
         num_parameters=sum(parameter.numel() for parameter in predictor.module.parameters()),
@@ -202,7 +199,7 @@ def _calibrated(predictor: Predictor, folder: Path | None, precision: float) -> 
         "precision": found.precision,
     }  # fmt: skip
     # The file computes in float32: the photo at the threshold stays above it.
-    threshold = min(1.0, found.value * (1 - TOLERANCE))
+    threshold = found.value * (1 - TOLERANCE) if found.precision is not None else found.value
     return _Calibration(temperature=temperature, threshold=threshold, record=record)
 
 
