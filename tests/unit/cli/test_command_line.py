@@ -23,7 +23,7 @@ COMMANDS = [
     "demo", "server", "client", "enroll add", "enroll rotate", "enroll revoke", "enroll list", "enroll import",
     "enroll key", "enroll tokens", "enroll cancel", "enroll renumber",
     "audit-log", "privacy audit", "privacy explain", "privacy ledger", "privacy receipt", "simulate", "predict",
-    "evaluate", "runs list", "runs show",
+    "evaluate", "export", "edge quantize", "runs list", "runs show",
     "runs compare", "runs stop", "data partition", "data make-demo", "data fetch", "data check", "privacy epsilon",
 ]  # fmt: skip
 TINY = ["--image-size", "16", "--width", "8", "--batch-size", "4", "--device", "cpu", "--rounds", "1"]

@@ -1,9 +1,9 @@
 """Exports a trained model as one ONNX file: a photo's pixels in, probabilities out.
 
-    1  T, threshold <- labeled photos, if there are any
-    2  the network to ONNX (torch's exporter, opset 18), joined with the resize, normalization and answer
-    3  for each photo: compare the file's probabilities with torch's; over the tolerance, fail
-    4  write the file and its card, together
+1  T, threshold <- labeled photos, if there are any
+2  the network to ONNX (torch's exporter, opset 18), joined with the resize, normalization and answer
+3  for each photo: compare the file's probabilities with torch's; over the tolerance, fail
+4  write the file and its card, together
 """
 
 import logging
@@ -188,7 +188,9 @@ def _calibrated(predictor: Predictor, folder: Path | None, precision: float) -> 
     ]
     logits_NK = np.concatenate(batches).astype(np.float64)
     if not np.isfinite(logits_NK).all():
-        raise ModelError("the model's answers to photos are not numbers: its training has diverged. Export another round")
+        raise ModelError(
+            "the model's answers to photos are not numbers: its training has diverged. Export another round"
+        )
     temperature = best_temperature(logits_NK, photos.labels)
     probabilities_NK = softmax(logits_NK / temperature)
     found = best_threshold(
@@ -222,5 +224,3 @@ def _network(module: nn.Module, image_size: int) -> Any:
     if program is None:
         raise ModelError("torch cannot export this model to ONNX")
     return program.model_proto
-
-

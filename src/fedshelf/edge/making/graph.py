@@ -186,4 +186,3 @@ def _strip(graph: Any) -> None:
 
 def _listed(values: Any) -> str:
     return ", ".join(map(repr, values))
-

@@ -27,6 +27,4 @@ def import_extra(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(
-            f"this command needs {_PACKAGES[extra]}: pip install 'fedshelf[{extra}]' ({error})"
-        ) from None
+        raise UsageError(f"this command needs {_PACKAGES[extra]}: pip install 'fedshelf[{extra}]' ({error})") from None

@@ -150,7 +150,9 @@ def quantize(file: Path, photos: Path, out: Path, *, test_dir: Path | None) -> t
 
 def _photos(info: ModelInfo, photos: Path, test_dir: Path | None) -> tuple[PhotoSet, PhotoSet]:
     """The photos to calibrate on, and those that certify."""
-    members = tuple((label,) if label == path else (label, path) for label, path in zip(info.labels, info.paths, strict=True))
+    members = tuple(
+        (label,) if label == path else (label, path) for label, path in zip(info.labels, info.paths, strict=True)
+    )
     catalogue, cache = Catalogue(info.labels, members), PhotoCache(root=places.photo_cache())
     seed = (info.card.get("training") or {}).get("seed", 0)  # those that training held out, too
     found = scan(photos, val_fraction=0.0 if test_dir else _VAL_FRACTION, seed=seed if isinstance(seed, int) else 0)
