@@ -7,7 +7,7 @@ import typer
 
 from fedshelf.cli.display import echo, print_json
 from fedshelf.cli.predict import AsJson, Best, ModelPath
-from fedshelf.core.text import from_filesystem
+from fedshelf.core.text import counted, from_filesystem
 from fedshelf.reporting.formatting import percent, size
 
 
@@ -67,10 +67,11 @@ def export(
     found = info.card["calibration"]
     sure = "answers are not calibrated: give labeled photos with --calibrate"
     if found:
-        sure = f"sure from a probability of {info.threshold:.3f} on: {percent(found['sure'])} of {found['photos']:,} photos"
+        share = f"{percent(found['sure'])} of {counted(found['photos'], 'photo')}"
+        sure = f"sure from a probability of {info.threshold:.4g} on: {share}"
     echo(
-        f"{out}: {size(num_bytes)}, {len(info.labels):,} products, digest {info.digest[:12]}; its card is {card}",
-        f"checked on {parity['photos']}: probabilities differ from the model's by at most {parity['max_difference']:.1e}",
+        f"{out}: {size(num_bytes)}, {counted(len(info.labels), 'product')}, digest {info.digest[:12]}; its card is {card}",
+        f"checked on {parity['photos']}: probabilities differ by at most {parity['max_difference']:.1e} from the model's",
         f"with full-size pixels of another decoder: the same product in {percent(foreign['agreement'])}",
         sure,
     )

@@ -44,7 +44,7 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, max=MAX_INTEGER, help="How many products to name per photo.")] = 5,
     csv_file: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write a table to FILE, one line per photo and product."),
+        typer.Option("--csv", metavar="FILE", help="Write a table, one line per photo and product."),
     ] = None,
     best: Best = False,
     model_path: ModelPath = None,

@@ -35,7 +35,7 @@ def exported(folder: Path, out: Path, *, check: Path | None = None, calibrate: P
 
 
 @pytest.mark.parametrize(
-    "name, image_size, norm",
+    ("name", "image_size", "norm"),
     [
         ("resnet10", 16, "group"), ("tf_efficientnet_lite0", 32, "batch"),
         pytest.param("mobilenetv3_small_050", 32, "batch", marks=pytest.mark.long),
@@ -120,7 +120,8 @@ def test_calibration_finds_the_temperature_and_a_threshold_and_the_card_says_so(
     info = exported(colors.folder, Path("m.onnx"), calibrate=photos)
     plain = Session.open(colors.file).info
     assert (plain.temperature, plain.threshold, plain.card["calibration"]) == (1.0, 0.5, None)
-    assert info.temperature != 1.0 and info.card["calibration"]["photos"] == 60
+    assert info.temperature != 1.0
+    assert info.card["calibration"]["photos"] == 60
     assert info.card["calibration"]["precision"] >= 0.95
     assert "Not calibrated" in colors.file.with_suffix(".card.md").read_text()
     assert "Calibrated on 60 labeled photos" in Path("m.card.md").read_text()
@@ -203,7 +204,7 @@ def test_drawn_photos_are_the_same_each_time_and_of_many_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    "library, extra", [("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "edge")]
+    ("library", "extra"), [("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "edge")]
 )  # fmt: skip
 def test_a_missing_library_is_named_with_its_extra(
     home: Path, monkeypatch: pytest.MonkeyPatch, colors: Exported, library: str, extra: str
@@ -243,11 +244,14 @@ def test_the_command_writes_file_and_card_and_says_what_was_checked(home: Path, 
     assert code == 0, text
     record = json.loads(text)
     assert (record["model"], record["card"], record["products"]) == ("m.onnx", "m.card.md", 3)
-    assert record["parity"]["agreement"] == 1.0 and record["calibration"] is None
+    assert record["parity"]["agreement"] == 1.0
+    assert record["calibration"] is None
     assert record["digest"] == Session.open(Path("m.onnx")).info.digest
     card = Path("m.card.md").read_text()
-    assert "a\\|b" in card and "<i>" not in card.replace("\\<", "")
-    assert "checked on 16 generated photos" in colors.text and "not calibrated" in colors.text
+    assert "a\\|b" in card
+    assert "<i>" not in card.replace("\\<", "")
+    assert "checked on 16 generated photos" in colors.text
+    assert "not calibrated" in colors.text
     code, text = run("export", "model", "--out", "model.pt")
     assert code == 2
     assert "ends in .onnx" in text
@@ -278,7 +282,8 @@ def test_the_card_has_the_runs_protection_and_no_store_by_name(home: Path) -> No
     found = card_of(card, Path("r/model"), num_parameters=1, num_products=2)
     assert found["privacy"]["protections"] == ["clip-norm 1.5"]
     assert found["privacy"]["guarantee"] is None
-    assert found["data"]["stores"] == 2 and found["data"]["training_photos"] > 12
+    assert found["data"]["stores"] == 2
+    assert found["data"]["training_photos"] > 12
     assert "secret" not in json.dumps(found)
     Path("r/model").rename("elsewhere")
     assert (

@@ -29,7 +29,7 @@ def run(preparation: Preparation, image: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_resize_of_the_graph_is_that_of_training_within_a_gray_level(height: int, width: int, noisy: bool) -> None:
     image = pixels(3, width, height)
     if noisy:

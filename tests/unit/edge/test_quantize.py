@@ -37,15 +37,20 @@ def test_the_network_is_int8_and_what_is_around_it_stays_float(photos: Path, col
     code, text = run("edge", "quantize", str(colors.file), "--data-dir", "photos", "--out", "m8.onnx", "--json")
     assert code == 0, text
     record = json.loads(text)
-    assert record["photos"] == 24 and record["agreement"] == 1.0 and record["accuracy"] > 0.9
+    assert record["photos"] == 24
+    assert record["agreement"] == 1.0
+    assert record["accuracy"] > 0.9
     model = onnx.load("m8.onnx")
     onnx.checker.check_model(model)
     kinds = Counter(node.op_type for node in model.graph.node)
-    assert kinds["QLinearConv"] == 12 and kinds["QGemm"] == 1 and kinds["Softmax"] == 1
+    assert kinds["QLinearConv"] == 12
+    assert kinds["QGemm"] == 1
+    assert kinds["Softmax"] == 1
     assert kinds["Conv"] == kinds["Gemm"] == 0 == kinds["QLinearSoftmax"]
     weights = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     values = [onnx.numpy_helper.to_array(tensor) for tensor in weights if len(tensor.dims) == 4]
-    assert len(values) == 12 and max(int(np.abs(value.astype(int)).max()) for value in values) <= 64
+    assert len(values) == 12
+    assert max(int(np.abs(value.astype(int)).max()) for value in values) <= 64
     before, after = Session.open(colors.file), Session.open(Path("m8.onnx"))
     assert (after.info.precision, after.info.labels) == ("int8", before.info.labels)
     assert after.info.digest == record["digest"] != before.info.digest
@@ -60,7 +65,7 @@ def test_the_network_is_int8_and_what_is_around_it_stays_float(photos: Path, col
 
 
 @pytest.mark.parametrize(
-    "certificate, reason",
+    ("certificate", "reason"),
     [
         (replace(GOOD, agreement=0.9949), "names the same product in 99.49 % of the photos"),
         (replace(GOOD, accuracy=0.89), "loses 1.50 points of accuracy on 1,000 photos: 89.00 % instead of 90.50 %"),
@@ -81,8 +86,10 @@ def test_without_a_certificate_nothing_is_written_and_the_command_fails(
     monkeypatch.setattr(module, "MOST_BYTES", 0.2)
     code, text = run("edge", "quantize", str(colors.file), "--data-dir", "photos", "--out", "m8.onnx")
     assert code == 1
-    assert "the float32 model stays, no file was written: it has" in text and "% of the bytes" in text
-    assert not Path("m8.onnx").exists() and not Path("m8.card.md").exists()
+    assert "the float32 model stays, no file was written: it has" in text
+    assert "% of the bytes" in text
+    assert not Path("m8.onnx").exists()
+    assert not Path("m8.card.md").exists()
 
 
 def test_test_photos_certify_instead_of_validation_photos(photos: Path, colors: Exported) -> None:

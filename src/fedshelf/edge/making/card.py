@@ -78,8 +78,8 @@ def _calibration(info: ModelInfo) -> str:
     found = info.card.get("calibration") or {}
     if not found:
         return (
-            f"Not calibrated: probabilities are the network's own, and an answer is called sure from {info.threshold:g} "
-            "on. Export with --calibrate and labeled photos."
+            "Not calibrated: probabilities are the network's own, and an answer is called sure from "
+            f"{info.threshold:g} on. Export with --calibrate and labeled photos."
         )
     base = f"Calibrated on {counted(found['photos'], 'labeled photo')}: temperature {info.temperature:.4g}"
     if found["precision"] is None:
@@ -88,8 +88,9 @@ def _calibration(info: ModelInfo) -> str:
             "answer below a probability of 1 is called sure."
         )
     return (
-        f"{base}. An answer is called sure from {info.threshold:.4f} on. On these photos, {percent(found['sure'])} of "
-        f"the answers are sure, and {percent(found['precision'])} of these are right (target {percent(found['target'])})."
+        f"{base}. An answer is called sure from {info.threshold:.4g} on. On these photos, {percent(found['sure'])} of "
+        f"the answers are sure, and {percent(found['precision'])} of these are right (target "
+        f"{percent(found['target'])})."
     )
 
 
