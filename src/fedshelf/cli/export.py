@@ -70,8 +70,9 @@ def export(
         share = f"{percent(found['sure'])} of {counted(found['photos'], 'photo')}"
         sure = f"sure from a probability of {info.threshold:.4g} on: {share}"
     echo(
-        f"{out}: {size(num_bytes)}, {counted(len(info.labels), 'product')}, digest {info.digest[:12]}; its card is {card}",
-        f"checked on {parity['photos']}: probabilities differ by at most {parity['max_difference']:.1e} from the model's",
+        f"{out}: {size(num_bytes)}, {counted(len(info.labels), 'product')}, digest {info.digest[:12]}",
+        f"its model card is {card}",
+        f"checked on {parity['photos']}: the largest difference of a probability is {parity['max_difference']:.1e}",
         f"with full-size pixels of another decoder: the same product in {percent(foreign['agreement'])}",
         sure,
     )

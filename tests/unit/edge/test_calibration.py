@@ -43,7 +43,8 @@ def test_the_threshold_is_the_lowest_with_the_precision() -> None:
 
 def test_equal_probabilities_are_sure_together() -> None:
     found = best_threshold(np.array([0.9, 0.7, 0.7]), np.array([True, True, False]), precision=0.9)
-    assert (found.value, found.sure) == (0.9, pytest.approx(1 / 3))
+    assert found.value == 0.9
+    assert found.sure == pytest.approx(1 / 3)
 
 
 def test_without_a_threshold_of_that_precision_nothing_is_sure() -> None:

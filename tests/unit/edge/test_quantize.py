@@ -123,8 +123,8 @@ def test_files_and_photos_that_do_not_fit_are_errors(
         quantize(colors.file, photos, colors.file, test_dir=None)
     with pytest.raises(DataError, match="holds no usable photos of products that the model knows"):
         quantize(write_color_model(Path("c.onnx"), info(["X", "Y", "Z"])), photos, Path("m8.onnx"), test_dir=None)
+    Path("bad.onnx").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="cannot open model file"):
-        Path("bad.onnx").write_bytes(b"nonsense")
         quantize(Path("bad.onnx"), photos, Path("m8.onnx"), test_dir=None)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UsageError, match=r"pip install 'fedshelf\[export\]'"):
