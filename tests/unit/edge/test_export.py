@@ -182,7 +182,7 @@ def test_photos_that_cannot_be_read_are_left_out_of_the_check(home: Path, colors
     assert photos.source == "3 photos in 'photos'"
     Path("photos/top.png").unlink()
     Path("photos/a/b/deep.jpg").unlink()
-    with pytest.raises(DataError, match=r"none of the 1 photo in 1 photo in 'photos' can be used"):
+    with pytest.raises(DataError, match=r"not one of 1 photo in 'photos' can be used"):
         compare(Predictor.load(colors.folder), Session.open(colors.file), from_folder(Path("photos")))
     with pytest.raises(DataError, match="no file below it has the name of a photo"):
         from_folder(colors.folder)

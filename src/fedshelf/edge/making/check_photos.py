@@ -67,7 +67,7 @@ class CheckPhotos:
             num_decoded += 1
             yield pair
         if not num_decoded:
-            raise DataError(f"none of the {counted(len(self.readers), 'photo')} in {self.source} can be used: {reason}")
+            raise DataError(f"not one of {self.source} can be used: {reason}")
 
 
 def from_folder(folder: Path) -> CheckPhotos:
@@ -81,9 +81,9 @@ def from_folder(folder: Path) -> CheckPhotos:
         raise DataError(f"--check-photos '{folder}': no file below it has the name of a photo")
     count = min(len(found), MOST_CHECKED)
     chosen = [found[at * len(found) // count] for at in range(count)]
-    of = f" of {len(found):,}" * (count < len(found))
+    of = f"{count:,} of " * (count < len(found))
     return CheckPhotos(
-        source=f"{count:,}{of} photos in '{folder.name}'", readers=tuple(_reader(path) for path in chosen)
+        source=f"{of}{counted(len(found), 'photo')} in '{folder.name}'", readers=tuple(_reader(path) for path in chosen)
     )
 
 
