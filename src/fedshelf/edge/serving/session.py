@@ -104,7 +104,9 @@ class Session:
         return tuple(Guess(label=self.info.labels[at], probability=float(probabilities_K[at])) for at in order)
 
     def top_folders(self, probabilities_K: NDArray[np.float32], count: int = 1) -> tuple[tuple[Guess, ...], ...]:
-        """The most likely folders at each level above the products, coarsest level first; a folder has its products' sum.
+        """The most likely folders at each level above the products, coarsest level first.
+
+        A folder's probability is the sum of its products'.
 
         Args:
             probabilities_K: see `predict`.
@@ -121,6 +123,14 @@ class Session:
             order = np.argsort(-sums, kind="stable")[:count]
             levels.append(tuple(Guess(label=names[at], probability=min(1.0, float(sums[at]))) for at in order))
         return tuple(levels)
+
+    def sure_folder(self, probabilities_K: NDArray[np.float32]) -> Guess | None:
+        """The deepest folder that reaches the model's threshold, such as "some apple"; None if none does."""
+        found = None
+        for best, *_ in self.top_folders(probabilities_K):
+            if best.probability >= self.info.threshold and best.label not in self.info.paths:
+                found = best
+        return found
 
     def is_sure(self, probabilities_K: NDArray[np.float32]) -> bool:
         """Whether the most likely product reaches the model's threshold."""
