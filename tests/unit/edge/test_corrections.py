@@ -195,7 +195,8 @@ def test_a_name_that_nobody_can_type_is_refused(store: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc", "/etc/passwd", "..", ".", ".hidden", "a/../../b", "x.jpg", "@eaDir", "..\\..\\x", "~", "train"]
+    "name",
+    ["../../etc", "/etc/passwd", "..", ".", ".hidden", "a/../../b", "x.jpg", "@eaDir", "..\\..\\x", "~", "train"],
 )
 def test_a_hostile_name_stays_in_the_inbox(store: Path, name: str) -> None:
     corrections = open_store(store)
@@ -259,7 +260,10 @@ def test_a_full_disk_is_an_error_and_nothing_is_filed(store: Path, fails_at: str
     copy, journal = clean_copy(RED), store / module.JOURNAL
     journal_before, before = journal.read_bytes(), scanned(store)
     assert 100 < len(copy) < len(journal_before)
-    with full_disk(100 if fails_at == "photo" else len(journal_before) + 50), pytest.raises(RunError, match="no file of this"):
+    with (
+        full_disk(100 if fails_at == "photo" else len(journal_before) + 50),
+        pytest.raises(RunError, match="no file of this"),
+    ):
         corrections.file(copy, "Gala", source="a" * 64)
     assert journal.read_bytes() == journal_before
     assert scanned(store) == before

@@ -259,7 +259,9 @@ class Corrections:
                     f"'{self._data_dir}' has no correction '{id}': 'fedshelf edge corrections list' shows them"
                 )
             if found.status not in allowed:
-                raise UnknownCorrectionError(f"correction '{id}' cannot be {event['event']}: it is {found.status.value}")
+                raise UnknownCorrectionError(
+                    f"correction '{id}' cannot be {event['event']}: it is {found.status.value}"
+                )
             if event["event"] == "accepted":
                 event = {**event, "path": self._accepted_path(found)}
             self._commit({**event, "id": id})
@@ -299,7 +301,8 @@ class Corrections:
             return
         self._make_folders()
         self._journal.drop_incomplete_line()
-        self._known, before = {}, {}
+        before: dict[str, str] = {}
+        self._known = {}
         for event in self._journal.lines():
             before |= self._replay(event)
         for id, moved_from in before.items():

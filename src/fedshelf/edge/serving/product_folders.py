@@ -77,7 +77,9 @@ class ProductFolders:
             return ProductFolder(label=label, folder=on_disk(best))
         path = self.paths[index]
         if problem := path_problem(path):
-            raise DataError(f"the model's path '{path:.100}' for '{label:.100}' cannot be a product's folder: {problem}")
+            raise DataError(
+                f"the model's path '{path:.100}' for '{label:.100}' cannot be a product's folder: {problem}"
+            )
         return ProductFolder(label=label, folder=(root / to_filesystem(path)).relative_to(self.data_dir))
 
 
