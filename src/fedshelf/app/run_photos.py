@@ -103,8 +103,7 @@ class RunPhotos:
             RunError: the disk is full, ...
         """
         if self._to_note is not None:
-            round, keys = self._to_note
-            self._log.add(round, keys)
+            self._log.add(*self._to_note)
             self._to_note = None
 
     def _look(self, round: int, before: frozenset[str] | None) -> "_Loaded":

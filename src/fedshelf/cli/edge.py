@@ -58,8 +58,6 @@ def serve(
 
     Example: fedshelf edge serve model.onnx --data-dir photos/
     """
-    import numpy as np
-
     from fedshelf.config.places import absolute
     from fedshelf.edge.serving.corrections import Corrections
     from fedshelf.edge.serving.guard import Access
@@ -72,7 +70,7 @@ def serve(
     with address.listen() as listener:
         session = Session.open(absolute(model), num_threads=threads)
         info = session.info
-        session.predict(np.zeros((info.image_size, info.image_size, 3), np.uint8))  # the first photo waits for nothing
+        session.check()
         filed = None
         if data_dir is not None:
             filed = Corrections(absolute(data_dir), labels=info.labels, paths=info.paths, daily_cap=daily_cap)
@@ -136,8 +134,8 @@ def undo(data_dir: _DataDir, ids: _Ids) -> None:
     from fedshelf.edge.serving.corrections import Corrections
 
     store = Corrections(absolute(data_dir), create=False)
-    for id in ids:
-        echo(f"Took back {id}, {store.undo(id).product}.")
+    for name in ids:
+        echo(f"Took back {name}, {store.undo(name).product}.")
 
 
 @corrections.command()
@@ -158,10 +156,10 @@ def review(
 
     folder = absolute(data_dir)
     store = Corrections(folder, create=False)
-    for id in accept or ():
-        echo(f"Accepted {id}: '{store.accept(id).path}'")
-    for id in reject or ():
-        echo(f"Rejected {id}, {store.reject(id).product}.")
+    for name in accept or ():
+        echo(f"Accepted {name}: '{store.accept(name).path}'")
+    for name in reject or ():
+        echo(f"Rejected {name}, {store.reject(name).product}.")
     if accept or reject:
         return
     waiting = [correction for correction in store.all() if correction.status in WAITING]

@@ -20,6 +20,7 @@ from fedshelf.core.errors import DataError, RunError, UsageError
 from fedshelf.data.folder import scan
 from fedshelf.edge.serving import corrections as module
 from fedshelf.edge.serving.corrections import (
+    DAILY_CAP,
     Correction,
     Corrections,
     Status,
@@ -36,8 +37,8 @@ PATHS = ("Fruit/Apple/Gala", "Fruit/Pear", "Dairy/Milk")
 RED = photo((200, 10, 10))
 
 
-def open_store(root: Path, **settings: int) -> Corrections:
-    return Corrections(root, labels=LABELS, paths=PATHS, **settings)
+def open_store(root: Path, daily_cap: int = DAILY_CAP) -> Corrections:
+    return Corrections(root, labels=LABELS, paths=PATHS, daily_cap=daily_cap)
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ def test_a_photo_is_decoded_as_in_training_and_named(tmp_path: Path) -> None:
     pixels = session.decode(photo((250, 5, 5), (300, 200)))
     assert pixels.shape == (32, 32, 3)
     probabilities = session.predict(pixels)
-    assert probabilities.dtype == np.float32 and probabilities.shape == (3,)
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (3,)
     assert probabilities.sum() == pytest.approx(1, abs=1e-6)
     best, second = session.top(probabilities, 2)
-    assert best.label == "Red" and best.probability > 0.99 > second.probability
+    assert best.label == "Red"
+    assert best.probability > 0.99 > second.probability
     assert session.is_sure(probabilities)
 
 
@@ -31,7 +33,8 @@ def test_a_photo_below_the_threshold_is_unsure_and_its_folder_has_the_sum_of_its
     probabilities = session.predict(np.full((20, 50, 3), (128, 128, 0), np.uint8))  # any size is taken
     assert not session.is_sure(probabilities)
     coarse, fine = session.top_folders(probabilities, 2)
-    assert coarse[0].label == "Fruit" and coarse[0].probability == pytest.approx(probabilities[:4].sum(), abs=1e-6)
+    assert coarse[0].label == "Fruit"
+    assert coarse[0].probability == pytest.approx(probabilities[:4].sum(), abs=1e-6)
     assert fine[0].label == "Fruit/Apple"
     assert fine[0].probability == pytest.approx(probabilities[[0, 1, 3]].sum(), abs=1e-6)
 

@@ -163,7 +163,7 @@ class Corrections:
             TooManyWaitingError: too many photos wait in the inbox and for review.
             RunError: the disk is full, ...; nothing is filed.
         """
-        name = checked_name(product)
+        name = product if product in self._folders.labels else checked_name(product)
         with file_lock(self._lock):
             self._refresh()
             found = self._folders.find(name)
@@ -177,8 +177,8 @@ class Corrections:
                 status = Status.REVIEW if reason else Status.TRAINING
             if status in WAITING and sum(c.status in WAITING for c in self._known.values()) >= MOST_WAITING:
                 raise TooManyWaitingError(
-                    f"{counted(MOST_WAITING, 'correction')} wait for a person: accept or reject them with 'fedshelf edge "
-                    f"corrections review {self._data_dir}'"
+                    f"{counted(MOST_WAITING, 'correction')} wait for a person: accept or reject them with 'fedshelf "
+                    f"edge corrections review {self._data_dir}'"
                 )
             new = self._make(copy, label, source, status, reason, found.folder if found else None, guess)
             self._commit(
@@ -236,13 +236,14 @@ class Corrections:
         self, copy: bytes, label: str, source: str, status: Status, reason: str, folder: Path | None,
         guess: Guess | None,
     ) -> Correction:  # fmt: skip
-        id = secrets.token_hex(8)
+        made = secrets.token_hex(8)
         if status is Status.TRAINING and folder is not None:
             place = folder
         else:
             place = Path(PRIVATE_FOLDER) / status.value / folder_name(label)
         return Correction(
-            id=id, time=timestamp(), product=label, status=status, path=from_filesystem(str(place / _file_name(id))),
+            id=made, time=timestamp(), product=label, status=status,
+            path=from_filesystem(str(place / _file_name(made))),
             destination="" if folder is None else from_filesystem(str(folder)), source=source,
             photo=hashlib.sha256(copy).hexdigest(), reason=reason, predicted="" if guess is None else guess.label[:200],
             probability=0.0 if guess is None else round(guess.probability, 6),
@@ -291,8 +292,8 @@ class Corrections:
             staged.unlink(missing_ok=True)
             raise
         self._read_size = -1  # until the photos are in place
-        for id, moved_from in self._replay({"time": timestamp(), **event}).items():
-            self._settle(self._known[id], moved_from)
+        for changed, moved_from in self._replay({"time": timestamp(), **event}).items():
+            self._settle(self._known[changed], moved_from)
         self._read_size = self._size()
 
     def _refresh(self) -> None:
@@ -305,9 +306,9 @@ class Corrections:
         self._known = {}
         for event in self._journal.lines():
             before |= self._replay(event)
-        for id, moved_from in before.items():
-            self._settle(self._known[id], moved_from)
-        staged = {_file_name(id) for id in self._known}
+        for changed, moved_from in before.items():
+            self._settle(self._known[changed], moved_from)
+        staged = {_file_name(known) for known in self._known}
         with translating_os_errors("read", self._staging):
             for path in self._staging.iterdir():
                 if path.name not in staged:  # it was never committed
@@ -320,22 +321,20 @@ class Corrections:
         Returns:
             The ids of changed corrections, each with the path at which the photo was before; empty if it was staged.
         """
-        id, known = event["id"], self._known
+        changed, known = str(event["id"]), self._known
         match event["event"]:
             case "filed":
-                known[id] = _parse(event)
-                changed = {id: ""}
-                for other in event["replaces"]:
-                    known[other] = replace(known[other], status=Status.REPLACED)
-                    changed[other] = known[other].path
-                return changed
+                known[changed] = _parse(event)
+                replaced = {other: known[other].path for other in event["replaces"]}
+                known.update({other: replace(known[other], status=Status.REPLACED) for other in replaced})
+                return {changed: "", **replaced}
             case "accepted":
-                moved_from = known[id].path
-                known[id] = replace(known[id], status=Status.TRAINING, path=event["path"])
-                return {id: moved_from}
+                moved_from = known[changed].path
+                known[changed] = replace(known[changed], status=Status.TRAINING, path=event["path"])
+                return {changed: moved_from}
             case "undone" | "rejected":
-                known[id] = replace(known[id], status=Status(event["event"]))
-        return {id: known[id].path}
+                known[changed] = replace(known[changed], status=Status(event["event"]))
+        return {changed: known[changed].path}
 
     def _settle(self, correction: Correction, moved_from: str) -> None:
         """Put a correction's photo where it belongs. Done twice, it does nothing the second time."""

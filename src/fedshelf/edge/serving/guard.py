@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/favicon.ico", "/healthz", "/readyz"})
 """Served without a token: they tell nothing of the store."""
 SECURITY_HEADERS = {
     "content-security-policy": (

@@ -51,6 +51,7 @@ def make_app(session: Session, *, access: Access, corrections: Corrections | Non
 
     routes = [
         *(Route(path, _file(name, kind)) for path, (name, kind) in _PAGE.items()),
+        Route("/favicon.ico", api.no_icon),
         Route("/healthz", api.health),
         Route("/readyz", api.ready),
         Route("/openapi.json", api.openapi),
@@ -70,11 +71,15 @@ class _Api:
         self.recognizer = Recognizer(session)
         self._corrections = corrections
         info = session.info
-        self._model = {
+        model = {
             "model": info.digest, "products": list(info.labels), "threshold": info.threshold,
             "image_size": info.image_size, "precision": info.precision, "corrections": corrections is not None,
             "card": dict(info.card),
         }  # fmt: skip
+        self._model = JSONResponse(model).body
+
+    async def no_icon(self, request: Request) -> Response:
+        return Response(status_code=204)
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -86,7 +91,7 @@ class _Api:
         return JSONResponse(document())
 
     async def model(self, request: Request) -> Response:
-        return JSONResponse(self._model)
+        return Response(self._model, media_type="application/json")
 
     async def predict(self, request: Request) -> Response:
         form = await read_form(request)

@@ -24,12 +24,14 @@ def document() -> Json:
             )},
             "/v1/corrections": {"post": _post(
                 "File a photo under the product that it shows, to be trained on in the store.",
-                {"file": _FILE, "prediction": {"type": "string", "description": "The id of a recent prediction, instead of the file."},
+                {"file": _FILE,
+                 "prediction": {"type": "string", "description": "The id of a recent prediction, instead of the file."},
                  "product": {"type": "string", "maxLength": 200}},
                 ["product"], "Correction",
                 {"404": "The server takes no corrections, or does not remember that prediction.",
                  "422": "It is not a photo, or the product's name cannot be used.",
-                 "429": "Too many corrections wait for a review.", "507": "The photo cannot be written, for example because the disk is full."},
+                 "429": "Too many corrections wait for a review.",
+                 "507": "The photo cannot be written: the disk is full, for example."},
             )},
             "/v1/model": {"get": _get("Describe the model.", "Model")},
             "/healthz": {"get": _get("Whether the process is alive.", "Status", is_open=True)},
@@ -74,7 +76,8 @@ _SCHEMAS: Json = {
         },
     },
     "Model": {
-        "type": "object", "required": ["model", "products", "threshold", "image_size", "precision", "corrections", "card"],
+        "type": "object",
+        "required": ["model", "products", "threshold", "image_size", "precision", "corrections", "card"],
         "properties": {
             "model": {"type": "string"}, "products": {"type": "array", "items": {"type": "string"}},
             "threshold": _PROBABILITY, "image_size": {"type": "integer"}, "precision": {"type": "string"},

@@ -58,8 +58,8 @@ class Address:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, lambda: "")
             except (OSError, ValueError) as error:
                 raise UsageError(
-                    f"--tls-cert {self.certificate} and --tls-key {self.key} cannot be used: {reason(error)}. They must "
-                    "be PEM files that belong together, and the key must have no passphrase"
+                    f"--tls-cert {self.certificate} and --tls-key {self.key} cannot be used: {reason(error)}. They "
+                    "must be PEM files that belong together, and the key must have no passphrase"
                 ) from error
         try:
             family, kind, protocol, _, target = socket.getaddrinfo(
@@ -139,7 +139,8 @@ def run(app: ASGIApp, address: Address, listener: socket.socket, *, on_start: Ca
         on_start: called when connections are accepted.
     """
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, date_header=False, ws="none", lifespan="on",
+        app, log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
+        ws="none", lifespan="on",
         limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=15, timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         backlog=MAX_CONNECTIONS,
         ssl_certfile=address.certificate, ssl_keyfile=address.key,

@@ -3,6 +3,7 @@
 Shapes: K products, H × W pixels, S the side in pixels of the network's input.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError, ModelError
+from fedshelf.core.text import counted
 from fedshelf.data.decode import DECODER_VERSION, UnusablePhotoError, decode
 from fedshelf.data.filesystem import file_problem
 from fedshelf.data.product_tree import ProductTree
@@ -66,6 +68,8 @@ class Session:
             raise ModelError(f"model file '{path}': {error}") from None
         if problem := _signature_problem(runtime, len(info.labels)):
             raise ModelError(f"model file '{path}': {problem}; write it with 'fedshelf export'")
+        if problem := _text_problem(info):
+            raise ModelError(f"the metadata of model file '{path}' is damaged: {problem}")
         if info.decoder != DECODER_VERSION:
             logger.warning(
                 "model file '%s' was made for version %d of the photo decoder, this is version %d: its answers may "
@@ -73,6 +77,19 @@ class Session:
                 path, info.decoder, DECODER_VERSION,
             )  # fmt: skip
         return cls(info=info, tree=ProductTree(info.paths), runtime=runtime)
+
+    def check(self) -> None:
+        """Name a blank photo, so that a broken model is noticed, and the first real photo waits for nothing.
+
+        Raises:
+            ModelError: the answer is not a probability for each product.
+        """
+        probabilities_K = self.predict(np.zeros((self.info.image_size, self.info.image_size, 3), np.uint8))
+        num_products = len(self.info.labels)
+        if probabilities_K.shape != (num_products,) or not abs(float(probabilities_K.sum()) - 1) < 1e-3:
+            raise ModelError(
+                f"its answer is not the probabilities of {counted(num_products, 'product')}: export it again"
+            )
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode a photo exactly as in training: uint8 [S, S, 3], RGB.
@@ -154,6 +171,15 @@ def _open(path: Path, *, num_threads: int, optimize: bool) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"ONNX Runtime cannot open model file '{path}': {reason:.300}") from error
+
+
+def _text_problem(info: ModelInfo) -> str:
+    """Why the model's texts cannot be sent as JSON; empty if they can."""
+    try:
+        json.dumps([info.labels, info.paths, info.card], ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError) as error:
+        return f"{error!r:.200}"
+    return ""
 
 
 def _signature_problem(runtime: Any, num_products: int) -> str:

@@ -53,7 +53,7 @@ async def read_form(request: Request) -> Form:
     )  # fmt: skip
     try:
         parsed = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeError) as error:
+    except (MultiPartException, LookupError, ValueError) as error:
         reason = getattr(error, "message", "its content type, or a name in it, is damaged")
         raise HTTPException(400, f"the form cannot be read: {reason}") from error
     try:

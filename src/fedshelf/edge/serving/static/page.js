@@ -187,7 +187,7 @@ function hideCorrection() {
   element("wrong-button").setAttribute("aria-expanded", "false");
 }
 
-async function name(file) {
+async function recognize(file) {
   const number = ++latest;
   photo = file;
   prediction = null;
@@ -278,13 +278,13 @@ function shutter() {
   canvas.height = view.videoHeight;
   if (!canvas.width) return; // the camera has not started yet
   canvas.getContext("2d").drawImage(view, 0, 0);
-  canvas.toBlob((blob) => name(blob), "image/jpeg", 0.92);
+  canvas.toBlob((blob) => recognize(blob), "image/jpeg", 0.92);
 }
 
 function chosen(event) {
   const [file] = event.target.files;
   event.target.value = ""; // so that the same photo can be chosen again
-  if (file) name(file);
+  if (file) recognize(file);
 }
 
 async function start() {
