@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -212,8 +211,7 @@ class StoreClient:
         if self._photos is None or self._opened is None:
             return work
         fixed = work.mechanism is not None or work.algorithm.sums or broadcast.closed_form
-        with self._naming_nothing():
-            photos = self._photos.for_round(broadcast.key.round, fixed=fixed)
+        photos = self._photos.for_round(broadcast.key.round, fixed=fixed)
         if photos is work.trainer.train or work.mechanism is not None:
             return work
         trainer = replace(work.trainer, train=photos)
@@ -235,13 +233,8 @@ class StoreClient:
 
     def _prepare(self, setup: Setup) -> Work:
         """Build the work. An error names no product to a server that this store tells none."""
-        with self._naming_nothing():
-            return self._build(setup)
-
-    @contextmanager
-    def _naming_nothing(self) -> Iterator[None]:
         try:
-            yield
+            return self._build(setup)
         except DataError as error:
             if self._policy.metrics.class_names:
                 raise

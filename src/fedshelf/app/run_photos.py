@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedshelf.app.photos import NO_PHOTOS, StorePhotos, load_store_photos
 from fedshelf.app.setup import OpenedSetup
+from fedshelf.core.errors import DataError
 from fedshelf.core.text import counted
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.folder import PhotoFolder, scan
@@ -88,8 +89,7 @@ class RunPhotos:
             round: the round.
             fixed: take the photos of the setup, without another look.
 
-        Raises:
-            DataError: see `load`.
+        If the folder cannot be read, they are those of the round before.
         """
         before = self._log.trained_in(round)
         loaded = self._at_setup if fixed else self._look(round, before)
@@ -107,20 +107,25 @@ class RunPhotos:
             self._to_note = None
 
     def _look(self, round: int, before: frozenset[str] | None) -> "_Loaded":
+        try:
+            self._newest = self._look_again(round, before)
+        except DataError as error:  # a network drive that is away for a while must not end the store's part in a run
+            logger.warning("round %d is trained on the photos of the round before: %s", round, error)
+        return self._newest
+
+    def _look_again(self, round: int, before: frozenset[str] | None) -> "_Loaded":
         found = self._find()
         train = self._split(found).train
         if before is not None:
             train = tuple(photo for photo in train if found.keys.get(photo) in before)
         keys = tuple(found.keys[photo] for photo in train if photo in found.keys)
-        if keys != self._newest.keys:
-            added, removed = len({*keys} - {*self._newest.keys}), len({*self._newest.keys} - {*keys})
-            logger.info(
-                "round %d: %s added, %d removed since the round before", round, counted(added, "photo"), removed
-            )
-            folder = replace(found.folder, train=train, validation=())
-            photos = load_store_photos(folder, self._opened, self._cache, store=self._store)
-            self._newest = _Loaded(photos=photos.train, keys=keys)
-        return self._newest
+        if keys == self._newest.keys:
+            return self._newest
+        added, removed = len({*keys} - {*self._newest.keys}), len({*self._newest.keys} - {*keys})
+        logger.info("round %d: %s added, %d removed since the round before", round, counted(added, "photo"), removed)
+        folder = replace(found.folder, train=train, validation=())
+        photos = load_store_photos(folder, self._opened, self._cache, store=self._store)
+        return _Loaded(photos=photos.train, keys=keys)
 
     def _find(self) -> _Found:
         config = self._opened.config

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fedshelf.app.client import StoreClient
 from fedshelf.app.client_place import ClientPlace
@@ -16,14 +17,12 @@ from fedshelf.app.setup import open_setup
 from fedshelf.app.trained_photos import trained_on
 from fedshelf.config import files
 from fedshelf.config.schema import RunConfig
-from fedshelf.core.messages import Broadcast, ClassFolder, Failure, Purpose, Ready, Setup, TaskKey, Upload
+from fedshelf.core.messages import Broadcast, ClassFolder, Purpose, Ready, Setup, TaskKey, Upload
 from fedshelf.data.cache import PhotoCache
 from fedshelf.data.catalogue import Catalogue
 from fedshelf.data.photo_set import PhotoSet
 from fedshelf.edge.serving.corrections import Correction, Corrections, Status
 from fedshelf.edge.serving.photo_copy import clean_copy
-from fedshelf.privacy.policy import STANDARD, Policy
-from fedshelf.privacy.policy_tables import Metrics
 from fedshelf.storage.trained_photos import FOLDER, TrainedPhotosLog
 from tests.edge_models import photo
 from tests.unit.data.samples import write_pack
@@ -57,17 +56,22 @@ def correct(store: Corrections, shade: int, product: str = CLASSES[0]) -> Correc
 class Client:
     """A process of the store's client; a second one is the client after a restart."""
 
-    def __init__(self, given: RunConfig, run_id: str = "r", policy: Policy = STANDARD) -> None:
+    def __init__(self, given: RunConfig, run_id: str = "r") -> None:
         self.run_id = run_id
         place = ClientPlace.of(STORE, name=None, state_dir=None, device="cpu")
         place.make_state_dir()
-        self.client = StoreClient(place, policy=policy)
+        self.client = StoreClient(place)
         setup = setup_of(given, run_id)
         self.client.ledger.intend(setup, [run_id.encode()])
         ready = self.client.handle(setup)
         assert isinstance(ready, Ready), ready
         self.ready = ready
         self.params = bound_model_of(given, CATALOGUE, device="cpu").params.shared
+
+    def delta(self, round: int, attempt: int = 0) -> Tensor:
+        delta = self.train(round, attempt).vectors["delta"]
+        assert isinstance(delta, Tensor)
+        return delta
 
     def train(self, round: int, attempt: int = 0) -> Upload:
         key = TaskKey(run_id=self.run_id, round=round, attempt=attempt)
@@ -91,22 +95,21 @@ def test_a_corrected_photo_is_trained_on_in_the_next_round(store: Corrections) -
 
 
 def test_the_photo_changes_what_is_learned_and_not_only_a_count(store: Corrections) -> None:
-    one, same = (Client(config(), run).train(3).vectors["delta"] for run in ("one", "same"))
+    one, same = (Client(config(), run).delta(3) for run in ("one", "same"))
     assert torch.equal(one, same)
     correct(store, 10)
-    assert not torch.equal(Client(config(), "other").train(3).vectors["delta"], one)
+    assert not torch.equal(Client(config(), "other").delta(3), one)
 
 
 def test_a_repeated_round_is_trained_on_the_same_photos_after_a_restart_too(store: Corrections) -> None:
     client = Client(config())
     client.train(1)
     correct(store, 10)
-    first = client.train(2)
+    first = client.delta(2)
     correct(store, 20)
-    for again in (client, Client(config())):
-        repeated = again.train(2, attempt=1)
-        assert repeated.num_examples == first.num_examples == NUM_PHOTOS + 1
-        assert torch.equal(repeated.vectors["delta"], first.vectors["delta"])
+    for attempt, again in enumerate((client, Client(config())), start=1):
+        assert torch.equal(again.delta(2, attempt), first)
+        assert again.train(2, attempt).num_examples == NUM_PHOTOS + 1
     assert client.train(1, attempt=1).num_examples == NUM_PHOTOS
     assert client.train(3).num_examples == NUM_PHOTOS + 2
 
@@ -164,15 +167,15 @@ def test_a_run_with_planned_noise_keeps_the_photos_of_its_setup(store: Correctio
     assert trained_on(STORE).runs[0].changes[1].added == frozenset()
 
 
-def test_a_store_that_hides_its_products_names_none_when_its_photos_are_gone(store: Corrections) -> None:
-    client = Client(config(), policy=Policy(metrics=Metrics(class_names=False)))
-    for path in STORE.glob("*/*.jpg"):
-        path.unlink()
-    key = TaskKey(run_id="r", round=1, attempt=0)
-    task = Broadcast(key=key, purpose=Purpose.TRAIN, vectors={"params": client.params}, client_lr=0.1)
-    answer = client.client.handle(task)
-    assert isinstance(answer, Failure)
-    assert "its own log says why" in answer.reason
+def test_a_folder_that_is_away_for_a_while_ends_no_run(store: Corrections, caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(config())
+    client.train(1)
+    STORE.rename("unmounted")
+    assert client.train(2).num_examples == NUM_PHOTOS
+    assert "round 2 is trained on the photos of the round before" in caplog.text
+    Path("unmounted").rename(STORE)
+    correct(store, 10)
+    assert client.train(3).num_examples == NUM_PHOTOS + 1
 
 
 @pytest.fixture
