@@ -1,5 +1,6 @@
 """The `fedshelf edge` commands: the model at the shelf, and the staff's corrections. Nothing here imports torch."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 from fedshelf.cli.commands import Commands
 from fedshelf.cli.display import echo, echo_command, print_json
 from fedshelf.cli.tables import Column, Table
+from fedshelf.core.errors import UsageError
 from fedshelf.core.settings import MAX_INTEGER
 from fedshelf.core.text import counted
 
@@ -58,6 +60,7 @@ def serve(
 
     Example: fedshelf edge serve model.onnx --data-dir photos/
     """
+    _require_extra()
     from fedshelf.config.places import absolute
     from fedshelf.edge.serving.corrections import Corrections
     from fedshelf.edge.serving.guard import Access
@@ -173,6 +176,12 @@ def review(
     echo(f"{counted(len(waiting), 'correction')} to review in '{folder}'")
     if waiting:
         echo_command(f"fedshelf edge corrections review {data_dir} --accept {waiting[0].id}")
+
+
+def _require_extra() -> None:
+    missing = [name for name in ("onnxruntime", "starlette", "uvicorn", "python_multipart") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"'fedshelf edge serve' needs {', '.join(missing)}: pip install 'fedshelf[edge]'")
 
 
 def _record(correction: "Correction", trained: "TrainedPhotos | None" = None) -> dict[str, object]:
