@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported inside the commands, so that the command line star
     from fedshelf.edge.serving.corrections import Correction
 
 app = Commands(help="Recognize products in a store, and file the staff's corrections.")
-corrections = Commands(help="List, take back and review the corrections in a store's photo folder.")
+corrections = Commands(help="List, take back and review corrections.")
 app.add_typer(corrections, name="corrections")
 
 DEFAULT_PORT = 8765

@@ -293,7 +293,7 @@ class Corrections:
             raise
         self._read_size = -1  # until the photos are in place
         for changed, moved_from in self._replay({"time": timestamp(), **event}).items():
-            self._settle(self._known[changed], moved_from)
+            self._put_in_place(self._known[changed], moved_from)
         self._read_size = self._size()
 
     def _refresh(self) -> None:
@@ -307,7 +307,7 @@ class Corrections:
         for event in self._journal.lines():
             before |= self._replay(event)
         for changed, moved_from in before.items():
-            self._settle(self._known[changed], moved_from)
+            self._put_in_place(self._known[changed], moved_from)
         staged = {_file_name(known) for known in self._known}
         with translating_os_errors("read", self._staging):
             for path in self._staging.iterdir():
@@ -336,7 +336,7 @@ class Corrections:
                 known[changed] = replace(known[changed], status=Status(event["event"]))
         return {changed: known[changed].path}
 
-    def _settle(self, correction: Correction, moved_from: str) -> None:
+    def _put_in_place(self, correction: Correction, moved_from: str) -> None:
         """Put a correction's photo where it belongs. Done twice, it does nothing the second time."""
         place, staged = self._place(correction.path), self._staging / _file_name(correction.id)
         before = [staged, *([self._place(moved_from)] if moved_from and moved_from != correction.path else [])]
