@@ -129,7 +129,9 @@ def list_(data_dir: _DataDir, as_json: _Json = False) -> None:
 
 @corrections.command()
 def undo(data_dir: _DataDir, ids: _Ids) -> None:
-    """Take corrections back: their photos are deleted, and the next round does not train on them.
+    """Take corrections back.
+
+    Their photos are deleted, and the next round does not train on them.
 
     Example: fedshelf edge corrections undo photos/ 5f0c2b9d1e7a4c33
     """
@@ -148,7 +150,7 @@ def review(
     reject: Annotated[list[str] | None, typer.Option(metavar="ID", help="Delete this photo.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Show the photos that wait for a person, or accept and reject some.
+    """Show the photos that wait for a person; accept and reject some.
 
     Suspicious corrections and unknown products wait. An accepted photo of a new product gets a folder of that name.
 
