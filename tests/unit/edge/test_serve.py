@@ -17,9 +17,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fedshelf.cli.edge import serve
 from fedshelf.core.errors import UsageError
 from fedshelf.deploy.tls import ensure_server_tls
+from fedshelf.edge.serving import connection
 from fedshelf.edge.serving.guard import is_loopback
 from fedshelf.edge.serving.server import Address, Token
 from tests.edge_models import photo, write_color_model
@@ -175,6 +180,66 @@ def test_tls_with_a_given_certificate(tmp_path: Path) -> None:
             headers={"origin": f"https://localhost:{port}"},
         )  # fmt: skip
         assert answer.status_code == 200
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Iterator[int]:
+    """A server in this process; the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=connection.Connection, log_level="critical", lifespan="off", ws="none")
+        )
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("hello")(scope, receive, send)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
+def test_a_peer_that_sends_no_whole_head_loses_its_connection(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    with listening(hello) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+        peer.sendall(sent)
+        assert read_to_the_end(peer) == b""
+
+
+def test_a_head_that_is_too_large_ends_its_connection_and_one_that_is_not_is_answered() -> None:
+    with listening(hello) as port:
+        for size, is_answered in ((1000, True), (connection.MAX_HEAD_BYTES, False)):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+                peer.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: " + b"x" * size)
+                if is_answered:
+                    peer.sendall(b"\r\n\r\n")
+                assert (b"hello" in read_to_the_end(peer)) is is_answered
+
+
+def test_a_second_request_on_a_connection_has_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    with listening(hello) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"hello" in peer.recv(4096)
+        peer.sendall(b"GET / HT")
+        assert read_to_the_end(peer) == b""
+
+
+def read_to_the_end(peer: socket.socket) -> bytes:
+    try:
+        return b"".join(iter(lambda: peer.recv(4096), b""))
+    except ConnectionResetError:
+        return b""
+
+
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedshelf.cli.edge.find_spec", lambda name: None if name == "starlette" else object())
+    with pytest.raises(UsageError, match=r"needs starlette: pip install 'fedshelf\[edge\]'"):
+        serve(Path("m.onnx"))
 
 
 def run(tmp_path: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -1,7 +1,9 @@
 """A model file in use."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,25 @@ def test_labels_that_do_not_fit_the_outputs_are_refused(tmp_path: Path) -> None:
     path = write_color_model(tmp_path / "m.onnx", metadata=info(["A", "B"]).to_metadata())
     with pytest.raises(ModelError, match="2 labels for 3 outputs"):
         Session.open(path)
+
+
+def test_a_model_whose_answer_is_no_probabilities_is_noticed_before_it_serves(tmp_path: Path) -> None:
+    session = Session.open(write_color_model(tmp_path / "m.onnx"))
+    session.check()
+
+    class Broken:
+        def run(self, *args: object) -> list[np.ndarray]:
+            return [np.full((1, 3), np.nan, np.float32)]
+
+    with pytest.raises(ModelError, match="not the probabilities of 3 products"):
+        replace(session, runtime=Broken()).check()
+
+
+@pytest.mark.parametrize("label", ["\ud800", "half \udfff"])
+def test_labels_that_cannot_be_sent_are_refused(tmp_path: Path, label: str) -> None:
+    metadata = {**info(["a", "b", "c"]).to_metadata(), "labels": json.dumps(["a", "b", label])}
+    with pytest.raises(ModelError, match="is damaged: UnicodeEncodeError"):
+        Session.open(write_color_model(tmp_path / "m.onnx", metadata=metadata))
 
 
 def test_a_model_of_another_decoder_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 NUM_GUESSES = 5
 MOST_REQUESTS = 8
 """Requests with a photo that are read, wait or are computed at the same time."""
-RECENT_PHOTOS, RECENT_BYTES = 32, 16 << 20
+RECENT_PHOTOS, RECENT_BYTES = 16, 8 << 20
 
 
 class BusyError(Exception):

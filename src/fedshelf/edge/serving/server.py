@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from fedshelf.config.places import home_directory, make_home_folder
 from fedshelf.core.errors import UsageError
 from fedshelf.core.system_errors import reason
+from fedshelf.edge.serving.connection import Connection
 from fedshelf.edge.serving.guard import is_loopback
 from fedshelf.storage.atomic_files import write_atomically
 
@@ -140,7 +141,7 @@ def run(app: ASGIApp, address: Address, listener: socket.socket, *, on_start: Ca
     """
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
-        ws="none", lifespan="on",
+        http=Connection, ws="none", lifespan="on",
         limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=15, timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         backlog=MAX_CONNECTIONS,
         ssl_certfile=address.certificate, ssl_keyfile=address.key,
