@@ -164,6 +164,7 @@ function showPrediction() {
   element("guesses").replaceChildren(...prediction.predictions.map(guessItem));
   element("wrong-button").hidden = !model?.corrections;
   element("result").hidden = false;
+  element("result").scrollIntoView({ block: "nearest" });
 }
 
 function guessItem({ product, probability }) {
@@ -195,7 +196,7 @@ async function recognize(file) {
   hideCorrection();
   URL.revokeObjectURL(element("preview").src);
   element("preview").src = URL.createObjectURL(file);
-  element("preview").hidden = false;
+  element("preview").hidden = stream !== null; // the camera shows what the photo shows
   showStatus("looking");
   const form = new FormData();
   form.append("file", file, "photo");
@@ -222,6 +223,7 @@ async function correct(event) {
     hideCorrection();
     element("wrong-button").hidden = true;
     showStatus(status);
+    element("status").scrollIntoView({ block: "nearest" });
   } catch (error) {
     if (error instanceof Refusal && error.status === 422) showStatus("failed", { reason: error.message }, { isError: true });
     else showError(error);
@@ -269,6 +271,7 @@ function stopCamera() {
   for (const track of stream?.getTracks() ?? []) track.stop();
   stream = null;
   element("camera").hidden = true;
+  element("preview").hidden = photo === null;
 }
 
 function shutter() {
