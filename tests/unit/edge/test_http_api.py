@@ -175,6 +175,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(ask: Ask) -> None
     sent = []
 
     async def endless() -> Any:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         while True:
             sent.append(1 << 20)
             yield bytes(1 << 20)

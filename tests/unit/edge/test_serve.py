@@ -24,9 +24,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fedshelf.cli.edge import serve
 from fedshelf.core.errors import UsageError
 from fedshelf.deploy.tls import ensure_server_tls
-from fedshelf.edge.serving import connection
-from fedshelf.edge.serving.guard import is_loopback
+from fedshelf.edge.serving import connection, uploads
+from fedshelf.edge.serving.guard import Access, is_loopback
+from fedshelf.edge.serving.http_api import make_app
+from fedshelf.edge.serving.recognizer import MOST_REQUESTS
 from fedshelf.edge.serving.server import Address, Token
+from fedshelf.edge.serving.session import Session
 from tests.edge_models import photo, write_color_model
 
 MIXED = photo((128, 128, 0))
@@ -334,3 +337,23 @@ def test_a_folder_without_corrections_says_so(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     assert "has no corrections" in run(tmp_path, "corrections", "list", str(tmp_path / "store")).stdout
     assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_photo_that_stops_arriving_is_answered_and_its_place_is_free_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(uploads, "BODY_SECONDS", 0.1)
+    session = Session.open(write_color_model(tmp_path / "m.onnx"))
+    app = make_app(session, access=Access.of("127.0.0.1", token=""))
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    request = (
+        b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: 100000\r\n\r\n"
+    )
+    with listening(app) as port:
+        for _ in range(MOST_REQUESTS + 1):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+                peer.sendall(request + head + MIXED[:100])
+                assert b" 408 " in peer.recv(4096)
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/predict", files={"file": MIXED})
+        assert answer.status_code == 200

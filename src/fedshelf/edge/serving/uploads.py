@@ -21,6 +21,11 @@ class _InMemoryParser(MultiPartParser):
 
     spool_max_size = MAX_BODY_BYTES + 1
 
+    def discard(self) -> None:
+        """Let go of what was read before a failure."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
@@ -43,19 +48,23 @@ async def read_form(request: Request) -> Form:
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send a form: multipart/form-data with the photo in the field 'file'")
-    body = await _read_body(request)
-
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        yield body
-
     parser = _InMemoryParser(
-        request.headers, chunks(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        request.headers, _chunks(request), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
     )  # fmt: skip
+    parsed = None
     try:
-        parsed = await parser.parse()
+        async with asyncio.timeout(BODY_SECONDS):
+            parsed = await parser.parse()
+    except TimeoutError:
+        raise HTTPException(408, f"the photo did not arrive within {BODY_SECONDS:.0f} seconds: send it again") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection was closed before the photo was whole") from None
     except (MultiPartException, LookupError, ValueError) as error:
         reason = getattr(error, "message", "its content type, or a name in it, is damaged")
         raise HTTPException(400, f"the form cannot be read: {reason}") from error
+    finally:
+        if parsed is None:
+            parser.discard()
     try:
         fields, file = {}, None
         for name, value in parsed.multi_items():
@@ -70,20 +79,15 @@ async def read_form(request: Request) -> Form:
         await parsed.close()
 
 
-async def _read_body(request: Request) -> bytes:
+async def _chunks(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body, as long as it is not too large."""
     too_large = HTTPException(413, f"the photo is too large: {MAX_PHOTO_BYTES >> 20} MiB is the most")
     announced = request.headers.get("content-length", "0")
     if not announced.isdigit() or len(announced) > 15 or int(announced) > MAX_BODY_BYTES:
         raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise too_large
-    except TimeoutError:
-        raise HTTPException(408, f"the photo did not arrive within {BODY_SECONDS:.0f} seconds: send it again") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the connection was closed before the photo was whole") from None
-    return bytes(body)
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise too_large
+        yield chunk
