@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedshelf.config.places import folder_name
 from fedshelf.storage.atomic_files import make_own_folder, open_private, translating_os_errors, write_atomically
 
 FOLDER = "trained-photos"
@@ -71,7 +70,7 @@ class TrainedPhotosLog:
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self._folder = folder
-        self._path = folder / (folder_name(run_id) + _SUFFIX)
+        self._path = folder / (hashlib.sha256(run_id.encode()).hexdigest()[:32] + _SUFFIX)  # any text is a run id
         self.run_id = run_id
         self.validation: frozenset[str] | None = None
         self.changes: list[RoundChange] = []
