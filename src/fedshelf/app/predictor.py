@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedshelf.app.client_place import default_name
+from fedshelf.app.state_directories import default_name
 from fedshelf.config import places
 from fedshelf.core.errors import ModelError, UsageError
 from fedshelf.core.system_errors import content_problem

@@ -135,7 +135,7 @@ def ledger(
 
     Example: fedshelf privacy ledger ./local_data --verify
     """
-    from fedshelf.app.client_place import other_state_dirs, state_dir_of
+    from fedshelf.app.state_directories import other_state_dirs, state_dir_of
     from fedshelf.config import places
     from fedshelf.identity.store_keys import StoreKeys
     from fedshelf.privacy.ledger_content import Release, read

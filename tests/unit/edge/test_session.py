@@ -1,7 +1,9 @@
 """A model file in use."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ def test_a_photo_is_decoded_as_in_training_and_named(tmp_path: Path) -> None:
     pixels = session.decode(photo((250, 5, 5), (300, 200)))
     assert pixels.shape == (32, 32, 3)
     probabilities = session.predict(pixels)
-    assert probabilities.dtype == np.float32 and probabilities.shape == (3,)
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (3,)
     assert probabilities.sum() == pytest.approx(1, abs=1e-6)
     best, second = session.top(probabilities, 2)
-    assert best.label == "Red" and best.probability > 0.99 > second.probability
+    assert best.label == "Red"
+    assert best.probability > 0.99 > second.probability
     assert session.is_sure(probabilities)
 
 
@@ -31,7 +35,8 @@ def test_a_photo_below_the_threshold_is_unsure_and_its_folder_has_the_sum_of_its
     probabilities = session.predict(np.full((20, 50, 3), (128, 128, 0), np.uint8))  # any size is taken
     assert not session.is_sure(probabilities)
     coarse, fine = session.top_folders(probabilities, 2)
-    assert coarse[0].label == "Fruit" and coarse[0].probability == pytest.approx(probabilities[:4].sum(), abs=1e-6)
+    assert coarse[0].label == "Fruit"
+    assert coarse[0].probability == pytest.approx(probabilities[:4].sum(), abs=1e-6)
     assert fine[0].label == "Fruit/Apple"
     assert fine[0].probability == pytest.approx(probabilities[[0, 1, 3]].sum(), abs=1e-6)
 
@@ -75,6 +80,25 @@ def test_labels_that_do_not_fit_the_outputs_are_refused(tmp_path: Path) -> None:
     path = write_color_model(tmp_path / "m.onnx", metadata=info(["A", "B"]).to_metadata())
     with pytest.raises(ModelError, match="2 labels for 3 outputs"):
         Session.open(path)
+
+
+def test_a_model_whose_answer_is_no_probabilities_is_noticed_before_it_serves(tmp_path: Path) -> None:
+    session = Session.open(write_color_model(tmp_path / "m.onnx"))
+    session.check()
+
+    class Broken:
+        def run(self, *args: object) -> list[np.ndarray]:
+            return [np.full((1, 3), np.nan, np.float32)]
+
+    with pytest.raises(ModelError, match="not the probabilities of 3 products"):
+        replace(session, runtime=Broken()).check()
+
+
+@pytest.mark.parametrize("label", ["\ud800", "half \udfff"])
+def test_labels_that_cannot_be_sent_are_refused(tmp_path: Path, label: str) -> None:
+    metadata = {**info(["a", "b", "c"]).to_metadata(), "labels": json.dumps(["a", "b", label])}
+    with pytest.raises(ModelError, match="is damaged: UnicodeEncodeError"):
+        Session.open(write_color_model(tmp_path / "m.onnx", metadata=metadata))
 
 
 def test_a_model_of_another_decoder_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 Shapes: K products, H × W pixels, S the side in pixels of the network's input.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshelf.core.errors import DataError, ModelError
+from fedshelf.core.text import counted
 from fedshelf.data.decode import DECODER_VERSION, UnusablePhotoError, decode
 from fedshelf.data.filesystem import file_problem
 from fedshelf.data.product_tree import ProductTree
@@ -66,6 +68,8 @@ class Session:
             raise ModelError(f"model file '{path}': {error}") from None
         if problem := _signature_problem(runtime, len(info.labels)):
             raise ModelError(f"model file '{path}': {problem}; write it with 'fedshelf export'")
+        if problem := _text_problem(info):
+            raise ModelError(f"the metadata of model file '{path}' is damaged: {problem}")
         if info.decoder != DECODER_VERSION:
             logger.warning(
                 "model file '%s' was made for version %d of the photo decoder, this is version %d: its answers may "
@@ -73,6 +77,19 @@ class Session:
                 path, info.decoder, DECODER_VERSION,
             )  # fmt: skip
         return cls(info=info, tree=ProductTree(info.paths), runtime=runtime)
+
+    def check(self) -> None:
+        """Name a blank photo, so that a broken model is noticed, and the first real photo waits for nothing.
+
+        Raises:
+            ModelError: the answer is not a probability for each product.
+        """
+        probabilities_K = self.predict(np.zeros((self.info.image_size, self.info.image_size, 3), np.uint8))
+        num_products = len(self.info.labels)
+        if probabilities_K.shape != (num_products,) or not abs(float(probabilities_K.sum()) - 1) < 1e-3:
+            raise ModelError(
+                f"its answer is not the probabilities of {counted(num_products, 'product')}: export it again"
+            )
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode a photo exactly as in training: uint8 [S, S, 3], RGB.
@@ -104,7 +121,9 @@ class Session:
         return tuple(Guess(label=self.info.labels[at], probability=float(probabilities_K[at])) for at in order)
 
     def top_folders(self, probabilities_K: NDArray[np.float32], count: int = 1) -> tuple[tuple[Guess, ...], ...]:
-        """The most likely folders at each level above the products, coarsest level first; a folder has its products' sum.
+        """The most likely folders at each level above the products, coarsest level first.
+
+        A folder's probability is the sum of its products'.
 
         Args:
             probabilities_K: see `predict`.
@@ -121,6 +140,14 @@ class Session:
             order = np.argsort(-sums, kind="stable")[:count]
             levels.append(tuple(Guess(label=names[at], probability=min(1.0, float(sums[at]))) for at in order))
         return tuple(levels)
+
+    def sure_folder(self, probabilities_K: NDArray[np.float32]) -> Guess | None:
+        """The deepest folder that reaches the model's threshold, such as "some apple"; None if none does."""
+        found = None
+        for best, *_ in self.top_folders(probabilities_K):
+            if best.probability >= self.info.threshold and best.label not in self.info.paths:
+                found = best
+        return found
 
     def is_sure(self, probabilities_K: NDArray[np.float32]) -> bool:
         """Whether the most likely product reaches the model's threshold."""
@@ -144,6 +171,15 @@ def _open(path: Path, *, num_threads: int, optimize: bool) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"ONNX Runtime cannot open model file '{path}': {reason:.300}") from error
+
+
+def _text_problem(info: ModelInfo) -> str:
+    """Why the model's texts cannot be sent as JSON; empty if they can."""
+    try:
+        json.dumps([info.labels, info.paths, info.card], ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError) as error:
+        return f"{error!r:.200}"
+    return ""
 
 
 def _signature_problem(runtime: Any, num_products: int) -> str:
