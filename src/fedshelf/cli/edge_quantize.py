@@ -7,7 +7,7 @@ import typer
 
 from fedshelf.cli.display import echo, print_json
 from fedshelf.cli.predict import AsJson
-from fedshelf.core.text import from_filesystem
+from fedshelf.core.text import counted, from_filesystem
 from fedshelf.reporting.formatting import percent, size
 
 
@@ -43,7 +43,7 @@ def quantize(
         return
     echo(
         f"{out}: {size(out.stat().st_size)}, {percent(certificate.bytes_ratio)} of the float32 file",
-        f"certified on {certificate.photos:,} photos on {certificate.processor}: the same product with and without "
+        f"certified on {counted(certificate.photos, 'photo')} on {certificate.processor}: the same product with and without "
         f"graph optimizations in {percent(certificate.agreement)}, accuracy {percent(certificate.accuracy)} (float32: "
         f"{percent(certificate.float_accuracy)})",
     )

@@ -38,23 +38,23 @@ def to_markdown(info: ModelInfo) -> str:
         f"# Model card: {_text(about.get('name', 'model'))}, {counted(len(info.labels), 'product')}", "",
         f"* run {_text(card.get('run_id'))}, after round {_text(card.get('round'))}",
         *([f"* the model of store {_text(card['store'])}"] if "store" in card else []),
-        f"* {card.get('num_parameters', 0):,} parameters, {info.precision}, photos of {info.image_size} pixels a side, "
+        f"* {counted(card.get('num_parameters', 0), 'parameter')}, {info.precision}, photos of {info.image_size} pixels a side, "
         f"photo decoder {info.decoder}",
         f"* digest {info.digest}", "",
         "## Data", "",
         f"* stores in the last round: {_count(data.get('stores'))}",
         f"* training photos: {_count(data.get('training_photos'))}",
         f"* products: {len(info.labels):,}", "",
-        "## Accuracy", "", *_metrics(card.get("metrics") or {}), "",
+        "## Accuracy", "", *_metric_lines(card.get("metrics") or {}), "",
         "## Sure answers", "", _calibration(info), "",
         "## Privacy", "", *_privacy_lines(card.get("privacy") or {}), "",
-        "## Checks", "", *_checks(card), "",
+        "## Checks", "", *_comparison_lines(card), "",
         "## Limits", "", _text(card.get("limits", ABSENT)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+def _metric_lines(metrics: Mapping[str, Any]) -> list[str]:
     shown = {
         "accuracy": "on validation photos of the stores", "central_accuracy": "on the server's test photos",
     }  # fmt: skip
@@ -105,7 +105,7 @@ def _privacy_lines(found: Mapping[str, Any]) -> list[str]:
     return lines + [f"* not covered: {_text(what)}" for what in found.get("not_covered", ())]
 
 
-def _checks(card: Mapping[str, Any]) -> list[str]:
+def _comparison_lines(card: Mapping[str, Any]) -> list[str]:
     lines = []
     if parity := card.get("parity"):
         lines.append(
