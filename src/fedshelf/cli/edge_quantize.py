@@ -43,7 +43,7 @@ def quantize(
         return
     echo(
         f"{out}: {size(out.stat().st_size)}, {percent(certificate.bytes_ratio)} of the float32 file",
-        f"certified on {counted(certificate.photos, 'photo')} on {certificate.processor}: the same product with and without "
-        f"graph optimizations in {percent(certificate.agreement)}, accuracy {percent(certificate.accuracy)} (float32: "
+        f"certified on {counted(certificate.photos, 'photo')} on {certificate.processor}: the same product with and "
+        f"without graph optimizations in {percent(certificate.agreement)}, accuracy {percent(certificate.accuracy)} (float32: "
         f"{percent(certificate.float_accuracy)})",
     )
