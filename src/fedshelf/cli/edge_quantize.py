@@ -44,6 +44,6 @@ def quantize(
     echo(
         f"{out}: {size(out.stat().st_size)}, {percent(certificate.bytes_ratio)} of the float32 file",
         f"certified on {counted(certificate.photos, 'photo')} on {certificate.processor}: the same product with and "
-        f"without graph optimizations in {percent(certificate.agreement)}, accuracy {percent(certificate.accuracy)} (float32: "
-        f"{percent(certificate.float_accuracy)})",
+        f"without graph optimizations in {percent(certificate.agreement)}, accuracy "
+        f"{percent(certificate.accuracy)} (float32: {percent(certificate.float_accuracy)})",
     )

@@ -38,8 +38,8 @@ def to_markdown(info: ModelInfo) -> str:
         f"# Model card: {_text(about.get('name', 'model'))}, {counted(len(info.labels), 'product')}", "",
         f"* run {_text(card.get('run_id'))}, after round {_text(card.get('round'))}",
         *([f"* the model of store {_text(card['store'])}"] if "store" in card else []),
-        f"* {counted(card.get('num_parameters', 0), 'parameter')}, {info.precision}, photos of {info.image_size} pixels "
-        f"a side, photo decoder {info.decoder}",
+        f"* {counted(card.get('num_parameters', 0), 'parameter')}, {info.precision}, photos of {info.image_size} "
+        f"pixels a side, photo decoder {info.decoder}",
         f"* digest {info.digest}", "",
         "## Data", "",
         f"* stores in the last round: {_count(data.get('stores'))}",
